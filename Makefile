@@ -1,0 +1,60 @@
+# firstlight: `make bench` and `make test` do everything on a fresh machine.
+PYTHON ?= python3
+SUITE  ?= quick
+DEVICE ?= auto
+ROOT   ?=
+HOST   ?=
+
+bootstrap = $(PYTHON) provision/bootstrap.py
+place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
+provision = $(bootstrap) && .venv/bin/python -m provision
+
+.DEFAULT_GOAL := help
+.PHONY: help setup plan status verify repair bench report test speed check fix lock
+
+help:  ## say what there is
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@echo "  with ROOT=folder that survives  HOST=host.toml  SUITE=quick  DEVICE=auto|cpu|cuda  PYTHON=python3"
+
+setup:  ## make this host ready: volume, links, environment, models
+	@$(provision) setup $(place)
+
+plan:  ## say what setup would do
+	@$(provision) plan $(place)
+
+status:  ## look quickly whether everything stands
+	@$(provision) status $(place)
+
+verify:  ## hash every file and run a denoising step
+	@$(provision) verify $(place)
+
+repair:  ## mend the links after a wipe of the home
+	@$(provision) repair $(place)
+
+bench: setup  ## set up what is missing, then measure this machine
+	@.venv/bin/python -m bench run "$(SUITE)" --device "$(DEVICE)" $(place)
+
+report:  ## show the last run as Markdown
+	@$(bootstrap) && .venv/bin/python -m bench report
+
+test: test_root  ## set up what is missing, then run every test
+	@.venv/bin/python -m pytest $(TESTS)
+
+speed: test_root  ## run the speed comparisons of tests/speed
+	@.venv/bin/python -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)
+
+check: toolbox  ## ruff, format and mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+fix: toolbox  ## let ruff mend what it can
+	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+lock: toolbox  ## write every lock anew
+	@.venv/bin/python -m provision env lock toolbox && .venv/bin/python -m provision env lock diffusers
+
+.PHONY: toolbox test_root
+toolbox:
+	@$(bootstrap) --dev
+
+test_root: toolbox
+	@.venv/bin/python -m provision setup --quiet --root .cache/test-root --host tests/data/host.toml

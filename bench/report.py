@@ -1,0 +1,139 @@
+"""Shows a run: a table on the terminal, Markdown for a page. Imports neither torch nor a worker."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from bench import stats, verdict
+from bench.result import Status
+
+if TYPE_CHECKING:
+    from bench.result import Case, Result, Run
+
+COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
+
+
+def terminal(run: Run, *, color: bool, width: int | None) -> str:
+    """The run as a table for a terminal, with what is to be said below it.
+
+    Args:
+        run: the run.
+        color: whether control codes are allowed.
+        width: columns, else as the terminal has.
+    """
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    sink = io.StringIO()
+    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
+    # Text, not markup: what a machine or a model calls itself may hold brackets.
+    table = Table(title=Text(f"{run.suite}: {machine_line(run)}"), title_justify="left")
+    for name in COLUMNS:
+        first = name == "case"
+        table.add_column(
+            name,
+            justify="left" if first else "right",
+            no_wrap=not first,
+            overflow="fold",
+            min_width=12 if first else None,
+        )
+    for result in run.results:
+        cells = row(result)
+        # A reason is for the notes; in the table it would push the figures apart.
+        shown = cells if result.status is Status.OK else (cells[0], result.status.value)
+        table.add_row(*(Text(cell) for cell in shown))
+    console.print(table)
+    return sink.getvalue() + "\n".join(notes(run)) + "\n"
+
+
+def markdown(run: Run) -> str:
+    """The run as Markdown."""
+    lines = [f"# {run.suite}: {run.id}", "", machine_line(run), ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * (len(COLUMNS) - 1)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row(result)) + " |" for result in run.results]
+    lines += ["", *(f"- {note}" for note in notes(run))]
+    pictures = [result for result in run.results if result.numerics and result.numerics.image]
+    lines += [
+        "",
+        *(f"![{result.case.name}]({result.numerics.image})" for result in pictures if result.numerics),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def row(result: Result) -> tuple[str, ...]:
+    """One case as the cells of COLUMNS; a case without a number says why instead."""
+    name = label(result.case) + (", real weights" if result.weights == "real" else "")
+    steps = stats.step_seconds(result)
+    if result.status is not Status.OK or steps is None:
+        reason = (result.reason or "").splitlines()
+        return (
+            name,
+            f"{result.status.value}: {reason[0] if reason else ''}",
+            "",
+            "",
+            "",
+            "",
+        )
+    rate = stats.images_per_second(result)
+    doubt = " !" if verdict.contended(result) else ""
+    return (
+        name,
+        f"{_figure(steps.median)} ± {steps.spread:.1%}{doubt}",
+        _figure(rate),
+        _figure(result.phases.load_seconds),
+        _figure(result.phases.first_image_seconds),
+        _memory(result),
+    )
+
+
+def label(case: Case) -> str:
+    """A case as a row of a table names it; the device is the whole run's."""
+    name = f"{case.model} {case.dtype} {case.scheduler} {case.height}x{case.width}, {case.steps} steps"
+    name += f", batch {case.batch}" if case.batch > 1 else ""
+    return name + (f", {case.layout}" if case.layout != "contiguous" else "")
+
+
+def machine_line(run: Run) -> str:
+    """The machine and the software in one line."""
+    gpus = ", ".join(str(gpu["name"]) for gpu in run.machine.get("gpus", []))
+    software = next((result.software for result in run.results if result.software), {})
+    versions = ", ".join(f"{name} {version}" for name, version in software.items())
+    memory = f"{run.machine.get('memory_bytes', 0) / 1e9:.0f} GB"
+    machine = f"{run.machine.get('cpu')}, {run.machine.get('cores')} cores, {memory}"
+    return "; ".join(part for part in (machine, gpus, versions) if part)
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader must know beside the figures."""
+    lines = [f"verdict: {run.verdict.state.value}", *(f"  {reason}" for reason in run.verdict.reasons)]
+    skipped = [result for result in run.results if result.status is Status.SKIPPED]
+    lines += [f"skipped {result.case.name}: {result.reason}" for result in skipped]
+    measured = [result for result in run.results if result.status is Status.OK]
+    if any(result.weights == "random" for result in measured):
+        lines.append("weights: random ones stand in where the real ones are absent; speed and memory are the same")
+    if any(verdict.contended(result) for result in measured):
+        lines.append("!: disturbed by other work on this machine; do not compare this figure")
+    counts = [len(result.samples) for result in measured]
+    if counts:
+        lines.append(
+            f"samples: {min(counts)} to {max(counts)} images a case (median {statistics.median(counts):g}); "
+            "s/step is the median of all steps ± half its 95 % bootstrap interval; first s is the first image"
+        )
+    lines.append(f"whole run: {run.seconds:.0f} s")
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    """Three digits."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def _memory(result: Result) -> str:
+    memory = result.memory
+    if memory.device_peak_reserved_bytes:
+        return f"{memory.device_peak_reserved_bytes / 1e9:.2f} GB"
+    return f"{memory.host_run_peak_bytes / 1e9:.2f} GB" if memory.host_run_peak_bytes else "not readable"

@@ -1,0 +1,252 @@
+"""The records of a benchmark: what is measured, what was found; frozen, standard library alone.
+
+Schema history of a run:
+1 - first light.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+SCHEMA = 1
+
+
+class Status(str, Enum):
+    """How a case ended."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+class VerdictState(str, Enum):
+    """What a whole run says."""
+
+    PASS = "pass"  # noqa: S105 (a verdict)
+    WARN = "warn"
+    FAIL = "fail"
+    NOT_JUDGED = "could not judge"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of a suite.
+
+    `height` and `width` are of the image, in pixels; `steps` are denoising steps an image.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    scheduler: str
+    steps: int
+    batch: int
+    height: int
+    width: int
+    layout: str = "contiguous"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the reports call it, and its pictures."""
+        size = f"{self.height}x{self.width}"
+        layout = "" if self.layout == "contiguous" else f"-{self.layout.replace('_', '-')}"
+        where = self.device.replace(":", "")
+        return f"{self.model}-{where}-{self.dtype}-{self.scheduler}-{size}-b{self.batch}{layout}"
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Wall seconds of what happens once, before the samples; None where it was not reached."""
+
+    imports_seconds: float | None = None
+    load_seconds: float | None = None
+    first_image_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One whole sampling loop.
+
+    `seconds` is wall time between two synchronisations; `step_seconds` lie between the ends of consecutive
+    denoising steps; `cpu_seconds` is the process's CPU time, all threads together.
+    """
+
+    seconds: float
+    step_seconds: tuple[float, ...]
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks in bytes. Host peaks are of the phase, not of the process's life; None where it cannot be read."""
+
+    host_load_peak_bytes: int | None = None
+    host_run_peak_bytes: int | None = None
+    device_peak_allocated_bytes: int | None = None
+    device_peak_reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much arithmetic the case is, and how much the machine does.
+
+    FLOPs count a multiply-add as two, as torch.utils.flop_counter does. `probe_flops_per_second` is the rate
+    of a short convolution and matrix product in the case's dtype, from which the cost was predicted.
+    """
+
+    flops_per_step: int | None = None
+    flops_per_image: int | None = None
+    probe_flops_per_second: float | None = None
+    predicted_step_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Whether the pictures are numbers, and where the kept one lies (beside the run's file)."""
+
+    finite: bool
+    image: str | None
+    image_sha256: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """What else the machine did while the samples were taken.
+
+    `cpu_share` is the CPU time of the process over wall time times threads; `steal_share` the part of all
+    CPU time that the hypervisor took away.
+    """
+
+    threads: int
+    cpu_share: float | None
+    steal_share: float | None
+    load_average: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one case; `reason` says why it is not ok."""
+
+    case: Case
+    status: Status
+    reason: str | None = None
+    weights: str | None = None
+    phases: Phases = Phases()
+    samples: tuple[Sample, ...] = ()
+    memory: Memory = Memory()
+    work: Work = Work()
+    numerics: Numerics | None = None
+    host: Host | None = None
+    software: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The run in one word, and each reason for it."""
+
+    state: VerdictState
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a suite on one machine. `started` is UTC, ISO 8601; `seconds` is the whole wall time."""
+
+    schema: int
+    id: str
+    started: str
+    seconds: float
+    machine: dict[str, Any]
+    suite: str
+    results: tuple[Result, ...]
+    verdict: Verdict
+
+
+_T = TypeVar("_T")
+
+
+def dumps(record: object) -> str:
+    """A record as one line of JSON."""
+    return json.dumps(plain(record), ensure_ascii=False)
+
+
+def loads(text: str, kind: type[_T]) -> _T:
+    """Read a record back.
+
+    Raises:
+        ValueError: the text is no JSON, lacks a field, has an unknown one, or one of another type.
+    """
+    return typing.cast("_T", record(json.loads(text), kind, kind.__name__))
+
+
+def plain(value: object) -> Any:  # noqa: ANN401 (JSON is any of six types)
+    """A record, and whatever it holds, as JSON's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value
+
+
+def record(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401, C901, PLR0911 (one arm a kind of type)
+    """A value of a type from JSON's own types; the inverse of `plain`.
+
+    Args:
+        value: what was read.
+        kind: a type as a record's field names it.
+        where: what messages call it.
+
+    Raises:
+        ValueError: the value does not fit the type.
+    """
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in {types.UnionType, typing.Union}:
+        inner = [member for member in typing.get_args(kind) if member is not type(None)]
+        return None if value is None else record(value, inner[0], where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is not a list")
+        return tuple(record(item, typing.get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is not an object")
+        return {str(key): record(item, typing.get_args(kind)[1], f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(value, kind, where)
+    if issubclass(kind, Enum):
+        return kind(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} is {value!r}, not {kind.__name__}")
+    return value
+
+
+def _dataclass(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is not an object")  # noqa: TRY004 (as for every other misfit)
+    hints = typing.get_type_hints(kind)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has the unknown field {unknown[0]}")
+    given = {name: record(item, hints[name], f"{where}.{name}") for name, item in value.items()}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -1,0 +1,1 @@
+"""Makes a host ready for diffusion work: facts, plan, steps."""

@@ -1,0 +1,54 @@
+"""The exit codes, and the errors that carry one."""
+
+from __future__ import annotations
+
+import errno
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What a command's exit code means (docs: design of the commands)."""
+
+    GOOD = 0
+    FAILED = 1
+    USAGE = 2
+    CHANGES = 3
+    BLOCKED = 4
+    PARTIAL = 5
+    INTERRUPTED = 130
+
+
+class FirstlightError(Exception):
+    """Something failed. The message names the thing, the fact and the next command."""
+
+    exit = Exit.FAILED
+
+
+class SpecError(FirstlightError):
+    """A file or a flag that a person wrote is wrong."""
+
+    exit = Exit.USAGE
+
+
+class BlockedError(FirstlightError):
+    """A person must act first: volume absent, no space, a folder that is not ours, another run at work."""
+
+    exit = Exit.BLOCKED
+
+
+def from_os_error(error: OSError, *, needed_bytes: int | None = None) -> FirstlightError:
+    """Turn an OSError into the message that a person can act on.
+
+    Args:
+        error: what the system said; its `filename` is named in the message.
+        needed_bytes: how much the write wanted, where that is known.
+    """
+    thing = error.filename or "a file"
+    wanted = f" ({needed_bytes:,} bytes are needed)" if needed_bytes is not None else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return BlockedError(f"{thing}: no space left{wanted}. Free some, or give another --root, then run again.")
+    if error.errno == errno.EROFS:
+        return BlockedError(f"{thing}: the file system is read-only{wanted}. Remount it, or give another --root.")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return BlockedError(f"{thing}: permission denied{wanted}. Change its owner, or give another --root.")
+    return FirstlightError(f"{thing}: {error.strerror or error}. Mend that, then run again.")

@@ -1,0 +1,98 @@
+"""Where things lie: the layout of the root, the home, and the checkout's data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Root:
+    """The persistent folder and the places inside it."""
+
+    path: Path
+
+    @classmethod
+    def named(cls, name: str | None) -> Root:
+        """The folder that a flag or host.toml names, else the user's data folder."""
+        return cls(Path(name).expanduser().absolute() if name else default_root())
+
+    @property
+    def state(self) -> Path:
+        """Our own bookkeeping."""
+        return self.path / ".firstlight"
+
+    @property
+    def marker(self) -> Path:
+        """The file that tells this volume from an empty mount point."""
+        return self.state / "volume.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one run that writes here."""
+        return self.state / "lock"
+
+    @property
+    def journal(self) -> Path:
+        """One append-only file a run."""
+        return self.state / "journal"
+
+    @property
+    def stand_ins(self) -> Path:
+        """The models for which this host took random weights, and why."""
+        return self.state / "stand-ins.json"
+
+    @property
+    def smoke(self) -> Path:
+        """What the last smoke run measured, and of which environment."""
+        return self.state / "smoke.json"
+
+    @property
+    def cache(self) -> Path:
+        """The relocated caches, a folder a tool."""
+        return self.path / "cache"
+
+    @property
+    def hub(self) -> Path:
+        """The Hugging Face hub cache."""
+        return self.cache / "huggingface" / "hub"
+
+    def prefix(self, env: str) -> Path:
+        """The folder of one environment."""
+        return self.path / "envs" / env
+
+
+def interpreter(prefix: Path) -> Path:
+    """The python of an environment."""
+    windows = prefix / "Scripts" / "python.exe"
+    return windows if windows.exists() else prefix / "bin" / "python"
+
+
+def hub_cache(environ: Mapping[str, str], home: Path) -> Path:
+    """Where the Hugging Face client keeps its hub cache on this host.
+
+    Source: huggingface_hub's documented order HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub.
+    """
+    if environ.get("HF_HUB_CACHE"):
+        return Path(environ["HF_HUB_CACHE"]).expanduser()
+    if environ.get("HF_HOME"):
+        return Path(environ["HF_HOME"]).expanduser() / "hub"
+    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache").expanduser()
+    return cache / "huggingface" / "hub"
+
+
+def default_root() -> Path:
+    """The user's data folder: taken when no root is named."""
+    import platformdirs
+
+    return platformdirs.user_data_path("firstlight", appauthor=False)
+
+
+def shipped_envs() -> Path:
+    """The checkout's `envs/`, or the copy inside an installed distribution."""
+    beside = Path(__file__).resolve().parent.parent / "envs"
+    return beside if beside.is_dir() else Path(__file__).resolve().parent / "envs"

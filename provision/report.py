@@ -1,0 +1,149 @@
+"""Shows what became of the steps: lines for people, one object for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from provision.command import redact
+from provision.step import State, exit_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.progress import Progress, TaskID
+
+    from provision.step import Outcome, Step
+
+SCHEMA = 1
+_COLORS = {"ok": "32", "done": "32", "drifted": "33", "blocked": "31", "failed": "31"}
+
+
+class Screen:
+    """Prints a line a step to stdout, and on a terminal a progress bar to stderr while a step works."""
+
+    def __init__(self, *, total: int, json_output: bool, quiet: bool, color: bool) -> None:
+        """Take how many steps there are and what the flags say."""
+        self.total = total
+        self.lines = sys.stderr if json_output else sys.stdout
+        self.quiet = quiet
+        self.color = color and self.lines.isatty()
+        self.bar_wanted = sys.stderr.isatty() and not quiet
+        self.number = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def listen(self, step: Step, outcome: Outcome | None) -> None:
+        """A step begins (no outcome yet) or has ended."""
+        if outcome is None:
+            self.number += 1
+            self._start(step.name)
+            return
+        self._stop()
+        if not self.quiet or outcome.error:
+            print(self.line(outcome), file=self.lines, flush=True)
+
+    def progress(self, arrived: int, total: int) -> None:
+        """Bytes have arrived for the step at work."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total, advance=arrived)
+
+    def line(self, outcome: Outcome) -> str:
+        """One step in one line: its state, name, what was found, and the time it took."""
+        word = word_for(outcome)
+        mark = f"\x1b[{_COLORS[word]}m{word:<8}\x1b[0m" if self.color else f"{word:<8}"
+        text = redact(outcome.error or outcome.detail)
+        return f"  {mark} {outcome.step:<28} {text}  ({outcome.seconds:.2f} s)"
+
+    def _start(self, name: str) -> None:
+        if not self.bar_wanted:
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+        )
+        pulls = (DownloadColumn(binary_units=False),) if name.startswith("model ") else ()
+        self._bar = Progress(*columns, *pulls, console=Console(stderr=True, no_color=not self.color), transient=True)
+        self._task = self._bar.add_task(f"[{self.number}/{self.total}] {name}", total=None)
+        self._bar.start()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def word_for(outcome: Outcome) -> str:
+    """One word: ok, done, drifted, blocked or failed."""
+    if outcome.after is State.BLOCKED:
+        return "blocked"
+    if outcome.error:
+        return "failed"
+    if outcome.after is State.DRIFTED:
+        return "drifted"
+    return "done" if outcome.changed else "ok"
+
+
+def to_json(command: str, root: Path, outcomes: Sequence[Outcome], seconds: float) -> str:
+    """The object that --json prints, on one line."""
+    rows = [
+        {
+            "step": outcome.step,
+            "before": outcome.before.value,
+            "after": outcome.after.value,
+            "changed": outcome.changed,
+            "detail": redact(outcome.detail),
+            "error": None if outcome.error is None else redact(outcome.error),
+        }
+        for outcome in outcomes
+    ]
+    whole = {
+        "schema": SCHEMA,
+        "command": command,
+        "root": str(root),
+        "profile": None,
+        "outcomes": rows,
+        "fallbacks": fallbacks(outcomes),
+        "seconds": round(seconds, 3),
+        "exit": int(exit_of(outcomes)),
+    }
+    return json.dumps(whole, ensure_ascii=False)
+
+
+def summary(command: str, root: Path, outcomes: Sequence[Outcome], seconds: float) -> str:
+    """The last lines for a person: what stands, what stands in, and the next command where one is due."""
+    changed = sum(outcome.changed for outcome in outcomes)
+    drifted = sum(outcome.after is State.DRIFTED and not outcome.error for outcome in outcomes)
+    wrong = sum(outcome.error is not None for outcome in outcomes)
+    if wrong:
+        head = f"{command}: {wrong} of {len(outcomes)} steps cannot go on"
+    elif drifted:
+        head = f"{command}: {drifted} of {len(outcomes)} steps are not as they should be; `make setup` mends that"
+    elif changed:
+        head = f"{command}: ready, {changed} of {len(outcomes)} steps changed"
+    else:
+        head = f"{command}: ready, nothing to change"
+    lines = [f"{head}  ({seconds:.2f} s, root {root})"]
+    stand_ins = fallbacks(outcomes)
+    if stand_ins:
+        lines += ["fallbacks:", *(f"  {text}" for text in stand_ins)]
+    return "\n".join(lines)
+
+
+def fallbacks(outcomes: Sequence[Outcome]) -> list[str]:
+    """Everything second-best that stands in somewhere."""
+    return [redact(outcome.fallback) for outcome in outcomes if outcome.fallback]

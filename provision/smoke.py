@@ -1,0 +1,111 @@
+"""The proof that the environment works: torch and diffusers import, and one denoising step is finite."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from provision import command, paths
+from provision.errors import FirstlightError
+from provision.step import Check, State
+from provision.volume import write_atomic
+
+if TYPE_CHECKING:
+    from provision.paths import Root
+
+SCHEMA = 1
+_SECONDS = 300
+_PROGRAM = """
+import json, time
+started = time.perf_counter()
+import torch
+imported = time.perf_counter()
+import diffusers
+from diffusers import DDPMScheduler, UNet2DModel
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.manual_seed(0)
+unet = UNet2DModel(sample_size=8, layers_per_block=1, block_out_channels=(32, 32), norm_num_groups=8,
+                   down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).to(device).eval()
+scheduler = DDPMScheduler()
+scheduler.set_timesteps(10)
+image = torch.randn(1, 3, 8, 8, device=device)
+with torch.inference_mode():
+    noise = unet(image, scheduler.timesteps[0]).sample
+    image = scheduler.step(noise, scheduler.timesteps[0], image).prev_sample
+print(json.dumps({"torch": torch.__version__, "diffusers": diffusers.__version__, "device": device,
+                  "finite": bool(image.isfinite().all()), "import_torch_seconds": imported - started,
+                  "seconds": time.perf_counter() - started}))
+"""
+
+
+class SmokeStep:
+    """One denoising step ran in exactly this environment; a deep check runs it again."""
+
+    name = "smoke"
+    essential = False
+    local = True
+
+    def __init__(self, root: Root, env: str) -> None:
+        """Take the root and the environment's name."""
+        self.root = root
+        self.prefix = root.prefix(env)
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return "import torch and diffusers in the environment and run one denoising step"
+
+    def check(self, *, deep: bool = False) -> Check:
+        """Look whether the kept result is of the environment as it stands now; `deep` runs it anew."""
+        identity = self._identity()
+        if identity is None:
+            return Check(State.DRIFTED, "waits for the environment")
+        if deep:
+            return self._judge(self._run())
+        try:
+            kept = json.loads(self.root.smoke.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return Check(State.DRIFTED, "has not run yet")
+        if not isinstance(kept, dict) or kept.get("identity") != identity:
+            return Check(State.DRIFTED, "the environment has changed since it ran")
+        return self._judge(kept)
+
+    def apply(self) -> None:
+        """Run it and keep the result."""
+        if self._identity() is None:
+            raise FirstlightError(f"{self.prefix} has no python that runs, so nothing could be tried in it.")
+        found = self._run()
+        # Taken afterwards: the first import itself adds a folder for the bytecode it compiles.
+        result = {"schema": SCHEMA, "identity": self._identity()} | found
+        write_atomic(self.root.smoke, json.dumps(result, indent=1) + "\n")
+
+    def _identity(self) -> list[int] | None:
+        """What changes when the environment is built anew: its interpreter's link and its packages' folder."""
+        python = paths.interpreter(self.prefix)
+        try:
+            sites = sorted(self.prefix.glob("lib/python3*/site-packages")) or [self.prefix / "Lib" / "site-packages"]
+            stats = [python.lstat(), python.stat(), *(site.stat() for site in sites)]
+        except OSError:
+            return None
+        return [number for stat in stats for number in (stat.st_ino, stat.st_mtime_ns)]
+
+    def _run(self) -> dict[str, object]:
+        # The bytecode that this first import compiles is what makes every later start three times faster.
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub), "PYTHONNOUSERSITE": "1"}
+        python = paths.interpreter(self.prefix)
+        done = command.run([python, "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
+        if done.returncode != 0:
+            last = done.tail(1) or f"exit {done.returncode}"
+            raise FirstlightError(f"{python} cannot run a denoising step: {last}. Run `make verify`.")
+        try:
+            result = json.loads(done.stdout.splitlines()[-1])
+        except (IndexError, ValueError):
+            raise FirstlightError(f"{python} printed no result:\n{done.tail()}") from None
+        return dict(result)
+
+    def _judge(self, result: dict[str, object]) -> Check:
+        detail = "torch {torch}, diffusers {diffusers}: one denoising step on {device}".format(**result)
+        if result["finite"] is not True:
+            return Check(State.BLOCKED, f"{detail} gave numbers that are not finite. Run `make verify`.")
+        return Check(State.OK, f"{detail} in {float(str(result['seconds'])):.1f} s")

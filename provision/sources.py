@@ -1,0 +1,127 @@
+"""Where this machine gets packages from: its pip settings, carried over to uv, which ignores them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from provision import command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# pip's option -> uv's variable, and what joins several values there (uv's documentation of its environment).
+_CARRIED = {
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "extra-index-url": ("UV_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "cert": ("SSL_CERT_FILE", " "),
+    "client-cert": ("SSL_CLIENT_CERT", " "),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "proxy": ("ALL_PROXY", " "),
+    "timeout": ("UV_HTTP_TIMEOUT", " "),
+}
+
+
+@dataclass(frozen=True)
+class UvSources:
+    """How uv is started so that it sees what the machine's pip sees: its whole environment, and flags."""
+
+    environment: dict[str, str]
+    flags: tuple[str, ...] = ()
+
+
+def parse_pip_config(listing: str) -> dict[str, list[str]]:
+    """Merge the output of `pip config list` into {option: values}.
+
+    The environment beats the sections, and `install` beats `global`, as in pip itself.
+
+    Args:
+        listing: lines such as `global.index-url='https://…'` or `:env:.find-links='/wheels'`.
+    """
+    ranks = {"global": 0, "install": 1, ":env:": 2}
+    found: dict[str, tuple[int, list[str]]] = {}
+    for line in listing.splitlines():
+        match = re.match(r"(global|install|:env:)\.([\w-]+)=(.+)$", line)
+        if not match:
+            continue
+        section, option, quoted = match.groups()
+        try:
+            value = str(ast.literal_eval(quoted))
+        except (ValueError, SyntaxError):
+            value = quoted
+        if option not in found or ranks[section] >= found[option][0]:
+            found[option] = (ranks[section], value.split())
+    return {option: values for option, (_, values) in found.items() if values}
+
+
+def for_uv(environ: Mapping[str, str], cache: Path, *, offline: bool) -> UvSources:
+    """Carry the machine's pip settings over to uv.
+
+    Whatever the machine has set for uv itself stays. Indexes are searched together, as pip does it: the
+    lock's hashes, not the order of the indexes, decide what is taken.
+
+    Args:
+        environ: ours.
+        cache: where uv keeps its downloads when the machine names no place.
+        offline: only what is cached may be used.
+    """
+    env = dict(environ)
+    settings = parse_pip_config(pip_config_list(environ))
+    for option, values in settings.items():
+        if option in _CARRIED:
+            variable, joint = _CARRIED[option]
+            env.setdefault(variable, joint.join(values))
+    env.setdefault("UV_CACHE_DIR", str(cache))
+    env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    env.setdefault("UV_PYTHON_DOWNLOADS", "never")
+    env["UV_NO_PROGRESS"] = "1"
+    # uv finds its target by --python alone; a venv or conda env that happens to be active must not matter.
+    # And no setting of the machine may switch the hashes off.
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", "UV_NO_VERIFY_HASHES"):
+        env.pop(variable, None)
+    if offline:
+        env["UV_OFFLINE"] = "1"
+    no_index = settings.get("no-index", ["0"])[0].lower() in {"1", "true", "yes", "on"}
+    return UvSources(env, ("--no-index",) if no_index else ())
+
+
+def uv_binary() -> Path:
+    """The uv of the toolbox."""
+    import uv
+
+    return Path(uv.find_uv_bin())
+
+
+def pip_config_list(environ: Mapping[str, str]) -> str:
+    """What the toolbox's pip says of its configuration, files and environment together."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    return command.run(pip, env=dict(environ) | {"PYTHONWARNINGS": "ignore"}, timeout_seconds=60).stdout
+
+
+def main(lock: str) -> int:
+    """Install a lock into the toolbox itself; the second half of the bootstrap."""
+    target = Path(sys.prefix)
+    uv = for_uv(os.environ, target.parent / ".cache" / "uv", offline=False)
+    argv: list[str | Path] = [uv_binary(), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    argv += ["--compile-bytecode", *uv.flags, "--python", sys.executable, "-r", lock]
+    try:
+        command.run(argv, env=uv.environment)
+    except command.CommandError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def base_python() -> Path:
+    """The interpreter that the toolbox was made from."""
+    return Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

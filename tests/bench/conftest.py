@@ -1,0 +1,86 @@
+"""Records made by hand, so that a test says only what it is about; and how the command is started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench.result import (
+    SCHEMA,
+    Case,
+    Host,
+    Memory,
+    Numerics,
+    Phases,
+    Result,
+    Run,
+    Sample,
+    Status,
+    Verdict,
+    VerdictState,
+    Work,
+)
+from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def a_case(**changes: Any) -> Case:
+    """The smallest case there is, or one that differs from it."""
+    case = Case(model="tiny-ddpm", device="cpu", dtype="fp32", scheduler="ddim", steps=4, batch=1, height=16, width=16)
+    return replace(case, **changes)
+
+
+def a_host(*, cpu_share: float | None = 0.97, steal_share: float | None = 0.0) -> Host:
+    """A quiet machine, or a disturbed one."""
+    return Host(threads=2, cpu_share=cpu_share, steal_share=steal_share, load_average=1.0)
+
+
+def a_result(case: Case | None = None, **changes: Any) -> Result:
+    """A case that went well: three images of 2 s, four steps of 0.5 s each."""
+    result = Result(
+        case=case or a_case(),
+        status=Status.OK,
+        weights="random",
+        phases=Phases(imports_seconds=4.0, load_seconds=0.25, first_image_seconds=2.5),
+        samples=(Sample(2.0, (0.5, 0.5, 0.5, 0.5), 3.9),) * 3,
+        memory=Memory(host_load_peak_bytes=1_000_000_000, host_run_peak_bytes=1_234_000_000),
+        work=Work(flops_per_step=34_459_648, flops_per_image=137_838_592, probe_flops_per_second=6.5e10),
+        numerics=Numerics(finite=True, image="picture.png", image_sha256="0" * 64),
+        host=a_host(),
+        software={"python": "3.11.7", "torch": "2.9.0", "diffusers": "0.35.0"},
+    )
+    return replace(result, **changes)
+
+
+def a_run(*results: Result, **changes: Any) -> Run:
+    """A whole run; its verdict is what the test gives, not what the results deserve."""
+    run = Run(
+        schema=SCHEMA,
+        id="20260102T030405Z-tiny-abcdef",
+        started="2026-01-02T03:04:05+00:00",
+        seconds=42.5,
+        machine=machine("A CPU"),
+        suite="tiny",
+        results=results or (a_result(),),
+        verdict=Verdict(VerdictState.PASS),
+    )
+    return replace(run, **changes)
+
+
+def machine(cpu: str, gpus: Sequence[str] = ()) -> dict[str, Any]:
+    """A machine's facts, as a run keeps them."""
+    return {"cpu": cpu, "cores": 2, "memory_bytes": 8_000_000_000, "gpus": [{"name": name} for name in gpus]}
+
+
+def command(*words: object) -> list[str]:
+    """`bench` as `make` calls it."""
+    return [sys.executable, "-m", "bench", *map(str, words)]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The test's own environment, with the checkout's packages: the working folder is another."""
+    return dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | changes

@@ -1,0 +1,62 @@
+"""Ctrl-C in the middle of a run, against the real worker."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.bench.conftest import command, environment
+from tests.conftest import TEST_ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def _signals_are_heard() -> Iterator[None]:
+    """A shell that starts us in the background has SIGINT ignored, and our children would inherit that."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
+@pytest.mark.worker
+@pytest.mark.usefixtures("_signals_are_heard")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_worker_too(measured_python: Path, number: signal.Signals) -> None:
+    words = command("run", "tiny", "--device", "cpu", "--root", TEST_ROOT)
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        try:
+            worker = wait_for_worker(process)
+            process.send_signal(number)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    # It was the command's child, so nobody else can have waited for it: it is gone, not just dying.
+    assert not worker.is_running()
+
+
+def wait_for_worker(process: subprocess.Popen[str]) -> psutil.Process:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if "bench.worker" in child.cmdline():
+                    return child
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+            break
+    pytest.fail("no worker was started")

@@ -1,0 +1,206 @@
+"""The clocks and the memory readings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import meter
+from bench.result import Memory
+from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+def test_the_host_clock_times_the_whole_and_the_steps() -> None:
+    times = iter([10.0, 11.0, 13.0, 16.0, 20.0])
+    clock = meter.HostClock(lambda: next(times))
+    clock.start()
+    for _ in range(3):
+        clock.mark()
+    assert clock.stop() == (10.0, (2.0, 3.0))
+
+
+def test_a_clock_forgets_the_loop_before() -> None:
+    times = iter(float(second) for second in range(100))
+    clock = meter.HostClock(lambda: next(times))
+    for _ in range(2):
+        clock.start()
+        clock.mark()
+        clock.mark()
+        assert clock.stop() == (3.0, (1.0,))
+
+
+def test_a_loop_without_marks_has_no_steps() -> None:
+    times = iter([1.0, 3.5])
+    clock = meter.HostClock(lambda: next(times))
+    clock.start()
+    assert clock.stop() == (2.5, ())
+
+
+class Cuda:
+    """Stands in for torch.cuda: notes what is asked of it, in order. Event number n ends at n squared milliseconds."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.events = 0
+
+    def synchronize(self, device: str) -> None:
+        self.calls.append(f"synchronize {device}")
+
+    def current_stream(self, device: str) -> str:
+        return f"stream of {device}"
+
+    def Event(self, *, enable_timing: bool) -> Event:  # noqa: N802 (torch's name)
+        assert enable_timing
+        self.events += 1
+        return Event(self, self.events)
+
+
+class Event:
+    def __init__(self, cuda: Cuda, number: int) -> None:
+        self.cuda = cuda
+        self.number = number
+
+    def record(self, stream: str) -> None:
+        self.cuda.calls.append(f"event {self.number} on {stream}")
+
+    def elapsed_time(self, end: Event) -> float:
+        self.cuda.calls.append(f"read {self.number} {end.number}")
+        return float(end.number**2 - self.number**2)
+
+
+def test_the_cuda_clock_waits_for_the_device_before_and_after_and_never_in_between() -> None:
+    cuda = Cuda()
+    clock = meter.CudaClock(SimpleNamespace(cuda=cuda), "cuda:1")
+    clock.start()
+    for _ in range(3):
+        clock.mark()
+    whole, steps = clock.stop()
+    assert cuda.calls == [
+        "synchronize cuda:1",
+        "event 1 on stream of cuda:1",
+        "event 2 on stream of cuda:1",
+        "event 3 on stream of cuda:1",
+        "synchronize cuda:1",
+        "read 1 2",
+        "read 2 3",
+    ]
+    assert steps == (0.003, 0.005)  # milliseconds have become seconds
+    assert whole > 0
+
+
+def test_the_cuda_clock_forgets_the_loop_before() -> None:
+    clock = meter.CudaClock(SimpleNamespace(cuda=Cuda()), "cuda:0")
+    for expected in (0.003, 0.007):
+        clock.start()
+        clock.mark()
+        clock.mark()
+        assert clock.stop()[1] == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [("cpu", meter.HostClock), ("cuda:0", meter.CudaClock), ("cuda:7", meter.CudaClock)],
+)
+def test_each_device_has_its_clock(device: str, kind: type) -> None:
+    assert isinstance(meter.clock_for(SimpleNamespace(cuda=Cuda()), device), kind)
+
+
+# Its own process: the high-water mark of the tests' own process belongs to whoever ran before. The memory is
+# taken from the system at once and given back at once (mmap), which a Python object's need not be.
+PEAKS = """
+import json, mmap
+from bench import meter
+
+def grow(size):
+    room = mmap.mmap(-1, size)
+    for at in range(0, size, 4096):
+        room[at] = 1
+    room.close()
+
+start = meter.host_peak_bytes()
+grow(192 << 20)
+high = meter.host_peak_bytes()
+reset = meter.reset_host_peak()
+low = meter.host_peak_bytes()
+grow(64 << 20)
+print(json.dumps([start, high, reset, low, meter.host_peak_bytes()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_host_peak_is_of_its_phase() -> None:
+    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, env=environment)
+    start, high, reset, low, second = json.loads(done.stdout)
+    assert reset is True
+    assert high - start > 180 * MIB
+    assert high - low > 180 * MIB, "the mark was not lowered"
+    assert 60 * MIB < second - low < 100 * MIB, "the second phase shows the first one's peak"
+
+
+def test_where_proc_cannot_be_read_nothing_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "_SELF", tmp_path / "absent")
+    assert meter.host_peak_bytes() is None
+    assert meter.reset_host_peak() is False
+
+
+def test_a_peak_that_is_not_of_its_phase_is_left_out() -> None:
+    cuda = SimpleNamespace(max_memory_allocated=lambda _: 5, max_memory_reserved=lambda _: 6)
+    assert meter.memory(SimpleNamespace(cuda=cuda), "cuda:0", 7, phases=False) == Memory(None, None, 5, 6)
+    assert meter.memory(SimpleNamespace(cuda=cuda), "cpu", 7, phases=False) == Memory()
+    assert meter.memory(SimpleNamespace(cuda=cuda), "cpu", 7, phases=True).host_load_peak_bytes == 7
+
+
+def test_only_a_cuda_device_has_its_allocator_reset() -> None:
+    asked: list[str] = []
+    torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=asked.append))
+    meter.reset_device_peak(torch, "cpu")
+    meter.reset_device_peak(torch, "cuda:2")
+    assert asked == ["cuda:2"]
+
+
+@pytest.fixture
+def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /proc/stat that a test writes: user nice system idle iowait irq softirq steal guest guest_nice."""
+    file = tmp_path / "stat"
+    file.write_text("cpu 100 0 100 800 0 0 0 50 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    monkeypatch.setattr(meter, "_STAT", file)
+    return file
+
+
+def test_the_neighbours_are_what_changed_between_the_readings(stat: Path) -> None:
+    neighbours = meter.Neighbours()
+    # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
+    stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
+    found = neighbours.host(threads=4, cpu_seconds=6.0, wall_seconds=2.0)
+    assert found.steal_share == pytest.approx(0.20)
+    assert found.cpu_share == pytest.approx(0.75)
+    assert found.threads == 4
+
+
+def test_no_time_has_no_share(stat: Path) -> None:
+    found = meter.Neighbours().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
+    assert found.cpu_share is None
+    assert found.steal_share is None
+
+
+@pytest.mark.parametrize("text", [None, "", "cpu 1 2 3\n"], ids=["absent", "empty", "an old kernel"])
+def test_without_the_kernels_ticks_steal_is_unknown(stat: Path, text: str | None) -> None:
+    if text is None:
+        stat.unlink()
+    else:
+        stat.write_text(text)
+    found = meter.Neighbours().host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)
+    assert found.steal_share is None
+    assert found.cpu_share == 0.5

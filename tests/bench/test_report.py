@@ -1,0 +1,157 @@
+"""What a person reads of a run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bench import report
+from bench.result import Memory, Numerics, Phases, Result, Run, Sample, Status, Verdict, VerdictState
+from tests.bench.conftest import a_case, a_host, a_result, a_run, machine
+
+CLEAN = a_result(
+    samples=tuple(Sample(2.0, (0.123456,) * 4, 4.0) for _ in range(3)),
+    phases=Phases(imports_seconds=4.0, load_seconds=12.3456, first_image_seconds=0.0123456),
+)
+DISTURBED = a_result(a_case(dtype="bf16"), host=a_host(cpu_share=0.5), weights="real")
+SKIPPED = a_result(
+    a_case(model="tiny-sd", dtype="fp16"),
+    status=Status.SKIPPED,
+    reason="predicted 9 s a step, 99 s for the shortest run; the budget leaves 5 s",
+    samples=(),
+    numerics=None,
+    host=None,
+)
+FAILED = a_result(
+    a_case(model="tiny-sd"), status=Status.OOM, reason="killed | for memory\nits last words", samples=(), weights=None
+)
+REASON = f"{report.label(FAILED.case)}: killed | for memory"
+ALL = (CLEAN, DISTURBED, SKIPPED, FAILED)
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+@pytest.fixture
+def run() -> Run:
+    return a_run(*ALL, verdict=Verdict(VerdictState.FAIL, (REASON,)))
+
+
+def table_rows(markdown: str) -> dict[str, list[str]]:
+    """The cells of a Markdown table, by the case that the row names."""
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    split = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {cells[0].removesuffix(", real weights"): cells for cells in split}
+
+
+def test_markdown_has_a_row_for_every_case_and_every_row_has_every_column(run: Run) -> None:
+    rows = table_rows(report.markdown(run))
+    for result in ALL:
+        assert len(rows[report.label(result.case)]) == len(report.COLUMNS), rows
+
+
+def test_figures_have_three_digits(run: Run) -> None:
+    assert table_rows(report.markdown(run))[report.label(CLEAN.case)][1:] == [
+        "0.123 ± 0.0%",
+        "0.5",
+        "12.3",
+        "0.0123",
+        "1.23 GB",
+    ]
+
+
+def test_a_case_without_a_number_says_why_in_its_row(run: Run) -> None:
+    rows = table_rows(report.markdown(run))
+    assert rows[report.label(SKIPPED.case)][1] == f"skipped: {SKIPPED.reason}"
+    assert rows[report.label(FAILED.case)][1] == r"oom: killed \| for memory"
+
+
+def test_the_terminal_names_every_case_and_each_reason(run: Run) -> None:
+    shown = report.terminal(run, color=False, width=160)
+    for result in ALL:
+        assert report.label(result.case) in shown
+    assert f"skipped {SKIPPED.case.name}: {SKIPPED.reason}" in shown
+    assert REASON in shown
+
+
+@pytest.mark.parametrize("width", [200, 160, 120, 100, 80])
+def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int) -> None:
+    long = a_case(
+        model="stable-diffusion-v1-5", device="cuda:0", scheduler="dpmpp-karras", steps=20, height=512, width=512
+    )
+    result = a_result(
+        long,
+        samples=(Sample(20.0, (0.123456,) * 4, 4.0),) * 3,
+        phases=Phases(imports_seconds=4.0, load_seconds=12.3456, first_image_seconds=0.0123456),
+    )
+    shown = report.terminal(a_run(result), color=False, width=width)
+    for figure in ("0.123", "0.05", "12.3", "0.0123", "1.23"):
+        assert figure in shown, f"{figure} is not to be seen:\n{shown}"
+
+
+def test_without_colour_there_are_no_control_codes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What CI services set to have colours in their logs must not override the flag.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    assert not CONTROL.search(report.terminal(run, color=False, width=120))
+    assert not CONTROL.search(report.markdown(run))
+
+
+def test_with_colour_there_are(run: Run) -> None:
+    assert "\x1b[" in report.terminal(run, color=True, width=120)
+
+
+def test_only_the_disturbed_case_is_marked(run: Run) -> None:
+    rows = table_rows(report.markdown(run))
+    assert rows[report.label(DISTURBED.case)][1].endswith("!")
+    assert not rows[report.label(CLEAN.case)][1].endswith("!")
+    assert any(note.startswith("!: disturbed") for note in report.notes(run))
+    assert not any(note.startswith("!") for note in report.notes(a_run(CLEAN)))
+
+
+def test_random_weights_are_told_where_there_are_any(run: Run) -> None:
+    assert any("random ones stand in" in note for note in report.notes(run))
+    assert not any("random ones stand in" in note for note in report.notes(a_run(DISTURBED)))
+
+
+def test_the_notes_tell_the_verdict_the_samples_and_the_time(run: Run) -> None:
+    notes = "\n".join(report.notes(run))
+    assert notes.startswith(f"verdict: fail\n  {REASON}\n")
+    assert "3 to 3 images a case (median 3)" in notes
+    assert "whole run: 42 s" in notes
+
+
+def test_a_run_without_any_measurement_can_be_shown() -> None:
+    run = a_run(SKIPPED, verdict=Verdict(VerdictState.NOT_JUDGED, ("no case was measured",)))
+    assert "images a case" not in report.markdown(run)
+    assert "no case was measured" in report.terminal(run, color=False, width=100)
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (a_result(memory=Memory(host_run_peak_bytes=7_000_000_000)), "7.00 GB"),
+        (a_result(memory=Memory(None, 7_000_000_000, 2_000_000_000, 3_210_000_000)), "3.21 GB"),
+        (a_result(memory=Memory()), "not readable"),
+    ],
+)
+def test_the_peak_is_the_devices_where_there_is_one(result: Result, shown: str) -> None:
+    assert report.row(result)[5] == shown
+
+
+def test_kept_pictures_are_shown(run: Run) -> None:
+    other = a_result(numerics=Numerics(finite=True, image=None, image_sha256="1" * 64))
+    assert f"![{CLEAN.case.name}](picture.png)" in report.markdown(run)
+    assert "![" not in report.markdown(a_run(other))
+
+
+def test_the_machine_and_the_software_are_named() -> None:
+    run = a_run(SKIPPED, CLEAN, machine=machine("A CPU", ["H200", "H200"]))
+    line = report.machine_line(run)
+    assert line == "A CPU, 2 cores, 8 GB; H200, H200; python 3.11.7, torch 2.9.0, diffusers 0.35.0"
+    assert line in report.markdown(run)
+
+
+@pytest.mark.parametrize("word", ["[red]", "[/]", "[bold]A[/bold]", ":smile:"])
+def test_what_a_machine_calls_itself_is_no_markup(word: str) -> None:
+    shown = report.terminal(a_run(machine=machine(f"CPU {word}")), color=False, width=160)
+    assert f"CPU {word}" in shown

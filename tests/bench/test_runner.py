@@ -1,0 +1,309 @@
+"""The parent of the workers, against workers that misbehave in every way that a program can."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from bench import runner
+from bench.result import Phases, Result, Sample, Status
+from bench.worker import Request
+from tests.bench.conftest import a_case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NO_HUB = Path(os.devnull)
+HERE = Path(sys.executable)
+# What the programs below begin with. The runner puts the checkout on their path, as it does for real workers.
+PRELUDE = """
+import json, os, signal, subprocess, sys
+from pathlib import Path
+from bench.result import Case, Phases, Result, Sample, Status, dumps, plain, record
+
+def say(event):
+    print(dumps(event), flush=True)
+
+request = json.loads(sys.stdin.read())
+case = record(request["case"], Case, "case")
+"""
+GOOD_ANSWER = """
+say({"result": plain(Result(case, Status.OK, samples=(Sample(1.0, (0.5, 0.5), 0.9),)))})
+"""
+TWO_SAMPLES = """
+say({"phase": "first image"})
+say({"phases": plain(Phases(1.0, 2.0, 3.0))})
+say({"phase": "samples"})
+say({"sample": plain(Sample(1.0, (0.5,), 0.9))})
+say({"sample": plain(Sample(2.0, (0.6,), 1.9))})
+"""
+# A child of the worker that outlives it unless somebody ends it; the numbers of both are written down.
+GRANDCHILD = """
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], stdout=STDOUT, stderr=STDOUT)
+Path("pids").write_text(f"{os.getpid()} {child.pid}")
+"""
+DETACHED = GRANDCHILD.replace("STDOUT", "subprocess.DEVNULL")
+HOLDS_THE_PIPE = GRANDCHILD.replace("STDOUT", "None")
+KEPT = (Sample(1.0, (0.5,), 0.9), Sample(2.0, (0.6,), 1.9))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs one case with a Python program in the worker's place."""
+
+    def run_program(program: str, *, seconds: float = 60.0) -> Result:
+        file = tmp_path / "program.py"
+        file.write_text(PRELUDE + program)
+        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        # The tests' own deadline is the request's limit alone.
+        monkeypatch.setattr(runner, "_GRACE_SECONDS", 0.0)
+        return runner.run_case(a_request(seconds), HERE, hub=NO_HUB)
+
+    return run_program
+
+
+def a_request(seconds: float = 60.0) -> Request:
+    return Request(a_case(), time.time(), seconds, seconds, None, None)
+
+
+@pytest.fixture
+def pids() -> Iterator[list[int]]:
+    """The processes that a test's worker wrote down; whatever is left of them is ended after the test."""
+    found: list[int] = []
+    yield found
+    for pid in found:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+
+
+def written_pids() -> list[int]:
+    return [int(word) for word in Path("pids").read_text().split()]
+
+
+def has_ended(pid: int, *, seconds: float = 10.0) -> bool:
+    """Whether a process ends, or has; one that only waits for its parent to read its exit code has."""
+    deadline = time.monotonic() + seconds
+    try:
+        process = psutil.Process(pid)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            with suppress(psutil.TimeoutExpired):
+                process.wait(0.02)
+    except psutil.NoSuchProcess:
+        pass
+    return True
+
+
+def test_a_proper_answer_is_taken_as_it_is(run: Callable[..., Result]) -> None:
+    result = run('say({"phase": "load"})' + GOOD_ANSWER)
+    assert result == Result(a_case(), Status.OK, samples=(Sample(1.0, (0.5, 0.5), 0.9),))
+
+
+def test_a_worker_is_told_the_case_and_where_it_may_read(run: Callable[..., Result]) -> None:
+    result = run("""
+words = [os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "PYTHONNOUSERSITE")]
+say({"result": plain(Result(case, Status.ERROR, reason=" ".join(words)))})
+""")
+    assert result.case == a_case()
+    assert result.reason == f"1 {os.devnull} 1"
+
+
+def test_an_exit_without_a_result_shows_the_end_of_stderr(run: Callable[..., Result]) -> None:
+    result = run("""
+say({"phase": "imports"})
+print("\\n".join(f"line {number}" for number in range(100)), file=sys.stderr)
+sys.exit(3)
+""")
+    assert result.status is Status.ERROR
+    assert result.reason is not None
+    first, *tail = result.reason.splitlines()
+    assert "'imports'" in first
+    assert "exit 3" in first
+    assert tail[-1] == "line 99"
+    assert "line 5" not in tail
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [
+        ("signal.SIGSEGV", Status.ERROR, "SIGSEGV"),
+        ("signal.SIGKILL", Status.OOM, "SIGKILL"),
+        # Real-time signals have numbers without a name of their own.
+        ("signal.SIGRTMIN + 1", Status.ERROR, "35"),
+    ],
+)
+def test_a_worker_that_dies_says_of_what_and_when(
+    run: Callable[..., Result], number: str, status: Status, told: str
+) -> None:
+    result = run(f'say({{"phase": "load"}})\nos.kill(os.getpid(), {number})\nsignal.pause()')
+    assert result.status is status
+    assert told in (result.reason or "")
+    assert "'load'" in (result.reason or "")
+
+
+def test_samples_sent_before_death_are_kept(run: Callable[..., Result]) -> None:
+    result = run(TWO_SAMPLES + "os.kill(os.getpid(), signal.SIGKILL)")
+    assert result.status is Status.OOM
+    assert result.samples == KEPT
+    assert result.phases == Phases(1.0, 2.0, 3.0)
+    assert "'samples'" in (result.reason or "")
+
+
+def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., Result], pids: list[int]) -> None:
+    # SIGTERM must not be a way out: a worker inside a kernel does not react to it either.
+    result = run(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + TWO_SAMPLES + DETACHED + "signal.pause()", seconds=4.0
+    )
+    pids += written_pids()
+    assert result.status is Status.TIMEOUT
+    assert "'samples'" in (result.reason or "")
+    assert result.samples == KEPT
+    assert all(has_ended(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["detached", "holds the pipe"])
+def test_a_worker_that_fails_leaves_nothing_running(
+    run: Callable[..., Result], pids: list[int], grandchild: str
+) -> None:
+    result = run(grandchild + "sys.exit(3)", seconds=4.0)
+    pids += written_pids()
+    assert all(has_ended(pid) for pid in pids)
+    assert "exit 3" in (result.reason or ""), "it ended by itself; it did not hang"
+
+
+def test_a_worker_that_closes_its_pipe_and_lives_on_is_ended(run: Callable[..., Result], pids: list[int]) -> None:
+    result = run('Path("pids").write_text(str(os.getpid()))\nos.close(1)\nsignal.pause()', seconds=2.0)
+    pids += written_pids()
+    assert result.status is Status.TIMEOUT
+    assert all(has_ended(pid) for pid in pids)
+
+
+RUBBISH = [
+    "os.write(1, b'hello\\n')",
+    "os.write(1, b'\\xff\\xfe\\xfa\\n')",
+    "os.write(1, b'\\n')",
+    "os.write(1, b'3\\n')",
+    "os.write(1, b'[1]\\n')",
+    "os.write(1, b'\"phase\"\\n')",
+    'os.write(1, b\'{"sample": {"seconds": "fast"}}\\n\')',
+    "os.write(1, b'{\"phases\": 3}\\n')",
+    "os.write(1, b'{\"result\": {}}\\n')",
+    'os.write(1, b\'{"result": {"case": 1}}\\n\')',
+    "os.write(1, b'[' * 60_000 + b'\\n')",
+]
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH)
+def test_rubbish_becomes_a_result_that_says_so(run: Callable[..., Result], rubbish: str) -> None:
+    result = run(rubbish)
+    assert result.status is Status.ERROR
+    assert "printed 1 lines that are no answer" in (result.reason or "")
+    assert "exit 0" in (result.reason or "")
+    assert result.samples == ()
+
+
+def test_rubbish_before_and_after_an_answer_does_not_spoil_it(run: Callable[..., Result]) -> None:
+    noise = "\n".join(RUBBISH[:8])
+    result = run(noise + GOOD_ANSWER + noise)
+    assert result.status is Status.OK
+
+
+def test_megabytes_without_an_end_of_line_are_survived(run: Callable[..., Result]) -> None:
+    result = run("os.write(2, b'y')\nsys.stdout.write('x' * (8 << 20))\nsys.stdout.flush()\nsys.exit(5)")
+    assert result.status is Status.ERROR
+    assert "exit 5" in (result.reason or "")
+
+
+def test_an_answer_after_megabytes_of_noise_is_heard(run: Callable[..., Result]) -> None:
+    assert run("print('x' * (8 << 20), flush=True)" + GOOD_ANSWER).status is Status.OK
+
+
+def test_megabytes_on_stderr_do_not_become_the_reason(run: Callable[..., Result]) -> None:
+    result = run("sys.stderr.write('z' * (4 << 20) + ' the end')\nsys.exit(3)")
+    reason = result.reason or ""
+    assert "exit 3" in reason
+    assert reason.endswith("the end")
+    assert len(reason) < 10_000
+
+
+def test_a_token_on_stderr_is_kept_out_of_the_reason(run: Callable[..., Result]) -> None:
+    result = run('print("401 for hf_abcdefghijklmnop", file=sys.stderr)\nsys.exit(1)')
+    assert "401 for hf_" in (result.reason or "")
+    assert "abcdefghijklmnop" not in (result.reason or "")
+
+
+def test_stderr_that_is_no_text_is_shown_as_well_as_it_can_be(run: Callable[..., Result]) -> None:
+    result = run("os.write(2, b'bad \\xff byte')\nsys.exit(1)")
+    assert "bad \N{REPLACEMENT CHARACTER} byte" in (result.reason or "")
+
+
+def test_a_worker_that_does_not_read_its_request_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    # More than a pipe holds: the parent is still writing when the worker is gone.
+    request = replace(a_request(), weights="x" * 1_000_000)
+    monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), "-c", "raise SystemExit(7)"])
+    result = runner.run_case(request, HERE, hub=NO_HUB)
+    assert "exit 7" in (result.reason or "")
+
+
+def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
+    absent = tmp_path / "bin" / "python"
+    result = runner.run_case(a_request(), absent, hub=NO_HUB)
+    assert result.status is Status.ERROR
+    assert f"{absent} does not start: No such file or directory" in (result.reason or "")
+    assert "SIG" not in (result.reason or ""), "nothing ran, so nothing died of a signal"
+
+
+def test_an_interpreter_without_torch_says_so_when_asked() -> None:
+    # The toolbox has none; this is the real worker.
+    found = runner.query(HERE)
+    assert list(found) == ["error"]
+    assert "No module named 'torch'" in found["error"]
+
+
+def test_an_interpreter_that_is_not_there_says_so_when_asked(tmp_path: Path) -> None:
+    assert "does not start" in runner.query(tmp_path / "python")["error"]
+
+
+def test_a_real_worker_without_diffusers_ends_in_a_result() -> None:
+    result = runner.run_case(a_request(), HERE, hub=NO_HUB)
+    assert result.status is Status.ERROR
+    assert result.reason is not None
+    assert result.reason.startswith("ModuleNotFoundError: No module named")
+
+
+class Counted(selectors.DefaultSelector):
+    """Counts how often the runner wakes up."""
+
+    wakes = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        Counted.wakes += 1
+        return super().select(timeout)
+
+
+def test_the_parent_sleeps_while_the_worker_computes(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selectors, "DefaultSelector", Counted)
+    monkeypatch.setattr(Counted, "wakes", 0)
+    # The worker speaks three times in three seconds (its waiting is what is measured, it synchronises nothing).
+    program = "import select\n" + 'select.select([], [], [], 1)\nsay({"phase": "load"})\n' * 3
+    wall, cpu = time.monotonic(), time.process_time()
+    result = run(program + GOOD_ANSWER)
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    assert result.status is Status.OK
+    assert wall > 2, "the worker did not live long enough to tell"
+    # Once for each of the four lines and once for the end; a loop that polls wakes thousands of times.
+    assert Counted.wakes <= 5
+    # 1 % of a core, and what starting a process costs; a loop that spins takes seconds.
+    assert cpu < 0.01 * wall + 0.2

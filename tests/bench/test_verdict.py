@@ -1,0 +1,97 @@
+"""The verdict: whether the numbers of a run can be believed."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.errors import Exit
+from bench.result import Result, Status, Verdict, VerdictState
+from bench.verdict import contended, exit_of, judge
+from tests.bench.conftest import a_case, a_host, a_result
+
+CLEAN = a_result()
+DISTURBED = a_result(a_case(dtype="bf16"), host=a_host(cpu_share=0.5))
+SKIPPED = a_result(a_case(dtype="fp16"), status=Status.SKIPPED, reason="no time", samples=(), host=None)
+FAILED = a_result(status=Status.ERROR, reason="RuntimeError: it broke\nmore\nlines", samples=(), host=None)
+
+
+@pytest.mark.parametrize(
+    ("results", "state"),
+    [
+        ([CLEAN, CLEAN, CLEAN], VerdictState.PASS),
+        ([CLEAN, SKIPPED], VerdictState.PASS),
+        ([CLEAN, CLEAN, DISTURBED], VerdictState.WARN),
+        ([CLEAN, DISTURBED], VerdictState.WARN),
+        ([CLEAN, DISTURBED, DISTURBED], VerdictState.NOT_JUDGED),
+        ([CLEAN, DISTURBED, DISTURBED, SKIPPED, SKIPPED], VerdictState.NOT_JUDGED),
+        ([DISTURBED], VerdictState.NOT_JUDGED),
+        ([], VerdictState.NOT_JUDGED),
+        ([SKIPPED, SKIPPED], VerdictState.NOT_JUDGED),
+        ([CLEAN, CLEAN, CLEAN, FAILED], VerdictState.FAIL),
+        ([DISTURBED, DISTURBED, FAILED], VerdictState.FAIL),
+    ],
+)
+def test_the_verdict_of_a_run(results: list[Result], state: VerdictState) -> None:
+    assert judge(results).state is state
+
+
+@pytest.mark.parametrize("status", [Status.ERROR, Status.OOM, Status.TIMEOUT])
+def test_every_kind_of_failure_fails_the_run(status: Status) -> None:
+    failed = a_result(status=status, reason="why\nand its trace")
+    assert judge([CLEAN, failed]) == Verdict(VerdictState.FAIL, (f"{failed.case.name}: why",))
+
+
+def test_a_disturbed_case_is_named_with_its_figure() -> None:
+    assert judge([CLEAN, CLEAN, DISTURBED]).reasons == (
+        f"{DISTURBED.case.name}: disturbed, it had 50% of its 2 threads",
+    )
+
+
+def test_a_run_without_a_measurement_says_so() -> None:
+    assert judge([SKIPPED]).reasons == ("no case was measured",)
+
+
+def test_a_clean_run_has_nothing_to_say() -> None:
+    assert judge([CLEAN, SKIPPED]).reasons == ()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
+@pytest.mark.parametrize("cpu_share", [0.2, 0.84, 0.86, None])
+def test_the_cpu_share_counts_on_the_cpu_alone(device: str, cpu_share: float | None) -> None:
+    # A card computes while the host waits: there a low share is as it should be.
+    result = a_result(a_case(device=device), host=a_host(cpu_share=cpu_share))
+    low = device == "cpu" and cpu_share is not None and cpu_share < 0.85
+    assert (contended(result) is not None) is low
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
+@pytest.mark.parametrize(
+    ("steal", "disturbed"), [(0.3, True), (0.06, True), (0.04, False), (0.0, False), (None, False)]
+)
+def test_stolen_time_counts_everywhere(device: str, steal: float | None, disturbed: bool) -> None:
+    found = contended(a_result(a_case(device=device), host=a_host(steal_share=steal)))
+    assert (found is not None) is disturbed
+    if found is not None:
+        assert f"{steal:.0%}" in found
+
+
+def test_what_was_not_measured_was_not_disturbed() -> None:
+    assert contended(a_result(samples=(), host=a_host(cpu_share=0.1))) is None
+    assert contended(a_result(host=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (VerdictState.PASS, Exit.GOOD),
+        (VerdictState.WARN, Exit.GOOD),
+        (VerdictState.FAIL, Exit.VERDICT_FAIL),
+        (VerdictState.NOT_JUDGED, Exit.NOT_JUDGED),
+    ],
+)
+def test_each_verdict_has_its_exit_code(state: VerdictState, code: Exit) -> None:
+    assert exit_of(Verdict(state)) is code
+
+
+def test_the_exit_codes_are_those_that_the_documents_promise() -> None:
+    assert [int(code) for code in Exit] == [0, 1, 2, 3, 4, 5, 130]

@@ -1,0 +1,299 @@
+"""The worker under the real interpreter: real torch, real diffusers, and what becomes of their failures."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import meter, worker
+from bench.result import Result, Status, record
+from tests.conftest import CHECKOUT
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the measured process leaves its pictures."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="module")
+def found(measured_python: Path, folder: Path) -> dict[str, Any]:
+    """Everything that measured.py tells, of one process."""
+    script = Path(__file__).with_name("measured.py")
+    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
+    done = subprocess.run(
+        [measured_python, script, folder], capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
+
+
+def result_of(found: dict[str, Any], name: str) -> Result:
+    result: Result = record(found[name]["result"], Result, name)
+    return result
+
+
+def picture_of(found: dict[str, Any], name: str) -> str:
+    numerics = result_of(found, name).numerics
+    assert numerics is not None
+    return numerics.image_sha256
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("cat", {"unet": 113_673_219}),
+        ("sd", {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
+    ],
+)
+def test_the_architectures_have_their_published_sizes(
+    found: dict[str, Any], name: str, parameters: dict[str, int]
+) -> None:
+    assert found[name]["parameters"] == parameters
+    assert found[name]["devices"] == ["meta"], "a size is told without memory for it"
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(("name", "flops"), [("cat", 31.03e9), ("cat 256", 497.0e9), ("sd", 1.607e12)])
+def test_a_step_is_as_much_arithmetic_as_published(found: dict[str, Any], name: str, flops: float) -> None:
+    assert found[name]["step"] == pytest.approx(flops, rel=0.01)
+
+
+@pytest.mark.worker
+def test_the_arithmetic_grows_with_batch_and_steps(found: dict[str, Any]) -> None:
+    cat, three, sd = found["cat"], found["cat batch 3"], found["sd"]
+    assert three["step"] == 3 * cat["step"]
+    assert cat["batch"] == 50 * cat["step"]
+    # The text encoder and the decoder come on top of the steps.
+    assert sd["batch"] > 20 * sd["step"]
+
+
+@pytest.mark.worker
+def test_torch_tells_what_it_can_compute_on(found: dict[str, Any]) -> None:
+    query = found["query"]
+    assert set(query) == {"torch", "cuda", "available", "devices", "architectures", "mps"}
+    assert query["torch"][0].isdigit()
+    assert bool(query["devices"]) is query["available"]
+    assert bool(query["architectures"]) is (query["cuda"] is not None)
+
+
+GOOD = (
+    "tiny",
+    "tiny again",
+    "tiny channels_last",
+    "tiny ddpm",
+    "tiny dpmpp-karras",
+    "tiny-sd",
+    "whole",
+    "other",
+    "parts",
+)
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("name", GOOD)
+def test_a_measurement_is_complete(found: dict[str, Any], name: str) -> None:
+    result = result_of(found, name)
+    assert (result.status, result.reason) == (Status.OK, None)
+    assert len(result.samples) == worker.MIN_SAMPLES
+    for sample in result.samples:
+        assert len(sample.step_seconds) == result.case.steps
+        assert all(seconds > 0 for seconds in sample.step_seconds)
+        assert sum(sample.step_seconds) <= sample.seconds
+        assert sample.cpu_seconds > 0
+    assert result.phases.load_seconds is not None
+    assert result.phases.first_image_seconds is not None
+    assert set(result.software) == {"python", "torch", "diffusers"}
+    assert result.software["torch"] == found["query"]["torch"]
+    assert result.host is not None
+    assert result.host.threads == 1
+    assert result.memory.device_peak_allocated_bytes is None
+    assert (result.memory.host_load_peak_bytes or 0) > 100_000_000  # torch alone is more
+    assert (result.memory.host_run_peak_bytes or 0) > 100_000_000
+
+
+@pytest.mark.worker
+def test_what_is_known_is_said_at_once(found: dict[str, Any]) -> None:
+    # If the process dies later, the parent has this much.
+    said = found["tiny"]["said"]
+    assert [event["phase"] for event in said if "phase" in event] == [
+        "imports",
+        "probe",
+        "load",
+        "first image",
+        "samples",
+    ]
+    assert [event["sample"] for event in said if "sample" in event] == found["tiny"]["result"]["samples"]
+    assert [event["phases"] for event in said if "phases" in event] == [found["tiny"]["result"]["phases"]]
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(("name", "file", "size"), [("tiny", "tiny.png", (16, 16)), ("tiny-sd", "sd.png", (64, 64))])
+def test_a_picture_is_kept(found: dict[str, Any], folder: Path, name: str, file: str, size: tuple[int, int]) -> None:
+    content = (folder / file).read_bytes()
+    assert content.startswith(PNG)
+    assert struct.unpack(">II", content[16:24]) == size  # a PNG's first chunk
+    numerics = result_of(found, name).numerics
+    assert numerics is not None
+    assert numerics.finite
+    assert numerics.image == file
+    grey = hashlib.sha256(bytes([127]) * size[0] * size[1] * 3).hexdigest()
+    assert numerics.image_sha256 != grey, "the picture is one even grey: nothing was computed"
+
+
+@pytest.mark.worker
+def test_without_a_place_no_picture_is_kept(found: dict[str, Any]) -> None:
+    numerics = result_of(found, "tiny again").numerics
+    assert numerics is not None
+    assert numerics.image is None
+
+
+@pytest.mark.worker
+def test_the_same_seed_gives_the_same_picture(found: dict[str, Any]) -> None:
+    assert picture_of(found, "tiny") == picture_of(found, "tiny again")
+    assert picture_of(found, "tiny-sd") == picture_of(found, "tiny-sd again")
+
+
+@pytest.mark.worker
+def test_another_seed_or_scheduler_gives_another_picture(found: dict[str, Any]) -> None:
+    names = ["tiny", "tiny seed 1", "tiny ddpm", "tiny dpmpp-karras"]
+    assert len({picture_of(found, name) for name in names}) == len(names)
+
+
+@pytest.mark.worker
+def test_real_weights_are_read_from_a_snapshot(found: dict[str, Any]) -> None:
+    # The snapshot holds just the weights that the random model has, so the picture must be the same.
+    for name, random in (("whole", "tiny"), ("parts", "tiny-sd")):
+        assert result_of(found, name).weights == "real"
+        assert result_of(found, random).weights == "random"
+        assert picture_of(found, name) == picture_of(found, random)
+    # And one with other weights, of the fp16 variant by its name, gives another.
+    assert result_of(found, "other").weights == "real"
+    assert picture_of(found, "other") != picture_of(found, "tiny")
+
+
+@pytest.mark.worker
+def test_pickled_weights_are_refused(found: dict[str, Any], folder: Path) -> None:
+    assert list((folder / "pickled").glob("*.bin"))
+    result = result_of(found, "pickled")
+    assert result.status is Status.ERROR
+    assert "safetensors" in (result.reason or "")
+    assert result.samples == ()
+
+
+@pytest.mark.worker
+def test_a_budget_too_small_is_told_before_anything_is_loaded(found: dict[str, Any]) -> None:
+    result = result_of(found, "too long")
+    assert result.status is Status.SKIPPED
+    predicted, _, rest = (result.reason or "").removeprefix("predicted ").partition(" s a step, ")
+    assert float(predicted) == pytest.approx(result.work.predicted_step_seconds, rel=0.01)
+    assert float(rest.split()[0]) > 5
+    assert "the budget leaves" in rest
+    assert result.phases.load_seconds is None
+    assert {"phase": "load"} not in found["too long"]["said"]
+
+
+@pytest.mark.worker
+def test_a_probe_that_promised_too_much_is_caught_by_the_first_image(found: dict[str, Any]) -> None:
+    result = result_of(found, "overrated")
+    assert result.status is Status.SKIPPED
+    assert (result.reason or "").startswith("predicted ")
+    assert {"phase": "first image"} in found["overrated"]["said"]
+    assert {"phase": "samples"} not in found["overrated"]["said"]
+
+
+@pytest.mark.worker
+def test_a_dtype_that_the_device_lacks_is_skipped(found: dict[str, Any]) -> None:
+    result = result_of(found, "no dtype")
+    assert result.status is Status.SKIPPED
+    assert result.reason == "cpu cannot compute in fp32: not implemented for 'Half'"
+
+
+@pytest.mark.worker
+def test_a_picture_that_holds_no_numbers_is_an_error(found: dict[str, Any], folder: Path) -> None:
+    result = result_of(found, "poisoned")
+    assert result.status is Status.ERROR
+    assert "NaN" in (result.reason or "")
+    assert result.numerics is not None
+    assert not result.numerics.finite
+    # It is kept all the same: a person wants to see it.
+    assert (folder / "nan.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.worker
+def test_memory_that_runs_out_is_told_as_such(found: dict[str, Any]) -> None:
+    result = result_of(found, "no memory")
+    assert result.status is Status.OOM
+    assert "can't allocate memory" in (result.reason or "")
+    assert len(result.reason or "") <= 2000
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("name", ["no memory", "overrated", "pickled"])
+def test_what_was_known_before_a_failure_is_kept(found: dict[str, Any], name: str) -> None:
+    result = result_of(found, name)
+    assert result.software["torch"] == found["query"]["torch"]
+    assert result.work.flops_per_step
+    assert result.phases.imports_seconds is not None
+
+
+def clock_of(*seconds: float) -> meter.HostClock:
+    """A clock under which loop number n takes the n-th of these times, and then from the first again."""
+    durations = itertools.cycle(seconds)
+    # It is read when a loop starts and when it stops.
+    steps = itertools.chain.from_iterable((0.0, next(durations)) for _ in itertools.count())
+    readings = itertools.accumulate(steps)
+    return meter.HostClock(lambda: next(readings))
+
+
+FAR = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share", "expected"),
+    [
+        ((2.0,), FAR, worker.MIN_SAMPLES),
+        # Never steady: two kinds of loop, in turn.
+        ((1.0, 2.0), FAR, worker.MAX_SAMPLES),
+        # No time for more, and still never fewer than three.
+        ((1.0, 2.0), 0.0, worker.MIN_SAMPLES),
+    ],
+    ids=["steady", "unsteady", "out of time"],
+)
+def test_samples_are_taken_until_the_median_is_known(seconds: tuple[float, ...], share: float, expected: int) -> None:
+    clock = clock_of(*seconds)
+    said: list[dict[str, Any]] = []
+    samples = worker.sample_loop(lambda _: None, clock, share, said.append)
+    assert len(samples) == expected
+    assert [sample.seconds for sample in samples] == list(itertools.islice(itertools.cycle(seconds), expected))
+    assert len(said) == expected
+
+
+def test_one_disturbed_sample_asks_for_more_until_it_no_longer_matters() -> None:
+    clock = clock_of(9.0, *[1.0] * worker.MAX_SAMPLES)
+    samples = worker.sample_loop(lambda _: None, clock, FAR, lambda _: None)
+    assert worker.MIN_SAMPLES < len(samples) < worker.MAX_SAMPLES
+
+
+def test_a_loop_is_handed_the_clocks_mark_and_nothing_else() -> None:
+    times = itertools.count()
+    clock = meter.HostClock(lambda: float(next(times)))
+
+    def loop(mark: Any) -> None:
+        mark()
+        mark()
+        mark()
+
+    samples = worker.sample_loop(loop, clock, 0.0, lambda _: None)
+    assert {(sample.seconds, sample.step_seconds) for sample in samples} == {(4.0, (1.0, 1.0))}

@@ -1,0 +1,86 @@
+"""What every test stands on: a temporary home, no way out of the machine, and the environment that make builds."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+TEST_ROOT = CHECKOUT / ".cache" / "test-root"
+# The machine's own settings, before any test takes them away: where its torch wheel lies is known to pip alone.
+MACHINE = dict(os.environ)
+# A port on which nothing listens: programs that we start go through it, and so nowhere.
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary home and working folder, and an environment without the machine's own settings."""
+    folder = tmp_path / "home"
+    work = tmp_path / "work"
+    folder.mkdir()
+    work.mkdir()
+    for name in list(os.environ):
+        if name.startswith(("HF_", "XDG_", "UV_", "PIP_", "HUGGING")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, NOWHERE)
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.chdir(work)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that connects to anything but this machine, even where the code swallows the refusal."""
+    tried: list[str] = []
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def allowed(address: Any) -> bool:
+        if not isinstance(address, tuple):
+            return True  # a Unix socket's path
+        return str(address[0]) in {"localhost", "::1", ""} or str(address[0]).startswith("127.")
+
+    def refuse(address: Any) -> None:
+        if not allowed(address):
+            tried.append(str(address))
+            raise ConnectionRefusedError(f"tests never leave the machine: {address}")
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        refuse(address)
+        connect(self, address)
+
+    def guarded_ex(self: socket.socket, address: Any) -> int:
+        refuse(address)
+        return connect_ex(self, address)
+
+    def guarded_lookup(host: Any, *rest: Any, **named: Any) -> Any:
+        refuse((host.decode() if isinstance(host, bytes) else host or "",))
+        return getaddrinfo(host, *rest, **named)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded_ex)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
+    yield
+    if tried:
+        pytest.fail(f"a test tried to leave the machine: {', '.join(tried)}")
+
+
+@pytest.fixture(scope="session")
+def measured_python() -> Path:
+    """The interpreter of the real environment (torch, diffusers) that `make test` builds in the checkout."""
+    python = TEST_ROOT / "envs" / "diffusers" / "bin" / "python"
+    if not python.exists():
+        pytest.fail(f"{python} is not there: run the tests with `make test`, which builds it")
+    return python

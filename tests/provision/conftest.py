@@ -1,0 +1,204 @@
+"""Small real parts: wheels that uv and pip install, a folder of environments, a hub on loopback."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Just what the smoke step asks of the two packages; the real ones are installed in test_real_setup.py.
+TORCH = """
+__version__ = "9.9+tiny"
+class cuda:
+    is_available = staticmethod(lambda: False)
+class _Tensor:
+    def isfinite(self): return self
+    def all(self): return True
+def manual_seed(seed): pass
+def randn(*shape, device): return _Tensor()
+class inference_mode:
+    def __enter__(self): pass
+    def __exit__(self, *_): pass
+"""
+DIFFUSERS = """
+__version__ = "8.8"
+import torch
+class _Out:
+    sample = prev_sample = torch._Tensor()
+class UNet2DModel:
+    def __init__(self, **_): pass
+    def to(self, device): return self
+    def eval(self): return self
+    def __call__(self, image, step): return _Out
+class DDPMScheduler:
+    timesteps = [9]
+    def set_timesteps(self, count): pass
+    def step(self, *_): return _Out
+"""
+
+
+def write_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
+    """A pure Python wheel with a true RECORD."""
+    info = f"{name}-{version}.dist-info"
+    whole = dict(files)
+    whole[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    whole[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    rows = []
+    for path, text in whole.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        rows.append(f"{path},sha256={digest},{len(text.encode())}")
+    rows.append(f"{info}/RECORD,,")
+    whole[f"{info}/RECORD"] = "\n".join(rows) + "\n"
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in whole.items():
+            archive.writestr(zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0)), text)
+    return wheel
+
+
+def lock_text(*wheels: Path) -> str:
+    lines = ["# a lock"]
+    for wheel in wheels:
+        name, version = wheel.name.split("-")[:2]
+        lines += [f"{name}=={version} \\", f"    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A find-links folder that pip, and pip alone, is told about."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    write_wheel(folder, "torch", "9.9+tiny", {"torch/__init__.py": TORCH, "torch/big.txt": "x" * 20000})
+    write_wheel(folder, "diffusers", "8.8", {"diffusers/__init__.py": DIFFUSERS})
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return folder
+
+
+@pytest.fixture
+def envs(tmp_path: Path, wheels: Path) -> Path:
+    """An envs/ folder with one environment of two small packages."""
+    folder = tmp_path / "envs"
+    (folder / "diffusers").mkdir(parents=True)
+    minors = '["3.10", "3.11", "3.12", "3.13", "3.14"]'
+    (folder / "torch.toml").write_text(f'python = {minors}\n[[variant]]\nname = "cpu"\ntorch = "9.9+tiny"\n')
+    (folder / "models.toml").write_text("")
+    (folder / "diffusers" / "cpu.lock").write_text(lock_text(*sorted(wheels.glob("*.whl"))))
+    return folder
+
+
+@dataclass
+class FakeHub:
+    """A hub on loopback that serves one repository; `faults` change what it does, `seen` is what it was asked."""
+
+    files: dict[str, bytes]
+    repo: str = "owner/model"
+    revision: str = "a" * 40
+    seen: list[tuple[str, str, str | None]] = field(default_factory=list)
+    faults: dict[str, Any] = field(default_factory=dict)
+    url: str = ""
+
+    def entries(self) -> list[dict[str, Any]]:
+        rows = []
+        for path, content in self.files.items():
+            row: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+            if path.endswith(".safetensors"):
+                row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+            rows.append(row)
+        return rows
+
+    def manifest(self, name: str = "model", *, pinned: bool = True) -> str:
+        lines = [f'[{name}]\nrepo = "{self.repo}"\nrevision = "{self.revision}"\nlicense = "mit"']
+        lines += ['architecture = "tiny-ddpm"\nfiles = [']
+        for path, content in self.files.items():
+            pins = f', size = {len(content)}, sha256 = "{hashlib.sha256(content).hexdigest()}"' if pinned else ""
+            lines.append(f'  {{path = "{path}"{pins}}},')
+        return "\n".join([*lines, "]"]) + "\n"
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            hub.seen.append((self.command, self.path, self.headers.get("Authorization")))
+            if "status" in hub.faults:
+                self.reply(hub.faults["status"], b"no", {}, body=body)
+            elif self.path.startswith(f"/api/models/{hub.repo}/tree/{hub.revision}"):
+                text = hub.faults.get("tree", json.dumps(hub.entries())).encode()
+                self.reply(200, text, {"Content-Type": "application/json"}, body=body)
+            elif self.path.startswith(f"/{hub.repo}/resolve/{hub.revision}/"):
+                self.file(self.path.removeprefix(f"/{hub.repo}/resolve/{hub.revision}/"), body=body)
+            else:
+                self.reply(404, b"", {"X-Error-Code": "EntryNotFound"}, body=body)
+
+        def file(self, path: str, *, body: bool) -> None:
+            content = hub.faults.get("content", {}).get(path, hub.files.get(path))
+            if content is None:
+                self.reply(404, b"", {"X-Error-Code": "EntryNotFound"}, body=body)
+                return
+            entry = next(row for row in hub.entries() if row["path"] == path)
+            etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": hub.revision, "Accept-Ranges": "bytes"}
+            asked = self.headers.get("Range")
+            if asked and asked != "bytes=0-0":
+                first = int(asked.removeprefix("bytes=").split("-")[0])
+                headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+                self.reply(206, content[first:], headers, body=body)
+                return
+            cut = hub.faults.get("cut", {}).pop(path, None) if body else None
+            self.reply(200, content, headers, body=body, cut=cut)
+
+        def reply(
+            self, code: int, content: bytes, headers: dict[str, str], *, body: bool, cut: int | None = None
+        ) -> None:
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content if cut is None else content[:cut])
+            if cut is not None:
+                self.close_connection = True
+
+    return Handler
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A running hub, and HF_ENDPOINT that names it."""
+    served = FakeHub({"config.json": b'{"a": 1}\n', "model.safetensors": bytes(range(256)) * 4096})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(served))
+    served.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    yield served
+    server.shutdown()
+    server.server_close()
+    thread.join()

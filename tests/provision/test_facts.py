@@ -1,0 +1,110 @@
+"""Facts, read from recorded machines laid out below a folder."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision import facts
+from provision.facts import Gpu
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPUINFO = "processor\t: 0\nmodel name\t: AMD EPYC 7B12\n"
+PROC_VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version:\n"
+OPEN_VERSION = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (d)\nGCC version:\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+
+
+def machine(root: Path, **files: str) -> Path:
+    for path, text in files.items():
+        file = root / path.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return root
+
+
+def card(root: Path, name: str) -> None:
+    folder = root / "proc/driver/nvidia/gpus/0000:00:04.0"
+    folder.mkdir(parents=True)
+    (folder / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 10\n")
+    (root / "dev").mkdir(exist_ok=True)
+    (root / "dev/nvidia0").touch()
+
+
+def smi(tmp_path: Path, text: str, code: int = 0) -> None:
+    program = tmp_path / "bin/nvidia-smi"
+    program.write_text(f"#!/bin/sh\n/bin/cat <<'E'\n{text}\nE\nexit {code}\n")
+    program.chmod(0o755)
+
+
+def test_a_machine_without_a_card(tmp_path: Path) -> None:
+    root = machine(tmp_path / "root", proc__cpuinfo=CPUINFO, proc__meminfo="MemTotal:       2048 kB\n")
+    found = facts.probe(root)
+    assert (found.cpu, found.memory_bytes) == ("AMD EPYC 7B12", 2048 * 1024)
+    assert (found.nvidia_driver, found.gpus, found.cpu_quota) == (None, (), None)
+    assert found.cores == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("text", "driver"), [(PROC_VERSION, "550.54.15"), (OPEN_VERSION, "580.65.06")])
+def test_a_card_in_a_container_without_nvidia_smi(tmp_path: Path, text: str, driver: str) -> None:
+    root = machine(tmp_path / "root", proc__driver__nvidia__version=text)
+    card(root, "Tesla T4")
+    found = facts.probe(root)
+    assert found.nvidia_driver == driver
+    assert found.gpus == (Gpu("Tesla T4"),)
+
+
+def test_the_driver_is_there_and_the_card_was_not_given_to_the_container(tmp_path: Path) -> None:
+    root = machine(tmp_path / "root", sys__module__nvidia__version="570.86.10\n")
+    found = facts.probe(root)
+    assert (found.nvidia_driver, found.gpus) == ("570.86.10", ())
+
+
+def test_nvidia_smi_adds_the_compute_capability(tmp_path: Path) -> None:
+    root = machine(tmp_path / "root", sys__module__nvidia__version="535.129.03\n")
+    card(root, "NVIDIA A100-SXM4-80GB")
+    smi(tmp_path, "NVIDIA A100-SXM4-80GB, 8.0, 535.129.03\nNVIDIA A100-SXM4-80GB, 8.0, 535.129.03")
+    found = facts.probe(root)
+    assert found.gpus == (Gpu("NVIDIA A100-SXM4-80GB", "8.0"),) * 2
+
+
+def test_an_old_nvidia_smi_knows_no_capability(tmp_path: Path) -> None:
+    smi(tmp_path, "Tesla K80, [N/A], 470.223.02")
+    found = facts.probe(machine(tmp_path / "root"))
+    assert (found.nvidia_driver, found.gpus) == ("470.223.02", (Gpu("Tesla K80"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9),
+        ("No devices were found", 6),
+        ("", 0),
+    ],
+)
+def test_an_nvidia_smi_that_fails_is_no_card(tmp_path: Path, text: str, code: int) -> None:
+    smi(tmp_path, text, code)
+    found = facts.probe(machine(tmp_path / "root"))
+    assert (found.nvidia_driver, found.gpus) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"sys__fs__cgroup__cpu.max": "max 100000\n"}, None),
+        ({"sys__fs__cgroup__cpu.max": "250000 100000\n"}, 2.5),
+        ({"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "-1", "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000"}, None),
+        ({"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "50000", "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000"}, 0.5),
+    ],
+)
+def test_the_control_groups_quota(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    assert facts.probe(machine(tmp_path / "root", **files)).cpu_quota == quota

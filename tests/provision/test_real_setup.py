@@ -1,0 +1,39 @@
+"""The whole path with the real packages, offline: uv's cache of the environment that `make test` built serves it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision import sources
+from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.worker
+def test_setup_builds_the_real_environment_and_runs_a_real_denoising_step(
+    tmp_path: Path, home: Path, measured_python: Path
+) -> None:
+    (tmp_path / "host.toml").write_text("models = []\n")
+    cache = {"UV_CACHE_DIR": str(TEST_ROOT / "cache/uv"), "PYTHONPATH": str(CHECKOUT)}
+    # A cached wheel is found through the index or folder that it came from, and those are pip's own settings.
+    settings = sources.parse_pip_config(sources.pip_config_list(MACHINE))
+    names = ("index-url", "extra-index-url", "find-links")
+    links = {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
+    argv = [sys.executable, "-m", "provision", "setup", "--offline", "--json"]
+    argv += ["--root", str(tmp_path / "root"), "--host", str(tmp_path / "host.toml")]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env=dict(os.environ) | cache | links, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = {row["step"]: row for row in json.loads(done.stdout)["outcomes"]}
+    assert "diffusers 0.42.1: one denoising step on cpu" in outcomes["smoke"]["detail"]
+    held = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
+    assert held == [".cache", ".cache/huggingface", ".cache/huggingface/hub"], "nothing else came into the home"

@@ -1,0 +1,93 @@
+"""What people write, and how a fault in it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from provision import spec
+from provision.errors import Exit, SpecError
+from tests.conftest import CHECKOUT
+
+
+def test_the_shipped_files_are_right() -> None:
+    manifest = spec.load_tables(CHECKOUT / "envs/models.toml", spec.ModelSpec)
+    assert set(manifest) == {"ddpm-cat-256", "stable-diffusion-v1-5"}
+    unet = next(file for file in manifest["stable-diffusion-v1-5"].files if file.path.startswith("unet/diff"))
+    assert (unet.size, unet.locked) == (1719125304, True)
+    torch = spec.load(CHECKOUT / "envs/torch.toml", spec.TorchSpec)
+    for variant in torch.variant:
+        assert (CHECKOUT / "envs/diffusers" / f"{variant.name}.lock").exists()
+
+
+def test_the_locks_carry_hashes_and_no_address() -> None:
+    for lock in CHECKOUT.glob("envs/*/*.lock"):
+        text = lock.read_text()
+        assert "://" not in text, lock
+        entries = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
+        assert len(entries) > 20
+        assert all(line.endswith("\\") for line in entries), f"{lock}: an entry has no hash"
+
+
+def test_no_host_file_means_the_defaults(tmp_path: Path) -> None:
+    assert spec.load_host(None) == spec.HostSpec()
+    Path("host.toml").write_text('env = "other"\n')
+    assert spec.load_host(None).env == "other"
+    with pytest.raises(SpecError, match="is not there"):
+        spec.load_host(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "location", "line"),
+    [
+        ("a = 1\nb = 2\n", ("b",), 2),
+        ("[t]\na = 1\n[u]\na = 1\n", ("u", "a"), 4),
+        ("a = 1\n[t]\nb = 1\n", ("t", "missing"), 2),
+        ("x.y = 1\n", ("x", "y"), 1),
+        ('"a b" = 1\nc = 2\n', ("c",), 2),
+        ("[[v]]\na = 1\n[[v]]\na = 2\n", ("v", 1, "a"), 4),
+        ("[[v]]\na = 1\n[[v]]\na = 2\n", ("v", 0, "a"), 2),
+        ("[[v]]\na = 1\n[[v]]\nb = 2\n", ("v", 1, "a"), 3),
+        ("files = [\n  {path = 1},\n]\n", ("files", 0, "path"), 1),
+        ("", ("a",), 1),
+    ],
+)
+def test_the_line_of_a_key(text: str, location: tuple[int | str, ...], line: int) -> None:
+    assert spec.line_of(text, location) == line
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"root = 3\n", "line 1, key root: Input should be a valid string"),
+        (b"\nroots = 'x'\n", "line 2, key roots: unknown key. Known keys: root, env, variant, relocate, models."),
+        (b"relocate = ['nonsense']\n", "key relocate.0"),
+        (b"env = '../../etc'\n", "key env"),
+        (b"root = \xff\n", "is not valid TOML"),
+        (b"root = 'a'\nroot = 'b'\n", "is not valid TOML"),
+    ],
+)
+def test_a_fault_is_told_by_file_line_and_key(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "host.toml"
+    file.write_bytes(content)
+    with pytest.raises(SpecError) as caught:
+        spec.load(file, spec.HostSpec)
+    assert str(file) in str(caught.value)
+    assert told in str(caught.value)
+    assert caught.value.exit is Exit.USAGE
+
+
+def test_an_unknown_key_of_an_inner_table_lists_its_own_keys(tmp_path: Path) -> None:
+    file = tmp_path / "torch.toml"
+    file.write_text('python = ["3.11"]\n[[variant]]\nname = "cpu"\ntorch = "1"\ndrivers = "2"\n')
+    with pytest.raises(
+        SpecError, match=r"line 5, key variant\.0\.drivers: unknown key\. Known keys: name, torch, driver"
+    ):
+        spec.load(file, spec.TorchSpec)
+
+
+def test_choose_lists_what_there_is() -> None:
+    assert spec.choose("a", ["a", "b"], "model") == "a"
+    with pytest.raises(SpecError, match="unknown model 'c'; there is: a, b"):
+        spec.choose("c", ["a", "b"], "model")

@@ -1,0 +1,144 @@
+"""The house: which module stands on which floor, and what may be imported where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+# Imports point down; modules of one floor never import each other.
+FLOORS: dict[str, list[set[str]]] = {
+    "provision": [
+        {"bootstrap"},
+        {"errors"},
+        {"command", "paths", "spec", "download"},
+        {"step", "journal", "hub"},
+        {"facts", "sources", "volume"},
+        {"relocate", "pip_env", "models", "smoke", "locks"},
+        {"plan", "report"},
+        {"cli"},
+        {"__main__"},
+    ],
+    "bench": [
+        {"errors"},
+        {"result", "axes"},
+        {"probes", "sampling", "meter", "stats", "cases"},
+        {"worker"},
+        {"runner", "verdict", "device"},
+        {"report"},
+        {"cli"},
+        {"__main__"},
+    ],
+}
+# The only parts of provision that bench knows: what the machine is, where things lie, what people wrote.
+SHARED = {"facts", "spec", "paths", "errors", "command"}
+# Heavy or peculiar packages, and the modules that may import them.
+KEPT = {
+    "torch": {"bench.worker", "bench.sampling"},
+    "diffusers": {"bench.worker", "bench.sampling"},
+    "transformers": {"bench.sampling"},
+    "PIL": {"bench.worker"},
+    "huggingface_hub": {"provision.hub", "provision.models"},
+    "uv": {"provision.sources"},
+    "typer": {"provision.cli", "bench.cli"},
+    "pydantic": {"provision.spec", "bench.cases"},
+}
+# What the measured interpreter runs: it has none of the toolbox's packages.
+WORKER_SIDE = {"worker", "probes", "sampling", "meter", "stats", "result", "axes", "errors"}
+
+
+def modules() -> list[tuple[str, str, Path]]:
+    return [
+        (package, file.stem, file)
+        for package in FLOORS
+        for file in sorted((CHECKOUT / package).glob("*.py"))
+        if file.stem != "__init__"
+    ]
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports outside of type checking, as dotted names."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    skipped = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = node.module in FLOORS
+            found |= {f"{node.module}.{alias.name}" if inside else node.module for alias in node.names}
+    return found
+
+
+def floor_of(package: str, module: str) -> int:
+    for number, names in enumerate(FLOORS[package]):
+        if module in names:
+            return number
+    pytest.fail(f"{package}/{module}.py stands on no floor: put it in the table of tests/test_floors.py first")
+
+
+@pytest.mark.parametrize(("package", "module", "file"), modules(), ids=lambda value: getattr(value, "stem", value))
+def test_imports_point_down(package: str, module: str, file: Path) -> None:
+    here = floor_of(package, module)
+    for name in imports(file):
+        parts = name.split(".")
+        if parts[0] == package and len(parts) > 1:
+            assert floor_of(package, parts[1]) < here, f"{package}.{module} imports {name}, which does not lie below"
+        elif parts[0] in FLOORS and len(parts) > 1:
+            assert (package, parts[0]) == ("bench", "provision"), f"{package}.{module} imports {name}"
+            assert parts[1] in SHARED, f"bench.{module} imports {name}; it may know {sorted(SHARED)} alone"
+
+
+@pytest.mark.parametrize(("package", "module", "file"), modules(), ids=lambda value: getattr(value, "stem", value))
+def test_heavy_imports_stay_in_their_rooms(package: str, module: str, file: Path) -> None:
+    for name in imports(file):
+        top = name.split(".")[0]
+        if top in KEPT:
+            assert f"{package}.{module}" in KEPT[top], f"{package}.{module} imports {top}"
+
+
+@pytest.mark.parametrize("module", sorted(WORKER_SIDE))
+def test_the_worker_needs_no_toolbox(module: str) -> None:
+    ours = {"bench", "torch", "diffusers", "transformers", "PIL"}
+    for name in imports(CHECKOUT / "bench" / f"{module}.py"):
+        top = name.split(".")[0]
+        assert top in ours or top in sys.stdlib_module_names, f"bench.{module} imports {name}"
+        if top == "bench":
+            assert name.split(".")[1] in WORKER_SIDE
+
+
+@pytest.mark.parametrize("module", ["provision.cli", "provision.plan", "bench.cli", "bench.report", "bench.runner"])
+def test_the_parents_import_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers', 'numpy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_reports_and_commands_print() -> None:
+    printing = {"provision.cli", "provision.report", "bench.cli"}
+    for package, module, file in modules():
+        calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+        assert not prints or f"{package}.{module}" in printing, f"{package}.{module} prints"
+
+
+def test_every_file_is_short() -> None:
+    for file in CHECKOUT.glob("*/**/*.py"):
+        if ".venv" not in file.parts and ".cache" not in file.parts:
+            assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, f"{file} has grown over 400 lines"
+
+
+def test_data_folders_hold_no_code() -> None:
+    assert not list((CHECKOUT / "envs").rglob("*.py"))
