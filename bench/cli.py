@@ -178,7 +178,7 @@ def _run(wish: _Wish, say: Callable[[str], None]) -> Run:
         part.replace(folder / "run.json")
     except OSError as error:
         error.filename = error.filename or str(part)  # a write that fails does not name its file
-        raise from_os_error(error, needed_bytes=_BYTES_FOR_A_RUN) from error
+        raise from_os_error(error, needed_bytes=_BYTES_FOR_A_RUN, flag="--out") from error
     return done
 
 
@@ -284,7 +284,7 @@ def _guard(act: Callable[[], Exit]) -> None:
     except FirstlightError as error:
         code = _fault(error)
     except OSError as error:
-        code = _fault(from_os_error(error, needed_bytes=_BYTES_FOR_A_RUN))
+        code = _fault(from_os_error(error, needed_bytes=_BYTES_FOR_A_RUN, flag="--out"))
     except KeyboardInterrupt:
         print("interrupted; no worker is left. Run the same command again.", file=sys.stderr)
         code = int(Exit.INTERRUPTED)

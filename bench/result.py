@@ -229,6 +229,9 @@ def record(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401, C901, PLR
     if dataclasses.is_dataclass(kind):
         return _dataclass(value, kind, where)
     if issubclass(kind, Enum):
+        known = [member.value for member in kind]
+        if value not in known:
+            raise ValueError(f"{where} is {value!r}; there is: {', '.join(known)}")
         return kind(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

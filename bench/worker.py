@@ -39,8 +39,8 @@ class Request:
     image: str | None
 
 
-class OverBudgetError(Exception):
-    """The first image shows that the case cannot end in time."""
+class SkipError(Exception):
+    """The case cannot run here, or cannot end in time; the message says why."""
 
 
 def main() -> int:
@@ -60,21 +60,33 @@ def main() -> int:
 
 
 def measure(request: Request, say: Callable[[dict[str, Any]], None]) -> Result:
-    """Run one case; whatever goes wrong becomes a result with its reason."""
-    result = Result(request.case, Status.ERROR)
+    """Run one case; whatever goes wrong becomes a result with its reason, beside what was known until then."""
+    found = _Found(Result(request.case, Status.ERROR))
     try:
-        return _measure(request, say, result)
-    except OverBudgetError as error:
-        return replace(result, status=Status.SKIPPED, reason=str(error))
+        _measure(request, say, found)
+    except SkipError as error:
+        found.add(status=Status.SKIPPED, reason=str(error))
     except MemoryError:
-        return replace(result, status=Status.OOM, reason="the host has no memory left")
+        found.add(status=Status.OOM, reason="the host has no memory left")
     except Exception as error:  # every failure of a library is this case's result, and the other cases go on
         text = f"{type(error).__name__}: {error}".strip()
         oom = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
-        return replace(result, status=Status.OOM if oom else Status.ERROR, reason=text[:2000])
+        found.add(status=Status.OOM if oom else Status.ERROR, reason=text[:2000])
+    return found.result
 
 
-def _measure(request: Request, say: Callable[[dict[str, Any]], None], result: Result) -> Result:
+class _Found:
+    """What is known of a case so far."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+
+    def add(self, **fields: Any) -> None:  # noqa: ANN401 (any field of a result)
+        """Know more."""
+        self.result = replace(self.result, **fields)
+
+
+def _measure(request: Request, say: Callable[[dict[str, Any]], None], found: _Found) -> None:
     case = request.case
     began = time.perf_counter()
     say({"phase": "imports"})
@@ -82,15 +94,16 @@ def _measure(request: Request, say: Callable[[dict[str, Any]], None], result: Re
     import torch
 
     phases = Phases(imports_seconds=time.perf_counter() - began)
+    found.add(phases=phases, software=_software(torch, diffusers, case.device))
     asked = time.perf_counter() - (time.time() - request.asked_at)
     limit, share = asked + request.limit_seconds, asked + request.share_seconds
     torch.set_grad_enabled(False)
+
     say({"phase": "probe"})
     try:
         rate = probes.rate(torch, case.device, case.dtype)
     except RuntimeError as error:
-        reason = f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}"
-        return replace(result, status=Status.SKIPPED, reason=reason)
+        raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
     model = sampling.Model(torch, case)
     flops = model.flops()
     work = Work(
@@ -99,17 +112,10 @@ def _measure(request: Request, say: Callable[[dict[str, Any]], None], result: Re
         probe_flops_per_second=rate,
         predicted_step_seconds=flops.step / rate,
     )
-    result = replace(
-        result,
-        phases=phases,
-        work=work,
-        weights="real" if request.weights else "random",
-        software=_software(torch, diffusers, case.device),
-    )
+    found.add(work=work, weights="real" if request.weights else "random")
     shortest = flops.batch / rate * (1 + MIN_SAMPLES)
     if time.perf_counter() + shortest > limit:
-        reason = _over(flops.step / rate, shortest, limit - time.perf_counter())
-        return replace(result, status=Status.SKIPPED, reason=reason)
+        raise SkipError(_over(flops.step / rate, shortest, limit - time.perf_counter()))
 
     say({"phase": "load"})
     phased = meter.reset_host_peak()
@@ -129,24 +135,21 @@ def _measure(request: Request, say: Callable[[dict[str, Any]], None], result: Re
     images, raw = loop(_both(clock.mark, guard))
     seconds, _ = clock.stop()
     phases = replace(phases, first_image_seconds=seconds)
-    result = replace(result, phases=phases)
     say({"phases": plain(phases)})
     numerics = _numerics(images, raw, request.image)
+    found.add(phases=phases, numerics=numerics)
 
     say({"phase": "samples"})
     neighbours = meter.Neighbours()
     samples = sample_loop(loop, clock, share, say)
     threads = torch.get_num_threads()
     used = sum(sample.cpu_seconds for sample in samples)
-    host = neighbours.host(threads, used, sum(sample.seconds for sample in samples))
-    return replace(
-        result,
+    found.add(
         status=Status.OK if numerics.finite else Status.ERROR,
         reason=None if numerics.finite else "the image holds NaN or infinity",
         samples=tuple(samples),
         memory=meter.memory(torch, case.device, load_peak, phases=phased),
-        numerics=numerics,
-        host=host,
+        host=neighbours.host(threads, used, sum(sample.seconds for sample in samples)),
     )
 
 
@@ -198,7 +201,7 @@ def _guard(case: Case, limit: float) -> Callable[[], None]:
         rest = step * (case.steps - 2) + step * case.steps * MIN_SAMPLES
         left = limit - marks[2]
         if rest > left:
-            raise OverBudgetError(_over(step, rest, left))
+            raise SkipError(_over(step, rest, left))
 
     return look
 

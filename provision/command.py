@@ -44,6 +44,14 @@ def redact(text: str) -> str:
     return _CREDENTIALS.sub("…", _TOKEN.sub("hf_…", text))
 
 
+def signal_name(number: int) -> str:
+    """What a signal is called; its number where it has no name of its own (real-time signals)."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def run(
     argv: Sequence[str | Path],
     *,
@@ -89,7 +97,7 @@ def run(
         raise
     done = Completed(tuple(words), process.returncode, stdout, stderr)
     if check and done.returncode != 0:
-        how = f"exit {done.returncode}" if done.returncode > 0 else signal.Signals(-done.returncode).name
+        how = f"exit {done.returncode}" if done.returncode > 0 else signal_name(-done.returncode)
         raise CommandError(f"{words[0]} failed ({how}):\n{done.tail()}")
     return done
 

@@ -36,19 +36,20 @@ class BlockedError(FirstlightError):
     exit = Exit.BLOCKED
 
 
-def from_os_error(error: OSError, *, needed_bytes: int | None = None) -> FirstlightError:
+def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str = "--root") -> FirstlightError:
     """Turn an OSError into the message that a person can act on.
 
     Args:
         error: what the system said; its `filename` is named in the message.
         needed_bytes: how much the write wanted, where that is known.
+        flag: what names another place.
     """
     thing = error.filename or "a file"
     wanted = f" ({needed_bytes:,} bytes are needed)" if needed_bytes is not None else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return BlockedError(f"{thing}: no space left{wanted}. Free some, or give another --root, then run again.")
+        return BlockedError(f"{thing}: no space left{wanted}. Free some, or give another {flag}, then run again.")
     if error.errno == errno.EROFS:
-        return BlockedError(f"{thing}: the file system is read-only{wanted}. Remount it, or give another --root.")
+        return BlockedError(f"{thing}: the file system is read-only{wanted}. Remount it, or give another {flag}.")
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return BlockedError(f"{thing}: permission denied{wanted}. Change its owner, or give another --root.")
+        return BlockedError(f"{thing}: permission denied{wanted}. Change its owner, or give another {flag}.")
     return FirstlightError(f"{thing}: {error.strerror or error}. Mend that, then run again.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import axes, cases
+from bench import axes, cases, report
 from bench.result import Run, dumps, loads
 from provision import facts
 from tests.bench.conftest import a_run, command, environment
@@ -210,7 +210,7 @@ def test_a_kept_run_is_shown_by_its_id_folder_or_file(whole_run: WholeRun) -> No
     assert len({done.stdout for done in shown}) == 1
     assert shown[0].stdout.startswith(f"# tiny: {run.id}\n")
     for result in run.results:
-        assert f"| {result.case.name} (4 steps) |" in shown[0].stdout
+        assert f"| {report.label(result.case)} |" in shown[0].stdout
     again = bench("report", run.id, "--out", folder / "results", "--json")
     assert again.stdout == done.stdout
 
@@ -271,7 +271,7 @@ def test_a_table_is_printed_and_the_place_named(quick: list[object], tmp_path: P
     (kept,) = (tmp_path / "kept").glob("*/run.json")
     assert f"kept: {kept}\n" in done.stdout
     for result in loads(kept.read_text(), Run).results:
-        assert result.case.name in done.stdout
+        assert report.label(result.case) in done.stdout
     assert "verdict: pass" in done.stdout
 
 
