@@ -109,7 +109,7 @@ def run(
         from bench.result import dumps
 
         wish = _Wish(suite, device, model or [], dtype or [], python, root, host, envs, out, budget)
-        done = _run(wish, say=_silent if quiet else _say)
+        done = _run(wish, _Progress(quiet=quiet))
         if json:
             print(dumps(done))
         else:
@@ -141,7 +141,28 @@ def report_(
     _guard(act)
 
 
-def _run(wish: _Wish, say: Callable[[str], None]) -> Run:
+class _Progress:
+    """A line a case to stderr; on a terminal, the case at work stands there too until its line replaces it.
+
+    Nothing moves meanwhile: a parent that draws would take time from what is measured.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def begin(self, line: str) -> None:
+        """A case begins."""
+        if self.terminal and not self.quiet:
+            print(f"{line} …", end="", file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """Something is known."""
+        if not self.quiet:
+            print(f"\r\x1b[K{line}" if self.terminal else line, file=sys.stderr, flush=True)
+
+
+def _run(wish: _Wish, progress: _Progress) -> Run:
     import datetime as dt
     import uuid
 
@@ -153,7 +174,7 @@ def _run(wish: _Wish, say: Callable[[str], None]) -> Run:
     device.check_name(wish.device)
     cases.unroll(suite, "cpu", only_models=wish.models, only_dtypes=wish.dtypes)
     bench = _bench(wish)
-    chosen = _device(wish, bench, say)
+    chosen = _device(wish, bench, progress)
     cells = cases.unroll(suite, chosen, only_models=wish.models, only_dtypes=wish.dtypes)
     started = dt.datetime.now(dt.timezone.utc)
     run_id = f"{started:%Y%m%dT%H%M%SZ}-{Path(wish.suite).stem}-{uuid.uuid4().hex[:6]}"
@@ -161,7 +182,7 @@ def _run(wish: _Wish, say: Callable[[str], None]) -> Run:
     began = time.monotonic()
     folder.mkdir(parents=True)
     budget = wish.budget_seconds or getattr(suite.budget, chosen.partition(":")[0])
-    results = _measure(cells, bench, folder, began + budget, say)
+    results = _measure(cells, bench, folder, began + budget, progress)
     done = Run(
         schema=SCHEMA,
         id=run_id,
@@ -182,7 +203,7 @@ def _run(wish: _Wish, say: Callable[[str], None]) -> Run:
     return done
 
 
-def _measure(cells: list[Case], bench: _Bench, folder: Path, ends: float, say: Callable[[str], None]) -> list[Result]:
+def _measure(cells: list[Case], bench: _Bench, folder: Path, ends: float, progress: _Progress) -> list[Result]:
     """Run the cases one after another; what one leaves of its share of the budget goes to the later ones."""
     from bench import cases, runner
     from bench.result import Result, Status
@@ -195,13 +216,15 @@ def _measure(cells: list[Case], bench: _Bench, folder: Path, ends: float, say: C
     for number, case in enumerate(cells):
         left = ends - time.monotonic()
         later = len(cells) - number - 1
+        where = f"  [{number + 1}/{len(cells)}] {case.name:<52}"
         # The cases that follow need at least their start-up; what is left beyond that is this one's to use.
         share, limit = left / (later + 1), left - later * overhead
         if limit < overhead:
             reason = f"the budget leaves {max(left, 0):.0f} s, and starting a case takes {overhead:.0f} s"
             results.append(Result(case, Status.SKIPPED, reason=reason))
-            say(_line(number + 1, len(cells), results[-1]))
+            progress.say(f"{where} {_outcome(results[-1])}")
             continue
+        progress.begin(where)
         asked = time.monotonic()
         weights = cases.weights(case.model, manifest, bench.root)
         image = folder / f"{case.name}.png"
@@ -210,7 +233,7 @@ def _measure(cells: list[Case], bench: _Bench, folder: Path, ends: float, say: C
         results.append(result)
         sampled = sum(sample.seconds for sample in result.samples) + (result.phases.first_image_seconds or 0.0)
         overhead = max(overhead, time.monotonic() - asked - sampled) if result.samples else overhead
-        say(_line(number + 1, len(cells), result))
+        progress.say(f"{where} {_outcome(result)}")
     return results
 
 
@@ -226,7 +249,7 @@ def _bench(wish: _Wish) -> _Bench:
     return _Bench(root, python.absolute(), facts.probe(), envs)
 
 
-def _device(wish: _Wish, bench: _Bench, say: Callable[[str], None]) -> str:
+def _device(wish: _Wish, bench: _Bench, progress: _Progress) -> str:
     from bench import device, runner
 
     # Where auto can only mean the CPU, torch need not be asked: that saves its import.
@@ -234,7 +257,7 @@ def _device(wish: _Wish, bench: _Bench, say: Callable[[str], None]) -> str:
     found = runner.query(bench.python) if ask and wish.device != "cpu" else None
     chosen = device.choose(wish.device, bench.machine, found)
     if wish.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
-        say(f"on the CPU: {device.cuda_fault(bench.machine, found)}")
+        progress.say(f"on the CPU: {device.cuda_fault(bench.machine, found)}")
     return chosen
 
 
@@ -259,22 +282,14 @@ def _load(name: str, out: Path) -> Run:
     return found
 
 
-def _line(number: int, total: int, result: Result) -> str:
+def _outcome(result: Result) -> str:
     from bench import stats
 
     steps = stats.step_seconds(result)
     if result.status.value == "ok" and steps is not None:
-        text = f"{steps.median:.3g} s/step over {len(result.samples)} images"
-    else:
-        text = f"{result.status.value}: {(result.reason or '').splitlines()[0] if result.reason else ''}"
-    return f"  [{number}/{total}] {result.case.name:<52} {text}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _silent(_: str) -> None: ...
+        return f"{steps.median:.3g} s/step over {len(result.samples)} images"
+    first = (result.reason or "").splitlines()[:1]
+    return ": ".join([result.status.value, *first])
 
 
 def _guard(act: Callable[[], Exit]) -> None:

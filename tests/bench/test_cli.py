@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -348,3 +349,19 @@ def test_help_is_quick_to_import() -> None:
     code = "import sys, bench.cli; print({'torch', 'pydantic', 'rich', 'bench.runner'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.strip() == "set()"
+
+
+def test_a_terminal_shows_the_case_at_work(quick: list[object], tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = command("run", "tiny", "--device", "cpu", "--json", "--out", tmp_path / "kept", *quick)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs, env=environment(TERM="xterm"))
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how a terminal ends
+        while block := os.read(ours, 4096):
+            shown += block
+    os.close(ours)
+    assert process.wait() == 0
+    first, second = (name.encode() for name in ("[1/2] tiny-ddpm", "[2/2] tiny-sd"))
+    assert [shown.count(name) for name in (first, second)] == [2, 2], "once at work, once with its figure"
+    assert "…\r\x1b[K  [1/2]".encode() in shown
