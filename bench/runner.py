@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from bench.worker import Request
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+# The worker sees this one package and otherwise only what is installed in the measured environment: neither the
+# working folder nor the toolbox's packages, which may lie beside ours.
+_LAUNCH = """
+import runpy, sys, types
+sys.path[:] = [entry for entry in sys.path if entry]
+sys.modules["bench"] = types.ModuleType("bench")
+sys.modules["bench"].__path__ = [sys.argv[1]]
+runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
+"""
 _GRACE_SECONDS = 20.0
 _TAIL_LINES = 8
 _TAIL_BYTES = 8192
@@ -79,7 +88,7 @@ def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
 
 def worker_command(python: Path) -> Sequence[str]:
     """How a worker is started; tests put their own program here."""
-    return [str(python), "-m", "bench.worker"]
+    return [str(python), "-c", _LAUNCH, str(_PACKAGE), "bench.worker"]
 
 
 def _talk(request: dict[str, Any], python: Path, hub: Path, deadline: float) -> tuple[_Heard, int | None, str]:
@@ -89,13 +98,14 @@ def _talk(request: dict[str, Any], python: Path, hub: Path, deadline: float) -> 
     """
     environment = dict(os.environ)
     environment |= {
-        "PYTHONPATH": str(_CHECKOUT),
         "PYTHONNOUSERSITE": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(hub),
     }
-    # Compiled bytecode is what makes the second case start in a third of the time.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Compiled bytecode is what makes the second case start in a third of the time; and the measured interpreter
+    # shall find its own packages alone.
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME"):
+        environment.pop(name, None)
     heard = _Heard()
     with tempfile.TemporaryFile() as errors:
         # An interrupt between the fork and our hold on the process would leave a worker that nobody ends.

@@ -91,7 +91,9 @@ class SmokeStep:
 
     def _run(self) -> dict[str, object]:
         # The bytecode that this first import compiles is what makes every later start three times faster.
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        # What it imports must be the environment's own.
+        dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME"}
+        environment = {key: value for key, value in os.environ.items() if key not in dropped}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub), "PYTHONNOUSERSITE": "1"}
         python = paths.interpreter(self.prefix)
         done = command.run([python, "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)

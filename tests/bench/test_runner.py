@@ -18,15 +18,17 @@ from bench import runner
 from bench.result import Phases, Result, Sample, Status
 from bench.worker import Request
 from tests.bench.conftest import a_case
+from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NO_HUB = Path(os.devnull)
 HERE = Path(sys.executable)
-# What the programs below begin with. The runner puts the checkout on their path, as it does for real workers.
-PRELUDE = """
+# What the programs below begin with.
+PRELUDE = f"""
 import json, os, signal, subprocess, sys
+sys.path.insert(0, {str(CHECKOUT)!r})
 from pathlib import Path
 from bench.result import Case, Phases, Result, Sample, Status, dumps, plain, record
 
@@ -307,3 +309,12 @@ def test_the_parent_sleeps_while_the_worker_computes(
     assert Counted.wakes <= 6
     # 1 % of a core, and what starting a process costs; a loop that spins takes seconds.
     assert cpu < 0.01 * wall + 0.2
+
+
+def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A torch in the working folder, and one on a path of the user's: neither is the measured one.
+    for folder in (Path.cwd(), tmp_path / "path"):
+        folder.mkdir(exist_ok=True)
+        (folder / "torch.py").write_text("raise SystemExit(9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    assert "No module named 'torch'" in runner.query(HERE)["error"]
