@@ -48,64 +48,28 @@ def main() -> None:
     app()
 
 
-@app.command()
-def plan(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    offline: OfflineFlag = False,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-    no_color: NoColorFlag = False,
-) -> None:
-    """Say what setup would do. Exit 3 when there is something."""
-    _go("plan", root, host, envs, offline, _Show(json, quiet, verbose, no_color))
+def _command(name: str, does: str) -> None:
+    """Add a command over all steps: they differ in what `_steps` does, not in their flags."""
+
+    def act(
+        root: RootFlag = None,
+        host: HostFlag = None,
+        envs: EnvsFlag = None,
+        offline: OfflineFlag = False,
+        json: JsonFlag = False,
+        quiet: QuietFlag = False,
+        verbose: VerboseFlag = False,
+        no_color: NoColorFlag = False,
+    ) -> None:
+        _go(name, root, host, envs, offline, _Show(json, quiet, verbose, no_color))
+
+    app.command(name, help=does)(act)
 
 
-@app.command()
-def setup(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    offline: OfflineFlag = False,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-    no_color: NoColorFlag = False,
-) -> None:
-    """Make the host ready; what already stands is left alone."""
-    _go("setup", root, host, envs, offline, _Show(json, quiet, verbose, no_color))
-
-
-@app.command()
-def status(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    offline: OfflineFlag = False,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-    no_color: NoColorFlag = False,
-) -> None:
-    """Look quickly whether everything stands. Exit 3 on drift, 4 when a person must act."""
-    _go("status", root, host, envs, offline, _Show(json, quiet, verbose, no_color))
-
-
-@app.command()
-def verify(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    offline: OfflineFlag = False,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-    no_color: NoColorFlag = False,
-) -> None:
-    """Look thoroughly: hash every file and run the smoke step again."""
-    _go("verify", root, host, envs, offline, _Show(json, quiet, verbose, no_color))
+_command("plan", "Say what setup would do. Exit 3 when there is something.")
+_command("setup", "Make the host ready; what already stands is left alone.")
+_command("status", "Look quickly whether everything stands. Exit 3 on drift, 4 when a person must act.")
+_command("verify", "Look thoroughly: hash every file and run the smoke step again.")
 
 
 @app.command()
