@@ -298,6 +298,10 @@ def _guard(act: Callable[[], Exit]) -> None:
         code = int(act())
     except FirstlightError as error:
         code = _fault(error)
+    except BrokenPipeError:
+        # The reader has enough (`| head`). Python would complain once more when it flushes at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = int(Exit.FAILED)
     except OSError as error:
         code = _fault(from_os_error(error, needed_bytes=_BYTES_FOR_A_RUN, flag="--out"))
     except KeyboardInterrupt:

@@ -246,6 +246,10 @@ def _guard(act: Callable[[], Exit]) -> None:
         code = act()
     except FirstlightError as error:
         code = _fault(error)
+    except BrokenPipeError:
+        # The reader has enough (`| head`). Python would complain once more when it flushes at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.FAILED
     except OSError as error:
         code = _fault(from_os_error(error))
     except KeyboardInterrupt:

@@ -44,7 +44,8 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     """The steps that make this host ready.
 
     Raises:
-        SpecError: the spec names an environment, variant or model that does not exist.
+        SpecError: the spec names an environment, variant or model that does not exist, or the root lies inside a
+            folder that is to be moved.
     """
     root, host = wish.root, wish.host
     env_folder = environment(wish.envs, host.env)
@@ -55,6 +56,9 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
         spec.choose(name, list(manifest), "model")
     hub_link = paths.hub_cache(os.environ, wish.home)
     relocated = [("huggingface", hub_link, root.hub)] if "huggingface" in host.relocate else []
+    for _, source, _ in relocated:
+        if root.path.resolve().is_relative_to(source.resolve()):
+            raise SpecError(f"the root {root.path} lies inside {source}, which is to be moved onto it. Give another.")
     hub = Hub(os.environ, offline=wish.offline)
     built: list[Step] = [VolumeStep(root, [source for _, source, _ in relocated], journal)]
     built += [RelocateStep(label, source, target, journal) for label, source, target in relocated]

@@ -68,7 +68,10 @@ class SmokeStep:
             return Check(State.DRIFTED, "has not run yet")
         if not isinstance(kept, dict) or kept.get("identity") != identity:
             return Check(State.DRIFTED, "the environment has changed since it ran")
-        return self._judge(kept)
+        try:
+            return self._judge(kept)
+        except (KeyError, ValueError):
+            return Check(State.DRIFTED, f"{self.root.smoke} cannot be read")
 
     def apply(self) -> None:
         """Run it and keep the result."""

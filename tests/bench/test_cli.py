@@ -365,3 +365,16 @@ def test_a_terminal_shows_the_case_at_work(quick: list[object], tmp_path: Path) 
     first, second = (name.encode() for name in ("[1/2] tiny-ddpm", "[2/2] tiny-sd"))
     assert [shown.count(name) for name in (first, second)] == [2, 2], "once at work, once with its figure"
     assert "…\r\x1b[K  [1/2]".encode() in shown
+
+
+def test_a_reader_that_has_enough_is_no_fault() -> None:
+    """`| head` closes the pipe: nothing more is said, and nothing comes up as a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            command("list"), stdout=writer, stderr=subprocess.PIPE, env=environment(), check=False, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -238,3 +238,30 @@ def test_help_names_every_command() -> None:
     done = provision("--help")
     for command in ("plan", "setup", "status", "verify", "repair", "env"):
         assert command in done.stdout
+
+
+def test_a_reader_that_has_enough_is_no_fault(flags: list[object]) -> None:
+    """`| head` closes the pipe: nothing more is said, and nothing comes up as a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [sys.executable, "-m", "provision", "status", *map(str, flags)]
+    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
+    try:
+        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, timeout=120)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("rubbish", ['"torch": "2"', '"torch": "2", "diffusers": "0", "device": "cpu", "finite": true'])
+def test_a_kept_smoke_result_that_cannot_be_read_is_run_again(
+    tmp_path: Path, flags: list[object], rubbish: str
+) -> None:
+    assert provision("setup", *flags).returncode == 0
+    kept = tmp_path / "root/.firstlight/smoke.json"
+    identity = json.loads(kept.read_text())["identity"]
+    kept.write_text(f'{{"schema": 1, "identity": {identity}, {rubbish}}}')
+    looked = provision("status", *flags, "--json")
+    assert (looked.returncode, states(looked)["smoke"]) == (3, "drifted"), looked.stderr
+    assert provision("setup", *flags).returncode == 0
+    assert provision("status", *flags).returncode == 0

@@ -77,3 +77,11 @@ def test_what_is_not_wished_for_is_not_planned(tmp_path: Path, home: Path) -> No
     )
     steps = plan.steps(wish, machine(), Journal(tmp_path), lambda _, __: None)
     assert [step.name for step in steps] == ["volume", "environment diffusers", "smoke"]
+
+
+def test_a_root_inside_what_it_relocates_is_refused(home: Path) -> None:
+    """Its files would move into a folder inside themselves."""
+    root = Root(home / ".cache/huggingface/hub/firstlight")
+    wish = plan.Wish(root, spec.HostSpec(), CHECKOUT / "envs", home, offline=False, retry=False)
+    with pytest.raises(SpecError, match="lies inside"):
+        plan.steps(wish, machine(), Journal(root.path), lambda _, __: None)
