@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,10 @@ class Root:
 
     @classmethod
     def named(cls, name: str | None) -> Root:
-        """The folder that a flag or host.toml names, else the user's data folder."""
-        return cls(Path(name).expanduser().absolute() if name else default_root())
+        """The folder that a flag or host.toml names, else the one that this home's link leads to, else the default."""
+        if name:
+            return cls(Path(name).expanduser().absolute())
+        return linked_root(hub_cache(os.environ, Path.home())) or cls(default_root())
 
     @property
     def state(self) -> Path:
@@ -85,8 +88,23 @@ def hub_cache(environ: Mapping[str, str], home: Path) -> Path:
     return cache / "huggingface" / "hub"
 
 
+def linked_root(link: Path) -> Root | None:
+    """The root onto which an earlier setup moved the hub cache, by the link that it left in the home.
+
+    A link that leads nowhere counts as well: its volume may not be mounted, and no other may take its place.
+    """
+    try:
+        target = link.readlink()
+    except OSError:
+        return None
+    for root in map(Root, target.parents):
+        if root.hub == target and target.is_absolute() and (root.marker.is_file() or not target.exists()):
+            return root
+    return None
+
+
 def default_root() -> Path:
-    """The user's data folder: taken when no root is named."""
+    """The user's data folder: taken when no root is named, and no earlier one is linked."""
     import platformdirs
 
     return platformdirs.user_data_path("firstlight", appauthor=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.errors import BlockedError, FirstlightError
+from provision.paths import linked_root
 from provision.step import Check, State
 
 if TYPE_CHECKING:
@@ -74,7 +75,12 @@ class RelocateStep:
     def _check_link(self) -> Check:
         found = self.source.readlink()
         if found != self.target:
-            message = f"{self.source} is a link to {found}, which is not ours. Look at it: ls -l {self.source}"
+            other = linked_root(self.source)
+            message = f"{self.source} is a link to {found}, " + (
+                f"on another root. Name that one: --root {other.path} (make: ROOT={other.path})"
+                if other
+                else f"which is not ours. Look at it: ls -l {self.source}"
+            )
             return Check(State.BLOCKED, message)
         if not self.target.is_dir():
             return Check(State.DRIFTED, f"{self.source} leads to {self.target}, which is not there")

@@ -80,6 +80,36 @@ def test_json_is_one_object_and_nothing_else(flags: list[object]) -> None:
     assert json.loads(provision("status", *flags, "--json").stdout)["outcomes"][0]["changed"] is False
 
 
+def test_the_root_is_named_once(tmp_path: Path, home: Path, flags: list[object]) -> None:
+    assert provision("setup", *flags).returncode == 0
+    unnamed = flags[2:]
+    root = tmp_path / "root"
+    found = provision("status", *unnamed, "--json")
+    assert (found.returncode, json.loads(found.stdout)["root"]) == (0, str(root))
+    assert provision("env", "where", *unnamed[2:]).stdout.strip() == str(root / "envs/diffusers")
+
+    root.rename(tmp_path / "unmounted")
+    absent = provision("setup", *unnamed)
+    assert absent.returncode == 4
+    assert f"{root} is not mounted" in absent.stdout + absent.stderr
+    assert not root.exists()
+    assert not (home / ".local").exists(), "no other root takes its place"
+    (tmp_path / "unmounted").rename(root)
+
+    second = provision("plan", "--root", tmp_path / "second", *unnamed)
+    assert f"on another root. Name that one: --root {root}" in second.stdout + second.stderr
+
+
+def test_a_persons_own_link_is_no_root(tmp_path: Path, home: Path, flags: list[object]) -> None:
+    theirs = tmp_path / "theirs/cache/huggingface/hub"
+    theirs.mkdir(parents=True)
+    (home / ".cache/huggingface").mkdir(parents=True)
+    (home / ".cache/huggingface/hub").symlink_to(theirs)
+    found = provision("plan", *flags[2:], "--json")
+    assert json.loads(found.stdout)["root"] == str(home / ".local/share/firstlight")
+    assert states(found)["relocate huggingface"] == "blocked"
+
+
 def test_repair_brings_back_a_wiped_home(home: Path, flags: list[object]) -> None:
     assert provision("setup", *flags).returncode == 0
     shutil.rmtree(home)
