@@ -50,7 +50,7 @@ fix: toolbox  ## let ruff mend what it can
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 lock: toolbox  ## write every lock anew
-	@.venv/bin/python -m provision env lock toolbox && .venv/bin/python -m provision env lock diffusers
+	@.venv/bin/python -m provision env lock toolbox && .venv/bin/python -m provision env lock diffusers --keep-conda
 
 .PHONY: toolbox test_root
 toolbox:

@@ -106,13 +106,19 @@ def where(root: RootFlag = None, host: HostFlag = None) -> None:
 def lock(
     name: Annotated[str, typer.Argument(help="The environment.")] = "diffusers",
     envs: EnvsFlag = None,
+    platform: Annotated[list[str] | None, typer.Option(help="Solve conda's part for it, such as linux-64.")] = None,
+    virtual: Annotated[list[str] | None, typer.Option(help="As if it were there, such as __cuda=12.8.")] = None,
+    keep_conda: Annotated[bool, typer.Option("--keep-conda", help="Leave conda's part as it is.")] = False,
 ) -> None:
-    """Write the environment's locks anew from its requirements.in: hashes and no URLs."""
+    """Write the environment's locks anew: conda's part from environment.yml, pip's from requirements.in."""
 
     def act() -> Exit:
-        from provision import locks, paths
+        from provision import conda_lock, locks, paths, rattler, spec
 
-        for written in locks.lock((envs or paths.shipped_envs()).absolute(), name):
+        for each in platform or []:
+            spec.choose(each, conda_lock.PLATFORMS, "platform")
+        host = locks.LockHost(platform, rattler.mirrors(os.environ, Path.home()), virtual or [], keep_conda=keep_conda)
+        for written in locks.lock((envs or paths.shipped_envs()).absolute(), name, host):
             print(written)
         return Exit.GOOD
 
@@ -228,16 +234,13 @@ def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: _Show) -> N
 
 
 def _say_machine(wish: Wish, machine: facts.Facts) -> None:
-    from provision import plan, spec
+    from provision import plan
 
-    torch = spec.load(wish.envs / "torch.toml", spec.TorchSpec)
-    folder = plan.environment(wish.envs, wish.host.env)
-    locked = [file.stem for file in folder.glob("*.lock")]
-    variants, reason = plan.choose_variants(machine, torch, wish.host.variant, locked)
+    wanted = plan.environment(wish.envs, wish.host, machine)
     cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     memory = f"{machine.memory_bytes / 1e9:.1f} GB"
     print(f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {cards}", file=sys.stderr)
-    print(f"torch: {variants[0].name} ({reason})", file=sys.stderr)
+    print(f"torch: {wanted.variants[0].name} ({wanted.reason})", file=sys.stderr)
 
 
 def _guard(act: Callable[[], Exit]) -> None:

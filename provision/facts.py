@@ -1,4 +1,4 @@
-"""What this machine is, read from /proc, /sys and nvidia-smi; nothing is changed."""
+"""What this machine is, read from /sys, /proc, NVML and nvidia-smi, in that order; nothing is changed."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ def probe(sysroot: Path = Path("/")) -> Facts:
     """
     driver = _driver(sysroot)
     gpus = _gpus(sysroot, driver)
-    if driver is None or (gpus and gpus[0].compute_capability is None):
-        asked_driver, asked = _nvidia_smi()
-        driver = driver or asked_driver
-        gpus = asked or gpus
+    for ask in (_nvml, _nvidia_smi):
+        if driver is None or (gpus and gpus[0].compute_capability is None):
+            asked_driver, asked = ask()
+            driver = driver or asked_driver
+            gpus = asked or gpus
     return Facts(
         system=platform.system().lower(),
         machine=platform.machine(),
@@ -82,6 +83,33 @@ def _gpus(sysroot: Path, driver: str | None) -> tuple[Gpu, ...]:
         found = re.search(r"^Model:\s*(.+?)\s*$", _read(file), re.MULTILINE)
         names.append(found.group(1) if found else "unknown NVIDIA card")
     return tuple(Gpu(name) for name in names) or (Gpu("unknown NVIDIA card"),)
+
+
+def _nvml() -> tuple[str | None, tuple[Gpu, ...]]:
+    """What the driver's own library says; a container often has it and no nvidia-smi."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None, ()
+    gpus = []
+    try:
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        for number in range(pynvml.nvmlDeviceGetCount()):
+            card = pynvml.nvmlDeviceGetHandleByIndex(number)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(card)
+            gpus.append(Gpu(_text(pynvml.nvmlDeviceGetName(card)), f"{major}.{minor}"))
+    except pynvml.NVMLError:
+        return None, ()
+    finally:
+        pynvml.nvmlShutdown()
+    return driver, tuple(gpus)
+
+
+def _text(value: str | bytes) -> str:
+    """Older libraries answer in bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _nvidia_smi() -> tuple[str | None, tuple[Gpu, ...]]:

@@ -1,72 +1,182 @@
-"""Writes an environment's locks with uv: every package by hash, no URL, so that any mirror can serve it."""
+"""Writes an environment's locks: conda's part solved by rattler, pip's by uv; every package by hash, for any mirror."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, sources, spec
+from provision import command, conda_lock, rattler, sources, spec
+from provision.conda_lock import package_name
+from provision.errors import SpecError
+from provision.volume import write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from provision.spec import Variant
 
 _HEADER = "# Written by `make lock` from requirements.in and torch.toml: hashes, and no URLs. Do not edit.\n"
 _TOOLBOX_PYTHON = "3.10"
+_SYS_PLATFORM = {"linux": "linux", "darwin": "darwin", "windows": "win32"}
+# uv resolves for one system only where a project says so.
+_PROJECT = """\
+[project]
+name = "lock"
+version = "0"
+requires-python = ">={python}"
+[tool.uv]
+environments = ["sys_platform == '{platform}'"]
+"""
+# The oldest systems that a solution should run on (source: the floors of conda-forge's own builds).
+_VIRTUAL = {
+    "linux": ("__unix=0", "__linux=4.18", "__glibc=2.17"),
+    "osx": ("__unix=0", "__osx=11.0"),
+    "win": ("__win=0",),
+}
 
 
-def lock(envs: Path, name: str) -> list[Path]:
-    """Write the locks of an environment: one for each variant of torch.toml; for the toolbox, its two.
+def lock(envs: Path, name: str, host: LockHost) -> list[Path]:
+    """Write the locks of an environment: its conda part, then one of pip for each build of torch, or a single one.
 
     Args:
         envs: the folder that holds torch.toml and the environment's folder.
-        name: the environment.
+        name: the environment; for the toolbox, its three locks are written.
+        host: what this machine knows of mirrors, and for which platforms conda's part is solved.
 
     Raises:
-        SpecError: there is no such environment, or torch.toml is wrong.
-        CommandError: uv could not resolve.
+        SpecError: there is no such environment, torch.toml is wrong, or conda and pip are asked for one package.
+        FirstlightError: a resolver found no solution, or its source does not answer.
     """
-    folder = envs / spec.choose(
-        name, sorted(file.parent.name for file in envs.glob("*/requirements.in")), "environment"
-    )
+    inputs = {
+        file.parent.name for pattern in ("requirements.in", "environment.yml") for file in envs.glob(f"*/{pattern}")
+    }
+    folder = envs / spec.choose(name, sorted(inputs), "environment")
     if name == "toolbox":
         user, developer = folder / "requirements.in", folder / "dev.in"
         return [
-            _write(folder / "requirements.lock", _compile([user], _TOOLBOX_PYTHON, None)),
-            _write(folder / "dev.lock", _compile([user, developer], _TOOLBOX_PYTHON, None)),
+            _write(folder / "requirements.lock", _compile([user], _TOOLBOX_PYTHON)),
+            _write(folder / "dev.lock", _compile([user, developer], _TOOLBOX_PYTHON)),
+            _write(folder / "interop.lock", _compile([folder / "interop.in"], _TOOLBOX_PYTHON)),
         ]
+    written = lock_conda(folder, host) if (folder / "environment.yml").exists() and not host.keep_conda else []
     torch = spec.load(envs / "torch.toml", spec.TorchSpec)
-    written = []
-    for variant in torch.variant:
-        with tempfile.TemporaryDirectory() as scratch:
-            pin = Path(scratch) / "torch.in"
+    with tempfile.TemporaryDirectory() as scratch:
+        asked = _asked_of_pip(folder, Path(scratch))
+        if asked is None:
+            return written
+        pins = Path(scratch) / "conda.txt"
+        pins.write_text(_conda_pins(folder), encoding="utf-8")
+        if not any(package_name(line) == "torch" for line in asked.read_text(encoding="utf-8").splitlines()):
+            text = _compile([asked], torch.python[0], constraints=[pins])
+            return [*written, _write(folder / "requirements.lock", text)]
+        for variant in torch.variant:
+            pin = Path(scratch) / "torch.txt"
             pin.write_text(f"torch=={variant.torch}\n", encoding="utf-8")
-            text = _compile([folder / "requirements.in", pin], torch.python[0], variant.find_links)
-        written.append(_write(folder / f"{variant.name}.lock", add_hashes(text, variant)))
+            text = _compile([asked], torch.python[0], variant, constraints=[pins, pin])
+            written.append(_write(folder / f"{variant.name}.lock", add_hashes(text, variant)))
     return written
 
 
-def _compile(inputs: list[Path], python: str, find_links: str | None) -> str:
-    """Resolve for every platform and every Python from `python` on."""
+@dataclass(frozen=True)
+class LockHost:
+    """How conda's part of a lock is solved.
+
+    `platforms`: None takes those of environment.yml, else of the lock that is there, else all that conda-forge builds.
+    """
+
+    platforms: Sequence[str] | None
+    mirrors: Mapping[str, str]
+    virtual: Sequence[str]
+    keep_conda: bool = False
+
+
+def lock_conda(folder: Path, host: LockHost) -> list[Path]:
+    """Solve environment.yml for each platform and write conda-lock.yml; addresses are the channels' own.
+
+    Raises:
+        SpecError: environment.yml is wrong.
+        FirstlightError: a channel does not answer, or there is no solution.
+    """
+    asked = conda_lock.read_environment(folder / "environment.yml")
+    target = folder / "conda-lock.yml"
+    packages = []
+    there = conda_lock.read_lock(target) if target.exists() else []
+    platforms = host.platforms or asked.platforms or sorted({each.platform for each in there}) or conda_lock.PLATFORMS
+    with tempfile.TemporaryDirectory() as cache:
+        for platform in platforms:
+            specs = [text for text, _ in asked.conda]
+            virtual = [*_VIRTUAL.get(platform.partition("-")[0], ()), *host.virtual]
+            packages += rattler.solve(specs, asked.channels, platform, virtual, host.mirrors, Path(cache))
+    write_atomic(target, conda_lock.lock_text(packages, asked.channels, ["environment.yml"]))
+    return [target]
+
+
+def _asked_of_pip(folder: Path, scratch: Path) -> Path | None:
+    """The requirements of the pip part: requirements.in, else the `pip:` section of environment.yml."""
+    written = folder / "requirements.in"
+    if not (folder / "environment.yml").exists():
+        return written
+    environment = conda_lock.read_environment(folder / "environment.yml")
+    if written.exists() and environment.pip:
+        line = environment.pip[0][1]
+        raise SpecError(
+            f"{folder / 'environment.yml'}, line {line}: pip's packages stand in requirements.in too. Keep one place."
+        )
+    if written.exists():
+        conda = {package_name(text): (text, line) for text, line in environment.conda}
+        for number, asked in enumerate(written.read_text(encoding="utf-8").splitlines(), start=1):
+            if not asked.startswith("#") and package_name(asked) in conda:
+                text, line = conda[package_name(asked)]
+                raise SpecError(
+                    f"{folder / 'environment.yml'}, line {line} asks conda for {text}, {written}, line {number} asks "
+                    f"pip for {asked}: the one would overwrite the other. Keep one of the two lines."
+                )
+        return written
+    if not environment.pip:
+        return None
+    section = scratch / "requirements.in"
+    section.write_text("".join(f"{text}\n" for text, _ in environment.pip), encoding="utf-8")
+    return section
+
+
+def _conda_pins(folder: Path) -> str:
+    """What conda's part holds of Python packages, as constraints: pip must leave these as they are."""
+    file = folder / "conda-lock.yml"
+    packages = conda_lock.read_lock(file) if file.exists() else []
+    return "".join(sorted({f"{each.name}=={each.version}\n" for each in packages if each.is_python}))
+
+
+def _compile(
+    inputs: Sequence[Path], python: str, variant: Variant | None = None, *, constraints: Sequence[Path] = ()
+) -> str:
+    """Resolve for every Python from `python` on, and for every platform or that of the variant."""
     with tempfile.TemporaryDirectory() as scratch:
         env = sources.for_uv(os.environ, Path(scratch) / "cache", offline=False).environment
         # A lock has to list the hashes of every platform's wheels, so it is written from one whole index: what
         # this machine adds to it (a folder of a few wheels) would be taken for all there is.
         env.pop("UV_INDEX", None)
-        if find_links is None:
+        if variant is None or variant.find_links is None:
             env.pop("UV_FIND_LINKS", None)
         else:
-            env.setdefault("UV_FIND_LINKS", find_links)
+            env.setdefault("UV_FIND_LINKS", variant.find_links)
         written = Path(scratch) / "lock"
-        flags = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header"]
+        flags: list[str | Path] = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url"]
+        flags += ["--no-annotate", "--no-header", "--directory", scratch]
+        for each in constraints:
+            flags += ["--constraints", each]
+        if variant is not None:
+            project = _PROJECT.format(python=python, platform=_SYS_PLATFORM[variant.system])
+            (Path(scratch) / "pyproject.toml").write_text(project, encoding="utf-8")
         uv = sources.uv_binary()
         command.run([uv, "pip", "compile", *flags, "--python-version", python, *inputs, "-o", written], env=env)
         return written.read_text(encoding="utf-8")
 
 
 def _write(target: Path, text: str) -> Path:
-    target.write_text(_HEADER + text, encoding="utf-8")
+    write_atomic(target, _HEADER + text)
     return target
 
 

@@ -64,6 +64,11 @@ class Root:
         """The Hugging Face hub cache."""
         return self.cache / "huggingface" / "hub"
 
+    @property
+    def pkgs(self) -> Path:
+        """The conda packages' cache; on one file system with the environments, so that its files are linked."""
+        return self.path / "pkgs"
+
     def prefix(self, env: str) -> Path:
         """The folder of one environment."""
         return self.path / "envs" / env

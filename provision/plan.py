@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from provision import paths, spec
+from provision import conda_lock, paths, spec
+from provision.environment import EnvStep, Wanted
 from provision.errors import SpecError
 from provision.hub import Hub
 from provision.models import ModelStep
-from provision.pip_env import PipEnvStep
 from provision.relocate import RelocateStep
 from provision.smoke import SmokeStep
 from provision.volume import VolumeStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from provision.facts import Facts
@@ -48,9 +49,7 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
             folder that is to be moved.
     """
     root, host = wish.root, wish.host
-    env_folder = environment(wish.envs, host.env)
-    torch = spec.load(wish.envs / "torch.toml", spec.TorchSpec)
-    variants, _ = choose_variants(facts, torch, host.variant, [file.stem for file in env_folder.glob("*.lock")])
+    wanted = environment(wish.envs, host, facts)
     manifest = spec.load_tables(wish.envs / "models.toml", spec.ModelSpec)
     for name in host.models:
         spec.choose(name, list(manifest), "model")
@@ -62,26 +61,57 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     hub = Hub(os.environ, offline=wish.offline)
     built: list[Step] = [VolumeStep(root, [source for _, source, _ in relocated], journal)]
     built += [RelocateStep(label, source, target, journal) for label, source, target in relocated]
-    built.append(
-        PipEnvStep(root, host.env, env_folder, variants, torch.python, journal, offline=wish.offline),
-    )
+    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
     for name in host.models:
         built.append(ModelStep(root, name, manifest[name], hub, retry=wish.retry, progress=progress))
-    built.append(SmokeStep(root, host.env))
+    if wanted.variants[0].torch:
+        built.append(SmokeStep(root, host.env))
     return built
 
 
-def environment(envs: Path, name: str) -> Path:
-    """The data folder of an environment.
+def environments(envs: Path) -> list[str]:
+    """The names of the environments: every folder with a lock, the toolbox left out."""
+    folders = [folder for folder in envs.iterdir() if folder.is_dir() and folder.name != "toolbox"]
+    return sorted(
+        folder.name for folder in folders if any(folder.glob("*.lock")) or (folder / "conda-lock.yml").exists()
+    )
+
+
+def environment(envs: Path, host: HostSpec, facts: Facts) -> Wanted:
+    """What the environment of a host is made of.
 
     Raises:
-        SpecError: there is none of this name.
+        SpecError: there is none of this name, no variant fits, or its environment.yml mixes conda and pip.
     """
-    known = sorted(folder.name for folder in envs.iterdir() if any(folder.glob("*.lock")) and folder.name != "toolbox")
-    return envs / spec.choose(name, known, "environment")
+    folder = envs / spec.choose(host.env, environments(envs), "environment")
+    torch = spec.load(envs / "torch.toml", spec.TorchSpec)
+    if (folder / "environment.yml").exists():
+        conda_lock.read_environment(folder / "environment.yml")
+    locked = [file.stem for file in folder.glob("*.lock")]
+    if any(variant.name in locked for variant in torch.variant):
+        choice = choose_variants(facts, torch, host.variant, locked)
+    else:
+        name = spec.choose(host.variant, ["auto", PLAIN], "variant")
+        choice = Choice([spec.Variant(name=PLAIN)], f"{name}: it has no build of torch")
+    platform = conda_lock.subdir(facts.system, facts.machine)
+    return Wanted(
+        host.env, folder, choice.variants, torch.python, host.interpreter, platform, choice.reason, choice.warning
+    )
 
 
-def choose_variants(facts: Facts, torch: TorchSpec, wanted: str, locked: list[str]) -> tuple[list[Variant], str]:
+PLAIN = "requirements"  # the one lock of an environment without torch: requirements.lock
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The variant for a machine, then its stand-ins; why; and what its owner should know."""
+
+    variants: list[Variant]
+    reason: str
+    warning: str | None = None
+
+
+def choose_variants(facts: Facts, torch: TorchSpec, wanted: str, locked: list[str]) -> Choice:
     """The variant for this machine, then what stands in where its wheel cannot be had; and why.
 
     Args:
@@ -94,33 +124,57 @@ def choose_variants(facts: Facts, torch: TorchSpec, wanted: str, locked: list[st
         SpecError: no such variant, or none fits.
     """
     known = {variant.name: variant for variant in torch.variant if variant.name in locked}
+    warning = None
     if wanted != "auto":
         chosen = known[spec.choose(wanted, list(known), "variant")]
         reason = "chosen by you"
+        if chosen.system != facts.system:
+            raise SpecError(f"the variant {wanted} is for {chosen.system}, this machine is {facts.system}.")
     else:
-        fitting = [variant for variant in known.values() if not _unfit(facts, variant)]
-        if facts.system != "linux" or not fitting:
-            raise SpecError(f"no lock fits this machine ({facts.system}); there is: {', '.join(known)} for linux.")
+        unfit = {name: why for name, variant in known.items() if (why := _unfit(facts, variant, torch.older_cards))}
+        fitting = [variant for name, variant in known.items() if name not in unfit]
+        if not fitting:
+            have = ", ".join(f"{variant.name} ({variant.system})" for variant in known.values())
+            raise SpecError(f"no lock fits this machine ({facts.system} {facts.machine}); there is: {have}.")
         chosen = fitting[0]
-        passed_over = [f"{name} {_unfit(facts, known[name])}" for name in known if _unfit(facts, known[name])]
-        reason = "; ".join(passed_over) or "the first that fits"
+        passed = {name: why for name, why in unfit.items() if known[name].system == facts.system}
+        reason = "; ".join(f"{name} {why}" for name, why in passed.items()) or "the first that fits"
+        if facts.nvidia_driver and not chosen.architectures:
+            cards = ", ".join(gpu.name for gpu in facts.gpus)
+            here = f"{cards}, driver {facts.nvidia_driver}" if cards else f"driver {facts.nvidia_driver}, no card"
+            warning = f"torch for the CPU, though this machine has {here}: {reason}"
     instead = [known[chosen.instead]] if chosen.instead in known else []
-    return [chosen, *instead], reason
+    return Choice([chosen, *instead], reason, warning)
 
 
-def _unfit(facts: Facts, variant: Variant) -> str | None:
+def _unfit(facts: Facts, variant: Variant, older_cards: Mapping[str, str]) -> str | None:
     """Why a variant does not fit, or None."""
+    if variant.system != facts.system or variant.machine not in {None, facts.machine.lower()}:
+        return f"is for {variant.system} {variant.machine or ''}".rstrip()
     if variant.driver is None:
         return None
     if facts.nvidia_driver is None or not facts.gpus:
-        return "needs an NVIDIA card and driver, and none is here"
-    if _numbers(facts.nvidia_driver) < _numbers(variant.driver):
-        return f"needs driver {variant.driver}, here is {facts.nvidia_driver}"
-    least = variant.compute_capability
+        what = "card, and none is visible here" if facts.nvidia_driver else "driver, and none is here"
+        return f"needs an NVIDIA {what}"
     for gpu in facts.gpus:
-        if least and gpu.compute_capability and _numbers(gpu.compute_capability) < _numbers(least):
-            return f"needs compute capability {least}, {gpu.name} has {gpu.compute_capability}"
+        capability = gpu.compute_capability or _capability(gpu.name, older_cards)
+        if capability and not _runs(capability, variant.architectures):
+            return f"has no code for {gpu.name} (compute capability {capability})"
+    if _numbers(facts.nvidia_driver) < _numbers(variant.driver):
+        return f"needs driver {variant.driver} or newer, here is {facts.nvidia_driver}"
     return None
+
+
+def _capability(name: str, older_cards: Mapping[str, str]) -> str | None:
+    """The compute capability of a card by its name: the longest part of it that is known."""
+    known = [part for part in older_cards if re.search(rf"\b{re.escape(part)}", name)]
+    return older_cards[max(known, key=len)] if known else None
+
+
+def _runs(capability: str, architectures: Sequence[str]) -> bool:
+    """Machine code for X.Y runs on X.Z with Z >= Y (source: CUDA's programming guide, binary compatibility)."""
+    card = _numbers(capability)
+    return any(card[0] == _numbers(each)[0] and card >= _numbers(each) for each in architectures)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -64,12 +64,15 @@ class ModelSpec(Strict):
 
 
 class Variant(Strict):
-    """One build of torch and the machines that it fits."""
+    """One build of torch and the machines that it fits; `torch` is None for an environment without it."""
 
     name: str
-    torch: str
+    torch: str | None = None
+    system: str = "linux"
+    machine: str | None = None
     driver: str | None = None
-    compute_capability: str | None = None
+    architectures: list[str] = []
+    python: list[str] = []
     find_links: str | None = None
     instead: str | None = None
     instead_cost: str | None = None
@@ -78,10 +81,11 @@ class Variant(Strict):
 
 
 class TorchSpec(Strict):
-    """torch.toml: the Pythons that the locks hold wheels for, and the variants, best first."""
+    """torch.toml: the Pythons that the locks hold wheels for, the variants, best first, and cards known by name."""
 
     python: Annotated[list[str], Field(min_length=1)]
     variant: Annotated[list[Variant], Field(min_length=1)]
+    older_cards: dict[str, str] = {}
 
 
 class HostSpec(Strict):
@@ -89,6 +93,7 @@ class HostSpec(Strict):
 
     root: str | None = None
     env: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] = "diffusers"
+    interpreter: Literal["auto", "conda", "system"] = "auto"
     variant: str = "auto"
     relocate: list[Literal["huggingface"]] = ["huggingface"]
     models: list[str] = ["ddpm-cat-256", "stable-diffusion-v1-5"]

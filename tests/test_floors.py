@@ -16,10 +16,10 @@ FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
         {"errors"},
-        {"command", "paths", "spec", "download"},
-        {"step", "journal", "hub"},
+        {"command", "paths", "spec", "download", "conda_lock", "wheels"},
+        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix"},
         {"facts", "sources", "volume"},
-        {"relocate", "pip_env", "models", "smoke", "locks"},
+        {"relocate", "environment", "models", "smoke", "locks"},
         {"plan", "report"},
         {"cli"},
         {"__main__"},
@@ -45,6 +45,9 @@ KEPT = {
     "PIL": {"bench.worker"},
     "huggingface_hub": {"provision.hub", "provision.models"},
     "uv": {"provision.sources"},
+    "rattler": {"provision.rattler_worker"},
+    "ruamel": {"provision.conda_lock", "provision.rattler"},
+    "pynvml": {"provision.facts", "bench.meter"},
     "typer": {"provision.cli", "bench.cli"},
     "pydantic": {"provision.spec", "bench.cases"},
 }

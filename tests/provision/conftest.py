@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from provision import conda_lock
+from tests.provision import channel
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -202,3 +205,30 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def channel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conda channel, built once."""
+    folder = tmp_path_factory.mktemp("channel")
+    channel.build(folder / "conda-forge")
+    return folder
+
+
+@pytest.fixture
+def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[channel.Served]:
+    """The channel on loopback, and the setting of the machine's conda that names it as a mirror."""
+    served = channel.Served(channel_folder)
+    monkeypatch.setenv("CONDA_CHANNEL_ALIAS", served.url)
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def conda_envs(envs: Path, channel_folder: Path) -> Path:
+    """The envs/ folder with a conda part as well."""
+    packages = channel.locked(channel_folder / "conda-forge", "python", "pip", "hello=1.0")
+    text = conda_lock.lock_text(packages, ["conda-forge"], ["environment.yml"])
+    (envs / "diffusers/conda-lock.yml").write_text(text)
+    (envs / "diffusers/environment.yml").write_text("dependencies:\n- python\n- pip\n- hello=1.0\n")
+    return envs

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import locks, pip_env, spec
+from provision import locks, prefix, sources, spec, wheels
+from provision.environment import EnvStep, Wanted
 from provision.errors import BlockedError, FirstlightError
 from provision.journal import Journal
 from provision.paths import Root
-from provision.pip_env import Locked, PipEnvStep
 from provision.spec import Variant
 from provision.step import State
+from provision.wheels import Locked
+from tests.provision.channel import PLATFORM
 from tests.provision.conftest import lock_text, write_wheel
 
 if TYPE_CHECKING:
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
-def build(tmp_path: Path, envs: Path, *variants: Variant, offline: bool = False) -> PipEnvStep:
-    wanted = variants or (Variant(name="cpu", torch="9.9+tiny"),)
+def build(tmp_path: Path, envs: Path, *variants: Variant, offline: bool = False) -> EnvStep:
+    chosen = variants or (Variant(name="cpu", torch="9.9+tiny"),)
     root = Root(tmp_path / "root")
-    journal = Journal(root.journal)
-    return PipEnvStep(root, "diffusers", envs / "diffusers", wanted, PYTHONS, journal, offline=offline)
+    wanted = Wanted("diffusers", envs / "diffusers", chosen, PYTHONS, "auto", PLATFORM, "a test")
+    return EnvStep(root, wanted, tmp_path / "home", Journal(root.journal), offline=offline)
 
 
-def site(step: PipEnvStep) -> Path:
+def site(step: EnvStep) -> Path:
     return next(step.prefix.glob("lib/python*/site-packages"))
 
 
@@ -126,12 +128,12 @@ def test_the_page_of_a_variant_is_asked_where_the_machine_lacks_its_wheel(
 
 def test_no_fitting_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BlockedError, match=r"no python of version 3\.99 is here \(found: .*3\.\d+"):
-        pip_env.find_python(["3.99"])
+        prefix.find_python(["3.99"], sources.base_python(), "uv python install")
 
 
 def test_the_first_supported_python_is_taken() -> None:
     here = ".".join(platform.python_version_tuple()[:2])
-    python, version = pip_env.find_python(["3.99", here])
+    python, version = prefix.find_python(["3.99", here], sources.base_python(), "…")
     assert version.startswith(f"{here}.")
     assert python.exists()
 
@@ -142,17 +144,17 @@ def test_a_lock_is_read_for_one_python(tmp_path: Path) -> None:
         "# words\nA_b.c==1.0 \\\n    --hash=sha256:00\nold==1 ; python_full_version < '3.12' \\\n    --hash=sha256:00\n"
         "new==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:00\nwin==1 ; sys_platform == 'win32' \\\n"
     )
-    assert pip_env.read_lock(lock, "3.11.7") == [Locked("a-b-c", "1.0"), Locked("old", "1")]
-    assert pip_env.read_lock(lock, "3.12.1") == [Locked("a-b-c", "1.0"), Locked("new", "2")]
+    assert wheels.read_lock(lock, "3.11.7") == [Locked("a-b-c", "1.0"), Locked("old", "1")]
+    assert wheels.read_lock(lock, "3.12.1") == [Locked("a-b-c", "1.0"), Locked("new", "2")]
 
 
 def test_a_broken_lock_names_its_line(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     lock.write_text("fine==1\n<<<<<<< HEAD\n")
     with pytest.raises(FirstlightError, match=r"(?s)line 2.*git checkout"):
-        pip_env.read_lock(lock, "3.11.7")
+        wheels.read_lock(lock, "3.11.7")
     with pytest.raises(FirstlightError, match="cannot be read"):
-        pip_env.read_lock(tmp_path / "absent", "3.11.7")
+        wheels.read_lock(tmp_path / "absent", "3.11.7")
 
 
 def test_hashes_of_other_builds_are_added_to_torch_alone() -> None:

@@ -1,0 +1,193 @@
+"""An environment's folder: its interpreter, its conda packages' files, and the path that its scripts carry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from provision import command
+from provision.errors import BlockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from provision.conda_lock import CondaPackage
+
+_VERSION = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+_BLOCK = 1 << 20
+_SHEBANG_LIMIT = 127  # Linux before 5.1 cuts the line there (BINPRM_BUF_SIZE)
+
+
+def python_version(python: Path) -> str | None:
+    """What an interpreter says of itself (such as "3.11.7"), or None when it does not run."""
+    try:
+        return command.run([python, "-I", "-S", "-c", _VERSION], timeout_seconds=20).stdout.strip() or None
+    except command.CommandError:
+        return None
+
+
+def find_python(supported: Sequence[str], first: Path, advice: str) -> tuple[Path, str]:
+    """An interpreter of this machine that the locks hold wheels for, the first supported version preferred.
+
+    Args:
+        supported: such as "3.11", the best first.
+        first: an interpreter that is looked at before those on the PATH.
+        advice: how to get one.
+
+    Raises:
+        BlockedError: there is none.
+    """
+    seen = []
+    for minor in supported:
+        for name in (str(first), f"python{minor}", "python3"):
+            found = shutil.which(name)
+            version = python_version(Path(found)) if found else None
+            if found and version and version.rpartition(".")[0] == minor:
+                real = command.run([found, "-c", "import os, sys; print(os.path.realpath(sys._base_executable))"])
+                return Path(real.stdout.strip()), version
+            if version:
+                seen.append(version)
+    have = ", ".join(sorted(set(seen))) or "none"
+    raise BlockedError(
+        f"no python of version {', '.join(supported)} is here (found: {have}), and the environment's packages are "
+        f"locked for these. Install one (such as: {advice}), then run again."
+    )
+
+
+def site_packages(prefix: Path, version: str) -> Path:
+    """The environment's site-packages, for a Python version such as "3.11.7"."""
+    if sys.platform == "win32":
+        return prefix / "Lib" / "site-packages"
+    return prefix / "lib" / f"python{version.rpartition('.')[0]}" / "site-packages"
+
+
+def too_long_for_scripts(prefix: Path) -> str | None:
+    """Why scripts in this folder would not start, or None."""
+    line = f"#!{prefix}/bin/python3.11"
+    if len(line) <= _SHEBANG_LIMIT:
+        return None
+    return (
+        f"{prefix} is so long that the first line of its scripts passes {_SHEBANG_LIMIT} characters, and they may not "
+        f"start; take a root of at most {_SHEBANG_LIMIT - len(line) + len(str(prefix.parent.parent))} characters"
+    )
+
+
+def conda_records(prefix: Path) -> dict[str, dict[str, Any]]:
+    """{name: record} of the conda packages that an environment says it holds."""
+    records = {}
+    for file in sorted((prefix / "conda-meta").glob("*.json")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("name"), str):
+            records[record["name"]] = record
+    return records
+
+
+def harmed_conda_packages(prefix: Path, wanted: Sequence[CondaPackage], *, deep: bool) -> dict[str, str]:
+    """{name: reason} of the locked conda packages that are absent, another build, or not as recorded.
+
+    Args:
+        prefix: an environment made from conda packages.
+        wanted: what the lock pins.
+        deep: hash every file, not only look for it.
+    """
+    records = conda_records(prefix)
+    harmed, intact = {}, []
+    for package in wanted:
+        record = records.get(package.name)
+        if record is None:
+            harmed[package.name] = "is not installed"
+        elif record.get("sha256") != package.sha256:
+            found, build = record.get("version"), record.get("build")
+            harmed[package.name] = f"is {found} ({build}), the lock wants {package.url.rpartition('/')[2]}"
+        else:
+            intact.append((package.name, record))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(os.cpu_count() or 1 if deep else 1) as pool:
+        reasons = list(pool.map(lambda each: _harm(prefix, each[1], deep=deep), intact))
+    return harmed | {name: reason for (name, _), reason in zip(intact, reasons, strict=True) if reason}
+
+
+def rewrite(prefix: Path, old: str, new: str) -> None:
+    """Make every script of an environment name `new` where it names `old`, and every RECORD agree.
+
+    Args:
+        prefix: the environment's folder as it lies now.
+        old: the path that its scripts carry.
+        new: the path that they shall carry.
+    """
+    before, after = old.encode(), new.encode()
+    changed = {}
+    scripts = prefix / ("Scripts" if sys.platform == "win32" else "bin")
+    for script in sorted(scripts.iterdir()) if scripts.is_dir() else []:
+        if script.is_symlink() or not script.is_file() or _is_binary(script):
+            continue
+        content = script.read_bytes()
+        # Whole path components alone: /data/env is not meant by /data/env2.
+        fresh = re.sub(re.escape(before) + rb"(?=[/\"'\s:;)]|$)", lambda _: after, content)
+        if fresh != content:
+            part = script.with_name(f".{script.name}.part")
+            part.write_bytes(fresh)
+            shutil.copymode(script, part)
+            part.replace(script)
+            changed[script.name] = (hashlib.sha256(fresh).digest(), len(fresh))
+    for record in prefix.glob("[Ll]ib/**/site-packages/*.dist-info/RECORD"):
+        _rerecord(record, changed)
+
+
+def _rerecord(record: Path, changed: dict[str, tuple[bytes, int]]) -> None:
+    lines = record.read_text(encoding="utf-8").splitlines()
+    fresh = []
+    for line in lines:
+        path = line.partition(",")[0]
+        name = path.rpartition("/")[2]
+        if path.startswith("../") and path.split("/")[-2:-1] in (["bin"], ["Scripts"]) and name in changed:
+            digest, size = changed[name]
+            line = f"{path},sha256={urlsafe_b64encode(digest).rstrip(b'=').decode()},{size}"  # noqa: PLW2901 (its row)
+        fresh.append(line)
+    if fresh != lines:
+        part = record.with_name("RECORD.part")
+        part.write_text("\n".join(fresh) + "\n", encoding="utf-8")
+        part.replace(record)
+
+
+def _is_binary(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return b"\0" in opened.read(1024)
+
+
+def _harm(prefix: Path, record: dict[str, Any], *, deep: bool) -> str | None:
+    """The first recorded file that is missing, or (deep) does not have its recorded content."""
+    paths = record.get("paths_data", {}).get("paths", [])
+    for row in paths:
+        path = prefix / row["_path"]
+        try:
+            size = path.lstat().st_size
+        except OSError:
+            return f"{row['_path']} is missing"
+        if row.get("path_type") not in {"hardlink", "unix_python_entry_point"} or path.suffix == ".pyc":
+            continue
+        if "prefix_placeholder" not in row and row.get("size_in_bytes", size) != size:
+            return f"{row['_path']} is {size} bytes, recorded with {row['size_in_bytes']}"
+        expected = row.get("sha256_in_prefix") or (None if "prefix_placeholder" in row else row.get("sha256"))
+        if deep and expected and _sha256(path) != expected:
+            return f"{row['_path']} does not have its recorded content"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()

@@ -1,0 +1,184 @@
+"""The parent's side of rattler: which mirror serves a channel, and one worker process a request."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from provision import command
+from provision.conda_lock import CondaPackage
+from provision.errors import BlockedError, FirstlightError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_ANSWER_SECONDS = 5
+_NO_SPACE = re.compile(r"os error 28|No space left|os error 122")
+_CHANNELS = "https://conda.anaconda.org"  # conda's own default channel_alias, which its locks write
+
+
+def mirrors(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """{channel's own address: the address that serves it} by the machine's conda settings.
+
+    Source: conda's documentation of `channel_alias` and `custom_channels`. Both addresses end with a slash.
+
+    Raises:
+        SpecError: a .condarc cannot be read.
+    """
+    settings: dict[str, Any] = {}
+    for file in (Path(environ["CONDARC"]) if environ.get("CONDARC") else home / ".condarc",):
+        settings |= _condarc(file)
+    alias = environ.get("CONDA_CHANNEL_ALIAS") or settings.get("channel_alias")
+    found = {}
+    custom = settings.get("custom_channels")
+    for name, base in (custom if isinstance(custom, dict) else {}).items():
+        found[f"{_CHANNELS}/{name}/"] = f"{str(base).rstrip('/')}/{name}/"
+    if alias:
+        found[f"{_CHANNELS}/"] = f"{str(alias).rstrip('/')}/"
+    return found
+
+
+def served(url: str, mirrored: Mapping[str, str]) -> str:
+    """The address under which a package is asked for."""
+    for channel, mirror in mirrored.items():
+        if url.startswith(channel):
+            return mirror + url.removeprefix(channel)
+    return url
+
+
+def unreachable(packages: Sequence[CondaPackage], mirrored: Mapping[str, str]) -> str | None:
+    """Why packages cannot be fetched, asked with one of them; None when they can."""
+    import requests
+
+    if not packages:
+        return None
+    url = served(min(packages, key=lambda package: package.url).url, mirrored)
+    try:
+        answer = requests.head(url, timeout=_ANSWER_SECONDS, allow_redirects=True)
+    except requests.RequestException as error:
+        return f"{command.redact(url)} does not answer ({type(error).__name__})"
+    return None if answer.ok else f"{command.redact(url)} answers {answer.status_code}"
+
+
+def not_cached(packages: Iterable[CondaPackage], pkgs: Path) -> list[CondaPackage]:
+    """The packages that are not unpacked in the package cache."""
+    absent = []
+    for package in packages:
+        stem = package.url.rpartition("/")[2].removesuffix(".conda").removesuffix(".tar.bz2")
+        if not (pkgs / stem / "info" / "index.json").exists():
+            absent.append(package)
+    return absent
+
+
+def install(
+    lock: Path,
+    platform: str,
+    prefix: Path,
+    pkgs: Path,
+    mirrored: Mapping[str, str],
+    *,
+    final: Path,
+    specs: Sequence[str] = (),
+    reinstall: Iterable[str] = (),
+    kept: Iterable[str] = (),
+    full: bool = False,
+) -> None:
+    """Make `prefix` hold exactly the conda packages of a lock, every one checked against its sha256.
+
+    Args:
+        lock: a conda-lock.yml.
+        platform: conda's name of it.
+        prefix: where the files are put.
+        pkgs: the package cache; on the prefix's file system its files are hard-linked.
+        mirrored: as `mirrors` returns it.
+        final: what the files call the prefix, where it will be renamed.
+        specs: what was asked for, for conda's own record.
+        reinstall: packages whose files are put anew.
+        kept: packages that are not in the lock and stay nevertheless.
+        full: hash what is cached before it is used.
+
+    Raises:
+        BlockedError: no space is left.
+        FirstlightError: a package could not be had, or is not what the lock says.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    pkgs.mkdir(parents=True, exist_ok=True)
+    _ask(
+        {
+            "action": "install",
+            "lock": str(lock),
+            "platform": platform,
+            "prefix": str(prefix),
+            "final": str(final),
+            "pkgs": str(pkgs),
+            "mirrors": dict(mirrored),
+            "specs": list(specs),
+            "reinstall": sorted(reinstall),
+            "kept": sorted(kept),
+            "full": full,
+        },
+        prefix,
+    )
+
+
+def solve(
+    specs: Sequence[str],
+    channels: Sequence[str],
+    platform: str,
+    virtual: Sequence[str],
+    mirrored: Mapping[str, str],
+    cache: Path,
+) -> list[CondaPackage]:
+    """Solve specs for one platform; the addresses are the channels' own, whatever mirror was asked.
+
+    Raises:
+        FirstlightError: a channel does not answer, or there is no solution.
+    """
+    request = {
+        "action": "solve",
+        "specs": list(specs),
+        "channels": list(channels),
+        "platform": platform,
+        "virtual": list(virtual),
+        "mirrors": dict(mirrored),
+        "cache": str(cache),
+    }
+    return [CondaPackage(**row) for row in _ask(request, cache)["packages"]]
+
+
+def _ask(request: Mapping[str, object], where: Path) -> dict[str, Any]:
+    """Run one request. Only the answer's file counts: the worker may crash once it is written."""
+    with tempfile.TemporaryDirectory(prefix="firstlight-") as scratch:
+        answer_file = Path(scratch) / "answer.json"
+        text = json.dumps({**request, "answer": str(answer_file)})
+        here = str(Path(__file__).resolve().parent.parent)
+        environment = dict(os.environ) | {"PYTHONPATH": here}
+        done = command.run([sys.executable, "-m", "provision.rattler_worker"], env=environment, stdin=text, check=False)
+        try:
+            answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise FirstlightError(f"rattler ended without an answer (exit {done.returncode}):\n{done.tail()}") from None
+    if "error" not in answer:
+        return answer
+    message = command.redact(str(answer["error"]))
+    if _NO_SPACE.search(message):
+        raise BlockedError(f"{where}: no space left. Free some, or give another --root, then run again.")
+    raise FirstlightError(f"conda packages: {message}")
+
+
+def _condarc(file: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        loaded = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise SpecError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
+    return loaded if isinstance(loaded, dict) else {}
