@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, conda_lock, rattler, sources, spec
+from provision import command, conda_lock, conda_lock_tool, rattler, sources, spec
 from provision.conda_lock import package_name
 from provision.errors import SpecError
 from provision.volume import write_atomic
@@ -91,6 +91,7 @@ class LockHost:
     mirrors: Mapping[str, str]
     virtual: Sequence[str]
     keep_conda: bool = False
+    tool: str = "rattler"
 
 
 def lock_conda(folder: Path, host: LockHost) -> list[Path]:
@@ -102,6 +103,9 @@ def lock_conda(folder: Path, host: LockHost) -> list[Path]:
     """
     asked = conda_lock.read_environment(folder / "environment.yml")
     target = folder / "conda-lock.yml"
+    if host.tool == "conda-lock":
+        conda_lock_tool.lock(folder / "environment.yml", target, host.platforms or asked.platforms)
+        return [target]
     packages = []
     there = conda_lock.read_lock(target) if target.exists() else []
     platforms = host.platforms or asked.platforms or sorted({each.platform for each in there}) or conda_lock.PLATFORMS

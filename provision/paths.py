@@ -115,6 +115,13 @@ def default_root() -> Path:
     return platformdirs.user_data_path("firstlight", appauthor=False)
 
 
+def tool_folder(name: str) -> Path:
+    """Where a program that cannot live in the toolbox is installed."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("firstlight", appauthor=False) / name
+
+
 def shipped_envs() -> Path:
     """The checkout's `envs/`, or the copy inside an installed distribution."""
     beside = Path(__file__).resolve().parent.parent / "envs"

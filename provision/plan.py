@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from provision import conda_lock, paths, spec
+from provision import activation, conda_lock, paths, spec
 from provision.environment import EnvStep, Wanted
 from provision.errors import SpecError
 from provision.hub import Hub
@@ -62,6 +62,9 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     built: list[Step] = [VolumeStep(root, [source for _, source, _ in relocated], journal)]
     built += [RelocateStep(label, source, target, journal) for label, source, target in relocated]
     built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
+    bases = activation.conda_bases(os.environ, wish.home)
+    if bases and wanted.conda_lock is not None:
+        built.append(activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal))
     for name in host.models:
         built.append(ModelStep(root, name, manifest[name], hub, retry=wish.retry, progress=progress))
     if wanted.variants[0].torch:

@@ -79,6 +79,18 @@ def too_long_for_scripts(prefix: Path) -> str | None:
     )
 
 
+def size_bytes(prefix: Path) -> int:
+    """The bytes of every file below a folder, a hard-linked one counted once."""
+    seen, total = set(), 0
+    for base, _, files in os.walk(prefix):
+        for name in files:
+            stat = os.lstat(f"{base}{os.sep}{name}")
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                total += stat.st_size
+    return total
+
+
 def conda_records(prefix: Path) -> dict[str, dict[str, Any]]:
     """{name: record} of the conda packages that an environment says it holds."""
     records = {}

@@ -30,9 +30,7 @@ def mirrors(environ: Mapping[str, str], home: Path) -> dict[str, str]:
     Raises:
         SpecError: a .condarc cannot be read.
     """
-    settings: dict[str, Any] = {}
-    for file in (Path(environ["CONDARC"]) if environ.get("CONDARC") else home / ".condarc",):
-        settings |= _condarc(file)
+    settings = conda_settings(environ, home)
     alias = environ.get("CONDA_CHANNEL_ALIAS") or settings.get("channel_alias")
     found = {}
     custom = settings.get("custom_channels")
@@ -171,7 +169,13 @@ def _ask(request: Mapping[str, object], where: Path) -> dict[str, Any]:
     raise FirstlightError(f"conda packages: {message}")
 
 
-def _condarc(file: Path) -> dict[str, Any]:
+def conda_settings(environ: Mapping[str, str], home: Path) -> dict[str, Any]:
+    """What .condarc holds (CONDARC names another); {} where there is none.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
+    file = Path(environ["CONDARC"]) if environ.get("CONDARC") else home / ".condarc"
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
+    from provision.discover import Found
     from provision.step import Outcome, Step
 
 SCHEMA = 1
+_MIXED_SHOWN = 5
 _COLORS = {"ok": "32", "done": "32", "drifted": "33", "blocked": "31", "failed": "31"}
 
 
@@ -147,3 +149,23 @@ def summary(command: str, root: Path, outcomes: Sequence[Outcome], seconds: floa
 def fallbacks(outcomes: Sequence[Outcome]) -> list[str]:
     """Everything second-best that stands in somewhere."""
     return [redact(outcome.fallback) for outcome in outcomes if outcome.fallback]
+
+
+def environments_json(found: Sequence[Found]) -> str:
+    """`env list` for programs."""
+    return json.dumps({"schema": SCHEMA, "envs": [each.to_dict() for each in found]}, indent=1)
+
+
+def environments(found: Sequence[Found]) -> str:
+    """`env list` for people: a few lines for each environment."""
+    lines = []
+    for each in found:
+        place = "on the volume" if each.on_volume else "not on the volume"
+        what = ", ".join(filter(None, [each.manager, each.interpreter, each.variant, f"{each.packages} packages"]))
+        lines += [f"{each.name:<20} {what}, {each.size_bytes / 1e9:.2f} GB, {place}", f"  {each.prefix}"]
+        if each.activatable:
+            lines.append(f"  enter it: {each.activatable}")
+        if each.mixed:
+            more = f", and {len(each.mixed) - _MIXED_SHOWN} more" if len(each.mixed) > _MIXED_SHOWN else ""
+            lines.append(f"  MIXED: {'; '.join(each.mixed[:_MIXED_SHOWN])}{more}")
+    return "\n".join(lines) or "no environment is here; `make setup` makes one"

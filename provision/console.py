@@ -1,0 +1,197 @@
+"""What every command of `provision` shares: its flags, its exit codes, and how a list of steps is run and shown."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provision.errors import BlockedError, Exit, FirstlightError, from_os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from provision import facts, paths, report, step
+    from provision.plan import Wish
+    from provision.step import Outcome
+
+RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")]
+HostFlag = Annotated[Path | None, typer.Option("--host", help="What this host should have.", metavar="FILE")]
+EnvsFlag = Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")]
+OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use no network.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="Only faults and the summary.")]
+VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Also the machine, and why this build of torch.")]
+NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+
+class Show:
+    """How a command talks."""
+
+    def __init__(self, json: bool, quiet: bool, verbose: bool, no_color: bool) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.verbose = verbose
+        self.color = not no_color and "NO_COLOR" not in os.environ
+
+
+def wish_of(
+    root: str | None,
+    host: Path | None,
+    envs: Path | None,
+    *,
+    offline: bool = False,
+    retry: bool = False,
+    changes: Mapping[str, object] | None = None,
+) -> Wish:
+    """What a run is asked for, from its flags and host.toml.
+
+    Args:
+        root: the flag, which beats host.toml.
+        host: the file that takes host.toml's place.
+        envs: the folder that takes the shipped envs/ folder's place.
+        offline: use no network.
+        retry: look again for a silent hub.
+        changes: what flags change in host.toml.
+    """
+    from provision import paths, spec
+    from provision.plan import Wish
+
+    wanted = spec.load_host(host)
+    return Wish(
+        root=paths.Root.named(root or wanted.root),
+        host=wanted.model_copy(update={key: value for key, value in (changes or {}).items() if value is not None}),
+        envs=(envs or paths.shipped_envs()).absolute(),
+        home=Path.home(),
+        offline=offline,
+        retry=retry,
+    )
+
+
+def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only: Collection[str] | None = None) -> Exit:
+    """Run a command over the steps (`only` those of these names), print what became of them, return the exit code."""
+    from provision import facts, plan, report, step
+    from provision.journal import Journal
+
+    started = time.perf_counter()
+    machine = facts.probe()
+    journal = Journal(wish.root.journal)
+    screen: report.Screen | None = None
+
+    def progress(arrived: int, total: int) -> None:
+        if screen is not None:
+            screen.progress(arrived, total)
+
+    steps = plan.steps(wish, machine, journal, progress)
+    if only is not None:
+        steps = [each for each in steps if each.name in only]
+    if name == "repair":
+        steps = [each for each in steps if each.local or each.essential]
+    screen = report.Screen(total=len(steps), json_output=show.json, quiet=show.quiet, color=show.color)
+    if show.verbose:
+        _say_machine(wish, machine)
+    if name in {"setup", "repair", "env create"} and not dry_run:
+        outcomes = _converge(wish, steps, screen, repair=name == "repair")
+    else:
+        outcomes = step.look(steps, deep=name == "verify", listen=screen.listen)
+        if name == "plan" or dry_run:
+            _say_plan(steps, outcomes, show)
+    seconds = time.perf_counter() - started
+    if show.json:
+        print(report.to_json(name, wish.root.path, outcomes, seconds))
+    else:
+        print(report.summary(name, wish.root.path, outcomes, seconds))
+    return step.exit_of(outcomes)
+
+
+def _converge(wish: Wish, steps: list[step.Step], screen: report.Screen, *, repair: bool) -> list[Outcome]:
+    """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
+    from provision import step
+
+    def silent(_: step.Step, __: Outcome | None) -> None: ...
+
+    found = step.look(steps, listen=silent)
+    absent = any(each.essential and outcome.error for each, outcome in zip(steps, found, strict=True))
+    if absent or all(outcome.after is not step.State.DRIFTED for outcome in found):
+        return step.look(steps, listen=screen.listen)
+    if repair and found[0].after is step.State.DRIFTED:
+        raise BlockedError(
+            f"{wish.root.path} bears no .firstlight marker: it is not mounted, or was never set up. "
+            "Mount it and run `make repair`, or run `make setup`."
+        )
+    with holding(wish.root, f"make {'repair' if repair else 'setup'}"):
+        return step.converge(steps, listen=screen.listen)
+
+
+@contextlib.contextmanager
+def holding(root: paths.Root, again: str) -> Iterator[None]:
+    """Be the one run that writes to the root.
+
+    Raises:
+        BlockedError: another run is; `again` is the command to come back with.
+    """
+    import filelock
+
+    held = filelock.FileLock(root.lock, timeout=0)
+    root.state.mkdir(parents=True, exist_ok=True)
+    try:
+        held.acquire()
+    except filelock.Timeout:
+        raise BlockedError(f"another run holds {root.lock}. Wait for it, then run `{again}`.") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> None:
+    from provision.step import State
+
+    lines = sys.stderr if show.json else sys.stdout
+    for each, outcome in zip(steps, outcomes, strict=True):
+        if outcome.after is State.DRIFTED:
+            print(f"  would    {each.name:<28} {each.describe()}", file=lines)
+
+
+def _say_machine(wish: Wish, machine: facts.Facts) -> None:
+    from provision import plan
+
+    wanted = plan.environment(wish.envs, wish.host, machine)
+    cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
+    memory = f"{machine.memory_bytes / 1e9:.1f} GB"
+    print(f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {cards}", file=sys.stderr)
+    print(f"torch: {wanted.variants[0].name} ({wanted.reason})", file=sys.stderr)
+
+
+def guard(act: Callable[[], Exit]) -> None:
+    """Turn every failure that is known into its message and its exit code."""
+    try:
+        code = act()
+    except FirstlightError as error:
+        code = _fault(error)
+    except BrokenPipeError:
+        # The reader has enough (`| head`). Python would complain once more when it flushes at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.FAILED
+    except OSError as error:
+        code = _fault(from_os_error(error))
+    except KeyboardInterrupt:
+        print(
+            "interrupted; what stands is whole. Run the same command again, it goes on from here.",
+            file=sys.stderr,
+        )
+        code = Exit.INTERRUPTED
+    raise typer.Exit(int(code))
+
+
+def _fault(error: FirstlightError) -> Exit:
+    from provision.command import redact
+
+    print(f"error: {redact(str(error))}", file=sys.stderr)
+    return error.exit

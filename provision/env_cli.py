@@ -1,0 +1,171 @@
+"""The commands `provision env`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from provision.console import (
+    EnvsFlag,
+    HostFlag,
+    JsonFlag,
+    NoColorFlag,
+    OfflineFlag,
+    QuietFlag,
+    RootFlag,
+    Show,
+    VerboseFlag,
+    guard,
+    run_steps,
+    wish_of,
+)
+from provision.errors import BlockedError, Exit, SpecError
+
+app = typer.Typer(help="The environments.", no_args_is_help=True, rich_markup_mode=None)
+
+NameArgument = Annotated[str | None, typer.Argument(help="The environment; host.toml's, where none is named.")]
+
+
+@app.command("list")
+def list_(
+    root: RootFlag = None,
+    host: HostFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show the environments of this machine: ours, conda's and virtual ones, and what is mixed in them."""
+
+    def act() -> Exit:
+        from provision import discover, report
+
+        wish = wish_of(root, host, None)
+        found = discover.environments(wish.root, wish.home, os.environ)
+        print(report.environments_json(found) if json else report.environments(found))
+        return Exit.GOOD
+
+    guard(act)
+
+
+@app.command()
+def where(name: NameArgument = None, root: RootFlag = None, host: HostFlag = None) -> None:
+    """Print the environment's folder."""
+
+    def act() -> Exit:
+        wish = wish_of(root, host, None, changes={"env": name})
+        print(wish.root.prefix(wish.host.env))
+        return Exit.GOOD
+
+    guard(act)
+
+
+@app.command()
+def create(
+    name: NameArgument = None,
+    variant: Annotated[str | None, typer.Option(help="The build of torch, such as cu128.")] = None,
+    interpreter: Annotated[str | None, typer.Option(help="auto, conda or system.")] = None,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    offline: OfflineFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+    no_color: NoColorFlag = False,
+) -> None:
+    """Make one environment from its locks, or mend it."""
+
+    def act() -> Exit:
+        from provision import spec
+
+        if interpreter is not None:
+            spec.choose(interpreter, ["auto", "conda", "system"], "interpreter")
+        changes = {"env": name, "variant": variant, "interpreter": interpreter}
+        wish = wish_of(root, host, envs, offline=offline, changes=changes)
+        env = wish.host.env
+        only = {"volume", f"environment {env}", f"conda sees {env}"}
+        return run_steps("env create", wish, Show(json, quiet, verbose, no_color), only=only)
+
+    guard(act)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The environment.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    root: RootFlag = None,
+    host: HostFlag = None,
+) -> None:
+    """Remove an environment that firstlight made; the package caches stay."""
+
+    def act() -> Exit:
+        from provision import removal
+        from provision.console import holding
+        from provision.journal import Journal
+
+        wish = wish_of(root, host, None, changes={"env": name})
+        prefix = wish.root.prefix(name)
+        size = removal.removable(prefix, wish.root)
+        if not yes and not sys.stdin.isatty():
+            raise SpecError(f"{prefix} ({size:,} bytes) would be removed with all that was added to it. Say so: --yes")
+        if not yes and not typer.confirm(f"Remove {prefix} ({size:,} bytes) with all that was added to it?"):
+            return Exit.GOOD
+        with holding(wish.root, "provision env remove"):
+            removal.remove(prefix, wish.home, Journal(wish.root.journal))
+        print(f"removed {prefix}, {size:,} bytes")
+        return Exit.GOOD
+
+    guard(act)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def run(
+    argv: Annotated[list[str], typer.Argument(metavar="CMD...", help="A program and its arguments, after --.")],
+    name: Annotated[str | None, typer.Option("--env", help="The environment; else host.toml's.")] = None,
+    root: RootFlag = None,
+    host: HostFlag = None,
+) -> None:
+    """Run a program in the environment, as if it were activated: provision env run -- python -V."""
+
+    def act() -> Exit:
+        from provision import activation, paths
+
+        wish = wish_of(root, host, None, changes={"env": name})
+        prefix = wish.root.prefix(wish.host.env)
+        if not paths.interpreter(prefix).exists():
+            raise BlockedError(f"{prefix} is not there. Run `make setup`, or `provision env create {wish.host.env}`.")
+        environment = activation.activated(prefix, os.environ)
+        try:
+            os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)
+        except FileNotFoundError:
+            raise SpecError(f"{argv[0]} is neither in {prefix} nor on the PATH.") from None
+
+    guard(act)
+
+
+@app.command()
+def lock(
+    name: Annotated[str, typer.Argument(help="The environment.")] = "diffusers",
+    envs: EnvsFlag = None,
+    platform: Annotated[list[str] | None, typer.Option(help="Solve conda's part for it, such as linux-64.")] = None,
+    virtual: Annotated[list[str] | None, typer.Option(help="As if it were there, such as __cuda=12.8.")] = None,
+    keep_conda: Annotated[bool, typer.Option("--keep-conda", help="Leave conda's part as it is.")] = False,
+    tool: Annotated[str, typer.Option("--with", help="What solves conda's part: rattler or conda-lock.")] = "rattler",
+) -> None:
+    """Write the environment's locks anew: conda's part from environment.yml, pip's from requirements.in."""
+
+    def act() -> Exit:
+        from provision import conda_lock, locks, paths, rattler, spec
+
+        for each in platform or []:
+            spec.choose(each, conda_lock.PLATFORMS, "platform")
+        spec.choose(tool, ["rattler", "conda-lock"], "tool")
+        mirrored = rattler.mirrors(os.environ, Path.home())
+        host = locks.LockHost(platform, mirrored, virtual or [], keep_conda=keep_conda, tool=tool)
+        for written in locks.lock((envs or paths.shipped_envs()).absolute(), name, host):
+            print(written)
+        return Exit.GOOD
+
+    guard(act)
