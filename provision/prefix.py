@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from provision import command
 from provision.errors import BlockedError
+from provision.hashing import differing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from provision.conda_lock import CondaPackage
 
 _VERSION = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
-_BLOCK = 1 << 20
 _SHEBANG_LIMIT = 127  # Linux before 5.1 cuts the line there (BINPRM_BUF_SIZE)
 
 
@@ -123,11 +123,19 @@ def harmed_conda_packages(prefix: Path, wanted: Sequence[CondaPackage], *, deep:
             harmed[package.name] = f"is {found} ({build}), the lock wants {package.url.rpartition('/')[2]}"
         else:
             intact.append((package.name, record))
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(os.cpu_count() or 1 if deep else 1) as pool:
-        reasons = list(pool.map(lambda each: _harm(prefix, each[1], deep=deep), intact))
-    return harmed | {name: reason for (name, _), reason in zip(intact, reasons, strict=True) if reason}
+    hashed, digests = {}, []
+    for name, record in intact:
+        reason = _stat_files(prefix, record)
+        if reason:
+            harmed[name] = reason
+        elif deep:
+            for path, digest in _digests(record):
+                hashed[f"{prefix}{os.sep}{path}"] = (name, path)
+                digests.append((f"{prefix}{os.sep}{path}", bytes.fromhex(digest)))
+    for whole in differing(digests):
+        name, path = hashed[whole]
+        harmed.setdefault(name, f"{path} does not have its recorded content")
+    return harmed
 
 
 def rewrite(prefix: Path, old: str, new: str) -> None:
@@ -178,28 +186,31 @@ def _is_binary(file: Path) -> bool:
         return b"\0" in opened.read(1024)
 
 
-def _harm(prefix: Path, record: dict[str, Any], *, deep: bool) -> str | None:
-    """The first recorded file that is missing, or (deep) does not have its recorded content."""
-    paths = record.get("paths_data", {}).get("paths", [])
-    for row in paths:
-        path = prefix / row["_path"]
+def _stat_files(prefix: Path, record: dict[str, Any]) -> str | None:
+    """The first recorded file that is missing or has another size."""
+    content = {row["_path"] for row in _content(record)}
+    for row in record.get("paths_data", {}).get("paths", []):
         try:
-            size = path.lstat().st_size
+            size = os.lstat(f"{prefix}{os.sep}{row['_path']}").st_size
         except OSError:
             return f"{row['_path']} is missing"
-        if row.get("path_type") not in {"hardlink", "unix_python_entry_point"} or path.suffix == ".pyc":
-            continue
-        if "prefix_placeholder" not in row and row.get("size_in_bytes", size) != size:
+        if row["_path"] in content and "prefix_placeholder" not in row and row.get("size_in_bytes", size) != size:
             return f"{row['_path']} is {size} bytes, recorded with {row['size_in_bytes']}"
-        expected = row.get("sha256_in_prefix") or (None if "prefix_placeholder" in row else row.get("sha256"))
-        if deep and expected and _sha256(path) != expected:
-            return f"{row['_path']} does not have its recorded content"
     return None
 
 
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
+def _content(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recorded files that have a content of their own: no links, no compiled bytecode."""
+    kinds = {"hardlink", "unix_python_entry_point"}
+    rows = record.get("paths_data", {}).get("paths", [])
+    return [row for row in rows if row.get("path_type") in kinds and not row["_path"].endswith(".pyc")]
+
+
+def _digests(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """(path, sha256 in hex) of every file, as it is with the prefix written into it."""
+    found = []
+    for row in _content(record):
+        digest = row.get("sha256_in_prefix") or (None if "prefix_placeholder" in row else row.get("sha256"))
+        if digest:
+            found.append((row["_path"], digest))
+    return found

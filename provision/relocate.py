@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.errors import BlockedError, FirstlightError
+from provision.hashing import sha256
 from provision.paths import linked_root
 from provision.step import Check, State
 
 if TYPE_CHECKING:
     from provision.journal import Journal
 
-_BLOCK = 1 << 20
 _HEADROOM = 1.1
 
 
@@ -176,20 +175,12 @@ def _verify_inside(original: Path, copy: Path) -> None:
         if first.is_symlink():
             same = second.is_symlink() and first.readlink() == second.readlink()
         else:
-            same = second.is_file() and not second.is_symlink() and _sha256(first) == _sha256(second)
+            same = second.is_file() and not second.is_symlink() and sha256(first) == sha256(second)
         if not same:
             raise FirstlightError(
                 f"{second} is not the same as {first}: something wrote there during the move. "
                 "Nothing was removed. End what uses it, then run again."
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fsync_tree(folder: Path) -> None:

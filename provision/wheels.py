@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import re
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.errors import FirstlightError
+from provision.hashing import differing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -91,17 +91,28 @@ def harmed_packages(site: Path, wanted: Sequence[Locked], *, deep: bool) -> dict
             harmed[package.name] = f"is {there[package.name][0]}, the lock wants {package.version}"
         else:
             intact.append((package.name, there[package.name][1]))
-    folders = [folder for _, folder in intact]
-    # Hashing leaves Python's lock to the other threads; 20,000 calls of stat do not, and are quicker in one.
-    reasons = _hash_records(folders) if deep else [_stat_record(folder) for folder in folders]
-    return harmed | {name: reason for (name, _), reason in zip(intact, reasons, strict=True) if reason}
+    hashed: dict[str, tuple[str, str]] = {}
+    digests = []
+    for name, info in intact:
+        # 20,000 calls of stat hold Python's lock: they are quicker in one thread.
+        reason = _stat_record(info)
+        if reason:
+            harmed[name] = reason
+        elif deep:
+            for path, digest in _digests(info):
+                whole = f"{info.parent}{os.sep}{path}"
+                hashed[whole] = (name, path)
+                digests.append((whole, digest))
+    for whole in differing(digests):
+        name, path = hashed[whole]
+        harmed.setdefault(name, f"{path} does not have its recorded content")
+    return harmed
 
 
-def _hash_records(folders: Sequence[Path]) -> list[str | None]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(_hash_record, folders))
+def _digests(info: Path) -> list[tuple[str, bytes]]:
+    """(path, sha256) of every recorded file."""
+    rows = [(path, digest.partition("=")) for path, digest, _ in _record(info)]
+    return [(path, urlsafe_b64decode(f"{digest}=")) for path, (kind, _, digest) in rows if kind == "sha256"]
 
 
 def _stat_record(info: Path) -> str | None:
@@ -115,24 +126,6 @@ def _stat_record(info: Path) -> str | None:
         if size and int(size) != found:
             return f"{path} is {found} bytes, recorded with {size}"
     return None if (info / "RECORD").exists() else "its RECORD is missing"
-
-
-def _hash_record(info: Path) -> str | None:
-    """The first recorded file whose content is not the recorded one."""
-    reason = _stat_record(info)
-    if reason:
-        return reason
-    for path, digest, _ in _record(info):
-        algorithm, _, expected = digest.partition("=")
-        if algorithm != "sha256":
-            continue
-        with (info.parent / path).open("rb") as file:
-            found = hashlib.sha256()
-            while block := file.read(1 << 20):
-                found.update(block)
-        if urlsafe_b64encode(found.digest()).rstrip(b"=").decode() != expected:
-            return f"{path} does not have its recorded content"
-    return None
 
 
 def _record(info: Path) -> list[tuple[str, str, str]]:

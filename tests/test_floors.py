@@ -16,8 +16,8 @@ FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
         {"errors"},
-        {"command", "paths", "spec", "download", "conda_lock", "wheels"},
-        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix"},
+        {"command", "paths", "spec", "download", "conda_lock", "hashing"},
+        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels"},
         {"facts", "sources", "volume"},
         {"relocate", "environment", "models", "smoke", "conda_lock_tool"},
         {"activation", "removal", "locks"},
