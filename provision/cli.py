@@ -73,16 +73,16 @@ def repair(
     root: RootFlag = None,
     host: HostFlag = None,
     envs: EnvsFlag = None,
-    offline: OfflineFlag = False,
+    offline: OfflineFlag = False,  # noqa: ARG001 (it always is; every command takes the flag)
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
     no_color: NoColorFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Mend what needs no network: the links after a wipe of the home."""
+    """Mend what needs no network: the links after a wipe of the home, and the environment from the caches."""
     show = Show(json, quiet, verbose, no_color)
-    guard(lambda: run_steps("repair", wish_of(root, host, envs, offline=offline), show, dry_run=dry_run))
+    guard(lambda: run_steps("repair", wish_of(root, host, envs, offline=True), show, dry_run=dry_run))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

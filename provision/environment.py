@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from provision import command, conda_lock, paths, prefix, rattler, sources, wheels
 from provision.errors import BlockedError, FirstlightError, SpecError
+from provision.pip_part import PipPart, torch_is_missing
 from provision.step import Check, State
 from provision.volume import write_atomic
 
@@ -57,7 +57,7 @@ class EnvStep:
     """The environment exists under the root and holds every package of its locks, unharmed."""
 
     essential = False
-    local = False
+    local = True  # what is in the caches can be put back without the network
 
     def __init__(self, root: Root, wanted: Wanted, home: Path, journal: Journal, *, offline: bool) -> None:
         """Take what is wanted, and the home whose conda settings are followed."""
@@ -150,7 +150,7 @@ class EnvStep:
     def _build(self) -> None:
         """Build beside the place; only what is whole gets the name."""
         new = self.prefix.with_name(f".{self.prefix.name}.building-{uuid.uuid4().hex[:8]}")
-        uv = sources.for_uv(os.environ, self.root.cache / "uv", offline=self.offline)
+        pip = self._pip()
         kind, reason = self._choose_interpreter()
         try:
             if kind == "conda":
@@ -163,9 +163,9 @@ class EnvStep:
                         f"provision env lock {self.wanted.name}"
                     )
             else:
-                version = self._venv(new, uv)
+                version = self._venv(new, pip)
             owner: dict[str, object] = {"interpreter": kind, "prefix": str(self.prefix), "reason": reason}
-            variant = self._install_first(new, version, uv, owner)
+            variant = self._install_first(new, version, pip, owner)
             prefix.rewrite(new, str(new), str(self.prefix))
             self._own(new, owner, variant)
             if self.prefix.exists():
@@ -175,7 +175,7 @@ class EnvStep:
             shutil.rmtree(new, ignore_errors=True)
 
     def _mend(self, owner: dict[str, object]) -> None:
-        uv = sources.for_uv(os.environ, self.root.cache / "uv", offline=self.offline)
+        pip = self._pip()
         python = paths.interpreter(self.prefix)
         if owner.get("interpreter") == "conda":
             moved = owner.get("prefix") != str(self.prefix)
@@ -192,9 +192,9 @@ class EnvStep:
         else:
             found = prefix.python_version(python)
             whole = found is not None and self._fits(found, self.wanted.variants[0])
-            version = found if found is not None and whole else self._venv(self.prefix, uv)
+            version = found if found is not None and whole else self._venv(self.prefix, pip)
         owner = owner | {"prefix": str(self.prefix)}
-        variant = self._install_first(self.prefix, version, uv, owner)
+        variant = self._install_first(self.prefix, version, pip, owner)
         self._own(self.prefix, owner, variant)
 
     def _choose_interpreter(self) -> tuple[str, str | None]:
@@ -253,62 +253,34 @@ class EnvStep:
             full=bool(reinstall),
         )
 
-    def _venv(self, where: Path, uv: sources.UvSources) -> str:
-        """Make, or make anew, a virtual environment of the system's python; it may be moved as a whole."""
+    def _pip(self) -> PipPart:
+        uv = sources.for_uv(os.environ, self.root.cache / "uv", offline=self.offline)
+        return PipPart(self.prefix, uv, self.offline, self.wanted.variants[0].install_bytes)
+
+    def _venv(self, where: Path, pip: PipPart) -> str:
         advice = f"{sources.uv_binary()} python install {self.wanted.pythons[0]}"
         base, version = prefix.find_python(self._pythons(self.wanted.variants[0]), sources.base_python(), advice)
-        flags: list[str | Path] = ["--quiet", "--allow-existing", "--relocatable"]
-        self._uv(["venv", *flags, "--prompt", self.wanted.name, "--python", base, where], uv)
+        pip.venv(where, base)
         return version
 
-    def _install_first(self, where: Path, version: str, uv: sources.UvSources, owner: dict[str, object]) -> Variant:
+    def _install_first(self, where: Path, version: str, pip: PipPart, owner: dict[str, object]) -> Variant:
         """Install the wanted variant, else what stands in for it where its build of torch cannot be had."""
         wanted, *instead = self.wanted.variants
         try:
-            self._install(where, wanted, version, uv, owner)
+            self._install(where, wanted, version, pip, owner)
         except command.CommandError as error:
-            if not instead or self.offline or not _torch_is_missing(wanted, error):
+            if not instead or not torch_is_missing(wanted, error):
                 raise
-            self._install(where, instead[0], version, uv, owner)
+            self._install(where, instead[0], version, pip, owner)
             return instead[0]
         return wanted
 
-    def _install(
-        self, where: Path, variant: Variant, version: str, uv: sources.UvSources, owner: dict[str, object]
-    ) -> None:
-        lock = self.lock_file(variant)
-        wanted = self._pip_packages(variant, version, owner)
-        if not wanted:
-            return
-        harmed = wheels.harmed_packages(prefix.site_packages(where, version), wanted, deep=True)
-        # What conda holds is not shown to uv: it would put pip's files over conda's.
-        conda = {wheels.normal(each.name) for each in self._conda_packages(owner) if each.is_python}
-        asked = wheels.without(lock, conda)
-        install: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", "-"]
-        install += [*uv.flags, "--python", paths.interpreter(where)]
-        # uv trusts a .dist-info folder: a package whose files are harmed has to be named.
-        for name in harmed:
-            install += ["--reinstall-package", name]
-        try:
-            self._uv(install, uv, asked)
-        except command.CommandError as error:
-            if variant.find_links is None or not _torch_is_missing(variant, error):
-                raise
-            # The wheel's hash is pinned, so the page that lists it needs no trust.
-            links = ",".join(filter(None, [uv.environment.get("UV_FIND_LINKS"), variant.find_links]))
-            self._uv(install, sources.UvSources(uv.environment | {"UV_FIND_LINKS": links}, uv.flags), asked)
-
-    def _uv(self, arguments: Sequence[str | Path], uv: sources.UvSources, stdin: str | None = None) -> None:
-        try:
-            command.run([sources.uv_binary(), *arguments], env=uv.environment, stdin=stdin)
-        except command.CommandError as error:
-            if re.search(r"os error 28|No space left|os error 122", str(error)):
-                needed = self.wanted.variants[0].install_bytes
-                wanted = f" (about {needed:,} bytes are needed)" if needed else ""
-                raise BlockedError(
-                    f"{self.prefix}: no space left{wanted}. Free some, or give another --root, then run again."
-                ) from error
-            raise
+    def _install(self, where: Path, variant: Variant, version: str, pip: PipPart, owner: dict[str, object]) -> None:
+        packages = self._pip_packages(variant, version, owner)
+        if packages:
+            # What conda holds is not shown to uv: it would put pip's files over conda's.
+            conda = {wheels.normal(each.name) for each in self._conda_packages(owner) if each.is_python}
+            pip.install(where, variant, version, packages, wheels.without(self.lock_file(variant), conda))
 
     def _conda_packages(self, owner: dict[str, object] | None = None) -> list[CondaPackage]:
         lock = self.wanted.conda_lock
@@ -390,9 +362,3 @@ def read_owner(where: Path) -> dict[str, object] | None:
 def _first(harmed: dict[str, str]) -> str:
     name, reason = next(iter(harmed.items()))
     return f"{name}: {reason}" + (f", and {len(harmed) - 1} more" if len(harmed) > 1 else "")
-
-
-def _torch_is_missing(variant: Variant, error: command.CommandError) -> bool:
-    """Whether uv failed because no source offers this build of torch, or its page did not answer."""
-    text = str(error)
-    return f"torch=={variant.torch}" in text or bool(variant.find_links and variant.find_links in text)

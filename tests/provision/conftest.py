@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import threading
 import zipfile
 from dataclasses import dataclass, field
@@ -232,3 +233,21 @@ def conda_envs(envs: Path, channel_folder: Path) -> Path:
     (envs / "diffusers/conda-lock.yml").write_text(text)
     (envs / "diffusers/environment.yml").write_text("dependencies:\n- python\n- pip\n- hello=1.0\n")
     return envs
+
+
+@pytest.fixture
+def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[channel.Served]:
+    """The wheels as an index on loopback, and no folder of them."""
+    simple = tmp_path / "index"
+    for wheel in wheels.glob("*.whl"):
+        page = simple / wheel.name.split("-")[0]
+        page.mkdir(parents=True, exist_ok=True)
+        shutil.copy(wheel, page)
+        links = "".join(f'<a href="{file.name}">{file.name}</a>' for file in sorted(page.glob("*.whl")))
+        (page / "index.html").write_text(links)
+    served = channel.Served(simple)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", served.url)
+    yield served
+    served.close()

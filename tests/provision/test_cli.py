@@ -20,6 +20,8 @@ from tests.provision.conftest import write_wheel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.provision.channel import Served
+
 
 def provision(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | (env or {})
@@ -146,9 +148,9 @@ def test_verify_finds_one_changed_byte_and_setup_mends_it(tmp_path: Path, flags:
     assert provision("setup", *flags).returncode == 0
     site = next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages"))
     victim = site / "torch/big.txt"
-    # A new file: the old one is a hard link into uv's cache, where the harm would spread.
-    victim.unlink()
-    victim.write_text("x" * 19999 + "y")
+    # In place: the file is a hard link into uv's cache, where the harm spreads.
+    with victim.open("r+") as file:
+        file.write("y")
     assert provision("status", *flags).returncode == 0, "the size is right, and a quick look hashes nothing"
     found = provision("verify", *flags)
     assert found.returncode == 3
@@ -157,6 +159,25 @@ def test_verify_finds_one_changed_byte_and_setup_mends_it(tmp_path: Path, flags:
     assert provision("status", *flags).returncode == 3
     assert provision("setup", *flags).returncode == 0
     assert provision("verify", *flags).returncode == 0
+
+
+def test_repair_puts_back_what_the_cache_holds(tmp_path: Path, flags: list[object], index: Served) -> None:
+    assert provision("setup", *flags).returncode == 0
+    index.seen.clear()
+    next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages/torch/__init__.py")).unlink()
+    assert provision("repair", *flags).returncode == 0
+    assert index.seen == []
+    assert provision("verify", *flags).returncode == 0
+
+
+def test_repair_says_what_it_cannot_put_back(tmp_path: Path, flags: list[object], index: Served) -> None:
+    assert provision("setup", *flags).returncode == 0
+    shutil.rmtree(tmp_path / "root/cache/uv")
+    next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages/torch/__init__.py")).unlink()
+    done = provision("repair", *flags)
+    assert done.returncode == 4, done.stdout
+    assert "cannot be made whole without the network" in done.stdout
+    assert "make setup" in done.stdout
 
 
 def test_a_tampered_wheel_is_refused(flags: list[object], wheels: Path) -> None:

@@ -21,7 +21,6 @@ from tests.provision.conftest import write_wheel
 from tests.provision.test_cli import provision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 HOST = "relocate = []\nmodels = []\n"
@@ -205,24 +204,8 @@ class TestLock:
         (folder / "environment.yml").write_text("channels: [conda-forge]\ndependencies:\n- python\n- hello\n")
         return folder
 
-    @pytest.fixture
-    def index(self, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """The wheels as an index on loopback: a lock is written from an index alone."""
-        simple = tmp_path / "index"
-        for wheel in wheels.glob("*.whl"):
-            page = simple / wheel.name.split("-")[0]
-            page.mkdir(parents=True, exist_ok=True)
-            shutil.copy(wheel, page)
-            links = "".join(f'<a href="{file.name}">{file.name}</a>' for file in sorted(page.glob("*.whl")))
-            (page / "index.html").write_text(links)
-        served = channel.Served(simple)
-        monkeypatch.delenv("PIP_NO_INDEX")
-        monkeypatch.setenv("PIP_INDEX_URL", served.url)
-        yield
-        served.close()
-
     def test_any_environment(
-        self, tmp_path: Path, mine: Path, envs: Path, conda: channel.Served, index: None, flags: list[object]
+        self, tmp_path: Path, mine: Path, envs: Path, conda: channel.Served, index: channel.Served, flags: list[object]
     ) -> None:
         (mine / "requirements.in").write_text("greet\n")
         done = provision("env", "lock", "mine", "--envs", envs, "--platform", channel.PLATFORM)
@@ -244,7 +227,7 @@ class TestLock:
         assert (mine / "conda-lock.yml").read_text() == again, "the same question, the same bytes"
 
     def test_a_conda_part_alone_and_a_pip_section(
-        self, mine: Path, envs: Path, conda: channel.Served, index: None, flags: list[object]
+        self, mine: Path, envs: Path, conda: channel.Served, index: channel.Served, flags: list[object]
     ) -> None:
         assert provision("env", "lock", "mine", "--envs", envs, "--platform", channel.PLATFORM).returncode == 0
         assert not (mine / "requirements.lock").exists()
@@ -286,7 +269,9 @@ class TestLock:
         assert re.search(told, done.stderr), done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_pip_is_locked_to_what_conda_holds(self, mine: Path, envs: Path, index: None, wheels: Path) -> None:
+    def test_pip_is_locked_to_what_conda_holds(
+        self, mine: Path, envs: Path, index: channel.Served, wheels: Path
+    ) -> None:
         (mine / "requirements.in").write_text("greet\n")
         held = conda_lock.CondaPackage(
             "greet", "0.5", channel.PLATFORM, "x/greet-0.5-0.conda", "0" * 32, "0" * 64, {"python": "*"}
