@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -150,11 +151,13 @@ class EnvStep:
     def _build(self) -> None:
         """Build beside the place; only what is whole gets the name."""
         new = self.prefix.with_name(f".{self.prefix.name}.building-{uuid.uuid4().hex[:8]}")
-        pip = self._pip()
         kind, reason = self._choose_interpreter()
         try:
             if kind == "conda":
-                self._install_conda(new)
+                with ThreadPoolExecutor(1) as pool:  # pip takes a quarter of a second to say its settings
+                    asked = pool.submit(self._pip)
+                    self._install_conda(new)
+                pip = asked.result()
                 version = prefix.python_version(paths.interpreter(new))
                 if version is None or not self._fits(version, self.wanted.variants[0]):
                     raise FirstlightError(
@@ -163,6 +166,7 @@ class EnvStep:
                         f"provision env lock {self.wanted.name}"
                     )
             else:
+                pip = self._pip()
                 version = self._venv(new, pip)
             owner: dict[str, object] = {"interpreter": kind, "prefix": str(self.prefix), "reason": reason}
             variant = self._install_first(new, version, pip, owner)

@@ -51,11 +51,13 @@ class PipPart:
             CommandError: uv failed.
         """
         site = prefix.site_packages(where, version)
-        harmed = wheels.harmed_packages(site, wanted, deep=True)
+        found = wheels.harmed_packages(site, wanted, deep=True)
+        harmed = {name for name, reason in found.items() if reason != wheels.ABSENT}
         install: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", "-"]
         install += [*self.uv.flags, "--python", paths.interpreter(where)]
-        # uv trusts a .dist-info folder: a package whose files are harmed has to be named.
-        for name in harmed:
+        # uv trusts a .dist-info folder: a package whose files are harmed has to be named. Only then: what is named is
+        # unpacked again.
+        for name in sorted(harmed):
             install += ["--reinstall-package", name]
         uv = self.uv
         try:

@@ -161,12 +161,16 @@ def rewrite(prefix: Path, old: str, new: str) -> None:
             shutil.copymode(script, part)
             part.replace(script)
             changed[script.name] = (hashlib.sha256(fresh).digest(), len(fresh))
-    for record in prefix.glob("[Ll]ib/**/site-packages/*.dist-info/RECORD"):
-        _rerecord(record, changed)
+    for pattern in ("lib/python3*/site-packages", "Lib/site-packages"):
+        for record in prefix.glob(f"{pattern}/*.dist-info/RECORD"):
+            _rerecord(record, changed)
 
 
 def _rerecord(record: Path, changed: dict[str, tuple[bytes, int]]) -> None:
-    lines = record.read_text(encoding="utf-8").splitlines()
+    text = record.read_text(encoding="utf-8")
+    if "../bin/" not in text and "../Scripts/" not in text:
+        return
+    lines = text.splitlines()
     fresh = []
     for line in lines:
         path = line.partition(",")[0]

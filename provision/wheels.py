@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
+ABSENT = "is not installed"
+
 
 @dataclass(frozen=True)
 class Locked:
@@ -86,7 +88,7 @@ def harmed_packages(site: Path, wanted: Sequence[Locked], *, deep: bool) -> dict
     intact: list[tuple[str, Path]] = []
     for package in wanted:
         if package.name not in there:
-            harmed[package.name] = "is not installed"
+            harmed[package.name] = ABSENT
         elif there[package.name][0] != package.version:
             harmed[package.name] = f"is {there[package.name][0]}, the lock wants {package.version}"
         else:

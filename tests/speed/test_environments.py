@@ -1,0 +1,201 @@
+"""How long an environment takes: against bare rattler and uv, and pip; and verify against sha256sum on every core."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision import conda_lock, prefix, sources, wheels
+from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
+from tests.provision import channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+LOCK = CHECKOUT / "envs/diffusers/cpu.lock"
+# What py-rattler's own documentation does with a lock, in a process that ends as ours does.
+BARE = """
+import asyncio, os, sys, rattler
+from rattler.networking.middleware import MirrorMiddleware
+lock, prefix, pkgs, mirror = sys.argv[1:]
+environment = rattler.LockFile.from_path(lock).default_environment()
+records = environment.conda_repodata_records_for_platform(environment.platforms()[0])
+client = rattler.Client([MirrorMiddleware({"https://conda.anaconda.org/": [mirror + "/"]})])
+asyncio.run(rattler.install(records, target_prefix=prefix, cache_dir=pkgs, client=client, show_progress=False))
+os._exit(0)
+"""
+
+
+def seconds(argv: list[object], env: dict[str, str], stdin: str | None = None) -> float:
+    began = time.perf_counter()
+    words = [str(word) for word in argv]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False, input=stdin)
+    took = time.perf_counter() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    return took
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[channel.Served]:
+    channel.build(tmp_path / "channel/conda-forge")
+    yield from channel.serving(tmp_path / "channel")
+
+
+@pytest.fixture
+def envs(tmp_path: Path, served: channel.Served) -> Path:
+    """The shipped envs/, its conda part from the channel on loopback."""
+    folder = tmp_path / "envs"
+    shutil.copytree(CHECKOUT / "envs", folder)
+    packages = channel.locked(served.folder / "conda-forge", "python", "pip")
+    text = conda_lock.lock_text(packages, ["conda-forge"], ["environment.yml"])
+    (folder / "diffusers/conda-lock.yml").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def machine(home: Path, served: channel.Served) -> dict[str, str]:
+    """The machine's own package sources, an empty home, and the channel as conda's mirror."""
+    env = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
+    settings = sources.parse_pip_config(sources.pip_config_list(MACHINE))
+    names = ("index-url", "extra-index-url", "find-links", "cert")
+    env |= {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
+    env |= {"PYTHONPATH": str(CHECKOUT), "CONDA_CHANNEL_ALIAS": served.url, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return env
+
+
+@pytest.mark.parametrize("caches", ["cold", "warm"])
+def test_create_against_bare_rattler_and_uv(
+    benchmark: BenchmarkFixture,
+    tmp_path: Path,
+    envs: Path,
+    served: channel.Served,
+    machine: dict[str, str],
+    caches: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whole commands, taking turns, neither compiles bytecode; ours also finds the machine out and verifies."""
+    (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
+    root, bare = tmp_path / "root", tmp_path / "bare"
+    uv = sources.for_uv(machine, bare / "uv", offline=False)
+    rattler = [sys.executable, "-c", BARE, envs / "diffusers/conda-lock.yml", bare / "env", bare / "pkgs", served.url]
+    python = bare / "env/bin/python"
+    sync = [sources.uv_binary(), "pip", "sync", "--quiet", "--require-hashes", *uv.flags, "--python", python, LOCK]
+    ours = [sys.executable, "-m", "provision", "env", "create", "--interpreter", "conda", "--root", root]
+    ours += ["--host", tmp_path / "host.toml", "--envs", envs]
+
+    def one_bare() -> float:
+        shutil.rmtree(bare if caches == "cold" else bare / "env", ignore_errors=True)
+        return seconds(rattler, machine) + seconds(sync, uv.environment)
+
+    def clear() -> None:
+        shutil.rmtree(root if caches == "cold" else root / "envs", ignore_errors=True)
+
+    if caches == "warm":
+        one_bare()
+        seconds(ours, machine)
+    rounds = 3
+    theirs = []
+
+    def turn() -> None:
+        theirs.append(one_bare())
+        clear()
+
+    benchmark.pedantic(lambda: seconds(ours, machine), setup=turn, rounds=rounds, iterations=1)
+    assert benchmark.stats is not None
+    median, other = benchmark.stats.stats.median, statistics.median(theirs)
+    with capsys.disabled():
+        print(f"\nenv create, {caches}: {median:.2f} s; bare {other:.2f} s: {median / other:.2f} times")
+
+
+def test_create_against_pip(
+    benchmark: BenchmarkFixture,
+    tmp_path: Path,
+    envs: Path,
+    machine: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both with warm caches, neither compiles bytecode, both from nothing but the interpreter."""
+    (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
+    root = tmp_path / "root"
+    ours = [sys.executable, "-m", "provision", "env", "create", "--interpreter", "conda", "--root", root]
+    ours += ["--host", tmp_path / "host.toml", "--envs", envs]
+
+    def pip() -> float:
+        shutil.rmtree(tmp_path / "pip", ignore_errors=True)
+        took = seconds([sys.executable, "-m", "venv", tmp_path / "pip"], machine)
+        install = [tmp_path / "pip/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        return took + seconds([*install, "--no-compile", "-r", LOCK], machine)
+
+    pip()
+    seconds(ours, machine)
+    benchmark.pedantic(
+        lambda: seconds(ours, machine), setup=lambda: shutil.rmtree(root / "envs"), rounds=3, iterations=1
+    )
+    slow = pip()
+    assert benchmark.stats is not None
+    median = benchmark.stats.stats.median
+    with capsys.disabled():
+        print(f"\nenv create, warm: {median:.2f} s; pip, warm: {slow:.2f} s: {slow / median:.1f} times faster")
+
+
+def test_verify_against_sha256sum(
+    benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same files of the real environment, both with every core and from memory."""
+    env = TEST_ROOT / "envs/diffusers"
+    version = prefix.python_version(measured_python)
+    assert version is not None
+    site = prefix.site_packages(env, version)
+    wanted = wheels.read_lock(LOCK, version)
+    files = [file for file in site.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    listing = "\0".join(map(str, files))
+    tool: list[object] = ["xargs", "-0", "-P", os.cpu_count(), "-n", 400, "sha256sum"]
+
+    def verify() -> None:
+        assert wheels.harmed_packages(site, wanted, deep=True) == {}
+
+    theirs = []
+    benchmark.pedantic(
+        verify, setup=lambda: theirs.append(seconds(tool, dict(os.environ), listing)), rounds=5, iterations=1
+    )
+    assert benchmark.stats is not None
+    size = sum(file.stat().st_size for file in files)
+    median, other = benchmark.stats.stats.median, statistics.median(theirs)
+    with capsys.disabled():
+        print(
+            f"\nverify {size / 1e9:.2f} GB in {len(files)} files: {median:.2f} s, {size / median / 1e6:.0f} MB/s; "
+            f"sha256sum on {os.cpu_count()} cores {other:.2f} s: {other / median:.2f} times its rate"
+        )
+
+
+def test_a_quick_look_at_an_environment(
+    benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a walk over the same files that looks at their sizes."""
+    env = TEST_ROOT / "envs/diffusers"
+    version = prefix.python_version(measured_python)
+    assert version is not None
+    site = prefix.site_packages(env, version)
+    wanted = wheels.read_lock(LOCK, version)
+    theirs = []
+
+    def walk() -> None:
+        began = time.perf_counter()
+        prefix.size_bytes(env)
+        theirs.append(time.perf_counter() - began)
+
+    benchmark.pedantic(lambda: wheels.harmed_packages(site, wanted, deep=False), setup=walk, rounds=5, iterations=1)
+    assert benchmark.stats is not None
+    median = benchmark.stats.stats.median
+    with capsys.disabled():
+        print(f"\na quick look: {median:.3f} s, {median / statistics.median(theirs):.2f} times a walk over the files")
