@@ -94,7 +94,7 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
     if name == "repair":
         steps = [each for each in steps if each.local or each.essential]
     screen = report.Screen(total=len(steps), json_output=show.json, quiet=show.quiet, color=show.color)
-    if show.verbose:
+    if show.verbose or (name == "env create" and not show.quiet):
         _say_machine(wish, machine)
     if name in {"setup", "repair", "env create"} and not dry_run:
         outcomes = _converge(wish, steps, screen, repair=name == "repair")

@@ -120,7 +120,7 @@ def install(
             "kept": sorted(kept),
             "full": full,
         },
-        prefix,
+        final,
     )
 
 

@@ -7,8 +7,6 @@ import hashlib
 import io
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -83,6 +81,11 @@ def locked(folder: Path, *names: str) -> list[CondaPackage]:
     return found
 
 
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed half-way is what the tests are about."""
+
+
 class Served:
     """The channel on loopback; `seen` is what it was asked for, `faults` maps a part of a path to a status or bytes."""
 
@@ -90,7 +93,7 @@ class Served:
         self.folder = folder
         self.seen: list[str] = []
         self.faults: dict[str, int | bytes] = {}
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_handler(self), directory=str(folder)))
+        self.server = _Quiet(("127.0.0.1", 0), partial(_handler(self), directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
@@ -226,11 +229,3 @@ def _pack(
             archive.addfile(member)
     package.write_bytes(bz2.compress(buffer.getvalue(), 1))
     return package
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

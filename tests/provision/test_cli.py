@@ -242,6 +242,20 @@ class TestDisks:
         assert done.returncode == 4
         assert "about 5,000,000 are needed" in done.stdout
 
+    def test_a_disk_that_fills_half_way_through_the_conda_part(
+        self, disk: Path, flags: list[object], conda_envs: Path, conda: Served
+    ) -> None:
+        """What was unpacked in part is not taken for whole once there is room."""
+        subprocess.run(["mount", "-o", "remount,size=12m", disk], check=True)
+        words = ["env", "create", "--interpreter", "conda", *flags, "--root", disk / "root"]
+        done = provision(*words)
+        assert done.returncode == 4, done.stdout
+        assert f"{disk / 'root/envs/diffusers'}: no space left" in done.stdout
+        assert not list((disk / "root/envs").iterdir())
+        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        assert provision(*words).returncode == 0
+        assert "every byte verified" in provision("verify", *flags, "--root", disk / "root").stdout
+
     def test_a_read_only_disk(self, disk: Path, flags: list[object]) -> None:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         done = provision("setup", *flags, "--root", disk / "root")

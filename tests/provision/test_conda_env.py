@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,38 @@ def test_a_tampered_package_is_not_taken(step: EnvStep, conda: channel.Served) -
     conda.faults.clear()
     step.apply()
     assert step.check(deep=True).state is State.OK
+
+
+@pytest.mark.parametrize("part", ["conda-lock.yml", "cpu.lock"])
+def test_a_lock_that_was_tampered_with_takes_nothing(step: EnvStep, conda_envs: Path, part: str) -> None:
+    """Another hash for a package that is served as ever."""
+    lock = conda_envs / "diffusers" / part
+    text = lock.read_text()
+    digest = re.findall(r"sha256[:'= ]+([0-9a-f]{64})", text)[0]
+    lock.write_text(text.replace(digest, "0" + digest[1:] if digest[0] != "0" else "1" + digest[1:]))
+    with pytest.raises(FirstlightError, match=r"[Hh]ash|sha256"):
+        step.apply()
+    assert not step.prefix.exists()
+
+
+def test_a_wheel_that_was_tampered_with_is_not_taken(step: EnvStep, wheels: Path) -> None:
+    write_wheel(wheels, "diffusers", "8.8", {"diffusers/__init__.py": "raise SystemExit('not what was locked')"})
+    with pytest.raises(FirstlightError, match=r"[Hh]ash"):
+        step.apply()
+    assert not step.prefix.exists()
+
+
+def test_deleted_caches_are_no_loss(step: EnvStep, conda: channel.Served) -> None:
+    step.apply()
+    shutil.rmtree(step.root.pkgs)
+    shutil.rmtree(step.root.cache)
+    assert step.check(deep=True).state is State.OK
+    (step.prefix / "bin/hello").unlink()
+    (site(step) / "torch/__init__.py").unlink()
+    conda.seen.clear()
+    step.apply()
+    assert step.check(deep=True).state is State.OK
+    assert [path for path in conda.seen if "hello" in path], "what was harmed was fetched again"
 
 
 def test_another_package_under_the_right_name_is_not_taken(step: EnvStep, conda: channel.Served) -> None:
