@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from provision.errors import BlockedError, Exit, FirstlightError, from_os_error
+from provision.errors import BlockedError, Exit, FirstlightError, SpecError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -64,6 +65,9 @@ def wish_of(
     from provision.plan import Wish
 
     wanted = spec.load_host(host)
+    name = str((changes or {}).get("env") or wanted.env)
+    if not re.fullmatch(spec.NAME, name):
+        raise SpecError(f"{name!r} is no name of an environment.")
     return Wish(
         root=paths.Root.named(root or wanted.root),
         host=wanted.model_copy(update={key: value for key, value in (changes or {}).items() if value is not None}),

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _REFUSED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".py"}
 
 
+NAME = r"^[A-Za-z0-9][\w.-]*$"  # of an environment: one plain folder
+
+
 class Strict(BaseModel):
     """Frozen, and unknown keys are refused."""
 
@@ -92,7 +95,7 @@ class HostSpec(Strict):
     """host.toml: every key is optional."""
 
     root: str | None = None
-    env: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] = "diffusers"
+    env: Annotated[str, Field(pattern=NAME)] = "diffusers"
     interpreter: Literal["auto", "conda", "system"] = "auto"
     variant: str = "auto"
     relocate: list[Literal["huggingface"]] = ["huggingface"]

@@ -134,6 +134,7 @@ def test_condas_own_environment_of_this_name_keeps_it(
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
+        (["create", "../../etc"], 2, "'../../etc' is no name of an environment"),
         (["create", "nonsense"], 2, "unknown environment 'nonsense'; there is: diffusers"),
         (["create", "--variant", "cu999"], 2, "unknown variant 'cu999'"),
         (["create", "--interpreter", "brew"], 2, "unknown interpreter 'brew'; there is: auto, conda, system"),
