@@ -75,9 +75,9 @@ class Root:
 
 
 def interpreter(prefix: Path) -> Path:
-    """The python of an environment."""
-    windows = prefix / "Scripts" / "python.exe"
-    return windows if windows.exists() else prefix / "bin" / "python"
+    """The python of an environment; on Windows a venv has it in Scripts, conda in the prefix itself."""
+    known = (prefix / "Scripts" / "python.exe", prefix / "python.exe")
+    return next((python for python in known if python.exists()), prefix / "bin" / "python")
 
 
 def hub_cache(environ: Mapping[str, str], home: Path) -> Path:

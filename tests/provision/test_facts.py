@@ -108,3 +108,37 @@ def test_an_nvidia_smi_that_fails_is_no_card(tmp_path: Path, text: str, code: in
 )
 def test_the_control_groups_quota(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
     assert facts.probe(machine(tmp_path / "root", **files)).cpu_quota == quota
+
+
+def test_nvml_tells_what_a_container_without_nvidia_smi_can_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The readings of a V100, as the library gives them; older ones answer in bytes."""
+    readings = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: b"535.129.03",
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetName": lambda _: "Tesla V100-SXM2-32GB",
+        "nvmlDeviceGetCudaComputeCapability": lambda _: (7, 0),
+    }
+    for name, reading in readings.items():
+        monkeypatch.setattr(f"pynvml.{name}", reading)
+    root = machine(tmp_path / "root", sys__module__nvidia__version="535.129.03\n")
+    card(root, "Tesla V100-SXM2-32GB")
+    found = facts.probe(root)
+    assert (found.nvidia_driver, found.gpus) == ("535.129.03", (Gpu("Tesla V100-SXM2-32GB", "7.0"),))
+    assert facts.probe(tmp_path / "nothing").gpus == (Gpu("Tesla V100-SXM2-32GB", "7.0"),), "as on WSL, without /proc"
+
+
+def test_an_nvml_that_fails_half_way_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", fail)
+    assert facts.probe(tmp_path / "nothing").gpus == ()
