@@ -170,7 +170,8 @@ def _say_machine(wish: Wish, machine: facts.Facts) -> None:
     cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     memory = f"{machine.memory_bytes / 1e9:.1f} GB"
     print(f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {cards}", file=sys.stderr)
-    print(f"torch: {wanted.variants[0].name} ({wanted.reason})", file=sys.stderr)
+    if wanted.variants[0].torch:
+        print(f"torch: {wanted.variants[0].torch}, {wanted.variants[0].name} ({wanted.reason})", file=sys.stderr)
 
 
 def guard(act: Callable[[], Exit]) -> None:

@@ -140,8 +140,12 @@ def choose_variants(facts: Facts, torch: TorchSpec, wanted: str, locked: list[st
             have = ", ".join(f"{variant.name} ({variant.system})" for variant in known.values())
             raise SpecError(f"no lock fits this machine ({facts.system} {facts.machine}); there is: {have}.")
         chosen = fitting[0]
-        passed = {name: why for name, why in unfit.items() if known[name].system == facts.system}
-        reason = "; ".join(f"{name} {why}" for name, why in passed.items()) or "the first that fits"
+        better = list(known)[: list(known).index(chosen.name)]
+        names: dict[str, list[str]] = {}
+        for name in better:
+            if known[name].system == facts.system:
+                names.setdefault(unfit[name], []).append(name)
+        reason = "; ".join(f"{', '.join(each)}: {why}" for why, each in names.items()) or "the first that fits"
         if facts.nvidia_driver and not chosen.architectures:
             cards = ", ".join(gpu.name for gpu in facts.gpus)
             here = f"{cards}, driver {facts.nvidia_driver}" if cards else f"driver {facts.nvidia_driver}, no card"

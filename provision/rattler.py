@@ -146,7 +146,16 @@ def solve(
         "mirrors": dict(mirrored),
         "cache": str(cache),
     }
-    return [CondaPackage(**row) for row in _ask(request, cache)["packages"]]
+    try:
+        return [CondaPackage(**row) for row in _ask(request, cache)["packages"]]
+    except FirstlightError as error:
+        lines = str(error).splitlines()
+        if not any("error sending request" in line for line in lines):
+            raise
+        raise FirstlightError(
+            f"{lines[1].removeprefix('Caused by: ') if len(lines) > 1 else lines[0]}: {lines[-1]}. Name a mirror "
+            "(channel_alias in ~/.condarc, or CONDA_CHANNEL_ALIAS), or leave conda's part as it is: --keep-conda."
+        ) from None
 
 
 def _ask(request: Mapping[str, object], where: Path) -> dict[str, Any]:

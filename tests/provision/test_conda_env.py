@@ -360,6 +360,12 @@ def test_cuda_is_a_virtual_package(conda: channel.Served, tmp_path: Path) -> Non
         solve("__cuda=11.8")
 
 
+def test_a_channel_that_does_not_answer_the_solver(tmp_path: Path) -> None:
+    mirrored = {"https://conda.anaconda.org/": f"{NOWHERE}/"}
+    with pytest.raises(FirstlightError, match=r"(?s)^error sending request[^\n]*CONDA_CHANNEL_ALIAS.*--keep-conda"):
+        rattler.solve(["python"], ["conda-forge"], channel.PLATFORM, [], mirrored, tmp_path / "cache")
+
+
 def test_conda_settings_name_the_mirror(home: Path) -> None:
     channels = "https://conda.anaconda.org"
     assert rattler.mirrors({}, home) == {}

@@ -37,10 +37,10 @@ class Machine:
 
 
 MACHINES = {
-    "no card": Machine("cpu", "needs an NVIDIA driver, and none is here"),
+    "no card": Machine("cpu", "cu130, cu128, cu126: needs an NVIDIA driver, and none is here"),
     "T4, new driver": Machine("cu130", "the first that fits", sys="580.65.06", cards=("Tesla T4",)),
     "T4, nvidia-smi": Machine(
-        "cu128", "cu130 needs driver 580", sys="550.54.15", cards=("Tesla T4",), smi="Tesla T4, 7.5, 550.54.15"
+        "cu128", "cu130: needs driver 580", sys="550.54.15", cards=("Tesla T4",), smi="Tesla T4, 7.5, 550.54.15"
     ),
     "V100, new driver": Machine(
         "cu128",
@@ -54,7 +54,7 @@ MACHINES = {
     ),
     "P100": Machine(
         "cu126",
-        "cu128 has no code",
+        "cu128: has no code",
         sys="535.183.01",
         cards=("Tesla P100-PCIE-16GB",),
         smi="Tesla P100-PCIE-16GB, 6.0, 535.183.01",
@@ -65,7 +65,7 @@ MACHINES = {
     ),
     "A100, old driver": Machine(
         "cu128",
-        "cu130 needs driver 580 or newer, here is 535.129.03",
+        "cu130: needs driver 580 or newer, here is 535.129.03",
         sys="535.129.03",
         cards=("NVIDIA A100-SXM4-80GB",) * 2,
         smi="NVIDIA A100-SXM4-80GB, 8.0, 535.129.03\nNVIDIA A100-SXM4-80GB, 8.0, 535.129.03",
@@ -103,7 +103,7 @@ MACHINES = {
     ),
     "driver 470": Machine(
         "cpu",
-        "cu128 needs driver 525.60.13 or newer, here is 470.223.02",
+        "cu128, cu126: needs driver 525.60.13 or newer, here is 470.223.02",
         sys="470.223.02",
         cards=("Tesla T4",),
         smi="Tesla T4, [N/A], 470.223.02",
@@ -125,6 +125,23 @@ MACHINES = {
     ),
     "a driver, and no card given to the container": Machine(
         "cpu", "none is visible here", sys="580.65.06", warning="driver 580.65.06, no card"
+    ),
+    "GH200": Machine(
+        "cu130",
+        "first",
+        sys="580.65.06",
+        cards=("NVIDIA GH200 480GB",),
+        smi="NVIDIA GH200 480GB, 9.0, 580.65.06",
+        machine="aarch64",
+    ),
+    "GH200, old driver": Machine(
+        "cpu",
+        "cu128, cu126: is for linux x86_64",
+        sys="560.35.03",
+        cards=("NVIDIA GH200 480GB",),
+        smi="NVIDIA GH200 480GB, 9.0, 560.35.03",
+        machine="aarch64",
+        warning="GH200",
     ),
     "a Mac": Machine("macos", "first", system="Darwin", machine="arm64"),
     "Windows": Machine("windows", "first", system="Windows", machine="AMD64"),
