@@ -1,5 +1,10 @@
 """`python -m bench`."""
 
-from bench.cli import main
+import sys
 
-main()
+try:
+    from bench.cli import main
+
+    main()
+except KeyboardInterrupt:  # before the command could take it: nothing has begun
+    sys.exit(130)

@@ -1,5 +1,10 @@
 """`python -m provision`."""
 
-from provision.cli import main
+import sys
 
-main()
+try:
+    from provision.cli import main
+
+    main()
+except KeyboardInterrupt:  # before the command could take it: nothing has begun
+    sys.exit(130)

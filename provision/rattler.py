@@ -57,10 +57,11 @@ def unreachable(packages: Sequence[CondaPackage], mirrored: Mapping[str, str]) -
         return None
     url = served(min(packages, key=lambda package: package.url).url, mirrored)
     try:
-        answer = requests.head(url, timeout=_ANSWER_SECONDS, allow_redirects=True)
+        # Some mirrors refuse HEAD; of the body nothing is read.
+        with requests.get(url, timeout=_ANSWER_SECONDS, stream=True) as answer:
+            return None if answer.ok else f"{command.redact(url)} answers {answer.status_code}"
     except requests.RequestException as error:
         return f"{command.redact(url)} does not answer ({type(error).__name__})"
-    return None if answer.ok else f"{command.redact(url)} answers {answer.status_code}"
 
 
 def not_cached(packages: Iterable[CondaPackage], pkgs: Path) -> list[CondaPackage]:
