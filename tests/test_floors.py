@@ -19,7 +19,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"command", "paths", "spec", "download", "conda_lock", "hashing"},
         {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels"},
         {"facts", "sources", "volume"},
-        {"pip_part"},
+        {"pip_part", "variants"},
         {"relocate", "environment", "models", "smoke", "conda_lock_tool"},
         {"activation", "removal", "locks"},
         {"plan", "discover"},

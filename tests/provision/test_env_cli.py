@@ -227,6 +227,11 @@ class TestLock:
         assert provision("env", "lock", "mine", "--envs", envs).returncode == 0
         assert (mine / "conda-lock.yml").read_text() == again, "the same question, the same bytes"
 
+    def test_what_is_not_locked_yet_is_told(self, mine: Path, envs: Path, flags: list[object]) -> None:
+        done = provision("env", "create", "mine", *flags, "--envs", envs)
+        assert done.returncode == 2
+        assert "is not locked yet. Run `provision env lock mine`" in done.stderr
+
     def test_a_conda_part_alone_and_a_pip_section(
         self, mine: Path, envs: Path, conda: channel.Served, index: channel.Served, flags: list[object]
     ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import facts, plan, spec
+from provision import facts, spec, variants
 from provision.errors import SpecError
 from tests.conftest import CHECKOUT
 
@@ -178,7 +178,7 @@ def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_machine_gets_the_build_that_runs_on_it(probed: Any, name: str) -> None:
     machine = MACHINES[name]
-    choice = plan.choose_variants(probed(machine), TORCH, "auto", LOCKED)
+    choice = variants.choose(probed(machine), TORCH, "auto", LOCKED)
     assert choice.variants[0].name == machine.variant, choice
     assert machine.reason in choice.reason
     assert (machine.warning is None) == (choice.warning is None)
@@ -190,12 +190,12 @@ def test_every_variant_has_its_lock() -> None:
 
 
 def test_the_cpu_build_has_a_stand_in(probed: Any) -> None:
-    choice = plan.choose_variants(probed(Machine("", "")), TORCH, "auto", LOCKED)
+    choice = variants.choose(probed(Machine("", "")), TORCH, "auto", LOCKED)
     assert [variant.name for variant in choice.variants] == ["cpu", "cu130"]
 
 
 def test_a_person_overrules(probed: Any) -> None:
-    choice = plan.choose_variants(probed(Machine("", "")), TORCH, "cu126", LOCKED)
+    choice = variants.choose(probed(Machine("", "")), TORCH, "cu126", LOCKED)
     assert (choice.variants[0].name, choice.reason) == ("cu126", "chosen by you")
 
 
@@ -213,4 +213,4 @@ def test_a_person_overrules(probed: Any) -> None:
 )
 def test_what_cannot_be_is_refused(probed: Any, wanted: str, machine: Machine, told: str) -> None:
     with pytest.raises(SpecError, match=told):
-        plan.choose_variants(probed(machine), TORCH, wanted, LOCKED)
+        variants.choose(probed(machine), TORCH, wanted, LOCKED)
