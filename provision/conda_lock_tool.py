@@ -27,7 +27,7 @@ def lock(environment: Path, target: Path, platforms: Sequence[str]) -> None:
     if solver is None or shutil.which(solver) is None:
         raise BlockedError(
             f"conda-lock needs one of {', '.join(_SOLVERS)}, and none is on the PATH. Install one, or lock without it: "
-            "provision env lock (rattler solves, and writes the same format)."
+            f"{paths.program()} env lock (rattler solves, and writes the same format)."
         )
     flags = [word for platform in platforms for word in ("--platform", platform)]
     argv: list[str | Path] = [_tool(), "lock", "--file", environment, "--lockfile", target, "--conda", solver, *flags]

@@ -101,7 +101,7 @@ def remove(
     """Remove an environment that firstlight made; the package caches stay."""
 
     def act() -> Exit:
-        from provision import removal
+        from provision import paths, removal
         from provision.console import holding
         from provision.journal import Journal
 
@@ -112,7 +112,7 @@ def remove(
             raise SpecError(f"{prefix} ({size:,} bytes) would be removed with all that was added to it. Say so: --yes")
         if not yes and not typer.confirm(f"Remove {prefix} ({size:,} bytes) with all that was added to it?"):
             return Exit.GOOD
-        with holding(wish.root, "provision env remove"):
+        with holding(wish.root, f"{paths.program()} env remove {name}"):
             removal.remove(prefix, wish.home, Journal(wish.root.journal))
         print(f"removed {prefix}, {size:,} bytes")
         return Exit.GOOD
@@ -135,7 +135,9 @@ def run(
         wish = wish_of(root, host, None, changes={"env": name})
         prefix = wish.root.prefix(wish.host.env)
         if not paths.interpreter(prefix).exists():
-            raise BlockedError(f"{prefix} is not there. Run `make setup`, or `provision env create {wish.host.env}`.")
+            raise BlockedError(
+                f"{prefix} is not there. Run `make setup`, or `{paths.program()} env create {wish.host.env}`."
+            )
         environment = activation.activated(prefix, os.environ)
         try:
             os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)

@@ -89,7 +89,7 @@ class EnvStep:
         if self.wanted.interpreter not in {"auto", kind}:
             message = (
                 f"{self.prefix} has its python from {_FROM[str(kind)]}, and {self.wanted.interpreter} is wanted. "
-                f"Run `provision env remove {self.wanted.name}`, then setup."
+                f"Run `{paths.program()} env remove {self.wanted.name}`, then setup."
             )
             return Check(State.BLOCKED, message)
         harm = self._harm(owner, deep=deep)
@@ -163,7 +163,7 @@ class EnvStep:
                     raise FirstlightError(
                         f"{self.wanted.conda_lock} holds python {version}, and the packages are locked for "
                         f"{', '.join(self._pythons(self.wanted.variants[0]))}. Lock it anew: "
-                        f"provision env lock {self.wanted.name}"
+                        f"{paths.program()} env lock {self.wanted.name}"
                     )
             else:
                 pip = self._pip()
@@ -192,7 +192,8 @@ class EnvStep:
                 prefix.rewrite(self.prefix, str(owner.get("prefix")), str(self.prefix))
             version = prefix.python_version(python)
             if version is None:
-                raise FirstlightError(f"{python} still does not run. Run `provision env remove {self.wanted.name}`.")
+                again = f"{paths.program()} env remove {self.wanted.name}"
+                raise FirstlightError(f"{python} still does not run. Run `{again}`, then `make setup`.")
         else:
             found = prefix.python_version(python)
             whole = found is not None and self._fits(found, self.wanted.variants[0])
@@ -310,7 +311,7 @@ class EnvStep:
                 raise SpecError(
                     f"{lock} wants {package.name}=={package.version}, {self.wanted.conda_lock} holds "
                     f"{package.name} {conda[package.name]}: the one would overwrite the other. Lock them together: "
-                    f"provision env lock {self.wanted.name}"
+                    f"{paths.program()} env lock {self.wanted.name}"
                 )
         return [package for package in packages if package.name not in conda]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,6 +114,16 @@ def default_root() -> Path:
     import platformdirs
 
     return platformdirs.user_data_path("firstlight", appauthor=False)
+
+
+def program() -> str:
+    """What a person types to start `provision`: its name where the PATH has it, else its place."""
+    import shutil
+
+    if shutil.which("provision"):
+        return "provision"
+    place = Path(sys.executable).parent / "provision"
+    return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
 
 
 def tool_folder(name: str) -> Path:

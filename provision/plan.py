@@ -89,7 +89,7 @@ def environment(envs: Path, host: HostSpec, facts: Facts) -> Wanted:
         SpecError: there is none of this name, it is not locked, no variant fits, or it mixes conda and pip.
     """
     if host.env not in environments(envs) and any((envs / host.env / asked).exists() for asked in _ASKED):
-        raise SpecError(f"{envs / host.env} is not locked yet. Run `provision env lock {host.env}`.")
+        raise SpecError(f"{envs / host.env} is not locked yet. Run `{paths.program()} env lock {host.env}`.")
     folder = envs / spec.choose(host.env, environments(envs), "environment")
     torch = spec.load(envs / "torch.toml", spec.TorchSpec)
     if (folder / "environment.yml").exists():
