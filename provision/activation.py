@@ -72,17 +72,18 @@ class CondaLinkStep:
         if owner is None or owner.get("interpreter") != "conda":
             return Check(State.OK, f"it is no conda environment; enter it with: . {self.prefix}/bin/activate")
         taken = next((base for base in self.bases if (base / "envs" / self.prefix.name).exists()), None)
-        if taken is not None or (self.link.exists() and self.link.resolve() != self.prefix.resolve()):
+        ours = self.link.is_symlink() and self.link.readlink() == self.prefix
+        # A link that leads nowhere is somebody's too: what it leads to may only not be mounted.
+        if taken is not None or (not ours and (self.link.is_symlink() or self.link.exists())):
             where = taken / "envs" / self.prefix.name if taken else self.link
             note = f"conda has {where} under this name; enter ours with: conda activate {self.prefix}"
             return Check(State.OK, note, note)
-        if self.link.is_symlink() and self.link.readlink() == self.prefix:
+        if ours:
             return Check(State.OK, f"conda activate {self.prefix.name}")
         return Check(State.DRIFTED, f"{self.link} is not there")
 
     def apply(self) -> None:
-        """Make the link; one that leads nowhere is replaced."""
+        """Make the link."""
         self.journal.record("link", source=self.link, target=self.prefix)
         self.link.parent.mkdir(parents=True, exist_ok=True)
-        self.link.unlink(missing_ok=True)
         self.link.symlink_to(self.prefix)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, paths, sources
+from provision import command, conda_lock, paths, rattler, sources
 from provision.errors import BlockedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from provision.conda_lock import CondaPackage
 
 _SOLVERS = ("conda", "mamba", "micromamba")
 
 
-def lock(environment: Path, target: Path, platforms: Sequence[str]) -> None:
-    """Write `target` from environment.yml with conda-lock.
+def solve(
+    specs: Sequence[str], channels: Sequence[str], platforms: Sequence[str], mirrored: Mapping[str, str]
+) -> list[CondaPackage]:
+    """Solve specs with conda-lock; the addresses are the channels' own, though it writes those of a mirror.
 
     Raises:
         BlockedError: no conda, mamba or micromamba is here; conda-lock would try to download one.
         CommandError: conda-lock failed.
+        SpecError: what it wrote is no lock of version 1.
     """
     solver = os.environ.get("CONDA_EXE") or next(filter(None, map(shutil.which, _SOLVERS)), None)
     if solver is None or shutil.which(solver) is None:
@@ -29,9 +37,16 @@ def lock(environment: Path, target: Path, platforms: Sequence[str]) -> None:
             f"conda-lock needs one of {', '.join(_SOLVERS)}, and none is on the PATH. Install one, or lock without it: "
             f"{paths.program()} env lock (rattler solves, and writes the same format)."
         )
-    flags = [word for platform in platforms for word in ("--platform", platform)]
-    argv: list[str | Path] = [_tool(), "lock", "--file", environment, "--lockfile", target, "--conda", solver, *flags]
-    command.run(argv, env=dict(os.environ) | {"CONDA_EXE": solver})
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, written, names = (Path(scratch) / name for name in ("environment.yml", "conda-lock.yml", "names.json"))
+        asked.write_text(json.dumps({"channels": list(channels), "dependencies": list(specs)}), encoding="utf-8")
+        names.write_text("{}", encoding="utf-8")  # else it fetches a table of pip's names, which we do not ask for
+        argv: list[str | Path] = [_tool(), "lock", "--file", asked, "--lockfile", written, "--conda", solver]
+        argv += ["--pypi_to_conda_lookup_file", names.as_uri()]
+        argv += [word for platform in platforms for word in ("--platform", platform)]
+        command.run(argv, env=dict(os.environ) | {"CONDA_EXE": solver})
+        packages = conda_lock.read_lock(written)
+    return [replace(package, url=rattler.canonical(package.url, mirrored)) for package in packages]
 
 
 def _tool() -> Path:

@@ -135,7 +135,8 @@ def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> Found:
         packages=len(records) + sum(normal(info.name.split("-")[0]) not in records for info in infos),
         mixed=tuple(mixed(real)) if is_conda else (),
         activatable=enter,
-        size_bytes=size_bytes(real),
+        # Other environments and the package cache lie inside conda's base.
+        size_bytes=size_bytes(real, ("envs", "pkgs") if real in bases else ()),
         on_volume=real.is_relative_to(root.path.resolve()),
     )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from provision.spec import Variant
 
-_HEADER = "# Written by `make lock` from requirements.in and torch.toml: hashes, and no URLs. Do not edit.\n"
+_HEADER = "# Written by `provision env lock`: hashes, and no URLs. Do not edit.\n"
 _TOOLBOX_PYTHON = "3.10"
 _SYS_PLATFORM = {"linux": "linux", "darwin": "darwin", "windows": "win32"}
 # uv resolves for one system only where a project says so.
@@ -103,15 +103,18 @@ def lock_conda(folder: Path, host: LockHost) -> list[Path]:
     """
     asked = conda_lock.read_environment(folder / "environment.yml")
     target = folder / "conda-lock.yml"
-    if host.tool == "conda-lock":
-        conda_lock_tool.lock(folder / "environment.yml", target, host.platforms or asked.platforms)
-        return [target]
-    packages = []
     there = conda_lock.read_lock(target) if target.exists() else []
     platforms = host.platforms or asked.platforms or sorted({each.platform for each in there}) or conda_lock.PLATFORMS
+    specs = [text for text, _ in asked.conda]
+    if host.tool == "conda-lock":
+        if host.virtual:
+            raise SpecError("--virtual is for rattler; conda-lock takes virtual packages from a file of its own.")
+        packages = conda_lock_tool.solve(specs, asked.channels, platforms, host.mirrors)
+        write_atomic(target, conda_lock.lock_text(packages, asked.channels, ["environment.yml"]))
+        return [target]
+    packages = []
     with tempfile.TemporaryDirectory() as cache:
         for platform in platforms:
-            specs = [text for text, _ in asked.conda]
             virtual = [*_VIRTUAL.get(platform.partition("-")[0], ()), *host.virtual]
             packages += rattler.solve(specs, asked.channels, platform, virtual, host.mirrors, Path(cache))
     write_atomic(target, conda_lock.lock_text(packages, asked.channels, ["environment.yml"]))

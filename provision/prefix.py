@@ -17,7 +17,7 @@ from provision.errors import BlockedError
 from provision.hashing import differing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from provision.conda_lock import CondaPackage
 
@@ -79,12 +79,22 @@ def too_long_for_scripts(prefix: Path) -> str | None:
     )
 
 
-def size_bytes(prefix: Path) -> int:
-    """The bytes of every file below a folder, a hard-linked one counted once."""
+def size_bytes(prefix: Path, without: Collection[str] = ()) -> int:
+    """The bytes of every file below a folder, a hard-linked one counted once.
+
+    Args:
+        prefix: the folder.
+        without: the folders right inside it that are not counted.
+    """
     seen, total = set(), 0
-    for base, _, files in os.walk(prefix):
+    for base, folders, files in os.walk(prefix):
+        if base == str(prefix):
+            folders[:] = [name for name in folders if name not in without]
         for name in files:
-            stat = os.lstat(f"{base}{os.sep}{name}")
+            try:
+                stat = os.lstat(f"{base}{os.sep}{name}")
+            except OSError:
+                continue  # it went while we looked
             if (stat.st_dev, stat.st_ino) not in seen:
                 seen.add((stat.st_dev, stat.st_ino))
                 total += stat.st_size

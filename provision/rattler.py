@@ -49,6 +49,14 @@ def served(url: str, mirrored: Mapping[str, str]) -> str:
     return url
 
 
+def canonical(url: str, mirrored: Mapping[str, str]) -> str:
+    """The channel's own address of a package that a mirror serves."""
+    for channel, mirror in mirrored.items():
+        if url.startswith(mirror):
+            return channel + url.removeprefix(mirror)
+    return url
+
+
 def unreachable(packages: Sequence[CondaPackage], mirrored: Mapping[str, str]) -> str | None:
     """Why packages cannot be fetched, asked with one of them; None when they can."""
     import requests

@@ -37,7 +37,7 @@ def removable(prefix: Path, root: Root) -> int:
 
 
 def remove(prefix: Path, home: Path, journal: Journal) -> None:
-    """Take the name away at once, then the files, then conda's link to them."""
+    """Take conda's link to it away, then its name at once, then its files."""
     aside = prefix.with_name(f".{prefix.name}.building-{uuid.uuid4().hex[:8]}")  # what is cleared if we are killed here
     journal.record("remove", prefix=prefix)
     link = home / ".conda" / "envs" / prefix.name

@@ -148,6 +148,18 @@ def test_a_wrong_wish_is_refused(envs: Path, flags: list[object], words: list[st
     assert "Traceback" not in done.stderr
 
 
+def test_somebodys_link_that_leads_nowhere_is_left_alone(
+    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: channel.Served, base: Path
+) -> None:
+    link = home / ".conda/envs/diffusers"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "not mounted")
+    made = provision("env", "create", *flags, "--envs", conda_envs)
+    assert made.returncode == 0
+    assert link.readlink() == tmp_path / "not mounted"
+    assert f"conda has {link} under this name" in made.stdout
+
+
 def test_what_pip_put_over_conda_is_seen(
     tmp_path: Path, flags: list[object], conda_envs: Path, conda: channel.Served, wheels: Path
 ) -> None:
@@ -183,6 +195,7 @@ def test_environments_are_found_where_they_are_kept(
 ) -> None:
     for folder in (base / "envs/one", tmp_path / "dirs/two", tmp_path / "three"):
         (folder / "conda-meta").mkdir(parents=True)
+    (base / "envs/one/file").write_bytes(b"x" * 1000)
     (home / ".condarc").write_text(f"envs_dirs: [{tmp_path / 'dirs'}]\n")
     (home / ".conda").mkdir()
     (home / ".conda/environments.txt").write_text(f"{tmp_path / 'three'}\n{tmp_path / 'gone'}\n")
@@ -191,6 +204,7 @@ def test_environments_are_found_where_they_are_kept(
     assert set(found) == {"base", "one", "two", "three", "four"}
     assert (found["four"]["manager"], found["one"]["manager"]) == ("venv", "conda")
     assert found["one"]["activatable"] == "conda activate one"
+    assert (found["one"]["size_bytes"], found["base"]["size_bytes"]) == (1000, 0), "base is counted without the others"
     assert not any(each["on_volume"] for each in found.values())
 
 
@@ -291,22 +305,39 @@ class TestLock:
         assert done.returncode == 4, done.stderr
         assert "conda-lock needs one of conda, mamba, micromamba" in done.stderr
 
-    def test_condas_own_tool_is_given_the_files(self, mine: Path, envs: Path, tmp_path: Path) -> None:
-        """A conda-lock that writes down how it was started stands in: the real one needs a real conda."""
+    def test_condas_own_tool_is_asked_for_condas_part(self, mine: Path, envs: Path, tmp_path: Path) -> None:
+        """A conda-lock that writes a mirror's address, as the real one does, stands in: that one needs a real conda."""
+        package = conda_lock.CondaPackage(
+            "hello", "1", "linux-64", "M/conda-forge/noarch/hello-1-0.conda", "0" * 32, "0" * 64
+        )
+        answer = tmp_path / "answer"
+        text = conda_lock.lock_text([package], ["conda-forge"], ["environment.yml"])
+        answer.write_text(text.replace("url: M", "url: https://m.example"))
         programs = tmp_path / "bin"
         programs.mkdir()
-        for name, text in (("conda", "exit 0"), ("conda-lock", f'echo "$CONDA_EXE $@" > {tmp_path}/asked')):
-            (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        script = f'echo "$CONDA_EXE $@" > {tmp_path}/asked; cat "$3" >> {tmp_path}/asked; cp {answer} "$5"'
+        for name, body in (("conda", "exit 0"), ("conda-lock", script)):
+            (programs / name).write_text(f"#!/bin/sh\n{body}\n")
             (programs / name).chmod(0o755)
-        flags = ["--with", "conda-lock", "--platform", "linux-64"]
-        done = provision(
-            "env", "lock", "mine", "--envs", envs, *flags, env={"PATH": f"{programs}:{os.environ['PATH']}"}
+        (mine / "environment.yml").write_text("dependencies:\n- hello\n- pip:\n  - greet\n")
+        changes = {"PATH": f"{programs}:{os.environ['PATH']}", "CONDA_CHANNEL_ALIAS": "https://m.example"}
+        host = locks.LockHost(
+            ["linux-64"], {"https://conda.anaconda.org/": "https://m.example/"}, [], tool="conda-lock"
         )
-        assert done.returncode == 0, done.stderr
-        lock, yml = mine / "conda-lock.yml", mine / "environment.yml"
-        exe = programs / "conda"
-        wanted = f"{exe} lock --file {yml} --lockfile {lock} --conda {exe} --platform linux-64"
-        assert (tmp_path / "asked").read_text().strip() == wanted
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in changes.items():
+                patch.setenv(name, value)
+            assert locks.lock_conda(mine, host) == [mine / "conda-lock.yml"]
+        asked = (tmp_path / "asked").read_text()
+        assert asked.startswith(f"{programs / 'conda'} lock --file ")
+        assert "--platform linux-64" in asked
+        assert '"dependencies": ["hello"]' in asked, "pip's part is not its business"
+        found = conda_lock.read_lock(mine / "conda-lock.yml")
+        assert [each.url for each in found] == [f"{channel.CANONICAL}/noarch/hello-1-0.conda"]
+
+    def test_a_flag_that_would_do_nothing_is_refused(self, mine: Path, envs: Path) -> None:
+        done = provision("env", "lock", "mine", "--envs", envs, "--with", "conda-lock", "--virtual", "__cuda=12")
+        assert (done.returncode, "--virtual is for rattler" in done.stderr) == (2, True)
 
 
 def test_conda_lock_itself_reads_our_locks(tmp_path: Path) -> None:
