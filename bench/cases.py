@@ -128,7 +128,7 @@ def weights(model: str, manifest: dict[str, spec.ModelSpec], root: Root) -> Path
     for entry in manifest.values():
         if entry.architecture != model:
             continue
-        folder = root.hub / f"models--{entry.repo.replace('/', '--')}" / "snapshots" / entry.revision
+        folder = root.hub_in_use / f"models--{entry.repo.replace('/', '--')}" / "snapshots" / entry.revision
         if all(_is_whole(folder / file.path, file.size) for file in entry.files):
             return folder
     return None

@@ -229,7 +229,7 @@ def _measure(cells: list[Case], bench: _Bench, folder: Path, ends: float, progre
         weights = cases.weights(case.model, manifest, bench.root)
         image = folder / f"{case.name}.png"
         request = Request(case, time.time(), share, limit, str(weights) if weights else None, str(image.absolute()))
-        result = runner.run_case(request, bench.python, hub=bench.root.hub)
+        result = runner.run_case(request, bench.python, hub=bench.root.hub_in_use)
         results.append(result)
         sampled = sum(sample.seconds for sample in result.samples) + (result.phases.first_image_seconds or 0.0)
         overhead = max(overhead, time.monotonic() - asked - sampled) if result.samples else overhead
@@ -238,14 +238,14 @@ def _measure(cells: list[Case], bench: _Bench, folder: Path, ends: float, progre
 
 
 def _bench(wish: _Wish) -> _Bench:
-    from provision import facts, paths, spec
+    from provision import facts, paths, profiles, spec
 
     host = spec.load_host(wish.host)
-    root = paths.Root.named(wish.root or host.root)
+    envs = (wish.envs or paths.shipped_envs()).absolute()
+    root = profiles.choose(wish.root, host, envs, os.environ, Path.home()).root
     python = wish.python or paths.interpreter(root.prefix(host.env))
     if not python.exists():
         raise BlockedError(f"{python} is not there. Run `make setup`, or name an interpreter with --python.")
-    envs = (wish.envs or paths.shipped_envs()).absolute()
     return _Bench(root, python.absolute(), facts.probe(), envs)
 
 

@@ -7,13 +7,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from provision import links
 from provision.environment import read_owner
+from provision.folder import Folder, link_target
+from provision.moving import make_folders
 from provision.step import Check, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from provision.journal import Journal
+    from provision.paths import Root
 
 BASES = ("miniconda3", "anaconda3", "miniforge3", "mambaforge", "micromamba")
 
@@ -59,8 +63,18 @@ class CondaLinkStep:
         self.prefix = prefix
         self.bases = bases
         self.journal = journal
+        self.home = home
         # One of conda's own default envs_dirs, so no setting of the user's is touched.
         self.link = home / ".conda" / "envs" / prefix.name
+
+    def is_recorded(self, root: Root) -> bool:
+        """Whether an earlier run has made the link: then it is kept, also while no conda is here."""
+        return any(link.path == self.link for link in links.recorded(root, self.home))
+
+    def linked(self) -> Iterator[links.Link]:
+        """The link, where it stands."""
+        if link_target(self.link) == str(self.prefix):
+            yield links.Link(self.link, self.prefix)
 
     def describe(self) -> str:
         """The plan's line."""
@@ -84,6 +98,7 @@ class CondaLinkStep:
 
     def apply(self) -> None:
         """Make the link."""
-        self.journal.record("link", source=self.link, target=self.prefix)
-        self.link.parent.mkdir(parents=True, exist_ok=True)
-        self.link.symlink_to(self.prefix)
+        make_folders(self.link.parent, self.journal)
+        self.journal.record("link", path=self.link, target=self.prefix)
+        with Folder.at(self.link.parent) as parent:
+            parent.symlink(self.link.name, str(self.prefix))

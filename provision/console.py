@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from provision.errors import BlockedError, Exit, FirstlightError, SpecError, from_os_error
+from provision.errors import Exit, FirstlightError, SpecError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -61,17 +61,18 @@ def wish_of(
         retry: look again for a silent hub.
         changes: what flags change in host.toml.
     """
-    from provision import paths, spec
+    from provision import paths, profiles, spec
     from provision.plan import Wish
 
     wanted = spec.load_host(host)
+    shipped = (envs or paths.shipped_envs()).absolute()
     name = str((changes or {}).get("env") or wanted.env)
     if not re.fullmatch(spec.NAME, name):
         raise SpecError(f"{name!r} is no name of an environment.")
     return Wish(
-        root=paths.Root.named(root or wanted.root),
+        chosen=profiles.choose(root, wanted, shipped, os.environ, Path.home()),
         host=wanted.model_copy(update={key: value for key, value in (changes or {}).items() if value is not None}),
-        envs=(envs or paths.shipped_envs()).absolute(),
+        envs=shipped,
         home=Path.home(),
         offline=offline,
         retry=retry,
@@ -85,7 +86,7 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
 
     started = time.perf_counter()
     machine = facts.probe()
-    journal = Journal(wish.root.journal)
+    journal = Journal(wish.root.journal, name)
     screen: report.Screen | None = None
 
     def progress(arrived: int, total: int) -> None:
@@ -108,15 +109,15 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
             _say_plan(steps, outcomes, show)
     seconds = time.perf_counter() - started
     if show.json:
-        print(report.to_json(name, wish.root.path, outcomes, seconds))
+        print(report.to_json(name, wish.chosen, outcomes, seconds))
     else:
-        print(report.summary(name, wish.root.path, outcomes, seconds))
+        print(report.summary(name, wish.chosen, outcomes, seconds))
     return step.exit_of(outcomes)
 
 
 def _converge(wish: Wish, steps: list[step.Step], screen: report.Screen, *, repair: bool) -> list[Outcome]:
     """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
-    from provision import step
+    from provision import step, volume
 
     def silent(_: step.Step, __: Outcome | None) -> None: ...
 
@@ -125,12 +126,9 @@ def _converge(wish: Wish, steps: list[step.Step], screen: report.Screen, *, repa
     if absent or all(outcome.after is not step.State.DRIFTED for outcome in found):
         return step.look(steps, listen=screen.listen)
     if repair and found[0].after is step.State.DRIFTED:
-        raise BlockedError(
-            f"{wish.root.path} bears no .firstlight marker: it is not mounted, or was never set up. "
-            "Mount it and run `make repair`, or run `make setup`."
-        )
+        volume.require(wish.root)
     with holding(wish.root, f"make {'repair' if repair else 'setup'}"):
-        return step.converge(steps, listen=screen.listen)
+        return step.converge(steps, listen=screen.listen, guard=lambda: volume.require(wish.root))
 
 
 @contextlib.contextmanager
@@ -140,18 +138,10 @@ def holding(root: paths.Root, again: str) -> Iterator[None]:
     Raises:
         BlockedError: another run is; `again` is the command to come back with.
     """
-    import filelock
+    from provision import holder
 
-    held = filelock.FileLock(root.lock, timeout=0)
-    root.state.mkdir(parents=True, exist_ok=True)
-    try:
-        held.acquire()
-    except filelock.Timeout:
-        raise BlockedError(f"another run holds {root.lock}. Wait for it, then run `{again}`.") from None
-    try:
+    with holder.holding(root, again):
         yield
-    finally:
-        held.release()
 
 
 def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> None:

@@ -62,7 +62,7 @@ class ModelStep:
     @property
     def folder(self) -> Path:
         """The model's folder in the hub cache (the client's layout)."""
-        return self.root.hub / f"models--{self.spec.repo.replace('/', '--')}"
+        return self.root.hub_in_use / f"models--{self.spec.repo.replace('/', '--')}"
 
     @property
     def snapshot(self) -> Path:
@@ -210,7 +210,7 @@ class ModelStep:
         snapshot_download(
             self.spec.repo,
             revision=self.spec.revision,
-            cache_dir=self.root.hub,
+            cache_dir=self.root.hub_in_use,
             endpoint=self.hub.endpoint,
             token=self.hub.token or False,
             allow_patterns=[file.path for file in self.spec.files],

@@ -18,13 +18,6 @@ class Root:
 
     path: Path
 
-    @classmethod
-    def named(cls, name: str | None) -> Root:
-        """The folder that a flag or host.toml names, else the one that this home's link leads to, else the default."""
-        if name:
-            return cls(Path(name).expanduser().absolute())
-        return linked_root(hub_cache(os.environ, Path.home())) or cls(default_root())
-
     @property
     def state(self) -> Path:
         """Our own bookkeeping."""
@@ -41,9 +34,29 @@ class Root:
         return self.state / "lock"
 
     @property
+    def holder(self) -> Path:
+        """Which run that is, for those who come second."""
+        return self.state / "holder.json"
+
+    @property
     def journal(self) -> Path:
         """One append-only file a run."""
         return self.state / "journal"
+
+    @property
+    def links(self) -> Path:
+        """The links that the hosts of this volume should have."""
+        return self.state / "links.json"
+
+    @property
+    def relink(self) -> Path:
+        """The script that restores them."""
+        return self.state / "relink.sh"
+
+    @property
+    def variables(self) -> Path:
+        """The variables that do what a link cannot, as a shell reads them."""
+        return self.state / "variables.sh"
 
     @property
     def stand_ins(self) -> Path:
@@ -64,6 +77,11 @@ class Root:
     def hub(self) -> Path:
         """The Hugging Face hub cache."""
         return self.cache / "huggingface" / "hub"
+
+    @property
+    def hub_in_use(self) -> Path:
+        """The hub cache that programs of this home use: the volume's, or the home's own where it is not relocated."""
+        return self.hub if self.hub.exists() else hub_cache(os.environ, Path.home())
 
     @property
     def pkgs(self) -> Path:
@@ -95,16 +113,19 @@ def hub_cache(environ: Mapping[str, str], home: Path) -> Path:
 
 
 def linked_root(link: Path) -> Root | None:
-    """The root onto which an earlier setup moved the hub cache, by the link that it left in the home.
+    """The root onto which an earlier setup moved a cache, by the link that it left in the home.
 
-    A link that leads nowhere counts as well: its volume may not be mounted, and no other may take its place.
+    A hub cache's link that leads nowhere counts as well: its volume may not be mounted, and no other may take its
+    place.
     """
     try:
         target = link.readlink()
     except OSError:
         return None
-    for root in map(Root, target.parents):
-        if root.hub == target and target.is_absolute() and (root.marker.is_file() or not target.exists()):
+    for root in map(Root, target.parents if target.is_absolute() else ()):
+        if target.is_relative_to(root.cache) and root.marker.is_file():
+            return root
+        if target == root.hub and not target.exists():
             return root
     return None
 

@@ -6,13 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from provision import activation, conda_lock, paths, spec, variants
+from provision import activation, caches, conda_lock, links, paths, spec, variants
 from provision.environment import EnvStep, Wanted
 from provision.errors import SpecError
 from provision.hub import Hub
+from provision.keeping import RecordStep
+from provision.login import LoginStep
 from provision.models import ModelStep
 from provision.relocate import RelocateStep
 from provision.smoke import SmokeStep
+from provision.step import State
 from provision.volume import VolumeStep
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from provision.facts import Facts
     from provision.journal import Journal
+    from provision.profiles import Chosen
     from provision.spec import HostSpec
     from provision.step import Step
 
@@ -35,38 +39,54 @@ class Wish:
     `envs` is the folder of environments, models and variants; `retry` looks again for a silent hub.
     """
 
-    root: paths.Root
+    chosen: Chosen
     host: HostSpec
     envs: Path
     home: Path
     offline: bool
     retry: bool
 
+    @property
+    def root(self) -> paths.Root:
+        """The persistent folder."""
+        return self.chosen.root
+
 
 def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, int], None]) -> list[Step]:
     """The steps that make this host ready.
 
     Raises:
-        SpecError: the spec names an environment, variant or model that does not exist, or the root lies inside a
-            folder that is to be moved.
+        SpecError: the spec names an environment, variant or model that does not exist, or folders to relocate lie
+            in each other or in the root's way.
     """
     root, host = wish.root, wish.host
     wanted = environment(wish.envs, host, facts)
     manifest = spec.load_tables(wish.envs / "models.toml", spec.ModelSpec)
     for name in host.models:
         spec.choose(name, list(manifest), "model")
-    hub_link = paths.hub_cache(os.environ, wish.home)
-    relocated = [("huggingface", hub_link, root.hub)] if "huggingface" in host.relocate else []
-    for _, source, _ in relocated:
-        if root.path.resolve().is_relative_to(source.resolve()):
-            raise SpecError(f"the root {root.path} lies inside {source}, which is to be moved onto it. Give another.")
     hub = Hub(os.environ, offline=wish.offline)
-    built: list[Step] = [VolumeStep(root, [source for _, source, _ in relocated], journal)]
-    built += [RelocateStep(label, source, target, journal) for label, source, target in relocated]
-    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
     bases = activation.conda_bases(os.environ, wish.home)
-    if bases and wanted.conda_lock is not None:
-        built.append(activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal))
+    places = caches.places(wish.chosen.relocate, root, os.environ, wish.home, bases)
+    known = [place.source for group in places.values() for place in group]
+    built: list[Step] = [VolumeStep(root, [*known, *caches.link_paths(os.environ, wish.home)], journal)]
+    linking: list[RelocateStep | activation.CondaLinkStep] = []
+    for label, group in places.items():
+        linking.append(RelocateStep(label, group, root, wish.home, journal))
+    conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
+    for link in links.recorded(root, wish.home):
+        if link.path not in {*known, conda.link}:
+            place = caches.Place(link.path, link.target)
+            linking.append(RelocateStep(str(link.path), [place], root, wish.home, journal))
+    built += linking
+    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
+    if conda.is_recorded(root) or (bases and wanted.conda_lock is not None):
+        built.append(conda)
+        linking.append(conda)
+    if linking or root.links.exists():
+        built.append(RecordStep(root, wish.home, linking, journal))
+    login = LoginStep(root, wish.home, os.environ, journal, wanted=host.login)
+    if host.login or login.check().state is not State.OK:
+        built.append(login)
     for name in host.models:
         built.append(ModelStep(root, name, manifest[name], hub, retry=wish.retry, progress=progress))
     if wanted.variants[0].torch:

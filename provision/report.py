@@ -11,11 +11,11 @@ from provision.step import State, exit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from rich.progress import Progress, TaskID
 
     from provision.discover import Found
+    from provision.profiles import Chosen
     from provision.step import Outcome, Step
 
 SCHEMA = 1
@@ -100,7 +100,7 @@ def word_for(outcome: Outcome) -> str:
     return "done" if outcome.changed else "ok"
 
 
-def to_json(command: str, root: Path, outcomes: Sequence[Outcome], seconds: float) -> str:
+def to_json(command: str, chosen: Chosen, outcomes: Sequence[Outcome], seconds: float) -> str:
     """The object that --json prints, on one line."""
     rows = [
         {
@@ -116,8 +116,8 @@ def to_json(command: str, root: Path, outcomes: Sequence[Outcome], seconds: floa
     whole = {
         "schema": SCHEMA,
         "command": command,
-        "root": str(root),
-        "profile": None,
+        "root": str(chosen.root.path),
+        "profile": chosen.match.name if chosen.match else None,
         "outcomes": rows,
         "fallbacks": fallbacks(outcomes),
         "seconds": round(seconds, 3),
@@ -126,7 +126,7 @@ def to_json(command: str, root: Path, outcomes: Sequence[Outcome], seconds: floa
     return json.dumps(whole, ensure_ascii=False)
 
 
-def summary(command: str, root: Path, outcomes: Sequence[Outcome], seconds: float) -> str:
+def summary(command: str, chosen: Chosen, outcomes: Sequence[Outcome], seconds: float) -> str:
     """The last lines for a person: what stands, what stands in, and the next command where one is due."""
     changed = sum(outcome.changed for outcome in outcomes)
     drifted = sum(outcome.after is State.DRIFTED and not outcome.error for outcome in outcomes)
@@ -139,7 +139,7 @@ def summary(command: str, root: Path, outcomes: Sequence[Outcome], seconds: floa
         head = f"{command}: ready, {changed} of {len(outcomes)} steps changed"
     else:
         head = f"{command}: ready, nothing to change"
-    lines = [f"{head}  ({seconds:.2f} s, root {root})"]
+    lines = [f"{head}  ({seconds:.2f} s, root {chosen.root.path})"]
     stand_ins = fallbacks(outcomes)
     if stand_ins:
         lines += ["fallbacks:", *(f"  {text}" for text in stand_ins)]

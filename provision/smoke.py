@@ -97,7 +97,7 @@ class SmokeStep:
         # What it imports must be the environment's own.
         dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME"}
         environment = {key: value for key, value in os.environ.items() if key not in dropped}
-        environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub), "PYTHONNOUSERSITE": "1"}
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub_in_use), "PYTHONNOUSERSITE": "1"}
         python = paths.interpreter(self.prefix)
         done = command.run([python, "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
         if done.returncode != 0:

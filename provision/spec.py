@@ -7,7 +7,7 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from provision.errors import SpecError
 
@@ -91,6 +91,77 @@ class TorchSpec(Strict):
     older_cards: dict[str, str] = {}
 
 
+def _plain_folder(path: str) -> str:
+    """A folder inside another that it cannot leave."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or "\0" in path:
+        raise ValueError(f"{path!r} is not a plain relative path")
+    return path
+
+
+def _whole_path(path: str) -> str:
+    """A path from the top, or from the home."""
+    if not (Path(path).is_absolute() or path.startswith("~/")) or "\0" in path or not Path(path).name:
+        raise ValueError(f"{path!r} is neither absolute nor in the home (~/…)")
+    return path
+
+
+class Folder(Strict):
+    """A folder of the user's own, and its place on the root."""
+
+    path: Annotated[str, AfterValidator(_whole_path)]
+    to: Annotated[str, AfterValidator(_plain_folder)]
+
+
+def _kind(value: object) -> str:
+    return _TAGS[0] if isinstance(value, str) else _TAGS[1]
+
+
+_TAGS = ("a name", "a folder")  # of the union: they stand in a fault's location, and are taken out of its message
+Relocated = Annotated[
+    Annotated[
+        Literal["huggingface", "conda", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets"],
+        Tag(_TAGS[0]),
+    ]
+    | Annotated[Folder, Tag(_TAGS[1])],
+    Discriminator(_kind),
+]
+
+
+class Sign(Strict):
+    """Something by which a host shows itself: a variable that is set, or a path that is there."""
+
+    env: str | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Sign:
+        if (self.env is None) == (self.path is None):
+            raise ValueError("a sign is either env or path")
+        return self
+
+
+class Profile(Strict):
+    """A kind of rented host: one of `any` and each of `all` tells it; `roots` may hold patterns.
+
+    `folder` lies in the root, where that itself is somebody's home.
+
+    `relocate` is what is moved where the user does not say; `environments` whether its folder can hold them.
+    """
+
+    title: str
+    any: list[Sign] = []
+    all: list[Sign] = []
+    roots: list[str]
+    folder: str = ""
+    relocate: list[Relocated]
+    environments: bool = True
+    persists: str
+    wiped: str
+    traps: list[str] = []
+    source: str
+
+
 class HostSpec(Strict):
     """host.toml: every key is optional."""
 
@@ -98,8 +169,9 @@ class HostSpec(Strict):
     env: Annotated[str, Field(pattern=NAME)] = "diffusers"
     interpreter: Literal["auto", "conda", "system"] = "auto"
     variant: str = "auto"
-    relocate: list[Literal["huggingface"]] = ["huggingface"]
+    relocate: list[Relocated] | None = None
     models: list[str] = ["ddpm-cat-256", "stable-diffusion-v1-5"]
+    login: bool = False
 
 
 _S = TypeVar("_S", bound=BaseModel)
@@ -166,7 +238,7 @@ def _validate(path: Path, text: str, data: object, model: type[_S], prefix: tupl
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        location = (*prefix, *first["loc"])
+        location = (*prefix, *(part for part in first["loc"] if part not in _TAGS))
         key = ".".join(str(part) for part in location)
         line = line_of(text, location)
         known = ""

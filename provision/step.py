@@ -79,12 +79,20 @@ def look(steps: Sequence[Step], *, deep: bool = False, listen: Callable[[Step, O
     return outcomes
 
 
-def converge(steps: Sequence[Step], *, listen: Callable[[Step, Outcome | None], None]) -> list[Outcome]:
-    """Check each step, apply what has drifted, check again; stop where an essential one cannot stand."""
+def converge(
+    steps: Sequence[Step], *, listen: Callable[[Step, Outcome | None], None], guard: Callable[[], None] = lambda: None
+) -> list[Outcome]:
+    """Check each step, apply what has drifted, check again; stop where an essential one cannot stand.
+
+    Args:
+        steps: in their order.
+        listen: told when a step begins (None) and what became of it.
+        guard: raises where nothing may be written any more; asked before every step but the essential ones.
+    """
     outcomes = []
     for step in steps:
         listen(step, None)
-        outcome = _converge(step)
+        outcome = _converge(step, guard)
         listen(step, outcome)
         outcomes.append(outcome)
         if step.essential and outcome.after is not State.OK:
@@ -120,12 +128,14 @@ def _look(step: Step, *, deep: bool) -> Outcome:
     )
 
 
-def _converge(step: Step) -> Outcome:
+def _converge(step: Step, guard: Callable[[], None]) -> Outcome:
     started = time.perf_counter()
     first = _look(step, deep=False)
     if first.before is not State.DRIFTED:
         return first
     try:
+        if not step.essential:
+            guard()
         step.apply()
         found = step.check()
     except (FirstlightError, OSError) as error:

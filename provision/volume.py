@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -38,15 +40,52 @@ def read_marker(root: Root) -> dict[str, object] | None:
     return marker
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part."""
+def require(root: Root) -> None:
+    """The volume is there.
+
+    Raises:
+        BlockedError: its marker is not: it is not mounted, or was never set up.
+    """
+    if read_marker(root) is None:
+        raise BlockedError(
+            f"{root.path} bears no .firstlight marker: it is not mounted, or was never set up. "
+            "Mount it and run `make repair`, or run `make setup`."
+        )
+
+
+def keep_backup(path: Path, after: bytes | None, journal: Journal) -> None:
+    """Keep the bytes and mode of a file of the user's that is about to become `after` (None: to be taken away)."""
+    journal.record("backup", path=path)
+    kept = None
+    mode = None
+    if path.exists():
+        kept = journal.backup / f"file-{uuid.uuid4().hex[:8]}"
+        write_atomic(kept, path.read_bytes())
+        kept.chmod(0o600)
+        mode = stat.S_IMODE(path.stat().st_mode)
+    digest = None if after is None else hashlib.sha256(after).hexdigest()
+    journal.record("file", path=path, backup=kept, mode=mode, sha256=digest)
+
+
+def write_atomic(path: Path, content: str | bytes, *, like: os.stat_result | None = None) -> None:
+    """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part.
+
+    Args:
+        path: the file; the folders above it are made.
+        content: what it shall hold.
+        like: whose mode and owner it shall have, else the usual ones.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        if like is not None:
+            if hasattr(os, "chown") and like.st_uid != os.geteuid():
+                os.chown(part, like.st_uid, like.st_gid)
+            part.chmod(stat.S_IMODE(like.st_mode))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

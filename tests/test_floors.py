@@ -16,11 +16,12 @@ FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
         {"errors"},
-        {"command", "paths", "spec", "download", "conda_lock", "hashing"},
-        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels"},
-        {"facts", "sources", "volume"},
-        {"pip_part", "variants"},
-        {"relocate", "environment", "models", "smoke", "conda_lock_tool"},
+        {"command", "paths", "spec", "download", "conda_lock", "hashing", "folder", "capabilities"},
+        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels", "tree", "caches"},
+        {"facts", "sources", "volume", "preflight", "copying", "profiles"},
+        {"pip_part", "variants", "holder", "links", "variables", "merging"},
+        {"environment", "models", "smoke", "conda_lock_tool", "moving"},
+        {"relocate", "keeping", "login"},
         {"activation", "removal", "locks"},
         {"plan", "discover"},
         {"report"},
@@ -41,7 +42,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
 }
 # The only parts of provision that bench knows: what the machine is, where things lie, what people wrote.
-SHARED = {"facts", "spec", "paths", "errors", "command"}
+SHARED = {"facts", "spec", "paths", "errors", "command", "profiles"}
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
     "torch": {"bench.worker", "bench.sampling"},

@@ -6,10 +6,13 @@ import base64
 import hashlib
 import json
 import shutil
+import subprocess
+import tempfile
 import threading
 import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +22,6 @@ from tests.provision import channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # Just what the smoke step asks of the two packages; the real ones are installed in test_real_setup.py.
 TORCH = """
@@ -251,3 +253,54 @@ def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
     yield served
     served.close()
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than the temporary one."""
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    if folder.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has one file system only")
+    yield folder
+    subprocess.run(["chmod", "-R", "u+rwx", folder], check=False)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["same disk", "other disk"])
+def volume(request: pytest.FixtureRequest, tmp_path: Path, other_disk: Path) -> Path:
+    return tmp_path / "volume" if request.param == "same disk" else other_disk
+
+
+@pytest.fixture
+def source(home: Path) -> Path:
+    return home / ".cache/huggingface/hub"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 8 MB and 64 inodes."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    options = "size=8m,nr_inodes=64"
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", mount], check=False, capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("no right to mount a tmpfs")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Iterator[Path]:
+    """A real overlayfs whose lower layer holds the folder."""
+    layer, upper, work, merged = (tmp_path / name for name in ("layer", "upper", "work-layer", "merged"))
+    for folder in (layer / "miniconda3/envs/e", upper, work, merged):
+        folder.mkdir(parents=True)
+    (layer / "miniconda3/envs/e/python").write_text("of the image")
+    options = f"lowerdir={layer},upperdir={upper},workdir={work}"
+    done = subprocess.run(
+        ["mount", "-t", "overlay", "overlay", "-o", options, merged], check=False, capture_output=True
+    )
+    if done.returncode != 0:
+        pytest.skip("no right to mount an overlay")
+    yield merged
+    subprocess.run(["umount", merged], check=True)

@@ -56,7 +56,7 @@ def test_a_pull_is_whole_verified_and_found_by_the_client(root: Root, tmp_path: 
     found = model.check(deep=True)
     assert (found.state, found.fallback) == (State.OK, None)
     assert len(weight_requests(hub)) == 1, "the weights were fetched once, and never by the hub's client"
-    folder = snapshot_download(hub.repo, revision=hub.revision, cache_dir=root.hub, local_files_only=True)
+    folder = snapshot_download(hub.repo, revision=hub.revision, cache_dir=root.hub_in_use, local_files_only=True)
     assert (Path(folder) / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import plan, spec
+from provision import plan, profiles, spec
 from provision.errors import SpecError
 from provision.facts import Facts
 from provision.journal import Journal
-from provision.paths import Root
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -21,13 +20,20 @@ def machine() -> Facts:
     return Facts("linux", "x86_64", "host", "a CPU", 2, None, 1 << 30, None, ())
 
 
+def wishing(root: Path, home: Path, **host: Any) -> plan.Wish:
+    wanted = spec.HostSpec(**host)
+    chosen = profiles.choose(str(root), wanted, CHECKOUT / "envs", {}, home)
+    return plan.Wish(chosen, wanted, CHECKOUT / "envs", home, offline=False, retry=False)
+
+
 def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
-    wish = plan.Wish(Root(tmp_path), spec.HostSpec(), CHECKOUT / "envs", home, offline=False, retry=False)
+    wish = wishing(tmp_path, home)
     steps = plan.steps(wish, machine(), Journal(tmp_path), lambda _, __: None)
     assert [step.name for step in steps] == [
         "volume",
         "relocate huggingface",
         "environment diffusers",
+        "relink.sh",
         "model ddpm-cat-256",
         "model stable-diffusion-v1-5",
         "smoke",
@@ -36,16 +42,14 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
 
 
 def test_what_is_not_wished_for_is_not_planned(tmp_path: Path, home: Path) -> None:
-    wish = plan.Wish(
-        Root(tmp_path), spec.HostSpec(relocate=[], models=[]), CHECKOUT / "envs", home, offline=False, retry=False
-    )
+    wish = wishing(tmp_path, home, relocate=[], models=[])
     steps = plan.steps(wish, machine(), Journal(tmp_path), lambda _, __: None)
     assert [step.name for step in steps] == ["volume", "environment diffusers", "smoke"]
 
 
 def test_a_root_inside_what_it_relocates_is_refused(home: Path) -> None:
     """Its files would move into a folder inside themselves."""
-    root = Root(home / ".cache/huggingface/hub/firstlight")
-    wish = plan.Wish(root, spec.HostSpec(), CHECKOUT / "envs", home, offline=False, retry=False)
+    root = home / ".cache/huggingface/hub/firstlight"
+    wish = wishing(root, home)
     with pytest.raises(SpecError, match="lies inside"):
-        plan.steps(wish, machine(), Journal(root.path), lambda _, __: None)
+        plan.steps(wish, machine(), Journal(root), lambda _, __: None)

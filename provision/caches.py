@@ -1,0 +1,139 @@
+"""What can be relocated by name: where each tool keeps its files on this host, and their place on the volume."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from provision import paths
+from provision.errors import SpecError
+from provision.spec import Folder as FolderSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from provision.spec import Relocated
+
+_OURS = (".firstlight", "envs", "pkgs")  # places on the volume that are taken
+
+
+@dataclass(frozen=True)
+class Place:
+    """One folder to relocate: its old path, its new one, and the variable that does the same without a link."""
+
+    source: Path
+    target: Path
+    variable: str | None = None
+
+
+def places(
+    relocate: Sequence[Relocated], root: paths.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path]
+) -> dict[str, list[Place]]:
+    """The folders of each thing that a host relocates, by its label.
+
+    Args:
+        relocate: names, or folders of the user's own.
+        root: the volume.
+        environ: the tools' own variables say where they keep their files.
+        home: whose files they are.
+        bases: the conda installations of this machine.
+
+    Raises:
+        SpecError: two of them would share a place, or one lies where the volume keeps its own things.
+    """
+    found = {}
+    for each in relocate:
+        if isinstance(each, FolderSpec):
+            source = Path(each.path.replace("~", str(home), 1) if each.path.startswith("~") else each.path).absolute()
+            found[str(each.path)] = [Place(source, root.path / each.to)]
+        elif each == "conda":
+            found[each] = _conda(root, environ, home, bases)
+        else:
+            found[each] = _named(each, root, environ, home)
+    _apart([place for group in found.values() for place in group], root)
+    return found
+
+
+def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:
+    """The old paths of everything that has a name: by their links a home remembers its root."""
+    root = paths.Root(home)
+    return [place.source for name in NAMES for place in _named(name, root, environ, home)]
+
+
+NAMES = ("huggingface", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets")
+
+
+def _named(name: str, root: paths.Root, environ: Mapping[str, str], home: Path) -> list[Place]:
+    """Sources: each tool's documented variables and defaults."""
+    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+    hugging = Path(environ.get("HF_HOME") or cache / "huggingface")
+    triton = Path(environ.get("TRITON_HOME") or home)
+    temporary = Path(tempfile.gettempdir())
+    if sys.platform == "win32":
+        local = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+        own = {"pip": local / "pip" / "Cache", "uv": local / "uv" / "cache"}
+    else:
+        own = {"pip": home / "Library/Caches/pip" if sys.platform == "darwin" else cache / "pip", "uv": cache / "uv"}
+    known = {
+        "huggingface": [
+            ("HF_HUB_CACHE", paths.hub_cache(environ, home), "huggingface/hub"),
+            ("HF_XET_CACHE", hugging / "xet", "huggingface/xet"),
+        ],
+        "modules": [("HF_MODULES_CACHE", hugging / "modules", "huggingface/modules")],
+        "datasets": [("HF_DATASETS_CACHE", hugging / "datasets", "huggingface/datasets")],
+        "pip": [("PIP_CACHE_DIR", own["pip"], "pip")],
+        "uv": [("UV_CACHE_DIR", own["uv"], "uv")],
+        "torch": [("TORCH_HOME", cache / "torch", "torch")],
+        "triton": [("TRITON_CACHE_DIR", triton / ".triton" / "cache", "triton")],
+        "inductor": [("TORCHINDUCTOR_CACHE_DIR", temporary / f"torchinductor_{_user()}", "inductor")],
+    }
+    return [
+        Place(Path(environ.get(variable) or usual).expanduser().absolute(), root.cache / place, variable)
+        for variable, usual, place in known[name]
+    ]
+
+
+def _conda(root: paths.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path]) -> list[Place]:
+    """Environments and packages of every conda that is ours, together: their files are hard links to each other."""
+    tops = {base: base.name for base in bases if os.access(base, os.W_OK)}
+    if bases or (home / ".conda").exists():
+        tops[home / ".conda"] = "user"
+    if environ.get("MAMBA_ROOT_PREFIX"):
+        mamba = Path(environ["MAMBA_ROOT_PREFIX"])
+        tops.setdefault(mamba, mamba.name)
+    found = []
+    for number, (top, name) in enumerate(tops.items()):
+        taken = name in list(tops.values())[:number]
+        for part in ("envs", "pkgs"):
+            place = root.path / "conda" / (f"{name}-{number}" if taken else name) / part
+            found.append(Place(top / part, place))
+    return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return str(os.getuid())
+
+
+def _apart(every: Sequence[Place], root: paths.Root) -> None:
+    """No two places are one, or one inside the other, on either side; none is the volume's own."""
+    for number, place in enumerate(every):
+        inside = place.target.relative_to(root.path).parts
+        if not inside or inside[0] in _OURS:
+            raise SpecError(f"{place.source} cannot go to {place.target}: firstlight keeps its own things there.")
+        if root.path.resolve().is_relative_to(place.source.resolve()) and not place.source.is_symlink():
+            raise SpecError(f"the root {root.path} lies inside {place.source}, which is to be moved onto it.")
+        for other in every[:number]:
+            if place.target.is_relative_to(other.target) or other.target.is_relative_to(place.target):
+                raise SpecError(
+                    f"{place.source} and {other.source} would both go to {place.target}. Name another `to`."
+                )
+            if place.source.is_relative_to(other.source) or other.source.is_relative_to(place.source):
+                raise SpecError(f"{place.source} and {other.source} lie one inside the other. Relocate one of them.")
