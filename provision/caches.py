@@ -59,6 +59,25 @@ def places(
     return found
 
 
+def named(path: str, to: str | None, home: Path) -> tuple[str, Relocated]:
+    """What one word on the command line asks to be relocated, with its label: a known name, or a folder.
+
+    Raises:
+        SpecError: the place is not a plain one, or a known name is given another.
+    """
+    if path in (*NAMES, "conda"):
+        if to is not None:
+            raise SpecError(f"{path} has its own place on the root; --to is for folders of your own.")
+        return path, path  # type: ignore[return-value]
+    source = Path(path).expanduser().absolute()
+    inside = source.relative_to(home) if source.is_relative_to(home) else source.relative_to(source.anchor)
+    label = f"~/{inside}" if source.is_relative_to(home) else str(source)
+    try:
+        return label, FolderSpec(path=label, to=to or f"relocated/{inside}")
+    except ValueError as error:
+        raise SpecError(f"{path} cannot go to {to}: it is not a plain place on the root.") from error
+
+
 def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:
     """The old paths of everything that has a name: by their links a home remembers its root."""
     root = paths.Root(home)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from provision.care_cli import app as care_app
 from provision.console import (
     DryRunFlag,
     EnvsFlag,
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(env_app, name="env")
+app.add_typer(care_app)  # without a name its commands stand beside ours
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -15,9 +14,9 @@ import typer
 from provision.errors import Exit, FirstlightError, SpecError, from_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
-    from provision import facts, paths, report, step
+    from provision import facts, report, step
     from provision.plan import Wish
     from provision.step import Outcome
 
@@ -30,6 +29,16 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="Only faults and the su
 VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Also the machine, and why this build of torch.")]
 NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+
+# The commands that change something, and what is typed to come back to them.
+_CHANGING = {
+    "setup": "make setup",
+    "repair": "make repair",
+    "env create": "make setup",
+    "relocate": "provision relocate",
+    "undo": "provision undo",
+}
 
 
 class Show:
@@ -81,7 +90,7 @@ def wish_of(
 
 def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only: Collection[str] | None = None) -> Exit:
     """Run a command over the steps (`only` those of these names), print what became of them, return the exit code."""
-    from provision import facts, plan, report, step
+    from provision import facts, plan, report
     from provision.journal import Journal
 
     started = time.perf_counter()
@@ -101,8 +110,34 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
     screen = report.Screen(total=len(steps), json_output=show.json, quiet=show.quiet, color=show.color)
     if show.verbose or (name == "env create" and not show.quiet):
         _say_machine(wish, machine)
-    if name in {"setup", "repair", "env create"} and not dry_run:
-        outcomes = _converge(wish, steps, screen, repair=name == "repair")
+    return _run(name, wish, steps, show, screen, started, dry_run=dry_run)
+
+
+def run_list(
+    name: str, wish: Wish, steps: list[step.Step], show: Show, *, dry_run: bool = False, all_or_nothing: bool = False
+) -> Exit:
+    """Run a list of steps of its own; `all_or_nothing`: nothing is done where one of them is blocked."""
+    from provision import report
+
+    screen = report.Screen(total=len(steps), json_output=show.json, quiet=show.quiet, color=show.color)
+    return _run(name, wish, steps, show, screen, time.perf_counter(), dry_run=dry_run, all_or_nothing=all_or_nothing)
+
+
+def _run(
+    name: str,
+    wish: Wish,
+    steps: list[step.Step],
+    show: Show,
+    screen: report.Screen,
+    started: float,
+    *,
+    dry_run: bool,
+    all_or_nothing: bool = False,
+) -> Exit:
+    from provision import report, step
+
+    if name in _CHANGING and not dry_run:
+        outcomes = _converge(wish, steps, screen, name, all_or_nothing=all_or_nothing)
     else:
         outcomes = step.look(steps, deep=name == "verify", listen=screen.listen)
         if name == "plan" or dry_run:
@@ -115,33 +150,22 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
     return step.exit_of(outcomes)
 
 
-def _converge(wish: Wish, steps: list[step.Step], screen: report.Screen, *, repair: bool) -> list[Outcome]:
+def _converge(
+    wish: Wish, steps: list[step.Step], screen: report.Screen, name: str, *, all_or_nothing: bool
+) -> list[Outcome]:
     """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
-    from provision import step, volume
+    from provision import holder, step, volume
 
     def silent(_: step.Step, __: Outcome | None) -> None: ...
 
     found = step.look(steps, listen=silent)
-    absent = any(each.essential and outcome.error for each, outcome in zip(steps, found, strict=True))
-    if absent or all(outcome.after is not step.State.DRIFTED for outcome in found):
+    refused = any((each.essential or all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
+    if refused or all(outcome.after is not step.State.DRIFTED for outcome in found):
         return step.look(steps, listen=screen.listen)
-    if repair and found[0].after is step.State.DRIFTED:
+    if name in {"repair", "undo"}:
         volume.require(wish.root)
-    with holding(wish.root, f"make {'repair' if repair else 'setup'}"):
+    with holder.holding(wish.root, _CHANGING[name]):
         return step.converge(steps, listen=screen.listen, guard=lambda: volume.require(wish.root))
-
-
-@contextlib.contextmanager
-def holding(root: paths.Root, again: str) -> Iterator[None]:
-    """Be the one run that writes to the root.
-
-    Raises:
-        BlockedError: another run is; `again` is the command to come back with.
-    """
-    from provision import holder
-
-    with holder.holding(root, again):
-        yield
 
 
 def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> None:

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from provision import tree
+from provision import contents, tree
 from provision.errors import BlockedError, FirstlightError
 
 if TYPE_CHECKING:
@@ -17,14 +17,7 @@ if TYPE_CHECKING:
     from provision.folder import Folder
 
 _ROUNDS = 5
-_BLOCK = 1 << 20
-_PIECE = 8 << 20  # between two looks at the keyboard
-_FICLONE = 0x40049409  # linux/fs.h
-_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 CANNOT_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-_NO_ATTRIBUTES = {errno.EOPNOTSUPP, errno.ENOSYS}
-# The system's own labels: they belong to a place, not to a file.
-_KEPT_ATTRIBUTES = ("user.", "system.posix_acl_", "security.capability")
 
 _Mark = tuple[int, int, int, int]
 
@@ -48,7 +41,7 @@ class Mirror:
         self._seen: dict[str, _Mark] = {}
         self._unproven: set[str] = set()
         self._copies: dict[tuple[int, int], tuple[Folder, str, int]] = {}
-        self._block = (bytearray(_BLOCK), bytearray(_BLOCK))
+        self._block = (bytearray(contents.BLOCK), bytearray(contents.BLOCK))
         self._clone = True
 
     def run(self) -> None:
@@ -77,6 +70,23 @@ class Mirror:
         for number, (original, copy) in enumerate(self.pairs):
             self._folder(original, copy, str(number), copy, changed)
         return changed
+
+    def one(self, original: Folder, name: str, copy: Folder, new: str) -> None:
+        """Copy one entry that is no folder under another name, and prove it.
+
+        Raises:
+            FirstlightError: the copy differs.
+        """
+        found = original.lstat(name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(original.path / name))
+        if stat.S_ISLNK(found.st_mode):
+            copy.symlink(new, original.readlink(name) or "")
+            copy.dress(new, found)
+            return
+        self._file(original, copy, name, new)
+        if not self._is_equal(original, copy, name, new):
+            raise FirstlightError(f"{copy.path / new} does not come out the same as {original.path / name}.")
 
     def changed_since(self) -> bool:
         """Whether an original was touched after the last look; writes nothing."""
@@ -115,7 +125,7 @@ class Mirror:
             changed.append(f"{copy.path}{os.sep}{name}")
             tree.remove(copy, name)
         if original.descriptor is not None and copy.descriptor is not None:
-            _dress(copy.descriptor, original.descriptor, before, str(original.path))
+            contents.dress(copy.descriptor, original.descriptor, before, str(original.path))
 
     def _is_there(self, key: str, found: os.stat_result, had: os.DirEntry[str] | None, top: Folder) -> bool:
         """Whether this entry needs no copying: it was copied and has not changed since, or an earlier run did it."""
@@ -163,54 +173,20 @@ class Mirror:
             made = copy.lstat(name)
             self._copies[one] = (top, place, made.st_ino if made else 0)
 
-    def _file(self, original: Folder, copy: Folder, name: str) -> None:
+    def _file(self, original: Folder, copy: Folder, name: str, new: str | None = None) -> None:
         source = original.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             found = os.fstat(source)
             if not stat.S_ISREG(found.st_mode):
                 return  # it has become something else: the next look sees it
-            target = copy.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            target = copy.open(new or name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
-                self._data(source, target, found)
-                _dress(target, source, found, f"{original.path}{os.sep}{name}")
+                self._clone = contents.copy(source, target, found, self.progress, clone=self._clone)
+                contents.dress(target, source, found, f"{original.path}{os.sep}{name}")
             finally:
                 os.close(target)
         finally:
             os.close(source)
-
-    def _data(self, source: int, target: int, found: os.stat_result) -> None:
-        if found.st_size <= _BLOCK and not tree.is_sparse(found):
-            _write(target, os.read(source, found.st_size))
-            self.progress(found.st_size)
-            return
-        self._clone = self._clone and _cloned(source, target)
-        if self._clone:
-            self.progress(found.st_size)
-            return
-        pieces = tree.extents(source, found.st_size) if tree.is_sparse(found) else [(0, found.st_size)]
-        os.ftruncate(target, found.st_size)
-        for start, end in pieces:
-            self._piece(source, target, start, end)
-
-    def _piece(self, source: int, target: int, start: int, end: int) -> None:
-        """Copy a range inside the kernel, or block by block where it will not."""
-        os.lseek(target, start, os.SEEK_SET)
-        os.lseek(source, start, os.SEEK_SET)
-        inside = hasattr(os, "copy_file_range")
-        while start < end:
-            count = 0
-            if inside:
-                with contextlib.suppress(OSError):
-                    count = os.copy_file_range(source, target, min(_PIECE, end - start))
-                inside = count > 0
-            if count == 0:
-                content = os.read(source, min(_BLOCK, end - start))
-                if not content:
-                    return  # it has been cut: the next look sees it
-                count = len(content)
-                _write(target, content)
-            start += count
-            self.progress(count)
 
     def _prove(self) -> list[str]:
         """Read what was copied, and its originals, and compare; return the keys of what differs."""
@@ -229,21 +205,22 @@ class Mirror:
                 if entry.is_dir(follow_symlinks=False):
                     with original.enter(entry.name) as first, copy.enter(entry.name) as second:
                         self._prove_folder(first, second, below, wrong)
-                elif below in self._unproven and not self._is_equal(original, copy, entry):
+                elif below in self._unproven and not self._is_equal(original, copy, entry.name, entry.name):
                     found = original.lstat(entry.name)
                     if found is not None and self._seen.get(below) == _mark(found):
                         wrong.append(below)  # else it has changed since, and the next look copies it again
             except (FileNotFoundError, NotADirectoryError):
                 wrong.append(below)
 
-    def _is_equal(self, original: Folder, copy: Folder, entry: os.DirEntry[str]) -> bool:
-        if not entry.is_file(follow_symlinks=False):
-            return original.readlink(entry.name) == copy.readlink(entry.name)
-        first = original.open(entry.name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    def _is_equal(self, original: Folder, copy: Folder, name: str, new: str) -> bool:
+        made = copy.lstat(new)
+        if made is None or not stat.S_ISREG(made.st_mode):
+            return original.readlink(name) == copy.readlink(new)
+        first = original.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
-            second = copy.open(entry.name, os.O_RDONLY)
+            second = copy.open(new, os.O_RDONLY)
             try:
-                return same_content(first, second, self._block)
+                return contents.same(first, second, self._block)
             finally:
                 os.close(second)
         finally:
@@ -274,110 +251,6 @@ def marks(folder: Folder, key: str = "") -> Iterator[tuple[str, _Mark]]:
                 yield from marks(inner, below)
         else:
             yield below, _mark(entry.stat(follow_symlinks=False))
-
-
-def same_content(first: int, second: int, block: tuple[bytearray, bytearray], *, alone: bool = False) -> bool:
-    """Whether two open files are equal in every byte, and (unless content `alone` counts) in mode and time.
-
-    Holes count as zeros, and are not read where both have them.
-    """
-    one, other = os.fstat(first), os.fstat(second)
-    if one.st_size != other.st_size:
-        return False
-    if not alone and (one.st_mtime_ns, one.st_mode) != (other.st_mtime_ns, other.st_mode):
-        return False
-    if one.st_size <= _BLOCK:
-        return os.read(first, one.st_size + 1) == os.read(second, one.st_size + 1)
-    if not (tree.is_sparse(one) and tree.is_sparse(other)):
-        return _same_range(first, second, 0, one.st_size, block)
-    # What either file has data in is read in both.
-    pieces = tree.extents(first, one.st_size) + tree.extents(second, one.st_size)
-    return all(_same_range(first, second, start, end, block) for start, end in pieces)
-
-
-def _same_range(first: int, second: int, start: int, end: int, block: tuple[bytearray, bytearray]) -> bool:
-    one, other = block
-    while start < end:
-        count = _read_at(first, one, start)
-        if count <= 0 or _read_at(second, other, start) != count:
-            return False
-        if count < len(one):
-            return one[:count] == other[:count] and start + count >= end
-        if one != other:
-            return False
-        start += count
-    return True
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
-
-
-def _read_at(descriptor: int, block: bytearray, start: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [block], start)
-    os.lseek(descriptor, start, os.SEEK_SET)
-    content = os.read(descriptor, len(block))
-    block[: len(content)] = content
-    return len(content)
-
-
-def _cloned(source: int, target: int) -> bool:
-    """Whether the file system let both files share their blocks (btrfs, xfs)."""
-    try:
-        import fcntl
-
-        fcntl.ioctl(target, _FICLONE, source)
-    except ImportError:
-        return False
-    except OSError as error:
-        if error.errno not in _CANNOT_CLONE:
-            raise
-        return False
-    return True
-
-
-def _dress(target: int, source: int, found: os.stat_result, path: str) -> None:
-    """Give a file or folder the owner, attributes, mode and times of its original, in the order that keeps them.
-
-    Raises:
-        BlockedError: the other file system cannot hold one of them.
-    """
-    made = os.fstat(target)
-    if hasattr(os, "fchown") and (made.st_uid, made.st_gid) != (found.st_uid, found.st_gid):
-        try:
-            os.fchown(target, found.st_uid, found.st_gid)
-        except PermissionError:
-            # A group that we are not in is given up, as every copying tool does; an owner is not.
-            if made.st_uid != found.st_uid:
-                raise BlockedError(
-                    f"{path} belongs to user {found.st_uid}, and a copy there would not. Leave it where it is, "
-                    f"or change its owner: chown -R --no-dereference {made.st_uid} {path}"
-                ) from None
-    if hasattr(os, "listxattr"):
-        _attributes(target, source, path)
-    os.chmod(target, stat.S_IMODE(found.st_mode))
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
-def _attributes(target: int, source: int, path: str) -> None:
-    try:
-        names = os.listxattr(source)
-    except OSError as error:
-        if error.errno not in _NO_ATTRIBUTES:
-            raise
-        return
-    for name in names:
-        if not name.startswith(_KEPT_ATTRIBUTES):
-            continue
-        try:
-            os.setxattr(target, name, os.getxattr(source, name))
-        except OSError as error:
-            raise BlockedError(
-                f"{path} has the extended attribute {name}, which cannot be kept there ({error.strerror}). "
-                f"If nobody needs it: setfattr -x {name} {path}"
-            ) from None
 
 
 def _status(folder: Folder) -> os.stat_result:

@@ -102,7 +102,7 @@ def remove(
 
     def act() -> Exit:
         from provision import paths, removal
-        from provision.console import holding
+        from provision.holder import holding
         from provision.journal import Journal
 
         wish = wish_of(root, host, None, changes={"env": name})

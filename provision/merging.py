@@ -9,7 +9,8 @@ import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from provision.copying import CANNOT_LINK, Mirror, marks, same_content
+from provision import contents
+from provision.copying import CANNOT_LINK, Mirror, marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
     from provision.folder import Folder
 
 _LONGEST_NAME = 255
+_NOT_PLACED = {"same", "within"}
 
 
 @dataclass(frozen=True)
 class Row:
     """One entry of the folder that is put into the other.
 
-    `action`: "same" (it was there), "added", "newer" (it took the name, what was there is at `other`), "older" (it is
-    at `other`). A folder that was added is one row; one that was there is a "same" row, before what lies in it.
+    `action`: "same" (it was there), "added", "within" (it lies in a folder that was added), "newer" (it took the name,
+    what was there is at `other`), "older" (it is at `other`). A folder comes before what lies in it.
     `size` and `mtime_ns` are the entry's own.
     """
 
@@ -53,7 +55,7 @@ class Merge:
         self.original = original
         self.target = target
         self.stage = stage
-        self._block = (bytearray(1 << 20), bytearray(1 << 20))
+        self._block = (bytearray(contents.BLOCK), bytearray(contents.BLOCK))
         self._marks: dict[str, object] = {}
 
     def look(self) -> list[Row]:
@@ -63,7 +65,7 @@ class Merge:
 
     def bring(self, rows: Sequence[Row]) -> None:
         """Copy to the stage what is not in the target yet, and prove it."""
-        needed = {row.path for row in rows if row.action != "same"}
+        needed = {row.path for row in rows if row.action not in _NOT_PLACED}
         on_the_way = {above for path in needed for above in _above(path)}
 
         def wanted(path: str) -> bool:
@@ -75,9 +77,9 @@ class Merge:
     def place(self, rows: Sequence[Row]) -> None:
         """Give everything on the stage its name in the target. Each act leaves both contents under some name."""
         for row in rows:
-            if row.action == "same":
+            if row.action in _NOT_PLACED:
                 continue
-            with _holding(self.stage, row.path) as (stage, name), _holding(self.target, row.path) as (target, _):
+            with holding(self.stage, row.path) as (stage, name), holding(self.target, row.path) as (target, _):
                 if row.action == "older":
                     stage.rename(name, target, _base(row.other))
                     continue
@@ -101,6 +103,9 @@ class Merge:
 
             if there is None:
                 yield row("added")
+                if stat.S_ISDIR(found.st_mode):
+                    with original.enter(entry.name) as inner:
+                        yield from _within(inner, path)
             elif stat.S_ISDIR(found.st_mode) and stat.S_ISDIR(there.st_mode):
                 yield row("same")
                 with original.enter(entry.name) as first, target.enter(entry.name) as second:
@@ -128,11 +133,20 @@ class Merge:
         try:
             second = target.open(name, os.O_RDONLY)
             try:
-                return same_content(first, second, self._block, alone=True)
+                return contents.same(first, second, self._block, alone=True)
             finally:
                 os.close(second)
         finally:
             os.close(first)
+
+
+def _within(folder: Folder, key: str) -> Iterator[Row]:
+    for entry in sorted(folder.scan(), key=lambda each: each.name):
+        found = entry.stat(follow_symlinks=False)
+        yield Row(f"{key}/{entry.name}", _kind(found), "within", None, found.st_size, found.st_mtime_ns)
+        if stat.S_ISDIR(found.st_mode):
+            with folder.enter(entry.name) as inner:
+                yield from _within(inner, f"{key}/{entry.name}")
 
 
 def _above(path: str) -> Iterator[str]:
@@ -159,8 +173,8 @@ def _give_way(folder: Folder, name: str, other: str) -> None:
 
 
 @contextlib.contextmanager
-def _holding(top: Folder, path: str) -> Iterator[tuple[Folder, str]]:
-    """The folder in which a relative path lies, and its last name."""
+def holding(top: Folder, path: str) -> Iterator[tuple[Folder, str]]:
+    """Open the folder in which a relative path lies; yields it and the path's last name."""
     *parts, name = path.split("/")
     with contextlib.ExitStack() as stack:
         here = top

@@ -18,7 +18,7 @@ from provision.folder import Folder
 from provision.merging import Merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from provision.journal import Journal
@@ -77,9 +77,10 @@ class _Open:
 class Mover:
     """Moves the folders of one label together: a file with names in several of them stays one file."""
 
-    def __init__(self, journal: Journal) -> None:
-        """Take the journal, which is told every act before it is done."""
+    def __init__(self, journal: Journal, progress: Callable[[int, int], None] | None = None) -> None:
+        """Take the journal, which is told every act before it is done, and who is told (bytes copied, bytes in all)."""
         self.journal = journal
+        self.progress = progress or (lambda _, __: None)
         self.conflicts: list[str] = []
 
     def run(self, pairs: Sequence[Pair]) -> None:
@@ -169,7 +170,7 @@ class Mover:
                 there += tree.measure(partial)
                 folders.append((source, partial))
             preflight.enough_room(wanted, there, rest[0].there.path)
-            mirror = Mirror(folders)
+            mirror = Mirror(folders, lambda count: self.progress(count, wanted.bytes))
             with _nothing_left_on_a_full_disk(rest):
                 mirror.run()
             for each in rest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from provision import activation, caches, conda_lock, links, paths, spec, variants
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from provision.facts import Facts
     from provision.journal import Journal
     from provision.profiles import Chosen
-    from provision.spec import HostSpec
+    from provision.spec import HostSpec, Relocated
     from provision.step import Step
 
 _ASKED = ("environment.yml", "requirements.in")
@@ -71,12 +71,12 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     built: list[Step] = [VolumeStep(root, [*known, *caches.link_paths(os.environ, wish.home)], journal)]
     linking: list[RelocateStep | activation.CondaLinkStep] = []
     for label, group in places.items():
-        linking.append(RelocateStep(label, group, root, wish.home, journal))
+        linking.append(RelocateStep(label, group, root, wish.home, journal, progress))
     conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
     for link in links.recorded(root, wish.home):
         if link.path not in {*known, conda.link}:
             place = caches.Place(link.path, link.target)
-            linking.append(RelocateStep(str(link.path), [place], root, wish.home, journal))
+            linking.append(RelocateStep(str(link.path), [place], root, wish.home, journal, progress))
     built += linking
     built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
     if conda.is_recorded(root) or (bases and wanted.conda_lock is not None):
@@ -92,6 +92,18 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     if wanted.variants[0].torch:
         built.append(SmokeStep(root, host.env))
     return built
+
+
+def with_relocated(wish: Wish, thing: Relocated) -> Wish:
+    """The same wish with one more thing relocated; what is there already is not doubled.
+
+    Raises:
+        SpecError: no root is named.
+    """
+    if not wish.chosen.named:
+        raise SpecError("there is no folder that survives to move it to: name one with --root DIR.")
+    others = [each for each in wish.chosen.relocate if each != thing]
+    return replace(wish, chosen=replace(wish.chosen, relocate=[*others, thing]))
 
 
 def environments(envs: Path) -> list[str]:

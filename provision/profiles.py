@@ -26,12 +26,16 @@ class Match:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The root of this run, why it is this one, and the profile that matched."""
+    """The root of this run, why it is this one, the profile that matched, and what is relocated.
+
+    `named` is False where nobody has named a root and no profile knows one, so the user's data folder is taken.
+    """
 
     root: paths.Root
     reason: str
     match: Match | None
     relocate: list[spec.Relocated]
+    named: bool = True
 
 
 def choose(flag: str | None, host: spec.HostSpec, envs: Path, environ: Mapping[str, str], home: Path) -> Chosen:
@@ -60,7 +64,7 @@ def choose(flag: str | None, host: spec.HostSpec, envs: Path, environ: Mapping[s
     else:
         several = " and ".join(each.name for each in matches)
         reason = f"{several} both match: name one with --root" if several else "no profile matches and no root is named"
-        return Chosen(paths.Root(paths.default_root()), reason, None, host.relocate or [])
+        return Chosen(paths.Root(paths.default_root()), reason, None, host.relocate or [], named=False)
     usual: list[spec.Relocated] = ["huggingface"]
     if match is not None and root.path == match.root:
         usual = match.profile.relocate

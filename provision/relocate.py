@@ -14,7 +14,7 @@ from provision.paths import linked_root
 from provision.step import Check, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from provision.caches import Place
@@ -33,13 +33,22 @@ class RelocateStep:
     essential = False
     local = True
 
-    def __init__(self, label: str, places: Sequence[Place], root: Root, home: Path, journal: Journal) -> None:
-        """Take the label, and each folder's old path, new place and variable."""
+    def __init__(
+        self,
+        label: str,
+        places: Sequence[Place],
+        root: Root,
+        home: Path,
+        journal: Journal,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Take the label, each folder's old path, new place and variable, and who is told the bytes of a copy."""
         self.name = f"relocate {label}"
         self.places = places
         self.root = root
         self.home = home
         self.journal = journal
+        self.progress = progress
         self._notes: list[str] = []
 
     def describe(self) -> str:
@@ -61,7 +70,7 @@ class RelocateStep:
 
     def apply(self) -> None:
         """Move what is there, merge where both are, link. Picks up where a killed run stopped."""
-        mover = Mover(self.journal)
+        mover = Mover(self.journal, self.progress)
         drifted = [place for place in self.places if self._check(place).state is State.DRIFTED]
         linkable = [place for place in drifted if _obstacle(place.source) is None]
         try:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from provision.discover import Found
+    from provision.doctor import Finding
     from provision.profiles import Chosen
     from provision.step import Outcome, Step
+    from provision.undo import Run
 
 SCHEMA = 1
 _MIXED_SHOWN = 5
@@ -78,7 +80,7 @@ class Screen:
             BarColumn(bar_width=30),
             TimeElapsedColumn(),
         )
-        pulls = (DownloadColumn(binary_units=False),) if name.startswith("model ") else ()
+        pulls = (DownloadColumn(binary_units=False),) if name.startswith(("model ", "relocate ")) else ()
         self._bar = Progress(*columns, *pulls, console=Console(stderr=True, no_color=not self.color), transient=True)
         self._task = self._bar.add_task(f"[{self.number}/{self.total}] {name}", total=None)
         self._bar.start()
@@ -149,6 +151,43 @@ def summary(command: str, chosen: Chosen, outcomes: Sequence[Outcome], seconds: 
 def fallbacks(outcomes: Sequence[Outcome]) -> list[str]:
     """Everything second-best that stands in somewhere."""
     return [redact(outcome.fallback) for outcome in outcomes if outcome.fallback]
+
+
+def findings_json(chosen: Chosen, found: Sequence[Finding]) -> str:
+    """`doctor` for programs."""
+    whole = {
+        "schema": SCHEMA,
+        "command": "doctor",
+        "root": str(chosen.root.path),
+        "profile": chosen.match.name if chosen.match else None,
+        "findings": [finding.to_dict() for finding in found],
+    }
+    return json.dumps(whole, ensure_ascii=False)
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """`doctor` for people: a line a thing, and the command that mends it."""
+    lines = []
+    for finding in found:
+        lines.append(f"  {finding.state:<5} {finding.thing:<20} {redact(finding.text)}")
+        if finding.fix:
+            lines.append(f"        {'':<20} -> {finding.fix}")
+    return "\n".join(lines)
+
+
+def runs_json(found: Sequence[Run]) -> str:
+    """`undo --list` for programs."""
+    return json.dumps({"schema": SCHEMA, "runs": [run.to_dict() for run in found]}, indent=1)
+
+
+def runs(found: Sequence[Run]) -> str:
+    """`undo --list` for people, the newest last."""
+    lines = [
+        f"{run.name:<28} {run.header.get('command') or '?':<12} {len(run.acts):>4} acts on "
+        f"{run.header.get('host') or '?'}{', undone' if run.undone else ''}"
+        for run in found
+    ]
+    return "\n".join(lines) or "no run has changed anything here"
 
 
 def environments_json(found: Sequence[Found]) -> str:

@@ -18,15 +18,17 @@ FLOORS: dict[str, list[set[str]]] = {
         {"errors"},
         {"command", "paths", "spec", "download", "conda_lock", "hashing", "folder", "capabilities"},
         {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels", "tree", "caches"},
-        {"facts", "sources", "volume", "preflight", "copying", "profiles"},
-        {"pip_part", "variants", "holder", "links", "variables", "merging"},
-        {"environment", "models", "smoke", "conda_lock_tool", "moving"},
-        {"relocate", "keeping", "login"},
-        {"activation", "removal", "locks"},
+        {"facts", "sources", "volume", "preflight", "contents", "profiles"},
+        {"pip_part", "variants", "holder", "links", "variables", "copying"},
+        {"environment", "models", "smoke", "conda_lock_tool", "merging"},
+        {"moving"},
+        {"relocate", "keeping", "login", "parting"},
+        {"activation", "removal", "locks", "undo"},
         {"plan", "discover"},
+        {"doctor"},
         {"report"},
         {"console"},
-        {"env_cli"},
+        {"env_cli", "care_cli"},
         {"cli"},
         {"__main__"},
     ],
@@ -54,7 +56,7 @@ KEPT = {
     "rattler": {"provision.rattler_worker"},
     "ruamel": {"provision.conda_lock", "provision.rattler"},
     "pynvml": {"provision.facts", "bench.meter"},
-    "typer": {"provision.cli", "provision.env_cli", "provision.console", "bench.cli"},
+    "typer": {"provision.cli", "provision.env_cli", "provision.care_cli", "provision.console", "bench.cli"},
     "pydantic": {"provision.spec", "bench.cases"},
 }
 # What the measured interpreter runs: it has none of the toolbox's packages.
@@ -136,7 +138,7 @@ def test_the_parents_import_no_torch(module: str) -> None:
 
 
 def test_only_reports_and_commands_print() -> None:
-    printing = {"provision.console", "provision.env_cli", "provision.report", "bench.cli"}
+    printing = {"provision.console", "provision.env_cli", "provision.care_cli", "provision.report", "bench.cli"}
     for package, module, file in modules():
         calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
         prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)

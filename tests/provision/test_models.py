@@ -105,7 +105,7 @@ def test_wrong_content_is_refused(root: Root, tmp_path: Path, hub: FakeHub) -> N
     model = step(root, tmp_path, hub)
     with pytest.raises(FirstlightError, match="pinned is"):
         model.apply()
-    assert not list(root.hub.glob("**/snapshots/*/model.safetensors"))
+    assert not list(root.hub_in_use.glob("**/snapshots/*/model.safetensors"))
 
 
 def test_a_hub_that_lists_another_hash_is_not_even_asked_for_the_file(root: Root, tmp_path: Path, hub: FakeHub) -> None:

@@ -1,0 +1,138 @@
+"""The commands that look after a host: doctor, relocate, undo, gc."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from provision.console import (
+    DryRunFlag,
+    EnvsFlag,
+    HostFlag,
+    JsonFlag,
+    NoColorFlag,
+    OfflineFlag,
+    QuietFlag,
+    RootFlag,
+    Show,
+    guard,
+    run_list,
+    run_steps,
+    wish_of,
+)
+from provision.errors import Exit, SpecError
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def doctor(root: RootFlag = None, host: HostFlag = None, envs: EnvsFlag = None, json: JsonFlag = False) -> None:
+    """Say what kind of host this is, what its folder can do, and what is amiss. Exit 4 when a person must act."""
+
+    def act() -> Exit:
+        from provision import doctor, report
+
+        wish = wish_of(root, host, envs)
+        findings = doctor.examine(wish)
+        print(report.findings_json(wish.chosen, findings) if json else report.findings(findings))
+        return Exit.BLOCKED if any(finding.state == "bad" for finding in findings) else Exit.GOOD
+
+    guard(act)
+
+
+@app.command()
+def relocate(
+    path: Annotated[str, typer.Argument(help="A folder, or the name of a cache such as pip or conda.")],
+    to: Annotated[str | None, typer.Option("--to", help="Its place on the root.", metavar="PLACE")] = None,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    no_color: NoColorFlag = False,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Move one folder onto the root and leave a link; from then on it is kept as host.toml's are."""
+
+    def act() -> Exit:
+        from provision import caches, plan
+
+        wish = wish_of(root, host, envs, offline=True)
+        label, thing = caches.named(path, to, wish.home)
+        wish = plan.with_relocated(wish, thing)
+        only = {"volume", f"relocate {label}", "relink.sh"}
+        return run_steps("relocate", wish, Show(json, quiet, False, no_color), dry_run=dry_run, only=only)
+
+    guard(act)
+
+
+@app.command()
+def undo(
+    run: Annotated[str | None, typer.Argument(help="A run; else the newest that is not undone.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the runs.")] = False,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    offline: OfflineFlag = False,  # noqa: ARG001 (it never uses the network; every command takes the flag)
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    no_color: NoColorFlag = False,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Put back the bytes, modes, links and folders that a run has changed; all of them, or none."""
+
+    def act() -> Exit:
+        from provision import report, undo
+        from provision.journal import Journal
+
+        wish = wish_of(root, host, None, offline=True)
+        if list_:
+            found = undo.runs(wish.root)
+            print(report.runs_json(found) if json else report.runs(found))
+            return Exit.GOOD
+        chosen = undo.choose(wish.root, run)
+        journal = Journal(wish.root.journal, "undo")
+        steps = undo.steps(chosen, wish.root, wish.home, journal)
+        show = Show(json, quiet, False, no_color)
+        code = run_list("undo", wish, steps, show, dry_run=dry_run, all_or_nothing=True)
+        if code is Exit.GOOD and not dry_run and not chosen.undone:
+            journal.record("undone", run=chosen.name)
+        lines = sys.stderr if json else sys.stdout
+        for text in undo.stays(chosen):
+            print(f"  {text}", file=lines)
+        return code
+
+    guard(act)
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    root: RootFlag = None,
+    host: HostFlag = None,
+) -> None:
+    """Drop the backups of earlier runs, after showing what that frees; their files cannot be undone then."""
+
+    def act() -> Exit:
+        from provision import undo
+        from provision.holder import holding
+
+        wish = wish_of(root, host, None, offline=True)
+        every = undo.collectable(wish.root)
+        total = sum(run.backup_bytes for run in every)
+        for run in every:
+            print(f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.get('command') or ''}")
+        print(f"{len(every)} backups, {total:,} bytes")
+        if not every:
+            return Exit.GOOD
+        if not yes and not sys.stdin.isatty():
+            raise SpecError("these backups would be dropped, and their runs not be undone any more. Say so: --yes")
+        if not yes and not typer.confirm("Drop them? What these runs changed in files cannot be undone then."):
+            return Exit.GOOD
+        with holding(wish.root, "provision gc"):
+            for folder in undo.collect(every):
+                print(f"dropped {folder}")
+        return Exit.GOOD
+
+    guard(act)

@@ -1,0 +1,145 @@
+"""Parts two folders that were merged: what came from the home goes back to it, the volume's is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from provision import links, preflight, tree
+from provision.copying import Mirror
+from provision.folder import Folder, link_target
+from provision.merging import Row, holding
+from provision.step import Check, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from provision.journal import Journal
+    from provision.moving import Pair
+    from provision.paths import Root
+
+_SHOWN = 10
+
+
+class PartStep:
+    """The old path is a real folder again, and holds what it held when it was merged."""
+
+    essential = False
+    local = True
+
+    def __init__(self, pair: Pair, manifests: Sequence[Path], root: Root, home: Path, journal: Journal) -> None:
+        """Take the pair, and what each merge of it has put on record, oldest first."""
+        self.name = f"folder {pair.source.name}"
+        self.pair = pair
+        self.manifests = manifests
+        self.root = root
+        self.home = home
+        self.journal = journal
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return f"part {self.pair.target} into itself and {self.pair.source}"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (sizes and times tell)
+        """Look whether the merge stands as it was made."""
+        source, target = self.pair.source, self.pair.target
+        lost = [path for path in self.manifests if not path.exists()]
+        if lost:
+            return Check(State.BLOCKED, f"what was merged into {target} is not on record any more: gc dropped it")
+        rows = self._rows()
+        found = link_target(source)
+        if found is not None and found != str(target):
+            return Check(
+                State.BLOCKED, f"{source} leads to {found} now, and not to {target}. Look at it: ls -l {source}"
+            )
+        if found is None and source.exists():
+            left = [row for row in rows if row.action not in {"same", "within"} and self._is_there(row)]
+            if not left:
+                return Check(State.OK, f"{source} is a folder, as it was")
+            return Check(State.DRIFTED, f"{target} still holds what came from {source}")
+        changed = [row.kept_at for row in rows if row.kind != "folder" and not self._is_there(row)]
+        if changed:
+            listed = "\n".join(f"  changed or gone: {target / path}" for path in changed[:_SHOWN])
+            return Check(State.BLOCKED, f"{len(changed)} files were changed since they were merged:\n{listed}")
+        return Check(State.DRIFTED, f"{source} was merged into {target}")
+
+    def apply(self) -> None:
+        """Copy back, prove, let the folder have its path, then take out of the volume what had come."""
+        source, target = self.pair.source, self.pair.target
+        rows = self._rows()
+        preflight.nobody_uses([target.resolve()])
+        with Folder.at(source.parent) as home, Folder.at(target.parent) as there, there.enter(target.name) as merged:
+            if link_target(source) is not None or not source.exists():
+                spare = self.pair.aside.name
+                tree.remove(home, spare)
+                self.journal.record("part", source=source, target=target, partial=source.with_name(spare), whole=target)
+                home.make(spare)
+                with home.enter(spare) as back:
+                    self._copy_back(merged, back, rows)
+                    back.sync_file_system()
+                self.journal.record("unlink", path=source, whole=source.with_name(spare))
+                if link_target(source) is not None:
+                    home.unlink(source.name)
+                home.rename(spare, home, source.name)
+                home.sync()
+            self.journal.record("clear", path=target, whole=source)
+            for row in reversed(rows):
+                self._take_out(merged, row)
+        links.forget(self.root, self.home, source)
+
+    def _rows(self) -> list[Row]:
+        """The rows of every merge of the run, the first that names an entry counts."""
+        found: dict[str, Row] = {}
+        for path in self.manifests:
+            rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="ascii"))
+            for each in rows:
+                row = Row(**each)
+                if row.path not in found or found[row.path].action == "same":
+                    found[row.path] = row
+        return list(found.values())
+
+    def _is_there(self, row: Row) -> bool:
+        found = None
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.pair.target / row.kept_at)
+        if found is None:
+            return False
+        return (
+            row.kind == "folder"
+            or (found.st_size, found.st_mtime_ns) == (row.size, row.mtime_ns)
+            or row.action == "same"
+        )
+
+    def _copy_back(self, merged: Folder, back: Folder, rows: Sequence[Row]) -> None:
+        mirror = Mirror([])
+        for row in rows:
+            with holding(back, row.path) as (place, name):
+                if row.kind == "folder" and row.action != "older":
+                    place.make(name)
+                elif row.kind == "folder":
+                    with holding(merged, row.kept_at) as (kept, other), kept.enter(other) as first:
+                        place.make(name)
+                        with place.enter(name) as second:
+                            Mirror([(first, second)]).run()
+                else:
+                    with holding(merged, row.kept_at) as (kept, other):
+                        mirror.one(kept, other, place, name)
+
+    def _take_out(self, merged: Folder, row: Row) -> None:
+        """Take one entry out of the merged folder; one that has been changed or filled since stays."""
+        if row.action == "same" or not self._is_there(row):
+            return
+        try:
+            with holding(merged, row.kept_at) as (kept, name):
+                if row.kind == "folder" and row.action != "older":
+                    with contextlib.suppress(OSError):
+                        kept.rmdir(name)
+                else:
+                    tree.remove(kept, name)
+                if row.action == "newer" and row.other is not None:
+                    kept.rename(row.other.rpartition("/")[2], kept, name)
+        except FileNotFoundError:
+            return
