@@ -181,6 +181,15 @@ class Folder:
             times = (found.st_atime_ns, found.st_mtime_ns)
             os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
 
+    @_naming
+    def stamp(self, name: str, mode: int, mtime_ns: int) -> None:
+        """Give a file or folder a mode and a time of change; of a link, the time alone."""
+        if self.readlink(name) is None:
+            os.chmod(self._name(name), mode, dir_fd=self.descriptor)
+        if os.utime in os.supports_follow_symlinks:
+            times = (mtime_ns, mtime_ns)
+            os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
+
     def sync(self) -> None:
         """Force the folder's names to the disk."""
         if self.descriptor is not None:

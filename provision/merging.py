@@ -27,15 +27,17 @@ class Row:
 
     `action`: "same" (it was there), "added", "within" (it lies in a folder that was added), "newer" (it took the name,
     what was there is at `other`), "older" (it is at `other`). A folder comes before what lies in it.
-    `size` and `mtime_ns` are the entry's own.
+    `mode`, `size` and `mtime_ns` are the entry's own; `twin` is an earlier entry that is the same file.
     """
 
     path: str
     kind: str
     action: str
     other: str | None
+    mode: int
     size: int
     mtime_ns: int
+    twin: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON types."""
@@ -57,10 +59,12 @@ class Merge:
         self.stage = stage
         self._block = (bytearray(contents.BLOCK), bytearray(contents.BLOCK))
         self._marks: dict[str, object] = {}
+        self._first: dict[int, str] = {}
 
     def look(self) -> list[Row]:
         """Compare both, byte by byte where names meet, and say what is to be done."""
         self._marks = dict(marks(self.original))
+        self._first.clear()
         return list(self._look(self.original, self.target, ""))
 
     def bring(self, rows: Sequence[Row]) -> None:
@@ -99,13 +103,13 @@ class Merge:
 
             def row(action: str, other: str | None = None, *, path: str = path, found: os.stat_result = found) -> Row:
                 place = f"{path.rpartition('/')[0]}/{other}".removeprefix("/") if other else None
-                return Row(path, _kind(found), action, place, found.st_size, found.st_mtime_ns)
+                return self._row(path, found, action, place)
 
             if there is None:
                 yield row("added")
                 if stat.S_ISDIR(found.st_mode):
                     with original.enter(entry.name) as inner:
-                        yield from _within(inner, path)
+                        yield from self._within(inner, path)
             elif stat.S_ISDIR(found.st_mode) and stat.S_ISDIR(there.st_mode):
                 yield row("same")
                 with original.enter(entry.name) as first, target.enter(entry.name) as second:
@@ -119,6 +123,22 @@ class Merge:
                 # A folder that a killed run has kept is not kept again; a file's place comes from its content.
                 kept = stat.S_ISDIR(found.st_mode) and target.lstat(other) is not None
                 yield row("same") if kept else row("older", other)
+
+    def _row(self, path: str, found: os.stat_result, action: str, other: str | None) -> Row:
+        twin = None
+        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+            first = self._first.setdefault(found.st_ino, path)
+            twin = first if first != path else None
+        mode = stat.S_IMODE(found.st_mode)
+        return Row(path, _kind(found), action, other, mode, found.st_size, found.st_mtime_ns, twin)
+
+    def _within(self, folder: Folder, key: str) -> Iterator[Row]:
+        for entry in sorted(folder.scan(), key=lambda each: each.name):
+            found = entry.stat(follow_symlinks=False)
+            yield self._row(f"{key}/{entry.name}", found, "within", None)
+            if stat.S_ISDIR(found.st_mode):
+                with folder.enter(entry.name) as inner:
+                    yield from self._within(inner, f"{key}/{entry.name}")
 
     def _is_same(
         self, original: Folder, target: Folder, name: str, found: os.stat_result, there: os.stat_result
@@ -138,15 +158,6 @@ class Merge:
                 os.close(second)
         finally:
             os.close(first)
-
-
-def _within(folder: Folder, key: str) -> Iterator[Row]:
-    for entry in sorted(folder.scan(), key=lambda each: each.name):
-        found = entry.stat(follow_symlinks=False)
-        yield Row(f"{key}/{entry.name}", _kind(found), "within", None, found.st_size, found.st_mtime_ns)
-        if stat.S_ISDIR(found.st_mode):
-            with folder.enter(entry.name) as inner:
-                yield from _within(inner, f"{key}/{entry.name}")
 
 
 def _above(path: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from provision.paths import Root
 
 _SHOWN = 10
+_LISTED = {"same", "added", "within"}  # what lies in such a folder has rows of its own
 
 
 class PartStep:
@@ -56,8 +57,7 @@ class PartStep:
                 State.BLOCKED, f"{source} leads to {found} now, and not to {target}. Look at it: ls -l {source}"
             )
         if found is None and source.exists():
-            left = [row for row in rows if row.action not in {"same", "within"} and self._is_there(row)]
-            if not left:
+            if not any(self._is_left(row) for row in rows if row.kind != "folder" or row.action == "older"):
                 return Check(State.OK, f"{source} is a folder, as it was")
             return Check(State.DRIFTED, f"{target} still holds what came from {source}")
         changed = [row.kept_at for row in rows if row.kind != "folder" and not self._is_there(row)]
@@ -117,29 +117,43 @@ class PartStep:
         mirror = Mirror([])
         for row in rows:
             with holding(back, row.path) as (place, name):
-                if row.kind == "folder" and row.action != "older":
+                if row.kind == "folder" and row.action in _LISTED:
                     place.make(name)
                 elif row.kind == "folder":
                     with holding(merged, row.kept_at) as (kept, other), kept.enter(other) as first:
                         place.make(name)
                         with place.enter(name) as second:
                             Mirror([(first, second)]).run()
+                elif row.twin is not None:
+                    with holding(back, row.twin) as (first_place, first_name):
+                        first_place.hardlink(first_name, place, name)
                 else:
                     with holding(merged, row.kept_at) as (kept, other):
                         mirror.one(kept, other, place, name)
+        for row in reversed(rows):  # a folder's time after what lies in it
+            with holding(back, row.path) as (place, name):
+                place.stamp(name, row.mode, row.mtime_ns)
 
     def _take_out(self, merged: Folder, row: Row) -> None:
         """Take one entry out of the merged folder; one that has been changed or filled since stays."""
-        if row.action == "same" or not self._is_there(row):
+        if not self._is_left(row):
             return
-        try:
-            with holding(merged, row.kept_at) as (kept, name):
-                if row.kind == "folder" and row.action != "older":
-                    with contextlib.suppress(OSError):
-                        kept.rmdir(name)
-                else:
+        with contextlib.suppress(FileNotFoundError), holding(merged, row.kept_at) as (kept, name):
+            if row.kind == "folder" and row.action in _LISTED:
+                with contextlib.suppress(OSError):
+                    kept.rmdir(name)
+            elif row.action == "newer" and row.other is not None:
+                if kept.lstat(name) is not None and not self._is_there(row):
+                    return
+                if row.kind == "folder":
                     tree.remove(kept, name)
-                if row.action == "newer" and row.other is not None:
-                    kept.rename(row.other.rpartition("/")[2], kept, name)
-        except FileNotFoundError:
-            return
+                # What was there before takes its name back, in one act.
+                kept.rename(row.other.rpartition("/")[2], kept, name)
+            else:
+                tree.remove(kept, name)
+
+    def _is_left(self, row: Row) -> bool:
+        """Whether the volume still holds what this entry brought."""
+        if row.action == "newer" and row.other is not None:
+            return os.path.lexists(self.pair.target / row.other)
+        return row.action != "same" and self._is_there(row)

@@ -169,6 +169,7 @@ class MoveBack(_Back):
         self.root = root
         self.home = home
         self.committed = committed
+        self._back = Pair(pair.target, pair.source)
 
     def describe(self) -> str:
         """The plan's line."""
@@ -177,7 +178,7 @@ class MoveBack(_Back):
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a place has no depth)
         """Look where the folder is."""
         source, target = self.pair.source, self.pair.target
-        there = os.path.lexists(target)
+        there = os.path.lexists(target) or self._back.unfinished
         if not self.committed:
             left = os.path.lexists(self.pair.partial)
             return Check(State.DRIFTED if left else State.OK, f"{source} was not moved")
@@ -196,12 +197,12 @@ class MoveBack(_Back):
         """Take the link away, move the folder, take away the link that the move left."""
         source, target = self.pair.source, self.pair.target
         with Folder.at(target.parent) as there:
-            if self.committed and link_target(target) is None:
+            if self.committed and (os.path.lexists(target) or self._back.unfinished):
                 if link_target(source) == str(target):
                     self.journal.record("unlink", path=source, whole=target)
                     with Folder.at(source.parent) as parent:
                         parent.unlink(source.name)
-                Mover(self.journal).run([Pair(target, source)])
+                Mover(self.journal).run([self._back])
             if link_target(target) == str(source):
                 there.unlink(target.name)
             tree.remove(there, self.pair.partial.name)
