@@ -32,12 +32,12 @@ class Journal:
 
         Args:
             act: what is about to be done, a verb.
-            what: the things it is done to; paths are written as text.
+            what: the things it is done to; lists as they are, paths as text.
         """
         lines: list[dict[str, object]] = []
         if self.path is None:
             lines.append(self._begin())
-        plain = {key: value if isinstance(value, int | None) else str(value) for key, value in what.items()}
+        plain = {key: value if isinstance(value, int | list | None) else str(value) for key, value in what.items()}
         lines.append({"at": time.time(), "act": act, **plain})
         assert self.path is not None  # noqa: S101 (for the type alone)
         with self.path.open("a", encoding="ascii") as file:

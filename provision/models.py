@@ -215,6 +215,9 @@ class ModelStep:
             token=self.hub.token or False,
             allow_patterns=[file.path for file in self.spec.files],
         )
+        main = self.folder / "refs" / "main"
+        if not main.exists():  # offline, a program that names no revision needs one
+            write_atomic(main, self.spec.revision)
 
     def _stand_ins(self) -> dict[str, str]:
         try:

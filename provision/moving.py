@@ -18,7 +18,7 @@ from provision.folder import Folder
 from provision.merging import Merge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from provision.journal import Journal
@@ -49,6 +49,11 @@ class Pair:
     def unfinished(self) -> bool:
         """Whether the link stands and a killed run has left something to tidy."""
         return os.path.lexists(self.aside) or os.path.lexists(self.partial)
+
+    @property
+    def is_wiped(self) -> bool:
+        """Whether nothing but the link is gone."""
+        return not os.path.lexists(self.source) and self.target.is_dir() and not self.unfinished
 
 
 class _Open:
@@ -106,6 +111,24 @@ class Mover:
             for each in opened:
                 self._link(each)
                 self._drop_left(each)
+
+    def relink(self, pairs: Collection[Pair]) -> None:
+        """Make the links of folders that are in their new place: one record and one force to the disk for them all."""
+        if not pairs:
+            return
+        parents: dict[Path, list[Pair]] = {}
+        for pair in pairs:
+            parents.setdefault(pair.source.parent, []).append(pair)
+        for parent in sorted(parents):
+            make_folders(parent, self.journal)
+        self.journal.record(
+            "links", paths=[str(pair.source) for pair in pairs], targets=[str(pair.target) for pair in pairs]
+        )
+        for parent, inside in sorted(parents.items()):
+            with Folder.at(parent) as home:
+                for pair in inside:
+                    home.symlink(pair.source.name, str(pair.target))
+                home.sync()
 
     def _tidy(self, each: _Open) -> None:
         """Take away links that a killed run had prepared, and that never got their name."""

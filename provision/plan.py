@@ -15,6 +15,7 @@ from provision.login import LoginStep
 from provision.models import ModelStep
 from provision.relocate import RelocateStep
 from provision.smoke import SmokeStep
+from provision.snapshots import SnapshotStep
 from provision.step import State
 from provision.volume import VolumeStep
 
@@ -66,29 +67,26 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
         spec.choose(name, list(manifest), "model")
     hub = Hub(os.environ, offline=wish.offline)
     bases = activation.conda_bases(os.environ, wish.home)
+    conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
     places = caches.places(wish.chosen.relocate, root, os.environ, wish.home, bases)
     known = [place.source for group in places.values() for place in group]
-    built: list[Step] = [VolumeStep(root, [*known, *caches.link_paths(os.environ, wish.home)], journal)]
-    linking: list[RelocateStep | activation.CondaLinkStep] = []
-    for label, group in places.items():
-        linking.append(RelocateStep(label, group, root, wish.home, journal, progress))
-    conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
-    for link in links.recorded(root, wish.home):
-        if link.path not in {*known, conda.link}:
-            place = caches.Place(link.path, link.target)
-            linking.append(RelocateStep(str(link.path), [place], root, wish.home, journal, progress))
-    built += linking
+    recorded = [link for link in links.recorded(root, wish.home) if link.path not in {*known, conda.link}]
+    if recorded:
+        places["what is on record"] = [caches.Place(link.path, link.target) for link in recorded]
+    moved = [RelocateStep(label, group, root, wish.home, journal, progress) for label, group in places.items()]
+    has_conda_link = conda.is_recorded(root) or (bases and wanted.conda_lock is not None)
+    built: list[Step] = [VolumeStep(root, [*known, *caches.link_paths(os.environ, wish.home)], journal), *moved]
     built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
-    if conda.is_recorded(root) or (bases and wanted.conda_lock is not None):
+    if has_conda_link:
         built.append(conda)
-        linking.append(conda)
-    if linking or root.links.exists():
-        built.append(RecordStep(root, wish.home, linking, journal))
+    if moved or has_conda_link or root.links.exists():
+        built.append(RecordStep(root, wish.home, [*moved, conda], journal))
     login = LoginStep(root, wish.home, os.environ, journal, wanted=host.login)
     if host.login or login.check().state is not State.OK:
         built.append(login)
-    for name in host.models:
-        built.append(ModelStep(root, name, manifest[name], hub, retry=wish.retry, progress=progress))
+    if host.models or "huggingface" in places:
+        built.append(SnapshotStep(root, manifest.values(), journal))
+    built += [ModelStep(root, name, manifest[name], hub, retry=wish.retry, progress=progress) for name in host.models]
     if wanted.variants[0].torch:
         built.append(SmokeStep(root, host.env))
     return built

@@ -73,8 +73,11 @@ class RelocateStep:
         mover = Mover(self.journal, self.progress)
         drifted = [place for place in self.places if self._check(place).state is State.DRIFTED]
         linkable = [place for place in drifted if _obstacle(place.source) is None]
+        pairs = [Pair(place.source, place.target) for place in linkable]
+        wiped = {pair for pair in pairs if pair.is_wiped}
+        mover.relink(wiped)
         try:
-            mover.run([Pair(place.source, place.target) for place in linkable])
+            mover.run([pair for pair in pairs if pair not in wiped])
         finally:
             if mover.conflicts:
                 kept = ", ".join(mover.conflicts[:3]) + (", …" if len(mover.conflicts) > 3 else "")

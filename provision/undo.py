@@ -111,6 +111,13 @@ def steps(run: Run, root: Root, home: Path, journal: Journal) -> list[Step]:
         elif kind == "link" and str(path) not in moved and once(f"link {path}"):
             first = next(each for each in run.acts if each.get("act") == "link" and each.get("path") == act["path"])
             built.append(LinkBack(path, str(act["target"]), first.get("was"), root, home, journal))
+        elif kind == "links":
+            pairs = zip(_texts(act.get("paths")), _texts(act.get("targets")), strict=True)
+            built += [
+                LinkBack(Path(path), target, None, root, home, journal)
+                for path, target in pairs
+                if path not in moved and once(f"link {path}")
+            ]
         elif kind == "file" and once(f"file {path}"):
             first = next(each for each in run.acts if each.get("act") == "file" and each.get("path") == act["path"])
             built.append(FileBack(path, first.get("backup"), first.get("mode"), act.get("sha256"), journal))
@@ -132,6 +139,10 @@ def _moved(run: Run, pair: Pair, root: Root, home: Path, journal: Journal) -> St
     if manifests:
         return PartStep(pair, manifests, root, home, journal)
     return MoveBack(pair, root, home, journal, committed=any(act.get("act") in {"place", "move"} for act in mine))
+
+
+def _texts(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []
 
 
 def _lines(path: Path) -> list[dict[str, object]]:

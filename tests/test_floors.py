@@ -20,7 +20,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels", "tree", "caches"},
         {"facts", "sources", "volume", "preflight", "contents", "profiles"},
         {"pip_part", "variants", "holder", "links", "variables", "copying"},
-        {"environment", "models", "smoke", "conda_lock_tool", "merging"},
+        {"environment", "models", "snapshots", "smoke", "conda_lock_tool", "merging"},
         {"moving"},
         {"relocate", "keeping", "login", "parting"},
         {"activation", "removal", "locks", "undo"},

@@ -34,6 +34,7 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
         "relocate huggingface",
         "environment diffusers",
         "relink.sh",
+        "hub cache",
         "model ddpm-cat-256",
         "model stable-diffusion-v1-5",
         "smoke",
