@@ -17,7 +17,7 @@ from provision.spec import Folder as FolderSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from provision.spec import Relocated
+    from provision.spec import Name, Relocated
 
 _OURS = (".firstlight", "envs", "pkgs")  # places on the volume that are taken
 
@@ -68,7 +68,7 @@ def named(path: str, to: str | None, home: Path) -> tuple[str, Relocated]:
     if path in (*NAMES, "conda"):
         if to is not None:
             raise SpecError(f"{path} has its own place on the root; --to is for folders of your own.")
-        return path, path  # type: ignore[return-value]
+        return path, path
     source = Path(path).expanduser().absolute()
     inside = source.relative_to(home) if source.is_relative_to(home) else source.relative_to(source.anchor)
     label = f"~/{inside}" if source.is_relative_to(home) else str(source)
@@ -84,7 +84,7 @@ def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:
     return [place.source for name in NAMES for place in _named(name, root, environ, home)]
 
 
-NAMES = ("huggingface", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets")
+NAMES: tuple[Name, ...] = ("huggingface", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets")
 
 
 def _named(name: str, root: paths.Root, environ: Mapping[str, str], home: Path) -> list[Place]:

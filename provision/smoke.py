@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import TYPE_CHECKING
@@ -78,19 +79,23 @@ class SmokeStep:
         if self._identity() is None:
             raise FirstlightError(f"{self.prefix} has no python that runs, so nothing could be tried in it.")
         found = self._run()
-        # Taken afterwards: the first import itself adds a folder for the bytecode it compiles.
         result = {"schema": SCHEMA, "identity": self._identity()} | found
         write_atomic(self.root.smoke, json.dumps(result, indent=1) + "\n")
 
-    def _identity(self) -> list[int] | None:
-        """What changes when the environment is built anew: its interpreter's link and its packages' folder."""
+    def _identity(self) -> str | None:
+        """What changes when the environment is built anew, or a package in it: the interpreter, the packages' records.
+
+        The folder of the packages itself also changes when a program compiles a module in it.
+        """
         python = paths.interpreter(self.prefix)
         try:
-            sites = sorted(self.prefix.glob("lib/python3*/site-packages")) or [self.prefix / "Lib" / "site-packages"]
-            stats = [python.lstat(), python.stat(), *(site.stat() for site in sites)]
+            sites = [*self.prefix.glob("lib/python3*/site-packages"), *self.prefix.glob("Lib/site-packages")]
+            records = sorted(info for site in sites for info in site.glob("*.dist-info"))
+            stats = [python.lstat(), python.stat(), *(record.stat() for record in records)]
         except OSError:
             return None
-        return [number for stat in stats for number in (stat.st_ino, stat.st_mtime_ns)]
+        digest = hashlib.sha256(repr([(stat.st_ino, stat.st_mtime_ns) for stat in stats]).encode())
+        return digest.hexdigest()
 
     def _run(self) -> dict[str, object]:
         # The bytecode that this first import compiles is what makes every later start three times faster.

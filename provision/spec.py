@@ -118,12 +118,9 @@ def _kind(value: object) -> str:
 
 
 _TAGS = ("a name", "a folder")  # of the union: they stand in a fault's location, and are taken out of its message
+Name = Literal["huggingface", "conda", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets"]
 Relocated = Annotated[
-    Annotated[
-        Literal["huggingface", "conda", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets"],
-        Tag(_TAGS[0]),
-    ]
-    | Annotated[Folder, Tag(_TAGS[1])],
+    Annotated[Name, Tag(_TAGS[0])] | Annotated[Folder, Tag(_TAGS[1])],
     Discriminator(_kind),
 ]
 
