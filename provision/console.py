@@ -161,7 +161,9 @@ def _converge(
     found = step.look(steps, listen=silent)
     refused = any((each.essential or all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
     if refused or all(outcome.after is not step.State.DRIFTED for outcome in found):
-        return step.look(steps, listen=screen.listen)
+        for each, outcome in zip(steps, found, strict=True):  # one look is enough to say that nothing is to be done
+            screen.listen(each, outcome)
+        return found
     if name in {"repair", "undo"}:
         volume.require(wish.root)
     with holder.holding(wish.root, _CHANGING[name]):

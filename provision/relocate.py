@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,8 @@ class RelocateStep:
         """Move what is there, merge where both are, link. Picks up where a killed run stopped."""
         mover = Mover(self.journal, self.progress)
         drifted = [place for place in self.places if self._check(place).state is State.DRIFTED]
-        linkable = [place for place in drifted if _obstacle(place.source) is None]
-        pairs = [Pair(place.source, place.target) for place in linkable]
+        stuck = [place for place in drifted if _obstacle(place.source) is not None]
+        pairs = [Pair(place.source, place.target) for place in drifted if place not in stuck]
         wiped = {pair for pair in pairs if pair.is_wiped}
         mover.relink(wiped)
         try:
@@ -82,9 +83,8 @@ class RelocateStep:
             if mover.conflicts:
                 kept = ", ".join(mover.conflicts[:3]) + (", …" if len(mover.conflicts) > 3 else "")
                 self._notes.append(f"{len(mover.conflicts)} files of both places differ: the older are kept as {kept}")
-        for place in drifted:
-            if place not in linkable:
-                self._set_variable(place)
+        for place in stuck:
+            self._set_variable(place)
 
     def linked(self) -> Iterator[links.Link]:
         """The links of this step that stand."""
@@ -100,7 +100,7 @@ class RelocateStep:
         if os.path.lexists(source):
             return self._check_real(place)
         with contextlib.suppress(OSError):
-            if source.resolve() == target.resolve():
+            if source.name == target.name and source.parent.samefile(target.parent):
                 return Check(State.OK, f"{source} is on the volume itself")
         if target.exists():
             return Check(State.DRIFTED, f"{source} is not there; its data is at {target}")
@@ -109,7 +109,7 @@ class RelocateStep:
     def _check_link(self, place: Place, found: str) -> Check:
         source, target = place.source, place.target
         if found != str(target):
-            if found.startswith(f"{self.root.path}{os.sep}") or self._is_recorded(source):
+            if found.startswith(f"{self.root.path}{os.sep}") or source in self._recorded:
                 return Check(State.DRIFTED, f"{source} leads to {found}, it should lead to {target}")
             other = linked_root(source)
             message = f"{source} is a link to {found}, " + (
@@ -158,8 +158,9 @@ class RelocateStep:
                 Mirror([(source, target)]).run()
         variables.keep(self.root, place.variable, str(place.target), self.journal)
 
-    def _is_recorded(self, source: Path) -> bool:
-        return any(link.path == source for link in links.recorded(self.root, self.home))
+    @functools.cached_property
+    def _recorded(self) -> set[Path]:
+        return {link.path for link in links.recorded(self.root, self.home)}
 
 
 def _obstacle(source: Path) -> str | None:
