@@ -10,7 +10,7 @@ place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
 provision = $(bootstrap) && .venv/bin/python -m provision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan status verify repair bench report test speed check fix lock
+.PHONY: help setup plan status verify repair doctor undo bench report test speed check fix lock
 
 help:  ## say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -30,6 +30,12 @@ verify:  ## hash every file and run a denoising step
 
 repair:  ## mend the links after a wipe of the home
 	@$(provision) repair $(place)
+
+doctor:  ## say what kind of host this is, what its folder can do, and what is amiss
+	@$(provision) doctor $(place)
+
+undo:  ## put back what the last run has changed
+	@$(provision) undo $(place)
 
 bench: setup  ## set up what is missing, then measure this machine
 	@.venv/bin/python -m bench run "$(SUITE)" --device "$(DEVICE)" $(place)

@@ -113,7 +113,7 @@ def remove(
         if not yes and not typer.confirm(f"Remove {prefix} ({size:,} bytes) with all that was added to it?"):
             return Exit.GOOD
         with holding(wish.root, f"{paths.program()} env remove {name}"):
-            removal.remove(prefix, wish.home, Journal(wish.root.journal))
+            removal.remove(prefix, wish.root, wish.home, Journal(wish.root.journal, "env remove"))
         print(f"removed {prefix}, {size:,} bytes")
         return Exit.GOOD
 
@@ -130,7 +130,7 @@ def run(
     """Run a program in the environment, as if it were activated: provision env run -- python -V."""
 
     def act() -> Exit:
-        from provision import activation, paths
+        from provision import activation, paths, variables
 
         wish = wish_of(root, host, None, changes={"env": name})
         prefix = wish.root.prefix(wish.host.env)
@@ -138,7 +138,7 @@ def run(
             raise BlockedError(
                 f"{prefix} is not there. Run `make setup`, or `{paths.program()} env create {wish.host.env}`."
             )
-        environment = activation.activated(prefix, os.environ)
+        environment = activation.activated(prefix, os.environ) | variables.kept(wish.root)
         try:
             os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)
         except FileNotFoundError:

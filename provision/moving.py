@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from provision import preflight, tree
 from provision.copying import Mirror
 from provision.errors import BlockedError, FirstlightError
-from provision.folder import Folder
+from provision.folder import Folder, link_target
 from provision.merging import Merge
 
 if TYPE_CHECKING:
@@ -96,6 +96,13 @@ class Mover:
             FirstlightError: a copy does not come out right.
             OSError: what the system says; nothing is lost, and the next run goes on.
         """
+        together = [pair for pair in pairs if link_target(pair.source) is None and pair.source.is_dir()]
+        for pair in pairs:
+            if pair not in together:
+                self._run([pair])  # a thousand of them would need as many open folders
+        self._run(together)
+
+    def _run(self, pairs: Sequence[Pair]) -> None:
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(_opened(pair, self.journal)) for pair in pairs]
             for each in opened:
@@ -141,7 +148,6 @@ class Mover:
         folders = [each.home.path / each.name for each in real]
         for each, folder in zip(real, folders, strict=True):
             preflight.safe_parent(each.home)
-            preflight.safe_parent(each.there)
             preflight.no_mount_inside(folder)
             if each.there.path.is_relative_to(folder):
                 raise BlockedError(f"{each.pair.target} lies inside {folder}, which is to be moved there.")
@@ -187,8 +193,7 @@ class Mover:
                 preflight.movable(amount)
                 if each.there.lstat(each.partial) is None:
                     self._record("copy", each, partial=each.pair.partial, whole=each.pair.source)
-                    each.there.make(each.partial)
-                partial = stack.enter_context(each.there.enter(each.partial))
+                partial = stack.enter_context(_staging(each))
                 wanted += amount
                 there += tree.measure(partial)
                 folders.append((source, partial))
@@ -249,9 +254,7 @@ class Mover:
             each.there.enter(each.new) as target,
         ):
             preflight.movable(tree.measure(original))
-            if each.there.lstat(each.partial) is None:
-                each.there.make(each.partial)
-            with each.there.enter(each.partial) as stage:
+            with _staging(each) as stage:
                 merge = Merge(original, target, stage)
                 rows = merge.look()
                 self._record("bring", each, partial=each.pair.partial, whole=each.home.path / name)
@@ -333,6 +336,17 @@ def _opened(pair: Pair, journal: Journal) -> Iterator[_Open]:
     make_folders(pair.source.parent, journal)
     with Folder.at(pair.source.parent) as home, Folder.at(pair.target.parent) as there:
         yield _Open(pair, home, there)
+
+
+def _staging(each: _Open) -> Folder:
+    """The folder in which a copy grows, made where it is not there; one that somebody else has made is refused."""
+    if each.there.lstat(each.partial) is None:
+        each.there.make(each.partial)
+    stage = each.there.enter(each.partial)
+    if stage.descriptor is not None and os.fstat(stage.descriptor).st_uid != os.geteuid():
+        stage.close()
+        raise BlockedError(f"{each.pair.partial} belongs to another user. Look at it: ls -ld {each.pair.partial}")
+    return stage
 
 
 @contextlib.contextmanager

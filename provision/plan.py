@@ -75,7 +75,8 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
         places["what is on record"] = [caches.Place(link.path, link.target) for link in recorded]
     moved = [RelocateStep(label, group, root, wish.home, journal, progress) for label, group in places.items()]
     has_conda_link = conda.is_recorded(root) or (bases and wanted.conda_lock is not None)
-    built: list[Step] = [VolumeStep(root, [*known, *caches.link_paths(os.environ, wish.home)], journal), *moved]
+    leading = [*known, *caches.link_paths(os.environ, wish.home)]
+    built: list[Step] = [VolumeStep(root, leading, journal, wish.chosen.warning), *moved]
     built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
     if has_conda_link:
         built.append(conda)

@@ -28,7 +28,8 @@ class Match:
 class Chosen:
     """The root of this run, why it is this one, the profile that matched, and what is relocated.
 
-    `named` is False where nobody has named a root and no profile knows one, so the user's data folder is taken.
+    `named` is False where nobody has named a root and no profile knows one, so the user's data folder is taken;
+    `warning` says so where a sign of a host is here all the same.
     """
 
     root: paths.Root
@@ -36,6 +37,7 @@ class Chosen:
     match: Match | None
     relocate: list[spec.Relocated]
     named: bool = True
+    warning: str | None = None
 
 
 def choose(flag: str | None, host: spec.HostSpec, envs: Path, environ: Mapping[str, str], home: Path) -> Chosen:
@@ -51,7 +53,8 @@ def choose(flag: str | None, host: spec.HostSpec, envs: Path, environ: Mapping[s
     Raises:
         SpecError: a profile cannot be read.
     """
-    matches = [match for match in detect(load(envs), environ) if match.root is not None]
+    every = detect(load(envs), environ)
+    matches = [match for match in every if match.root is not None]
     match = matches[0] if len(matches) == 1 else None
     linked = next(filter(None, map(paths.linked_root, caches.link_paths(environ, home))), None)
     if flag or host.root:
@@ -64,7 +67,11 @@ def choose(flag: str | None, host: spec.HostSpec, envs: Path, environ: Mapping[s
     else:
         several = " and ".join(each.name for each in matches)
         reason = f"{several} both match: name one with --root" if several else "no profile matches and no root is named"
-        return Chosen(paths.Root(paths.default_root()), reason, None, host.relocate or [], named=False)
+        # A host whose volume is not mounted today looks like this.
+        near = [f"{each.profile.title}: {each.signs[0]} is here, but {each.reason}" for each in every if each.signs]
+        warning = f"{'; '.join(near) or reason}. Nothing here may survive: name a folder that does, --root DIR"
+        warned = warning if near or several else None
+        return Chosen(paths.Root(paths.default_root()), reason, None, host.relocate or [], named=False, warning=warned)
     usual: list[spec.Relocated] = ["huggingface"]
     if match is not None and root.path == match.root:
         usual = match.profile.relocate

@@ -7,6 +7,7 @@ import shutil
 import uuid
 from typing import TYPE_CHECKING
 
+from provision import links
 from provision.environment import read_owner
 from provision.errors import BlockedError, SpecError
 from provision.prefix import size_bytes
@@ -36,13 +37,14 @@ def removable(prefix: Path, root: Root) -> int:
     return size_bytes(prefix)
 
 
-def remove(prefix: Path, home: Path, journal: Journal) -> None:
+def remove(prefix: Path, root: Root, home: Path, journal: Journal) -> None:
     """Take conda's link to it away, then its name at once, then its files."""
     aside = prefix.with_name(f".{prefix.name}.building-{uuid.uuid4().hex[:8]}")  # what is cleared if we are killed here
     journal.record("remove", prefix=prefix)
     link = home / ".conda" / "envs" / prefix.name
     if link.is_symlink() and link.readlink() == prefix:
         link.unlink()
+    links.forget(root, home, link)
     prefix.rename(aside)
     shutil.rmtree(aside)
 

@@ -98,8 +98,9 @@ class VolumeStep:
     essential = True
     local = False  # a repair never makes a marker: a volume without one is not mounted
 
-    def __init__(self, root: Root, links: Sequence[Path], journal: Journal) -> None:
-        """Take the root and the links of this home that should lead into it."""
+    def __init__(self, root: Root, links: Sequence[Path], journal: Journal, warning: str | None = None) -> None:
+        """Take the root, the links of this home that should lead into it, and what its owner should know of it."""
+        self.warning = warning
         self.root = root
         self.links = links
         self.journal = journal
@@ -112,7 +113,7 @@ class VolumeStep:
         """Look for the marker, and for signs that the volume is only absent."""
         marker = read_marker(self.root)
         if marker is not None:
-            return Check(State.OK, f"{self.root.path}, marked {marker.get('created', 'earlier')}")
+            return Check(State.OK, f"{self.root.path}, marked {marker.get('created', 'earlier')}", self.warning)
         pointing = [link for link in self.links if self._leads_here(link)]
         if pointing:
             return Check(

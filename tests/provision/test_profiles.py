@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,6 +126,7 @@ def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: P
     assert nothing.root.path == paths.default_root()
     assert nothing.relocate == []
     assert not nothing.named
+    assert nothing.warning is None
     by_profile = chosen(environ={"HERE": "1"})
     assert by_profile.root.path.name == "firstlight-test"
     assert by_profile.relocate == ["pip"]
@@ -140,6 +142,15 @@ def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: P
     assert chosen(environ={"HERE": "1"}, root=str(tmp_path / "spec")).root.path == tmp_path / "spec"
     assert chosen(str(tmp_path / "flag"), root=str(tmp_path / "spec")).root.path == tmp_path / "flag"
     assert chosen(str(tmp_path / "flag")).relocate == ["huggingface"]
+
+
+def test_a_sign_without_its_mount_is_said(hosts: Path, home: Path) -> None:
+    file = hosts / "hosts/here.toml"
+    file.write_text(re.sub(r"roots = .*", 'roots = ["/absent"]', file.read_text()))
+    found = profiles.choose(None, spec.HostSpec(), hosts, {"HERE": "1"}, home)
+    assert found.root.path == paths.default_root()
+    assert found.warning is not None
+    assert "$HERE is here, but none of /absent is a mount" in found.warning
 
 
 def test_doctor_says_what_matched_and_why(hosts: Path, home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from provision import variables
+from provision.caches import Place
 from provision.copying import Mirror
 from provision.errors import BlockedError, FirstlightError
 from provision.folder import Folder
+from provision.journal import Journal
+from provision.paths import Root
+from provision.relocate import RelocateStep
 from provision.step import State
 from tests.provision import trees
 from tests.provision.moves import leftovers, moving, refuse, target
@@ -343,3 +348,36 @@ def test_where_no_link_can_be_a_variable_does_it(source: Path, volume: Path) -> 
             )
     finally:
         subprocess.run(["umount", source], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_a_stage_that_another_user_has_laid_is_not_used(source: Path, other_disk: Path) -> None:
+    """Volumes are often writable for everybody: the place is taken, but nothing of somebody else's is written into."""
+    source.mkdir(parents=True)
+    held = trees.small(source)
+    step = moving(source, other_disk)
+    laid = target(step).with_name(".hub.firstlight-partial")
+    laid.mkdir(parents=True)
+    laid.parent.chmod(0o777)
+    os.chown(laid, 12345, 12345)
+    with pytest.raises(BlockedError, match="belongs to another user"):
+        step.apply()
+    assert list(laid.iterdir()) == []
+    laid.rmdir()
+    step.apply()
+    assert trees.read(target(step)) == held
+
+
+def test_many_links_that_lead_elsewhere_need_few_descriptors(home: Path, tmp_path: Path) -> None:
+    root = Root(tmp_path / "root")
+    places = [Place(home / f"{number}", root.path / f"{number}") for number in range(300)]
+    for place in places:
+        place.source.symlink_to(root.path / "elsewhere")
+    step = RelocateStep("many", places, root, home, Journal(root.journal))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        step.apply()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert step.check().state is State.OK
