@@ -77,7 +77,7 @@ def test_json_is_one_object_and_nothing_else(flags: list[object]) -> None:
     assert [set(row) for row in whole["outcomes"]] == [
         {"step", "before", "after", "changed", "detail", "error"} for _ in whole["outcomes"]
     ]
-    assert {row["before"] for row in whole["outcomes"]} == {"drifted"}
+    assert {row["before"] for row in whole["outcomes"]} == {"drifted", "ok"}
     assert {row["after"] for row in whole["outcomes"]} == {"ok"}
     assert json.loads(provision("status", *flags, "--json").stdout)["outcomes"][0]["changed"] is False
 
