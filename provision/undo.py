@@ -130,7 +130,9 @@ def steps(run: Run, root: Root, home: Path, journal: Journal) -> list[Step]:
 
 def stays(run: Run) -> list[str]:
     """What a run did that is not put back, and what to do about it."""
-    return [text for kind, text in _STAYS.items() if any(act.get("act") == kind for act in run.acts)]
+    done = {str(act.get("act")) for act in run.acts}
+    again = ["what host.toml or a profile still asks for, the next setup does again"] if done - set(_STAYS) else []
+    return [text for kind, text in _STAYS.items() if kind in done] + again
 
 
 def _moved(run: Run, pair: Pair, root: Root, home: Path, journal: Journal) -> Step:
