@@ -156,29 +156,32 @@ class Mover:
 
     def _renamed(self, each: _Open) -> bool:
         """Move by a rename where both places are on one file system, and it lets us."""
-        source, target = each.pair.source, each.pair.target
         found = each.home.lstat(each.name)
         if found is None or found.st_dev != _device(each.there):
             return False
-        self._record("move", each, whole=source)
+        self._record("move", each, whole=each.pair.source)
         _remove_empty(each.there, each.new)
-        # The link lies prepared under the new name: one exchange then does both, and no moment is without either.
-        each.there.symlink(each.new, str(target))
+        return self._change_places(each, each.there, each.new)
+
+    def _change_places(self, each: _Open, folder: Folder, name: str) -> bool:
+        """Let the old path be the link, and the folder have another name; False where it cannot get one (EXDEV)."""
+        # The link lies prepared under the other name: one exchange then does both, and no moment is without either.
+        folder.symlink(name, str(each.pair.target))
         try:
-            each.home.exchange(each.name, each.there, each.new)
+            each.home.exchange(each.name, folder, name)
         except OSError as error:
-            each.there.unlink(each.new)
+            folder.unlink(name)
             if error.errno not in _NO_EXCHANGE | {errno.EXDEV}:
                 raise
             try:
-                each.home.rename(each.name, each.there, each.new)
+                each.home.rename(each.name, folder, name)
             except OSError as refused:
                 if refused.errno == errno.EXDEV:  # overlayfs, for a folder of an image's layer; a bind mount
                     return False
                 raise
             self._link(each)
         each.home.sync()
-        each.there.sync()
+        folder.sync()
         self._use(each)
         return True
 
@@ -221,23 +224,8 @@ class Mover:
     def _swap(self, each: _Open) -> str:
         """Let the old path be a link, use it once, and return the name under which the folder waits."""
         self._record("move", each, aside=each.pair.aside, whole=each.pair.target)
-        each.home.symlink(each.aside, str(each.pair.target))
-        try:
-            each.home.exchange(each.name, each.home, each.aside)
-        except OSError as error:
-            each.home.unlink(each.aside)
-            if error.errno not in _NO_EXCHANGE | {errno.EXDEV}:
-                raise
-            try:
-                each.home.rename(each.name, each.home, each.aside)
-            except OSError as refused:
-                if refused.errno == errno.EXDEV:
-                    return each.name  # it cannot get another name: it is emptied where it is
-                raise
-            self._link(each)
-        each.home.sync()
-        self._use(each)
-        return each.aside
+        # What cannot get another name is emptied where it is.
+        return each.aside if self._change_places(each, each.home, each.aside) else each.name
 
     def _drop(self, each: _Open, aside: str) -> None:
         """Take the old folder away, the last act of a move."""
