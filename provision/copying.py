@@ -174,7 +174,12 @@ class Mirror:
             self._copies[one] = (top, place, made.st_ino if made else 0)
 
     def _file(self, original: Folder, copy: Folder, name: str, new: str | None = None) -> None:
-        source = original.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            source = original.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return  # it has become a link: the next look sees it
         try:
             found = os.fstat(source)
             if not stat.S_ISREG(found.st_mode):

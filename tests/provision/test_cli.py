@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from provision.console import Show, run_steps, wish_of
+from provision.errors import Exit
+from provision.relocate import RelocateStep
 from tests.conftest import CHECKOUT, NOWHERE
 from tests.provision.conftest import write_wheel
 
@@ -137,6 +140,23 @@ def test_an_unmounted_volume_is_not_mistaken_for_a_new_one(tmp_path: Path, flags
         assert not (tmp_path / "root").exists(), f"{command} wrote below an absent volume"
     (tmp_path / "unmounted").rename(tmp_path / "root")
     assert provision("status", *flags).returncode == 0
+
+
+def test_a_volume_that_goes_during_the_run_gets_no_more(
+    tmp_path: Path, flags: list[object], envs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = RelocateStep.apply
+
+    def apply_then_unmount(self: RelocateStep) -> None:
+        apply(self)
+        (tmp_path / "root").rename(tmp_path / "unmounted")
+        (tmp_path / "root").mkdir()  # the mount point
+
+    monkeypatch.setattr(RelocateStep, "apply", apply_then_unmount)
+    wish = wish_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
+    code = run_steps("setup", wish, Show(json=False, quiet=True, verbose=False, no_color=True))
+    assert code is not Exit.GOOD
+    assert [path.name for path in (tmp_path / "root").rglob("*")] == []
 
 
 def test_repair_without_a_volume_makes_none(tmp_path: Path, flags: list[object]) -> None:

@@ -76,11 +76,15 @@ def test_a_file_that_never_stands_still_stops_the_move(
     assert not source.is_symlink()
 
 
+@pytest.mark.parametrize("merge", [False, True])
 def test_what_is_written_just_before_the_swap_is_not_lost(
-    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
 ) -> None:
     source.mkdir(parents=True)
     trees.small(source)
+    if merge:
+        (Root(other_disk).hub / "kept").mkdir(parents=True)
+        (Root(other_disk).hub / "kept/file").write_text("of the volume")
     exchange = Folder.exchange
 
     def write_then_exchange(self: Folder, name: str, other: Folder, new: str) -> None:

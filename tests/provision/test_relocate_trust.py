@@ -184,3 +184,24 @@ def renaming_nothing_out_of(folder: Path) -> Callable[..., None]:
         rename(self, name, other, new)
 
     return renaming
+
+
+def test_a_file_that_becomes_a_link_is_not_read_through(
+    source: Path, other_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.mkdir(parents=True)
+    (source / "mine").write_text("mine")
+    precious = tmp_path / "precious"
+    precious.write_text("not yours")
+    opened = Folder.open
+
+    def plant(self: Folder, name: str, flags: int, mode: int = 0o600) -> int:
+        if name == "mine" and self.path == source and not (source / "mine").is_symlink():
+            (source / "mine").unlink()
+            (source / "mine").symlink_to(precious)
+        return opened(self, name, flags, mode)
+
+    monkeypatch.setattr(Folder, "open", plant)
+    step = moving(source, other_disk)
+    step.apply()
+    assert (target(step) / "mine").readlink() == precious, "it is moved as the link that it has become"

@@ -114,3 +114,18 @@ def test_a_look_changes_nothing_and_drift_is_its_exit_code() -> None:
     assert engine.exit_of(outcomes) is Exit.CHANGES
     assert engine.exit_of(engine.look([thing, Thing(state=State.BLOCKED)], listen=unheard)) is Exit.BLOCKED
     assert engine.exit_of([]) is Exit.GOOD
+
+
+def test_nothing_is_applied_once_the_guard_refuses() -> None:
+    """The volume may be unmounted while a run is at work; only the essential step, which makes the marker, is free."""
+
+    def gone() -> None:
+        raise BlockedError("the volume is gone")
+
+    first, second = Thing("first", essential=True), Thing("second")
+    outcomes = engine.converge([first, second], listen=lambda _, __: None, guard=gone)
+    assert [(outcome.after, outcome.exit) for outcome in outcomes] == [
+        (State.OK, Exit.GOOD),
+        (State.BLOCKED, Exit.BLOCKED),
+    ]
+    assert second.acts == ["check"]
