@@ -143,7 +143,11 @@ def test_an_unmounted_volume_is_not_mistaken_for_a_new_one(tmp_path: Path, flags
 
 
 def test_a_volume_that_goes_during_the_run_gets_no_more(
-    tmp_path: Path, flags: list[object], envs: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    flags: list[object],
+    envs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     apply = RelocateStep.apply
 
@@ -156,6 +160,8 @@ def test_a_volume_that_goes_during_the_run_gets_no_more(
     wish = wish_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
     code = run_steps("setup", wish, Show(json=False, quiet=True, verbose=False, no_color=True))
     assert code is not Exit.GOOD
+    assert "blocked  environment diffusers" in (told := capsys.readouterr().out)
+    assert "bears no .firstlight marker" in told
     assert [path.name for path in (tmp_path / "root").rglob("*")] == []
 
 

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from provision import contents
 from provision.caches import Place
 from provision.errors import BlockedError, FirstlightError
 from provision.folder import Folder
@@ -201,7 +202,14 @@ def test_a_file_that_becomes_a_link_is_not_read_through(
             (source / "mine").symlink_to(precious)
         return opened(self, name, flags, mode)
 
+    copy = contents.copy
+
+    def copying(from_: int, *rest: Any, **named: Any) -> bool:
+        assert os.fstat(from_).st_ino != precious.stat().st_ino
+        return copy(from_, *rest, **named)
+
     monkeypatch.setattr(Folder, "open", plant)
+    monkeypatch.setattr(contents, "copy", copying)
     step = moving(source, other_disk)
     step.apply()
     assert (target(step) / "mine").readlink() == precious, "it is moved as the link that it has become"
