@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BLOCK = 1 << 20
+BY_DESCRIPTOR = os.chmod in os.supports_fd and os.utime in os.supports_fd
 _PIECE = 8 << 20  # between two looks at the keyboard
 _FICLONE = 0x40049409  # linux/fs.h
 _CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
@@ -134,16 +135,22 @@ def _cloned(source: int, target: int) -> bool:
     return True
 
 
-def dress(target: int, source: int, found: os.stat_result, path: str) -> None:
+def dress(target: int | str, source: int, found: os.stat_result, path: str) -> None:
     """Give a file or folder the owner, attributes, mode and times of its original, in the order that keeps them.
+
+    Args:
+        target: the open copy; its path where the system has no such acts on descriptors (BY_DESCRIPTOR).
+        source: the open original.
+        found: the original's status.
+        path: the original's path, for messages.
 
     Raises:
         BlockedError: the other file system cannot hold one of them.
     """
-    made = os.fstat(target)
-    if hasattr(os, "fchown") and (made.st_uid, made.st_gid) != (found.st_uid, found.st_gid):
+    made = os.stat(target)  # noqa: PTH116 (it is a descriptor, or on Windows a path)
+    if hasattr(os, "chown") and (made.st_uid, made.st_gid) != (found.st_uid, found.st_gid):
         try:
-            os.fchown(target, found.st_uid, found.st_gid)
+            os.chown(target, found.st_uid, found.st_gid)
         except PermissionError:
             # A group that we are not in is given up, as every copying tool does; an owner is not.
             if made.st_uid != found.st_uid:
@@ -151,9 +158,9 @@ def dress(target: int, source: int, found: os.stat_result, path: str) -> None:
                     f"{path} belongs to user {found.st_uid}, and a copy there would not. Leave it where it is, "
                     f"or change its owner: chown -R --no-dereference {made.st_uid} {path}"
                 ) from None
-    if hasattr(os, "listxattr"):
+    if hasattr(os, "listxattr") and isinstance(target, int):
         _attributes(target, source, path)
-    os.chmod(target, stat.S_IMODE(found.st_mode))
+    os.chmod(target, stat.S_IMODE(found.st_mode))  # noqa: PTH101 (as above)
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 

@@ -187,9 +187,12 @@ class Mirror:
             target = copy.open(new or name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 self._clone = contents.copy(source, target, found, self.progress, clone=self._clone)
-                contents.dress(target, source, found, f"{original.path}{os.sep}{name}")
+                if contents.BY_DESCRIPTOR:
+                    contents.dress(target, source, found, f"{original.path}{os.sep}{name}")
             finally:
                 os.close(target)
+            if not contents.BY_DESCRIPTOR:  # Windows: by the path, when nobody writes to it any more
+                contents.dress(f"{copy.path}{os.sep}{new or name}", source, found, f"{original.path}{os.sep}{name}")
         finally:
             os.close(source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -47,7 +48,10 @@ class LoginStep:
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read whole)
         """Look for the block."""
-        holding = [file for file in self.every.values() if BEGIN in _read(file)]
+        holding = []
+        for file in self.every.values():
+            with contextlib.suppress(PermissionError):  # another shell's, which is not ours to read
+                holding += [file] if BEGIN in _read(file) else []
         for file in holding:
             content = _read(file)
             if content.count(BEGIN) != 1 or content.count(END) != 1 or content.find(END) < content.find(BEGIN):
@@ -65,9 +69,10 @@ class LoginStep:
         """Put the block in, or take it out; every other byte stays."""
         if not self.wanted:
             for file in self.every.values():
-                content = _read(file)
-                if BEGIN in content:
-                    self._replace(file, _without_block(content), gone=_OURS in content)
+                with contextlib.suppress(PermissionError):
+                    content = _read(file)
+                    if BEGIN in content:
+                        self._replace(file, _without_block(content), gone=_OURS in content)
             return
         content = _read(self.file)
         made = _OURS in content or not self.file.exists()
