@@ -85,7 +85,7 @@ class Mirror:
             copy.dress(new, found)
             return
         self._file(original, copy, name, new)
-        if not self._is_equal(original, copy, name, new):
+        if not self.is_equal(original, copy, name, new):
             raise FirstlightError(f"{copy.path / new} does not come out the same as {original.path / name}.")
 
     def changed_since(self) -> bool:
@@ -213,14 +213,15 @@ class Mirror:
                 if entry.is_dir(follow_symlinks=False):
                     with original.enter(entry.name) as first, copy.enter(entry.name) as second:
                         self._prove_folder(first, second, below, wrong)
-                elif below in self._unproven and not self._is_equal(original, copy, entry.name, entry.name):
+                elif below in self._unproven and not self.is_equal(original, copy, entry.name, entry.name):
                     found = original.lstat(entry.name)
                     if found is not None and self._seen.get(below) == _mark(found):
                         wrong.append(below)  # else it has changed since, and the next look copies it again
             except (FileNotFoundError, NotADirectoryError):
                 wrong.append(below)
 
-    def _is_equal(self, original: Folder, copy: Folder, name: str, new: str) -> bool:
+    def is_equal(self, original: Folder, copy: Folder, name: str, new: str) -> bool:
+        """Whether a file, or a link, is the same under two names, in content, mode and time."""
         made = copy.lstat(new)
         if made is None or not stat.S_ISREG(made.st_mode):
             return original.readlink(name) == copy.readlink(new)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from provision import links, preflight, tree
 from provision.copying import Mirror
 from provision.folder import Folder, link_target
-from provision.merging import Row, holding
+from provision.merging import Merge, Row, holding
 from provision.step import Check, State
 
 if TYPE_CHECKING:
@@ -57,14 +57,24 @@ class PartStep:
                 State.BLOCKED, f"{source} leads to {found} now, and not to {target}. Look at it: ls -l {source}"
             )
         if found is None and source.exists():
-            if not any(self._is_left(row) for row in rows if row.kind != "folder" or row.action == "older"):
-                return Check(State.OK, f"{source} is a folder, as it was")
-            return Check(State.DRIFTED, f"{target} still holds what came from {source}")
+            return self._check_real(rows)
         changed = [row.kept_at for row in rows if row.kind != "folder" and not self._is_there(row)]
         if changed:
             listed = "\n".join(f"  changed or gone: {target / path}" for path in changed[:_SHOWN])
             return Check(State.BLOCKED, f"{len(changed)} files were changed since they were merged:\n{listed}")
         return Check(State.DRIFTED, f"{source} was merged into {target}")
+
+    def _check_real(self, rows: Sequence[Row]) -> Check:
+        """The old path is a folder: ours of an undo that was killed, or another."""
+        source, target = self.pair.source, self.pair.target
+        left = [row for row in rows if self._is_left(row) and (row.kind != "folder" or row.action not in _LISTED)]
+        if not left:
+            return Check(State.OK, f"{source} is a folder, as it was")
+        absent = [row.path for row in left if not os.path.lexists(source / row.path)]
+        if absent:
+            listed = "\n".join(f"  not there: {source / path}" for path in absent[:_SHOWN])
+            return Check(State.BLOCKED, f"{source} is a folder now, without what {target} has of it:\n{listed}")
+        return Check(State.DRIFTED, f"{target} still holds what came from {source}")
 
     def apply(self) -> None:
         """Copy back, prove, let the folder have its path, then take out of the volume what had come."""
@@ -86,8 +96,10 @@ class PartStep:
                 home.rename(spare, home, source.name)
                 home.sync()
             self.journal.record("clear", path=target, whole=source)
-            for row in reversed(rows):
-                self._take_out(merged, row)
+            with home.enter(source.name) as back:
+                for row in reversed(rows):
+                    if self._is_left(row) and self._is_back(merged, back, row):
+                        self._take_out(merged, row)
         links.forget(self.root, self.home, source)
 
     def _rows(self) -> list[Row]:
@@ -136,8 +148,6 @@ class PartStep:
 
     def _take_out(self, merged: Folder, row: Row) -> None:
         """Take one entry out of the merged folder; one that has been changed or filled since stays."""
-        if not self._is_left(row):
-            return
         with contextlib.suppress(FileNotFoundError), holding(merged, row.kept_at) as (kept, name):
             if row.kind == "folder" and row.action in _LISTED:
                 with contextlib.suppress(OSError):
@@ -151,6 +161,23 @@ class PartStep:
                 kept.rename(row.other.rpartition("/")[2], kept, name)
             else:
                 tree.remove(kept, name)
+
+    def _is_back(self, merged: Folder, back: Folder, row: Row) -> bool:
+        """Whether the old path holds this entry, byte by byte: nothing leaves the volume before."""
+        if row.kind == "folder" and row.action in _LISTED:
+            return True  # it is taken away only when it is empty
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            holding(merged, row.kept_at) as (kept, name),
+            holding(back, row.path) as (place, there),
+        ):
+            if kept.lstat(name) is None:
+                return True  # an earlier undo has taken it out
+            if row.kind != "folder":
+                return Mirror([]).is_equal(kept, place, name, there)
+            with kept.enter(name) as first, place.enter(there) as second:
+                return all(each.action == "same" for each in Merge(first, second, second).look())
+        return False
 
     def _is_left(self, row: Row) -> bool:
         """Whether the volume still holds what this entry brought."""

@@ -194,3 +194,30 @@ def test_a_journal_that_was_cut_is_read(tmp_path: Path) -> None:
     (run,) = undo.runs(root)
     assert run.acts[0]["path"] == str(tmp_path / "a\udcff")
     assert len(run.acts) == 1
+
+
+def test_parting_takes_nothing_from_the_volume_that_the_home_does_not_hold(
+    home: Path, tmp_path: Path, host: list[object]
+) -> None:
+    """The link of a merged folder was replaced by an empty folder: undo may not believe that this is the old one."""
+    work = home / "work dir"
+    (tmp_path / "root/work").mkdir(parents=True)
+    (tmp_path / "root/work/old").write_text("old")
+    work.mkdir()
+    (work / "thesis").write_text("of years")
+    assert provision("relocate", work, "--to", "work", *host).returncode == 0
+    assert (tmp_path / "root/work/thesis").read_text() == "of years"
+    work.unlink()
+    work.mkdir()
+    refused = provision("undo", *host[:2])
+    assert refused.returncode == 4
+    assert f"not there: {work}/thesis" in refused.stdout
+    (work / "thesis").write_text("of another")
+    provision("undo", *host[:2])
+    assert (tmp_path / "root/work/thesis").read_text() == "of years"
+    (work / "thesis").unlink()
+    work.rmdir()
+    work.symlink_to(tmp_path / "root/work")
+    assert provision("undo", *host[:2]).returncode == 0
+    assert [path.name for path in work.iterdir()] == ["thesis"]
+    assert [path.name for path in (tmp_path / "root/work").iterdir()] == ["old"]
