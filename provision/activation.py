@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import links
+from provision import links, rattler
 from provision.environment import read_owner
 from provision.folder import Folder, link_target
 from provision.moving import make_folders
@@ -49,6 +49,22 @@ def conda_bases(environ: Mapping[str, str], home: Path) -> list[Path]:
         except OSError:
             continue  # another user's home
     return whole
+
+
+def conda_folders(environ: Mapping[str, str], home: Path) -> list[Path]:
+    """The folders of this home that the user has named to conda for environments and packages.
+
+    Raises:
+        SpecError: conda's settings cannot be read.
+    """
+    settings = rattler.conda_settings(environ, home)
+    named = [environ.get(name) or "" for name in ("CONDA_ENVS_DIRS", "CONDA_ENVS_PATH", "CONDA_PKGS_DIRS")]
+    found = [folder for each in named for folder in each.split(os.pathsep)]
+    for key in ("envs_dirs", "envs_path", "pkgs_dirs"):
+        listed = settings.get(key)
+        found += listed if isinstance(listed, list) else [listed] if listed else []
+    folders = [home / str(folder).removeprefix("~/") for folder in found if folder]
+    return [folder for folder in folders if folder != home and folder.is_relative_to(home)]
 
 
 class CondaLinkStep:

@@ -32,7 +32,12 @@ class Place:
 
 
 def places(
-    relocate: Sequence[Relocated], root: paths.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path]
+    relocate: Sequence[Relocated],
+    root: paths.Root,
+    environ: Mapping[str, str],
+    home: Path,
+    bases: Sequence[Path],
+    named: Sequence[Path] = (),
 ) -> dict[str, list[Place]]:
     """The folders of each thing that a host relocates, by its label.
 
@@ -42,6 +47,7 @@ def places(
         environ: the tools' own variables say where they keep their files.
         home: whose files they are.
         bases: the conda installations of this machine.
+        named: folders of the home that the user has named to conda.
 
     Raises:
         SpecError: two of them would share a place, or one lies where the volume keeps its own things.
@@ -52,7 +58,7 @@ def places(
             source = Path(each.path.replace("~", str(home), 1) if each.path.startswith("~") else each.path).absolute()
             found[str(each.path)] = [Place(source, root.path / each.to)]
         elif each == "conda":
-            found[each] = _conda(root, environ, home, bases)
+            found[each] = _conda(root, environ, home, bases, named)
         else:
             found[each] = _named(each, root, environ, home)
     _apart([place for group in found.values() for place in group], root)
@@ -117,7 +123,9 @@ def _named(name: str, root: paths.Root, environ: Mapping[str, str], home: Path) 
     ]
 
 
-def _conda(root: paths.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path]) -> list[Place]:
+def _conda(
+    root: paths.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path], named: Sequence[Path]
+) -> list[Place]:
     """Environments and packages of every conda that is ours, together: their files are hard links to each other."""
     tops = {base: base.name for base in bases if os.access(base, os.W_OK)}
     if bases or (home / ".conda").exists():
@@ -131,6 +139,12 @@ def _conda(root: paths.Root, environ: Mapping[str, str], home: Path, bases: Sequ
         for part in ("envs", "pkgs"):
             place = root.path / "conda" / (f"{name}-{number}" if taken else name) / part
             found.append(Place(top / part, place))
+    known = {place.source for place in found}
+    found += [
+        Place(folder, root.path / "conda" / "named" / folder.relative_to(home))
+        for folder in dict.fromkeys(named)
+        if folder not in known
+    ]
     return found
 
 

@@ -68,7 +68,8 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     hub = Hub(os.environ, offline=wish.offline)
     bases = activation.conda_bases(os.environ, wish.home)
     conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
-    places = caches.places(wish.chosen.relocate, root, os.environ, wish.home, bases)
+    named = activation.conda_folders(os.environ, wish.home) if "conda" in wish.chosen.relocate else []
+    places = caches.places(wish.chosen.relocate, root, os.environ, wish.home, bases, named)
     known = [place.source for group in places.values() for place in group]
     recorded = [link for link in links.recorded(root, wish.home) if link.path not in {*known, conda.link}]
     if recorded:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import caches, capabilities, paths, profiles, spec
+from provision import activation, caches, capabilities, paths, profiles, spec
 from provision.errors import SpecError
 from tests.conftest import CHECKOUT
 from tests.provision.test_cli import provision
@@ -227,6 +227,20 @@ def test_where_each_tool_keeps_its_files(home: Path, tmp_path: Path) -> None:
         "/t",
         "/x/uv",
     ]
+
+
+def test_folders_that_the_user_has_named_to_conda(home: Path, tmp_path: Path) -> None:
+    text = "envs_dirs:\n- ~/my envs\n- /shared/envs\n- ~/miniconda3/envs\npkgs_dirs: [~/my pkgs]\n"
+    (home / ".condarc").write_text(text)
+    base = home / "miniconda3"
+    base.mkdir()
+    environ = {"CONDA_ENVS_DIRS": f"{home}/third:/elsewhere"}
+    named = activation.conda_folders(environ, home)
+    assert named == [home / "third", home / "my envs", base / "envs", home / "my pkgs"]
+    root = paths.Root(tmp_path / "root")
+    found = caches.places(["conda"], root, {}, home, [base], named)["conda"]
+    assert {place.source for place in found} == {*named, base / "pkgs", home / ".conda/envs", home / ".conda/pkgs"}
+    assert root.path / "conda/named/my envs" in {place.target for place in found}
 
 
 @pytest.mark.parametrize(
