@@ -55,7 +55,7 @@ class SnapshotStep:
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (blobs are hashed by the models' own steps)
         """Look for blobs without a name, and for repositories without a ref."""
-        repos = _repos(self.root.hub_in_use)
+        repos = self._repos()
         lacking = {repo.name: missing for repo in repos if (missing := self._missing(repo)) is not None}
         if not lacking:
             return Check(State.OK, f"{len(repos)} repositories, every snapshot in its place")
@@ -67,7 +67,7 @@ class SnapshotStep:
 
     def apply(self) -> None:
         """Make the links, relative ones as the client makes them, and the refs."""
-        for repo in _repos(self.root.hub_in_use):
+        for repo in self._repos():
             missing = self._missing(repo)
             if missing is None:
                 continue
@@ -82,6 +82,12 @@ class SnapshotStep:
                     link.symlink_to(os.path.relpath(repo / "blobs" / blob, link.parent))
             if missing.main is not None:
                 write_atomic(repo / "refs" / "main", missing.main)
+
+    def _repos(self) -> list[Path]:
+        """The repositories that are looked after: every one on the volume; in the home's own cache, ours alone."""
+        hub = self.root.hub_in_use
+        ours = {f"models--{model.repo.replace('/', '--')}" for model in self.manifest}
+        return [repo for repo in _repos(hub) if hub == self.root.hub or repo.name in ours]
 
     def _missing(self, repo: Path) -> _Missing | None:
         blobs = _sizes(repo / "blobs")

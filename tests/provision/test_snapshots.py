@@ -106,3 +106,14 @@ def test_a_listing_that_cannot_be_read_is_passed_over(root: Root, text: str) -> 
 
 def test_a_cache_that_is_not_there(tmp_path: Path) -> None:
     assert step(Root(tmp_path / "none")).check().state is State.OK
+
+
+def test_in_the_homes_own_cache_only_our_models_are_touched(home: Path, tmp_path: Path, hub: FakeHub) -> None:
+    own = home / ".cache/huggingface/hub"
+    snapshot_download(hub.repo, revision=hub.revision, cache_dir=own, endpoint=hub.url)
+    root = Root(tmp_path / "root")
+    assert root.hub_in_use == own
+    assert step(root).check().state is State.OK
+    (tmp_path / "models.toml").write_text(hub.manifest())
+    ours = spec.load_tables(tmp_path / "models.toml", spec.ModelSpec)["model"]
+    assert step(root, ours).check().state is State.DRIFTED
