@@ -51,7 +51,8 @@ class LoginStep:
         holding = []
         for file in self.every.values():
             with contextlib.suppress(PermissionError):  # another shell's, which is not ours to read
-                holding += [file] if BEGIN in _read(file) else []
+                content = _read(file)
+                holding += [file] if BEGIN in content or END in content else []
         for file in holding:
             content = _read(file)
             if content.count(BEGIN) != 1 or content.count(END) != 1 or content.find(END) < content.find(BEGIN):

@@ -16,7 +16,7 @@ from provision import links
 from provision.errors import BlockedError
 from provision.journal import Journal
 from provision.links import Link
-from provision.login import BEGIN, LoginStep
+from provision.login import BEGIN, END, LoginStep
 from provision.paths import Root
 from provision.step import State
 from provision.volume import VolumeStep
@@ -169,7 +169,8 @@ def test_a_login_restores_the_links(root: Root, home: Path, shell: str) -> None:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    before=st.binary(max_size=200).filter(lambda text: BEGIN not in text), mode=st.sampled_from([0o644, 0o600, 0o755])
+    before=st.binary(max_size=200).filter(lambda text: BEGIN not in text and END not in text),
+    mode=st.sampled_from([0o644, 0o600, 0o755]),
 )
 def test_not_a_byte_of_the_start_file_is_changed(root: Root, home: Path, before: bytes, mode: int) -> None:
     file = home / ".bashrc"
@@ -219,8 +220,9 @@ def test_lines_after_the_block_stay_after_it(root: Root, home: Path, tmp_path: P
     assert file.read_text() == "before\nafter\n"
 
 
-def test_a_harmed_block_is_left_to_a_person(root: Root, home: Path) -> None:
-    (home / ".bashrc").write_bytes(b"a\n" + BEGIN + b"\nhalf\n")
+@pytest.mark.parametrize("left", [BEGIN + b"\nhalf\n", END, END + b"\n" + BEGIN])
+def test_a_harmed_block_is_left_to_a_person(root: Root, home: Path, left: bytes) -> None:
+    (home / ".bashrc").write_bytes(b"a\n" + left)
     for wanted in (True, False):
         found = logging_in(root, home, wanted=wanted).check()
         assert found.state is State.BLOCKED
