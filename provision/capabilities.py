@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -27,10 +27,6 @@ class Capabilities:
     free_bytes: int
     free_inodes: int | None
     same_as_home: bool
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain JSON types."""
-        return asdict(self)
 
 
 def probe(folder: Path, home: Path) -> Capabilities:

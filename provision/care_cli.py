@@ -115,7 +115,7 @@ def gc(
     """Drop the backups of earlier runs, after showing what that frees; their files cannot be undone then."""
 
     def act() -> Exit:
-        from provision import undo
+        from provision import paths, undo
         from provision.holder import holding
 
         wish = wish_of(root, host, None, offline=True)
@@ -130,7 +130,7 @@ def gc(
             raise SpecError("these backups would be dropped, and their runs not be undone any more. Say so: --yes")
         if not yes and not typer.confirm("Drop them? What these runs changed in files cannot be undone then."):
             return Exit.GOOD
-        with holding(wish.root, "provision gc"):
+        with holding(wish.root, f"{paths.program()} gc"):
             for folder in undo.collect(every):
                 print(f"dropped {folder}")
         return Exit.GOOD

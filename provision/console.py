@@ -31,14 +31,7 @@ NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 
-# The commands that change something, and what is typed to come back to them.
-_CHANGING = {
-    "setup": "make setup",
-    "repair": "make repair",
-    "env create": "make setup",
-    "relocate": "provision relocate",
-    "undo": "provision undo",
-}
+_CHANGING = {"setup", "repair", "env create", "relocate", "undo"}
 
 
 class Show:
@@ -154,7 +147,7 @@ def _converge(
     wish: Wish, steps: list[step.Step], screen: report.Screen, name: str, *, all_or_nothing: bool
 ) -> list[Outcome]:
     """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
-    from provision import holder, step, volume
+    from provision import holder, paths, step, volume
 
     def silent(_: step.Step, __: Outcome | None) -> None: ...
 
@@ -166,7 +159,7 @@ def _converge(
         return found
     if name in {"repair", "undo"}:
         volume.require(wish.root)
-    with holder.holding(wish.root, _CHANGING[name]):
+    with holder.holding(wish.root, f"{paths.program()} {name}"):
         return step.converge(steps, listen=screen.listen, guard=lambda: volume.require(wish.root))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import links, tree, variables
+from provision import links, paths, tree, variables
 from provision.errors import SpecError
 from provision.folder import Folder, link_target
 from provision.moving import Mover, Pair
@@ -83,7 +83,7 @@ def choose(root: Root, name: str | None) -> Run:
     if name is not None:
         found = [run for run in every if run.name == name]
         if not found:
-            raise SpecError(f"there is no run {name}; `provision undo --list` shows them.")
+            raise SpecError(f"there is no run {name}; `{paths.program()} undo --list` shows them.")
         return found[0]
     left = [run for run in every if not run.undone]
     if not left:
