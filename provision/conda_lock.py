@@ -25,7 +25,10 @@ _HEADER = "# Written by `provision env lock`: every package by its hashes, at it
 
 @dataclass(frozen=True)
 class CondaPackage:
-    """One locked conda package of one platform; `url` is the channel's own address, whatever mirror serves it."""
+    """One locked conda package of one platform; `url` is the channel's own address, whatever mirror serves it.
+
+    `size` in bytes and `timestamp` in seconds are known of a solution alone: the lock does not keep them.
+    """
 
     name: str
     version: str
@@ -34,6 +37,8 @@ class CondaPackage:
     md5: str
     sha256: str
     dependencies: dict[str, str] = field(default_factory=dict)
+    size: int | None = field(default=None, compare=False)
+    timestamp: float | None = field(default=None, compare=False)
 
     @property
     def is_python(self) -> bool:

@@ -1,24 +1,40 @@
-"""Fetches one file over HTTP into a partial that survives a kill, its hash computed on the way."""
+"""Fetches one file over HTTP into a partial that survives a kill, from whoever delivers what is pinned."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import threading
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import requests
 
 _BLOCK = 1 << 20
-_ATTEMPTS = 4
+# (connect, silence) in seconds: a source that does not answer is left quickly while there is another, and later it is
+# given time.
+_IMPATIENT = (3.0, 4.0)
+_PATIENT = (6.0, 60.0)
+_PATIENT_ROUNDS = 2
+_LONGEST_WAIT_SECONDS = 30.0
+_BUSY = {429, 503}
+# A source that sends less than this over so long is left while there is another.
+_SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
 
 
 class DownloadError(FirstlightError):
-    """The source did not deliver; the partial stays for the next run."""
+    """No source delivered; the partial stays for the next run."""
+
+
+class WrongContentError(FirstlightError):
+    """Every source that delivers sent another content than the pinned one."""
 
 
 class Hash(Protocol):
@@ -52,85 +68,318 @@ def hash_file(path: Path, kind: str) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One place that may deliver a file: whose it is, where, and what is sent along."""
+
+    source: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Ledger:
+    """What became of the sources in one run: who delivered what, who failed, and who is not asked again."""
+
+    delivered: list[tuple[str, str, int]] = field(default_factory=list)
+    instead: dict[str, str] = field(default_factory=dict)
+    banned: dict[str, str] = field(default_factory=dict)
+    troubled: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def order(self, sources: Iterable[str]) -> list[str]:
+        """The sources that may be asked, those in trouble last."""
+        with self._lock:
+            usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
+            return sorted(usable, key=lambda name: name in self.troubled)
+
+    def ban(self, source: str, reason: str) -> None:
+        """It sent wrong content: it is not asked again in this run."""
+        with self._lock:
+            self.banned.setdefault(source, reason)
+
+    def trouble(self, source: str, reason: str) -> None:
+        """It did not answer: the others are asked first from now on."""
+        with self._lock:
+            self.troubled.setdefault(source, reason)
+
+    def deliver(self, file: str, source: str, size: int, failures: Mapping[str, str]) -> None:
+        """A file is here, whole and right; `failures` are of the sources that were asked before."""
+        with self._lock:
+            self.delivered.append((file, source, size))
+            if failures:
+                before = "; ".join(f"{name}: {why}" for name, why in failures.items())
+                self.instead[file] = f"{file} from {source} ({before})"
+
+    def summary(self) -> str:
+        """How many files came from where, such as "61 files from tuna, 1 from official"."""
+        counts: dict[str, int] = {}
+        for _, source, _ in self.delivered:
+            counts[source] = counts.get(source, 0) + 1
+        ordered = sorted(counts.items(), key=lambda item: -item[1])
+        return ", ".join(f"{count} {'file' if count == 1 else 'files'} from {name}" for name, count in ordered)
+
+    def loud(self) -> list[str]:
+        """What its owner must know: who sent wrong content, and which files another source had to deliver."""
+        said = [f"{name} is not asked again in this run: {reason}" for name, reason in self.banned.items()]
+        others = list(self.instead.values())
+        more = [f"and {len(others) - 3} more files from another source than the first"] if len(others) > 3 else []
+        return [*said, *others[:3], *more]
+
+
+class Partial:
+    """A file that arrives: its bytes on disk, and the digests of them. A stored one is hashed before it is added to."""
+
+    def __init__(self, path: Path, kinds: Sequence[str], size: int | None) -> None:
+        """Take what an earlier run has left; `size` is the whole file's, where it is known (git's hash needs it)."""
+        self.path = path
+        self.size = size
+        self.kinds = kinds
+        self.givers: set[str] = set()
+        self.have = path.stat().st_size if path.exists() else 0
+        if size is not None and self.have > size:
+            self.restart()
+        else:
+            self.digests = self._fresh()
+            if self.have:
+                self.givers.add("an earlier run")
+                for digest in self.digests.values():
+                    _add_file(path, digest)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes are here, right or wrong."""
+        return self.size is not None and self.have == self.size and self.path.exists()
+
+    def restart(self) -> None:
+        """Forget every byte."""
+        self.path.unlink(missing_ok=True)
+        self.have = 0
+        self.givers.clear()
+        self.digests = self._fresh()
+
+    def add(self, blocks: Iterator[bytes], source: str, progress: Callable[[int], None]) -> None:
+        """Append what arrives."""
+        with self.path.open("ab") as file:
+            for block in blocks:
+                file.write(block)
+                self.givers.add(source)
+                self.have += len(block)
+                for digest in self.digests.values():
+                    digest.update(block)
+                progress(len(block))
+
+    def wrong(self, pins: Mapping[str, Collection[str]]) -> str | None:
+        """Which hash is not a pinned one, or None."""
+        for kind, right in pins.items():
+            found = self.digests[kind].hexdigest()
+            if found not in right:
+                pinned = next(iter(right)) if len(right) == 1 else f"one of {len(right)}"
+                return f"content with {kind} {found}, pinned is {pinned}"
+        return None
+
+    def _fresh(self) -> dict[str, Hash]:
+        return {kind: content_hash(kind, self.size or 0) for kind in self.kinds}
+
+
 def fetch(
     session: requests.Session,
-    url: str,
+    candidates: Callable[[], Iterable[Candidate]],
     part: Path,
     *,
-    size: int,
-    digest_kinds: tuple[str, ...],
-    headers: Mapping[str, str],
+    size: int | None,
+    pins: Mapping[str, Collection[str]],
+    ledger: Ledger,
     progress: Callable[[int], None],
-) -> dict[str, str]:
-    """Fetch `url` into `part`, from the last good byte on where a part is there already.
+    name: str,
+) -> str:
+    """Fetch a file from the first candidate that delivers what is pinned, from the last good byte on.
 
-    A stored part is hashed again before it is added to: its bytes are trusted only by the final digest.
+    A candidate that fails in the middle is followed by the next one, which goes on where it ended: the pinned hash
+    holds the two together. One that sent wrong content from its first byte to its last is not asked again in the run.
 
     Args:
         session: carries proxies and TLS settings.
-        url: the file.
+        candidates: who may deliver, the best first; asked anew each round.
         part: the partial; it stays when this fails.
-        size: the file's bytes, as pinned or as the hub lists them.
-        digest_kinds: kinds of `content_hash` to compute on the way.
-        headers: sent along.
+        size: the file's bytes where they are known.
+        pins: {kind of `content_hash`: the digests that are right}.
+        ledger: what became of the sources; those that it bans are left out.
         progress: told the bytes that arrive.
+        name: what messages call the file.
 
     Returns:
-        The digest of each kind. Comparing it is the caller's part.
+        The source that delivered its last byte. The file is at `part`.
 
     Raises:
-        DownloadError: the source refused, broke off again and again, or sent another length.
+        DownloadError: nobody delivered.
+        WrongContentError: who delivered sent wrong content.
     """
-    import requests
+    work = _Fetch(session, candidates, Partial(part, tuple(pins), size), pins, ledger, progress, name)
+    rounds = 0
+    while rounds <= _PATIENT_ROUNDS:
+        before = work.partial.have
+        giver = work.round(patient=bool(rounds))
+        if giver is not None:
+            return giver
+        if not work.left():
+            break
+        rounds += work.partial.have <= before  # whoever brings it further may be asked again
+    said = "; ".join(f"{source}: {why}" for source, why in work.failures.items()) or "no source has it"
+    if work.wrong:
+        raise WrongContentError(f"{name} was not accepted: {said}.")
+    raise DownloadError(f"{name} could not be fetched: {said}. What arrived is kept; run again to go on.")
 
-    failure = "nothing was tried"
-    for _ in range(_ATTEMPTS):
-        have = part.stat().st_size if part.exists() else 0
-        if have > size:
-            part.unlink()
-            have = 0
-        digests = {kind: content_hash(kind, size) for kind in digest_kinds}
-        for digest in digests.values():
-            if have:
-                _add_file(part, digest)
-        if have == size and part.exists():
-            return {kind: digest.hexdigest() for kind, digest in digests.items()}
-        try:
-            _append(session, url, part, have, digests, headers, progress)
-        except requests.RequestException as error:
-            failure = type(error).__name__
-            continue
-        if part.stat().st_size == size:
-            return {kind: digest.hexdigest() for kind, digest in digests.items()}
-        failure = f"it sent {part.stat().st_size:,} of {size:,} bytes"
-    raise DownloadError(f"{url} could not be fetched: {failure}. What arrived is kept; run again to go on.")
+
+@dataclass
+class _Fetch:
+    """One file on its way; `failures` of this file, `dropped` who does not have it."""
+
+    session: requests.Session
+    candidates: Callable[[], Iterable[Candidate]]
+    partial: Partial
+    pins: Mapping[str, Collection[str]]
+    ledger: Ledger
+    progress: Callable[[int], None]
+    name: str
+    failures: dict[str, str] = field(default_factory=dict)
+    wrong: set[str] = field(default_factory=set)
+    dropped: set[str] = field(default_factory=set)
+
+    def left(self) -> list[Candidate]:
+        """Who may still be asked, the best first."""
+        every = [each for each in self.candidates() if each.source not in self.dropped]
+        order = self.ledger.order(candidate.source for candidate in every)
+        return sorted((each for each in every if each.source in order), key=lambda each: order.index(each.source))
+
+    def round(self, *, patient: bool) -> str | None:
+        """Ask each once; the source that delivered, or None."""
+        waits = []
+        asked = self.left()
+        for candidate in asked:
+            try:
+                self._ask(candidate, patient=patient, hurry=not patient and candidate is not asked[-1])
+            except _RefusedError as error:
+                self.failures[candidate.source] = str(error)
+                if error.wait is not None:
+                    waits.append(error.wait)
+                elif error.is_silence:
+                    self.ledger.trouble(candidate.source, str(error))
+                else:
+                    self.dropped.add(candidate.source)
+                continue
+            if self._is_right(candidate):
+                return candidate.source
+        if waits:
+            time.sleep(min(waits))
+        return None
+
+    def _ask(self, candidate: Candidate, *, patient: bool, hurry: bool) -> None:
+        if not self.partial.is_whole:
+            patience = _PATIENT if patient else _IMPATIENT
+            _append(self.session, candidate, self.partial, patience, self.progress, hurry=hurry)
+
+    def _is_right(self, candidate: Candidate) -> bool:
+        partial, source = self.partial, candidate.source
+        reason = partial.wrong(self.pins)
+        if reason is None:
+            giver = source if source in partial.givers else next(iter(partial.givers), source)
+            self.ledger.deliver(self.name, giver, partial.have, self.failures)
+            return True
+        if partial.givers == {source}:
+            self.failures[source] = f"it sent {reason}"
+            self.wrong.add(source)
+            self.ledger.ban(source, f"of {self.name} it sent {reason}")
+        partial.restart()
+        return False
+
+
+class _RefusedError(Exception):
+    """One candidate did not deliver: it was silent, or busy for `wait` seconds, or else does not have the file."""
+
+    def __init__(self, reason: str, *, is_silence: bool = False, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.is_silence = is_silence
+        self.wait = wait
 
 
 def _append(
     session: requests.Session,
-    url: str,
-    part: Path,
-    have: int,
-    digests: dict[str, Hash],
-    headers: Mapping[str, str],
+    candidate: Candidate,
+    partial: Partial,
+    patience: tuple[float, float],
     progress: Callable[[int], None],
+    *,
+    hurry: bool,
 ) -> None:
+    import requests
+    import urllib3
+
     # identity: a body that is compressed on the way would have other bytes than the ones that are pinned
-    asked = {**headers, "Accept-Encoding": "identity"}
-    if have:
-        asked["Range"] = f"bytes={have}-"
-    with session.get(url, headers=asked, stream=True, timeout=(10, 60)) as response:
-        if response.status_code >= 400:
-            raise DownloadError(f"{url} answers {response.status_code} {response.reason}.")
-        if have and response.status_code != 206:
-            part.unlink()
-            raise DownloadError(f"{url} ignores ranges; the partial was dropped. Run again.")
-        with part.open("ab") as file:
-            for block in response.iter_content(_BLOCK):
-                file.write(block)
-                for digest in digests.values():
-                    digest.update(block)
-                progress(len(block))
+    asked = {**candidate.headers, "Accept-Encoding": "identity"}
+    if partial.have:
+        asked["Range"] = f"bytes={partial.have}-"
+    try:
+        with session.get(candidate.url, headers=asked, stream=True, timeout=patience) as response:
+            if response.status_code >= 400:
+                wait = _retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
+                raise _RefusedError(f"it answers {response.status_code} {response.reason}".rstrip(), wait=wait)
+            if partial.have and response.status_code != 206:
+                partial.restart()  # it ignores ranges, and sends the whole
+            _learn_size(partial, response)
+            partial.add(_blocks(response, hurry=hurry), candidate.source, progress)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _RefusedError(_silence(error), is_silence=True) from None
+    if partial.size is not None and partial.have != partial.size:
+        reason = f"it sent {partial.have:,} of {partial.size:,} bytes"
+        if partial.have > partial.size:
+            partial.restart()
+        raise _RefusedError(reason, is_silence=partial.have < partial.size)
+    partial.size = partial.have
+
+
+def _blocks(response: requests.Response, *, hurry: bool) -> Iterator[bytes]:
+    """What arrives, as it arrives."""
+    since, arrived = time.monotonic(), 0
+    while block := response.raw.read1(_BLOCK):
+        yield block
+        arrived += len(block)
+        if time.monotonic() - since > _SLOWEST_SECONDS:
+            if hurry and arrived < _SLOWEST_BYTES:
+                raise _RefusedError(f"it sends {arrived / _SLOWEST_SECONDS / 1000:.0f} kB a second", is_silence=True)
+            since, arrived = time.monotonic(), 0
+
+
+def _learn_size(partial: Partial, response: requests.Response) -> None:
+    """Compare the length that a source tells with what is pinned, or learn it."""
+    whole = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    told = whole.group(1) if whole else response.headers.get("Content-Length", "")
+    if not told.isdecimal() or (response.status_code == 206 and not whole):
+        return
+    if partial.size is None:
+        partial.size = int(told)
+    elif partial.size != int(told):
+        raise _RefusedError(f"its file has {int(told):,} bytes, {partial.size:,} are right")
+
+
+def _silence(error: Exception) -> str:
+    """Why nothing came, in a few words."""
+    import requests
+    import urllib3
+
+    if isinstance(error, requests.ConnectTimeout):
+        return "it does not answer"
+    if isinstance(error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError):
+        return "it broke off"
+    if isinstance(error, requests.ReadTimeout) or "timed out" in str(error):
+        return "it fell silent"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted"
+    return f"it does not answer ({type(error).__name__})"
+
+
+def _retry_after(text: str | None) -> float:
+    return min(float(text), _LONGEST_WAIT_SECONDS) if text and text.isdecimal() else 1.0
 
 
 def _add_file(path: Path, digest: Hash) -> None:

@@ -14,10 +14,11 @@ from provision import command, conda_lock, paths, prefix, rattler, sources, whee
 from provision.errors import BlockedError, FirstlightError, SpecError
 from provision.pip_part import PipPart, torch_is_missing
 from provision.step import Check, State
+from provision.supply import Supply
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from provision.conda_lock import CondaPackage
@@ -60,7 +61,16 @@ class EnvStep:
     essential = False
     local = True  # what is in the caches can be put back without the network
 
-    def __init__(self, root: Root, wanted: Wanted, home: Path, journal: Journal, *, offline: bool) -> None:
+    def __init__(
+        self,
+        root: Root,
+        wanted: Wanted,
+        home: Path,
+        journal: Journal,
+        *,
+        offline: bool,
+        progress: Callable[[int, int], None] = lambda _, __: None,
+    ) -> None:
         """Take what is wanted, and the home whose conda settings are followed."""
         self.name = f"environment {wanted.name}"
         self.root = root
@@ -69,6 +79,7 @@ class EnvStep:
         self.home = home
         self.journal = journal
         self.offline = offline
+        self.supply = Supply(root, os.environ, home, journal, offline, progress)
         self._locked_conda: list[CondaPackage] | None = None
 
     def describe(self) -> str:
@@ -104,9 +115,11 @@ class EnvStep:
         owner = read_owner(self.prefix)
         if owner is None:
             self._need_space()
-            self._build()
-        else:
-            self._mend(owner)
+        with self.supply.open(self.wanted.variants[0]):
+            if owner is None:
+                self._build()
+            else:
+                self._mend(owner)
 
     def lock_file(self, variant: Variant) -> Path:
         """The lock of one variant."""
@@ -137,8 +150,10 @@ class EnvStep:
         kind = str(owner.get("interpreter", "system"))
         build = f", torch {variant.torch} ({variant.name})" if variant.torch else ""
         how = "every byte verified" if deep else f"{count} packages as locked"
-        detail = f"Python {version} from {_FROM[kind]}{build}, {how}"
+        fetched = self.supply.ledger.summary()
+        detail = f"Python {version} from {_FROM[kind]}{build}, {how}{f': {fetched}' if fetched else ''}"
         notes = [self.wanted.warning] if self.wanted.warning else []
+        notes += self.supply.ledger.loud()
         if variant.name != self.wanted.variants[0].name:
             wanted = self.wanted.variants[0]
             notes.append(f"torch {wanted.torch} could not be had: {wanted.instead_cost}")
@@ -232,13 +247,13 @@ class EnvStep:
         absent = rattler.not_cached(packages, self.root.pkgs)
         if absent and self.offline:
             return f"offline, and {len(absent)} of {len(packages)} conda packages are not in {self.root.pkgs}"
-        return rattler.unreachable(absent, rattler.mirrors(os.environ, self.home))
+        return self.supply.unreachable(absent)
 
     def _install_conda(self, where: Path, reinstall: Sequence[str] = ()) -> None:
         lock, platform = self.wanted.conda_lock, self.wanted.platform
         if lock is None or platform is None:
             raise SpecError(f"{self.wanted.folder} has no conda-lock.yml for this platform. Restore it.")
-        mirrored = rattler.mirrors(os.environ, self.home)
+        mirrored = self.supply.for_conda(self._conda_packages())
         if self.offline and (absent := rattler.not_cached(self._conda_packages(), self.root.pkgs)):
             raise BlockedError(
                 f"offline, and {absent[0].name} is not in {self.root.pkgs}. Run again without --offline."
@@ -259,8 +274,9 @@ class EnvStep:
         )
 
     def _pip(self) -> PipPart:
-        uv = sources.for_uv(os.environ, self.root.cache / "uv", offline=self.offline)
-        return PipPart(self.prefix, uv, self.offline, self.wanted.variants[0].install_bytes)
+        cache = self.root.cache / "uv"
+        uv = sources.for_uv(os.environ, cache, offline=self.offline, settings=self.supply.settings)
+        return PipPart(self.prefix, uv, self.supply, self.offline, self.wanted.variants[0].install_bytes)
 
     def _venv(self, where: Path, pip: PipPart) -> str:
         advice = f"{sources.uv_binary()} python install {self.wanted.pythons[0]}"

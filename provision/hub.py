@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from provision.errors import FirstlightError, SpecError
+from provision.addresses import check_address
+from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +36,17 @@ class Listed:
 class Hub:
     """One endpoint. It is asked at most once for a sign of life; silence is remembered."""
 
-    def __init__(self, environ: Mapping[str, str], *, offline: bool = False) -> None:
-        """Take the endpoint from `HF_ENDPOINT`, else the official one.
+    def __init__(
+        self, environ: Mapping[str, str], *, offline: bool = False, endpoint: str | None = None, name: str | None = None
+    ) -> None:
+        """Take the endpoint from `HF_ENDPOINT`, else the official one; `endpoint` goes before, and has a name.
 
         Raises:
             SpecError: the endpoint is no URL, or plain http to a public address.
         """
         self.official = official_endpoint()
-        self.endpoint = check_endpoint(environ.get("HF_ENDPOINT") or self.official)
+        self.endpoint = check_address(endpoint or environ.get("HF_ENDPOINT") or self.official, "HF_ENDPOINT")
+        self.name = name or ("official" if self.is_official else self.endpoint)
         self.offline = offline
         self.silence: str | None = "this run is offline" if offline else None
 
@@ -117,26 +120,6 @@ def official_endpoint() -> str:
     from huggingface_hub import constants
 
     return constants._HF_DEFAULT_ENDPOINT  # noqa: SLF001 (ENDPOINT itself follows HF_ENDPOINT)
-
-
-def check_endpoint(url: str) -> str:
-    """Return the endpoint without its trailing slash.
-
-    Raises:
-        SpecError: it is no URL, or plain http to an address that is neither loopback nor private.
-    """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-        near = address.is_loopback or address.is_private
-    except ValueError:
-        near = host == "localhost"
-    if parts.scheme == "https" and host:
-        return url.rstrip("/")
-    if parts.scheme == "http" and near:
-        return url.rstrip("/")
-    raise SpecError(f"HF_ENDPOINT {url!r} is not taken: it must be https, or http to a loopback or private address.")
 
 
 def _listed(entry: dict[str, object]) -> Listed | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, conda_lock, conda_lock_tool, rattler, sources, spec
+from provision import command, conda_lock, conda_lock_tool, rattler, sources, spec, wheels, witnesses
 from provision.conda_lock import package_name
 from provision.errors import SpecError
 from provision.volume import write_atomic
@@ -16,6 +16,7 @@ from provision.volume import write_atomic
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from provision.conda_lock import CondaPackage
     from provision.spec import Variant
 
 _HEADER = "# Written by `provision env lock`: hashes, and no URLs. Do not edit.\n"
@@ -61,23 +62,40 @@ def lock(envs: Path, name: str, host: LockHost) -> list[Path]:
             _write(folder / "dev.lock", _compile([user, developer], _TOOLBOX_PYTHON)),
             _write(folder / "interop.lock", _compile([folder / "interop.in"], _TOOLBOX_PYTHON)),
         ]
-    written = lock_conda(folder, host) if (folder / "environment.yml").exists() and not host.keep_conda else []
+    solved: list[CondaPackage] = []
+    written = []
+    if (folder / "environment.yml").exists() and not host.keep_conda:
+        solved = solve_conda(folder, host)
+        written.append(_write_conda(folder, solved))
+    chosen: dict[str, list[dict[str, object]]] = {}
     torch = spec.load(envs / "torch.toml", spec.TorchSpec)
     with tempfile.TemporaryDirectory() as scratch:
         asked = _asked_of_pip(folder, Path(scratch))
-        if asked is None:
-            return written
         pins = Path(scratch) / "conda.txt"
         pins.write_text(_conda_pins(folder), encoding="utf-8")
-        if not any(package_name(line) == "torch" for line in asked.read_text(encoding="utf-8").splitlines()):
-            text = _compile([asked], torch.python[0], constraints=[pins])
-            return [*written, _write(folder / "requirements.lock", text)]
-        for variant in torch.variant:
+        wanted = asked.read_text(encoding="utf-8").splitlines() if asked else []
+        builds = torch.variant if any(package_name(line) == "torch" for line in wanted) else [None] if asked else []
+        for variant in builds:
             pin = Path(scratch) / "torch.txt"
-            pin.write_text(f"torch=={variant.torch}\n", encoding="utf-8")
+            pin.write_text(f"torch=={variant.torch}\n" if variant else "", encoding="utf-8")
+            assert asked is not None  # noqa: S101 (for the type alone: without it there is no build)
             text = _compile([asked], torch.python[0], variant, constraints=[pins, pin])
-            written.append(_write(folder / f"{variant.name}.lock", add_hashes(text, variant)))
-    return written
+            name = variant.name if variant else "requirements"
+            written.append(_write(folder / f"{name}.lock", add_hashes(text, variant) if variant else text))
+            chosen[name] = witnesses_of(written[-1], torch.python[0], variant)
+    return [*written, *witnesses.write(folder, chosen, witnesses.of_solution(solved))]
+
+
+def witnesses_of(lock_file: Path, python: str, variant: Variant | None) -> list[dict[str, object]]:
+    """The files of a pip lock by which a mirror is judged; PEP 751's form of the lock tells their sizes and times."""
+    # A build of its own such as 2.13.0+cpu lies on no index that is mirrored, and may be here for one Python alone.
+    own = {
+        name for name, (version, _) in wheels.hashes(lock_file.read_text(encoding="utf-8")).items() if "+" in version
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        asked = Path(scratch) / "requirements.txt"
+        asked.write_text(wheels.without(lock_file, own), encoding="utf-8")
+        return witnesses.of_pylock(_compile([asked], python, variant, name="pylock.toml", flags=["--no-deps"]))
 
 
 @dataclass(frozen=True)
@@ -94,8 +112,8 @@ class LockHost:
     tool: str = "rattler"
 
 
-def lock_conda(folder: Path, host: LockHost) -> list[Path]:
-    """Solve environment.yml for each platform and write conda-lock.yml; addresses are the channels' own.
+def solve_conda(folder: Path, host: LockHost) -> list[CondaPackage]:
+    """Solve environment.yml for each platform; addresses are the channels' own.
 
     Raises:
         SpecError: environment.yml is wrong.
@@ -109,16 +127,20 @@ def lock_conda(folder: Path, host: LockHost) -> list[Path]:
     if host.tool == "conda-lock":
         if host.virtual:
             raise SpecError("--virtual is for rattler; conda-lock takes virtual packages from a file of its own.")
-        packages = conda_lock_tool.solve(specs, asked.channels, platforms, host.mirrors)
-        write_atomic(target, conda_lock.lock_text(packages, asked.channels, ["environment.yml"]))
-        return [target]
+        return conda_lock_tool.solve(specs, asked.channels, platforms, host.mirrors)
     packages = []
     with tempfile.TemporaryDirectory() as cache:
         for platform in platforms:
             virtual = [*_VIRTUAL.get(platform.partition("-")[0], ()), *host.virtual]
             packages += rattler.solve(specs, asked.channels, platform, virtual, host.mirrors, Path(cache))
-    write_atomic(target, conda_lock.lock_text(packages, asked.channels, ["environment.yml"]))
-    return [target]
+    return packages
+
+
+def _write_conda(folder: Path, packages: Sequence[CondaPackage]) -> Path:
+    target = folder / "conda-lock.yml"
+    channels = conda_lock.read_environment(folder / "environment.yml").channels
+    write_atomic(target, conda_lock.lock_text(packages, channels, ["environment.yml"]))
+    return target
 
 
 def _asked_of_pip(folder: Path, scratch: Path) -> Path | None:
@@ -157,9 +179,18 @@ def _conda_pins(folder: Path) -> str:
 
 
 def _compile(
-    inputs: Sequence[Path], python: str, variant: Variant | None = None, *, constraints: Sequence[Path] = ()
+    inputs: Sequence[Path],
+    python: str,
+    variant: Variant | None = None,
+    *,
+    constraints: Sequence[Path] = (),
+    name: str = "lock",
+    flags: Sequence[str] = (),
 ) -> str:
-    """Resolve for every Python from `python` on, and for every platform or that of the variant."""
+    """Resolve for every Python from `python` on, and for every platform or that of the variant.
+
+    `name` of what uv writes says in which form.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         env = sources.for_uv(os.environ, Path(scratch) / "cache", offline=False).environment
         # A lock has to list the hashes of every platform's wheels, so it is written from one whole index: what
@@ -169,16 +200,16 @@ def _compile(
             env.pop("UV_FIND_LINKS", None)
         else:
             env.setdefault("UV_FIND_LINKS", variant.find_links)
-        written = Path(scratch) / "lock"
-        flags: list[str | Path] = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url"]
-        flags += ["--no-annotate", "--no-header", "--directory", scratch]
+        written = Path(scratch) / name
+        asked: list[str | Path] = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url"]
+        asked += ["--no-annotate", "--no-header", "--directory", scratch, *flags]
         for each in constraints:
-            flags += ["--constraints", each]
+            asked += ["--constraints", each]
         if variant is not None:
             project = _PROJECT.format(python=python, platform=_SYS_PLATFORM[variant.system])
             (Path(scratch) / "pyproject.toml").write_text(project, encoding="utf-8")
         uv = sources.uv_binary()
-        command.run([uv, "pip", "compile", *flags, "--python-version", python, *inputs, "-o", written], env=env)
+        command.run([uv, "pip", "compile", *asked, "--python-version", python, *inputs, "-o", written], env=env)
         return written.read_text(encoding="utf-8")
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from provision.errors import FirstlightError
     from provision.spec import Variant
+    from provision.supply import Supply
     from provision.wheels import Locked
 
 
@@ -23,6 +25,7 @@ class PipPart:
 
     place: Path
     uv: sources.UvSources
+    supply: Supply
     offline: bool
     needed: int | None
 
@@ -59,16 +62,19 @@ class PipPart:
         # unpacked again.
         for name in sorted(harmed):
             install += ["--reinstall-package", name]
-        uv = self.uv
+        uv = self.supply.for_wheels(self.uv, variant, asked)
         try:
             self._run(install, uv, asked)
-        except command.CommandError as error:
-            if variant.find_links is None or not torch_is_missing(variant, error):
+        except (command.CommandError, BlockedError) as error:
+            if uv is not self.uv:
+                if not self.offline:
+                    raise
+                uv = self.uv  # it may have been fetched before there was a mirror
+                self._run(install, uv, asked)
+            elif torch_is_missing(variant, error):
+                uv = self._with_torch(install, variant, asked, error)
+            else:
                 raise
-            # The wheel's hash is pinned, so the page that lists it needs no trust.
-            links = ",".join(filter(None, [uv.environment.get("UV_FIND_LINKS"), variant.find_links]))
-            uv = sources.UvSources(uv.environment | {"UV_FIND_LINKS": links}, uv.flags)
-            self._run(install, uv, asked)
         mended = [package for package in wanted if package.name in harmed]
         spread = wheels.harmed_packages(site, mended, deep=True)
         if spread:
@@ -76,11 +82,29 @@ class PipPart:
             self._run(["cache", "clean", "--quiet", *spread], uv)
             self._run(install, uv, asked)
 
+    def _with_torch(
+        self, install: Sequence[str | Path], variant: Variant, asked: str, error: FirstlightError
+    ) -> sources.UvSources:
+        """Install with the pages that list this build of torch, one after another: its hash is pinned."""
+        for page in self.supply.torch_pages(variant):
+            links = ",".join(filter(None, [self.uv.environment.get("UV_FIND_LINKS"), page]))
+            uv = sources.UvSources(self.uv.environment | {"UV_FIND_LINKS": links}, self.uv.flags)
+            try:
+                self._run(install, uv, asked)
+            except command.CommandError as missing:
+                if not (torch_is_missing(variant, missing) or page in str(missing)):
+                    raise
+                error = missing
+            else:
+                return uv
+        raise error
+
     def _run(self, arguments: Sequence[str | Path], uv: sources.UvSources, stdin: str | None = None) -> None:
         try:
             command.run([sources.uv_binary(), *arguments], env=uv.environment, stdin=stdin)
         except command.CommandError as error:
-            if re.search(r"os error 28|No space left|os error 122", str(error)):
+            ours = self.supply.failure()
+            if re.search(r"os error 28|No space left|os error 122|Disk quota", f"{error} {ours}"):
                 wanted = f" (about {self.needed:,} bytes are needed)" if self.needed else ""
                 raise BlockedError(
                     f"{self.place}: no space left{wanted}. Free some, or give another --root, then run again."
@@ -90,10 +114,14 @@ class PipPart:
                 raise BlockedError(
                     f"{self.place} cannot be made whole without the network: {reason}. Run `make setup`."
                 ) from error
+            if ours is not None:
+                raise command.CommandError(f"{self.place}: {ours}") from error
             raise
 
 
-def torch_is_missing(variant: Variant, error: command.CommandError) -> bool:
+def torch_is_missing(variant: Variant, error: FirstlightError) -> bool:
     """Whether uv failed because no source offers this build of torch, or its page did not answer."""
     text = str(error)
-    return f"torch=={variant.torch}" in text or bool(variant.find_links and variant.find_links in text)
+    if any(each in text for each in (f"torch=={variant.torch}", f"torch-{variant.torch}", "no source lists torch")):
+        return True
+    return bool(variant.find_links and variant.find_links in text)

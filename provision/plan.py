@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from provision import activation, caches, conda_lock, links, paths, spec, variants
 from provision.environment import EnvStep, Wanted
 from provision.errors import SpecError
-from provision.hub import Hub
 from provision.keeping import RecordStep
 from provision.login import LoginStep
 from provision.models import ModelStep
@@ -17,6 +16,7 @@ from provision.relocate import RelocateStep
 from provision.smoke import SmokeStep
 from provision.snapshots import SnapshotStep
 from provision.step import State
+from provision.supply import Hubs
 from provision.volume import VolumeStep
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     manifest = spec.load_tables(wish.envs / "models.toml", spec.ModelSpec)
     for name in host.models:
         spec.choose(name, list(manifest), "model")
-    hub = Hub(os.environ, offline=wish.offline)
+    hubs = Hubs(root, os.environ, offline=wish.offline)
     bases = activation.conda_bases(os.environ, wish.home)
     conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
     named = activation.conda_folders(os.environ, wish.home) if "conda" in wish.chosen.relocate else []
@@ -78,7 +78,7 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     has_conda_link = conda.is_recorded(root) or (bases and wanted.conda_lock is not None)
     leading = [*known, *caches.link_paths(os.environ, wish.home)]
     built: list[Step] = [VolumeStep(root, leading, journal, wish.chosen.warning), *moved]
-    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline))
+    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline, progress=progress))
     if has_conda_link:
         built.append(conda)
     if moved or has_conda_link or root.links.exists():
@@ -88,7 +88,7 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
         built.append(login)
     if host.models or "huggingface" in places:
         built.append(SnapshotStep(root, manifest.values(), journal))
-    built += [ModelStep(root, name, manifest[name], hub, retry=wish.retry, progress=progress) for name in host.models]
+    built += [ModelStep(root, name, manifest[name], hubs, retry=wish.retry, progress=progress) for name in host.models]
     if wanted.variants[0].torch:
         built.append(SmokeStep(root, host.env))
     return built

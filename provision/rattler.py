@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ANSWER_SECONDS = 5
 _NO_SPACE = re.compile(r"os error 28|No space left|os error 122")
-_CHANNELS = "https://conda.anaconda.org"  # conda's own default channel_alias, which its locks write
+CHANNELS = "https://conda.anaconda.org"  # conda's own default channel_alias, which its locks write
 
 
 def mirrors(environ: Mapping[str, str], home: Path) -> dict[str, str]:
@@ -35,10 +35,28 @@ def mirrors(environ: Mapping[str, str], home: Path) -> dict[str, str]:
     found = {}
     custom = settings.get("custom_channels")
     for name, base in (custom if isinstance(custom, dict) else {}).items():
-        found[f"{_CHANNELS}/{name}/"] = f"{str(base).rstrip('/')}/{name}/"
+        found[f"{CHANNELS}/{name}/"] = f"{str(base).rstrip('/')}/{name}/"
     if alias:
-        found[f"{_CHANNELS}/"] = f"{str(alias).rstrip('/')}/"
+        found[f"{CHANNELS}/"] = f"{str(alias).rstrip('/')}/"
     return found
+
+
+def own_channels(environ: Mapping[str, str], home: Path, ours: str | None = None) -> str | None:
+    """What this machine itself says of where conda's channels lie, or None; `ours` does not count.
+
+    Raises:
+        SpecError: a .condarc cannot be read.
+    """
+    if environ.get("CONDA_CHANNEL_ALIAS") not in {None, "", ours}:
+        return f"CONDA_CHANNEL_ALIAS={command.redact(environ['CONDA_CHANNEL_ALIAS'])}"
+    settings = conda_settings(environ, home)
+    if settings.get("channel_alias") not in {None, ours}:
+        return f"conda's channel_alias = {command.redact(str(settings['channel_alias']))}"
+    custom = settings.get("custom_channels")
+    for name, base in (custom if isinstance(custom, dict) else {}).items():
+        if ours is None or str(base).rstrip("/") != ours:
+            return f"conda's custom_channels: {name}: {command.redact(str(base))}"
+    return None
 
 
 def served(url: str, mirrored: Mapping[str, str]) -> str:
@@ -173,7 +191,9 @@ def _ask(request: Mapping[str, object], where: Path) -> dict[str, Any]:
         answer_file = Path(scratch) / "answer.json"
         text = json.dumps({**request, "answer": str(answer_file)})
         here = str(Path(__file__).resolve().parent.parent)
-        environment = dict(os.environ) | {"PYTHONPATH": here}
+        # The relay listens on loopback: no proxy leads there.
+        spared = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
+        environment = dict(os.environ) | {"PYTHONPATH": here, "no_proxy": spared, "NO_PROXY": spared}
         done = command.run([sys.executable, "-m", "provision.rattler_worker"], env=environment, stdin=text, check=False)
         try:
             answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))

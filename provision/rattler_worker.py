@@ -95,6 +95,8 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
             record.md5.hex(),
             record.sha256.hex(),
             named,
+            record.size,
+            record.timestamp.timestamp() if record.timestamp else None,
         )
         packages.append(vars(package))
     return {"packages": packages}

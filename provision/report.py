@@ -80,7 +80,9 @@ class Screen:
             BarColumn(bar_width=30),
             TimeElapsedColumn(),
         )
-        pulls = (DownloadColumn(binary_units=False),) if name.startswith(("model ", "relocate ")) else ()
+        pulls = (
+            (DownloadColumn(binary_units=False),) if name.startswith(("model ", "relocate ", "environment ")) else ()
+        )
         self._bar = Progress(*columns, *pulls, console=Console(stderr=True, no_color=not self.color), transient=True)
         self._task = self._bar.add_task(f"[{self.number}/{self.total}] {name}", total=None)
         self._bar.start()

@@ -15,6 +15,8 @@ from provision import command
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import requests
+
 # pip's option -> uv's variable, and what joins several values there (uv's documentation of its environment).
 _CARRIED = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
@@ -60,7 +62,9 @@ def parse_pip_config(listing: str) -> dict[str, list[str]]:
     return {option: values for option, (_, values) in found.items() if values}
 
 
-def for_uv(environ: Mapping[str, str], cache: Path, *, offline: bool) -> UvSources:
+def for_uv(
+    environ: Mapping[str, str], cache: Path, *, offline: bool, settings: Mapping[str, list[str]] | None = None
+) -> UvSources:
     """Carry the machine's pip settings over to uv.
 
     Whatever the machine has set for uv itself stays. Indexes are searched together, as pip does it: the
@@ -70,9 +74,10 @@ def for_uv(environ: Mapping[str, str], cache: Path, *, offline: bool) -> UvSourc
         environ: ours.
         cache: where uv keeps its downloads when the machine names no place.
         offline: only what is cached may be used.
+        settings: as `pip_settings` returns them, where they were asked for already.
     """
     env = dict(environ)
-    settings = parse_pip_config(pip_config_list(environ))
+    settings = pip_settings(environ) if settings is None else settings
     for option, values in settings.items():
         if option in _CARRIED:
             variable, joint = _CARRIED[option]
@@ -87,8 +92,91 @@ def for_uv(environ: Mapping[str, str], cache: Path, *, offline: bool) -> UvSourc
         env.pop(variable, None)
     if offline:
         env["UV_OFFLINE"] = "1"
-    no_index = settings.get("no-index", ["0"])[0].lower() in {"1", "true", "yes", "on"}
-    return UvSources(env, ("--no-index",) if no_index else ())
+    return UvSources(env, ("--no-index",) if says_no_index(settings) else ())
+
+
+def pip_settings(environ: Mapping[str, str]) -> dict[str, list[str]]:
+    """{option: values} of this machine's pip, files and environment together."""
+    return parse_pip_config(pip_config_list(environ))
+
+
+def own_index(
+    environ: Mapping[str, str], settings: Mapping[str, list[str]], home: Path, ours: str | None = None
+) -> str | None:
+    """What this machine itself says of the index that packages come from, or None; `ours` does not count."""
+    known = {"", None, ours}
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", *_MORE_INDEXES):
+        if environ.get(name) not in known:
+            return f"{name}={command.redact(environ[name])}"
+    for option in ("index-url", "extra-index-url"):
+        values = settings.get(option, [])
+        if values and values != [ours]:
+            return f"pip's {option} = {command.redact(' '.join(values))}"
+    if says_no_index(settings):
+        return "pip's no-index"
+    return _own_uv(environ, home, ours)
+
+
+_MORE_INDEXES = ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_NO_INDEX")
+
+
+def uv_files(environ: Mapping[str, str], home: Path) -> list[Path]:
+    """The configuration files that uv reads outside of a project, the user's first.
+
+    Source: uv's documentation of its configuration files.
+    """
+    if environ.get("UV_CONFIG_FILE"):
+        return [Path(environ["UV_CONFIG_FILE"])]
+    return [Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "uv" / "uv.toml", Path("/etc/uv/uv.toml")]
+
+
+def _own_uv(environ: Mapping[str, str], home: Path, ours: str | None) -> str | None:
+    from provision.spec import parse_toml  # not on top: the toolbox installs itself with this module
+
+    for file in uv_files(environ, home):
+        try:
+            held = parse_toml(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        tables = [held, held["pip"] if isinstance(held.get("pip"), dict) else {}]
+        named = [table.get(key) for table in tables for key in ("index-url", "extra-index-url", "no-index")]
+        indexes = held.get("index")
+        named += [each.get("url") for each in indexes if isinstance(each, dict)] if isinstance(indexes, list) else []
+        if any(value not in (None, False, [], ours) for value in named):
+            return f"{file}'s index"
+    return None
+
+
+def official_index() -> str:
+    """The official index, as the installed pip has it."""
+    from pip._internal.models.index import PyPI
+
+    return PyPI.simple_url
+
+
+def session(environ: Mapping[str, str], settings: Mapping[str, list[str]]) -> requests.Session:
+    """How we ask ourselves what uv would ask: with the machine's proxy and certificates, and by our name."""
+    import requests
+
+    asking = requests.Session()
+    asking.headers["User-Agent"] = "firstlight"
+    asking.max_redirects = 5
+    for adapter in asking.adapters.values():
+        if isinstance(adapter, requests.adapters.HTTPAdapter):
+            adapter.init_poolmanager(16, 16)
+    certificates = [environ.get("SSL_CERT_FILE"), *settings.get("cert", [])]
+    if first := next((each for each in certificates if each and Path(each).exists()), None):
+        asking.verify = first
+    if "client-cert" in settings:
+        asking.cert = settings["client-cert"][0]
+    if "proxy" in settings:
+        asking.proxies = dict.fromkeys(("http", "https"), settings["proxy"][0])
+    return asking
+
+
+def says_no_index(settings: Mapping[str, list[str]]) -> bool:
+    """Whether pip asks no index at all here."""
+    return settings.get("no-index", ["0"])[0].lower() in {"1", "true", "yes", "on"}
 
 
 def uv_binary() -> Path:

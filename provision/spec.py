@@ -207,6 +207,15 @@ def load_host(path: Path | None) -> HostSpec:
     return load(path, HostSpec)
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """Read a TOML text as it is, whatever it means.
+
+    Raises:
+        ValueError: it is no TOML.
+    """
+    return tomllib.loads(text)
+
+
 def choose(name: str, available: Sequence[str], what: str) -> str:
     """Return `name` where it exists.
 

@@ -56,6 +56,21 @@ def read_lock(lock: Path, python: str) -> list[Locked]:
     return packages
 
 
+def hashes(text: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """{package: (version, the sha256 that are right for it)} of a lock's text; of two versions, the later entry's."""
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    name = version = ""
+    for line in text.splitlines():
+        entry = re.match(r"([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", line)
+        if entry:
+            name, version = normal(entry.group(1)), entry.group(2)
+            found[name] = (version, found.get(name, ("", frozenset()))[1])
+        if name:
+            digests = frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", line))
+            found[name] = (version, found[name][1] | digests)
+    return found
+
+
 def without(lock: Path, names: Collection[str]) -> str:
     """A lock's text without the entries of some packages, for uv to read.
 

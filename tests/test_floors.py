@@ -16,10 +16,24 @@ FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
         {"errors"},
-        {"command", "paths", "spec", "download", "conda_lock", "hashing", "folder", "capabilities"},
-        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels", "tree", "caches"},
+        {
+            "command",
+            "paths",
+            "spec",
+            "download",
+            "conda_lock",
+            "hashing",
+            "folder",
+            "capabilities",
+            "addresses",
+            "pages",
+        },
+        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels", "tree", "caches", "catalogue"},
         {"facts", "sources", "volume", "preflight", "contents", "profiles"},
-        {"pip_part", "variants", "holder", "links", "variables", "copying"},
+        {"variants", "holder", "links", "variables", "copying", "witnesses", "choices"},
+        {"relay"},
+        {"supply"},
+        {"pip_part"},
         {"environment", "models", "snapshots", "smoke", "conda_lock_tool", "merging"},
         {"moving"},
         {"relocate", "keeping", "login", "parting"},
@@ -57,7 +71,7 @@ KEPT = {
     "ruamel": {"provision.conda_lock", "provision.rattler"},
     "pynvml": {"provision.facts", "bench.meter"},
     "typer": {"provision.cli", "provision.env_cli", "provision.care_cli", "provision.console", "bench.cli"},
-    "pydantic": {"provision.spec", "bench.cases"},
+    "pydantic": {"provision.spec", "provision.catalogue", "provision.witnesses", "bench.cases"},
 }
 # What the measured interpreter runs: it has none of the toolbox's packages.
 WORKER_SIDE = {"worker", "probes", "sampling", "meter", "stats", "result", "axes", "errors"}

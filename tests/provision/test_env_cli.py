@@ -225,7 +225,8 @@ class TestLock:
         (mine / "requirements.in").write_text("greet\n")
         done = provision("env", "lock", "mine", "--envs", envs, "--platform", channel.PLATFORM)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(mine / "conda-lock.yml"), str(mine / "requirements.lock")]
+        written = ("conda-lock.yml", "requirements.lock", "witnesses.toml")
+        assert done.stdout.split() == [str(mine / name) for name in written]
         packages = conda_lock.read_lock(mine / "conda-lock.yml")
         assert next((each.name, each.version) for each in packages) == ("hello", "2.0")
         assert all(each.url.startswith(channel.CANONICAL) for each in packages)
@@ -327,12 +328,11 @@ class TestLock:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in changes.items():
                 patch.setenv(name, value)
-            assert locks.lock_conda(mine, host) == [mine / "conda-lock.yml"]
+            found = locks.solve_conda(mine, host)
         asked = (tmp_path / "asked").read_text()
         assert asked.startswith(f"{programs / 'conda'} lock --file ")
         assert "--platform linux-64" in asked
         assert '"dependencies": ["hello"]' in asked, "pip's part is not its business"
-        found = conda_lock.read_lock(mine / "conda-lock.yml")
         assert [each.url for each in found] == [f"{channel.CANONICAL}/noarch/hello-1-0.conda"]
 
     def test_a_flag_that_would_do_nothing_is_refused(self, mine: Path, envs: Path) -> None:

@@ -1,0 +1,59 @@
+"""Which addresses are asked at all: https, or plain http where it stays near."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from provision.errors import SpecError
+
+# Where a country sells names one level below these, two hosts that share three labels are of one owner.
+_SHARED = {"edu", "com", "net", "org", "ac", "gov", "co"}
+
+
+def check_address(url: str, what: str) -> str:
+    """Return an address without its trailing slash.
+
+    Args:
+        url: the address.
+        what: where it was named, for the message.
+
+    Raises:
+        SpecError: it is no URL, or plain http to an address that is neither loopback nor private.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    if host and (parts.scheme == "https" or (parts.scheme == "http" and is_near(host))):
+        return url.rstrip("/")
+    raise SpecError(f"{what} {url!r} is not taken: it must be https, or http to a loopback or private address.")
+
+
+def is_near(host: str) -> bool:
+    """Whether a host is this machine or lies in a private network, by its address alone: a name proves nothing."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_private
+
+
+def host_of(url: str) -> str:
+    """The host and port of an address, such as "mirror.example:8080"."""
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
+
+
+def same_site(one: str, other: str) -> bool:
+    """Whether two hosts are of one owner by their names: the last two labels, or three below a shared suffix."""
+    return _site(one) == _site(other)
+
+
+def _site(host: str) -> str:
+    name = host.partition(":")[0] if host.count(":") == 1 else host
+    if is_near(name):
+        return host
+    labels = name.split(".")
+    count = 3 if len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _SHARED else 2
+    return ".".join(labels[-count:])

@@ -1,0 +1,173 @@
+"""Where an environment's packages come from in one run: this machine's own settings, else the chosen mirrors."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from provision import choices, rattler, sources, wheels
+from provision.catalogue import OFFICIAL
+from provision.choices import Source
+from provision.command import redact
+from provision.download import Ledger
+from provision.hub import Hub, official_endpoint
+from provision.relay import Relay, cached_only
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from provision.conda_lock import CondaPackage
+    from provision.journal import Journal
+    from provision.paths import Root
+    from provision.spec import Variant
+
+
+@dataclass
+class Supply:
+    """What one run knows of its sources. `open` it while packages are fetched.
+
+    `progress` is told the bytes that arrive, and how many will.
+    """
+
+    root: Root
+    environ: Mapping[str, str]
+    home: Path
+    journal: Journal
+    offline: bool
+    progress: Callable[[int, int], None]
+    ledger: Ledger = field(default_factory=Ledger)
+    _relay: Relay | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, list[str]]:
+        """This machine's pip settings; asking for them takes a quarter of a second."""
+        return sources.pip_settings(self.environ)
+
+    @property
+    def _record(self) -> choices.Record:
+        return choices.read(self.root) or choices.Record()
+
+    def wheel_sources(self, variant: Variant) -> list[Source]:
+        """Whom a relay asks for wheels; nobody where the machine's own settings or the official index serve alone."""
+        record = self._record
+        chosen = record.sources("pip")
+        ours = record.chosen("pip").url or None
+        if not chosen or sources.own_index(self.environ, self.settings, self.home, ours):
+            return []
+        own_builds = self.torch_sources(variant)
+        if all(source.is_official for source in (*chosen, *own_builds)):
+            return []
+        named = [replace(each, url=sources.official_index()) if each.is_official else each for each in chosen]
+        # One name, one standing: who fails as an index of wheels may still hold the builds of torch.
+        return [*named, *(replace(each, name=f"{each.name} (torch)") for each in own_builds)]
+
+    def torch_sources(self, variant: Variant) -> list[Source]:
+        """Where a build such as 2.13.0+cpu lies, the chosen mirror first, the official page among them."""
+        if variant.find_links is None:
+            return []
+        official = Source("official", variant.find_links, "find-links")
+        chosen = [official if each.is_official else each for each in self._record.sources("torch")]
+        return chosen if official in chosen else [*chosen, official]
+
+    def torch_pages(self, variant: Variant) -> list[str]:
+        """The same as pages that link the files, for uv's find-links."""
+        return [
+            each.url if each.kind == "find-links" else f"{each.url.rstrip('/')}/torch/"
+            for each in self.torch_sources(variant)
+        ]
+
+    def conda_sources(self) -> list[Source]:
+        """Whom to ask for conda's packages, the best first; nobody where the machine's conda names its own mirror."""
+        record = self._record
+        if rattler.own_channels(self.environ, self.home, record.chosen("conda").url or None):
+            return []
+        return [each for each in record.sources("conda") if each.is_official or each.channels]
+
+    def unreachable(self, packages: Sequence[CondaPackage]) -> str | None:
+        """Why conda's packages cannot be fetched from anywhere, asked with one of them; None when they can."""
+        asked = self.conda_sources()
+        if not asked:
+            return rattler.unreachable(packages, rattler.mirrors(self.environ, self.home))
+        reasons = []
+        for source in asked:
+            mirrored = {f"{rattler.CHANNELS}/{name}/": f"{url}/" for name, url in source.channels.items()}
+            reason = rattler.unreachable(packages, mirrored)
+            if reason is None:
+                return None
+            reasons.append(reason)
+        return "; ".join(reasons)
+
+    @contextmanager
+    def open(self, variant: Variant) -> Iterator[None]:
+        """Have a relay where there are mirrors; in the end its ledger goes to the journal."""
+        mirrored = any(not each.is_official for each in (*self.wheel_sources(variant), *self.conda_sources()))
+        if self.offline or not mirrored:
+            yield
+            return
+        session = sources.session(self.environ, self.settings)
+        with Relay(session, self.root.cache / "arriving", self.ledger, self.progress) as running:
+            self._relay = running
+            try:
+                yield
+                running.finish()
+            finally:
+                self._relay = None
+                for name, source, size in self.ledger.delivered:
+                    self.journal.record("fetched", file=name, source=source, size=size)
+                for text in self.ledger.loud():
+                    self.journal.record("mirror", event=redact(text))
+
+    def for_wheels(self, uv: sources.UvSources, variant: Variant, asked: str) -> sources.UvSources:
+        """How uv is started to install what a lock's text asks for."""
+        from_mirrors = self.wheel_sources(variant)
+        if from_mirrors and self.offline:
+            return sources.UvSources(cached_only(uv.environment), uv.flags)
+        if not from_mirrors or self._relay is None:
+            return uv
+        self._relay.wheels(wheels.hashes(asked), from_mirrors)
+        return sources.UvSources(self._relay.environment(uv.environment), uv.flags)
+
+    def for_conda(self, packages: Sequence[CondaPackage]) -> dict[str, str]:
+        """{channel's own address: who serves it}, as rattler takes it."""
+        asked = self.conda_sources()
+        if self._relay is None or not any(not each.is_official for each in asked):
+            return rattler.mirrors(self.environ, self.home)
+        return self._relay.conda(packages, asked)
+
+    def failure(self) -> str | None:
+        """Why a file did not come, in our words: the installer knows only that we did not serve it."""
+        return "; ".join(self._relay.failures.values()) if self._relay and self._relay.failures else None
+
+
+class Hubs:
+    """The hubs that models may come from, the best first. Each is asked at most once for a sign of life."""
+
+    def __init__(self, root: Root, environ: Mapping[str, str], *, offline: bool = False) -> None:
+        """Take the volume, whose choice is followed unless the machine names a hub itself (HF_ENDPOINT)."""
+        self.root = root
+        self.environ = environ
+        self.offline = offline
+        self._known: dict[str, Hub] = {}
+
+    def every(self) -> list[Hub]:
+        """The machine's own hub alone, else the chosen ones with the official one among them.
+
+        Raises:
+            SpecError: HF_ENDPOINT is no address that is taken.
+        """
+        record = choices.read(self.root) or choices.Record()
+        own = self.environ.get("HF_ENDPOINT")
+        if own and own.rstrip("/") != record.chosen("hf").url.rstrip("/"):
+            return [self._hub(own, None)]
+        named = [self._hub(source.url, source.name) for source in record.sources("hf") if not source.is_official]
+        official = self._hub(official_endpoint(), OFFICIAL)
+        first = record.chosen("hf").is_official
+        return [official, *named] if first else [*named, official]
+
+    def _hub(self, endpoint: str, name: str | None) -> Hub:
+        if endpoint not in self._known:
+            self._known[endpoint] = Hub(self.environ, offline=self.offline, endpoint=endpoint, name=name)
+        return self._known[endpoint]

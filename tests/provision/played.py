@@ -1,0 +1,183 @@
+"""Loopback servers that play mirrors: whole, slow, behind, dead, lying."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+PORTAL = b"<html><head><title>Campus Network Login</title></head><body><form action='/login'></form></body></html>"
+
+
+@dataclass
+class Fault:
+    """What a server does instead; `path` is a part of the paths that it meets.
+
+    `after` lets so many of them pass, `times` is how often it happens.
+    """
+
+    path: str = ""
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    flip: bool = False
+    stall: bool = False
+    stall_at: int | None = None
+    cut: int | None = None
+    bytes_a_second: int | None = None
+    without_agent: bool = False
+    after: int = 0
+    times: int | None = None
+
+
+class Played:
+    """Serves {path: content} with ranges on one loopback port."""
+
+    def __init__(self, content: dict[str, bytes], *faults: Fault) -> None:
+        self.content = content
+        self.faults = list(faults)
+        self.seen: list[tuple[str, dict[str, str]]] = []
+        self.over = threading.Event()
+        self.met = 0
+        self.server = _Server(("127.0.0.1", 0), _handler(self))
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.closed = False
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.seen]
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.over.set()
+            self.server.shutdown()
+            self.server.server_close()
+
+    def fault_for(self, path: str, headers: Any) -> Fault | None:
+        for fault in self.faults:
+            if fault.path in path and not (fault.without_agent and "firstlight" in headers.get("User-Agent", "")):
+                if fault.after > 0:
+                    fault.after -= 1
+                    continue
+                if fault.times is not None:
+                    if fault.times == 0:
+                        continue
+                    fault.times -= 1
+                return fault
+        return None
+
+
+def index(wheels: Iterable[Path], *, hashes: bool = True, as_json: bool = False) -> dict[str, bytes]:
+    """What a whole index serves of these wheels: /simple/NAME/ and /files/FILE."""
+    content: dict[str, bytes] = {}
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for wheel in wheels:
+        content[f"/files/{wheel.name}"] = wheel.read_bytes()
+        name = re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower()
+        rows.setdefault(name, []).append((wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest()))
+    for name, files in rows.items():
+        if as_json:
+            page = {"files": [{"filename": n, "url": f"/files/{n}", "hashes": {"sha256": h}} for n, h in files]}
+            content[f"/simple/{name}/"] = json.dumps(page).encode()
+        else:
+            links = (f'<a href="../../files/{n}{f"#sha256={h}" if hashes else ""}">{n}</a>' for n, h in files)
+            content[f"/simple/{name}/"] = f"<html><body>{''.join(links)}</body></html>".encode()
+    return content
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that leave early are what the tests are about."""
+
+
+def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            played.seen.append((path, dict(self.headers)))
+            fault = played.fault_for(path, self.headers) or Fault()
+            content = played.content.get(path)
+            if fault.status is not None:
+                self.reply(fault.status, fault.body or b"", fault.headers, Fault(), body=body)
+                return
+            if fault.body is not None:
+                self.reply(200, fault.body, {"Content-Type": "text/html"}, fault, body=body)
+                return
+            if content is None:
+                self.reply(404, b"", {}, Fault(), body=body)
+                return
+            if fault.flip:
+                content = bytes([content[0]]) + bytes(byte ^ 1 for byte in content[1:])
+            kind = "application/vnd.pypi.simple.v1+json" if content.startswith(b"{") else "text/html"
+            headers = {"Content-Type": kind if path.endswith("/") else "application/octet-stream"}
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            status, part = 200, content
+            if asked:
+                first = int(asked.group(1))
+                last = min(int(asked.group(2) or len(content) - 1), len(content) - 1)
+                if first >= len(content):
+                    self.reply(416, b"", {"Content-Range": f"bytes */{len(content)}"}, Fault(), body=body)
+                    return
+                status, part = 206, content[first : last + 1]
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            self.reply(status, part, headers, fault, body=body)
+
+        def reply(self, status: int, content: bytes, headers: dict[str, str], fault: Fault, *, body: bool) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if not body:
+                return
+            if fault.stall:
+                self.wfile.flush()
+                played.over.wait()
+                self.close_connection = True
+                return
+            if fault.stall_at is not None:
+                self.wfile.write(content[: fault.stall_at])
+                self.wfile.flush()
+                played.over.wait()
+                self.close_connection = True
+            elif fault.cut is not None and len(content) > fault.cut:
+                self.wfile.write(content[: fault.cut])
+                self.close_connection = True
+            elif fault.bytes_a_second:
+                self.dribble(content, fault.bytes_a_second)
+            else:
+                self.wfile.write(content)
+
+        def dribble(self, content: bytes, rate: int) -> None:
+            step = max(1, rate // 20)
+            for start in range(0, len(content), step):
+                self.wfile.write(content[start : start + step])
+                self.wfile.flush()
+                if played.over.wait(step / rate):
+                    self.close_connection = True
+                    return
+
+    return Handler

@@ -1,0 +1,300 @@
+"""Failover while packages are fetched: real uv and real rattler through played mirrors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from provision import command, download, relay, sources, wheels
+from provision.choices import Source
+from provision.download import Candidate, Ledger
+from tests.provision.conftest import lock_text, write_wheel
+from tests.provision.played import PORTAL, Fault, Played, index
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+CONTENT = bytes(range(256)) * 4096
+RIGHT = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def play() -> Iterator[Any]:
+    """Start a played server; it ends with the test."""
+    started: list[Played] = []
+
+    def start(content: dict[str, bytes], *faults: Fault) -> Played:
+        started.append(Played(content, *faults))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def fetched(part: Path, *servers: Played, ledger: Ledger | None = None) -> tuple[str, Ledger]:
+    ledger = ledger or Ledger()
+    giver = download.fetch(
+        requests.Session(),
+        lambda: [Candidate(f"m{number}", f"{server.url}/f") for number, server in enumerate(servers)],
+        part,
+        size=len(CONTENT),
+        pins={"sha256": {RIGHT}},
+        ledger=ledger,
+        progress=lambda _: None,
+        name="f",
+    )
+    assert part.read_bytes() == CONTENT
+    return giver, ledger
+
+
+class TestOneFile:
+    @pytest.mark.parametrize(
+        ("fault", "why"),
+        [
+            (Fault(status=404), "404"),
+            (Fault(status=403), "403"),
+            (Fault(status=429, headers={"Retry-After": "20"}), "429"),
+            (Fault(stall=True), "fell silent"),
+            (Fault(stall_at=500_000), "fell silent"),
+            (Fault(cut=500_000), "broke off"),
+            (Fault(body=b"<html>log in</html>"), "bytes"),
+        ],
+        ids=["404", "403", "429", "stalls", "stalls half-way", "dies half-way", "another file"],
+    )
+    def test_the_next_source_goes_on(self, play: Any, tmp_path: Path, fault: Fault, why: str) -> None:
+        bad, good = play({"/f": CONTENT}, fault), play({"/f": CONTENT})
+        giver, ledger = fetched(tmp_path / "part", bad, good)
+        assert giver == "m1"
+        assert why in ledger.instead["f"]
+        if fault.cut or fault.stall_at:
+            assert good.seen[0][1]["Range"] == "bytes=500000-", "what came stays"
+
+    def test_a_dead_source_is_asked_last_from_then_on(self, play: Any, tmp_path: Path) -> None:
+        bad, good = play({"/f": CONTENT}), play({"/f": CONTENT})
+        bad.close()
+        _, ledger = fetched(tmp_path / "part", bad, good)
+        assert ledger.order(["m0", "m1"]) == ["m1", "m0"]
+
+    def test_wrong_content_bans_its_source_for_the_run(self, play: Any, tmp_path: Path) -> None:
+        bad, good = play({"/f": CONTENT}, Fault(flip=True)), play({"/f": CONTENT})
+        _, ledger = fetched(tmp_path / "part", bad, good)
+        assert ledger.order(["m0", "m1"]) == ["m1"]
+        assert "m0 is not asked again in this run: of f it sent content with sha256" in ledger.loud()[0]
+        fetched(tmp_path / "other", bad, good, ledger=ledger)
+        assert len(bad.seen) == 1
+
+    def test_nobody_is_banned_for_what_another_began(self, play: Any, tmp_path: Path) -> None:
+        liar, good = play({"/f": CONTENT}, Fault(flip=True, cut=300_000)), play({"/f": CONTENT})
+        giver, ledger = fetched(tmp_path / "part", liar, good)
+        assert (giver, ledger.banned) == ("m1", {})
+
+    def test_one_alone_is_asked_again_while_it_brings_more(self, play: Any, tmp_path: Path) -> None:
+        only = play({"/f": CONTENT}, Fault(cut=150_000))
+        fetched(tmp_path / "part", only)
+        assert len(only.seen) == 7
+
+    def test_a_busy_one_alone_is_waited_for(self, play: Any, tmp_path: Path) -> None:
+        only = play({"/f": CONTENT})
+        only.faults = [Fault(status=429, headers={"Retry-After": "0"}, times=1)]
+        fetched(tmp_path / "part", only)
+        assert len(only.seen) == 2
+
+    def test_a_crawling_source_is_left_for_another(
+        self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(download, "_SLOWEST_SECONDS", 0.2)
+        slow, good = play({"/f": CONTENT}, Fault(bytes_a_second=20_000)), play({"/f": CONTENT})
+        giver, ledger = fetched(tmp_path / "part", slow, good)
+        assert giver == "m1"
+        assert "kB a second" in ledger.instead["f"]
+
+    def test_all_fail_with_every_reason(self, play: Any, tmp_path: Path) -> None:
+        servers = [play({"/f": CONTENT}, Fault(status=404)), play({"/f": CONTENT}, Fault(status=403))]
+        with pytest.raises(download.DownloadError, match=r"m0: it answers 404.*; m1: it answers 403"):
+            fetched(tmp_path / "part", *servers)
+        assert [len(server.seen) for server in servers] == [1, 1], "what is not there is not asked for again"
+
+    def test_only_wrong_content_is_an_error_of_its_own(self, play: Any, tmp_path: Path) -> None:
+        with pytest.raises(download.WrongContentError, match="pinned is"):
+            fetched(tmp_path / "part", play({"/f": CONTENT}, Fault(flip=True)))
+        assert not (tmp_path / "part").exists()
+
+    def test_a_stored_partial_is_gone_on_with(self, play: Any, tmp_path: Path) -> None:
+        (tmp_path / "part").write_bytes(CONTENT[:700_000])
+        only = play({"/f": CONTENT})
+        fetched(tmp_path / "part", only)
+        assert [headers.get("Range") for _, headers in only.seen] == ["bytes=700000-"]
+
+    def test_a_rubbish_partial_is_begun_again(self, play: Any, tmp_path: Path) -> None:
+        (tmp_path / "part").write_bytes(b"rubbish" * 1000)
+        _, ledger = fetched(tmp_path / "part", play({"/f": CONTENT}))
+        assert ledger.banned == {}
+
+
+@pytest.fixture
+def fleet(wheels_folder: Path) -> dict[str, bytes]:
+    """What a whole index holds: ten packages."""
+    return index(sorted(wheels_folder.glob("*.whl")))
+
+
+@pytest.fixture
+def wheels_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "ten"
+    folder.mkdir()
+    for number in range(10):
+        write_wheel(folder, f"part{number}", "1.0", {f"part{number}.py": f"x = {number}\n" * 2000})
+    return folder
+
+
+class Installed:
+    """An environment into which real uv installs through a relay."""
+
+    def __init__(self, tmp_path: Path, lock: str, mirrors: list[Source]) -> None:
+        self.lock, self.mirrors = lock, mirrors
+        self.store = tmp_path / "arriving"
+        self.cache = tmp_path / "uv-cache"
+        self.prefix = tmp_path / "env"
+        self.ledger = Ledger()
+        self.failures: dict[str, str] = {}
+        command.run([sources.uv_binary(), "venv", "--quiet", "--clear", self.prefix])
+
+    def run(self, *, offline: bool = False) -> list[str]:
+        uv = sources.for_uv(os.environ, self.cache, offline=offline)
+        argv: list[str | Path] = [
+            sources.uv_binary(),
+            "pip",
+            "install",
+            "--no-deps",
+            "--require-hashes",
+            "-r",
+            "-",
+            "--python",
+            self.prefix,
+        ]
+        if offline:
+            command.run(argv, env=relay.cached_only(uv.environment), stdin=self.lock)
+            return self.names
+        session = sources.session(os.environ, {})
+        with relay.Relay(session, self.store, self.ledger, lambda _, __: None) as running:
+            running.wheels(wheels.hashes(self.lock), self.mirrors)
+            try:
+                command.run(argv, env=running.environment(uv.environment), stdin=self.lock)
+            finally:
+                self.failures = dict(running.failures)
+        return self.names
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in self.prefix.glob("lib/*/site-packages/part*.py"))
+
+
+def named(*servers: Played) -> list[Source]:
+    return [Source(f"m{number}", f"{server.url}/simple") for number, server in enumerate(servers)]
+
+
+EVERY = [f"part{number}" for number in range(10)]
+
+
+class TestUv:
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault("/files/", status=404, after=5),
+            Fault("/files/", status=429, headers={"Retry-After": "60"}, after=5),
+            Fault("/files/", flip=True, after=5),
+            Fault("/files/", cut=500, after=5),
+            Fault("/files/", stall=True, after=5),
+            Fault("/files/part7", status=302, headers={"Location": "http://127.0.0.1:9/gone"}),
+            Fault("/simple/part7", status=404),
+            Fault("", body=PORTAL),
+            Fault("", status=403),
+            Fault("", stall=True),
+        ],
+        ids=[
+            "404",
+            "429",
+            "lies",
+            "breaks off",
+            "stalls",
+            "redirects away",
+            "lacks a page",
+            "portal",
+            "403",
+            "stalls at once",
+        ],
+    )
+    def test_an_install_ends_whatever_its_first_mirror_does(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes], fault: Fault
+    ) -> None:
+        bad, good = play(fleet, fault), play(fleet)
+        installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(bad, good))
+        assert installed.run() == EVERY
+        assert {source for _, source, _ in installed.ledger.delivered} >= {"m1"}
+        assert bool(installed.ledger.banned) == fault.flip
+        if fault.after:
+            assert sum(source == "m0" for _, source, _ in installed.ledger.delivered) >= 5 - fault.flip * 5
+
+    @pytest.mark.parametrize("as_json", [True, False], ids=["json", "html"])
+    @pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
+    def test_every_kind_of_page_is_read(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, *, as_json: bool, hashes: bool
+    ) -> None:
+        files = sorted(wheels_folder.glob("*.whl"))
+        installed = Installed(tmp_path, lock_text(*files), named(play(index(files, hashes=hashes, as_json=as_json))))
+        assert installed.run() == EVERY
+
+    def test_a_page_that_links_every_file_serves_too(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+        files = sorted(wheels_folder.glob("*.whl"))
+        content = index(files)
+        links = "".join(f'<a href="/files/{file.name}">{file.name}</a>' for file in files)
+        flat = play(content | {"/all": links.encode()})
+        installed = Installed(tmp_path, lock_text(*files), [Source("flat", f"{flat.url}/all", "find-links")])
+        assert installed.run() == EVERY
+
+    def test_what_is_cached_needs_no_mirror_again_whichever_it_was(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes]
+    ) -> None:
+        lock = lock_text(*sorted(wheels_folder.glob("*.whl")))
+        Installed(tmp_path, lock, named(play(fleet))).run()
+        other = play(fleet)
+        again = Installed(tmp_path, lock, named(other))
+        assert again.run() == EVERY
+        assert not other.seen, "the page is a function of the lock"
+        assert Installed(tmp_path, lock, []).run(offline=True) == EVERY
+
+    def test_when_nobody_serves_it_the_reason_is_ours(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes]
+    ) -> None:
+        liar = play(fleet, Fault("/files/part3", flip=True))
+        installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(liar))
+        with pytest.raises(command.CommandError):
+            installed.run()
+        assert "pinned is" in installed.failures["part3-1.0-py3-none-any.whl"]
+
+    def test_what_arrived_before_a_kill_is_used(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes]
+    ) -> None:
+        installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(play(fleet)))
+        whole = fleet["/files/part2-1.0-py3-none-any.whl"]
+        installed.store.mkdir()
+        (installed.store / "part2-1.0-py3-none-any.whl.part").write_bytes(whole[:400])
+        assert installed.run() == EVERY
+        served: Any = installed.ledger.delivered
+        assert len(served) == 10
+
+    def test_a_proxy_for_everything_else_stays(self) -> None:
+        with relay.Relay(requests.Session(), Path(tempfile.mkdtemp()), Ledger(), lambda _, __: None) as running:
+            found = running.environment(
+                {"https_proxy": "http://p:1", "NO_PROXY": "corp", "UV_FIND_LINKS": "http://h:8/x"}
+            )
+            assert (found["https_proxy"], found["http_proxy"]) == ("http://p:1", running.url)
+            assert found["NO_PROXY"] == found["no_proxy"] == "corp,h"
+            assert "https_proxy" not in running.environment({"https_proxy": "http://p:1", "no_proxy": "*"})
