@@ -36,6 +36,12 @@ class Source:
         """Whether nothing is overridden."""
         return self.name == OFFICIAL
 
+    @property
+    def bases(self) -> set[str]:
+        """Every address that we write for it into conda's settings."""
+        channels = {url.removesuffix(f"/{name}") for name, url in self.channels.items()}
+        return {each for each in (self.url, self.defaults, *channels) if each}
+
 
 @dataclass(frozen=True)
 class Choice:

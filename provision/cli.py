@@ -24,6 +24,8 @@ from provision.console import (
     wish_of,
 )
 from provision.env_cli import app as env_app
+from provision.mirrors_cli import app as mirrors_app
+from provision.mirrors_cli import shellenv
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -36,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(env_app, name="env")
+app.add_typer(mirrors_app, name="mirrors")
+app.command()(shellenv)
 app.add_typer(care_app)  # without a name its commands stand beside ours
 
 

@@ -31,7 +31,9 @@ NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 
-_CHANGING = {"setup", "repair", "env create", "relocate", "undo"}
+CatalogueFlag = Annotated[str | None, typer.Option("--catalogue", help="More mirrors of yours.", metavar="FILE")]
+
+_CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
 
 
 class Show:
@@ -157,7 +159,7 @@ def _converge(
         for each, outcome in zip(steps, found, strict=True):  # one look is enough to say that nothing is to be done
             screen.listen(each, outcome)
         return found
-    if name in {"repair", "undo"}:
+    if name in {"repair", "undo", "mirrors restore"}:
         volume.require(wish.root)
     with holder.holding(wish.root, f"{paths.program()} {name}"):
         return step.converge(steps, listen=screen.listen, guard=lambda: volume.require(wish.root))

@@ -138,7 +138,7 @@ def run(
             raise BlockedError(
                 f"{prefix} is not there. Run `make setup`, or `{paths.program()} env create {wish.host.env}`."
             )
-        environment = activation.activated(prefix, os.environ) | variables.kept(wish.root)
+        environment = activation.activated(prefix, os.environ) | variables.for_child(wish.root, os.environ)
         try:
             os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)
         except FileNotFoundError:

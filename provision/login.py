@@ -12,6 +12,7 @@ from provision.errors import BlockedError
 from provision.links import powershell_quoted, shell_quoted
 from provision.moving import make_folders
 from provision.step import Check, State
+from provision.variables import fish_quoted
 from provision.volume import keep_backup, write_atomic
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _posix(root: Root) -> list[bytes]:
 
 
 def _fish(root: Root) -> list[bytes]:
-    relink, variables = _fish_quoted(root.relink), _fish_quoted(root.variables)
+    relink, variables = fish_quoted(str(root.relink)), fish_quoted(str(root.variables))
     return [
         b"test ! -r %s; or sh %s -q" % (relink, relink),
         b"test ! -r %s; or source %s" % (variables, variables),
@@ -137,10 +138,6 @@ def _fish(root: Root) -> list[bytes]:
 def _powershell(root: Root) -> list[bytes]:
     script = powershell_quoted(str(root.relink.with_suffix(".ps1")))
     return [f"if (Test-Path -LiteralPath {script}) {{ & {script} }}".encode("utf-8", "surrogateescape")]
-
-
-def _fish_quoted(path: Path) -> bytes:
-    return b"'" + os.fsencode(path).replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"
 
 
 _POSIX = _posix

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from provision import activation, caches, conda_lock, links, paths, spec, variants
+from provision import (
+    activation,
+    caches,
+    catalogue,
+    choices,
+    choosing,
+    conda_lock,
+    links,
+    paths,
+    spec,
+    variants,
+    writing,
+)
 from provision.environment import EnvStep, Wanted
 from provision.errors import SpecError
 from provision.keeping import RecordStep
@@ -20,7 +32,7 @@ from provision.supply import Hubs
 from provision.volume import VolumeStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from provision.facts import Facts
@@ -38,6 +50,7 @@ class Wish:
     """What a run is asked for: the person's spec, and where things are.
 
     `envs` is the folder of environments, models and variants; `retry` looks again for a silent hub.
+    `rechoose`: choose mirrors also where a choice stands; `nodefaults`: without conda's default channels.
     """
 
     chosen: Chosen
@@ -46,6 +59,8 @@ class Wish:
     home: Path
     offline: bool
     retry: bool
+    rechoose: bool = False
+    nodefaults: bool | None = None
 
     @property
     def root(self) -> paths.Root:
@@ -78,7 +93,10 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     has_conda_link = conda.is_recorded(root) or (bases and wanted.conda_lock is not None)
     leading = [*known, *caches.link_paths(os.environ, wish.home)]
     built: list[Step] = [VolumeStep(root, leading, journal, wish.chosen.warning), *moved]
+    mirrors, settings = _mirrors(wish, facts, journal, conda_is_here=bool(bases))
+    built += mirrors
     built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline, progress=progress))
+    built += settings
     if has_conda_link:
         built.append(conda)
     if moved or has_conda_link or root.links.exists():
@@ -92,6 +110,59 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     if wanted.variants[0].torch:
         built.append(SmokeStep(root, host.env))
     return built
+
+
+def _mirrors(wish: Wish, facts: Facts, journal: Journal, *, conda_is_here: bool) -> tuple[list[Step], list[Step]]:
+    """What chooses the mirrors, before the environment is made, and what writes them down, after it."""
+    root, known = wish.root, catalogue_of(wish)
+    wanted = choosing.wanted_of(_by_tool(wish.host.mirror), known)
+    there = choices.read(root) is not None
+    choosing_is_wanted = wish.rechoose or (known.names() and set(wanted.values()) != {"keep"})
+    chooser = choosing.MirrorStep(
+        root,
+        wanted,
+        known,
+        lambda: needs_of(wish, facts),
+        os.environ,
+        wish.home,
+        journal,
+        offline=wish.offline,
+        again=wish.rechoose,
+        nodefaults=wish.nodefaults,
+    )
+    prefix = root.prefix(wish.host.env)
+    writer = writing.SettingsStep(root, prefix, wish.home, os.environ, journal, conda_is_here=conda_is_here)
+    return [chooser] if choosing_is_wanted else [], [writer] if choosing_is_wanted or there else []
+
+
+def _by_tool(asked: str | Mapping[Any, str]) -> str | dict[str, str]:
+    return asked if isinstance(asked, str) else {str(tool): name for tool, name in asked.items()}
+
+
+def catalogue_of(wish: Wish) -> catalogue.Catalogue:
+    """The shipped mirrors, and those that the user adds.
+
+    Raises:
+        SpecError: a catalogue is wrong.
+    """
+    return catalogue.load(wish.envs / "mirrors.toml", wish.host.catalogue)
+
+
+def needs_of(wish: Wish, facts: Facts) -> choosing.Needs:
+    """What this host needs of mirrors: its environment's locks; its models, or all that the manifest has.
+
+    Raises:
+        SpecError: a lock or the manifest is wrong.
+    """
+    manifest = spec.load_tables(wish.envs / "models.toml", spec.ModelSpec)
+    models = [manifest[name] for name in wish.host.models if name in manifest] or list(manifest.values())
+    return choosing.needs(environment(wish.envs, wish.host, facts), models)
+
+
+def with_mirrors(wish: Wish, mirror: dict[str, str], *, nodefaults: bool) -> Wish:
+    """The same wish with these mirrors, chosen anew."""
+    host = wish.host.model_copy(update={"mirror": mirror})
+    return replace(wish, host=host, rechoose=True, nodefaults=nodefaults)
 
 
 def with_relocated(wish: Wish, thing: Relocated) -> Wish:

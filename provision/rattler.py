@@ -15,7 +15,7 @@ from provision.conda_lock import CondaPackage
 from provision.errors import BlockedError, FirstlightError, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _ANSWER_SECONDS = 5
 _NO_SPACE = re.compile(r"os error 28|No space left|os error 122")
@@ -41,21 +41,25 @@ def mirrors(environ: Mapping[str, str], home: Path) -> dict[str, str]:
     return found
 
 
-def own_channels(environ: Mapping[str, str], home: Path, ours: str | None = None) -> str | None:
+def own_channels(environ: Mapping[str, str], home: Path, ours: Collection[str] = ()) -> str | None:
     """What this machine itself says of where conda's channels lie, or None; `ours` does not count.
 
     Raises:
         SpecError: a .condarc cannot be read.
     """
-    if environ.get("CONDA_CHANNEL_ALIAS") not in {None, "", ours}:
+    if environ.get("CONDA_CHANNEL_ALIAS") not in {None, "", *ours}:
         return f"CONDA_CHANNEL_ALIAS={command.redact(environ['CONDA_CHANNEL_ALIAS'])}"
     settings = conda_settings(environ, home)
-    if settings.get("channel_alias") not in {None, ours}:
+    if settings.get("channel_alias") not in {None, *ours}:
         return f"conda's channel_alias = {command.redact(str(settings['channel_alias']))}"
     custom = settings.get("custom_channels")
     for name, base in (custom if isinstance(custom, dict) else {}).items():
-        if ours is None or str(base).rstrip("/") != ours:
+        if str(base).rstrip("/") not in ours:
             return f"conda's custom_channels: {name}: {command.redact(str(base))}"
+    defaults = settings.get("default_channels")
+    for base in defaults if isinstance(defaults, list) else []:
+        if str(base).rpartition("/")[0] not in ours:
+            return f"conda's default_channels: {command.redact(str(base))}"
     return None
 
 

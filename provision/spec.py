@@ -167,6 +167,8 @@ class HostSpec(Strict):
     interpreter: Literal["auto", "conda", "system"] = "auto"
     variant: str = "auto"
     relocate: list[Relocated] | None = None
+    mirror: str | dict[Literal["pip", "conda", "torch", "hf"], str] = "auto"
+    catalogue: str | None = None
     models: list[str] = ["ddpm-cat-256", "stable-diffusion-v1-5"]
     login: bool = False
 

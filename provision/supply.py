@@ -82,7 +82,7 @@ class Supply:
     def conda_sources(self) -> list[Source]:
         """Whom to ask for conda's packages, the best first; nobody where the machine's conda names its own mirror."""
         record = self._record
-        if rattler.own_channels(self.environ, self.home, record.chosen("conda").url or None):
+        if rattler.own_channels(self.environ, self.home, record.chosen("conda").bases):
             return []
         return [each for each in record.sources("conda") if each.is_official or each.channels]
 

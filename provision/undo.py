@@ -124,7 +124,7 @@ def steps(run: Run, root: Root, home: Path, journal: Journal) -> list[Step]:
         elif kind == "folder" and once(f"folder {path}"):
             built.append(FolderBack(path, journal))
         elif kind == "variable" and once(f"variable {act['name']}"):
-            built.append(VariableBack(root, str(act["name"]), str(act["value"]), act.get("was"), journal))
+            built.append(VariableBack(root, str(act["name"]), act.get("value"), act.get("was"), journal))
     return built
 
 
@@ -328,11 +328,12 @@ class FolderBack(_Back):
 class VariableBack(_Back):
     """A variable of the volume is as it was."""
 
-    def __init__(self, root: Root, name: str, value: str, was: object, journal: Journal) -> None:
+    def __init__(self, root: Root, name: str, value: object, was: object, journal: Journal) -> None:
         """Take its name, the run's value, and the earlier one (None: it was not set)."""
         super().__init__(journal)
         self.name = f"variable {name}"
-        self.root, self.variable, self.value = root, name, value
+        self.root, self.variable = root, name
+        self.value = None if value is None else str(value)
         self.was = None if was is None else str(was)
 
     def describe(self) -> str:

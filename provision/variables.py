@@ -1,18 +1,31 @@
-"""Variables that do what a link cannot: kept on the volume, for what we start and for every shell that asks."""
+"""Variables that do what a link or a file cannot: kept on the volume, for what we start and every shell that asks."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from typing import TYPE_CHECKING
 
+from provision.links import powershell_quoted, shell_quoted
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from provision.journal import Journal
     from provision.paths import Root
 
 SCHEMA = 1
+SHELLS = ("bash", "zsh", "fish", "powershell")
+# The variables of mirrors, each with what is set along with it: here what the user has set himself goes before.
+_WITH = {
+    "PIP_INDEX_URL": (),
+    "UV_DEFAULT_INDEX": (),
+    "CONDA_CHANNEL_ALIAS": (),
+    "HF_ENDPOINT": ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
+}
+OURS = tuple(name for first, others in _WITH.items() for name in (first, *others))
 
 
 def kept(root: Root) -> dict[str, str]:
@@ -24,10 +37,12 @@ def kept(root: Root) -> dict[str, str]:
         return {}
 
 
-def keep(root: Root, name: str, value: str, journal: Journal) -> None:
-    """Add one, and write the file that a POSIX shell, or fish, reads: `. FILE`, `source FILE`."""
-    journal.record("variable", name=name, value=value, was=kept(root).get(name))
-    write(root, kept(root) | {name: value})
+def keep(root: Root, name: str, value: str | None, journal: Journal) -> None:
+    """Add one, or drop it (None), and write the file that a POSIX shell, or fish, reads: `. FILE`, `source FILE`."""
+    was = kept(root)
+    journal.record("variable", name=name, value=value, was=was.get(name))
+    others = {key: each for key, each in was.items() if key != name}
+    write(root, others | ({} if value is None else {name: value}))
 
 
 def write(root: Root, every: dict[str, str]) -> None:
@@ -38,3 +53,61 @@ def write(root: Root, every: dict[str, str]) -> None:
     # `export NAME=VALUE` is what sh, bash, zsh and fish all read alike.
     text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(every.items()))
     write_atomic(root.variables, text)
+
+
+def for_child(root: Root, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of this volume for a program that has this environment, sorted by name."""
+    found = kept(root)
+    for first, others in _WITH.items():
+        if environ.get(first, "") not in {"", found.get(first)}:
+            found = {name: value for name, value in found.items() if name not in {first, *others}}
+    return dict(sorted(found.items()))
+
+
+def script(every: Mapping[str, str], shell: str) -> bytes:
+    """What a shell evaluates to have these variables.
+
+    Args:
+        every: in the order of the lines; values may hold any bytes, as paths do.
+        shell: one of SHELLS.
+    """
+    lines = []
+    for name, value in every.items():
+        word = name.encode()
+        if shell == "powershell":
+            lines.append(b"$env:" + word + b" = " + powershell_quoted(value).encode("utf-8", "surrogateescape"))
+        elif shell == "fish":
+            lines.append(b"set -gx " + word + b" " + fish_quoted(value) + b";")
+        else:
+            lines.append(b"export " + word + b"=" + shell_quoted(value))
+    return b"".join(line + b"\n" for line in lines)
+
+
+def fish_quoted(text: str) -> bytes:
+    """A text as one word of fish."""
+    return b"'" + os.fsencode(text).replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"
+
+
+def hooks(every: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(folder, suffix, text) of the scripts that conda runs when an environment is entered and left.
+
+    They set what is not set yet, and take away only what they may have set.
+    """
+    groups = [(first, [name for name in (first, *_WITH[first]) if name in every]) for first in _WITH if first in every]
+    enter, leave, enter_fish, leave_fish = "", "", "", ""
+    for first, names in groups:
+        told, ours = shlex.quote(every[first]), fish_quoted(every[first]).decode("utf-8", "surrogateescape")
+        exports = "".join(f"  export {name}={shlex.quote(every[name])}\n" for name in names)
+        enter += f'if [ -z "${{{first}-}}" ]; then\n{exports}fi\n'
+        leave += f'if [ "${{{first}-}}" = {told} ]; then\n  unset {" ".join(names)}\nfi\n'
+        sets = "".join(
+            f"  set -gx {name} {fish_quoted(every[name]).decode('utf-8', 'surrogateescape')}\n" for name in names
+        )
+        enter_fish += f'if test -z "${first}"\n{sets}end\n'
+        leave_fish += f'if test "${first}" = {ours}\n  set -e {" ".join(names)}\nend\n'
+    return [
+        ("activate.d", ".sh", enter),
+        ("deactivate.d", ".sh", leave),
+        ("activate.d", ".fish", enter_fish),
+        ("deactivate.d", ".fish", leave_fish),
+    ]

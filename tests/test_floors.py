@@ -28,21 +28,34 @@ FLOORS: dict[str, list[set[str]]] = {
             "addresses",
             "pages",
         },
-        {"step", "journal", "hub", "rattler", "rattler_worker", "prefix", "wheels", "tree", "caches", "catalogue"},
-        {"facts", "sources", "volume", "preflight", "contents", "profiles"},
-        {"variants", "holder", "links", "variables", "copying", "witnesses", "choices"},
+        {
+            "step",
+            "journal",
+            "hub",
+            "rattler",
+            "rattler_worker",
+            "prefix",
+            "wheels",
+            "tree",
+            "caches",
+            "catalogue",
+            "settings",
+        },
+        {"facts", "sources", "volume", "preflight", "contents", "profiles", "probing"},
+        {"variants", "holder", "links", "copying", "witnesses", "choices"},
+        {"variables"},
         {"relay"},
         {"supply"},
         {"pip_part"},
         {"environment", "models", "snapshots", "smoke", "conda_lock_tool", "merging"},
         {"moving"},
         {"relocate", "keeping", "login", "parting"},
-        {"activation", "removal", "locks", "undo"},
+        {"activation", "removal", "locks", "undo", "choosing", "writing"},
         {"plan", "discover"},
         {"doctor"},
-        {"report"},
+        {"report", "mirror_report"},
         {"console"},
-        {"env_cli", "care_cli"},
+        {"env_cli", "care_cli", "mirrors_cli"},
         {"cli"},
         {"__main__"},
     ],
@@ -68,9 +81,17 @@ KEPT = {
     "huggingface_hub": {"provision.hub", "provision.models"},
     "uv": {"provision.sources"},
     "rattler": {"provision.rattler_worker"},
-    "ruamel": {"provision.conda_lock", "provision.rattler"},
+    "ruamel": {"provision.conda_lock", "provision.rattler", "provision.settings"},
+    "tomlkit": {"provision.settings"},
     "pynvml": {"provision.facts", "bench.meter"},
-    "typer": {"provision.cli", "provision.env_cli", "provision.care_cli", "provision.console", "bench.cli"},
+    "typer": {
+        "provision.cli",
+        "provision.env_cli",
+        "provision.care_cli",
+        "provision.mirrors_cli",
+        "provision.console",
+        "bench.cli",
+    },
     "pydantic": {"provision.spec", "provision.catalogue", "provision.witnesses", "bench.cases"},
 }
 # What the measured interpreter runs: it has none of the toolbox's packages.
@@ -152,7 +173,14 @@ def test_the_parents_import_no_torch(module: str) -> None:
 
 
 def test_only_reports_and_commands_print() -> None:
-    printing = {"provision.console", "provision.env_cli", "provision.care_cli", "provision.report", "bench.cli"}
+    printing = {
+        "provision.console",
+        "provision.env_cli",
+        "provision.care_cli",
+        "provision.mirrors_cli",
+        "provision.report",
+        "bench.cli",
+    }
     for package, module, file in modules():
         calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
         prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)

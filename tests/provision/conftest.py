@@ -19,6 +19,7 @@ import pytest
 
 from provision import conda_lock
 from tests.provision import channel
+from tests.provision.played import Fault, Played
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -304,3 +305,17 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no right to mount an overlay")
     yield merged
     subprocess.run(["umount", merged], check=True)
+
+
+@pytest.fixture
+def play() -> Iterator[Any]:
+    """Start a played server; it ends with the test."""
+    started: list[Played] = []
+
+    def start(content: dict[str, bytes], *faults: Fault) -> Played:
+        started.append(Played(content, *faults))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()

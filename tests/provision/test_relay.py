@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import requests
@@ -17,26 +17,8 @@ from provision.download import Candidate, Ledger
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.played import PORTAL, Fault, Played, index
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 CONTENT = bytes(range(256)) * 4096
 RIGHT = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def play() -> Iterator[Any]:
-    """Start a played server; it ends with the test."""
-    started: list[Played] = []
-
-    def start(content: dict[str, bytes], *faults: Fault) -> Played:
-        started.append(Played(content, *faults))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.close()
 
 
 def fetched(part: Path, *servers: Played, ledger: Ledger | None = None) -> tuple[str, Ledger]:
