@@ -41,9 +41,9 @@ def pip_config(content: bytes, index: str | None, links: Sequence[str] = ()) -> 
     if not fresh:
         pass
     elif header:
-        start = text[: header.end()]
-        start += "" if start.endswith("\n") else newline
-        text = start + newline.join(block) + newline + text[header.end() :]
+        start, rest = text[: header.end()], text[header.end() :]
+        joined = newline.join(block)
+        text = f"{start}{joined}{newline}{rest}" if start.endswith("\n") else f"{start}{newline}{joined}"
     else:
         text = _appended(text, [BEGIN, "[global]", *block[1:]], newline)
     whole = text.encode("utf-8", "surrogateescape")

@@ -145,7 +145,7 @@ class SettingsStep:
         base, known = _base(path, record)
         content = target.render(base or b"")
         after: bytes | None = content if content or (known is None and base is not None) else None
-        folders = known.folders if known else tuple(str(each) for each in _missing(path.parent))
+        folders = known.folders if known else _folders(path, record)
         if known is None or base != _original(known):
             known = Written(str(path), self._keep_original(base, record), _mode(path), "", folders)
         known = replace(known, sha256=_digest(after))
@@ -306,13 +306,10 @@ def _mode(path: Path) -> int | None:
     return stat.S_IMODE(path.stat().st_mode) if path.exists() else None
 
 
-def _missing(folder: Path) -> list[Path]:
-    """The folders that have to be made, the innermost first."""
-    found = []
-    while not folder.exists():
-        found.append(folder)
-        folder = folder.parent
-    return found
+def _folders(path: Path, record: Record) -> tuple[str, ...]:
+    """The folders above a file that we make, or have made for another one: the innermost first."""
+    made = {each for written in record.written for each in written.folders}
+    return tuple(str(folder) for folder in path.parents if not folder.exists() or str(folder) in made)
 
 
 def _kept(root: Root, name: str) -> str | None:

@@ -1,0 +1,298 @@
+"""`provision mirrors`: chosen, written where real tools read it, and taken back to the last byte."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as bounds
+from hypothesis import strategies as st
+
+from provision import choices, rattler, sources, variables, volume, writing
+from provision.choices import Choice, Record, Source
+from provision.journal import Journal
+from provision.paths import Root
+from provision.step import State
+from tests.provision import test_settings
+from tests.provision.conftest import write_wheel
+from tests.provision.played import index
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHELLS = ("bash", "zsh", "fish", "pwsh")
+
+
+def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "provision", *map(str, argv)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
+
+
+def overridden(pip: str = "https://m.example/simple") -> Record:
+    conda = Source(
+        "m",
+        "https://m.example/cloud",
+        channels={"nvidia": "https://n.example/nvidia"},
+        defaults="https://m.example/pkgs",
+    )
+    named = {"pip": Source("m", pip), "conda": conda, "hf": Source("m", "https://hub.example")}
+    return Record({tool: Choice("m", (source, Source("official")), "by test") for tool, source in named.items()})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    found = Root(tmp_path / "root")
+    found.state.mkdir(parents=True)
+    return found
+
+
+def apply(root: Root, home: Path) -> writing.SettingsStep:
+    prefix = root.prefix("diffusers")
+    step = writing.SettingsStep(root, prefix, home, os.environ, Journal(root.journal, "t"), conda_is_here=True)
+    if step.check().state is State.DRIFTED:
+        step.apply()
+    assert step.check().state is State.OK
+    return step
+
+
+def take_back(root: Root, *, force: bool = False) -> None:
+    for step in writing.restoring(root, Journal(root.journal, "t"), force=force):
+        if step.check().state is State.DRIFTED:
+            step.apply()
+        assert step.check().state is State.OK
+
+
+def snapshot(home: Path) -> dict[str, tuple[bytes | None, int]]:
+    return {
+        str(path.relative_to(home)): (path.read_bytes() if path.is_file() else None, stat.S_IMODE(path.stat().st_mode))
+        for path in sorted(home.rglob("*"))
+    }
+
+
+def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: bytes | None, mode: int) -> None:
+    """Two mirrors one after the other, then back: not one byte, mode or folder is another."""
+    home, root = base / "home", Root(base / "root")
+    home.mkdir()
+    root.state.mkdir(parents=True)
+    for name, content in ((".config/pip/pip.conf", ini), (".condarc", yaml), (".config/uv/uv.toml", toml)):
+        if content is not None:
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_bytes(content)
+            (home / name).chmod(mode)
+    before = snapshot(home)
+    choices.write(root, overridden())
+    apply(root, home)
+    assert snapshot(home) != before
+    first = choices.read(root)
+    assert first is not None
+    choices.write(root, Record(overridden("https://other.example").choices, first.written))
+    apply(root, home)
+    take_back(root)
+    assert snapshot(home) == before
+    assert variables.kept(root) == {}
+
+
+homes = (
+    st.none() | test_settings.ini(),
+    st.none() | test_settings.yaml(),
+    st.none() | test_settings.toml(),
+    st.sampled_from([0o600, 0o644, 0o664]),
+)
+
+
+class TestRestore:
+    @bounds(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(*homes)
+    def test_use_then_restore_changes_not_one_byte(
+        self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
+    ) -> None:
+        use_and_restore(tmp_path_factory.mktemp("h"), ini, yaml, toml, mode)
+
+    @pytest.mark.long
+    @bounds(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(*homes)
+    def test_a_thousand_times(
+        self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
+    ) -> None:
+        use_and_restore(tmp_path_factory.mktemp("h"), ini, yaml, toml, mode)
+
+    def test_what_the_user_changed_since_is_shown_not_lost(self, root: Root, home: Path) -> None:
+        (home / ".condarc").write_text("channels: [a]\n")
+        choices.write(root, overridden())
+        apply(root, home)
+        (home / ".condarc").write_text("mine: now\n")
+        steps = writing.restoring(root, Journal(root.journal, "t"), force=False)
+        found = next(step.check() for step in steps if "condarc" in step.name)
+        assert found.state is State.BLOCKED
+        assert "-mine: now" in found.detail
+        assert "+channels: [a]" in found.detail
+        take_back(root, force=True)
+        assert (home / ".condarc").read_text() == "channels: [a]\n"
+        assert (home / ".condarc.firstlight-kept-1").read_text() == "mine: now\n"
+
+    def test_after_a_wipe_repair_writes_it_again_and_restore_still_knows(self, root: Root, home: Path) -> None:
+        choices.write(root, overridden())
+        apply(root, home)
+        for path in (home / ".config/pip/pip.conf", home / ".condarc"):
+            path.unlink()
+        apply(root, home)
+        assert b"m.example" in (home / ".condarc").read_bytes()
+        take_back(root)
+        assert not (home / ".condarc").exists()
+
+    def test_an_edit_beside_ours_is_kept_when_the_mirror_changes(self, root: Root, home: Path) -> None:
+        choices.write(root, overridden())
+        apply(root, home)
+        file = home / ".config/pip/pip.conf"
+        file.write_text(file.read_text() + "[list]\nformat = columns\n")
+        record = choices.read(root)
+        assert record is not None
+        choices.write(root, Record(overridden("https://other.example").choices, record.written))
+        apply(root, home)
+        assert "format = columns" in file.read_text()
+        assert "https://other.example" in file.read_text()
+
+    def test_a_linked_file_stays_a_link(self, root: Root, home: Path, tmp_path: Path) -> None:
+        (tmp_path / "dotfiles").write_text("channels: [a]\n")
+        (home / ".condarc").symlink_to(tmp_path / "dotfiles")
+        choices.write(root, overridden())
+        apply(root, home)
+        assert (home / ".condarc").is_symlink()
+        take_back(root)
+        assert (tmp_path / "dotfiles").read_text() == "channels: [a]\n"
+
+    def test_the_record_goes_before_the_file(self, root: Root, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Killed between the two, the next run knows what was before."""
+        (home / ".condarc").write_text("channels: [a]\n")
+        choices.write(root, overridden())
+        write = volume.write_atomic
+
+        def killed(path: Path, content: Any, **more: Any) -> None:
+            if path.is_relative_to(home):
+                raise KeyboardInterrupt
+            write(path, content, **more)
+
+        monkeypatch.setattr(writing, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            apply(root, home)
+        monkeypatch.undo()
+        monkeypatch.setenv("HOME", str(home))
+        apply(root, home)
+        take_back(root)
+        assert (home / ".condarc").read_text() == "channels: [a]\n"
+
+
+class TestRealReaders:
+    def test_pip_uv_and_conda_read_what_was_written(self, root: Root, home: Path, tmp_path: Path, play: Any) -> None:
+        wheel = write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})
+        mirror = play(index([wheel]))
+        choices.write(root, overridden(f"{mirror.url}/simple"))
+        apply(root, home)
+        prefix = tmp_path / "venv"
+        subprocess.run([sys.executable, "-m", "venv", prefix], check=True)
+        pip: list[str | Path] = [prefix / "bin/python", "-m", "pip", "--disable-pip-version-check"]
+        said = subprocess.run([*pip, "install", "hello"], capture_output=True, text=True, check=False)
+        assert f"Looking in indexes: {mirror.url}/simple" in said.stdout, said.stderr
+        assert "Successfully installed hello-1.0" in said.stdout
+        seen = len(mirror.seen)
+        uv: list[str | Path] = [
+            sources.uv_binary(),
+            "pip",
+            "install",
+            "--reinstall",
+            "-v",
+            "hello",
+            "--python",
+            prefix / "bin/python",
+        ]
+        said = subprocess.run(
+            uv, capture_output=True, text=True, check=False, env={**os.environ, "UV_CACHE_DIR": str(tmp_path / "c")}
+        )
+        assert said.returncode == 0, said.stderr
+        assert len(mirror.seen) > seen
+        assert rattler.mirrors({}, home)["https://conda.anaconda.org/"] == "https://m.example/cloud/"
+        assert rattler.mirrors({}, home)["https://conda.anaconda.org/nvidia/"] == "https://n.example/nvidia/"
+
+
+class TestShellenv:
+    HARD = '/vol ume/it\'s "$HOME" `x` \\ % 中'
+
+    @pytest.mark.parametrize("shell", SHELLS)
+    def test_every_shell_reads_what_was_meant(self, root: Root, shell: str) -> None:
+        import shutil
+
+        if shutil.which(shell) is None:
+            pytest.skip(f"no {shell} here")
+        name = "powershell" if shell == "pwsh" else shell
+        text = variables.script({"ONE": self.HARD, "TWO": "2"}, name)
+        show = "[Console]::Out.Write($env:ONE)" if shell == "pwsh" else 'printf %s "$ONE"'
+        flag = "-Command" if shell == "pwsh" else "-c"
+        done = subprocess.run([shell, flag, text + show.encode()], capture_output=True, check=True)
+        assert done.stdout.decode() == self.HARD
+
+    def test_a_path_of_any_bytes_survives(self) -> None:
+        hard = os.fsdecode(b"/v\xff'")
+        done = subprocess.run(
+            ["bash", "-c", variables.script({"A": hard}, "bash") + b'printf %s "$A"'], capture_output=True, check=True
+        )
+        assert done.stdout == b"/v\xff'"
+
+    def test_the_command_prints_them_in_order_and_nothing_else(self, root: Root) -> None:
+        journal = Journal(root.journal, "t")
+        for name, value in (("ZED", "z"), *writing.mirror_variables(overridden()).items()):
+            variables.keep(root, name, value, journal)
+        done = provision("shellenv", "--root", root.path, HF_ENDPOINT="")
+        assert done.stdout.splitlines() == [
+            "export CONDA_CHANNEL_ALIAS='https://m.example/cloud'",
+            "export HF_ENDPOINT='https://hub.example'",
+            "export HF_HUB_DISABLE_IMPLICIT_TOKEN='1'",
+            "export HF_HUB_DISABLE_XET='1'",
+            "export PIP_INDEX_URL='https://m.example/simple'",
+            "export UV_DEFAULT_INDEX='https://m.example/simple'",
+            "export ZED='z'",
+        ]
+        assert provision("shellenv", "--root", root.path, "--shell", "csh").returncode == 2
+
+    def test_what_the_user_has_set_goes_before(self, root: Root) -> None:
+        journal = Journal(root.journal, "t")
+        for name, value in writing.mirror_variables(overridden()).items():
+            variables.keep(root, name, value, journal)
+        found = variables.for_child(root, {"HF_ENDPOINT": "https://mine", "PIP_INDEX_URL": "https://m.example/simple"})
+        assert not any(name.startswith("HF_") for name in found)
+        assert "PIP_INDEX_URL" in found
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_activation_sets_what_is_not_set_and_takes_away_what_it_set(self, tmp_path: Path, shell: str) -> None:
+        import shutil
+
+        if shutil.which(shell) is None:
+            pytest.skip(f"no {shell} here")
+        told = {key: value for key, value in writing.mirror_variables(overridden()).items() if key.startswith("HF_")}
+        suffix = ".fish" if shell == "fish" else ".sh"
+        enter, leave = tmp_path / f"a{suffix}", tmp_path / f"d{suffix}"
+        for folder, each, text in variables.hooks(told):
+            if each == suffix:
+                (enter if folder == "activate.d" else leave).write_text(text)
+        show = 'echo "[$HF_ENDPOINT|$HF_HUB_DISABLE_XET]"'
+        source = "source" if shell == "fish" else "."
+        script = f"{source} {enter}; {show}; {source} {leave}; {show}"
+        flags = ["-c"] if shell == "fish" else ["-euc"]
+        script = (
+            script
+            if shell == "fish"
+            else script.replace("$HF_ENDPOINT", "${HF_ENDPOINT-}").replace(
+                "$HF_HUB_DISABLE_XET", "${HF_HUB_DISABLE_XET-}"
+            )
+        )
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        done = subprocess.run([shell, *flags, script], capture_output=True, text=True, check=True, env=clean)
+        assert done.stdout.split() == ["[https://hub.example|1]", "[|]"]
+        own = subprocess.run(
+            [shell, *flags, script], capture_output=True, text=True, check=True, env=clean | {"HF_ENDPOINT": "mine"}
+        )
+        assert own.stdout.split() == ["[mine|]", "[mine|]"]

@@ -1,0 +1,152 @@
+"""What is written into pip's, conda's and uv's files: real readers read it, and nothing of the user's is lost."""
+
+from __future__ import annotations
+
+import configparser
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as bounds
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from provision import settings
+from provision.errors import SpecError
+from provision.spec import parse_toml
+
+INDEX = "https://mirror.example/simple"
+VALUES = settings.conda_values(
+    "https://m.example/cloud",
+    {"conda-forge": "https://m.example/cloud/conda-forge", "nvidia": "https://n.example/x/nvidia"},
+    "https://m.example/pkgs",
+    nodefaults=False,
+)
+ends = st.sampled_from(["\n", "\r\n"])
+words = st.text("abcdefgh é中-", min_size=1, max_size=8).map(str.strip).filter(bool)
+
+
+@st.composite
+def ini(draw: st.DrawFn) -> bytes:
+    """A pip.conf with comments, odd spacing, blank lines, several values, either line end."""
+    end = draw(ends)
+    lines: list[str] = []
+    for section in draw(st.lists(st.sampled_from(["global", "install", "list", "freeze"]), unique=True)):
+        lines += [*draw(st.lists(words.map(lambda word: f"# {word}"), max_size=1)), f"[{section}]"]
+        for name in draw(st.lists(st.sampled_from(["timeout", "retries", "extra-index-url", "cert"]), unique=True)):
+            gap = draw(st.sampled_from([" = ", "=", "  =  ", ": "]))
+            values = draw(st.lists(words, min_size=1, max_size=2))
+            lines.append(f"{name}{gap}{values[0]}")
+            lines += [f"    {value}" for value in values[1:]]
+            lines += [""] * draw(st.integers(0, 2))
+    return (end.join(lines) + draw(st.sampled_from(["", end]))).encode()
+
+
+@st.composite
+def yaml(draw: st.DrawFn) -> bytes:
+    """A .condarc with comments, lists of any indentation, a mapping of the user's own, either line end."""
+    end = draw(ends)
+    lines = draw(st.lists(words.map(lambda word: f"# {word}"), max_size=2))
+    indent = " " * draw(st.integers(0, 4))
+    for name in draw(st.lists(st.sampled_from(["channels", "pkgs_dirs", "envs_dirs"]), unique=True)):
+        lines += [f"{name}:", *(f"{indent}- w{number}" for number in range(draw(st.integers(1, 3))))]
+    lines += draw(st.lists(st.sampled_from(["ssl_verify: true", "auto_activate: false  # mine"]), unique=True))
+    if draw(st.booleans()):
+        lines += ["custom_channels:", "  mine: https://corp.example  # keep", "  other:    'https://o.example'"]
+    return (end.join(lines) + draw(st.sampled_from(["", end]))).encode()
+
+
+@st.composite
+def toml(draw: st.DrawFn) -> bytes:
+    """A uv.toml with comments, tables, indexes of the user's own, either line end."""
+    end = draw(ends)
+    lines = draw(st.lists(words.map(lambda word: f"# {word}"), max_size=2))
+    lines += draw(st.lists(st.sampled_from(["offline = false", "native-tls   =  true # x"]), unique=True))
+    if draw(st.booleans()):
+        lines += ["[pip]", "strict = true"]
+    if draw(st.booleans()):
+        lines += ["[[index]]", 'name = "corp"', 'url = "https://corp.example"']
+    return (end.join(lines) + draw(st.sampled_from(["", end]))).encode()
+
+
+def plain(content: bytes) -> dict[str, dict[str, str]]:
+    found = configparser.RawConfigParser()
+    found.read_string(content.decode())
+    return {section: dict(found[section]) for section in found.sections()}
+
+
+class TestPip:
+    @bounds(max_examples=400, deadline=None)
+    @given(ini())
+    def test_every_line_of_the_user_stays_and_comes_out_as_it_was(self, content: bytes) -> None:
+        written = settings.pip_config(content, INDEX)
+        assert plain(written) == {**plain(content), "global": {**plain(content).get("global", {}), "index-url": INDEX}}
+        assert settings.pip_config(written, INDEX) == written
+        assert settings.pip_config(written, None) == content
+
+    def test_an_index_of_the_users_own_gets_another_value_in_its_place(self) -> None:
+        before = b"# mine\r\n[install]\r\nindex_url :\r\n   https://a\r\n   https://b\r\ntimeout=3\r\n"
+        after = settings.pip_config(before, INDEX)
+        assert after == b"# mine\r\n[install]\r\nindex_url :" + INDEX.encode() + b"\r\ntimeout=3\r\n"
+
+    @pytest.mark.parametrize("content", [b"[global]\nx=1\n[global]\ny=2\n", b"no section\n", b"\xff\xfe"])
+    def test_what_pip_cannot_read_is_left_alone(self, content: bytes) -> None:
+        with pytest.raises(SpecError, match="pip cannot read it"):
+            settings.pip_config(content, INDEX)
+
+
+class TestConda:
+    @bounds(max_examples=300, deadline=None)
+    @given(yaml())
+    def test_every_key_of_the_user_stays(self, content: bytes) -> None:
+        def load(text: bytes) -> dict[str, Any]:
+            return dict(YAML(typ="safe").load(text.decode()) or {})
+
+        before, written = load(content), settings.condarc(content, VALUES)
+        after = load(written)
+        custom = {**before.get("custom_channels", {}), **VALUES["custom_channels"]}
+        assert after == {**before, **VALUES, "custom_channels": custom}
+        assert list(after)[: len(before)] == list(before), "in the user's order"
+        assert settings.condarc(written, VALUES) == written
+        for comment in (line.partition(b"#")[2] for line in content.splitlines() if b"#" in line):
+            assert comment.strip() in written
+        if b"custom_channels" not in content:
+            assert content in written
+            assert settings.condarc(written, {}) == content
+
+    @pytest.mark.parametrize("content", [b"- a\n", b"a: [\n", b"a: 1\na: 2\n"])
+    def test_what_conda_cannot_read_is_left_alone(self, content: bytes) -> None:
+        with pytest.raises(SpecError, match="it is no"):
+            settings.condarc(content, VALUES)
+
+    def test_default_channels_can_be_left_out(self) -> None:
+        values = settings.conda_values("https://m/c", {}, "https://m/p", nodefaults=True)
+        assert values["channels"] == ["conda-forge", "nodefaults"]
+        assert "default_channels" not in values
+
+
+class TestUv:
+    @bounds(max_examples=300, deadline=None)
+    @given(toml())
+    def test_every_key_of_the_user_stays(self, content: bytes) -> None:
+        before, written = parse_toml(content.decode()), settings.uv_config(content, INDEX)
+        after = parse_toml(written.decode())
+        assert after.pop("index") == [*before.pop("index", []), {"url": INDEX, "default": True}]
+        assert after == before
+        assert settings.uv_config(written, INDEX) == written
+        assert settings.uv_config(written, None) == content
+
+    @pytest.mark.parametrize(
+        "content",
+        [b'index-url = "https://a" # c\n', b'[[index]]\nurl = "https://a" # c\ndefault = true\n'],
+    )
+    def test_a_default_of_the_users_own_gets_another_value_in_its_place(self, content: bytes) -> None:
+        assert settings.uv_config(content, INDEX) == content.replace(b"https://a", INDEX.encode())
+
+    def test_indexes_written_inline_are_merged(self) -> None:
+        found = parse_toml(settings.uv_config(b'index = [{url = "https://a"}]\n', INDEX).decode())
+        assert found["index"] == [{"url": "https://a"}, {"url": INDEX, "default": True}]
+
+    def test_what_uv_cannot_read_is_left_alone(self) -> None:
+        with pytest.raises(SpecError, match="not valid TOML"):
+            settings.uv_config(b"a = \n", INDEX)
