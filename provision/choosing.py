@@ -145,7 +145,7 @@ class Chooser:
             return Choice("auto", (), f"this machine's own setting stays: {own}")
         ranked = probing.ranked([each for each in found if each.asked_of.tool == tool])
         if not ranked:
-            why = "no mirror answers as one" if self.needs.witnesses[tool] else "nothing of it is locked here"
+            why = "no mirror can be used" if self.needs.witnesses[tool] else "nothing of it is locked here"
             return Choice("auto", (Source(OFFICIAL),), why)
         best = ranked[0]
         official = next((each for each in ranked if each.asked_of.name == OFFICIAL), None)

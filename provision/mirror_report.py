@@ -22,7 +22,7 @@ def catalogue_json(known: Catalogue, record: Record) -> str:
     """`mirrors list` for programs."""
     tools = {tool: [{"name": name, **mirror.model_dump()} for name, mirror in known.of(tool).items()] for tool in TOOLS}
     chosen = {tool: _choice(choice) for tool, choice in record.choices.items()}
-    return json.dumps({"schema": SCHEMA, "tools": tools, "chosen": chosen}, indent=1)
+    return redact(json.dumps({"schema": SCHEMA, "tools": tools, "chosen": chosen}, indent=1))
 
 
 def catalogue(known: Catalogue, record: Record) -> str:
@@ -34,7 +34,7 @@ def catalogue(known: Catalogue, record: Record) -> str:
         for name, mirror in known.of(tool).items():
             mark = "*" if choice and choice.sources and choice.first.name == name else " "
             notes = "; ".join(filter(None, [f"only inside {mirror.reach}" if mirror.reach else "", mirror.note]))
-            lines.append(f" {mark} {name:<14} {mirror.url}{f'  ({notes})' if notes else ''}")
+            lines.append(f" {mark} {name:<14} {redact(mirror.url)}{f'  ({notes})' if notes else ''}")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from provision import pages
 from provision.addresses import host_of, is_near, same_site
+from provision.command import redact
 from provision.download import content_hash
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Probe:
         """As plain JSON types."""
         return {
             "name": self.asked_of.name,
-            "url": self.asked_of.url,
+            "url": redact(self.asked_of.url),
             "reachable": self.reachable,
             "has_locked_files": self.is_complete,
             "held": self.held,
@@ -354,6 +355,8 @@ class _Look:
             return "breaks off"
         if isinstance(error, requests.exceptions.SSLError):
             return "its certificate is not trusted"
+        if isinstance(error, requests.exceptions.ProxyError):
+            return "does not answer: the proxy of this machine does not lead there"
         if isinstance(error, requests.TooManyRedirects):
             return "leads in a circle"
         if self.reachable or isinstance(error, requests.ReadTimeout):

@@ -52,7 +52,7 @@ class Screen:
     def progress(self, arrived: int, total: int) -> None:
         """Bytes have arrived for the step at work."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=total, advance=arrived)
+            self._bar.update(self._task, total=total or None, advance=arrived)
 
     def line(self, outcome: Outcome) -> str:
         """One step in one line: its state, name, what was found, and the time it took."""

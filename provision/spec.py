@@ -117,7 +117,11 @@ def _kind(value: object) -> str:
     return _TAGS[0] if isinstance(value, str) else _TAGS[1]
 
 
-_TAGS = ("a name", "a folder")  # of the union: they stand in a fault's location, and are taken out of its message
+_TAGS = (
+    "a name",
+    "a folder",
+    "a table",
+)  # of the union: they stand in a fault's location, and are taken out of its message
 Name = Literal["huggingface", "conda", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets"]
 Relocated = Annotated[
     Annotated[Name, Tag(_TAGS[0])] | Annotated[Folder, Tag(_TAGS[1])],
@@ -159,6 +163,13 @@ class Profile(Strict):
     source: str
 
 
+def _name_or_table(value: object) -> str:
+    return _TAGS[0] if isinstance(value, str) else _TAGS[2]
+
+
+Tool = Literal["pip", "conda", "torch", "hf"]
+
+
 class HostSpec(Strict):
     """host.toml: every key is optional."""
 
@@ -167,7 +178,9 @@ class HostSpec(Strict):
     interpreter: Literal["auto", "conda", "system"] = "auto"
     variant: str = "auto"
     relocate: list[Relocated] | None = None
-    mirror: str | dict[Literal["pip", "conda", "torch", "hf"], str] = "auto"
+    mirror: Annotated[
+        Annotated[str, Tag(_TAGS[0])] | Annotated[dict[Tool, str], Tag(_TAGS[2])], Discriminator(_name_or_table)
+    ] = "auto"
     catalogue: str | None = None
     models: list[str] = ["ddpm-cat-256", "stable-diffusion-v1-5"]
     login: bool = False

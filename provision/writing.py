@@ -111,6 +111,9 @@ class SettingsStep:
         drifted = [str(target.path) for target in self._targets(record) if _differs(target, record)]
         drifted += [name for name, value in self._variables(record).items() if _kept(self.root, name) != value]
         own = [f"{tool}: {choice.why}" for tool, choice in record.choices.items() if not choice.sources]
+        for name, told in ({} if record.restored else mirror_variables(record)).items():
+            if self.environ.get(name) not in {None, "", told}:
+                own.append(f"{name} is set in this shell and wins over the mirror: unset {name}")
         if drifted:
             return Check(State.DRIFTED, f"{drifted[0]} does not say it{_more(len(drifted) - 1)}")
         overridden = any(not choice.first.is_official for choice in record.choices.values())
@@ -144,7 +147,7 @@ class SettingsStep:
         now = _read(path)
         base, known = _base(path, record)
         content = target.render(base or b"")
-        after: bytes | None = content if content or (known is None and base is not None) else None
+        after = content if content or base is not None else None
         folders = known.folders if known else _folders(path, record)
         if known is None or base != _original(known):
             known = Written(str(path), self._keep_original(base, record), _mode(path), "", folders)

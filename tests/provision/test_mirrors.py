@@ -18,7 +18,7 @@ from provision.choices import Choice, Record, Source
 from provision.journal import Journal
 from provision.paths import Root
 from provision.step import State
-from tests.provision import test_settings
+from tests.provision import channel, test_settings
 from tests.provision.conftest import write_wheel
 from tests.provision.played import index
 
@@ -217,6 +217,19 @@ class TestRealReaders:
         assert len(mirror.seen) > seen
         assert rattler.mirrors({}, home)["https://conda.anaconda.org/"] == "https://m.example/cloud/"
         assert rattler.mirrors({}, home)["https://conda.anaconda.org/nvidia/"] == "https://n.example/nvidia/"
+
+    def test_rattler_installs_through_the_condarc_that_was_written(
+        self, root: Root, home: Path, tmp_path: Path, conda: channel.Served, conda_envs: Path
+    ) -> None:
+        mirror = Source("m", conda.url, channels={"conda-forge": f"{conda.url}/conda-forge"})
+        choices.write(root, Record({"conda": Choice("m", (mirror,), "by test")}))
+        apply(root, home)
+        lock = conda_envs / "diffusers/conda-lock.yml"
+        rattler.install(
+            lock, channel.PLATFORM, tmp_path / "p", tmp_path / "pkgs", rattler.mirrors({}, home), final=tmp_path / "p"
+        )
+        assert (tmp_path / "p/bin/python").exists()
+        assert any("python" in path for path in conda.seen)
 
 
 class TestShellenv:

@@ -310,6 +310,31 @@ class TestUse:
         status = provision("status", *flags).stdout
         assert "taken back by you" in status
 
+    def test_a_variable_of_this_shell_that_wins_is_told(
+        self, play: Any, far: Path, flags: list[object], wheels: Path
+    ) -> None:
+        pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
+        done = provision("mirrors", "use", "near", *flags, UV_DEFAULT_INDEX="https://mine.example")
+        assert "UV_DEFAULT_INDEX is set in this shell and wins over the mirror" in done.stdout, done.stderr
+
+    def test_one_tool_alone_in_host_toml(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        near = play(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(far, pip={"near": f"{near.url}/simple"}, hf={"lan": "http://127.0.0.1:9"})
+        with (tmp_path / "host.toml").open("a") as host:
+            host.write('mirror = {pip = "near", hf = "keep"}\n')
+        done = provision("plan", *flags)
+        assert "pip, conda, torch: not chosen yet" in done.stdout, done.stdout + done.stderr
+        (tmp_path / "host.toml").write_text('models = []\nmirror = {pip = "nobody"}\n')
+        done = provision("plan", *flags)
+        assert (
+            done.returncode,
+            "unknown mirror of pip " in done.stderr,
+        ) == (2, True)
+        (tmp_path / "host.toml").write_text("mirror = 3\n")
+        assert "host.toml, line 1, key mirror: " in provision("plan", *flags).stderr
+
     @pytest.mark.parametrize(
         ("argv", "why"),
         [(["nobody"], "unknown mirror 'nobody'"), (["near", "--tool", "conda"], "unknown mirror of conda")],

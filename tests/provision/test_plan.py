@@ -32,7 +32,9 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
     assert [step.name for step in steps] == [
         "volume",
         "relocate huggingface",
+        "mirrors",
         "environment diffusers",
+        "mirror settings",
         "relink.sh",
         "hub cache",
         "model ddpm-cat-256",
@@ -43,7 +45,7 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
 
 
 def test_what_is_not_wished_for_is_not_planned(tmp_path: Path, home: Path) -> None:
-    wish = wishing(tmp_path, home, relocate=[], models=[])
+    wish = wishing(tmp_path, home, relocate=[], models=[], mirror="keep")
     steps = plan.steps(wish, machine(), Journal(tmp_path), lambda _, __: None)
     assert [step.name for step in steps] == ["volume", "environment diffusers", "smoke"]
 

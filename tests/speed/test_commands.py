@@ -63,7 +63,7 @@ def test_setup_on_an_empty_root_against_bare_uv(
     first_import = seconds([python, "-c", "import torch; from diffusers import UNet2DModel"], uv.environment)
     shutil.rmtree(tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare-cache")
-    (tmp_path / "host.toml").write_text("models = []\n")
+    (tmp_path / "host.toml").write_text("models = []\nmirror = 'keep'\n")
     setup = [sys.executable, "-m", "provision", "setup", "--root", tmp_path / "root", "--host", tmp_path / "host.toml"]
     whole = benchmark.pedantic(seconds, args=(setup, machine), rounds=1, iterations=1)
     with capsys.disabled():
