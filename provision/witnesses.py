@@ -95,13 +95,10 @@ def of_pip(folder: Path, lock: str, hashes: Mapping[str, tuple[str, frozenset[st
         lock: the lock's name, such as "cu130".
         hashes: {package: (version, its hashes)} of the lock.
     """
-    rows = [row for row in _read(folder).pip.get(lock, []) if hashes.get(row.name, ("",))[0] == row.version]
+    # A lock may hold two versions of a package, for two Pythons: the hash tells.
+    rows = [row for row in _read(folder).pip.get(lock, []) if row.sha256 in hashes.get(row.name, ("", ()))[1]]
     if rows:
-        return [
-            Witness(row.name, row.version, row.why, frozenset({row.sha256}), row.size)
-            for row in rows
-            if row.sha256 in hashes[row.name][1]
-        ]
+        return [Witness(row.name, row.version, row.why, frozenset({row.sha256}), row.size) for row in rows]
     first = sorted(name for name, (version, _) in hashes.items() if "+" not in version)[:3]
     return [Witness(name, hashes[name][0], "locked", hashes[name][1]) for name in first]
 

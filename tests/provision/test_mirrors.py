@@ -145,6 +145,16 @@ class TestRestore:
         take_back(root)
         assert not (home / ".condarc").exists()
 
+    def test_a_file_that_was_wiped_comes_back_with_its_mode(self, root: Root, home: Path) -> None:
+        (home / ".condarc").write_text("channels: [a]\n")
+        (home / ".condarc").chmod(0o600)
+        choices.write(root, overridden())
+        apply(root, home)
+        (home / ".condarc").unlink()
+        take_back(root)
+        assert (home / ".condarc").read_text() == "channels: [a]\n"
+        assert stat.S_IMODE((home / ".condarc").stat().st_mode) == 0o600
+
     def test_an_edit_beside_ours_is_kept_when_the_mirror_changes(self, root: Root, home: Path) -> None:
         choices.write(root, overridden())
         apply(root, home)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from provision import probing
+from provision import conda_lock, probing, spec, wheels, witnesses
 from provision.probing import Asked, Probe, ranked
 from provision.witnesses import Witness
+from tests.conftest import CHECKOUT
 from tests.provision.conftest import git_sha1, write_wheel
 from tests.provision.played import PORTAL, Fault, Played, index
 
@@ -231,3 +232,17 @@ def test_both_shapes_of_a_torch_mirror_are_tried(play: Any, tmp_path: Path, kind
     asked = Asked("torch", "m", f"{server.url}/whl", kind)
     (found,) = probing.probe([asked], {"torch": [of_wheel(wheel)]}, session)
     assert (found.error, found.kind, found.held) == (None, shape, 1)
+
+
+def test_the_shipped_witnesses_are_of_the_shipped_locks() -> None:
+    """The largest among them; for every lock there is one that is fetched whole, so that its hash is compared."""
+    folder = CHECKOUT / "envs/diffusers"
+    for lock in folder.glob("*.lock"):
+        found = witnesses.of_pip(folder, lock.stem, wheels.hashes(lock.read_text()))
+        assert {"largest", "newest"} <= {each.why for each in found}, lock
+        assert any(each.is_small for each in found), lock
+    for platform in ("linux-64", "osx-64", "osx-arm64", "win-64"):
+        locked = conda_lock.read_lock(folder / "conda-lock.yml", platform)
+        assert {each.why for each in witnesses.of_conda(folder, platform, locked)} >= {"largest", "newest"}
+    manifest = spec.load_tables(CHECKOUT / "envs/models.toml", spec.ModelSpec)
+    assert len(witnesses.of_models(manifest.values())) == 2

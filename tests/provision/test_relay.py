@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -280,3 +281,29 @@ class TestUv:
             assert (found["https_proxy"], found["http_proxy"]) == ("http://p:1", running.url)
             assert found["NO_PROXY"] == found["no_proxy"] == "corp,h"
             assert "https_proxy" not in running.environment({"https_proxy": "http://p:1", "no_proxy": "*"})
+
+
+class TestPages:
+    """What a page holds is decided by the lock, not by a mirror."""
+
+    def page(self, tmp_path: Path, right: set[str], mirrors: list[Source]) -> list[str]:
+        with relay.Relay(requests.Session(), tmp_path / "store", Ledger(), lambda _, __: None) as running:
+            running.wheels({"part3": ("1.0", frozenset(right))}, mirrors)
+            found = running.page("part3")
+            return [row["filename"] for row in json.loads(found[0])["files"]] if found else []
+
+    def test_what_one_mirror_lacks_the_next_one_lists(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+        wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
+        other = wheels_folder / "part3-1.0-cp27-none-any.whl"
+        other.write_bytes(b"for another python")
+        right = {hashlib.sha256(each.read_bytes()).hexdigest() for each in (wheel, other)}
+        half, whole = play(index([other])), play(index([wheel, other]))
+        assert set(self.page(tmp_path, right, named(half, whole))) == {wheel.name, other.name}
+        half.seen.clear()
+        whole.seen.clear()
+        self.page(tmp_path, right, named(whole, half))
+        assert not half.seen, "who lists all of it is enough"
+
+    def test_what_is_not_locked_is_not_offered(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+        wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
+        assert self.page(tmp_path, {"0" * 64}, named(play(index([wheel])))) == []
