@@ -275,7 +275,8 @@ class _Fetch:
         return None
 
     def _ask(self, candidate: Candidate, *, patient: bool, hurry: bool) -> None:
-        if not self.partial.is_whole:
+        is_here = self.partial.is_whole or (self.partial.have and self.partial.wrong(self.pins) is None)
+        if not is_here:
             patience = _PATIENT if patient else _IMPATIENT
             _append(self.session, candidate, self.partial, patience, self.progress, hurry=hurry)
 
@@ -321,6 +322,9 @@ def _append(
         asked["Range"] = f"bytes={partial.have}-"
     try:
         with session.get(candidate.url, headers=asked, stream=True, timeout=patience) as response:
+            if response.status_code == 416:  # what is stored is no beginning of its file
+                partial.restart()
+                raise _RefusedError("it has no such range", is_silence=True)
             if response.status_code >= 400:
                 wait = _retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
                 raise _RefusedError(f"it answers {response.status_code} {response.reason}".rstrip(), wait=wait)

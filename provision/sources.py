@@ -127,6 +127,8 @@ def uv_files(environ: Mapping[str, str], home: Path) -> list[Path]:
     """
     if environ.get("UV_CONFIG_FILE"):
         return [Path(environ["UV_CONFIG_FILE"])]
+    if sys.platform == "win32":
+        return [Path(environ.get("APPDATA") or home / "AppData/Roaming") / "uv" / "uv.toml"]
     return [Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "uv" / "uv.toml", Path("/etc/uv/uv.toml")]
 
 

@@ -22,13 +22,15 @@ CONTENT = bytes(range(256)) * 4096
 RIGHT = hashlib.sha256(CONTENT).hexdigest()
 
 
-def fetched(part: Path, *servers: Played, ledger: Ledger | None = None) -> tuple[str, Ledger]:
+def fetched(
+    part: Path, *servers: Played, ledger: Ledger | None = None, size: int | None = len(CONTENT)
+) -> tuple[str, Ledger]:
     ledger = ledger or Ledger()
     giver = download.fetch(
         requests.Session(),
         lambda: [Candidate(f"m{number}", f"{server.url}/f") for number, server in enumerate(servers)],
         part,
-        size=len(CONTENT),
+        size=size,
         pins={"sha256": {RIGHT}},
         ledger=ledger,
         progress=lambda _: None,
@@ -115,6 +117,19 @@ class TestOneFile:
         only = play({"/f": CONTENT})
         fetched(tmp_path / "part", only)
         assert [headers.get("Range") for _, headers in only.seen] == ["bytes=700000-"]
+
+    @pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size known", "size unknown"])
+    def test_a_whole_partial_of_a_killed_run_is_taken_by_its_hash(
+        self, play: Any, tmp_path: Path, size: int | None
+    ) -> None:
+        (tmp_path / "part").write_bytes(CONTENT)
+        only = play({"/f": CONTENT})
+        fetched(tmp_path / "part", only, size=size)
+        assert not only.seen
+
+    def test_a_partial_that_is_too_long_is_begun_again(self, play: Any, tmp_path: Path) -> None:
+        (tmp_path / "part").write_bytes(CONTENT + b"more")
+        fetched(tmp_path / "part", play({"/f": CONTENT}), size=None)
 
     def test_a_rubbish_partial_is_begun_again(self, play: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(b"rubbish" * 1000)
