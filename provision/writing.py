@@ -20,11 +20,14 @@ from provision.step import Check, State
 from provision.volume import keep_backup, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from provision.journal import Journal
     from provision.paths import Root
     from provision.step import Step
+
+
+_EDITED = "edited since"
 
 
 @dataclass(frozen=True)
@@ -149,17 +152,20 @@ class SettingsStep:
         content = target.render(base or b"")
         after = content if content or base is not None else None
         folders = known.folders if known else _folders(path, record)
-        if known is None or base != _original(known):
+        is_pristine = known is None or base == _original(known)
+        if known is None:
             known = Written(str(path), self._keep_original(base, record), _mode(path), "", folders)
-        known = replace(known, sha256=_digest(after))
+        # Where somebody has written since, no content is ours alone: then `restore` asks before it takes it away.
+        known = replace(known, sha256=_digest(after) if is_pristine else _EDITED)
         others = tuple(each for each in record.written if each.path != str(path))
-        whole = replace(record, written=(*others, known))
+        is_back = is_pristine and after == base
+        whole = replace(record, written=others if is_back else (*others, known))
         keep_backup(choices.file_of(self.root), choices.text_of(whole).encode(), self.journal)
         choices.write(self.root, whole)
         make_folders(path.parent, self.journal)
         keep_backup(path, after, self.journal)
         if after is None:
-            path.unlink(missing_ok=True)
+            _remove(path, known.folders)
         elif after != now:
             write_atomic(path, after, like=path.stat() if now is not None else None)
         return whole
@@ -215,10 +221,7 @@ class FileRestored:
         make_folders(self.path.parent, self.journal)
         keep_backup(self.path, before, self.journal)
         if before is None:
-            self.path.unlink(missing_ok=True)
-            for folder in self.written.folders:
-                if Path(folder).is_dir() and not any(Path(folder).iterdir()):
-                    Path(folder).rmdir()
+            _remove(self.path, self.written.folders)
             return
         write_atomic(self.path, before, like=self.path.stat() if now is not None else None)
         if self.written.mode is not None:
@@ -273,21 +276,34 @@ def _differs(target: Target, record: Record) -> bool:
     except SpecError as error:
         raise SpecError(f"{target.path}: {error}") from None
     now = _read(target.path)
+    if now is None and wanted == (base or b""):
+        return False  # it was taken away, and nothing of ours belongs into it
     if not wanted and known is not None and _original(known) is None:
         return now is not None
     return wanted != (now or b"")
 
 
 def _base(path: Path, record: Record) -> tuple[bytes | None, Written | None]:
-    """The content that ours is put into: what was before us, unless somebody else has written since."""
+    """The content that ours is put into: what was before us, unless somebody else has written since.
+
+    A file that was wiped comes back with what the user had in it.
+    """
     now = _read(path)
     known = next((each for each in record.written if each.path == str(path)), None)
     if known is None:
         return now, None
     before = _original(known)
-    if now == before or _digest(now) == known.sha256:
+    if now is None or now == before or _digest(now) == known.sha256:
         return before, known
     return now, known
+
+
+def _remove(path: Path, folders: Sequence[str]) -> None:
+    """Take a file away, and the folders that were made for it where nothing else has come into them."""
+    path.unlink(missing_ok=True)
+    for folder in map(Path, folders):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _original(written: Written) -> bytes | None:

@@ -164,8 +164,43 @@ class TestRestore:
         assert record is not None
         choices.write(root, Record(overridden("https://other.example").choices, record.written))
         apply(root, home)
-        assert "format = columns" in file.read_text()
-        assert "https://other.example" in file.read_text()
+        edited = file.read_text()
+        assert "format = columns" in edited
+        assert "https://other.example" in edited
+        assert "https://m.example" not in edited
+        steps = writing.restoring(root, Journal(root.journal, "t"), force=False)
+        found = next(step.check() for step in steps if "pip" in step.name)
+        assert found.state is State.BLOCKED, "the edit is the user's"
+            "the edit is the user's"
+        )
+        take_back(root, force=True)
+        assert file.with_name("pip.conf.firstlight-kept-1").read_text() == edited
+        assert not file.exists()
+
+    def test_back_at_the_official_one_the_file_is_the_users_alone(self, root: Root, home: Path) -> None:
+        (home / ".condarc").write_text("channels: [a]\n")
+        choices.write(root, overridden())
+        apply(root, home)
+        first = choices.read(root)
+        assert first is not None
+        official = {tool: Choice("official", (Source("official"),), "") for tool in ("pip", "conda", "hf")}
+        choices.write(root, Record(official, first.written))
+        apply(root, home)
+        assert (home / ".condarc").read_text() == "channels: [a]\n"
+        assert not (home / ".config").exists()
+        (home / ".condarc").write_text("channels: [b]\n")
+        take_back(root)
+        assert (home / ".condarc").read_text() == "channels: [b]\n"
+
+    def test_a_wiped_file_comes_back_with_what_the_user_had(self, root: Root, home: Path) -> None:
+        (home / ".condarc").write_text("channels: [a]\n")
+        choices.write(root, overridden())
+        apply(root, home)
+        (home / ".condarc").unlink()
+        apply(root, home)
+        assert "channels: [a]" in (home / ".condarc").read_text()
+        take_back(root)
+        assert (home / ".condarc").read_text() == "channels: [a]\n"
 
     def test_a_linked_file_stays_a_link(self, root: Root, home: Path, tmp_path: Path) -> None:
         (tmp_path / "dotfiles").write_text("channels: [a]\n")
