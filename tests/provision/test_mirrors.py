@@ -171,8 +171,6 @@ class TestRestore:
         steps = writing.restoring(root, Journal(root.journal, "t"), force=False)
         found = next(step.check() for step in steps if "pip" in step.name)
         assert found.state is State.BLOCKED, "the edit is the user's"
-            "the edit is the user's"
-        )
         take_back(root, force=True)
         assert file.with_name("pip.conf.firstlight-kept-1").read_text() == edited
         assert not file.exists()
