@@ -258,6 +258,19 @@ class TestSetup:
         assert "model.safetensors from honest" in done.stdout
         assert "hf_sss" not in str(liar.seen) + str(hub.seen) + done.stdout + done.stderr
 
+    def test_what_came_from_a_mirror_is_mended_offline(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        mirror = play(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(far, near=mirror)
+        assert provision("setup", *flags).returncode == 0
+        mirror.close()
+        harmed = next(prefix(tmp_path).glob("lib/*/site-packages/torch/big.txt"))
+        harmed.unlink()
+        done = provision("repair", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert harmed.exists()
+
     def test_offline_nothing_is_asked(self, play: Any, far: Path, flags: list[object], wheels: Path) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
         pip_mirrors(far, near=mirror)
