@@ -21,14 +21,19 @@ def check_address(url: str, what: str) -> str:
     Raises:
         SpecError: it is no URL, or plain http to an address that is neither loopback nor private.
     """
+    if is_taken(url):
+        return url.rstrip("/")
+    raise SpecError(f"{what} {url!r} is not taken: it must be https, or http to a loopback or private address.")
+
+
+def is_taken(url: str) -> bool:
+    """Whether it is a URL of https, or of plain http to a loopback or private address."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
     except ValueError:
-        parts, host = urlsplit(""), ""
-    if host and (parts.scheme == "https" or (parts.scheme == "http" and is_near(host))):
-        return url.rstrip("/")
-    raise SpecError(f"{what} {url!r} is not taken: it must be https, or http to a loopback or private address.")
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_near(host)))
 
 
 def is_near(host: str) -> bool:

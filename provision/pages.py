@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What a page is asked for (source: PEP 691, with the weights that pip and uv send).
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
-_PLAIN_NAME = re.compile(r"[\w.+!-]+\.(whl|tar\.gz|zip)")
+PLAIN_NAME = re.compile(r"[\w.+!-]+\.(whl|tar\.gz|zip)")
 
 
 class NoIndexError(FirstlightError):
@@ -84,7 +84,7 @@ def _of_json(content: bytes, url: str) -> Iterator[File]:
         rows = json.loads(content)["files"]
         for row in rows:
             name = str(row["filename"])
-            if _PLAIN_NAME.fullmatch(name):
+            if PLAIN_NAME.fullmatch(name):
                 size = row.get("size")
                 digest = row.get("hashes", {}).get("sha256")
                 yield File(name, urljoin(url, str(row["url"])), digest, size if isinstance(size, int) else None)
@@ -95,7 +95,7 @@ def _of_json(content: bytes, url: str) -> Iterator[File]:
 def _of_anchor(attributes: dict[str, str | None], url: str) -> File | None:
     target, fragment = urldefrag(urljoin(url, attributes.get("href") or ""))
     name = unquote(urlsplit(target).path.rpartition("/")[2])
-    if not _PLAIN_NAME.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name):
         return None
     kind, _, digest = fragment.partition("=")
     return File(name, target, digest.lower() if kind == "sha256" and len(digest) == 64 else None)

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from provision import download, pages
+from provision import addresses, download, pages
 from provision.download import Candidate
 from provision.errors import FirstlightError
 from provision.wheels import normal
@@ -152,6 +152,8 @@ class Relay:
 
     def wheel(self, package: str, name: str) -> Path | None:
         """The file of a package, whole and verified; None where no source delivers it."""
+        if not pages.PLAIN_NAME.fullmatch(name):
+            return None  # whoever is on this machine can ask us: a path would lead out of the store
         _, right = self._hashes.get(package, ("", frozenset()))
         sizes = [file.size for file in self._known(package) if file.name == name and file.size]
 
@@ -245,7 +247,11 @@ class Relay:
         if key not in self._listed:
             url = source.url if flat else f"{source.url.rstrip('/')}/{package}/"
             files = self._ask(source, url)
-            self._listed[key] = [file for file in files if normal(re.split(r"-\d", file.name)[0]) == package]
+            self._listed[key] = [
+                file
+                for file in files
+                if normal(re.split(r"-\d", file.name)[0]) == package and addresses.is_taken(file.url)
+            ]
         return self._listed[key]
 
     def _ask(self, source: Source, url: str) -> list[pages.File]:
@@ -321,8 +327,9 @@ def _handler(relay: Relay) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one c
                 self.send_header("Content-Type", "application/octet-stream")
                 self.send_header("Cache-Control", "max-age=31536000, immutable")
                 self.end_headers()
-                with suppress(ConnectionError):
-                    shutil.copyfileobj(file, self.wfile, 1 << 20)
+                shutil.copyfileobj(file, self.wfile, 1 << 20)
+            with suppress(OSError):
+                path.unlink()  # the installer keeps it: a volume need not hold it twice
 
         def reply(self, status: int, headers: Mapping[str, str], content: bytes = b"") -> None:
             self.send_response(status)

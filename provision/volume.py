@@ -60,25 +60,28 @@ def keep_backup(path: Path, after: bytes | None, journal: Journal) -> None:
     mode = None
     if path.exists():
         kept = journal.backup / f"file-{uuid.uuid4().hex[:8]}"
-        write_atomic(kept, path.read_bytes())
-        kept.chmod(0o600)
+        write_atomic(kept, path.read_bytes(), private=True)
         mode = stat.S_IMODE(path.stat().st_mode)
     digest = None if after is None else hashlib.sha256(after).hexdigest()
     journal.record("file", path=path, backup=kept, mode=mode, sha256=digest)
 
 
-def write_atomic(path: Path, content: str | bytes, *, like: os.stat_result | None = None) -> None:
+def write_atomic(
+    path: Path, content: str | bytes, *, like: os.stat_result | None = None, private: bool = False
+) -> None:
     """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part.
 
     Args:
         path: the file; the folders above it are made.
         content: what it shall hold.
         like: whose mode and owner it shall have, else the usual ones.
+        private: nobody else may read it, at no time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
-        with part.open("wb") as file:
+        narrow = private or like is not None
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if narrow else 0o666)) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

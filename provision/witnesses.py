@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -69,22 +69,6 @@ class Witness:
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
-
-
-@dataclass(frozen=True)
-class Witnesses:
-    """What each tool's mirrors are asked for; empty where nothing of it is locked."""
-
-    pip: Sequence[Witness] = ()
-    torch: Sequence[Witness] = ()
-    conda: Sequence[Witness] = ()
-    hf: Sequence[Witness] = ()
-    channels: Mapping[str, str] = field(default_factory=dict)
-
-    def of(self, tool: str) -> Sequence[Witness]:
-        """Those of one tool."""
-        found: Sequence[Witness] = getattr(self, tool)
-        return found
 
 
 def of_pip(folder: Path, lock: str, hashes: Mapping[str, tuple[str, frozenset[str]]]) -> list[Witness]:

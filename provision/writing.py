@@ -174,8 +174,7 @@ class SettingsStep:
         if content is None:
             return None
         place = self.root.state / "mirrors" / f"original-{len(record.written) + 1}-{_digest(content)[:12]}"
-        write_atomic(place, content)
-        place.chmod(0o600)
+        write_atomic(place, content, private=True)
         return str(place)
 
 

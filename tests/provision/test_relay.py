@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -287,6 +290,7 @@ class TestUv:
         assert installed.run() == EVERY
         served: Any = installed.ledger.delivered
         assert len(served) == 10
+        assert not list(installed.store.iterdir()), "what uv has is not kept a second time"
 
     def test_a_proxy_for_everything_else_stays(self) -> None:
         with relay.Relay(requests.Session(), Path(tempfile.mkdtemp()), Ledger(), lambda _, __: None) as running:
@@ -296,6 +300,17 @@ class TestUv:
             assert (found["https_proxy"], found["http_proxy"]) == ("http://p:1", running.url)
             assert found["NO_PROXY"] == found["no_proxy"] == "corp,h"
             assert "https_proxy" not in running.environment({"https_proxy": "http://p:1", "no_proxy": "*"})
+
+
+def test_nobody_is_led_out_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "secret.whl").write_bytes(b"mine")
+    store = tmp_path / "store"
+    with relay.Relay(requests.Session(), store, Ledger(), lambda _, __: None) as running:
+        (store / "half-1.whl.part").write_bytes(b"not verified")
+        for name in ("..%2Fsecret.whl", "../secret.whl", f"{tmp_path}/secret.whl", "half-1.whl.part"):
+            with closing(HTTPConnection(urlsplit(running.url).netloc)) as line:
+                line.request("GET", f"/files/x/{name}")
+                assert line.getresponse().status == 404
 
 
 class TestPages:
