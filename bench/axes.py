@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURES = Path(__file__).parent / "architectures"
+_ENVS = [Path(__file__).resolve().parent.parent / place for place in ("envs", "provision/envs")]
+ARCHITECTURES = next((envs for envs in _ENVS if envs.is_dir()), _ENVS[0]) / "architectures"
+# The kinds of loops that are written here.
+KINDS = {"unconditional", "text-to-image"}
 
 # name -> torch's
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -29,5 +32,6 @@ def architecture(model: str) -> dict[str, Any]:
 
 
 def models() -> list[str]:
-    """Every architecture that there is."""
-    return sorted(file.stem for file in ARCHITECTURES.glob("*.json"))
+    """Every architecture that has a loop here."""
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in ARCHITECTURES.glob("*.json")}
+    return sorted(name for name, told in found.items() if told["kind"] in KINDS)

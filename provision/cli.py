@@ -26,6 +26,7 @@ from provision.console import (
 from provision.env_cli import app as env_app
 from provision.mirrors_cli import app as mirrors_app
 from provision.mirrors_cli import shellenv
+from provision.models_cli import app as models_app
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(env_app, name="env")
 app.add_typer(mirrors_app, name="mirrors")
+app.add_typer(models_app, name="models")
 app.command()(shellenv)
 app.add_typer(care_app)  # without a name its commands stand beside ours
 

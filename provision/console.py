@@ -33,6 +33,8 @@ DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would
 
 CatalogueFlag = Annotated[str | None, typer.Option("--catalogue", help="More mirrors of yours.", metavar="FILE")]
 
+ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="More models of yours.", metavar="FILE")]
+
 _CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
 
 

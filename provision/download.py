@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
+from provision import digests
 from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -17,14 +19,19 @@ if TYPE_CHECKING:
 
     import requests
 
+    from provision.digests import Hash
+
 _BLOCK = 1 << 20
 # (connect, silence) in seconds: a source that does not answer is left quickly while there is another, and later it is
 # given time.
 _IMPATIENT = (3.0, 4.0)
 _PATIENT = (6.0, 60.0)
 _PATIENT_ROUNDS = 2
-_LONGEST_WAIT_SECONDS = 30.0
-_BUSY = {429, 503}
+_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 30.0
+_NO_ACCESS = {401, 403}
+_BUSY = {429, 500, 502, 503, 504}
+# A source that asks to be waited for is waited for so long in all.
+_MOST_WAITING_SECONDS = 120.0
 # A source that sends less than this over so long is left while there is another.
 _SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
 
@@ -35,37 +42,6 @@ class DownloadError(FirstlightError):
 
 class WrongContentError(FirstlightError):
     """Every source that delivers sent another content than the pinned one."""
-
-
-class Hash(Protocol):
-    """What hashlib's objects offer."""
-
-    def update(self, data: bytes, /) -> None:
-        """Add bytes."""
-
-    def hexdigest(self) -> str:
-        """The digest so far."""
-
-
-def content_hash(kind: str, size: int) -> Hash:
-    """A fresh hash of a kind that a hub pins.
-
-    Args:
-        kind: "sha256", or "git_sha1" (git's blob hash: sha1 over "blob SIZE", a zero byte and the content).
-        size: the file's bytes; only git's hash needs it.
-    """
-    if kind == "sha256":
-        return hashlib.sha256()
-    digest = hashlib.sha1(usedforsecurity=False)
-    digest.update(b"blob %d\0" % size)
-    return digest
-
-
-def hash_file(path: Path, kind: str) -> str:
-    """The content hash of a file on disk, in a kind of `content_hash`."""
-    digest = content_hash(kind, path.stat().st_size)
-    _add_file(path, digest)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -79,12 +55,16 @@ class Candidate:
 
 @dataclass
 class Ledger:
-    """What became of the sources in one run: who delivered what, who failed, and who is not asked again."""
+    """What became of the sources in one run: who delivered what, who failed, and who is not asked again.
+
+    `refusals`: {source: (status, its code)} of those that show a file to some users alone.
+    """
 
     delivered: list[tuple[str, str, int]] = field(default_factory=list)
     instead: dict[str, str] = field(default_factory=dict)
     banned: dict[str, str] = field(default_factory=dict)
     troubled: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def order(self, sources: Iterable[str]) -> list[str]:
@@ -144,7 +124,7 @@ class Partial:
             if self.have:
                 self.givers.add("an earlier run")
                 for digest in self.digests.values():
-                    _add_file(path, digest)
+                    digests.add_file(path, digest)
 
     @property
     def is_whole(self) -> bool:
@@ -179,7 +159,7 @@ class Partial:
         return None
 
     def _fresh(self) -> dict[str, Hash]:
-        return {kind: content_hash(kind, self.size or 0) for kind in self.kinds}
+        return {kind: digests.content_hash(kind, self.size or 0) for kind in self.kinds}
 
 
 def fetch(
@@ -203,7 +183,7 @@ def fetch(
         candidates: who may deliver, the best first; asked anew each round.
         part: the partial; it stays when this fails.
         size: the file's bytes where they are known.
-        pins: {kind of `content_hash`: the digests that are right}.
+        pins: {kind of `digests.content_hash`: the digests that are right}.
         ledger: what became of the sources; those that it bans are left out.
         progress: told the bytes that arrive.
         name: what messages call the file.
@@ -224,7 +204,8 @@ def fetch(
             return giver
         if not work.left():
             break
-        rounds += work.partial.have <= before  # whoever brings it further may be asked again
+        brought = work.partial.have > before or work.waited < _MOST_WAITING_SECONDS
+        rounds += not brought  # whoever brings it further, or asks to be waited for, may be asked again
     said = "; ".join(f"{source}: {why}" for source, why in work.failures.items()) or "no source has it"
     if work.wrong:
         raise WrongContentError(f"{name} was not accepted: {said}.")
@@ -245,6 +226,7 @@ class _Fetch:
     failures: dict[str, str] = field(default_factory=dict)
     wrong: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
+    waited: float = 0.0
 
     def left(self) -> list[Candidate]:
         """Who may still be asked, the best first."""
@@ -271,14 +253,18 @@ class _Fetch:
             if self._is_right(candidate):
                 return candidate.source
         if waits:
-            time.sleep(min(waits))
+            wait = max(min(waits), _SHORTEST_WAIT_SECONDS)
+            self.waited += wait
+            time.sleep(wait)
+        else:
+            self.waited = _MOST_WAITING_SECONDS
         return None
 
     def _ask(self, candidate: Candidate, *, patient: bool, hurry: bool) -> None:
         is_here = self.partial.is_whole or (self.partial.have and self.partial.wrong(self.pins) is None)
         if not is_here:
             patience = _PATIENT if patient else _IMPATIENT
-            _append(self.session, candidate, self.partial, patience, self.progress, hurry=hurry)
+            _append(self.session, candidate, self.partial, self.ledger, patience, self.progress, hurry=hurry)
 
     def _is_right(self, candidate: Candidate) -> bool:
         partial, source = self.partial, candidate.source
@@ -308,6 +294,7 @@ def _append(
     session: requests.Session,
     candidate: Candidate,
     partial: Partial,
+    ledger: Ledger,
     patience: tuple[float, float],
     progress: Callable[[int], None],
     *,
@@ -326,8 +313,12 @@ def _append(
                 partial.restart()
                 raise _RefusedError("it has no such range", is_silence=True)
             if response.status_code >= 400:
-                wait = _retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
-                raise _RefusedError(f"it answers {response.status_code} {response.reason}".rstrip(), wait=wait)
+                wait = retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
+                code = response.headers.get("X-Error-Code", "")
+                if response.status_code in _NO_ACCESS:
+                    ledger.refusals[candidate.source] = (response.status_code, code)
+                said = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
+                raise _RefusedError(f"it answers {said}", wait=wait)
             if partial.have and response.status_code != 206:
                 partial.restart()  # it ignores ranges, and sends the whole
             _learn_size(partial, response)
@@ -382,11 +373,17 @@ def _silence(error: Exception) -> str:
     return f"it does not answer ({type(error).__name__})"
 
 
-def _retry_after(text: str | None) -> float:
-    return min(float(text), _LONGEST_WAIT_SECONDS) if text and text.isdecimal() else 1.0
+def retry_after(text: str | None, attempt: int = 0) -> float:
+    """The seconds to wait before a busy server is asked again, at most half a minute.
 
-
-def _add_file(path: Path, digest: Hash) -> None:
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    Args:
+        text: its Retry-After: seconds, or a date (source: RFC 9110, 10.2.3). Without one the wait doubles.
+        attempt: how often it was asked again already.
+    """
+    wait = float(2**attempt)
+    if text and text.strip().isdecimal():
+        wait = float(text)
+    elif text:
+        with suppress(ValueError):
+            wait = parsedate_to_datetime(text).timestamp() - time.time()
+    return min(max(wait, 0.0), _LONGEST_WAIT_SECONDS)

@@ -64,6 +64,11 @@ class Root:
         return self.state / "stand-ins.json"
 
     @property
+    def model_pins(self) -> Path:
+        """What hubs said of files whose hashes the manifest does not name."""
+        return self.state / "model-pins.json"
+
+    @property
     def smoke(self) -> Path:
         """What the last smoke run measured, and of which environment."""
         return self.state / "smoke.json"

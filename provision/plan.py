@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from provision import (
@@ -14,8 +15,10 @@ from provision import (
     choosing,
     conda_lock,
     links,
+    manifest,
     paths,
     spec,
+    stand_ins,
     variants,
     writing,
 )
@@ -77,9 +80,8 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     """
     root, host = wish.root, wish.host
     wanted = environment(wish.envs, host, facts)
-    manifest = spec.load_tables(wish.envs / "models.toml", spec.ModelSpec)
-    for name in host.models:
-        spec.choose(name, list(manifest), "model")
+    known_models = manifest_of(wish)
+    picked = {name: known_models.pick(name) for name in host.models}
     hubs = Hubs(root, os.environ, offline=wish.offline)
     bases = activation.conda_bases(os.environ, wish.home)
     conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
@@ -105,8 +107,20 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     if host.login or login.check().state is not State.OK:
         built.append(login)
     if host.models or "huggingface" in places:
-        built.append(SnapshotStep(root, manifest.values(), journal))
-    built += [ModelStep(root, name, manifest[name], hubs, retry=wish.retry, progress=progress) for name in host.models]
+        built.append(SnapshotStep(root, known_models.every(), journal))
+    python = paths.interpreter(root.prefix(host.env))
+    built += [
+        ModelStep(
+            root,
+            name,
+            model,
+            hubs,
+            retry=wish.retry,
+            progress=progress,
+            build=partial(stand_ins.build, root, name, model, wish.envs, python),
+        )
+        for name, model in picked.items()
+    ]
     if wanted.variants[0].torch:
         built.append(SmokeStep(root, host.env))
     return built
@@ -148,14 +162,23 @@ def catalogue_of(wish: Wish) -> catalogue.Catalogue:
     return catalogue.load(wish.envs / "mirrors.toml", wish.host.catalogue)
 
 
+def manifest_of(wish: Wish) -> manifest.Manifest:
+    """The shipped models, and those that the user adds.
+
+    Raises:
+        SpecError: a manifest is wrong.
+    """
+    return manifest.load(wish.envs / "models.toml", wish.host.manifest)
+
+
 def needs_of(wish: Wish, facts: Facts) -> choosing.Needs:
     """What this host needs of mirrors: its environment's locks; its models, or all that the manifest has.
 
     Raises:
         SpecError: a lock or the manifest is wrong.
     """
-    manifest = spec.load_tables(wish.envs / "models.toml", spec.ModelSpec)
-    models = [manifest[name] for name in wish.host.models if name in manifest] or list(manifest.values())
+    known = manifest_of(wish)
+    models = [known.pick(name) for name in wish.host.models] or list(known.models.values())
     return choosing.needs(environment(wish.envs, wish.host, facts), models)
 
 

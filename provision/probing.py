@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from provision import pages
 from provision.addresses import host_of, is_near, same_site
 from provision.command import redact
-from provision.download import content_hash
+from provision.digests import content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

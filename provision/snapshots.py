@@ -73,13 +73,7 @@ class SnapshotStep:
                 continue
             self.journal.record("snapshots", path=repo)
             for commit, links in missing.links.items():
-                snapshot = repo / "snapshots" / commit
-                for path, blob in links:
-                    link = snapshot / path
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    if link.is_symlink():
-                        link.unlink()  # it leads nowhere
-                    link.symlink_to(os.path.relpath(repo / "blobs" / blob, link.parent))
+                link(repo, commit, links)
             if missing.main is not None:
                 write_atomic(repo / "refs" / "main", missing.main)
 
@@ -128,6 +122,24 @@ class SnapshotStep:
                 }
                 found[model.revision] = found.pop(model.revision, {}) | pinned
         return found
+
+
+def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
+    """Give blobs their names in a snapshot, by relative links as the client makes them.
+
+    Args:
+        repo: the repository's folder in the cache.
+        commit: the snapshot's.
+        files: (path in the snapshot, blob).
+    """
+    for path, blob in files:
+        named = repo / "snapshots" / commit / path
+        named.parent.mkdir(parents=True, exist_ok=True)
+        if named.is_symlink():
+            named.unlink()  # it leads nowhere, or to another blob than the verified one
+        elif named.exists():
+            named.replace(named.with_name(f"{named.name}.firstlight-corrupt"))  # a copy, and not the verified one
+        named.symlink_to(os.path.relpath(repo / "blobs" / blob, named.parent))
 
 
 def _repos(hub: Path) -> list[Path]:

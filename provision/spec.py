@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -19,7 +20,7 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_REFUSED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".py"}
+_REFUSED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".py"}
 
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"  # of an environment: one plain folder
@@ -34,9 +35,10 @@ class Strict(BaseModel):
 def _safe_path(path: str) -> str:
     """A path inside a snapshot that can neither leave it nor carry code."""
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path:
+    control = any(unicodedata.category(each) in {"Cc", "Cs"} for each in path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path or path == "." or control:
         raise ValueError(f"{path!r} is not a plain relative path")
-    if pure.suffix in _REFUSED_SUFFIXES:
+    if pure.suffix.lower() in _REFUSED_SUFFIXES:
         raise ValueError(f"{path!r} can carry code; only safetensors and text files are taken")
     return path
 
@@ -55,15 +57,39 @@ class ModelFile(Strict):
         return self.sha256 is not None or self.git_sha1 is not None
 
 
+def _one_path_each(files: Sequence[ModelFile]) -> None:
+    """Refuse two paths that one file system or another takes for the same, and a file where others need a folder."""
+    seen: dict[str, str] = {}
+    for file in files:
+        for part in [file.path, *map(str, PurePosixPath(file.path).parents)][:-1]:
+            key = unicodedata.normalize("NFC", part).casefold()
+            kind = "file" if part == file.path else "folder"
+            if (kind == "file" and key in seen) or seen.get(key, f"folder {part}") != f"folder {part}":
+                raise ValueError(f"{file.path!r} is there twice, or differs from another path by its case alone")
+            seen[key] = f"{kind} {part}"
+
+
 class ModelSpec(Strict):
-    """One model of the manifest."""
+    """One model of the manifest. `extras`: files by name that are taken where somebody asks for NAME+EXTRA."""
 
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     variant: str | None = None
     license: str
     architecture: str
+    note: str = ""
     files: Annotated[list[ModelFile], Field(min_length=1)]
+    extras: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], list[ModelFile]] = {}
+
+    @model_validator(mode="after")
+    def _paths(self) -> ModelSpec:
+        _one_path_each([*self.files, *(file for extra in self.extras.values() for file in extra)])
+        return self
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in a hub cache (the client's layout)."""
+        return f"models--{self.repo.replace('/', '--')}"
 
 
 class Variant(Strict):
@@ -183,6 +209,7 @@ class HostSpec(Strict):
     ] = "auto"
     catalogue: str | None = None
     models: list[str] = ["ddpm-cat-256", "stable-diffusion-v1-5"]
+    manifest: str | None = None
     login: bool = False
 
 

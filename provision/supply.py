@@ -16,7 +16,7 @@ from provision.hub import Hub, official_endpoint
 from provision.relay import Relay, cached_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from provision.conda_lock import CondaPackage
@@ -145,9 +145,20 @@ class Supply:
 class Hubs:
     """The hubs that models may come from, the best first. Each is asked at most once for a sign of life."""
 
-    def __init__(self, root: Root, environ: Mapping[str, str], *, offline: bool = False) -> None:
-        """Take the volume, whose choice is followed unless the machine names a hub itself (HF_ENDPOINT)."""
+    def __init__(
+        self,
+        root: Root,
+        environ: Mapping[str, str],
+        *,
+        offline: bool = False,
+        token_hosts: Collection[str] = (),
+    ) -> None:
+        """Take the volume, whose choice is followed unless the machine names a hub itself (HF_ENDPOINT).
+
+        `token_hosts`: hosts that may see the user's token besides the official one.
+        """
         self.root = root
+        self.token_hosts = token_hosts
         self.environ = environ
         self.offline = offline
         self._known: dict[str, Hub] = {}
@@ -169,5 +180,7 @@ class Hubs:
 
     def _hub(self, endpoint: str, name: str | None) -> Hub:
         if endpoint not in self._known:
-            self._known[endpoint] = Hub(self.environ, offline=self.offline, endpoint=endpoint, name=name)
+            self._known[endpoint] = Hub(
+                self.environ, offline=self.offline, endpoint=endpoint, name=name, token_hosts=self.token_hosts
+            )
         return self._known[endpoint]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from provision import conda_lock
+from provision.paths import Root
 from tests.provision import channel
 from tests.provision.played import Fault, Played
 
@@ -275,6 +276,15 @@ def volume(request: pytest.FixtureRequest, tmp_path: Path, other_disk: Path) -> 
 @pytest.fixture
 def source(home: Path) -> Path:
     return home / ".cache/huggingface/hub"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A volume with a hub cache."""
+    found = Root(tmp_path / "root")
+    found.state.mkdir(parents=True)
+    found.hub.mkdir(parents=True)
+    return found
 
 
 @pytest.fixture

@@ -33,7 +33,9 @@ class Fault:
     stall_at: int | None = None
     cut: int | None = None
     bytes_a_second: int | None = None
+    no_range: bool = False
     without_agent: bool = False
+    without_token: bool = False
     after: int = 0
     times: int | None = None
 
@@ -43,8 +45,10 @@ class Played:
 
     def __init__(self, content: dict[str, bytes], *faults: Fault) -> None:
         self.content = content
+        self.headers: dict[str, dict[str, str]] = {}
         self.faults = list(faults)
         self.seen: list[tuple[str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, str | None]] = []
         self.over = threading.Event()
         self.met = 0
         self.server = _Server(("127.0.0.1", 0), _handler(self))
@@ -66,7 +70,10 @@ class Played:
 
     def fault_for(self, path: str, headers: Any) -> Fault | None:
         for fault in self.faults:
-            if fault.path in path and not (fault.without_agent and "firstlight" in headers.get("User-Agent", "")):
+            spared = (fault.without_agent and "firstlight" in headers.get("User-Agent", "")) or (
+                fault.without_token and "Authorization" in headers
+            )
+            if fault.path in path and not spared:
                 if fault.after > 0:
                     fault.after -= 1
                     continue
@@ -118,6 +125,7 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
         def answer(self, *, body: bool) -> None:
             path = self.path.partition("?")[0]
             played.seen.append((path, dict(self.headers)))
+            played.requests.append((self.command, path, self.headers.get("Authorization")))
             fault = played.fault_for(path, self.headers) or Fault()
             content = played.content.get(path)
             if fault.status is not None:
@@ -133,7 +141,8 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
                 content = bytes([content[0]]) + bytes(byte ^ 1 for byte in content[1:])
             kind = "application/vnd.pypi.simple.v1+json" if content.startswith(b"{") else "text/html"
             headers = {"Content-Type": kind if path.endswith("/") else "application/octet-stream"}
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            headers |= played.headers.get(path, {})
+            asked = None if fault.no_range else re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             status, part = 200, content
             if asked:
                 first = int(asked.group(1))

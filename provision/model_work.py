@@ -1,0 +1,125 @@
+"""Pulls, verifies or builds one model for a command, and says what became of it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from provision import architectures, model_report, models, paths, pins, stand_ins
+from provision.checking import Depth, FileState
+from provision.errors import BlockedError, FirstlightError
+from provision.journal import Journal
+from provision.model_report import Bars, Row
+from provision.snapshots import SnapshotStep
+from provision.step import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from provision.manifest import Manifest
+    from provision.paths import Root
+    from provision.pulling import Pull
+    from provision.spec import ModelSpec
+
+_WORDS = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Depth.HASH: "every hash"}
+
+
+def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) -> Row:
+    """Say the plan, and carry it out.
+
+    Raises:
+        BlockedError: it does not fit, or the cache cannot be written: no other model would do better.
+    """
+    started = time.perf_counter()
+    row = Row(work.name, work.spec)
+    try:
+        with _hashing(work, quiet=quiet) as bars:
+            plan = work.plan(bars.advance)
+        say(model_report.plan_line(work.name, plan))
+        if dry_run:
+            row.files = plan.states
+            row.state, row.said = ("ok", "nothing to do") if plan.is_done else ("missing", "not fetched: a dry run")
+            return row
+        sizes = {each.file.path: each.listed.size - each.have for each in plan.needed}
+        with Bars(work.name, sizes, wanted=not quiet) as bars:
+            work.run(plan, bars.advance)
+        models.record(work.root, work.name, None)
+        row.files = work.look(Depth.SIZE)
+        row.state = _worst(row)
+        row.said = "; ".join([work.ledger.summary() or "everything was here", *work.ledger.loud()])
+    except BlockedError:
+        raise
+    except FirstlightError as error:
+        row.files, row.error = work.look(Depth.SIZE), str(error)
+    row.bytes_fetched = work.arrived
+    row.seconds = time.perf_counter() - started
+    return row
+
+
+def verify(work: Pull, depth: Depth, *, quiet: bool) -> Row:
+    """Look at every file without the network."""
+    started = time.perf_counter()
+    row = Row(work.name, work.spec)
+    with _hashing(work, quiet=quiet) as bars:
+        row.files = work.look(depth, bars.advance)
+    row.state = _worst(row)
+    wrong = sum(each.state != "ok" for each in row.files)
+    row.said = f"{wrong} files are not right" if wrong else f"{_WORDS[depth]} is right"
+    told = {pins.source(work.root, work.spec, file.path) for file in work.spec.files} - {None, "official"}
+    if told:
+        row.said += f"; some are pinned by the word of {', '.join(sorted(map(str, told)))} alone"
+    row.seconds = time.perf_counter() - started
+    return row
+
+
+def stand_in(root: Root, name: str, model: ModelSpec, envs: Path, env: str, *, dry_run: bool) -> Row:
+    """Build a model's architecture with random weights.
+
+    Raises:
+        BlockedError: it does not fit.
+        SpecError: nothing is known of its architecture.
+    """
+    started = time.perf_counter()
+    row = Row(name, model)
+    size = stand_ins.size_of(model, architectures.load(envs, model.architecture))
+    if dry_run:
+        row.state, row.said = "missing", f"not built: a dry run; {size:,} bytes of random weights"
+        return row
+    try:
+        snapshot = stand_ins.build(root, name, model, envs, paths.interpreter(root.prefix(env)))
+        row.state, row.said = "stand-in", f"random weights, as {stand_ins.repo_of(name)}; this is not {model.repo}"
+        files = sorted(path for path in snapshot.rglob("*") if path.is_file())
+        row.files = [
+            FileState(path.relative_to(snapshot).as_posix(), path.stat().st_size, "stand-in") for path in files
+        ]
+    except BlockedError:
+        raise
+    except FirstlightError as error:
+        row.error = str(error)
+    row.seconds = time.perf_counter() - started
+    return row
+
+
+def heal(root: Root, known: Manifest) -> str:
+    """Mend refs, snapshots and links; a cache that cannot be written is looked at as it is. What was done, or ""."""
+    step = SnapshotStep(root, known.every(), Journal(root.journal, "models verify"))
+    found = step.check()
+    if found.state is not State.DRIFTED:
+        return ""
+    try:
+        step.apply()
+    except OSError as error:
+        return f"not mended: {found.detail} ({error.strerror})"
+    return f"mended: {found.detail}"
+
+
+def _hashing(work: Pull, *, quiet: bool) -> Bars:
+    here = [work.snapshot / file.path for file in work.spec.files]
+    sizes = {path.relative_to(work.snapshot).as_posix(): path.stat().st_size for path in here if path.is_file()}
+    return Bars(f"{work.name}: hashing", sizes, wanted=not quiet)
+
+
+def _worst(row: Row) -> str:
+    states = {each.state for each in row.files}
+    return next((state for state in ("failed", "corrupt", "missing") if state in states), "ok")

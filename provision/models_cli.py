@@ -1,0 +1,325 @@
+"""The commands `provision models`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provision.command import redact
+from provision.console import (
+    DryRunFlag,
+    EnvsFlag,
+    HostFlag,
+    JsonFlag,
+    ManifestFlag,
+    OfflineFlag,
+    QuietFlag,
+    RootFlag,
+    guard,
+    wish_of,
+)
+from provision.errors import Exit
+
+if TYPE_CHECKING:
+    from provision.manifest import Manifest
+    from provision.model_report import Row
+    from provision.plan import Wish
+    from provision.spec import ModelSpec
+
+app = typer.Typer(help="The models in the Hugging Face cache.", no_args_is_help=True, rich_markup_mode=None)
+
+Names = Annotated[list[str] | None, typer.Argument(help="NAME or NAME+EXTRA; without any, this host's.")]
+Name = Annotated[str, typer.Argument(help="NAME or NAME+EXTRA of the manifest.")]
+EndpointFlag = Annotated[str | None, typer.Option("--endpoint", help="This hub alone.", metavar="URL")]
+
+
+@dataclass
+class _Place:
+    """Where a command works: what is asked for, the models by name, which of them are meant."""
+
+    wish: Wish
+    manifest: Manifest
+    names: list[str]
+
+    def pick(self, name: str) -> ModelSpec:
+        return self.manifest.pick(name)
+
+
+@app.command("list")
+def list_(
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    manifest: ManifestFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show the models of the manifest, what of them is here, and what else is in the cache."""
+
+    def act() -> Exit:
+        from provision import model_care, model_report, models, stand_ins
+
+        place = _place(None, root, host, envs, manifest)
+        known = place.wish.root
+        reasons: dict[str, str | None] = dict(models.recorded(known))
+        for name in place.manifest.models:
+            if stand_ins.snapshot_of(known, name) is not None:
+                reasons.setdefault(name, None)
+        found = model_care.held(known, place.manifest)
+        others = model_care.others(known, place.manifest)
+        show = model_report.list_json if json else model_report.list_lines
+        print(show(found, others, reasons))
+        return Exit.GOOD
+
+    guard(act)
+
+
+@app.command()
+def pull(
+    names: Names = None,
+    endpoint: EndpointFlag = None,
+    trust_mirror: Annotated[
+        bool, typer.Option("--trust-mirror", help="Take a mirror's word for files that nobody has pinned.")
+    ] = False,
+    send_token_to: Annotated[
+        list[str] | None, typer.Option("--send-token-to", help="A host that may see your token.", metavar="HOST")
+    ] = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Build it with random weights instead, as stand-in/NAME.")
+    ] = False,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    manifest: ManifestFlag = None,
+    offline: OfflineFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Fetch models into the cache: what is there is hashed, what is missing or corrupt is fetched and verified."""
+
+    def act() -> Exit:
+        from provision import model_care, model_work
+        from provision.pulling import Pull
+        from provision.supply import Hubs
+
+        place = _place(names, root, host, envs, manifest)
+        known = place.wish.root
+        model_care.cache_of(known, is_named=place.wish.chosen.named)
+        environ = {**os.environ, "HF_ENDPOINT": endpoint} if endpoint else os.environ
+        hubs = Hubs(known, environ, offline=offline, token_hosts=frozenset(send_token_to or ()))
+        picked = [(name, place.pick(name)) for name in place.names]
+
+        def say(text: str) -> None:
+            if dry_run or not quiet:
+                print(redact(text), file=sys.stderr if json else sys.stdout, flush=True)
+
+        rows = []
+        for name, model in picked:
+            if stand_in:
+                rows.append(
+                    model_work.stand_in(known, name, model, place.wish.envs, place.wish.host.env, dry_run=dry_run)
+                )
+            else:
+                work = Pull(known, name, model, hubs, trust_mirror)
+                rows.append(model_work.pull(work, say, quiet=quiet or json, dry_run=dry_run))
+        return _end("models pull", rows, json=json, quiet=quiet)
+
+    guard(act)
+
+
+@app.command()
+def verify(
+    names: Names = None,
+    depth: Annotated[str, typer.Option("--depth", help="size, header or hash.")] = "hash",
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    manifest: ManifestFlag = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Prove that every byte is right, without the network; lost links and refs are mended (not with --dry-run)."""
+
+    def act() -> Exit:
+        from provision import model_care, model_work, spec
+        from provision.checking import Depth
+        from provision.pulling import Pull
+        from provision.supply import Hubs
+
+        place = _place(names, root, host, envs, manifest)
+        known = place.wish.root
+        wanted = Depth[spec.choose(depth, [each.name.lower() for each in Depth], "depth").upper()]
+        said = "" if dry_run else model_work.heal(known, place.manifest)
+        if not names:  # also what was pulled beside this host's own
+            here = {each.asked for each in model_care.held(known, place.manifest) if each.state != "absent"}
+            covered = {name.partition("+")[0] for name in here}
+            place.names = sorted(here | {name for name in place.names if name.partition("+")[0] not in covered})
+        hubs = Hubs(known, os.environ, offline=True)
+        rows = [
+            model_work.verify(Pull(known, name, place.pick(name), hubs), wanted, quiet=quiet or json)
+            for name in place.names
+        ]
+        if said and not json:
+            print(said)
+        return _end("models verify", rows, json=json, quiet=quiet, every_file=True)
+
+    guard(act)
+
+
+@app.command()
+def show(
+    name: Name,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    manifest: ManifestFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show what a model is made of: components, parameters, scheduler, licence. Nothing of it is loaded."""
+
+    def act() -> Exit:
+        from provision import model_care, model_report, structure
+
+        place = _place([name], root, host, envs, manifest)
+        model = place.pick(name)
+        found = structure.read(model_care.snapshot_of(place.wish.root, model), model, place.wish.envs)
+        print((model_report.structure_json if json else model_report.structure_lines)(name, model, found))
+        return Exit.GOOD
+
+    guard(act)
+
+
+@app.command()
+def lock(
+    names: Annotated[list[str], typer.Argument(help="Models of the manifest.")],
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    manifest: ManifestFlag = None,
+) -> None:
+    """Write the sizes and hashes that the official hub tells into the manifest; nothing is fetched."""
+
+    def act() -> Exit:
+        from provision import hub, model_care, spec
+
+        place = _place(names, root, host, envs, manifest)
+        official = hub.Hub(os.environ, endpoint=hub.official_endpoint())
+        added = place.wish.host.manifest
+        for name in place.names:
+            base = spec.choose(name.partition("+")[0], list(place.manifest.models), "model")
+            whole = place.manifest.models[base]
+            mine = Path(added).expanduser() if added else None
+            has_it = mine is not None and base in spec.load_tables(mine, spec.ModelSpec)
+            path = mine if mine is not None and has_it else place.wish.envs / "models.toml"
+            count = model_care.lock(path, base, whole, official)
+            print(
+                f"{base}: {count} files were completed in {path}" if count else f"{base}: every file is pinned already"
+            )
+        return Exit.GOOD
+
+    guard(act)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="NAME, NAME+EXTRA (the extra alone), or stand-in/NAME.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    manifest: ManifestFlag = None,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Take a model out of the cache; what another model or revision needs stays."""
+
+    def act() -> Exit:
+        from provision import holder, model_care, model_report, models, paths
+
+        place = _place(None, root, host, envs, manifest)
+        known = place.wish.root
+        gone = model_care.removal(known, place.manifest, name)
+        if not (gone.links or gone.blobs):
+            print(f"{name}: nothing of it alone is here")
+            return Exit.GOOD
+        print(model_report.removal_line(name, gone))
+        if dry_run:
+            return Exit.CHANGES
+        if not yes:
+            if not sys.stdin.isatty():
+                print("error: it is not asked without a terminal: add --yes.", file=sys.stderr)
+                return Exit.USAGE
+            if not typer.confirm("Remove it?"):
+                return Exit.GOOD
+        if known.marker.is_file():
+            with holder.holding(known, f"{paths.program()} models remove"):
+                model_care.remove(known, gone)
+        else:
+            model_care.remove(known, gone)
+        if name.startswith("stand-in/"):
+            models.record(known, name.partition("/")[2], None)
+        return Exit.GOOD
+
+    guard(act)
+
+
+@app.command()
+def seed(
+    bind: Annotated[str, typer.Option("--bind", help="The address to listen at.")] = "0.0.0.0",  # noqa: S104 (the LAN is what it is for)
+    port: Annotated[int, typer.Option("--port", help="The port; 0: a free one.")] = 8090,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    manifest: ManifestFlag = None,
+) -> None:
+    """Serve the manifest's models that are here to other hosts, read-only, as a hub that they name by HF_ENDPOINT."""
+
+    def act() -> Exit:
+        from provision import model_care, model_report, seeding
+
+        place = _place(None, root, host, envs, manifest)
+        found = [each for each in model_care.held(place.wish.root, place.manifest) if each.state == "whole"]
+        models = []
+        for each in found:
+            snapshot = model_care.snapshot_of(place.wish.root, each.model)
+            paths_ = [file.path for file in each.model.files]
+            models.append(seeding.served(each.model.repo, each.model.revision, each.model.license, snapshot, paths_))
+        if not models:
+            print("error: no model of the manifest is whole here: pull one first.", file=sys.stderr)
+            return Exit.FAILED
+        with seeding.server(models, bind, port) as running:
+            known = seeding.addresses() if bind == "0.0.0.0" else [bind]  # noqa: S104
+            print(model_report.seed_lines([each.asked for each in found], known, running.server_address[1]), flush=True)
+            running.serve_forever()
+        return Exit.GOOD
+
+    guard(act)
+
+
+def _place(
+    names: list[str] | None, root: str | None, host: Path | None, envs: Path | None, manifest: str | None
+) -> _Place:
+    from provision import plan
+
+    wish = wish_of(root, host, envs, changes={"manifest": manifest})
+    return _Place(wish, plan.manifest_of(wish), names or list(wish.host.models))
+
+
+def _end(command: str, rows: list[Row], *, json: bool, quiet: bool, every_file: bool = False) -> Exit:
+    from provision import model_report
+
+    code = Exit.GOOD
+    if any(row.state not in {"ok", "stand-in"} for row in rows):
+        code = Exit.FAILED if any(row.error for row in rows) else Exit.CHANGES
+    if json:
+        print(model_report.rows_json(command, rows, int(code)))
+        return code
+    for row in rows:
+        if not quiet or row.state not in {"ok", "stand-in"}:
+            print(model_report.row_lines(row, every_file=every_file))
+    return code

@@ -1,0 +1,198 @@
+"""Serves the models of a hub cache to other hosts, read-only, as a hub: they pull from it and verify what comes.
+
+Source of the protocol: huggingface_hub's requests, as its client makes them for a snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model that is served: {path: blob} of its pinned revision."""
+
+    repo: str
+    revision: str
+    license: str
+    files: Mapping[str, Path]
+
+    def listing(self) -> list[dict[str, object]]:
+        """Its files as a hub lists them: large ones by sha256, small ones by git's sha1."""
+        rows = []
+        for path, blob in sorted(self.files.items()):
+            size = blob.stat().st_size
+            row: dict[str, object] = {"type": "file", "path": path, "size": size, "oid": blob.name[:40]}
+            if len(blob.name) == 64:
+                row["lfs"] = {"oid": blob.name, "size": size, "pointerSize": 135}
+            rows.append(row)
+        return rows
+
+
+def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[str]) -> Served:
+    """What can be served of a model: the files whose blobs bear their hashes."""
+    files = {}
+    for path in paths:
+        blob = (snapshot / path).resolve()
+        if blob.is_file() and _BLOB.fullmatch(blob.name):
+            files[path] = blob
+    return Served(repo, revision, license_, files)
+
+
+def server(models: list[Served], host: str, port: int) -> ThreadingHTTPServer:
+    """A server of these models; `serve_forever` runs it.
+
+    Raises:
+        OSError: the port is taken, or the address is not this machine's.
+    """
+    made = ThreadingHTTPServer((host, port), _handler({each.repo: each for each in models}, models))
+    made.daemon_threads = True
+    return made
+
+
+def addresses() -> list[str]:
+    """This machine's own addresses in its networks, for people on other hosts."""
+    import psutil
+
+    found = []
+    for rows in psutil.net_if_addrs().values():
+        found += [row.address for row in rows if row.family == socket.AF_INET and not row.address.startswith("127.")]
+    return sorted(found)
+
+
+def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        server_version = "firstlight"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def do_POST(self) -> None:
+            """`paths-info`, which a caching proxy asks for: the listing of some files."""
+            match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", urlsplit(self.path).path)
+            length = self.headers.get("Content-Length", "0")
+            asked = self.rfile.read(int(length)) if length.isdecimal() and int(length) < _BLOCK else b""
+            model = self.model(match.group(1), match.group(2)) if match else None
+            if model is None:
+                self.missing("RepoNotFound")
+                return
+            with suppress(ValueError, TypeError, AttributeError):
+                paths = json.loads(asked).get("paths", [])
+                self.json([row for row in model.listing() if row["path"] in paths], body=True)
+                return
+            self.reply(400, b"", {}, body=True)
+
+        def answer(self, *, body: bool) -> None:
+            path = unquote(urlsplit(self.path).path)
+            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(tree|revision)/([^/]+)/?", path):
+                repo, kind, revision = match.groups()
+                model = self.model(repo, revision)
+                if model is None:
+                    self.missing("RevisionNotFound" if repo in repos else "RepoNotFound", body=body)
+                elif kind == "tree":
+                    self.json(model.listing(), body=body)
+                else:
+                    self.info(model, body=body)
+            elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)) and match.group(1) in repos:
+                self.info(repos[match.group(1)], body=body)
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                model = self.model(match.group(1), match.group(2))
+                blob = model.files.get(match.group(3)) if model else None
+                if model is None or blob is None:
+                    self.missing("EntryNotFound" if model else "RepoNotFound", body=body)
+                else:
+                    self.file(blob, model.revision, body=body)
+            else:
+                self.missing("RepoNotFound", body=body)
+
+        def model(self, repo: str, revision: str) -> Served | None:
+            every = [each for each in models if each.repo == repo and revision in {each.revision, "main"}]
+            if not every:
+                return None
+            # Entries of one repository at one revision, such as two variants, are one snapshot.
+            files = {
+                path: blob for each in every if each.revision == every[0].revision for path, blob in each.files.items()
+            }
+            return Served(repo, every[0].revision, every[0].license, files)
+
+        def info(self, model: Served, *, body: bool) -> None:
+            names = [{"rfilename": path} for path in sorted(model.files)]
+            card = {"license": model.license}
+            self.json(
+                {"id": model.repo, "modelId": model.repo, "sha": model.revision, "siblings": names, "cardData": card},
+                body=body,
+            )
+
+        def file(self, blob: Path, revision: str, *, body: bool) -> None:
+            with blob.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                first, last = 0, size - 1
+                match = _RANGE.fullmatch(self.headers.get("Range", ""))
+                if match:
+                    first = int(match.group(1))
+                    last = min(last, int(match.group(2))) if match.group(2) else last
+                    if first >= size:
+                        self.reply(416, b"", {"Content-Range": f"bytes */{size}"}, body=body)
+                        return
+                headers = {
+                    "ETag": f'"{blob.name}"',
+                    "X-Repo-Commit": revision,
+                    "X-Linked-Size": str(size),
+                    "X-Linked-Etag": f'"{blob.name}"',
+                    "Accept-Ranges": "bytes",
+                    "Content-Type": "application/octet-stream",
+                    "Content-Length": str(last - first + 1),
+                }
+                if match:
+                    headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+                self.begin(206 if match else 200, headers)
+                if body:
+                    file.seek(first)
+                    with suppress(ConnectionError):
+                        self.send(file, last - first + 1)
+
+        def send(self, file: object, count: int) -> None:
+            self.wfile.flush()
+            # By sendfile where there is one: the bytes do not pass through this process.
+            self.connection.sendfile(file, file.tell(), count)  # type: ignore[attr-defined]
+
+        def json(self, value: object, *, body: bool) -> None:
+            self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=body)
+
+        def missing(self, code: str, *, body: bool = True) -> None:
+            self.reply(404, b"", {"X-Error-Code": code}, body=body)
+
+        def reply(self, status: int, content: bytes, headers: Mapping[str, str], *, body: bool) -> None:
+            self.begin(status, {**headers, "Content-Length": str(len(content))})
+            if body:
+                self.wfile.write(content)
+
+        def begin(self, status: int, headers: Mapping[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+    return Handler

@@ -1,0 +1,49 @@
+"""A small model, a pull of it, and what became of it."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from provision import manifest
+from provision.checking import Depth
+from provision.pulling import Pull
+from provision.supply import Hubs
+from tests.provision import played_hub
+
+if TYPE_CHECKING:
+    from provision.paths import Root
+    from tests.provision.played import Played
+
+REPO = "owner/model"
+WEIGHTS = "unet/model.safetensors"
+TOKEN = "hf_" + "T" * 30
+FILES = {
+    "model_index.json": b'{"_class_name": "X"}\n',
+    "unet/config.json": b'{"a": 1}\n',
+    WEIGHTS: random.Random(1).randbytes(3_000_000),  # noqa: S311 (weights, not secrets)
+    "vae/model.safetensors": random.Random(2).randbytes(400_000),  # noqa: S311
+}
+
+
+def pull_of(root: Root, url: str, *, pinned: bool = True, trust: bool = False, tokens: tuple[str, ...] = ()) -> Pull:
+    path = root.path / "models.toml"
+    path.write_text(played_hub.manifest_entry("m", REPO, FILES, pinned=pinned))
+    found = Hubs(root, {"HF_ENDPOINT": url}, token_hosts=tokens)
+    return Pull(root, "m", manifest.load(path).pick("m"), found, trust)
+
+
+def run(work: Pull) -> list[tuple[str, int]]:
+    told: list[tuple[str, int]] = []
+    work.run(work.plan(), lambda path, count: told.append((path, count)))
+    return told
+
+
+def is_whole(work: Pull) -> bool:
+    return all(state.state == "ok" for state in work.look(Depth.HASH)) and all(
+        (work.snapshot / path).read_bytes() == content for path, content in FILES.items()
+    )
+
+
+def gets(played: Played, path: str) -> int:
+    return sum(method == "GET" and path in asked for method, asked, _ in played.requests)
