@@ -16,6 +16,8 @@ from provision.pulling import CORRUPT, PART, BlobLock
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from provision.checking import FileState
     from provision.hub import Hub
     from provision.manifest import Manifest
@@ -46,7 +48,7 @@ class Held:
         """One word: whole, partly or absent."""
         if all(each.state == "ok" for each in self.states):
             return "whole"
-        return "partly" if any(each.path.endswith(".safetensors") for each in self.there) else "absent"
+        return "partly" if _has_weights(self.states) else "absent"
 
     @property
     def there(self) -> list[FileState]:
@@ -62,13 +64,19 @@ def held(root: Root, manifest: Manifest) -> list[Held]:
     found = []
     for name, whole in manifest.models.items():
         snapshot = snapshot_of(root, whole)
-        extras = [
-            extra for extra, files in whole.extras.items() if any((snapshot / each.path).exists() for each in files)
-        ]
+        extras = []
+        if _has_weights(checking.look(snapshot, whole.files, Depth.SIZE)):
+            extras = [
+                extra for extra, files in whole.extras.items() if any((snapshot / each.path).exists() for each in files)
+            ]
         asked = "+".join([name, *extras])
         model = pins.apply(root, manifest.pick(asked))
         found.append(Held(asked, model, checking.look(snapshot, model.files, Depth.SIZE)))
     return found
+
+
+def _has_weights(states: Sequence[FileState]) -> bool:
+    return any(each.size is not None and each.path.endswith(".safetensors") for each in states)
 
 
 def snapshot_of(root: Root, model: ModelSpec) -> Path:

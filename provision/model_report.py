@@ -67,6 +67,8 @@ def rows_json(command: str, rows: Sequence[Row], code: int) -> str:
 def row_lines(row: Row, *, every_file: bool) -> str:
     """One model in lines: its state, then each file that is not as it should be, or `every_file`."""
     lines = [f"  {row.state:<8} {row.name:<32} {row.error or row.said}  ({row.seconds:.2f} s)"]
+    if all(each.state == "missing" for each in row.files):
+        return redact(lines[0])
     for each in row.files:
         if every_file or each.state in {"corrupt", "failed"}:
             size = "" if each.size is None else f"{each.size:,} bytes"
@@ -94,11 +96,11 @@ def list_lines(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mapp
     """`models list` for people."""
     lines = []
     for each in found:
-        size = sum(file.size or 0 for file in each.model.files)
-        known = f"{size / 1e9:.2f} GB" if size else "?"
+        unknown = any(file.size is None and file.path.endswith(".safetensors") for file in each.model.files)
+        known = "? GB" if unknown else f"{sum(file.size or 0 for file in each.model.files) / 1e9:.2f} GB"
         said = {"whole": "here", "absent": "-"}.get(each.state, f"{len(each.there)} of {len(each.states)} files")
         unpinned = sum(not file.locked for file in each.model.files)
-        notes = [f"{unpinned} files are not pinned yet" if unpinned else "", each.model.note]
+        notes = [f"not pinned yet: {unpinned} of its files" if unpinned else "", each.model.note]
         name = each.asked.partition("+")[0]
         if name in stand_ins:
             said = f"stand-in ({stand_ins[name]})" if stand_ins[name] else "stand-in"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from provision import architectures, model_report, models, paths, pins, stand_ins
 from provision.checking import Depth, FileState
 from provision.errors import BlockedError, FirstlightError
+from provision.hub import HubError
 from provision.journal import Journal
 from provision.model_report import Bars, Row
 from provision.snapshots import SnapshotStep
@@ -52,6 +53,8 @@ def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) 
         raise
     except FirstlightError as error:
         row.files, row.error = work.look(Depth.SIZE), str(error)
+        if type(error) is HubError and not work.hubs.offline:
+            row.error += f". Look for another: {paths.program()} mirrors probe --tool hf"
     row.bytes_fetched = work.arrived
     row.seconds = time.perf_counter() - started
     return row
@@ -65,7 +68,9 @@ def verify(work: Pull, depth: Depth, *, quiet: bool) -> Row:
         row.files = work.look(depth, bars.advance)
     row.state = _worst(row)
     wrong = sum(each.state != "ok" for each in row.files)
-    row.said = f"{wrong} files are not right" if wrong else f"{_WORDS[depth]} is right"
+    row.said = f"not right: {wrong} of {len(row.files)} files" if wrong else f"{_WORDS[depth]} is right"
+    if all(each.state == "missing" for each in row.files):
+        row.said = f"not here. To fetch it: {paths.program()} models pull {work.name}"
     told = {pins.source(work.root, work.spec, file.path) for file in work.spec.files} - {None, "official"}
     if told:
         row.said += f"; some are pinned by the word of {', '.join(sorted(map(str, told)))} alone"

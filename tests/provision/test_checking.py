@@ -1,0 +1,176 @@
+"""How a model's files are looked at: their headers, their hashes; and what a manifest may name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from provision import checking, manifest, weights
+from provision.checking import Depth
+from provision.errors import SpecError
+from provision.spec import ModelFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(path: Path, header: dict[str, Any], data: bytes) -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def tensor(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_a_sound_header_is_read(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": {"format": "pt"},
+        "b": tensor(8, 12, [2], "F16"),
+        "a": tensor(0, 8, [2]),
+        "s": tensor(12, 12, [0]),
+    }
+    found = weights.read_header(write(tmp_path / "w", header, bytes(12)))
+    assert (found["a"].elements, found["b"].dtype, found["s"].elements) == (2, "F16", 0)
+
+
+def test_it_reads_what_the_real_library_writes(tmp_path: Path, measured_python: Path) -> None:
+    script = (
+        "import sys, numpy as np; from safetensors.numpy import save_file\n"
+        "save_file({'x': np.zeros((2, 3), 'float16'), 'y': np.zeros((), 'int64')}, sys.argv[1])\n"
+    )
+    subprocess.run([str(measured_python), "-c", script, str(tmp_path / "w")], check=True)
+    found = weights.read_header(tmp_path / "w")
+    assert (found["x"].shape, found["y"].shape, found["y"].dtype) == ((2, 3), (), "I64")
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "said"),
+    [
+        ({"a": tensor(0, 8, [2])}, bytes(4), "has 4 bytes of tensors, its header tells 8"),
+        ({"a": tensor(0, 8, [2])}, bytes(12), "has 12 bytes of tensors"),
+        ({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, bytes(12), "has an overlap before b"),
+        ({"a": tensor(4, 12, [2])}, bytes(12), "has a gap before a"),
+        ({"a": tensor(0, 8, [3])}, bytes(8), "another length than its shape"),
+        ({"a": tensor(0, 8, [2], "Q9")}, bytes(8), "cannot be read"),
+        ({"a": tensor(0, 8, [-2])}, bytes(8), "cannot be read"),
+        ({"a": {"dtype": "F32"}}, bytes(8), "cannot be read"),
+        ({"a": 7}, bytes(8), "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_header_is_said(tmp_path: Path, header: dict[str, Any], data: bytes, said: str) -> None:
+    with pytest.raises(weights.WeightsError, match=said):
+        weights.read_header(write(tmp_path / "w", header, data))
+
+
+@given(st.binary(max_size=200))
+def test_rubbish_is_refused_and_never_crashes(content: bytes) -> None:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w"
+        path.write_bytes(content)
+        try:
+            weights.read_header(path)
+        except weights.WeightsError:
+            return
+        assert len(content) >= 8
+
+
+def test_the_depths_find_what_they_are_for(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.safetensors", {"a": tensor(0, 8, [2])}, bytes(8))
+    digest = hashlib.sha256(good.read_bytes()).hexdigest()
+    size = good.stat().st_size
+
+    def state(depth: Depth, **pins: Any) -> str:
+        return checking.look(tmp_path, [ModelFile(path="good.safetensors", **pins)], depth)[0].state
+
+    assert [state(depth, size=size, sha256=digest) for depth in Depth] == ["ok"] * 3
+    assert state(Depth.SIZE, size=size + 1) == "corrupt"
+    assert state(Depth.SIZE, size=size, sha256="0" * 64) == "ok"
+    assert state(Depth.HASH, size=size, sha256="0" * 64) == "corrupt"
+    content = bytearray(good.read_bytes())
+    content[9] ^= 0xFF
+    good.write_bytes(content)
+    assert [state(depth, size=size, sha256=digest) for depth in Depth] == ["ok", "corrupt", "corrupt"]
+    good.unlink()
+    assert state(Depth.HASH) == "missing"
+    good.mkdir()
+    assert state(Depth.SIZE) == "corrupt"
+
+
+def test_the_order_of_the_files_stays(tmp_path: Path) -> None:
+    names = [f"{number}.json" for number in range(20)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes(number * 100))
+    found = checking.look(tmp_path, [ModelFile(path=name) for name in names], Depth.HASH)
+    assert [each.path for each in found] == names
+
+
+ENTRY = '[m]\nrepo = "o/m"\nrevision = "{}"\nlicense = "mit"\narchitecture = "x"\nfiles = [{}]\n'
+
+
+def entry(*paths: str, extra: str = "") -> str:
+    rows = ", ".join(f"{{path = {json.dumps(path)}}}" for path in paths)
+    return ENTRY.format("a" * 40, rows) + extra
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["a.bin"], "can carry code"),
+        (["a.CKPT"], "can carry code"),
+        (["unet/a.pt"], "can carry code"),
+        (["a.pkl"], "can carry code"),
+        (["a.msgpack"], "can carry code"),
+        (["pipeline.py"], "can carry code"),
+        (["/etc/passwd"], "plain relative"),
+        (["../x.json"], "plain relative"),
+        (["a/../x.json"], "plain relative"),
+        (["a//x.json"], "plain relative"),
+        (["a\\x.json"], "plain relative"),
+        (["a\nb.json"], "plain relative"),
+        (["."], "plain relative"),
+        (["x.json", "x.json"], "there twice"),
+        (["x.json", "X.json"], "by its case alone"),
+        (["unet/a.json", "UNET/b.json"], "by its case alone"),
+        (["\u00e9.json", "e\u0301.json"], "by its case alone"),
+        (["unet", "unet/a.json"], "there twice"),
+        (["unet/a.json", "unet"], "there twice"),
+    ],
+)
+def test_paths_that_are_refused(tmp_path: Path, paths: list[str], said: str) -> None:
+    (tmp_path / "models.toml").write_text(entry(*paths))
+    with pytest.raises(SpecError, match=said):
+        manifest.load(tmp_path / "models.toml")
+
+
+def test_extras_are_asked_for_by_a_plus(tmp_path: Path) -> None:
+    extra = 'extras.checker = [{path = "checker/a.json"}]\n'
+    (tmp_path / "models.toml").write_text(entry("unet/a.json", "b.json", extra=extra))
+    known = manifest.load(tmp_path / "models.toml")
+    assert [file.path for file in known.pick("m").files] == ["unet/a.json", "b.json"]
+    assert [file.path for file in known.pick("m+checker").files] == ["unet/a.json", "b.json", "checker/a.json"]
+    with pytest.raises(SpecError, match="unknown extra of m 'x'; there is: checker"):
+        known.pick("m+x")
+    (tmp_path / "models.toml").write_text(entry("a.json", extra='extras.checker = [{path = "A.json"}]\n'))
+    with pytest.raises(SpecError, match="by its case alone"):
+        manifest.load(tmp_path / "models.toml")
+
+
+def test_a_manifest_of_ones_own_adds_to_ours(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(entry("a.json"))
+    (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", "[mine]"))
+    assert set(manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml")).models) == {"m", "mine"}
+    (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", '["a+b"]'))
+    with pytest.raises(SpecError, match="a plus stands before an extra"):
+        manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml"))
