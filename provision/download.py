@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from provision import digests
+from provision import bodies, digests
 from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from provision.digests import Hash
 
-_BLOCK = 1 << 20
 # (connect, silence) in seconds: a source that does not answer is left quickly while there is another, and later it is
 # given time.
 _IMPATIENT = (3.0, 4.0)
@@ -138,7 +137,7 @@ class Partial:
         self.givers.clear()
         self.digests = self._fresh()
 
-    def add(self, blocks: Iterator[bytes], source: str, progress: Callable[[int], None]) -> None:
+    def add(self, blocks: Iterator[bytes | memoryview], source: str, progress: Callable[[int], None]) -> None:
         """Append what arrives."""
         with self.path.open("ab") as file:
             for block in blocks:
@@ -323,7 +322,9 @@ def _append(
                 partial.restart()  # it ignores ranges, and sends the whole
             _learn_size(partial, response)
             partial.add(_blocks(response, hurry=hurry), candidate.source, progress)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+    except bodies.SilenceError:
+        raise _RefusedError("it fell silent", is_silence=True) from None
+    except (requests.RequestException, urllib3.exceptions.HTTPError, bodies.BrokenError) as error:
         raise _RefusedError(_silence(error), is_silence=True) from None
     if partial.size is not None and partial.have != partial.size:
         reason = f"it sent {partial.have:,} of {partial.size:,} bytes"
@@ -333,10 +334,10 @@ def _append(
     partial.size = partial.have
 
 
-def _blocks(response: requests.Response, *, hurry: bool) -> Iterator[bytes]:
+def _blocks(response: requests.Response, *, hurry: bool) -> Iterator[bytes | memoryview]:
     """What arrives, as it arrives."""
     since, arrived = time.monotonic(), 0
-    while block := response.raw.read1(_BLOCK):
+    for block in bodies.blocks(response.raw):
         yield block
         arrived += len(block)
         if time.monotonic() - since > _SLOWEST_SECONDS:
@@ -364,7 +365,9 @@ def _silence(error: Exception) -> str:
 
     if isinstance(error, requests.ConnectTimeout):
         return "it does not answer"
-    if isinstance(error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError):
+    if isinstance(
+        error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError | bodies.BrokenError
+    ):
         return "it broke off"
     if isinstance(error, requests.ReadTimeout) or "timed out" in str(error):
         return "it fell silent"

@@ -195,6 +195,7 @@ class Pull:
         waiting = deque(sorted(plan.needed, key=lambda each: -each.listed.size))
         faults: list[BaseException] = []
         self._stopped.clear()
+        threading.Thread(target=_load_client, daemon=True).start()
 
         def told(path: str, count: int) -> None:
             if self._stopped.is_set():
@@ -353,6 +354,11 @@ class BlobLock:
     def release(self) -> None:
         """Let others have it."""
         self._lock.release()
+
+
+def _load_client() -> None:
+    """Import what links in the end while the files arrive: it takes a fifth of a second."""
+    from huggingface_hub import snapshot_download  # noqa: F401
 
 
 def _literally(path: str) -> str:

@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
-        {"errors", "digests", "weights", "stand_in_worker"},
+        {"errors", "digests", "bodies", "weights", "stand_in_worker"},
         {
             "command",
             "paths",

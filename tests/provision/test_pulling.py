@@ -229,9 +229,9 @@ class TestResume:
 
 def _killed_after(work: Pull, count: int) -> None:
     """In a forked process: pull in small pieces, and die once so many bytes have come."""
-    import provision.download
+    from provision import bodies
 
-    provision.download._BLOCK = 1 << 14
+    bodies._BLOCK = 1 << 14
     left = [count]
 
     def told(_: str, arrived: int) -> None:
