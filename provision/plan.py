@@ -117,7 +117,7 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
             hubs,
             retry=wish.retry,
             progress=progress,
-            build=partial(stand_ins.build, root, name, model, wish.envs, python),
+            build=partial(stand_ins.build, root, name, model, wish.envs, python, unasked=True),
         )
         for name, model in picked.items()
     ]

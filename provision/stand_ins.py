@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import architectures, command, digests, stand_in_worker
+from provision import architectures, command, digests, paths, stand_in_worker
 from provision.errors import BlockedError, FirstlightError
 from provision.snapshots import link
 from provision.volume import write_atomic
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OWNER = "stand-in"
 _SEED = 0
 _HEADROOM = 1.1
+_LITTLE = 0.1
 _BYTES = {"F16": 2, "F32": 4}
 _STAGING = ".firstlight-stand-in-"
 _TIMEOUT_SECONDS = 1800.0
@@ -64,7 +65,7 @@ def size_of(model: ModelSpec, architecture: Architecture) -> int:
     return sum(architecture.parameters.values()) * _BYTES[dtype_of(model)]
 
 
-def build(root: Root, name: str, model: ModelSpec, envs: Path, python: Path) -> Path:
+def build(root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, unasked: bool = False) -> Path:
     """Build a stand-in, unless it is there.
 
     Args:
@@ -73,6 +74,7 @@ def build(root: Root, name: str, model: ModelSpec, envs: Path, python: Path) -> 
         model: its entry.
         envs: the folder with the architectures.
         python: the interpreter of an environment that has diffusers.
+        unasked: nobody asked for it by name: then it is built only where it takes little of the free space.
 
     Returns:
         Its snapshot.
@@ -96,6 +98,11 @@ def build(root: Root, name: str, model: ModelSpec, envs: Path, python: Path) -> 
         raise BlockedError(
             f"{folder.parent}: {free:,} bytes are free, {needed:,} are needed for the stand-in of {name}. "
             "Free some, or give another --root, then run again."
+        )
+    if unasked and needed > free * _LITTLE:
+        raise FirstlightError(
+            f"its {needed:,} bytes are more than a tenth of what is free. To build it: {paths.program()} models pull "
+            f"--stand-in {name}"
         )
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent))
     try:
