@@ -56,13 +56,14 @@ def _version() -> str:
 def _write_component(place: Path, library: str, kind: str, config: dict[str, Any], asked: dict[str, Any]) -> None:
     import diffusers
     import torch
-    import transformers
 
     place.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         if library == "diffusers":
             component = getattr(diffusers, kind)(**config)
         else:
+            import transformers
+
             made = getattr(transformers, kind)
             component = made(made.config_class(**config))
     variant = f".{asked['variant']}" if asked["variant"] else ""
@@ -91,6 +92,7 @@ def _write_weights(file: Path, shapes: dict[str, tuple[tuple[int, ...], bool]], 
         header[name] = {"dtype": dtype if floating else "I64", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    made: dict[int, bytes] = {}
     pool = np.random.default_rng(seed).uniform(-1, 1, _POOL).astype(np.float32)
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
@@ -101,7 +103,10 @@ def _write_weights(file: Path, shapes: dict[str, tuple[tuple[int, ...], bool]], 
             elif len(shape) < 2:
                 out.write(np.full(count, float(name.endswith("weight")), kinds[name]).tobytes())
             else:
-                scaled = (pool / math.sqrt(math.prod(shape[1:]))).astype(kinds[name]).tobytes()
+                fan_in = math.prod(shape[1:])
+                if fan_in not in made:  # few differ
+                    made[fan_in] = (pool / math.sqrt(fan_in)).astype(kinds[name]).tobytes()
+                scaled = made[fan_in]
                 for _ in range(count // _POOL):
                     out.write(scaled)
                 out.write(scaled[: count % _POOL * kinds[name].itemsize])
