@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from bench.axes import DTYPES, LAYOUTS, SCHEDULERS, models
+from bench import axes
 from bench.result import Case
 from provision import spec
 from provision.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from provision.paths import Root
 
@@ -34,29 +37,54 @@ def _one_of(what: str, known: Sequence[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Model = Annotated[str, _one_of("model", models())]
-Dtype = Annotated[str, _one_of("dtype", list(DTYPES))]
-Scheduler = Annotated[str, _one_of("scheduler", list(SCHEDULERS))]
-Layout = Annotated[str, _one_of("layout", LAYOUTS)]
+Model = Annotated[str, _one_of("model", axes.models())]
+Task = Annotated[str, _one_of("task", sorted({task for known in axes.TASKS.values() for task in known}))]
+Dtype = Annotated[str, _one_of("dtype", list(axes.DTYPES))]
+Scheduler = Annotated[str, _one_of("scheduler", list(axes.SCHEDULERS))]
+Layout = Annotated[str, _one_of("layout", axes.LAYOUTS)]
+Attention = Annotated[str, _one_of("attention", list(axes.ATTENTIONS))]
+Compile = Annotated[str, _one_of("compile", list(axes.COMPILES))]
+Offload = Annotated[str, _one_of("offload", axes.OFFLOADS)]
+Vae = Annotated[str, _one_of("vae", axes.VAES)]
+
+_T = TypeVar("_T")
+
+
+def _as_axis(given: object) -> object:
+    """One value, or a list of them."""
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
+
+
+Axis = Annotated[tuple[_T, ...], Field(min_length=1), BeforeValidator(_as_axis)]
 
 
 class Shape(spec.Strict):
-    """What fits one kind of device. `size` is the image's edge in pixels."""
+    """What fits one kind of device; each is one number or a list. `size` is the image's edge in pixels."""
 
-    size: Annotated[int, Field(gt=0, multiple_of=8)]
-    steps: Annotated[int, Field(ge=1, le=1000)]
-    batch: Annotated[int, Field(ge=1)] = 1
+    size: Axis[Annotated[int, Field(gt=0, multiple_of=8)]]
+    steps: Axis[Annotated[int, Field(ge=1, le=1000)]]
+    batch: Axis[Annotated[int, Field(ge=1)]] = (1,)
 
 
 class Matrix(spec.Strict):
-    """One block of a suite: every combination of its lists."""
+    """One block of a suite: every combination of its axes; an axis that is not named is as the library has it.
 
-    model: Model
-    dtype: Annotated[list[Dtype], Field(min_length=1)]
-    scheduler: Annotated[list[Scheduler], Field(min_length=1)]
-    layout: Annotated[list[Layout], Field(min_length=1, default=["contiguous"])]
-    cpu: Shape
-    gpu: Shape
+    Without `cpu` (or `gpu`) the block is left out there. `find_max`: also search the largest batch and image.
+    """
+
+    model: Axis[Model]
+    task: Axis[Task] = ("",)
+    dtype: Axis[Dtype]
+    scheduler: Axis[Scheduler]
+    layout: Axis[Layout] = ("contiguous",)
+    attention: Axis[Attention] = ("sdpa",)
+    compile: Axis[Compile] = ("eager",)
+    offload: Axis[Offload] = ("none",)
+    vae: Axis[Vae] = ("whole",)
+    threads: Axis[Annotated[int, Field(ge=0)]] = (0,)
+    cpu: Shape | None = None
+    gpu: Shape | None = None
+    find_max: bool = False
 
 
 class Budget(spec.Strict):
@@ -68,11 +96,20 @@ class Budget(spec.Strict):
 
 
 class Suite(spec.Strict):
-    """A suite's file."""
+    """A suite's file. `include`: suites whose blocks come first."""
 
     description: str
     budget: Budget
-    matrix: Annotated[list[Matrix], Field(min_length=1)]
+    include: Axis[str] | None = None
+    matrix: Axis[Matrix] | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A case of a suite, and whether its largest batch and image are searched."""
+
+    case: Case
+    find_max: bool
 
 
 def load_suite(name: str) -> Suite:
@@ -81,52 +118,154 @@ def load_suite(name: str) -> Suite:
     Raises:
         SpecError: there is no such suite, or the file is wrong.
     """
+    return _load_suite(name, ())
+
+
+def _load_suite(name: str, within: tuple[str, ...]) -> Suite:
+    if name in within:
+        raise SpecError(f"suite {name} includes itself: {' > '.join((*within, name))}.")
     if name.endswith(".toml"):
-        return spec.load(Path(name), Suite)
-    return spec.load(SUITES / f"{spec.choose(name, suites(), 'suite')}.toml", Suite)
+        found = spec.load(Path(name), Suite)
+    else:
+        found = spec.load(SUITES / f"{spec.choose(name, suites(), 'suite')}.toml", Suite)
+    others = [_load_suite(other, (*within, name)) for other in found.include or ()]
+    blocks = [block for other in others for block in other.matrix or ()]
+    if not (blocks or found.matrix):
+        raise SpecError(f"suite {name}: it has no block. Give it a [[matrix]], or an include.")
+    return found.model_copy(update={"matrix": (*blocks, *(found.matrix or ())), "include": None})
 
 
 def unroll(
-    suite: Suite, device: str, *, only_models: Sequence[str] = (), only_dtypes: Sequence[str] = ()
-) -> list[Case]:
-    """Every case of a suite on one device, in the file's order.
+    suite: Suite,
+    device: str,
+    *,
+    only_models: Sequence[str] = (),
+    only_dtypes: Sequence[str] = (),
+    changes: Mapping[str, str] | None = None,
+) -> list[Cell]:
+    """Every case of a suite on one device, in the file's order, each once.
+
+    Args:
+        suite: the suite.
+        device: as a case names it.
+        only_models: none but these.
+        only_dtypes: none but these.
+        changes: {axis: value} that every case is changed to.
 
     Raises:
-        SpecError: an unknown model or dtype is asked for, or nothing is left.
+        SpecError: an unknown model, dtype, axis or value is asked for, or nothing is left.
+    """
+    check_picks(only_models, only_dtypes)
+    cells: dict[Case, bool] = {}
+    for block in suite.matrix or ():
+        for case in _cases(block, device):
+            if (only_models and case.model not in only_models) or (only_dtypes and case.dtype not in only_dtypes):
+                continue
+            changed = change(case, changes or {})
+            cells[changed] = cells.get(changed, False) or block.find_max
+    if not cells:
+        raise SpecError("this suite has no case with that model and dtype on this device.")
+    return [Cell(case, find_max) for case, find_max in cells.items()]
+
+
+def check_picks(only_models: Sequence[str], only_dtypes: Sequence[str]) -> None:
+    """Refuse a name that stands for no model or dtype.
+
+    Raises:
+        SpecError: it does not; the message lists what does.
     """
     for name in only_models:
-        spec.choose(name, models(), "model")
+        spec.choose(name, axes.models(), "model")
     for name in only_dtypes:
-        spec.choose(name, list(DTYPES), "dtype")
-    cases = []
-    for block in suite.matrix:
-        shape = block.cpu if device == "cpu" else block.gpu
-        cases += [
-            Case(
-                block.model,
+        spec.choose(name, list(axes.DTYPES), "dtype")
+
+
+def change(case: Case, changes: Mapping[str, str]) -> Case:
+    """A case with some axes changed, by their names and values as a suite has them; `size` is both edges.
+
+    Raises:
+        SpecError: no such axis, or no such value.
+    """
+    if not changes:
+        return case
+    fields = {**dataclasses.asdict(case), "size": case.height}
+    known = {"model", "task", "dtype", "scheduler", "layout", "attention", "compile", "offload", "vae", "threads"}
+    for axis in changes:
+        spec.choose(axis, sorted(known | {"size", "steps", "batch"}), "axis")
+    told: dict[str, object] = {name: fields[name] for name in known}
+    shape = {name: fields[name] for name in ("size", "steps", "batch")}
+    for axis, value in changes.items():
+        whole: object = int(value) if value.isdecimal() else value
+        (shape if axis in shape else told)[axis] = whole
+    if not told["task"]:
+        del told["task"]  # what the model was trained for
+    try:
+        block = Matrix.model_validate({**told, "cpu": shape, "gpu": shape})
+    except ValidationError as error:
+        first = error.errors()[0]
+        axis = next((str(part) for part in first["loc"] if part not in {"cpu", "gpu"}), "")
+        raise SpecError(f"{axis}={changes.get(axis, '')}: {first['msg'].removeprefix('Value error, ')}.") from None
+    (changed,) = _cases(block, case.device)
+    return replace(changed, seed=case.seed)
+
+
+def _cases(block: Matrix, device: str) -> Iterator[Case]:
+    shape = block.cpu if device == "cpu" else block.gpu
+    if shape is None:
+        return
+    for model, task, dtype, scheduler, layout, attention, compile_, offload, vae, threads in itertools.product(
+        block.model,
+        block.task,
+        block.dtype,
+        block.scheduler,
+        block.layout,
+        block.attention,
+        block.compile,
+        block.offload,
+        block.vae,
+        block.threads,
+    ):
+        known = axes.tasks(model)
+        if task and task not in known:
+            raise SpecError(f"{model} cannot do {task}; there is: {', '.join(known)}.")
+        for size, steps, batch in itertools.product(shape.size, shape.steps, shape.batch):
+            yield Case(
+                model,
                 device,
                 dtype,
                 scheduler,
-                shape.steps,
-                shape.batch,
-                shape.size,
-                shape.size,
-                layout,
+                steps,
+                batch,
+                size,
+                size,
+                layout=layout,
+                task="" if task == known[0] else task,
+                attention=attention,
+                compile=compile_,
+                offload=offload,
+                vae=vae,
+                threads=threads,
             )
-            for dtype in block.dtype
-            for scheduler in block.scheduler
-            for layout in block.layout
-            if (not only_models or block.model in only_models) and (not only_dtypes or dtype in only_dtypes)
-        ]
-    if not cases:
-        raise SpecError("this suite has no case with that model and dtype.")
-    return cases
 
 
-def weights(model: str, manifest: dict[str, spec.ModelSpec], root: Root) -> Path | None:
-    """The snapshot folder of the first manifest entry of this architecture whose files are all there."""
+def weights(model: str, manifest: Mapping[str, spec.ModelSpec], root: Root) -> dict[str, str]:
+    """{architecture: the snapshot folder of the first entry of it whose files are all there}.
+
+    Empty where one of the architectures that make up the model is not there.
+    """
+    base = axes.architecture(model).get("base")
+    found = {}
+    for architecture in [model, *([base] if base else [])]:
+        folder = _snapshot(architecture, manifest, root)
+        if folder is None:
+            return {}
+        found[architecture] = str(folder)
+    return found
+
+
+def _snapshot(architecture: str, manifest: Mapping[str, spec.ModelSpec], root: Root) -> Path | None:
     for entry in manifest.values():
-        if entry.architecture != model:
+        if entry.architecture != architecture:
             continue
         folder = root.hub_in_use / f"models--{entry.repo.replace('/', '--')}" / "snapshots" / entry.revision
         if all(_is_whole(folder / file.path, file.size) for file in entry.files):

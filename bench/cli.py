@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.errors import Exit
-from provision.errors import BlockedError, FirstlightError, from_os_error
+from bench.errors import BYTES_FOR_A_RUN, Exit
+from provision.errors import FirstlightError, SpecError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-
-    from bench.result import Case, Result, Run
-    from provision.facts import Facts
-    from provision.paths import Root
 
 app = typer.Typer(
     help="Measure diffusion on this machine, and say how far the figures can be believed.",
@@ -31,34 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_BYTES_FOR_A_RUN = 16 * 1024 * 1024
-_FIRST_OVERHEAD_SECONDS = 6.0  # until the first case has told
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """What a run is asked for."""
-
-    suite: str
-    device: str
-    models: list[str]
-    dtypes: list[str]
-    python: Path | None
-    root: str | None
-    host: Path | None
-    envs: Path | None
-    out: Path
-    budget_seconds: float | None
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """Where and on what a run is done."""
-
-    root: Root
-    python: Path
-    machine: Facts
-    envs: Path
+OutFlag = Annotated[Path, typer.Option("--out", help="Where runs are kept.", metavar="DIR")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
+_OUT = Path("results")
 
 
 def main() -> None:
@@ -75,11 +46,19 @@ def list_() -> None:
         from bench import axes, cases
 
         for name in cases.suites():
-            print(f"suite      {name:<24} {cases.load_suite(name).description}")
+            print(f"suite      {name:<28} {cases.load_suite(name).description}")
         for name in axes.models():
-            print(f"model      {name:<24} {axes.architecture(name)['source']}")
-        print(f"dtype      {', '.join(axes.DTYPES)}")
-        print(f"scheduler  {', '.join(axes.SCHEDULERS)}")
+            print(f"model      {name:<28} {', '.join(axes.tasks(name))}")
+        for axis, values in (
+            ("dtype", axes.DTYPES),
+            ("scheduler", axes.SCHEDULERS),
+            ("layout", axes.LAYOUTS),
+            ("attention", axes.ATTENTIONS),
+            ("compile", axes.COMPILES),
+            ("offload", axes.OFFLOADS),
+            ("vae", axes.VAES),
+        ):
+            print(f"{axis:<10} {', '.join(values)}")
         print(f"device     {', '.join(axes.DEVICES)}")
         return Exit.GOOD
 
@@ -92,30 +71,64 @@ def run(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     model: Annotated[list[str] | None, typer.Option("--model", help="Only this model (again for more).")] = None,
     dtype: Annotated[list[str] | None, typer.Option("--dtype", help="Only this dtype (again for more).")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change every case, such as steps=50 (again for more).", metavar="AXIS=VALUE"),
+    ] = None,
+    interleave: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--interleave",
+            help="Every case in two settings, its images in turns: dtype=fp32 dtype=bf16,layout=channels_last;"
+            " python=PATH is a setting, too.",
+            metavar="A B",
+        ),
+    ] = None,
+    find_max: Annotated[bool, typer.Option("--find-max", help="Search the largest batch and image that fit.")] = False,
     python: Annotated[Path | None, typer.Option("--python", help="Measure this interpreter.")] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="No process a case: for a debugger, not for figures.")
+    ] = False,
     root: Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")] = None,
     host: Annotated[Path | None, typer.Option("--host", help="What this host has.", metavar="FILE")] = None,
     envs: Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Where runs are kept.", metavar="DIR")] = Path("results"),
+    out: OutFlag = _OUT,
     budget: Annotated[float | None, typer.Option("--budget", help="Seconds for the whole suite.", min=1)] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the run as one JSON object.")] = False,
+    json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")] = False,
+    no_color: NoColorFlag = False,
 ) -> None:
     """Measure a suite, case by case, each in a fresh process."""
 
     def act() -> Exit:
-        from bench import report, verdict
+        from bench import compare, report, running, verdict
         from bench.result import dumps
 
-        wish = _Wish(suite, device, model or [], dtype or [], python, root, host, envs, out, budget)
-        done = _run(wish, _Progress(quiet=quiet))
+        wish = running.Wish(
+            suite,
+            device,
+            model or [],
+            dtype or [],
+            python,
+            root,
+            host,
+            envs,
+            out,
+            budget,
+            find_max=find_max,
+            interleave=interleave,
+            changes=tuple(change or ()),
+            in_process=in_process,
+            command=_said(),
+        )
+        done = running.run(wish, _Progress(quiet=quiet))
         if json:
             print(dumps(done))
         else:
-            color = sys.stdout.isatty() and not no_color and "NO_COLOR" not in os.environ
-            width = None if sys.stdout.isatty() else 160
+            color, width = _paper(no_color)
             print(report.terminal(done, color=color, width=width), end="")
+            if done.interleaved:
+                print(report.comparison(compare.pairs(done), color=color, width=width), end="")
             print(f"kept: {out / done.id / 'run.json'}")
         return verdict.exit_of(done.verdict)
 
@@ -124,21 +137,94 @@ def run(
 
 @app.command("report")
 def report_(
-    run: Annotated[str, typer.Argument(help="A run's id, its folder, or its run.json; default: the last one.")] = "",
-    out: Annotated[Path, typer.Option("--out", help="Where runs are kept.", metavar="DIR")] = Path("results"),
-    json: Annotated[bool, typer.Option("--json", help="Print the run as one JSON object.")] = False,
+    run: Annotated[
+        str, typer.Argument(help="A run's id, its folder, its run.json, or a baseline; default: the last one.")
+    ] = "",
+    out: OutFlag = _OUT,
+    json: JsonFlag = False,
 ) -> None:
     """Show a kept run as Markdown."""
 
     def act() -> Exit:
-        from bench import report
+        from bench import report, runs
         from bench.result import dumps
 
-        found = _load(run, out)
+        found = runs.load(run, out)
         print(dumps(found) if json else report.markdown(found), end="\n" if json else "")
         return Exit.GOOD
 
     _guard(act)
+
+
+@app.command()
+def keep(
+    name: Annotated[str, typer.Argument(help="The baseline's name.")],
+    run: Annotated[str, typer.Argument(help="A run's id, its folder, or its run.json; default: the last one.")] = "",
+    out: OutFlag = _OUT,
+) -> None:
+    """Keep a run as a baseline, by a name that `compare` takes."""
+
+    def act() -> Exit:
+        from bench import runs
+
+        print(f"kept: {runs.keep_baseline(runs.load(run, out), name, out)}")
+        return Exit.GOOD
+
+    _guard(act)
+
+
+@app.command("compare")
+def compare_(
+    before: Annotated[str, typer.Argument(help="A run or a baseline; one that was interleaved needs no other.")],
+    after: Annotated[str | None, typer.Argument(help="The newer run; default: the last one.")] = None,
+    fail_over: Annotated[
+        str, typer.Option("--fail-over", help="The smallest slowdown that counts.", metavar="PERCENT")
+    ] = "3%",
+    out: OutFlag = _OUT,
+    json: JsonFlag = False,
+    no_color: NoColorFlag = False,
+) -> None:
+    """Hold a run against another; 3 where a case became slower, 5 where none could be judged."""
+
+    def act() -> Exit:
+        from bench import compare, report, runs
+        from bench.result import dumps, plain
+
+        least = _percent(fail_over)
+        old = runs.load(before, out)
+        if old.interleaved and after is None:
+            found = compare.pairs(old, least=least)
+        else:
+            found = compare.compare(old, runs.load(after or "", out), least=least)
+        if json:
+            print(dumps({"schema": 1, **plain(found), "exit": int(found.exit)}))
+        else:
+            color, width = _paper(no_color)
+            print(report.comparison(found, color=color, width=width), end="")
+        return found.exit
+
+    _guard(act)
+
+
+def _percent(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise SpecError(f"--fail-over {text}: a percentage, such as 5%.")
+    return share
+
+
+def _paper(no_color: bool) -> tuple[bool, int | None]:
+    """(whether colours are wanted, columns where the terminal does not tell)."""
+    color = sys.stdout.isatty() and not no_color and "NO_COLOR" not in os.environ
+    return color, None if sys.stdout.isatty() else 160
+
+
+def _said() -> str:
+    """The command as it was typed, or as make typed it."""
+    return shlex.join(["bench", *sys.argv[1:]])
 
 
 class _Progress:
@@ -162,136 +248,6 @@ class _Progress:
             print(f"\r\x1b[K{line}" if self.terminal else line, file=sys.stderr, flush=True)
 
 
-def _run(wish: _Wish, progress: _Progress) -> Run:
-    import datetime as dt
-    import uuid
-
-    from bench import cases, device, verdict
-    from bench.result import SCHEMA, Run, dumps
-
-    suite = cases.load_suite(wish.suite)
-    # A wrong name is told before anything is started.
-    device.check_name(wish.device)
-    cases.unroll(suite, "cpu", only_models=wish.models, only_dtypes=wish.dtypes)
-    bench = _bench(wish)
-    chosen = _device(wish, bench, progress)
-    cells = cases.unroll(suite, chosen, only_models=wish.models, only_dtypes=wish.dtypes)
-    started = dt.datetime.now(dt.timezone.utc)
-    run_id = f"{started:%Y%m%dT%H%M%SZ}-{Path(wish.suite).stem}-{uuid.uuid4().hex[:6]}"
-    folder = wish.out / run_id
-    began = time.monotonic()
-    folder.mkdir(parents=True)
-    budget = wish.budget_seconds or getattr(suite.budget, chosen.partition(":")[0])
-    results = _measure(cells, bench, folder, began + budget, progress)
-    done = Run(
-        schema=SCHEMA,
-        id=run_id,
-        started=started.isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - began, 3),
-        machine=bench.machine.to_dict(),
-        suite=Path(wish.suite).stem,
-        results=tuple(results),
-        verdict=verdict.judge(results),
-    )
-    part = folder / "run.json.part"
-    try:
-        part.write_text(dumps(done) + "\n", encoding="utf-8")
-        part.replace(folder / "run.json")
-    except OSError as error:
-        error.filename = error.filename or str(part)  # a write that fails does not name its file
-        raise from_os_error(error, needed_bytes=_BYTES_FOR_A_RUN, flag="--out") from error
-    return done
-
-
-def _measure(cells: list[Case], bench: _Bench, folder: Path, ends: float, progress: _Progress) -> list[Result]:
-    """Run the cases one after another; what one leaves of its share of the budget goes to the later ones."""
-    from bench import cases, runner
-    from bench.result import Result, Status
-    from bench.worker import Request
-    from provision import spec
-
-    manifest = spec.load_tables(bench.envs / "models.toml", spec.ModelSpec)
-    results: list[Result] = []
-    overhead = _FIRST_OVERHEAD_SECONDS
-    for number, case in enumerate(cells):
-        left = ends - time.monotonic()
-        later = len(cells) - number - 1
-        where = f"  [{number + 1}/{len(cells)}] {case.name:<52}"
-        # The cases that follow need at least their start-up; what is left beyond that is this one's to use.
-        share, limit = left / (later + 1), left - later * overhead
-        if limit < overhead:
-            reason = f"the budget leaves {max(left, 0):.0f} s, and starting a case takes {overhead:.0f} s"
-            results.append(Result(case, Status.SKIPPED, reason=reason))
-            progress.say(f"{where} {_outcome(results[-1])}")
-            continue
-        progress.begin(where)
-        asked = time.monotonic()
-        weights = cases.weights(case.model, manifest, bench.root)
-        image = folder / f"{case.name}.png"
-        request = Request(case, time.time(), share, limit, str(weights) if weights else None, str(image.absolute()))
-        result = runner.run_case(request, bench.python, hub=bench.root.hub_in_use)
-        results.append(result)
-        sampled = sum(sample.seconds for sample in result.samples) + (result.phases.first_image_seconds or 0.0)
-        overhead = max(overhead, time.monotonic() - asked - sampled) if result.samples else overhead
-        progress.say(f"{where} {_outcome(result)}")
-    return results
-
-
-def _bench(wish: _Wish) -> _Bench:
-    from provision import facts, paths, profiles, spec
-
-    host = spec.load_host(wish.host)
-    envs = (wish.envs or paths.shipped_envs()).absolute()
-    root = profiles.choose(wish.root, host, envs, os.environ, Path.home()).root
-    python = wish.python or paths.interpreter(root.prefix(host.env))
-    if not python.exists():
-        raise BlockedError(f"{python} is not there. Run `make setup`, or name an interpreter with --python.")
-    return _Bench(root, python.absolute(), facts.probe(), envs)
-
-
-def _device(wish: _Wish, bench: _Bench, progress: _Progress) -> str:
-    from bench import device, runner
-
-    # Where auto can only mean the CPU, torch need not be asked: that saves its import.
-    ask = wish.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
-    found = runner.query(bench.python) if ask and wish.device != "cpu" else None
-    chosen = device.choose(wish.device, bench.machine, found)
-    if wish.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
-        progress.say(f"on the CPU: {device.cuda_fault(bench.machine, found)}")
-    return chosen
-
-
-def _load(name: str, out: Path) -> Run:
-    from bench.result import SCHEMA, Run, loads
-
-    known = sorted(file.parent.name for file in out.glob("*/run.json"))
-    if not name:
-        if not known:
-            raise FirstlightError(f"no run is kept in {out}. Run `make bench` first.")
-        name = known[-1]
-    tried = [out / name / "run.json", Path(name), Path(name) / "run.json"]
-    file = next((path for path in tried if path.is_file()), None)
-    if file is None:
-        raise FirstlightError(f"no run {name!r}; in {out} there is: {', '.join(known) or 'none'}.")
-    try:
-        found = loads(file.read_text(encoding="utf-8"), Run)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise FirstlightError(f"{file} is not a run that this version can read: {error}.") from None
-    if found.schema != SCHEMA:
-        raise FirstlightError(f"{file} has schema {found.schema}, this version reads {SCHEMA}.")
-    return found
-
-
-def _outcome(result: Result) -> str:
-    from bench import stats
-
-    steps = stats.step_seconds(result)
-    if result.status.value == "ok" and steps is not None:
-        return f"{steps.median:.3g} s/step over {len(result.samples)} images"
-    first = (result.reason or "").splitlines()[:1]
-    return ": ".join([result.status.value, *first])
-
-
 def _guard(act: Callable[[], Exit]) -> None:
     """Turn every failure that is known into its message and its exit code."""
     try:
@@ -303,7 +259,7 @@ def _guard(act: Callable[[], Exit]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(Exit.FAILED)
     except OSError as error:
-        code = _fault(from_os_error(error, needed_bytes=_BYTES_FOR_A_RUN, flag="--out"))
+        code = _fault(from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out"))
     except KeyboardInterrupt:
         print("interrupted; no worker is left. Run the same command again.", file=sys.stderr)
         code = int(Exit.INTERRUPTED)

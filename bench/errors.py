@@ -1,8 +1,10 @@
-"""The exit codes of `bench`; its errors are provision's, so that one place turns them into messages."""
+"""The exit codes of `bench`, and what a worker raises; the parent's errors are provision's."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+BYTES_FOR_A_RUN = 16 * 1024 * 1024  # what a run and its pictures take at most
 
 
 class Exit(IntEnum):
@@ -15,3 +17,7 @@ class Exit(IntEnum):
     BLOCKED = 4
     NOT_JUDGED = 5
     INTERRUPTED = 130
+
+
+class SkipError(Exception):
+    """The case cannot run here, or cannot end in time; the message says why."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,8 +14,12 @@ from bench.result import Host, Memory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
 _SELF = Path("/proc/self")
 _STAT = Path("/proc/stat")
+_PRESSURE = Path("/proc/pressure/cpu")
+_USS_SECONDS = 0.05
 
 
 class Clock(Protocol):
@@ -54,6 +59,29 @@ class HostClock:
         return whole, tuple(b - a for a, b in zip(self._marks, self._marks[1:], strict=False))
 
 
+class QueueClock:
+    """For a device that takes work in a queue and tells no times of its own (MPS): the whole alone is known."""
+
+    def __init__(self, wait: Callable[[], None], now: Callable[[], float] = time.perf_counter) -> None:
+        """Take what waits for the device."""
+        self._wait = wait
+        self._now = now
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Wait until the device is idle, then begin."""
+        self._wait()
+        self._began = self._now()
+
+    def mark(self) -> None:
+        """The host is ahead of the device: its time would mean nothing."""
+
+    def stop(self) -> tuple[float, tuple[float, ...]]:
+        """Wait until the device is done."""
+        self._wait()
+        return self._now() - self._began, ()
+
+
 class CudaClock:
     """For a CUDA device: events are recorded on its stream and read after the loop has ended."""
 
@@ -86,7 +114,17 @@ class CudaClock:
 
 def clock_for(torch: Any, device: str) -> Clock:  # noqa: ANN401
     """The clock that fits a device."""
+    if device == "mps":
+        return QueueClock(lambda: synchronize(torch, device))
     return CudaClock(torch, device) if device.startswith("cuda") else HostClock()
+
+
+def synchronize(torch: Any, device: str) -> None:  # noqa: ANN401
+    """Wait until a device has done all that it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def reset_host_peak() -> bool:
@@ -99,35 +137,94 @@ def reset_host_peak() -> bool:
 
 def host_peak_bytes() -> int | None:
     """The high-water mark of resident memory since it was last reset."""
+    return _status_bytes("VmHWM")
+
+
+def rss_bytes() -> int | None:
+    """Resident memory now."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int | None:
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", (_SELF / "status").read_text(encoding="ascii"), re.MULTILINE)
+        found = re.search(rf"^{name}:\s+(\d+) kB", (_SELF / "status").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return None
     return int(found.group(1)) * 1024 if found else None
 
 
-def reset_device_peak(torch: Any, device: str) -> None:  # noqa: ANN401
-    """Begin a new phase for the device's allocator."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
+class Peaks:
+    """The peaks of one phase, without what is done in its pauses (a probe between two images)."""
+
+    def __init__(self, torch: Any, device: str) -> None:  # noqa: ANN401
+        """Begin the phase."""
+        self._torch = torch
+        self._device = device
+        self._host: int | None = None
+        self._allocated: int | None = None
+        self._reserved: int | None = None
+        self._is_phase = True
+        self.resume()
+
+    def pause(self) -> None:
+        """Take the peaks until now."""
+        if self._is_phase:
+            self._host = _larger(self._host, host_peak_bytes())
+        if self._device.startswith("cuda"):
+            self._allocated = _larger(self._allocated, self._torch.cuda.max_memory_allocated(self._device))
+            if self._reserved is None:  # later ones hold what the allocator kept of a probe
+                self._reserved = int(self._torch.cuda.max_memory_reserved(self._device))
+
+    def resume(self) -> None:
+        """Count from here."""
+        self._is_phase = reset_host_peak()
+        if self._device.startswith("cuda"):
+            self._torch.cuda.reset_peak_memory_stats(self._device)
+
+    def memory(self) -> Memory:
+        """The peaks of the phase that `pause` has ended; of the host none where its mark could not be reset."""
+        return Memory(
+            host_run_peak_bytes=self._host,
+            device_peak_allocated_bytes=self._allocated,
+            device_peak_reserved_bytes=self._reserved,
+        )
 
 
-def memory(torch: Any, device: str, load_peak: int | None, *, phases: bool) -> Memory:  # noqa: ANN401
-    """The peaks of the phase that is ending.
+def _larger(known: int | None, found: int | None) -> int | None:
+    return max((each for each in (known, found) if each is not None), default=None)
 
-    Args:
-        torch: the module.
-        device: where the case ran.
-        load_peak: what `host_peak_bytes` said when the load ended.
-        phases: whether the host's mark could be reset; where not, a peak would not be of its phase.
-    """
-    cuda = device.startswith("cuda")
-    return Memory(
-        host_load_peak_bytes=load_peak if phases else None,
-        host_run_peak_bytes=host_peak_bytes() if phases else None,
-        device_peak_allocated_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
-        device_peak_reserved_bytes=torch.cuda.max_memory_reserved(device) if cuda else None,
-    )
+
+def uss_bytes() -> int | None:
+    """The memory of this process that no other one shares."""
+    try:
+        text = (_SELF / "smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return sum(int(number) * 1024 for number in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.MULTILINE))
+
+
+class UssPeak:
+    """Reads `uss_bytes` in a thread of its own while it is entered. It takes a core's time: not where time is taken."""
+
+    def __init__(self) -> None:
+        """Nothing is read yet."""
+        self.bytes: int | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = _larger(self.bytes, uss_bytes())
+            if self._ended.wait(_USS_SECONDS):
+                return
 
 
 class Neighbours:
@@ -136,6 +233,9 @@ class Neighbours:
     def __init__(self) -> None:
         """Read for the first time."""
         self._first = _cpu_ticks()
+        self._pressed = _pressure_seconds()
+        self._waited = _waited_seconds()
+        self._began = time.monotonic()
 
     def host(self, threads: int, cpu_seconds: float, wall_seconds: float) -> Host:
         """Read again and compare.
@@ -154,7 +254,20 @@ class Neighbours:
         except (OSError, ValueError):
             load = None
         share = cpu_seconds / wall_seconds / threads if wall_seconds > 0 else None
-        return Host(threads=threads, cpu_share=share, steal_share=steal, load_average=load)
+        passed = time.monotonic() - self._began
+        pressed, waited = _since(self._pressed, _pressure_seconds()), _since(self._waited, _waited_seconds())
+        return Host(
+            threads=threads,
+            cpu_share=share,
+            steal_share=steal,
+            load_average=load,
+            pressure_share=pressed / passed if pressed is not None and passed else None,
+            wait_share=waited / passed / threads if waited is not None and passed else None,
+        )
+
+
+def _since(first: float | None, last: float | None) -> float | None:
+    return None if first is None or last is None else max(0.0, last - first)
 
 
 def _cpu_ticks() -> tuple[int, int] | None:
@@ -165,3 +278,24 @@ def _cpu_ticks() -> tuple[int, int] | None:
         return None
     ticks = [int(word) for word in words]
     return (ticks[7], sum(ticks)) if len(ticks) == 8 else None
+
+
+def _pressure_seconds() -> float | None:
+    """Seconds since boot in which some task waited for a core (source: the kernel's accounting/psi.rst)."""
+    try:
+        found = re.search(r"^some .*total=(\d+)", _PRESSURE.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) / 1e6 if found else None
+
+
+def _waited_seconds() -> float | None:
+    """Seconds in which this process's threads were ready and had no core (source: the kernel's sched-stats.rst)."""
+    waited = 0
+    try:
+        for thread in (_SELF / "task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+                waited += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return waited / 1e9

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from bench import meter
 from bench.axes import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ENOUGH_SECONDS = 0.05
 _PATIENCE_SECONDS = 1.0
+_PROBE_SECONDS = 0.02
+_ASK_SECONDS = 0.08
+_MOST_ASKS = 8
+_CHANNELS, _SIDE = 256, 64  # of a convolution in the middle of the UNets
 
 
 def query(torch: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -48,20 +57,66 @@ def rate(torch: Any, device: str, dtype: str) -> float:  # noqa: ANN401
     with torch.inference_mode():
         while True:
             image = torch.full((1, channels, side, side), 0.5, device=device, dtype=kind)
-            first = _timed(torch, device, image, weight)
+            call = partial(torch.nn.functional.conv2d, image, weight, padding=1)
+            first = _timed(torch, device, call)
             # A slow first call is a kernel being made ready, or a dtype without kernels: the second call tells.
-            seconds = _timed(torch, device, image, weight) if first < _PATIENCE_SECONDS else first
+            seconds = _timed(torch, device, call) if first < _PATIENCE_SECONDS else first
             best = max(best, 2.0 * channels * channels * 9 * side * side / seconds)
             if seconds > _ENOUGH_SECONDS or side >= 512 or time.perf_counter() - began > _PATIENCE_SECONDS:
                 return best
             side *= 2
 
 
-def _timed(torch: Any, device: str, image: Any, weight: Any) -> float:  # noqa: ANN401
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+class Peak:
+    """The best rate that a matrix product and a convolution ever reached on a device, in FLOPs a second.
+
+    A machine's speed drifts with its neighbours, so it is asked before, between and after the images, and the best is
+    kept: a share of anything less could be above one.
+    """
+
+    def __init__(self, torch: Any, device: str, dtype: str, rate: float) -> None:  # noqa: ANN401
+        """Choose sizes that take a fiftieth of a second at `rate`: they fill a card, and are small where it is slow."""
+        kind = getattr(torch, DTYPES[dtype])
+        self._torch, self._device = torch, device
+        edge = int((rate * _PROBE_SECONDS / 2) ** (1 / 3))
+        self._edge = min(8192, max(64, edge // 64 * 64))
+        flops = 2.0 * _CHANNELS * _CHANNELS * 9
+        pixels = max(64, int(rate * _PROBE_SECONDS / flops))
+        side = min(_SIDE, int(pixels**0.5) // 8 * 8)
+        self._convolution = (min(64, max(1, pixels // side**2)), side)
+        self._kind = kind
+        self.best: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def ask(self) -> None:
+        """Ask both, a few times each."""
+        began = time.perf_counter()
+        torch, kind, edge, (batch, side) = self._torch, self._kind, self._edge, self._convolution
+        with torch.inference_mode():
+            left = torch.full((edge, edge), 0.5, device=self._device, dtype=kind)
+            self._keep("matrix product", 2.0 * edge**3, partial(torch.mm, left, left))
+            for layout in (torch.contiguous_format, torch.channels_last):
+                shape = (batch, _CHANNELS, side, side)
+                image = torch.full(shape, 0.5, device=self._device, dtype=kind).to(memory_format=layout)
+                weight = torch.full((_CHANNELS, _CHANNELS, 3, 3), 0.01, device=self._device, dtype=kind)
+                weight = weight.to(memory_format=layout)
+                flops = 2.0 * _CHANNELS * _CHANNELS * 9 * side * side * batch
+                self._keep("convolution", flops, partial(torch.nn.functional.conv2d, image, weight, padding=1))
+        self.seconds += time.perf_counter() - began
+
+    def _keep(self, name: str, flops: float, call: Callable[[], object]) -> None:
+        ends = time.perf_counter() + _ASK_SECONDS
+        for number in range(_MOST_ASKS):
+            seconds = _timed(self._torch, self._device, call)
+            if number:  # the first call makes the kernel ready
+                self.best[name] = max(self.best.get(name, 0.0), flops / seconds)
+            if number and time.perf_counter() > ends:
+                return
+
+
+def _timed(torch: Any, device: str, call: Callable[[], object]) -> float:  # noqa: ANN401
+    meter.synchronize(torch, device)
     began = time.perf_counter()
-    torch.nn.functional.conv2d(image, weight, padding=1)
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+    call()
+    meter.synchronize(torch, device)
     return time.perf_counter() - began

@@ -9,6 +9,7 @@ from bench import stats, verdict
 from bench.result import Status
 
 if TYPE_CHECKING:
+    from bench.compare import Comparison
     from bench.result import Case, Result, Run
 
 COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
@@ -64,6 +65,36 @@ def markdown(run: Run) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def comparison(found: Comparison, *, color: bool, width: int | None) -> str:
+    """Two runs held against each other, as a table for a terminal, with what is to be said below it."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    sink = io.StringIO()
+    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
+    table = Table()
+    for name in ("case", "before", "after", "change", "must exceed", ""):
+        table.add_column(name, justify="left" if name in {"case", ""} else "right", overflow="fold")
+    for each in found.rows:
+        change = ""
+        if each.ratio is not None:
+            change = f"{each.ratio.median - 1:+.1%} ({each.ratio.low - 1:+.1%} to {each.ratio.high - 1:+.1%})"
+        seconds = (f"{_figure(side.median)} s" if side is not None else "" for side in (each.before, each.after))
+        said = f"{each.state}: {each.reason}" if each.reason else each.state
+        table.add_row(*(Text(cell) for cell in (each.name, *seconds, change, f"{each.floor:.1%}", said)))
+    console.print(table)
+    lines = [f"differs: {what}" for what in found.differs]
+    if found.alone:
+        lines.append(f"in one of the two alone: {', '.join(found.alone)}")
+    if not found.rows:
+        lines.append("the two have no case in common")
+    lines.append("seconds an image; the change of the medians with its 95 % bootstrap interval")
+    return sink.getvalue() + "\n".join(lines) + "\n"
+
+
 def row(result: Result) -> tuple[str, ...]:
     """One case as the cells of COLUMNS; a case without a number says why instead."""
     name = label(result.case) + (", real weights" if result.weights == "real" else "")
@@ -92,9 +123,10 @@ def row(result: Result) -> tuple[str, ...]:
 
 def label(case: Case) -> str:
     """A case as a row of a table names it; the device is the whole run's."""
-    name = f"{case.model} {case.dtype} {case.scheduler} {case.height}x{case.width}, {case.steps} steps"
+    task = f" {case.task}" if case.task else ""
+    name = f"{case.model}{task} {case.dtype} {case.scheduler} {case.height}x{case.width}, {case.steps} steps"
     name += f", batch {case.batch}" if case.batch > 1 else ""
-    return name + (f", {case.layout}" if case.layout != "contiguous" else "")
+    return ", ".join([name, *case.unusual.values()])
 
 
 def machine_line(run: Run) -> str:

@@ -2,6 +2,8 @@
 
 Schema history of a run:
 1 - first light.
+2 - more axes of a case; warm-up images, shares, the peak and the images before it, numerics against fp32, memory over
+    time, the GPU's readings, trust. Every new field has a default: a run of schema 1 is read as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Status(str, Enum):
@@ -38,9 +40,11 @@ class VerdictState(str, Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of a suite.
+    """One cell of a suite: what is computed, and how.
 
-    `height` and `width` are of the image, in pixels; `steps` are denoising steps an image.
+    `height` and `width` are of the image, in pixels; `steps` is what a scheduler is asked for: how often the model is
+    evaluated is up to the scheduler. `task` is what a pipeline makes of the model ("" for what it was trained for),
+    `attention`, `compile`, `offload` and `vae` are of `bench.axes`. `threads`: 0 for as many as torch takes.
     """
 
     model: str
@@ -53,14 +57,39 @@ class Case:
     width: int
     layout: str = "contiguous"
     seed: int = 0
+    task: str = ""
+    attention: str = "sdpa"
+    compile: str = "eager"
+    offload: str = "none"
+    vae: str = "whole"
+    threads: int = 0
 
     @property
     def name(self) -> str:
-        """What the reports call it, and its pictures."""
-        size = f"{self.height}x{self.width}"
-        layout = "" if self.layout == "contiguous" else f"-{self.layout.replace('_', '-')}"
-        where = self.device.replace(":", "")
-        return f"{self.model}-{where}-{self.dtype}-{self.scheduler}-{size}-b{self.batch}{layout}"
+        """What the reports call it, and its pictures: every axis that is not as usual is in it."""
+        task = f"-{self.task}" if self.task else ""
+        parts = [
+            f"{self.model}{task}-{self.device.replace(':', '')}-{self.dtype}",
+            f"{self.scheduler}{self.steps}",
+            f"{self.height}x{self.width}",
+            f"b{self.batch}",
+            *(value.replace("_", "-") for value in self.unusual.values()),
+        ]
+        return "-".join(parts)
+
+    @property
+    def unusual(self) -> dict[str, str]:
+        """{axis: value, as names have it} of the settings that differ from the library's own."""
+        settings = {
+            "layout": (self.layout, "contiguous", ""),
+            "attention": (self.attention, "sdpa", "attention-"),
+            "compile": (self.compile, "eager", ""),
+            "offload": (self.offload, "none", "offload-"),
+            "vae": (self.vae, "whole", "vae-"),
+            "threads": (str(self.threads), "0", "threads-"),
+            "seed": (str(self.seed), "0", "seed-"),
+        }
+        return {axis: prefix + value for axis, (value, usual, prefix) in settings.items() if value != usual}
 
 
 @dataclass(frozen=True)
@@ -77,7 +106,7 @@ class Sample:
     """One whole sampling loop.
 
     `seconds` is wall time between two synchronisations; `step_seconds` lie between the ends of consecutive
-    denoising steps; `cpu_seconds` is the process's CPU time, all threads together.
+    evaluations of the model; `cpu_seconds` is the process's CPU time, all threads together.
     """
 
     seconds: float
@@ -87,12 +116,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peaks in bytes. Host peaks are of the phase, not of the process's life; None where it cannot be read."""
+    """Peaks in bytes. Host peaks are of the phase, not of the process's life; None where it cannot be read.
+
+    `host_run_uss_peak_bytes` is memory that no other process shares, read every few milliseconds during an image that
+    is not timed. `device_used_bytes` is of the whole card and all who use it, `device_process_bytes` of the process,
+    both as NVML tells.
+    """
 
     host_load_peak_bytes: int | None = None
     host_run_peak_bytes: int | None = None
     device_peak_allocated_bytes: int | None = None
     device_peak_reserved_bytes: int | None = None
+    host_run_uss_peak_bytes: int | None = None
+    device_used_bytes: int | None = None
+    device_process_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,22 +137,52 @@ class Work:
     """How much arithmetic the case is, and how much the machine does.
 
     FLOPs count a multiply-add as two, as torch.utils.flop_counter does. `probe_flops_per_second` is the rate
-    of a short convolution and matrix product in the case's dtype, from which the cost was predicted.
+    of a short convolution in the case's dtype, from which the cost was predicted. `peak_flops_per_second` is
+    {probe: the best rate that it reached before, between and after the images}. `evaluations` of the model an image.
     """
 
     flops_per_step: int | None = None
     flops_per_image: int | None = None
     probe_flops_per_second: float | None = None
     predicted_step_seconds: float | None = None
+    peak_flops_per_second: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluations: int | None = None
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """Whether the pictures are numbers, and where the kept one lies (beside the run's file)."""
+    """Whether the pictures are numbers, and right ones; where the kept one lies (beside the run's file).
+
+    `repeats`: the same seed gave the same numbers again. `forward_error`: the relative L2 distance of one evaluation of
+    the model from the same in fp32 with the library's own settings, at most `tolerance`; None with `not_compared`.
+    """
 
     finite: bool
     image: str | None
     image_sha256: str
+    repeats: bool | None = None
+    forward_error: float | None = None
+    tolerance: float | None = None
+    not_compared: str | None = None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the card said while the samples were taken; None where it does not say.
+
+    `throttled`: {reason: share of the readings}. `others`: processes on the card besides the worker.
+    `energy_source`: "counter" (the card's own) or "power" (its power, integrated).
+    """
+
+    clock_mhz_median: float | None = None
+    clock_mhz_minimum: float | None = None
+    temperature_maximum: float | None = None
+    power_watts_mean: float | None = None
+    power_limit_watts: float | None = None
+    throttled: dict[str, float] = dataclasses.field(default_factory=dict)
+    others: int | None = None
+    energy_joules: float | None = None
+    energy_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,18 +190,56 @@ class Host:
     """What else the machine did while the samples were taken.
 
     `cpu_share` is the CPU time of the process over wall time times threads; `steal_share` the part of all
-    CPU time that the hypervisor took away.
+    CPU time that the hypervisor took away; `pressure_share` the part of the time in which some task of the machine
+    waited for a core (the kernel's PSI); `wait_share` the time that the process's own threads waited for one, over wall
+    time times threads. `harness_share` is what the parent used of one core meanwhile.
     """
 
     threads: int
     cpu_share: float | None
     steal_share: float | None
     load_average: float | None
+    pressure_share: float | None = None
+    wait_share: float | None = None
+    harness_share: float | None = None
+    gpu: Gpu | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One reading of memory: seconds since the worker was started, the phase, bytes of the process and of the card."""
+
+    at: float
+    phase: str
+    host_bytes: int | None
+    device_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whether a case's figures are its own: `contended` by other work, or `clean`; the reasons."""
+
+    state: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest that fits, by bisection; `bound` says what ended the search: memory, or the time for it."""
+
+    batch: int | None
+    batch_bound: str
+    size: int | None
+    size_bound: str
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one case; `reason` says why it is not ok."""
+    """What became of one case; `reason` says why it is not ok.
+
+    `warmups`: images before the loop was steady, after the first. `shares`: {component: its seconds} of one image that
+    is not among the samples, which took `shares_of_seconds`. `attempts`: how often it was measured until it was clean.
+    """
 
     case: Case
     status: Status
@@ -147,6 +252,13 @@ class Result:
     numerics: Numerics | None = None
     host: Host | None = None
     software: dict[str, str] = dataclasses.field(default_factory=dict)
+    warmups: tuple[Sample, ...] = ()
+    shares: dict[str, float] = dataclasses.field(default_factory=dict)
+    shares_of_seconds: float | None = None
+    timeline: tuple[Moment, ...] = ()
+    trust: Trust | None = None
+    fit: Fit | None = None
+    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -159,7 +271,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a suite on one machine. `started` is UTC, ISO 8601; `seconds` is the whole wall time."""
+    """One run of a suite on one machine. `started` is UTC, ISO 8601; `seconds` is the whole wall time.
+
+    `command`: what repeats it. `interleaved`: its cases are pairs whose images were made in turns.
+    """
 
     schema: int
     id: str
@@ -169,6 +284,8 @@ class Run:
     suite: str
     results: tuple[Result, ...]
     verdict: Verdict
+    command: str | None = None
+    interleaved: bool = False
 
 
 _T = TypeVar("_T")

@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from bench import pipes, stats
 from bench.result import Phases, Result, Sample, Status, plain, record
-from provision.command import redact, signal_name
+from bench.watching import Watch
+from provision import command
+from provision.command import signal_name
+from provision.errors import BlockedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
+    from typing_extensions import Self
+
+    from bench.result import Case
     from bench.worker import Request
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -32,11 +40,11 @@ sys.modules["bench"] = types.ModuleType("bench")
 sys.modules["bench"].__path__ = [sys.argv[1]]
 runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
 """
+_WHERE = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
 _GRACE_SECONDS = 20.0
-_TAIL_LINES = 8
-_TAIL_BYTES = 8192
-_LONGEST_LINE = 16 << 20  # a thousand times the longest answer
 _NOT_STARTED = 127  # as a shell has it
+_FEWEST_PAIRS, _MOST_PAIRS = 6, 60
+_KNOWN = 0.01
 
 
 @dataclass
@@ -62,28 +70,195 @@ def run_case(request: Request, python: Path, *, hub: Path) -> Result:
         hub: the hub cache that the worker may read.
     """
     deadline = time.monotonic() + request.limit_seconds + _GRACE_SECONDS
-    heard, code, stderr = _talk(plain(request), python, hub, deadline)
-    if heard.answer is not None and "result" in heard.answer:
-        with contextlib.suppress(ValueError, TypeError):
-            result: Result = record(heard.answer["result"], Result, "result")
-            return result
-        heard.rubbish += 1
-    status, reason = _autopsy(heard, code)
-    return Result(
-        request.case,
-        status,
-        reason=f"{reason}\n{stderr}".strip(),
-        phases=heard.phases,
-        samples=tuple(heard.samples),
-    )
+    with Worker(plain(request), python, hub) as worker:
+        worker.listen(deadline)
+    return worker.result(request.case)
+
+
+def run_pair(requests: tuple[Request, Request], pythons: tuple[Path, Path], *, hub: Path) -> tuple[Result, Result]:
+    """Run two cases at once whose images are made in turns, never at the same time: what drifts, drifts for both.
+
+    Args:
+        requests: what to measure; they are paced. The first one's times hold for both.
+        pythons: the interpreter of each.
+        hub: the hub cache that the workers may read.
+    """
+    first = requests[0]
+    ends = time.monotonic() + first.share_seconds
+    deadline = time.monotonic() + first.limit_seconds + _GRACE_SECONDS
+    with Worker(plain(requests[0]), pythons[0], hub) as one, Worker(plain(requests[1]), pythons[1], hub) as two:
+        both = (one, two)
+        ready = [worker.listen(deadline, worker.is_ready) for worker in both]  # both, also where one has ended
+        while all(ready) and _wants_more(both, ends):
+            # A B, then B A: whoever comes first has no better turn than the other.
+            for worker in both if len(one.samples) % 2 == 0 else reversed(both):
+                ready.append(all(ready) and worker.make_one(deadline))
+        for worker in both:
+            worker.let_go()
+            worker.listen(deadline)
+    return one.result(requests[0].case), two.result(requests[1].case)
+
+
+def run_here(request: Request, python: Path) -> Result:
+    """Run one case in this very process, for a debugger: nothing is watched, nothing is limited.
+
+    Args:
+        request: what to measure.
+        python: the interpreter whose packages are taken; it has to be of this process's version.
+
+    Raises:
+        BlockedError: it is of another version, or does not start.
+    """
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    done = command.run([python, "-c", _WHERE], timeout_seconds=60, check=False)
+    version, _, packages = done.stdout.strip().partition(" ")
+    if done.returncode or version != mine:
+        raise BlockedError(
+            f"--in-process takes the packages of {python} into this process, and it is {version or '?'}, this is "
+            f"{mine}. Make the toolbox with that one: rm -r .venv, then make setup PYTHON={python}"
+        )
+    if packages not in sys.path:
+        sys.path.append(packages)  # behind our own: of what both have, ours is loaded already
+    from bench import worker
+
+    return worker.measure(request, lambda _: None)
 
 
 def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
     """Ask the interpreter's torch what it can compute on; {"error": text} where it cannot say."""
-    heard, code, stderr = _talk({"query": True}, python, Path(os.devnull), time.monotonic() + seconds)
-    if heard.answer is not None and isinstance(heard.answer.get("query"), dict):
-        return dict(heard.answer["query"])
-    return {"error": stderr or f"exit {code}"}
+    with Worker({"query": True}, python, Path(os.devnull)) as worker:
+        worker.listen(time.monotonic() + seconds)
+    answer = worker.heard.answer
+    if answer is not None and isinstance(answer.get("query"), dict):
+        return dict(answer["query"])
+    return {"error": worker.stderr or f"exit {worker.code}"}
+
+
+def _wants_more(both: tuple[Worker, Worker], ends: float) -> bool:
+    """Until the ratio of the two medians is known within 1 %, or time is up; never fewer than a few pairs."""
+    one, two = ([sample.seconds for sample in worker.samples] for worker in both)
+    if len(one) < _FEWEST_PAIRS:
+        return True
+    if time.monotonic() + one[-1] + two[-1] > ends or len(one) >= _MOST_PAIRS:
+        return False
+    return stats.paired_ratio(one, two).spread > _KNOWN
+
+
+class Worker:
+    """A process that measures: started when entered, ended with all that it started when left."""
+
+    def __init__(self, request: dict[str, Any], python: Path, hub: Path) -> None:
+        """Take the request, the interpreter, and the hub cache that it may read."""
+        self._request, self._python, self._hub = request, python, hub
+        self.heard = _Heard()
+        self.code: int | None = _NOT_STARTED
+        self.stderr = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: Watch | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed when the worker is left)
+        self._rest = b""
+        self._has_ended = self._is_late = False
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The images that it has told of."""
+        return self.heard.samples
+
+    def __enter__(self) -> Self:
+        # An interrupt between the fork and our hold on the process would leave a worker that nobody ends.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process = subprocess.Popen(
+                worker_command(self._python),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=_environment(self._hub),
+                start_new_session=True,  # its whole group can be ended, and Ctrl-C reaches it through us alone
+            )
+            self._watch = Watch(self._process.pid)
+        except OSError as error:
+            self._has_ended = True
+            self.stderr = f"{self._python} does not start: {error.strerror}"
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        self._tell(json.dumps(self._request))
+        if not self._request.get("paced"):
+            self.let_go()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        if self._process is not None:
+            pipes.end(self._process)
+            self.code = None if self._is_late else self._process.returncode
+            self.stderr = pipes.tail(self._errors)
+        self._errors.close()
+
+    def listen(self, deadline: float, enough: Callable[[], bool] = lambda: False) -> bool:
+        """Read what it says until that is enough (True), it has ended or the deadline has passed (False).
+
+        Blocked, not polling: it looks at the worker twice a second, and at nothing else.
+        """
+        if self._process is None:
+            return False
+        if self._has_ended:
+            return enough()
+        hear = partial(_hear, self.heard, self._watch)
+        while not enough():
+            how, self._rest = pipes.listen(self._process, deadline, self._rest, hear, enough, self._look)
+            if how != pipes.ENOUGH:
+                self._has_ended = True
+                self._is_late = how == pipes.LATE
+                return enough()
+        return True
+
+    def make_one(self, deadline: float) -> bool:
+        """Let a paced worker make one image, and wait for it. Whether it came."""
+        count = len(self.samples)
+        self._tell("go")
+        return self.listen(deadline, lambda: len(self.samples) > count)
+
+    def is_ready(self) -> bool:
+        """Whether a paced worker waits for its word."""
+        return self.heard.phase == "samples"
+
+    def let_go(self) -> None:
+        """Nothing more is told: a paced worker makes no further image."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+    def result(self, case: Case) -> Result:
+        """What became of the case, after the worker was left."""
+        result = self._result(case)
+        return self._watch.add_to(result) if self._watch is not None else result
+
+    def _result(self, case: Case) -> Result:
+        if self.heard.answer is not None and "result" in self.heard.answer:
+            with contextlib.suppress(ValueError, TypeError):
+                told: Result = record(self.heard.answer["result"], Result, "result")
+                return told
+            self.heard.rubbish += 1
+        status, reason = _autopsy(self.heard, self.code)
+        return Result(
+            case,
+            status,
+            reason=f"{reason}\n{self.stderr}".strip(),
+            phases=self.heard.phases,
+            samples=tuple(self.heard.samples),
+        )
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(line.encode() + b"\n")
+                self._process.stdin.flush()
+
+    def _look(self) -> None:
+        if self._watch is not None:
+            self._watch.look()
 
 
 def worker_command(python: Path) -> Sequence[str]:
@@ -91,11 +266,7 @@ def worker_command(python: Path) -> Sequence[str]:
     return [str(python), "-c", _LAUNCH, str(_PACKAGE), "bench.worker"]
 
 
-def _talk(request: dict[str, Any], python: Path, hub: Path, deadline: float) -> tuple[_Heard, int | None, str]:
-    """Start a worker, hand it its request, listen until it ends: what it said, its exit code, the end of its stderr.
-
-    The code is None when it was stopped for time.
-    """
+def _environment(hub: Path) -> dict[str, str]:
     environment = dict(os.environ)
     environment |= {
         "PYTHONNOUSERSITE": "1",
@@ -106,104 +277,21 @@ def _talk(request: dict[str, Any], python: Path, hub: Path, deadline: float) -> 
     # shall find its own packages alone.
     for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME"):
         environment.pop(name, None)
-    heard = _Heard()
-    with tempfile.TemporaryFile() as errors:
-        # An interrupt between the fork and our hold on the process would leave a worker that nobody ends.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            process = subprocess.Popen(
-                worker_command(python),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment,
-                start_new_session=True,  # its whole group can be ended, and Ctrl-C reaches it through us alone
-            )
-        except OSError as error:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            return heard, _NOT_STARTED, f"{python} does not start: {error.strerror}"
-        try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            with contextlib.suppress(BrokenPipeError), process.stdin:  # type: ignore[union-attr]  # it is a pipe
-                process.stdin.write(json.dumps(request).encode())  # type: ignore[union-attr]
-            ended = _listen(process, deadline, lambda line: _hear(heard, line))
-        finally:
-            _end(process)
-        return heard, process.returncode if ended else None, _tail(errors)
+    return environment
 
 
-def _tail(errors: IO[bytes]) -> str:
-    """The last lines of a worker's stderr, without secrets."""
-    errors.seek(max(0, errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    return redact("\n".join(lines[-_TAIL_LINES:]))
-
-
-def _listen(process: subprocess.Popen[bytes], deadline: float, hear: Callable[[bytes], None]) -> bool:
-    """Read whole lines until the worker has ended (True) or the deadline passes (False); blocked, not polling.
-
-    The end of the process is waited for beside the pipe: something that it started may hold the pipe open.
-    """
-    assert process.stdout is not None  # noqa: S101 (opened as a pipe)
-    pipe = process.stdout.fileno()
-    os.set_blocking(pipe, False)
-    with selectors.DefaultSelector() as ready, _ending(process) as ending:
-        ready.register(pipe, selectors.EVENT_READ)
-        if ending is not None:
-            ready.register(ending, selectors.EVENT_READ)
-        rest = b""
-        while (left := deadline - time.monotonic()) > 0:
-            events = {key.fd for key, _ in ready.select(left)}
-            rest, closed = _drain(pipe, rest, deadline, hear)
-            if ending in events:
-                return True
-            if closed:
-                ready.unregister(pipe)
-                if ending is None:
-                    break
-    try:
-        process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _ending(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
-    """A descriptor that can be read when the process has ended; None where the system has none (not Linux)."""
-    if not hasattr(os, "pidfd_open"):
-        yield None
-        return
-    descriptor = os.pidfd_open(process.pid)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _drain(pipe: int, rest: bytes, deadline: float, hear: Callable[[bytes], None]) -> tuple[bytes, bool]:
-    """Read all that the pipe holds now. Returns the line that has not ended yet, and whether the pipe is closed."""
-    while time.monotonic() < deadline:
-        try:
-            block = os.read(pipe, 1 << 16)
-        except BlockingIOError:
-            return rest, False
-        if not block:
-            return rest, True
-        *lines, rest = (rest + block).split(b"\n")
-        rest = rest[-_LONGEST_LINE:]
-        for line in lines:
-            hear(line)
-    return rest, False
-
-
-def _hear(heard: _Heard, line: bytes) -> None:
+def _hear(heard: _Heard, watch: Watch | None, line: bytes) -> None:
     try:
         event = json.loads(line)
         if not isinstance(event, dict):
             heard.rubbish += 1
         elif "phase" in event:
             heard.phase = str(event["phase"])
+            if watch is not None:
+                watch.enter(heard.phase)
+        elif "card" in event:
+            if watch is not None:
+                watch.found_card(str(event["card"]))
         elif "phases" in event:
             heard.phases = record(event["phases"], Phases, "phases")
         elif "sample" in event:
@@ -232,13 +320,3 @@ def _autopsy(heard: _Heard, code: int | None) -> tuple[Status, str]:
             f"the worker printed {heard.rubbish} lines that are no answer, and ended with exit {code}",
         )
     return Status.ERROR, f"the worker ended {where} without a result (exit {code})"
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the worker and whatever it started; where it has ended by itself, what it left behind."""
-    if process.returncode is None:  # not reaped: its number, and so its group's, is still its own
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()

@@ -1,225 +1,245 @@
-"""The sampling loops: real architectures, seeded random weights unless real ones are there."""
+"""The sampling loops: one image of a case, by a loop that is written out or by diffusers' own pipeline."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.axes import DTYPES, SCHEDULERS, architecture
+from bench.axes import ATTENTIONS, COMPILES
+from bench.components import STRENGTH
+from bench.errors import SkipError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
-    from bench.result import Case
+    from bench.components import Model
 
-_POOL = 1 << 20
+    Mark = Callable[[], None]
+
+# {task: (pipeline, pipeline of SDXL)}; "" where there is none.
+_PIPELINES = {
+    "text-to-image": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+    "image-to-image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    "inpainting": ("StableDiffusionInpaintPipeline", ""),
+    "controlnet": ("StableDiffusionControlNetPipeline", ""),
+}
 
 
-@dataclass(frozen=True)
-class Flops:
-    """FLOPs of one batch: a denoising step, and the whole of an image's loop."""
+class Images(NamedTuple):
+    """Float in [0, 1] of shape (batch, 3, height, width), and the same before any clamping (pixels, or latents)."""
 
-    step: int
-    batch: int
+    pixels: Any
+    raw: Any
 
 
-class Model:
-    """The components of one case: made on the meta device, where they cost nothing, and loaded when wanted."""
+class Loop:
+    """One image after another of a case.
 
-    def __init__(self, torch: Any, case: Case) -> None:  # noqa: ANN401
-        """Build the components without memory."""
-        self.torch = torch
-        self.case = case
-        self.config = architecture(case.model)
-        self.components: dict[str, Any] = {}
-        with torch.device("meta"):
-            for name, build in self._builders().items():
-                self.components[name] = build(self.config[name]).eval()
+    `parts`: {component: (object, name of its function that does the work)}, for whoever wants to time them.
+    """
 
-    def flops(self) -> Flops:
-        """Count the arithmetic of a step and of a whole batch on the meta device."""
-        torch, case = self.torch, self.case
-        scale = self.config["scale"]
-        size = (case.height // scale, case.width // scale)
-        with torch.device("meta"), torch.inference_mode():
-            if self.config["kind"] == "unconditional":
-                step = self._count(lambda: self.components["unet"](torch.empty(case.batch, 3, *size), 1))
-                return Flops(step, step * case.steps)
-            double = 2 * case.batch  # classifier-free guidance: with the prompt and without
-            encoder = self.components["text_encoder"]
-            width = encoder.config.hidden_size
-            tokens = torch.zeros(double, encoder.config.max_position_embeddings, dtype=torch.long)
-            text = self._count(lambda: encoder(tokens))
-            states = torch.empty(double, encoder.config.max_position_embeddings, width)
-            latents = torch.empty(double, 4, *size)
-            step = self._count(lambda: self.components["unet"](latents, 1, encoder_hidden_states=states))
-            decode = self._count(lambda: self.components["vae"].decode(latents[: case.batch]))
-            return Flops(step, text + step * case.steps + decode)
+    def __init__(self, model: Model) -> None:
+        """Make ready everything that no image has a part in: settings, the scheduler, the first noise.
 
-    def load(self, weights: Path | None) -> Callable[[Callable[[], None]], Any]:
-        """Give the components memory and weights, and return the loop.
+        Raises:
+            SkipError: a setting is not to be had on this device.
+        """
+        self.model = model
+        self.scheduler = model.scheduler()
+        self.parts: dict[str, tuple[Any, str]] = {
+            name: (component, "forward") for name, component in model.components.items() if name != "vae"
+        }
+        self.parts["scheduler"] = (self.scheduler, "step")
+        _settle(model)
+        unconditional = model.task == "unconditional"
+        self._image = _written_out(self) if unconditional else _by_pipeline(self)
+
+    def __call__(self, mark: Mark) -> Images:
+        """Make one image (a batch of them).
 
         Args:
-            weights: a snapshot folder, else seeded random weights are made.
-
-        Returns:
-            A function that takes `mark` (called when the first step begins and after each step) and returns
-            the images, float in [0, 1], of shape (batch, 3, height, width), and the same before any clamping
-            (pixels, or the latents that were decoded).
+            mark: called when the first evaluation begins and after each one.
         """
-        for name, component in self.components.items():
-            self.components[name] = self._read(name, weights) if weights else self._fill(component)
-            self.components[name].to(self.case.device, getattr(self.torch, DTYPES[self.case.dtype]))
-            if self.case.layout == "channels_last":
-                self.components[name].to(memory_format=self.torch.channels_last)
-        unconditional = self.config["kind"] == "unconditional"
-        return self._unconditional() if unconditional else self._text_to_image()
+        with _attention(self.model):
+            return self._image(mark)
 
-    def _builders(self) -> dict[str, Callable[[dict[str, Any]], Any]]:
-        from diffusers import UNet2DModel
 
-        if self.config["kind"] == "unconditional":
-            return {"unet": lambda config: UNet2DModel(**config)}
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
+def _settle(model: Model) -> None:
+    """Attention, compilation and the VAE's ways, as the case has them."""
+    case, components = model.case, model.components
+    if case.offload != "none" and (model.task == "unconditional" or not case.device.startswith("cuda")):
+        raise SkipError(f"offload {case.offload}: only a pipeline on a CUDA device moves its parts to the host")
+    _settle_attention(model)
+    for name in ("unet", "controlnet"):
+        mode = COMPILES[case.compile]
+        if name in components and mode is not None:
+            # The function, not the module: what is hooked on the module stays outside of what is compiled.
+            components[name].forward = model.torch.compile(components[name].forward, mode=mode)
+    if case.vae != "whole":
+        if "vae" not in components:
+            raise SkipError(f"vae {case.vae}: {case.model} has no VAE")
+        if case.vae == "slicing":
+            components["vae"].enable_slicing()
+        else:
+            components["vae"].enable_tiling()
 
-        return {
-            "unet": lambda config: UNet2DConditionModel(**config),
-            "vae": lambda config: AutoencoderKL(**config),
-            "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
-        }
 
-    def _count(self, call: Callable[[], object]) -> int:
-        from torch.utils.flop_counter import FlopCounterMode
+def _settle_attention(model: Model) -> None:
+    """Put diffusers' own processors in, or try whether torch has the kernel that is to be forced."""
+    case, torch = model.case, model.torch
+    if case.attention in {"eager", "sliced"}:
+        from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
-        counter = FlopCounterMode(display=False)
-        with counter:
-            call()
-        return int(counter.get_total_flops())
+        for name in ("unet", "controlnet"):
+            for part in model.components[name].modules() if name in model.components else ():
+                if hasattr(part, "set_processor"):
+                    half = max(1, part.sliceable_head_dim // 2)
+                    part.set_processor(AttnProcessor() if case.attention == "eager" else SlicedAttnProcessor(half))
+    query = torch.ones(1, 1, 16, 64, device=case.device, dtype=model.dtype)
+    try:
+        with _attention(model):
+            torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise SkipError(
+            f"attention {case.attention} is not to be had on {case.device} in {case.dtype}: {why}"
+        ) from None
 
-    def _fill(self, component: Any) -> Any:  # noqa: ANN401
-        """Random weights in PyTorch's default range (uniform, one over the root of the fan-in), from one seeded
-        pool: speed and memory do not depend on the values, and a second spent here would be load time."""  # noqa: D205, D209
-        torch, case = self.torch, self.case
-        dtype = getattr(torch, DTYPES[case.dtype])
-        component = component.to(dtype).to_empty(device=case.device)
-        generator = torch.Generator().manual_seed(case.seed)
-        pool = torch.empty(_POOL).uniform_(-1, 1, generator=generator).to(case.device, dtype)
-        with torch.no_grad():
-            for name, weight in component.named_parameters():
-                if weight.ndim < 2:
-                    weight.fill_(1.0 if name.endswith("weight") else 0.0)
-                    continue
-                flat = weight.view(-1)
-                whole = flat.numel() // _POOL * _POOL
-                flat[:whole].view(-1, _POOL).copy_(pool.expand(whole // _POOL, _POOL))
-                flat[whole:].copy_(pool[: flat.numel() - whole])
-                weight.mul_(1.0 / math.sqrt(weight[0].numel()))
-            for name, buffer in component.named_buffers():
-                if name.endswith("position_ids"):
-                    buffer.copy_(torch.arange(buffer.shape[-1], device=case.device).expand(buffer.shape))
-        return component
 
-    def _read(self, name: str, weights: Path) -> Any:  # noqa: ANN401
-        """One component of a snapshot: safetensors alone, nothing from the network."""
-        dtype = getattr(self.torch, DTYPES[self.case.dtype])
-        folder = weights if self.config["kind"] == "unconditional" else weights / name
-        variant = "fp16" if list(folder.glob("*.fp16.safetensors")) else None
-        kind = type(self.components[name])
-        component = kind.from_pretrained(
-            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
-        )
-        return component.eval()
+@contextlib.contextmanager
+def _attention(model: Model) -> Iterator[None]:
+    """Force the kernel of the case, if it forces one."""
+    backend = ATTENTIONS[model.case.attention]
+    if backend is None:
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def _scheduler(self) -> Any:  # noqa: ANN401
-        import diffusers
+    with sdpa_kernel(getattr(SDPBackend, backend)):
+        yield
 
-        name, changes = SCHEDULERS[self.case.scheduler]
-        return getattr(diffusers, name).from_config(self.config["scheduler"] | changes)
 
-    def _noise(self, channels: int, scale: int) -> Any:  # noqa: ANN401
-        """The start of every image of a case: drawn on the CPU, so that devices can be compared."""
-        torch, case = self.torch, self.case
-        shape = (case.batch, channels, case.height // scale, case.width // scale)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(case.seed))
-        return noise.to(case.device, getattr(torch, DTYPES[case.dtype]))
+def _written_out(loop: Loop) -> Callable[[Mark], Images]:
+    """The loop of the tutorials: UNet2DModel, a scheduler, nothing else."""
+    model, scheduler = loop.model, loop.scheduler
+    torch, case = model.torch, model.case
+    unet, noise = model.components["unet"], model.noise(3)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
 
-    def _unconditional(self) -> Callable[[Callable[[], None]], Any]:
-        torch, case = self.torch, self.case
-        unet, scheduler, noise = self.components["unet"], self._scheduler(), self._noise(3, 1)
-
-        def loop(mark: Callable[[], None]) -> Any:  # noqa: ANN401
-            generator = torch.Generator(case.device).manual_seed(case.seed)
-            extra = {} if case.scheduler == "dpmpp-karras" else {"generator": generator}
-            scheduler.set_timesteps(case.steps, device=case.device)
-            image = noise * scheduler.init_noise_sigma
+    def image(mark: Mark) -> Images:
+        generator = torch.Generator(case.device).manual_seed(case.seed)
+        extra = {"generator": generator} if takes_generator else {}
+        scheduler.set_timesteps(case.steps, device=case.device)
+        sample = noise * scheduler.init_noise_sigma
+        mark()
+        for step in scheduler.timesteps:
+            predicted = unet(scheduler.scale_model_input(sample, step), step).sample
+            sample = scheduler.step(predicted, step, sample, **extra).prev_sample.to(noise.dtype)
             mark()
-            for step in scheduler.timesteps:
-                predicted = unet(scheduler.scale_model_input(image, step), step).sample
-                image = scheduler.step(predicted, step, image, **extra).prev_sample
+        return Images((sample.float() / 2 + 0.5).clamp(0, 1), sample)
+
+    return image
+
+
+def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
+    """The pipeline of the task. Its prompt is tokens: which words makes no difference to the time."""
+    model = loop.model
+    torch, case = model.torch, model.case
+    pipeline = _pipeline(loop)
+    loop.parts["vae decode"] = (pipeline.vae, "decode")
+    if model.task in {"image-to-image", "inpainting"}:
+        loop.parts["vae encode"] = (pipeline.vae, "encode")
+    encoders = [(name, component) for name, component in model.components.items() if name.startswith("text_encoder")]
+    draw = torch.Generator().manual_seed(case.seed)
+    tokens = {}
+    for name, encoder in encoders:
+        shape = (2, encoder.config.max_position_embeddings)
+        tokens[name] = torch.randint(0, encoder.config.vocab_size, shape, generator=draw).to(case.device)
+    given = _given(model, draw)
+    told = {
+        "guidance_scale": float(model.config["guidance"]),
+        "num_inference_steps": case.steps,
+        "output_type": "pt",
+        "callback_on_step_end_tensor_inputs": ["latents"],
+    }
+
+    def prompt() -> dict[str, Any]:
+        if len(encoders) == 1:
+            ((name, encoder),) = encoders
+            states = encoder(tokens[name]).last_hidden_state
+            return _pairs(case.batch, prompt_embeds=states)
+        outputs = [encoder(tokens[name], output_hidden_states=True) for name, encoder in encoders]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        return _pairs(case.batch, prompt_embeds=states, pooled_prompt_embeds=outputs[-1].text_embeds)
+
+    def image(mark: Mark) -> Images:
+        begun = False
+        latents = None
+
+        def first_step_begins(*_: object) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
                 mark()
-            return (image.float() / 2 + 0.5).clamp(0, 1), image
 
-        return loop
+        def step_ends(_: object, __: int, ___: object, kept: dict[str, Any]) -> dict[str, Any]:
+            nonlocal latents
+            mark()
+            latents = kept["latents"]
+            return kept
 
-    def _text_to_image(self) -> Callable[[Callable[[], None]], Any]:
-        import diffusers
+        first = model.components["controlnet"] if model.task == "controlnet" else pipeline.unet
+        hook = first.register_forward_pre_hook(first_step_begins)
+        generator = torch.Generator(case.device).manual_seed(case.seed)
+        try:
+            made = pipeline(**prompt(), **given, **told, generator=generator, callback_on_step_end=step_ends).images
+        finally:
+            hook.remove()
+        return Images(made.float(), latents)
 
-        torch, case = self.torch, self.case
-        encoder = self.components["text_encoder"]
-        pipeline = diffusers.StableDiffusionPipeline(
-            vae=self.components["vae"],
-            text_encoder=encoder,
-            tokenizer=None,
-            unet=self.components["unet"],
-            scheduler=self._scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator().manual_seed(case.seed)
-        length, vocabulary = encoder.config.max_position_embeddings, encoder.config.vocab_size
-        # The prompt is tokens, with and without words: which words makes no difference to the time.
-        tokens = torch.randint(0, vocabulary, (2, length), generator=generator).to(case.device)
-        noise = self._noise(4, self.config["scale"])
-        guidance = float(self.config["guidance"])
+    return image
 
-        def loop(mark: Callable[[], None]) -> Any:  # noqa: ANN401
-            begun = False
-            latents = noise
 
-            def first_step_begins(*_: object) -> None:
-                nonlocal begun
-                if not begun:
-                    begun = True
-                    mark()
+def _pipeline(loop: Loop) -> Any:  # noqa: ANN401
+    import diffusers
 
-            def step_ends(_: object, __: int, ___: object, kept: dict[str, Any]) -> dict[str, Any]:
-                nonlocal latents
-                mark()
-                latents = kept["latents"]
-                return kept
+    model = loop.model
+    is_xl = "text_encoder_2" in model.components
+    kind = getattr(diffusers, _PIPELINES[model.task][is_xl])
+    tokenizers: dict[str, None] = {"tokenizer": None, "tokenizer_2": None} if is_xl else {"tokenizer": None}
+    rest: dict[str, Any] = {"add_watermarker": False} if is_xl else {"safety_checker": None}
+    if not is_xl:
+        rest |= {"feature_extractor": None, "requires_safety_checker": False}
+    pipeline = kind(**model.components, **tokenizers, **rest, scheduler=loop.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    if model.case.offload == "model":
+        pipeline.enable_model_cpu_offload(device=model.case.device)
+    elif model.case.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=model.case.device)
+    return pipeline
 
-            prompt, negative = encoder(tokens).last_hidden_state.split(1)
-            hook = pipeline.unet.register_forward_pre_hook(first_step_begins)
-            try:
-                images = pipeline(
-                    prompt_embeds=prompt.expand(case.batch, -1, -1),
-                    negative_prompt_embeds=negative.expand(case.batch, -1, -1),
-                    height=case.height,
-                    width=case.width,
-                    num_inference_steps=case.steps,
-                    guidance_scale=guidance,
-                    latents=noise,
-                    output_type="pt",
-                    callback_on_step_end=step_ends,
-                    callback_on_step_end_tensor_inputs=["latents"],
-                ).images
-            finally:
-                hook.remove()
-            return images.float(), latents
 
-        return loop
+def _given(model: Model, draw: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What a pipeline is given besides its prompt: the first noise, or an image, drawn once and for all."""
+    torch, case = model.torch, model.case
+    size = {"height": case.height, "width": case.width}
+    if model.task == "text-to-image":
+        return {**size, "latents": model.noise(4)}
+    image = torch.rand((case.batch, 3, case.height, case.width), generator=draw)
+    if model.task == "image-to-image":
+        return {"image": image, "strength": STRENGTH}
+    if model.task == "inpainting":
+        mask = torch.zeros(case.batch, 1, case.height, case.width)
+        mask[:, :, case.height // 4 : -case.height // 4, case.width // 4 : -case.width // 4] = 1.0
+        return {**size, "image": image, "mask_image": mask, "latents": model.noise(4)}
+    return {**size, "image": image, "latents": model.noise(4)}
+
+
+def _pairs(batch: int, **states: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Each of the states with the prompt, and its negative, for a whole batch."""
+    found = {}
+    for name, both in states.items():
+        rest = (1,) * (both.ndim - 1)
+        found[name], found[f"negative_{name}"] = (one.repeat(batch, *rest) for one in both.split(1))
+    return found

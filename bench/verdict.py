@@ -4,37 +4,70 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench import stats
 from bench.errors import Exit
-from bench.result import Status, Verdict, VerdictState
+from bench.nvml import UNWELL
+from bench.result import Status, Trust, Verdict, VerdictState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from bench.result import Result
+    from bench.result import Gpu, Host, Result
 
-# A clean run on 2 threads uses 98 % of both, a disturbed one 38 to 70 % (measured on a shared 2-core host).
+CLEAN, CONTENDED = "clean", "contended"
+# A clean run on 2 threads waits 0.4 % of the time for a core, one with a third busy process 30 % and more; it uses 98 %
+# of both, a disturbed one 38 to 70 % (measured on a shared 2-core host).
+_CLEAN_WAIT_SHARE = 0.05
 _CLEAN_CPU_SHARE = 0.85
+_CLEAN_PRESSURE_SHARE = 0.25
 _CLEAN_STEAL_SHARE = 0.05
+_CLEAN_THROTTLED_SHARE = 0.1
+
+
+def trust(result: Result) -> Trust | None:
+    """Whether a case's figures are its own; None where it has none."""
+    if result.host is None or not result.samples:
+        return None
+    reasons = tuple(_disturbances(result, result.host))
+    return Trust(CONTENDED if reasons else CLEAN, reasons)
 
 
 def contended(result: Result) -> str | None:
     """Why a case's numbers are not its own, or None."""
-    if result.host is None or not result.samples:
-        return None
-    if result.host.steal_share is not None and result.host.steal_share > _CLEAN_STEAL_SHARE:
-        return f"the hypervisor took {result.host.steal_share:.0%} of the CPU time"
-    share = result.host.cpu_share
-    if result.case.device == "cpu" and share is not None and share < _CLEAN_CPU_SHARE:
-        return f"it had {share:.0%} of its {result.host.threads} threads"
-    return None
+    known = result.trust or trust(result)
+    return ", ".join(known.reasons) if known is not None and known.state == CONTENDED else None
+
+
+def _disturbances(result: Result, host: Host) -> Iterator[str]:
+    if host.steal_share is not None and host.steal_share > _CLEAN_STEAL_SHARE:
+        yield f"the hypervisor took {host.steal_share:.0%} of the CPU time"
+    if host.wait_share is not None:
+        if host.wait_share > _CLEAN_WAIT_SHARE:
+            yield f"its threads waited {host.wait_share:.0%} of the time for a core"
+    elif result.case.device == "cpu" and host.cpu_share is not None and host.cpu_share < _CLEAN_CPU_SHARE:
+        yield f"it had {host.cpu_share:.0%} of its {host.threads} threads"
+    elif host.pressure_share is not None and host.pressure_share > _CLEAN_PRESSURE_SHARE:
+        yield f"something waited {host.pressure_share:.0%} of the time for a core"
+    if host.gpu is not None:
+        yield from _gpu_disturbances(host.gpu)
+
+
+def _gpu_disturbances(gpu: Gpu) -> Iterator[str]:
+    if gpu.others:
+        yield f"{gpu.others} other process{'es' if gpu.others > 1 else ''} used the card"
+    for name, share in gpu.throttled.items():
+        if name in UNWELL and share > _CLEAN_THROTTLED_SHARE:
+            yield f"the card was slowed down {share:.0%} of the time ({name})"
 
 
 def judge(results: Sequence[Result]) -> Verdict:
     """Fail when a case failed, could-not-judge when most were disturbed, warn when some were, else pass."""
     failed = [result for result in results if result.status not in {Status.OK, Status.SKIPPED}]
     disturbed = [(result, reason) for result in results if (reason := contended(result))]
+    doubted = [(result, doubt) for result in results for doubt in _doubts(result)]
     reasons = [f"{result.case.name}: {(result.reason or '').splitlines()[0]}" for result in failed if result.reason]
     reasons += [f"{result.case.name}: disturbed, {reason}" for result, reason in disturbed]
+    reasons += [f"{result.case.name}: {doubt}" for result, doubt in doubted]
     measured = sum(result.status is Status.OK for result in results)
     if failed:
         return Verdict(VerdictState.FAIL, tuple(reasons))
@@ -42,7 +75,18 @@ def judge(results: Sequence[Result]) -> Verdict:
         return Verdict(VerdictState.NOT_JUDGED, (*reasons, "no case was measured"))
     if len(disturbed) * 2 > measured:
         return Verdict(VerdictState.NOT_JUDGED, tuple(reasons))
-    return Verdict(VerdictState.WARN if disturbed else VerdictState.PASS, tuple(reasons))
+    return Verdict(VerdictState.WARN if disturbed or doubted else VerdictState.PASS, tuple(reasons))
+
+
+def _doubts(result: Result) -> Iterator[str]:
+    """What is odd about a case that went well."""
+    if result.status is not Status.OK:
+        return
+    if result.numerics is not None and result.numerics.repeats is False:
+        yield "the same seed gave other numbers the second time"
+    share = stats.peak_share(result)
+    if share is not None and share > 1:
+        yield f"it computes {share:.2f} times as fast as the probes' best: one of the two is wrong"
 
 
 def exit_of(verdict: Verdict) -> Exit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -12,15 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench import meter, probes, sampling, stats
-from bench.result import Case, Numerics, Phases, Result, Sample, Status, Work, dumps, plain, record
+from bench import components, fitting, meter, numerics, probes, sampling, timing
+from bench.errors import SkipError
+from bench.result import Case, Numerics, Phases, Result, Status, Work, dumps, plain, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MIN_SAMPLES = 3
-MAX_SAMPLES = 30
-STEADY = 0.02
+_GO = "go"
+_SLOW_STEP_SECONDS = 20.0
+_LAST_SECONDS = 3.0  # what is left for comparing
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,27 @@ class Request:
 
     Both times count from `asked_at` (time.time of the parent): starting the process is part of them. After
     `share_seconds` no further sample is begun; a case that cannot end within `limit_seconds` is skipped.
+    `weights`: {architecture: snapshot folder}, empty for random ones. `paced`: each image waits for a line "go" on
+    stdin, and any other line, or its end, ends them. `compare`: hold one evaluation against fp32's. `find_max`: search
+    the largest batch and image.
     """
 
     case: Case
     asked_at: float
     share_seconds: float
     limit_seconds: float
-    weights: str | None
+    weights: dict[str, str]
     image: str | None
-
-
-class SkipError(Exception):
-    """The case cannot run here, or cannot end in time; the message says why."""
+    paced: bool = False
+    compare: bool = True
+    find_max: bool = False
 
 
 def main() -> int:
     """Read one request from stdin, answer on the real stdout, keep every print of a library off it."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    raw = json.loads(sys.stdin.read())
+    raw = json.loads(sys.stdin.readline())
     if raw == {"query": True}:
         import torch
 
@@ -63,7 +65,7 @@ def measure(request: Request, say: Callable[[dict[str, Any]], None]) -> Result:
     """Run one case; whatever goes wrong becomes a result with its reason, beside what was known until then."""
     found = _Found(Result(request.case, Status.ERROR))
     try:
-        _measure(request, say, found)
+        _Measurement(request, say, found).run()
     except SkipError as error:
         found.add(status=Status.SKIPPED, reason=str(error))
     except MemoryError:
@@ -86,110 +88,185 @@ class _Found:
         self.result = replace(self.result, **fields)
 
 
-def _measure(request: Request, say: Callable[[dict[str, Any]], None], found: _Found) -> None:
-    case = request.case
-    began = time.perf_counter()
-    say({"phase": "imports"})
-    import diffusers
-    import torch
+class _Measurement:
+    """The phases of one case, in their order."""
 
-    phases = Phases(imports_seconds=time.perf_counter() - began)
-    found.add(phases=phases, software=_software(torch, diffusers, case.device))
-    asked = time.perf_counter() - (time.time() - request.asked_at)
-    limit, share = asked + request.limit_seconds, asked + request.share_seconds
-    torch.set_grad_enabled(False)
+    def __init__(self, request: Request, say: Callable[[dict[str, Any]], None], found: _Found) -> None:
+        self.request, self.say, self.found, self.case = request, say, found, request.case
 
-    say({"phase": "probe"})
-    try:
-        rate = probes.rate(torch, case.device, case.dtype)
-    except RuntimeError as error:
-        raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
-    model = sampling.Model(torch, case)
-    flops = model.flops()
-    work = Work(
-        flops_per_step=flops.step,
-        flops_per_image=flops.batch // case.batch,
-        probe_flops_per_second=rate,
-        predicted_step_seconds=flops.step / rate,
-    )
-    found.add(work=work, weights="real" if request.weights else "random")
-    shortest = flops.batch / rate * (1 + MIN_SAMPLES)
-    if time.perf_counter() + shortest > limit:
-        raise SkipError(_over(flops.step / rate, shortest, limit - time.perf_counter()))
+    def run(self) -> None:
+        torch, model = self._begin()
+        rate = self._price(torch, model)
+        peak = probes.Peak(torch, self.case.device, self.case.dtype, rate)
+        if not self._is_slow:
+            peak.ask()
+        loop = self._load(torch, model)
+        clock = meter.clock_for(torch, self.case.device)
+        memory = meter.Peaks(torch, self.case.device)
+        first = self._first_image(loop, clock)
+        self._samples(torch, loop, clock, memory, peak)
+        self._after(torch, loop, first)
 
-    say({"phase": "load"})
-    phased = meter.reset_host_peak()
-    meter.reset_device_peak(torch, case.device)
-    loading = time.perf_counter()
-    loop = model.load(Path(request.weights) if request.weights else None)
-    if case.device.startswith("cuda"):
-        torch.cuda.synchronize(case.device)
-    phases = replace(phases, load_seconds=time.perf_counter() - loading)
-    load_peak = meter.host_peak_bytes()
-    meter.reset_host_peak()
+    def _begin(self) -> tuple[Any, components.Model]:
+        began = time.perf_counter()
+        self.say({"phase": "imports"})
+        import diffusers
+        import torch
 
-    say({"phase": "first image"})
-    clock = meter.clock_for(torch, case.device)
-    guard = _guard(case, limit)
-    clock.start()
-    images, raw = loop(_both(clock.mark, guard))
-    seconds, _ = clock.stop()
-    phases = replace(phases, first_image_seconds=seconds)
-    say({"phases": plain(phases)})
-    numerics = _numerics(images, raw, request.image)
-    found.add(phases=phases, numerics=numerics)
+        diffusers.utils.logging.set_verbosity_error()
+        self.phases = Phases(imports_seconds=time.perf_counter() - began)
+        if self.case.threads:
+            torch.set_num_threads(self.case.threads)
+        if self.case.dtype == "tf32" and not self.case.device.startswith("cuda"):
+            raise SkipError("TF32 is a format of NVIDIA's cards alone")
+        components.set_precision(torch, self.case.dtype)
+        torch.set_grad_enabled(False)
+        if self.case.device.startswith("cuda"):
+            self.say({"card": str(getattr(torch.cuda.get_device_properties(self.case.device), "uuid", ""))})
+        self.found.add(phases=self.phases, software=_software(torch, diffusers, self.case))
+        asked = time.perf_counter() - (time.time() - self.request.asked_at)
+        self.limit, self.share = asked + self.request.limit_seconds, asked + self.request.share_seconds
+        return torch, components.Model(torch, self.case)
 
-    say({"phase": "samples"})
-    neighbours = meter.Neighbours()
-    samples = sample_loop(loop, clock, share, say)
-    threads = torch.get_num_threads()
-    used = sum(sample.cpu_seconds for sample in samples)
-    found.add(
-        status=Status.OK if numerics.finite else Status.ERROR,
-        reason=None if numerics.finite else "the image holds NaN or infinity",
-        samples=tuple(samples),
-        memory=meter.memory(torch, case.device, load_peak, phases=phased),
-        host=neighbours.host(threads, used, sum(sample.seconds for sample in samples)),
-    )
+    def _price(self, torch: Any, model: components.Model) -> float:  # noqa: ANN401
+        """Predict the cost from the arithmetic and a probe, before anything is loaded."""
+        self.say({"phase": "probe"})
+        case = self.case
+        try:
+            rate = probes.rate(torch, case.device, case.dtype)
+        except RuntimeError as error:
+            raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
+        flops = model.flops()
+        self.step_seconds = flops.step / rate
+        self.work = Work(
+            flops_per_step=flops.step,
+            flops_per_image=flops.batch // case.batch,
+            probe_flops_per_second=rate,
+            predicted_step_seconds=self.step_seconds,
+            evaluations=flops.evaluations,
+        )
+        self.found.add(work=self.work, weights="real" if self.request.weights else "random")
+        shortest = flops.batch / rate * (1 + timing.MIN_SAMPLES)
+        if time.perf_counter() + shortest > self.limit:
+            raise SkipError(_over(self.step_seconds, shortest, self.limit - time.perf_counter()))
+        return rate
 
+    @property
+    def _is_slow(self) -> bool:
+        """Whether what is not asked for by name would take too long beside the samples themselves."""
+        return (self.work.predicted_step_seconds or 0.0) > _SLOW_STEP_SECONDS
 
-def sample_loop(
-    loop: Callable[[Callable[[], None]], Any],
-    clock: meter.Clock,
-    share: float,
-    say: Callable[[dict[str, Any]], None],
-) -> list[Sample]:
-    """Time whole loops until the median is known well enough, or the share of the budget is spent.
+    def _load(self, torch: Any, model: components.Model) -> sampling.Loop:  # noqa: ANN401
+        self.say({"phase": "load"})
+        meter.reset_host_peak()
+        loading = time.perf_counter()
+        model.load({name: Path(folder) for name, folder in self.request.weights.items()})
+        loop = sampling.Loop(model)
+        meter.synchronize(torch, self.case.device)
+        self.phases = replace(self.phases, load_seconds=time.perf_counter() - loading)
+        self.load_peak = meter.host_peak_bytes() if meter.reset_host_peak() else None
+        return loop
 
-    Args:
-        loop: one image; it is handed the clock's mark and nothing else.
-        clock: of the device.
-        share: the time (time.perf_counter) after which no sample is begun.
-        say: told each sample.
-    """
-    samples: list[Sample] = []
-    while _wants_more(samples, share):
-        before = time.process_time()
+    def _first_image(self, loop: sampling.Loop, clock: meter.Clock) -> str:
+        self.say({"phase": "first image"})
+        guard = _guard(self.case, self.work.evaluations or 1, self.limit)
         clock.start()
-        loop(clock.mark)
-        seconds, steps = clock.stop()
-        samples.append(Sample(seconds, steps, time.process_time() - before))
-        say({"sample": plain(samples[-1])})
-    return samples
+        pixels, raw = loop(_both(clock.mark, guard))
+        seconds, _ = clock.stop()
+        self.phases = replace(self.phases, first_image_seconds=seconds)
+        self.say({"phases": plain(self.phases)})
+        self.numerics = numerics.look(pixels, raw, self.request.image)
+        self.found.add(phases=self.phases, numerics=self.numerics)
+        return numerics.digest(raw)
+
+    def _samples(
+        self,
+        torch: Any,  # noqa: ANN401
+        loop: sampling.Loop,
+        clock: meter.Clock,
+        memory: meter.Peaks,
+        peak: probes.Peak,
+    ) -> None:
+        self.say({"phase": "samples"})
+
+        def pause() -> None:
+            memory.pause()
+            if not self._is_slow:
+                self.say({"phase": "probe"})
+                peak.ask()
+                self.say({"phase": "samples"})
+            memory.resume()
+
+        neighbours = meter.Neighbours()
+        more = _at_a_word if self.request.paced else timing.until(self.share)
+        images = timing.take(loop, clock, more, self.say, (lambda: None) if self.request.paced else pause)
+        used = sum(sample.cpu_seconds for sample in images.every)
+        host = neighbours.host(torch.get_num_threads(), used, sum(sample.seconds for sample in images.every))
+        self.say({"phase": "probe"})
+        memory.pause()
+        if not self._is_slow:
+            peak.ask()
+        self.found.add(
+            status=Status.OK if self.numerics.finite else Status.ERROR,
+            reason=None if self.numerics.finite else "the image holds NaN or infinity",
+            warmups=tuple(images.warmups),
+            samples=tuple(images.samples),
+            memory=replace(memory.memory(), host_load_peak_bytes=self.load_peak),
+            work=replace(self.work, peak_flops_per_second=peak.best),
+            host=host,
+        )
+
+    def _after(self, torch: Any, loop: sampling.Loop, first: str) -> None:  # noqa: ANN401
+        """One more image, which is looked into: the shares of its parts, its memory, whether it is the same again."""
+        self.say({"phase": "checks"})
+        image_seconds = max(sample.seconds for sample in self.found.result.samples)
+        if time.perf_counter() + image_seconds * 1.5 > self.limit:
+            self.found.add(numerics=replace(self.numerics, not_compared="the budget is spent"))
+            return
+        unet = loop.model.components["unet"]
+        began = time.perf_counter()
+        shares = timing.Shares(torch, self.case.device, loop.parts)
+        with meter.UssPeak() as uss, numerics.Evaluation(unet) as kept, shares:
+            _, raw = loop(lambda: None)
+            meter.synchronize(torch, self.case.device)
+        self.found.add(
+            shares=shares.seconds(),
+            shares_of_seconds=time.perf_counter() - began,
+            memory=replace(self.found.result.memory, host_run_uss_peak_bytes=uss.bytes),
+        )
+        self.numerics = replace(self.numerics, repeats=numerics.digest(raw) == first)
+        del raw
+        if self.request.find_max:
+            self.say({"phase": "largest"})
+            self.found.add(fit=fitting.largest(loop.model, self.limit - _LAST_SECONDS))
+        self.found.add(numerics=self._compared(loop.model, kept))
+
+    def _compared(self, model: components.Model, kept: numerics.Evaluation) -> Numerics:
+        case = self.case
+        if not self.request.compare:
+            return replace(self.numerics, not_compared="the same was compared in a case before")
+        if case.dtype == "fp32" and set(case.unusual) <= {"threads", "seed", "vae"}:
+            return replace(self.numerics, not_compared="it is what others are compared with")
+        if case.offload != "none":
+            return replace(self.numerics, not_compared="its weights are moved to and fro")
+        if self._is_slow or time.perf_counter() + 4 * self.step_seconds > self.limit:
+            return replace(self.numerics, not_compared="the budget is spent")
+        try:
+            error = numerics.forward_error(model, kept)
+        except (MemoryError, RuntimeError) as fault:  # torch.OutOfMemoryError is the latter
+            return replace(self.numerics, not_compared=str(fault).splitlines()[0][:200])
+        limit = numerics.tolerance(case.dtype)
+        if not error <= limit:  # nor a NaN
+            reason = f"one evaluation is {error:.2g} from fp32's (relative L2), {limit:.2g} is what {case.dtype} may"
+            self.found.add(status=Status.ERROR, reason=reason)
+        return replace(self.numerics, forward_error=error, tolerance=limit)
 
 
-def _wants_more(samples: list[Sample], share: float) -> bool:
-    """Until the median is known within 2 %, or time is up; never fewer than three."""
-    if len(samples) < MIN_SAMPLES:
-        return True
-    if len(samples) >= MAX_SAMPLES:
-        return False
-    if time.perf_counter() + samples[-1].seconds > share:
-        return False
-    return stats.summarize([sample.seconds for sample in samples]).spread > STEADY
+def _at_a_word(_: timing.Images) -> bool:
+    return sys.stdin.readline().strip() == _GO
 
 
-def _guard(case: Case, limit: float) -> Callable[[], None]:
+def _guard(case: Case, evaluations: int, limit: float) -> Callable[[], None]:
     """Watches the first image: two steps tell what the whole case will cost. Only where the host's clock counts."""
     marks: list[float] = []
 
@@ -198,7 +275,7 @@ def _guard(case: Case, limit: float) -> Callable[[], None]:
         if len(marks) != 3 or case.device != "cpu":
             return
         step = marks[2] - marks[1]
-        rest = step * (case.steps - 2) + step * case.steps * MIN_SAMPLES
+        rest = step * (evaluations - 2) + step * evaluations * timing.MIN_SAMPLES
         left = limit - marks[2]
         if rest > left:
             raise SkipError(_over(step, rest, left))
@@ -218,30 +295,16 @@ def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[],
     return call
 
 
-def _numerics(images: Any, raw: Any, path: str | None) -> Numerics:  # noqa: ANN401
-    """Whether every number is finite, also before it is clamped to a picture; the first picture is kept as PNG."""
-    finite = bool(images.isfinite().all()) and bool(raw.isfinite().all())
-    pixels = (images[0].nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().contiguous()
-    if path is not None:
-        from PIL import Image
-
-        Image.fromarray(pixels.numpy()).save(path)
-    digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-    return Numerics(finite=finite, image=Path(path).name if path else None, image_sha256=digest)
-
-
-def _software(torch: Any, diffusers: Any, device: str) -> dict[str, str]:  # noqa: ANN401
+def _software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:  # noqa: ANN401
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }
-    if device.startswith("cuda"):
+    if case.device.startswith("cuda"):
         found["cuda"] = str(torch.version.cuda)
-        found["device"] = torch.cuda.get_device_name(device)
-        # What fp32 means on this card: cuDNN's convolutions default to TF32, matrix products do not.
-        found["tf32 convolution"] = str(torch.backends.cudnn.allow_tf32)
-        found["tf32 matmul"] = str(torch.backends.cuda.matmul.allow_tf32)
+        found["device"] = torch.cuda.get_device_name(case.device)
+        found["tf32"] = str(torch.backends.cudnn.allow_tf32)
     return found
 
 

@@ -66,9 +66,12 @@ FLOORS: dict[str, list[set[str]]] = {
     "bench": [
         {"errors"},
         {"result", "axes"},
-        {"probes", "sampling", "meter", "stats", "cases"},
+        {"meter", "stats", "components", "cases", "nvml", "pipes"},
+        {"probes", "sampling", "numerics", "timing", "watching"},
+        {"fitting"},
         {"worker"},
-        {"runner", "verdict", "device"},
+        {"runner", "verdict", "device", "runs"},
+        {"running", "compare"},
         {"report"},
         {"cli"},
         {"__main__"},
@@ -78,16 +81,22 @@ FLOORS: dict[str, list[set[str]]] = {
 SHARED = {"facts", "spec", "paths", "errors", "command", "profiles"}
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
-    "torch": {"bench.worker", "bench.sampling", "provision.stand_in_worker"},
-    "diffusers": {"bench.worker", "bench.sampling", "provision.stand_in_worker"},
-    "transformers": {"bench.sampling", "provision.stand_in_worker"},
-    "PIL": {"bench.worker"},
+    "torch": {"bench.worker", "bench.sampling", "bench.components", "provision.stand_in_worker"},
+    "diffusers": {
+        "bench.worker",
+        "bench.sampling",
+        "bench.components",
+        "bench.numerics",
+        "provision.stand_in_worker",
+    },
+    "transformers": {"bench.components", "provision.stand_in_worker"},
+    "PIL": {"bench.numerics"},
     "huggingface_hub": {"provision.hub", "provision.pulling"},
     "uv": {"provision.sources"},
     "rattler": {"provision.rattler_worker"},
     "ruamel": {"provision.conda_lock", "provision.rattler", "provision.settings"},
     "tomlkit": {"provision.settings", "provision.model_care"},
-    "pynvml": {"provision.facts", "bench.meter"},
+    "pynvml": {"provision.facts", "bench.nvml"},
     "typer": {
         "provision.cli",
         "provision.env_cli",
@@ -100,7 +109,20 @@ KEPT = {
     "pydantic": {"provision.spec", "provision.catalogue", "provision.witnesses", "bench.cases"},
 }
 # What the measured interpreter runs: it has none of the toolbox's packages.
-WORKER_SIDE = {"worker", "probes", "sampling", "meter", "stats", "result", "axes", "errors"}
+WORKER_SIDE = {
+    "worker",
+    "fitting",
+    "probes",
+    "sampling",
+    "numerics",
+    "timing",
+    "components",
+    "meter",
+    "stats",
+    "result",
+    "axes",
+    "errors",
+}
 
 
 def modules() -> list[tuple[str, str, Path]]:

@@ -1,11 +1,16 @@
-"""Records made by hand, so that a test says only what it is about; and how the command is started."""
+"""Records made by hand, so that a test says only what it is about; how the command is started; real measurements."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from bench.result import (
     SCHEMA,
@@ -21,6 +26,7 @@ from bench.result import (
     Verdict,
     VerdictState,
     Work,
+    record,
 )
 from tests.conftest import CHECKOUT
 
@@ -84,3 +90,26 @@ def command(*words: object) -> list[str]:
 def environment(**changes: str) -> dict[str, str]:
     """The test's own environment, with the checkout's packages: the working folder is another."""
     return dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | changes
+
+
+def result_of(found: dict[str, Any], name: str) -> Result:
+    result: Result = record(found[name]["result"], Result, name)
+    return result
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the measured process leaves its pictures."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="session")
+def found(measured_python: Path, folder: Path) -> dict[str, Any]:
+    """Everything that measured.py tells, of one process."""
+    script = Path(__file__).with_name("measured.py")
+    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
+    done = subprocess.run(
+        [measured_python, script, folder], capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))

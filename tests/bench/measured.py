@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 
-from bench import probes, sampling, worker
+from bench import axes, components, fitting, probes, sampling, timing, worker
+from bench.errors import SkipError
 from bench.result import Case, plain
 
 TINY = Case("tiny-ddpm", "cpu", "fp32", "ddim", steps=4, batch=1, height=16, width=16)
@@ -20,13 +22,16 @@ TINY_SD = Case("tiny-sd", "cpu", "bf16", "dpmpp-karras", steps=3, batch=2, heigh
 CAT = Case("ddpm-cat-256", "cpu", "fp32", "ddpm", steps=50, batch=1, height=64, width=64)
 SD = Case("stable-diffusion-v1-5", "cpu", "fp32", "dpmpp-karras", steps=20, batch=1, height=512, width=512)
 FOLDER = Path(sys.argv[1])
-FILL = sampling.Model._fill
+FILL = components.Model._fill
+# Every task, with the tiny model of it.
+TASKS = [(model, task) for model in axes.models() if model.startswith("tiny-") for task in axes.tasks(model)]
 
 
 def measured(case: Case, *, limit_seconds: float = 600.0, weights: Path | None = None, image: str | None = None) -> Any:
     """One case, with the shortest number of samples; its result as plain JSON, with what was said on the way."""
     path = str(FOLDER / image) if image else None
-    request = worker.Request(case, time.time(), 0.0, limit_seconds, str(weights) if weights else None, path)
+    folders = {case.model: str(weights)} if weights else {}
+    request = worker.Request(case, time.time(), 0.0, limit_seconds, folders, path)
     said: list[dict[str, Any]] = []
     result = plain(worker.measure(request, said.append))
     return {"result": result, "said": said}
@@ -34,7 +39,7 @@ def measured(case: Case, *, limit_seconds: float = 600.0, weights: Path | None =
 
 def architecture(case: Case) -> Any:
     """The size of a model and the arithmetic of one step, all of it on the meta device."""
-    model = sampling.Model(torch, case)
+    model = components.Model(torch, case)
     parameters = {name: list(component.parameters()) for name, component in model.components.items()}
     flops = model.flops()
     return {
@@ -48,8 +53,8 @@ def architecture(case: Case) -> Any:
 def snapshot(name: str, case: Case, *, seed: int, variant: str | None = None, pickled: bool = False) -> Path:
     """A model's folder as the hub keeps it, with the weights that a random one of this seed would have."""
     folder = FOLDER / name
-    model = sampling.Model(torch, replace(case, seed=seed))
-    model.load(None)
+    model = components.Model(torch, replace(case, seed=seed))
+    model.load({})
     for part, component in model.components.items():
         place = folder if case.model == "tiny-ddpm" else folder / part
         component.save_pretrained(place, safe_serialization=True, variant=variant)
@@ -60,17 +65,104 @@ def snapshot(name: str, case: Case, *, seed: int, variant: str | None = None, pi
     return folder
 
 
-def poisoned(self: sampling.Model, component: Any) -> Any:
+def poisoned(self: components.Model, component: Any, device: str) -> Any:
     """Random weights, one of which is no number."""
-    component = FILL(self, component)
+    component = FILL(self, component, device)
     next(component.parameters()).view(-1)[0] = float("nan")
     return component
 
 
-def out_of_memory(self: sampling.Model, component: Any) -> Any:
+def out_of_memory(self: components.Model, component: Any, device: str) -> Any:
     """What torch's CPU allocator says, on a request that no machine can meet."""
     torch.empty(1 << 60)
     return component
+
+
+def loops() -> dict[str, Any]:
+    """Every task, scheduler, attention and VAE setting: how many evaluations were foretold, and how many there were."""
+    tiny = Case("tiny-sd", "cpu", "fp32", "ddim", steps=4, batch=2, height=64, width=64)
+    cases = {f"{model} {task}": replace(tiny, model=model, task=task) for model, task in TASKS}
+    cases |= {f"{name} on a pipeline": replace(tiny, scheduler=name) for name in axes.SCHEDULERS}
+    cases |= {f"{name} written out": replace(tiny, model="tiny-ddpm", scheduler=name) for name in axes.SCHEDULERS}
+    cases |= {
+        f"{name} half-way": replace(tiny, task="image-to-image", scheduler=name, steps=10)
+        for name in ("ddim", "heun", "pndm", "kdpm2-a", "dpmpp-2s")
+    }
+    for name in axes.ATTENTIONS:
+        cases[f"attention {name}"] = replace(tiny, attention=name)
+        cases[f"attention {name} written out"] = replace(tiny, model="tiny-ddpm", attention=name)
+    cases |= {f"vae {name}": replace(tiny, vae=name) for name in axes.VAES}
+    cases |= {
+        "offload model": replace(tiny, offload="model"),
+        "vae of none": replace(tiny, model="tiny-ddpm", vae="tiling"),
+    }
+    return {name: looped(case) for name, case in cases.items()}
+
+
+@functools.cache
+def built(name: str, _attention: str, _vae: str) -> components.Model:
+    """A tiny model with its weights; these two settings change its components."""
+    model = components.Model(torch, Case(name, "cpu", "fp32", "ddim", steps=4, batch=2, height=64, width=64))
+    model.load({})
+    return model
+
+
+def looped(case: Case) -> Any:
+    """One image, without a measurement around it."""
+    model = copy.copy(built(case.model, case.attention, case.vae))
+    model.case = case
+    model.task = case.task or axes.tasks(case.model)[0]
+    try:
+        foretold = model.evaluations()
+        loop = sampling.Loop(model)
+    except SkipError as error:
+        return {"skipped": str(error)}
+    marks: list[int] = []
+    pixels, raw = loop(lambda: marks.append(0))
+    parts = timing.Shares(torch, "cpu", loop.parts)
+    with parts:
+        again = loop(lambda: None).raw
+    return {
+        "foretold": foretold,
+        "marks": len(marks),
+        "shape": list(pixels.shape),
+        "finite": bool(raw.isfinite().all()),
+        "low": float(pixels.min()),
+        "high": float(pixels.max()),
+        "parts": parts.seconds(),
+        "same": bool((again == raw).all()),
+        "is whole again": not any("forward" in vars(part) for part in model.components.values()),
+    }
+
+
+def paced() -> Any:
+    """A worker that makes images at a word: three, then another word."""
+    words = iter(["go\n", "go\n", "go\n", "no\n"])
+    request = worker.Request(TINY, time.time(), 0.0, 600.0, {}, None, paced=True, compare=False)
+    kept = sys.stdin
+    sys.stdin = type("Words", (), {"readline": lambda _: next(words)})()
+    try:
+        return plain(worker.measure(request, lambda _: None))
+    finally:
+        sys.stdin = kept
+
+
+def fits() -> dict[str, Any]:
+    """The largest that fits into a memory that the test makes small, and into none."""
+    model = components.Model(torch, replace(TINY_SD, dtype="fp32", batch=1))
+    model.load({})
+    free = fitting._free_bytes
+    found = {}
+    try:
+        for name, memory in (("some", 100 << 20), ("none", -1)):
+            fitting._free_bytes = functools.partial(int, memory)
+            found[name] = plain(fitting.largest(model, time.perf_counter() + 60))
+    finally:
+        fitting._free_bytes = free
+    found["no time"] = plain(fitting.largest(model, time.perf_counter()))
+    compiled = components.Model(torch, replace(TINY_SD, compile="compiled"))
+    found["compiled"] = plain(fitting.largest(compiled, time.perf_counter() + 60))
+    return found
 
 
 def refused(torch: Any, device: str, dtype: str) -> float:
@@ -85,6 +177,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     # The probe is real, and once for each dtype is enough.
     probes.rate = functools.cache(probes.rate)
+    probes._ASK_SECONDS, probes._PROBE_SECONDS = 0.005, 0.002
     found: dict[str, Any] = {"query": probes.query(torch)}
     found["cat"] = architecture(CAT)
     found["cat 256"] = architecture(replace(CAT, height=256, width=256))
@@ -106,12 +199,21 @@ def main() -> None:
     found["other"] = measured(TINY, weights=other)
     found["pickled"] = measured(TINY, weights=pickled)
     found["parts"] = measured(TINY_SD, weights=parts)
+    found["tiny fp16"] = measured(replace(TINY_SD, dtype="fp16"))
+    found["tiny sliced"] = measured(replace(TINY_SD, dtype="fp32", attention="sliced"))
+    found["tf32"] = measured(replace(TINY, dtype="tf32"))
+    found["wrong"] = with_patch(axes, "TOLERANCES", dict.fromkeys(axes.TOLERANCES, 1e-9), replace(TINY, dtype="bf16"))
+    found["threads"] = measured(replace(TINY, threads=2))
+    torch.set_num_threads(1)
+    found["loops"] = loops()
+    found["paced"] = paced()
+    found["fits"] = fits()
     found["too long"] = measured(replace(CAT, steps=1000), limit_seconds=5.0)
     found["no dtype"] = with_patch(probes, "rate", refused, TINY)
     # A machine whose probe promises far too much: the first image tells, after two steps.
-    found["overrated"] = with_patch(probes, "rate", lambda *_: 1e18, replace(TINY, steps=1000), limit_seconds=2.0)
-    found["poisoned"] = with_patch(sampling.Model, "_fill", poisoned, TINY, image="nan.png")
-    found["no memory"] = with_patch(sampling.Model, "_fill", out_of_memory, TINY)
+    found["overrated"] = with_patch(probes, "rate", lambda *_: 1e12, replace(TINY, steps=1000), limit_seconds=2.0)
+    found["poisoned"] = with_patch(components.Model, "_fill", poisoned, TINY, image="nan.png")
+    found["no memory"] = with_patch(components.Model, "_fill", out_of_memory, TINY)
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,21 +58,90 @@ def test_every_shipped_suite_loads_and_unrolls(name: str, device: str) -> None:
     suite = cases.load_suite(name)
     found = cases.unroll(suite, device)
     assert suite.description
-    assert {case.device for case in found} == {device}
-    assert len({case.name for case in found}) == len(found), "two cases share a name, and so a picture"
-    for case in found:
+    assert {cell.case.device for cell in found} == {device}
+    assert len({cell.case.name for cell in found}) == len(found), "two cases share a name, and so a picture"
+    for case in (cell.case for cell in found):
         assert case.scheduler in SCHEDULERS
         assert case.dtype in DTYPES
         assert case.height % architecture(case.model)["scale"] == 0
 
 
 def test_the_suites_that_make_names_are_shipped() -> None:
-    assert {"quick", "tiny"} <= set(cases.suites())
+    assert {"quick", "tiny", "sampling", "schedulers", "precision", "memory", "pipelines", "full"} == set(
+        cases.suites()
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_full_suite_holds_every_other_once(device: str) -> None:
+    whole = {cell.case for cell in cases.unroll(cases.load_suite("full"), device)}
+    for name in set(cases.suites()) - {"full", "tiny"}:
+        assert {cell.case for cell in cases.unroll(cases.load_suite(name), device)} <= whole
+
+
+def test_every_scheduler_is_in_the_suite_of_schedulers() -> None:
+    for device in ("cpu", "cuda:0"):
+        found = cases.unroll(cases.load_suite("schedulers"), device)
+        assert {cell.case.scheduler for cell in found} == set(SCHEDULERS)
+
+
+def test_a_suite_that_includes_itself_is_told(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    budget = "[budget]\ncpu = 1\ncuda = 1\nmps = 1\n"
+    mine.write_text(f'description = "a ring"\ninclude = "{mine}"\n{budget}')
+    with pytest.raises(SpecError, match="includes itself"):
+        cases.load_suite(str(mine))
+    mine.write_text(f'description = "nothing"\n{budget}')
+    with pytest.raises(SpecError, match="has no block"):
+        cases.load_suite(str(mine))
+
+
+def test_an_axis_is_one_value_or_a_list(tmp_path: Path) -> None:
+    text = SUITE.replace('"tiny-sd"', '["tiny-sd", "tiny-sdxl"]').replace("steps = 2", "steps = [2, 4], batch = [1, 2]")
+    text = text.replace('["fp32", "bf16"]', '"bf16"').replace('["ddim", "ddpm"]', '"ddim"')
+    found = cases.unroll(cases.load_suite(str(written(tmp_path, text))), "cpu")
+    assert [(cell.case.model, cell.case.steps, cell.case.batch) for cell in found[:8]] == [
+        (name, steps, batch) for name in ("tiny-sd", "tiny-sdxl") for steps in (2, 4) for batch in (1, 2)
+    ]
+
+
+def test_a_block_without_a_shape_is_left_out_on_that_device(tmp_path: Path) -> None:
+    text = SUITE.replace("gpu = {size = 128, steps = 9, batch = 4}\n", "find_max = true\n")
+    suite = cases.load_suite(str(written(tmp_path, text)))
+    assert {cell.case.model for cell in cases.unroll(suite, "cuda:0")} == {"tiny-ddpm"}
+    assert {cell.case.model: cell.find_max for cell in cases.unroll(suite, "cpu")} == {
+        "tiny-sd": True,
+        "tiny-ddpm": False,
+    }
+
+
+def test_a_case_is_changed_by_axes_as_suites_name_them(suite: cases.Suite) -> None:
+    case = cases.unroll(suite, "cpu")[0].case
+    changed = cases.change(case, {"dtype": "bf16", "size": "128", "steps": "7", "layout": "channels_last"})
+    assert changed == replace(case, dtype="bf16", height=128, width=128, steps=7, layout="channels_last")
+    assert cases.change(case, {}) == case
+    assert cases.change(case, {"task": "image-to-image"}).task == "image-to-image"
+    assert cases.unroll(suite, "cpu", changes={"threads": "3"})[0].case.threads == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"dtype": "fp8"}, "dtype=fp8: unknown dtype 'fp8'; there is: fp64, fp32"),
+        ({"colour": "red"}, "unknown axis 'colour'; there is: attention, batch"),
+        ({"size": "7"}, "size=7: Input should be a multiple of 8"),
+        ({"task": "inpainting"}, "tiny-sd cannot do inpainting; there is: text-to-image, image-to-image"),
+    ],
+)
+def test_a_change_that_cannot_be_is_told(suite: cases.Suite, changes: dict[str, str], told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        cases.change(cases.unroll(suite, "cpu")[0].case, changes)
+    assert told in str(caught.value)
 
 
 def test_a_suite_unrolls_in_the_order_of_its_file(suite: cases.Suite) -> None:
     found = cases.unroll(suite, "cpu")
-    assert [(case.model, case.dtype, case.scheduler, case.layout) for case in found] == [
+    assert [(cell.case.model, cell.case.dtype, cell.case.scheduler, cell.case.layout) for cell in found] == [
         ("tiny-sd", "fp32", "ddim", "contiguous"),
         ("tiny-sd", "fp32", "ddpm", "contiguous"),
         ("tiny-sd", "bf16", "ddim", "contiguous"),
@@ -83,7 +153,7 @@ def test_a_suite_unrolls_in_the_order_of_its_file(suite: cases.Suite) -> None:
 
 def test_every_cell_of_a_suite_has_its_own_name(suite: cases.Suite) -> None:
     # The name is also the picture's file: two cases of one name overwrite each other's.
-    names = [case.name for case in cases.unroll(suite, "cpu")]
+    names = [cell.case.name for cell in cases.unroll(suite, "cpu")]
     assert len(set(names)) == len(names), names
 
 
@@ -91,7 +161,7 @@ def test_every_cell_of_a_suite_has_its_own_name(suite: cases.Suite) -> None:
     ("device", "shape"), [("cpu", (64, 64, 2, 1)), ("cuda:3", (128, 128, 9, 4)), ("mps", (128, 128, 9, 4))]
 )
 def test_each_kind_of_device_has_its_shape(suite: cases.Suite, device: str, shape: tuple[int, ...]) -> None:
-    first = cases.unroll(suite, device)[0]
+    first = cases.unroll(suite, device)[0].case
     assert (first.height, first.width, first.steps, first.batch) == shape
     assert first.device == device
 
@@ -108,7 +178,7 @@ def test_cases_can_be_picked(
     suite: cases.Suite, only_models: list[str], only_dtypes: list[str], expected: list[tuple[str, str]]
 ) -> None:
     found = cases.unroll(suite, "cpu", only_models=only_models, only_dtypes=only_dtypes)
-    assert [(case.model, case.dtype) for case in found] == expected
+    assert [(cell.case.model, cell.case.dtype) for cell in found] == expected
 
 
 def test_nothing_left_is_told(suite: cases.Suite) -> None:
@@ -145,9 +215,9 @@ def test_an_unknown_pick_lists_what_there_is(
         ('description = "two blocks"', 'descripton = "two"', 1, ["description"]),
         ("cuda = 20", 'cuda = "twenty"', 5, ["budget.cuda", "integer"]),
         ("mps = 30", "mps = 0", 6, ["budget.mps", "greater than 0"]),
-        ('["fp32", "bf16"]', '["fp32", "fp8"]', 10, ["matrix.0.dtype.1", "'fp8'", "fp32, bf16, fp16"]),
-        ('"tiny-sd"', '"tiny-sdxl"', 9, ["matrix.0.model", "'tiny-sdxl'", "tiny-sd", "ddpm-cat-256"]),
-        ('["dpmpp-karras"]', '["euler"]', 18, ["matrix.1.scheduler.0", "'euler'", "dpmpp-karras"]),
+        ('["fp32", "bf16"]', '["fp32", "fp8"]', 10, ["matrix.0.dtype.1", "'fp8'", "fp32, tf32, bf16, fp16"]),
+        ('"tiny-sd"', '"tiny-dit"', 9, ["matrix.0.model", "'tiny-dit'", "tiny-sd", "ddpm-cat-256"]),
+        ('["dpmpp-karras"]', '["eular"]', 18, ["matrix.1.scheduler.0", "'eular'", "dpmpp-karras"]),
         ('"channels_last"]', '"rows"]', 19, ["matrix.1.layout.1", "'rows'", "channels_last"]),
         ('dtype = ["fp16"]', "dtype = []", 17, ["matrix.1.dtype", "at least 1"]),
         ("size = 16", "size = 20", 20, ["matrix.1.cpu.size", "multiple of 8"]),
@@ -202,8 +272,8 @@ def test_a_whole_snapshot_is_found(tmp_path: Path, snapshot: Path) -> None:
         "mine": model({"unet/model.safetensors": 5, "config.json": None}),
     }
     root = paths.Root(tmp_path)
-    assert cases.weights("tiny-sd", manifest, root) == snapshot
-    assert cases.weights("ddpm-cat-256", manifest, root) is None
+    assert cases.weights("tiny-sd", manifest, root) == {"tiny-sd": str(snapshot)}
+    assert cases.weights("ddpm-cat-256", manifest, root) == {}
 
 
 @pytest.mark.parametrize(
@@ -218,18 +288,26 @@ def test_a_whole_snapshot_is_found(tmp_path: Path, snapshot: Path) -> None:
 def test_a_snapshot_that_is_not_whole_is_not_taken(
     tmp_path: Path, snapshot: Path, files: dict[str, int | None]
 ) -> None:
-    assert cases.weights("tiny-sd", {"mine": model(files)}, paths.Root(tmp_path)) is None
+    assert cases.weights("tiny-sd", {"mine": model(files)}, paths.Root(tmp_path)) == {}
 
 
 def test_a_link_to_nothing_is_no_file(tmp_path: Path, snapshot: Path) -> None:
     (snapshot.parent.parent / "blob").unlink()
     manifest = {"mine": model({"unet/model.safetensors": None})}
-    assert cases.weights("tiny-sd", manifest, paths.Root(tmp_path)) is None
+    assert cases.weights("tiny-sd", manifest, paths.Root(tmp_path)) == {}
 
 
 def test_a_whole_snapshot_is_taken_where_an_earlier_one_is_not(tmp_path: Path, snapshot: Path) -> None:
     manifest = {"torn": model({"config.json": 99}), "whole": model({"config.json": 2})}
-    assert cases.weights("tiny-sd", manifest, paths.Root(tmp_path)) == snapshot
+    assert cases.weights("tiny-sd", manifest, paths.Root(tmp_path)) == {"tiny-sd": str(snapshot)}
+
+
+def test_a_model_that_extends_another_needs_both(tmp_path: Path, snapshot: Path) -> None:
+    manifest = {"control": model({"config.json": 2}, architecture="tiny-controlnet")}
+    root = paths.Root(tmp_path)
+    assert cases.weights("tiny-controlnet", manifest, root) == {}
+    manifest["base"] = model({"config.json": 2})
+    assert set(cases.weights("tiny-controlnet", manifest, root)) == {"tiny-controlnet", "tiny-sd"}
 
 
 def test_what_the_manifest_ships_is_what_suites_can_ask_for() -> None:

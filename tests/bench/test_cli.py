@@ -175,7 +175,9 @@ def test_a_run_prints_one_object_and_keeps_it(whole_run: WholeRun) -> None:
 def test_a_run_holds_every_case_of_its_suite(whole_run: WholeRun) -> None:
     folder, done = whole_run
     run = loads(done.stdout, Run)
-    assert [result.case for result in run.results] == cases.unroll(cases.load_suite("tiny"), "cpu")
+    assert [result.case for result in run.results] == [
+        cell.case for cell in cases.unroll(cases.load_suite("tiny"), "cpu")
+    ]
     assert run.suite == "tiny"
     assert run.machine == facts.probe().to_dict() | {"gpus": run.machine["gpus"]}
     for result in run.results:
@@ -243,11 +245,11 @@ def test_the_last_run_is_shown_where_none_is_named(tmp_path: Path) -> None:
         ("{", "not a run that this version can read"),
         ('{"schema": 1}', "missing"),
         ("\xff", "not a run that this version can read"),
-        ("next schema", "schema 2"),
+        ("next schema", "schema 3"),
     ],
 )
 def test_a_kept_run_that_cannot_be_read_is_told(tmp_path: Path, text: str, told: str) -> None:
-    file = keep(tmp_path, a_run(schema=2))
+    file = keep(tmp_path, a_run(schema=3))
     if text != "next schema":
         file.write_text(text, encoding="latin-1")
     done = bench("report", file)

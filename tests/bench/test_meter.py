@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -155,19 +156,83 @@ def test_where_proc_cannot_be_read_nothing_is_made_up(tmp_path: Path, monkeypatc
     assert meter.reset_host_peak() is False
 
 
-def test_a_peak_that_is_not_of_its_phase_is_left_out() -> None:
-    cuda = SimpleNamespace(max_memory_allocated=lambda _: 5, max_memory_reserved=lambda _: 6)
-    assert meter.memory(SimpleNamespace(cuda=cuda), "cuda:0", 7, phases=False) == Memory(None, None, 5, 6)
-    assert meter.memory(SimpleNamespace(cuda=cuda), "cpu", 7, phases=False) == Memory()
-    assert meter.memory(SimpleNamespace(cuda=cuda), "cpu", 7, phases=True).host_load_peak_bytes == 7
+def test_a_peak_that_is_not_of_its_phase_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "reset_host_peak", lambda: False)
+    peaks = meter.Peaks(SimpleNamespace(), "cpu")
+    peaks.pause()
+    assert peaks.memory() == Memory()
+
+
+def test_what_is_done_in_a_pause_is_not_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, allocated, reserved = iter([100, 90]), iter([5, 7]), iter([6, 60])
+    resets: list[str] = []
+    monkeypatch.setattr(meter, "reset_host_peak", lambda: True)
+    monkeypatch.setattr(meter, "host_peak_bytes", lambda: next(host))
+    cuda = SimpleNamespace(
+        max_memory_allocated=lambda _: next(allocated),
+        max_memory_reserved=lambda _: next(reserved),
+        reset_peak_memory_stats=resets.append,
+    )
+    peaks = meter.Peaks(SimpleNamespace(cuda=cuda), "cuda:2")
+    for _ in range(2):
+        peaks.pause()
+        peaks.resume()
+    # What the allocator holds after a pause is the probe's, too: the first reading is the one that counts.
+    assert peaks.memory() == Memory(
+        host_run_peak_bytes=100, device_peak_allocated_bytes=7, device_peak_reserved_bytes=6
+    )
+    assert resets == ["cuda:2"] * 3
 
 
 def test_only_a_cuda_device_has_its_allocator_reset() -> None:
     asked: list[str] = []
     torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=asked.append))
-    meter.reset_device_peak(torch, "cpu")
-    meter.reset_device_peak(torch, "cuda:2")
+    meter.Peaks(torch, "cpu")
+    meter.Peaks(torch, "cuda:2")
     assert asked == ["cuda:2"]
+
+
+def test_memory_of_its_own_is_what_no_other_process_shares() -> None:
+    before = meter.uss_bytes()
+    assert before is not None
+    held = bytearray(os.urandom(1 << 20) * 64)
+    with meter.UssPeak() as peak:
+        assert held[-1] is not None
+    assert peak.bytes is not None
+    assert peak.bytes - before > 32 << 20
+    assert (meter.rss_bytes() or 0) > peak.bytes / 2
+
+
+def test_the_clock_of_a_queue_waits_for_it() -> None:
+    times, waits = itertools.count(), []
+    clock = meter.QueueClock(lambda: waits.append(0), lambda: float(next(times)))
+    clock.start()
+    clock.mark()
+    assert clock.stop() == (1.0, ())
+    assert len(waits) == 2
+
+
+def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = tmp_path / "self" / "task" / "7"
+    thread.mkdir(parents=True)
+    (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=1000000\nfull total=0\n")
+    (thread / "schedstat").write_text("5000000000 1000000000 9\n")
+    monkeypatch.setattr(meter, "_SELF", tmp_path / "self")
+    monkeypatch.setattr(meter, "_PRESSURE", tmp_path / "pressure")
+    times = iter([100.0, 104.0])
+    monkeypatch.setattr("bench.meter.time.monotonic", lambda: next(times))
+    neighbours = meter.Neighbours()
+    (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")
+    (thread / "schedstat").write_text("9000000000 5000000000 9\n")
+    found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
+    assert (found.pressure_share, found.wait_share) == (0.5, 0.5)
+
+
+def test_where_the_kernel_does_not_tell_waiting_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "_SELF", tmp_path / "absent")
+    monkeypatch.setattr(meter, "_PRESSURE", tmp_path / "absent")
+    found = meter.Neighbours().host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
+    assert (found.pressure_share, found.wait_share) == (None, None)
 
 
 @pytest.fixture

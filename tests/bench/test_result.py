@@ -124,4 +124,4 @@ def test_what_is_no_record_at_all_is_refused(text: str) -> None:
 
 
 def test_the_name_of_a_case_fits_a_file_name() -> None:
-    assert a_case(device="cuda:1").name == "tiny-ddpm-cuda1-fp32-ddim-16x16-b1"
+    assert a_case(device="cuda:1").name == "tiny-ddpm-cuda1-fp32-ddim4-16x16-b1"

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
-import os
 import struct
-import subprocess
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import meter, worker
-from bench.result import Result, Status, record
-from tests.conftest import CHECKOUT
+from bench import timing
+from bench.result import Status
+from tests.bench.conftest import result_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the measured process leaves its pictures."""
-    return tmp_path_factory.mktemp("measured")
-
-
-@pytest.fixture(scope="module")
-def found(measured_python: Path, folder: Path) -> dict[str, Any]:
-    """Everything that measured.py tells, of one process."""
-    script = Path(__file__).with_name("measured.py")
-    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
-    done = subprocess.run(
-        [measured_python, script, folder], capture_output=True, text=True, env=environment, cwd=folder, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(done.stdout))
-
-
-def result_of(found: dict[str, Any], name: str) -> Result:
-    result: Result = record(found[name]["result"], Result, name)
-    return result
 
 
 def picture_of(found: dict[str, Any], name: str) -> str:
@@ -106,7 +81,7 @@ GOOD = (
 def test_a_measurement_is_complete(found: dict[str, Any], name: str) -> None:
     result = result_of(found, name)
     assert (result.status, result.reason) == (Status.OK, None)
-    assert len(result.samples) == worker.MIN_SAMPLES
+    assert len(result.samples) + len(result.warmups) == timing.MIN_SAMPLES
     for sample in result.samples:
         assert len(sample.step_seconds) == result.case.steps
         assert all(seconds > 0 for seconds in sample.step_seconds)
@@ -133,8 +108,11 @@ def test_what_is_known_is_said_at_once(found: dict[str, Any]) -> None:
         "load",
         "first image",
         "samples",
+        "probe",
+        "checks",
     ]
-    assert [event["sample"] for event in said if "sample" in event] == found["tiny"]["result"]["samples"]
+    result = found["tiny"]["result"]
+    assert [event["sample"] for event in said if "sample" in event] == result["warmups"] + result["samples"]
     assert [event["phases"] for event in said if "phases" in event] == [found["tiny"]["result"]["phases"]]
 
 
@@ -246,54 +224,3 @@ def test_what_was_known_before_a_failure_is_kept(found: dict[str, Any], name: st
     assert result.software["torch"] == found["query"]["torch"]
     assert result.work.flops_per_step
     assert result.phases.imports_seconds is not None
-
-
-def clock_of(*seconds: float) -> meter.HostClock:
-    """A clock under which loop number n takes the n-th of these times, and then from the first again."""
-    durations = itertools.cycle(seconds)
-    # It is read when a loop starts and when it stops.
-    steps = itertools.chain.from_iterable((0.0, next(durations)) for _ in itertools.count())
-    readings = itertools.accumulate(steps)
-    return meter.HostClock(lambda: next(readings))
-
-
-FAR = float("inf")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "share", "expected"),
-    [
-        ((2.0,), FAR, worker.MIN_SAMPLES),
-        # Never steady: two kinds of loop, in turn.
-        ((1.0, 2.0), FAR, worker.MAX_SAMPLES),
-        # No time for more, and still never fewer than three.
-        ((1.0, 2.0), 0.0, worker.MIN_SAMPLES),
-    ],
-    ids=["steady", "unsteady", "out of time"],
-)
-def test_samples_are_taken_until_the_median_is_known(seconds: tuple[float, ...], share: float, expected: int) -> None:
-    clock = clock_of(*seconds)
-    said: list[dict[str, Any]] = []
-    samples = worker.sample_loop(lambda _: None, clock, share, said.append)
-    assert len(samples) == expected
-    assert [sample.seconds for sample in samples] == list(itertools.islice(itertools.cycle(seconds), expected))
-    assert len(said) == expected
-
-
-def test_one_disturbed_sample_asks_for_more_until_it_no_longer_matters() -> None:
-    clock = clock_of(9.0, *[1.0] * worker.MAX_SAMPLES)
-    samples = worker.sample_loop(lambda _: None, clock, FAR, lambda _: None)
-    assert worker.MIN_SAMPLES < len(samples) < worker.MAX_SAMPLES
-
-
-def test_a_loop_is_handed_the_clocks_mark_and_nothing_else() -> None:
-    times = itertools.count()
-    clock = meter.HostClock(lambda: float(next(times)))
-
-    def loop(mark: Any) -> None:
-        mark()
-        mark()
-        mark()
-
-    samples = worker.sample_loop(loop, clock, 0.0, lambda _: None)
-    assert {(sample.seconds, sample.step_seconds) for sample in samples} == {(4.0, (1.0, 1.0))}

@@ -1,0 +1,224 @@
+"""The components of a case: made on the meta device, where they cost nothing; counted; given seeded or real weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bench.axes import DTYPES, SCHEDULERS, architecture, tasks
+from bench.errors import SkipError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bench.result import Case
+
+_POOL = 1 << 20
+# How much of an image's noise image-to-image starts from: diffusers' own default.
+STRENGTH = 0.8
+# The parts of a pipeline that take an image in; with these a VAE encodes before the loop.
+_ENCODED = {"image-to-image": 1, "inpainting": 2}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one batch: an evaluation of the model, the whole of an image's loop; and how many evaluations."""
+
+    step: int
+    batch: int
+    evaluations: int
+
+
+class Model:
+    """The components of one case. `task` is what is done with them."""
+
+    def __init__(self, torch: Any, case: Case) -> None:  # noqa: ANN401 (the module itself: torch loads late)
+        """Build the components without memory."""
+        self.torch = torch
+        self.case = case
+        self.config = architecture(case.model)
+        self.task = case.task or tasks(case.model)[0]
+        self.dtype = getattr(torch, DTYPES[case.dtype])
+        self.components: dict[str, Any] = {}
+        with torch.device("meta"):
+            for name, (library, kind) in self.config["classes"].items():
+                self.components[name] = _build(library, kind, self.config[name]).eval()
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of what is denoised."""
+        return self.case.height // self.config["scale"], self.case.width // self.config["scale"]
+
+    def scheduler(self) -> Any:  # noqa: ANN401
+        """A new scheduler of the case, configured as the model's own is.
+
+        Raises:
+            SkipError: it needs a package that is not there.
+        """
+        import diffusers
+
+        name, changes = SCHEDULERS[self.case.scheduler]
+        try:
+            return getattr(diffusers, name).from_config(self.config["scheduler"] | changes)
+        except ImportError as error:
+            raise SkipError(f"{name} cannot be used here: {' '.join(str(error).split())[:200]}") from None
+
+    def evaluations(self) -> int:
+        """How often a loop evaluates the model: more than its steps with a scheduler of second order.
+
+        Raises:
+            SkipError: the scheduler cannot take so many steps.
+        """
+        scheduler = self.scheduler()
+        try:
+            scheduler.set_timesteps(self.case.steps)
+        except ValueError as error:
+            raise SkipError(f"{self.case.scheduler} takes no {self.case.steps} steps: {error}") from None
+        every = len(scheduler.timesteps)
+        if self.task != "image-to-image":
+            return every
+        skipped = self.case.steps - min(int(self.case.steps * STRENGTH), self.case.steps)
+        return every - skipped * int(scheduler.order)
+
+    def flops(self) -> Flops:
+        """Count the arithmetic of an evaluation and of a whole batch on the meta device.
+
+        Raises:
+            SkipError: as `evaluations`.
+        """
+        torch, case = self.torch, self.case
+        evaluations = self.evaluations()
+        with torch.device("meta"), torch.inference_mode():
+            if self.task == "unconditional":
+                image = torch.empty(case.batch, 3, *self.latent_size)
+                step = _count(lambda: self.components["unet"](image, 1))
+                return Flops(step, step * evaluations, evaluations)
+            double = 2 * case.batch  # classifier-free guidance: with the prompt and without
+            states, added, text = self._text_flops(double)
+            channels = self.components["unet"].config.in_channels
+            latents = torch.empty(double, channels, *self.latent_size)
+            named = {"encoder_hidden_states": states, "added_cond_kwargs": added}
+            step = _count(lambda: self.components["unet"](latents, 1, **named))
+            pixels = torch.empty(case.batch, 3, case.height, case.width)
+            if "controlnet" in self.components:
+                control = torch.empty(double, 3, case.height, case.width)
+                step += _count(
+                    lambda: self.components["controlnet"](
+                        latents, 1, encoder_hidden_states=states, controlnet_cond=control
+                    )
+                )
+            encoded = _ENCODED.get(self.task, 0)
+            vae = _count(lambda: self.components["vae"].encode(pixels)) * encoded if encoded else 0
+            vae += _count(lambda: self.components["vae"].decode(latents[: case.batch, :4]))
+            return Flops(step, text + step * evaluations + vae, evaluations)
+
+    def _text_flops(self, double: int) -> tuple[Any, dict[str, Any] | None, int]:
+        torch = self.torch
+        states, pooled, text = [], None, 0
+        for name in ("text_encoder", "text_encoder_2"):
+            if name in self.components:
+                encoder = self.components[name]
+                length, width = encoder.config.max_position_embeddings, encoder.config.hidden_size
+                tokens = torch.zeros(double, length, dtype=torch.long)
+                text += _count(partial(encoder, tokens))
+                states.append(torch.empty(double, length, width))
+                pooled = torch.empty(double, encoder.config.projection_dim)
+        is_xl = "text_encoder_2" in self.components
+        added = {"text_embeds": pooled, "time_ids": torch.empty(double, 6)} if is_xl else None
+        return torch.cat(states, -1), added, text
+
+    def load(self, weights: dict[str, Path]) -> None:
+        """Give the components memory and weights, in the case's dtype and layout, on its device (or kept back from it,
+        where it is to be offloaded).
+
+        Args:
+            weights: {architecture: snapshot folder}; empty: seeded random weights are made.
+        """  # noqa: D205
+        offloaded = self.case.offload != "none"
+        device = "cpu" if offloaded else self.case.device
+        base = self.config.get("base", self.case.model)
+        for name, component in self.components.items():
+            own = self.case.model if name in architecture_of_own(self.case.model) else base
+            made = self._read(name, weights[own]) if weights else self._fill(component, device)
+            made.to(device, self.dtype)
+            if self.case.layout == "channels_last":
+                made.to(memory_format=self.torch.channels_last)
+            self.components[name] = made
+
+    def _fill(self, component: Any, device: str) -> Any:  # noqa: ANN401
+        """Random weights in PyTorch's default range (uniform, one over the root of the fan-in), from one seeded
+        pool: speed and memory do not depend on the values, and a second spent here would be load time."""  # noqa: D205, D209
+        torch = self.torch
+        component = component.to(self.dtype).to_empty(device=device)
+        generator = torch.Generator().manual_seed(self.case.seed)
+        pool = torch.empty(_POOL).uniform_(-1, 1, generator=generator).to(device, self.dtype)
+        with torch.no_grad():
+            for name, weight in component.named_parameters():
+                if weight.ndim < 2:
+                    weight.fill_(1.0 if name.endswith("weight") else 0.0)
+                    continue
+                flat = weight.view(-1)
+                whole = flat.numel() // _POOL * _POOL
+                flat[:whole].view(-1, _POOL).copy_(pool.expand(whole // _POOL, _POOL))
+                flat[whole:].copy_(pool[: flat.numel() - whole])
+                weight.mul_(1.0 / math.sqrt(weight[0].numel()))
+            for name, buffer in component.named_buffers():
+                if name.endswith("position_ids"):
+                    buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
+        return component
+
+    def _read(self, name: str, weights: Path) -> Any:  # noqa: ANN401
+        """One component of a snapshot: safetensors alone, nothing from the network."""
+        flat = not (weights / name).is_dir()  # a model that stands alone
+        folder = weights if flat else weights / name
+        variant = "fp16" if list(folder.glob("*.fp16.safetensors")) else None
+        kind = type(self.components[name])
+        component = kind.from_pretrained(
+            folder, dtype=self.dtype, variant=variant, use_safetensors=True, local_files_only=True
+        )
+        return component.eval()
+
+    def noise(self, channels: int) -> Any:  # noqa: ANN401
+        """The start of every image of a case: drawn on the CPU, so that devices can be compared."""
+        torch, case = self.torch, self.case
+        shape = (case.batch, channels, *self.latent_size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(case.seed))
+        return noise.to(case.device, self.dtype)
+
+
+def architecture_of_own(model: str) -> set[str]:
+    """The components that a model brings itself, rather than by the one that it extends."""
+    found = architecture(model)
+    if "base" not in found:
+        return set(found["classes"])
+    return set(found["classes"]) - set(architecture(found["base"])["classes"])
+
+
+def set_precision(torch: Any, dtype: str) -> None:  # noqa: ANN401
+    """Let fp32 be IEEE's, or TF32 everywhere: torch's own default differs between convolutions and products."""
+    if torch.version.cuda:
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+
+
+def _build(library: str, kind: str, config: dict[str, Any]) -> Any:  # noqa: ANN401
+    if library == "diffusers":
+        import diffusers
+
+        return getattr(diffusers, kind)(**config)
+    import transformers
+
+    made = getattr(transformers, kind)
+    return made(made.config_class(**config))
+
+
+def _count(call: Callable[[], object]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        call()
+    return int(counter.get_total_flops())

@@ -1,0 +1,263 @@
+"""A whole run: the cases of a suite one after another, within its budget; or in pairs, image by image in turns."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from bench import cases, device, runner, runs, stats, verdict
+from bench.result import SCHEMA, Result, Run, Status
+from bench.worker import Request
+from provision import facts, paths, profiles, spec
+from provision.errors import BlockedError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.cases import Cell
+    from bench.result import Case
+    from provision.facts import Facts
+    from provision.paths import Root
+
+_FIRST_OVERHEAD_SECONDS = 6.0  # until the first case has told
+_PYTHON = "python"  # the one setting of a pair that is no axis
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a run is asked for. `interleave`: the two settings of a pair, as people write them."""
+
+    suite: str
+    device: str
+    models: list[str]
+    dtypes: list[str]
+    python: Path | None
+    root: str | None
+    host: Path | None
+    envs: Path | None
+    out: Path
+    budget_seconds: float | None
+    find_max: bool = False
+    interleave: tuple[str, str] | None = None
+    changes: tuple[str, ...] = ()
+    in_process: bool = False
+    command: str | None = None
+
+
+class Progress(Protocol):
+    """Who is told what happens."""
+
+    def begin(self, line: str) -> None:
+        """A case begins."""
+
+    def say(self, line: str) -> None:
+        """Something is known."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and on what a run is done."""
+
+    root: Root
+    python: Path
+    machine: Facts
+    envs: Path
+
+
+def run(wish: Wish, progress: Progress) -> Run:
+    """Measure what is wished for, and keep it.
+
+    Raises:
+        SpecError: a suite, a name or a setting is wrong.
+        BlockedError: the device, the interpreter or the disk cannot be used.
+    """
+    suite = cases.load_suite(wish.suite)
+    # A wrong name is told before anything is started.
+    device.check_name(wish.device)
+    cases.check_picks(wish.models, wish.dtypes)
+    changes = settings(",".join(wish.changes))
+    pair = tuple(settings(each) for each in wish.interleave) if wish.interleave else None
+    bench = find_bench(wish)
+    chosen = choose_device(wish, bench, progress)
+    cells = cases.unroll(suite, chosen, only_models=wish.models, only_dtypes=wish.dtypes, changes=changes)
+    if wish.find_max:
+        cells = [replace(cell, find_max=True) for cell in cells]
+    started = dt.datetime.now(dt.timezone.utc)
+    run_id = f"{started:%Y%m%dT%H%M%SZ}-{Path(wish.suite).stem}-{uuid.uuid4().hex[:6]}"
+    folder = wish.out / run_id
+    began = time.monotonic()
+    folder.mkdir(parents=True)
+    ends = began + (wish.budget_seconds or getattr(suite.budget, chosen.partition(":")[0]))
+    work = _Work(bench, folder, ends, progress, in_process=wish.in_process)
+    results = work.measure_pairs(cells, pair[0], pair[1]) if pair else work.measure(cells)
+    done = Run(
+        schema=SCHEMA,
+        id=run_id,
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - began, 3),
+        machine=bench.machine.to_dict(),
+        suite=Path(wish.suite).stem,
+        results=tuple(results),
+        verdict=verdict.judge(results),
+        command=wish.command,
+        interleaved=pair is not None,
+    )
+    runs.keep(done, folder)
+    return done
+
+
+def settings(text: str) -> dict[str, str]:
+    """Read "axis=value,axis=value".
+
+    Raises:
+        SpecError: it is not of this form.
+    """
+    found = {}
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        axis, sign, value = part.partition("=")
+        if not (axis and sign and value):
+            raise SpecError(f"{part!r} is no setting: write AXIS=VALUE, such as dtype=bf16.")
+        found[axis.strip()] = value.strip()
+    return found
+
+
+def find_bench(wish: Wish) -> Bench:
+    """Where the run is done.
+
+    Raises:
+        BlockedError: there is no interpreter.
+    """
+    host = spec.load_host(wish.host)
+    envs = (wish.envs or paths.shipped_envs()).absolute()
+    root = profiles.choose(wish.root, host, envs, os.environ, Path.home()).root
+    python = wish.python or paths.interpreter(root.prefix(host.env))
+    if not python.exists():
+        raise BlockedError(f"{python} is not there. Run `make setup`, or name an interpreter with --python.")
+    return Bench(root, python.absolute(), facts.probe(), envs)
+
+
+def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
+    """The device of the run.
+
+    Raises:
+        BlockedError: the one that is wished for cannot be used.
+    """
+    # Where auto can only mean the CPU, torch need not be asked: that saves its import.
+    ask = wish.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
+    found = runner.query(bench.python) if ask and wish.device != "cpu" else None
+    chosen = device.choose(wish.device, bench.machine, found)
+    if wish.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
+        progress.say(f"on the CPU: {device.cuda_fault(bench.machine, found)}")
+    return chosen
+
+
+class _Work:
+    """The cases of one run. What one leaves of its share of the budget goes to the later ones."""
+
+    def __init__(self, bench: Bench, folder: Path, ends: float, progress: Progress, *, in_process: bool) -> None:
+        self._bench, self._folder, self._ends, self._progress = bench, folder, ends, progress
+        self._in_process = in_process
+        self._manifest = spec.load_tables(bench.envs / "models.toml", spec.ModelSpec)
+        self._overhead = _FIRST_OVERHEAD_SECONDS
+        self._compared: set[Case] = set()
+
+    def measure(self, cells: list[Cell]) -> list[Result]:
+        """Each case once; those that were disturbed again, while there is time."""
+        results = []
+        took = {}
+        for number, cell in enumerate(cells):
+            where = f"  [{number + 1}/{len(cells)}] {cell.case.name:<52}"
+            began = time.monotonic()
+            results.append(self._measure(cell, len(cells) - number - 1, where))
+            took[number] = time.monotonic() - began
+        for number, cell in enumerate(cells):
+            before = results[number]
+            if verdict.contended(before) is None or self._ends - time.monotonic() < took[number]:
+                continue
+            where = f"  [{number + 1} again] {cell.case.name:<52}"
+            again = self._measure(cell, 0, where)
+            better = again.status is Status.OK and verdict.contended(again) is None
+            results[number] = replace(again if better else before, attempts=2)
+        return results
+
+    def measure_pairs(self, cells: list[Cell], one: Mapping[str, str], two: Mapping[str, str]) -> list[Result]:
+        """Each case in both settings, image by image in turns."""
+        results: list[Result] = []
+        pythons = tuple(Path(each.get(_PYTHON, self._bench.python)) for each in (one, two))
+        axes = [{axis: value for axis, value in each.items() if axis != _PYTHON} for each in (one, two)]
+        for number, cell in enumerate(cells):
+            both = [cases.change(cell.case, changes) for changes in axes]
+            where = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
+            left = self._ends - time.monotonic()
+            share, limit = self._times(len(cells) - number - 1, pairs=2)
+            if limit < 2 * self._overhead:
+                reason = f"the budget leaves {max(left, 0):.0f} s, and starting a pair takes {2 * self._overhead:.0f} s"
+                results += [Result(case, Status.SKIPPED, reason=reason) for case in both]
+                self._progress.say(f"{where} {outcome(results[-1])}")
+                continue
+            self._progress.begin(where)
+            asked = [
+                self._request(case, share, limit, f"{case.name}-{which}.png")
+                for case, which in zip(both, "ab", strict=True)
+            ]
+            requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
+            pair = runner.run_pair(requests, (pythons[0], pythons[1]), hub=self._bench.root.hub_in_use)
+            results += [self._finished(result) for result in pair]
+            self._progress.say(f"{where} {' / '.join(outcome(result) for result in pair)}")
+        return results
+
+    def _times(self, later: int, *, pairs: int = 1) -> tuple[float, float]:
+        """(this one's share of what is left, all that the later ones do not need for their start)."""
+        left = self._ends - time.monotonic()
+        return left / (later + 1), left - later * self._overhead * pairs
+
+    def _measure(self, cell: Cell, later: int, where: str) -> Result:
+        share, limit = self._times(later)
+        if limit < self._overhead:
+            left = max(self._ends - time.monotonic(), 0)
+            reason = f"the budget leaves {left:.0f} s, and starting a case takes {self._overhead:.0f} s"
+            result = Result(cell.case, Status.SKIPPED, reason=reason)
+            self._progress.say(f"{where} {outcome(result)}")
+            return result
+        self._progress.begin(where)
+        asked = time.monotonic()
+        request = replace(self._request(cell.case, share, limit, f"{cell.case.name}.png"), find_max=cell.find_max)
+        if self._in_process:
+            result = runner.run_here(request, self._bench.python)
+        else:
+            result = runner.run_case(request, self._bench.python, hub=self._bench.root.hub_in_use)
+        result = self._finished(result)
+        if result.samples:
+            images = (*result.warmups, *result.samples)
+            spent = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
+            self._overhead = max(self._overhead, time.monotonic() - asked - spent)
+        self._progress.say(f"{where} {outcome(result)}")
+        return result
+
+    def _request(self, case: Case, share: float, limit: float, image: str) -> Request:
+        weights = cases.weights(case.model, self._manifest, self._bench.root)
+        alike = replace(case, scheduler="", steps=0, seed=0, vae="whole", threads=0)
+        compare = alike not in self._compared
+        return Request(
+            case, time.time(), share, limit, weights, str((self._folder / image).absolute()), compare=compare
+        )
+
+    def _finished(self, result: Result) -> Result:
+        if result.numerics is not None and result.numerics.forward_error is not None:
+            self._compared.add(replace(result.case, scheduler="", steps=0, seed=0, vae="whole", threads=0))
+        return replace(result, trust=verdict.trust(result))
+
+
+def outcome(result: Result) -> str:
+    """What became of a case, in a few words."""
+    steps = stats.step_seconds(result)
+    if result.status is Status.OK and steps is not None:
+        disturbed = verdict.contended(result)
+        return f"{steps.median:.3g} s/step over {len(result.samples)} images{f' ({disturbed})' if disturbed else ''}"
+    first = (result.reason or "").splitlines()[:1]
+    return ": ".join([result.status.value, *first])

@@ -1,0 +1,89 @@
+"""The runs that are kept: a folder for each with its run.json and pictures, and baselines by name."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from bench.errors import BYTES_FOR_A_RUN
+from bench.result import SCHEMA, Run, dumps, loads
+from provision.errors import FirstlightError, SpecError, from_os_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BASELINES = "baselines"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def keep(run: Run, folder: Path) -> Path:
+    """Write a run into its folder, whole or not at all.
+
+    Raises:
+        BlockedError: the disk is full, or cannot be written.
+    """
+    return _write(run, folder / "run.json")
+
+
+def keep_baseline(run: Run, name: str, out: Path) -> Path:
+    """Keep a run by a name; the run that had it before loses it.
+
+    Raises:
+        SpecError: no such name can be.
+        BlockedError: the disk is full, or cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"{name!r} is no name for a baseline: letters, digits, dots, dashes and underscores.")
+    return _write(run, out / _BASELINES / f"{name}.json")
+
+
+def baselines(out: Path) -> list[str]:
+    """The names that baselines have."""
+    return sorted(file.stem for file in (out / _BASELINES).glob("*.json"))
+
+
+def find(name: str, out: Path) -> Path:
+    """The file of a run: by its id, its folder, its file, a baseline's name; "" for the last one.
+
+    Raises:
+        FirstlightError: there is none.
+    """
+    known = sorted(file.parent.name for file in out.glob("*/run.json"))
+    if not name:
+        if not known:
+            raise FirstlightError(f"no run is kept in {out}. Run `make bench` first.")
+        name = known[-1]
+    tried = [out / name / "run.json", out / _BASELINES / f"{name}.json", out.__class__(name)]
+    file = next((path for path in [*tried, tried[-1] / "run.json"] if path.is_file()), None)
+    if file is None:
+        names = ", ".join([*known, *baselines(out)]) or "none"
+        raise FirstlightError(f"no run {name!r}; in {out} there is: {names}.")
+    return file
+
+
+def load(name: str, out: Path) -> Run:
+    """Read a run, by what `find` knows it.
+
+    Raises:
+        FirstlightError: there is none, or this version cannot read it.
+    """
+    file = find(name, out)
+    try:
+        found = loads(file.read_text(encoding="utf-8"), Run)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise FirstlightError(f"{file} is not a run that this version can read: {error}.") from None
+    if not 1 <= found.schema <= SCHEMA:
+        raise FirstlightError(f"{file} has schema {found.schema}, this version reads 1 to {SCHEMA}.")
+    return found
+
+
+def _write(run: Run, path: Path) -> Path:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(dumps(run) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(part)  # a write that fails does not name its file
+        raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out") from error
+    return path

@@ -1,0 +1,155 @@
+"""The loops of every task and scheduler, and what one more image tells of a case: shares, numbers, memory, room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench import axes
+from bench.result import Result, Status, record
+from tests.bench.conftest import result_of
+
+LOOPS = {
+    **{f"{model} {task}": 4 for model in ("tiny-sd", "tiny-sdxl") for task in ("text-to-image",)},
+    **{f"{model} image-to-image": 3 for model in ("tiny-sd", "tiny-sdxl")},
+    "tiny-inpainting inpainting": 4,
+    "tiny-controlnet controlnet": 4,
+    "tiny-ddpm unconditional": 4,
+    # Of second order: every step but the last is evaluated twice.
+    "heun on a pipeline": 7,
+    "kdpm2 written out": 7,
+    "pndm on a pipeline": 5,
+    "lcm on a pipeline": 4,
+    "ddim half-way": 8,
+    "heun half-way": 15,
+    "pndm half-way": 9,
+    "kdpm2-a half-way": 15,
+    "dpmpp-2s half-way": 8,
+}
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(("name", "evaluations"), LOOPS.items())
+def test_a_loop_evaluates_the_model_as_often_as_foretold(found: dict[str, Any], name: str, evaluations: int) -> None:
+    loop = found["loops"][name]
+    assert (loop["foretold"], loop["marks"]) == (evaluations, evaluations + 1)  # and one when it begins
+
+
+@pytest.mark.worker
+def test_every_task_scheduler_and_setting_makes_an_image(found: dict[str, Any]) -> None:
+    skipped = {name: loop["skipped"] for name, loop in found["loops"].items() if "skipped" in loop}
+    for name, loop in found["loops"].items():
+        if name in skipped:
+            continue
+        assert loop["shape"] == [2, 3, 64, 64], name
+        assert loop["finite"], name
+        assert 0 <= loop["low"] < loop["high"] <= 1, name
+        assert loop["same"], f"{name}: the same seed gave another image"
+        assert loop["is whole again"], name
+        assert loop["foretold"] + 1 == loop["marks"], name
+    # What this CPU, or what the model, does not have says so.
+    assert {name: why for name, why in skipped.items() if "attention" not in name and "lms" not in name} == {
+        "offload model": "offload model: only a pipeline on a CUDA device moves its parts to the host",
+        "vae of none": "vae tiling: tiny-ddpm has no VAE",
+    }
+    assert {name.split()[1] for name in skipped if name.startswith("attention")} == {"efficient", "cudnn"}
+    assert set(axes.SCHEDULERS) == {name.split()[0] for name in found["loops"] if name.endswith("written out")} - {
+        "attention"
+    }
+
+
+@pytest.mark.worker
+def test_the_parts_of_a_pipeline_are_known(found: dict[str, Any]) -> None:
+    loops = found["loops"]
+    assert set(loops["tiny-ddpm unconditional"]["parts"]) == {"unet", "scheduler"}
+    assert set(loops["tiny-sd image-to-image"]["parts"]) == {
+        "unet", "scheduler", "text_encoder", "vae encode", "vae decode",
+    }  # fmt: skip
+    assert {"text_encoder_2", "text_encoder"} < set(loops["tiny-sdxl text-to-image"]["parts"])
+    assert "controlnet" in loops["tiny-controlnet controlnet"]["parts"]
+    for loop in loops.values():
+        assert all(seconds > 0 for seconds in loop.get("parts", {}).values())
+
+
+@pytest.mark.worker
+def test_what_is_slow_is_told_by_its_share(found: dict[str, Any]) -> None:
+    result = result_of(found, "tiny-sd")
+    assert result.shares_of_seconds is not None
+    assert 0 < sum(result.shares.values()) <= result.shares_of_seconds
+    assert result.shares["unet"] > result.shares["scheduler"]
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("name", ["tiny-sd", "tiny channels_last", "tiny fp16", "tiny sliced"])
+def test_an_evaluation_is_held_against_fp32(found: dict[str, Any], name: str) -> None:
+    numerics = result_of(found, name).numerics
+    assert numerics is not None
+    assert numerics.not_compared is None
+    assert numerics.forward_error is not None
+    assert numerics.tolerance is not None
+    assert numerics.forward_error < numerics.tolerance
+    assert numerics.repeats is True
+    if name in {"tiny-sd", "tiny fp16"}:
+        assert numerics.forward_error > 1e-4, "half the bits are gone, and nothing is seen of it"
+
+
+@pytest.mark.worker
+def test_what_others_are_compared_with_is_not_compared_itself(found: dict[str, Any]) -> None:
+    numerics = result_of(found, "tiny").numerics
+    assert numerics is not None
+    assert numerics.not_compared == "it is what others are compared with"
+
+
+@pytest.mark.worker
+def test_numbers_that_are_too_far_from_fp32_are_an_error(found: dict[str, Any]) -> None:
+    result = result_of(found, "wrong")
+    assert result.status is Status.ERROR
+    assert "from fp32's (relative L2), 1e-09 is what bf16 may" in (result.reason or "")
+    assert result.samples, "what was measured is kept"
+
+
+@pytest.mark.worker
+def test_tf32_is_for_cards_alone(found: dict[str, Any]) -> None:
+    assert result_of(found, "tf32").reason == "TF32 is a format of NVIDIA's cards alone"
+
+
+@pytest.mark.worker
+def test_threads_are_as_many_as_the_case_has(found: dict[str, Any]) -> None:
+    host = result_of(found, "threads").host
+    assert host is not None
+    assert host.threads == 2
+
+
+@pytest.mark.worker
+def test_the_machines_own_peak_is_asked_beside_the_images(found: dict[str, Any]) -> None:
+    peaks = result_of(found, "tiny").work.peak_flops_per_second
+    assert set(peaks) == {"matrix product", "convolution"}
+    assert all(rate > 1e9 for rate in peaks.values())
+
+
+@pytest.mark.worker
+def test_memory_is_told_of_its_phase(found: dict[str, Any]) -> None:
+    memory = result_of(found, "tiny").memory
+    assert memory.host_run_uss_peak_bytes is not None
+    assert memory.host_run_peak_bytes is not None
+    assert 50_000_000 < memory.host_run_uss_peak_bytes < 3 * memory.host_run_peak_bytes
+
+
+@pytest.mark.worker
+def test_a_paced_worker_makes_an_image_a_word(found: dict[str, Any]) -> None:
+    result: Result = record(found["paced"], Result, "paced")
+    assert result.status is Status.OK
+    assert len(result.samples) + len(result.warmups) == 3
+
+
+@pytest.mark.worker
+def test_the_largest_that_fits_is_found_by_trying(found: dict[str, Any]) -> None:
+    fits = found["fits"]
+    assert (fits["some"]["batch_bound"], fits["some"]["size_bound"]) == ("memory", "memory")
+    assert 4 < fits["some"]["batch"] < 1000
+    assert 64 < fits["some"]["size"] < 16384
+    assert fits["some"]["size"] % 64 == 0
+    assert (fits["none"]["batch"], fits["none"]["size"]) == (None, None), fits
+    assert fits["no time"] == {"batch": 1, "batch_bound": "time", "size": 64, "size_bound": "time"}
+    assert fits["compiled"]["batch_bound"] == "it is compiled for one size"

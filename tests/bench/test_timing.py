@@ -1,0 +1,108 @@
+"""When a loop is warm, when its median is known, and where its time goes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from bench import meter, timing
+
+
+def clock_of(*seconds: float) -> meter.HostClock:
+    """A clock under which loop number n takes the n-th of these times, and then from the first again."""
+    durations = itertools.cycle(seconds)
+    # It is read when a loop starts and when it stops.
+    steps = itertools.chain.from_iterable((0.0, next(durations)) for _ in itertools.count())
+    readings = itertools.accumulate(steps)
+    return meter.HostClock(lambda: next(readings))
+
+
+FAR = float("inf")
+
+
+def taken(clock: meter.Clock, share: float, loop: Any = lambda _: None) -> tuple[timing.Images, list[dict[str, Any]]]:
+    said: list[dict[str, Any]] = []
+    return timing.take(loop, clock, timing.until(share), said.append), said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share", "warmups", "samples"),
+    [
+        ((2.0,), FAR, 0, timing.ENOUGH_SAMPLES),
+        # Never steady: two kinds of loop, in turn. The first few do not count.
+        ((1.0, 2.0), FAR, 5, timing.MAX_SAMPLES),
+        # No time for more, and still never fewer than three.
+        ((1.0, 2.0), 0.0, 0, timing.MIN_SAMPLES),
+        # The first two are slow: they were the warm-up.
+        ((3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), FAR, 2, timing.ENOUGH_SAMPLES),
+        # Within 3 % from the start.
+        ((1.015625, 1.0, 1.0078125, 1.0, 1.0, 1.0), FAR, 0, timing.ENOUGH_SAMPLES),
+    ],
+    ids=["steady", "unsteady", "out of time", "warming up", "nearly steady"],
+)
+def test_samples_are_taken_until_the_median_is_known(
+    seconds: tuple[float, ...], share: float, warmups: int, samples: int
+) -> None:
+    images, said = taken(clock_of(*seconds), share)
+    assert (len(images.warmups), len(images.samples)) == (warmups, samples)
+    assert [image.seconds for image in images.every] == list(
+        itertools.islice(itertools.cycle(seconds), warmups + samples)
+    )
+    assert len(said) == warmups + samples
+
+
+def test_a_disturbed_first_sample_is_warm_up() -> None:
+    images, _ = taken(clock_of(9.0, *[1.0] * timing.MAX_SAMPLES), FAR)
+    assert [image.seconds for image in images.warmups] == [9.0]
+
+
+def test_one_disturbed_sample_asks_for_more_until_it_no_longer_matters() -> None:
+    images, _ = taken(clock_of(1.0, 1.0, 1.03, 1.5, 1.6, 1.5, *[1.0] * timing.MAX_SAMPLES), FAR)
+    assert timing.ENOUGH_SAMPLES < len(images.samples) < timing.MAX_SAMPLES
+
+
+def test_a_loop_is_handed_the_clocks_mark_and_nothing_else() -> None:
+    times = itertools.count()
+    clock = meter.HostClock(lambda: float(next(times)))
+
+    def loop(mark: Any) -> None:
+        mark()
+        mark()
+        mark()
+
+    images, _ = taken(clock, 0.0, loop)
+    assert {(sample.seconds, sample.step_seconds) for sample in images.every} == {(4.0, (1.0, 1.0))}
+
+
+def test_between_two_images_there_is_a_pause_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_PAUSE_SECONDS", -1.0)
+    pauses: list[int] = []
+    images = timing.take(
+        lambda _: None, clock_of(1.0), timing.until(FAR), lambda _: None, lambda: pauses.append(len(pauses))
+    )
+    assert len(pauses) == len(images.every)
+
+
+class Part:
+    """Something whose work is timed."""
+
+    def forward(self, value: int) -> int:
+        return value + 1
+
+
+def test_the_parts_of_a_loop_are_timed_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = itertools.count()
+    monkeypatch.setattr("bench.timing.time.perf_counter", lambda: float(next(times)))
+    plain_part, hooked = Part(), Part()
+    hooked.forward = lambda value: value + 10  # type: ignore[method-assign]  # as a compiler leaves it
+    kept = hooked.forward
+    shares = timing.Shares(None, "cpu", {"plain": (plain_part, "forward"), "hooked": (hooked, "forward")})
+    with shares:
+        assert plain_part.forward(1) == 2
+        assert plain_part.forward(2) == 3
+        assert hooked.forward(1) == 11
+    assert shares.seconds() == {"plain": 2.0, "hooked": 1.0}
+    assert vars(plain_part) == {}
+    assert hooked.forward is kept
