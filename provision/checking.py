@@ -65,11 +65,16 @@ def pins_of(file: ModelFile, path: Path) -> dict[str, str]:
     """The hashes that a file must have; where nobody named one, the name of its blob, which is its hash."""
     pins = {kind: pin for kind, pin in (("sha256", file.sha256), ("git_sha1", file.git_sha1)) if pin}
     if not pins:
-        blob = path.resolve().name
+        blob = blob_name(path)
         kind = {64: "sha256", 40: "git_sha1"}.get(len(blob))
         return {kind: blob} if kind else {}
     # One pass is enough to prove it, and sha256 is the stronger proof.
     return {"sha256": pins["sha256"]} if "sha256" in pins else pins
+
+
+def blob_name(path: Path) -> str:
+    """The blob that a snapshot's link leads to, by its name in its own repository: that may lead to a shared store."""
+    return path.readlink().name if path.is_symlink() else path.name
 
 
 def _look(snapshot: Path, file: ModelFile, depth: Depth, progress: Callable[[str, int], None] | None) -> FileState:

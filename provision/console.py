@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -191,6 +192,8 @@ def guard(act: Callable[[], Exit]) -> None:
     """Turn every failure that is known into its message and its exit code."""
     try:
         code = act()
+    except (typer.Exit, typer.Abort):
+        raise
     except FirstlightError as error:
         code = _fault(error)
     except BrokenPipeError:
@@ -205,6 +208,11 @@ def guard(act: Callable[[], Exit]) -> None:
             file=sys.stderr,
         )
         code = Exit.INTERRUPTED
+    except Exception:  # a fault of ours: its trace may hold what must not be shown
+        from provision.command import redact
+
+        print(f"{redact(traceback.format_exc())}\nerror: this is a fault of firstlight. Report it.", file=sys.stderr)
+        code = Exit.FAILED
     raise typer.Exit(int(code))
 
 

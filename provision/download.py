@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,17 +20,21 @@ if TYPE_CHECKING:
     import requests
 
     from provision.digests import Hash
+    from provision.ledger import Ledger
 
 # (connect, silence) in seconds: a source that does not answer is left quickly while there is another, and later it is
 # given time.
 _IMPATIENT = (3.0, 4.0)
 _PATIENT = (6.0, 60.0)
 _PATIENT_ROUNDS = 2
-_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 30.0
+_SHORTEST_WAIT_SECONDS = 0.2
+# A hub that counts requests lets one in again after five minutes; who asks for more than ten is not waited for.
+LONGEST_WAIT_SECONDS = 600.0
+_SAID_FROM_SECONDS = 5.0
 _NO_ACCESS = {401, 403}
 _BUSY = {429, 500, 502, 503, 504}
 # A source that asks to be waited for is waited for so long in all.
-_MOST_WAITING_SECONDS = 120.0
+_MOST_WAITING_SECONDS = 1200.0
 # A source that sends less than this over so long is left while there is another.
 _SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
 
@@ -52,65 +56,13 @@ class Candidate:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class Ledger:
-    """What became of the sources in one run: who delivered what, who failed, and who is not asked again.
-
-    `refusals`: {source: (status, its code)} of those that show a file to some users alone.
-    """
-
-    delivered: list[tuple[str, str, int]] = field(default_factory=list)
-    instead: dict[str, str] = field(default_factory=dict)
-    banned: dict[str, str] = field(default_factory=dict)
-    troubled: dict[str, str] = field(default_factory=dict)
-    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def order(self, sources: Iterable[str]) -> list[str]:
-        """The sources that may be asked, those in trouble last."""
-        with self._lock:
-            usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
-            return sorted(usable, key=lambda name: name in self.troubled)
-
-    def ban(self, source: str, reason: str) -> None:
-        """It sent wrong content: it is not asked again in this run."""
-        with self._lock:
-            self.banned.setdefault(source, reason)
-
-    def trouble(self, source: str, reason: str) -> None:
-        """It did not answer: the others are asked first from now on."""
-        with self._lock:
-            self.troubled.setdefault(source, reason)
-
-    def deliver(self, file: str, source: str, size: int, failures: Mapping[str, str]) -> None:
-        """A file is here, whole and right; `failures` are of the sources that were asked before."""
-        with self._lock:
-            self.delivered.append((file, source, size))
-            if failures:
-                before = "; ".join(f"{name}: {why}" for name, why in failures.items())
-                self.instead[file] = f"{file} from {source} ({before})"
-
-    def summary(self) -> str:
-        """How many files came from where, such as "61 files from tuna, 1 from official"."""
-        counts: dict[str, int] = {}
-        for _, source, _ in self.delivered:
-            counts[source] = counts.get(source, 0) + 1
-        ordered = sorted(counts.items(), key=lambda item: -item[1])
-        return ", ".join(f"{count} {'file' if count == 1 else 'files'} from {name}" for name, count in ordered)
-
-    def loud(self) -> list[str]:
-        """What its owner must know: who sent wrong content, and which files another source had to deliver."""
-        said = [f"{name} is not asked again in this run: {reason}" for name, reason in self.banned.items()]
-        others = list(self.instead.values())
-        more = [f"and {len(others) - 3} more files from another source than the first"] if len(others) > 3 else []
-        return [*said, *others[:3], *more]
-
-
 class Partial:
     """A file that arrives: its bytes on disk, and the digests of them. A stored one is hashed before it is added to."""
 
     def __init__(self, path: Path, kinds: Sequence[str], size: int | None) -> None:
         """Take what an earlier run has left; `size` is the whole file's, where it is known (git's hash needs it)."""
+        if path.is_symlink():  # somebody else's: whatever it leads to is not ours to write
+            path.unlink()
         self.path = path
         self.size = size
         self.kinds = kinds
@@ -138,9 +90,11 @@ class Partial:
         self.digests = self._fresh()
 
     def add(self, blocks: Iterator[bytes | memoryview], source: str, progress: Callable[[int], None]) -> None:
-        """Append what arrives."""
-        with self.path.open("ab") as file:
+        """Append what arrives, and nothing beyond the size that is right."""
+        with open(self.path, "ab", opener=_no_link) as file:
             for block in blocks:
+                if self.size is not None and self.have + len(block) > self.size:
+                    raise _RefusedError(f"it sends more than the {self.size:,} bytes that are right")
                 file.write(block)
                 self.givers.add(source)
                 self.have += len(block)
@@ -254,6 +208,8 @@ class _Fetch:
         if waits:
             wait = max(min(waits), _SHORTEST_WAIT_SECONDS)
             self.waited += wait
+            if wait >= _SAID_FROM_SECONDS:
+                self.ledger.tell(f"{self.name}: waiting {wait:.0f} s, as {asked[0].source} asks")
             time.sleep(wait)
         else:
             self.waited = _MOST_WAITING_SECONDS
@@ -308,30 +264,43 @@ def _append(
         asked["Range"] = f"bytes={partial.have}-"
     try:
         with session.get(candidate.url, headers=asked, stream=True, timeout=patience) as response:
-            if response.status_code == 416:  # what is stored is no beginning of its file
+            if response.status_code == 416 and partial.size is None:  # what is stored is no beginning of its file
                 partial.restart()
                 raise _RefusedError("it has no such range", is_silence=True)
             if response.status_code >= 400:
-                wait = retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
-                code = response.headers.get("X-Error-Code", "")
-                if response.status_code in _NO_ACCESS:
-                    ledger.refusals[candidate.source] = (response.status_code, code)
-                said = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
-                raise _RefusedError(f"it answers {said}", wait=wait)
-            if partial.have and response.status_code != 206:
-                partial.restart()  # it ignores ranges, and sends the whole
+                raise _refusal(response, candidate.source, ledger)
             _learn_size(partial, response)
+            if partial.have and response.status_code != 206:
+                if partial.size is not None and "Content-Length" not in response.headers:
+                    raise _RefusedError("it ignores ranges and tells no length")
+                partial.restart()  # it ignores ranges, and sends the whole of a file that has the right length
             partial.add(_blocks(response, hurry=hurry), candidate.source, progress)
     except bodies.SilenceError:
         raise _RefusedError("it fell silent", is_silence=True) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError, bodies.BrokenError) as error:
         raise _RefusedError(_silence(error), is_silence=True) from None
     if partial.size is not None and partial.have != partial.size:
-        reason = f"it sent {partial.have:,} of {partial.size:,} bytes"
-        if partial.have > partial.size:
-            partial.restart()
-        raise _RefusedError(reason, is_silence=partial.have < partial.size)
+        raise _RefusedError(f"it sent {partial.have:,} of {partial.size:,} bytes", is_silence=True)
     partial.size = partial.have
+
+
+def _refusal(response: requests.Response, source: str, ledger: Ledger) -> _RefusedError:
+    """What an answer that is no file means for this source."""
+    code = response.headers.get("X-Error-Code", "")
+    said = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
+    if response.history and response.status_code in _NO_ACCESS:
+        # The address that it sent us to has expired, most likely: it hands out a fresh one.
+        return _RefusedError(f"where it leads to, the answer is {said}", is_silence=True)
+    if response.status_code in _NO_ACCESS:
+        ledger.refusals[source] = (response.status_code, code)
+    wait = retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
+    if wait is not None and wait > LONGEST_WAIT_SECONDS:
+        return _RefusedError(f"it answers {said}, and asks for {wait:,.0f} s of patience")
+    return _RefusedError(f"it answers {said}", wait=wait)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _blocks(response: requests.Response, *, hurry: bool) -> Iterator[bytes | memoryview]:
@@ -377,7 +346,7 @@ def _silence(error: Exception) -> str:
 
 
 def retry_after(text: str | None, attempt: int = 0) -> float:
-    """The seconds to wait before a busy server is asked again, at most half a minute.
+    """The seconds to wait before a busy server is asked again.
 
     Args:
         text: its Retry-After: seconds, or a date (source: RFC 9110, 10.2.3). Without one the wait doubles.
@@ -389,4 +358,4 @@ def retry_after(text: str | None, attempt: int = 0) -> float:
     elif text:
         with suppress(ValueError):
             wait = parsedate_to_datetime(text).timestamp() - time.time()
-    return min(max(wait, 0.0), _LONGEST_WAIT_SECONDS)
+    return max(wait, 0.0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from provision.addresses import check_address, host_of
-from provision.download import retry_after
+from provision.command import redact
+from provision.download import LONGEST_WAIT_SECONDS, retry_after
 from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -23,6 +26,11 @@ _TRIES = 3
 _PATIENT_SECONDS = 5.0
 _MOST_PAGES = 1000
 _POOL = 16
+# A listing of the largest repository is some megabytes; one that does not end is none.
+_LONGEST_ANSWER = 64 << 20
+_SLOWEST_ANSWER_SECONDS = 60.0
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 class HubError(FirstlightError):
@@ -68,10 +76,13 @@ class Hub:
         """
         self.official = official_endpoint()
         self.endpoint = check_address(endpoint or environ.get("HF_ENDPOINT") or self.official, "HF_ENDPOINT")
-        self.name = name or ("official" if self.is_official else self.endpoint)
+        # It is kept in files and shown to people: without what stands before its host.
+        self.name = name or ("official" if self.is_official else redact(self.endpoint))
         self.offline = offline
         self.silence: str | None = "this run is offline" if offline else None
-        self._may_see_token = self.is_official or host_of(self.endpoint) in token_hosts
+        self.is_named_for_token = any(is_host(each, self.endpoint) for each in token_hosts)
+        implicit = environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() not in _TRUE
+        self._may_see_token = self.is_named_for_token or (self.is_official and implicit)
 
     @property
     def is_official(self) -> bool:
@@ -80,12 +91,19 @@ class Hub:
 
     @property
     def token(self) -> str | None:
-        """The user's token, for the official endpoint and those that the user named."""
+        """The user's token, for the official endpoint and those that the user named.
+
+        Raises:
+            FirstlightError: it is nothing that a request can carry.
+        """
         if not self._may_see_token:
             return None
         from huggingface_hub import get_token
 
-        return get_token()
+        token = get_token()
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise FirstlightError("your Hugging Face token holds characters that no token has. Set HF_TOKEN anew.")
+        return token
 
     def headers(self) -> dict[str, str]:
         """What every request carries."""
@@ -110,12 +128,12 @@ class Hub:
         url = f"{self.endpoint}/api/models/{repo}/tree/{revision}?recursive=true&expand=false"
         found: dict[str, Listed] = {}
         for _ in range(_MOST_PAGES):
-            response = self._get(url, repo, seconds)
+            told, links = self._get(url, repo, seconds)
             try:
-                found |= {entry.path: entry for entry in map(_listed, response.json()) if entry is not None}
+                found |= {entry.path: entry for entry in map(_listed, told) if entry is not None}
+                following = urlsplit(links.get("next", {}).get("url", ""))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise HubError(f"{self.endpoint} does not answer as a hub for {repo}") from None
-            following = urlsplit(response.links.get("next", {}).get("url", ""))
+                raise self._is_no_hub(repo) from None
             if not following.query:
                 break
             # Its own next page, wherever the link leads: a mirror may pass the official one on, and a token goes along.
@@ -128,71 +146,132 @@ class Hub:
         Raises:
             HubError: it did not answer, or not as a hub.
         """
-        found = self._get(f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}", repo, 10.0)
+        url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
+        told, _ = self._get(url, repo, 10.0)
         try:
-            told = found.json()
             card = told.get("cardData") or {}
             return str(told["sha"]), str(card.get("license") or "")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise HubError(f"{self.endpoint} does not answer as a hub for {repo}") from None
+        except (KeyError, TypeError, AttributeError):
+            raise self._is_no_hub(repo) from None
 
-    def _get(self, url: str, repo: str, seconds: float) -> requests.Response:
+    def _is_no_hub(self, repo: str) -> HubError:
+        return HubError(f"{self.shown} does not answer as a hub for {repo}")
+
+    @property
+    def shown(self) -> str:
+        """The endpoint, without what stands before its host."""
+        return redact(self.endpoint)
+
+    def _get(self, url: str, repo: str, seconds: float) -> tuple[Any, dict[str, dict[str, str]]]:
+        """What an address answers, as JSON, and its links; asked again where it is busy or breaks off."""
         import requests
 
         if self.silence is not None:
             raise HubError(self.silence)
         patience = _TRIES if seconds >= _PATIENT_SECONDS else 1
+        with self.session() as session:
+            for attempt in range(1, patience + 1):
+                wait = 0.0
+                try:
+                    with session.get(
+                        url, headers=self.headers(), timeout=(min(3.0, seconds), seconds), stream=True
+                    ) as response:
+                        if response.status_code < 400:
+                            return self._read(response, repo), response.links
+                        wait = retry_after(response.headers.get("Retry-After"), attempt - 1)
+                        asks = response.status_code in _BUSY and wait <= LONGEST_WAIT_SECONDS
+                        if not asks or attempt == patience:
+                            raise self.refusal(repo, response.status_code, response.headers.get("X-Error-Code", ""))
+                except requests.RequestException as error:
+                    if attempt == patience or not _broke_off(error):
+                        kind = "" if isinstance(error, requests.ConnectionError) else f" ({type(error).__name__})"
+                        self.silence = f"{self.shown} does not answer{kind}"
+                        raise HubError(self.silence) from None
+                time.sleep(wait)
+        raise AssertionError  # the last attempt has returned or raised
+
+    def _read(self, response: requests.Response, repo: str) -> Any:  # noqa: ANN401 (JSON is any of six types)
+        content = bytearray()
+        ends = time.monotonic() + _SLOWEST_ANSWER_SECONDS
+        for block in response.iter_content(1 << 16):
+            content += block
+            if len(content) > _LONGEST_ANSWER or time.monotonic() > ends:
+                raise self._is_no_hub(repo)
         try:
-            with self.session() as session:
-                for attempt in range(patience):
-                    response = session.get(url, headers=self.headers(), timeout=(min(3.0, seconds), seconds))
-                    if response.status_code not in _BUSY or attempt == patience - 1:
-                        break
-                    time.sleep(retry_after(response.headers.get("Retry-After"), attempt))
-        except requests.ConnectionError:
-            self.silence = f"{self.endpoint} does not answer"
-            raise HubError(self.silence) from None
-        except requests.RequestException as error:
-            self.silence = f"{self.endpoint} does not answer ({type(error).__name__})"
-            raise HubError(self.silence) from None
-        if response.status_code >= 400:
-            raise self.refusal(repo, response.status_code, response.headers.get("X-Error-Code", ""))
-        return response
+            return json.loads(bytes(content))
+        except (ValueError, RecursionError):
+            raise self._is_no_hub(repo) from None
 
     def refusal(self, repo: str, status: int, code: str) -> HubError:
         """What a status means for a person (source: the hub's X-Error-Code)."""
-        page = f"{self.endpoint}/{repo}"
+        page = f"{self.shown}/{repo}"
+        seen = self.is_official or self.is_named_for_token
+        way = "and set HF_TOKEN (or `hf auth login`)"
+        if not seen:  # a token that is set would not help
+            way = (
+                f"and pull it from the official hub, or show your token here: --send-token-to {host_of(self.endpoint)}"
+            )
         if code == "GatedRepo" or status == 403:
             have = "the token that you gave does not have it" if self.token else "no token is sent to it"
             return AccessError(
-                f"{repo} is gated, and {have}. Accept its terms at {page}, make a token that may read it, and set "
-                "HF_TOKEN (or `hf auth login`)"
+                f"{repo} is gated, and {have}. Accept its terms at {page}, make a token that may read it, {way}"
             )
         if status == 401 or code == "RepoNotFound":
             how = "the token that you gave does not open it" if self.token else "no token is sent to it"
             return AccessError(
-                f"{self.endpoint} shows no {repo}: its name is wrong, or it is private, and {how}. "
-                f"Look at {page}, and set HF_TOKEN (or `hf auth login`) if it is yours"
+                f"{self.shown} shows no {repo}: its name is wrong, or it is private, and {how}. Look at {page}, {way} "
+                "if it is yours"
             )
         if code == "RevisionNotFound":
-            return HubError(f"{self.endpoint} does not have the pinned revision of {repo} any more")
-        return HubError(f"{self.endpoint} answers {status} for {repo}")
+            return HubError(f"{self.shown} does not have the pinned revision of {repo} any more")
+        return HubError(f"{self.shown} answers {status} for {repo}")
 
     def session(self) -> requests.Session:
         """A pooled session that takes proxies and CA settings from the environment."""
         import requests
 
-        session = requests.Session()
+        class Session(requests.Session):
+            """One that shows no password of ~/.netrc: neither in a token's place, nor where a redirect leads."""
+
+            def rebuild_auth(self, prepared_request: Any, response: Any) -> None:  # noqa: ANN401
+                if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
+                    prepared_request.headers.pop("Authorization", None)
+
+        session = Session()
         session.max_redirects = 5
         session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
         session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
-        # With no auth of its own a session would take a password from ~/.netrc, and put it in the token's place.
-        session.auth = _as_it_is
+        session.auth = _as_it_is  # with none of its own it would look into ~/.netrc
         return session
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
+
+
+def is_host(named: str, endpoint: str) -> bool:
+    """Whether a person's word names the host of an endpoint: as a URL, with its port, or without one.
+
+    Args:
+        named: "HOST", "HOST:PORT" or a URL.
+        endpoint: the URL of a hub.
+    """
+    asked = urlsplit(named if "://" in named else f"//{named}")
+    found = urlsplit(endpoint)
+    return asked.hostname == found.hostname and asked.port in {None, found.port}
+
+
+def _broke_off(error: requests.RequestException) -> bool:
+    """Whether somebody answered, and then no more: asked again, it may go well."""
+    import requests
+    import urllib3
+
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return True
+    reasons = [each for each in error.args if isinstance(each, Exception)]
+    return isinstance(error, requests.ConnectionError) and any(
+        isinstance(each, urllib3.exceptions.ProtocolError) for each in reasons
+    )
 
 
 def official_endpoint() -> str:
@@ -208,6 +287,7 @@ def _listed(entry: dict[str, object]) -> Listed | None:
     lfs = entry.get("lfs")
     blob = lfs["oid"] if isinstance(lfs, dict) else entry["oid"]
     size = lfs["size"] if isinstance(lfs, dict) else entry["size"]
-    if not (isinstance(blob, str) and isinstance(size, int) and len(blob) in {40, 64}):
+    # A blob's hash becomes the name of a file.
+    if not (isinstance(blob, str) and _BLOB.fullmatch(blob) and type(size) is int and size >= 0):
         raise ValueError("not a listing")
     return Listed(str(entry["path"]), size, blob)

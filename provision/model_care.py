@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from provision import checking, pins, stand_ins
 from provision.checking import Depth
 from provision.errors import BlockedError, FirstlightError, SpecError
-from provision.pulling import CORRUPT, PART, BlobLock
+from provision.locking import BlobLock
+from provision.pulling import CORRUPT, PART
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from provision.hub import Hub
     from provision.manifest import Manifest
     from provision.paths import Root
-    from provision.spec import ModelSpec
+    from provision.spec import ModelFile, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,23 @@ def snapshot_of(root: Root, model: ModelSpec) -> Path:
 
 
 def others(root: Root, manifest: Manifest) -> dict[str, int]:
-    """{repository: bytes} of what is in the cache beside the manifest's models and the stand-ins."""
-    ours = {model.folder for model in manifest.models.values()}
+    """{repository, or repository@commit: bytes} of what is in the cache beside the manifest's models and the stand-ins.
+
+    A commit is of a repository of ours, at which the manifest pins nothing (any more).
+    """
+    ours: dict[str, set[str]] = {}
+    for model in manifest.models.values():
+        ours.setdefault(model.folder, set()).add(model.revision)
     found = {}
     for kind in ("models", "datasets", "spaces"):
         for folder in sorted(root.hub_in_use.glob(f"{kind}--*")):
             name = folder.name.removeprefix(f"{kind}--").replace("--", "/")
-            if folder.name not in ours and not name.startswith(f"{stand_ins.OWNER}/"):
+            if folder.name in ours:
+                for snapshot in sorted((folder / "snapshots").glob("*")):
+                    if snapshot.name not in ours[folder.name]:
+                        gone = _of_snapshot(snapshot)
+                        found[f"{name}@{snapshot.name[:12]}"] = gone.bytes
+            elif not name.startswith(f"{stand_ins.OWNER}/"):
                 found[name if kind == "models" else f"{kind}/{name}"] = _bytes_of(folder / "blobs")
     return found
 
@@ -102,18 +113,20 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
     Args:
         root: the volume.
         manifest: the models by name.
-        name: one of them, with or without extras; or stand-in/NAME.
+        name: one of them, with or without extras; or stand-in/NAME; or repository@commit of `others`.
 
     Raises:
         SpecError: there is no such model.
     """
+    if "@" in name:
+        return _of_snapshot(_other_snapshot(root, manifest, name))
     if name.startswith(f"{stand_ins.OWNER}/"):
         folder = stand_ins.folder_of(root, name.partition("/")[2])
         blobs = sorted((folder / "blobs").glob("*"))
         return Removal(_links(folder / "snapshots"), blobs, [folder] if blobs else [], _bytes_of(folder / "blobs"))
     model = manifest.pick(name)
     base = name.partition("+")[0]
-    repo, snapshot = root.hub_in_use / model.folder, snapshot_of(root, model)
+    snapshot = snapshot_of(root, model)
     kept: set[str] = set()
     for each in held(root, manifest):
         alike = (each.model.repo, each.model.revision) == (model.repo, model.revision)
@@ -124,22 +137,78 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         kept |= {file.path for file in whole.files}
         going = {file.path for extra in name.split("+")[1:] for file in whole.extras[extra]}
     else:
-        going = {file.path for file in (*whole.files, *(each for extra in whole.extras.values() for each in extra))}
+        going = {file.path for file in _every_file(root, manifest, base)}
     links = [snapshot / path for path in sorted(going - kept) if (snapshot / path).is_symlink()]
-    targets = {link.resolve() for link in links if link.exists()}
-    needed = {link.resolve() for link in _links(repo / "snapshots") if link not in links}
-    blobs = sorted(targets - needed)
-    rest = [link for link in _links(repo / "snapshots") if link not in links]
-    names = {blob.name for blob in blobs} | {pin for file in whole.files for pin in (file.sha256, file.git_sha1) if pin}
-    left = [
-        path
-        for path in (repo / "blobs").glob("*.firstlight-*")
-        if not rest or path.name.removesuffix(PART).removesuffix(CORRUPT) in names
-    ]
-    blobs += sorted(path for path in left if path not in blobs)
-    return Removal(
-        links, blobs, [] if rest else [repo] if repo.exists() else [], sum(each.stat().st_size for each in blobs)
-    )
+    # What an unfinished pull has left has no name yet: it goes where no other entry may want it.
+    mine = {pin for file in _every_file(root, manifest, base) if file.path in going - kept for pin in _pins(file)}
+    theirs = {
+        pin
+        for other, entry in manifest.models.items()
+        if other != base and entry.repo == model.repo
+        for file in _every_file(root, manifest, other)
+        for pin in _pins(file)
+    }
+    return _of_links(snapshot, links, mine - theirs)
+
+
+def _of_snapshot(snapshot: Path) -> Removal:
+    """A whole snapshot."""
+    return _of_links(snapshot, _links(snapshot), set())
+
+
+def _of_links(snapshot: Path, links: list[Path], unnamed: set[str]) -> Removal:
+    """Links of one snapshot, the blobs that no other link names, and those among `unnamed` that none does."""
+    repo = snapshot.parent.parent
+    rest = set(_links(repo / "snapshots")) - set(links)
+    # In one step: a blob may itself lead into a store that repositories share, and what lies there is not ours to take.
+    names = {checking.blob_name(link) for link in links} | unnamed
+    needed = {checking.blob_name(link) for link in rest}
+    every = _entries(repo / "blobs")
+    blobs = [path for path in every if _blob_of(path) in names - needed]
+    folders = []
+    if not rest and len(blobs) == len(every) and repo.exists():
+        folders = [repo]
+    elif links and not any(link.is_relative_to(snapshot) for link in rest):
+        folders = [snapshot]  # an empty one would be filled anew from what other snapshots keep
+    return Removal(links, blobs, folders, sum(_own_bytes(each) for each in blobs))
+
+
+def _other_snapshot(root: Root, manifest: Manifest, name: str) -> Path:
+    repo, _, commit = name.partition("@")
+    folder = root.hub_in_use / f"models--{repo.replace('/', '--')}" / "snapshots"
+    found = [path for path in sorted(folder.glob("*")) if commit and path.name.startswith(commit)]
+    if len(found) != 1:
+        raise SpecError(f"{name}: {len(found)} snapshots of that name are here. Look: provision models list")
+    pinned = [each for each, model in manifest.models.items() if snapshot_of(root, model) == found[0]]
+    if pinned:
+        raise SpecError(f"{name} is what {pinned[0]} is pinned to: name that.")
+    return found[0]
+
+
+def _every_file(root: Root, manifest: Manifest, name: str) -> list[ModelFile]:
+    """The files of an entry and of all its extras, with what is on record of their hashes."""
+    return pins.apply(root, manifest.pick("+".join([name, *manifest.models[name].extras]))).files
+
+
+def _pins(file: ModelFile) -> list[str]:
+    return [pin for pin in (file.sha256, file.git_sha1) if pin]
+
+
+def _entries(blobs: Path) -> list[Path]:
+    try:
+        return sorted(blobs.iterdir())
+    except OSError:
+        return []
+
+
+def _blob_of(path: Path) -> str:
+    """The blob that a file of `blobs/` is, or is a part of."""
+    return path.name.removesuffix(PART).removesuffix(CORRUPT)
+
+
+def _own_bytes(blob: Path) -> int:
+    """What its removal frees: of a link into a shared store nothing."""
+    return 0 if blob.is_symlink() else blob.stat().st_size
 
 
 def remove(root: Root, gone: Removal) -> None:
@@ -149,11 +218,12 @@ def remove(root: Root, gone: Removal) -> None:
         BlockedError: somebody fetches one of the files now.
     """
     with ExitStack() as held_locks:
-        for blob in gone.blobs:
-            name = blob.name.removesuffix(PART).removesuffix(CORRUPT)
-            lock = BlobLock(root.hub_in_use / ".locks" / blob.parent.parent.name / f"{name}.lock")
+        for repo, name in sorted({(blob.parent.parent, _blob_of(blob)) for blob in gone.blobs}):
+            lock = BlobLock(root.hub_in_use / ".locks" / repo.name / f"{name}.lock")
             if not lock.take():
-                raise BlockedError(f"{blob} is being fetched by another run. Wait for it, then run again.")
+                raise BlockedError(
+                    f"{repo / 'blobs' / name} is being fetched by another run. Wait for it, then run again."
+                )
             held_locks.callback(lock.release)
         for link in gone.links:
             link.unlink(missing_ok=True)
@@ -238,6 +308,7 @@ def _bytes_of(folder: Path) -> int:
 
 
 def _remove_empty(folder: Path) -> None:
-    """A repository of which every file went: what is left of it is listings, refs and empty folders."""
-    if not any(path.is_file() for path in (folder / "snapshots").rglob("*")):
+    """A snapshot, or a repository, of which every file went: what is left are listings, refs and empty folders."""
+    inner = [folder / "snapshots", folder / "blobs"] if (folder / "blobs").is_dir() else [folder]
+    if not any(path.is_file() or path.is_symlink() for each in inner for path in each.rglob("*")):
         shutil.rmtree(folder)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from provision.command import redact
+from provision.errors import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ SCHEMA = 1
 
 @dataclass
 class Row:
-    """What became of one model. `state`: ok, missing, corrupt, failed, or stand-in."""
+    """What became of one model. `state`: ok, missing, corrupt, failed, or stand-in; `exit` is of its `error`."""
 
     name: str
     model: ModelSpec
@@ -36,6 +37,7 @@ class Row:
     files: Sequence[FileState] = field(default_factory=list)
     said: str = ""
     error: str | None = None
+    exit: Exit = Exit.FAILED
 
     @property
     def bytes_total(self) -> int:
@@ -80,7 +82,8 @@ def plan_line(name: str, plan: Plan) -> str:
     """What a pull will do, before it does it."""
     here = sum(state.state == "ok" for state in plan.states)
     if plan.is_done:
-        return f"{name}: all {here} files are here, every hash right"
+        proof = f"every pinned hash right, {plan.unproven} pinned by nobody" if plan.unproven else "every hash right"
+        return f"{name}: all {here} files are here, {proof}"
     partial = sum(each.have for each in plan.needed)
     begun = f", {partial:,} bytes of them are here from an earlier run" if partial else ""
     corrupt = sum(state.state == "corrupt" for state in plan.states)
@@ -102,7 +105,7 @@ def list_lines(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mapp
         unpinned = sum(not file.locked for file in each.model.files)
         notes = [f"not pinned yet: {unpinned} of its files" if unpinned else "", each.model.note]
         name = each.asked.partition("+")[0]
-        if name in stand_ins:
+        if name in stand_ins and each.state != "whole":
             said = f"stand-in ({stand_ins[name]})" if stand_ins[name] else "stand-in"
         variant = each.model.variant or "-"
         lines.append(f"  {each.asked:<34} {variant:<5} {known:>9}  {each.model.license:<22} {said}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from provision import architectures, model_report, models, paths, pins, stand_ins
 from provision.checking import Depth, FileState
-from provision.errors import BlockedError, FirstlightError
+from provision.errors import FirstlightError
 from provision.hub import HubError
 from provision.journal import Journal
 from provision.model_report import Bars, Row
@@ -27,13 +27,10 @@ _WORDS = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Depth
 
 
 def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) -> Row:
-    """Say the plan, and carry it out.
-
-    Raises:
-        BlockedError: it does not fit, or the cache cannot be written: no other model would do better.
-    """
+    """Say the plan, and carry it out; what fails becomes the row's error."""
     started = time.perf_counter()
     row = Row(work.name, work.spec)
+    work.ledger.tell = say
     try:
         with _hashing(work, quiet=quiet) as bars:
             plan = work.plan(bars.advance)
@@ -48,11 +45,11 @@ def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) 
         models.record(work.root, work.name, None)
         row.files = work.look(Depth.SIZE)
         row.state = _worst(row)
-        row.said = "; ".join([work.ledger.summary() or "everything was here", *work.ledger.loud()])
-    except BlockedError:
-        raise
+        unproven = [f"{plan.unproven} files are not pinned, and no hub was asked about them"] if plan.unproven else []
+        said = [work.ledger.summary() or "everything was here", *work.ledger.loud(), *unproven, *work.notes]
+        row.said = "; ".join(said)
     except FirstlightError as error:
-        row.files, row.error = work.look(Depth.SIZE), str(error)
+        row.files, row.error, row.exit = work.look(Depth.SIZE), str(error), error.exit
         if type(error) is HubError and not work.hubs.offline:
             row.error += f". Look for another: {paths.program()} mirrors probe --tool hf"
     row.bytes_fetched = work.arrived
@@ -69,6 +66,9 @@ def verify(work: Pull, depth: Depth, *, quiet: bool) -> Row:
     row.state = _worst(row)
     wrong = sum(each.state != "ok" for each in row.files)
     row.said = f"not right: {wrong} of {len(row.files)} files" if wrong else f"{_WORDS[depth]} is right"
+    unpinned = sum(not file.locked for file in work.spec.files)
+    if unpinned and not wrong:
+        row.said += f", but {unpinned} of {len(row.files)} files are pinned by nobody: a pull asks the official hub"
     if all(each.state == "missing" for each in row.files):
         row.said = f"not here. To fetch it: {paths.program()} models pull {work.name}"
     told = {pins.source(work.root, work.spec, file.path) for file in work.spec.files} - {None, "official"}
@@ -82,7 +82,6 @@ def stand_in(root: Root, name: str, model: ModelSpec, envs: Path, env: str, *, d
     """Build a model's architecture with random weights.
 
     Raises:
-        BlockedError: it does not fit.
         SpecError: nothing is known of its architecture.
     """
     started = time.perf_counter()
@@ -98,17 +97,17 @@ def stand_in(root: Root, name: str, model: ModelSpec, envs: Path, env: str, *, d
         row.files = [
             FileState(path.relative_to(snapshot).as_posix(), path.stat().st_size, "stand-in") for path in files
         ]
-    except BlockedError:
-        raise
     except FirstlightError as error:
-        row.error = str(error)
+        row.error, row.exit = str(error), error.exit
     row.seconds = time.perf_counter() - started
     return row
 
 
 def heal(root: Root, known: Manifest) -> str:
     """Mend refs, snapshots and links; a cache that cannot be written is looked at as it is. What was done, or ""."""
-    step = SnapshotStep(root, known.every(), Journal(root.journal, "models verify"))
+    step = SnapshotStep(
+        root, [pins.apply(root, model) for model in known.every()], Journal(root.journal, "models verify")
+    )
     found = step.check()
     if found.state is not State.DRIFTED:
         return ""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from provision import stand_ins
 from provision.checking import Depth
+from provision.command import redact
 from provision.download import DownloadError
 from provision.errors import FirstlightError
 from provision.hub import HubError
+from provision.locking import alone
 from provision.pulling import Pull
 from provision.step import Check, State
 from provision.volume import write_atomic
@@ -134,9 +136,12 @@ def recorded(root: Root) -> dict[str, str]:
 
 def record(root: Root, model: str, reason: str | None) -> None:
     """Put a stand-in on record, or (None) take it off."""
-    kept = recorded(root)
-    wanted = {name: why for name, why in kept.items() if name != model}
-    if reason is not None:
-        wanted[model] = reason
-    if wanted != kept:
-        write_atomic(root.stand_ins, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+    if reason is None and model not in recorded(root):
+        return
+    with alone(root.stand_ins):
+        kept = recorded(root)
+        wanted = {name: why for name, why in kept.items() if name != model}
+        if reason is not None:
+            wanted[model] = redact(reason)
+        if wanted != kept:
+            write_atomic(root.stand_ins, json.dumps(wanted, indent=1, sort_keys=True) + "\n")

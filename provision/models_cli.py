@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from provision.model_report import Row
     from provision.plan import Wish
     from provision.spec import ModelSpec
+    from provision.supply import Hubs
 
 app = typer.Typer(help="The models in the Hugging Face cache.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -110,15 +111,15 @@ def pull(
         place = _place(names, root, host, envs, manifest)
         known = place.wish.root
         model_care.cache_of(known, is_named=place.wish.chosen.named)
-        environ = {**os.environ, "HF_ENDPOINT": endpoint} if endpoint else os.environ
-        hubs = Hubs(known, environ, offline=offline, token_hosts=frozenset(send_token_to or ()))
+        hubs = Hubs(known, os.environ, offline=offline, token_hosts=frozenset(send_token_to or ()), endpoint=endpoint)
+        _check_token_hosts(send_token_to or [], hubs)
         picked = [(name, place.pick(name)) for name in place.names]
 
         def say(text: str) -> None:
             if dry_run or not quiet:
                 print(redact(text), file=sys.stderr if json else sys.stdout, flush=True)
 
-        rows = []
+        rows: list[Row] = []
         for name, model in picked:
             if stand_in:
                 rows.append(
@@ -127,6 +128,8 @@ def pull(
             else:
                 work = Pull(known, name, model, hubs, trust_mirror)
                 rows.append(model_work.pull(work, say, quiet=quiet or json, dry_run=dry_run))
+            if rows[-1].exit is Exit.BLOCKED:
+                break  # no other one would do better
         return _end("models pull", rows, json=json, quiet=quiet)
 
     guard(act)
@@ -301,6 +304,21 @@ def seed(
     guard(act)
 
 
+def _check_token_hosts(named: list[str], hubs: Hubs) -> None:
+    """Refuse a word that would change nothing: the host that is meant is asked under another name, or not at all."""
+    from provision.errors import SpecError
+    from provision.hub import is_host
+
+    for each in named:
+        try:
+            found = any(is_host(each, hub.endpoint) for hub in hubs.every())
+        except ValueError:
+            found = False
+        if not found:
+            asked = ", ".join(hub.shown for hub in hubs.every())
+            raise SpecError(f"--send-token-to {each}: no hub of this pull is there. Asked are: {asked}.")
+
+
 def _place(
     names: list[str] | None, root: str | None, host: Path | None, envs: Path | None, manifest: str | None
 ) -> _Place:
@@ -315,7 +333,7 @@ def _end(command: str, rows: list[Row], *, json: bool, quiet: bool, every_file: 
 
     code = Exit.GOOD
     if any(row.state not in {"ok", "stand-in"} for row in rows):
-        code = Exit.FAILED if any(row.error for row in rows) else Exit.CHANGES
+        code = max((row.exit for row in rows if row.error), default=Exit.CHANGES)
     if json:
         print(model_report.rows_json(command, rows, int(code)))
         return code

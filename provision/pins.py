@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from provision.locking import alone
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from provision.spec import ModelSpec
 
 SCHEMA = 1
+_OFFICIAL = "official"
 
 
 def apply(root: Root, model: ModelSpec) -> ModelSpec:
@@ -34,15 +36,46 @@ def source(root: Root, model: ModelSpec, path: str) -> str | None:
     return str(told) if told else None
 
 
+def by_mirrors(root: Root, model: ModelSpec) -> set[str]:
+    """The files that are pinned by the word of somebody other than the official hub."""
+    kept = _read(root).get(_key(model), {})
+    return {path for path, row in kept.items() if row.get("from") not in {None, _OFFICIAL}}
+
+
+def main(root: Root, model: ModelSpec) -> str | None:
+    """The revision that we have named `main` of its repository."""
+    named = _document(root).get("mains", {})
+    return str(named[model.repo]) if isinstance(named, dict) and model.repo in named else None
+
+
+def keep_main(root: Root, model: ModelSpec) -> None:
+    """Keep that we have named its revision `main`."""
+    with alone(root.model_pins):
+        document = _document(root)
+        mains = {**document.get("mains", {}), model.repo: model.revision}
+        _write(root, {**document, "mains": mains})
+
+
 def keep(root: Root, model: ModelSpec, listed: Iterable[Listed], source: str) -> None:
-    """Keep what a hub says of files that are not pinned yet; `source` is the hub's name."""
-    every = _read(root)
-    mine = dict(every.get(_key(model), {}))
-    for each in listed:
-        mine.setdefault(each.path, {"size": each.size, each.kind: each.blob, "from": source})
-    if mine and mine != every.get(_key(model)):
-        text = json.dumps({"schema": SCHEMA, "pins": {**every, _key(model): mine}}, indent=1, sort_keys=True)
-        write_atomic(root.model_pins, text + "\n")
+    """Keep what a hub says of files that are not pinned yet; `source` is the hub's name.
+
+    The official hub's word takes the place of a mirror's; no other word does.
+    """
+    with alone(root.model_pins):
+        every = _read(root)
+        mine = dict(every.get(_key(model), {}))
+        for each in listed:
+            row = {"size": each.size, each.kind: each.blob, "from": source}
+            if source == _OFFICIAL and mine.get(each.path, {}).get("from") != _OFFICIAL:
+                mine[each.path] = row
+            mine.setdefault(each.path, row)
+        if mine and mine != every.get(_key(model)):
+            _write(root, {**_document(root), "pins": {**every, _key(model): mine}})
+
+
+def _write(root: Root, document: dict[str, Any]) -> None:
+    text = json.dumps({**document, "schema": SCHEMA}, indent=1, sort_keys=True)
+    write_atomic(root.model_pins, text + "\n")
 
 
 def _key(model: ModelSpec) -> str:
@@ -50,9 +83,13 @@ def _key(model: ModelSpec) -> str:
 
 
 def _read(root: Root) -> dict[str, dict[str, dict[str, Any]]]:
+    pins = _document(root).get("pins")
+    return pins if isinstance(pins, dict) else {}  # a person may have edited it
+
+
+def _document(root: Root) -> dict[str, Any]:
     try:
         found = json.loads(root.model_pins.read_text(encoding="utf-8"))
-        pins: dict[str, dict[str, dict[str, Any]]] = found["pins"]
-        return pins if isinstance(pins, dict) else {}  # type: ignore[redundant-expr]  # a person may have edited it
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

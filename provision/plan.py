@@ -17,6 +17,7 @@ from provision import (
     links,
     manifest,
     paths,
+    pins,
     spec,
     stand_ins,
     variants,
@@ -107,7 +108,7 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
     if host.login or login.check().state is not State.OK:
         built.append(login)
     if host.models or "huggingface" in places:
-        built.append(SnapshotStep(root, known_models.every(), journal))
+        built.append(SnapshotStep(root, [pins.apply(root, each) for each in known_models.every()], journal))
     python = paths.interpreter(root.prefix(host.env))
     built += [
         ModelStep(

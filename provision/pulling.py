@@ -6,14 +6,16 @@ import shutil
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from provision import checking, digests, download, pins, snapshots
+from provision import checking, client, digests, download, pins, snapshots
 from provision.checking import Depth, FileState
-from provision.download import Candidate, Ledger
+from provision.download import Candidate
 from provision.errors import BlockedError, FirstlightError, from_os_error
 from provision.hub import HubError, Listed
+from provision.ledger import Ledger
+from provision.locking import BlobLock
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
@@ -43,15 +45,26 @@ class Needed:
     listed: Listed
     have: int
 
+    @property
+    def proof(self) -> dict[str, set[str]]:
+        """{kind of hash: the right ones}: what is pinned; a listing's word counts where nothing is."""
+        pins = {"sha256": self.file.sha256, "git_sha1": self.file.git_sha1}
+        pinned = {kind: {pin} for kind, pin in pins.items() if pin is not None}
+        return pinned or {self.listed.kind: {self.listed.blob}}
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pull would do. `states` of all files; `needed` of them are fetched, from the first of `hubs` that can."""
+    """What a pull would do. `states` of all files; `needed` of them are fetched, from the first of `hubs` that can.
+
+    `unproven`: how many files are here that nobody has pinned, and no hub was asked about.
+    """
 
     states: list[FileState]
     needed: list[Needed]
     hubs: list[Hub]
     free: int
+    unproven: int = 0
 
     @property
     def bytes_wanted(self) -> int:
@@ -69,7 +82,7 @@ class Pull:
     """One model on its way into a hub cache.
 
     `trust`: also take files that nobody has pinned from a hub that is not the official one. `arrived`: the bytes that
-    came over the network.
+    came over the network. `notes`: what its owner should know besides.
     """
 
     root: Root
@@ -82,8 +95,12 @@ class Pull:
     def __post_init__(self) -> None:
         """Know what is on record of its hashes."""
         self.spec = pins.apply(self.root, self.spec)
+        self._provisional = pins.by_mirrors(self.root, self.spec)
         self._stopped = threading.Event()
+        self._listings: dict[str, dict[str, Listed]] = {}
+        self._told: set[str] = set()
         self.arrived = 0
+        self.notes: list[str] = []
 
     @property
     def folder(self) -> Path:
@@ -108,16 +125,32 @@ class Pull:
             BlockedError: it does not fit.
         """
         states = self.look(Depth.HASH, progress)
-        wanted = [file for file, state in zip(self.spec.files, states, strict=True) if state.state != "ok"]
+        pairs = list(zip(self.spec.files, states, strict=True))
+        wanted = [file for file, state in pairs if state.state != "ok"]
+        doubted = [file for file, state in pairs if state.state == "ok" and self._is_doubted(file)]
         free = shutil.disk_usage(_standing(self.folder)).free
-        if not wanted:
-            return Plan(states, [], [], free)
-        found, hubs = self._ask(wanted)
-        corrupt = {state.path for state in states if state.state == "corrupt"}
-        needed = [Needed(file, listed, 0 if file.path in corrupt else self._have(listed)) for file, listed in found]
-        plan = Plan(states, needed, hubs, free)
+        needed: list[Needed] = []
+        hubs: list[Hub] = []
+        if wanted:
+            found, hubs = self._ask(wanted)
+            corrupt = {state.path for state in states if state.state == "corrupt"}
+            needed = [Needed(file, listed, 0 if file.path in corrupt else self._have(listed)) for file, listed in found]
+        unproven = 0
+        if doubted:  # what is here may stay where nobody can say that it is wrong
+            try:
+                found, others = self._ask(doubted)
+            except HubError:
+                unproven = sum(not file.locked for file in doubted)
+            else:
+                hubs = hubs or others
+                wrong = [(file, listed) for file, listed in found if not self._is_as(file, listed)]
+                needed += [Needed(file, listed, 0) for file, listed in wrong]
+                states = [
+                    _now_wrong(state) if state.path in {file.path for file, _ in wrong} else state for state in states
+                ]
+        plan = Plan(states, needed, hubs, free, unproven)
         wants = round(plan.bytes_wanted * _HEADROOM)
-        if free < wants:
+        if needed and free < wants:
             raise BlockedError(
                 f"{self.folder}: {free:,} bytes are free, {wants:,} are needed for {self.name}. "
                 "Free some, or give another --root, then run again."
@@ -132,14 +165,23 @@ class Pull:
             WrongContentError: who delivered sent wrong content.
             BlockedError: the disk is full, or cannot be written.
         """
-        blobs = self.folder / "blobs"
         try:
-            blobs.mkdir(parents=True, exist_ok=True)
             if plan.needed:
+                (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
                 self._fetch_all(plan, progress)
-            self._link(plan)
+                self._list_by_client(plan)
+            self._name_main()
         except OSError as error:
-            raise from_os_error(error, needed_bytes=plan.bytes_wanted) from error
+            raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
+
+    def _is_doubted(self, file: ModelFile) -> bool:
+        """Whether nobody has pinned a file, or nobody but a mirror."""
+        return not file.locked or file.path in self._provisional
+
+    def _is_as(self, file: ModelFile, listed: Listed) -> bool:
+        """Whether what is here is what a hub lists; a blob bears its hash, which was compared, as its name."""
+        path = self.snapshot / file.path
+        return checking.blob_name(path) == listed.blob or digests.hash_file(path, listed.kind) == listed.blob
 
     def _have(self, listed: Listed) -> int:
         for name in (listed.blob, listed.blob + PART):
@@ -154,7 +196,7 @@ class Pull:
         wrong: FirstlightError | None = None
         for hub in self.hubs.every():
             try:
-                listing = hub.listing(self.spec.repo, self.spec.revision)
+                listing = self._listing(hub)
                 found = [self._pinned(file, listing, hub) for file in wanted]
             except HubError as error:
                 silent.append(error)
@@ -171,13 +213,20 @@ class Pull:
             raise wrong
         raise silent[0] if len(silent) == 1 else HubError("; ".join(map(str, silent)))
 
+    def _listing(self, hub: Hub) -> dict[str, Listed]:
+        if hub.endpoint not in self._listings:
+            self._listings[hub.endpoint] = hub.listing(self.spec.repo, self.spec.revision)
+        return self._listings[hub.endpoint]
+
     def _pinned(self, file: ModelFile, listing: dict[str, Listed], hub: Hub) -> tuple[ModelFile, Listed]:
+        if hub.is_official and file.path in self._provisional:  # its word goes before a mirror's
+            file = file.model_copy(update={"size": None, "sha256": None, "git_sha1": None})
         listed = listing.get(file.path)
         if listed is None:
-            raise HubError(f"{hub.endpoint} does not have {file.path} of {self.spec.repo}")
+            raise HubError(f"{hub.shown} does not have {file.path} of {self.spec.repo}")
         if not file.locked and not hub.is_official and not self.trust:
             raise HubError(
-                f"{file.path} is not pinned yet, and {hub.endpoint} is not the official hub: pull it from there, or "
+                f"{file.path} is not pinned yet, and {hub.shown} is not the official hub: pull it from there, or "
                 "take this one's word with --trust-mirror"
             )
         offered = {"size": listed.size, listed.kind: listed.blob}
@@ -185,7 +234,7 @@ class Pull:
             pin = getattr(file, what)
             if pin is not None and pin != offer:
                 raise FirstlightError(
-                    f"{hub.endpoint} lists {file.path} of {self.spec.repo} with {what} {offer}, "
+                    f"{hub.shown} lists {file.path} of {self.spec.repo} with {what} {offer}, "
                     f"pinned is {pin}. It was not fetched. Use another endpoint: HF_ENDPOINT=…"
                 )
         return file, listed
@@ -195,7 +244,7 @@ class Pull:
         waiting = deque(sorted(plan.needed, key=lambda each: -each.listed.size))
         faults: list[BaseException] = []
         self._stopped.clear()
-        threading.Thread(target=_load_client, daemon=True).start()
+        threading.Thread(target=client.load, daemon=True).start()
 
         def told(path: str, count: int) -> None:
             if self._stopped.is_set():
@@ -217,14 +266,18 @@ class Pull:
             finally:
                 self._stopped.set()
         if faults:
-            raise self._access(plan) or faults[0]
+            raise self._fault(plan, faults)
 
-    def _access(self, plan: Plan) -> HubError | None:
-        """What a hub that lists the files, and gives them to some users alone, wants of this one."""
-        for hub in plan.hubs:
-            if hub.name in self.ledger.refusals:
-                return hub.refusal(self.spec.repo, *self.ledger.refusals[hub.name])
-        return None
+    def _fault(self, plan: Plan, faults: list[BaseException]) -> BaseException:
+        """The one that stops everything, else what a hub wants of this user, else all of them in one."""
+        soft = [each for each in faults if isinstance(each, download.DownloadError | download.WrongContentError)]
+        if len(soft) < len(faults):
+            return next(each for each in faults if each not in soft)
+        refusing = next((hub for hub in plan.hubs if hub.name in self.ledger.refusals), None)
+        if refusing is not None and all(isinstance(each, download.DownloadError) for each in soft):
+            return refusing.refusal(self.spec.repo, *self.ledger.refusals[refusing.name])
+        more = f" And {len(soft) - 3} more files." if len(soft) > 3 else ""
+        return type(soft[0])(" ".join(map(str, soft[:3])) + more)
 
     def _work(
         self,
@@ -241,35 +294,42 @@ class Pull:
                 each = waiting.popleft()
             except IndexError:
                 return
-            lock = self._lock(each.listed.blob)
-            if not lock.take():
-                waiting.append(each)
-                busy += 1
-                if busy > len(waiting):
-                    time.sleep(_POLL_SECONDS)
-                continue
-            busy = 0
             try:
-                self._fetch(session, each, plan.hubs, told)
+                lock = self._lock(each.listed.blob)
+                if not lock.take():
+                    waiting.append(each)
+                    busy += 1
+                    if busy > len(waiting):
+                        self._tell_once(f"{each.file.path} is being fetched by another process; waiting for it")
+                        time.sleep(_POLL_SECONDS)
+                    continue
+                busy = 0
+                try:
+                    self._fetch(session, each, plan.hubs, told)
+                finally:
+                    lock.release()
             except _StoppedError:
                 return
             except BaseException as error:  # it is raised again where the threads were started
                 faults.append(error)
                 if not isinstance(error, download.DownloadError | download.WrongContentError):
                     self._stopped.set()  # the disk is full, most likely: no other file would do better
-            finally:
-                lock.release()
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.ledger.tell(text)
 
     def _fetch(self, session: requests.Session, each: Needed, hubs: Sequence[Hub], told: Progress) -> None:
-        file, listed = each.file, each.listed
-        blob = self.folder / "blobs" / listed.blob
+        file, listed, proof = each.file, each.listed, each.proof
+        blobs = self.folder / "blobs"
+        blob = blobs / listed.blob
         if blob.exists():
-            if digests.hash_file(blob, listed.kind) == listed.blob:
-                return  # another run has fetched it
+            if all(digests.hash_file(blob, kind) in right for kind, right in proof.items()):
+                self._place(file, blob.name)  # another run has fetched it
+                return
             blob.replace(blob.with_name(blob.name + CORRUPT))
         part = blob.with_name(blob.name + PART)
-        right = {listed.kind: {listed.blob}}
-        right |= {kind: {pin} for kind, pin in (("sha256", file.sha256), ("git_sha1", file.git_sha1)) if pin}
         places = [
             Candidate(hub.name, hub.file_url(self.spec.repo, self.spec.revision, file.path), hub.headers())
             for hub in hubs
@@ -279,91 +339,59 @@ class Pull:
             lambda: places,
             part,
             size=listed.size,
-            pins=right,
+            pins=proof,
             ledger=self.ledger,
             progress=lambda count: told(file.path, count),
             name=file.path,
         )
-        part.replace(blob)
+        # A listing's word for a hash that nobody has pinned is no name: it could be any.
+        name = listed.blob if listed.kind in proof else digests.hash_file(part, listed.kind)
+        part.replace(blobs / name)
+        self._place(file, name)
+
+    def _place(self, file: ModelFile, blob: str) -> None:
+        """Name a verified blob at once: what a run that fails later has brought can be seen, used and removed."""
+        snapshots.link(self.folder, self.spec.revision, [(file.path, blob)])
 
     def _lock(self, blob: str) -> BlobLock:
         return BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
 
-    def _link(self, plan: Plan) -> None:
-        """Let the hub's own client link the blobs: its layout stays its business. It asks for no weights.
-
-        It gets no token, as it would follow a listing's next page to any host with it. Where no hub answers it then,
-        the links are made as it makes them.
-        """
-        blobs = {each.file.path: each.listed.blob for each in plan.needed}
+    def _list_by_client(self, plan: Plan) -> None:
         good = set(self.ledger.order(hub.name for hub in plan.hubs))
-        if not any(self._link_by_client(hub) for hub in plan.hubs if hub.name in good):
-            snapshots.link(self.folder, self.spec.revision, sorted(blobs.items()))
-        wrong = [path for path, blob in blobs.items() if (self.snapshot / path).resolve().name != blob]
-        if wrong:  # the client took another file for it than the one that was verified
-            snapshots.link(self.folder, self.spec.revision, [(path, blobs[path]) for path in wrong])
+        paths = [file.path for file in self.spec.files]
+        for hub in plan.hubs:
+            if hub.name in good and client.list_snapshot(
+                self.spec.repo, self.spec.revision, paths, self.root.hub_in_use, hub.endpoint
+            ):
+                break
+        client.open_listings(self.folder)
+
+    def _name_main(self) -> None:
+        """Offline, a program that names no revision takes `main`: ours, unless somebody else has named another."""
         main = self.folder / "refs" / "main"
-        if not main.exists():  # offline, a program that names no revision needs one
-            write_atomic(main, self.spec.revision)
-        for tree in (self.folder / "trees").glob("*.json"):
-            tree.chmod(0o644)  # the client writes it for its owner alone: nobody else could load from a shared cache
-
-    def _link_by_client(self, hub: Hub) -> bool:
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()
-        constants.HF_HUB_DISABLE_XET = True  # it would ask its own data hosts, past the mirror
         try:
-            snapshot_download(
-                self.spec.repo,
-                revision=self.spec.revision,
-                cache_dir=self.root.hub_in_use,
-                endpoint=hub.endpoint,
-                token=False,
-                allow_patterns=[_literally(file.path) for file in self.spec.files],
+            named = main.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            named = ""
+        if named == self.spec.revision:
+            return
+        is_dead = not named or not (self.folder / "snapshots" / named).is_dir()
+        if is_dead or named == pins.main(self.root, self.spec):
+            write_atomic(main, self.spec.revision)
+            pins.keep_main(self.root, self.spec)
+        else:
+            self.notes.append(
+                f"refs/main names {named[:7]}, which is here too: what names no revision loads that; ours is "
+                f"revision={self.spec.revision[:7]}…"
             )
-        except Exception:  # whatever this hub's answers do to the client
-            return False
-        return True
 
 
 class _StoppedError(Exception):
     """Another file's fault, or an interrupt, ends this one too; what arrived stays."""
 
 
-class BlobLock:
-    """The lock that the hub's own client takes for a blob: nobody fetches what another fetches already."""
-
-    def __init__(self, path: Path) -> None:
-        import filelock
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(path, thread_local=False)
-
-    def take(self) -> bool:
-        """Whether it is ours now."""
-        import filelock
-
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            return False
-        return True
-
-    def release(self) -> None:
-        """Let others have it."""
-        self._lock.release()
-
-
-def _load_client() -> None:
-    """Import what links in the end while the files arrive: it takes a fifth of a second."""
-    from huggingface_hub import snapshot_download  # noqa: F401
-
-
-def _literally(path: str) -> str:
-    """A path as a pattern that means itself."""
-    return "".join(f"[{each}]" if each in "*?[" else each for each in path)
+def _now_wrong(state: FileState) -> FileState:
+    return replace(state, state="corrupt", reason="is not what the hub lists")
 
 
 def _standing(path: Path) -> Path:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from provision.choices import Source
     from provision.conda_lock import CondaPackage
-    from provision.download import Ledger
+    from provision.ledger import Ledger
 
 # A name that never resolves (RFC 2606), reached through us as its proxy: uv keys its cache by the index's address, so
 # what is cached stays usable offline, and whichever mirror is chosen.

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,10 +19,11 @@ from urllib.parse import unquote, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import BinaryIO
 
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
-_BLOCK = 1 << 20
+_RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
+_LARGEST_BODY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,16 @@ class Served:
 
 
 def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[str]) -> Served:
-    """What can be served of a model: the files whose blobs bear their hashes."""
+    """What can be served of a model: the files whose blobs bear their hashes.
+
+    A blob is where the link leads in one step: it may itself lead into a store that repositories share, where it bears
+    another hash.
+    """
     files = {}
     for path in paths:
-        blob = (snapshot / path).resolve()
-        if blob.is_file() and _BLOB.fullmatch(blob.name):
-            files[path] = blob
+        named = snapshot / path
+        if named.is_symlink() and named.is_file() and _BLOB.fullmatch(named.readlink().name):
+            files[path] = named.parent / named.readlink()
     return Served(repo, revision, license_, files)
 
 
@@ -61,9 +67,7 @@ def server(models: list[Served], host: str, port: int) -> ThreadingHTTPServer:
     Raises:
         OSError: the port is taken, or the address is not this machine's.
     """
-    made = ThreadingHTTPServer((host, port), _handler({each.repo: each for each in models}, models))
-    made.daemon_threads = True
-    return made
+    return _Server((host, port), _handler({each.repo: each for each in models}, models))
 
 
 def addresses() -> list[str]:
@@ -74,6 +78,13 @@ def addresses() -> list[str]:
     for rows in psutil.net_if_addrs().values():
         found += [row.address for row in rows if row.family == socket.AF_INET and not row.address.startswith("127.")]
     return sorted(found)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        """Say what went wrong, unless a client went away: that is its own affair."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
@@ -91,18 +102,30 @@ def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTP
 
         def do_POST(self) -> None:
             """`paths-info`, which a caching proxy asks for: the listing of some files."""
+            asked = self.body()
+            if asked is None:
+                return
             match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", urlsplit(self.path).path)
-            length = self.headers.get("Content-Length", "0")
-            asked = self.rfile.read(int(length)) if length.isdecimal() and int(length) < _BLOCK else b""
             model = self.model(match.group(1), match.group(2)) if match else None
             if model is None:
                 self.missing("RepoNotFound")
                 return
-            with suppress(ValueError, TypeError, AttributeError):
+            with suppress(ValueError, TypeError, AttributeError, RecursionError):
                 paths = json.loads(asked).get("paths", [])
                 self.json([row for row in model.listing() if row["path"] in paths], body=True)
                 return
             self.reply(400, b"", {}, body=True)
+
+        def body(self) -> bytes | None:
+            """What a request brought; None: it was refused, and the connection ends, for the rest of it is not read."""
+            length = self.headers.get("Content-Length", "0")
+            if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]+", length):
+                self.reply(411, b"", {"Connection": "close"}, body=True)
+            elif len(length) > 9 or int(length) > _LARGEST_BODY:
+                self.reply(413, b"", {"Connection": "close"}, body=True)
+            else:
+                return self.rfile.read(int(length))
+            return None
 
         def answer(self, *, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
@@ -150,6 +173,8 @@ def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTP
                 size = os.fstat(file.fileno()).st_size
                 first, last = 0, size - 1
                 match = _RANGE.fullmatch(self.headers.get("Range", ""))
+                if match and match.group(2) and int(match.group(2)) < int(match.group(1)):
+                    match = None  # no range at all (RFC 9110, 14.1.1), and so ignored
                 if match:
                     first = int(match.group(1))
                     last = min(last, int(match.group(2))) if match.group(2) else last
@@ -168,15 +193,14 @@ def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTP
                 if match:
                     headers["Content-Range"] = f"bytes {first}-{last}/{size}"
                 self.begin(206 if match else 200, headers)
-                if body:
-                    file.seek(first)
-                    with suppress(ConnectionError):
-                        self.send(file, last - first + 1)
+                if body and size:
+                    self.send(file, first, last - first + 1)
 
-        def send(self, file: object, count: int) -> None:
+        def send(self, file: BinaryIO, first: int, count: int) -> None:
             self.wfile.flush()
             # By sendfile where there is one: the bytes do not pass through this process.
-            self.connection.sendfile(file, file.tell(), count)  # type: ignore[attr-defined]
+            if self.connection.sendfile(file, first, count) < count:
+                self.close_connection = True  # the file was cut meanwhile: what was promised does not come
 
         def json(self, value: object, *, body: bool) -> None:
             self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=body)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from provision.step import Check, State
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from provision.journal import Journal
     from provision.paths import Root
@@ -23,6 +25,7 @@ _REPO = re.compile(r"(models|datasets|spaces)--.+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TREE_FORMAT = 1  # huggingface_hub's TREE_CACHE_FORMAT_VERSION
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, bytes where they are known)}
 
 
 @dataclass
@@ -34,9 +37,10 @@ class _Missing:
 
 
 class SnapshotStep:
-    """Every blob that a known listing names has its name in a snapshot, and `main` is known where no ref is.
+    """Every blob that a known listing names has its names in a snapshot, and `main` leads to one.
 
-    The client writes a listing of each commit to `trees/`; the manifest pins those of our models.
+    The client writes a listing of each commit to `trees/`; the manifest pins those of our models. A snapshot that is
+    gone, and whose blobs are named by another one, was removed by somebody: it stays away.
     """
 
     name = "hub cache"
@@ -54,14 +58,14 @@ class SnapshotStep:
         return f"rebuild the snapshots and refs of {self.root.hub_in_use} from its blobs"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (blobs are hashed by the models' own steps)
-        """Look for blobs without a name, and for repositories without a ref."""
+        """Look for names that are gone, and for refs that lead nowhere."""
         repos = self._repos()
         lacking = {repo.name: missing for repo in repos if (missing := self._missing(repo)) is not None}
         if not lacking:
             return Check(State.OK, f"{len(repos)} repositories, every snapshot in its place")
         name, missing = next(iter(lacking.items()))
         count = sum(len(links) for links in missing.links.values())
-        what = f"{count} files of its snapshots" if count else "refs/main"
+        what = f"{count} files of its snapshots" if count else "a refs/main that leads to one"
         more = f", and {len(lacking) - 1} more repositories lack some" if len(lacking) > 1 else ""
         return Check(State.DRIFTED, f"{name} lacks {what}{more}")
 
@@ -85,28 +89,26 @@ class SnapshotStep:
 
     def _missing(self, repo: Path) -> _Missing | None:
         blobs = _sizes(repo / "blobs")
-        named = set(_named_blobs(repo / "snapshots"))
-        orphans = {blob for blob in blobs if _BLOB.fullmatch(blob)} - named
-        listings = self._listings(repo) if orphans or not _has_ref(repo) else {}
+        nameless = {blob for blob in blobs if _BLOB.fullmatch(blob)} - set(_named_blobs(repo / "snapshots"))
+        listings = self._listings(repo)
         found = _Missing()
         for commit, files in listings.items():
-            if not orphans & {blob for blob, _ in files.values()}:
+            snapshot = repo / "snapshots" / commit
+            if not (_holds_names(snapshot) or nameless & {blob for blob, _ in files.values()}):
                 continue
             links = [
                 (path, blob)
                 for path, (blob, size) in sorted(files.items())
-                if blobs.get(blob) == size and _is_inside(path) and not (repo / "snapshots" / commit / path).exists()
+                if blob in blobs and size in {None, blobs[blob]} and _is_inside(path) and not (snapshot / path).exists()
             ]
             if links:
                 found.links[commit] = links
-        if not _has_ref(repo):
-            there = [commit for commit in listings if commit in found.links or (repo / "snapshots" / commit).is_dir()]
-            found.main = there[-1] if there else None
+        found.main = _main(repo, listings, found.links)
         return found if found.links or found.main else None
 
-    def _listings(self, repo: Path) -> dict[str, dict[str, tuple[str, int]]]:
-        """{commit: {path: (blob, size)}}, the commit that is most likely `main` last."""
-        found: dict[str, dict[str, tuple[str, int]]] = {}
+    def _listings(self, repo: Path) -> dict[str, _Listing]:
+        """{commit: its listing}, the commit that is most likely `main` last."""
+        found: dict[str, _Listing] = {}
         trees = [path for path in (repo / "trees").glob("*.json") if _COMMIT.fullmatch(path.stem)]
         for tree in sorted(trees, key=lambda path: path.stat().st_mtime_ns):
             listing = _read_tree(tree)
@@ -114,32 +116,78 @@ class SnapshotStep:
                 found[tree.stem] = listing
         for model in self.manifest:
             if repo.name == f"models--{model.repo.replace('/', '--')}":
+                listed = found.pop(model.revision, {})
+                sizes = dict(listed.values())
                 pinned = {
-                    file.path: (blob, file.size)
+                    file.path: (blob, sizes.get(blob) if file.size is None else file.size)
                     for file in model.files
                     for blob in (file.sha256, file.git_sha1)
-                    if blob is not None and file.size is not None and (repo / "blobs" / blob).exists()
+                    if blob is not None and (repo / "blobs" / blob).exists()
                 }
-                found[model.revision] = found.pop(model.revision, {}) | pinned
+                found[model.revision] = listed | pinned
         return found
 
 
 def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
     """Give blobs their names in a snapshot, by relative links as the client makes them.
 
+    A link takes its place at once, and several processes may do this together.
+
     Args:
         repo: the repository's folder in the cache.
         commit: the snapshot's.
         files: (path in the snapshot, blob).
     """
+    _sweep(repo)
     for path, blob in files:
         named = repo / "snapshots" / commit / path
-        named.parent.mkdir(parents=True, exist_ok=True)
-        if named.is_symlink():
-            named.unlink()  # it leads nowhere, or to another blob than the verified one
-        elif named.exists():
-            named.replace(named.with_name(f"{named.name}.firstlight-corrupt"))  # a copy, and not the verified one
-        named.symlink_to(os.path.relpath(repo / "blobs" / blob, named.parent))
+        target = os.path.relpath(repo / "blobs" / blob, named.parent)
+        if _target(named) == target:
+            continue
+        if named.exists() and not named.is_symlink():
+            _set_aside(repo, named)
+        while _target(named) != target:
+            named.parent.mkdir(parents=True, exist_ok=True)
+            made = _temporary(repo)
+            made.symlink_to(target)
+            # Another host, which knows of no process of this number, may sweep it away: then once more.
+            with suppress(FileNotFoundError):
+                made.replace(named)
+            made.unlink(missing_ok=True)
+
+
+def _target(named: Path) -> str | None:
+    """Where a link leads; None where there is none."""
+    try:
+        return str(named.readlink())
+    except OSError:
+        return None
+
+
+def _set_aside(repo: Path, named: Path) -> None:
+    """Keep a copy that is not the verified one. What is moved may by now be the right link of another process."""
+    moved = _temporary(repo)
+    with suppress(FileNotFoundError):  # another process has moved it
+        named.replace(moved)
+        if moved.is_symlink():
+            moved.unlink()
+        else:
+            moved.replace(named.with_name(f"{named.name}.firstlight-corrupt"))
+
+
+def _temporary(repo: Path) -> Path:
+    """A name of this process alone. It is in no snapshot, where what a kill leaves would count as a file of it."""
+    return repo / f".firstlight-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _sweep(repo: Path) -> None:
+    """Take away the links that killed processes were about to place; a copy that one was setting aside stays."""
+    import psutil
+
+    for left in repo.glob(".firstlight-*-*"):
+        pid = left.name.split("-")[1]
+        if left.is_symlink() and not (pid.isdecimal() and psutil.pid_exists(int(pid))):
+            left.unlink(missing_ok=True)
 
 
 def _repos(hub: Path) -> list[Path]:
@@ -158,19 +206,40 @@ def _sizes(blobs: Path) -> dict[str, int]:
 
 
 def _named_blobs(snapshots: Path) -> Iterator[str]:
+    """The blobs that a link leads to, in one step; a link that leads nowhere names none."""
     for base, _, files in os.walk(snapshots):
         for name in files:
-            path = Path(base) / name
-            if path.is_symlink():
-                yield path.readlink().name
+            target = _target(Path(base) / name)
+            if target is not None and (Path(base) / name).exists():
+                yield Path(target).name
 
 
-def _has_ref(repo: Path) -> bool:
+def _holds_names(snapshot: Path) -> bool:
+    """Whether a snapshot is there: of one that was removed, folders without a file may be left."""
+    return any(files for _, _, files in os.walk(snapshot))
+
+
+def _main(repo: Path, listings: Iterable[str], healed: Container[str]) -> str | None:
+    """The commit that `main` shall name; None where it is right, or nothing better is known."""
+
+    def is_there(commit: str) -> bool:
+        return commit in healed or (repo / "snapshots" / commit).is_dir()
+
     refs = repo / "refs"
-    return refs.is_dir() and any(path.is_file() for path in refs.rglob("*"))
+    try:
+        told = (refs / "main").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        if refs.is_dir() and any(path.is_file() for path in refs.rglob("*")):
+            return None  # what was pulled is known by another ref
+        told = ""
+    commit = told.strip()  # as an editor leaves it; the client takes every byte
+    if _COMMIT.fullmatch(commit) and is_there(commit):
+        return None if told == commit else commit
+    there = [commit for commit in listings if is_there(commit)]
+    return there[-1] if there else None
 
 
-def _read_tree(path: Path) -> dict[str, tuple[str, int]] | None:
+def _read_tree(path: Path) -> _Listing | None:
     """A listing as the client keeps it; None where it is of another format, or harmed."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -180,7 +249,7 @@ def _read_tree(path: Path) -> dict[str, tuple[str, int]] | None:
             str(name): (str(info.get("lfs_sha256") or info["blob_id"]), int(info.get("lfs_size") or info["size"]))
             for name, info in kept["files"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -20,8 +20,8 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_REFUSED_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".py"}
-
+# Weights, configuration and text. What is not named here may be a pickle, a library or a program.
+_TAKEN_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".bpe", ".vocab", "")
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"  # of an environment: one plain folder
 
@@ -38,8 +38,11 @@ def _safe_path(path: str) -> str:
     control = any(unicodedata.category(each) in {"Cc", "Cs"} for each in path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path or path == "." or control:
         raise ValueError(f"{path!r} is not a plain relative path")
-    if pure.suffix.lower() in _REFUSED_SUFFIXES:
-        raise ValueError(f"{path!r} can carry code; only safetensors and text files are taken")
+    # Some file systems drop a space or a dot at the end of a name: what they keep may have another suffix.
+    is_bent = any(part.endswith((" ", ".")) for part in pure.parts)
+    if is_bent or pure.name.startswith(".") or pure.suffix.lower() not in _TAKEN_SUFFIXES:
+        taken = ", ".join(filter(None, _TAKEN_SUFFIXES))
+        raise ValueError(f"{path!r} can carry code; only safetensors and text files are taken ({taken}, or no suffix)")
     return path
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from provision import architectures, command, digests, paths, stand_in_worker
 from provision.errors import BlockedError, FirstlightError
+from provision.locking import alone
 from provision.snapshots import link
 from provision.volume import write_atomic
 
@@ -52,7 +53,11 @@ def snapshot_of(root: Root, name: str) -> Path | None:
     except OSError:
         return None
     snapshot = folder / "snapshots" / revision
-    return snapshot if snapshot.is_dir() and all(path.exists() for path in snapshot.rglob("*")) else None
+    links = [path for path in sorted(snapshot.rglob("*")) if path.is_symlink()]
+    named = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in links}
+    # Its revision is made of its files: one that lacks some, of a build that went wrong, has another.
+    is_whole = named and revision == _revision(named) and all(path.exists() for path in links)
+    return snapshot if is_whole else None
 
 
 def dtype_of(model: ModelSpec) -> str:
@@ -84,14 +89,23 @@ def build(root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, 
         BlockedError: it does not fit.
         FirstlightError: the environment cannot build it.
     """
-    there = snapshot_of(root, name)
-    if there is not None:
-        return there
     architecture = architectures.load(envs, model.architecture)
     folder = folder_of(root, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{_STAGING}*"):
-        shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+    with alone(
+        root.hub_in_use / ".locks" / folder.name / "build"
+    ):  # another build of the same is waited for, and is then there
+        there = snapshot_of(root, name)
+        if there is not None:
+            return there
+        return _build(root, name, model, architecture, python, unasked=unasked)
+
+
+def _build(root: Root, name: str, model: ModelSpec, architecture: Architecture, python: Path, *, unasked: bool) -> Path:
+    folder = folder_of(root, name)
+    prefix = f"{_STAGING}{name.partition('+')[0]}-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)  # of a run that was killed: nobody else builds this one now
     needed = round(size_of(model, architecture) * _HEADROOM)
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
@@ -104,7 +118,7 @@ def build(root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, 
             f"its {needed:,} bytes are more than a tenth of what is free. To build it: {paths.program()} models pull "
             f"--stand-in {name}"
         )
-    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent))
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         _write(staging / "files", name, model, architecture, python)
         _place(staging)
@@ -152,6 +166,11 @@ def _place(staging: Path) -> None:
         named[path.relative_to(files).as_posix()] = blob = digests.hash_file(path, "sha256")
         path.replace(blobs / blob)
     shutil.rmtree(files)
-    revision = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:40]
+    revision = _revision(named)
     link(staging, revision, named.items())
     write_atomic(staging / "refs" / "main", revision)
+
+
+def _revision(named: dict[str, str]) -> str:
+    """The hash of what it is made of, {path: blob}."""
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:40]

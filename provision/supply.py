@@ -11,8 +11,8 @@ from provision import choices, rattler, sources, wheels
 from provision.catalogue import OFFICIAL
 from provision.choices import Source
 from provision.command import redact
-from provision.download import Ledger
 from provision.hub import Hub, official_endpoint
+from provision.ledger import Ledger
 from provision.relay import Relay, cached_only
 
 if TYPE_CHECKING:
@@ -152,12 +152,14 @@ class Hubs:
         *,
         offline: bool = False,
         token_hosts: Collection[str] = (),
+        endpoint: str | None = None,
     ) -> None:
         """Take the volume, whose choice is followed unless the machine names a hub itself (HF_ENDPOINT).
 
-        `token_hosts`: hosts that may see the user's token besides the official one.
+        `token_hosts`: hosts that may see the user's token besides the official one. `endpoint`: this hub alone.
         """
         self.root = root
+        self.endpoint = endpoint
         self.token_hosts = token_hosts
         self.environ = environ
         self.offline = offline
@@ -169,6 +171,8 @@ class Hubs:
         Raises:
             SpecError: HF_ENDPOINT is no address that is taken.
         """
+        if self.endpoint is not None:
+            return [self._hub(self.endpoint, None)]
         record = choices.read(self.root) or choices.Record()
         own = self.environ.get("HF_ENDPOINT")
         if own and own.rstrip("/") != record.chosen("hf").url.rstrip("/"):

@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
-        {"errors", "digests", "bodies", "weights", "stand_in_worker"},
+        {"errors", "digests", "bodies", "weights", "stand_in_worker", "ledger"},
         {
             "command",
             "paths",
@@ -29,6 +29,8 @@ FLOORS: dict[str, list[set[str]]] = {
             "pages",
             "architectures",
             "seeding",
+            "locking",
+            "client",
         },
         {
             "step",
@@ -91,7 +93,7 @@ KEPT = {
     },
     "transformers": {"bench.components", "provision.stand_in_worker"},
     "PIL": {"bench.numerics"},
-    "huggingface_hub": {"provision.hub", "provision.pulling"},
+    "huggingface_hub": {"provision.hub", "provision.client"},
     "uv": {"provision.sources"},
     "rattler": {"provision.rattler_worker"},
     "ruamel": {"provision.conda_lock", "provision.rattler", "provision.settings"},

@@ -21,7 +21,8 @@ PORTAL = b"<html><head><title>Campus Network Login</title></head><body><form act
 class Fault:
     """What a server does instead; `path` is a part of the paths that it meets.
 
-    `after` lets so many of them pass, `times` is how often it happens.
+    `after` lets so many of them pass, `times` is how often it happens. `chunked`: a body of so many bytes whose length
+    nobody tells.
     """
 
     path: str = ""
@@ -34,6 +35,7 @@ class Fault:
     cut: int | None = None
     bytes_a_second: int | None = None
     no_range: bool = False
+    chunked: int | None = None
     without_agent: bool = False
     without_token: bool = False
     after: int = 0
@@ -128,6 +130,9 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
             played.requests.append((self.command, path, self.headers.get("Authorization")))
             fault = played.fault_for(path, self.headers) or Fault()
             content = played.content.get(path)
+            if fault.chunked is not None:
+                self.without_length(fault.chunked)
+                return
             if fault.status is not None:
                 self.reply(fault.status, fault.body or b"", fault.headers, Fault(), body=body)
                 return
@@ -179,6 +184,15 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
                 self.dribble(content, fault.bytes_a_second)
             else:
                 self.wfile.write(content)
+
+        def without_length(self, count: int) -> None:
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            block = bytes(1 << 16)
+            for _ in range(count // len(block)):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+            self.wfile.write(b"0\r\n\r\n")
 
         def dribble(self, content: bytes, rate: int) -> None:
             step = max(1, rate // 20)

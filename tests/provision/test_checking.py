@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,6 +62,8 @@ def test_it_reads_what_the_real_library_writes(tmp_path: Path, measured_python: 
         ({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, bytes(12), "has an overlap before b"),
         ({"a": tensor(4, 12, [2])}, bytes(12), "has a gap before a"),
         ({"a": tensor(0, 8, [3])}, bytes(8), "another length than its shape"),
+        ({"\x1b[2J": tensor(0, 8, [3])}, bytes(8), r"holds '\\x1b\[2J' with"),
+        ({"\ud800": tensor(4, 12, [2])}, bytes(12), r"has a gap before '\\ud800'"),
         ({"a": tensor(0, 8, [2], "Q9")}, bytes(8), "cannot be read"),
         ({"a": tensor(0, 8, [-2])}, bytes(8), "cannot be read"),
         ({"a": {"dtype": "F32"}}, bytes(8), "cannot be read"),
@@ -69,6 +73,32 @@ def test_it_reads_what_the_real_library_writes(tmp_path: Path, measured_python: 
 def test_what_is_wrong_with_a_header_is_said(tmp_path: Path, header: dict[str, Any], data: bytes, said: str) -> None:
     with pytest.raises(weights.WeightsError, match=said):
         weights.read_header(write(tmp_path / "w", header, data))
+
+
+def test_a_header_that_no_model_has_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    for length, said in (
+        (6_000_001, "has a header of 6,000,001 bytes, more than the 6,000,000"),
+        (1 << 62, "longer"),
+    ):
+        path.write_bytes(struct.pack("<Q", length) + b"{}")
+        if length < 1 << 30:
+            os.truncate(path, 8 + length)
+        with pytest.raises(weights.WeightsError, match=said):
+            weights.read_header(path)
+
+
+def test_the_longest_header_takes_little_memory(tmp_path: Path) -> None:
+    rows = {f"t{number:07}": tensor(0, 0, [0]) for number in range(85_000)}
+    path = write(tmp_path / "w", rows, b"")
+    assert 5_000_000 < path.stat().st_size < 6_000_000
+    script = (
+        "import re, sys; from pathlib import Path; from provision import weights\n"
+        "assert len(weights.read_header(Path(sys.argv[1]))) == 85_000\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text()).group(1))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True)
+    assert int(done.stdout) / 1024 < 150
 
 
 @given(st.binary(max_size=200))
@@ -133,6 +163,19 @@ def entry(*paths: str, extra: str = "") -> str:
         (["a.pkl"], "can carry code"),
         (["a.msgpack"], "can carry code"),
         (["pipeline.py"], "can carry code"),
+        ([".py"], "can carry code"),
+        (["unet/.pkl"], "can carry code"),
+        ([".gitattributes"], "can carry code"),
+        (["x.json "], "can carry code"),
+        (["x.py."], "can carry code"),
+        (["LICENSE."], "can carry code"),
+        (["LICENSE "], "can carry code"),
+        (["unet./x.json"], "can carry code"),
+        (["x.json.py"], "can carry code"),
+        (["x.so"], "can carry code"),
+        (["x.onnx"], "can carry code"),
+        (["x.npz"], "can carry code"),
+        (["x.png"], "can carry code"),
         (["/etc/passwd"], "plain relative"),
         (["../x.json"], "plain relative"),
         (["a/../x.json"], "plain relative"),
@@ -152,6 +195,14 @@ def test_paths_that_are_refused(tmp_path: Path, paths: list[str], said: str) -> 
     (tmp_path / "models.toml").write_text(entry(*paths))
     with pytest.raises(SpecError, match=said):
         manifest.load(tmp_path / "models.toml")
+
+
+def test_weights_configuration_and_text_are_taken(tmp_path: Path) -> None:
+    suffixes = ("safetensors", "json", "txt", "model", "md", "jinja", "yaml", "yml", "bpe", "vocab")
+    paths = ["LICENSE", "a.b/NOTICE", "x.safetensors.index.json", *(f"{suffix}/x.{suffix}" for suffix in suffixes)]
+    paths.append("CONFIG.JSON")
+    (tmp_path / "models.toml").write_text(entry(*paths))
+    assert [file.path for file in manifest.load(tmp_path / "models.toml").pick("m").files] == paths
 
 
 def test_extras_are_asked_for_by_a_plus(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from provision import model_report
+from provision.checking import FileState
+from provision.model_care import Held
 from provision.spec import ModelSpec, load_tables
 from tests.conftest import CHECKOUT
 from tests.provision import played_hub
@@ -327,3 +330,11 @@ def test_list_tells_what_is_here(hub: Played, flags: list[object], home: Path) -
     assert [(row["name"], row["state"]) for row in told["models"]] == [("m+half", "whole"), ("half", "whole")]
     assert told["others"] == {"some/other": 0}
     assert "m+half" in provision("models", "list", *flags).stdout
+
+
+@pytest.mark.parametrize(("state", "said"), [("ok", "here"), ("missing", "stand-in (no hub)")])
+def test_a_whole_model_is_here_whatever_stands_in_for_it(envs: Path, state: str, said: str) -> None:
+    model = load_tables(envs / "models.toml", ModelSpec)["m"]
+    found = [Held("m", model, [FileState("vae/model.safetensors", 1, state)])]
+    assert model_report.list_lines(found, {}, {"m": "no hub"}).endswith(said)
+    assert json.loads(model_report.list_json(found, {}, {"m": "no hub"}))["models"][0]["stand_in"]

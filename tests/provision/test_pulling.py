@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,7 +130,7 @@ class TestFaults:
     ) -> None:
         played = played_hub.start(play, REPO, FILES)
         work = pull_of(root, played.url)
-        monkeypatch.setattr(Pull, "_link_by_client", lambda *_: False)
+        monkeypatch.setattr("provision.client.list_snapshot", lambda *_: False)
         run(work)
         assert is_whole(work)
         assert (work.folder / "refs/main").read_text() == REVISION
@@ -225,6 +226,55 @@ class TestResume:
         run(work)
         assert is_whole(work)
         assert not list(work.folder.rglob("*.firstlight-*"))
+
+
+# What changes a file system, by the names that the interpreter itself gives these acts (sys.audit).
+ACTS = {f"os.{act}" for act in ("rename", "mkdir", "remove", "rmdir", "symlink", "link", "chmod", "truncate")}
+EVERY = [pytest.param(3, id="every third"), pytest.param(1, id="all", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("stride", EVERY)
+def test_killed_before_every_act(root: Root, play: Any, stride: int) -> None:
+    """The plan, the locks, the blobs, the links, the listing and the refs: each act is the last one once."""
+    played = played_hub.start(play, REPO, FILES)
+    number = 0
+    while True:
+        number += stride
+        work = pull_of(root, played.url, pinned=False, trust=True)
+        if os.fork() == 0:
+            _killed_before(number)
+            try:
+                run(work)
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        _, status = os.wait()
+        assert all(state.state in {"ok", "missing"} for state in work.look(Depth.HASH)), number
+        again = pull_of(root, played.url, pinned=False, trust=True)
+        run(again)
+        assert is_whole(again), number
+        assert (again.folder / "refs/main").read_text() == REVISION
+        assert not list(again.folder.rglob("*.firstlight-*")), number
+        if not os.WIFSIGNALED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        shutil.rmtree(again.folder)
+        root.model_pins.unlink()
+    assert number > 30, "hardly an act was seen"
+
+
+def _killed_before(number: int) -> None:
+    """Die before the nth act that changes a file system, or opens a file to write."""
+    left = [number]
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in ACTS or writes:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
 
 
 def _killed_after(work: Pull, count: int) -> None:

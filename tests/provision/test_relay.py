@@ -17,7 +17,8 @@ import requests
 
 from provision import command, download, relay, sources, wheels
 from provision.choices import Source
-from provision.download import Candidate, Ledger
+from provision.download import Candidate
+from provision.ledger import Ledger
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.played import PORTAL, Fault, Played, index
 

@@ -14,7 +14,7 @@ import requests
 
 from provision import probing, relay, sources, wheels
 from provision.choices import Source
-from provision.download import Ledger
+from provision.ledger import Ledger
 from provision.probing import Asked
 from provision.witnesses import Witness
 from tests.provision.conftest import lock_text, write_wheel

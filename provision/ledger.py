@@ -1,0 +1,66 @@
+"""What became of the sources in one run; every download of the run shares it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+
+@dataclass
+class Ledger:
+    """Who delivered what, who failed, and who is not asked again.
+
+    `refusals`: {source: (status, its code)} of those that show a file to some users alone. `tell` is told what takes
+    long.
+    """
+
+    delivered: list[tuple[str, str, int]] = field(default_factory=list)
+    instead: dict[str, str] = field(default_factory=dict)
+    banned: dict[str, str] = field(default_factory=dict)
+    troubled: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    tell: Callable[[str], None] = field(default=lambda _: None)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def order(self, sources: Iterable[str]) -> list[str]:
+        """The sources that may be asked, those in trouble last."""
+        with self._lock:
+            usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
+            return sorted(usable, key=lambda name: name in self.troubled)
+
+    def ban(self, source: str, reason: str) -> None:
+        """It sent wrong content: it is not asked again in this run."""
+        with self._lock:
+            self.banned.setdefault(source, reason)
+
+    def trouble(self, source: str, reason: str) -> None:
+        """It did not answer: the others are asked first from now on."""
+        with self._lock:
+            self.troubled.setdefault(source, reason)
+
+    def deliver(self, file: str, source: str, size: int, failures: Mapping[str, str]) -> None:
+        """A file is here, whole and right; `failures` are of the sources that were asked before."""
+        with self._lock:
+            self.delivered.append((file, source, size))
+            if failures:
+                before = "; ".join(f"{name}: {why}" for name, why in failures.items())
+                self.instead[file] = f"{file} from {source} ({before})"
+
+    def summary(self) -> str:
+        """How many files came from where, such as "61 files from tuna, 1 from official"."""
+        counts: dict[str, int] = {}
+        for _, source, _ in self.delivered:
+            counts[source] = counts.get(source, 0) + 1
+        ordered = sorted(counts.items(), key=lambda item: -item[1])
+        return ", ".join(f"{count} {'file' if count == 1 else 'files'} from {name}" for name, count in ordered)
+
+    def loud(self) -> list[str]:
+        """What its owner must know: who sent wrong content, and which files another source had to deliver."""
+        said = [f"{name} is not asked again in this run: {reason}" for name, reason in self.banned.items()]
+        others = list(self.instead.values())
+        more = [f"and {len(others) - 3} more files from another source than the first"] if len(others) > 3 else []
+        return [*said, *others[:3], *more]
