@@ -157,6 +157,14 @@ class TestRemoval:
         with pytest.raises(FirstlightError, match="is what m is pinned to"):
             removal(root, self.known(root), f"{REPO}@{REVISION}")
 
+    def test_what_another_commit_shares_stays(self, root: Root, play: Any) -> None:
+        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        run(work)
+        snapshots.link(work.folder, OLD, [("same.safetensors", (work.snapshot / WEIGHTS).readlink().name)])
+        remove(root, removal(root, self.known(root), "m"))
+        assert (work.folder / "snapshots" / OLD / "same.safetensors").read_bytes() == FILES[WEIGHTS]
+        assert not work.snapshot.exists(), "an empty folder would be filled anew from what the other one keeps"
+
     def test_what_an_unfinished_pull_has_left_can_go(self, root: Root, play: Any) -> None:
         work = pull_of(root, played_hub.start(play, REPO, FILES, Fault("vae/", status=404), Fault("unet/c", cut=4)).url)
         with pytest.raises(FirstlightError):
@@ -183,9 +191,11 @@ class TestRemoval:
         assert stranger.exists()
         assert not list(work.snapshot.rglob("*.json"))
 
-    def test_a_store_that_repositories_share_is_not_ours_to_take(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+    @pytest.mark.parametrize("pinned", [True, False])
+    def test_a_store_that_repositories_share_is_not_ours_to_take(self, root: Root, play: Any, pinned: bool) -> None:
+        work = pull_of(root, played_hub.start(play, REPO, FILES).url, pinned=pinned, trust=True)
         run(work)
+        root.model_pins.unlink(missing_ok=True)
         blob = next(path for path in (work.folder / "blobs").iterdir() if path.stat().st_size == len(FILES[WEIGHTS]))
         store = root.hub_in_use / "blobs" / "ab" / ("a" * 64)
         store.parent.mkdir(parents=True)
