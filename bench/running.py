@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bench import cases, device, runner, runs, stats, verdict
-from bench.result import SCHEMA, Result, Run, Status
+from bench.result import SCHEMA, Result, Run, Status, plain
 from bench.worker import Request
 from provision import facts, paths, profiles, spec
 from provision.errors import BlockedError, SpecError
@@ -100,7 +100,7 @@ def run(wish: Wish, progress: Progress) -> Run:
         id=run_id,
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - began, 3),
-        machine=bench.machine.to_dict(),
+        machine=plain(bench.machine.to_dict()),
         suite=Path(wish.suite).stem,
         results=tuple(results),
         verdict=verdict.judge(results),

@@ -1,0 +1,227 @@
+"""A whole run with a program in the worker's place: its pairs, its repeats, its budget, what it keeps."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import compare, runner, running, runs
+from bench.result import Result, Run, Status
+from bench.worker import Request
+from provision.errors import BlockedError, SpecError
+from tests.bench.conftest import a_case
+from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A worker that answers at once; what it says of the machine is up to the test, and kept in a file between its runs.
+WORKER = f"""
+import json, sys
+sys.path.insert(0, {str(CHECKOUT)!r})
+from dataclasses import replace
+from pathlib import Path
+from bench.result import Case, Host, Numerics, Phases, Result, Sample, Status, dumps, plain, record
+
+def say(event):
+    print(dumps(event), flush=True)
+
+request = json.loads(sys.stdin.readline())
+case = record(request["case"], Case, "case")
+log = Path("asked")
+with log.open("a") as file:
+    file.write(json.dumps(request) + "\\n")
+turn = len(log.read_text().splitlines())
+samples = []
+seconds = 2.0
+host = Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0)
+numerics = Numerics(True, None, "0" * 64, forward_error=0.001 if request["compare"] else None)
+
+def image():
+    samples.append(Sample(seconds, (seconds / 4,) * 4, seconds))
+    say({{"phase": "samples"}})
+    say({{"sample": plain(samples[-1])}})
+
+def end():
+    say({{"result": plain(Result(case, Status.OK, samples=tuple(samples), host=host, numerics=numerics))}})
+"""
+PLAIN = "for _ in range(6): image()\nend()\n"
+PACED = """
+if case.dtype == "bf16": seconds = 2.2
+say({"phase": "samples"})
+turns = Path("turns")
+while sys.stdin.readline().strip() == "go":
+    with turns.open("a") as file: file.write(case.dtype + " ")
+    image()
+end()
+"""
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, line: str) -> None: ...
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def progress() -> Quiet:
+    return Quiet()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., Run]:
+    def run_program(program: str, **changes: Any) -> Run:
+        file = tmp_path / "program.py"
+        file.write_text(WORKER + program)
+        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        wish = running.Wish(
+            "tiny", "cpu", [], [], Path(sys.executable), str(tmp_path), None, None, tmp_path / "out", 60.0
+        )
+        return running.run(replace(wish, **changes), progress)
+
+    return run_program
+
+
+def test_a_run_is_kept_with_what_repeats_it(run: Callable[..., Run], tmp_path: Path) -> None:
+    done = run(PLAIN, command="bench run tiny")
+    assert [result.status for result in done.results] == [Status.OK] * 2
+    assert all(result.trust and result.trust.state == "clean" for result in done.results)
+    assert runs.load("", tmp_path / "out") == done
+    assert done.command == "bench run tiny"
+
+
+def test_one_evaluation_a_setting_is_held_against_fp32(run: Callable[..., Run], tmp_path: Path) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text(
+        'description = "d"\n[budget]\ncpu = 60\ncuda = 60\nmps = 60\n[[matrix]]\nmodel = "tiny-ddpm"\n'
+        'dtype = ["fp32", "bf16"]\nscheduler = ["ddim", "ddpm"]\ncpu = {size = 16, steps = 4}\n'
+    )
+    run(PLAIN, suite=str(suite))
+    assert [each["compare"] for each in lines("asked")] == [True, False, True, False]
+
+
+def test_a_disturbed_case_is_measured_again_while_there_is_time(run: Callable[..., Run], progress: Quiet) -> None:
+    done = run("if turn == 1: host = replace(host, wait_share=0.4)\n" + PLAIN)
+    assert [result.attempts for result in done.results] == [2, 1]
+    assert [result.trust.state for result in done.results if result.trust] == ["clean", "clean"]
+    assert any("again" in line for line in progress.lines)
+
+
+def test_a_case_that_stays_disturbed_keeps_its_first_figures(run: Callable[..., Run]) -> None:
+    done = run("if case.model == 'tiny-ddpm': host = replace(host, wait_share=0.4); seconds = float(turn)\n" + PLAIN)
+    first = done.results[0]
+    assert (first.attempts, first.samples[0].seconds) == (2, 1.0)
+    assert first.trust is not None
+    assert first.trust.reasons == ("its threads waited 40% of the time for a core",)
+    assert done.verdict.state.value == "warn"
+
+
+def test_without_time_nothing_is_measured_again(run: Callable[..., Run]) -> None:
+    done = run("host = replace(host, wait_share=0.4)\n" + PLAIN, budget_seconds=13.0)
+    assert {result.attempts for result in done.results} <= {1, 2}
+    assert done.verdict.state.value == "could not judge"
+
+
+def test_pairs_are_made_in_turns_and_neither_comes_first(run: Callable[..., Run]) -> None:
+    done = run(PACED, interleave=("dtype=fp32", "dtype=bf16"), models=["tiny-ddpm"], budget_seconds=30.0)
+    assert done.interleaved
+    assert [result.case.dtype for result in done.results] == ["fp32", "bf16"]
+    turns = Path("turns").read_text().split()
+    assert turns[:8] == ["fp32", "bf16", "bf16", "fp32"] * 2
+    assert len(turns) >= 12
+    assert len(done.results[0].samples) == len(done.results[1].samples) == len(turns) // 2
+    (row,) = compare.pairs(done).rows
+    assert row.state == compare.SLOWER
+    assert row.ratio is not None
+    assert row.ratio.median == pytest.approx(1.1)
+
+
+def test_a_pair_of_which_one_dies_ends(run: Callable[..., Run]) -> None:
+    program = "if case.dtype == 'bf16': sys.exit(3)\n" + PACED
+    done = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=["tiny-ddpm"])
+    assert [result.status for result in done.results] == [Status.OK, Status.ERROR]
+    assert "exit 3" in (done.results[1].reason or "")
+
+
+def test_a_pair_for_which_there_is_no_time_is_skipped(run: Callable[..., Run]) -> None:
+    done = run(PACED, interleave=("dtype=fp32", "dtype=bf16"), budget_seconds=10.0)
+    assert {result.status for result in done.results} == {Status.SKIPPED}
+    assert "starting a pair takes 12 s" in (done.results[0].reason or "")
+
+
+def test_another_interpreter_is_a_setting_of_a_pair(run: Callable[..., Run], tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\necho other >> {tmp_path}/started\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    done = run(PACED, interleave=(f"python={sys.executable}", f"python={other}"), models=["tiny-ddpm"])
+    assert (tmp_path / "started").read_text() == "other\n"
+    assert done.results[0].case == done.results[1].case
+
+
+def test_every_case_can_be_changed(run: Callable[..., Run]) -> None:
+    done = run(PLAIN, changes=("steps=7", "layout=channels_last"))
+    assert {(result.case.steps, result.case.layout) for result in done.results} == {(7, "channels_last")}
+
+
+def test_the_largest_that_fits_is_searched_where_it_is_asked_for(run: Callable[..., Run]) -> None:
+    run(PLAIN, find_max=True)
+    assert [each["find_max"] for each in lines("asked")] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", {}), ("dtype=bf16", {"dtype": "bf16"}), (" dtype = bf16 , batch=2", {"dtype": "bf16", "batch": "2"})],
+)
+def test_settings_are_read(text: str, found: dict[str, str]) -> None:
+    assert running.settings(text) == found
+
+
+@pytest.mark.parametrize("text", ["dtype", "=bf16", "dtype=", "dtype=fp32,batch"])
+def test_what_is_no_setting_is_told(text: str) -> None:
+    with pytest.raises(SpecError, match="write AXIS=VALUE"):
+        running.settings(text)
+
+
+def test_in_this_process_only_an_interpreter_of_its_version_is_taken(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho '2.7 /nowhere'\n")
+    python.chmod(0o755)
+    request = Request(a_case(), time.time(), 1.0, 1.0, {}, None)
+    with pytest.raises(BlockedError, match=r"it is 2\.7, this is 3"):
+        runner.run_here(request, python)
+
+
+@pytest.mark.worker
+def test_in_this_process_a_case_is_measured_for_a_debugger(measured_python: Path) -> None:
+    """In a process of its own all the same: torch stays out of the tests'."""
+    script = (
+        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from bench import runner; from bench.result import Case; from bench.worker import Request\n"
+        "case = Case('tiny-ddpm', 'cpu', 'fp32', 'ddim', 2, 1, 16, 16)\n"
+        "found = runner.run_here(Request(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"
+        "print(found.status.value, len(found.samples) + len(found.warmups), found.reason)\n"
+    )
+    import subprocess
+
+    argv = [sys.executable, "-c", script, str(CHECKOUT), str(measured_python)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout == "ok 3 None\n", done.stderr[-2000:]
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def test_the_outcome_of_a_case_in_a_few_words() -> None:
+    assert running.outcome(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"

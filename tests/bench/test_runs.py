@@ -1,0 +1,78 @@
+"""Runs and baselines that are kept, and found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import runs
+from bench.result import SCHEMA, dumps, plain
+from provision.errors import FirstlightError, SpecError
+from tests.bench.conftest import a_result, a_run
+
+
+def test_a_run_is_found_by_its_id_folder_file_and_as_the_last_one(tmp_path: Path) -> None:
+    first, last = a_run(id="20260101T000000Z-quick-aaaaaa"), a_run(id="20260102T000000Z-quick-bbbbbb")
+    for run in (first, last):
+        runs.keep(run, tmp_path / run.id)
+    for name in (first.id, str(tmp_path / first.id), str(tmp_path / first.id / "run.json")):
+        assert runs.load(name, tmp_path) == first
+    assert runs.load("", tmp_path) == last
+    assert [path.name for path in (tmp_path / first.id).iterdir()] == ["run.json"], "nothing is left beside it"
+
+
+def test_a_baseline_has_a_name_and_outlives_its_run(tmp_path: Path) -> None:
+    run = a_run()
+    kept = runs.keep_baseline(run, "before-the-upgrade", tmp_path)
+    assert kept == tmp_path / "baselines" / "before-the-upgrade.json"
+    assert runs.load("before-the-upgrade", tmp_path) == run
+    newer = a_run(seconds=1.0)
+    runs.keep_baseline(newer, "before-the-upgrade", tmp_path)
+    assert runs.load("before-the-upgrade", tmp_path) == newer
+    assert runs.baselines(tmp_path) == ["before-the-upgrade"]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 65])
+def test_a_name_that_is_none_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SpecError, match="is no name for a baseline"):
+        runs.keep_baseline(a_run(), name, tmp_path)
+    assert not (tmp_path / "baselines").exists()
+
+
+def test_what_there_is_is_told_where_a_name_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FirstlightError, match="no run is kept"):
+        runs.load("", tmp_path)
+    runs.keep_baseline(a_run(), "mine", tmp_path)
+    with pytest.raises(FirstlightError, match=r"no run 'yours'.*there is: mine"):
+        runs.load("yours", tmp_path)
+
+
+def test_a_run_of_the_first_schema_is_read_as_it_is(tmp_path: Path) -> None:
+    told = plain(a_run(a_result()))
+    told["schema"] = 1
+    for name in ("command", "interleaved"):
+        del told[name]
+    for name in ("warmups", "shares", "shares_of_seconds", "timeline", "trust", "fit", "attempts"):
+        del told["results"][0][name]
+    for name in ("task", "attention", "compile", "offload", "vae", "threads"):
+        del told["results"][0]["case"][name]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text(json.dumps(told))
+    found = runs.load("old", tmp_path)
+    assert found.schema == 1
+    assert found.results == a_run(a_result()).results
+
+
+@pytest.mark.parametrize("schema", [0, SCHEMA + 1])
+def test_a_schema_of_another_version_is_told(tmp_path: Path, schema: int) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "run.json").write_text(dumps(a_run(schema=schema)))
+    with pytest.raises(FirstlightError, match=f"has schema {schema}, this version reads 1 to {SCHEMA}"):
+        runs.load("x", tmp_path)
+
+
+def test_a_place_that_takes_nothing_is_told() -> None:
+    with pytest.raises(FirstlightError, match=r"/proc/self/firstlight"):
+        runs.keep(a_run(), Path("/proc/self/firstlight"))
