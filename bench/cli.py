@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from bench.result import Run
+
 app = typer.Typer(
     help="Measure diffusion on this machine, and say how far the figures can be believed.",
     no_args_is_help=True,
@@ -130,6 +132,9 @@ def run(
             if done.interleaved:
                 print(report.comparison(compare.pairs(done), color=color, width=width), end="")
             print(f"kept: {out / done.id / 'run.json'}")
+            place = out / done.id / "report.html"
+            place.write_text(_html(done, place.parent, None, no_color), encoding="utf-8")
+            print(f"page: {place}")
         return verdict.exit_of(done.verdict)
 
     _guard(act)
@@ -140,20 +145,110 @@ def report_(
     run: Annotated[
         str, typer.Argument(help="A run's id, its folder, its run.json, or a baseline; default: the last one.")
     ] = "",
+    form: Annotated[
+        str, typer.Option("--format", help="markdown, terminal, html, csv, json, pytest-benchmark or schema.")
+    ] = "markdown",
+    to: Annotated[Path | None, typer.Option("--to", help="Write it there, not to stdout.", metavar="FILE")] = None,
+    price: Annotated[
+        str | None, typer.Option("--price", help="What an hour costs, such as 2.5/h: adds what 1000 images cost.")
+    ] = None,
     out: OutFlag = _OUT,
     json: JsonFlag = False,
+    no_color: NoColorFlag = False,
 ) -> None:
-    """Show a kept run as Markdown."""
+    """Show a kept run in one of its forms."""
 
     def act() -> Exit:
-        from bench import report, runs
-        from bench.result import dumps
+        from bench import runs
+        from provision import spec
 
-        found = runs.load(run, out)
-        print(dumps(found) if json else report.markdown(found), end="\n" if json else "")
+        wanted = "json" if json else spec.choose(form, list(_FORMS), "format")
+        cost = _price(price)
+        if cost is not None and wanted not in {"csv", "html"}:
+            raise SpecError(f"--price is for --format csv and html; {wanted} shows no cost.")
+        if wanted == "schema":
+            text = _FORMS[wanted](None, Path(), cost, no_color)
+        else:
+            file = runs.find(run, out)
+            text = _FORMS[wanted](runs.load(run, out), file.parent, cost, no_color)
+        if to is None:
+            print(text, end="" if text.endswith("\n") else "\n")
+        else:
+            to.write_text(text, encoding="utf-8")
         return Exit.GOOD
 
     _guard(act)
+
+
+def _terminal(run: Run, _: Path, __: float | None, no_color: bool) -> str:
+    from bench import report
+
+    color, width = _paper(no_color)
+    return report.terminal(run, color=color, width=width)
+
+
+def _markdown(run: Run, *_: object) -> str:
+    from bench import report
+
+    return report.markdown(run)
+
+
+def _html(run: Run, folder: Path, cost: float | None, _: bool) -> str:
+    from bench import page
+
+    return page.html(run, folder, cost)
+
+
+def _csv(run: Run, _: Path, cost: float | None, __: bool) -> str:
+    from bench import export
+
+    return export.csv_text(run, cost)
+
+
+def _json(run: Run, *_: object) -> str:
+    from bench.result import dumps
+
+    return dumps(run)
+
+
+def _pytest_benchmark(run: Run, *_: object) -> str:
+    import json
+
+    from bench import export
+
+    return json.dumps(export.pytest_benchmark(run), indent=1)
+
+
+def _schema(*_: object) -> str:
+    import json
+
+    from bench import schema
+
+    return json.dumps(schema.of_run(), indent=1)
+
+
+_FORMS: dict[str, Callable[..., str]] = {
+    "markdown": _markdown,
+    "terminal": _terminal,
+    "html": _html,
+    "csv": _csv,
+    "json": _json,
+    "pytest-benchmark": _pytest_benchmark,
+    "schema": _schema,
+}
+
+
+def _price(text: str | None) -> float | None:
+    """Money an hour, as it was written; which money is up to whoever reads it."""
+    if text is None:
+        return None
+    try:
+        amount = float(text.removesuffix("/h"))
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount < float("inf"):
+        raise SpecError(f"--price {text}: an amount an hour, such as 2.5/h.")
+    return amount
 
 
 @app.command()

@@ -117,7 +117,7 @@ def row(result: Result) -> tuple[str, ...]:
         _figure(rate),
         _figure(result.phases.load_seconds),
         _figure(result.phases.first_image_seconds),
-        _memory(result),
+        memory_of(result),
     )
 
 
@@ -164,7 +164,8 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _memory(result: Result) -> str:
+def memory_of(result: Result) -> str:
+    """The peak of the device's memory, or of the host's where the device has none of its own."""
     memory = result.memory
     if memory.device_peak_reserved_bytes:
         return f"{memory.device_peak_reserved_bytes / 1e9:.2f} GB"

@@ -1,0 +1,117 @@
+"""Charts of a run, as SVG that stands alone: matplotlib draws, no font and no script is asked for."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench import stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bench.result import Case, Result
+
+_WIDTH, _ROW, _LEAST = 8.0, 0.34, 1.6  # inches
+_LONG_LABEL = 58
+_GIGABYTE = 1e9
+
+
+def step_times(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
+    """How the single steps lie: a box for the middle half, a line at the median, a dot for each outlier."""
+    shown = [(label(result.case), _milliseconds(result)) for result in results if _milliseconds(result)]
+    if not shown:
+        return None
+    shown.reverse()  # the first case on top
+    figure, axes = _figure(max(_LEAST, _ROW * len(shown) + 0.7))
+    axes.boxplot(
+        [values for _, values in shown],
+        orientation="horizontal",
+        widths=0.55,
+        flierprops={"markersize": 2.5},
+        medianprops={"color": "#c0392b"},
+    )
+    axes.set_yticks(range(1, len(shown) + 1), [_short(name) for name, _ in shown])
+    axes.set_xscale("log" if _spans_decades([value for _, values in shown for value in values]) else "linear")
+    axes.set_xlabel("milliseconds a step")
+    axes.grid(visible=True, axis="x", alpha=0.3)
+    return _svg(figure)
+
+
+def batch_scaling(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
+    """Images a second over the batch, for the cases that differ by it alone; None where there are none."""
+    lines: dict[Case, list[tuple[int, float]]] = {}
+    for result in results:
+        rate = stats.images_per_second(result)
+        if rate is not None:
+            lines.setdefault(replace(result.case, batch=1), []).append((result.case.batch, rate))
+    lines = {case: sorted(points) for case, points in lines.items() if len({batch for batch, _ in points}) > 1}
+    if not lines:
+        return None
+    figure, axes = _figure(3.2)
+    for case, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=_short(label(case)))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(
+        sorted({batch for points in lines.values() for batch, _ in points}),
+        [str(batch) for batch in sorted({batch for points in lines.values() for batch, _ in points})],
+    )
+    axes.set_xlabel("batch")
+    axes.set_ylabel("images a second")
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
+    """The memory of the worker, or of the card where there is one, from its start to its end."""
+    shown = [result for result in results if len(result.timeline) > 1]
+    if not shown:
+        return None
+    figure, axes = _figure(3.4)
+    for result in shown:
+        moments = [
+            (moment.at, (moment.device_bytes or moment.host_bytes or 0) / _GIGABYTE) for moment in result.timeline
+        ]
+        axes.plot(*zip(*moments, strict=True), linewidth=1.2, label=_short(label(result.case)))
+    axes.set_xlabel("seconds since the case began")
+    axes.set_ylabel("GB")
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=7)
+    return _svg(figure)
+
+
+def _milliseconds(result: Result) -> list[float]:
+    return [seconds * 1000 for sample in result.samples for seconds in sample.step_seconds]
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    return max(values) > 10 * min(values) > 0
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG_LABEL else f"{text[: _LONG_LABEL - 1]}…"
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:  # noqa: ANN401
+    import matplotlib as mpl
+
+    sink = io.StringIO()
+    # Text stays text, so that it can be searched; and the same run gives the same bytes.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "firstlight", "font.family": "sans-serif"}):
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    text = sink.getvalue()
+    return text[text.index("<svg") :]

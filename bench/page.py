@@ -1,0 +1,108 @@
+"""A run as one HTML page that needs nothing else: it opens from a mail, without a network, and prints well."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import charts, report, stats, verdict
+from bench.result import Status
+
+if TYPE_CHECKING:
+    from bench.result import Result, Run
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_WORDS = {"pass": "Pass", "warn": "Pass, with doubts", "fail": "Fail", "could not judge": "Could not be judged"}
+
+
+def html(run: Run, folder: Path, price_per_hour: float | None = None) -> str:
+    """The page.
+
+    Args:
+        run: the run.
+        folder: where its pictures lie; one that is not there is left out.
+        price_per_hour: of the machine, for the cost of a thousand images.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    measured = [result for result in run.results if result.status is Status.OK and result.samples]
+    figures = [
+        ("Time of a step", charts.step_times(measured, report.label)),
+        ("Images a second over the batch", charts.batch_scaling(measured, report.label)),
+        ("Memory over time", charts.memory_over_time(run.results, report.label)),
+    ]
+    return environment.get_template("run.html").render(
+        run=run,
+        word=_WORDS[run.verdict.state.value],
+        machine=report.machine_line(run),
+        rows=[_row(result, price_per_hour) for result in measured],
+        parts=sorted({part for result in measured for part in result.shares}),
+        left=[result for result in run.results if result not in measured],
+        label=report.label,
+        charts=[(title, svg) for title, svg in figures if svg is not None],
+        pictures=[picture for result in run.results if (picture := _picture(result, folder)) is not None],
+        facts=_facts(run),
+        notes=report.notes(run),
+        priced=price_per_hour is not None,
+        fits=[result for result in measured if result.fit is not None],
+    )
+
+
+def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
+    """What the tables show of one case, as numbers: the template forms them."""
+    steps, images = stats.step_seconds(result), stats.image_seconds(result)
+    disturbed = verdict.contended(result)
+    whole = result.shares_of_seconds
+    return {
+        "result": result,
+        "name": report.label(result.case),
+        "steps": steps,
+        "images": images,
+        "rate": stats.images_per_second(result),
+        "p90": stats.p90([sample.seconds / result.case.batch for sample in result.samples]),
+        "drift": stats.drift(result.samples),
+        "achieved": stats.achieved_flops(result),
+        "peak_share": stats.peak_share(result),
+        "memory": report.memory_of(result),
+        "disturbed": disturbed,
+        "shares": {name: seconds / whole for name, seconds in result.shares.items()} if whole else {},
+        "cost": stats.cost_of_1000(result, price_per_hour) if price_per_hour is not None else None,
+        "joules": stats.joules_an_image(result),
+    }
+
+
+def _picture(result: Result, folder: Path) -> dict[str, str] | None:
+    if result.numerics is None or result.numerics.image is None:
+        return None
+    try:  # the name alone: a run's file may come from anywhere
+        content = (folder / Path(result.numerics.image).name).read_bytes()
+    except OSError:
+        return None
+    if not content.startswith(b"\x89PNG"):
+        return None
+    return {"name": report.label(result.case), "data": base64.b64encode(content).decode("ascii")}
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    machine = run.machine
+    gpus = ", ".join(str(gpu.get("name")) for gpu in machine.get("gpus", [])) or "none"
+    software = next((result.software for result in run.results if result.software), {})
+    quota = machine.get("cpu_quota")
+    facts = [
+        ("host", machine.get("hostname")),
+        ("system", f"{machine.get('system')} {machine.get('machine')}"),
+        ("processor", f"{machine.get('cpu')}, {machine.get('cores')} cores{f', {quota:g} granted' if quota else ''}"),
+        ("memory", f"{machine.get('memory_bytes', 0) / 1e9:.1f} GB"),
+        ("cards", gpus),
+        ("driver", machine.get("nvidia_driver")),
+        *software.items(),
+    ]
+    return [(name, str(value)) for name, value in facts if value]
