@@ -17,14 +17,14 @@ from provision import facts, paths, profiles, spec
 from provision.errors import BlockedError, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from bench.cases import Cell
     from bench.result import Case
     from provision.facts import Facts
     from provision.paths import Root
 
-_FIRST_OVERHEAD_SECONDS = 6.0  # until the first case has told
+_FIRST_OVERHEAD_SECONDS = 6.0  # until the first case of a model has told
 _PYTHON = "python"  # the one setting of a pair that is no axis
 
 
@@ -163,7 +163,7 @@ class _Work:
         self._bench, self._folder, self._ends, self._progress = bench, folder, ends, progress
         self._in_process = in_process
         self._manifest = spec.load_tables(bench.envs / "models.toml", spec.ModelSpec)
-        self._overhead = _FIRST_OVERHEAD_SECONDS
+        self._overheads: dict[str, float] = {}
         self._compared: set[Case] = set()
 
     def measure(self, cells: list[Cell]) -> list[Result]:
@@ -173,14 +173,14 @@ class _Work:
         for number, cell in enumerate(cells):
             where = f"  [{number + 1}/{len(cells)}] {cell.case.name:<52}"
             began = time.monotonic()
-            results.append(self._measure(cell, len(cells) - number - 1, where))
+            results.append(self._measure(cell, cells[number + 1 :], where))
             took[number] = time.monotonic() - began
         for number, cell in enumerate(cells):
             before = results[number]
             if verdict.contended(before) is None or self._ends - time.monotonic() < took[number]:
                 continue
             where = f"  [{number + 1} again] {cell.case.name:<52}"
-            again = self._measure(cell, 0, where)
+            again = self._measure(cell, [], where)
             better = again.status is Status.OK and verdict.contended(again) is None
             results[number] = replace(again if better else before, attempts=2)
         return results
@@ -194,9 +194,10 @@ class _Work:
             both = [cases.change(cell.case, changes) for changes in axes]
             where = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
             left = self._ends - time.monotonic()
-            share, limit = self._times(len(cells) - number - 1, pairs=2)
-            if limit < 2 * self._overhead:
-                reason = f"the budget leaves {max(left, 0):.0f} s, and starting a pair takes {2 * self._overhead:.0f} s"
+            share, limit = self._times(cells[number + 1 :], each=2)
+            start = 2 * self._overhead(cell.case)
+            if limit < start:
+                reason = f"the budget leaves {max(left, 0):.0f} s, and starting a pair takes {start:.0f} s"
                 results += [Result(case, Status.SKIPPED, reason=reason) for case in both]
                 self._progress.say(f"{where} {outcome(results[-1])}")
                 continue
@@ -211,16 +212,21 @@ class _Work:
             self._progress.say(f"{where} {' / '.join(outcome(result) for result in pair)}")
         return results
 
-    def _times(self, later: int, *, pairs: int = 1) -> tuple[float, float]:
+    def _overhead(self, case: Case) -> float:
+        """What a case takes beside its images, as the last one of its model did."""
+        return self._overheads.get(case.model, _FIRST_OVERHEAD_SECONDS)
+
+    def _times(self, later: Sequence[Cell], *, each: int = 1) -> tuple[float, float]:
         """(this one's share of what is left, all that the later ones do not need for their start)."""
         left = self._ends - time.monotonic()
-        return left / (later + 1), left - later * self._overhead * pairs
+        return left / (len(later) + 1), left - each * sum(self._overhead(cell.case) for cell in later)
 
-    def _measure(self, cell: Cell, later: int, where: str) -> Result:
+    def _measure(self, cell: Cell, later: Sequence[Cell], where: str) -> Result:
         share, limit = self._times(later)
-        if limit < self._overhead:
+        if limit < self._overhead(cell.case):
             left = max(self._ends - time.monotonic(), 0)
-            reason = f"the budget leaves {left:.0f} s, and starting a case takes {self._overhead:.0f} s"
+            start = self._overhead(cell.case)
+            reason = f"the budget leaves {left:.0f} s, and starting a case takes {start:.0f} s"
             result = Result(cell.case, Status.SKIPPED, reason=reason)
             self._progress.say(f"{where} {outcome(result)}")
             return result
@@ -235,7 +241,7 @@ class _Work:
         if result.samples:
             images = (*result.warmups, *result.samples)
             spent = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
-            self._overhead = max(self._overhead, time.monotonic() - asked - spent)
+            self._overheads[cell.case.model] = time.monotonic() - asked - spent
         self._progress.say(f"{where} {outcome(result)}")
         return result
 
