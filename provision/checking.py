@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.spec import ModelFile
+
+
+_HEX = re.compile(r"[0-9a-f]+")
 
 
 class Depth(IntEnum):
@@ -65,8 +69,8 @@ def pins_of(file: ModelFile, path: Path) -> dict[str, str]:
     """The hashes that a file must have; where nobody named one, the name of its blob, which is its hash."""
     pins = {kind: pin for kind, pin in (("sha256", file.sha256), ("git_sha1", file.git_sha1)) if pin}
     if not pins:
-        blob = blob_name(path)
-        kind = {64: "sha256", 40: "git_sha1"}.get(len(blob))
+        blob = blob_name(path) if path.is_symlink() else ""  # a copy's own name is no hash, whatever its length
+        kind = {64: "sha256", 40: "git_sha1"}.get(len(blob)) if _HEX.fullmatch(blob) else None
         return {kind: blob} if kind else {}
     # One pass is enough to prove it, and sha256 is the stronger proof.
     return {"sha256": pins["sha256"]} if "sha256" in pins else pins

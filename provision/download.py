@@ -30,17 +30,22 @@ _PATIENT_ROUNDS = 2
 _SHORTEST_WAIT_SECONDS = 0.2
 # A hub that counts requests lets one in again after five minutes; who asks for more than ten is not waited for.
 LONGEST_WAIT_SECONDS = 600.0
-_SAID_FROM_SECONDS = 5.0
 _NO_ACCESS = {401, 403}
 _BUSY = {429, 500, 502, 503, 504}
-# A source that asks to be waited for is waited for so long in all.
-_MOST_WAITING_SECONDS = 1200.0
 # A source that sends less than this over so long is left while there is another.
 _SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
 
 
 class DownloadError(FirstlightError):
-    """No source delivered; the partial stays for the next run."""
+    """No source delivered; the partial stays for the next run.
+
+    `refusals`: {source: (status, its code)} of those that show the file to some users alone.
+    """
+
+    def __init__(self, message: str, refusals: Mapping[str, tuple[int, str]] | None = None) -> None:
+        """Take what a person is told."""
+        super().__init__(message)
+        self.refusals = dict(refusals or {})
 
 
 class WrongContentError(FirstlightError):
@@ -65,6 +70,7 @@ class Partial:
             path.unlink()
         self.path = path
         self.size = size
+        self.is_size_pinned = size is not None
         self.kinds = kinds
         self.givers: set[str] = set()
         self.have = path.stat().st_size if path.exists() else 0
@@ -151,18 +157,20 @@ def fetch(
     work = _Fetch(session, candidates, Partial(part, tuple(pins), size), pins, ledger, progress, name)
     rounds = 0
     while rounds <= _PATIENT_ROUNDS:
-        before = work.partial.have
+        before, work.was_busy = work.partial.have, False
         giver = work.round(patient=bool(rounds))
         if giver is not None:
             return giver
         if not work.left():
             break
-        brought = work.partial.have > before or work.waited < _MOST_WAITING_SECONDS
-        rounds += not brought  # whoever brings it further, or asks to be waited for, may be asked again
+        # Whoever brings it further, or asks to be waited for, may be asked again.
+        rounds += not (work.partial.have > before or work.was_busy)
     said = "; ".join(f"{source}: {why}" for source, why in work.failures.items()) or "no source has it"
     if work.wrong:
         raise WrongContentError(f"{name} was not accepted: {said}.")
-    raise DownloadError(f"{name} could not be fetched: {said}. What arrived is kept; run again to go on.")
+    raise DownloadError(
+        f"{name} could not be fetched: {said}. What arrived is kept; run again to go on.", work.refusals
+    )
 
 
 @dataclass
@@ -179,7 +187,9 @@ class _Fetch:
     failures: dict[str, str] = field(default_factory=dict)
     wrong: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
-    waited: float = 0.0
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    busy: dict[str, tuple[float, int]] = field(default_factory=dict)
+    was_busy: bool = False
 
     def left(self) -> list[Candidate]:
         """Who may still be asked, the best first."""
@@ -188,16 +198,17 @@ class _Fetch:
         return sorted((each for each in every if each.source in order), key=lambda each: order.index(each.source))
 
     def round(self, *, patient: bool) -> str | None:
-        """Ask each once; the source that delivered, or None."""
-        waits = []
-        asked = self.left()
+        """Ask each once that is not busy; the source that delivered, or None."""
+        asked = self._ready()
         for candidate in asked:
             try:
                 self._ask(candidate, patient=patient, hurry=not patient and candidate is not asked[-1])
             except _RefusedError as error:
                 self.failures[candidate.source] = str(error)
+                if error.refusal is not None:
+                    self.refusals[candidate.source] = error.refusal
                 if error.wait is not None:
-                    waits.append(error.wait)
+                    self._note_busy(candidate.source, error.wait)
                 elif error.is_silence:
                     self.ledger.trouble(candidate.source, str(error))
                 else:
@@ -205,21 +216,33 @@ class _Fetch:
                 continue
             if self._is_right(candidate):
                 return candidate.source
-        if waits:
-            wait = max(min(waits), _SHORTEST_WAIT_SECONDS)
-            self.waited += wait
-            if wait >= _SAID_FROM_SECONDS:
-                self.ledger.tell(f"{self.name}: waiting {wait:.0f} s, as {asked[0].source} asks")
-            time.sleep(wait)
-        else:
-            self.waited = _MOST_WAITING_SECONDS
         return None
+
+    def _ready(self) -> list[Candidate]:
+        """Who may be asked now. Nobody is waited for while another one may have it."""
+        every = self.left()
+        now = time.monotonic()
+        ready = [each for each in every if self.busy.get(each.source, (0.0, 0))[0] <= now]
+        if ready or not every:
+            return ready
+        first = min(every, key=lambda each: self.busy[each.source][0])
+        if not self.ledger.wait(self.busy[first.source][0] - now, f"{self.name} from {first.source}"):
+            self.dropped |= {each.source for each in every}
+            return []
+        return [first]
+
+    def _note_busy(self, source: str, wait: float) -> None:
+        """As long as it asks; twice as long each time where it asks for nothing."""
+        times = self.busy.get(source, (0.0, 0))[1]
+        wait = max(wait, _SHORTEST_WAIT_SECONDS * 2**times)
+        self.busy[source] = (time.monotonic() + wait, times + 1)
+        self.was_busy = True
 
     def _ask(self, candidate: Candidate, *, patient: bool, hurry: bool) -> None:
         is_here = self.partial.is_whole or (self.partial.have and self.partial.wrong(self.pins) is None)
         if not is_here:
             patience = _PATIENT if patient else _IMPATIENT
-            _append(self.session, candidate, self.partial, self.ledger, patience, self.progress, hurry=hurry)
+            _append(self.session, candidate, self.partial, patience, self.progress, hurry=hurry)
 
     def _is_right(self, candidate: Candidate) -> bool:
         partial, source = self.partial, candidate.source
@@ -239,8 +262,16 @@ class _Fetch:
 class _RefusedError(Exception):
     """One candidate did not deliver: it was silent, or busy for `wait` seconds, or else does not have the file."""
 
-    def __init__(self, reason: str, *, is_silence: bool = False, wait: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        is_silence: bool = False,
+        wait: float | None = None,
+        refusal: tuple[int, str] | None = None,
+    ) -> None:
         super().__init__(reason)
+        self.refusal = refusal
         self.is_silence = is_silence
         self.wait = wait
 
@@ -249,7 +280,6 @@ def _append(
     session: requests.Session,
     candidate: Candidate,
     partial: Partial,
-    ledger: Ledger,
     patience: tuple[float, float],
     progress: Callable[[int], None],
     *,
@@ -260,6 +290,8 @@ def _append(
 
     # identity: a body that is compressed on the way would have other bytes than the ones that are pinned
     asked = {**candidate.headers, "Accept-Encoding": "identity"}
+    if not partial.is_size_pinned:
+        partial.size = None  # what another source told was its own word
     if partial.have:
         asked["Range"] = f"bytes={partial.have}-"
     try:
@@ -268,7 +300,7 @@ def _append(
                 partial.restart()
                 raise _RefusedError("it has no such range", is_silence=True)
             if response.status_code >= 400:
-                raise _refusal(response, candidate.source, ledger)
+                raise _refusal(response)
             _learn_size(partial, response)
             if partial.have and response.status_code != 206:
                 if partial.size is not None and "Content-Length" not in response.headers:
@@ -277,14 +309,14 @@ def _append(
             partial.add(_blocks(response, hurry=hurry), candidate.source, progress)
     except bodies.SilenceError:
         raise _RefusedError("it fell silent", is_silence=True) from None
-    except (requests.RequestException, urllib3.exceptions.HTTPError, bodies.BrokenError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, bodies.BrokenError, ValueError) as error:
         raise _RefusedError(_silence(error), is_silence=True) from None
     if partial.size is not None and partial.have != partial.size:
         raise _RefusedError(f"it sent {partial.have:,} of {partial.size:,} bytes", is_silence=True)
     partial.size = partial.have
 
 
-def _refusal(response: requests.Response, source: str, ledger: Ledger) -> _RefusedError:
+def _refusal(response: requests.Response) -> _RefusedError:
     """What an answer that is no file means for this source."""
     code = response.headers.get("X-Error-Code", "")
     said = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
@@ -292,7 +324,7 @@ def _refusal(response: requests.Response, source: str, ledger: Ledger) -> _Refus
         # The address that it sent us to has expired, most likely: it hands out a fresh one.
         return _RefusedError(f"where it leads to, the answer is {said}", is_silence=True)
     if response.status_code in _NO_ACCESS:
-        ledger.refusals[source] = (response.status_code, code)
+        return _RefusedError(f"it answers {said}", refusal=(response.status_code, code))
     wait = retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
     if wait is not None and wait > LONGEST_WAIT_SECONDS:
         return _RefusedError(f"it answers {said}, and asks for {wait:,.0f} s of patience")
@@ -317,9 +349,9 @@ def _blocks(response: requests.Response, *, hurry: bool) -> Iterator[bytes | mem
 
 def _learn_size(partial: Partial, response: requests.Response) -> None:
     """Compare the length that a source tells with what is pinned, or learn it."""
-    whole = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    whole = re.search(r"/(\d{1,18})$", response.headers.get("Content-Range", ""))
     told = whole.group(1) if whole else response.headers.get("Content-Length", "")
-    if not told.isdecimal() or (response.status_code == 206 and not whole):
+    if not re.fullmatch(r"[0-9]{1,18}", told) or (response.status_code == 206 and not whole):
         return
     if partial.size is None:
         partial.size = int(told)

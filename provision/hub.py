@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from provision import bodies
 from provision.addresses import check_address, host_of
 from provision.command import redact
 from provision.download import LONGEST_WAIT_SECONDS, retry_after
@@ -26,6 +27,7 @@ _TRIES = 3
 _PATIENT_SECONDS = 5.0
 _MOST_PAGES = 1000
 _POOL = 16
+_SHORT_WAIT_SECONDS = 5.0
 # A listing of the largest repository is some megabytes; one that does not end is none.
 _LONGEST_ANSWER = 64 << 20
 _SLOWEST_ANSWER_SECONDS = 60.0
@@ -35,6 +37,15 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 
 class HubError(FirstlightError):
     """The hub did not answer as a hub, or does not have it."""
+
+
+class BusyError(HubError):
+    """The hub asks to be asked again, `wait` seconds from now."""
+
+    def __init__(self, message: str, wait: float) -> None:
+        """Take what a person is told."""
+        super().__init__(message)
+        self.wait = wait
 
 
 class AccessError(HubError):
@@ -110,6 +121,9 @@ class Hub:
         token = self.token
         return {"User-Agent": "firstlight", **({"Authorization": f"Bearer {token}"} if token else {})}
 
+    def _asking(self) -> dict[str, str]:
+        return {**self.headers(), "Accept-Encoding": "identity"}  # it is read as it comes
+
     def file_url(self, repo: str, revision: str, path: str) -> str:
         """Where one file of a snapshot lies."""
         return f"{self.endpoint}/{repo}/resolve/{revision}/{quote(path)}"
@@ -165,6 +179,7 @@ class Hub:
     def _get(self, url: str, repo: str, seconds: float) -> tuple[Any, dict[str, dict[str, str]]]:
         """What an address answers, as JSON, and its links; asked again where it is busy or breaks off."""
         import requests
+        import urllib3
 
         if self.silence is not None:
             raise HubError(self.silence)
@@ -174,15 +189,23 @@ class Hub:
                 wait = 0.0
                 try:
                     with session.get(
-                        url, headers=self.headers(), timeout=(min(3.0, seconds), seconds), stream=True
+                        url, headers=self._asking(), timeout=(min(3.0, seconds), seconds), stream=True
                     ) as response:
                         if response.status_code < 400:
                             return self._read(response, repo), response.links
                         wait = retry_after(response.headers.get("Retry-After"), attempt - 1)
-                        asks = response.status_code in _BUSY and wait <= LONGEST_WAIT_SECONDS
-                        if not asks or attempt == patience:
-                            raise self.refusal(repo, response.status_code, response.headers.get("X-Error-Code", ""))
-                except requests.RequestException as error:
+                        refusal = self.refusal(repo, response.status_code, response.headers.get("X-Error-Code", ""))
+                        if response.status_code not in _BUSY or attempt == patience:
+                            raise refusal
+                        if wait > _SHORT_WAIT_SECONDS:  # another hub may be asked meanwhile
+                            raise BusyError(str(refusal), wait) if wait <= LONGEST_WAIT_SECONDS else refusal
+                except (
+                    requests.RequestException,
+                    urllib3.exceptions.HTTPError,
+                    bodies.BrokenError,
+                    bodies.SilenceError,
+                    ValueError,
+                ) as error:
                     if attempt == patience or not _broke_off(error):
                         kind = "" if isinstance(error, requests.ConnectionError) else f" ({type(error).__name__})"
                         self.silence = f"{self.shown} does not answer{kind}"
@@ -193,7 +216,7 @@ class Hub:
     def _read(self, response: requests.Response, repo: str) -> Any:  # noqa: ANN401 (JSON is any of six types)
         content = bytearray()
         ends = time.monotonic() + _SLOWEST_ANSWER_SECONDS
-        for block in response.iter_content(1 << 16):
+        for block in bodies.blocks(response.raw):
             content += block
             if len(content) > _LONGEST_ANSWER or time.monotonic() > ends:
                 raise self._is_no_hub(repo)
@@ -256,17 +279,23 @@ def is_host(named: str, endpoint: str) -> bool:
         named: "HOST", "HOST:PORT" or a URL.
         endpoint: the URL of a hub.
     """
-    asked = urlsplit(named if "://" in named else f"//{named}")
     found = urlsplit(endpoint)
-    return asked.hostname == found.hostname and asked.port in {None, found.port}
+    try:
+        asked = urlsplit(named if "://" in named else f"//{named}")
+        port = asked.port
+    except ValueError:  # it names nothing
+        return False
+    return asked.hostname == found.hostname and port in {None, found.port}
 
 
-def _broke_off(error: requests.RequestException) -> bool:
+def _broke_off(error: Exception) -> bool:
     """Whether somebody answered, and then no more: asked again, it may go well."""
     import requests
     import urllib3
 
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+    if isinstance(
+        error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError | bodies.BrokenError
+    ):
         return True
     reasons = [each for each in error.args if isinstance(each, Exception)]
     return isinstance(error, requests.ConnectionError) and any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,20 +11,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 
+# All waiting of a run together.
+MOST_WAITING_SECONDS = 1200.0
+_SAID_FROM_SECONDS = 5.0
+
+
 @dataclass
 class Ledger:
     """Who delivered what, who failed, and who is not asked again.
 
-    `refusals`: {source: (status, its code)} of those that show a file to some users alone. `tell` is told what takes
-    long.
+    `tell` is told what takes long; `stopped` ends every waiting.
     """
 
     delivered: list[tuple[str, str, int]] = field(default_factory=list)
     instead: dict[str, str] = field(default_factory=dict)
     banned: dict[str, str] = field(default_factory=dict)
     troubled: dict[str, str] = field(default_factory=dict)
-    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     tell: Callable[[str], None] = field(default=lambda _: None)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    _waited: float = 0.0
+    _waits_until: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def order(self, sources: Iterable[str]) -> list[str]:
@@ -31,6 +38,19 @@ class Ledger:
         with self._lock:
             usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
             return sorted(usable, key=lambda name: name in self.troubled)
+
+    def wait(self, seconds: float, why: str) -> bool:
+        """Wait as a source asks, within the patience of the run; files that wait together wait once. Whether it did."""
+        with self._lock:
+            now = time.monotonic()
+            more = max(0.0, now + seconds - max(self._waits_until, now))
+            if self._waited + more > MOST_WAITING_SECONDS:
+                return False
+            self._waited += more
+            self._waits_until = max(self._waits_until, now + seconds)
+        if seconds >= _SAID_FROM_SECONDS:
+            self.tell(f"{why}: waiting {seconds:.0f} s, as it was asked to")
+        return not self.stopped.wait(seconds)
 
     def ban(self, source: str, reason: str) -> None:
         """It sent wrong content: it is not asked again in this run."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_FOR_THE_GROUP = 0o664
+_FOR_ALL = 0o666  # an empty file: whoever shares the cache may hold it
 
 
 class BlobLock:
@@ -20,7 +20,7 @@ class BlobLock:
         import filelock
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(path, thread_local=False, mode=_FOR_THE_GROUP)
+        self._lock = filelock.FileLock(path, thread_local=False, mode=_FOR_ALL)
 
     def take(self) -> bool:
         """Whether it is ours now."""
@@ -43,5 +43,5 @@ def alone(path: Path) -> Iterator[None]:
     import filelock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{path.name}.lock"), mode=_FOR_THE_GROUP):
+    with filelock.FileLock(path.with_name(f".{path.name}.lock"), mode=_FOR_ALL):
         yield

@@ -45,7 +45,11 @@ def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) 
         models.record(work.root, work.name, None)
         row.files = work.look(Depth.SIZE)
         row.state = _worst(row)
-        unproven = [f"{plan.unproven} files are not pinned, and no hub was asked about them"] if plan.unproven else []
+        unproven = (
+            [f"{plan.unproven} files are not pinned, and the official hub could not be asked about them"]
+            if plan.unproven
+            else []
+        )
         said = [work.ledger.summary() or "everything was here", *work.ledger.loud(), *unproven, *work.notes]
         row.said = "; ".join(said)
     except FirstlightError as error:

@@ -261,7 +261,8 @@ def remove(
                 return Exit.GOOD
         if known.marker.is_file():
             with holder.holding(known, f"{paths.program()} models remove"):
-                model_care.remove(known, gone)
+                # As it is now: while a person thought, another run may have come to need some of it.
+                model_care.remove(known, model_care.removal(known, place.manifest, name))
         else:
             model_care.remove(known, gone)
         if name.startswith("stand-in/"):

@@ -38,22 +38,8 @@ def source(root: Root, model: ModelSpec, path: str) -> str | None:
 
 def by_mirrors(root: Root, model: ModelSpec) -> set[str]:
     """The files that are pinned by the word of somebody other than the official hub."""
-    kept = _read(root).get(_key(model), {})
-    return {path for path, row in kept.items() if row.get("from") not in {None, _OFFICIAL}}
-
-
-def main(root: Root, model: ModelSpec) -> str | None:
-    """The revision that we have named `main` of its repository."""
-    named = _document(root).get("mains", {})
-    return str(named[model.repo]) if isinstance(named, dict) and model.repo in named else None
-
-
-def keep_main(root: Root, model: ModelSpec) -> None:
-    """Keep that we have named its revision `main`."""
-    with alone(root.model_pins):
-        document = _document(root)
-        mains = {**document.get("mains", {}), model.repo: model.revision}
-        _write(root, {**document, "mains": mains})
+    kept: dict[str, Any] = dict(_read(root).get(_key(model), {}))
+    return {path for path, row in kept.items() if isinstance(row, dict) and row.get("from") not in {None, _OFFICIAL}}
 
 
 def keep(root: Root, model: ModelSpec, listed: Iterable[Listed], source: str) -> None:

@@ -9,7 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from provision import checking, client, digests, download, pins, snapshots
+from provision import checking, client, digests, download, snapshots
+from provision.asking import Asking
 from provision.checking import Depth, FileState
 from provision.download import Candidate
 from provision.errors import BlockedError, FirstlightError, from_os_error
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 AT_ONCE = 4
 _HEADROOM = 1.1
 _POLL_SECONDS = 0.2
+_MARK = "firstlight-main"  # beside refs: the revision that we have named main
 PART, CORRUPT = ".firstlight-part", ".firstlight-corrupt"
 
 
@@ -44,6 +46,12 @@ class Needed:
     file: ModelFile
     listed: Listed
     have: int
+
+    @property
+    def size(self) -> int | None:
+        """The bytes that are right; None where a hash is pinned and no size: a listing's word is none then."""
+        by_listing = not self.file.locked or self.file.sha256 is None
+        return self.listed.size if by_listing else self.file.size
 
     @property
     def proof(self) -> dict[str, set[str]]:
@@ -94,10 +102,9 @@ class Pull:
 
     def __post_init__(self) -> None:
         """Know what is on record of its hashes."""
-        self.spec = pins.apply(self.root, self.spec)
-        self._provisional = pins.by_mirrors(self.root, self.spec)
+        self._asking = Asking(self.root, self.name, self.spec, (), self.ledger, self.trust)
+        self.spec = self._asking.spec
         self._stopped = threading.Event()
-        self._listings: dict[str, dict[str, Listed]] = {}
         self._told: set[str] = set()
         self.arrived = 0
         self.notes: list[str] = []
@@ -125,34 +132,36 @@ class Pull:
             BlockedError: it does not fit.
         """
         states = self.look(Depth.HASH, progress)
+        self._asking.hubs = self.hubs.every()
         pairs = list(zip(self.spec.files, states, strict=True))
         wanted = [file for file, state in pairs if state.state != "ok"]
-        doubted = [file for file, state in pairs if state.state == "ok" and self._is_doubted(file)]
+        doubted = [file for file, state in pairs if state.state == "ok" and self._asking.is_doubted(file)]
         free = shutil.disk_usage(_standing(self.folder)).free
         needed: list[Needed] = []
         hubs: list[Hub] = []
         if wanted:
-            found, hubs = self._ask(wanted)
+            found, hubs = self._asking.patiently(wanted)
             corrupt = {state.path for state in states if state.state == "corrupt"}
             needed = [Needed(file, listed, 0 if file.path in corrupt else self._have(listed)) for file, listed in found]
         unproven = 0
-        if doubted:  # what is here may stay where nobody can say that it is wrong
-            try:
-                found, others = self._ask(doubted)
-            except HubError:
-                unproven = sum(not file.locked for file in doubted)
-            else:
-                hubs = hubs or others
-                wrong = [(file, listed) for file, listed in found if not self._is_as(file, listed)]
-                needed += [Needed(file, listed, 0) for file, listed in wrong]
-                states = [
-                    _now_wrong(state) if state.path in {file.path for file, _ in wrong} else state for state in states
-                ]
+        official = [hub for hub in self._asking.hubs if hub.is_official]
+        try:  # its word alone may say that what is here is wrong, and what is here may stay where it says nothing
+            told, others = self._asking.once(doubted, official) if doubted else ([], [])
+        except HubError:
+            unproven = sum(not file.locked for file in doubted)
+        else:
+            hubs = hubs or others
+            wrong = {file.path: Needed(file, listed, 0) for file, listed in told if not self._is_as(file, listed)}
+            needed += wrong.values()
+            states = [_now_wrong(state) if state.path in wrong else state for state in states]
+        self._asking.apply_pins()
+        self.spec = self._asking.spec
         plan = Plan(states, needed, hubs, free, unproven)
-        wants = round(plan.bytes_wanted * _HEADROOM)
-        if needed and free < wants:
+        # A size that nobody has pinned is one hub's word: it must not be what stops a pull.
+        sure = sum(each.listed.size - each.have for each in needed if each.size is not None)
+        if free < round(sure * _HEADROOM):
             raise BlockedError(
-                f"{self.folder}: {free:,} bytes are free, {wants:,} are needed for {self.name}. "
+                f"{self.folder}: {free:,} bytes are free, {round(sure * _HEADROOM):,} are needed for {self.name}. "
                 "Free some, or give another --root, then run again."
             )
         return plan
@@ -174,14 +183,11 @@ class Pull:
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
 
-    def _is_doubted(self, file: ModelFile) -> bool:
-        """Whether nobody has pinned a file, or nobody but a mirror."""
-        return not file.locked or file.path in self._provisional
-
     def _is_as(self, file: ModelFile, listed: Listed) -> bool:
         """Whether what is here is what a hub lists; a blob bears its hash, which was compared, as its name."""
         path = self.snapshot / file.path
-        return checking.blob_name(path) == listed.blob or digests.hash_file(path, listed.kind) == listed.blob
+        compared = checking.pins_of(file, path).get(listed.kind)
+        return listed.blob in {compared, digests.hash_file(path, listed.kind) if compared is None else compared}
 
     def _have(self, listed: Listed) -> int:
         for name in (listed.blob, listed.blob + PART):
@@ -190,60 +196,12 @@ class Pull:
                 return min(blob.stat().st_size, listed.size)
         return 0
 
-    def _ask(self, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, Listed]], list[Hub]]:
-        """What the first hub lists that lists all of it as pinned; it comes first among those that may be asked."""
-        silent: list[HubError] = []
-        wrong: FirstlightError | None = None
-        for hub in self.hubs.every():
-            try:
-                listing = self._listing(hub)
-                found = [self._pinned(file, listing, hub) for file in wanted]
-            except HubError as error:
-                silent.append(error)
-            except FirstlightError as error:
-                self.ledger.ban(hub.name, str(error))
-                wrong = error
-            else:
-                fresh = [listed for file, listed in found if not file.locked]
-                if fresh:
-                    pins.keep(self.root, self.spec, fresh, hub.name)
-                others = [other for other in self.hubs.every() if other is not hub]
-                return found, [hub, *(other for other in others if not fresh or other.is_official)]
-        if wrong is not None:
-            raise wrong
-        raise silent[0] if len(silent) == 1 else HubError("; ".join(map(str, silent)))
-
-    def _listing(self, hub: Hub) -> dict[str, Listed]:
-        if hub.endpoint not in self._listings:
-            self._listings[hub.endpoint] = hub.listing(self.spec.repo, self.spec.revision)
-        return self._listings[hub.endpoint]
-
-    def _pinned(self, file: ModelFile, listing: dict[str, Listed], hub: Hub) -> tuple[ModelFile, Listed]:
-        if hub.is_official and file.path in self._provisional:  # its word goes before a mirror's
-            file = file.model_copy(update={"size": None, "sha256": None, "git_sha1": None})
-        listed = listing.get(file.path)
-        if listed is None:
-            raise HubError(f"{hub.shown} does not have {file.path} of {self.spec.repo}")
-        if not file.locked and not hub.is_official and not self.trust:
-            raise HubError(
-                f"{file.path} is not pinned yet, and {hub.shown} is not the official hub: pull it from there, or "
-                "take this one's word with --trust-mirror"
-            )
-        offered = {"size": listed.size, listed.kind: listed.blob}
-        for what, offer in offered.items():
-            pin = getattr(file, what)
-            if pin is not None and pin != offer:
-                raise FirstlightError(
-                    f"{hub.shown} lists {file.path} of {self.spec.repo} with {what} {offer}, "
-                    f"pinned is {pin}. It was not fetched. Use another endpoint: HF_ENDPOINT=…"
-                )
-        return file, listed
-
     def _fetch_all(self, plan: Plan, progress: Progress) -> None:
         """Threads that end with us: one that waits for a silent server must not hold an interrupt up."""
         waiting = deque(sorted(plan.needed, key=lambda each: -each.listed.size))
         faults: list[BaseException] = []
         self._stopped.clear()
+        self.ledger.stopped.clear()
         threading.Thread(target=client.load, daemon=True).start()
 
         def told(path: str, count: int) -> None:
@@ -265,6 +223,7 @@ class Pull:
                         worker.join(_POLL_SECONDS)  # in turns, so that an interrupt arrives
             finally:
                 self._stopped.set()
+                self.ledger.stopped.set()
         if faults:
             raise self._fault(plan, faults)
 
@@ -273,9 +232,11 @@ class Pull:
         soft = [each for each in faults if isinstance(each, download.DownloadError | download.WrongContentError)]
         if len(soft) < len(faults):
             return next(each for each in faults if each not in soft)
-        refusing = next((hub for hub in plan.hubs if hub.name in self.ledger.refusals), None)
-        if refusing is not None and all(isinstance(each, download.DownloadError) for each in soft):
-            return refusing.refusal(self.spec.repo, *self.ledger.refusals[refusing.name])
+        refused = [each.refusals for each in soft if isinstance(each, download.DownloadError) and each.refusals]
+        if len(refused) == len(soft):
+            refusing = next((hub for hub in plan.hubs if hub.name in refused[0]), None)
+            if refusing is not None:
+                return refusing.refusal(self.spec.repo, *refused[0][refusing.name])
         more = f" And {len(soft) - 3} more files." if len(soft) > 3 else ""
         return type(soft[0])(" ".join(map(str, soft[:3])) + more)
 
@@ -314,6 +275,7 @@ class Pull:
                 faults.append(error)
                 if not isinstance(error, download.DownloadError | download.WrongContentError):
                     self._stopped.set()  # the disk is full, most likely: no other file would do better
+                    self.ledger.stopped.set()
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
@@ -338,7 +300,7 @@ class Pull:
             session,
             lambda: places,
             part,
-            size=listed.size,
+            size=each.size,
             pins=proof,
             ledger=self.ledger,
             progress=lambda count: told(file.path, count),
@@ -357,28 +319,41 @@ class Pull:
         return BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
 
     def _list_by_client(self, plan: Plan) -> None:
+        """What it finds missing it would fetch unproven: it is let in where nothing is missing, and looked after."""
+        before = self._seen()
+        if None in before.values():
+            raise FirstlightError(f"{self.name}: files went away while others arrived. Run again.")
         good = set(self.ledger.order(hub.name for hub in plan.hubs))
-        paths = [file.path for file in self.spec.files]
         for hub in plan.hubs:
             if hub.name in good and client.list_snapshot(
-                self.spec.repo, self.spec.revision, paths, self.root.hub_in_use, hub.endpoint
+                self.spec.repo, self.spec.revision, before, self.root.hub_in_use, hub.endpoint
             ):
                 break
         client.open_listings(self.folder)
+        if self._seen() != before and any(state.state != "ok" for state in self.look(Depth.HASH)):
+            raise FirstlightError(f"{self.name}: files changed while others arrived. Run again.")
+
+    def _seen(self) -> dict[str, tuple[int, ...] | None]:
+        """{path: what tells one file from another, None where it is not there}."""
+        found: dict[str, tuple[int, ...] | None] = {}
+        for file in self.spec.files:
+            try:
+                told = (self.snapshot / file.path).stat()
+                found[file.path] = (told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns)
+            except OSError:
+                found[file.path] = None
+        return found
 
     def _name_main(self) -> None:
         """Offline, a program that names no revision takes `main`: ours, unless somebody else has named another."""
         main = self.folder / "refs" / "main"
-        try:
-            named = main.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            named = ""
+        named = _text(main)
         if named == self.spec.revision:
             return
         is_dead = not named or not (self.folder / "snapshots" / named).is_dir()
-        if is_dead or named == pins.main(self.root, self.spec):
+        if is_dead or named == _text(self.folder / _MARK):
             write_atomic(main, self.spec.revision)
-            pins.keep_main(self.root, self.spec)
+            write_atomic(self.folder / _MARK, self.spec.revision)
         else:
             self.notes.append(
                 f"refs/main names {named[:7]}, which is here too: what names no revision loads that; ours is "
@@ -388,6 +363,13 @@ class Pull:
 
 class _StoppedError(Exception):
     """Another file's fault, or an interrupt, ends this one too; what arrived stays."""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _now_wrong(state: FileState) -> FileState:

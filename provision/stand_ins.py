@@ -90,6 +90,9 @@ def build(root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, 
         FirstlightError: the environment cannot build it.
     """
     architecture = architectures.load(envs, model.architecture)
+    there = snapshot_of(root, name)
+    if there is not None:
+        return there
     folder = folder_of(root, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(

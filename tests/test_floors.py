@@ -48,7 +48,7 @@ FLOORS: dict[str, list[set[str]]] = {
         },
         {"facts", "sources", "volume", "preflight", "contents", "profiles", "probing"},
         {"variants", "holder", "links", "copying", "witnesses", "choices", "pins", "checking", "snapshots"},
-        {"variables", "stand_ins"},
+        {"variables", "stand_ins", "asking"},
         {"relay", "structure"},
         {"supply"},
         {"pip_part", "pulling"},

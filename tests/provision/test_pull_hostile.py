@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,6 +50,21 @@ def listing(**changes: dict[str, Any]) -> bytes:
     for row in rows:
         row.update(changes.get(row["path"].replace("/", "__").replace(".", "_"), {}))
     return json.dumps(rows).encode()
+
+
+def quick(work: Pull) -> tuple[list[str], list[float]]:
+    """Let a pull wait no time: (what it says of that, the seconds that it would have waited)."""
+    told: list[str] = []
+    slept: list[float] = []
+
+    class Stopped(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            slept.append(timeout or 0.0)
+            return self.is_set()
+
+    work.ledger.tell = told.append
+    work.ledger.stopped = Stopped()
+    return told, slept
 
 
 class TestListings:
@@ -160,19 +178,34 @@ class TestBodies:
         assert is_whole(work)
         assert victim.read_text() == "mine"
 
-    def test_a_wait_is_as_long_as_the_hub_asks(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        slept: list[float] = []
-        monkeypatch.setattr("provision.download.time.sleep", slept.append)
-        told: list[str] = []
-        played = played_hub.start(
-            play, REPO, FILES, Fault(WEIGHTS, status=429, headers={"Retry-After": "300"}, times=2)
-        )
-        work = pull_of(root, played.url)
-        work.ledger.tell = told.append
+    def test_a_wait_is_as_long_as_the_hub_asks(self, root: Root, play: Any) -> None:
+        busy = [Fault(place, status=429, headers={"Retry-After": "300"}, times=1) for place in (WEIGHTS, "/tree/")]
+        work = pull_of(root, played_hub.start(play, REPO, FILES, *busy).url)
+        told, slept = quick(work)
         run(work)
         assert is_whole(work)
-        assert slept.count(300.0) == 2
-        assert told == [f"{WEIGHTS}: waiting 300 s, as {played.url} asks"] * 2
+        assert [round(each) for each in slept] == [300, 300]
+        assert all("waiting 300 s, as it was asked to" in text for text in told)
+        assert len(told) == 2
+
+    def test_nobody_waits_for_one_hub_while_another_has_it(self, root: Root, play: Any) -> None:
+        slow = Fault("", status=429, headers={"Retry-After": "300"})
+        work = pinned_by_sha256(root, played_hub.start(play, REPO, FILES, slow), played_hub.start(play, REPO, FILES))
+        _, slept = quick(work)
+        run(work)
+        assert is_whole(work)
+        assert not slept
+
+    def test_the_patience_of_a_run_ends(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        played = played_hub.start(play, REPO, FILES, Fault("/resolve/", status=429, headers={"Retry-After": "500"}))
+        work = pull_of(root, played.url)
+        _, slept = quick(work)
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(slept), time=time.time)
+        for module in ("ledger", "download"):
+            monkeypatch.setattr(f"provision.{module}.time", clock)
+        with pytest.raises(FirstlightError, match="answers 429"):
+            run(work)
+        assert 500 <= sum(slept) <= 1200
 
     def test_whoever_asks_for_an_hour_is_not_waited_for(self, root: Root, play: Any) -> None:
         played = played_hub.start(play, REPO, FILES, Fault(WEIGHTS, status=503, headers={"Retry-After": "3600"}))
@@ -284,3 +317,45 @@ class TestWhatIsHere:
         blob.symlink_to(store)
         unpinned = pull_of(root, played.url, pinned=False)
         assert all(state.state == "ok" for state in unpinned.look(Depth.HASH))
+
+    def test_a_pin_of_the_manifest_goes_before_every_hub(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was pulled by a mirror's word once; then the manifest was completed, and the official hub lies."""
+        mirror = played_hub.start(play, REPO, FILES)
+        run(pull_of(root, mirror.url, pinned=False, trust=True))
+        liar = played_hub.start(play, REPO, {**FILES, WEIGHTS: bytes(len(FILES[WEIGHTS]))})
+        monkeypatch.setattr(hub, "official_endpoint", lambda: liar.url)
+        work = pull_of(root, liar.url)
+        run(work)
+        assert is_whole(work)
+        assert not liar.requests, "what is pinned and whole asks nobody"
+
+    @pytest.mark.parametrize("size", [5, 3_000_001, 10**15])
+    def test_a_size_that_nobody_has_pinned_is_one_hubs_word(self, root: Root, play: Any, size: int) -> None:
+        digest = SHA256[WEIGHTS]
+        text = f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
+        liar = played_hub.start(play, REPO, FILES, Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=404))
+        lfs = {"oid": digest, "size": size, "pointerSize": 134}
+        liar.content[TREE] = listing(unet__model_safetensors={"size": size, "lfs": lfs})
+        work = pinned_by_sha256(root, liar, played_hub.start(play, REPO, FILES))
+        (root.path / "models.toml").write_text(f'{text}files = [{{path = "{WEIGHTS}", sha256 = "{digest}"}}]\n')
+        work = Pull(root, "m", manifest.load(root.path / "models.toml").pick("m"), work.hubs)
+        part = work.folder / "blobs" / f"{digest}{pulling.PART}"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(FILES[WEIGHTS][:2_700_000])
+        run(work)
+        assert (work.snapshot / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+        assert work.arrived == 300_000
+
+    def test_what_went_away_meanwhile_is_not_fetched_unproven(self, root: Root, play: Any) -> None:
+        """Another run removes a file that was right when this one planned; the mirror has other bytes for it."""
+        played = played_hub.start(play, REPO, FILES)
+        work = pull_of(root, played.url)
+        run(work)
+        (work.snapshot / WEIGHTS).resolve().unlink()
+        played.content[f"/{REPO}/resolve/{REVISION}/{CONFIG}"] = b'{"a": 6}\n'
+        plan = work.plan()
+        with pytest.raises(FirstlightError, match="went away while others arrived"):
+            work.run(plan, lambda *_: (work.snapshot / CONFIG).unlink(missing_ok=True))
+        assert not (work.snapshot / CONFIG).exists()

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from provision import hub as hubs
-from provision import locking, manifest, models, models_cli, pins, snapshots, stand_ins
+from provision import locking, manifest, models, models_cli, snapshots, stand_ins
 from provision.command import redact
 from provision.errors import BlockedError, FirstlightError
 from provision.hub import Hub, is_host
@@ -116,7 +116,7 @@ class TestMain:
     def test_what_we_have_named_moves_with_the_manifest(self, root: Root, play: Any) -> None:
         work = pull_of(root, played_hub.start(play, REPO, FILES).url)
         self.other(work)
-        pins.keep_main(root, work.spec.model_copy(update={"revision": OLD}))
+        (work.folder / "firstlight-main").write_text(OLD)
         run(work)
         assert (work.folder / "refs/main").read_text() == REVISION
 

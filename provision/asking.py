@@ -1,0 +1,115 @@
+"""What hubs list of a model, held against what is pinned: whom to ask first, and whose word counts for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from provision import pins
+from provision.errors import FirstlightError
+from provision.hub import BusyError, HubError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from provision.hub import Hub, Listed
+    from provision.ledger import Ledger
+    from provision.paths import Root
+    from provision.spec import ModelFile, ModelSpec
+
+
+@dataclass
+class Asking:
+    """The questions of one pull. `name` is what messages call the model; `hubs` are those that may be asked.
+
+    `trust`: also take a mirror's word for what nobody has pinned.
+    """
+
+    root: Root
+    name: str
+    manifest: ModelSpec
+    hubs: Sequence[Hub]
+    ledger: Ledger
+    trust: bool
+    spec: ModelSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Know what is on record of its hashes."""
+        self._listings: dict[str, dict[str, Listed]] = {}
+        self.apply_pins()
+
+    def apply_pins(self) -> None:
+        """What the manifest pins stays as it is; of the rest, what a mirror's word alone stands for is provisional."""
+        locked = {file.path for file in self.manifest.files if file.locked}
+        self.spec = pins.apply(self.root, self.manifest)
+        self._provisional = pins.by_mirrors(self.root, self.manifest) - locked
+
+    def is_doubted(self, file: ModelFile) -> bool:
+        """Whether nobody has pinned a file, or nobody but a mirror."""
+        return not file.locked or file.path in self._provisional
+
+    def patiently(self, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, Listed]], list[Hub]]:
+        """Of every hub; where the only ones that may have it are busy, as long as they ask to wait."""
+        hubs = list(self.hubs)
+        if any(self.is_doubted(file) for file in wanted):
+            hubs.sort(key=lambda hub: not hub.is_official)  # its word is worth more than a way that is short
+        while True:
+            try:
+                return self.once(wanted, hubs)
+            except BusyError as error:
+                if not self.ledger.wait(error.wait, f"{self.name}: {error}"):
+                    raise
+
+    def once(
+        self, wanted: Sequence[ModelFile], hubs: Sequence[Hub]
+    ) -> tuple[list[tuple[ModelFile, Listed]], list[Hub]]:
+        """What the first hub lists that lists all of it as pinned; it comes first among those that may be asked."""
+        silent: list[HubError] = []
+        wrong: FirstlightError | None = None
+        for hub in hubs:
+            try:
+                listing = self._listing(hub)
+                found = [self._pinned(file, listing, hub) for file in wanted]
+            except HubError as error:
+                silent.append(error)
+            except FirstlightError as error:
+                self.ledger.ban(hub.name, str(error))
+                wrong = error
+            else:
+                fresh = [listed for file, listed in found if not file.locked]
+                if fresh:
+                    pins.keep(self.root, self.spec, fresh, hub.name)
+                others = [other for other in self.hubs if other is not hub]
+                return found, [hub, *(other for other in others if not fresh or other.is_official)]
+        if wrong is not None:
+            raise wrong
+        busy = [each for each in silent if isinstance(each, BusyError)]
+        if busy:
+            raise min(busy, key=lambda each: each.wait)
+        raise silent[0] if len(silent) == 1 else HubError("; ".join(map(str, silent)) or "no official hub is asked")
+
+    def _listing(self, hub: Hub) -> dict[str, Listed]:
+        if hub.endpoint not in self._listings:
+            self._listings[hub.endpoint] = hub.listing(self.spec.repo, self.spec.revision)
+        return self._listings[hub.endpoint]
+
+    def _pinned(self, file: ModelFile, listing: dict[str, Listed], hub: Hub) -> tuple[ModelFile, Listed]:
+        if hub.is_official and file.path in self._provisional:  # its word goes before a mirror's
+            file = file.model_copy(update={"size": None, "sha256": None, "git_sha1": None})
+        listed = listing.get(file.path)
+        if listed is None:
+            raise HubError(f"{hub.shown} does not have {file.path} of {self.spec.repo}")
+        if not file.locked and not hub.is_official and not self.trust:
+            raise HubError(
+                f"{file.path} is not pinned yet, and {hub.shown} is not the official hub: pull it from there, or "
+                "take this one's word with --trust-mirror"
+            )
+        offered = {"size": listed.size, listed.kind: listed.blob}
+        for what, offer in offered.items():
+            pin = getattr(file, what)
+            if pin is not None and pin != offer:
+                raise FirstlightError(
+                    f"{hub.shown} lists {file.path} of {self.spec.repo} with {what} {offer}, "
+                    f"pinned is {pin}. It was not fetched. Use another endpoint: HF_ENDPOINT=…"
+                )
+        return file, listed
