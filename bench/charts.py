@@ -53,16 +53,9 @@ def batch_scaling(results: Sequence[Result], label: Callable[[Case], str]) -> st
     for case, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=_short(label(case)))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(
-        sorted({batch for points in lines.values() for batch, _ in points}),
-        [str(batch) for batch in sorted({batch for points in lines.values() for batch, _ in points})],
-    )
-    axes.set_xlabel("batch")
-    axes.set_ylabel("images a second")
-    axes.set_ylim(bottom=0)
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=8)
-    return _svg(figure)
+    batches = sorted({batch for points in lines.values() for batch, _ in points})
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    return _lines(figure, axes, "batch", "images a second")
 
 
 def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
@@ -76,8 +69,13 @@ def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) ->
             (moment.at, (moment.device_bytes or moment.host_bytes or 0) / _GIGABYTE) for moment in result.timeline
         ]
         axes.plot(*zip(*moments, strict=True), linewidth=1.2, label=_short(label(result.case)))
-    axes.set_xlabel("seconds since the case began")
-    axes.set_ylabel("GB")
+    return _lines(figure, axes, "seconds since the case began", "GB")
+
+
+def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:
+    """A chart of lines, from zero on, with its legend."""
+    axes.set_xlabel(across)
+    axes.set_ylabel(upward)
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=7)
@@ -106,7 +104,7 @@ def _figure(height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> str:  # noqa: ANN401
+def _svg(figure: Any) -> str:
     import matplotlib as mpl
 
     sink = io.StringIO()

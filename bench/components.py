@@ -35,7 +35,7 @@ class Flops:
 class Model:
     """The components of one case. `task` is what is done with them."""
 
-    def __init__(self, torch: Any, case: Case) -> None:  # noqa: ANN401 (the module itself: torch loads late)
+    def __init__(self, torch: Any, case: Case) -> None:
         """Build the components without memory."""
         self.torch = torch
         self.case = case
@@ -52,7 +52,7 @@ class Model:
         """Height and width of what is denoised."""
         return self.case.height // self.config["scale"], self.case.width // self.config["scale"]
 
-    def scheduler(self) -> Any:  # noqa: ANN401
+    def scheduler(self) -> Any:
         """A new scheduler of the case, configured as the model's own is.
 
         Raises:
@@ -131,12 +131,13 @@ class Model:
         return torch.cat(states, -1), added, text
 
     def load(self, weights: dict[str, Path]) -> None:
-        """Give the components memory and weights, in the case's dtype and layout, on its device (or kept back from it,
-        where it is to be offloaded).
+        """Give the components memory and weights, in the case's dtype and layout.
+
+        They lie on its device, or are kept back from it, where it is to be offloaded.
 
         Args:
             weights: {architecture: snapshot folder}; empty: seeded random weights are made.
-        """  # noqa: D205
+        """
         offloaded = self.case.offload != "none"
         device = "cpu" if offloaded else self.case.device
         base = self.config.get("base", self.case.model)
@@ -148,9 +149,11 @@ class Model:
                 made.to(memory_format=self.torch.channels_last)
             self.components[name] = made
 
-    def _fill(self, component: Any, device: str) -> Any:  # noqa: ANN401
-        """Random weights in PyTorch's default range (uniform, one over the root of the fan-in), from one seeded
-        pool: speed and memory do not depend on the values, and a second spent here would be load time."""  # noqa: D205, D209
+    def _fill(self, component: Any, device: str) -> Any:
+        """Random weights in PyTorch's default range (uniform, one over the root of the fan-in), from one seeded pool.
+
+        Speed and memory do not depend on the values, and a second spent here would be load time.
+        """
         torch = self.torch
         component = component.to(self.dtype).to_empty(device=device)
         generator = torch.Generator().manual_seed(self.case.seed)
@@ -170,7 +173,7 @@ class Model:
                     buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
         return component
 
-    def _read(self, name: str, weights: Path) -> Any:  # noqa: ANN401
+    def _read(self, name: str, weights: Path) -> Any:
         """One component of a snapshot: safetensors alone, nothing from the network."""
         flat = not (weights / name).is_dir()  # a model that stands alone
         folder = weights if flat else weights / name
@@ -181,7 +184,7 @@ class Model:
         )
         return component.eval()
 
-    def noise(self, channels: int) -> Any:  # noqa: ANN401
+    def noise(self, channels: int) -> Any:
         """The start of every image of a case: drawn on the CPU, so that devices can be compared."""
         torch, case = self.torch, self.case
         shape = (case.batch, channels, *self.latent_size)
@@ -197,14 +200,14 @@ def architecture_of_own(model: str) -> set[str]:
     return set(found["classes"]) - set(architecture(found["base"])["classes"])
 
 
-def set_precision(torch: Any, dtype: str) -> None:  # noqa: ANN401
+def set_precision(torch: Any, dtype: str) -> None:
     """Let fp32 be IEEE's, or TF32 everywhere: torch's own default differs between convolutions and products."""
     if torch.version.cuda:
         torch.backends.cudnn.allow_tf32 = dtype == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
-def _build(library: str, kind: str, config: dict[str, Any]) -> Any:  # noqa: ANN401
+def _build(library: str, kind: str, config: dict[str, Any]) -> Any:
     if library == "diffusers":
         import diffusers
 

@@ -85,7 +85,7 @@ class QueueClock:
 class CudaClock:
     """For a CUDA device: events are recorded on its stream and read after the loop has ended."""
 
-    def __init__(self, torch: Any, device: str) -> None:  # noqa: ANN401 (the module itself: torch loads late)
+    def __init__(self, torch: Any, device: str) -> None:
         """Take torch and the device."""
         self._torch = torch
         self._device = device
@@ -112,14 +112,14 @@ class CudaClock:
         return whole, tuple(a.elapsed_time(b) / 1000.0 for a, b in pairs)
 
 
-def clock_for(torch: Any, device: str) -> Clock:  # noqa: ANN401
+def clock_for(torch: Any, device: str) -> Clock:
     """The clock that fits a device."""
     if device == "mps":
         return QueueClock(lambda: synchronize(torch, device))
     return CudaClock(torch, device) if device.startswith("cuda") else HostClock()
 
 
-def synchronize(torch: Any, device: str) -> None:  # noqa: ANN401
+def synchronize(torch: Any, device: str) -> None:
     """Wait until a device has done all that it was told."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -156,7 +156,7 @@ def _status_bytes(name: str) -> int | None:
 class Peaks:
     """The peaks of one phase, without what is done in its pauses (a probe between two images)."""
 
-    def __init__(self, torch: Any, device: str) -> None:  # noqa: ANN401
+    def __init__(self, torch: Any, device: str) -> None:
         """Begin the phase."""
         self._torch = torch
         self._device = device

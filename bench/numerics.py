@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import axes
 from bench.result import Numerics
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from bench.components import Model
 
 
-def look(pixels: Any, raw: Any, path: str | None) -> Numerics:  # noqa: ANN401
+def look(pixels: Any, raw: Any, path: str | None) -> Numerics:
     """Whether every number is finite, also before it is clamped to a picture; the first picture is kept as PNG.
 
     Args:
@@ -36,7 +35,7 @@ def look(pixels: Any, raw: Any, path: str | None) -> Numerics:  # noqa: ANN401
     return Numerics(finite=finite, image=Path(path).name if path else None, image_sha256=digest)
 
 
-def digest(raw: Any) -> str:  # noqa: ANN401
+def digest(raw: Any) -> str:
     """The hash of every bit of an image before it was clamped."""
     return hashlib.sha256(raw.cpu().double().contiguous().numpy().tobytes()).hexdigest()
 
@@ -44,7 +43,7 @@ def digest(raw: Any) -> str:  # noqa: ANN401
 class Evaluation:
     """Keeps what went into the first evaluation of a model and what came out, while it is entered."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401
+    def __init__(self, model: Any) -> None:
         """Take the module."""
         self._model = model
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -57,7 +56,7 @@ class Evaluation:
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
 
-    def _keep(self, _: object, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+    def _keep(self, _: object, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if self.inputs is None:
             self.inputs = _each(args, _copy), _each(named, _copy)
             self.output = _sample(output).clone()
@@ -94,7 +93,7 @@ def forward_error(model: Model, kept: Evaluation) -> float:
     return float((kept.output.cpu().double() - right).norm() / right.norm())
 
 
-def _widen(torch: Any, own: list[Any], *_: object) -> None:  # noqa: ANN401
+def _widen(torch: Any, own: list[Any], *_: object) -> None:
     for weight in own:
         weight.data = weight.data.to(torch.float32).contiguous()
 
@@ -104,30 +103,25 @@ def _narrow(own: list[Any], kept: list[Any], *_: object) -> None:
         weight.data = data
 
 
-def _to_fp32(torch: Any, value: Any) -> Any:  # noqa: ANN401
+def _to_fp32(torch: Any, value: Any) -> Any:
     return value.to(torch.float32) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
-def _usual_processor() -> Any:  # noqa: ANN401
+def _usual_processor() -> Any:
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     return AttnProcessor2_0()
 
 
-def tolerance(dtype: str) -> float:
-    """How far an evaluation in a dtype may be from fp32's."""
-    return axes.TOLERANCES[dtype]
-
-
-def _sample(output: Any) -> Any:  # noqa: ANN401
+def _sample(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output.sample
 
 
-def _copy(value: Any) -> Any:  # noqa: ANN401
+def _copy(value: Any) -> Any:
     return value.clone() if hasattr(value, "clone") else value
 
 
-def _each(value: Any, change: Any) -> Any:  # noqa: ANN401
+def _each(value: Any, change: Any) -> Any:
     """A change of every leaf of what a model is called with."""
     if isinstance(value, dict):
         return {name: _each(item, change) for name, item in value.items()}
@@ -136,5 +130,5 @@ def _each(value: Any, change: Any) -> Any:  # noqa: ANN401
     return change(value)
 
 
-def _like(value: Any, items: Iterable[Any]) -> Any:  # noqa: ANN401
+def _like(value: Any, items: Iterable[Any]) -> Any:
     return tuple(items) if isinstance(value, tuple) else list(items)

@@ -80,7 +80,7 @@ class Card:
             self._ask(self._nvml.nvmlShutdown)
             self._card = None
 
-    def _ask(self, question: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _ask(self, question: Callable[[], Any]) -> Any:
         try:
             return question()
         except self._nvml.NVMLError:

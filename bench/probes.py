@@ -20,7 +20,7 @@ _MOST_ASKS = 8
 _CHANNELS, _SIDE = 256, 64  # of a convolution in the middle of the UNets
 
 
-def query(torch: Any) -> dict[str, Any]:  # noqa: ANN401
+def query(torch: Any) -> dict[str, Any]:
     """What this torch is and what it can compute on, as plain JSON types."""
     built = torch.version.cuda
     available = bool(built) and torch.cuda.is_available()
@@ -41,7 +41,7 @@ def query(torch: Any) -> dict[str, Any]:  # noqa: ANN401
     }
 
 
-def rate(torch: Any, device: str, dtype: str) -> float:  # noqa: ANN401
+def rate(torch: Any, device: str, dtype: str) -> float:
     """FLOPs a second of a 3x3 convolution as the UNets have it, doubled in size until it can be timed.
 
     The first size takes a fraction of a millisecond where the dtype has kernels; where it has none (fp16 on
@@ -74,7 +74,7 @@ class Peak:
     kept: a share of anything less could be above one.
     """
 
-    def __init__(self, torch: Any, device: str, dtype: str, rate: float) -> None:  # noqa: ANN401
+    def __init__(self, torch: Any, device: str, dtype: str, rate: float) -> None:
         """Choose sizes that take a fiftieth of a second at `rate`: they fill a card, and are small where it is slow."""
         kind = getattr(torch, DTYPES[dtype])
         self._torch, self._device = torch, device
@@ -114,7 +114,7 @@ class Peak:
                 return
 
 
-def _timed(torch: Any, device: str, call: Callable[[], object]) -> float:  # noqa: ANN401
+def _timed(torch: Any, device: str, call: Callable[[], object]) -> float:
     meter.synchronize(torch, device)
     began = time.perf_counter()
     call()

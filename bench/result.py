@@ -305,7 +305,7 @@ def loads(text: str, kind: type[_T]) -> _T:
     return typing.cast("_T", record(json.loads(text), kind, kind.__name__))
 
 
-def plain(value: object) -> Any:  # noqa: ANN401 (JSON is any of six types)
+def plain(value: object) -> Any:
     """A record, and whatever it holds, as JSON's own types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -318,7 +318,7 @@ def plain(value: object) -> Any:  # noqa: ANN401 (JSON is any of six types)
     return value
 
 
-def record(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401, C901, PLR0911 (one arm a kind of type)
+def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (one arm a kind of type)
     """A value of a type from JSON's own types; the inverse of `plain`.
 
     Args:
@@ -357,7 +357,7 @@ def record(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401, C901, PLR
     return value
 
 
-def _dataclass(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401
+def _dataclass(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is not an object")  # noqa: TRY004 (as for every other misfit)
     hints = typing.get_type_hints(kind)

@@ -201,7 +201,7 @@ def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
     return image
 
 
-def _pipeline(loop: Loop) -> Any:  # noqa: ANN401
+def _pipeline(loop: Loop) -> Any:
     import diffusers
 
     model = loop.model
@@ -220,7 +220,7 @@ def _pipeline(loop: Loop) -> Any:  # noqa: ANN401
     return pipeline
 
 
-def _given(model: Model, draw: Any) -> dict[str, Any]:  # noqa: ANN401
+def _given(model: Model, draw: Any) -> dict[str, Any]:
     """What a pipeline is given besides its prompt: the first noise, or an image, drawn once and for all."""
     torch, case = model.torch, model.case
     size = {"height": case.height, "width": case.width}
@@ -236,7 +236,7 @@ def _given(model: Model, draw: Any) -> dict[str, Any]:  # noqa: ANN401
     return {**size, "image": image, "latents": model.noise(4)}
 
 
-def _pairs(batch: int, **states: Any) -> dict[str, Any]:  # noqa: ANN401
+def _pairs(batch: int, **states: Any) -> dict[str, Any]:
     """Each of the states with the prompt, and its negative, for a whole batch."""
     found = {}
     for name, both in states.items():

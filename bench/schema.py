@@ -25,7 +25,7 @@ def of_run() -> dict[str, Any]:
     }
 
 
-def _of(kind: Any, known: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 (a type as a record's field names it)
+def _of(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in {types.UnionType, typing.Union}:
         inner = next(member for member in arguments if member is not type(None))
@@ -41,7 +41,7 @@ def _of(kind: Any, known: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 (a 
     return {"type": _PLAIN[kind]} if kind in _PLAIN else {}
 
 
-def _of_record(kind: Any, known: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+def _of_record(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
     name = kind.__name__
     if name not in known:
         hints = typing.get_type_hints(kind)

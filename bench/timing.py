@@ -104,7 +104,7 @@ def take(
 class Shares:
     """Times the parts of a loop, while it is entered: on a CUDA device by its events, else by the host's clock."""
 
-    def __init__(self, torch: Any, device: str, parts: dict[str, tuple[Any, str]]) -> None:  # noqa: ANN401
+    def __init__(self, torch: Any, device: str, parts: dict[str, tuple[Any, str]]) -> None:
         """Take {name: (object, its function)}."""
         self._torch = torch
         self._device = device
@@ -133,7 +133,7 @@ class Shares:
             self._kept[name] = call
 
         @functools.wraps(call)  # with its signature: a pipeline looks there for what a scheduler takes
-        def timed(*args: Any, **named: Any) -> Any:  # noqa: ANN401
+        def timed(*args: Any, **named: Any) -> Any:
             begin = self._now()
             found = call(*args, **named)
             self._marks[name].append((begin, self._now()))
@@ -141,12 +141,12 @@ class Shares:
 
         return timed
 
-    def _now(self) -> Any:  # noqa: ANN401
+    def _now(self) -> Any:
         if not self._device.startswith("cuda"):
             return time.perf_counter()
         event = self._torch.cuda.Event(enable_timing=True)
         event.record(self._torch.cuda.current_stream(self._device))
         return event
 
-    def _between(self, begin: Any, end: Any) -> float:  # noqa: ANN401
+    def _between(self, begin: Any, end: Any) -> float:
         return float(begin.elapsed_time(end) / 1000.0 if self._device.startswith("cuda") else end - begin)

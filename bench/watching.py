@@ -136,8 +136,11 @@ class Watch:
         )
 
     def _others(self) -> int | None:
-        """Processes on the card besides the worker. In a container the driver tells other numbers than ours: there
-        all that were on it before the worker are others, and of the rest one is the worker itself."""  # noqa: D205, D209
+        """Processes on the card besides the worker.
+
+        In a container the driver tells other numbers than ours: there all that were on it before the worker are others,
+        and of the rest one is the worker itself.
+        """
         lists = [each.processes for each in self._window.readings if each.processes is not None]
         if not lists:
             return None

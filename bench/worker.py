@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench import components, fitting, meter, numerics, probes, sampling, timing
+from bench import axes, components, fitting, meter, numerics, probes, sampling, timing
 from bench.errors import SkipError
 from bench.result import Case, Numerics, Phases, Result, Status, Work, dumps, plain, record
 
@@ -83,7 +83,7 @@ class _Found:
     def __init__(self, result: Result) -> None:
         self.result = result
 
-    def add(self, **fields: Any) -> None:  # noqa: ANN401 (any field of a result)
+    def add(self, **fields: Any) -> None:
         """Know more."""
         self.result = replace(self.result, **fields)
 
@@ -128,7 +128,7 @@ class _Measurement:
         self.limit, self.share = asked + self.request.limit_seconds, asked + self.request.share_seconds
         return torch, components.Model(torch, self.case)
 
-    def _price(self, torch: Any, model: components.Model) -> float:  # noqa: ANN401
+    def _price(self, torch: Any, model: components.Model) -> float:
         """Predict the cost from the arithmetic and a probe, before anything is loaded."""
         self.say({"phase": "probe"})
         case = self.case
@@ -156,7 +156,7 @@ class _Measurement:
         """Whether what is not asked for by name would take too long beside the samples themselves."""
         return (self.work.predicted_step_seconds or 0.0) > _SLOW_STEP_SECONDS
 
-    def _load(self, torch: Any, model: components.Model) -> sampling.Loop:  # noqa: ANN401
+    def _load(self, torch: Any, model: components.Model) -> sampling.Loop:
         self.say({"phase": "load"})
         meter.reset_host_peak()
         loading = time.perf_counter()
@@ -181,7 +181,7 @@ class _Measurement:
 
     def _samples(
         self,
-        torch: Any,  # noqa: ANN401
+        torch: Any,
         loop: sampling.Loop,
         clock: meter.Clock,
         memory: meter.Peaks,
@@ -216,7 +216,7 @@ class _Measurement:
             host=host,
         )
 
-    def _after(self, torch: Any, loop: sampling.Loop, first: str) -> None:  # noqa: ANN401
+    def _after(self, torch: Any, loop: sampling.Loop, first: str) -> None:
         """One more image, which is looked into: the shares of its parts, its memory, whether it is the same again."""
         self.say({"phase": "checks"})
         image_seconds = max(sample.seconds for sample in self.found.result.samples)
@@ -255,7 +255,7 @@ class _Measurement:
             error = numerics.forward_error(model, kept)
         except (MemoryError, RuntimeError) as fault:  # torch.OutOfMemoryError is the latter
             return replace(self.numerics, not_compared=str(fault).splitlines()[0][:200])
-        limit = numerics.tolerance(case.dtype)
+        limit = axes.TOLERANCES[case.dtype]
         if not error <= limit:  # nor a NaN
             reason = f"one evaluation is {error:.2g} from fp32's (relative L2), {limit:.2g} is what {case.dtype} may"
             self.found.add(status=Status.ERROR, reason=reason)
@@ -295,7 +295,7 @@ def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[],
     return call
 
 
-def _software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:  # noqa: ANN401
+def _software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
