@@ -18,6 +18,16 @@ TASKS: dict[str, tuple[str, ...]] = {
     "controlnet": ("controlnet",),
 }
 
+# task -> diffusers' pipeline, and that of SDXL; "" where there is none
+PIPELINES = {
+    "text-to-image": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+    "image-to-image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    "inpainting": ("StableDiffusionInpaintPipeline", ""),
+    "controlnet": ("StableDiffusionControlNetPipeline", ""),
+}
+# How much of an image's noise image-to-image starts from: diffusers' own default.
+STRENGTH = 0.8
+
 # name -> torch's. fp32 is IEEE's on every card; tf32 keeps fp32 in memory and computes with TF32 in convolutions and
 # matrix products. What torch does by itself lies in between: TF32 in cuDNN's convolutions alone.
 DTYPES = {"fp64": "float64", "fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.errors import BYTES_FOR_A_RUN, Exit
-from provision.errors import FirstlightError, SpecError, from_os_error
+from bench import console
+from bench.console import (
+    OUT,
+    DeviceFlag,
+    EnvsFlag,
+    HostFlag,
+    JsonFlag,
+    NoColorFlag,
+    OutFlag,
+    PythonFlag,
+    QuietFlag,
+    RootFlag,
+)
+from bench.errors import Exit
+from provision.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-OutFlag = Annotated[Path, typer.Option("--out", help="Where runs are kept.", metavar="DIR")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
-_OUT = Path("results")
 
 
 def main() -> None:
@@ -64,13 +69,13 @@ def list_() -> None:
         print(f"device     {', '.join(axes.DEVICES)}")
         return Exit.GOOD
 
-    _guard(act)
+    console.guard(act)
 
 
 @app.command()
 def run(
     suite: Annotated[str, typer.Argument(help="A suite's name, or a .toml file.")] = "quick",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: DeviceFlag = "auto",
     model: Annotated[list[str] | None, typer.Option("--model", help="Only this model (again for more).")] = None,
     dtype: Annotated[list[str] | None, typer.Option("--dtype", help="Only this dtype (again for more).")] = None,
     change: Annotated[
@@ -87,17 +92,17 @@ def run(
         ),
     ] = None,
     find_max: Annotated[bool, typer.Option("--find-max", help="Search the largest batch and image that fit.")] = False,
-    python: Annotated[Path | None, typer.Option("--python", help="Measure this interpreter.")] = None,
+    python: PythonFlag = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No process a case: for a debugger, not for figures.")
     ] = False,
-    root: Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")] = None,
-    host: Annotated[Path | None, typer.Option("--host", help="What this host has.", metavar="FILE")] = None,
-    envs: Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")] = None,
-    out: OutFlag = _OUT,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    out: OutFlag = OUT,
     budget: Annotated[float | None, typer.Option("--budget", help="Seconds for the whole suite.", min=1)] = None,
     json: JsonFlag = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: QuietFlag = False,
     no_color: NoColorFlag = False,
 ) -> None:
     """Measure a suite, case by case, each in a fresh process."""
@@ -121,13 +126,13 @@ def run(
             interleave=interleave,
             changes=tuple(change or ()),
             in_process=in_process,
-            command=_said(),
+            command=console.said(),
         )
-        done = running.run(wish, _Progress(quiet=quiet))
+        done = running.run(wish, console.Progress(quiet=quiet))
         if json:
             print(dumps(done))
         else:
-            color, width = _paper(no_color)
+            color, width = console.paper(no_color)
             print(report.terminal(done, color=color, width=width), end="")
             if done.interleaved:
                 print(report.comparison(compare.pairs(done), color=color, width=width), end="")
@@ -137,7 +142,57 @@ def run(
             print(f"page: {place}")
         return verdict.exit_of(done.verdict)
 
-    _guard(act)
+    console.guard(act)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Option("--model", help="The model whose fastest setting is searched.")],
+    device: DeviceFlag = "auto",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Give an axis: it is not searched, such as batch=1 (again).", metavar="AXIS=VALUE"),
+    ] = None,
+    python: PythonFlag = None,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    out: OutFlag = OUT,
+    budget: Annotated[float | None, typer.Option("--budget", help="Seconds for the whole search.", min=1)] = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    no_color: NoColorFlag = False,
+) -> None:
+    """Search a model's fastest setting whose numbers are right, and print the code for it."""
+
+    def act() -> Exit:
+        from bench import report, running, tuning
+        from bench.result import dumps
+
+        wish = running.Wish(
+            "tune",
+            device,
+            [model],
+            [],
+            python,
+            root,
+            host,
+            envs,
+            out,
+            budget,
+            changes=tuple(change or ()),
+            command=console.said(),
+        )
+        found = tuning.tune(wish, console.Progress(quiet=quiet))
+        if json:
+            print(dumps(tuning.told(found)))
+        else:
+            color, width = console.paper(no_color)
+            print(report.tuned(found, color=color, width=width), end="")
+            print(f"kept: {out / found.run.id / 'run.json'}")
+        return found.exit
+
+    console.guard(act)
 
 
 @app.command("report")
@@ -152,7 +207,7 @@ def report_(
     price: Annotated[
         str | None, typer.Option("--price", help="What an hour costs, such as 2.5/h: adds what 1000 images cost.")
     ] = None,
-    out: OutFlag = _OUT,
+    out: OutFlag = OUT,
     json: JsonFlag = False,
     no_color: NoColorFlag = False,
 ) -> None:
@@ -163,7 +218,7 @@ def report_(
         from provision import spec
 
         wanted = "json" if json else spec.choose(form, list(_FORMS), "format")
-        cost = _price(price)
+        cost = console.price(price)
         if cost is not None and wanted not in {"csv", "html"}:
             raise SpecError(f"--price is for --format csv and html; {wanted} shows no cost.")
         if wanted == "schema":
@@ -177,13 +232,13 @@ def report_(
             to.write_text(text, encoding="utf-8")
         return Exit.GOOD
 
-    _guard(act)
+    console.guard(act)
 
 
 def _terminal(run: Run, _: Path, __: float | None, no_color: bool) -> str:
     from bench import report
 
-    color, width = _paper(no_color)
+    color, width = console.paper(no_color)
     return report.terminal(run, color=color, width=width)
 
 
@@ -238,24 +293,11 @@ _FORMS: dict[str, Callable[..., str]] = {
 }
 
 
-def _price(text: str | None) -> float | None:
-    """Money an hour, as it was written; which money is up to whoever reads it."""
-    if text is None:
-        return None
-    try:
-        amount = float(text.removesuffix("/h"))
-    except ValueError:
-        amount = -1.0
-    if not 0 <= amount < float("inf"):
-        raise SpecError(f"--price {text}: an amount an hour, such as 2.5/h.")
-    return amount
-
-
 @app.command()
 def keep(
     name: Annotated[str, typer.Argument(help="The baseline's name.")],
     run: Annotated[str, typer.Argument(help="A run's id, its folder, or its run.json; default: the last one.")] = "",
-    out: OutFlag = _OUT,
+    out: OutFlag = OUT,
 ) -> None:
     """Keep a run as a baseline, by a name that `compare` takes."""
 
@@ -265,7 +307,7 @@ def keep(
         print(f"kept: {runs.keep_baseline(runs.load(run, out), name, out)}")
         return Exit.GOOD
 
-    _guard(act)
+    console.guard(act)
 
 
 @app.command("compare")
@@ -275,7 +317,7 @@ def compare_(
     fail_over: Annotated[
         str, typer.Option("--fail-over", help="The smallest slowdown that counts.", metavar="PERCENT")
     ] = "3%",
-    out: OutFlag = _OUT,
+    out: OutFlag = OUT,
     json: JsonFlag = False,
     no_color: NoColorFlag = False,
 ) -> None:
@@ -285,7 +327,7 @@ def compare_(
         from bench import compare, report, runs
         from bench.result import dumps, plain
 
-        least = _percent(fail_over)
+        least = console.percent(fail_over)
         old = runs.load(before, out)
         if old.interleaved and after is None:
             found = compare.pairs(old, least=least)
@@ -294,78 +336,11 @@ def compare_(
         if json:
             print(dumps({"schema": 1, **plain(found), "exit": int(found.exit)}))
         else:
-            color, width = _paper(no_color)
+            color, width = console.paper(no_color)
             print(report.comparison(found, color=color, width=width), end="")
         return found.exit
 
-    _guard(act)
-
-
-def _percent(text: str) -> float:
-    try:
-        share = float(text.removesuffix("%")) / 100
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise SpecError(f"--fail-over {text}: a percentage, such as 5%.")
-    return share
-
-
-def _paper(no_color: bool) -> tuple[bool, int | None]:
-    """(whether colours are wanted, columns where the terminal does not tell)."""
-    color = sys.stdout.isatty() and not no_color and "NO_COLOR" not in os.environ
-    return color, None if sys.stdout.isatty() else 160
-
-
-def _said() -> str:
-    """The command as it was typed, or as make typed it."""
-    return shlex.join(["bench", *sys.argv[1:]])
-
-
-class _Progress:
-    """A line a case to stderr; on a terminal, the case at work stands there too until its line replaces it.
-
-    Nothing moves meanwhile: a parent that draws would take time from what is measured.
-    """
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-    def begin(self, line: str) -> None:
-        """A case begins."""
-        if self.terminal and not self.quiet:
-            print(f"{line} …", end="", file=sys.stderr, flush=True)
-
-    def say(self, line: str) -> None:
-        """Something is known."""
-        if not self.quiet:
-            print(f"\r\x1b[K{line}" if self.terminal else line, file=sys.stderr, flush=True)
-
-
-def _guard(act: Callable[[], Exit]) -> None:
-    """Turn every failure that is known into its message and its exit code."""
-    try:
-        code = int(act())
-    except FirstlightError as error:
-        code = _fault(error)
-    except BrokenPipeError:
-        # The reader has enough (`| head`). Python would complain once more when it flushes at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = int(Exit.FAILED)
-    except OSError as error:
-        code = _fault(from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out"))
-    except KeyboardInterrupt:
-        print("interrupted; no worker is left. Run the same command again.", file=sys.stderr)
-        code = int(Exit.INTERRUPTED)
-    raise typer.Exit(code)
-
-
-def _fault(error: FirstlightError) -> int:
-    from provision.command import redact
-
-    print(f"error: {redact(str(error))}", file=sys.stderr)
-    return int(error.exit)
+    console.guard(act)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -83,18 +83,29 @@ def pairs(run: Run, *, least: float = LEAST_EFFECT) -> Comparison:
     return Comparison(tuple(rows), (), ())
 
 
+def paired_ratio(before: Result, after: Result) -> Summary:
+    """Seconds an image, after / before, of two cases whose images were made in turns: of every image, warm or not.
+
+    Raises:
+        ValueError: one of them has none.
+    """
+    one, two = (
+        [each.seconds / result.case.batch for each in (*result.warmups, *result.samples)] for result in (before, after)
+    )
+    count = min(len(one), len(two))
+    return stats.paired_ratio(one[:count], two[:count])
+
+
 def _row(name: str, before: Result, after: Result, machine: str, least: float, *, paired: bool) -> Row:
     first, second = stats.image_seconds(before), stats.image_seconds(after)
     fault = machine or _fault(before, "before") or _fault(after, "after")
     if first is None or second is None:
         return Row(name, first, second, None, least, NOT_JUDGED, fault or "it has no samples")
-    one, two = _seconds(before, paired=paired), _seconds(after, paired=paired)
     if paired:
-        count = min(len(one), len(two))
-        ratio = stats.paired_ratio(one[:count], two[:count])
+        ratio = paired_ratio(before, after)
         floor = least
     else:
-        ratio = stats.ratio(one, two)
+        ratio = stats.ratio(*([each.seconds / side.case.batch for each in side.samples] for side in (before, after)))
         floor = max(least, first.spread, second.spread, _moved(before, after))
     if fault:
         return Row(name, first, second, ratio, floor, NOT_JUDGED, fault)
@@ -102,12 +113,6 @@ def _row(name: str, before: Result, after: Result, machine: str, least: float, *
     if ratio.low <= 1 <= ratio.high or abs(effect) <= floor:
         return Row(name, first, second, ratio, floor, SAME)
     return Row(name, first, second, ratio, floor, SLOWER if effect > 0 else FASTER)
-
-
-def _seconds(result: Result, *, paired: bool) -> list[float]:
-    """Seconds an image; of a pair every image, as they were made in turns."""
-    images = (*result.warmups, *result.samples) if paired else result.samples
-    return [each.seconds / result.case.batch for each in images]
 
 
 def _fault(result: Result, which: str) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.axes import DTYPES, SCHEDULERS, architecture, tasks
+from bench.axes import DTYPES, SCHEDULERS, STRENGTH, architecture, tasks
 from bench.errors import SkipError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from bench.result import Case
 
 _POOL = 1 << 20
-# How much of an image's noise image-to-image starts from: diffusers' own default.
-STRENGTH = 0.8
 # The parts of a pipeline that take an image in; with these a VAE encodes before the loop.
 _ENCODED = {"image-to-image": 1, "inpainting": 2}
 
@@ -91,44 +89,42 @@ class Model:
         """
         torch, case = self.torch, self.case
         evaluations = self.evaluations()
+        step = _count(self.evaluate)
+        if self.task == "unconditional":
+            return Flops(step, step * evaluations, evaluations)
         with torch.device("meta"), torch.inference_mode():
-            if self.task == "unconditional":
-                image = torch.empty(case.batch, 3, *self.latent_size)
-                step = _count(lambda: self.components["unet"](image, 1))
-                return Flops(step, step * evaluations, evaluations)
-            double = 2 * case.batch  # classifier-free guidance: with the prompt and without
-            states, added, text = self._text_flops(double)
-            channels = self.components["unet"].config.in_channels
-            latents = torch.empty(double, channels, *self.latent_size)
-            named = {"encoder_hidden_states": states, "added_cond_kwargs": added}
-            step = _count(lambda: self.components["unet"](latents, 1, **named))
+            text = sum(_count(partial(encoder, tokens)) for encoder, tokens in self._encoders())
             pixels = torch.empty(case.batch, 3, case.height, case.width)
-            if "controlnet" in self.components:
-                control = torch.empty(double, 3, case.height, case.width)
-                step += _count(
-                    lambda: self.components["controlnet"](
-                        latents, 1, encoder_hidden_states=states, controlnet_cond=control
-                    )
-                )
+            latents = torch.empty(case.batch, 4, *self.latent_size)
             encoded = _ENCODED.get(self.task, 0)
             vae = _count(lambda: self.components["vae"].encode(pixels)) * encoded if encoded else 0
-            vae += _count(lambda: self.components["vae"].decode(latents[: case.batch, :4]))
-            return Flops(step, text + step * evaluations + vae, evaluations)
+            vae += _count(lambda: self.components["vae"].decode(latents))
+        return Flops(step, text + step * evaluations + vae, evaluations)
 
-    def _text_flops(self, double: int) -> tuple[Any, dict[str, Any] | None, int]:
-        torch = self.torch
-        states, pooled, text = [], None, 0
-        for name in ("text_encoder", "text_encoder_2"):
-            if name in self.components:
-                encoder = self.components[name]
-                length, width = encoder.config.max_position_embeddings, encoder.config.hidden_size
-                tokens = torch.zeros(double, length, dtype=torch.long)
-                text += _count(partial(encoder, tokens))
-                states.append(torch.empty(double, length, width))
-                pooled = torch.empty(double, encoder.config.projection_dim)
-        is_xl = "text_encoder_2" in self.components
-        added = {"text_embeds": pooled, "time_ids": torch.empty(double, 6)} if is_xl else None
-        return torch.cat(states, -1), added, text
+    def evaluate(self) -> None:
+        """One evaluation of what is denoised with, on the meta device."""
+        torch, case = self.torch, self.case
+        with torch.device("meta"), torch.inference_mode():
+            if self.task == "unconditional":
+                self.components["unet"](torch.empty(case.batch, 3, *self.latent_size), 1)
+                return
+            double = 2 * case.batch  # classifier-free guidance: with the prompt and without
+            widths = [(encoder.config, tokens.shape) for encoder, tokens in self._encoders()]
+            states = torch.cat([torch.empty(*shape, config.hidden_size) for config, shape in widths], -1)
+            is_xl = "text_encoder_2" in self.components
+            pooled = torch.empty(double, widths[-1][0].projection_dim)
+            added = {"text_embeds": pooled, "time_ids": torch.empty(double, 6)} if is_xl else None
+            latents = torch.empty(double, self.components["unet"].config.in_channels, *self.latent_size)
+            self.components["unet"](latents, 1, encoder_hidden_states=states, added_cond_kwargs=added)
+            if "controlnet" in self.components:
+                control = torch.empty(double, 3, case.height, case.width)
+                self.components["controlnet"](latents, 1, encoder_hidden_states=states, controlnet_cond=control)
+
+    def _encoders(self) -> list[tuple[Any, Any]]:
+        """Each text encoder, with tokens as it takes them; on the device that is torch's default."""
+        torch, double = self.torch, 2 * self.case.batch
+        found = [self.components[name] for name in ("text_encoder", "text_encoder_2") if name in self.components]
+        return [(each, torch.zeros(double, each.config.max_position_embeddings, dtype=torch.long)) for each in found]
 
     def load(self, weights: dict[str, Path]) -> None:
         """Give the components memory and weights, in the case's dtype and layout.

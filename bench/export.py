@@ -71,7 +71,7 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         "case": result.case.name,
         **asdict(result.case),
         "status": result.status.value,
-        "reason": (result.reason or "").splitlines()[0] if result.reason else "",
+        "reason": result.cause,
         "trust": trust.state if (trust := result.trust or verdict.trust(result)) else "",
         "weights": result.weights or "",
         "samples": len(result.samples),

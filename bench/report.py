@@ -11,6 +11,7 @@ from bench.result import Status
 if TYPE_CHECKING:
     from bench.compare import Comparison
     from bench.result import Case, Result, Run
+    from bench.tuning import Tuned
 
 COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
 
@@ -95,15 +96,59 @@ def comparison(found: Comparison, *, color: bool, width: int | None) -> str:
     return sink.getvalue() + "\n".join(lines) + "\n"
 
 
+def tuned(found: Tuned, *, color: bool, width: int | None) -> str:
+    """A search as a table for a terminal, the fastest first, what was ruled out last; what was gained, and the code."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    sink = io.StringIO()
+    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
+    table = Table(title=Text(f"{found.default.case.model}: {machine_line(found.run)}"), title_justify="left")
+    for name in ("setting", "s/image", "times the default", "from fp32", "peak", ""):
+        table.add_column(name, justify="left" if name in {"setting", ""} else "right", overflow="fold")
+    usual = stats.least_image_seconds(found.default)
+    for each in sorted(found.tries, key=lambda each: (each.status is not Status.OK, stats.least_image_seconds(each))):
+        least = stats.least_image_seconds(each)
+        error = each.numerics.forward_error if each.numerics else None
+        cells = (
+            ", ".join(setting(each.case)),
+            _figure(least) if each.samples else "",
+            f"{usual / least:.2f}" if each.samples else "",
+            f"{error:.1g}" if error is not None else "",
+            memory_of(each) if each.samples else "",
+            each.status.value if each.status is not Status.OK else "disturbed" if verdict.contended(each) else "",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    ruled_out = [each for each in found.tries if each.status is not Status.OK]
+    lines = [f"{each.status.value} {', '.join(setting(each.case))}: {each.cause}" for each in ruled_out]
+    lines += ["s/image is of the quickest of a try's images; the gain is measured once more, image by image in turns"]
+    best = ", ".join(setting(found.best.case))
+    if found.gain is None:
+        lines.append(found.doubt or f"the default is the fastest setting: {best}")
+    else:
+        gain = found.gain
+        lines.append(f"{best}: {gain.median:.2f} times as fast as the default ({gain.low:.2f} to {gain.high:.2f})")
+        lines += [f"not to be believed: {found.doubt}"] if found.doubt else []
+    return sink.getvalue() + "\n".join([*lines, "", found.code]) + "\n"
+
+
+def setting(case: Case) -> list[str]:
+    """What of a case can be tuned: its dtype, its batch, and whatever is not as usual."""
+    return [case.dtype, f"batch {case.batch}", *case.unusual.values()]
+
+
 def row(result: Result) -> tuple[str, ...]:
     """One case as the cells of COLUMNS; a case without a number says why instead."""
     name = label(result.case) + (", real weights" if result.weights == "real" else "")
     steps = stats.step_seconds(result)
     if result.status is not Status.OK or steps is None:
-        reason = (result.reason or "").splitlines()
         return (
             name,
-            f"{result.status.value}: {reason[0] if reason else ''}",
+            f"{result.status.value}: {result.cause}",
             "",
             "",
             "",

@@ -139,6 +139,7 @@ class Work:
     FLOPs count a multiply-add as two, as torch.utils.flop_counter does. `probe_flops_per_second` is the rate
     of a short convolution in the case's dtype, from which the cost was predicted. `peak_flops_per_second` is
     {probe: the best rate that it reached before, between and after the images}. `evaluations` of the model an image.
+    `predicted_compile_seconds`: from one block that was compiled; None where nothing is.
     """
 
     flops_per_step: int | None = None
@@ -147,6 +148,7 @@ class Work:
     predicted_step_seconds: float | None = None
     peak_flops_per_second: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluations: int | None = None
+    predicted_compile_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,11 @@ class Result:
     trust: Trust | None = None
     fit: Fit | None = None
     attempts: int = 1
+
+    @property
+    def cause(self) -> str:
+        """The first line of the reason; empty without one."""
+        return next(iter((self.reason or "").splitlines()), "")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
 _WHERE = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
 _GRACE_SECONDS = 20.0
 _NOT_STARTED = 127  # as a shell has it
-_FEWEST_PAIRS, _MOST_PAIRS = 6, 60
+FEWEST_PAIRS = 6  # as many as a median needs: see timing.ENOUGH_SAMPLES
+_MOST_PAIRS = 60
 _KNOWN = 0.01
 
 
@@ -86,9 +87,14 @@ def run_pair(requests: tuple[Request, Request], pythons: tuple[Path, Path], *, h
     first = requests[0]
     ends = time.monotonic() + first.share_seconds
     deadline = time.monotonic() + first.limit_seconds + _GRACE_SECONDS
-    with Worker(plain(requests[0]), pythons[0], hub) as one, Worker(plain(requests[1]), pythons[1], hub) as two:
-        both = (one, two)
-        ready = [worker.listen(deadline, worker.is_ready) for worker in both]  # both, also where one has ended
+    one, two = (Worker(plain(each), python, hub) for each, python in zip(requests, pythons, strict=True))
+    both = (one, two)
+    with contextlib.ExitStack() as stack:
+        ready = []
+        for worker in both:
+            # One after the other: each prices its case by what the machine can do, and imports and loads undisturbed.
+            stack.enter_context(worker)
+            ready.append(worker.listen(deadline, worker.is_ready))
         while all(ready) and _wants_more(both, ends):
             # A B, then B A: whoever comes first has no better turn than the other.
             for worker in both if len(one.samples) % 2 == 0 else reversed(both):
@@ -137,7 +143,7 @@ def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
 def _wants_more(both: tuple[Worker, Worker], ends: float) -> bool:
     """Until the ratio of the two medians is known within 1 %, or time is up; never fewer than a few pairs."""
     one, two = ([sample.seconds for sample in worker.samples] for worker in both)
-    if len(one) < _FEWEST_PAIRS:
+    if len(one) < FEWEST_PAIRS:
         return True
     if time.monotonic() + one[-1] + two[-1] > ends or len(one) >= _MOST_PAIRS:
         return False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from provision.paths import Root
 
 _FIRST_OVERHEAD_SECONDS = 6.0  # until the first case of a model has told
+_FIRST_COMPILE_SECONDS = 20.0  # what asking the compiler for a price adds to it
 _PYTHON = "python"  # the one setting of a pair that is no axis
 
 
@@ -87,28 +88,9 @@ def run(wish: Wish, progress: Progress) -> Run:
     cells = cases.unroll(suite, chosen, only_models=wish.models, only_dtypes=wish.dtypes, changes=changes)
     if wish.find_max:
         cells = [replace(cell, find_max=True) for cell in cells]
-    started = dt.datetime.now(dt.timezone.utc)
-    run_id = f"{started:%Y%m%dT%H%M%SZ}-{Path(wish.suite).stem}-{uuid.uuid4().hex[:6]}"
-    folder = wish.out / run_id
-    began = time.monotonic()
-    folder.mkdir(parents=True)
-    ends = began + (wish.budget_seconds or getattr(suite.budget, chosen.partition(":")[0]))
-    work = _Work(bench, folder, ends, progress, in_process=wish.in_process)
-    results = work.measure_pairs(cells, pair[0], pair[1]) if pair else work.measure(cells)
-    done = Run(
-        schema=SCHEMA,
-        id=run_id,
-        started=started.isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - began, 3),
-        machine=plain(bench.machine.to_dict()),
-        suite=Path(wish.suite).stem,
-        results=tuple(results),
-        verdict=verdict.judge(results),
-        command=wish.command,
-        interleaved=pair is not None,
-    )
-    runs.keep(done, folder)
-    return done
+    session = Session(wish, bench, wish.budget_seconds or getattr(suite.budget, chosen.partition(":")[0]), progress)
+    results = session.measure_pairs(cells, pair[0], pair[1]) if pair else session.measure(cells)
+    return session.keep(results, interleaved=pair is not None)
 
 
 def settings(text: str) -> dict[str, str]:
@@ -156,15 +138,44 @@ def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
     return chosen
 
 
-class _Work:
-    """The cases of one run. What one leaves of its share of the budget goes to the later ones."""
+class Session:
+    """The cases of one run, and where it is kept. What a case leaves of its share of the budget goes to later ones."""
 
-    def __init__(self, bench: Bench, folder: Path, ends: float, progress: Progress, *, in_process: bool) -> None:
-        self._bench, self._folder, self._ends, self._progress = bench, folder, ends, progress
-        self._in_process = in_process
+    def __init__(self, wish: Wish, bench: Bench, budget_seconds: float, progress: Progress) -> None:
+        """Make the run's folder; from now on its time counts."""
+        self._wish, self._bench, self._progress = wish, bench, progress
+        self._started = dt.datetime.now(dt.timezone.utc)
+        self._began = time.monotonic()
+        self.ends = self._began + budget_seconds
+        name = f"{self._started:%Y%m%dT%H%M%SZ}-{Path(wish.suite).stem}-{uuid.uuid4().hex[:6]}"
+        self.folder = wish.out / name
+        self.folder.mkdir(parents=True)
         self._manifest = spec.load_tables(bench.envs / "models.toml", spec.ModelSpec)
-        self._overheads: dict[str, float] = {}
+        self._overheads: dict[tuple[str, str], float] = {}  # {(model, compile): seconds}
         self._compared: set[Case] = set()
+
+    def keep(
+        self, results: Sequence[Result], *, interleaved: bool = False, judged: Sequence[Result] | None = None
+    ) -> Run:
+        """Write the run; its verdict is on all of its results, or on those of them that are `judged`.
+
+        Raises:
+            BlockedError: the disk cannot be used.
+        """
+        done = Run(
+            schema=SCHEMA,
+            id=self.folder.name,
+            started=self._started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._began, 3),
+            machine=plain(self._bench.machine.to_dict()),
+            suite=Path(self._wish.suite).stem,
+            results=tuple(results),
+            verdict=verdict.judge(results if judged is None else judged),
+            command=self._wish.command,
+            interleaved=interleaved,
+        )
+        runs.keep(done, self.folder)
+        return done
 
     def measure(self, cells: list[Cell]) -> list[Result]:
         """Each case once; those that were disturbed again, while there is time."""
@@ -177,7 +188,7 @@ class _Work:
             took[number] = time.monotonic() - began
         for number, cell in enumerate(cells):
             before = results[number]
-            if verdict.contended(before) is None or self._ends - time.monotonic() < took[number]:
+            if verdict.contended(before) is None or self.ends - time.monotonic() < took[number]:
                 continue
             where = f"  [{number + 1} again] {cell.case.name:<52}"
             again = self._measure(cell, [], where)
@@ -193,47 +204,44 @@ class _Work:
         for number, cell in enumerate(cells):
             both = [cases.change(cell.case, changes) for changes in axes]
             where = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
-            left = self._ends - time.monotonic()
+            left = self.ends - time.monotonic()
             share, limit = self._times(cells[number + 1 :], each=2)
-            start = 2 * self._overhead(cell.case)
+            start = 2 * self.overhead(cell.case)
             if limit < start:
                 reason = f"the budget leaves {max(left, 0):.0f} s, and starting a pair takes {start:.0f} s"
                 results += [Result(case, Status.SKIPPED, reason=reason) for case in both]
                 self._progress.say(f"{where} {outcome(results[-1])}")
                 continue
-            self._progress.begin(where)
-            asked = [
-                self._request(case, share, limit, f"{case.name}-{which}.png")
-                for case, which in zip(both, "ab", strict=True)
-            ]
-            requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
-            pair = runner.run_pair(requests, (pythons[0], pythons[1]), hub=self._bench.root.hub_in_use)
-            results += [self._finished(result) for result in pair]
-            self._progress.say(f"{where} {' / '.join(outcome(result) for result in pair)}")
+            results += self.pair((both[0], both[1]), (pythons[0], pythons[1]), share, limit, where)
         return results
 
-    def _overhead(self, case: Case) -> float:
-        """What a case takes beside its images, as the last one of its model did."""
-        return self._overheads.get(case.model, _FIRST_OVERHEAD_SECONDS)
+    def pair(
+        self, both: tuple[Case, Case], pythons: tuple[Path, Path], share: float, limit: float, where: str
+    ) -> list[Result]:
+        """Two cases whose images are made in turns, each under its interpreter; both times count from now."""
+        self._progress.begin(where)
+        asked = [
+            self._request(case, share, limit, f"{case.name}-{which}.png")
+            for case, which in zip(both, "ab", strict=True)
+        ]
+        requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
+        measured = runner.run_pair(requests, pythons, hub=self._bench.root.hub_in_use)
+        found = [self._finished(result) for result in measured]
+        self._progress.say(f"{where} {' / '.join(outcome(result) for result in found)}")
+        return found
 
-    def _times(self, later: Sequence[Cell], *, each: int = 1) -> tuple[float, float]:
-        """(this one's share of what is left, all that the later ones do not need for their start)."""
-        left = self._ends - time.monotonic()
-        return left / (len(later) + 1), left - each * sum(self._overhead(cell.case) for cell in later)
-
-    def _measure(self, cell: Cell, later: Sequence[Cell], where: str) -> Result:
-        share, limit = self._times(later)
-        if limit < self._overhead(cell.case):
-            left = max(self._ends - time.monotonic(), 0)
-            start = self._overhead(cell.case)
-            reason = f"the budget leaves {left:.0f} s, and starting a case takes {start:.0f} s"
+    def one(self, cell: Cell, share: float, limit: float, where: str) -> Result:
+        """One case: no image is begun after `share` seconds from now, and all of it ends within `limit`."""
+        start = self.overhead(cell.case)
+        if limit < start:
+            reason = f"the budget leaves {max(limit, 0):.0f} s, and starting a case takes {start:.0f} s"
             result = Result(cell.case, Status.SKIPPED, reason=reason)
             self._progress.say(f"{where} {outcome(result)}")
             return result
         self._progress.begin(where)
         asked = time.monotonic()
         request = replace(self._request(cell.case, share, limit, f"{cell.case.name}.png"), find_max=cell.find_max)
-        if self._in_process:
+        if self._wish.in_process:
             result = runner.run_here(request, self._bench.python)
         else:
             result = runner.run_case(request, self._bench.python, hub=self._bench.root.hub_in_use)
@@ -241,17 +249,29 @@ class _Work:
         if result.samples:
             images = (*result.warmups, *result.samples)
             spent = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
-            self._overheads[cell.case.model] = time.monotonic() - asked - spent
+            self._overheads[cell.case.model, cell.case.compile] = time.monotonic() - asked - spent
         self._progress.say(f"{where} {outcome(result)}")
         return result
+
+    def overhead(self, case: Case) -> float:
+        """Seconds that a case takes beside its images, as the last one of its model did."""
+        extra = _FIRST_COMPILE_SECONDS if case.compile != "eager" else 0.0
+        return self._overheads.get((case.model, case.compile), _FIRST_OVERHEAD_SECONDS + extra)
+
+    def _times(self, later: Sequence[Cell], *, each: int = 1) -> tuple[float, float]:
+        """(this one's share of what is left, all that the later ones do not need for their start)."""
+        left = self.ends - time.monotonic()
+        return left / (len(later) + 1), left - each * sum(self.overhead(cell.case) for cell in later)
+
+    def _measure(self, cell: Cell, later: Sequence[Cell], where: str) -> Result:
+        share, limit = self._times(later)
+        return self.one(cell, share, limit, where)
 
     def _request(self, case: Case, share: float, limit: float, image: str) -> Request:
         weights = cases.weights(case.model, self._manifest, self._bench.root)
         alike = replace(case, scheduler="", steps=0, seed=0, vae="whole", threads=0)
         compare = alike not in self._compared
-        return Request(
-            case, time.time(), share, limit, weights, str((self._folder / image).absolute()), compare=compare
-        )
+        return Request(case, time.time(), share, limit, weights, str((self.folder / image).absolute()), compare=compare)
 
     def _finished(self, result: Result) -> Result:
         if result.numerics is not None and result.numerics.forward_error is not None:
@@ -265,5 +285,4 @@ def outcome(result: Result) -> str:
     if result.status is Status.OK and steps is not None:
         disturbed = verdict.contended(result)
         return f"{steps.median:.3g} s/step over {len(result.samples)} images{f' ({disturbed})' if disturbed else ''}"
-    first = (result.reason or "").splitlines()[:1]
-    return ": ".join([result.status.value, *first])
+    return f"{result.status.value}: {result.cause}".removesuffix(": ")

@@ -6,8 +6,7 @@ import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.axes import ATTENTIONS, COMPILES
-from bench.components import STRENGTH
+from bench.axes import ATTENTIONS, COMPILES, PIPELINES, STRENGTH
 from bench.errors import SkipError
 
 if TYPE_CHECKING:
@@ -16,14 +15,6 @@ if TYPE_CHECKING:
     from bench.components import Model
 
     Mark = Callable[[], None]
-
-# {task: (pipeline, pipeline of SDXL)}; "" where there is none.
-_PIPELINES = {
-    "text-to-image": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
-    "image-to-image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
-    "inpainting": ("StableDiffusionInpaintPipeline", ""),
-    "controlnet": ("StableDiffusionControlNetPipeline", ""),
-}
 
 
 class Images(NamedTuple):
@@ -206,7 +197,7 @@ def _pipeline(loop: Loop) -> Any:
 
     model = loop.model
     is_xl = "text_encoder_2" in model.components
-    kind = getattr(diffusers, _PIPELINES[model.task][is_xl])
+    kind = getattr(diffusers, PIPELINES[model.task][is_xl])
     tokenizers: dict[str, None] = {"tokenizer": None, "tokenizer_2": None} if is_xl else {"tokenizer": None}
     rest: dict[str, Any] = {"add_watermarker": False} if is_xl else {"safety_checker": None}
     if not is_xl:

@@ -91,6 +91,11 @@ def image_seconds(result: Result) -> Summary | None:
     return summarize([sample.seconds / batch for sample in result.samples]) if result.samples else None
 
 
+def least_image_seconds(result: Result) -> float:
+    """Seconds an image of the quickest batch, in which others on the machine had the least part; inf without any."""
+    return min((sample.seconds / result.case.batch for sample in result.samples), default=float("inf"))
+
+
 def p90(values: Sequence[float]) -> float | None:
     """The 90th percentile, from 20 values on: of fewer it would be one of the two largest."""
     return statistics.quantiles(values, n=10)[-1] if len(values) >= _ENOUGH_FOR_P90 else None

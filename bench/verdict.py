@@ -65,7 +65,7 @@ def judge(results: Sequence[Result]) -> Verdict:
     failed = [result for result in results if result.status not in {Status.OK, Status.SKIPPED}]
     disturbed = [(result, reason) for result in results if (reason := contended(result))]
     doubted = [(result, doubt) for result in results for doubt in _doubts(result)]
-    reasons = [f"{result.case.name}: {(result.reason or '').splitlines()[0]}" for result in failed if result.reason]
+    reasons = [f"{result.case.name}: {result.cause}" for result in failed if result.cause]
     reasons += [f"{result.case.name}: disturbed, {reason}" for result, reason in disturbed]
     reasons += [f"{result.case.name}: {doubt}" for result, doubt in doubted]
     measured = sum(result.status is Status.OK for result in results)

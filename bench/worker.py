@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench import axes, components, fitting, meter, numerics, probes, sampling, timing
+from bench import axes, compiling, components, fitting, meter, numerics, probes, sampling, timing
 from bench.errors import SkipError
 from bench.result import Case, Numerics, Phases, Result, Status, Work, dumps, plain, record
 
@@ -149,7 +149,21 @@ class _Measurement:
         shortest = flops.batch / rate * (1 + timing.MIN_SAMPLES)
         if time.perf_counter() + shortest > self.limit:
             raise SkipError(_over(self.step_seconds, shortest, self.limit - time.perf_counter()))
+        if axes.COMPILES[case.compile] is not None:
+            self._price_compiling(model, shortest)
         return rate
+
+    def _price_compiling(self, model: components.Model, rest: float) -> None:
+        self.say({"phase": "probe of the compiler"})
+        seconds = compiling.predict(model)
+        self.work = replace(self.work, predicted_compile_seconds=seconds)
+        self.found.add(work=self.work)
+        left = self.limit - time.perf_counter()
+        if seconds + rest > left:
+            raise SkipError(
+                f"predicted {seconds:.0f} s to compile, and {rest:.0f} s for the shortest run; "
+                f"the budget leaves {max(left, 0):.0f} s"
+            )
 
     @property
     def _is_slow(self) -> bool:

@@ -69,11 +69,12 @@ FLOORS: dict[str, list[set[str]]] = {
         {"errors"},
         {"result", "axes"},
         {"meter", "stats", "components", "cases", "nvml", "pipes"},
-        {"probes", "sampling", "numerics", "timing", "watching"},
+        {"probes", "sampling", "numerics", "timing", "watching", "compiling"},
         {"fitting"},
         {"worker"},
-        {"runner", "verdict", "device", "runs"},
+        {"runner", "verdict", "device", "runs", "recipe", "console"},
         {"running", "compare"},
+        {"tuning"},
         {"report", "charts", "export", "schema"},
         {"page"},
         {"cli"},
@@ -84,7 +85,7 @@ FLOORS: dict[str, list[set[str]]] = {
 SHARED = {"facts", "spec", "paths", "errors", "command", "profiles"}
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
-    "torch": {"bench.worker", "bench.sampling", "bench.components", "provision.stand_in_worker"},
+    "torch": {"bench.worker", "bench.sampling", "bench.components", "bench.compiling", "provision.stand_in_worker"},
     "diffusers": {
         "bench.worker",
         "bench.sampling",
@@ -95,7 +96,7 @@ KEPT = {
     "transformers": {"bench.components", "provision.stand_in_worker"},
     "PIL": {"bench.numerics"},
     "matplotlib": {"bench.charts"},
-    "jinja2": {"bench.page"},
+    "jinja2": {"bench.page", "bench.recipe"},
     "huggingface_hub": {"provision.hub", "provision.client"},
     "uv": {"provision.sources"},
     "rattler": {"provision.rattler_worker"},

@@ -18,26 +18,13 @@ from bench import runner
 from bench.result import Phases, Result, Sample, Status
 from bench.worker import Request
 from tests.bench.conftest import a_case
-from tests.conftest import CHECKOUT
+from tests.bench.programs import PRELUDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NO_HUB = Path(os.devnull)
 HERE = Path(sys.executable)
-# What the programs below begin with.
-PRELUDE = f"""
-import json, os, signal, subprocess, sys
-sys.path.insert(0, {str(CHECKOUT)!r})
-from pathlib import Path
-from bench.result import Case, Phases, Result, Sample, Status, dumps, plain, record
-
-def say(event):
-    print(dumps(event), flush=True)
-
-request = json.loads(sys.stdin.readline())
-case = record(request["case"], Case, "case")
-"""
 GOOD_ANSWER = """
 say({"result": plain(Result(case, Status.OK, samples=(Sample(1.0, (0.5, 0.5), 0.9),)))})
 """

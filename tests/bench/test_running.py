@@ -15,61 +15,13 @@ from bench.result import Result, Run, Status
 from bench.worker import Request
 from provision.errors import BlockedError, SpecError
 from tests.bench.conftest import a_case
+from tests.bench.programs import AT_A_WORD, PLAIN, WORKER, Quiet
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A worker that answers at once; what it says of the machine is up to the test, and kept in a file between its runs.
-WORKER = f"""
-import json, sys
-sys.path.insert(0, {str(CHECKOUT)!r})
-from dataclasses import replace
-from pathlib import Path
-from bench.result import Case, Host, Numerics, Phases, Result, Sample, Status, dumps, plain, record
-
-def say(event):
-    print(dumps(event), flush=True)
-
-request = json.loads(sys.stdin.readline())
-case = record(request["case"], Case, "case")
-log = Path("asked")
-with log.open("a") as file:
-    file.write(json.dumps(request) + "\\n")
-turn = len(log.read_text().splitlines())
-samples = []
-seconds = 2.0
-host = Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0)
-numerics = Numerics(True, None, "0" * 64, forward_error=0.001 if request["compare"] else None)
-
-def image():
-    samples.append(Sample(seconds, (seconds / 4,) * 4, seconds))
-    say({{"phase": "samples"}})
-    say({{"sample": plain(samples[-1])}})
-
-def end():
-    say({{"result": plain(Result(case, Status.OK, samples=tuple(samples), host=host, numerics=numerics))}})
-"""
-PLAIN = "for _ in range(6): image()\nend()\n"
-PACED = """
-if case.dtype == "bf16": seconds = 2.2
-say({"phase": "samples"})
-turns = Path("turns")
-while sys.stdin.readline().strip() == "go":
-    with turns.open("a") as file: file.write(case.dtype + " ")
-    image()
-end()
-"""
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def begin(self, line: str) -> None: ...
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+PACED = "if case.dtype == 'bf16': seconds = 2.2\n" + AT_A_WORD
 
 
 @pytest.fixture

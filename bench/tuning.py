@@ -1,0 +1,245 @@
+"""The search for a model's fastest setting on a machine: axis by axis, every try measured and held against fp32."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from bench import cases, compare, device, recipe, runner, running, stats, verdict
+from bench.axes import DTYPES, LAYOUTS
+from bench.errors import Exit
+from bench.result import Status, plain
+from provision import spec
+from provision.errors import FirstlightError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from bench.result import Case, Result, Run
+    from bench.running import Bench, Progress, Session, Wish
+    from bench.stats import Summary
+
+BUDGETS = {"cpu": 300.0, "cuda": 240.0, "mps": 300.0}
+# Suites that say which size and how many steps fit a device, the first that has the model counts.
+_SHAPES = ("sampling", "pipelines", "tiny")
+# What is worth a try beside torch's own choice. On a CPU torch has two kernels; sliced saves memory and costs time.
+_ATTENTIONS = {"cpu": ("flash", "eager"), "cuda": ("flash", "efficient", "cudnn", "eager"), "mps": ("eager",)}
+_COMPILES = {"cpu": ("compiled",), "cuda": ("compiled", "compiled-graphs"), "mps": ()}
+_MOST_BATCH = 64
+_ROOM = 0.9  # of the host's free memory that a larger batch may be predicted to take
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found: `default` and `best` of the last measurement, in turns; `code` that sets the best.
+
+    `gain`: how many times as fast it is, None if it is the default. `doubt`: why that is not to be believed.
+    """
+
+    default: Result
+    best: Result
+    gain: Summary | None
+    tries: tuple[Result, ...]
+    run: Run
+    code: str
+    doubt: str | None = None
+
+    @property
+    def exit(self) -> Exit:
+        """5 where what was found is not to be believed."""
+        return Exit.NOT_JUDGED if self.doubt else Exit.GOOD
+
+
+def tune(wish: Wish, progress: Progress) -> Tuned:
+    """Search the fastest setting of one model; what `wish.changes` names is given, and not searched.
+
+    Numbers out of tolerance, a crash or too little memory rule a setting out. The default is fp32 and contiguous, as
+    diffusers loads a model; on a card with TF32 where it has it, as torch's own convolutions do, so that the gain is
+    rather too small than too large.
+
+    Raises:
+        SpecError: a name or a setting is wrong.
+        FirstlightError: the default itself cannot be measured.
+        BlockedError: the device, the interpreter or the disk cannot be used.
+    """
+    device.check_name(wish.device)
+    (model,) = wish.models
+    cases.check_picks([model], [])
+    given = running.settings(",".join(wish.changes))
+    bench = running.find_bench(wish)
+    chosen = running.choose_device(wish, bench, progress)
+    default = _default(model, chosen, given)
+    session = running.Session(wish, bench, wish.budget_seconds or BUDGETS[chosen.partition(":")[0]], progress)
+    search = _Search(session, bench, default, given)
+    return search.run()
+
+
+def told(found: Tuned) -> dict[str, Any]:
+    """What was found, as JSON's own types."""
+    default = stats.least_image_seconds(found.default)
+    tries = [
+        {
+            "case": plain(each.case),
+            "status": each.status.value,
+            "reason": each.reason,
+            "image_seconds": stats.least_image_seconds(each) if each.samples else None,
+            "gain": default / stats.least_image_seconds(each) if each.samples else None,
+            "forward_error": each.numerics.forward_error if each.numerics else None,
+        }
+        for each in found.tries
+    ]
+    return {
+        "schema": 1,
+        "default": plain(found.default.case),
+        "best": plain(found.best.case),
+        "gain": plain(found.gain),
+        "doubt": found.doubt,
+        "tries": tries,
+        "code": found.code,
+        "run": found.run.id,
+        "exit": int(found.exit),
+    }
+
+
+def _default(model: str, chosen: str, given: Mapping[str, str]) -> Case:
+    """The model as diffusers loads it, in a size that fits the device."""
+    for name in _SHAPES:
+        suite = cases.load_suite(name)
+        if any(model in block.model and (block.cpu if chosen == "cpu" else block.gpu) for block in suite.matrix or ()):
+            break
+    else:
+        raise SpecError(f"no suite says which size of {model} fits {chosen}: name it with --set size=… --set steps=…")
+    first = cases.unroll(suite, chosen, only_models=[model])[0].case
+    plain = {"dtype": "tf32" if chosen.startswith("cuda") else "fp32", "layout": "contiguous", "batch": "1"}
+    return cases.change(first, plain | dict(given))
+
+
+@dataclass
+class _Search:
+    """One axis after another, from the best setting that is known."""
+
+    session: Session
+    bench: Bench
+    default: Case
+    given: Mapping[str, str]
+    tries: dict[Case, Result] = field(default_factory=dict)
+
+    def run(self) -> Tuned:
+        """Measure the default, search, and measure the best against the default once more, image by image."""
+        first = self._measure(self.default, later=8)
+        if first.status is not Status.OK:
+            raise FirstlightError(
+                f"the default itself cannot be measured ({first.status.value}: {first.cause}). "
+                "Give a smaller --set size=… or --set steps=…, or a larger --budget."
+            )
+        best = first
+        for stage in (self._precisions, self._attentions, self._compiles, self._batches):
+            for case, later in stage(best.case):
+                if case not in self.tries and _beats(self._measure(case, later), best):
+                    best = self.tries[case]
+        if best.case == self.default:
+            return self._told(first, first, None)
+        return self._confirmed(best)
+
+    def _precisions(self, best: Case) -> Iterator[tuple[Case, int]]:
+        """Every dtype in every layout; a dtype that cannot be is not tried in a second layout."""
+        dtypes = [name for name in DTYPES if name != "fp64" and (name != "tf32" or best.device.startswith("cuda"))]
+        wanted = [best.dtype] if "dtype" in self.given else dtypes
+        layouts = [best.layout] if "layout" in self.given else LAYOUTS
+        pairs = [(dtype, layout) for dtype in wanted for layout in layouts]
+        ruled_out: set[str] = set()
+        for number, (dtype, layout) in enumerate(pairs):
+            case = replace(best, dtype=dtype, layout=layout)
+            if dtype in ruled_out:
+                continue
+            yield case, len(pairs) - number + 2
+            if (found := self.tries.get(case)) is not None and found.status is not Status.OK:
+                ruled_out.add(dtype)
+
+    def _attentions(self, best: Case) -> Iterator[tuple[Case, int]]:
+        if "attention" not in self.given:
+            known = _ATTENTIONS[best.device.partition(":")[0]]
+            for number, attention in enumerate(known):
+                yield replace(best, attention=attention), len(known) - number + 1
+
+    def _compiles(self, best: Case) -> Iterator[tuple[Case, int]]:
+        if "compile" not in self.given:
+            for mode in _COMPILES[best.device.partition(":")[0]]:
+                case = replace(best, compile=mode)
+                yield case, 1
+                if self.tries[case].status is not Status.OK:
+                    return
+
+    def _batches(self, best: Case) -> Iterator[tuple[Case, int]]:
+        """Twice as many images at once, as long as that is faster an image and will fit."""
+        batch = best.batch * 2
+        while "batch" not in self.given and batch <= _MOST_BATCH and self._fits(self.tries[best], batch):
+            case = replace(best, batch=batch)
+            yield case, 0
+            if not _beats(self.tries[case], self.tries[best]):
+                return
+            best, batch = case, batch * 2
+
+    def _fits(self, before: Result, batch: int) -> bool:
+        """Whether a batch will fit the host's memory, as if all that it takes grew with it. A card says so itself."""
+        if before.case.device.startswith("cuda") or before.memory.host_run_peak_bytes is None:
+            return True
+        import psutil
+
+        predicted = before.memory.host_run_peak_bytes * batch / before.case.batch
+        room = min(psutil.virtual_memory().available, self.bench.machine.memory_bytes)  # a container may grant less
+        return predicted < _ROOM * room
+
+    def _measure(self, case: Case, later: int) -> Result:
+        """One try, with its share of the time that the confirmation does not need."""
+        left = self.session.ends - time.monotonic() - self._reserve(case.batch)
+        if case.compile != "eager":
+            left /= 2  # the confirmation compiles once more
+        found = self.session.one(cases.Cell(case, find_max=False), left / (later + 1), left, f"  {case.name:<60}")
+        self.tries[case] = found
+        return found
+
+    def _reserve(self, batch: int) -> float:
+        """Seconds for the confirmation: two processes, and as many pairs as an interval needs."""
+        first = self.tries.get(self.default)
+        if first is None:
+            return 0.0
+        images = stats.least_image_seconds(first) * (self.default.batch + batch)
+        return 2 * self.session.overhead(self.default) + (runner.FEWEST_PAIRS + 3) * images
+
+    def _confirmed(self, best: Result) -> Tuned:
+        """The default and the best, image by image in turns; again where that was disturbed and time is left."""
+        limit = self.session.ends - time.monotonic()
+        pythons = (self.bench.python, self.bench.python)
+        began = time.monotonic()
+        pair = self.session.pair((self.default, best.case), pythons, limit, limit, "  default / best")
+        took = time.monotonic() - began
+        if _doubt(pair) and self.session.ends - time.monotonic() > took:
+            again = self.session.pair((self.default, best.case), pythons, took, took, "  default / best, again")
+            pair = pair if _doubt(again) else again
+        one, two = pair
+        faults = [f"{each.status.value}: {each.cause}" for each in pair if each.status is not Status.OK]
+        if faults:
+            return self._told(self.tries[self.default], best, None, doubt=f"it could not be confirmed, {faults[0]}")
+        return self._told(one, two, compare.paired_ratio(two, one), doubt=_doubt(pair))
+
+    def _told(self, default: Result, best: Result, gain: Summary | None, doubt: str | None = None) -> Tuned:
+        self.tries |= {default.case: default, best.case: best}
+        tries = tuple(self.tries.values())
+        # A setting that is ruled out says nothing of the machine.
+        run = self.session.keep(tries, judged=(default, best))
+        manifest = spec.load_tables(self.bench.envs / "models.toml", spec.ModelSpec)
+        return Tuned(default, best, gain, tries, run, recipe.code(best.case, manifest), doubt)
+
+
+def _beats(found: Result, best: Result) -> bool:
+    """Whether a try is right, and faster by more than two tries of one setting differ."""
+    both = [summary for each in (found, best) if (summary := stats.image_seconds(each)) is not None]
+    if found.status is not Status.OK or len(both) < 2:
+        return False
+    return both[0].minimum < both[1].minimum * (1 - max(compare.LEAST_EFFECT, *(each.spread for each in both)))
+
+
+def _doubt(pair: Iterable[Result]) -> str | None:
+    return next((found for each in pair if (found := verdict.contended(each))), None)

@@ -1,0 +1,65 @@
+"""Programs that stand in the worker's place: what each begins with, and one that answers at once."""
+
+from __future__ import annotations
+
+from tests.conftest import CHECKOUT
+
+PRELUDE = f"""
+import json, os, signal, subprocess, sys
+sys.path.insert(0, {str(CHECKOUT)!r})
+from dataclasses import replace
+from pathlib import Path
+from bench.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, dumps, plain, record
+
+def say(event):
+    print(dumps(event), flush=True)
+
+request = json.loads(sys.stdin.readline())
+case = record(request["case"], Case, "case")
+"""
+# What it says of the machine is up to the test, and kept in a file between its runs.
+WORKER = (
+    PRELUDE
+    + """
+log = Path("asked")
+with log.open("a") as file:
+    file.write(json.dumps(request) + "\\n")
+turn = len(log.read_text().splitlines())
+samples = []
+seconds = 2.0
+host = Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0)
+numerics = Numerics(True, None, "0" * 64, forward_error=0.001 if request["compare"] else None)
+memory = Memory()
+
+def image():
+    samples.append(Sample(seconds, (seconds / 4,) * 4, seconds))
+    say({"phase": "samples"})
+    say({"sample": plain(samples[-1])})
+
+def end(status=Status.OK, reason=None):
+    told = Result(case, status, reason, samples=tuple(samples), host=host, numerics=numerics, memory=memory)
+    say({"result": plain(told)})
+"""
+)
+PLAIN = "for _ in range(6): image()\nend()\n"
+# Its images are made at a word.
+AT_A_WORD = """
+say({"phase": "samples"})
+turns = Path("turns")
+while sys.stdin.readline().strip() == "go":
+    with turns.open("a") as file: file.write(case.dtype + " ")
+    image()
+end()
+"""
+
+
+class Quiet:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, line: str) -> None: ...
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)

@@ -1,0 +1,107 @@
+"""The code that is to be pasted: it is Python for every model and setting, and draws where the model is there."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import axes, recipe
+from bench.result import Case
+from provision import spec, stand_ins
+from provision.paths import Root
+from provision.spec import ModelFile, ModelSpec
+from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENVS = CHECKOUT / "envs"
+MANIFEST = spec.load_tables(ENVS / "models.toml", ModelSpec)
+PLAIN = Case("stable-diffusion-v1-5", "cuda:0", "fp16", "dpmpp-karras", 20, 1, 512, 512)
+
+
+@pytest.mark.parametrize(("model", "task"), [(model, task) for model in axes.models() for task in axes.tasks(model)])
+@pytest.mark.parametrize("attention", ["sdpa", "flash", "eager", "sliced"])
+def test_it_is_python_for_every_model_and_task(model: str, task: str, attention: str) -> None:
+    case = replace(PLAIN, model=model, task=task, attention=attention, layout="channels_last", compile="compiled-tuned")
+    text = recipe.code(case, MANIFEST)
+    ast.parse(text)
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+    assert "\n\n\n" not in text
+
+
+def test_what_is_as_usual_has_no_line() -> None:
+    text = recipe.code(PLAIN, MANIFEST)
+    for word in ("compile", "channels_last", "sdpa", "tf32", "num_images", "offload", "threads", "tiling"):
+        assert word not in text
+    assert 'variant="fp16"' in text
+    assert MANIFEST["stable-diffusion-v1-5"].revision in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"dtype": "tf32"}, "torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True"),
+        ({"dtype": "fp32"}, "torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False"),
+        ({"compile": "compiled"}, "pipe.unet.forward = torch.compile(pipe.unet.forward)"),
+        (
+            {"compile": "compiled-graphs"},
+            'pipe.unet.forward = torch.compile(pipe.unet.forward, mode="reduce-overhead")',
+        ),
+        ({"batch": 4}, "    num_images_per_prompt=4,"),
+        ({"attention": "cudnn"}, "with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):"),
+        ({"vae": "tiling"}, "pipe.vae.enable_tiling()"),
+        ({"offload": "model"}, "pipe.enable_model_cpu_offload()"),
+        ({"threads": 2}, "torch.set_num_threads(2)"),
+        ({"layout": "channels_last"}, "pipe.vae.to(memory_format=torch.channels_last)"),
+    ],
+)
+def test_a_setting_has_its_line(changes: dict[str, object], line: str) -> None:
+    assert line in recipe.code(replace(PLAIN, **changes), MANIFEST).splitlines()  # type: ignore[arg-type]
+
+
+def test_a_model_that_no_manifest_has_leaves_a_place() -> None:
+    text = recipe.code(replace(PLAIN, model="tiny-sd"), MANIFEST)
+    assert '    "…",  # your model' in text
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("tiny-sd", {"layout": "channels_last", "attention": "eager", "batch": 2, "dtype": "bf16"}),
+        ("tiny-sd", {"attention": "math", "vae": "slicing"}),
+        ("tiny-ddpm", {"layout": "channels_last", "attention": "flash", "batch": 2, "dtype": "bf16"}),
+    ],
+)
+def test_it_draws(measured_python: Path, tmp_path: Path, model: str, changes: dict[str, object]) -> None:
+    """Pasted as it is, under the environment, with the network off."""
+    root = Root(tmp_path)
+    root.hub.mkdir(parents=True)
+    entry = ModelSpec(
+        repo=f"stand-in/{model}",
+        revision="1" * 40,
+        license="mit",
+        architecture=model,
+        files=[ModelFile(path="model_index.json")],
+    )
+    snapshot = stand_ins.build(root, model, entry, ENVS, measured_python)
+    if model == "tiny-ddpm":  # its original is a model that stands alone
+        for file in [*(snapshot / "unet").iterdir(), snapshot / "scheduler/scheduler_config.json"]:
+            shutil.copyfile(file, snapshot / file.name)
+    entry = entry.model_copy(update={"revision": snapshot.name})
+    case = Case(model, "cpu", "fp32", "euler", steps=2, batch=1, height=64, width=64)
+    text = recipe.code(replace(case, **changes), {model: entry})  # type: ignore[arg-type]
+    text += "\nimport numpy\nprint(len(images), numpy.isfinite(numpy.asarray(images)).all())\n"
+    environ = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(root.hub)}
+    done = subprocess.run(
+        [measured_python, "-c", text], capture_output=True, text=True, check=False, env=environ, cwd=root.path
+    )
+    assert done.stdout.splitlines()[-1:] == [f"{changes.get('batch', 1)} True"], done.stdout + done.stderr[-3000:]
+    assert "torch_dtype` is deprecated" not in done.stderr

@@ -1,0 +1,203 @@
+"""The search for the fastest setting, with a program in the worker's place that knows how fast each one is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import report, runner, running, runs, tuning
+from bench.errors import Exit
+from bench.result import Status
+from provision.errors import FirstlightError, SpecError
+from tests.bench.conftest import command, environment
+from tests.bench.programs import AT_A_WORD, WORKER, Quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.tuning import Tuned
+
+# fp16 has no kernels here, flash is fast and wrong, compiling costs too much, and two images at once are the best.
+SPEEDS = (
+    WORKER
+    + """
+seconds *= {"fp32": 1.0, "bf16": 0.6, "fp16": 0.1}[case.dtype] * {"contiguous": 1.0, "channels_last": 0.8}[case.layout]
+seconds *= {"sdpa": 1.0, "flash": 0.5, "eager": 0.99}[case.attention]
+seconds *= {1: 1.0, 2: 1.8, 4: 3.6}[case.batch]
+if case.dtype == "fp16": end(Status.SKIPPED, "predicted 9 s a step"); sys.exit()
+if case.compile != "eager": end(Status.SKIPPED, "predicted 83 s to compile"); sys.exit()
+"""
+)
+GO = """
+if request["paced"]:
+"""
+GO += "".join(f"    {line}\n" for line in AT_A_WORD.strip().splitlines())
+GO += """    sys.exit()
+for _ in range(6): image()
+end(*((Status.ERROR, "one evaluation is 0.3 from fp32's") if case.attention == "flash" else ()))
+"""
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tuned]:
+    def run_program(program: str = "", *, go: str = GO, **changes: Any) -> Tuned:
+        file = tmp_path / "program.py"
+        file.write_text(SPEEDS + program + go)
+        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        python, out = Path(sys.executable), tmp_path / "out"
+        wish = running.Wish(
+            "tune", "cpu", ["tiny-ddpm"], [], python, str(tmp_path), None, None, out, 120.0, changes=("steps=3",)
+        )
+        return tuning.tune(replace(wish, **changes), Quiet())
+
+    return run_program
+
+
+def settings(found: Tuned) -> list[str]:
+    return ["/".join(report.setting(each.case)) for each in found.tries]
+
+
+def test_the_fastest_setting_whose_numbers_are_right_is_found_and_confirmed(
+    search: Callable[..., Tuned], tmp_path: Path
+) -> None:
+    found = search()
+    assert settings(found) == [
+        "fp32/batch 1",
+        "fp32/batch 1/channels_last",
+        "bf16/batch 1",
+        "bf16/batch 1/channels_last",
+        "fp16/batch 1",
+        "bf16/batch 1/channels_last/attention-flash",
+        "bf16/batch 1/channels_last/attention-eager",
+        "bf16/batch 1/channels_last/compiled",
+        "bf16/batch 2/channels_last",
+        "bf16/batch 4/channels_last",
+    ]
+    assert report.setting(found.best.case) == ["bf16", "batch 2", "channels_last"]
+    assert found.gain is not None
+    assert found.gain.median == pytest.approx(1 / (0.6 * 0.8 * 0.9))
+    assert found.exit is Exit.GOOD
+    assert len(Path("turns").read_text().split()) >= 12, "both were made again, in turns"
+    assert "    dtype=torch.bfloat16," in found.code
+    assert "torch.channels_last" in found.code
+
+
+def test_the_search_is_kept_as_a_run_that_its_ruled_out_settings_do_not_fail(
+    search: Callable[..., Tuned], tmp_path: Path
+) -> None:
+    found = search()
+    kept = runs.load("", tmp_path / "out")
+    assert kept == found.run
+    assert kept.verdict.state.value == "pass"
+    assert len({result.case for result in kept.results}) == len(kept.results) == 10
+    assert {result.case.steps for result in kept.results} == {3}
+
+
+def test_what_is_given_is_not_searched(search: Callable[..., Tuned]) -> None:
+    found = search(changes=("dtype=fp32", "batch=2", "attention=sdpa", "compile=eager"))
+    assert settings(found) == ["fp32/batch 2", "fp32/batch 2/channels_last"]
+
+
+def test_a_difference_that_noise_explains_changes_nothing(search: Callable[..., Tuned]) -> None:
+    found = search("seconds = 2.0 * case.batch * (1 - 0.02 * (case.dtype == 'bf16'))\n")
+    assert found.gain is None
+    assert found.best is found.default
+    told = report.tuned(found, color=False, width=100)
+    assert "the default is the fastest setting: fp32, batch 1" in told
+
+
+def test_a_model_that_cannot_be_measured_is_told(search: Callable[..., Tuned]) -> None:
+    with pytest.raises(FirstlightError, match=r"the default itself cannot be measured \(oom: too big") as told:
+        search("end(Status.OOM, 'too big'); sys.exit()\n")
+    assert told.value.exit == 1
+
+
+def test_a_gain_on_a_disturbed_machine_is_measured_again_and_not_believed(search: Callable[..., Tuned]) -> None:
+    found = search("if request['paced']: host = replace(host, wait_share=0.4)\n")
+    assert found.exit is Exit.NOT_JUDGED
+    assert found.doubt == "its threads waited 40% of the time for a core"
+    paced = [line for line in Path("asked").read_text().splitlines() if json.loads(line)["paced"]]
+    assert len(paced) == 4
+    assert "not to be believed: its threads waited" in report.tuned(found, color=False, width=100)
+
+
+def test_a_best_that_dies_when_it_is_confirmed_is_told(search: Callable[..., Tuned]) -> None:
+    found = search("if request['paced'] and case.dtype == 'bf16': sys.exit(3)\n")
+    assert found.gain is None
+    assert found.exit is Exit.NOT_JUDGED
+    assert (found.doubt or "").startswith("it could not be confirmed, error: the worker ended")
+
+
+def test_a_batch_that_would_not_fit_the_memory_is_not_tried(search: Callable[..., Tuned]) -> None:
+    found = search("memory = Memory(host_run_peak_bytes=1 << 50)\n")
+    assert {each.case.batch for each in found.tries} == {1}
+
+
+def test_when_the_time_is_over_nothing_more_is_begun(search: Callable[..., Tuned]) -> None:
+    found = search(budget_seconds=14.0)
+    late = [each.reason for each in found.tries if each.reason and "the budget leaves" in each.reason]
+    assert late
+    assert found.default.status is Status.OK
+
+
+def test_a_cards_default_is_what_torch_does_by_itself() -> None:
+    assert tuning._default("stable-diffusion-v1-5", "cuda:0", {}).dtype == "tf32"
+    assert tuning._default("stable-diffusion-xl", "cuda:0", {"dtype": "fp16"}).dtype == "fp16"
+    assert tuning._default("ddpm-cat-256", "cpu", {"size": "32"}).height == 32
+
+
+def test_what_was_found_as_json(search: Callable[..., Tuned]) -> None:
+    told = json.loads(json.dumps(tuning.told(search())))
+    assert told["best"]["batch"] == 2
+    assert told["gain"]["median"] == pytest.approx(2.3148, rel=1e-3)
+    assert told["tries"][4] == {
+        "case": told["tries"][4]["case"],
+        "status": "skipped",
+        "reason": "predicted 9 s a step",
+        "image_seconds": None,
+        "gain": None,
+        "forward_error": None,
+    } | {"forward_error": told["tries"][4]["forward_error"]}
+    assert told["exit"] == 0
+
+
+def test_the_table_has_the_fastest_first_and_what_was_ruled_out_last(search: Callable[..., Tuned]) -> None:
+    lines = report.tuned(search(), color=False, width=160).splitlines()
+    rows = [line for line in lines if line.startswith("│")]
+    assert "bf16, batch 2, channels_last" in rows[0]
+    assert "2.31" in rows[0]
+    assert "attention-flash" in rows[-3], "it is fast, and wrong"
+    assert "error bf16, batch 1, channels_last, attention-flash: one evaluation is 0.3 from fp32's" in lines
+    assert any("predicted 83 s to compile" in line for line in lines)
+
+
+def test_a_model_must_be_known(search: Callable[..., Tuned]) -> None:
+    with pytest.raises(SpecError, match="unknown model"):
+        search(models=["nothing"])
+
+
+@pytest.mark.worker
+def test_a_real_search_from_the_command_line(measured_python: Path, tmp_path: Path) -> None:
+    argv = command("tune", "--model", "tiny-ddpm", "--device", "cpu", "--python", measured_python, "--root", tmp_path)
+    given = ["--set", "attention=sdpa", "--set", "compile=eager", "--set", "batch=1", "--set", "layout=contiguous"]
+    done = subprocess.run(
+        [*argv, *given, "--budget", "90", "--json", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert done.returncode in {0, 5}, done.stderr
+    told = json.loads(done.stdout)
+    assert [each["case"]["dtype"] for each in told["tries"]] == ["fp32", "bf16", "fp16"]
+    assert told["default"]["dtype"] == "fp32"
+    assert told["best"]["dtype"] in {"fp32", "bf16", "fp16"}
+    compile(told["code"], "recipe", "exec")
+    assert (tmp_path / "results" / told["run"] / "run.json").exists()
