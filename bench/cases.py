@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from provision.paths import Root
 
 SUITES = Path(__file__).parent / "suites"
+_USUAL = ("sampling", "pipelines", "tiny")  # the first that has a model says what is usual
 
 
 def suites() -> list[str]:
@@ -166,6 +167,21 @@ def unroll(
     if not cells:
         raise SpecError("this suite has no case with that model and dtype on this device.")
     return [Cell(case, find_max) for case, find_max in cells.items()]
+
+
+def usual(model: str, device: str) -> Case:
+    """A case of a model as the suites have it, in a size and with as many steps as fit the device.
+
+    Raises:
+        SpecError: no such model, or no suite has it for this device.
+    """
+    check_picks([model], [])
+    for name in _USUAL:
+        suite = load_suite(name)
+        blocks = [block for block in suite.matrix or () if model in block.model]
+        if any(block.cpu if device == "cpu" else block.gpu for block in blocks):
+            return unroll(suite, device, only_models=[model])[0].case
+    raise SpecError(f"no suite says which size of {model} fits {device}.")
 
 
 def check_picks(only_models: Sequence[str], only_dtypes: Sequence[str]) -> None:

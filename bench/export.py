@@ -63,6 +63,17 @@ def pytest_benchmark(run: Run) -> dict[str, Any]:
     }
 
 
+def extra_info(result: Result) -> dict[str, Any]:
+    """What a benchmark of pytest-benchmark says beside its times."""
+    return {
+        "status": result.status.value,
+        "trust": trust.state if (trust := result.trust or verdict.trust(result)) else None,
+        "weights": result.weights,
+        "peak_share": stats.peak_share(result),
+        **{name: value for name, value in asdict(result.memory).items() if value is not None},
+    }
+
+
 def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
     images, steps = stats.image_seconds(result), stats.step_seconds(result)
     seconds = [sample.seconds / result.case.batch for sample in result.samples]
@@ -115,13 +126,7 @@ def _benchmark(result: Result) -> dict[str, Any]:
         "fullname": f"bench::{result.case.name}",
         "params": case,
         "param": result.case.name,
-        "extra_info": {
-            "status": result.status.value,
-            "trust": trust.state if (trust := result.trust or verdict.trust(result)) else None,
-            "weights": result.weights,
-            "peak_share": stats.peak_share(result),
-            **{name: value for name, value in asdict(result.memory).items() if value is not None},
-        },
+        "extra_info": extra_info(result),
         "options": {
             "disable_gc": False,
             "timer": "perf_counter",

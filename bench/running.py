@@ -184,14 +184,14 @@ class Session:
         for number, cell in enumerate(cells):
             where = f"  [{number + 1}/{len(cells)}] {cell.case.name:<52}"
             began = time.monotonic()
-            results.append(self._measure(cell, cells[number + 1 :], where))
+            results.append(self.measure_one(cell, cells[number + 1 :], where))
             took[number] = time.monotonic() - began
         for number, cell in enumerate(cells):
             before = results[number]
             if verdict.contended(before) is None or self.ends - time.monotonic() < took[number]:
                 continue
             where = f"  [{number + 1} again] {cell.case.name:<52}"
-            again = self._measure(cell, [], where)
+            again = self.measure_one(cell, [], where)
             better = again.status is Status.OK and verdict.contended(again) is None
             results[number] = replace(again if better else before, attempts=2)
         return results
@@ -263,7 +263,8 @@ class Session:
         left = self.ends - time.monotonic()
         return left / (len(later) + 1), left - each * sum(self.overhead(cell.case) for cell in later)
 
-    def _measure(self, cell: Cell, later: Sequence[Cell], where: str) -> Result:
+    def measure_one(self, cell: Cell, later: Sequence[Cell], where: str) -> Result:
+        """One case, with its share of the time that the later ones do not need for their start."""
         share, limit = self._times(later)
         return self.one(cell, share, limit, where)
 

@@ -11,7 +11,7 @@ from bench.axes import DTYPES, LAYOUTS
 from bench.errors import Exit
 from bench.result import Status, plain
 from provision import spec
-from provision.errors import FirstlightError, SpecError
+from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from bench.stats import Summary
 
 BUDGETS = {"cpu": 300.0, "cuda": 240.0, "mps": 300.0}
-# Suites that say which size and how many steps fit a device, the first that has the model counts.
-_SHAPES = ("sampling", "pipelines", "tiny")
 # What is worth a try beside torch's own choice. On a CPU torch has two kernels; sliced saves memory and costs time.
 _ATTENTIONS = {"cpu": ("flash", "eager"), "cuda": ("flash", "efficient", "cudnn", "eager"), "mps": ("eager",)}
 _COMPILES = {"cpu": ("compiled",), "cuda": ("compiled", "compiled-graphs"), "mps": ()}
@@ -104,15 +102,8 @@ def told(found: Tuned) -> dict[str, Any]:
 
 def _default(model: str, chosen: str, given: Mapping[str, str]) -> Case:
     """The model as diffusers loads it, in a size that fits the device."""
-    for name in _SHAPES:
-        suite = cases.load_suite(name)
-        if any(model in block.model and (block.cpu if chosen == "cpu" else block.gpu) for block in suite.matrix or ()):
-            break
-    else:
-        raise SpecError(f"no suite says which size of {model} fits {chosen}: name it with --set size=… --set steps=…")
-    first = cases.unroll(suite, chosen, only_models=[model])[0].case
     plain = {"dtype": "tf32" if chosen.startswith("cuda") else "fp32", "layout": "contiguous", "batch": "1"}
-    return cases.change(first, plain | dict(given))
+    return cases.change(cases.usual(model, chosen), plain | dict(given))
 
 
 @dataclass

@@ -1,0 +1,244 @@
+"""pytest-benchmark's plugin: one image of a case as a fixture, this machine in its JSON, and our suites as tests."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from bench.cases import Cell
+    from bench.result import Case, Result
+    from bench.running import Session
+    from bench.sampling import Images
+
+_SUITES = pytest.StashKey["Suites"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `pytest --pyargs bench.suites` takes."""
+    group = parser.getgroup("firstlight", "diffusion benchmarks")
+    group.addoption("--diffusion-suite", help="The suite of bench.suites: a name, or a .toml file; default: quick.")
+    group.addoption("--diffusion-device", help="auto, cpu, cuda, cuda:N or mps.")
+    group.addoption("--diffusion-python", help="The interpreter that bench.suites measures.")
+    group.addoption("--diffusion-root", help="The persistent folder.")
+    group.addoption("--diffusion-out", help="Where bench.suites keeps its run.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers",
+        "diffusion(model, **axes): what diffusion_case makes: dtype, scheduler, size, steps, batch, layout, …, device",
+    )
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-benchmark, which may be absent
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Say on what was measured."""
+    from provision import facts
+
+    machine_info["firstlight"] = facts.probe().to_dict()
+    for name in ("torch", "diffusers"):
+        try:
+            machine_info[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            machine_info[name] = None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say where the run of a suite lies."""
+    if _SUITES in config.stash and config.stash[_SUITES].kept is not None:
+        terminalreporter.write_line(f"kept: {config.stash[_SUITES].kept}")
+
+
+class DiffusionCase:
+    """One case in this very process: called, it makes a batch of images and waits until the device has done so."""
+
+    def __init__(self, case: Case, weights: Mapping[str, str]) -> None:
+        """Build the model, give it its weights, and make a first batch: kernels are chosen, caches are warm.
+
+        Args:
+            case: what is made.
+            weights: {architecture: snapshot folder}; empty: seeded random ones.
+        """
+        import torch
+
+        from bench import components, meter, sampling
+
+        self.case = case
+        self.weights = "real" if weights else "random"
+        self._torch, self._meter = torch, meter
+        with torch.no_grad():
+            model = components.Model(torch, case)
+            self.flops = model.flops()
+            model.load({name: Path(folder) for name, folder in weights.items()})
+            self._loop = sampling.Loop(model)
+        self.unet = model.components["unet"]
+        self()
+        self._memory = meter.Peaks(torch, case.device)
+
+    def __call__(self) -> Images:
+        """Make a batch of images."""
+        with self._torch.no_grad():
+            images = self._loop(lambda: None)
+            self._meter.synchronize(self._torch, self.case.device)
+        return images
+
+    def extra_info(self) -> dict[str, Any]:
+        """What belongs beside its times: the case, FLOPs, and the memory since it was ready."""
+        self._memory.pause()
+        memory = {name: value for name, value in asdict(self._memory.memory()).items() if value is not None}
+        work = {"flops_per_step": self.flops.step, "flops_per_batch": self.flops.batch, "weights": self.weights}
+        return {"case": asdict(self.case), **work, **memory}
+
+
+@pytest.fixture
+def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
+    """The case of the test's `diffusion` marker, or of an indirect parameter (a dict of the same).
+
+    What torch is set to meanwhile (TF32, threads) is put back. Where the test has pytest-benchmark's `benchmark`, the
+    case, its FLOPs and its memory are in `extra_info`.
+    """
+    benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
+    marker = request.node.get_closest_marker("diffusion")
+    told: dict[str, Any] = dict(getattr(request, "param", None) or (marker.kwargs if marker else {}))
+    if marker and marker.args:
+        told["model"] = marker.args[0]
+    if "model" not in told:
+        pytest.fail('which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256", dtype="bf16")', pytrace=False)
+    import torch
+
+    from bench import components
+    from bench.errors import SkipError
+    from provision.errors import SpecError
+
+    weights = told.pop("weights", {})
+    try:
+        case = _case(torch, told)
+    except SpecError as error:
+        pytest.fail(str(error), pytrace=False)
+    threads = torch.get_num_threads()
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    components.set_precision(torch, case.dtype)
+    try:
+        if case.threads:
+            torch.set_num_threads(case.threads)
+        made = DiffusionCase(case, weights)
+        yield made
+        if benchmark is not None:
+            benchmark.extra_info.update(made.extra_info())
+    except SkipError as error:
+        pytest.skip(str(error))
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _case(torch: Any, told: dict[str, Any]) -> Case:
+    """A case as the suites have it for this machine, with what is told changed."""
+    from bench import cases
+
+    device = told.pop("device", "auto")
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return cases.change(cases.usual(told.pop("model"), device), {axis: str(value) for axis, value in told.items()})
+
+
+class Replay:
+    """A clock that moves by what was measured: pytest-benchmark reads the samples of another process from it."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._ahead: Iterator[float] = iter(())
+
+    def __call__(self) -> float:
+        """The time, in seconds."""
+        return self._now
+
+    def wind(self, seconds: list[float]) -> None:
+        """What the next rounds take."""
+        self._ahead = iter(seconds)
+
+    def tick(self) -> None:
+        """One round."""
+        self._now += next(self._ahead)
+
+
+class Suites:
+    """The cells of the chosen suite, and the session that measures them as `bench run` does."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        from bench import cases, running
+
+        python = _option(config, "python")
+        self._wish = running.Wish(
+            _option(config, "suite") or "quick",
+            _option(config, "device") or "auto",
+            [],
+            [],
+            Path(python) if python else None,
+            _option(config, "root"),
+            None,
+            None,
+            Path(_option(config, "out") or "results"),
+            None,
+            command="pytest --pyargs bench.suites",
+        )
+        suite = cases.load_suite(self._wish.suite)
+        self._bench = running.find_bench(self._wish)
+        self.device = running.choose_device(self._wish, self._bench, self)
+        self._budget = getattr(suite.budget, self.device.partition(":")[0])
+        self.cells = cases.unroll(suite, self.device)
+        self.kept: Path | None = None
+        self._session: Session | None = None
+        self._results: dict[Case, Result] = {}
+
+    def measure(self, cell: Cell) -> Result:
+        """One case, within its share of the suite's budget, which begins with the first."""
+        from bench import running
+
+        if self._session is None:
+            self._session = running.Session(self._wish, self._bench, self._budget, self)
+        later = self.cells[self.cells.index(cell) + 1 :]
+        self._results[cell.case] = self._session.measure_one(cell, later, f"  {cell.case.name}")
+        return self._results[cell.case]
+
+    def keep(self) -> None:
+        """Write the run."""
+        if self._session is not None:
+            self._session.keep(list(self._results.values()))
+            self.kept = self._session.folder / "run.json"
+
+    def begin(self, line: str) -> None:
+        """Pytest says which test is at work."""
+
+    def say(self, line: str) -> None:
+        """What became of it is in its report."""
+
+
+def suites(config: pytest.Config) -> Suites:
+    """The suite of a run of pytest.
+
+    Raises:
+        pytest.UsageError: it cannot be measured here; the message says why, and what helps.
+    """
+    from provision.errors import FirstlightError
+
+    if _SUITES not in config.stash:
+        try:
+            config.stash[_SUITES] = Suites(config)
+        except FirstlightError as error:
+            raise pytest.UsageError(str(error).replace(" --", " --diffusion-")) from None
+    return config.stash[_SUITES]
+
+
+def _option(config: pytest.Config, name: str) -> str | None:
+    """An option; None also where the plugin came too late to be asked for any."""
+    told: str | None = config.getoption(f"--diffusion-{name}", None)
+    return told

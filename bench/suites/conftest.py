@@ -1,0 +1,3 @@
+"""Lets `pytest --pyargs bench.suites` find the plugin where firstlight is not installed as a package."""
+
+pytest_plugins = ["bench.pytest_plugin"]

@@ -1,0 +1,135 @@
+"""The plugin for pytest-benchmark, in real runs of pytest: other people's tests, and our suites as tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import runs
+from bench.pytest_plugin import Replay
+from tests.bench.conftest import environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The toolbox has pytest, the measured environment has torch: this process takes what it lacks from there.
+BOTH = """
+import subprocess, sys
+packages = subprocess.run(
+    [sys.argv.pop(1), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
+).stdout.strip()
+sys.path.append(packages)
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+THEIRS = """
+import pytest
+
+@pytest.mark.diffusion("tiny-ddpm", dtype="bf16", batch=2, threads=1)
+def test_unet(diffusion_case, benchmark):
+    import torch
+    assert torch.get_num_threads() == 1
+    images = benchmark(diffusion_case)
+    assert images.pixels.shape == (2, 3, 16, 16)
+    assert not images.raw.requires_grad
+
+def test_what_torch_was_set_to_is_back():
+    import torch
+    assert torch.get_num_threads() > 1 or torch.get_num_threads() == len(__import__("os").sched_getaffinity(0))
+    assert torch.is_grad_enabled()
+
+@pytest.mark.parametrize("diffusion_case", [{"model": "tiny-sd", "scheduler": "euler"}], indirect=True)
+def test_without_a_benchmark(diffusion_case):
+    assert diffusion_case.case.scheduler == "euler"
+    assert diffusion_case.unet.dtype.itemsize in (2, 4)
+
+@pytest.mark.diffusion("tiny-ddpm", offload="model")
+def test_what_is_not_to_be_had(diffusion_case): ...
+
+@pytest.mark.diffusion("tiny-ddpm", dtype="tf33")
+def test_a_wrong_name(diffusion_case): ...
+
+def test_no_name(diffusion_case): ...
+"""
+
+
+def run(folder: Path, *words: object, first: list[object] | None = None) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, *(first or ["-m", "pytest"]), "-p", "no:cacheprovider", *words]
+    return subprocess.run([*map(str, argv)], capture_output=True, text=True, check=False, cwd=folder, env=environment())
+
+
+@pytest.mark.worker
+def test_a_case_in_other_peoples_tests(measured_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_theirs.py").write_text(THEIRS)
+    first: list[object] = ["-c", BOTH, measured_python]
+    told = tmp_path / "told.json"
+    done = run(tmp_path, "-p", "bench.pytest_plugin", "-rsE", "--benchmark-json", told, first=first)
+    assert "3 passed, 1 skipped" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "2 errors" in done.stdout
+    assert "offload model: only a pipeline on a CUDA device" in done.stdout
+    assert "dtype=tf33: unknown dtype 'tf33'; there is: fp64" in done.stdout
+    assert 'which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256"' in done.stdout
+    found = json.loads(told.read_text())
+    (benchmark,) = found["benchmarks"]
+    info = benchmark["extra_info"]
+    assert (info["case"]["model"], info["case"]["dtype"], info["weights"]) == ("tiny-ddpm", "bf16", "random")
+    assert info["flops_per_batch"] == info["case"]["steps"] * info["flops_per_step"]
+    assert info["host_run_peak_bytes"] > 100_000_000
+    assert benchmark["stats"]["rounds"] >= 5
+    machine = found["machine_info"]
+    assert machine["firstlight"]["cores"] >= 1
+    assert machine["torch"].startswith("2.")
+
+
+@pytest.mark.worker
+def test_a_suite_as_tests_tells_what_was_measured(measured_python: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    words = ["-p", "bench.pytest_plugin", "--diffusion-suite", "tiny", "--diffusion-device", "cpu"]
+    words += ["--diffusion-python", str(measured_python), "--diffusion-root", str(tmp_path)]
+    done = run(tmp_path, "--pyargs", "bench.suites", *words, "--benchmark-json", told)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    kept = runs.load("", tmp_path / "results")
+    assert f"kept: results/{kept.id}/run.json" in done.stdout
+    found = json.loads(told.read_text())["benchmarks"]
+    assert [result.case.name in each["name"] for result, each in zip(kept.results, found, strict=True)] == [True, True]
+    for result, each in zip(kept.results, found, strict=True):
+        assert each["stats"]["data"] == pytest.approx([sample.seconds for sample in result.samples])
+        assert each["extra_info"]["trust"] in {"clean", "contended"}
+    assert kept.command == "pytest --pyargs bench.suites"
+
+
+def test_a_suite_whose_interpreter_fails_fails_with_its_reason(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho no torch here >&2\nexit 3\n")
+    python.chmod(0o755)
+    words = ["--diffusion-suite", "tiny", "--diffusion-device", "cpu", "--diffusion-root", str(tmp_path)]
+    done = run(
+        tmp_path, "--pyargs", "bench.suites", "-p", "bench.pytest_plugin", "--diffusion-python", str(python), *words
+    )
+    assert done.returncode == 1
+    assert "2 failed" in done.stdout
+    assert "no torch here" in done.stdout
+
+
+def test_without_an_environment_it_says_what_to_do(tmp_path: Path) -> None:
+    """Also where the plugin is found by the suites' own folder alone, as in a checkout."""
+    done = run(tmp_path, "--pyargs", "bench.suites")
+    assert done.returncode != 0
+    assert "Run `make setup`, or name an interpreter with --diffusion-python." in done.stdout
+
+
+def test_a_replayed_clock_moves_by_what_was_measured() -> None:
+    clock: Any = Replay()
+    clock.wind([2.0, 0.5])
+    began = clock()
+    clock.tick()
+    assert clock() - began == 2.0
+    clock.tick()
+    assert clock() - began == 2.5
+    with pytest.raises(StopIteration):
+        clock.tick()
