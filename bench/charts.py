@@ -6,11 +6,13 @@ import io
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench import stats
+from bench import compare, stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bench.compare import Comparison
+    from bench.pictures import Solved
     from bench.result import Case, Result
 
 _WIDTH, _ROW, _LEAST = 8.0, 0.34, 1.6  # inches
@@ -70,6 +72,48 @@ def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) ->
         ]
         axes.plot(*zip(*moments, strict=True), linewidth=1.2, label=_short(label(result.case)))
     return _lines(figure, axes, "seconds since the case began", "GB")
+
+
+def errors_over_time(longest: Result, found: Sequence[Solved], label: Callable[[Case], str]) -> str:
+    """What each scheduler costs and how far it is from the longest solution: the lower left is best."""
+    figure, axes = _figure(4.2)
+    schedulers = sorted({each.result.case.scheduler for each in found})
+    for number, scheduler in enumerate(schedulers):
+        points = sorted(
+            (summary.median, each.error, each.result.case.steps)
+            for each in found
+            if each.result.case.scheduler == scheduler and (summary := stats.image_seconds(each.result)) is not None
+        )
+        seconds, errors, steps = zip(*points, strict=True)
+        marker = "osD^vPX*<>h"[number % 11]
+        axes.plot(seconds, errors, marker=marker, linewidth=1, label=f"{scheduler} {'/'.join(map(str, steps))} steps")
+    axes.set_xlabel("seconds an image")
+    axes.set_ylabel(f"distance from {_short(label(longest.case))}", fontsize=7)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _svg(figure)
+
+
+def against(found: Comparison) -> str | None:
+    """Each case over the same of a baseline: the change of its time with its interval, and what it must exceed."""
+    rows = [row for row in reversed(found.rows) if row.ratio is not None]
+    if not rows:
+        return None
+    figure, axes = _figure(max(_LEAST, _ROW * len(rows) + 0.9))
+    colors = {compare.SLOWER: "#b3261e", compare.FASTER: "#1e7d4f", compare.SAME: "#1d2733"}
+    for height, row in enumerate(rows):
+        ratio = row.ratio
+        assert ratio is not None  # noqa: S101 (as above)
+        low, middle, high = ((value - 1) * 100 for value in (ratio.low, ratio.median, ratio.high))
+        axes.barh(height, 200 * row.floor, left=-100 * row.floor, height=0.7, color="#e6eaee")
+        color = colors.get(row.state, "#a66a00")
+        axes.errorbar(middle, height, xerr=[[middle - low], [high - middle]], fmt="o", color=color, markersize=4)
+    axes.axvline(0, color="#66727f", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
+    axes.set_xlabel("change of the seconds an image, per cent; grey: within the noise")
+    return _svg(figure)
 
 
 def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:

@@ -207,6 +207,9 @@ def report_(
     price: Annotated[
         str | None, typer.Option("--price", help="What an hour costs, such as 2.5/h: adds what 1000 images cost.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="A run or a baseline that the page draws it against.", metavar="RUN")
+    ] = None,
     out: OutFlag = OUT,
     json: JsonFlag = False,
     no_color: NoColorFlag = False,
@@ -221,11 +224,16 @@ def report_(
         cost = console.price(price)
         if cost is not None and wanted not in {"csv", "html"}:
             raise SpecError(f"--price is for --format csv and html; {wanted} shows no cost.")
+        if against is not None and wanted != "html":
+            raise SpecError(f"--against is for --format html; for the figures: bench compare {against}.")
         if wanted == "schema":
             text = _FORMS[wanted](None, Path(), cost, no_color)
+        elif against is not None:
+            from bench import page
+
+            text = page.html(runs.load(run, out), runs.find(run, out).parent, cost, runs.load(against, out))
         else:
-            file = runs.find(run, out)
-            text = _FORMS[wanted](runs.load(run, out), file.parent, cost, no_color)
+            text = _FORMS[wanted](runs.load(run, out), runs.find(run, out).parent, cost, no_color)
         if to is None:
             print(text, end="" if text.endswith("\n") else "\n")
         else:

@@ -101,6 +101,7 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         "flops_per_step": result.work.flops_per_step,
         "achieved_flops_per_second": stats.achieved_flops(result),
         "peak_share": stats.peak_share(result),
+        "spec_share": verdict.spec_share(result),
         "finite": numerics and numerics.finite,
         "repeats": numerics and numerics.repeats,
         "forward_error": numerics and numerics.forward_error,

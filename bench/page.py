@@ -6,23 +6,25 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import charts, report, stats, verdict
+from bench import charts, compare, pictures, report, stats, verdict
 from bench.result import Status
 
 if TYPE_CHECKING:
+    from bench.pictures import Twin
     from bench.result import Result, Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WORDS = {"pass": "Pass", "warn": "Pass, with doubts", "fail": "Fail", "could not judge": "Could not be judged"}
 
 
-def html(run: Run, folder: Path, price_per_hour: float | None = None) -> str:
+def html(run: Run, folder: Path, price_per_hour: float | None = None, baseline: Run | None = None) -> str:
     """The page.
 
     Args:
         run: the run.
         folder: where its pictures lie; one that is not there is left out.
         price_per_hour: of the machine, for the cost of a thousand images.
+        baseline: what it is held against, for a chart.
     """
     import jinja2
 
@@ -38,7 +40,16 @@ def html(run: Run, folder: Path, price_per_hour: float | None = None) -> str:
         ("Time of a step", charts.step_times(measured, report.label)),
         ("Images a second over the batch", charts.batch_scaling(measured, report.label)),
         ("Memory over time", charts.memory_over_time(run.results, report.label)),
+        *(
+            (
+                f"Schedulers: time against error, {longest.case.model}",
+                charts.errors_over_time(longest, found, report.label),
+            )
+            for longest, found in pictures.solved(measured, folder)
+        ),
     ]
+    if baseline is not None:
+        figures.insert(0, (f"Against {baseline.id}", charts.against(compare.compare(baseline, run))))
     return environment.get_template("run.html").render(
         run=run,
         word=_WORDS[run.verdict.state.value],
@@ -48,10 +59,12 @@ def html(run: Run, folder: Path, price_per_hour: float | None = None) -> str:
         left=[result for result in run.results if result not in measured],
         label=report.label,
         charts=[(title, svg) for title, svg in figures if svg is not None],
-        pictures=[picture for result in run.results if (picture := _picture(result, folder)) is not None],
+        twins=[_twin(twin, folder) for twin in pictures.twins(measured, folder)],
+        pictures=[picture for result in run.results if (picture := _picture(result, folder))],
         facts=_facts(run),
         notes=report.notes(run),
         priced=price_per_hour is not None,
+        on_sheet=any(verdict.spec_share(result) is not None for result in measured),
         fits=[result for result in measured if result.fit is not None],
     )
 
@@ -71,6 +84,7 @@ def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
         "drift": stats.drift(result.samples),
         "achieved": stats.achieved_flops(result),
         "peak_share": stats.peak_share(result),
+        "spec_share": verdict.spec_share(result),
         "memory": report.memory_of(result),
         "disturbed": disturbed,
         "shares": {name: seconds / whole for name, seconds in result.shares.items()} if whole else {},
@@ -80,15 +94,19 @@ def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
 
 
 def _picture(result: Result, folder: Path) -> dict[str, str] | None:
-    if result.numerics is None or result.numerics.image is None:
-        return None
-    try:  # the name alone: a run's file may come from anywhere
-        content = (folder / Path(result.numerics.image).name).read_bytes()
-    except OSError:
-        return None
-    if not content.startswith(b"\x89PNG"):
-        return None
-    return {"name": report.label(result.case), "data": base64.b64encode(content).decode("ascii")}
+    content = pictures.read(result, folder)
+    return {"name": report.label(result.case), "data": _encoded(content)} if content is not None else None
+
+
+def _twin(twin: Twin, folder: Path) -> dict[str, str]:
+    """Both pictures of a pair, and how far they are apart."""
+    one, two = (pictures.read(result, folder) or b"" for result in (twin.result, twin.plain))
+    far = "equal" if twin.psnr == float("inf") else f"PSNR {twin.psnr:.1f} dB"
+    return {"name": report.label(twin.result.case), "one": _encoded(one), "two": _encoded(two), "psnr": far}
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench import stats
+from bench import gpus, stats
 from bench.errors import Exit
 from bench.nvml import UNWELL
 from bench.result import Status, Trust, Verdict, VerdictState
@@ -87,6 +87,17 @@ def _doubts(result: Result) -> Iterator[str]:
     share = stats.peak_share(result)
     if share is not None and share > 1:
         yield f"it computes {share:.2f} times as fast as the probes' best: one of the two is wrong"
+    of_sheet = spec_share(result)
+    if of_sheet is not None and of_sheet > 1:
+        yield f"it computes {of_sheet:.2f} times as fast as the card's sheet allows: one of the two is wrong"
+
+
+def spec_share(result: Result) -> float | None:
+    """The achieved rate over what the card's sheet says of the case's dtype; None where no sheet is known."""
+    found = gpus.find(result.software.get("device", ""))
+    achieved = stats.achieved_flops(result)
+    sheet = found[1].flops(result.case.dtype) if found is not None else None
+    return achieved / sheet if achieved is not None and sheet is not None else None
 
 
 def exit_of(verdict: Verdict) -> Exit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,11 +69,11 @@ FLOORS: dict[str, list[set[str]]] = {
     "bench": [
         {"errors"},
         {"result", "axes"},
-        {"meter", "stats", "components", "cases", "nvml", "pipes"},
+        {"meter", "stats", "components", "cases", "nvml", "pipes", "gpus"},
         {"probes", "sampling", "numerics", "timing", "watching", "compiling"},
         {"fitting"},
         {"worker"},
-        {"runner", "verdict", "device", "runs", "recipe", "console"},
+        {"runner", "verdict", "device", "runs", "recipe", "console", "pictures"},
         {"running", "compare"},
         {"tuning"},
         {"report", "charts", "export", "schema"},
@@ -101,7 +102,7 @@ KEPT = {
         "provision.stand_in_worker",
     },
     "transformers": {"bench.components", "provision.stand_in_worker"},
-    "PIL": {"bench.numerics"},
+    "PIL": {"bench.numerics", "bench.pictures"},
     "matplotlib": {"bench.charts"},
     "jinja2": {"bench.page", "bench.recipe"},
     "huggingface_hub": {"provision.hub", "provision.client"},
@@ -120,7 +121,7 @@ KEPT = {
         "bench.cli",
         "bench.console",
     },
-    "pydantic": {"provision.spec", "provision.catalogue", "provision.witnesses", "bench.cases"},
+    "pydantic": {"provision.spec", "provision.catalogue", "provision.witnesses", "bench.cases", "bench.gpus"},
 }
 # What the measured interpreter runs: it has none of the toolbox's packages.
 WORKER_SIDE = {
@@ -239,3 +240,12 @@ def test_every_file_is_short() -> None:
 
 def test_data_folders_hold_no_code() -> None:
     assert not list((CHECKOUT / "envs").rglob("*.py"))
+
+
+def test_what_is_installed_as_a_package_needs_what_the_toolbox_has() -> None:
+    text = (CHECKOUT / "envs" / "toolbox" / "requirements.in").read_text(encoding="utf-8")
+    toolbox = {re.split(r"[^\w.-]", line)[0] for line in text.splitlines() if line and not line.startswith("#")}
+    project = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert declared is not None
+    assert {re.split(r"[^\w.-]", each)[0] for each in re.findall(r'"(.*?)"', declared.group(1))} == toolbox

@@ -106,6 +106,31 @@ def test_charts_are_drawn_where_there_is_something_to_draw(run: Run) -> None:
     assert charts.memory_over_time(run.results[1:], report.label) is None
 
 
+def test_a_run_is_drawn_against_its_baseline(run: Run, folder: Path) -> None:
+    before = replace(run, id="before", results=tuple(timed(1.0, result.case) for result in run.results[:3]))
+    text = page.html(run, folder, None, before)
+    assert "Against before" in text
+    assert "change of the seconds an image" in text
+    assert "Against" not in page.html(run, folder)
+    nothing = replace(before, results=(timed(1.0, a_case(steps=9)),))
+    assert "Against" not in page.html(run, folder, None, nothing), "nothing in common"
+
+
+def test_a_card_of_the_table_has_its_share_of_the_sheet(folder: Path) -> None:
+    """34.5 MFLOP in 0.5 s, of 65 TFLOP/s."""
+    card = timed(2.0, a_case(dtype="fp16", device="cuda:0"), software={"device": "Tesla T4"})
+    assert "of sheet" in page.html(a_run(card), folder)
+    unknown = replace(card, software={"device": "NVIDIA GeForce RTX 4090 D"})
+    assert "of sheet" not in page.html(a_run(unknown), folder)
+
+
+def test_pictures_beside_fp32_are_told_how_far_they_are(folder: Path) -> None:
+    both = timed(2.0), timed(1.0, FAST)
+    text = page.html(a_run(*both), folder)
+    assert "Beside fp32" in text
+    assert f"{report.label(FAST)} and fp32: equal" in text
+
+
 class TestRendered:
     """In a real browser; `make test` goes without where there is none, .ci/run installs it."""
 

@@ -6,15 +6,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bench import compare, runner, running, runs
-from bench.result import Result, Run, Status
+from bench.cases import Cell
+from bench.result import Phases, Result, Run, Sample, Status
 from bench.worker import Request
 from provision.errors import BlockedError, SpecError
-from tests.bench.conftest import a_case
+from tests.bench.conftest import a_case, a_host, a_result
 from tests.bench.programs import AT_A_WORD, PLAIN, WORKER, Quiet
 from tests.conftest import CHECKOUT
 
@@ -81,6 +83,26 @@ def test_without_time_nothing_is_measured_again(run: Callable[..., Run]) -> None
     done = run("host = replace(host, wait_share=0.4)\n" + PLAIN, budget_seconds=13.0)
     assert {result.attempts for result in done.results} <= {1, 2}
     assert done.verdict.state.value == "could not judge"
+
+
+@pytest.mark.parametrize(("waited", "later"), [(0.4, 6.0), (0.0, 55.0)])
+def test_only_an_undisturbed_start_makes_later_ones_dear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet, waited: float, later: float
+) -> None:
+    """A start that waited for cores took 55 s: the next one is still taken to need the usual 6."""
+    now = [0.0]
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+
+    def run_case(request: Request, *_: object, **__: object) -> Result:
+        now[0] += 57.0
+        host = replace(a_host(), wait_share=waited)
+        return a_result(request.case, host=host, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
+
+    monkeypatch.setattr(runner, "run_case", run_case)
+    wish = running.Wish("tiny", "cpu", [], [], Path(sys.executable), str(tmp_path), None, None, tmp_path / "out", 600.0)
+    session = running.Session(wish, running.find_bench(wish), 600.0, progress)
+    session.measure_one(Cell(a_case(), find_max=False), [], "")
+    assert session.overhead(a_case()) == later
 
 
 def test_pairs_are_made_in_turns_and_neither_comes_first(run: Callable[..., Run]) -> None:

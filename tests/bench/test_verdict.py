@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.errors import Exit
 from bench.result import Result, Status, Verdict, VerdictState
-from bench.verdict import contended, exit_of, judge
+from bench.verdict import contended, exit_of, judge, spec_share
 from tests.bench.conftest import a_case, a_host, a_result
 
 CLEAN = a_result()
@@ -95,3 +97,14 @@ def test_each_verdict_has_its_exit_code(state: VerdictState, code: Exit) -> None
 
 def test_the_exit_codes_are_those_that_the_documents_promise() -> None:
     assert [int(code) for code in Exit] == [0, 1, 2, 3, 4, 5, 130]
+
+
+def test_more_than_a_cards_sheet_allows_is_doubted() -> None:
+    work = replace(a_result().work, flops_per_step=int(40e12))
+    fast = a_result(a_case(dtype="fp16", device="cuda:0"), work=work, software={"device": "Tesla T4"})
+    assert spec_share(fast) == pytest.approx(80 / 65)
+    found = judge([fast])
+    assert found.state is VerdictState.WARN
+    assert "1.23 times as fast as the card's sheet allows" in found.reasons[0]
+    assert spec_share(replace(fast, software={"device": "NVIDIA L40"})) is None
+    assert spec_share(replace(fast, case=a_case(dtype="bf16"))) is None, "its sheet has no bf16"

@@ -1,0 +1,83 @@
+"""The table of cards: by the names that drivers tell, and never one card's figures for another."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import gpus
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-16GB", "V100-SXM2"),
+        ("Tesla V100S-PCIE-32GB", "V100S-PCIE"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-PCIE-80GB"),
+        ("NVIDIA A800-SXM4-80GB", "A800-SXM4-80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-SXM"),
+        ("NVIDIA H100 PCIe", "H100-PCIe"),
+        ("NVIDIA H100 NVL", "H100-NVL"),
+        ("NVIDIA H200", "H200-SXM"),
+        ("NVIDIA H200 NVL", "H200-NVL"),
+        ("NVIDIA H800 PCIe", "H800-PCIe"),
+        ("NVIDIA H20", "H20"),
+        ("NVIDIA GeForce RTX 3090", "RTX-3090"),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("NVIDIA GeForce RTX 5090", "RTX-5090"),
+        ("NVIDIA RTX A6000", "RTX-A6000"),
+        ("NVIDIA B200", "B200"),
+    ],
+)
+def test_a_card_is_found_by_its_name(name: str, key: str) -> None:
+    found = gpus.find(name)
+    assert found is not None
+    assert found[0] == key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 5090 Laptop GPU",
+        "NVIDIA L40",
+        "NVIDIA GB200",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA A10-24Q",
+        "GRID T4-16Q",
+        "AMD Instinct MI300X",
+        "",
+    ],
+)
+def test_what_is_not_in_the_table_is_not_known(name: str) -> None:
+    assert gpus.find(name) is None
+
+
+def test_every_figure_has_a_source_or_is_marked() -> None:
+    for name, gpu in gpus.table().items():
+        assert all(source.strip() for source in gpu.sources), name
+        assert set(gpu.unchecked) <= {*gpu.tflops, "bandwidth_gbs", "memory_gb", "power_watts", "pcie"}, name
+        for dtype, figure in gpu.measured.items():
+            assert figure < gpu.tflops[dtype], f"{name}: more than its peak was measured"
+
+
+def test_figures_are_dense() -> None:
+    """The sheets print twice as much for matrices that are half empty."""
+    for name, gpu in gpus.table().items():
+        if "tf32" in gpu.tflops and "fp16" in gpu.tflops:
+            assert gpu.tflops["fp16"] / gpu.tflops["tf32"] == pytest.approx(2, rel=0.03), name
+
+
+def test_flops_by_the_names_of_cases() -> None:
+    (_, t4) = gpus.find("Tesla T4") or pytest.fail("T4")
+    assert t4.flops("fp16") == 65e12
+    assert t4.flops("bf16") is None
+    assert t4.flops("fp64") is None

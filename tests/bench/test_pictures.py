@@ -1,0 +1,87 @@
+"""Pictures held against each other: real PNG files, whose differences are known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import charts, pictures, report
+from bench.result import Case, Numerics, Result, Status
+from tests.bench.conftest import a_case, a_result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def drawn(folder: Path, case: Case, grey: int, *, size: int = 4, evaluations: int | None = None) -> Result:
+    """A case whose picture has one shade."""
+    from PIL import Image
+
+    Image.new("RGB", (size, size), (grey, grey, grey)).save(folder / f"{case.name}.png")
+    result = a_result(case, numerics=Numerics(finite=True, image=f"{case.name}.png", image_sha256="0" * 64))
+    return replace(result, work=replace(result.work, evaluations=evaluations or case.steps))
+
+
+def test_a_picture_is_held_against_the_same_in_fp32(tmp_path: Path) -> None:
+    plain = drawn(tmp_path, a_case(), 100)
+    half = drawn(tmp_path, a_case(dtype="fp16", layout="channels_last"), 110)
+    alone = drawn(tmp_path, a_case(dtype="bf16", steps=5), 100)
+    (twin,) = pictures.twins([plain, half, alone], tmp_path)
+    assert (twin.result, twin.plain) == (half, plain)
+    assert twin.psnr == pytest.approx(20 * math.log10(255 / 10))
+
+
+def test_equal_pictures_are_infinitely_near(tmp_path: Path) -> None:
+    both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100)]
+    (twin,) = pictures.twins(both, tmp_path)
+    assert twin.psnr == math.inf
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\nrubbish", None])
+def test_a_picture_that_cannot_be_read_is_left_out(tmp_path: Path, content: bytes | None) -> None:
+    both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100)]
+    file = tmp_path / f"{both[1].case.name}.png"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    assert pictures.twins(both, tmp_path) == []
+
+
+def test_pictures_of_two_sizes_are_not_compared(tmp_path: Path) -> None:
+    both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100, size=8)]
+    assert pictures.twins(both, tmp_path) == []
+
+
+def test_a_case_that_failed_has_no_twin(tmp_path: Path) -> None:
+    both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100)]
+    assert pictures.twins([replace(both[0], status=Status.ERROR), both[1]], tmp_path) == []
+
+
+def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> None:
+    results = [
+        drawn(tmp_path, a_case(scheduler="ddim", steps=10), 60),
+        drawn(tmp_path, a_case(scheduler="dpmpp", steps=10), 90),
+        drawn(tmp_path, a_case(scheduler="heun", steps=10), 95, evaluations=19),
+        drawn(tmp_path, a_case(scheduler="dpmpp", steps=40), 100),
+        drawn(tmp_path, a_case(scheduler="unipc", steps=30), 99),
+        drawn(tmp_path, a_case(scheduler="ddpm", steps=10), 0),
+    ]
+    ((longest, found),) = pictures.solved(results, tmp_path)
+    assert longest.case.steps == 40
+    assert [(each.result.case.scheduler, round(each.error * 255)) for each in found] == [
+        ("ddim", 40),
+        ("dpmpp", 10),
+        ("heun", 5),
+    ], "not one of nearly as many steps, nor one that draws noise of its own"
+    chart = charts.errors_over_time(longest, found, report.label)
+    assert "ddim 10 steps" in chart
+    assert chart.startswith("<svg")
+
+
+def test_without_a_longer_solution_there_is_no_error(tmp_path: Path) -> None:
+    results = [drawn(tmp_path, a_case(scheduler=name, steps=10), 60) for name in ("ddim", "dpmpp", "unipc")]
+    assert list(pictures.solved(results, tmp_path)) == []
