@@ -249,3 +249,14 @@ def test_what_is_installed_as_a_package_needs_what_the_toolbox_has() -> None:
     declared = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
     assert declared is not None
     assert {re.split(r"[^\w.-]", each)[0] for each in re.findall(r'"(.*?)"', declared.group(1))} == toolbox
+
+
+@pytest.mark.parametrize("package", list(FLOORS))
+def test_the_table_for_people_is_this_one(package: str) -> None:
+    """CONTRIBUTING.md shows the same floors, `bench` beside `provision` by their order alone."""
+    column = 2 + list(FLOORS).index(package)
+    lines = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if re.match(r"\| \d+ \|", line)]
+    shown = [{re.sub(r" \(.*", "", name.strip()) for name in row[column].split(",")} - {""} for row in reversed(rows)]
+    main = {"__main__"}
+    assert [floor for floor in shown if floor] == [floor - main for floor in FLOORS[package] if floor - main]

@@ -1,43 +1,51 @@
-"""What the harness itself costs: the step that it reports against a bare diffusers loop, in one process."""
+"""What the harness costs, and what it finds: a bare loop, a planted slowdown, the same again."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.conftest import CHECKOUT
+import pytest
+
+from bench import compare, runner, running, stats, verdict
+from bench.result import Status
+from tests.bench.programs import Quiet
+from tests.conftest import CHECKOUT, TEST_ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    import pytest
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from bench.result import Run
+
 # Each pair is taken back to back and in turn first, so that a change of the machine's speed falls on both alike.
-PROGRAM = """
-import json, statistics, sys, time
+BARE = """
+import json, sys, time
 import torch
 from diffusers import DDIMScheduler
-from bench import meter, sampling, worker
+from bench import components, meter, sampling, timing
 from bench.result import Case
 torch.set_grad_enabled(False)
 case = Case("ddpm-cat-256", "cpu", "fp32", "ddim", 4, 1, 64, 64)
-model = sampling.Model(torch, case)
-loop = model.load(None)
+model = components.Model(torch, case)
+model.load({})
+loop = sampling.Loop(model)
 unet, scheduler = model.components["unet"], DDIMScheduler.from_config(model.config["scheduler"])
 noise = torch.randn(1, 3, 64, 64)
 def bare():
+    began = time.perf_counter()
     scheduler.set_timesteps(case.steps)
     image = noise
-    began = time.perf_counter()
     for step in scheduler.timesteps:
         image = scheduler.step(unet(image, step).sample, step, image).prev_sample
-    return (time.perf_counter() - began) / case.steps
+    return time.perf_counter() - began
 def harness():
-    worker.MIN_SAMPLES = 1
-    (sample,) = worker.sample_loop(loop, meter.HostClock(), 0.0, lambda event: None)
-    return statistics.median(sample.step_seconds)
+    (sample,) = timing.take(loop, meter.HostClock(), lambda images: not images.every, lambda event: None).every
+    return sample.seconds
 bare(), harness()
 pairs = []
 for turn in range(int(sys.argv[1])):
@@ -46,14 +54,61 @@ for turn in range(int(sys.argv[1])):
     pairs.append((times["harness"], times["bare"]))
 print(json.dumps(pairs))
 """
+# The worker as it is, but its UNet takes a share longer: it spins after each evaluation.
+PLANTED = """
+import runpy, sys, time, types
+sys.path[:] = [entry for entry in sys.path if entry]
+sys.modules["bench"] = types.ModuleType("bench")
+sys.modules["bench"].__path__ = [sys.argv[1]]
+from bench import sampling
+usual = sampling.Loop.__init__
+def slower(self, model):
+    usual(self, model)
+    unet, forward = model.components["unet"], model.components["unet"].forward
+    def late(*args, **named):
+        began = time.perf_counter()
+        found = forward(*args, **named)
+        ends = time.perf_counter() + SHARE * (time.perf_counter() - began)
+        while time.perf_counter() < ends:
+            pass
+        return found
+    unet.forward = late
+sampling.Loop.__init__ = slower
+runpy.run_module("bench.worker", run_name="__main__", alter_sys=True)
+"""
+TIMES = 20
+SUITE = """
+description = "one short case"
+[budget]
+cpu = 120
+cuda = 120
+mps = 120
+[[matrix]]
+model = "MODEL"
+dtype = "bf16"
+scheduler = "ddim"
+layout = "channels_last"
+cpu = {size = 32, steps = 4}
+"""
 
 
-def test_the_reported_step_against_a_bare_loop(
+@pytest.fixture
+def measure(measured_python: Path, tmp_path: Path) -> Callable[..., Run]:
+    def measure_once(model: str = "ddpm-cat-256", **changes: object) -> Run:
+        suite = tmp_path / "short.toml"
+        suite.write_text(SUITE.replace("MODEL", model))
+        wish = running.Wish(
+            str(suite), "cpu", [], [], measured_python, str(TEST_ROOT), None, None, tmp_path / "out", None
+        )
+        return running.run(replace(wish, **changes), Quiet())  # type: ignore[arg-type]
+
+    return measure_once
+
+
+def test_the_reported_image_against_a_bare_loop(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import statistics
-
-    argv = [str(measured_python), "-c", PROGRAM, "24"]
+    argv = [str(measured_python), "-c", BARE, "40"]
 
     def run() -> list[list[float]]:
         done = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(CHECKOUT)})
@@ -62,11 +117,99 @@ def test_the_reported_step_against_a_bare_loop(
 
     pairs = benchmark.pedantic(run, rounds=1, iterations=1)
     harness, bare = zip(*pairs, strict=True)
+    ratio = stats.paired_ratio(bare, harness)
     ratios = {
-        "median of pairs": statistics.median(a / b for a, b in pairs),
-        "of medians": statistics.median(harness) / statistics.median(bare),
+        "median of pairs": ratio.median,
+        "from": ratio.low,
+        "to": ratio.high,
         "of minima": min(harness) / min(bare),
     }
     benchmark.extra_info.update(ratios)
     with capsys.disabled():
-        print("\nharness / bare step:", ", ".join(f"{name} {ratio:.4f}" for name, ratio in ratios.items()))
+        print("\nharness / bare loop:", ", ".join(f"{name} {ratio:.4f}" for name, ratio in ratios.items()))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.0], ids=["planted", "equal"])
+def test_a_planted_slowdown_is_found_and_none_where_there_is_none(
+    benchmark: BenchmarkFixture,
+    measure: Callable[..., Run],
+    measured_python: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    share: float,
+) -> None:
+    """Both sides are the same worker and the same case; one of them may spin."""
+    link = tmp_path / "planted-python"
+    usual = runner.worker_command
+
+    def command(python: Path) -> list[str]:
+        words = list(usual(python))
+        if python == link and share:
+            words[2:] = [PLANTED.replace("SHARE", str(share)), words[3]]
+        return words
+
+    monkeypatch.setattr(runner, "worker_command", command)
+
+    def run() -> list[tuple[str, float, float, str]]:
+        found = []
+        for _ in range(TIMES):
+            done = measure(interleave=("threads=0", f"threads=0,python={link}"), budget_seconds=60.0)
+            (row,) = compare.pairs(done).rows
+            ratio = row.ratio.median if row.ratio else 0.0
+            spread = row.ratio.spread if row.ratio else 0.0
+            found.append((row.state, ratio, spread, row.reason))
+        return found
+
+    link.write_text(f'#!/bin/sh\nexec {measured_python} "$@"\n')
+    link.chmod(0o755)
+    rows = benchmark.pedantic(run, rounds=1, iterations=1)
+    states = {state: sum(each[0] == state for each in rows) for state in sorted({each[0] for each in rows})}
+    benchmark.extra_info.update({"share": share, "states": states, "rows": rows})
+    with capsys.disabled():
+        ratios = " ".join(f"{ratio:.3f}±{spread:.3f}" for _, ratio, spread, _ in rows)
+        print(f"\nplanted {share:.0%}, {TIMES} comparisons: {states}; ratios {ratios}")
+
+
+def test_the_same_again_agrees(
+    benchmark: BenchmarkFixture, measure: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five runs of one case, each in a process of its own; what a case costs beyond its images, and the parent."""
+
+    def run() -> list[Run]:
+        return [measure(changes=("size=64",), budget_seconds=40.0) for _ in range(5)]
+
+    results = [done.results[0] for done in benchmark.pedantic(run, rounds=1, iterations=1)]
+    assert all(result.status is Status.OK for result in results)
+    clean = [result for result in results if verdict.contended(result) is None] or results
+    medians = [summary.median for result in clean if (summary := stats.image_seconds(result)) is not None]
+    shares = [result.host.harness_share for result in results if result.host and result.host.harness_share is not None]
+    told = {
+        "clean": len(clean),
+        "largest / smallest median": max(medians) / min(medians),
+        "parent, share of a core": max(shares, default=float("nan")),
+    }
+    benchmark.extra_info.update(told)
+    with capsys.disabled():
+        print("\nfive runs:", ", ".join(f"{name} {value:.4g}" for name, value in told.items()))
+
+
+def test_what_a_case_costs_beyond_its_images(
+    benchmark: BenchmarkFixture, measure: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wall time of the whole run less every image that is timed: its start, its weights, its probes, its checks."""
+
+    def run() -> dict[str, float]:
+        found = {}
+        for model in ("ddpm-cat-256", "stable-diffusion-v1-5"):
+            done = measure(model, changes=("size=128",))
+            (result,) = done.results
+            assert result.status is Status.OK, result.reason
+            images = sum(each.seconds for each in (*result.warmups, *result.samples))
+            found[model] = done.seconds - images - (result.phases.first_image_seconds or 0.0)
+        return found
+
+    told = benchmark.pedantic(run, rounds=1, iterations=1)
+    benchmark.extra_info.update(told)
+    with capsys.disabled():
+        print("\nseconds beyond its images:", ", ".join(f"{name} {value:.1f}" for name, value in told.items()))
