@@ -153,6 +153,7 @@ class Session:
         self._manifest = spec.load_tables(bench.envs / "models.toml", spec.ModelSpec)
         self._overheads: dict[tuple[str, str], float] = {}  # {(model, compile): seconds}
         self._compared: set[Case] = set()
+        self._rates: dict[tuple[str, str], float] = {}  # {(device, dtype): FLOPs a second}
 
     def keep(
         self, results: Sequence[Result], *, interleaved: bool = False, judged: Sequence[Result] | None = None
@@ -276,11 +277,22 @@ class Session:
         weights = cases.weights(case.model, self._manifest, self._bench.root)
         alike = replace(case, scheduler="", steps=0, seed=0, vae="whole", threads=0)
         compare = alike not in self._compared
-        return Request(case, time.time(), share, limit, weights, str((self.folder / image).absolute()), compare=compare)
+        return Request(
+            case,
+            time.time(),
+            share,
+            limit,
+            weights,
+            str((self.folder / image).absolute()),
+            compare=compare,
+            rate_known=self._rates.get((case.device, case.dtype)),
+        )
 
     def _finished(self, result: Result) -> Result:
         if result.numerics is not None and result.numerics.forward_error is not None:
             self._compared.add(replace(result.case, scheduler="", steps=0, seed=0, vae="whole", threads=0))
+        key = (result.case.device, result.case.dtype)
+        self._rates[key] = max(result.work.probe_flops_per_second or 0.0, self._rates.get(key, 0.0))
         return replace(result, trust=verdict.trust(result))
 
 

@@ -51,14 +51,17 @@ class Images:
         return max(0, min(_MOST_WARMUPS, len(seconds) - MIN_SAMPLES))
 
 
-def until(share: float) -> Callable[[Images], bool]:
+def until(share: float, limit: float = float("inf")) -> Callable[[Images], bool]:
     """Whether another image is wanted: until six or more tell the median within 2 %, or time is up; never below three.
 
     Args:
-        share: the time (time.perf_counter) after which none is begun.
+        share: the time (time.perf_counter) after which none is begun, once there are three.
+        limit: the time until which an image has to have ended, even the third.
     """
 
     def more(images: Images) -> bool:
+        if images.every and time.perf_counter() + images.every[-1].seconds > limit:
+            return False
         if len(images.every) < MIN_SAMPLES:
             return True
         if time.perf_counter() + images.every[-1].seconds > share or len(images.samples) >= MAX_SAMPLES:

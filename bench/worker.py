@@ -29,7 +29,8 @@ class Request:
 
     Both times count from `asked_at` (time.time of the parent): starting the process is part of them. After
     `share_seconds` no further sample is begun; a case that cannot end within `limit_seconds` is skipped.
-    `weights`: {architecture: snapshot folder}, empty for random ones. `paced`: each image waits for a line "go" on
+    `weights`: {architecture: snapshot folder}, empty for random ones. `rate_known`: FLOPs a second that the device has
+    reached in this dtype before: a probe that finds less was disturbed. `paced`: each image waits for a line "go" on
     stdin, and any other line, or its end, ends them. `compare`: hold one evaluation against fp32's. `find_max`: search
     the largest batch and image.
     """
@@ -43,6 +44,7 @@ class Request:
     paced: bool = False
     compare: bool = True
     find_max: bool = False
+    rate_known: float | None = None
 
 
 def main() -> int:
@@ -136,6 +138,7 @@ class _Measurement:
             rate = probes.rate(torch, case.device, case.dtype)
         except RuntimeError as error:
             raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
+        rate = max(rate, self.request.rate_known or 0.0)
         flops = model.flops()
         self.step_seconds = flops.step / rate
         self.work = Work(
@@ -212,7 +215,7 @@ class _Measurement:
             memory.resume()
 
         neighbours = meter.Neighbours()
-        more = _at_a_word if self.request.paced else timing.until(self.share)
+        more = _at_a_word if self.request.paced else timing.until(self.share, self.limit)
         images = timing.take(loop, clock, more, self.say, (lambda: None) if self.request.paced else pause)
         used = sum(sample.cpu_seconds for sample in images.every)
         host = neighbours.host(torch.get_num_threads(), used, sum(sample.seconds for sample in images.every))
@@ -220,15 +223,25 @@ class _Measurement:
         memory.pause()
         if not self._is_slow:
             peak.ask()
+        status, reason = self._outcome(images)
         self.found.add(
-            status=Status.OK if self.numerics.finite else Status.ERROR,
-            reason=None if self.numerics.finite else "the image holds NaN or infinity",
+            status=status,
+            reason=reason,
             warmups=tuple(images.warmups),
             samples=tuple(images.samples),
             memory=replace(memory.memory(), host_load_peak_bytes=self.load_peak),
             work=replace(self.work, peak_flops_per_second=peak.best),
             host=host,
         )
+
+    def _outcome(self, images: timing.Images) -> tuple[Status, str | None]:
+        if not self.numerics.finite:
+            return Status.ERROR, "the image holds NaN or infinity"
+        count = len(images.every)
+        if not self.request.paced and count < timing.MIN_SAMPLES:
+            seconds = images.every[-1].seconds
+            return Status.TIMEOUT, f"an image took {seconds:.3g} s: after {count} the budget left no time for another"
+        return Status.OK, None
 
     def _after(self, torch: Any, loop: sampling.Loop, first: str) -> None:
         """One more image, which is looked into: the shares of its parts, its memory, whether it is the same again."""

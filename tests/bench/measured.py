@@ -15,7 +15,7 @@ import torch
 
 from bench import axes, components, fitting, probes, sampling, timing, worker
 from bench.errors import SkipError
-from bench.result import Case, plain
+from bench.result import Case, Sample, plain
 
 TINY = Case("tiny-ddpm", "cpu", "fp32", "ddim", steps=4, batch=1, height=16, width=16)
 TINY_SD = Case("tiny-sd", "cpu", "bf16", "dpmpp-karras", steps=3, batch=2, height=64, width=64)
@@ -27,11 +27,18 @@ FILL = components.Model._fill
 TASKS = [(model, task) for model in axes.models() if model.startswith("tiny-") for task in axes.tasks(model)]
 
 
-def measured(case: Case, *, limit_seconds: float = 600.0, weights: Path | None = None, image: str | None = None) -> Any:
+def measured(
+    case: Case,
+    *,
+    limit_seconds: float = 600.0,
+    weights: Path | None = None,
+    image: str | None = None,
+    rate_known: float | None = None,
+) -> Any:
     """One case, with the shortest number of samples; its result as plain JSON, with what was said on the way."""
     path = str(FOLDER / image) if image else None
     folders = {case.model: str(weights)} if weights else {}
-    request = worker.Request(case, time.time(), 0.0, limit_seconds, folders, path)
+    request = worker.Request(case, time.time(), 0.0, limit_seconds, folders, path, rate_known=rate_known)
     said: list[dict[str, Any]] = []
     result = plain(worker.measure(request, said.append))
     return {"result": result, "said": said}
@@ -76,6 +83,11 @@ def out_of_memory(self: components.Model, component: Any, device: str) -> Any:
     """What torch's CPU allocator says, on a request that no machine can meet."""
     torch.empty(1 << 60)
     return component
+
+
+def taken_once(*_: object) -> timing.Images:
+    """A machine on which one image takes all the time that there is."""
+    return timing.Images([Sample(250.0, (62.5,) * 4, 250.0)])
 
 
 def loops() -> dict[str, Any]:
@@ -165,8 +177,8 @@ def fits() -> dict[str, Any]:
     return found
 
 
-def refused(torch: Any, device: str, dtype: str) -> float:
-    """A device without kernels for a dtype."""
+def refused(*_: object) -> float:
+    """A device without kernels for a dtype, or a machine without a compiler."""
     raise RuntimeError("not implemented for 'Half'\nand a trace")
 
 
@@ -212,6 +224,11 @@ def main() -> None:
     found["no dtype"] = with_patch(probes, "rate", refused, TINY)
     # A machine whose probe promises far too much: the first image tells, after two steps.
     found["overrated"] = with_patch(probes, "rate", lambda *_: 1e12, replace(TINY, steps=1000), limit_seconds=2.0)
+    # A probe that somebody disturbed; what the device did before is known.
+    found["underrated"] = with_patch(probes, "rate", lambda *_: 1e3, TINY, rate_known=1e12)
+    found["too few"] = with_patch(timing, "take", taken_once, TINY)
+    found["compiled"] = measured(replace(TINY, compile="compiled"), limit_seconds=30.0)
+    found["no compiler"] = with_patch(torch, "compile", refused, replace(TINY, compile="compiled"))
     found["poisoned"] = with_patch(components.Model, "_fill", poisoned, TINY, image="nan.png")
     found["no memory"] = with_patch(components.Model, "_fill", out_of_memory, TINY)
     sys.stdout.write(json.dumps(found) + "\n")

@@ -9,7 +9,7 @@ import json, os, signal, subprocess, sys
 sys.path.insert(0, {str(CHECKOUT)!r})
 from dataclasses import replace
 from pathlib import Path
-from bench.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, dumps, plain, record
+from bench.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, Work, dumps, plain, record
 
 def say(event):
     print(dumps(event), flush=True)
@@ -30,6 +30,7 @@ seconds = 2.0
 host = Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0)
 numerics = Numerics(True, None, "0" * 64, forward_error=0.001 if request["compare"] else None)
 memory = Memory()
+work = Work()
 
 def image():
     samples.append(Sample(seconds, (seconds / 4,) * 4, seconds))
@@ -37,7 +38,7 @@ def image():
     say({"sample": plain(samples[-1])})
 
 def end(status=Status.OK, reason=None):
-    told = Result(case, status, reason, samples=tuple(samples), host=host, numerics=numerics, memory=memory)
+    told = Result(case, status, reason, samples=tuple(samples), host=host, numerics=numerics, memory=memory, work=work)
     say({"result": plain(told)})
 """
 )

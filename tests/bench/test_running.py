@@ -63,6 +63,17 @@ def test_one_evaluation_a_setting_is_held_against_fp32(run: Callable[..., Run], 
     assert [each["compare"] for each in lines("asked")] == [True, False, True, False]
 
 
+def test_what_a_dtype_reached_before_is_told_to_later_cases(run: Callable[..., Run], tmp_path: Path) -> None:
+    """The best of it, not the last: a probe that was disturbed must not make a case too dear."""
+    suite = tmp_path / "mine.toml"
+    suite.write_text(
+        'description = "d"\n[budget]\ncpu = 60\ncuda = 60\nmps = 60\n[[matrix]]\nmodel = "tiny-ddpm"\n'
+        'dtype = ["fp32", "bf16"]\nscheduler = ["ddim", "ddpm"]\ncpu = {size = 16, steps = [4, 5]}\n'
+    )
+    run("work = Work(probe_flops_per_second=8e9 / turn)\n" + PLAIN, suite=str(suite))
+    assert [each["rate_known"] for each in lines("asked")] == [None, 8e9, 8e9, 8e9, None, 8e9 / 5, 8e9 / 5, 8e9 / 5]
+
+
 def test_a_disturbed_case_is_measured_again_while_there_is_time(run: Callable[..., Run], progress: Quiet) -> None:
     done = run("if turn == 1: host = replace(host, wait_share=0.4)\n" + PLAIN)
     assert [result.attempts for result in done.results] == [2, 1]

@@ -27,6 +27,12 @@ def taken(clock: meter.Clock, share: float, loop: Any = lambda _: None) -> tuple
     return timing.take(loop, clock, timing.until(share), said.append), said
 
 
+def test_an_image_that_would_not_end_in_time_is_not_begun() -> None:
+    """Not even the third, without which there is no result."""
+    images = timing.take(lambda _: None, clock_of(1e9), timing.until(FAR, 1e9), lambda _: None)
+    assert len(images.every) == 1
+
+
 @pytest.mark.parametrize(
     ("seconds", "share", "warmups", "samples"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,42 @@ def test_a_probe_that_promised_too_much_is_caught_by_the_first_image(found: dict
     assert (result.reason or "").startswith("predicted ")
     assert {"phase": "first image"} in found["overrated"]["said"]
     assert {"phase": "samples"} not in found["overrated"]["said"]
+
+
+@pytest.mark.worker
+def test_a_probe_that_was_disturbed_skips_nothing(found: dict[str, Any]) -> None:
+    result = result_of(found, "underrated")
+    assert result.status is Status.OK
+    assert result.work.probe_flops_per_second == 1e12
+
+
+@pytest.mark.worker
+def test_too_few_images_are_no_result(found: dict[str, Any]) -> None:
+    result = result_of(found, "too few")
+    assert result.status is Status.TIMEOUT
+    assert result.reason == "an image took 250 s: after 1 the budget left no time for another"
+    assert [sample.seconds for sample in result.samples] == [250.0], "it is kept all the same"
+
+
+@pytest.mark.worker
+def test_what_compiling_costs_is_told_beforehand(found: dict[str, Any]) -> None:
+    """By one block of it, on a compiler that is really here; the whole would not end in time."""
+    result = result_of(found, "compiled")
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    assert result.status is Status.SKIPPED
+    predicted = result.work.predicted_compile_seconds
+    assert predicted is not None
+    assert 1 < predicted < 600
+    assert (result.reason or "").startswith(f"predicted {predicted:.0f} s to compile, and ")
+    assert result.phases.load_seconds is None
+
+
+@pytest.mark.worker
+def test_without_a_compiler_the_case_is_skipped(found: dict[str, Any]) -> None:
+    result = result_of(found, "no compiler")
+    assert result.status is Status.SKIPPED
+    assert result.reason == "torch.compile cannot be used here: not implemented for 'Half'"
 
 
 @pytest.mark.worker
