@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from bench.pictures import Solved
     from bench.result import Case, Result
 
-_WIDTH, _ROW, _LEAST = 8.0, 0.34, 1.6  # inches
+_WIDTH, _ROW, _LEAST = 10.0, 0.34, 1.6  # inches
+_LEGEND_ROW = 0.17
 _LONG_LABEL = 58
 _GIGABYTE = 1e9
 
@@ -35,7 +36,8 @@ def step_times(results: Sequence[Result], label: Callable[[Case], str]) -> str |
         medianprops={"color": "#c0392b"},
     )
     axes.set_yticks(range(1, len(shown) + 1), [_short(name) for name, _ in shown])
-    axes.set_xscale("log" if _spans_decades([value for _, values in shown for value in values]) else "linear")
+    if _spans_decades([value for _, values in shown for value in values]):
+        _logarithmic(axes)
     axes.set_xlabel("milliseconds a step")
     axes.grid(visible=True, axis="x", alpha=0.3)
     return _svg(figure)
@@ -65,7 +67,7 @@ def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) ->
     shown = [result for result in results if len(result.timeline) > 1]
     if not shown:
         return None
-    figure, axes = _figure(3.4)
+    figure, axes = _figure(max(3.4, _LEGEND_ROW * len(shown)))
     for result in shown:
         moments = [
             (moment.at, (moment.device_bytes or moment.host_bytes or 0) / _GIGABYTE) for moment in result.timeline
@@ -92,7 +94,7 @@ def errors_over_time(longest: Result, found: Sequence[Solved], label: Callable[[
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _legend(axes)
     return _svg(figure)
 
 
@@ -122,8 +124,23 @@ def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:
     axes.set_ylabel(upward)
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=7)
+    _legend(axes)
     return _svg(figure)
+
+
+def _legend(axes: Any) -> None:
+    """Beside the lines, never over them."""
+    axes.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def _logarithmic(axes: Any) -> None:
+    """A scale of decades whose ticks are plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _milliseconds(result: Result) -> list[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import axes
 from bench.result import Status
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def solved(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, li
     """
     groups: dict[Case, list[Result]] = {}
     for result in results:
-        if result.status is Status.OK and result.samples and result.case.scheduler in _SOLVERS:
+        if result.status is Status.OK and result.samples and _solves(result.case):
             groups.setdefault(replace(result.case, scheduler="", steps=0), []).append(result)
     for group in groups.values():
         longest = max(group, key=_evaluations)
@@ -105,6 +106,12 @@ def _in_fp32(case: Case) -> Case:
         vae="whole",
         threads=0,
     )
+
+
+def _solves(case: Case) -> bool:
+    """Whether a scheduler solves the model's probability flow; DDIM does not where it clips what it predicts."""
+    clips = axes.architecture(case.model)["scheduler"].get("clip_sample", True)
+    return case.scheduler in _SOLVERS and not (case.scheduler == "ddim" and clips)
 
 
 def _evaluations(result: Result) -> int:

@@ -63,12 +63,12 @@ def test_a_case_that_failed_has_no_twin(tmp_path: Path) -> None:
 
 def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> None:
     results = [
-        drawn(tmp_path, a_case(scheduler="ddim", steps=10), 60),
-        drawn(tmp_path, a_case(scheduler="dpmpp", steps=10), 90),
-        drawn(tmp_path, a_case(scheduler="heun", steps=10), 95, evaluations=19),
-        drawn(tmp_path, a_case(scheduler="dpmpp", steps=40), 100),
-        drawn(tmp_path, a_case(scheduler="unipc", steps=30), 99),
-        drawn(tmp_path, a_case(scheduler="ddpm", steps=10), 0),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="ddim", steps=10), 60),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="dpmpp", steps=10), 90),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="heun", steps=10), 95, evaluations=19),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="dpmpp", steps=40), 100),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="unipc", steps=30), 99),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="ddpm", steps=10), 0),
     ]
     ((longest, found),) = pictures.solved(results, tmp_path)
     assert longest.case.steps == 40
@@ -80,6 +80,16 @@ def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> Non
     chart = charts.errors_over_time(longest, found, report.label)
     assert "ddim 10 steps" in chart
     assert chart.startswith("<svg")
+
+
+def test_a_scheduler_that_clips_solves_something_else(tmp_path: Path) -> None:
+    """DDIM clips what ddpm-cat-256 predicts, as its configuration says; Stable Diffusion's does not."""
+    for model, solvers in (("ddpm-cat-256", ["euler", "heun"]), ("stable-diffusion-v1-5", ["ddim", "euler", "heun"])):
+        case = a_case(model=model, scheduler="dpmpp", steps=40)
+        others = [replace(case, scheduler=name, steps=10) for name in ("ddim", "euler", "heun")]
+        results = [drawn(tmp_path, each, 60) for each in (case, *others)]
+        ((_, found),) = pictures.solved(results, tmp_path)
+        assert [each.result.case.scheduler for each in found] == solvers
 
 
 def test_without_a_longer_solution_there_is_no_error(tmp_path: Path) -> None:
