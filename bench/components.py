@@ -161,9 +161,11 @@ class Model:
                     continue
                 flat = weight.view(-1)
                 whole = flat.numel() // _POOL * _POOL
-                flat[:whole].view(-1, _POOL).copy_(pool.expand(whole // _POOL, _POOL))
-                flat[whole:].copy_(pool[: flat.numel() - whole])
-                weight.mul_(1.0 / math.sqrt(weight[0].numel()))
+                # The pool is scaled, not the weight: a large one is then written once, and never read.
+                scaled = pool[: flat.numel()] / math.sqrt(weight[0].numel())
+                if whole:
+                    flat[:whole].view(-1, _POOL).copy_(scaled.expand(whole // _POOL, _POOL))
+                flat[whole:].copy_(scaled[: flat.numel() - whole])
             for name, buffer in component.named_buffers():
                 if name.endswith("position_ids"):
                     buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
