@@ -109,7 +109,7 @@ def run(
 
     def act() -> Exit:
         from bench import compare, report, running, verdict
-        from bench.result import dumps
+        from bench.codec import dumps
 
         wish = running.Wish(
             suite,
@@ -167,7 +167,7 @@ def tune(
 
     def act() -> Exit:
         from bench import report, running, tuning
-        from bench.result import dumps
+        from bench.codec import dumps
 
         wish = running.Wish(
             "tune",
@@ -269,7 +269,7 @@ def _csv(run: Run, _: Path, cost: float | None, __: bool) -> str:
 
 
 def _json(run: Run, *_: object) -> str:
-    from bench.result import dumps
+    from bench.codec import dumps
 
     return dumps(run)
 
@@ -333,7 +333,7 @@ def compare_(
 
     def act() -> Exit:
         from bench import compare, report, runs
-        from bench.result import dumps, plain
+        from bench.codec import dumps, plain
 
         least = console.percent(fail_over)
         old = runs.load(before, out)

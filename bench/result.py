@@ -9,12 +9,9 @@ Schema history of a run:
 from __future__ import annotations
 
 import dataclasses
-import json
-import types
-import typing
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 SCHEMA = 2
 
@@ -293,87 +290,3 @@ class Run:
     verdict: Verdict
     command: str | None = None
     interleaved: bool = False
-
-
-_T = TypeVar("_T")
-
-
-def dumps(record: object) -> str:
-    """A record as one line of JSON."""
-    return json.dumps(plain(record), ensure_ascii=False)
-
-
-def loads(text: str, kind: type[_T]) -> _T:
-    """Read a record back.
-
-    Raises:
-        ValueError: the text is no JSON, lacks a field, has an unknown one, or one of another type.
-    """
-    return typing.cast("_T", record(json.loads(text), kind, kind.__name__))
-
-
-def plain(value: object) -> Any:
-    """A record, and whatever it holds, as JSON's own types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    return value
-
-
-def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (one arm a kind of type)
-    """A value of a type from JSON's own types; the inverse of `plain`.
-
-    Args:
-        value: what was read.
-        kind: a type as a record's field names it.
-        where: what messages call it.
-
-    Raises:
-        ValueError: the value does not fit the type.
-    """
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return value
-    if origin in {types.UnionType, typing.Union}:
-        inner = [member for member in typing.get_args(kind) if member is not type(None)]
-        return None if value is None else record(value, inner[0], where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is not a list")
-        return tuple(record(item, typing.get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is not an object")
-        return {str(key): record(item, typing.get_args(kind)[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(value, kind, where)
-    if issubclass(kind, Enum):
-        known = [member.value for member in kind]
-        if value not in known:
-            raise ValueError(f"{where} is {value!r}; there is: {', '.join(known)}")
-        return kind(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} is {value!r}, not {kind.__name__}")
-    return value
-
-
-def _dataclass(value: Any, kind: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is not an object")  # noqa: TRY004 (as for every other misfit)
-    hints = typing.get_type_hints(kind)
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise ValueError(f"{where} has the unknown field {unknown[0]}")
-    given = {name: record(item, hints[name], f"{where}.{name}") for name, item in value.items()}
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None

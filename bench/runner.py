@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import pipes, stats
-from bench.result import Phases, Result, Sample, Status, plain, record
+from bench.codec import plain, record
+from bench.result import Phases, Result, Sample, Status
 from bench.watching import Watch
 from provision import command
 from provision.command import signal_name

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bench import cases, device, runner, runs, stats, verdict
-from bench.result import SCHEMA, Result, Run, Status, plain
+from bench.codec import plain
+from bench.result import SCHEMA, Result, Run, Status
 from bench.worker import Request
 from provision import facts, paths, profiles, spec
 from provision.errors import BlockedError, SpecError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from bench.codec import dumps, loads
 from bench.errors import BYTES_FOR_A_RUN
-from bench.result import SCHEMA, Run, dumps, loads
+from bench.result import SCHEMA, Run
 from provision.errors import FirstlightError, SpecError, from_os_error
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench import stats
-from bench.result import Sample, plain
+from bench.codec import plain
+from bench.result import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench import cases, compare, device, recipe, runner, running, stats, verdict
 from bench.axes import DTYPES, LAYOUTS
+from bench.codec import plain
 from bench.errors import Exit
-from bench.result import Status, plain
+from bench.result import Status
 from provision import spec
 from provision.errors import FirstlightError
 

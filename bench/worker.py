@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bench import axes, compiling, components, fitting, meter, numerics, probes, sampling, timing
+from bench.codec import dumps, plain, record
 from bench.errors import SkipError
-from bench.result import Case, Numerics, Phases, Result, Status, Work, dumps, plain, record
+from bench.result import Case, Numerics, Phases, Result, Status, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -68,7 +68,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "bench": [
         {"errors"},
-        {"result", "axes"},
+        {"result", "axes", "codec"},
         {"meter", "stats", "components", "cases", "nvml", "pipes", "gpus"},
         {"probes", "sampling", "numerics", "timing", "watching", "compiling"},
         {"fitting"},
@@ -136,6 +136,7 @@ WORKER_SIDE = {
     "meter",
     "stats",
     "result",
+    "codec",
     "axes",
     "errors",
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench.codec import record
 from bench.result import (
     SCHEMA,
     Case,
@@ -26,7 +27,6 @@ from bench.result import (
     Verdict,
     VerdictState,
     Work,
-    record,
 )
 from tests.conftest import CHECKOUT
 

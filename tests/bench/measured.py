@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from bench import axes, components, fitting, probes, sampling, timing, worker
+from bench.codec import plain
 from bench.errors import SkipError
-from bench.result import Case, Sample, plain
+from bench.result import Case, Sample
 
 TINY = Case("tiny-ddpm", "cpu", "fp32", "ddim", steps=4, batch=1, height=16, width=16)
 TINY_SD = Case("tiny-sd", "cpu", "bf16", "dpmpp-karras", steps=3, batch=2, height=64, width=64)

@@ -9,7 +9,8 @@ import json, os, signal, subprocess, sys
 sys.path.insert(0, {str(CHECKOUT)!r})
 from dataclasses import replace
 from pathlib import Path
-from bench.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, Work, dumps, plain, record
+from bench.codec import dumps, plain, record
+from bench.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, Work
 
 def say(event):
     print(dumps(event), flush=True)

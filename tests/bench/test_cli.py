@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench import axes, cases, report
-from bench.result import Run, dumps, loads
+from bench.codec import dumps, loads
+from bench.result import Run
 from provision import facts
 from tests.bench.conftest import a_run, command, environment
 from tests.conftest import TEST_ROOT
@@ -28,7 +29,8 @@ QUICK_PYTHON = """\
 #!{python}
 import json, sys
 from pathlib import Path
-from bench.result import Case, Host, Numerics, Result, Sample, Status, plain, record
+from bench.codec import plain, record
+from bench.result import Case, Host, Numerics, Result, Sample, Status
 
 request = json.loads(sys.stdin.read())
 if request == {{"query": True}}:

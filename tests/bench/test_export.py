@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from bench import export, runs, schema
-from bench.result import Gpu, Host, Phases, Result, Status, plain
+from bench.codec import plain
+from bench.result import Gpu, Host, Phases, Result, Status
 from tests.bench.conftest import a_case, a_result, a_run, command, environment
 from tests.conftest import CHECKOUT
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.result import Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Verdict, Work, dumps, loads, plain
+from bench.codec import dumps, loads, plain
+from bench.result import Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Verdict, Work
 from tests.bench.conftest import a_case, a_result, a_run
 
 JSON = st.recursive(

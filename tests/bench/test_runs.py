@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import runs
-from bench.result import SCHEMA, dumps, plain
+from bench.codec import dumps, plain
+from bench.result import SCHEMA
 from provision.errors import FirstlightError, SpecError
 from tests.bench.conftest import a_result, a_run
 

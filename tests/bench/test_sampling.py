@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bench import axes
-from bench.result import Result, Status, record
+from bench.codec import record
+from bench.result import Result, Status
 from tests.bench.conftest import result_of
 
 LOOPS = {
