@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from bench import axes
 from bench.result import Case
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from provision.paths import Root
 
 SUITES = Path(__file__).parent / "suites"
+_LONGEST_NUMBER = 10  # digits
 _USUAL = ("sampling", "pipelines", "tiny")  # the first that has a model says what is usual
 
 
@@ -59,12 +60,33 @@ def _as_axis(given: object) -> object:
 Axis = Annotated[tuple[_T, ...], Field(min_length=1), BeforeValidator(_as_axis)]
 
 
-class Shape(spec.Strict):
-    """What fits one kind of device; each is one number or a list. `size` is the image's edge in pixels."""
+Pixels = Annotated[int, Field(gt=0, multiple_of=8)]
 
-    size: Axis[Annotated[int, Field(gt=0, multiple_of=8)]]
+
+class Shape(spec.Strict):
+    """What fits one kind of device; each is one number or a list.
+
+    `size` is the edge of a square image in pixels; `height` and `width` stand instead of it.
+    """
+
+    size: Axis[Pixels] | None = None
+    height: Axis[Pixels] | None = None
+    width: Axis[Pixels] | None = None
     steps: Axis[Annotated[int, Field(ge=1, le=1000)]]
     batch: Axis[Annotated[int, Field(ge=1)]] = (1,)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Shape:
+        if (self.size is None) == (self.height is None) or (self.height is None) != (self.width is None):
+            raise ValueError("an image has a size, or a height and a width")
+        return self
+
+    @property
+    def images(self) -> list[tuple[int, int]]:
+        """(height, width) of each."""
+        if self.size is not None:
+            return [(size, size) for size in self.size]
+        return list(itertools.product(self.height or (), self.width or ()))
 
 
 class Matrix(spec.Strict):
@@ -204,15 +226,18 @@ def change(case: Case, changes: Mapping[str, str]) -> Case:
     """
     if not changes:
         return case
-    fields = {**dataclasses.asdict(case), "size": case.height}
+    fields = dataclasses.asdict(case)
     known = {"model", "task", "dtype", "scheduler", "layout", "attention", "compile", "offload", "vae", "threads"}
     for axis in changes:
-        spec.choose(axis, sorted(known | {"size", "steps", "batch"}), "axis")
+        spec.choose(axis, sorted(known | {"size", "height", "width", "steps", "batch"}), "axis")
     told: dict[str, object] = {name: fields[name] for name in known}
-    shape = {name: fields[name] for name in ("size", "steps", "batch")}
+    shape = {name: fields[name] for name in ("height", "width", "steps", "batch")}
     for axis, value in changes.items():
-        whole: object = int(value) if value.isdecimal() else value
-        (shape if axis in shape else told)[axis] = whole
+        whole: object = int(value) if value.isdecimal() and len(value) < _LONGEST_NUMBER else value
+        if axis == "size":
+            shape |= {"height": whole, "width": whole}
+        else:
+            (shape if axis in shape else told)[axis] = whole
     if not told["task"]:
         del told["task"]  # what the model was trained for
     try:
@@ -220,6 +245,7 @@ def change(case: Case, changes: Mapping[str, str]) -> Case:
     except ValidationError as error:
         first = error.errors()[0]
         axis = next((str(part) for part in first["loc"] if part not in {"cpu", "gpu"}), "")
+        axis = axis if axis in changes else "size"
         raise SpecError(f"{axis}={changes.get(axis, '')}: {first['msg'].removeprefix('Value error, ')}.") from None
     (changed,) = _cases(block, case.device)
     return replace(changed, seed=case.seed)
@@ -244,7 +270,7 @@ def _cases(block: Matrix, device: str) -> Iterator[Case]:
         known = axes.tasks(model)
         if task and task not in known:
             raise SpecError(f"{model} cannot do {task}; there is: {', '.join(known)}.")
-        for size, steps, batch in itertools.product(shape.size, shape.steps, shape.batch):
+        for (height, width), steps, batch in itertools.product(shape.images, shape.steps, shape.batch):
             yield Case(
                 model,
                 device,
@@ -252,8 +278,8 @@ def _cases(block: Matrix, device: str) -> Iterator[Case]:
                 scheduler,
                 steps,
                 batch,
-                size,
-                size,
+                height,
+                width,
                 layout=layout,
                 task="" if task == known[0] else task,
                 attention=attention,

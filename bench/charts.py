@@ -69,8 +69,10 @@ def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) ->
         return None
     figure, axes = _figure(max(3.4, _LEGEND_ROW * len(shown)))
     for result in shown:
+        on_card = any(moment.device_bytes for moment in result.timeline)
         moments = [
-            (moment.at, (moment.device_bytes or moment.host_bytes or 0) / _GIGABYTE) for moment in result.timeline
+            (moment.at, ((moment.device_bytes if on_card else moment.host_bytes) or 0) / _GIGABYTE)
+            for moment in result.timeline
         ]
         axes.plot(*zip(*moments, strict=True), linewidth=1.2, label=_short(label(result.case)))
     return _lines(figure, axes, "seconds since the case began", "GB")
@@ -152,7 +154,8 @@ def _spans_decades(values: Sequence[float]) -> bool:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONG_LABEL else f"{text[: _LONG_LABEL - 1]}…"
+    short = text if len(text) <= _LONG_LABEL else f"{text[: _LONG_LABEL - 1]}…"
+    return short.replace("$", r"\$")  # between two of them matplotlib would read a formula
 
 
 def _figure(height: float) -> tuple[Any, Any]:

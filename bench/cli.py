@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,8 +42,13 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command. SIGTERM ends it as Ctrl-C does, and its worker with it."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does, and its worker with it."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has one of them
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no boxes shows their numbers
     app()
 
 
@@ -136,13 +143,18 @@ def run(
             print(report.terminal(done, color=color, width=width), end="")
             if done.interleaved:
                 print(report.comparison(compare.pairs(done), color=color, width=width), end="")
-            print(f"kept: {out / done.id / 'run.json'}")
-            place = out / done.id / "report.html"
-            place.write_text(_html(done, place.parent, None, no_color), encoding="utf-8")
-            print(f"page: {place}")
+            _keep_page(done, out)
         return verdict.exit_of(done.verdict)
 
     console.guard(act)
+
+
+def _keep_page(run: Run, out: Path) -> None:
+    """The page beside the run, and where both lie."""
+    place = out / run.id / "report.html"
+    place.write_text(_html(run, place.parent, None, False), encoding="utf-8")
+    print(f"kept: {place.with_name('run.json')}")
+    print(f"page: {place}")
 
 
 @app.command()
@@ -189,7 +201,7 @@ def tune(
         else:
             color, width = console.paper(no_color)
             print(report.tuned(found, color=color, width=width), end="")
-            print(f"kept: {out / found.run.id / 'run.json'}")
+            _keep_page(found.run, out)
         return found.exit
 
     console.guard(act)
@@ -234,6 +246,8 @@ def report_(
             text = page.html(runs.load(run, out), runs.find(run, out).parent, cost, runs.load(against, out))
         else:
             text = _FORMS[wanted](runs.load(run, out), runs.find(run, out).parent, cost, no_color)
+        if to is not None and to.is_dir():
+            raise SpecError(f"--to {to} is a folder: name a file in it.")
         if to is None:
             print(text, end="" if text.endswith("\n") else "\n")
         else:

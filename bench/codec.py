@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from enum import Enum
@@ -23,7 +24,11 @@ def loads(text: str, kind: type[_T]) -> _T:
     Raises:
         ValueError: the text is no JSON, lacks a field, has an unknown one, or one of another type.
     """
-    return typing.cast("_T", record(json.loads(text), kind, kind.__name__))
+    return typing.cast("_T", record(json.loads(text, parse_constant=_refuse), kind, kind.__name__))
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
 
 
 def plain(value: object) -> Any:
@@ -73,6 +78,8 @@ def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (on
         return kind(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, and no number")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} is {value!r}, not {kind.__name__}")
     return value

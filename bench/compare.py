@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench import stats, verdict
+from bench import runner, stats, verdict
 from bench.errors import Exit
 from bench.result import Status
 
@@ -104,6 +104,8 @@ def _row(name: str, before: Result, after: Result, machine: str, least: float, *
     if paired:
         ratio = paired_ratio(before, after)
         floor = least
+        if ratio.count < runner.FEWEST_PAIRS:
+            fault = fault or f"{ratio.count} pairs, and the median of fewer than {runner.FEWEST_PAIRS} is not known"
     else:
         ratio = stats.ratio(*([each.seconds / side.case.batch for each in side.samples] for side in (before, after)))
         floor = max(least, first.spread, second.spread, _moved(before, after))

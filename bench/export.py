@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bench import stats, verdict
+from bench.result import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ def pytest_benchmark(run: Run) -> dict[str, Any]:
             "project": "firstlight",
             "branch": run.suite,
         },
-        "benchmarks": [_benchmark(result) for result in run.results if result.samples],
+        "benchmarks": [_benchmark(result) for result in run.results if result.status is Status.OK],
         "datetime": run.started,
         "version": _LIKE_VERSION,
     }
@@ -84,6 +85,7 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         "status": result.status.value,
         "reason": result.cause,
         "trust": trust.state if (trust := result.trust or verdict.trust(result)) else "",
+        "trust_reasons": verdict.contended(result) or "",
         "weights": result.weights or "",
         "samples": len(result.samples),
         "image_seconds_median": images and images.median,
@@ -105,6 +107,7 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         "finite": numerics and numerics.finite,
         "repeats": numerics and numerics.repeats,
         "forward_error": numerics and numerics.forward_error,
+        "psnr": numerics and numerics.psnr,
         **{f"share_{name.replace(' ', '_')}_seconds": value for name, value in result.shares.items()},
         "largest_batch": result.fit and result.fit.batch,
         "largest_size": result.fit and result.fit.size,

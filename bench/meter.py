@@ -158,6 +158,8 @@ class Peaks:
 
     def __init__(self, torch: Any, device: str) -> None:
         """Begin the phase."""
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()  # what the allocator holds of a probe is no part of it
         self._torch = torch
         self._device = device
         self._host: int | None = None
@@ -228,42 +230,55 @@ class UssPeak:
 
 
 class Neighbours:
-    """What the rest of the machine does between two readings."""
+    """What the rest of the machine does while images are made: enter it for each, so that nothing else counts."""
 
     def __init__(self) -> None:
-        """Read for the first time."""
-        self._first = _cpu_ticks()
-        self._pressed = _pressure_seconds()
-        self._waited = _waited_seconds()
-        self._began = time.monotonic()
+        """Nothing is known yet."""
+        self._stolen = self._ticks = 0
+        self._pressed: float | None = 0.0
+        self._waited: float | None = 0.0
+        self._passed = 0.0
+
+    def __enter__(self) -> Self:
+        self._first = (_cpu_ticks(), _pressure_seconds(), _waited_seconds(), time.monotonic())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ticks, pressed, waited, began = self._first
+        self._passed += time.monotonic() - began
+        last = _cpu_ticks()
+        if ticks and last:
+            self._stolen += last[0] - ticks[0]
+            self._ticks += last[1] - ticks[1]
+        self._pressed = _sum(self._pressed, _since(pressed, _pressure_seconds()))
+        self._waited = _sum(self._waited, _since(waited, _waited_seconds()))
 
     def host(self, threads: int, cpu_seconds: float, wall_seconds: float) -> Host:
-        """Read again and compare.
+        """What was seen.
 
         Args:
             threads: how many the case computes with.
             cpu_seconds: what the process used while the samples were taken.
             wall_seconds: how long they took.
         """
-        steal = None
-        last = _cpu_ticks()
-        if self._first and last and last[1] > self._first[1]:
-            steal = (last[0] - self._first[0]) / (last[1] - self._first[1])
         try:
             load = float(Path("/proc/loadavg").read_text(encoding="ascii").split()[0])
         except (OSError, ValueError):
             load = None
         share = cpu_seconds / wall_seconds / threads if wall_seconds > 0 else None
-        passed = time.monotonic() - self._began
-        pressed, waited = _since(self._pressed, _pressure_seconds()), _since(self._waited, _waited_seconds())
+        passed = self._passed
         return Host(
             threads=threads,
             cpu_share=share,
-            steal_share=steal,
+            steal_share=self._stolen / self._ticks if self._ticks else None,
             load_average=load,
-            pressure_share=pressed / passed if pressed is not None and passed else None,
-            wait_share=waited / passed / threads if waited is not None and passed else None,
+            pressure_share=self._pressed / passed if self._pressed is not None and passed else None,
+            wait_share=self._waited / passed / threads if self._waited is not None and passed else None,
         )
+
+
+def _sum(known: float | None, more: float | None) -> float | None:
+    return None if known is None or more is None else known + more
 
 
 def _since(first: float | None, last: float | None) -> float | None:

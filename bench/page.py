@@ -63,6 +63,7 @@ def html(run: Run, folder: Path, price_per_hour: float | None = None, baseline: 
         pictures=[picture for result in run.results if (picture := _picture(result, folder))],
         facts=_facts(run),
         notes=report.notes(run),
+        gained=report.gained(run.tuning) if run.tuning is not None else [],
         priced=price_per_hour is not None,
         on_sheet=any(verdict.spec_share(result) is not None for result in measured),
         fits=[result for result in measured if result.fit is not None],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SOLVERS = {
     "ddim", "pndm", "euler", "heun", "lms", "kdpm2", "deis", "dpmpp", "dpmpp-karras", "dpmpp-2s", "unipc",
 }  # fmt: skip
+_EQUAL = 100.0  # decibels: JSON has no infinity, and of 8 bits no unlike pictures come near it
 _LONGER = 2.0  # how many times as many evaluations a solution needs to be the one that others are held against
 
 
@@ -37,6 +38,17 @@ class Solved:
 
     result: Result
     error: float
+
+
+def with_psnr(results: Sequence[Result], folder: Path) -> list[Result]:
+    """The results of a run, each with its picture's distance from fp32's where there is one."""
+    far = {id(twin.result): min(twin.psnr, _EQUAL) for twin in twins(results, folder)}
+    return [
+        replace(result, numerics=replace(result.numerics, psnr=far[id(result)]))
+        if id(result) in far and result.numerics is not None
+        else result
+        for result in results
+    ]
 
 
 def twins(results: Sequence[Result], folder: Path) -> list[Twin]:
@@ -89,7 +101,7 @@ def read(result: Result, folder: Path) -> bytes | None:
         return None
     try:
         content = (folder / Path(result.numerics.image).name).read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # no such file, or no name of one
         return None
     return content if content.startswith(b"\x89PNG") else None
 
@@ -110,6 +122,8 @@ def _in_fp32(case: Case) -> Case:
 
 def _solves(case: Case) -> bool:
     """Whether a scheduler solves the model's probability flow; DDIM does not where it clips what it predicts."""
+    if case.model not in axes.models():
+        return False
     clips = axes.architecture(case.model)["scheduler"].get("clip_sample", True)
     return case.scheduler in _SOLVERS and not (case.scheduler == "ddim" and clips)
 
@@ -130,11 +144,11 @@ def _pixels(content: bytes | None) -> Any:
     import io
 
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if content is None:
         return None
     try:
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.float64) / 255
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow tells damage
         return None

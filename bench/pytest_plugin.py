@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,13 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
             machine_info[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             machine_info[name] = None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Where a suite was measured, name the software of the environment that it was measured in."""
+    if _SUITES in config.stash:
+        output_json["machine_info"].update(config.stash[_SUITES].software)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -106,23 +114,22 @@ def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
     case, its FLOPs and its memory are in `extra_info`.
     """
     benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
-    marker = request.node.get_closest_marker("diffusion")
-    told: dict[str, Any] = dict(getattr(request, "param", None) or (marker.kwargs if marker else {}))
-    if marker and marker.args:
-        told["model"] = marker.args[0]
+    told = _told(request)
     if "model" not in told:
         pytest.fail('which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256", dtype="bf16")', pytrace=False)
     import torch
 
     from bench import components
     from bench.errors import SkipError
-    from provision.errors import SpecError
+    from provision.errors import FirstlightError
 
     weights = told.pop("weights", {})
     try:
         case = _case(torch, told)
-    except SpecError as error:
+    except FirstlightError as error:
         pytest.fail(str(error), pytrace=False)
+    if case.dtype == "tf32" and not case.device.startswith("cuda"):
+        pytest.skip("TF32 is a format of NVIDIA's cards alone")
     threads = torch.get_num_threads()
     before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     components.set_precision(torch, case.dtype)
@@ -140,14 +147,31 @@ def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def _told(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the marker says, and an indirect parameter goes before it."""
+    marker = request.node.get_closest_marker("diffusion")
+    parameter = getattr(request, "param", {})
+    if not isinstance(parameter, dict) or (marker and len(marker.args) > 1):
+        pytest.fail('a case is told as @pytest.mark.diffusion("MODEL", AXIS=VALUE), or a dict of these', pytrace=False)
+    named = {"model": marker.args[0]} if marker and marker.args else {}
+    return {**named, **(marker.kwargs if marker else {}), **parameter}
+
+
 def _case(torch: Any, told: dict[str, Any]) -> Case:
     """A case as the suites have it for this machine, with what is told changed."""
-    from bench import cases
+    from bench import cases, device
+    from provision.errors import BlockedError
 
-    device = told.pop("device", "auto")
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return cases.change(cases.usual(told.pop("model"), device), {axis: str(value) for axis, value in told.items()})
+    chosen = told.pop("device", "auto")
+    device.check_name(str(chosen))
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen == "auto":
+        chosen = "cuda:0" if cards else "mps" if torch.backends.mps.is_available() else "cpu"
+    if chosen == "cuda":
+        chosen = "cuda:0"
+    if chosen.startswith("cuda:") and int(chosen.partition(":")[2]) >= cards:
+        raise BlockedError(f"there is no {chosen}: torch sees {cards} cards")
+    return cases.change(cases.usual(told.pop("model"), chosen), {axis: str(value) for axis, value in told.items()})
 
 
 class Replay:
@@ -166,8 +190,8 @@ class Replay:
         self._ahead = iter(seconds)
 
     def tick(self) -> None:
-        """One round."""
-        self._now += next(self._ahead)
+        """One round; a round more than was measured (a profiler's) takes no time."""
+        self._now += next(self._ahead, 0.0)
 
 
 class Suites:
@@ -176,6 +200,10 @@ class Suites:
     def __init__(self, config: pytest.Config) -> None:
         from bench import cases, running
 
+        if not config.pluginmanager.hasplugin("benchmark"):
+            raise pytest.UsageError("bench.suites needs pytest-benchmark")
+        if hasattr(config, "workerinput"):
+            raise pytest.UsageError("bench.suites measures one case after another: run it without -n")
         python = _option(config, "python")
         self._wish = running.Wish(
             _option(config, "suite") or "quick",
@@ -202,12 +230,25 @@ class Suites:
     def measure(self, cell: Cell) -> Result:
         """One case, within its share of the suite's budget, which begins with the first."""
         from bench import running
+        from bench.errors import BYTES_FOR_A_RUN
+        from provision.errors import from_os_error
 
         if self._session is None:
-            self._session = running.Session(self._wish, self._bench, self._budget, self)
+            try:
+                self._session = running.Session(self._wish, self._bench, self._budget, self)
+            except OSError as error:
+                raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--diffusion-out") from error
         later = self.cells[self.cells.index(cell) + 1 :]
-        self._results[cell.case] = self._session.measure_one(cell, later, f"  {cell.case.name}")
-        return self._results[cell.case]
+        began = time.monotonic()
+        found = self._session.measure_one(cell, later, f"  {cell.case.name}")
+        found = self._session.measure_again(cell, found, time.monotonic() - began, f"  {cell.case.name}")
+        self._results[cell.case] = found
+        return found
+
+    @property
+    def software(self) -> dict[str, str]:
+        """What was measured: the environment's, not this process's."""
+        return next((result.software for result in self._results.values() if result.software), {})
 
     def keep(self) -> None:
         """Write the run."""

@@ -10,7 +10,7 @@ from bench.result import Status
 
 if TYPE_CHECKING:
     from bench.compare import Comparison
-    from bench.result import Case, Result, Run
+    from bench.result import Case, Result, Run, Tuning
     from bench.tuning import Tuned
 
 COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
@@ -110,35 +110,38 @@ def tuned(found: Tuned, *, color: bool, width: int | None) -> str:
     for name in ("setting", "s/image", "times the default", "from fp32", "peak", ""):
         table.add_column(name, justify="left" if name in {"setting", ""} else "right", overflow="fold")
     usual = stats.least_image_seconds(found.default)
-    for each in sorted(found.tries, key=lambda each: (each.status is not Status.OK, stats.least_image_seconds(each))):
+    ruled_out = {each.case: why for each in found.tries if (why := verdict.ruled_out(each))}
+    for each in sorted(found.tries, key=lambda each: (each.case in ruled_out, stats.least_image_seconds(each))):
         least = stats.least_image_seconds(each)
         error = each.numerics.forward_error if each.numerics else None
         cells = (
-            ", ".join(setting(each.case)),
+            ", ".join(each.case.settings),
             _figure(least) if each.samples else "",
             f"{usual / least:.2f}" if each.samples else "",
             f"{error:.1g}" if error is not None else "",
             memory_of(each) if each.samples else "",
-            each.status.value if each.status is not Status.OK else "disturbed" if verdict.contended(each) else "",
+            "ruled out" if each.case in ruled_out else "disturbed" if verdict.contended(each) else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
-    ruled_out = [each for each in found.tries if each.status is not Status.OK]
-    lines = [f"{each.status.value} {', '.join(setting(each.case))}: {each.cause}" for each in ruled_out]
+    lines = [f"{', '.join(case.settings)}: {why}" for case, why in ruled_out.items()]
     lines += ["s/image is of the quickest of a try's images; the gain is measured once more, image by image in turns"]
-    best = ", ".join(setting(found.best.case))
-    if found.gain is None:
-        lines.append(found.doubt or f"the default is the fastest setting: {best}")
+    lines += gained(found.tuning)
+    return sink.getvalue() + "\n".join([*lines, "", found.tuning.code]) + "\n"
+
+
+def gained(tuning: Tuning) -> list[str]:
+    """What a search has found, in words."""
+    best = ", ".join(tuning.best.settings)
+    if tuning.best == tuning.default:
+        lines = [f"the default is the fastest setting: {best}"]
+    elif tuning.gain is None:
+        lines = [best]
     else:
-        gain = found.gain
-        lines.append(f"{best}: {gain.median:.2f} times as fast as the default ({gain.low:.2f} to {gain.high:.2f})")
-        lines += [f"not to be believed: {found.doubt}"] if found.doubt else []
-    return sink.getvalue() + "\n".join([*lines, "", found.code]) + "\n"
-
-
-def setting(case: Case) -> list[str]:
-    """What of a case can be tuned: its dtype, its batch, and whatever is not as usual."""
-    return [case.dtype, f"batch {case.batch}", *case.unusual.values()]
+        interval = f"({tuning.gain_low:.2f} to {tuning.gain_high:.2f})"
+        lines = [f"{best}: {tuning.gain:.2f} times as fast as the default {interval}"]
+    lines += [f"not to be believed: {tuning.doubt}"] if tuning.doubt else []
+    return [*lines, *(note for note in tuning.notes if note != tuning.doubt)]
 
 
 def row(result: Result) -> tuple[str, ...]:

@@ -75,6 +75,16 @@ class Case:
         return "-".join(parts)
 
     @property
+    def settings(self) -> list[str]:
+        """What of it can be tuned: its dtype, its batch, and whatever is not as usual."""
+        return [self.dtype, f"batch {self.batch}", *self.unusual.values()]
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether its numbers are what others are held against: fp32, and no setting that rounds otherwise."""
+        return self.dtype == "fp32" and set(self.unusual) <= {"threads", "seed", "vae"}
+
+    @property
     def unusual(self) -> dict[str, str]:
         """{axis: value, as names have it} of the settings that differ from the library's own."""
         settings = {
@@ -154,6 +164,8 @@ class Numerics:
 
     `repeats`: the same seed gave the same numbers again. `forward_error`: the relative L2 distance of one evaluation of
     the model from the same in fp32 with the library's own settings, at most `tolerance`; None with `not_compared`.
+    `psnr`: decibels of the picture against the same case's in fp32 (10 log10 of 1 over the mean squared difference of
+    pixels in [0, 1]), 100 where the two are equal; None where its run has no such case.
     """
 
     finite: bool
@@ -163,6 +175,7 @@ class Numerics:
     forward_error: float | None = None
     tolerance: float | None = None
     not_compared: str | None = None
+    psnr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -274,10 +287,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What a search has found. `gain`: how many times as fast `best` is as `default`, and its 95 % interval.
+
+    None where nothing is faster. `doubt`: why that is not to be believed; `notes`: what else a reader must know.
+    """
+
+    default: Case
+    best: Case
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    code: str
+    doubt: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of a suite on one machine. `started` is UTC, ISO 8601; `seconds` is the whole wall time.
 
-    `command`: what repeats it. `interleaved`: its cases are pairs whose images were made in turns.
+    `command`: what repeats it. `interleaved`: its cases are pairs whose images were made in turns. `tuning`: what a
+    search has found, whose tries its cases are.
     """
 
     schema: int
@@ -290,3 +321,4 @@ class Run:
     verdict: Verdict
     command: str | None = None
     interleaved: bool = False
+    tuning: Tuning | None = None

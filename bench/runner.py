@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import pipes, stats
 from bench.codec import plain, record
+from bench.errors import PARTNER
 from bench.result import Phases, Result, Sample, Status
 from bench.watching import Watch
 from provision import command
@@ -86,8 +87,9 @@ def run_pair(requests: tuple[Request, Request], pythons: tuple[Path, Path], *, h
         hub: the hub cache that the workers may read.
     """
     first = requests[0]
-    ends = time.monotonic() + first.share_seconds
-    deadline = time.monotonic() + first.limit_seconds + _GRACE_SECONDS
+    began = time.monotonic()
+    ends, limit = began + first.share_seconds, began + first.limit_seconds
+    deadline = limit + _GRACE_SECONDS
     one, two = (Worker(plain(each), python, hub) for each, python in zip(requests, pythons, strict=True))
     both = (one, two)
     with contextlib.ExitStack() as stack:
@@ -96,13 +98,17 @@ def run_pair(requests: tuple[Request, Request], pythons: tuple[Path, Path], *, h
             # One after the other: each prices its case by what the machine can do, and imports and loads undisturbed.
             stack.enter_context(worker)
             ready.append(worker.listen(deadline, worker.is_ready))
-        while all(ready) and _wants_more(both, ends):
+            if not ready[-1]:
+                break
+        while all(ready) and _wants_more(both, ends, limit):
             # A B, then B A: whoever comes first has no better turn than the other.
             for worker in both if len(one.samples) % 2 == 0 else reversed(both):
                 ready.append(all(ready) and worker.make_one(deadline))
-        for worker in both:
+        for worker in both[: len(ready)]:
             worker.let_go()
             worker.listen(deadline)
+    if len(ready) < 2:
+        return one.result(requests[0].case), Result(requests[1].case, Status.SKIPPED, reason=PARTNER)
     return one.result(requests[0].case), two.result(requests[1].case)
 
 
@@ -141,9 +147,11 @@ def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
     return {"error": worker.stderr or f"exit {worker.code}"}
 
 
-def _wants_more(both: tuple[Worker, Worker], ends: float) -> bool:
-    """Until the ratio of the two medians is known within 1 %, or time is up; never fewer than a few pairs."""
+def _wants_more(both: tuple[Worker, Worker], ends: float, limit: float) -> bool:
+    """Until the ratio of the two medians is known within 1 %, or time is up; not before a few pairs, if they fit."""
     one, two = ([sample.seconds for sample in worker.samples] for worker in both)
+    if one and time.monotonic() + one[-1] + two[-1] > limit:
+        return False
     if len(one) < FEWEST_PAIRS:
         return True
     if time.monotonic() + one[-1] + two[-1] > ends or len(one) >= _MOST_PAIRS:
@@ -162,7 +170,6 @@ class Worker:
         self.stderr = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: Watch | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed when the worker is left)
         self._rest = b""
         self._has_ended = self._is_late = False
 
@@ -173,6 +180,7 @@ class Worker:
 
     def __enter__(self) -> Self:
         # An interrupt between the fork and our hold on the process would leave a worker that nobody ends.
+        self._errors = tempfile.TemporaryFile()
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process = subprocess.Popen(
@@ -183,7 +191,7 @@ class Worker:
                 env=_environment(self._hub),
                 start_new_session=True,  # its whole group can be ended, and Ctrl-C reaches it through us alone
             )
-            self._watch = Watch(self._process.pid)
+            self._watch = Watch(self._process.pid, is_paired=bool(self._request.get("paced")))
         except OSError as error:
             self._has_ended = True
             self.stderr = f"{self._python} does not start: {error.strerror}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bench import cases, device, runner, runs, stats, verdict
+from bench import cases, device, pictures, runner, runs, stats, verdict
 from bench.codec import plain
 from bench.result import SCHEMA, Result, Run, Status
 from bench.worker import Request
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bench.cases import Cell
-    from bench.result import Case
+    from bench.result import Case, Tuning
     from provision.facts import Facts
     from provision.paths import Root
 
@@ -84,6 +84,9 @@ def run(wish: Wish, progress: Progress) -> Run:
     cases.check_picks(wish.models, wish.dtypes)
     changes = settings(",".join(wish.changes))
     pair = tuple(settings(each) for each in wish.interleave) if wish.interleave else None
+    for flag, is_given in (("--in-process", wish.in_process), ("--find-max", wish.find_max)):
+        if pair is not None and is_given:
+            raise SpecError(f"{flag} and --interleave: a pair is two processes that time images alone. Leave one out.")
     bench = find_bench(wish)
     chosen = choose_device(wish, bench, progress)
     cells = cases.unroll(suite, chosen, only_models=wish.models, only_dtypes=wish.dtypes, changes=changes)
@@ -148,33 +151,35 @@ class Session:
         self._started = dt.datetime.now(dt.timezone.utc)
         self._began = time.monotonic()
         self.ends = self._began + budget_seconds
-        name = f"{self._started:%Y%m%dT%H%M%SZ}-{Path(wish.suite).stem}-{uuid.uuid4().hex[:6]}"
+        # A file's name may hold bytes that are no characters: a run's own may not.
+        self._suite = Path(wish.suite).stem.encode("utf-8", "replace").decode("utf-8")
+        name = f"{self._started:%Y%m%dT%H%M%SZ}-{self._suite}-{uuid.uuid4().hex[:6]}"
         self.folder = wish.out / name
         self.folder.mkdir(parents=True)
         self._manifest = spec.load_tables(bench.envs / "models.toml", spec.ModelSpec)
         self._overheads: dict[tuple[str, str], float] = {}  # {(model, compile): seconds}
         self._compared: set[Case] = set()
-        self._rates: dict[tuple[str, str], float] = {}  # {(device, dtype): FLOPs a second}
+        self._rates: dict[tuple[Path, str, str], float] = {}  # {(interpreter, device, dtype): FLOPs a second}
 
-    def keep(
-        self, results: Sequence[Result], *, interleaved: bool = False, judged: Sequence[Result] | None = None
-    ) -> Run:
-        """Write the run; its verdict is on all of its results, or on those of them that are `judged`.
+    def keep(self, results: Sequence[Result], *, interleaved: bool = False, tuning: Tuning | None = None) -> Run:
+        """Write the run; its verdict is on all of its results, or on the two of a search that count.
 
         Raises:
             BlockedError: the disk cannot be used.
         """
+        results = pictures.with_psnr(results, self.folder)
         done = Run(
             schema=SCHEMA,
             id=self.folder.name,
             started=self._started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._began, 3),
             machine=plain(self._bench.machine.to_dict()),
-            suite=Path(self._wish.suite).stem,
+            suite=self._suite,
             results=tuple(results),
-            verdict=verdict.judge(results if judged is None else judged),
+            verdict=verdict.judge(results) if tuning is None else verdict.judge_tuning(results, tuning),
             command=self._wish.command,
             interleaved=interleaved,
+            tuning=tuning,
         )
         runs.keep(done, self.folder)
         return done
@@ -189,14 +194,21 @@ class Session:
             results.append(self.measure_one(cell, cells[number + 1 :], where))
             took[number] = time.monotonic() - began
         for number, cell in enumerate(cells):
-            before = results[number]
-            if verdict.contended(before) is None or self.ends - time.monotonic() < took[number]:
-                continue
-            where = f"  [{number + 1} again] {cell.case.name:<52}"
-            again = self.measure_one(cell, [], where)
-            better = again.status is Status.OK and verdict.contended(again) is None
-            results[number] = replace(again if better else before, attempts=2)
+            results[number] = self.measure_again(
+                cell, results[number], took[number], f"  [{number + 1} again] {cell.case.name:<52}"
+            )
         return results
+
+    def measure_again(self, cell: Cell, before: Result, took: float, where: str) -> Result:
+        """A case once more if it went well and was disturbed, while there is time; the better of both.
+
+        Only its times are new: what an evaluation was compared with stands.
+        """
+        disturbed = before.status is Status.OK and verdict.contended(before) is not None
+        if not disturbed or self.ends - time.monotonic() < took:
+            return before
+        again = compared_as(self.measure_one(cell, [], where), before)
+        return replace(again if _is_clean(again) else before, attempts=2)
 
     def measure_pairs(self, cells: list[Cell], one: Mapping[str, str], two: Mapping[str, str]) -> list[Result]:
         """Each case in both settings, image by image in turns."""
@@ -214,7 +226,13 @@ class Session:
                 results += [Result(case, Status.SKIPPED, reason=reason) for case in both]
                 self._progress.say(f"{where} {outcome(results[-1])}")
                 continue
-            results += self.pair((both[0], both[1]), (pythons[0], pythons[1]), share, limit, where)
+            began = time.monotonic()
+            pair = self.pair((both[0], both[1]), (pythons[0], pythons[1]), share, limit, where)
+            took = time.monotonic() - began
+            if _is_disturbed(pair) and limit - took > took:
+                again = self.pair((both[0], both[1]), (pythons[0], pythons[1]), took, took, f"{where} again")
+                pair = again if all(map(_is_clean, again)) else pair
+            results += pair
         return results
 
     def pair(
@@ -223,12 +241,12 @@ class Session:
         """Two cases whose images are made in turns, each under its interpreter; both times count from now."""
         self._progress.begin(where)
         asked = [
-            self._request(case, share, limit, f"{case.name}-{which}.png")
-            for case, which in zip(both, "ab", strict=True)
+            self._request(case, share, limit, f"{case.name}-{which}.png", python)
+            for case, which, python in zip(both, "ab", pythons, strict=True)
         ]
         requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
         measured = runner.run_pair(requests, pythons, hub=self._bench.root.hub_in_use)
-        found = [self._finished(result) for result in measured]
+        found = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
         self._progress.say(f"{where} {' / '.join(outcome(result) for result in found)}")
         return found
 
@@ -241,17 +259,20 @@ class Session:
             self._progress.say(f"{where} {outcome(result)}")
             return result
         self._progress.begin(where)
+        python = self._bench.python
         asked = time.monotonic()
-        request = replace(self._request(cell.case, share, limit, f"{cell.case.name}.png"), find_max=cell.find_max)
+        request = replace(
+            self._request(cell.case, share, limit, f"{cell.case.name}.png", python), find_max=cell.find_max
+        )
         if self._wish.in_process:
-            result = runner.run_here(request, self._bench.python)
+            result = runner.run_here(request, python)
         else:
-            result = runner.run_case(request, self._bench.python, hub=self._bench.root.hub_in_use)
-        result = self._finished(result)
+            result = runner.run_case(request, python, hub=self._bench.root.hub_in_use)
+        result = self._finished(result, python)
         if result.samples:
             images = (*result.warmups, *result.samples)
             spent = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
-            took = time.monotonic() - asked - spent
+            took = max(0.0, time.monotonic() - asked - spent)
             # A start that others slowed down would make the later cases look too dear: the quickest one counts.
             if verdict.contended(result) is None or took < start:
                 key = (cell.case.model, cell.case.compile)
@@ -274,7 +295,7 @@ class Session:
         share, limit = self._times(later)
         return self.one(cell, share, limit, where)
 
-    def _request(self, case: Case, share: float, limit: float, image: str) -> Request:
+    def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> Request:
         weights = cases.weights(case.model, self._manifest, self._bench.root)
         alike = replace(case, scheduler="", steps=0, seed=0, vae="whole", threads=0)
         compare = alike not in self._compared
@@ -286,15 +307,36 @@ class Session:
             weights,
             str((self.folder / image).absolute()),
             compare=compare,
-            rate_known=self._rates.get((case.device, case.dtype)),
+            rate_known=self._rates.get((python, case.device, case.dtype)),
         )
 
-    def _finished(self, result: Result) -> Result:
-        if result.numerics is not None and result.numerics.forward_error is not None:
+    def _finished(self, result: Result, python: Path) -> Result:
+        is_right = result.status is Status.OK and result.numerics is not None
+        if is_right and result.numerics is not None and result.numerics.forward_error is not None:
             self._compared.add(replace(result.case, scheduler="", steps=0, seed=0, vae="whole", threads=0))
-        key = (result.case.device, result.case.dtype)
+        key = (python, result.case.device, result.case.dtype)
         self._rates[key] = max(result.work.probe_flops_per_second or 0.0, self._rates.get(key, 0.0))
         return replace(result, trust=verdict.trust(result))
+
+
+def compared_as(result: Result, before: Result) -> Result:
+    """A result that was not compared with fp32, with what an earlier one of the same case was found to be."""
+    one, two = before.numerics, result.numerics
+    if one is None or two is None or one.forward_error is None or two.forward_error is not None:
+        return result
+    return replace(
+        result,
+        numerics=replace(two, forward_error=one.forward_error, tolerance=one.tolerance, not_compared=None),
+    )
+
+
+def _is_clean(result: Result) -> bool:
+    return result.status is Status.OK and verdict.contended(result) is None
+
+
+def _is_disturbed(pair: Sequence[Result]) -> bool:
+    """Whether both went well, and one was disturbed."""
+    return all(result.status is Status.OK for result in pair) and not all(map(_is_clean, pair))
 
 
 def outcome(result: Result) -> str:

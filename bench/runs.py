@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from bench.codec import dumps, loads
@@ -71,11 +72,37 @@ def load(name: str, out: Path) -> Run:
     file = find(name, out)
     try:
         found = loads(file.read_text(encoding="utf-8"), Run)
-    except (ValueError, UnicodeDecodeError) as error:
+        _check(found)
+    except (ValueError, RecursionError) as error:  # brackets may be nested a thousand deep
         raise FirstlightError(f"{file} is not a run that this version can read: {error}.") from None
     if not 1 <= found.schema <= SCHEMA:
         raise FirstlightError(f"{file} has schema {found.schema}, this version reads 1 to {SCHEMA}.")
     return found
+
+
+def _check(run: Run) -> None:
+    """Refuse what no run of ours can hold, and what every reader would stumble over.
+
+    Raises:
+        ValueError: it does hold it.
+    """
+    dumps(run).encode("utf-8")  # half a character is none
+    gpus = run.machine.get("gpus", [])
+    is_list = isinstance(gpus, list) and all(isinstance(gpu, dict) for gpu in gpus)
+    names = [gpu.get("name") for gpu in gpus] if is_list else [None]
+    numbers = [run.machine.get(key) for key in ("memory_bytes", "cores", "cpu_quota")]
+    is_named = all(isinstance(name, str) for name in names)
+    if not is_named or not all(isinstance(number, (int, float, NoneType)) for number in numbers):
+        raise ValueError("Run.machine is none that a run of ours describes")
+    if run.interleaved and len(run.results) % 2:
+        raise ValueError("Run.results are no pairs")
+    for number, result in enumerate(run.results):
+        case = result.case
+        if min(case.batch, case.steps, case.height, case.width) < 1:
+            raise ValueError(f"Run.results[{number}].case has no size")
+        times = [second for each in (*result.warmups, *result.samples) for second in (each.seconds, *each.step_seconds)]
+        if min([*times, *result.work.peak_flops_per_second.values()], default=1.0) <= 0:
+            raise ValueError(f"Run.results[{number}] has a time or a rate that is not above 0")
 
 
 def _write(run: Run, path: Path) -> Path:

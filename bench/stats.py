@@ -78,8 +78,15 @@ def ratio(before: Sequence[float], after: Sequence[float]) -> Summary:
 
 
 def step_seconds(result: Result) -> Summary | None:
-    """Seconds a denoising step, over every step of every sample."""
+    """Seconds a denoising step, over every step of every sample.
+
+    The steps of one image are alike and no independent draws: the interval is that of the images' medians.
+    """
     values = [seconds for sample in result.samples for seconds in sample.step_seconds]
+    if values:
+        images = summarize([statistics.median(each.step_seconds) for each in result.samples if each.step_seconds])
+        middle = statistics.median(values)
+        return Summary(middle, min(images.low, middle), max(images.high, middle), min(values), len(values))
     if not values and result.work.evaluations:  # a device that tells no times of its own: its share of the whole
         values = [sample.seconds / result.work.evaluations for sample in result.samples]
     return summarize(values) if values else None

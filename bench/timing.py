@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from bench.result import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Self
 
@@ -80,6 +82,7 @@ def take(
     more: Callable[[Images], bool],
     say: Callable[[dict[str, Any]], None],
     between: Callable[[], None] = lambda: None,
+    around: AbstractContextManager[object] | None = None,
 ) -> Images:
     """Time one image after another.
 
@@ -89,14 +92,16 @@ def take(
         more: whether another one is wanted; it may wait.
         say: told each one.
         between: called every few seconds, between two images.
+        around: entered for each image, outside of its time.
     """
     images = Images()
     paused = time.monotonic()
     while more(images):
-        before = time.process_time()
-        clock.start()
-        loop(clock.mark)
-        seconds, steps = clock.stop()
+        with around or contextlib.nullcontext():
+            before = time.process_time()
+            clock.start()
+            loop(clock.mark)
+            seconds, steps = clock.stop()
         images.every.append(Sample(seconds, steps, time.process_time() - before))
         say({"sample": plain(images.every[-1])})
         if time.monotonic() - paused > _PAUSE_SECONDS:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from bench import cases, compare, device, recipe, runner, running, stats, verdict
 from bench.axes import DTYPES, LAYOUTS
 from bench.codec import plain
-from bench.errors import Exit
-from bench.result import Status
+from bench.errors import PARTNER, Exit
+from bench.result import Status, Tuning
 from provision import spec
-from provision.errors import FirstlightError
+from provision.errors import FirstlightError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,23 +31,18 @@ _ROOM = 0.9  # of the host's free memory that a larger batch may be predicted to
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found: `default` and `best` of the last measurement, in turns; `code` that sets the best.
-
-    `gain`: how many times as fast it is, None if it is the default. `doubt`: why that is not to be believed.
-    """
+    """What was found: `default` and `best` as they were last measured, every try, and the run that keeps them."""
 
     default: Result
     best: Result
-    gain: Summary | None
     tries: tuple[Result, ...]
     run: Run
-    code: str
-    doubt: str | None = None
+    tuning: Tuning
 
     @property
     def exit(self) -> Exit:
         """5 where what was found is not to be believed."""
-        return Exit.NOT_JUDGED if self.doubt else Exit.GOOD
+        return Exit.NOT_JUDGED if self.tuning.doubt else Exit.GOOD
 
 
 def tune(wish: Wish, progress: Progress) -> Tuned:
@@ -66,6 +61,9 @@ def tune(wish: Wish, progress: Progress) -> Tuned:
     (model,) = wish.models
     cases.check_picks([model], [])
     given = running.settings(",".join(wish.changes))
+    for axis in ("model", "device"):
+        if axis in given:
+            raise SpecError(f"--set {axis}=…: the {axis} is named by --{axis}.")
     bench = running.find_bench(wish)
     chosen = running.choose_device(wish, bench, progress)
     default = _default(model, chosen, given)
@@ -81,7 +79,7 @@ def told(found: Tuned) -> dict[str, Any]:
         {
             "case": plain(each.case),
             "status": each.status.value,
-            "reason": each.reason,
+            "reason": each.reason or verdict.ruled_out(each),
             "image_seconds": stats.least_image_seconds(each) if each.samples else None,
             "gain": default / stats.least_image_seconds(each) if each.samples else None,
             "forward_error": each.numerics.forward_error if each.numerics else None,
@@ -90,12 +88,8 @@ def told(found: Tuned) -> dict[str, Any]:
     ]
     return {
         "schema": 1,
-        "default": plain(found.default.case),
-        "best": plain(found.best.case),
-        "gain": plain(found.gain),
-        "doubt": found.doubt,
+        **plain(found.tuning),
         "tries": tries,
-        "code": found.code,
         "run": found.run.id,
         "exit": int(found.exit),
     }
@@ -202,33 +196,68 @@ class _Search:
 
     def _confirmed(self, best: Result) -> Tuned:
         """The default and the best, image by image in turns; again where that was disturbed and time is left."""
-        limit = self.session.ends - time.monotonic()
-        pythons = (self.bench.python, self.bench.python)
-        began = time.monotonic()
-        pair = self.session.pair((self.default, best.case), pythons, limit, limit, "  default / best")
-        took = time.monotonic() - began
-        if _doubt(pair) and self.session.ends - time.monotonic() > took:
-            again = self.session.pair((self.default, best.case), pythons, took, took, "  default / best, again")
-            pair = pair if _doubt(again) else again
-        one, two = pair
-        faults = [f"{each.status.value}: {each.cause}" for each in pair if each.status is not Status.OK]
+        first = self.tries[self.default]
+        pair = self._pair(best, self.session.ends - time.monotonic(), "")
+        faults = sorted((each for each in pair if each.status is not Status.OK), key=lambda each: each.cause == PARTNER)
         if faults:
-            return self._told(self.tries[self.default], best, None, doubt=f"it could not be confirmed, {faults[0]}")
-        return self._told(one, two, compare.paired_ratio(two, one), doubt=_doubt(pair))
+            fault = f"{faults[0].status.value}: {faults[0].cause}"
+            return self._told(first, best, None, doubt=f"it could not be confirmed, {fault}")
+        one, two = pair
+        gain = compare.paired_ratio(two, one)
+        if gain.low <= 1:
+            seemed = f"{', '.join(best.case.settings)} seemed faster, and was not when both were made in turns"
+            return self._told(one, one, None, notes=(seemed,))
+        return self._told(one, two, gain, doubt=_doubt(pair))
 
-    def _told(self, default: Result, best: Result, gain: Summary | None, doubt: str | None = None) -> Tuned:
+    def _pair(self, best: Result, limit: float, again: str) -> list[Result]:
+        began = time.monotonic()
+        both = (self.default, best.case)
+        pythons = (self.bench.python, self.bench.python)
+        found = self.session.pair(both, pythons, limit, limit, f"  default / best{again}")
+        pair = [running.compared_as(result, self.tries[result.case]) for result in found]
+        took = time.monotonic() - began
+        is_good = all(each.status is Status.OK for each in pair)
+        if again or not (is_good and _doubt(pair)) or self.session.ends - time.monotonic() < took:
+            return pair
+        second = self._pair(best, took, ", again")
+        is_better = all(each.status is Status.OK for each in second) and not _doubt(second)
+        return second if is_better else pair
+
+    def _told(
+        self, default: Result, best: Result, gain: Summary | None, doubt: str | None = None, notes: tuple[str, ...] = ()
+    ) -> Tuned:
         self.tries |= {default.case: default, best.case: best}
         tries = tuple(self.tries.values())
-        # A setting that is ruled out says nothing of the machine.
-        run = self.session.keep(tries, judged=(default, best))
+        untried = sum(self._is_untried(each) for each in tries)
+        if untried:
+            notes += (f"{untried} of {len(tries)} settings were not tried for want of time: give a larger --budget",)
+        if best is default:
+            doubt = doubt or _doubt(tries) or (notes[-1] if untried else None)
         manifest = spec.load_tables(self.bench.envs / "models.toml", spec.ModelSpec)
-        return Tuned(default, best, gain, tries, run, recipe.code(best.case, manifest), doubt)
+        tuning = Tuning(
+            default=default.case,
+            best=best.case,
+            gain=gain.median if gain else None,
+            gain_low=gain.low if gain else None,
+            gain_high=gain.high if gain else None,
+            code=recipe.code(best.case, manifest),
+            doubt=doubt,
+            notes=notes,
+        )
+        return Tuned(default, best, tries, self.session.keep(tries, tuning=tuning), tuning)
+
+    def _is_untried(self, found: Result) -> bool:
+        """Whether a try was left out for want of time, though it is not known to be slower than the default."""
+        usual = stats.step_seconds(self.tries[self.default])
+        predicted = found.work.predicted_step_seconds
+        is_slower = usual is not None and predicted is not None and predicted > usual.median
+        return found.status is Status.SKIPPED and "the budget leaves" in (found.reason or "") and not is_slower
 
 
 def _beats(found: Result, best: Result) -> bool:
     """Whether a try is right, and faster by more than two tries of one setting differ."""
     both = [summary for each in (found, best) if (summary := stats.image_seconds(each)) is not None]
-    if found.status is not Status.OK or len(both) < 2:
+    if verdict.ruled_out(found) or len(both) < 2:
         return False
     return both[0].minimum < both[1].minimum * (1 - max(compare.LEAST_EFFECT, *(each.spread for each in both)))
 

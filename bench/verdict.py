@@ -12,7 +12,7 @@ from bench.result import Status, Trust, Verdict, VerdictState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench.result import Gpu, Host, Result
+    from bench.result import Gpu, Host, Result, Tuning
 
 CLEAN, CONTENDED = "clean", "contended"
 # A clean run on 2 threads waits 0.4 % of the time for a core, one with a third busy process 30 % and more; it uses 98 %
@@ -60,6 +60,17 @@ def _gpu_disturbances(gpu: Gpu) -> Iterator[str]:
             yield f"the card was slowed down {share:.0%} of the time ({name})"
 
 
+def ruled_out(found: Result) -> str | None:
+    """Why a setting is not to be taken, however fast it is: it failed, or its numbers may be wrong."""
+    if found.status is not Status.OK:
+        return f"{found.status.value}: {found.cause}"
+    if found.numerics is None or found.numerics.repeats is False:
+        return "the same seed gave other numbers the second time"
+    if found.numerics.forward_error is None and not found.case.is_reference:
+        return f"its numbers were not compared with fp32's: {found.numerics.not_compared or 'there was no time'}"
+    return None
+
+
 def judge(results: Sequence[Result]) -> Verdict:
     """Fail when a case failed, could-not-judge when most were disturbed, warn when some were, else pass."""
     failed = [result for result in results if result.status not in {Status.OK, Status.SKIPPED}]
@@ -76,6 +87,14 @@ def judge(results: Sequence[Result]) -> Verdict:
     if len(disturbed) * 2 > measured:
         return Verdict(VerdictState.NOT_JUDGED, tuple(reasons))
     return Verdict(VerdictState.WARN if disturbed or doubted else VerdictState.PASS, tuple(reasons))
+
+
+def judge_tuning(results: Sequence[Result], tuning: Tuning) -> Verdict:
+    """As `judge`, of the default and the best alone: a setting that was ruled out says nothing of the machine."""
+    found = judge([result for result in results if result.case in {tuning.default, tuning.best}])
+    if tuning.doubt is None:
+        return found
+    return Verdict(VerdictState.NOT_JUDGED, (*found.reasons, tuning.doubt))
 
 
 def _doubts(result: Result) -> Iterator[str]:

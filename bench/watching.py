@@ -34,9 +34,10 @@ class _Window:
 class Watch:
     """A worker's watch. `look` is called at every turn of the parent's waiting; it sleeps nowhere."""
 
-    def __init__(self, pid: int) -> None:
-        """Begin with a worker that was just started."""
+    def __init__(self, pid: int, *, is_paired: bool = False) -> None:
+        """Begin with a worker that was just started; of a pair, both are on one card, and its energy is of both."""
         self._pid = pid
+        self._is_paired = is_paired
         self._began = time.monotonic()
         self._phase = "start"
         self._card = Card(None)
@@ -122,6 +123,8 @@ class Watch:
         clocks = [each.clock_mhz for each in readings if each.clock_mhz is not None]
         heats = [each.temperature for each in readings if each.temperature is not None]
         powers = [each.power_watts for each in readings if each.power_watts is not None]
+        energies = [each for each in readings if each.energy_joules is not None]
+        knows_energy = bool(powers or energies) and not self._is_paired
         named = {name for each in readings for name in each.reasons}
         return Gpu(
             clock_mhz_median=statistics.median(clocks) if clocks else None,
@@ -131,12 +134,12 @@ class Watch:
             power_limit_watts=self._card.power_limit_watts,
             throttled={name: sum(name in each.reasons for each in readings) / len(readings) for name in sorted(named)},
             others=self._others(),
-            energy_joules=self._window.joules if powers else None,
-            energy_source="counter" if self._window.counted else "power",
+            energy_joules=self._window.joules if knows_energy else None,
+            energy_source=("counter" if self._window.counted else "power") if knows_energy else None,
         )
 
     def _others(self) -> int | None:
-        """Processes on the card besides the worker.
+        """Processes on the card besides the worker, and the other one of its pair.
 
         In a container the driver tells other numbers than ours: there all that were on it before the worker are others,
         and of the rest one is the worker itself.
@@ -151,7 +154,7 @@ class Watch:
             if self._pid not in processes:
                 fresh = others - before
                 others -= set(sorted(fresh)[:1])
-            most = max(most, len(others))
+            most = max(most, len(others) - self._is_paired)
         return most
 
 

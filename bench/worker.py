@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import os
 import platform
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -13,13 +16,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bench import axes, compiling, components, fitting, meter, numerics, probes, sampling, timing
 from bench.codec import dumps, plain, record
-from bench.errors import SkipError
+from bench.errors import PARTNER, SkipError
 from bench.result import Case, Numerics, Phases, Result, Status, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _GO = "go"
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _SLOW_STEP_SECONDS = 20.0
 _LAST_SECONDS = 3.0  # what is left for comparing
 
@@ -52,6 +56,7 @@ def main() -> int:
     """Read one request from stdin, answer on the real stdout, keep every print of a library off it."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _end_with_the_parent()
     raw = json.loads(sys.stdin.readline())
     if raw == {"query": True}:
         import torch
@@ -62,6 +67,16 @@ def main() -> int:
     result = measure(request, lambda event: _say(answers, event))
     _say(answers, {"result": plain(result)})
     return 0
+
+
+def _end_with_the_parent() -> None:
+    """Let the kernel end this process when the parent has ended, however that ended (Linux alone can do so)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it had ended before
+        sys.exit(1)
 
 
 def measure(request: Request, say: Callable[[dict[str, Any]], None]) -> Result:
@@ -150,7 +165,9 @@ class _Measurement:
             evaluations=flops.evaluations,
         )
         self.found.add(work=self.work, weights="real" if self.request.weights else "random")
-        shortest = flops.batch / rate * (1 + timing.MIN_SAMPLES)
+        # The first image, and as many as a result needs; of a pair, the other's as well.
+        self.images = 1 + (2 * timing.ENOUGH_SAMPLES if self.request.paced else timing.MIN_SAMPLES)
+        shortest = flops.batch / rate * self.images
         if time.perf_counter() + shortest > self.limit:
             raise SkipError(_over(self.step_seconds, shortest, self.limit - time.perf_counter()))
         if axes.COMPILES[case.compile] is not None:
@@ -187,7 +204,7 @@ class _Measurement:
 
     def _first_image(self, loop: sampling.Loop, clock: meter.Clock) -> str:
         self.say({"phase": "first image"})
-        guard = _guard(self.case, self.work.evaluations or 1, self.limit)
+        guard = _guard(self.case, self.work.evaluations or 1, self.images - 1, self.limit)
         clock.start()
         pixels, raw = loop(_both(clock.mark, guard))
         seconds, _ = clock.stop()
@@ -217,7 +234,10 @@ class _Measurement:
 
         neighbours = meter.Neighbours()
         more = _at_a_word if self.request.paced else timing.until(self.share, self.limit)
-        images = timing.take(loop, clock, more, self.say, (lambda: None) if self.request.paced else pause)
+        between = (lambda: None) if self.request.paced else pause
+        images = timing.take(loop, clock, more, self.say, between, neighbours)
+        if not images.every:
+            raise SkipError(PARTNER)
         used = sum(sample.cpu_seconds for sample in images.every)
         host = neighbours.host(torch.get_num_threads(), used, sum(sample.seconds for sample in images.every))
         self.say({"phase": "probe"})
@@ -273,7 +293,7 @@ class _Measurement:
         case = self.case
         if not self.request.compare:
             return replace(self.numerics, not_compared="the same was compared in a case before")
-        if case.dtype == "fp32" and set(case.unusual) <= {"threads", "seed", "vae"}:
+        if case.is_reference:
             return replace(self.numerics, not_compared="it is what others are compared with")
         if case.offload != "none":
             return replace(self.numerics, not_compared="its weights are moved to and fro")
@@ -283,10 +303,16 @@ class _Measurement:
             error = numerics.forward_error(model, kept)
         except (MemoryError, RuntimeError) as fault:  # torch.OutOfMemoryError is the latter
             return replace(self.numerics, not_compared=str(fault).splitlines()[0][:200])
-        limit = axes.TOLERANCES[case.dtype]
+        return self._held(error, axes.TOLERANCES[case.dtype])
+
+    def _held(self, error: float, limit: float) -> Numerics:
         if not error <= limit:  # nor a NaN
-            reason = f"one evaluation is {error:.2g} from fp32's (relative L2), {limit:.2g} is what {case.dtype} may"
+            reason = (
+                f"one evaluation is {error:.2g} from fp32's (relative L2), {limit:.2g} is what {self.case.dtype} may"
+            )
             self.found.add(status=Status.ERROR, reason=reason)
+        if not math.isfinite(error):
+            return replace(self.numerics, not_compared=f"its distance from fp32 is {error}", tolerance=limit)
         return replace(self.numerics, forward_error=error, tolerance=limit)
 
 
@@ -294,7 +320,7 @@ def _at_a_word(_: timing.Images) -> bool:
     return sys.stdin.readline().strip() == _GO
 
 
-def _guard(case: Case, evaluations: int, limit: float) -> Callable[[], None]:
+def _guard(case: Case, evaluations: int, images: int, limit: float) -> Callable[[], None]:
     """Watches the first image: two steps tell what the whole case will cost. Only where the host's clock counts."""
     marks: list[float] = []
 
@@ -303,7 +329,7 @@ def _guard(case: Case, evaluations: int, limit: float) -> Callable[[], None]:
         if len(marks) != 3 or case.device != "cpu":
             return
         step = marks[2] - marks[1]
-        rest = step * (evaluations - 2) + step * evaluations * timing.MIN_SAMPLES
+        rest = step * (evaluations - 2) + step * evaluations * images
         left = limit - marks[2]
         if rest > left:
             raise SkipError(_over(step, rest, left))

@@ -9,6 +9,7 @@ import pytest
 from bench import export, verdict
 from bench.pytest_plugin import Replay, suites
 from bench.result import Status
+from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +27,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def suite(pytestconfig: pytest.Config) -> Iterator[Suites]:
+def suite(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterator[Suites]:
     """What measures; the run is kept when the last case has been measured."""
     chosen = suites(pytestconfig)
+    # Time is kept for the cases that are run, and for no others.
+    functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    run = {each.name for each in functions if "suite" in each.fixturenames}
+    chosen.cells = [cell for cell in chosen.cells if f"test_case[{cell.case.name}]" in run]
     yield chosen
     chosen.keep()
 
@@ -37,7 +42,10 @@ def suite(pytestconfig: pytest.Config) -> Iterator[Suites]:
 def test_case(cell: Cell, suite: Suites, benchmark: Any) -> None:
     """A case fails where `bench run` would fail; what cannot run here is skipped with its reason."""
     benchmark.group = cell.case.model
-    result = suite.measure(cell)
+    try:
+        result = suite.measure(cell)
+    except FirstlightError as error:
+        pytest.fail(str(error), pytrace=False)
     if result.status is Status.SKIPPED:
         pytest.skip(result.cause)
     if result.samples:

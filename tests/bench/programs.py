@@ -39,6 +39,7 @@ def image():
     say({"sample": plain(samples[-1])})
 
 def end(status=Status.OK, reason=None):
+    if not samples and status is Status.OK: status, reason = Status.SKIPPED, "its partner could not be measured"
     told = Result(case, status, reason, samples=tuple(samples), host=host, numerics=numerics, memory=memory, work=work)
     say({"result": plain(told)})
 """

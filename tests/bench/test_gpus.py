@@ -61,6 +61,13 @@ def test_what_is_not_in_the_table_is_not_known(name: str) -> None:
     assert gpus.find(name) is None
 
 
+def test_the_most_specific_match_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = gpus.table()["A10"]
+    both = {"short": plain.model_copy(update={"match": "X1"}), "long": plain.model_copy(update={"match": "X1 Super"})}
+    monkeypatch.setattr(gpus, "table", lambda: both)
+    assert [(gpus.find(name) or ("",))[0] for name in ("NVIDIA X1", "NVIDIA X1 Super")] == ["short", "long"]
+
+
 def test_every_figure_has_a_source_or_is_marked() -> None:
     for name, gpu in gpus.table().items():
         assert all(source.strip() for source in gpu.sources), name

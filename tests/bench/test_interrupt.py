@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+import struct
 import subprocess
+import sys
+import termios
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -60,3 +65,22 @@ def wait_for_worker(process: subprocess.Popen[str]) -> psutil.Process:
             process.wait(0.02)
             break
     pytest.fail("no worker was started")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux alone ends a process with its parent")
+def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
+    """SIGKILL asks nobody: the kernel ends the worker, although its stdin is still open."""
+    reading, writing = os.pipe()
+    start = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-m', 'bench.worker']).pid, flush=True)"
+    argv = [sys.executable, "-c", f"{start}; import signal; signal.pause()"]
+    with subprocess.Popen(argv, stdin=reading, stdout=subprocess.PIPE, env=environment(), cwd=tmp_path) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        os.write(writing, b"{")
+        while struct.unpack("i", fcntl.ioctl(writing, termios.FIONREAD, b"\0" * 4))[0]:
+            time.sleep(0.01)  # until it reads what it is asked
+        parent.kill()
+    psutil.wait_procs([worker], timeout=30)
+    assert not worker.is_running()
+    os.close(reading)
+    os.close(writing)

@@ -172,6 +172,7 @@ def test_what_is_done_in_a_pause_is_not_of_the_phase(monkeypatch: pytest.MonkeyP
         max_memory_allocated=lambda _: next(allocated),
         max_memory_reserved=lambda _: next(reserved),
         reset_peak_memory_stats=resets.append,
+        empty_cache=lambda: resets.append("empty"),
     )
     peaks = meter.Peaks(SimpleNamespace(cuda=cuda), "cuda:2")
     for _ in range(2):
@@ -181,12 +182,12 @@ def test_what_is_done_in_a_pause_is_not_of_the_phase(monkeypatch: pytest.MonkeyP
     assert peaks.memory() == Memory(
         host_run_peak_bytes=100, device_peak_allocated_bytes=7, device_peak_reserved_bytes=6
     )
-    assert resets == ["cuda:2"] * 3
+    assert resets == ["empty", *["cuda:2"] * 3]
 
 
 def test_only_a_cuda_device_has_its_allocator_reset() -> None:
     asked: list[str] = []
-    torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=asked.append))
+    torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=asked.append, empty_cache=lambda: None))
     meter.Peaks(torch, "cpu")
     meter.Peaks(torch, "cuda:2")
     assert asked == ["cuda:2"]
@@ -222,8 +223,10 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     times = iter([100.0, 104.0])
     monkeypatch.setattr("bench.meter.time.monotonic", lambda: next(times))
     neighbours = meter.Neighbours()
-    (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")
-    (thread / "schedstat").write_text("9000000000 5000000000 9\n")
+    with neighbours:
+        (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")
+        (thread / "schedstat").write_text("9000000000 5000000000 9\n")
+    (thread / "schedstat").write_text("9000000000 99000000000 9\n")
     found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
     assert (found.pressure_share, found.wait_share) == (0.5, 0.5)
 
@@ -231,7 +234,10 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_where_the_kernel_does_not_tell_waiting_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "_SELF", tmp_path / "absent")
     monkeypatch.setattr(meter, "_PRESSURE", tmp_path / "absent")
-    found = meter.Neighbours().host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
+    neighbours = meter.Neighbours()
+    with neighbours:
+        pass
+    found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
     assert (found.pressure_share, found.wait_share) == (None, None)
 
 
@@ -244,10 +250,12 @@ def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_the_neighbours_are_what_changed_between_the_readings(stat: Path) -> None:
+def test_the_neighbours_are_what_changed_while_images_were_made(stat: Path) -> None:
     neighbours = meter.Neighbours()
-    # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
-    stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
+    with neighbours:
+        # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
+        stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
+    stat.write_text("cpu 160 0 110 810 0 0 0 900 999 0\n")
     found = neighbours.host(threads=4, cpu_seconds=6.0, wall_seconds=2.0)
     assert found.steal_share == pytest.approx(0.20)
     assert found.cpu_share == pytest.approx(0.75)
@@ -266,6 +274,9 @@ def test_without_the_kernels_ticks_steal_is_unknown(stat: Path, text: str | None
         stat.unlink()
     else:
         stat.write_text(text)
-    found = meter.Neighbours().host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)
+    neighbours = meter.Neighbours()
+    with neighbours:
+        pass
+    found = neighbours.host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)
     assert found.steal_share is None
     assert found.cpu_share == 0.5

@@ -34,6 +34,19 @@ def test_a_picture_is_held_against_the_same_in_fp32(tmp_path: Path) -> None:
     assert twin.psnr == pytest.approx(20 * math.log10(255 / 10))
 
 
+def test_a_vae_that_tiles_is_held_against_the_whole(tmp_path: Path) -> None:
+    plain = drawn(tmp_path, a_case(), 100)
+    tiled = drawn(tmp_path, a_case(dtype="fp16", vae="tiling"), 100)
+    assert [twin.plain for twin in pictures.twins([plain, tiled], tmp_path)] == [plain]
+
+
+def test_a_run_keeps_how_far_its_pictures_are(tmp_path: Path) -> None:
+    results = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="fp16"), 110)]
+    results.append(drawn(tmp_path, a_case(dtype="bf16"), 100))
+    found = [result.numerics.psnr for result in pictures.with_psnr(results, tmp_path) if result.numerics]
+    assert found == [None, pytest.approx(20 * math.log10(255 / 10)), 100.0]
+
+
 def test_equal_pictures_are_infinitely_near(tmp_path: Path) -> None:
     both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100)]
     (twin,) = pictures.twins(both, tmp_path)
@@ -69,6 +82,8 @@ def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> Non
         drawn(tmp_path, a_case(model="tiny-sd", scheduler="dpmpp", steps=40), 100),
         drawn(tmp_path, a_case(model="tiny-sd", scheduler="unipc", steps=30), 99),
         drawn(tmp_path, a_case(model="tiny-sd", scheduler="ddpm", steps=10), 0),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="euler-a", steps=10), 0),
+        drawn(tmp_path, a_case(model="tiny-sd", scheduler="deis", steps=20), 98),
     ]
     ((longest, found),) = pictures.solved(results, tmp_path)
     assert longest.case.steps == 40
@@ -76,7 +91,8 @@ def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> Non
         ("ddim", 40),
         ("dpmpp", 10),
         ("heun", 5),
-    ], "not one of nearly as many steps, nor one that draws noise of its own"
+        ("deis", 2),
+    ], "half as many evaluations at most, and none that draws noise of its own"
     chart = charts.errors_over_time(longest, found, report.label)
     assert "ddim 10 steps" in chart
     assert chart.startswith("<svg")

@@ -50,8 +50,27 @@ def test_without_a_benchmark(diffusion_case):
 @pytest.mark.diffusion("tiny-ddpm", offload="model")
 def test_what_is_not_to_be_had(diffusion_case): ...
 
+@pytest.mark.diffusion("tiny-ddpm", dtype="bf16")
+@pytest.mark.parametrize("diffusion_case", [{"batch": 2}, {"model": "tiny-sd"}], indirect=True)
+def test_a_parameter_goes_before_the_marker(diffusion_case, request):
+    case = diffusion_case.case
+    assert case.dtype == "bf16"
+    assert (case.model, case.batch) in {("tiny-ddpm", 2), ("tiny-sd", 1)}
+
+@pytest.mark.diffusion("tiny-ddpm", dtype="tf32")
+def test_what_only_a_card_has(diffusion_case): ...
+
 @pytest.mark.diffusion("tiny-ddpm", dtype="tf33")
 def test_a_wrong_name(diffusion_case): ...
+
+@pytest.mark.diffusion("tiny-ddpm", "bf16")
+def test_a_second_word(diffusion_case): ...
+
+@pytest.mark.diffusion("tiny-ddpm", device="cuda:7")
+def test_no_such_card(diffusion_case): ...
+
+@pytest.mark.diffusion("tiny-ddpm", device="gpu")
+def test_no_such_device(diffusion_case): ...
 
 def test_no_name(diffusion_case): ...
 """
@@ -69,10 +88,14 @@ def test_a_case_in_other_peoples_tests(measured_python: Path, tmp_path: Path) ->
     first: list[object] = ["-c", BOTH, measured_python]
     told = tmp_path / "told.json"
     done = run(tmp_path, "-p", "bench.pytest_plugin", "-rsE", "--benchmark-json", told, first=first)
-    assert "3 passed, 1 skipped" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
-    assert "2 errors" in done.stdout
+    assert "5 passed, 2 skipped" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "5 errors" in done.stdout
     assert "offload model: only a pipeline on a CUDA device" in done.stdout
     assert "dtype=tf33: unknown dtype 'tf33'; there is: fp64" in done.stdout
+    assert "TF32 is a format of NVIDIA's cards alone" in done.stdout
+    assert 'a case is told as @pytest.mark.diffusion("MODEL", AXIS=VALUE)' in done.stdout
+    assert "there is no cuda:7: torch sees 0 cards" in done.stdout
+    assert "unknown device 'gpu'" in done.stdout
     assert 'which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256"' in done.stdout
     found = json.loads(told.read_text())
     (benchmark,) = found["benchmarks"]
@@ -100,6 +123,8 @@ def test_a_suite_as_tests_tells_what_was_measured(measured_python: Path, tmp_pat
     for result, each in zip(kept.results, found, strict=True):
         assert each["stats"]["data"] == pytest.approx([sample.seconds for sample in result.samples])
         assert each["extra_info"]["trust"] in {"clean", "contended"}
+    machine = json.loads(told.read_text())["machine_info"]
+    assert machine["torch"] == kept.results[0].software["torch"], "of the environment that was measured"
     assert kept.command == "pytest --pyargs bench.suites"
 
 
@@ -114,6 +139,24 @@ def test_a_suite_whose_interpreter_fails_fails_with_its_reason(tmp_path: Path) -
     assert done.returncode == 1
     assert "2 failed" in done.stdout
     assert "no torch here" in done.stdout
+
+
+def test_only_what_is_run_has_time_kept_for_it(tmp_path: Path) -> None:
+    words = ["--diffusion-suite", "tiny", "--diffusion-device", "cpu", "--diffusion-root", str(tmp_path)]
+    words += ["--diffusion-python", sys.executable, "-k", "tiny-sd"]
+    done = run(tmp_path, "--pyargs", "bench.suites", "-p", "bench.pytest_plugin", *words)
+    assert "1 failed, 1 deselected" in done.stdout, "the toolbox has no torch"
+    assert [result.case.model for result in runs.load("", tmp_path / "results").results] == ["tiny-sd"]
+
+
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["--diffusion-suite", "tiny", "--diffusion-device", "cpu", "--diffusion-root", str(tmp_path)]
+    words += ["--diffusion-python", sys.executable, "--diffusion-out", str(tmp_path / "file")]
+    done = run(tmp_path, "--pyargs", "bench.suites", "-p", "bench.pytest_plugin", *words)
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_without_an_environment_it_says_what_to_do(tmp_path: Path) -> None:
@@ -131,5 +174,5 @@ def test_a_replayed_clock_moves_by_what_was_measured() -> None:
     assert clock() - began == 2.0
     clock.tick()
     assert clock() - began == 2.5
-    with pytest.raises(StopIteration):
-        clock.tick()
+    clock.tick()
+    assert clock() - began == 2.5, "a profiler's round takes no time"

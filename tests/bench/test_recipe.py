@@ -57,13 +57,28 @@ def test_what_is_as_usual_has_no_line() -> None:
         ({"batch": 4}, "    num_images_per_prompt=4,"),
         ({"attention": "cudnn"}, "with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):"),
         ({"vae": "tiling"}, "pipe.vae.enable_tiling()"),
-        ({"offload": "model"}, "pipe.enable_model_cpu_offload()"),
+        ({"offload": "model"}, 'pipe.enable_model_cpu_offload(device="cuda:0")'),
+        ({}, "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)"),
+        ({}, "    guidance_scale=7.5,"),
+        ({"task": "image-to-image"}, "    strength=0.8,"),
+        ({"model": "ddpm-cat-256", "steps": 7}, "scheduler.set_timesteps(7)"),
+        (
+            {"model": "ddpm-cat-256"},
+            'image = torch.randn(1, 3, 512, 512, device="cuda:0", dtype=unet.dtype) * scheduler.init_noise_sigma',
+        ),
         ({"threads": 2}, "torch.set_num_threads(2)"),
         ({"layout": "channels_last"}, "pipe.vae.to(memory_format=torch.channels_last)"),
     ],
 )
 def test_a_setting_has_its_line(changes: dict[str, object], line: str) -> None:
     assert line in recipe.code(replace(PLAIN, **changes), MANIFEST).splitlines()  # type: ignore[arg-type]
+
+
+def test_a_controlnet_is_put_into_the_pipeline_that_it_extends() -> None:
+    text = recipe.code(replace(PLAIN, model="sd-controlnet-canny"), MANIFEST)
+    before, after = text.split("StableDiffusionControlNetPipeline.from_pretrained(")
+    assert MANIFEST["sd-controlnet-canny"].repo in before
+    assert MANIFEST["stable-diffusion-v1-5"].repo in after
 
 
 def test_a_model_that_no_manifest_has_leaves_a_place() -> None:

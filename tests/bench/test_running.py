@@ -133,8 +133,105 @@ def test_pairs_are_made_in_turns_and_neither_comes_first(run: Callable[..., Run]
 def test_a_pair_of_which_one_dies_ends(run: Callable[..., Run]) -> None:
     program = "if case.dtype == 'bf16': sys.exit(3)\n" + PACED
     done = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=["tiny-ddpm"])
-    assert [result.status for result in done.results] == [Status.OK, Status.ERROR]
+    assert [result.status for result in done.results] == [Status.SKIPPED, Status.ERROR]
+    assert done.results[0].reason == "its partner could not be measured"
     assert "exit 3" in (done.results[1].reason or "")
+
+
+def test_a_pair_whose_first_dies_does_not_start_the_second(run: Callable[..., Run]) -> None:
+    program = "if case.dtype == 'fp32': sys.exit(3)\n" + PACED
+    done = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=["tiny-ddpm"])
+    assert [result.status for result in done.results] == [Status.ERROR, Status.SKIPPED]
+    assert len(lines("asked")) == 1
+
+
+def test_a_pair_ends_within_its_budget_and_too_few_pairs_are_not_judged(run: Callable[..., Run]) -> None:
+    """Images that say that they take 30 s each: after the first pair there is no time for another."""
+    program = "seconds = 30.0\n" + AT_A_WORD
+    done = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=["tiny-ddpm"], budget_seconds=60.0)
+    assert [len(result.samples) for result in done.results] == [1, 1]
+    (row,) = compare.pairs(done).rows
+    assert row.state == compare.NOT_JUDGED
+    assert row.reason == "1 pairs, and the median of fewer than 6 is not known"
+
+
+def test_a_noisy_pair_is_made_until_its_ratio_is_known(run: Callable[..., Run]) -> None:
+    noisy = AT_A_WORD.replace(
+        "    image()\n", "    seconds = 1.0 + 0.2 * (len(samples) % 2) * (case.dtype == 'bf16')\n    image()\n"
+    )
+    done = run(noisy, interleave=("dtype=fp32", "dtype=bf16"), models=["tiny-ddpm"], budget_seconds=60.0)
+    assert len(done.results[0].samples) > 6
+
+
+def test_a_disturbed_pair_is_measured_again(run: Callable[..., Run]) -> None:
+    program = "if turn <= 2: host = replace(host, wait_share=0.4)\n" + PACED
+    done = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=["tiny-ddpm"])
+    assert [result.trust.state for result in done.results if result.trust] == ["clean", "clean"]
+    assert len(lines("asked")) == 4
+
+
+def test_what_every_pair_needs_to_start_is_kept_for_it(run: Callable[..., Run], tmp_path: Path) -> None:
+    run(PACED, interleave=("dtype=fp32", "dtype=bf16"), budget_seconds=60.0)
+    first = lines("asked")[0]
+    assert first["limit_seconds"] == pytest.approx(60.0 - 2 * 6.0, abs=2.0)
+    assert first["share_seconds"] == pytest.approx(30.0, abs=2.0)
+
+
+def test_wrong_numbers_stay_wrong_when_a_case_was_disturbed(run: Callable[..., Run]) -> None:
+    """It is not repeated without the comparison that it failed, nor is the next scheduler taken for right."""
+    wrong = "for _ in range(6): image()\nend(Status.ERROR, 'one evaluation is 0.9 from fp32')\n"
+    done = run(f"host = replace(host, wait_share=0.4)\n{wrong}")
+    assert {result.status for result in done.results} == {Status.ERROR}
+    assert {result.attempts for result in done.results} == {1}
+
+
+def test_a_setting_that_failed_its_comparison_is_compared_again(run: Callable[..., Run], tmp_path: Path) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text(
+        'description = "d"\n[budget]\ncpu = 60\ncuda = 60\nmps = 60\n[[matrix]]\nmodel = "tiny-ddpm"\n'
+        'dtype = "bf16"\nscheduler = ["ddim", "ddpm"]\ncpu = {size = 16, steps = 4}\n'
+    )
+    run("for _ in range(6): image()\nend(Status.ERROR, 'one evaluation is 0.9 from fp32')\n", suite=str(suite))
+    assert [each["compare"] for each in lines("asked")] == [True, True]
+
+
+def test_what_was_compared_stands_when_only_the_times_are_new(run: Callable[..., Run]) -> None:
+    done = run("if turn == 1: host = replace(host, wait_share=0.4)\n" + PLAIN)
+    assert done.results[0].attempts == 2
+    assert done.results[0].numerics is not None
+    assert done.results[0].numerics.forward_error == 0.001
+
+
+def test_two_batches_are_both_compared(run: Callable[..., Run], tmp_path: Path) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text(
+        'description = "d"\n[budget]\ncpu = 60\ncuda = 60\nmps = 60\n[[matrix]]\nmodel = "tiny-ddpm"\n'
+        'dtype = "bf16"\nscheduler = "ddim"\ncpu = {size = 16, steps = 4, batch = [1, 2]}\n'
+    )
+    run(PLAIN, suite=str(suite))
+    assert [each["compare"] for each in lines("asked")] == [True, True]
+
+
+@pytest.mark.parametrize("flag", ["find_max", "in_process"])
+def test_what_a_pair_cannot_do_is_refused(run: Callable[..., Run], flag: str) -> None:
+    with pytest.raises(SpecError, match=f"--{flag.replace('_', '-')} and --interleave"):
+        run(PACED, interleave=("dtype=fp32", "dtype=bf16"), **{flag: True})
+
+
+def test_a_later_slower_start_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> None:
+    now, took = [0.0], iter([10.0, 50.0])
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+
+    def run_case(request: Request, *_: object, **__: object) -> Result:
+        now[0] += next(took)
+        return a_result(request.case, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
+
+    monkeypatch.setattr(runner, "run_case", run_case)
+    wish = running.Wish("tiny", "cpu", [], [], Path(sys.executable), str(tmp_path), None, None, tmp_path / "out", 600.0)
+    session = running.Session(wish, running.find_bench(wish), 600.0, progress)
+    for _ in range(2):
+        session.measure_one(Cell(a_case(), find_max=False), [], "")
+    assert session.overhead(a_case()) == 8.0
 
 
 def test_a_pair_for_which_there_is_no_time_is_skipped(run: Callable[..., Run]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,39 @@ from bench.codec import dumps, plain
 from bench.result import SCHEMA
 from provision.errors import FirstlightError, SpecError
 from tests.bench.conftest import a_result, a_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["results"][0]["samples"][0].update(seconds=0),
+        lambda told: told["results"][0]["samples"][0].update(seconds=float("nan")),
+        lambda told: told["results"][0]["samples"][0].update(seconds=1e999),
+        lambda told: told["results"][0]["case"].update(batch=0),
+        lambda told: told["results"][0]["work"].update(peak_flops_per_second={"matrix product": 0.0}),
+        lambda told: told["machine"].update(gpus=None),
+        lambda told: told["machine"].update(gpus=[{}]),
+        lambda told: told["machine"].update(memory_bytes="much"),
+        lambda told: told["machine"].update(cpu_quota="2"),
+        lambda told: told.update(interleaved=True),
+        lambda told: told.update(suite="\ud800"),
+    ],
+)
+def test_a_run_that_no_reader_could_show_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    told = json.loads(dumps(a_run()))
+    change(told)
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    with pytest.raises(FirstlightError, match="not a run that this version can read"):
+        runs.load(str(tmp_path / "run.json"), tmp_path)
+
+
+def test_brackets_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[" * 200_000)
+    with pytest.raises(FirstlightError, match="not a run that this version can read"):
+        runs.load(str(tmp_path / "run.json"), tmp_path)
 
 
 def test_a_run_is_found_by_its_id_folder_file_and_as_the_last_one(tmp_path: Path) -> None:

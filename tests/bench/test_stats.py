@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.result import Sample
-from bench.stats import Summary, images_per_second, step_seconds, summarize
+from bench.stats import Summary, drift, images_per_second, ratio, step_seconds, summarize
 from tests.bench.conftest import a_case, a_result
 
 SECONDS = st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=12)
@@ -89,3 +89,22 @@ def test_without_steps_there_is_no_step_time(samples: tuple[Sample, ...]) -> Non
 
 def test_without_samples_there_is_no_rate() -> None:
     assert images_per_second(a_result(samples=())) is None
+
+
+def test_drift_is_how_much_slower_the_last_images_are() -> None:
+    samples = [Sample(seconds, (), seconds) for seconds in (1.0, 1.0, 1.05, 1.05, 1.05, 1.05, 1.1, 1.1)]
+    assert drift(samples) == pytest.approx(0.1)
+    assert drift(samples[:7]) is None, "too few to tell"
+
+
+def test_a_ratio_is_of_the_later_over_the_earlier() -> None:
+    found = ratio([1.0, 2.0, 2.0], [2.0, 3.0, 3.0])
+    assert (found.median, found.minimum) == (1.5, 2.0)
+
+
+def test_steps_of_one_image_are_no_independent_draws() -> None:
+    """A hundred equal steps in each of two unlike images tell no more than the two images do."""
+    samples = (Sample(100.0, (1.0,) * 100, 1.0), Sample(120.0, (1.2,) * 100, 1.0))
+    found = step_seconds(a_result(samples=samples))
+    assert found is not None
+    assert (found.low, found.high, found.count) == (1.0, 1.2, 200)
