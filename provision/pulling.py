@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from provision import checking, client, digests, download, snapshots
 from provision.asking import Asking
 from provision.checking import Depth, FileState
-from provision.download import Candidate
+from provision.delivery import Candidate
 from provision.errors import BlockedError, FirstlightError, from_os_error
 from provision.hub import HubError, Listed
 from provision.ledger import Ledger
@@ -232,13 +232,17 @@ class Pull:
         soft = [each for each in faults if isinstance(each, download.DownloadError | download.WrongContentError)]
         if len(soft) < len(faults):
             return next(each for each in faults if each not in soft)
-        refused = [each.refusals for each in soft if isinstance(each, download.DownloadError) and each.refusals]
+        refused = [each for each in soft if isinstance(each, download.DownloadError) and each.refusals]
         if len(refused) == len(soft):
-            refusing = next((hub for hub in plan.hubs if hub.name in refused[0]), None)
+            refusing = next((hub for hub in plan.hubs if hub.name in refused[0].refusals), None)
             if refusing is not None:
-                return refusing.refusal(self.spec.repo, *refused[0][refusing.name])
+                found = refusing.refusal(self.spec.repo, *refused[0].refusals[refusing.name])
+                others = "; ".join(f"{name}: {why}" for name, why in refused[0].others.items())
+                return type(found)(f"{found}. Of the other hubs, {others}") if others else found
         more = f" And {len(soft) - 3} more files." if len(soft) > 3 else ""
-        return type(soft[0])(" ".join(map(str, soft[:3])) + more)
+        told = " ".join(map(str, soft[:3])) + more
+        wrong = isinstance(soft[0], download.WrongContentError)
+        return download.WrongContentError(told) if wrong else download.DownloadError(told, {}, {})
 
     def _work(
         self,

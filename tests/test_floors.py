@@ -15,12 +15,13 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
-        {"errors", "digests", "bodies", "weights", "stand_in_worker", "ledger"},
+        {"errors", "digests", "bodies", "weights", "stand_in_worker", "ledger", "patience"},
         {
             "command",
             "paths",
             "spec",
-            "download",
+            "wire",
+            "partial",
             "conda_lock",
             "hashing",
             "folder",
@@ -36,6 +37,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "step",
             "journal",
             "hub",
+            "delivery",
             "rattler",
             "rattler_worker",
             "prefix",
@@ -46,7 +48,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "settings",
             "manifest",
         },
-        {"facts", "sources", "volume", "preflight", "contents", "profiles", "probing"},
+        {"facts", "sources", "volume", "preflight", "contents", "profiles", "probing", "download"},
         {"variants", "holder", "links", "copying", "witnesses", "choices", "pins", "checking", "snapshots"},
         {"variables", "stand_ins", "asking"},
         {"relay", "structure"},

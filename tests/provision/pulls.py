@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import TYPE_CHECKING
 
 from provision import manifest
@@ -12,6 +13,7 @@ from provision.supply import Hubs
 from tests.provision import played_hub
 
 if TYPE_CHECKING:
+    from provision.ledger import Ledger
     from provision.paths import Root
     from tests.provision.played import Played
 
@@ -47,3 +49,18 @@ def is_whole(work: Pull) -> bool:
 
 def gets(played: Played, path: str) -> int:
     return sum(method == "GET" and path in asked for method, asked, _ in played.requests)
+
+
+def quick(ledger: Ledger) -> tuple[list[str], list[float]]:
+    """Let a run wait no time: (what it says of that, the seconds that it would have waited)."""
+    told: list[str] = []
+    slept: list[float] = []
+
+    class Stopped(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            slept.append(timeout or 0.0)
+            return self.is_set()
+
+    ledger.tell = told.append
+    ledger.stopped = Stopped()
+    return told, slept

@@ -287,18 +287,28 @@ class TestSecrets:
             Hub({}, endpoint=hubs.official_endpoint()).headers()
 
     @pytest.mark.parametrize(
-        ("named", "is_it"),
+        ("named", "endpoint", "is_it"),
         [
-            ("mirror.example", True),
-            ("MIRROR.example:8443", True),
-            ("https://mirror.example:8443/x", True),
-            ("mirror.example:80", False),
-            ("other.example", False),
-            ("example", False),
+            ("mirror.example", "https://mirror.example:8443/hub", True),
+            ("MIRROR.example:8443", "https://mirror.example:8443/hub", True),
+            ("https://mirror.example:8443/x", "https://mirror.example:8443/hub", True),
+            ("mirror.example:80", "https://mirror.example:8443/hub", False),
+            ("other.example", "https://mirror.example:8443/hub", False),
+            ("example", "https://mirror.example:8443/hub", False),
+            ("https://10.0.0.1", "http://10.0.0.1", False),
+            ("https://10.0.0.1", "http://10.0.0.1:8090", False),
+            ("http://10.0.0.1", "https://10.0.0.1", False),
+            ("https://10.0.0.1", "https://10.0.0.1:8443", False),
+            ("https://10.0.0.1:443", "https://10.0.0.1", True),
+            ("10.0.0.1:443", "https://10.0.0.1", True),
+            ("10.0.0.1:80", "https://10.0.0.1", False),
+            ("host:abc", "https://host", False),
+            ("http://[", "https://host", False),
+            (":99999", "https://host", False),
         ],
     )
-    def test_a_host_is_named_in_any_form(self, named: str, is_it: bool) -> None:
-        assert is_host(named, "https://mirror.example:8443/hub") is is_it
+    def test_a_host_is_named_in_any_form(self, named: str, endpoint: str, is_it: bool) -> None:
+        assert is_host(named, endpoint) is is_it
 
 
 def test_one_hub_alone_is_asked_where_one_is_named(root: Root, play: Any) -> None:
