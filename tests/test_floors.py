@@ -49,7 +49,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "manifest",
         },
         {"facts", "sources", "volume", "preflight", "contents", "profiles", "probing", "download"},
-        {"variants", "holder", "links", "copying", "witnesses", "choices", "pins", "checking", "snapshots"},
+        {"variants", "holder", "links", "copying", "witnesses", "choices", "pins", "checking", "snapshots", "refs"},
         {"variables", "stand_ins", "asking"},
         {"relay", "structure"},
         {"supply"},
