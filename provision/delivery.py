@@ -50,8 +50,8 @@ class Way:
 class RefusedError(Exception):
     """One candidate did not deliver.
 
-    It was silent, or is busy for `wait` seconds (`is_asked`: by its own word), or all that it sent `is_wrong`; else it
-    does not have the file. `refusal`: (status, its code) where it shows the file to some users alone.
+    It was silent, or is busy for `wait` seconds, or all that it sent `is_wrong`; else it does not have the file.
+    `refusal`: (status, its code) where it shows the file to some users alone.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class RefusedError(Exception):
         is_silence: bool = False,
         is_wrong: bool = False,
         wait: float | None = None,
-        is_asked: bool = False,
         refusal: tuple[int, str] | None = None,
     ) -> None:
         """Take what the class says."""
@@ -69,7 +68,6 @@ class RefusedError(Exception):
         self.is_silence = is_silence
         self.is_wrong = is_wrong
         self.wait = wait
-        self.is_asked = is_asked
         self.refusal = refusal
 
 
@@ -195,11 +193,10 @@ def _refusal(response: requests.Response) -> RefusedError:
         return RefusedError(f"it answers {said}", refusal=(response.status_code, code))
     if response.status_code not in BUSY:
         return RefusedError(f"it answers {said}")
-    text = response.headers.get("Retry-After")
-    wait = retry_after(text)
+    wait = retry_after(response.headers.get("Retry-After"))
     if wait > LONGEST_WAIT_SECONDS:
         return RefusedError(f"it answers {said}, and asks for {wait:,.0f} s of patience")
-    return RefusedError(f"it answers {said}", wait=wait, is_asked=text is not None)
+    return RefusedError(f"it answers {said}", wait=wait)
 
 
 def _silence(error: Exception) -> str:

@@ -177,7 +177,7 @@ class _Fetch:
         if error.refusal is not None:
             self.refusals[source] = error.refusal
         if error.wait is not None:
-            self._note_busy(source, error.wait, is_asked=error.is_asked)
+            self._note_busy(source, error.wait)
         elif error.is_silence:
             self.ledger.trouble(source, str(error))
         elif error.is_wrong:
@@ -185,11 +185,11 @@ class _Fetch:
         else:
             self.dropped.add(source)
 
-    def _note_busy(self, source: str, wait: float, *, is_asked: bool) -> None:
+    def _note_busy(self, source: str, wait: float) -> None:
         """As long as it asks; twice as long each time where it asks for nothing."""
         times = self.busy[source].times if source in self.busy else 0
         own = _SHORTEST_WAIT_SECONDS * 2**times
-        is_asked = is_asked and wait >= own
+        is_asked = wait >= own
         self.busy[source] = _Busy(time.monotonic() + max(wait, own), times + 1, is_asked)
         self.was_busy |= is_asked or times < _MOST_UNASKED_WAITS
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -59,13 +58,11 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 def _let_go(redirect: requests.Response) -> None:
     """Have done with a redirect: its connection is used again where its body is short, and closed else."""
-    length = redirect.headers.get("Content-Length", "")
-    if re.fullmatch(r"[0-9]{1,4}", length) and int(length) <= _SHORT_BYTES:
-        with (
-            suppress(bodies.SilenceError, urllib3.exceptions.HTTPError),
-            bodies.Watch(_SHORT_SECONDS, redirect.raw.shutdown),
-        ):
-            redirect.raw.read(_SHORT_BYTES)
+    with (
+        suppress(bodies.SilenceError, urllib3.exceptions.HTTPError),
+        bodies.Watch(_SHORT_SECONDS, redirect.raw.shutdown),
+    ):
+        redirect.raw.read(_SHORT_BYTES)
     redirect.close()
     redirect._content = b""  # noqa: SLF001 (it has no public name; it is what requests would read)
 

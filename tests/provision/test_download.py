@@ -292,11 +292,11 @@ class TestWaiting:
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(delivery, "_SLOWEST_SECONDS", 0.01)
-        slow = play({"/f": CONTENT}, Fault(bytes_a_second=3_000_000))
-        busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "300"}))
         monkeypatch.setattr(delivery, "_SLOWEST_BYTES", 1 << 30)
+        slow = play({"/f": CONTENT}, Fault(cut=10_000, times=1), Fault(bytes_a_second=3_000_000))
+        busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "300"}))
         assert fetched(tmp_path / "part", busy, slow)[0] == "m1"
-        assert len(slow.seen) == 1
+        assert len(slow.seen) == 2
 
 
 class TestHolding:

@@ -149,6 +149,28 @@ def test_what_another_run_has_come_to_need_stays(
     assert [state.state for state in first.look(Depth.SIZE)] == ["missing", "ok"]
 
 
+def test_what_is_needed_a_moment_before_its_lock_is_ours_stays(
+    hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(tmp_path / "volume")
+    root.hub.mkdir(parents=True)
+    root.state.mkdir()
+    known = manifest.load(tmp_path / "envs/models.toml")
+    first, other = (Pull(root, name, known.pick(name), Hubs(root, {"HF_ENDPOINT": hub.url})) for name in "mn")
+    first.run(first.plan(), lambda *_: None)
+
+    class Late(BlobLock):
+        def take(self) -> bool:
+            if not (other.snapshot / "b").exists():
+                other.run(other.plan(), lambda *_: None)
+            return super().take()
+
+    monkeypatch.setattr(model_care, "BlobLock", Late)
+    model_care.remove(root, known, "m")
+    assert [state.state for state in other.look(Depth.HASH)] == ["ok", "ok"]
+    assert [state.state for state in first.look(Depth.SIZE)] == ["missing", "ok"]
+
+
 def test_what_is_fetched_under_the_pin_of_another_hash_is_left_alone(
     hub: Played, flags: list[str], tmp_path: Path
 ) -> None:
