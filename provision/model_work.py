@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from provision.manifest import Manifest
     from provision.paths import Root
-    from provision.pulling import Pull
+    from provision.pulling import Plan, Pull
     from provision.spec import ModelSpec
 
 _WORDS = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Depth.HASH: "every hash"}
@@ -45,11 +45,7 @@ def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) 
         models.record(work.root, work.name, None)
         row.files = work.look(Depth.SIZE)
         row.state = _worst(row)
-        unproven = plan.unproven + sum(plan.by_mirrors.values())
-        doubt = [
-            f"{unproven} files are pinned by nobody but a mirror, if at all, and the official hub could not be asked"
-        ]
-        said = [work.ledger.summary() or "everything was here", *work.ledger.loud(), *doubt[:unproven], *work.notes]
+        said = [work.ledger.summary() or "everything was here", *work.ledger.loud(), *_doubts(plan), *work.notes]
         row.said = "; ".join(said)
     except BrokenPipeError:  # nobody listens any more
         raise
@@ -128,6 +124,13 @@ def heal(root: Root, known: Manifest) -> str:
     except OSError as error:
         return f"not mended: {found.detail} ({error.strerror})"
     return f"mended: {found.detail}"
+
+
+def _doubts(plan: Plan) -> list[str]:
+    """What is here and was not held against the official hub's word."""
+    found = [f"{plan.unproven} files are pinned by nobody"] if plan.unproven else []
+    found += [f"{count} files are pinned by the word of {mirror} alone" for mirror, count in plan.by_mirrors.items()]
+    return [*found, "the official hub could not be asked about them"] if found else []
 
 
 def _hashing(work: Pull, *, quiet: bool) -> Bars:

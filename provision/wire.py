@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -79,13 +80,11 @@ class _Watched:
         Raises:
             SilenceError: its head does not end; every byte of it, and every "100 Continue", would be waited for anew.
         """
-        if not isinstance(self.timeout, int | float):
+        end = getattr(self.sock, "shutdown", None)  # TLS within TLS has none
+        if end is None or not isinstance(self.timeout, int | float):
             return super().getresponse()  # type: ignore[misc, no-any-return]
-        with bodies.Watch(float(self.timeout), self._end):
+        with bodies.Watch(float(self.timeout), partial(end, socket.SHUT_RD)):
             return super().getresponse()  # type: ignore[misc, no-any-return]
-
-    def _end(self) -> None:
-        self.sock.shutdown(socket.SHUT_RD)
 
 
 class _Connection(_Watched, HTTPConnection):  # type: ignore[misc]

@@ -165,7 +165,7 @@ class TestWhoseWord:
         told: list[str] = []
         row = model_work.pull(pull_of(root, DEAD, pinned=False), told.append, quiet=True, dry_run=False)
         assert told == [f"m: all 4 files are here, every pinned hash right, 4 by the word of {mirror.url}"]
-        assert "4 files are pinned by nobody but a mirror, if at all" in row.said
+        assert f"4 files are pinned by the word of {mirror.url} alone; the official hub could not be asked" in row.said
 
     def test_what_nobody_doubts_needs_no_word(self, root: Root, play: Any) -> None:
         work = pull_of(root, played_hub.start(play, REPO, FILES).url)
