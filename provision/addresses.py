@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from provision.errors import SpecError
@@ -19,11 +20,19 @@ def check_address(url: str, what: str) -> str:
         what: where it was named, for the message.
 
     Raises:
-        SpecError: it is no URL, or plain http to an address that is neither loopback nor private.
+        SpecError: it is no URL, or plain http to an address that is neither loopback nor private; or it has an @ behind
+            its host, which then is most likely a part of a password.
     """
-    if is_taken(url):
+    if is_taken(url) and not re.search(r"://[^/?#]*[/?#].*@", url):
         return url.rstrip("/")
-    raise SpecError(f"{what} {url!r} is not taken: it must be https, or http to a loopback or private address.")
+    shown = url
+    if "@" in url:  # whatever stands before it is not shown
+        scheme = re.match(r"\w+://", url)
+        shown = f"{scheme.group() if scheme else ''}…"
+    raise SpecError(
+        f"{what} {shown!r} is not taken: it must be https, or http to a loopback or private address, and have no @ "
+        "behind its host (in a password, a slash is %2F)."
+    )
 
 
 def is_taken(url: str) -> bool:

@@ -40,13 +40,15 @@ class Asking:
 
     def apply_pins(self) -> None:
         """What the manifest pins stays as it is; of the rest, what a mirror's word alone stands for is provisional."""
-        locked = {file.path for file in self.manifest.files if file.locked}
         self.spec = pins.apply(self.root, self.manifest)
-        self._provisional = pins.by_mirrors(self.root, self.manifest) - locked
+        self._said = {file.path: file for file in self.manifest.files}
+        pinned_now = {file.path for file in self.spec.files if file.locked and not self._said[file.path].locked}
+        by_mirrors = pins.by_mirrors(self.root, self.manifest)
+        self.provisional = {path: mirror for path, mirror in by_mirrors.items() if path in pinned_now}
 
     def is_doubted(self, file: ModelFile) -> bool:
         """Whether nobody has pinned a file, or nobody but a mirror."""
-        return not file.locked or file.path in self._provisional
+        return not file.locked or file.path in self.provisional
 
     def patiently(self, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, Listed]], list[Hub]]:
         """Of every hub; where the only ones that may have it are busy, as long as they ask to wait."""
@@ -63,30 +65,61 @@ class Asking:
     def once(
         self, wanted: Sequence[ModelFile], hubs: Sequence[Hub]
     ) -> tuple[list[tuple[ModelFile, Listed]], list[Hub]]:
-        """What the first hub lists that lists all of it as pinned; it comes first among those that may be asked."""
+        """Each file as the first hub lists it that lists it as pinned; those hubs come first among those to be asked.
+
+        A hub that lists one file otherwise is not believed for the others.
+
+        Raises:
+            BusyError: a hub that may list what is missing asks to be asked later.
+            HubError: nobody lists all of it.
+            FirstlightError: who does lists other content than the pinned one.
+        """
+        found: dict[str, tuple[ModelFile, Listed]] = {}
+        asked: list[tuple[Hub, list[Listed]]] = []
         silent: list[HubError] = []
         wrong: FirstlightError | None = None
         for hub in hubs:
             try:
-                listing = self._listing(hub)
-                found = [self._pinned(file, listing, hub) for file in wanted]
+                listed, lacking = self._listed(hub, [file for file in wanted if file.path not in found])
             except HubError as error:
                 silent.append(error)
             except FirstlightError as error:
                 self.ledger.ban(hub.name, str(error))
                 wrong = error
             else:
-                fresh = [listed for file, listed in found if not file.locked]
-                if fresh:
-                    pins.keep(self.root, self.spec, fresh, hub.name)
-                others = [other for other in self.hubs if other is not hub]
-                return found, [hub, *(other for other in others if not fresh or other.is_official)]
-        if wrong is not None:
-            raise wrong
+                found |= {file.path: (file, each) for file, each in listed}
+                silent += lacking
+                asked += [(hub, [each for file, each in listed if not file.locked])] if listed else []
+            if len(found) == len(wanted):
+                break
+        else:
+            raise self._lack(silent, wrong)
+        for hub, fresh in asked:
+            if fresh:
+                pins.keep(self.root, self.manifest, fresh, hub.name)
+        first = [hub for hub, _ in asked]
+        return [found[file.path] for file in wanted], [*first, *(hub for hub in self.hubs if hub not in first)]
+
+    def _lack(self, silent: Sequence[HubError], wrong: FirstlightError | None) -> FirstlightError:
+        """Why not all is listed. Whoever asks for time may be the honest one: that goes before another one's word."""
         busy = [each for each in silent if isinstance(each, BusyError)]
         if busy:
-            raise min(busy, key=lambda each: each.wait)
-        raise silent[0] if len(silent) == 1 else HubError("; ".join(map(str, silent)) or "no official hub is asked")
+            return min(busy, key=lambda each: each.wait)
+        if wrong is not None:
+            return wrong
+        return silent[0] if len(silent) == 1 else HubError("; ".join(map(str, silent)) or "no official hub is asked")
+
+    def _listed(self, hub: Hub, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, Listed]], list[HubError]]:
+        """What a hub lists of these files, and why not more."""
+        listing = self._listing(hub)
+        found: list[tuple[ModelFile, Listed]] = []
+        lacking: list[HubError] = []
+        for file in wanted:
+            try:
+                found.append(self._pinned(file, listing, hub))
+            except HubError as error:
+                lacking.append(error)
+        return found, lacking[:1]
 
     def _listing(self, hub: Hub) -> dict[str, Listed]:
         if hub.endpoint not in self._listings:
@@ -94,8 +127,8 @@ class Asking:
         return self._listings[hub.endpoint]
 
     def _pinned(self, file: ModelFile, listing: dict[str, Listed], hub: Hub) -> tuple[ModelFile, Listed]:
-        if hub.is_official and file.path in self._provisional:  # its word goes before a mirror's
-            file = file.model_copy(update={"size": None, "sha256": None, "git_sha1": None})
+        if hub.is_official and file.path in self.provisional:  # its word goes before a mirror's
+            file = self._said[file.path]
         listed = listing.get(file.path)
         if listed is None:
             raise HubError(f"{hub.shown} does not have {file.path} of {self.spec.repo}")

@@ -100,7 +100,11 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
         if screen is not None:
             screen.progress(arrived, total)
 
-    steps = plan.steps(wish, machine, journal, progress)
+    def tell(text: str) -> None:
+        if screen is not None:
+            screen.tell(text)
+
+    steps = plan.steps(wish, machine, journal, progress, tell)
     if only is not None:
         steps = [each for each in steps if each.name in only]
     if name == "repair":

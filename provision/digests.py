@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from typing_extensions import Self
+
 _BLOCK = 1 << 20
 
 
@@ -20,6 +22,9 @@ class Hash(Protocol):
 
     def hexdigest(self) -> str:
         """The digest so far."""
+
+    def copy(self) -> Self:
+        """Another one that has seen the same bytes."""
 
 
 def content_hash(kind: str, size: int) -> Hash:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from provision import bodies, digests
+from provision import delivery
+from provision.delivery import RefusedError, Way
 from provision.errors import FirstlightError
+from provision.partial import Partial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     import requests
 
-    from provision.digests import Hash
+    from provision.delivery import Candidate
     from provision.ledger import Ledger
 
 # (connect, silence) in seconds: a source that does not answer is left quickly while there is another, and later it is
@@ -28,97 +26,26 @@ _IMPATIENT = (3.0, 4.0)
 _PATIENT = (6.0, 60.0)
 _PATIENT_ROUNDS = 2
 _SHORTEST_WAIT_SECONDS = 0.2
-# A hub that counts requests lets one in again after five minutes; who asks for more than ten is not waited for.
-LONGEST_WAIT_SECONDS = 600.0
-_NO_ACCESS = {401, 403}
-_BUSY = {429, 500, 502, 503, 504}
-# A source that sends less than this over so long is left while there is another.
-_SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
+# Who is busy and says no time is sat out so often; from then on that counts as any other failure.
+_MOST_UNASKED_WAITS = 5
 
 
 class DownloadError(FirstlightError):
     """No source delivered; the partial stays for the next run.
 
-    `refusals`: {source: (status, its code)} of those that show the file to some users alone.
+    `refusals`: {source: (status, its code)} of those that show the file to some users alone; `others`: {source: why it
+    did not deliver} of the rest.
     """
 
-    def __init__(self, message: str, refusals: Mapping[str, tuple[int, str]] | None = None) -> None:
+    def __init__(self, message: str, refusals: Mapping[str, tuple[int, str]], others: Mapping[str, str]) -> None:
         """Take what a person is told."""
         super().__init__(message)
-        self.refusals = dict(refusals or {})
+        self.refusals = dict(refusals)
+        self.others = dict(others)
 
 
 class WrongContentError(FirstlightError):
     """Every source that delivers sent another content than the pinned one."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One place that may deliver a file: whose it is, where, and what is sent along."""
-
-    source: str
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class Partial:
-    """A file that arrives: its bytes on disk, and the digests of them. A stored one is hashed before it is added to."""
-
-    def __init__(self, path: Path, kinds: Sequence[str], size: int | None) -> None:
-        """Take what an earlier run has left; `size` is the whole file's, where it is known (git's hash needs it)."""
-        if path.is_symlink():  # somebody else's: whatever it leads to is not ours to write
-            path.unlink()
-        self.path = path
-        self.size = size
-        self.is_size_pinned = size is not None
-        self.kinds = kinds
-        self.givers: set[str] = set()
-        self.have = path.stat().st_size if path.exists() else 0
-        if size is not None and self.have > size:
-            self.restart()
-        else:
-            self.digests = self._fresh()
-            if self.have:
-                self.givers.add("an earlier run")
-                for digest in self.digests.values():
-                    digests.add_file(path, digest)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all bytes are here, right or wrong."""
-        return self.size is not None and self.have == self.size and self.path.exists()
-
-    def restart(self) -> None:
-        """Forget every byte."""
-        self.path.unlink(missing_ok=True)
-        self.have = 0
-        self.givers.clear()
-        self.digests = self._fresh()
-
-    def add(self, blocks: Iterator[bytes | memoryview], source: str, progress: Callable[[int], None]) -> None:
-        """Append what arrives, and nothing beyond the size that is right."""
-        with open(self.path, "ab", opener=_no_link) as file:
-            for block in blocks:
-                if self.size is not None and self.have + len(block) > self.size:
-                    raise _RefusedError(f"it sends more than the {self.size:,} bytes that are right")
-                file.write(block)
-                self.givers.add(source)
-                self.have += len(block)
-                for digest in self.digests.values():
-                    digest.update(block)
-                progress(len(block))
-
-    def wrong(self, pins: Mapping[str, Collection[str]]) -> str | None:
-        """Which hash is not a pinned one, or None."""
-        for kind, right in pins.items():
-            found = self.digests[kind].hexdigest()
-            if found not in right:
-                pinned = next(iter(right)) if len(right) == 1 else f"one of {len(right)}"
-                return f"content with {kind} {found}, pinned is {pinned}"
-        return None
-
-    def _fresh(self) -> dict[str, Hash]:
-        return {kind: digests.content_hash(kind, self.size or 0) for kind in self.kinds}
 
 
 def fetch(
@@ -154,7 +81,7 @@ def fetch(
         DownloadError: nobody delivered.
         WrongContentError: who delivered sent wrong content.
     """
-    work = _Fetch(session, candidates, Partial(part, tuple(pins), size), pins, ledger, progress, name)
+    work = _Fetch(session, candidates, Partial(part, pins, size), ledger, progress, name)
     rounds = 0
     while rounds <= _PATIENT_ROUNDS:
         before, work.was_busy = work.partial.have, False
@@ -169,18 +96,22 @@ def fetch(
     if work.wrong:
         raise WrongContentError(f"{name} was not accepted: {said}.")
     raise DownloadError(
-        f"{name} could not be fetched: {said}. What arrived is kept; run again to go on.", work.refusals
+        f"{name} could not be fetched: {said}. What arrived is kept; run again to go on.",
+        work.refusals,
+        {source: why for source, why in work.failures.items() if source not in work.refusals},
     )
 
 
 @dataclass
 class _Fetch:
-    """One file on its way; `failures` of this file, `dropped` who does not have it."""
+    """One file on its way; `failures` of this file, `dropped` who does not have it.
+
+    `asked` in this round; `silent` who was given time and brought nothing; `busy` who asks to be asked later.
+    """
 
     session: requests.Session
     candidates: Callable[[], Iterable[Candidate]]
     partial: Partial
-    pins: Mapping[str, Collection[str]]
     ledger: Ledger
     progress: Callable[[int], None]
     name: str
@@ -188,7 +119,9 @@ class _Fetch:
     wrong: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
-    busy: dict[str, tuple[float, int]] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    busy: dict[str, _Busy] = field(default_factory=dict)
     was_busy: bool = False
 
     def left(self) -> list[Candidate]:
@@ -199,20 +132,16 @@ class _Fetch:
 
     def round(self, *, patient: bool) -> str | None:
         """Ask each once that is not busy; the source that delivered, or None."""
-        asked = self._ready()
-        for candidate in asked:
+        self.asked.clear()
+        for candidate in self._ready():
+            self.asked.add(candidate.source)
+            before = self.partial.have
             try:
-                self._ask(candidate, patient=patient, hurry=not patient and candidate is not asked[-1])
-            except _RefusedError as error:
-                self.failures[candidate.source] = str(error)
-                if error.refusal is not None:
-                    self.refusals[candidate.source] = error.refusal
-                if error.wait is not None:
-                    self._note_busy(candidate.source, error.wait)
-                elif error.is_silence:
-                    self.ledger.trouble(candidate.source, str(error))
-                else:
-                    self.dropped.add(candidate.source)
+                self._ask(candidate, patient=patient)
+            except RefusedError as error:
+                self._note(candidate.source, error)
+                if patient and error.is_silence and self.partial.have == before:
+                    self.silent.add(candidate.source)
                 continue
             if self._is_right(candidate):
                 return candidate.source
@@ -221,173 +150,77 @@ class _Fetch:
     def _ready(self) -> list[Candidate]:
         """Who may be asked now. Nobody is waited for while another one may have it."""
         every = self.left()
-        now = time.monotonic()
-        ready = [each for each in every if self.busy.get(each.source, (0.0, 0))[0] <= now]
-        if ready or not every:
+        ready = [each for each in every if not self._is_busy(each)]
+        waiting = [each for each in every if each not in ready]
+        # Who brought nothing although it was given time does not stand for one that asks to be waited for.
+        if not waiting or any(each.source not in self.silent for each in ready):
             return ready
-        first = min(every, key=lambda each: self.busy[each.source][0])
-        if not self.ledger.wait(self.busy[first.source][0] - now, f"{self.name} from {first.source}"):
+        first = min(waiting, key=lambda each: self.busy[each.source].until)
+        busy = self.busy[first.source]
+        left = max(0.0, busy.until - time.monotonic())
+        if not self.ledger.wait(left, f"{self.name} from {first.source}", is_asked=busy.is_asked):
             self.dropped |= {each.source for each in every}
             return []
-        return [first]
+        return [first, *ready]
+
+    def _is_busy(self, candidate: Candidate) -> bool:
+        busy = self.busy.get(candidate.source)
+        return busy is not None and busy.until > time.monotonic()
+
+    def _is_another(self) -> bool:
+        """Whether somebody else could be asked now who is not known to bring nothing."""
+        return any(each.source not in self.asked | self.silent and not self._is_busy(each) for each in self.left())
+
+    def _note(self, source: str, error: RefusedError) -> None:
+        """Remember what a refusal means for this file, and for the run."""
+        self.failures[source] = str(error)
+        if error.refusal is not None:
+            self.refusals[source] = error.refusal
+        if error.wait is not None:
+            self._note_busy(source, error.wait)
+        elif error.is_silence:
+            self.ledger.trouble(source, str(error))
+        elif error.is_wrong:
+            self._note_wrong(source, str(error))
+        else:
+            self.dropped.add(source)
 
     def _note_busy(self, source: str, wait: float) -> None:
         """As long as it asks; twice as long each time where it asks for nothing."""
-        times = self.busy.get(source, (0.0, 0))[1]
-        wait = max(wait, _SHORTEST_WAIT_SECONDS * 2**times)
-        self.busy[source] = (time.monotonic() + wait, times + 1)
-        self.was_busy = True
+        times = self.busy[source].times if source in self.busy else 0
+        own = _SHORTEST_WAIT_SECONDS * 2**times
+        is_asked = wait >= own
+        self.busy[source] = _Busy(time.monotonic() + max(wait, own), times + 1, is_asked)
+        self.was_busy |= is_asked or times < _MOST_UNASKED_WAITS
 
-    def _ask(self, candidate: Candidate, *, patient: bool, hurry: bool) -> None:
-        is_here = self.partial.is_whole or (self.partial.have and self.partial.wrong(self.pins) is None)
+    def _note_wrong(self, source: str, said: str) -> None:
+        self.failures[source] = said
+        self.wrong.add(source)
+        self.ledger.ban(source, f"of {self.name} {said}")
+
+    def _ask(self, candidate: Candidate, *, patient: bool) -> None:
+        is_here = self.partial.is_whole or (self.partial.have and self.partial.wrong is None)
         if not is_here:
             patience = _PATIENT if patient else _IMPATIENT
-            _append(self.session, candidate, self.partial, patience, self.progress, hurry=hurry)
+            delivery.append(Way(self.session, self.progress, patience, self._is_another), candidate, self.partial)
 
     def _is_right(self, candidate: Candidate) -> bool:
         partial, source = self.partial, candidate.source
-        reason = partial.wrong(self.pins)
+        reason = partial.wrong
         if reason is None:
             giver = source if source in partial.givers else next(iter(partial.givers), source)
             self.ledger.deliver(self.name, giver, partial.have, self.failures)
             return True
         if partial.givers == {source}:
-            self.failures[source] = f"it sent {reason}"
-            self.wrong.add(source)
-            self.ledger.ban(source, f"of {self.name} it sent {reason}")
+            self._note_wrong(source, f"it sent {reason}")
         partial.restart()
         return False
 
 
-class _RefusedError(Exception):
-    """One candidate did not deliver: it was silent, or busy for `wait` seconds, or else does not have the file."""
+@dataclass(frozen=True)
+class _Busy:
+    """Until when a source is not asked, how often it was busy, and whether it asked for this wait itself."""
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        is_silence: bool = False,
-        wait: float | None = None,
-        refusal: tuple[int, str] | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.refusal = refusal
-        self.is_silence = is_silence
-        self.wait = wait
-
-
-def _append(
-    session: requests.Session,
-    candidate: Candidate,
-    partial: Partial,
-    patience: tuple[float, float],
-    progress: Callable[[int], None],
-    *,
-    hurry: bool,
-) -> None:
-    import requests
-    import urllib3
-
-    # identity: a body that is compressed on the way would have other bytes than the ones that are pinned
-    asked = {**candidate.headers, "Accept-Encoding": "identity"}
-    if not partial.is_size_pinned:
-        partial.size = None  # what another source told was its own word
-    if partial.have:
-        asked["Range"] = f"bytes={partial.have}-"
-    try:
-        with session.get(candidate.url, headers=asked, stream=True, timeout=patience) as response:
-            if response.status_code == 416 and partial.size is None:  # what is stored is no beginning of its file
-                partial.restart()
-                raise _RefusedError("it has no such range", is_silence=True)
-            if response.status_code >= 400:
-                raise _refusal(response)
-            _learn_size(partial, response)
-            if partial.have and response.status_code != 206:
-                if partial.size is not None and "Content-Length" not in response.headers:
-                    raise _RefusedError("it ignores ranges and tells no length")
-                partial.restart()  # it ignores ranges, and sends the whole of a file that has the right length
-            partial.add(_blocks(response, hurry=hurry), candidate.source, progress)
-    except bodies.SilenceError:
-        raise _RefusedError("it fell silent", is_silence=True) from None
-    except (requests.RequestException, urllib3.exceptions.HTTPError, bodies.BrokenError, ValueError) as error:
-        raise _RefusedError(_silence(error), is_silence=True) from None
-    if partial.size is not None and partial.have != partial.size:
-        raise _RefusedError(f"it sent {partial.have:,} of {partial.size:,} bytes", is_silence=True)
-    partial.size = partial.have
-
-
-def _refusal(response: requests.Response) -> _RefusedError:
-    """What an answer that is no file means for this source."""
-    code = response.headers.get("X-Error-Code", "")
-    said = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
-    if response.history and response.status_code in _NO_ACCESS:
-        # The address that it sent us to has expired, most likely: it hands out a fresh one.
-        return _RefusedError(f"where it leads to, the answer is {said}", is_silence=True)
-    if response.status_code in _NO_ACCESS:
-        return _RefusedError(f"it answers {said}", refusal=(response.status_code, code))
-    wait = retry_after(response.headers.get("Retry-After")) if response.status_code in _BUSY else None
-    if wait is not None and wait > LONGEST_WAIT_SECONDS:
-        return _RefusedError(f"it answers {said}, and asks for {wait:,.0f} s of patience")
-    return _RefusedError(f"it answers {said}", wait=wait)
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _blocks(response: requests.Response, *, hurry: bool) -> Iterator[bytes | memoryview]:
-    """What arrives, as it arrives."""
-    since, arrived = time.monotonic(), 0
-    for block in bodies.blocks(response.raw):
-        yield block
-        arrived += len(block)
-        if time.monotonic() - since > _SLOWEST_SECONDS:
-            if hurry and arrived < _SLOWEST_BYTES:
-                raise _RefusedError(f"it sends {arrived / _SLOWEST_SECONDS / 1000:.0f} kB a second", is_silence=True)
-            since, arrived = time.monotonic(), 0
-
-
-def _learn_size(partial: Partial, response: requests.Response) -> None:
-    """Compare the length that a source tells with what is pinned, or learn it."""
-    whole = re.search(r"/(\d{1,18})$", response.headers.get("Content-Range", ""))
-    told = whole.group(1) if whole else response.headers.get("Content-Length", "")
-    if not re.fullmatch(r"[0-9]{1,18}", told) or (response.status_code == 206 and not whole):
-        return
-    if partial.size is None:
-        partial.size = int(told)
-    elif partial.size != int(told):
-        raise _RefusedError(f"its file has {int(told):,} bytes, {partial.size:,} are right")
-
-
-def _silence(error: Exception) -> str:
-    """Why nothing came, in a few words."""
-    import requests
-    import urllib3
-
-    if isinstance(error, requests.ConnectTimeout):
-        return "it does not answer"
-    if isinstance(
-        error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError | bodies.BrokenError
-    ):
-        return "it broke off"
-    if isinstance(error, requests.ReadTimeout) or "timed out" in str(error):
-        return "it fell silent"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate is not trusted"
-    return f"it does not answer ({type(error).__name__})"
-
-
-def retry_after(text: str | None, attempt: int = 0) -> float:
-    """The seconds to wait before a busy server is asked again.
-
-    Args:
-        text: its Retry-After: seconds, or a date (source: RFC 9110, 10.2.3). Without one the wait doubles.
-        attempt: how often it was asked again already.
-    """
-    wait = float(2**attempt)
-    if text and text.strip().isdecimal():
-        wait = float(text)
-    elif text:
-        with suppress(ValueError):
-            wait = parsedate_to_datetime(text).timestamp() - time.time()
-    return max(wait, 0.0)
+    until: float
+    times: int
+    is_asked: bool

@@ -52,4 +52,6 @@ def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str 
         return BlockedError(f"{thing}: the file system is read-only{wanted}. Remount it, or give another {flag}.")
     if error.errno in {errno.EACCES, errno.EPERM}:
         return BlockedError(f"{thing}: permission denied{wanted}. Change its owner, or give another {flag}.")
+    if error.errno == errno.ENOTDIR:
+        return BlockedError(f"{thing}: a file is in the place of a folder. Move it away, or give another {flag}.")
     return FirstlightError(f"{thing}: {error.strerror or error}. Mend that, then run again.")

@@ -7,13 +7,13 @@ import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from provision import bodies
 from provision.addresses import check_address, host_of
 from provision.command import redact
-from provision.download import LONGEST_WAIT_SECONDS, retry_after
 from provision.errors import FirstlightError
+from provision.patience import BUSY, LONGEST_WAIT_SECONDS, retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     import requests
 
 
-# What says "not now" rather than "no", and how often it is asked again.
-_BUSY = {429, 500, 502, 503, 504}
+# How often what is busy or breaks off is asked again.
 _TRIES = 3
 _PATIENT_SECONDS = 5.0
 _MOST_PAGES = 1000
-_POOL = 16
 _SHORT_WAIT_SECONDS = 5.0
 # A listing of the largest repository is some megabytes; one that does not end is none.
 _LONGEST_ANSWER = 64 << 20
@@ -192,10 +190,10 @@ class Hub:
                         url, headers=self._asking(), timeout=(min(3.0, seconds), seconds), stream=True
                     ) as response:
                         if response.status_code < 400:
-                            return self._read(response, repo), response.links
+                            return self._read(response, repo, seconds), response.links
                         wait = retry_after(response.headers.get("Retry-After"), attempt - 1)
                         refusal = self.refusal(repo, response.status_code, response.headers.get("X-Error-Code", ""))
-                        if response.status_code not in _BUSY or attempt == patience:
+                        if response.status_code not in BUSY or attempt == patience:
                             raise refusal
                         if wait > _SHORT_WAIT_SECONDS:  # another hub may be asked meanwhile
                             raise BusyError(str(refusal), wait) if wait <= LONGEST_WAIT_SECONDS else refusal
@@ -213,10 +211,10 @@ class Hub:
                 time.sleep(wait)
         raise AssertionError  # the last attempt has returned or raised
 
-    def _read(self, response: requests.Response, repo: str) -> Any:  # noqa: ANN401 (JSON is any of six types)
+    def _read(self, response: requests.Response, repo: str, seconds: float) -> Any:  # noqa: ANN401 (JSON is any of six types)
         content = bytearray()
         ends = time.monotonic() + _SLOWEST_ANSWER_SECONDS
-        for block in bodies.blocks(response.raw):
+        for block in bodies.blocks(response.raw, seconds):
             content += block
             if len(content) > _LONGEST_ANSWER or time.monotonic() > ends:
                 raise self._is_no_hub(repo)
@@ -250,26 +248,10 @@ class Hub:
         return HubError(f"{self.shown} answers {status} for {repo}")
 
     def session(self) -> requests.Session:
-        """A pooled session that takes proxies and CA settings from the environment."""
-        import requests
+        """What it is asked with: proxies and CA settings are taken from the environment, no password of ~/.netrc is."""
+        from provision import wire
 
-        class Session(requests.Session):
-            """One that shows no password of ~/.netrc: neither in a token's place, nor where a redirect leads."""
-
-            def rebuild_auth(self, prepared_request: Any, response: Any) -> None:  # noqa: ANN401
-                if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
-                    prepared_request.headers.pop("Authorization", None)
-
-        session = Session()
-        session.max_redirects = 5
-        session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
-        session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
-        session.auth = _as_it_is  # with none of its own it would look into ~/.netrc
-        return session
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
+        return wire.TokenSession()
 
 
 def is_host(named: str, endpoint: str) -> bool:
@@ -285,7 +267,15 @@ def is_host(named: str, endpoint: str) -> bool:
         port = asked.port
     except ValueError:  # it names nothing
         return False
-    return asked.hostname == found.hostname and port in {None, found.port}
+    if asked.scheme:  # a token that may go there by https does not go there by http
+        is_it = (asked.scheme, _port(asked)) == (found.scheme, _port(found))
+    else:
+        is_it = port in {None, _port(found)}
+    return is_it and asked.hostname == found.hostname
+
+
+def _port(url: SplitResult) -> int | None:
+    return url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _broke_off(error: Exception) -> bool:

@@ -39,8 +39,17 @@ class Ledger:
             usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
             return sorted(usable, key=lambda name: name in self.troubled)
 
-    def wait(self, seconds: float, why: str) -> bool:
-        """Wait as a source asks, within the patience of the run; files that wait together wait once. Whether it did."""
+    def wait(self, seconds: float, why: str, *, is_asked: bool = True) -> bool:
+        """Wait, within the patience of the run; files that wait together wait once.
+
+        Args:
+            seconds: how long.
+            why: what for, in words.
+            is_asked: whether a source asks for it.
+
+        Returns:
+            Whether it did: not where the patience of the run is over, or the run is.
+        """
         with self._lock:
             now = time.monotonic()
             more = max(0.0, now + seconds - max(self._waits_until, now))
@@ -49,7 +58,7 @@ class Ledger:
             self._waited += more
             self._waits_until = max(self._waits_until, now + seconds)
         if seconds >= _SAID_FROM_SECONDS:
-            self.tell(f"{why}: waiting {seconds:.0f} s, as it was asked to")
+            self.tell(f"{why}: waiting {seconds:.0f} s{', as it was asked to' if is_asked else ''}")
         return not self.stopped.wait(seconds)
 
     def ban(self, source: str, reason: str) -> None:

@@ -38,6 +38,10 @@ class Manifest:
         files = [*model.files, *(file for extra in dict.fromkeys(extras) for file in model.extras[extra])]
         return model.model_copy(update={"files": files, "extras": {}})
 
+    def revisions(self, repo: str) -> set[str]:
+        """Every commit of a repository that an entry pins."""
+        return {model.revision for model in self.models.values() if model.repo == repo}
+
     def every(self) -> Iterable[ModelSpec]:
         """Every entry with all of its extras."""
         return [self.pick("+".join([name, *model.extras])) for name, model in self.models.items()]

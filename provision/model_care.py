@@ -28,12 +28,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Removal:
-    """What a removal takes away: links, blobs that nothing else needs, folders; and the bytes that come free."""
+    """What a removal takes away: links, blobs that nothing else needs, folders; and the bytes that come free.
+
+    `pins`: the hashes by which its files are pinned: who fetches one of them holds the lock of that name.
+    """
 
     links: list[Path]
     blobs: list[Path]
     folders: list[Path]
     bytes: int
+    pins: frozenset[str] = frozenset()
+
+    @property
+    def locks(self) -> set[tuple[Path, str]]:
+        """(repository, name of the lock) of all that goes."""
+        repos = {blob.parent.parent for blob in self.blobs}
+        return {(blob.parent.parent, _blob_of(blob)) for blob in self.blobs} | {
+            (repo, pin) for repo in repos for pin in self.pins
+        }
 
 
 @dataclass(frozen=True)
@@ -148,16 +160,16 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         for file in _every_file(root, manifest, other)
         for pin in _pins(file)
     }
-    return _of_links(snapshot, links, mine - theirs)
+    return _of_links(snapshot, links, mine, mine - theirs)
 
 
 def _of_snapshot(snapshot: Path) -> Removal:
     """A whole snapshot."""
-    return _of_links(snapshot, _links(snapshot), set())
+    return _of_links(snapshot, _links(snapshot), set(), set())
 
 
-def _of_links(snapshot: Path, links: list[Path], unnamed: set[str]) -> Removal:
-    """Links of one snapshot, the blobs that no other link names, and those among `unnamed` that none does."""
+def _of_links(snapshot: Path, links: list[Path], pinned: set[str], unnamed: set[str]) -> Removal:
+    """Links of one snapshot, whose files are `pinned` so; the blobs, also `unnamed` ones, that no other link names."""
     repo = snapshot.parent.parent
     rest = set(_links(repo / "snapshots")) - set(links)
     # In one step: a blob may itself lead into a store that repositories share, and what lies there is not ours to take.
@@ -170,7 +182,7 @@ def _of_links(snapshot: Path, links: list[Path], unnamed: set[str]) -> Removal:
         folders = [repo]
     elif links and not any(link.is_relative_to(snapshot) for link in rest):
         folders = [snapshot]  # an empty one would be filled anew from what other snapshots keep
-    return Removal(links, blobs, folders, sum(_own_bytes(each) for each in blobs))
+    return Removal(links, blobs, folders, sum(_own_bytes(each) for each in blobs), frozenset(pinned))
 
 
 def _other_snapshot(root: Root, manifest: Manifest, name: str) -> Path:
@@ -211,24 +223,30 @@ def _own_bytes(blob: Path) -> int:
     return 0 if blob.is_symlink() else blob.stat().st_size
 
 
-def remove(root: Root, gone: Removal) -> None:
-    """Take it away, the links first: what a kill leaves is a blob without a name, never a name without its blob.
+def remove(root: Root, manifest: Manifest, name: str) -> None:
+    """Take away what `removal` names, as it is now: another run may have come to need some of it since it was shown.
+
+    The links go first: what a kill leaves is a blob without a name, never a name without its blob.
 
     Raises:
         BlockedError: somebody fetches one of the files now.
+        SpecError: there is no such model.
     """
+    shown = removal(root, manifest, name)
     with ExitStack() as held_locks:
-        for repo, name in sorted({(blob.parent.parent, _blob_of(blob)) for blob in gone.blobs}):
-            lock = BlobLock(root.hub_in_use / ".locks" / repo.name / f"{name}.lock")
+        for repo, blob in sorted(shown.locks):
+            lock = BlobLock(root.hub_in_use / ".locks" / repo.name / f"{blob}.lock")
             if not lock.take():
                 raise BlockedError(
-                    f"{repo / 'blobs' / name} is being fetched by another run. Wait for it, then run again."
+                    f"{repo / 'blobs' / blob} is being fetched by another run. Wait for it, then run again."
                 )
             held_locks.callback(lock.release)
+        gone = removal(root, manifest, name)  # under its locks, nobody gives a blob another name
         for link in gone.links:
             link.unlink(missing_ok=True)
-        for blob in gone.blobs:
-            blob.unlink(missing_ok=True)
+        for blob_file in gone.blobs:
+            if (blob_file.parent.parent, _blob_of(blob_file)) in shown.locks:
+                blob_file.unlink(missing_ok=True)
         for folder in gone.folders:
             _remove_empty(folder)
 

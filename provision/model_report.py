@@ -82,7 +82,9 @@ def plan_line(name: str, plan: Plan) -> str:
     """What a pull will do, before it does it."""
     here = sum(state.state == "ok" for state in plan.states)
     if plan.is_done:
-        proof = f"every pinned hash right, {plan.unproven} pinned by nobody" if plan.unproven else "every hash right"
+        doubts = [f"{plan.unproven} pinned by nobody"] if plan.unproven else []
+        doubts += [f"{count} by the word of {mirror}" for mirror, count in plan.by_mirrors.items()]
+        proof = ", ".join(["every pinned hash right", *doubts]) if doubts else "every hash right"
         return f"{name}: all {here} files are here, {proof}"
     partial = sum(each.have for each in plan.needed)
     begun = f", {partial:,} bytes of them are here from an earlier run" if partial else ""

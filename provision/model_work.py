@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from provision import architectures, model_report, models, paths, pins, stand_ins
 from provision.checking import Depth, FileState
-from provision.errors import FirstlightError
+from provision.errors import FirstlightError, from_os_error
 from provision.hub import HubError
 from provision.journal import Journal
 from provision.model_report import Bars, Row
@@ -15,12 +15,12 @@ from provision.snapshots import SnapshotStep
 from provision.step import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from provision.manifest import Manifest
     from provision.paths import Root
-    from provision.pulling import Pull
+    from provision.pulling import Plan, Pull
     from provision.spec import ModelSpec
 
 _WORDS = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Depth.HASH: "every hash"}
@@ -39,26 +39,30 @@ def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) 
             row.files = plan.states
             row.state, row.said = ("ok", "nothing to do") if plan.is_done else ("missing", "not fetched: a dry run")
             return row
-        sizes = {each.file.path: each.listed.size - each.have for each in plan.needed}
+        sizes = {each.file.path: each.listed.size - each.have for each in plan.fetched}
         with Bars(work.name, sizes, wanted=not quiet) as bars:
             work.run(plan, bars.advance)
         models.record(work.root, work.name, None)
         row.files = work.look(Depth.SIZE)
         row.state = _worst(row)
-        unproven = (
-            [f"{plan.unproven} files are not pinned, and the official hub could not be asked about them"]
-            if plan.unproven
-            else []
-        )
-        said = [work.ledger.summary() or "everything was here", *work.ledger.loud(), *unproven, *work.notes]
+        said = [work.ledger.summary() or "everything was here", *work.ledger.loud(), *_doubts(plan), *work.notes]
         row.said = "; ".join(said)
-    except FirstlightError as error:
-        row.files, row.error, row.exit = work.look(Depth.SIZE), str(error), error.exit
-        if type(error) is HubError and not work.hubs.offline:
+    except BrokenPipeError:  # nobody listens any more
+        raise
+    except (FirstlightError, OSError) as error:
+        known = from_os_error(error) if isinstance(error, OSError) else error
+        row.files, row.error, row.exit = work.look(Depth.SIZE), str(known), known.exit
+        if type(known) is HubError and not work.hubs.offline:
             row.error += f". Look for another: {paths.program()} mirrors probe --tool hf"
     row.bytes_fetched = work.arrived
     row.seconds = time.perf_counter() - started
     return row
+
+
+def refused(models: Iterable[tuple[str, ModelSpec]], error: FirstlightError | OSError) -> list[Row]:
+    """What became of models of which none could be begun."""
+    known = from_os_error(error) if isinstance(error, OSError) else error
+    return [Row(name, model, error=str(known), exit=known.exit) for name, model in models]
 
 
 def verify(work: Pull, depth: Depth, *, quiet: bool) -> Row:
@@ -120,6 +124,13 @@ def heal(root: Root, known: Manifest) -> str:
     except OSError as error:
         return f"not mended: {found.detail} ({error.strerror})"
     return f"mended: {found.detail}"
+
+
+def _doubts(plan: Plan) -> list[str]:
+    """What is here and was not held against the official hub's word."""
+    found = [f"{plan.unproven} files are pinned by nobody"] if plan.unproven else []
+    found += [f"{count} files are pinned by the word of {mirror} alone" for mirror, count in plan.by_mirrors.items()]
+    return [*found, "the official hub could not be asked about them"] if found else []
 
 
 def _hashing(work: Pull, *, quiet: bool) -> Bars:

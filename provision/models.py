@@ -12,13 +12,14 @@ from provision.command import redact
 from provision.download import DownloadError
 from provision.errors import FirstlightError
 from provision.hub import HubError
+from provision.ledger import Ledger
 from provision.locking import alone
 from provision.pulling import Pull
 from provision.step import Check, State
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from provision.hub import Hub
@@ -40,6 +41,8 @@ class ModelStep:
         retry: look again for a hub that was silent before (setup does, status does not).
         progress: told the bytes that arrive, and how many will.
         build: builds the stand-in; None: it is only put on record.
+        tell: told what takes long.
+        pinned: every revision of its repository that the manifest pins.
     """
 
     essential = False
@@ -55,12 +58,14 @@ class ModelStep:
         retry: bool,
         progress: Callable[[int, int], None],
         build: Callable[[], Path] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+        pinned: Collection[str] = (),
     ) -> None:
         """Take what the class says."""
         self.name = f"model {name}"
         self.root = root
         self.model = name
-        self.pull = Pull(root, name, spec, hubs)
+        self.pull = Pull(root, name, spec, hubs, pinned=pinned, ledger=Ledger(tell=tell))
         self.retry = retry
         self.progress = progress
         self.build = build

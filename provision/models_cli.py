@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +24,7 @@ from provision.console import (
     guard,
     wish_of,
 )
-from provision.errors import Exit
+from provision.errors import Exit, FirstlightError
 
 if TYPE_CHECKING:
     from provision.manifest import Manifest
@@ -110,10 +111,15 @@ def pull(
 
         place = _place(names, root, host, envs, manifest)
         known = place.wish.root
-        model_care.cache_of(known, is_named=place.wish.chosen.named)
+        picked = [(name, place.pick(name)) for name in place.names]
         hubs = Hubs(known, os.environ, offline=offline, token_hosts=frozenset(send_token_to or ()), endpoint=endpoint)
         _check_token_hosts(send_token_to or [], hubs)
-        picked = [(name, place.pick(name)) for name in place.names]
+        try:
+            model_care.cache_of(known, is_named=place.wish.chosen.named)
+        except (FirstlightError, OSError) as error:
+            if not (json and picked):
+                raise
+            return _end("models pull", model_work.refused(picked, error), json=json, quiet=quiet)
 
         def say(text: str) -> None:
             if dry_run or not quiet:
@@ -126,7 +132,7 @@ def pull(
                     model_work.stand_in(known, name, model, place.wish.envs, place.wish.host.env, dry_run=dry_run)
                 )
             else:
-                work = Pull(known, name, model, hubs, trust_mirror)
+                work = Pull(known, name, model, hubs, trust_mirror, place.manifest.revisions(model.repo))
                 rows.append(model_work.pull(work, say, quiet=quiet or json, dry_run=dry_run))
             if rows[-1].exit is Exit.BLOCKED:
                 break  # no other one would do better
@@ -259,12 +265,9 @@ def remove(
                 return Exit.USAGE
             if not typer.confirm("Remove it?"):
                 return Exit.GOOD
-        if known.marker.is_file():
-            with holder.holding(known, f"{paths.program()} models remove"):
-                # As it is now: while a person thought, another run may have come to need some of it.
-                model_care.remove(known, model_care.removal(known, place.manifest, name))
-        else:
-            model_care.remove(known, gone)
+        alone = holder.holding(known, f"{paths.program()} models remove") if known.marker.is_file() else nullcontext()
+        with alone:
+            model_care.remove(known, place.manifest, name)
         if name.startswith("stand-in/"):
             models.record(known, name.partition("/")[2], None)
         return Exit.GOOD

@@ -13,21 +13,30 @@ if TYPE_CHECKING:
 
     from provision.hub import Listed
     from provision.paths import Root
-    from provision.spec import ModelSpec
+    from provision.spec import ModelFile, ModelSpec
 
 SCHEMA = 1
 _OFFICIAL = "official"
 
 
 def apply(root: Root, model: ModelSpec) -> ModelSpec:
-    """The model with what is on record of its files; what the manifest says goes before."""
+    """The model with what is on record of its files; what the manifest says goes before.
+
+    A record that contradicts the manifest is none, and neither is one that is no hash or size.
+    """
     kept = _read(root).get(_key(model), {})
-    files = []
-    for file in model.files:
-        row = {} if file.locked else kept.get(file.path, {})
-        known = {name: row[name] for name in ("size", "sha256", "git_sha1") if row.get(name) is not None}
-        files.append(file.model_copy(update=known) if known else file)
-    return model.model_copy(update={"files": files})
+    return model.model_copy(update={"files": [_with(file, kept.get(file.path, {})) for file in model.files]})
+
+
+def _with(file: ModelFile, row: dict[str, Any]) -> ModelFile:
+    said = file.model_dump(exclude_none=True)
+    known = {name: row[name] for name in ("size", "sha256", "git_sha1") if row.get(name) is not None}
+    if file.locked or any(said.get(name, value) != value for name, value in known.items()):
+        return file
+    try:
+        return type(file).model_validate({**known, **said})
+    except ValueError:
+        return file
 
 
 def source(root: Root, model: ModelSpec, path: str) -> str | None:
@@ -36,10 +45,10 @@ def source(root: Root, model: ModelSpec, path: str) -> str | None:
     return str(told) if told else None
 
 
-def by_mirrors(root: Root, model: ModelSpec) -> set[str]:
-    """The files that are pinned by the word of somebody other than the official hub."""
-    kept: dict[str, Any] = dict(_read(root).get(_key(model), {}))
-    return {path for path, row in kept.items() if isinstance(row, dict) and row.get("from") not in {None, _OFFICIAL}}
+def by_mirrors(root: Root, model: ModelSpec) -> dict[str, str]:
+    """{path: whose word} of the files that are pinned by the word of somebody other than the official hub."""
+    kept = _read(root).get(_key(model), {})
+    return {path: str(row["from"]) for path, row in kept.items() if row.get("from") not in (None, _OFFICIAL)}
 
 
 def keep(root: Root, model: ModelSpec, listed: Iterable[Listed], source: str) -> None:
@@ -69,13 +78,17 @@ def _key(model: ModelSpec) -> str:
 
 
 def _read(root: Root) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is on record; what is no table of tables is left out: a person may have edited it."""
     pins = _document(root).get("pins")
-    return pins if isinstance(pins, dict) else {}  # a person may have edited it
+    if not isinstance(pins, dict):
+        return {}
+    tables = {model: rows for model, rows in pins.items() if isinstance(rows, dict)}
+    return {model: {path: row for path, row in rows.items() if isinstance(row, dict)} for model, rows in tables.items()}
 
 
 def _document(root: Root) -> dict[str, Any]:
     try:
         found = json.loads(root.model_pins.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -72,8 +72,21 @@ class Wish:
         return self.chosen.root
 
 
-def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, int], None]) -> list[Step]:
+def steps(
+    wish: Wish,
+    facts: Facts,
+    journal: Journal,
+    progress: Callable[[int, int], None],
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Step]:
     """The steps that make this host ready.
+
+    Args:
+        wish: what is asked for.
+        facts: the machine.
+        journal: of this run.
+        progress: told the bytes that arrive, and how many will.
+        tell: told what takes long.
 
     Raises:
         SpecError: the spec names an environment, variant or model that does not exist, or folders to relocate lie
@@ -119,6 +132,8 @@ def steps(wish: Wish, facts: Facts, journal: Journal, progress: Callable[[int, i
             retry=wish.retry,
             progress=progress,
             build=partial(stand_ins.build, root, name, model, wish.envs, python, unasked=True),
+            tell=tell,
+            pinned=known_models.revisions(model.repo),
         )
         for name, model in picked.items()
     ]

@@ -5,22 +5,21 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from provision import checking, client, digests, download, snapshots
+from provision import checking, client, digests, download, refs, snapshots
 from provision.asking import Asking
 from provision.checking import Depth, FileState
-from provision.download import Candidate
+from provision.delivery import Candidate
 from provision.errors import BlockedError, FirstlightError, from_os_error
 from provision.hub import HubError, Listed
 from provision.ledger import Ledger
 from provision.locking import BlobLock
-from provision.volume import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     import requests
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 AT_ONCE = 4
 _HEADROOM = 1.1
 _POLL_SECONDS = 0.2
-_MARK = "firstlight-main"  # beside refs: the revision that we have named main
 PART, CORRUPT = ".firstlight-part", ".firstlight-corrupt"
 
 
@@ -50,22 +48,36 @@ class Needed:
     @property
     def size(self) -> int | None:
         """The bytes that are right; None where a hash is pinned and no size: a listing's word is none then."""
-        by_listing = not self.file.locked or self.file.sha256 is None
-        return self.listed.size if by_listing else self.file.size
+        return self.file.size if self.file.locked else self.listed.size
 
     @property
     def proof(self) -> dict[str, set[str]]:
-        """{kind of hash: the right ones}: what is pinned; a listing's word counts where nothing is."""
-        pins = {"sha256": self.file.sha256, "git_sha1": self.file.git_sha1}
-        pinned = {kind: {pin} for kind, pin in pins.items() if pin is not None}
-        return pinned or {self.listed.kind: {self.listed.blob}}
+        """{kind of hash: the right one}: the strongest that is pinned; a listing's word counts where none is."""
+        if self.file.sha256 is not None:
+            return {"sha256": {self.file.sha256}}
+        if self.file.git_sha1 is not None:
+            return {"git_sha1": {self.file.git_sha1}}
+        return {self.listed.kind: {self.listed.blob}}
+
+    @property
+    def content(self) -> str:
+        """What is fetched, by its hash: files of one content are fetched once. The partial and its lock bear this name.
+
+        A listing may name another blob each time; what has arrived must be found again.
+        """
+        return _content(self.file, self.listed)
+
+
+def _content(file: ModelFile, listed: Listed) -> str:
+    return file.sha256 or file.git_sha1 or listed.blob
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a pull would do. `states` of all files; `needed` of them are fetched, from the first of `hubs` that can.
 
-    `unproven`: how many files are here that nobody has pinned, and no hub was asked about.
+    `unproven`: how many files are here that nobody has pinned, and no hub was asked about; `by_mirrors`: {whose word:
+    how many} of those that nobody but a mirror has pinned.
     """
 
     states: list[FileState]
@@ -73,11 +85,20 @@ class Plan:
     hubs: list[Hub]
     free: int
     unproven: int = 0
+    by_mirrors: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def fetched(self) -> list[Needed]:
+        """The first of each content that is needed."""
+        found: dict[str, Needed] = {}
+        for each in self.needed:
+            found.setdefault(each.content, each)
+        return list(found.values())
 
     @property
     def bytes_wanted(self) -> int:
         """The bytes that would arrive."""
-        return sum(each.listed.size - each.have for each in self.needed)
+        return sum(each.listed.size - each.have for each in self.fetched)
 
     @property
     def is_done(self) -> bool:
@@ -89,8 +110,9 @@ class Plan:
 class Pull:
     """One model on its way into a hub cache.
 
-    `trust`: also take files that nobody has pinned from a hub that is not the official one. `arrived`: the bytes that
-    came over the network. `notes`: what its owner should know besides.
+    `trust`: also take files that nobody has pinned from a hub that is not the official one. `pinned`: every revision of
+    its repository that the manifest pins. `arrived`: the bytes that came over the network. `notes`: what its owner
+    should know besides.
     """
 
     root: Root
@@ -98,6 +120,7 @@ class Pull:
     spec: ModelSpec
     hubs: Hubs
     trust: bool = False
+    pinned: Collection[str] = ()
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -131,6 +154,7 @@ class Pull:
             FirstlightError: the hubs that answer list other content than the pinned one.
             BlockedError: it does not fit.
         """
+        self.ledger.stopped.clear()  # an earlier run has ended all waiting
         states = self.look(Depth.HASH, progress)
         self._asking.hubs = self.hubs.every()
         pairs = list(zip(self.spec.files, states, strict=True))
@@ -142,23 +166,31 @@ class Pull:
         if wanted:
             found, hubs = self._asking.patiently(wanted)
             corrupt = {state.path for state in states if state.state == "corrupt"}
-            needed = [Needed(file, listed, 0 if file.path in corrupt else self._have(listed)) for file, listed in found]
+            needed = [
+                Needed(file, listed, 0 if file.path in corrupt else self._have(file, listed)) for file, listed in found
+            ]
+        by_mirrors: Counter[str] = Counter()
         unproven = 0
         official = [hub for hub in self._asking.hubs if hub.is_official]
         try:  # its word alone may say that what is here is wrong, and what is here may stay where it says nothing
             told, others = self._asking.once(doubted, official) if doubted else ([], [])
         except HubError:
-            unproven = sum(not file.locked for file in doubted)
+            by_mirrors.update(self._asking.provisional[file.path] for file in doubted if file.locked)
+            unproven = len(doubted) - by_mirrors.total()
         else:
             hubs = hubs or others
-            wrong = {file.path: Needed(file, listed, 0) for file, listed in told if not self._is_as(file, listed)}
+            here = {file.path: file for file in doubted}
+            # Compared as it was looked at: the official hub's word has no pins of a mirror's beside it.
+            wrong = {
+                file.path: Needed(file, listed, 0) for file, listed in told if not self._is_as(here[file.path], listed)
+            }
             needed += wrong.values()
             states = [_now_wrong(state) if state.path in wrong else state for state in states]
         self._asking.apply_pins()
         self.spec = self._asking.spec
-        plan = Plan(states, needed, hubs, free, unproven)
+        plan = Plan(states, needed, hubs, free, unproven, by_mirrors)
         # A size that nobody has pinned is one hub's word: it must not be what stops a pull.
-        sure = sum(each.listed.size - each.have for each in needed if each.size is not None)
+        sure = sum(each.listed.size - each.have for each in plan.fetched if each.size is not None)
         if free < round(sure * _HEADROOM):
             raise BlockedError(
                 f"{self.folder}: {free:,} bytes are free, {round(sure * _HEADROOM):,} are needed for {self.name}. "
@@ -179,7 +211,8 @@ class Pull:
                 (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
                 self._fetch_all(plan, progress)
                 self._list_by_client(plan)
-            self._name_main()
+            note = refs.name_main(self.folder, self.spec.revision, self.pinned)
+            self.notes += [note] if note else []
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
 
@@ -189,8 +222,8 @@ class Pull:
         compared = checking.pins_of(file, path).get(listed.kind)
         return listed.blob in {compared, digests.hash_file(path, listed.kind) if compared is None else compared}
 
-    def _have(self, listed: Listed) -> int:
-        for name in (listed.blob, listed.blob + PART):
+    def _have(self, file: ModelFile, listed: Listed) -> int:
+        for name in (listed.blob, _content(file, listed) + PART):
             blob = self.folder / "blobs" / name
             if blob.exists():
                 return min(blob.stat().st_size, listed.size)
@@ -198,7 +231,7 @@ class Pull:
 
     def _fetch_all(self, plan: Plan, progress: Progress) -> None:
         """Threads that end with us: one that waits for a silent server must not hold an interrupt up."""
-        waiting = deque(sorted(plan.needed, key=lambda each: -each.listed.size))
+        waiting = deque(sorted(plan.fetched, key=lambda each: -each.listed.size))
         faults: list[BaseException] = []
         self._stopped.clear()
         self.ledger.stopped.clear()
@@ -232,13 +265,17 @@ class Pull:
         soft = [each for each in faults if isinstance(each, download.DownloadError | download.WrongContentError)]
         if len(soft) < len(faults):
             return next(each for each in faults if each not in soft)
-        refused = [each.refusals for each in soft if isinstance(each, download.DownloadError) and each.refusals]
+        refused = [each for each in soft if isinstance(each, download.DownloadError) and each.refusals]
         if len(refused) == len(soft):
-            refusing = next((hub for hub in plan.hubs if hub.name in refused[0]), None)
+            refusing = next((hub for hub in plan.hubs if hub.name in refused[0].refusals), None)
             if refusing is not None:
-                return refusing.refusal(self.spec.repo, *refused[0][refusing.name])
+                found = refusing.refusal(self.spec.repo, *refused[0].refusals[refusing.name])
+                others = "; ".join(f"{name}: {why}" for name, why in refused[0].others.items())
+                return type(found)(f"{found}. Of the other hubs, {others}") if others else found
         more = f" And {len(soft) - 3} more files." if len(soft) > 3 else ""
-        return type(soft[0])(" ".join(map(str, soft[:3])) + more)
+        told = " ".join(map(str, soft[:3])) + more
+        wrong = isinstance(soft[0], download.WrongContentError)
+        return download.WrongContentError(told) if wrong else download.DownloadError(told, {}, {})
 
     def _work(
         self,
@@ -256,7 +293,7 @@ class Pull:
             except IndexError:
                 return
             try:
-                lock = self._lock(each.listed.blob)
+                lock = self._lock(each.content)
                 if not lock.take():
                     waiting.append(each)
                     busy += 1
@@ -266,7 +303,7 @@ class Pull:
                     continue
                 busy = 0
                 try:
-                    self._fetch(session, each, plan.hubs, told)
+                    self._fetch(session, each, plan, told)
                 finally:
                     lock.release()
             except _StoppedError:
@@ -282,19 +319,21 @@ class Pull:
             self._told.add(text)
             self.ledger.tell(text)
 
-    def _fetch(self, session: requests.Session, each: Needed, hubs: Sequence[Hub], told: Progress) -> None:
+    def _fetch(self, session: requests.Session, each: Needed, plan: Plan, told: Progress) -> None:
+        """Fetch one content, and name it for every file that has it."""
         file, listed, proof = each.file, each.listed, each.proof
+        paths = [other.file.path for other in plan.needed if other.content == each.content]
         blobs = self.folder / "blobs"
         blob = blobs / listed.blob
         if blob.exists():
             if all(digests.hash_file(blob, kind) in right for kind, right in proof.items()):
-                self._place(file, blob.name)  # another run has fetched it
+                self._place(paths, blob.name)  # another run has fetched it
                 return
             blob.replace(blob.with_name(blob.name + CORRUPT))
-        part = blob.with_name(blob.name + PART)
+        part = blobs / (each.content + PART)
         places = [
             Candidate(hub.name, hub.file_url(self.spec.repo, self.spec.revision, file.path), hub.headers())
-            for hub in hubs
+            for hub in plan.hubs
         ]
         download.fetch(
             session,
@@ -309,11 +348,11 @@ class Pull:
         # A listing's word for a hash that nobody has pinned is no name: it could be any.
         name = listed.blob if listed.kind in proof else digests.hash_file(part, listed.kind)
         part.replace(blobs / name)
-        self._place(file, name)
+        self._place(paths, name)
 
-    def _place(self, file: ModelFile, blob: str) -> None:
+    def _place(self, paths: Sequence[str], blob: str) -> None:
         """Name a verified blob at once: what a run that fails later has brought can be seen, used and removed."""
-        snapshots.link(self.folder, self.spec.revision, [(file.path, blob)])
+        snapshots.link(self.folder, self.spec.revision, [(path, blob) for path in paths])
 
     def _lock(self, blob: str) -> BlobLock:
         return BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
@@ -344,32 +383,9 @@ class Pull:
                 found[file.path] = None
         return found
 
-    def _name_main(self) -> None:
-        """Offline, a program that names no revision takes `main`: ours, unless somebody else has named another."""
-        main = self.folder / "refs" / "main"
-        named = _text(main)
-        if named == self.spec.revision:
-            return
-        is_dead = not named or not (self.folder / "snapshots" / named).is_dir()
-        if is_dead or named == _text(self.folder / _MARK):
-            write_atomic(main, self.spec.revision)
-            write_atomic(self.folder / _MARK, self.spec.revision)
-        else:
-            self.notes.append(
-                f"refs/main names {named[:7]}, which is here too: what names no revision loads that; ours is "
-                f"revision={self.spec.revision[:7]}…"
-            )
-
 
 class _StoppedError(Exception):
     """Another file's fault, or an interrupt, ends this one too; what arrived stays."""
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _now_wrong(state: FileState) -> FileState:

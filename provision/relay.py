@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from provision import addresses, download, pages
-from provision.download import Candidate
+from provision.delivery import Candidate
 from provision.errors import FirstlightError
 from provision.wheels import normal
 

@@ -54,6 +54,11 @@ class Screen:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=total or None, advance=arrived)
 
+    def tell(self, text: str) -> None:
+        """The step at work waits, or does something else that takes long."""
+        if not self.quiet:
+            print(f"  {redact(text)}", file=sys.stderr, flush=True)
+
     def line(self, outcome: Outcome) -> str:
         """One step in one line: its state, name, what was found, and the time it took."""
         word = word_for(outcome)

@@ -158,14 +158,10 @@ def official_index() -> str:
 
 def session(environ: Mapping[str, str], settings: Mapping[str, list[str]]) -> requests.Session:
     """How we ask ourselves what uv would ask: with the machine's proxy and certificates, and by our name."""
-    import requests
+    from provision import wire
 
-    asking = requests.Session()
+    asking = wire.Session()
     asking.headers["User-Agent"] = "firstlight"
-    asking.max_redirects = 5
-    for adapter in asking.adapters.values():
-        if isinstance(adapter, requests.adapters.HTTPAdapter):
-            adapter.init_poolmanager(16, 16)
     certificates = [environ.get("SSL_CERT_FILE"), *settings.get("cert", [])]
     if first := next((each for each in certificates if each and Path(each).exists()), None):
         asking.verify = first

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Weights, configuration and text. What is not named here may be a pickle, a library or a program.
 _TAKEN_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".bpe", ".vocab", "")
 
+# A home or a flag to a shell, the folder of a repository, what Windows has no name for, and its devices.
+_NO_NAME = re.compile(r"^[~-]|^\.git$|[<>:\"|?*]|^(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
+
 NAME = r"^[A-Za-z0-9][\w.-]*$"  # of an environment: one plain folder
 
 
@@ -33,11 +36,13 @@ class Strict(BaseModel):
 
 
 def _safe_path(path: str) -> str:
-    """A path inside a snapshot that can neither leave it nor carry code."""
+    """A path inside a snapshot that can neither leave it nor carry code, and is that path on every system."""
     pure = PurePosixPath(path)
-    control = any(unicodedata.category(each) in {"Cc", "Cs"} for each in path)
+    control = any(unicodedata.category(each) in {"Cc", "Cf", "Cs"} for each in path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path or path == "." or control:
         raise ValueError(f"{path!r} is not a plain relative path")
+    if any(_NO_NAME.search(part) for part in pure.parts):
+        raise ValueError(f"{path!r} has a part that is no name of a file everywhere, or means something else")
     # Some file systems drop a space or a dot at the end of a name: what they keep may have another suffix.
     is_bent = any(part.endswith((" ", ".")) for part in pure.parts)
     if is_bent or pure.name.startswith(".") or pure.suffix.lower() not in _TAKEN_SUFFIXES:
@@ -47,7 +52,10 @@ def _safe_path(path: str) -> str:
 
 
 class ModelFile(Strict):
-    """One file of a model. What is None is not known yet, and is asked of the official hub alone."""
+    """One file of a model. What is None is not known yet, and is asked of the official hub alone.
+
+    A git hash is of the size and the content: where it is all that is pinned, the size is pinned too.
+    """
 
     path: Annotated[str, AfterValidator(_safe_path)]
     size: Annotated[int, Field(ge=0)] | None = None
@@ -58,6 +66,12 @@ class ModelFile(Strict):
     def locked(self) -> bool:
         """Whether its content is pinned here."""
         return self.sha256 is not None or self.git_sha1 is not None
+
+    @model_validator(mode="after")
+    def _sized(self) -> ModelFile:
+        if self.git_sha1 is not None and self.sha256 is None and self.size is None:
+            raise ValueError(f"{self.path!r} has a git_sha1 and no size: git hashes both, add the size")
+        return self
 
 
 def _one_path_each(files: Sequence[ModelFile]) -> None:

@@ -20,10 +20,11 @@ import pytest
 from provision import conda_lock
 from provision.paths import Root
 from tests.provision import channel
-from tests.provision.played import Fault, Played
+from tests.provision.played import Fault, Played, Raw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
+    from collections.abc import Callable, Iterator
 
 # Just what the smoke step asks of the two packages; the real ones are installed in test_real_setup.py.
 TORCH = """
@@ -324,6 +325,19 @@ def play() -> Iterator[Any]:
 
     def start(content: dict[str, bytes], *faults: Fault) -> Played:
         started.append(Played(content, *faults))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[[Callable[[Raw, socket.socket], None]], Raw]]:
+    started: list[Raw] = []
+
+    def start(script: Callable[[Raw, socket.socket], None]) -> Raw:
+        started.append(Raw(script))
         return started[-1]
 
     yield start

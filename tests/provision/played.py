@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socketserver
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import socket
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 PORTAL = b"<html><head><title>Campus Network Login</title></head><body><form action='/login'></form></body></html>"
@@ -85,6 +87,44 @@ class Played:
                     fault.times -= 1
                 return fault
         return None
+
+
+class Raw:
+    """A server that says what a script says, byte by byte, until the test is over."""
+
+    def __init__(self, script: Callable[[Raw, socket.socket], None]) -> None:
+        self.over = threading.Event()
+        self.sent = 0
+        raw = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.recv(1 << 16)
+                try:
+                    script(raw, self.request)
+                except OSError:
+                    """It was left."""
+
+        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def send(self, line: socket.socket, text: bytes) -> None:
+        line.sendall(text)
+        self.sent += len(text)
+
+    def drip(self, line: socket.socket, text: bytes, step: int = 1) -> None:
+        """A piece every twentieth of a second."""
+        for start in range(0, len(text), step):
+            self.send(line, text[start : start + step])
+            if self.over.wait(0.05):
+                return
+
+    def close(self) -> None:
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
 
 
 def index(wheels: Iterable[Path], *, hashes: bool = True, as_json: bool = False) -> dict[str, bytes]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import TYPE_CHECKING
 
-from provision import manifest
+from provision import choices, manifest
 from provision.checking import Depth
+from provision.choices import Choice, Record, Source
 from provision.pulling import Pull
 from provision.supply import Hubs
 from tests.provision import played_hub
 
 if TYPE_CHECKING:
+    import pytest
+
+    from provision.ledger import Ledger
     from provision.paths import Root
     from tests.provision.played import Played
 
@@ -33,6 +38,27 @@ def pull_of(root: Root, url: str, *, pinned: bool = True, trust: bool = False, t
     return Pull(root, "m", manifest.load(path).pick("m"), found, trust)
 
 
+def hubs_of(root: Root, monkeypatch: pytest.MonkeyPatch, mirror: str, official: str) -> Hubs:
+    """The hubs of a host that has chosen a mirror: it comes first, the official one after it."""
+    for module in ("hub", "supply"):
+        monkeypatch.setattr(f"provision.{module}.official_endpoint", lambda: official)
+    choices.write(root, Record({"hf": Choice("auto", (Source("mirror", mirror), Source("official", "")), "")}))
+    return Hubs(root, {})
+
+
+def pull_from(root: Root, hubs: Hubs, text: str | None = None, *, pinned: bool = True, trust: bool = False) -> Pull:
+    """A pull of `m` as a manifest of this text has it."""
+    path = root.path / "models.toml"
+    path.write_text(text or played_hub.manifest_entry("m", REPO, FILES, pinned=pinned))
+    return Pull(root, "m", manifest.load(path).pick("m"), hubs, trust)
+
+
+def entry_of(*files: str) -> str:
+    """An entry whose files are given as TOML."""
+    head = f'[m]\nrepo = "{REPO}"\nrevision = "{played_hub.REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
+    return f"{head}files = [{', '.join(files)}]\n"
+
+
 def run(work: Pull) -> list[tuple[str, int]]:
     told: list[tuple[str, int]] = []
     work.run(work.plan(), lambda path, count: told.append((path, count)))
@@ -47,3 +73,18 @@ def is_whole(work: Pull) -> bool:
 
 def gets(played: Played, path: str) -> int:
     return sum(method == "GET" and path in asked for method, asked, _ in played.requests)
+
+
+def quick(ledger: Ledger) -> tuple[list[str], list[float]]:
+    """Let a run wait no time: (what it says of that, the seconds that it would have waited)."""
+    told: list[str] = []
+    slept: list[float] = []
+
+    class Stopped(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            slept.append(timeout or 0.0)
+            return self.is_set()
+
+    ledger.tell = told.append
+    ledger.stopped = Stopped()
+    return told, slept

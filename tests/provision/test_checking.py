@@ -225,3 +225,23 @@ def test_a_manifest_of_ones_own_adds_to_ours(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", '["a+b"]'))
     with pytest.raises(SpecError, match="a plus stands before an extra"):
         manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml"))
+
+
+class TestNames:
+    """Forty characters are a hash only in the name of a blob, and only of sixteen letters."""
+
+    NAME = "diffusion_pytorch_model.fp16.safetensors"
+
+    @pytest.mark.parametrize("is_link", [False, True])
+    def test_a_name_as_long_as_a_hash_is_none(self, tmp_path: Path, is_link: bool) -> None:
+        header = json.dumps({"a": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]}}).encode()
+        blob = tmp_path / "blobs" / self.NAME if is_link else tmp_path / self.NAME
+        blob.parent.mkdir(exist_ok=True)
+        blob.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+        if is_link:
+            (tmp_path / self.NAME).symlink_to(blob)
+        assert [each.state for each in checking.look(tmp_path, [ModelFile(path=self.NAME)], Depth.HASH)] == ["ok"]
+
+    def test_a_copys_own_name_is_no_hash(self, tmp_path: Path) -> None:
+        (tmp_path / ("a" * 40)).write_bytes(b"x")
+        assert [each.state for each in checking.look(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]

@@ -168,6 +168,17 @@ def test_a_hub_that_is_none_becomes_a_stand_in(
     assert json.loads(root.stand_ins.read_text()) == {}
 
 
+def test_a_setup_says_what_it_waits_for(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+    told: list[str] = []
+    waiting = step(root, tmp_path, hub)
+    model = ModelStep(
+        root, "model", waiting.pull.spec, waiting.pull.hubs, retry=False, progress=lambda *_: None, tell=told.append
+    )
+    model.pull.ledger.stopped.set()
+    model.pull.ledger.wait(300, "model")
+    assert told == ["model: waiting 300 s, as it was asked to"]
+
+
 def test_no_space_is_told_before_anything_is_fetched(
     root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +197,25 @@ def test_an_endpoint_that_anybody_could_change_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://example.com/", "http://127.0.0.1:80", "http://192.168.1.2", "http://localhost"]
+    "url",
+    [
+        "http://u:12/SECRET@127.0.0.1",
+        "https://u:12?SECRET@host",
+        "https://u:12#SECRET@host",
+        "http://u:SECRET@8.8.8.8",
+        "u:SECRET@host",
+        "u:SECRET@x://host",
+    ],
+)
+def test_a_password_of_a_refused_endpoint_is_not_shown(url: str) -> None:
+    with pytest.raises(SpecError, match="is not taken") as caught:
+        check_address(url, "HF_ENDPOINT")
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.com/", "http://127.0.0.1:80", "http://192.168.1.2", "http://localhost", "https://u:p@host/x"],
 )
 def test_a_sound_endpoint_is_taken(url: str) -> None:
     assert check_address(url, "HF_ENDPOINT") == url.rstrip("/")

@@ -10,6 +10,8 @@ from provision import plan, profiles, spec
 from provision.errors import SpecError
 from provision.facts import Facts
 from provision.journal import Journal
+from provision.models import ModelStep
+from provision.report import Screen
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -42,6 +44,20 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
         "smoke",
     ]
     assert all(step.describe() for step in steps)
+
+
+def test_a_model_says_what_it_waits_for_and_knows_every_revision(tmp_path: Path, home: Path) -> None:
+    screen = Screen(total=1, json_output=False, quiet=False, color=False)
+    steps = plan.steps(wishing(tmp_path, home), machine(), Journal(tmp_path), lambda _, __: None, screen.tell)
+    models = [step for step in steps if isinstance(step, ModelStep)]
+    assert [model.pull.ledger.tell for model in models] == [screen.tell] * 2
+    assert all(model.pull.spec.revision in model.pull.pinned for model in models)
+
+
+def test_what_is_told_goes_beside_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (False, True):
+        Screen(total=1, json_output=False, quiet=quiet, color=False).tell("waiting 300 s")
+    assert tuple(capsys.readouterr()) == ("", "  waiting 300 s\n")
 
 
 def test_what_is_not_wished_for_is_not_planned(tmp_path: Path, home: Path) -> None:

@@ -148,7 +148,7 @@ class TestRemoval:
         run(work)
         name = f"{REPO}@{OLD[:12]}"
         assert others(root, self.known(root)) == {name: 3}
-        remove(root, removal(root, self.known(root), name))
+        remove(root, self.known(root), name)
         assert not (work.folder / "snapshots" / OLD).exists()
         assert is_whole(work)
         assert others(root, self.known(root)) == {}
@@ -161,7 +161,7 @@ class TestRemoval:
         work = pull_of(root, played_hub.start(play, REPO, FILES).url)
         run(work)
         snapshots.link(work.folder, OLD, [("same.safetensors", (work.snapshot / WEIGHTS).readlink().name)])
-        remove(root, removal(root, self.known(root), "m"))
+        remove(root, self.known(root), "m")
         assert (work.folder / "snapshots" / OLD / "same.safetensors").read_bytes() == FILES[WEIGHTS]
         assert not work.snapshot.exists(), "an empty folder would be filled anew from what the other one keeps"
 
@@ -172,7 +172,7 @@ class TestRemoval:
         (work.folder / "blobs" / f"{git_sha1(FILES['unet/config.json'])}.firstlight-part").write_bytes(b"{")
         gone = removal(root, self.known(root), "m")
         assert gone.bytes >= len(FILES[WEIGHTS])
-        remove(root, gone)
+        remove(root, self.known(root), "m")
         assert not work.folder.exists()
 
     def test_what_another_entry_has_begun_stays(self, root: Root, play: Any) -> None:
@@ -186,7 +186,7 @@ class TestRemoval:
         part.write_bytes(b"half")
         stranger = work.folder / "blobs" / ("7" * 40)
         stranger.write_bytes(b"?")
-        remove(root, removal(root, self.known(root), "m"))
+        remove(root, self.known(root), "m")
         assert part.exists()
         assert stranger.exists()
         assert not list(work.snapshot.rglob("*.json"))
@@ -203,7 +203,7 @@ class TestRemoval:
         blob.symlink_to(store)
         gone = removal(root, self.known(root), "m")
         assert gone.bytes < len(FILES[WEIGHTS]), "what stays frees nothing"
-        remove(root, gone)
+        remove(root, self.known(root), "m")
         assert store.read_bytes() == FILES[WEIGHTS]
         assert not work.folder.exists()
 
@@ -245,6 +245,8 @@ class TestSecrets:
             "api_org_" + "b" * 34,
             "https://SECRETKEY@mirror.example/simple",
             "http://user:pa/SECRETKEY@127.0.0.1:80/x",
+            "http://user:pa@SECRETKEY@host/x",
+            "http://user:SECRETKEY@[::1]:8080/x",
         ],
     )
     def test_no_form_of_one_is_shown(self, secret: str) -> None:
@@ -255,7 +257,12 @@ class TestSecrets:
         assert shown.endswith(" after")
 
     def test_what_is_no_secret_is_left_as_it_is(self) -> None:
-        for text in ("http://127.0.0.1:8090/owner/name@rev", "https://hub.example/a/b@1234567", "see hf_hub_download"):
+        for text in (
+            "http://127.0.0.1:8090/owner/name@rev",
+            "http://[::1]:8080/owner/name@rev",
+            "https://hub.example/a/b@1234567",
+            "see hf_hub_download",
+        ):
             assert redact(text) == text
 
     def test_a_token_of_any_form_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,18 +294,28 @@ class TestSecrets:
             Hub({}, endpoint=hubs.official_endpoint()).headers()
 
     @pytest.mark.parametrize(
-        ("named", "is_it"),
+        ("named", "endpoint", "is_it"),
         [
-            ("mirror.example", True),
-            ("MIRROR.example:8443", True),
-            ("https://mirror.example:8443/x", True),
-            ("mirror.example:80", False),
-            ("other.example", False),
-            ("example", False),
+            ("mirror.example", "https://mirror.example:8443/hub", True),
+            ("MIRROR.example:8443", "https://mirror.example:8443/hub", True),
+            ("https://mirror.example:8443/x", "https://mirror.example:8443/hub", True),
+            ("mirror.example:80", "https://mirror.example:8443/hub", False),
+            ("other.example", "https://mirror.example:8443/hub", False),
+            ("example", "https://mirror.example:8443/hub", False),
+            ("https://10.0.0.1", "http://10.0.0.1", False),
+            ("https://10.0.0.1", "http://10.0.0.1:8090", False),
+            ("http://10.0.0.1", "https://10.0.0.1", False),
+            ("https://10.0.0.1", "https://10.0.0.1:8443", False),
+            ("https://10.0.0.1:443", "https://10.0.0.1", True),
+            ("10.0.0.1:443", "https://10.0.0.1", True),
+            ("10.0.0.1:80", "https://10.0.0.1", False),
+            ("host:abc", "https://host", False),
+            ("http://[", "https://host", False),
+            (":99999", "https://host", False),
         ],
     )
-    def test_a_host_is_named_in_any_form(self, named: str, is_it: bool) -> None:
-        assert is_host(named, "https://mirror.example:8443/hub") is is_it
+    def test_a_host_is_named_in_any_form(self, named: str, endpoint: str, is_it: bool) -> None:
+        assert is_host(named, endpoint) is is_it
 
 
 def test_one_hub_alone_is_asked_where_one_is_named(root: Root, play: Any) -> None:

@@ -95,3 +95,48 @@ def test_choose_lists_what_there_is() -> None:
     assert spec.choose("a", ["a", "b"], "model") == "a"
     with pytest.raises(SpecError, match="unknown model 'c'; there is: a, b"):
         spec.choose("c", ["a", "b"], "model")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "CON",
+        "aux.json",
+        "NUL.safetensors",
+        "unet/com1.txt",
+        "LPT9",
+        "nul .txt",
+        ".git/config",
+        "x/.GIT/config",
+        "~/x",
+        "~",
+        "-rf",
+        "unet/-x.json",
+        "a:b.json",
+        "a*b.json",
+        "a?.json",
+        "<a>.json",
+        'a"b.json',
+        "a|b.json",
+        "a\N{RIGHT-TO-LEFT OVERRIDE}fdp.json",
+        "a\N{ZERO WIDTH SPACE}b.json",
+    ],
+)
+def test_a_name_that_means_something_else_elsewhere_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=r"is no name of a file everywhere|is not a plain relative path"):
+        spec.ModelFile(path=path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["console.json", "com10.txt", "nullable.json", "a-b.json", "a~b.json", "git/config", "unet/aux_model.safetensors"],
+)
+def test_a_name_that_only_looks_like_one_is_taken(path: str) -> None:
+    assert spec.ModelFile(path=path).path == path
+
+
+def test_a_git_hash_alone_needs_its_size(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has a git_sha1 and no size: git hashes both, add the size"):
+        spec.ModelFile(path="a.json", git_sha1="1" * 40)
+    assert spec.ModelFile(path="a.json", git_sha1="1" * 40, size=0).locked
+    assert spec.ModelFile(path="a.json", git_sha1="1" * 40, sha256="2" * 64).locked
