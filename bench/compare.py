@@ -126,9 +126,10 @@ def _fault(result: Result, which: str) -> str | None:
 
 
 def _moved(before: Result, after: Result) -> float:
-    """How far the machine's own peak moved from one run to the other, as a share."""
+    """How far the machine's own peak, or what a copy in memory moves, was another one in the other run, as a share."""
     peaks = [max(each.work.peak_flops_per_second.values(), default=0.0) for each in (before, after)]
-    return abs(peaks[1] / peaks[0] - 1) if all(peaks) else 0.0
+    copies = [max(each.work.copy_bytes_per_second, default=0.0) for each in (before, after)]
+    return max((max(pair) / min(pair) - 1 for pair in (peaks, copies) if all(pair)), default=0.0)
 
 
 def _unlike_machines(before: Run, after: Run) -> list[str]:

@@ -103,6 +103,7 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         "flops_per_step": result.work.flops_per_step,
         "achieved_flops_per_second": stats.achieved_flops(result),
         "peak_share": stats.peak_share(result),
+        "copy_bytes_per_second": max(result.work.copy_bytes_per_second, default=None),
         "spec_share": verdict.spec_share(result),
         "finite": numerics and numerics.finite,
         "repeats": numerics and numerics.repeats,

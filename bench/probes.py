@@ -17,6 +17,7 @@ _PATIENCE_SECONDS = 1.0
 _PROBE_SECONDS = 0.02
 _ASK_SECONDS = 0.08
 _MOST_ASKS = 8
+_COPY_BYTES = 64 << 20  # more than a core's share of any cache
 _CHANNELS, _SIDE = 256, 64  # of a convolution in the middle of the UNets
 
 
@@ -68,7 +69,7 @@ def rate(torch: Any, device: str, dtype: str) -> float:
 
 
 class Peak:
-    """The best rate that a matrix product and a convolution ever reached on a device, in FLOPs a second.
+    """The best rate that a matrix product and a convolution ever reached on a device, in FLOPs a second; and copies.
 
     A machine's speed drifts with its neighbours, so it is asked before, between and after the images, and the best is
     kept: a share of anything less could be above one.
@@ -86,10 +87,11 @@ class Peak:
         self._convolution = (min(64, max(1, pixels // side**2)), side)
         self._kind = kind
         self.best: dict[str, float] = {}
+        self.copies: list[float] = []
         self.seconds = 0.0
 
     def ask(self) -> None:
-        """Ask both, a few times each."""
+        """Ask each, a few times."""
         began = time.perf_counter()
         torch, kind, edge, (batch, side) = self._torch, self._kind, self._edge, self._convolution
         with torch.inference_mode():
@@ -102,6 +104,11 @@ class Peak:
                 weight = weight.to(memory_format=layout)
                 flops = 2.0 * _CHANNELS * _CHANNELS * 9 * side * side * batch
                 self._keep("convolution", flops, partial(torch.nn.functional.conv2d, image, weight, padding=1))
+            source = torch.zeros(_COPY_BYTES, device=self._device, dtype=torch.uint8)
+            target = torch.zeros_like(source)
+            call = partial(target.copy_, source)
+            seconds = min(_timed(torch, self._device, call) for _ in range(_MOST_ASKS))
+            self.copies.append(2 * _COPY_BYTES / seconds)
         self.seconds += time.perf_counter() - began
 
     def _keep(self, name: str, flops: float, call: Callable[[], object]) -> None:

@@ -251,7 +251,12 @@ class _Measurement:
             warmups=tuple(images.warmups),
             samples=tuple(images.samples),
             memory=replace(memory.memory(), host_load_peak_bytes=self.load_peak),
-            work=replace(self.work, peak_flops_per_second=peak.best),
+            # A pair's images are made in turns: what changes meanwhile changes for both.
+            work=replace(
+                self.work,
+                peak_flops_per_second=peak.best,
+                copy_bytes_per_second=() if self.request.paced else tuple(peak.copies),
+            ),
             host=host,
         )
 

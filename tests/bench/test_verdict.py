@@ -99,6 +99,12 @@ def test_the_exit_codes_are_those_that_the_documents_promise() -> None:
     assert [int(code) for code in Exit] == [0, 1, 2, 3, 4, 5, 130]
 
 
+def test_a_machine_that_became_another_one_is_no_clean_one() -> None:
+    work = replace(a_result().work, copy_bytes_per_second=(50e9, 47e9, 32e9))
+    assert contended(a_result(work=work)) == "the machine itself changed: it copied 50, then 32 GB a second"
+    assert contended(a_result(work=replace(work, copy_bytes_per_second=(50e9, 44e9)))) is None
+
+
 def test_more_than_a_cards_sheet_allows_is_doubted() -> None:
     work = replace(a_result().work, flops_per_step=int(40e12))
     fast = a_result(a_case(dtype="fp16", device="cuda:0"), work=work, software={"device": "Tesla T4"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -182,10 +183,16 @@ def test_the_same_again_agrees(
     results = [done.results[0] for done in benchmark.pedantic(run, rounds=1, iterations=1)]
     assert all(result.status is Status.OK for result in results)
     clean = [result for result in results if verdict.contended(result) is None] or results
+    copies = [max(result.work.copy_bytes_per_second) for result in clean]
+    # Of a virtual machine whose cores are moved, those runs are of one machine that copy alike.
+    middle = statistics.median(copies)
+    alike = [result for result, copy in zip(clean, copies, strict=True) if abs(copy / middle - 1) < 0.12]
+    clean = alike
     medians = [summary.median for result in clean if (summary := stats.image_seconds(result)) is not None]
     shares = [result.host.harness_share for result in results if result.host and result.host.harness_share is not None]
     told = {
-        "clean": len(clean),
+        "clean, of one machine": len(clean),
+        "copies, GB/s, largest / smallest": max(copies) / min(copies),
         "largest / smallest median": max(medians) / min(medians),
         "parent, share of a core": max(shares, default=float("nan")),
     }
@@ -202,10 +209,12 @@ def test_what_a_case_costs_beyond_its_images(
     def run() -> dict[str, float]:
         found = {}
         for model in ("ddpm-cat-256", "stable-diffusion-v1-5"):
-            done = measure(model, changes=("size=128",))
+            done = measure(model, changes=("size=64",) if model == "ddpm-cat-256" else ("size=128", "steps=2"))
             (result,) = done.results
             assert result.status is Status.OK, result.reason
+            # One more image is looked into and one is the first: neither is beyond the images.
             images = sum(each.seconds for each in (*result.warmups, *result.samples))
+            images += result.shares_of_seconds or 0.0
             found[model] = done.seconds - images - (result.phases.first_image_seconds or 0.0)
         return found
 
