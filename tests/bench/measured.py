@@ -190,7 +190,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     # The probe is real, and once for each dtype is enough.
     probes.rate = functools.cache(probes.rate)
-    probes._ASK_SECONDS, probes._PROBE_SECONDS = 0.005, 0.002
+    probes._ASK_SECONDS, probes._PROBE_SECONDS, probes._COPY_BYTES = 0.005, 0.002, 1 << 20
     found: dict[str, Any] = {"query": probes.query(torch)}
     found["cat"] = architecture(CAT)
     found["cat 256"] = architecture(replace(CAT, height=256, width=256))

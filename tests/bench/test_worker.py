@@ -193,6 +193,13 @@ def test_a_probe_that_promised_too_much_is_caught_by_the_first_image(found: dict
 
 
 @pytest.mark.worker
+def test_what_a_copy_moves_is_asked_before_and_after_the_images(found: dict[str, Any]) -> None:
+    copies = result_of(found, "tiny").work.copy_bytes_per_second
+    assert len(copies) >= 2
+    assert all(1e7 < rate < 1e13 for rate in copies)
+
+
+@pytest.mark.worker
 def test_a_probe_that_was_disturbed_skips_nothing(found: dict[str, Any]) -> None:
     result = result_of(found, "underrated")
     assert result.status is Status.OK

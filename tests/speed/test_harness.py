@@ -209,9 +209,15 @@ def test_what_a_case_costs_beyond_its_images(
     def run() -> dict[str, float]:
         found = {}
         for model in ("ddpm-cat-256", "stable-diffusion-v1-5"):
-            done = measure(model, changes=("size=64",) if model == "ddpm-cat-256" else ("size=128", "steps=2"))
+            changes = ("size=64",) if model == "ddpm-cat-256" else ("size=128", "steps=2")
+            done = measure(model, changes=changes)
+            for _ in range(4):
+                if done.results[0].attempts == 1:  # of a case that was measured again only the second is known
+                    break
+                done = measure(model, changes=changes)
             (result,) = done.results
             assert result.status is Status.OK, result.reason
+            assert result.attempts == 1, "the machine was never quiet"
             # One more image is looked into and one is the first: neither is beyond the images.
             images = sum(each.seconds for each in (*result.warmups, *result.samples))
             images += result.shares_of_seconds or 0.0
