@@ -22,8 +22,8 @@ def predict(model: Model) -> float:
     The first function of a process costs extra, the compiler's own start: it is paid here. No cache is asked for the
     block, so that a second run predicts the same; where the whole was compiled before, it takes less than is told.
 
-    On a 2-core CPU with torch 2.13: 45 s told and 39 needed for a tiny UNet2DModel, 57 and 48 for a tiny conditional
-    one, 74 and 79 for ddpm-cat-256.
+    On a 2-core CPU with torch 2.13, beside other work: 29 s told and 23 needed for a tiny UNet2DModel, 41 and 32 for a
+    tiny conditional one, 58 and 63 for ddpm-cat-256.
 
     Args:
         model: the case's, still on the meta device.
