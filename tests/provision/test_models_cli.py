@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -279,6 +280,8 @@ def test_a_link_that_leads_nowhere_is_not_followed(
 
 
 def test_another_host_pulls_from_a_seed(hub: Played, flags: list[object], tmp_path: Path) -> None:
+    # A shell that starts us in the background has SIGINT ignored, and the seed would inherit that.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert provision("models", "pull", "m", "half", *flags).returncode == 0
     argv = [sys.executable, "-m", "provision", "models", "seed", "--bind", "127.0.0.1", "--port", "0", *map(str, flags)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as seed:
@@ -308,8 +311,12 @@ def test_another_host_pulls_from_a_seed(hub: Played, flags: list[object], tmp_pa
             names = sorted(path.name for path in Path(client.stdout.strip()).rglob("*") if path.is_file())
             assert names == ["config.json", "model.fp16.safetensors", "model.safetensors", "model_index.json"]
         finally:
-            seed.send_signal(2)
-            assert seed.wait(10) == 130
+            signal.signal(signal.SIGINT, heard)
+            seed.send_signal(signal.SIGINT)
+            try:
+                assert seed.wait(30) == 130
+            finally:
+                seed.kill()  # else leaving it would wait for ever
 
 
 def test_show_reads_what_is_here_and_else_the_architecture(hub: Played, flags: list[object]) -> None:
