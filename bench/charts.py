@@ -102,20 +102,18 @@ def errors_over_time(longest: Result, found: Sequence[Solved], label: Callable[[
 
 def against(found: Comparison) -> str | None:
     """Each case over the same of a baseline: the change of its time with its interval, and what it must exceed."""
-    rows = [row for row in reversed(found.rows) if row.ratio is not None]
+    rows = [(row, row.ratio) for row in reversed(found.rows) if row.ratio is not None]
     if not rows:
         return None
     figure, axes = _figure(max(_LEAST, _ROW * len(rows) + 0.9))
     colors = {compare.SLOWER: "#b3261e", compare.FASTER: "#1e7d4f", compare.SAME: "#1d2733"}
-    for height, row in enumerate(rows):
-        ratio = row.ratio
-        assert ratio is not None  # noqa: S101 (as above)
+    for height, (row, ratio) in enumerate(rows):
         low, middle, high = ((value - 1) * 100 for value in (ratio.low, ratio.median, ratio.high))
         axes.barh(height, 200 * row.floor, left=-100 * row.floor, height=0.7, color="#e6eaee")
         color = colors.get(row.state, "#a66a00")
         axes.errorbar(middle, height, xerr=[[middle - low], [high - middle]], fmt="o", color=color, markersize=4)
     axes.axvline(0, color="#66727f", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [_short(row.name) for row, _ in rows])
     axes.set_xlabel("change of the seconds an image, per cent; grey: within the noise")
     return _svg(figure)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,8 +45,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does, and its worker with it."""
     for name in ("SIGTERM", "SIGHUP"):  # Windows has one of them
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no boxes shows their numbers
@@ -118,17 +120,12 @@ def run(
         from bench import compare, report, running, verdict
         from bench.codec import dumps
 
-        wish = running.Wish(
-            suite,
-            device,
-            model or [],
-            dtype or [],
-            python,
-            root,
-            host,
-            envs,
-            out,
-            budget,
+        place = running.Wish(suite=suite, out=out, device=device, python=python, root=root, host=host, envs=envs)
+        wish = replace(
+            place,
+            budget_seconds=budget,
+            models=tuple(model or ()),
+            dtypes=tuple(dtype or ()),
             find_max=find_max,
             interleave=interleave,
             changes=tuple(change or ()),
@@ -181,20 +178,9 @@ def tune(
         from bench import report, running, tuning
         from bench.codec import dumps
 
-        wish = running.Wish(
-            "tune",
-            device,
-            [model],
-            [],
-            python,
-            root,
-            host,
-            envs,
-            out,
-            budget,
-            changes=tuple(change or ()),
-            command=console.said(),
-        )
+        place = running.Wish(suite="tune", out=out, device=device, python=python, root=root, host=host, envs=envs)
+        given = tuple(change or ())
+        wish = replace(place, budget_seconds=budget, models=(model,), changes=given, command=console.said())
         found = tuning.tune(wish, console.Progress(quiet=quiet))
         if json:
             print(dumps(tuning.told(found)))

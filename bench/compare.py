@@ -96,6 +96,13 @@ def paired_ratio(before: Result, after: Result) -> Summary:
     return stats.paired_ratio(one[:count], two[:count])
 
 
+def too_few(ratio: Summary) -> str | None:
+    """Why the ratio of so few pairs says nothing, or None."""
+    if ratio.count >= runner.FEWEST_PAIRS:
+        return None
+    return f"{ratio.count} pairs, and the median of fewer than {runner.FEWEST_PAIRS} is not known"
+
+
 def _row(name: str, before: Result, after: Result, machine: str, least: float, *, paired: bool) -> Row:
     first, second = stats.image_seconds(before), stats.image_seconds(after)
     fault = machine or _fault(before, "before") or _fault(after, "after")
@@ -104,8 +111,7 @@ def _row(name: str, before: Result, after: Result, machine: str, least: float, *
     if paired:
         ratio = paired_ratio(before, after)
         floor = least
-        if ratio.count < runner.FEWEST_PAIRS:
-            fault = fault or f"{ratio.count} pairs, and the median of fewer than {runner.FEWEST_PAIRS} is not known"
+        fault = fault or too_few(ratio) or ""
     else:
         ratio = stats.ratio(*([each.seconds / side.case.batch for each in side.samples] for side in (before, after)))
         floor = max(least, first.spread, second.spread, _moved(before, after))

@@ -37,7 +37,7 @@ def predict(model: Model) -> float:
         torch.compile(torch.nn.functional.silu)(torch.ones(64, device=case.device, dtype=model.dtype))
         block = copy.deepcopy(block).to(model.dtype).to_empty(device=case.device)
         inputs = [_real(torch, case.device, model.dtype, value) for value in given]
-        with torch._inductor.config.patch(force_disable_caches=True):  # noqa: SLF001 (it is torch's documented switch)
+        with torch._inductor.config.patch(force_disable_caches=True):  # noqa: SLF001 (newer ones have it in torch.compiler.config, too)
             began = time.perf_counter()
             torch.compile(block.forward, mode=COMPILES[case.compile])(*inputs)
             seconds = time.perf_counter() - began

@@ -36,11 +36,8 @@ def paper(no_color: bool) -> tuple[bool, int | None]:
 
 def said() -> str:
     """The command as it was typed, or as make typed it."""
-    return as_text(shlex.join(["bench", *sys.argv[1:]]))
-
-
-def as_text(words: str) -> str:
-    """Words of the shell as any file can hold them: what is no character there is shown by its number."""
+    words = shlex.join(["bench", *sys.argv[1:]])
+    # What is no character is shown by its number: a name in the shell may hold any byte, a run's file may not.
     return words.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

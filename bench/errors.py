@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+BUDGET = "the budget leaves"  # in why a case was skipped for want of time
 PARTNER = "its partner could not be measured"  # why one of a pair has no figure
 BYTES_FOR_A_RUN = 16 * 1024 * 1024  # what a run and its pictures take at most
 

@@ -206,16 +206,11 @@ class Suites:
             raise pytest.UsageError("bench.suites measures one case after another: run it without -n")
         python = _option(config, "python")
         self._wish = running.Wish(
-            _option(config, "suite") or "quick",
-            _option(config, "device") or "auto",
-            [],
-            [],
-            Path(python) if python else None,
-            _option(config, "root"),
-            None,
-            None,
-            Path(_option(config, "out") or "results"),
-            None,
+            suite=_option(config, "suite") or "quick",
+            out=Path(_option(config, "out") or "results"),
+            device=_option(config, "device") or "auto",
+            python=Path(python) if python else None,
+            root=_option(config, "root"),
             command="pytest --pyargs bench.suites",
         )
         suite = cases.load_suite(self._wish.suite)

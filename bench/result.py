@@ -146,8 +146,8 @@ class Work:
     FLOPs count a multiply-add as two, as torch.utils.flop_counter does. `probe_flops_per_second` is the rate
     of a short convolution in the case's dtype, from which the cost was predicted. `peak_flops_per_second` is
     {probe: the best rate that it reached before, between and after the images}. `evaluations` of the model an image.
-    `copy_bytes_per_second`: what a copy in memory moved (read and written) at each of these askings: a virtual machine
-    whose cores were moved shows it there. `predicted_compile_seconds`: from one block that was compiled.
+    `copy_bytes_per_second`: what a copy in memory moved (read and written) at each of these askings: a machine that
+    becomes another one shows it there. `predicted_compile_seconds`: from one block that was compiled.
     """
 
     flops_per_step: int | None = None

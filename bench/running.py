@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from bench import cases, device, pictures, runner, runs, stats, verdict
 from bench.codec import plain
+from bench.errors import BUDGET
 from bench.result import SCHEMA, Result, Run, Status
 from bench.worker import Request
 from provision import facts, paths, profiles, spec
@@ -30,20 +31,20 @@ _FIRST_COMPILE_SECONDS = 20.0  # what asking the compiler for a price adds to it
 _PYTHON = "python"  # the one setting of a pair that is no axis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wish:
     """What a run is asked for. `interleave`: the two settings of a pair, as people write them."""
 
     suite: str
-    device: str
-    models: list[str]
-    dtypes: list[str]
-    python: Path | None
-    root: str | None
-    host: Path | None
-    envs: Path | None
     out: Path
-    budget_seconds: float | None
+    device: str = "auto"
+    python: Path | None = None
+    root: str | None = None
+    host: Path | None = None
+    envs: Path | None = None
+    budget_seconds: float | None = None
+    models: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
     find_max: bool = False
     interleave: tuple[str, str] | None = None
     changes: tuple[str, ...] = ()
@@ -222,7 +223,7 @@ class Session:
             share, limit = self._times(cells[number + 1 :], each=2)
             start = 2 * self.overhead(cell.case)
             if limit < start:
-                reason = f"the budget leaves {max(left, 0):.0f} s, and starting a pair takes {start:.0f} s"
+                reason = f"{BUDGET} {max(left, 0):.0f} s, and starting a pair takes {start:.0f} s"
                 results += [Result(case, Status.SKIPPED, reason=reason) for case in both]
                 self._progress.say(f"{where} {outcome(results[-1])}")
                 continue
@@ -254,7 +255,7 @@ class Session:
         """One case: no image is begun after `share` seconds from now, and all of it ends within `limit`."""
         start = self.overhead(cell.case)
         if limit < start:
-            reason = f"the budget leaves {max(limit, 0):.0f} s, and starting a case takes {start:.0f} s"
+            reason = f"{BUDGET} {max(limit, 0):.0f} s, and starting a case takes {start:.0f} s"
             result = Result(cell.case, Status.SKIPPED, reason=reason)
             self._progress.say(f"{where} {outcome(result)}")
             return result
@@ -311,8 +312,8 @@ class Session:
         )
 
     def _finished(self, result: Result, python: Path) -> Result:
-        is_right = result.status is Status.OK and result.numerics is not None
-        if is_right and result.numerics is not None and result.numerics.forward_error is not None:
+        numerics = result.numerics
+        if result.status is Status.OK and numerics is not None and numerics.forward_error is not None:
             self._compared.add(replace(result.case, scheduler="", steps=0, seed=0, vae="whole", threads=0))
         key = (python, result.case.device, result.case.dtype)
         self._rates[key] = max(result.work.probe_flops_per_second or 0.0, self._rates.get(key, 0.0))

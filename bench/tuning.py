@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench import cases, compare, device, recipe, runner, running, stats, verdict
 from bench.axes import DTYPES, LAYOUTS
 from bench.codec import plain
-from bench.errors import PARTNER, Exit
+from bench.errors import BUDGET, PARTNER, Exit
 from bench.result import Status, Tuning
 from provision import spec
 from provision.errors import FirstlightError, SpecError
@@ -207,7 +207,8 @@ class _Search:
         if gain.low <= 1:
             seemed = f"{', '.join(best.case.settings)} seemed faster, and was not when both were made in turns"
             return self._told(one, one, None, notes=(seemed,))
-        return self._told(one, two, gain, doubt=_doubt(pair))
+        few = compare.too_few(gain)
+        return self._told(one, two, gain, doubt=_doubt(pair) or few)
 
     def _pair(self, best: Result, limit: float, again: str) -> list[Result]:
         began = time.monotonic()
@@ -251,7 +252,7 @@ class _Search:
         usual = stats.step_seconds(self.tries[self.default])
         predicted = found.work.predicted_step_seconds
         is_slower = usual is not None and predicted is not None and predicted > usual.median
-        return found.status is Status.SKIPPED and "the budget leaves" in (found.reason or "") and not is_slower
+        return found.status is Status.SKIPPED and BUDGET in (found.reason or "") and not is_slower
 
 
 def _beats(found: Result, best: Result) -> bool:

@@ -22,8 +22,8 @@ _CLEAN_CPU_SHARE = 0.85
 _CLEAN_PRESSURE_SHARE = 0.25
 _CLEAN_STEAL_SHARE = 0.05
 _CLEAN_THROTTLED_SHARE = 0.1
-# A copy varies by a tenth from one asking to the next. Where a hypervisor moves the cores of a virtual machine from one
-# cache to two, it changes by half, and a UNet by a quarter (50 and 32 GB/s, 0.64 and 0.53 s, on a shared 2-core host).
+# A copy varies by a tenth from one asking to the next. On a shared 2-core virtual machine it went from 50 to 32 GB/s,
+# and a UNet from 0.64 to 0.53 s, for minutes each: most likely its cores were moved, which a guest cannot see.
 _SAME_MACHINE = 1.25
 
 
@@ -70,10 +70,12 @@ def ruled_out(found: Result) -> str | None:
     """Why a setting is not to be taken, however fast it is: it failed, or its numbers may be wrong."""
     if found.status is not Status.OK:
         return f"{found.status.value}: {found.cause}"
-    if found.numerics is None or found.numerics.repeats is False:
+    numerics = found.numerics
+    if numerics is not None and numerics.repeats is False:
         return "the same seed gave other numbers the second time"
-    if found.numerics.forward_error is None and not found.case.is_reference:
-        return f"its numbers were not compared with fp32's: {found.numerics.not_compared or 'there was no time'}"
+    if (numerics is None or numerics.forward_error is None) and not found.case.is_reference:
+        why = numerics.not_compared if numerics is not None else None
+        return f"its numbers were not compared with fp32's: {why or 'there was no time'}"
     return None
 
 

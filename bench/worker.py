@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bench import axes, compiling, components, fitting, meter, numerics, probes, sampling, timing
 from bench.codec import dumps, plain, record
-from bench.errors import PARTNER, SkipError
+from bench.errors import BUDGET, PARTNER, SkipError
 from bench.result import Case, Numerics, Phases, Result, Status, Work
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class _Measurement:
         if seconds + rest > left:
             raise SkipError(
                 f"predicted {seconds:.0f} s to compile, and {rest:.0f} s for the shortest run; "
-                f"the budget leaves {max(left, 0):.0f} s"
+                f"{BUDGET} {max(left, 0):.0f} s"
             )
 
     @property
@@ -343,7 +343,7 @@ def _guard(case: Case, evaluations: int, images: int, limit: float) -> Callable[
 
 
 def _over(step: float, whole: float, left: float) -> str:
-    return f"predicted {step:.3g} s a step, {whole:.0f} s for the shortest run; the budget leaves {max(left, 0):.0f} s"
+    return f"predicted {step:.3g} s a step, {whole:.0f} s for the shortest run; {BUDGET} {max(left, 0):.0f} s"
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:

@@ -32,7 +32,7 @@ class Session(requests.Session):
         for scheme in ("https://", "http://"):
             self.mount(scheme, _Adapter(pool_maxsize=_POOL))
 
-    def resolve_redirects(self, resp: requests.Response, *rest: Any, **named: Any) -> Iterator[requests.Response]:  # noqa: ANN401
+    def resolve_redirects(self, resp: requests.Response, *rest: Any, **named: Any) -> Iterator[requests.Response]:  # noqa: ANN401 (as requests has it)
         """As in requests, which would read the body of a redirect to its end before it follows it."""
         if self.get_redirect_target(resp):
             _let_go(resp)
@@ -47,9 +47,9 @@ class TokenSession(Session):
         super().__init__()
         self.auth = _as_it_is
 
-    def rebuild_auth(self, prepared_request: Any, response: Any) -> None:  # noqa: ANN401
+    def rebuild_auth(self, prepared_request: Any, response: Any) -> None:  # noqa: ANN401 (as requests has it)
         """Let the token go to no other host."""
-        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
+        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]  # requests tells no types
             prepared_request.headers.pop("Authorization", None)
 
 
@@ -82,35 +82,35 @@ class _Watched:
         """
         end = getattr(self.sock, "shutdown", None)  # TLS within TLS has none
         if end is None or not isinstance(self.timeout, int | float):
-            return super().getresponse()  # type: ignore[misc, no-any-return]
+            return super().getresponse()  # type: ignore[misc, no-any-return]  # of the class beside it
         with bodies.Watch(float(self.timeout), partial(end, socket.SHUT_RD)):
-            return super().getresponse()  # type: ignore[misc, no-any-return]
+            return super().getresponse()  # type: ignore[misc, no-any-return]  # of the class beside it
 
 
-class _Connection(_Watched, HTTPConnection):  # type: ignore[misc]
+class _Connection(_Watched, HTTPConnection):  # type: ignore[misc]  # two say what getresponse is
     """Without TLS."""
 
 
-class _SecureConnection(_Watched, HTTPSConnection):  # type: ignore[misc]
+class _SecureConnection(_Watched, HTTPSConnection):  # type: ignore[misc]  # two say what getresponse is
     """With TLS."""
 
 
 class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection  # type: ignore[assignment]
+    ConnectionCls = _Connection  # type: ignore[assignment]  # urllib3 names its own
 
 
 class _SecurePool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection  # type: ignore[assignment]
+    ConnectionCls = _SecureConnection  # type: ignore[assignment]  # urllib3 names its own
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
     """Makes watched connections, also through a proxy; one of SOCKS makes its own."""
 
-    def init_poolmanager(self, *args: Any, **named: Any) -> None:  # noqa: ANN401
+    def init_poolmanager(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 (as requests has it)
         super().init_poolmanager(*args, **named)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
-    def proxy_manager_for(self, proxy: str, **named: Any) -> Any:  # noqa: ANN401
+    def proxy_manager_for(self, proxy: str, **named: Any) -> Any:  # noqa: ANN401 (as requests has it)
         manager = super().proxy_manager_for(proxy, **named)
         if isinstance(manager, urllib3.ProxyManager):
             manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}

@@ -84,3 +84,14 @@ def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
     assert not worker.is_running()
     os.close(reading)
     os.close(writing)
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path: Path) -> None:
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from bench import cli; cli.app = lambda: None; cli.main()\n"
+        "print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, callable(signal.getsignal(signal.SIGTERM)))\n"
+    )
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment(), cwd=tmp_path)
+    assert done.stdout == "True True\n"

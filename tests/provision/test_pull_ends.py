@@ -160,6 +160,19 @@ class TestWhatIsSaid:
         assert not workers[0].is_alive()
 
 
+def kill_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let the process end before it names anything in the cache for the n-th time."""
+    left = [number]
+
+    def dies(path: Path, content: str) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        write_atomic(path, content)
+
+    monkeypatch.setattr(refs, "write_atomic", dies)
+
+
 class TestMain:
     def moved(self, root: Root, play: Any) -> tuple[Any, str]:
         """The model at one revision is here; the manifest has moved on to a new one, which the hub has too."""
@@ -191,15 +204,7 @@ class TestMain:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, killed_at: int
     ) -> None:
         work, text = self.moved(root, play)
-        left = [killed_at]
-
-        def dies(path: Path, content: str) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            write_atomic(path, content)
-
-        monkeypatch.setattr(refs, "write_atomic", dies)
+        kill_at_write(monkeypatch, killed_at)
         with pytest.raises(KeyboardInterrupt):
             run(pull_from(root, work.hubs, text))
         monkeypatch.undo()
@@ -216,15 +221,7 @@ class TestMain:
         folder = root.hub / "models--a--b"
         for revision in (REVISION, NEW):
             (folder / "snapshots" / revision).mkdir(parents=True)
-        left = [killed_at]
-
-        def dies(path: Path, content: str) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            write_atomic(path, content)
-
-        monkeypatch.setattr(refs, "write_atomic", dies)
+        kill_at_write(monkeypatch, killed_at)
         with pytest.raises(KeyboardInterrupt):
             refs.name_main(folder, REVISION, {REVISION})
         monkeypatch.undo()

@@ -99,7 +99,7 @@ def measure(measured_python: Path, tmp_path: Path) -> Callable[..., Run]:
         suite = tmp_path / "short.toml"
         suite.write_text(SUITE.replace("MODEL", model))
         wish = running.Wish(
-            str(suite), "cpu", [], [], measured_python, str(TEST_ROOT), None, None, tmp_path / "out", None
+            suite=str(suite), device="cpu", python=measured_python, root=str(TEST_ROOT), out=tmp_path / "out"
         )
         return running.run(replace(wish, **changes), Quiet())  # type: ignore[arg-type]
 
