@@ -46,6 +46,7 @@ _WHERE = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig
 _GRACE_SECONDS = 20.0
 _NOT_STARTED = 127  # as a shell has it
 FEWEST_PAIRS = 6  # as many as a median needs: see timing.ENOUGH_SAMPLES
+_MANY_PAIRS = 20  # before so many, the interval of a ratio that jumps between two values is not to be relied on
 _MOST_PAIRS = 60
 _KNOWN = 0.01
 
@@ -148,7 +149,7 @@ def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
 
 
 def _wants_more(both: tuple[Worker, Worker], ends: float, limit: float) -> bool:
-    """Until the ratio of the two medians is known within 1 %, or time is up; not before a few pairs, if they fit."""
+    """Until twenty or more tell their ratio within 1 %, or time is up; not before a few pairs, if they fit."""
     one, two = ([sample.seconds for sample in worker.samples] for worker in both)
     if one and time.monotonic() + one[-1] + two[-1] > limit:
         return False
@@ -156,7 +157,7 @@ def _wants_more(both: tuple[Worker, Worker], ends: float, limit: float) -> bool:
         return True
     if time.monotonic() + one[-1] + two[-1] > ends or len(one) >= _MOST_PAIRS:
         return False
-    return stats.paired_ratio(one, two).spread > _KNOWN
+    return len(one) < _MANY_PAIRS or stats.paired_ratio(one, two).spread > _KNOWN
 
 
 class Worker:

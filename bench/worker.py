@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import random
 import signal
 import sys
 import time
@@ -233,7 +234,7 @@ class _Measurement:
             memory.resume()
 
         neighbours = meter.Neighbours()
-        more = _at_a_word if self.request.paced else timing.until(self.share, self.limit)
+        more = _at_a_word(loop.model) if self.request.paced else timing.until(self.share, self.limit)
         between = (lambda: None) if self.request.paced else pause
         images = timing.take(loop, clock, more, self.say, between, neighbours)
         if not images.every:
@@ -321,8 +322,17 @@ class _Measurement:
         return replace(self.numerics, forward_error=error, tolerance=limit)
 
 
-def _at_a_word(_: timing.Images) -> bool:
-    return sys.stdin.readline().strip() == _GO
+def _at_a_word(model: components.Model) -> Callable[[timing.Images], bool]:
+    """Another image at each "go". Its weights lie elsewhere: of a pair neither shall be faster by the luck of place."""
+    chance = random.Random(model.case.seed)  # noqa: S311 (a sampling)
+
+    def more(images: timing.Images) -> bool:
+        if sys.stdin.readline().strip() != _GO:
+            return False
+        model.place_anew(chance, images.every[-1].seconds / 4 if images.every else _LAST_SECONDS)
+        return True
+
+    return more
 
 
 def _guard(case: Case, evaluations: int, images: int, limit: float) -> Callable[[], None]:
