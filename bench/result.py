@@ -3,7 +3,7 @@
 Schema history of a run:
 1 - first light.
 2 - more axes of a case; warm-up images, shares, the peak and the images before it, numerics against fp32, memory over
-    time, the GPU's readings, trust. Every new field has a default: a run of schema 1 is read as it is.
+    time, the GPU's readings, trust, validations. Every new field has a default: a run of schema 1 is read as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from bench.readings import Gpu, Validation, Verdict  # noqa: TC001 (the codec reads a record's types)
 
 SCHEMA = 2
 
@@ -24,15 +26,6 @@ class Status(str, Enum):
     OOM = "oom"
     TIMEOUT = "timeout"
     ERROR = "error"
-
-
-class VerdictState(str, Enum):
-    """What a whole run says."""
-
-    PASS = "pass"  # noqa: S105 (a verdict)
-    WARN = "warn"
-    FAIL = "fail"
-    NOT_JUDGED = "could not judge"
 
 
 @dataclass(frozen=True)
@@ -181,25 +174,6 @@ class Numerics:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """What the card said while the samples were taken; None where it does not say.
-
-    `throttled`: {reason: share of the readings}. `others`: processes on the card besides the worker.
-    `energy_source`: "counter" (the card's own) or "power" (its power, integrated).
-    """
-
-    clock_mhz_median: float | None = None
-    clock_mhz_minimum: float | None = None
-    temperature_maximum: float | None = None
-    power_watts_mean: float | None = None
-    power_limit_watts: float | None = None
-    throttled: dict[str, float] = dataclasses.field(default_factory=dict)
-    others: int | None = None
-    energy_joules: float | None = None
-    energy_source: str | None = None
-
-
-@dataclass(frozen=True)
 class Host:
     """What else the machine did while the samples were taken.
 
@@ -281,14 +255,6 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The run in one word, and each reason for it."""
-
-    state: VerdictState
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Tuning:
     """What a search has found. `gain`: how many times as fast `best` is as `default`, and its 95 % interval.
 
@@ -310,7 +276,7 @@ class Run:
     """One run of a suite on one machine. `started` is UTC, ISO 8601; `seconds` is the whole wall time.
 
     `command`: what repeats it. `interleaved`: its cases are pairs whose images were made in turns. `tuning`: what a
-    search has found, whose tries its cases are.
+    search has found, whose tries its cases are. `validation`: of one that has no cases, but a host's health.
     """
 
     schema: int
@@ -324,3 +290,4 @@ class Run:
     command: str | None = None
     interleaved: bool = False
     tuning: Tuning | None = None
+    validation: Validation | None = None

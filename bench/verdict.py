@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from bench import gpus, stats
 from bench.errors import Exit
 from bench.nvml import UNWELL
-from bench.result import Status, Trust, Verdict, VerdictState
+from bench.readings import Verdict, VerdictState
+from bench.result import Status, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench.result import Gpu, Host, Result, Tuning
+    from bench.readings import Gpu
+    from bench.result import Host, Result, Tuning
 
 CLEAN, CONTENDED = "clean", "contended"
 # A clean run on 2 threads waits 0.4 % of the time for a core, one with a third busy process 30 % and more; it uses 98 %

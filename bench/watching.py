@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.nvml import Card
-from bench.result import Gpu, Moment, Result
+from bench.readings import Gpu
+from bench.result import Moment, Result
 
 if TYPE_CHECKING:
     from bench.nvml import Reading

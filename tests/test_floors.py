@@ -69,7 +69,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "bench": [
-        {"errors"},
+        {"errors", "readings"},
         {"result", "axes", "codec"},
         {"meter", "stats", "components", "cases", "nvml", "pipes", "gpus"},
         {"probes", "sampling", "numerics", "timing", "watching", "compiling"},

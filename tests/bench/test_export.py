@@ -14,7 +14,8 @@ import pytest
 
 from bench import export, runs, schema
 from bench.codec import plain
-from bench.result import Gpu, Host, Phases, Result, Status
+from bench.readings import Gpu
+from bench.result import Host, Phases, Result, Status
 from tests.bench.conftest import a_case, a_result, a_run, command, environment
 from tests.conftest import CHECKOUT
 

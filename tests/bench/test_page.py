@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench import charts, page, report
-from bench.result import Fit, Moment, Run, Sample, Status, Trust, Verdict, VerdictState
+from bench.readings import Verdict, VerdictState
+from bench.result import Fit, Moment, Run, Sample, Status, Trust
 from tests.bench.conftest import a_case, a_result, a_run
 
 if TYPE_CHECKING:

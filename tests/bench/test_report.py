@@ -7,7 +7,8 @@ import re
 import pytest
 
 from bench import report
-from bench.result import Memory, Numerics, Phases, Result, Run, Sample, Status, Verdict, VerdictState
+from bench.readings import Verdict, VerdictState
+from bench.result import Memory, Numerics, Phases, Result, Run, Sample, Status
 from tests.bench.conftest import a_case, a_host, a_result, a_run, machine
 
 CLEAN = a_result(

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.codec import dumps, loads, plain
-from bench.result import Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Verdict, Work
+from bench.readings import Verdict
+from bench.result import Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Work
 from tests.bench.conftest import a_case, a_result, a_run
 
 JSON = st.recursive(

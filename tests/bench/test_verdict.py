@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from bench.errors import Exit
-from bench.result import Result, Status, Verdict, VerdictState
+from bench.readings import Verdict, VerdictState
+from bench.result import Result, Status
 from bench.verdict import contended, exit_of, judge, spec_share
 from tests.bench.conftest import a_case, a_host, a_result
 

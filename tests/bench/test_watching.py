@@ -12,7 +12,7 @@ import pytest
 
 from bench import nvml, stats, verdict, watching
 from bench.nvml import Card, Reading
-from bench.result import Gpu
+from bench.readings import Gpu
 from tests.bench.conftest import a_case, a_host, a_result
 
 if TYPE_CHECKING:
