@@ -82,10 +82,10 @@ class Card:
 class Reading:
     """What one question to a device has found.
 
-    `probe` is the phase in which it was asked, `name` what exactly. `value` is the best of the raw `samples`
-    (None where there is none: then `why_not`, or `fault`), `unit` that of both: "FLOP/s", "B/s", "s"
-    (seconds a step), or "" for a share or a relative error. `limit`: what a relative error may be. `fault`: what is wrong by itself, such as a NaN or
-    a byte that did not come back. `figures`: what else belongs to it. `round`: of a soak.
+    `probe` is the phase in which it was asked, `name` what exactly. `value` is the best of the raw `samples` (None
+    where there is none: then `why_not`, or `fault`), `unit` that of both: "FLOP/s", "B/s", "s" (seconds a step), or
+    "" for a share or a relative error. `limit`: what a relative error may be. `fault`: what is wrong by itself, such
+    as a NaN or a byte that did not come back. `figures`: what else belongs to it. `round`: of a soak.
     """
 
     probe: str
