@@ -37,6 +37,13 @@ def trust(result: Result) -> Trust | None:
     return Trust(CONTENDED if reasons else CLEAN, reasons)
 
 
+def same_machine(one: Result, two: Result) -> bool:
+    """Whether two cases were measured undisturbed, and a copy in memory was as fast beside both."""
+    copies = [max(each.work.copy_bytes_per_second, default=1.0) for each in (one, two)]
+    alike = max(copies) <= _SAME_MACHINE * min(copies) or min(copies) == 1.0
+    return alike and contended(one) is None and contended(two) is None
+
+
 def contended(result: Result) -> str | None:
     """Why a case's numbers are not its own, or None."""
     known = result.trust or trust(result)

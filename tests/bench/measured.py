@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import random
 import sys
 import time
 from dataclasses import replace
@@ -160,6 +161,31 @@ def paced() -> Any:
         sys.stdin = kept
 
 
+def placed() -> dict[str, Any]:
+    """A model whose weights are moved between two images."""
+    model = components.Model(torch, replace(TINY, layout="channels_last"))
+    model.load({})
+    loop = sampling.Loop(model)
+    before = loop(lambda: None).raw
+    weights = list(model.components["unet"].parameters())
+    places = [each.data_ptr() for each in weights]
+    strides = [each.stride() for each in weights]
+    kept = [each.data for each in weights]  # a place that is in use is not given again
+
+    def moved(seconds: float) -> int:
+        model.place_anew(random.Random(0), seconds)  # noqa: S311 (a sampling)
+        return sum(each.data_ptr() != place for each, place in zip(weights, places, strict=True))
+
+    found = {"all": len(weights), "in no time": moved(0.0), "moved": moved(60.0)}
+    model.case = replace(model.case, device="cuda:0")
+    again = moved(60.0)
+    return found | {
+        "of a card": again - found["moved"],
+        "same": bool((loop(lambda: None).raw == before).all()),
+        "strides": strides == [each.stride() for each in weights] and len(kept) == len(weights),
+    }
+
+
 def fits() -> dict[str, Any]:
     """The largest that fits into a memory that the test makes small, and into none."""
     model = components.Model(torch, replace(TINY_SD, dtype="fp32", batch=1))
@@ -220,6 +246,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found["loops"] = loops()
     found["paced"] = paced()
+    found["placed"] = placed()
     found["fits"] = fits()
     found["too long"] = measured(replace(CAT, steps=1000), limit_seconds=5.0)
     found["no dtype"] = with_patch(probes, "rate", refused, TINY)

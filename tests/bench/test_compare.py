@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import compare, report, stats
+from bench import charts, compare, report, stats
 from bench.errors import Exit
 from bench.result import Run, Sample, Status, Trust, Work
 from tests.bench.conftest import a_case, a_host, a_result, a_run, machine
@@ -21,7 +21,7 @@ def noisy(seconds: float, *, seed: int = 0, count: int = 12, noise: float = 0.00
     """A case whose images take about so long."""
     chance = random.Random(seed)  # noqa: S311 (noise)
     samples = tuple(Sample(seconds * chance.gauss(1, noise), (), 1.0) for _ in range(count))
-    return a_result(samples=samples, **changes)
+    return a_result(**{"case": a_case(device="cuda:0"), "samples": samples} | changes)
 
 
 def held(before: Result, after: Result, **changes: Any) -> compare.Row:
@@ -52,6 +52,19 @@ def test_an_effect_within_the_noise_is_none() -> None:
     row = held(noisy(2.0, noise=0.15, count=6), noisy(2.12, seed=1, noise=0.15, count=6))
     assert row.state == compare.SAME
     assert row.floor > 0.03
+
+
+def test_two_processes_on_a_cpu_differ_by_the_place_of_their_weights() -> None:
+    on_cpu = a_case()
+    before = noisy(2.0, case=on_cpu)
+    row = held(before, noisy(2.2, case=on_cpu, seed=1))
+    assert (row.state, row.floor) == (compare.SAME, 0.15)
+    assert "run --interleave finds less" in row.reason
+    assert held(before, noisy(2.02, case=on_cpu, seed=1)).reason == ""
+    assert held(before, noisy(2.4, case=on_cpu, seed=1)).state == compare.SLOWER
+    one, two = (noisy(seconds, case=on_cpu, seed=seed) for seed, seconds in enumerate((2.0, 2.2)))
+    (pair,) = compare.pairs(a_run(one, two, interleaved=True)).rows
+    assert pair.state == compare.SLOWER, "in turns, every image has its weights elsewhere"
 
 
 def test_a_machine_that_itself_became_slower_explains_as_much() -> None:
@@ -104,10 +117,10 @@ def test_other_software_is_told_and_may_be_what_is_compared() -> None:
 
 
 def test_cases_of_one_run_alone_are_named() -> None:
-    other = noisy(1.0, case=a_case(dtype="bf16"))
+    other = noisy(1.0, case=a_case(dtype="bf16", device="cuda:0"))
     found = compare.compare(a_run(noisy(2.0), other), a_run(noisy(2.0, seed=1)))
     assert found.alone == (other.case.name,)
-    assert [row.name for row in found.rows] == [a_case().name]
+    assert [row.name for row in found.rows] == [a_case(device="cuda:0").name]
     assert compare.compare(a_run(other), a_run(noisy(2.0))).exit is Exit.NOT_JUDGED, "nothing in common"
 
 
@@ -165,3 +178,16 @@ def test_a_virtual_machine_whose_cores_were_moved_is_another_one() -> None:
     (row,) = compare.compare(*moved).rows
     assert row.state == compare.SAME
     assert row.floor == pytest.approx(50 / 32 - 1)
+
+
+def test_the_chart_draws_the_interval_and_what_it_must_exceed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "_svg", lambda figure: figure)
+    rows = [held(noisy(2.0), noisy(seconds, seed=1, noise=0.02)) for seconds in (2.6, 1.8)]
+    figure: Any = charts.against(compare.Comparison(tuple(rows), (), ()))
+    (axes,) = figure.axes
+    bands, drawn = axes.patches, [each.get_segments()[0] for each in axes.collections]
+    for row, band, segment in zip(reversed(rows), bands, drawn, strict=True):
+        assert row.ratio is not None
+        assert (band.get_x(), band.get_width()) == (-100 * row.floor, 200 * row.floor)
+        interval = [100 * (row.ratio.low - 1), 100 * (row.ratio.high - 1)]
+        assert [x for x, _ in segment] == pytest.approx(interval)

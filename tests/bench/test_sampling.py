@@ -145,6 +145,17 @@ def test_a_paced_worker_makes_an_image_a_word(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
+def test_weights_lie_elsewhere_and_are_the_same(found: dict[str, Any]) -> None:
+    placed = found["placed"]
+    quarter = placed["all"] // 4
+    assert placed["in no time"] == 1, "it stops when its time is over"
+    assert quarter <= placed["moved"] <= quarter + 1
+    assert placed["of a card"] == 0
+    assert placed["same"]
+    assert placed["strides"]
+
+
+@pytest.mark.worker
 def test_the_largest_that_fits_is_found_by_trying(found: dict[str, Any]) -> None:
     fits = found["fits"]
     assert (fits["some"]["batch_bound"], fits["some"]["size_bound"]) == ("memory", "memory")
