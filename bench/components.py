@@ -141,11 +141,10 @@ class Model:
         base = self.config.get("base", self.case.model)
         for name, component in self.components.items():
             own = self.case.model if name in architecture_of_own(self.case.model) else base
-            made = self._read(name, weights[own]) if weights else self._fill(component, device)
-            made.to(device, self.dtype)
+            made = self._read(name, weights[own]) if weights else component.to(self.dtype)
             if self.case.layout == "channels_last":
-                made.to(memory_format=self.torch.channels_last)
-            self.components[name] = made
+                made.to(memory_format=self.torch.channels_last)  # costs nothing where there is no memory yet
+            self.components[name] = made.to(device, self.dtype) if weights else self._fill(made, device)
 
     def _fill(self, component: Any, device: str) -> Any:
         """Random weights in PyTorch's default range (uniform, one over the root of the fan-in), from one seeded pool.
@@ -153,7 +152,7 @@ class Model:
         Speed and memory do not depend on the values, and a second spent here would be load time.
         """
         torch = self.torch
-        component = component.to(self.dtype).to_empty(device=device)
+        component = component.to_empty(device=device)
         generator = torch.Generator().manual_seed(self.case.seed)
         pool = torch.empty(_POOL).uniform_(-1, 1, generator=generator).to(device, self.dtype)
         with torch.no_grad():
@@ -161,13 +160,8 @@ class Model:
                 if weight.ndim < 2:
                     weight.fill_(1.0 if name.endswith("weight") else 0.0)
                     continue
-                flat = weight.view(-1)
-                whole = flat.numel() // _POOL * _POOL
                 # The pool is scaled, not the weight: a large one is then written once, and never read.
-                scaled = pool[: flat.numel()] / math.sqrt(weight[0].numel())
-                if whole:
-                    flat[:whole].view(-1, _POOL).copy_(scaled.expand(whole // _POOL, _POOL))
-                flat[whole:].copy_(scaled[: flat.numel() - whole])
+                _repeat(weight, pool[: weight.numel()] / math.sqrt(weight[0].numel()))
             for name, buffer in component.named_buffers():
                 if name.endswith("position_ids"):
                     buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
@@ -206,6 +200,23 @@ class Model:
         shape = (case.batch, channels, *self.latent_size)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(case.seed))
         return noise.to(case.device, self.dtype)
+
+
+def _repeat(weight: Any, pool: Any) -> None:
+    """Fill a weight with a pool of numbers again and again, in the order of its indices, however it lies in memory."""
+    if not weight.is_contiguous():
+        row = weight[0].numel()
+        rows = max(1, pool.numel() // row)
+        again = pool.repeat(1 + math.ceil(min(rows, weight.shape[0]) * row / pool.numel()))
+        for first in range(0, weight.shape[0], rows):
+            some = weight[first : first + rows]
+            begin = first * row % pool.numel()
+            some.copy_(again[begin : begin + some.numel()].view(some.shape))
+        return
+    flat, size = weight.view(-1), pool.numel()
+    whole = flat.numel() // size * size
+    flat[:whole].view(-1, size).copy_(pool.expand(whole // size, size))
+    flat[whole:].copy_(pool[: flat.numel() - whole])
 
 
 def architecture_of_own(model: str) -> set[str]:

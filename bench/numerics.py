@@ -65,8 +65,9 @@ class Evaluation:
 def forward_error(model: Model, kept: Evaluation) -> float:
     """The relative L2 distance of an evaluation from the same one in fp32, eager, contiguous, with the same weights.
 
-    Each layer's weights are in fp32 while that layer computes and no longer: no room is needed for a second UNet. Its
-    settings are gone afterwards: nothing can be measured after.
+    Each layer's weights are in fp32 while that layer computes and no longer: no room is needed for a second UNet, and
+    they lie where the layer before had its own, as a host takes seconds to find 3 GB of new pages. Its settings are
+    gone afterwards: nothing can be measured after.
 
     Args:
         model: the case's.
@@ -77,15 +78,17 @@ def forward_error(model: Model, kept: Evaluation) -> float:
     args, named = kept.inputs
     vars(unet).pop("forward", None)  # what was compiled
     first = next(unet.parameters())  # its dtype is what a model calls its own, and turns its inputs into: it stays wide
-    _widen(torch, [first])
+    first.data = first.data.to(torch.float32).contiguous()
+    layers = {part: own for part in unet.modules() if (own := list(part.parameters(recurse=False)))}
+    wide = _Wide(torch, max(sum(weight.numel() for weight in own) for own in layers.values()))
     for part in unet.modules():
         if hasattr(part, "set_processor"):
             part.set_processor(_usual_processor())
-        own = list(part.parameters(recurse=False))
-        if own:
-            part.register_forward_pre_hook(partial(_widen, torch, own))
-            if own[0] is not first:
-                part.register_forward_hook(partial(_narrow, own, [weight.data for weight in own]))
+    for part, own in layers.items():
+        narrow = [weight for weight in own if weight is not first]
+        if narrow:
+            part.register_forward_pre_hook(partial(wide.enter, narrow))
+            part.register_forward_hook(partial(wide.leave, narrow))
     if torch.version.cuda:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     as_fp32 = partial(_to_fp32, torch)
@@ -93,14 +96,31 @@ def forward_error(model: Model, kept: Evaluation) -> float:
     return float((kept.output.cpu().double() - right).norm() / right.norm())
 
 
-def _widen(torch: Any, own: list[Any], *_: object) -> None:
-    for weight in own:
-        weight.data = weight.data.to(torch.float32).contiguous()
+class _Wide:
+    """Room for one layer's weights in fp32, and for another's where one computes within the other."""
 
+    def __init__(self, torch: Any, most: int) -> None:
+        """Nothing is taken yet. `most`: the weights of the largest layer."""
+        self._torch, self._most = torch, most
+        self._free: list[Any] = []
+        self._taken: list[tuple[Any, list[Any]]] = []
 
-def _narrow(own: list[Any], kept: list[Any], *_: object) -> None:
-    for weight, data in zip(own, kept, strict=True):
-        weight.data = data
+    def enter(self, own: list[Any], *_: object) -> None:
+        """A layer computes: its weights are in fp32."""
+        torch = self._torch
+        room = self._free.pop() if self._free else torch.empty(self._most, dtype=torch.float32, device=own[0].device)
+        self._taken.append((room, [weight.data for weight in own]))
+        for weight in own:
+            count = weight.numel()
+            weight.data = room[:count].view(weight.shape).copy_(weight.data)
+            room = room[count:]
+
+    def leave(self, own: list[Any], *_: object) -> None:
+        """It is done: they are what they were."""
+        room, kept = self._taken.pop()
+        self._free.append(room)
+        for weight, data in zip(own, kept, strict=True):
+            weight.data = data
 
 
 def _to_fp32(torch: Any, value: Any) -> Any:

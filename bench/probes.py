@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _ENOUGH_SECONDS = 0.05
 _PATIENCE_SECONDS = 1.0
 _PROBE_SECONDS = 0.02
-_ASK_SECONDS = 0.08
-_MOST_ASKS = 8
+_ASK_SECONDS = 0.05
+_MOST_ASKS = 5
 _COPY_BYTES = 256 << 20  # what lies in no cache: of 64 MB two kinds of placement looked nearly alike
 _CHANNELS, _SIDE = 256, 64  # of a convolution in the middle of the UNets
 

@@ -26,7 +26,7 @@ MAX_SAMPLES = 60
 STEADY = 0.02
 _WARM = 0.03  # of so much at most the last three images differ when a loop is warm
 _MOST_WARMUPS = 5
-_PAUSE_SECONDS = 5.0
+_PAUSE_SECONDS = 10.0
 
 
 @dataclass
