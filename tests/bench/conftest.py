@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.codec import record
+from bench.readings import Verdict, VerdictState
 from bench.result import (
     SCHEMA,
     Case,
@@ -24,8 +25,6 @@ from bench.result import (
     Run,
     Sample,
     Status,
-    Verdict,
-    VerdictState,
     Work,
 )
 from tests.conftest import CHECKOUT
