@@ -50,21 +50,30 @@ def contended(result: Result) -> str | None:
     return ", ".join(known.reasons) if known is not None and known.state == CONTENDED else None
 
 
+def crowded(host: Host, device: str) -> str | None:
+    """What else the machine did while a device was measured, or None where it was alone."""
+    return ", ".join(_crowds(host, device)) or None
+
+
 def _disturbances(result: Result, host: Host) -> Iterator[str]:
-    if host.steal_share is not None and host.steal_share > _CLEAN_STEAL_SHARE:
-        yield f"the hypervisor took {host.steal_share:.0%} of the CPU time"
-    if host.wait_share is not None:
-        if host.wait_share > _CLEAN_WAIT_SHARE:
-            yield f"its threads waited {host.wait_share:.0%} of the time for a core"
-    elif result.case.device == "cpu" and host.cpu_share is not None and host.cpu_share < _CLEAN_CPU_SHARE:
-        yield f"it had {host.cpu_share:.0%} of its {host.threads} threads"
-    elif host.pressure_share is not None and host.pressure_share > _CLEAN_PRESSURE_SHARE:
-        yield f"something waited {host.pressure_share:.0%} of the time for a core"
+    yield from _crowds(host, result.case.device)
     copies = result.work.copy_bytes_per_second
     if copies and max(copies) > _SAME_MACHINE * min(copies):
         yield f"the machine itself changed: it copied {copies[0] / 1e9:.0f}, then {copies[-1] / 1e9:.0f} GB a second"
     if host.gpu is not None:
         yield from _gpu_disturbances(host.gpu)
+
+
+def _crowds(host: Host, device: str) -> Iterator[str]:
+    if host.steal_share is not None and host.steal_share > _CLEAN_STEAL_SHARE:
+        yield f"the hypervisor took {host.steal_share:.0%} of the CPU time"
+    if host.wait_share is not None:
+        if host.wait_share > _CLEAN_WAIT_SHARE:
+            yield f"its threads waited {host.wait_share:.0%} of the time for a core"
+    elif device == "cpu" and host.cpu_share is not None and host.cpu_share < _CLEAN_CPU_SHARE:
+        yield f"it had {host.cpu_share:.0%} of its {host.threads} threads"
+    elif host.pressure_share is not None and host.pressure_share > _CLEAN_PRESSURE_SHARE:
+        yield f"something waited {host.pressure_share:.0%} of the time for a core"
 
 
 def _gpu_disturbances(gpu: Gpu) -> Iterator[str]:

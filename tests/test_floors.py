@@ -71,11 +71,11 @@ FLOORS: dict[str, list[set[str]]] = {
     "bench": [
         {"errors", "readings"},
         {"result", "axes", "codec"},
-        {"meter", "stats", "components", "cases", "nvml", "pipes", "gpus"},
-        {"probes", "sampling", "numerics", "timing", "watching", "compiling"},
-        {"fitting"},
+        {"meter", "stats", "components", "cases", "nvml", "pipes", "gpus", "rules"},
+        {"probes", "sampling", "numerics", "timing", "watching", "compiling", "evidence"},
+        {"fitting", "rating"},
         {"worker"},
-        {"runner", "verdict", "device", "runs", "recipe", "console", "pictures"},
+        {"runner", "verdict", "device", "runs", "recipe", "console", "pictures", "judging"},
         {"running", "compare"},
         {"tuning"},
         {"report", "charts", "export", "schema"},
@@ -123,7 +123,14 @@ KEPT = {
         "bench.cli",
         "bench.console",
     },
-    "pydantic": {"provision.spec", "provision.catalogue", "provision.witnesses", "bench.cases", "bench.gpus"},
+    "pydantic": {
+        "provision.spec",
+        "provision.catalogue",
+        "provision.witnesses",
+        "bench.cases",
+        "bench.gpus",
+        "bench.rules",
+    },
 }
 # What the measured interpreter runs: it has none of the toolbox's packages.
 WORKER_SIDE = {

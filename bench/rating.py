@@ -1,0 +1,197 @@
+"""What the rules make of a device's readings: faults, and speed against what is expected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench.evidence import UNCHECKED, expected, row, share_of, shown
+from bench.readings import Judgement, VerdictState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bench.evidence import Evidence, Expected
+    from bench.readings import Card, Reading
+    from bench.rules import Rule
+
+ONCE = "once"  # the figure of a reading that was wrong one time of two
+_POWER = "software power cap"
+
+
+def judgement(name: str, rule: Rule, device: str, told: dict[str, Any], **changes: Any) -> Judgement:
+    """A rule that holds, with its texts filled in; `changes` are fields of the judgement."""
+    state = changes.pop("state", VerdictState(rule.state))
+    return Judgement(name, device, state, rule.says.format(**told), rule.advice.format(**told), **changes)
+
+
+def is_wrong(reading: Reading) -> bool:
+    """Whether a reading speaks against its device by itself: a fault, or an error over its limit."""
+    return reading.fault is not None or _is_over(reading)
+
+
+def _is_over(reading: Reading) -> bool:
+    return reading.value is not None and reading.limit is not None and not reading.value <= reading.limit
+
+
+def of_readings(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+    """What a rule about readings says of a device, of each name once."""
+    for reading_name, rounds in evidence.by_name(card.device).items():
+        is_meant = (not rule.probes or rounds[0].probe in rule.probes) and rule.only in reading_name
+        if is_meant:
+            found = _KINDS[rule.kind](name, rule, evidence, card, rounds)
+            if found is not None:
+                yield found
+
+
+def _fault(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    found = next((reading for reading in rounds if reading.fault is not None), None)
+    return None if found is None else judgement(name, rule, card.device, {"name": found.name, "fault": found.fault})
+
+
+def _limit(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    found = next((reading for reading in rounds if _is_over(reading)), None)
+    if found is None:
+        return None
+    told = {"name": found.name, "value": f"{found.value:.2g}", "limit": f"{found.limit:.2g}"}
+    return judgement(name, rule, card.device, told, value=found.value, expected=found.limit)
+
+
+def _once(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    if not any(ONCE in reading.figures for reading in rounds):
+        return None
+    return judgement(name, rule, card.device, {"name": rounds[0].name})
+
+
+def _best(rounds: Sequence[Reading]) -> Reading | None:
+    """The best of the rounds that have a figure."""
+    measured = [reading for reading in rounds if reading.value]
+    return max(measured, key=lambda each: share_of(each, each.value or 1.0, 1.0), default=None)
+
+
+def _rate(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    best = _best(rounds)
+    wanted = expected(rule, card, best, evidence.own) if best is not None else None
+    if best is None or best.value is None or wanted is None:
+        return None
+    share = share_of(best, best.value, wanted.value)
+    state, why = VerdictState.PASS, ""
+    if rule.warn_below is not None and share < rule.warn_below:
+        state, why = _shortfall(rule, evidence, card, share, wanted)
+    told = {
+        "name": best.name,
+        "value": shown(best.value, best.unit),
+        "expected": shown(wanted.value, best.unit),
+        "share": share,
+        "source": wanted.source,
+        "why": why and f"; {why}",
+    }
+    figures = {"value": best.value, "expected": wanted.value, "unit": best.unit}
+    whose = {"source": wanted.source, "confidence": wanted.confidence}
+    return judgement(name, rule, card.device, told, state=state, **figures, **whose)
+
+
+def _shortfall(rule: Rule, evidence: Evidence, card: Card, share: float, wanted: Expected) -> tuple[VerdictState, str]:
+    """How bad a low figure is, and why no worse."""
+    device = card.device
+    if not card.driver_sees or device not in evidence.watched:
+        return VerdictState.NOT_JUDGED, "its clocks cannot be read, so this may be a cap"
+    if device in evidence.disturbed:
+        return VerdictState.NOT_JUDGED, "it was not alone"
+    caps = _caps(rule, evidence, device)
+    why = ", ".join(f"{reason} {part:.0%} of the time" for reason, part in caps.items())
+    if rule.fail_below is None or share >= rule.fail_below:
+        is_sold = _POWER in caps and row(card) in rule.capped_as_sold
+        return (VerdictState.PASS, f"{why}, as such a card is sold") if is_sold else (VerdictState.WARN, why)
+    if not why and (card.others or evidence.watched[device].others):
+        why = "another process is on the card"
+    if not why and wanted.confidence == UNCHECKED:
+        why = "a figure that no source confirms fails no card"
+    if why:
+        return VerdictState.WARN, why
+    return VerdictState.FAIL, "neither its power nor its heat explains it"
+
+
+def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
+    """{throttle reason that excuses a low figure: its share of the time under load}."""
+    seen = evidence.watched.get(device)
+    if seen is None or rule.capped_above is None:
+        return {}
+    shares = {reason: seen.throttled.get(reason, 0.0) for reason in rule.capped_by}
+    return {reason: share for reason, share in shares.items() if share >= rule.capped_above}
+
+
+def _fade(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    last = rounds[-1]
+    first, end = last.figures.get("first_quarter"), last.figures.get("last_quarter")
+    if not first or end is None:
+        return None
+    found = _of(name, rule, card, last, (end, first))
+    is_sold = row(card) in rule.capped_as_sold and _POWER in _caps(rule, evidence, card.device)
+    return None if is_sold or card.device in evidence.disturbed else found
+
+
+def _drift(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    best, last = _best(rounds), rounds[-1]
+    if best is None or best.value is None or not last.value or card.device in evidence.disturbed:
+        return None
+    return _of(name, rule, card, last, (last.value, best.value))
+
+
+def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    best = _best(rounds)
+    if best is None or best.value is None or card.device in evidence.disturbed:
+        return None
+    return _of(name, rule, card, best, (best.value, 1.0))
+
+
+def _of(name: str, rule: Rule, card: Card, reading: Reading, pair: tuple[float, float]) -> Judgement | None:
+    """A judgement where the first of two figures of a reading is too small a share of the second."""
+    value, wanted = pair
+    share = share_of(reading, value, wanted)
+    if rule.below is None or share >= rule.below:
+        return None
+    texts = {"value": shown(value, reading.unit), "expected": shown(wanted, reading.unit)}
+    told = {"name": reading.name, "share": share, **texts}
+    return judgement(name, rule, card.device, told, value=value, expected=wanted, unit=reading.unit)
+
+
+def slowest(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
+    """The slowest of the cards of each kind, where a host has several; it passes where it is as the others are."""
+    kinds: dict[str, list[Card]] = {}
+    for card in evidence.cards:
+        kinds.setdefault(card.name, []).append(card)
+    for cards in kinds.values():
+        shares = list(_beside(rule, evidence, cards)) if len(cards) > 1 else []
+        if not shares:
+            continue
+        share, device, reading, fastest = min(shares, key=lambda each: each[0])
+        value = reading.value or 0.0
+        texts = {"value": shown(value, reading.unit), "expected": shown(fastest, reading.unit)}
+        told = {"name": reading.name, "count": len(cards), "share": share, **texts}
+        state = VerdictState.WARN if rule.below is not None and share < rule.below else VerdictState.PASS
+        yield judgement(name, rule, device, told, state=state, value=value, expected=fastest, unit=reading.unit)
+
+
+def _beside(rule: Rule, evidence: Evidence, cards: Sequence[Card]) -> Iterator[tuple[float, str, Reading, float]]:
+    """(share of the fastest, device, its reading, the fastest's figure) of each reading that all the cards have."""
+    found = [evidence.by_name(card.device) for card in cards]
+    for name in set.intersection(*map(set, found)):
+        each = [_best(readings[name]) for readings in found]
+        if each[0] is None or each[0].probe not in rule.probes or None in each:
+            continue
+        best = _best([reading for reading in each if reading is not None])
+        for reading in each:
+            if best is not None and best.value and reading is not None and reading.value:
+                yield share_of(reading, reading.value, best.value), reading.device, reading, best.value
+
+
+_KINDS: dict[str, Callable[[str, Rule, Evidence, Card, Sequence[Reading]], Judgement | None]] = {
+    "fault": _fault,
+    "limit": _limit,
+    "once": _once,
+    "rate": _rate,
+    "fade": _fade,
+    "drift": _drift,
+    "least": _least,
+}
+OF_READINGS = frozenset(_KINDS)

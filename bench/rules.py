@@ -1,0 +1,140 @@
+"""The rules of a verdict on a device: kept as data, read strictly, each with its reason."""
+
+from __future__ import annotations
+
+import string
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from provision import spec
+
+TABLE = Path(__file__).parent / "verdict.toml"
+
+Kind = Literal[
+    "fault",
+    "limit",
+    "once",
+    "unusable",
+    "present",
+    "growth",
+    "off",
+    "xids",
+    "under",
+    "throttled",
+    "rate",
+    "fade",
+    "drift",
+    "slowest",
+    "least",
+    "quota",
+    "steal",
+    "disturbed",
+    "unknown",
+    "hidden",
+    "slice",
+    "unmeasured",
+]
+Whose = Literal["own", "measured", "sheet"]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+_ALWAYS = {"kind", "state", "reason", "says", "advice", "again"}
+_RATIO = {"value", "expected", "share"}
+# {kind: (the keys that it needs, those that it may have, the names that its texts may hold)}.
+KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "fault": (set(), set(), {"name", "fault"}),
+    "limit": (set(), set(), {"name", "value", "limit"}),
+    "once": (set(), set(), {"name"}),
+    "unusable": (set(), set(), {"why"}),
+    "present": ({"field"}, set(), {"count"}),
+    "growth": ({"field"}, set(), {"count"}),
+    "off": ({"field"}, set(), set()),
+    "xids": ({"xids", "listed"}, set(), {"xids"}),
+    "under": ({"field", "most", "below"}, set(), {"value", "expected"}),
+    "throttled": ({"reasons", "above"}, set(), {"name", "share"}),
+    "rate": (
+        {"probes", "references", "warn_below"},
+        {"fail_below", "reach", "reach_of", "key", "only", "capped_by", "capped_above", "capped_as_sold"},
+        {"name", "source", "why", *_RATIO},
+    ),
+    "fade": ({"probes", "below"}, {"capped_by", "capped_above", "capped_as_sold"}, {"name", *_RATIO}),
+    "drift": ({"probes", "below"}, set(), {"name", *_RATIO}),
+    "slowest": ({"probes", "below"}, set(), {"name", "count", *_RATIO}),
+    "least": ({"probes", "below"}, set(), {"name", "share"}),
+    "quota": ({"below"}, set(), {"value", "expected", "whole"}),
+    "steal": ({"above"}, set(), {"share"}),
+    "disturbed": (set(), set(), {"why"}),
+    "unknown": (set(), set(), {"name"}),
+    "hidden": (set(), set(), set()),
+    "slice": (set(), set(), {"name"}),
+    "unmeasured": (set(), set(), {"why"}),
+}
+
+
+class Rule(spec.Strict):
+    """One rule. `state`: what it says at worst; `again`: what it speaks against is asked for once more.
+
+    Shares are parts of one. `warn_below` and `fail_below`: of what is expected. `reach`: the part of a sheet's figure
+    that a healthy card is expected to reach, `reach_of` that of cards by their name in the table. `capped_by`: throttle
+    reasons that excuse a low figure, from `capped_above` of the time on; `capped_as_sold`: cards for which a software
+    power cap is no fault. `field` and `most` are of `readings.Card`. `key`: a device without such a figure is not
+    judged. `only`: a part of the names of the readings that it is about.
+    """
+
+    kind: Kind
+    state: Literal["pass", "warn", "fail", "could not judge"]
+    reason: Annotated[str, Field(min_length=1)]
+    says: Annotated[str, Field(min_length=1)]
+    advice: str
+    again: bool = False
+    key: bool = False
+    probes: list[str] = Field(default_factory=list)
+    only: str = ""
+    references: list[Whose] = Field(default_factory=list)
+    reach: Share | None = None
+    reach_of: dict[str, Share] = Field(default_factory=dict)
+    warn_below: Share | None = None
+    fail_below: Share | None = None
+    below: Share | None = None
+    above: Annotated[float, Field(ge=0, lt=1)] | None = None
+    capped_by: list[str] = Field(default_factory=list)
+    capped_above: Share | None = None
+    capped_as_sold: list[str] = Field(default_factory=list)
+    field: str | None = None
+    most: str | None = None
+    reasons: list[str] = Field(default_factory=list)
+    xids: list[int] = Field(default_factory=list)
+    listed: bool | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Rule:
+        needed, possible, names = KINDS[self.kind]
+        given = self.model_fields_set - _ALWAYS
+        if missing := needed - given:
+            raise ValueError(f"a rule of the kind {self.kind} needs {', '.join(sorted(missing))}")
+        if idle := given - needed - possible:
+            raise ValueError(f"{', '.join(sorted(idle))} means nothing to the kind {self.kind}")
+        held = {name for text in (self.says, self.advice) for _, name, _, _ in string.Formatter().parse(text) if name}
+        if strange := held - names:
+            raise ValueError(f"{{{'}, {'.join(sorted(strange))}}} is nothing that the kind {self.kind} tells")
+        if bool(self.capped_by) != (self.capped_above is not None) or (self.capped_as_sold and not self.capped_by):
+            raise ValueError("capped_by and capped_above go together, and capped_as_sold needs both")
+        if ("sheet" in self.references) != (self.reach is not None):
+            raise ValueError("reach is needed where a sheet is a reference, and nowhere else")
+        if (self.state == "fail") != (self.fail_below is not None) and self.kind == "rate":
+            raise ValueError("a rate that can fail has a fail_below, and no other one")
+        if self.fail_below is not None and self.warn_below is not None and self.fail_below >= self.warn_below:
+            raise ValueError("fail_below lies under warn_below")
+        return self
+
+
+@cache
+def table() -> dict[str, Rule]:
+    """Every rule by its name, in the file's order.
+
+    Raises:
+        SpecError: the file is no table of rules; with line and key.
+    """
+    return spec.load_tables(TABLE, Rule)

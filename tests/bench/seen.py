@@ -1,0 +1,120 @@
+"""What cards and processors were seen doing, made by hand: healthy ones, from which a test's own differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from bench.evidence import Evidence, Expected
+from bench.readings import Card, Gpu, Reading
+
+T = 1e12
+GB = 1e9
+
+# As such cards name themselves. Their speeds below are not measured: they stand where a healthy card's figures lie.
+A100 = Card(
+    device="cuda:0",
+    name="NVIDIA A100-SXM4-80GB",
+    uuid="GPU-a100",
+    driver="570.86",
+    driver_sees=True,
+    compute_capability="8.0",
+    slice=False,
+    ecc=True,
+    ecc_corrected=0,
+    ecc_uncorrected=0,
+    pages_retired=0,
+    rows_pending=False,
+    persistence=True,
+    power_limit_watts=400.0,
+    power_default_watts=400.0,
+    pcie_generation=4,
+    pcie_width=16,
+    pcie_generation_most=4,
+    pcie_width_most=16,
+    others=0,
+)
+CPU = Card("cpu", "A CPU")
+
+
+def reading(probe: str, name: str, value: float | None, **changes: Any) -> Reading:
+    """One answer of the first card."""
+    units = {"product": "FLOP/s", "convolution": "FLOP/s", "sustained": "FLOP/s", "copy": "B/s", "pinned": "B/s"}
+    unit = units.get(probe, "s" if probe == "loop" else "")
+    return replace(Reading(probe, name, "cuda:0", unit, value, (value,) if value is not None else ()), **changes)
+
+
+def sustained(first: float, last: float, **changes: Any) -> Reading:
+    figures = {"first_quarter": first, "last_quarter": last, "unequal": 0.0}
+    return reading("sustained", "sustained bf16", (first + last) / 2, figures=figures, **changes)
+
+
+READINGS = (
+    reading("numerics", "matrix product bf16", 1.1e-3, limit=5e-3),
+    reading("numerics", "convolution fp16", 2e-4, limit=1e-3),
+    reading("product", "product bf16", 268 * T),
+    reading("product", "product fp16", 270 * T),
+    reading("product", "product fp32", 18.5 * T),
+    reading("convolution", "convolution bf16", 180 * T),
+    reading("copy", "copy", 1700 * GB),
+    reading("pinned", "host to device", 25 * GB),
+    reading("memory", "memory", 0.88, figures={"errors": 0.0}),
+    sustained(255 * T, 252 * T),
+    reading("loop", "loop ddpm-cat-256 fp16 batch 1", 0.020),
+    reading("loop", "loop ddpm-cat-256 fp16 batch 4", 0.045),
+)
+CPU_READINGS = (
+    reading("numerics", "matrix product fp32", 1e-7, limit=1e-5, device="cpu"),
+    reading("product", "product fp32", 1.2e11, device="cpu"),
+    reading("memory", "memory", 0.5, device="cpu"),
+    reading("threads", "scaling", 0.95, device="cpu", figures={"1": 6.0e10, "2": 1.14e11}),
+)
+FINE = Evidence((A100,), READINGS, before=(A100,), watched={"cuda:0": Gpu(throttled={}, others=0)}, cores=16)
+FINE_CPU = Evidence((CPU,), CPU_READINGS, before=(CPU,), cores=2)
+
+
+def card(evidence: Evidence = FINE, **changes: Any) -> Evidence:
+    """With another card, which was so before; its readings stay."""
+    changed = (replace(evidence.cards[0], **changes),)
+    return replace(evidence, cards=changed, before=changed)
+
+
+def watched(evidence: Evidence = FINE, **shares: float) -> Evidence:
+    """With these shares of throttle reasons, named with underscores."""
+    throttled = {name.replace("_", " "): share for name, share in shares.items()}
+    return replace(evidence, watched={"cuda:0": Gpu(throttled=throttled, others=0)})
+
+
+def with_readings(evidence: Evidence, *changed: Reading) -> Evidence:
+    """With other answers in the place of those of the same names; what has a new name comes last."""
+    names = {each.name: each for each in changed}
+    kept = tuple(names.pop(each.name, each) for each in evidence.readings)
+    return replace(evidence, readings=(*kept, *names.values()))
+
+
+OWN = {
+    ("GPU-a100", name): Expected(value, "its own best, run 1", "own")
+    for name, value in {
+        "product bf16": 268 * T,
+        "host to device": 25 * GB,
+        "convolution bf16": 180 * T,
+        "loop ddpm-cat-256 fp16 batch 1": 0.020,
+        "loop ddpm-cat-256 fp16 batch 4": 0.045,
+    }.items()
+}
+KNOWN = replace(FINE, own=OWN)
+SLOW_BF16 = reading("product", "product bf16", 120 * T)
+TWO = replace(
+    FINE,
+    cards=(A100, replace(A100, device="cuda:1", uuid="GPU-b")),
+    readings=(*READINGS, *(replace(each, device="cuda:1") for each in READINGS)),
+    watched={"cuda:0": Gpu(), "cuda:1": Gpu()},
+)
+
+
+def one_slow(value: float) -> Evidence:
+    slow = tuple(
+        replace(each, value=value) if (each.device, each.name) == ("cuda:1", "product bf16") else each
+        for each in TWO.readings
+    )
+    return replace(TWO, readings=slow)

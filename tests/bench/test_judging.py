@@ -1,0 +1,257 @@
+"""What the rules make of the cards that people ask about, and when a reading counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench import verdict
+from bench.errors import Exit
+from bench.evidence import Evidence, Expected
+from bench.judging import conclude, doubtful, judge, settled
+from bench.readings import Card, Gpu, Judgement, Reading, Verdict, VerdictState
+from tests.bench.seen import (
+    A100,
+    CPU_READINGS,
+    FINE,
+    FINE_CPU,
+    GB,
+    KNOWN,
+    OWN,
+    SLOW_BF16,
+    TWO,
+    T,
+    card,
+    one_slow,
+    reading,
+    sustained,
+    watched,
+    with_readings,
+)
+
+PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
+T4 = replace(
+    A100,
+    name="Tesla T4",
+    uuid="GPU-t4",
+    ecc=True,
+    power_limit_watts=70.0,
+    power_default_watts=70.0,
+    pcie_generation=3,
+    pcie_generation_most=3,
+)
+T4_READINGS = (reading("product", "product fp16", 24 * T), reading("product", "product fp32", 4.1 * T))
+T4_CAPPED = replace(FINE, cards=(T4,), before=(T4,), readings=(*T4_READINGS, reading("copy", "copy", 250 * GB)))
+
+
+def verdict_of(evidence: Evidence) -> Verdict:
+    return conclude(judge(evidence))
+
+
+def said(evidence: Evidence, rule: str) -> list[Judgement]:
+    return [each for each in judge(evidence) if each.rule == rule]
+
+
+@pytest.mark.parametrize("evidence", [FINE, KNOWN, FINE_CPU], ids=["a card", "a card with a past", "a CPU"])
+def test_what_is_well_passes_without_a_word(evidence: Evidence) -> None:
+    assert verdict_of(evidence) == Verdict(PASS)
+
+
+def test_what_passes_is_said_with_its_source() -> None:
+    (bf16,) = [each for each in said(FINE, "product") if "bf16" in each.said]
+    assert (bf16.state, bf16.value, bf16.expected, bf16.confidence) == (PASS, 268 * T, 271.2 * T, "measured")
+    (fp32,) = [each for each in said(FINE, "product") if "fp32" in each.said]
+    assert (fp32.expected, fp32.confidence) == (pytest.approx(0.78 * 19.5 * T), "sheet")
+    assert "78% of the 19.5 TFLOP/s on the sheet of the A100-SXM4-80GB" in str(fp32.source)
+
+
+def test_a_t4_under_its_power_cap_passes() -> None:
+    assert verdict_of(watched(T4_CAPPED, software_power_cap=1.0)).state is PASS
+    fp16 = replace(T4_CAPPED, readings=(reading("product", "product fp16", 18 * T),))
+    assert verdict_of(watched(fp16, software_power_cap=1.0)).state is PASS, "69 % of what its 70 W are known to give"
+    assert verdict_of(watched(fp16)).state is WARN, "nothing caps it"
+    third = with_readings(fp16, reading("product", "product fp16", 9 * T))
+    assert verdict_of(watched(third, software_power_cap=1.0)).state is WARN, "its cap explains no third"
+    assert verdict_of(watched(third)).state is FAIL
+
+
+def test_a_t4_may_fall_to_its_power_limit() -> None:
+    fading = with_readings(T4_CAPPED, sustained(30 * T, 22 * T))
+    assert verdict_of(watched(fading, software_power_cap=0.9)).state is PASS
+    assert verdict_of(watched(fading, hardware_slowdown=0.9)).state is WARN
+
+
+def test_a_throttled_a100_is_warned_of_and_not_failed() -> None:
+    hot = with_readings(watched(hardware_thermal_slowdown=0.6), SLOW_BF16)
+    found = verdict_of(hot)
+    assert found.state is WARN
+    assert any("44% of the 271.2 TFLOP/s" in each and "hardware thermal slowdown 60%" in each for each in found.reasons)
+    capped = with_readings(watched(software_power_cap=0.9), SLOW_BF16)
+    assert verdict_of(capped).state is WARN, "a power cap is no failure of the card, and no A100 is sold at one"
+
+
+def test_what_another_process_takes_fails_no_card() -> None:
+    assert verdict_of(with_readings(card(others=1), SLOW_BF16)).state is WARN
+    seen = replace(with_readings(FINE, SLOW_BF16), watched={"cuda:0": Gpu(others=1)})
+    assert verdict_of(seen).state is WARN
+
+
+def test_without_clocks_a_low_figure_is_not_judged() -> None:
+    unseen = with_readings(replace(FINE, watched={}), SLOW_BF16)
+    (bf16,) = [each for each in said(unseen, "product") if "bf16" in each.said]
+    assert bf16.state is OPEN
+    assert "its clocks cannot be read" in bf16.said
+    hidden = with_readings(replace(card(driver_sees=False), watched={"cuda:0": Gpu()}), SLOW_BF16)
+    assert verdict_of(hidden).state is OPEN
+
+
+def test_a_figure_of_a_disturbed_machine_is_not_judged_where_it_is_low() -> None:
+    busy = with_readings(
+        replace(FINE, disturbed={"cuda:0": "its threads waited"}), SLOW_BF16, sustained(255 * T, 1 * T)
+    )
+    assert {each.state for each in said(busy, "product")} == {OPEN, PASS}
+    assert verdict_of(busy).state is OPEN
+    assert not said(busy, "fade")
+    slow = replace(with_readings(FINE_CPU, reading("threads", "scaling", 0.3, device="cpu")), disturbed={"cpu": "busy"})
+    assert not said(slow, "scaling")
+
+
+def test_a_fault_is_one_on_a_disturbed_machine_too() -> None:
+    wrong = with_readings(FINE_CPU, reading("memory", "memory", None, device="cpu", fault="1 byte"))
+    assert verdict_of(replace(wrong, disturbed={"cpu": "it had 50%"})).state is FAIL
+
+
+def test_an_unchecked_figure_warns_and_never_fails() -> None:
+    a800 = with_readings(card(name="NVIDIA A800 80GB PCIe"), SLOW_BF16)
+    (bf16,) = [each for each in said(a800, "product") if "bf16" in each.said]
+    assert (bf16.state, bf16.confidence) == (WARN, "unchecked")
+    assert "which no source confirms" in bf16.said
+
+
+def test_a_cards_own_best_comes_before_the_table() -> None:
+    slower = with_readings(KNOWN, reading("product", "product bf16", 225 * T))
+    (bf16,) = [each for each in said(slower, "product") if "bf16" in each.said]
+    assert (bf16.state, bf16.expected, bf16.confidence) == (WARN, 268 * T, "own")
+    other = replace(slower, own={("GPU-other", name): best for (_, name), best in OWN.items()})
+    (bf16,) = [each for each in said(other, "product") if "bf16" in each.said]
+    assert (bf16.expected, bf16.confidence) == (271.2 * T, "measured"), "another card's past is none of its own"
+
+
+def test_a_card_that_was_slow_from_its_first_day_is_no_measure_of_itself() -> None:
+    low = replace(FINE, own={("GPU-a100", "product bf16"): Expected(121 * T, "its own best, run 1", "own")})
+    assert verdict_of(with_readings(low, SLOW_BF16)).state is FAIL
+    # A card that is sold at its power limit is the measure of itself there, and so is one of a figure without a source.
+    l4 = replace(A100, name="NVIDIA L4", uuid="GPU-l4")
+    own = {("GPU-l4", "product bf16"): Expected(60 * T, "its own best, run 1", "own")}
+    evidence = replace(FINE, cards=(l4,), own=own, readings=(reading("product", "product bf16", 59 * T),))
+    assert {each.confidence for each in said(evidence, "product")} == {"own"}
+    a800 = replace(low, cards=(replace(A100, name="NVIDIA A800 80GB PCIe"),))
+    (bf16,) = [each for each in said(a800, "product") if "bf16" in each.said]
+    assert bf16.confidence == "own"
+
+
+def test_an_unknown_card_gets_no_other_cards_figures() -> None:
+    strange = card(name="NVIDIA GeForce RTX 4090 D")
+    assert not [each for each in judge(strange) if each.expected is not None and each.unit]
+    assert [each.rule for each in judge(strange)] == ["unknown-card"]
+
+
+def test_a_slice_has_no_reference_not_even_its_cards_own() -> None:
+    part = card(KNOWN, slice=True)
+    assert [each.rule for each in judge(part)] == ["part-of-a-card"]
+
+
+def test_a_loop_at_batch_one_judges_no_card() -> None:
+    slow = with_readings(KNOWN, reading("loop", "loop ddpm-cat-256 fp16 batch 1", 0.2))
+    assert verdict_of(slow).state is PASS
+
+
+def test_the_slowest_of_several_is_named_where_all_are_well() -> None:
+    (found,) = said(one_slow(266 * T), "slowest")
+    assert (found.device, found.state) == ("cuda:1", PASS)
+    mixed = replace(TWO, cards=(A100, replace(A100, device="cuda:1", name="Tesla T4")))
+    assert not said(mixed, "slowest"), "two kinds are not compared"
+
+
+def test_what_the_driver_does_not_tell_is_not_held_against_a_card() -> None:
+    silent = replace(FINE, cards=(Card("cuda:0", A100.name, driver_sees=True),))
+    assert verdict_of(silent).state is PASS
+
+
+def test_the_worst_decides_and_comes_first() -> None:
+    both = replace(card(others=1, ecc_uncorrected=1), disturbed={"cuda:0": "busy"})
+    found = verdict_of(both)
+    assert found.state is FAIL
+    assert [reason.partition(".")[0] for reason in found.reasons] == [
+        "cuda:0: uncorrectable memory errors since its driver was loaded: 1",
+        "cuda:0: it was not alone: busy",
+        "cuda:0: other processes on the card: 1",
+    ]
+    assert "ask for another card" in found.reasons[0], "what to do"
+    assert [verdict.exit_of(Verdict(state)) for state in (PASS, WARN, FAIL, OPEN)] == [
+        Exit.GOOD, Exit.GOOD, Exit.VERDICT_FAIL, Exit.NOT_JUDGED,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("evidence", "phases"),
+    [
+        (FINE, ()),
+        (with_readings(FINE, SLOW_BF16), ("product",)),
+        (with_readings(FINE, SLOW_BF16, reading("memory", "memory", None, fault="1 byte")), ("product", "memory")),
+        (with_readings(FINE, reading("numerics", "matrix product bf16", 0.4, limit=5e-3)), ("numerics",)),
+        (with_readings(FINE, sustained(255 * T, 204 * T)), ("sustained",)),
+        (with_readings(KNOWN, reading("loop", "loop ddpm-cat-256 fp16 batch 4", 0.090)), ("loop",)),
+        # What no second asking changes is not asked for.
+        (card(ecc_uncorrected=2, others=1), ()),
+        (card(name="NVIDIA GeForce RTX 4090 D"), ()),
+    ],
+)
+def test_what_speaks_against_a_device_is_asked_again(evidence: Evidence, phases: tuple[str, ...]) -> None:
+    assert doubtful(judge(evidence), evidence.readings) == phases
+
+
+def test_only_the_device_that_is_in_doubt_is_asked_again() -> None:
+    low = one_slow(120 * T)
+    found = judge(low)
+    assert doubtful(found, [each for each in low.readings if each.device == "cuda:0"]) == ()
+    assert doubtful(found, [each for each in low.readings if each.device == "cuda:1"]) == ("product",)
+
+
+FAULTY = reading("memory", "memory", None, fault="1 byte did not come back")
+WHOLE = reading("memory", "memory", 0.88)
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "counts"),
+    [
+        (SLOW_BF16, reading("product", "product bf16", 260 * T), reading("product", "product bf16", 260 * T)),
+        (reading("copy", "copy", 9 * GB), reading("copy", "copy", 8 * GB), reading("copy", "copy", 9 * GB)),
+        (reading("loop", "loop", 0.2), reading("loop", "loop", 0.1), reading("loop", "loop", 0.1)),
+        (reading("loop", "loop", 0.1), reading("loop", "loop", 0.2), reading("loop", "loop", 0.1)),
+        (SLOW_BF16, reading("product", "product bf16", None, why_not="no time"), SLOW_BF16),
+        (reading("product", "product bf16", None, why_not="no time"), SLOW_BF16, SLOW_BF16),
+        (sustained(9 * T, 5 * T), sustained(8 * T, 7 * T), sustained(8 * T, 7 * T)),
+        (FAULTY, replace(FAULTY, fault="2 bytes"), replace(FAULTY, fault="2 bytes")),
+        (FAULTY, WHOLE, replace(WHOLE, figures={"once": 1.0})),
+        (WHOLE, FAULTY, replace(WHOLE, figures={"once": 1.0})),
+        (
+            reading("numerics", "n", 0.4, limit=0.1),
+            reading("numerics", "n", 0.01, limit=0.1),
+            reading("numerics", "n", 0.01, limit=0.1, figures={"once": 1.0}),
+        ),
+        (
+            reading("numerics", "n", 0.02, limit=0.1),
+            reading("numerics", "n", 0.01, limit=0.1),
+            reading("numerics", "n", 0.01, limit=0.1),
+        ),
+    ],
+)
+def test_a_reading_that_was_asked_twice(first: Reading, again: Reading, counts: Reading) -> None:
+    assert settled(first, again) == counts
+
+
+def test_a_cpu_is_held_against_no_table() -> None:
+    slow = [replace(each, value=1e9) for each in CPU_READINGS if each.probe == "product"]
+    assert judge(with_readings(FINE_CPU, *slow)) == ()
