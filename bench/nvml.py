@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench import readings
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,6 +21,10 @@ REASONS = {
 }
 # Those that say that the card, or its cooling or supply, is not well.
 UNWELL = {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "hardware power brake"}
+_LOST = 15  # NVML_ERROR_GPU_IS_LOST: it does not answer on its bus any more (source: nvml.h)
+_OFF_THE_BUS = 79  # the number of that error in the kernel's log (source: NVIDIA's list of XIDs)
+_VIRTUAL = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU: this machine has a share of the card (source: nvml.h)
+_MOST_EVENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,9 @@ class Card:
     def __init__(self, uuid: str | None) -> None:
         """Open it."""
         self._card: Any = None
+        self._uuid = uuid
+        self._events: Any = None
+        self._xids: list[int] = []
         self.power_limit_watts: float | None = None
         if uuid is None:
             return
@@ -48,8 +57,15 @@ class Card:
         self._nvml: Any = pynvml
         try:
             pynvml.nvmlInit()
-            self._card = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
         except pynvml.NVMLError:
+            return
+        # torch tells a card's and a slice's alike, without what stands before it here.
+        names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]
+        for name in names:
+            if self._card is None:
+                self._card = self._ask(lambda name=name: pynvml.nvmlDeviceGetHandleByUUID(name))  # type: ignore[misc]
+        if self._card is None:
+            self._ask(pynvml.nvmlShutdown)
             return
         limit = self._ask(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._card))
         self.power_limit_watts = limit / 1000 if limit is not None else None
@@ -74,8 +90,69 @@ class Card:
             processes=None if processes is None else {row.pid: row.usedGpuMemory for row in processes},
         )
 
+    def watch(self) -> None:
+        """Collect the critical errors (XIDs) of the card from now on; where its driver tells none, none are."""
+        if self._card is None or self._events is not None:
+            return
+        nvml = self._nvml
+        events = self._ask(nvml.nvmlEventSetCreate)
+        if events is None:
+            return
+        try:
+            nvml.nvmlDeviceRegisterEvents(self._card, nvml.nvmlEventTypeXidCriticalError, events)
+        except nvml.NVMLError:
+            self._ask(lambda: nvml.nvmlEventSetFree(events))
+            return
+        self._events = events
+
+    def describe(self, device: str, name: str = "", *, ours: int = 0) -> readings.Card:
+        """What the card is, as its driver tells: what it does not tell is None.
+
+        Args:
+            device: what torch calls it, "cuda:0".
+            name: what torch says that it is; the driver's word comes before it.
+            ours: how many of the processes on it are ours. In a container the driver tells other numbers than ours, or
+                no process at all: so they are counted, not looked for.
+        """
+        if self._card is None:
+            return readings.Card(device, name, uuid=self._uuid)
+        nvml, card, ask = self._nvml, self._card, self._ask
+        told = {field: ask(lambda question=question: question(nvml, card)) for field, question in _QUESTIONS.items()}  # type: ignore[misc]
+        rows, pages = told.pop("rows"), told.pop("pages")
+        pending = told.pop("page_pending")
+        if rows is not None:
+            # A row that could not be replaced is in use as one that waits for it is.
+            pages, pending = rows[0] + rows[1], bool(rows[2] or rows[3])
+        processes = told.pop("processes")
+        return readings.Card(
+            device,
+            _text(told.pop("name") or name),
+            uuid=_text(told.pop("uuid") or self._uuid),
+            driver=_text(told.pop("driver")) or None,
+            driver_sees=True,
+            pages_retired=pages,
+            rows_pending=pending,
+            xids=self._drain(),
+            others=None if processes is None or processes < ours else processes - ours,
+            **told,
+        )
+
+    def _drain(self) -> tuple[int, ...]:
+        """All XIDs since the watch began."""
+        nvml = self._nvml
+        for _ in range(_MOST_EVENTS if self._events is not None else 0):
+            event = self._ask(lambda: nvml.nvmlEventSetWait_v2(self._events, 0))  # none left is an error too: a timeout
+            if event is None:
+                break
+            if event.eventType & nvml.nvmlEventTypeXidCriticalError:
+                self._xids.append(int(event.eventData))
+        return tuple(self._xids)
+
     def close(self) -> None:
         """Let go of the library."""
+        if self._events is not None:
+            self._ask(lambda: self._nvml.nvmlEventSetFree(self._events))
+            self._events = None
         if self._card is not None:
             self._ask(self._nvml.nvmlShutdown)
             self._card = None
@@ -83,5 +160,65 @@ class Card:
     def _ask(self, question: Callable[[], Any]) -> Any:
         try:
             return question()
-        except self._nvml.NVMLError:
+        except self._nvml.NVMLError as error:
+            if getattr(error, "value", None) == _LOST and _OFF_THE_BUS not in self._xids:
+                self._xids.append(_OFF_THE_BUS)
             return None
+
+
+def _text(value: str | bytes | None) -> str:
+    """Older libraries answer in bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
+
+
+def _retired(nvml: Any, card: Any) -> int:
+    causes = ("MULTIPLE_SINGLE_BIT_ECC_ERRORS", "DOUBLE_BIT_ECC_ERROR")
+    return sum(
+        len(nvml.nvmlDeviceGetRetiredPages(card, getattr(nvml, f"NVML_PAGE_RETIREMENT_CAUSE_{cause}")))
+        for cause in causes
+    )
+
+
+def _errors(nvml: Any, card: Any, kind: str) -> int:
+    kind = getattr(nvml, f"NVML_MEMORY_ERROR_TYPE_{kind}")
+    return int(nvml.nvmlDeviceGetTotalEccErrors(card, kind, nvml.NVML_VOLATILE_ECC))
+
+
+def _is_slice(nvml: Any, card: Any) -> bool | None:
+    """Whether it is a part of a card: a slice, a card that is cut into slices, or a share that a hypervisor gave."""
+    found: list[bool] = []
+    for question in (
+        lambda: bool(nvml.nvmlDeviceIsMigDeviceHandle(card)),
+        lambda: nvml.nvmlDeviceGetMigMode(card)[0] == nvml.NVML_DEVICE_MIG_ENABLE,
+        lambda: nvml.nvmlDeviceGetVirtualizationMode(card) == _VIRTUAL,
+    ):
+        try:
+            found.append(question())
+        except nvml.NVMLError:
+            continue  # what a card does not know it is not
+    return any(found) if found else None
+
+
+# {field of a description: how the driver is asked for it}. Watts are told as milliwatts.
+_QUESTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "name": lambda nvml, card: nvml.nvmlDeviceGetName(card),
+    "uuid": lambda nvml, card: nvml.nvmlDeviceGetUUID(card),
+    "driver": lambda nvml, _: nvml.nvmlSystemGetDriverVersion(),
+    "compute_capability": lambda nvml, card: "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(card)),
+    "memory_bytes": lambda nvml, card: int(nvml.nvmlDeviceGetMemoryInfo(card).total),
+    "slice": _is_slice,
+    "ecc": lambda nvml, card: nvml.nvmlDeviceGetEccMode(card)[0] == nvml.NVML_FEATURE_ENABLED,
+    "ecc_corrected": lambda nvml, card: _errors(nvml, card, "CORRECTED"),
+    "ecc_uncorrected": lambda nvml, card: _errors(nvml, card, "UNCORRECTED"),
+    "rows": lambda nvml, card: nvml.nvmlDeviceGetRemappedRows(card),
+    "pages": _retired,
+    "page_pending": lambda nvml, card: nvml.nvmlDeviceGetRetiredPagesPendingStatus(card) == nvml.NVML_FEATURE_ENABLED,
+    "persistence": lambda nvml, card: nvml.nvmlDeviceGetPersistenceMode(card) == nvml.NVML_FEATURE_ENABLED,
+    "power_limit_watts": lambda nvml, card: nvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000,
+    "power_default_watts": lambda nvml, card: nvml.nvmlDeviceGetPowerManagementDefaultLimit(card) / 1000,
+    "pcie_generation": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkGeneration(card),
+    "pcie_width": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkWidth(card),
+    "pcie_generation_most": lambda nvml, card: nvml.nvmlDeviceGetMaxPcieLinkGeneration(card),
+    "pcie_width_most": lambda nvml, card: nvml.nvmlDeviceGetMaxPcieLinkWidth(card),
+    "processes": lambda nvml, card: len(nvml.nvmlDeviceGetComputeRunningProcesses(card)),
+}

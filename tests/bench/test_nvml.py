@@ -1,0 +1,209 @@
+"""What a card says of itself: pynvml as it is where there is no driver, and with a card's answers put in its place."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pynvml
+import pytest
+
+from bench import gpus, nvml
+from bench.readings import Card
+from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CARDS = CHECKOUT / "tests" / "data" / "cards"
+_FREE = ("nvmlErrorString",)  # pynvml's own, which asks no driver
+
+
+def not_found(*_: Any) -> Any:
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+
+class Driver:
+    """pynvml whose functions answer as a file says; those that it does not name are not in that driver's library."""
+
+    def __init__(self, name: str, patch: pytest.MonkeyPatch) -> None:
+        self.answers: dict[str, Any] = json.loads((CARDS / f"{name}.json").read_text(encoding="utf-8"))["answers"]
+        self.asked: list[str] = []
+        for function in dir(pynvml):
+            if function.startswith("nvml") and callable(getattr(pynvml, function)) and function not in _FREE:
+                patch.setattr(pynvml, function, self._function(function))
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        def ask(*args: Any) -> Any:
+            self.asked.append(name)
+            if name not in self.answers:
+                return not_found()
+            answer = self.answers[name]
+            if name == "nvmlEventSetWait_v2":
+                return SimpleNamespace(**answer.pop(0)) if answer else self.fail(pynvml.NVML_ERROR_TIMEOUT)
+            if name == "nvmlDeviceGetHandleByUUID":
+                return answer[args[0]] if args[0] in answer else self.fail(pynvml.NVML_ERROR_NOT_FOUND)
+            if isinstance(answer, dict) and set(answer) <= {"0", "1"}:
+                return answer[str(args[1])]
+            if isinstance(answer, dict):
+                return SimpleNamespace(**answer)
+            return answer if answer != "lost" else self.fail(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+        return ask
+
+    @staticmethod
+    def fail(number: int) -> Any:
+        raise pynvml.NVMLError(number)
+
+    @property
+    def uuid(self) -> str:
+        return str(self.answers["nvmlDeviceGetUUID"])
+
+
+def described(name: str, patch: pytest.MonkeyPatch, *, ours: int = 0) -> Card:
+    driver = Driver(name, patch)
+    card = nvml.Card(driver.uuid)
+    card.watch()
+    return card.describe("cuda:0", "as torch calls it", ours=ours)
+
+
+def test_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert described("t4", monkeypatch) == Card(
+        device="cuda:0",
+        name="Tesla T4",
+        uuid="GPU-00000000-0000-0000-0000-000000000004",
+        driver="535.183.01",
+        driver_sees=True,
+        compute_capability="7.5",
+        memory_bytes=16_106_127_360,
+        slice=False,
+        ecc=True,
+        ecc_corrected=3,
+        ecc_uncorrected=0,
+        pages_retired=1,
+        rows_pending=True,
+        persistence=False,
+        power_limit_watts=70.0,
+        power_default_watts=70.0,
+        pcie_generation=3,
+        pcie_width=8,
+        pcie_generation_most=3,
+        pcie_width_most=16,
+        others=1,
+    )
+
+
+def test_an_a100_with_bad_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = described("a100", monkeypatch)
+    assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (True, 0, 2)
+    assert (card.pages_retired, card.rows_pending) == (3, True), "rows that were replaced, and one that waits"
+    assert card.xids == (63, 48)
+    assert (gpus.find(card.name) or ("",))[0] == "A100-SXM4-80GB"
+
+
+def test_a_row_that_could_not_be_replaced_is_in_use_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("h100", monkeypatch)
+    assert nvml.Card(driver.uuid).describe("cuda:0").rows_pending is False
+    driver.answers["nvmlDeviceGetRemappedRows"] = [0, 1, 0, 1]
+    assert nvml.Card(driver.uuid).describe("cuda:0").rows_pending is True
+
+
+def test_a_4090_d_counts_no_errors_and_is_in_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = described("rtx4090d", monkeypatch)
+    assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (False, None, None)
+    assert (card.pages_retired, card.rows_pending) == (None, None)
+    assert (card.power_limit_watts, card.power_default_watts) == (350.0, 425.0)
+    assert gpus.find(card.name) is None
+
+
+def test_a_slice_is_found_by_its_number_and_says_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("h100-mig", monkeypatch)
+    card = nvml.Card(driver.uuid.removeprefix("MIG-")).describe("cuda:0")
+    assert (card.driver_sees, card.slice, card.ecc) == (True, True, None)
+    assert (card.power_limit_watts, card.pcie_width) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("function", "answer"), [("nvmlDeviceGetMigMode", [1, 1]), ("nvmlDeviceGetVirtualizationMode", 2)]
+)
+def test_a_card_that_is_shared_out_is_a_slice(monkeypatch: pytest.MonkeyPatch, function: str, answer: Any) -> None:
+    driver = Driver("h100", monkeypatch)
+    assert nvml.Card(driver.uuid).describe("cuda:0").slice is False
+    driver.answers[function] = answer
+    assert nvml.Card(driver.uuid).describe("cuda:0").slice is True
+
+
+@pytest.mark.parametrize(("there", "ours", "others"), [(1, 0, 1), (1, 1, 0), (3, 1, 2), (0, 0, 0), (0, 1, None)])
+def test_our_own_processes_are_no_others(
+    monkeypatch: pytest.MonkeyPatch, there: int, ours: int, others: int | None
+) -> None:
+    driver = Driver("h100", monkeypatch)
+    driver.answers["nvmlDeviceGetComputeRunningProcesses"] = [object()] * there
+    assert nvml.Card(driver.uuid).describe("cuda:0", ours=ours).others == others
+
+
+def test_errors_are_collected_from_the_watch_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("a100", monkeypatch)
+    card = nvml.Card(driver.uuid)
+    assert card.describe("cuda:0").xids == (), "nobody watches yet"
+    card.watch()
+    card.watch()
+    assert driver.asked.count("nvmlEventSetCreate") == 1
+    assert card.describe("cuda:0").xids == (63, 48)
+    driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 2, "eventData": 5}, {"eventType": 8, "eventData": 79}]
+    assert card.describe("cuda:0").xids == (63, 48, 79), "what came before stays, and other events are none"
+    card.close()
+    assert driver.asked[-2:] == ["nvmlEventSetFree", "nvmlShutdown"]
+
+
+def test_a_driver_that_watches_nothing_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("a100", monkeypatch)
+    del driver.answers["nvmlDeviceRegisterEvents"]
+    card = nvml.Card(driver.uuid)
+    card.watch()
+    assert driver.asked[-1] == "nvmlEventSetFree"
+    assert card.describe("cuda:0").xids == ()
+
+
+def test_a_card_that_has_left_its_bus_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("a100", monkeypatch)
+    card = nvml.Card(driver.uuid)
+    for name in driver.answers:
+        if name.startswith("nvmlDeviceGet") and "Handle" not in name:
+            driver.answers[name] = "lost"
+    found = card.describe("cuda:0", "NVIDIA A100-SXM4-80GB")
+    assert (found.xids, found.ecc_uncorrected, found.driver_sees) == ((79,), None, True)
+    assert (found.name, found.uuid) == ("NVIDIA A100-SXM4-80GB", "GPU-00000000-0000-0000-0000-0000000000a1")
+
+
+def test_an_older_library_answers_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("t4", monkeypatch)
+    driver.answers["nvmlDeviceGetName"] = b"Tesla T4"
+    driver.answers["nvmlSystemGetDriverVersion"] = b"418.87"
+    card = nvml.Card(driver.uuid).describe("cuda:0")
+    assert (card.name, card.driver) == ("Tesla T4", "418.87")
+
+
+def test_without_a_driver_there_is_a_name_alone() -> None:
+    """The real library, on a machine without a card; where there is one, no card has this number."""
+    card = nvml.Card("GPU-none")
+    card.watch()
+    assert card.describe("cuda:0", "Tesla T4", ours=1) == Card("cuda:0", "Tesla T4", uuid="GPU-none")
+    card.close()
+    assert nvml.Card(None).describe("cpu", "A CPU") == Card("cpu", "A CPU")
+
+
+def test_every_question_is_one_that_pynvml_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real functions, on a handle that no driver gave: each fails as NVML fails, and nothing else comes out."""
+    real = {name: getattr(pynvml, name) for name in ("nvmlInit", "nvmlShutdown")}
+    assert all(callable(function) for function in real.values())
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda _: pynvml.c_nvmlDevice_t())
+    card = nvml.Card("GPU-x")
+    card.watch()
+    assert card.read() == nvml.Reading()
+    assert card.describe("cuda:0", "a name") == Card("cuda:0", "a name", uuid="GPU-x", driver_sees=True)
+    card.close()
