@@ -282,9 +282,9 @@ def test_a_machine_that_changed_between_two_tries_hides_no_setting(search: Calla
     """While channels_last was tried it took a third longer: beside the best, in turns, it is the faster one."""
     program = "work = Work(copy_bytes_per_second=(50e9,))\n"
     program += f"if not request['paced'] and case.layout == 'channels_last':\n    seconds *= 1.35\n    {change}\n"
-    assert search(program).best.case.settings == ["bf16", "batch 2", "channels_last"]
+    assert search(program, budget_seconds=1200.0).best.case.settings == ["bf16", "batch 2", "channels_last"]
     unseen = program.replace(f"    {change}\n", "")
-    assert search(unseen).best.case.layout == "contiguous", "nothing tells of it"
+    assert search(unseen, budget_seconds=1200.0).best.case.layout == "contiguous", "nothing tells of it"
 
 
 def test_a_setting_that_is_slower_beside_the_best_is_not_taken(search: Callable[..., Tuned]) -> None:
@@ -292,7 +292,7 @@ def test_a_setting_that_is_slower_beside_the_best_is_not_taken(search: Callable[
     program = "work = Work(copy_bytes_per_second=(32e9,))\nseconds = 2.0 * case.batch\n"
     program += "if not request['paced'] and case.dtype == 'bf16':\n"
     program += "    seconds /= 1.3\n    work = Work(copy_bytes_per_second=(50e9,))\n"
-    found = search(program)
+    found = search(program, budget_seconds=1200.0)
     assert found.tuning.best == found.tuning.default
     assert found.tuning.notes == (), "it was not even confirmed"
 
