@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bench import pipes, stats
 from bench.codec import plain, record
 from bench.errors import PARTNER
+from bench.readings import Reading
 from bench.result import Phases, Result, Sample, Status
 from bench.watching import Watch
 from provision import command
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from bench.readings import Gpu
     from bench.result import Case
     from bench.worker import Request
 
@@ -49,6 +51,8 @@ FEWEST_PAIRS = 6  # as many as a median needs: see timing.ENOUGH_SAMPLES
 _MANY_PAIRS = 20  # before so many, the interval of a ratio that jumps between two values is not to be relied on
 _MOST_PAIRS = 60
 _KNOWN = 0.01
+WAITING = "waiting"  # the phase of a worker that has examined its device and may be told to do so again
+_ANSWERS = {"result", "query", "examined"}
 
 
 @dataclass
@@ -58,6 +62,7 @@ class _Heard:
     phase: str = "start"
     phases: Phases = field(default_factory=Phases)
     samples: list[Sample] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
     answer: dict[str, Any] | None = None
     rubbish: int = 0
 
@@ -192,14 +197,15 @@ class Worker:
                 env=_environment(self._hub),
                 start_new_session=True,  # its whole group can be ended, and Ctrl-C reaches it through us alone
             )
-            self._watch = Watch(self._process.pid, is_paired=bool(self._request.get("paced")))
+            window = "sustained" if "examine" in self._request else "samples"
+            self._watch = Watch(self._process.pid, window, is_paired=bool(self._request.get("paced")))
         except OSError as error:
             self._has_ended = True
             self.stderr = f"{self._python} does not start: {error.strerror}"
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self._tell(json.dumps(self._request))
-        if not self._request.get("paced"):
+        if not {"paced", "examine"} & {name for name, value in self._request.items() if value}:
             self.let_go()
         return self
 
@@ -239,6 +245,24 @@ class Worker:
     def is_ready(self) -> bool:
         """Whether a paced worker waits for its word."""
         return self.heard.phase == "samples"
+
+    def examined(self, deadline: float) -> bool:
+        """Wait until an examining worker has asked all that it was told to. Whether it came so far."""
+        return self.listen(deadline, lambda: self.heard.phase == WAITING)
+
+    def ask_again(self, phases: Sequence[str]) -> None:
+        """Let an examining worker ask some phases once more; its readings come beside the first ones."""
+        self.heard.phase = "told"
+        self._tell(f"again {' '.join(phases)}")
+
+    def fault(self) -> str:
+        """What ended a worker that gave no answer, after it was left."""
+        _, reason = _autopsy(self.heard, self.code)
+        return f"{reason}\n{self.stderr}".strip()
+
+    def gpu(self) -> Gpu | None:
+        """What its card did under the sustained load."""
+        return self._watch.gpu() if self._watch is not None else None
 
     def let_go(self) -> None:
         """Nothing more is told: a paced worker makes no further image."""
@@ -299,25 +323,31 @@ def _environment(hub: Path) -> dict[str, str]:
 def _hear(heard: _Heard, watch: Watch | None, line: bytes) -> None:
     try:
         event = json.loads(line)
-        if not isinstance(event, dict):
-            heard.rubbish += 1
-        elif "phase" in event:
-            heard.phase = str(event["phase"])
-            if watch is not None:
-                watch.enter(heard.phase)
-        elif "card" in event:
-            if watch is not None:
-                watch.found_card(str(event["card"]))
-        elif "phases" in event:
-            heard.phases = record(event["phases"], Phases, "phases")
-        elif "sample" in event:
-            heard.samples.append(record(event["sample"], Sample, "sample"))
-        elif "result" in event or "query" in event:
-            heard.answer = event
-        else:
+        if not isinstance(event, dict) or not _is_understood(heard, watch, event):
             heard.rubbish += 1
     except (ValueError, TypeError, RecursionError):  # rubbish may be nested a thousand deep
         heard.rubbish += 1
+
+
+def _is_understood(heard: _Heard, watch: Watch | None, event: dict[str, Any]) -> bool:
+    if "phase" in event:
+        heard.phase = str(event["phase"])
+        if watch is not None:
+            watch.enter(heard.phase)
+    elif "card" in event:
+        if watch is not None:
+            watch.found_card(str(event["card"]))
+    elif "phases" in event:
+        heard.phases = record(event["phases"], Phases, "phases")
+    elif "sample" in event:
+        heard.samples.append(record(event["sample"], Sample, "sample"))
+    elif "reading" in event:
+        heard.readings.append(record(event["reading"], Reading, "reading"))
+    elif _ANSWERS & set(event):
+        heard.answer = event
+    else:
+        return False
+    return True
 
 
 def _autopsy(heard: _Heard, code: int | None) -> tuple[Status, str]:

@@ -16,7 +16,6 @@ from bench.result import Moment, Result
 if TYPE_CHECKING:
     from bench.nvml import Reading
 
-_SAMPLES = "samples"
 _MOST_MOMENTS = 600
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -35,9 +34,16 @@ class _Window:
 class Watch:
     """A worker's watch. `look` is called at every turn of the parent's waiting; it sleeps nowhere."""
 
-    def __init__(self, pid: int, *, is_paired: bool = False) -> None:
-        """Begin with a worker that was just started; of a pair, both are on one card, and its energy is of both."""
+    def __init__(self, pid: int, window: str = "samples", *, is_paired: bool = False) -> None:
+        """Begin with a worker that was just started.
+
+        Args:
+            pid: its process.
+            window: the phase in which its card is watched.
+            is_paired: it is one of two on one card, whose energy is of both.
+        """
         self._pid = pid
+        self._wanted = window
         self._is_paired = is_paired
         self._began = time.monotonic()
         self._phase = "start"
@@ -58,7 +64,7 @@ class Watch:
     def enter(self, phase: str) -> None:
         """The worker goes on to another phase."""
         self.look()
-        if phase == _SAMPLES and self._phase != _SAMPLES:
+        if phase == self._wanted and self._phase != self._wanted:
             self._last = (time.monotonic(), time.process_time(), self._card.read())
         self._phase = phase
 
@@ -69,7 +75,7 @@ class Watch:
         if reading is not None:
             self._note_memory(reading)
         self._note_moment(now, reading)
-        if self._phase == _SAMPLES and self._last is not None:
+        if self._phase == self._wanted and self._last is not None:
             self._note_samples(now, own, reading)
         self._last = (now, own, reading)
 
@@ -84,8 +90,12 @@ class Watch:
         host = result.host
         if host is not None:
             share = window.own_seconds / window.seconds if window.seconds else None
-            host = replace(host, harness_share=share, gpu=self._gpu() if window.readings else None)
+            host = replace(host, harness_share=share, gpu=self.gpu())
         return replace(result, memory=memory, host=host, timeline=tuple(self._moments))
+
+    def gpu(self) -> Gpu | None:
+        """What the card did meanwhile; None where it says nothing."""
+        return self._gpu() if self._window.readings else None
 
     def _note_memory(self, reading: Reading) -> None:
         if reading.used_bytes is not None:

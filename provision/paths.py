@@ -74,6 +74,11 @@ class Root:
         return self.state / "smoke.json"
 
     @property
+    def validations(self) -> Path:
+        """What `bench validate` has found on the hosts of this volume, a file a time."""
+        return self.state / "validations"
+
+    @property
     def cache(self) -> Path:
         """The relocated caches, a folder a tool."""
         return self.path / "cache"
