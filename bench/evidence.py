@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bench.rules import Rule
 
 OWN, MEASURED, SHEET, UNCHECKED = "own", "measured", "sheet", "unchecked"
+TOGETHER = "together"  # the phase in which all devices of a host are asked at once, by the names of what each did alone
 _SCALES = {"FLOP/s": [(1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")], "B/s": [(1e9, "GB/s"), (1e6, "MB/s")]}
 
 
@@ -47,12 +48,12 @@ class Evidence:
     unusable: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[tuple[str, str], Expected] = field(default_factory=dict)
 
-    def by_name(self, device: str) -> dict[str, list[Reading]]:
-        """{name: its readings, in their order} of a device; more than one where it was validated in rounds."""
-        found: dict[str, list[Reading]] = {}
+    def rounds(self, device: str) -> dict[tuple[str, str], list[Reading]]:
+        """{(phase, name): its readings, in their order} of a device; several where it was validated in rounds."""
+        found: dict[tuple[str, str], list[Reading]] = {}
         for reading in self.readings:
             if reading.device == device:
-                found.setdefault(reading.name, []).append(reading)
+                found.setdefault((reading.probe, reading.name), []).append(reading)
         return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bench.evidence import UNCHECKED, expected, row, share_of, shown
+from bench.evidence import TOGETHER, UNCHECKED, expected, row, share_of, shown
 from bench.readings import Judgement, VerdictState
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def _is_over(reading: Reading) -> bool:
 
 def of_readings(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
     """What a rule about readings says of a device, of each name once."""
-    for reading_name, rounds in evidence.by_name(card.device).items():
-        is_meant = (not rule.probes or rounds[0].probe in rule.probes) and rule.only in reading_name
+    for (probe, reading_name), rounds in evidence.rounds(card.device).items():
+        is_meant = (not rule.probes or probe in rule.probes) and rule.only in reading_name
         if is_meant:
             found = _KINDS[rule.kind](name, rule, evidence, card, rounds)
             if found is not None:
@@ -144,6 +144,21 @@ def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequen
     return _of(name, rule, card, best, (best.value, 1.0))
 
 
+def _crowd(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    """What a device reaches while the others work too, against what it reaches alone."""
+    together = _best(rounds)
+    alone = [
+        reading
+        for (probe, reading_name), readings in evidence.rounds(card.device).items()
+        for reading in readings
+        if together is not None and reading_name == together.name and probe != TOGETHER
+    ]
+    best = _best(alone)
+    if together is None or not together.value or best is None or best.value is None:
+        return None
+    return None if card.device in evidence.disturbed else _of(name, rule, card, together, (together.value, best.value))
+
+
 def _of(name: str, rule: Rule, card: Card, reading: Reading, pair: tuple[float, float]) -> Judgement | None:
     """A judgement where the first of two figures of a reading is too small a share of the second."""
     value, wanted = pair
@@ -167,17 +182,18 @@ def slowest(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
         share, device, reading, fastest = min(shares, key=lambda each: each[0])
         value = reading.value or 0.0
         texts = {"value": shown(value, reading.unit), "expected": shown(fastest, reading.unit)}
-        told = {"name": reading.name, "count": len(cards), "share": share, **texts}
+        asked = f"{reading.name}, all at once" if reading.probe == TOGETHER else reading.name
+        told = {"name": asked, "count": len(cards), "share": share, **texts}
         state = VerdictState.WARN if rule.below is not None and share < rule.below else VerdictState.PASS
         yield judgement(name, rule, device, told, state=state, value=value, expected=fastest, unit=reading.unit)
 
 
 def _beside(rule: Rule, evidence: Evidence, cards: Sequence[Card]) -> Iterator[tuple[float, str, Reading, float]]:
     """(share of the fastest, device, its reading, the fastest's figure) of each reading that all the cards have."""
-    found = [evidence.by_name(card.device) for card in cards]
-    for name in set.intersection(*map(set, found)):
-        each = [_best(readings[name]) for readings in found]
-        if each[0] is None or each[0].probe not in rule.probes or None in each:
+    found = [evidence.rounds(card.device) for card in cards]
+    for asked in sorted(set.intersection(*map(set, found))):
+        each = [_best(readings[asked]) for readings in found]
+        if asked[0] not in rule.probes or None in each:
             continue
         best = _best([reading for reading in each if reading is not None])
         for reading in each:
@@ -193,5 +209,6 @@ _KINDS: dict[str, Callable[[str, Rule, Evidence, Card, Sequence[Reading]], Judge
     "fade": _fade,
     "drift": _drift,
     "least": _least,
+    "crowd": _crowd,
 }
 OF_READINGS = frozenset(_KINDS)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.evidence import Evidence, Expected
-from bench.readings import Card, Gpu, Reading
+from bench.readings import Card, Gpu, Reading, Validation
+from tests.bench.conftest import a_run
+
+if TYPE_CHECKING:
+    from bench.result import Run
 
 T = 1e12
 GB = 1e9
@@ -39,8 +43,8 @@ CPU = Card("cpu", "A CPU")
 
 def reading(probe: str, name: str, value: float | None, **changes: Any) -> Reading:
     """One answer of the first card."""
-    units = {"product": "FLOP/s", "convolution": "FLOP/s", "sustained": "FLOP/s", "copy": "B/s", "pinned": "B/s"}
-    unit = units.get(probe, "s" if probe == "loop" else "")
+    units = {"copy": "B/s", "pinned": "B/s", "loop": "s"}
+    unit = units.get(probe, "FLOP/s" if probe in {"product", "convolution", "sustained", "together"} else "")
     return replace(Reading(probe, name, "cuda:0", unit, value, (value,) if value is not None else ()), **changes)
 
 
@@ -86,9 +90,9 @@ def watched(evidence: Evidence = FINE, **shares: float) -> Evidence:
 
 
 def with_readings(evidence: Evidence, *changed: Reading) -> Evidence:
-    """With other answers in the place of those of the same names; what has a new name comes last."""
-    names = {each.name: each for each in changed}
-    kept = tuple(names.pop(each.name, each) for each in evidence.readings)
+    """With other answers in the place of those to the same questions; what is new comes last."""
+    names = {(each.probe, each.name): each for each in changed}
+    kept = tuple(names.pop((each.probe, each.name), each) for each in evidence.readings)
     return replace(evidence, readings=(*kept, *names.values()))
 
 
@@ -118,3 +122,15 @@ def one_slow(value: float) -> Evidence:
         for each in TWO.readings
     )
     return replace(TWO, readings=slow)
+
+
+def validated(day: int, *readings: Reading, card: Card = A100, **changes: Any) -> Run:
+    """The validation of a card on a day of January, with torch 2.9.0; `changes` are fields of the validation."""
+    validation = Validation((card,), (card,), readings or READINGS, (), software={"torch": "2.9.0"})
+    return a_run(
+        id=f"202601{day:02}T030405Z-validate-abcdef",
+        started=f"2026-01-{day:02}T03:04:05+00:00",
+        suite="validate",
+        results=(),
+        validation=replace(validation, **changes),
+    )

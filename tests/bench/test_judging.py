@@ -62,7 +62,8 @@ def test_what_passes_is_said_with_its_source() -> None:
     (bf16,) = [each for each in said(FINE, "product") if "bf16" in each.said]
     assert (bf16.state, bf16.value, bf16.expected, bf16.confidence) == (PASS, 268 * T, 271.2 * T, "measured")
     (fp32,) = [each for each in said(FINE, "product") if "fp32" in each.said]
-    assert (fp32.expected, fp32.confidence) == (pytest.approx(0.78 * 19.5 * T), "sheet")
+    assert fp32.expected == pytest.approx(0.78 * 19.5 * T)
+    assert fp32.confidence == "sheet"
     assert "78% of the 19.5 TFLOP/s on the sheet of the A100-SXM4-80GB" in str(fp32.source)
 
 
@@ -172,6 +173,23 @@ def test_the_slowest_of_several_is_named_where_all_are_well() -> None:
     assert (found.device, found.state) == ("cuda:1", PASS)
     mixed = replace(TWO, cards=(A100, replace(A100, device="cuda:1", name="Tesla T4")))
     assert not said(mixed, "slowest"), "two kinds are not compared"
+
+
+def test_what_cards_reach_at_once_is_no_round_of_what_each_reaches_alone() -> None:
+    at_once = tuple(replace(each, probe="together", value=(each.value or 0.0) * 0.85) for each in TWO.readings)
+    found = judge(replace(TWO, readings=TWO.readings + at_once))
+    assert {each.rule for each in found if each.state is not PASS} == {"together"}
+    assert not said(replace(TWO, readings=at_once), "together"), "there is nothing to hold it against"
+    busy = replace(TWO, readings=TWO.readings + at_once, disturbed={"cuda:0": "busy", "cuda:1": "busy"})
+    assert not said(busy, "together")
+
+
+def test_a_card_that_is_slow_beside_the_others_alone_is_named() -> None:
+    slow = reading("together", "product bf16", 100 * T, device="cuda:1")
+    at_once = replace(TWO, readings=(*TWO.readings, reading("together", "product bf16", 250 * T), slow))
+    (found,) = said(at_once, "slowest")
+    assert (found.device, found.state, found.value, found.expected) == ("cuda:1", WARN, 100 * T, 250 * T)
+    assert "product bf16, all at once at 100.0 TFLOP/s" in found.said
 
 
 def test_what_the_driver_does_not_tell_is_not_held_against_a_card() -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
 
+TOGETHER = reading("together", "product bf16", 201 * T)
 # What is seen; the rule that speaks; the whole verdict; words that only the right figures give.
 CASES = [
     pytest.param(
@@ -121,6 +122,11 @@ CASES = [
     pytest.param(
         one_slow(220 * T), "slowest", WARN, "slowest of 2 cards of its kind: product bf16 at 220.0 TFLOP/s, 82%",
         id="one of two is slow",
+    ),
+    pytest.param(
+        with_readings(FINE, TOGETHER), "together", WARN,
+        "product bf16: 201.0 TFLOP/s while all devices work, 75% of the 268.0 TFLOP/s that it reaches alone",
+        id="a host that does not feed all",
     ),
     pytest.param(
         watched(hardware_thermal_slowdown=0.4), "slowed", WARN, "40% of the time under load (hardware thermal",
