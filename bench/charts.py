@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bench.compare import Comparison
+    from bench.history import Trend
     from bench.pictures import Solved
     from bench.result import Case, Result
 
@@ -116,6 +117,19 @@ def against(found: Comparison) -> str | None:
     axes.set_yticks(range(len(rows)), [_short(row.name) for row, _ in rows])
     axes.set_xlabel("change of the seconds an image, per cent; grey: within the noise")
     return _svg(figure)
+
+
+def trend(found: Sequence[Trend]) -> str | None:
+    """Each figure of one card over time, as a part of the best that it ever was; None where nothing was asked twice."""
+    shown = [each for each in found if len(each.points) > 1]
+    if not shown:
+        return None
+    figure, axes = _figure(max(3.2, _LEGEND_ROW * len(shown) + 0.9))
+    for each in shown:
+        shares = [100 * share for share in each.shares]
+        axes.plot([point.at for point in each.points], shares, marker="o", markersize=3, label=_short(each.name))
+    axes.tick_params(axis="x", labelsize=7, labelrotation=20)
+    return _lines(figure, axes, "when it was validated (UTC)", "per cent of its best")
 
 
 def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:

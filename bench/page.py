@@ -6,10 +6,13 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import charts, compare, pictures, report, stats, verdict
+from bench import charts, compare, history, pictures, report, stats, verdict
 from bench.result import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from bench.history import Trend
     from bench.pictures import Twin
     from bench.result import Result, Run
 
@@ -17,7 +20,13 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _WORDS = {"pass": "Pass", "warn": "Pass, with doubts", "fail": "Fail", "could not judge": "Could not be judged"}
 
 
-def html(run: Run, folder: Path, price_per_hour: float | None = None, baseline: Run | None = None) -> str:
+def html(
+    run: Run,
+    folder: Path,
+    price_per_hour: float | None = None,
+    baseline: Run | None = None,
+    kept: Sequence[Run] = (),
+) -> str:
     """The page.
 
     Args:
@@ -25,6 +34,7 @@ def html(run: Run, folder: Path, price_per_hour: float | None = None, baseline: 
         folder: where its pictures lie; one that is not there is left out.
         price_per_hour: of the machine, for the cost of a thousand images.
         baseline: what it is held against, for a chart.
+        kept: validations of its host, this one among them, for a chart of each card over time.
     """
     import jinja2
 
@@ -48,6 +58,7 @@ def html(run: Run, folder: Path, price_per_hour: float | None = None, baseline: 
             for longest, found in pictures.solved(measured, folder)
         ),
     ]
+    figures += _trends(kept)
     if baseline is not None:
         figures.insert(0, (f"Against {baseline.id}", charts.against(compare.compare(baseline, run))))
     return environment.get_template("run.html").render(
@@ -68,6 +79,16 @@ def html(run: Run, folder: Path, price_per_hour: float | None = None, baseline: 
         on_sheet=any(verdict.spec_share(result) is not None for result in measured),
         fits=[result for result in measured if result.fit is not None],
     )
+
+
+def _trends(kept: Sequence[Run]) -> Iterator[tuple[str, str | None]]:
+    """A chart for each card (or processor) that was validated more than once."""
+    found: dict[str, list[Trend]] = {}
+    for each in history.trends(kept):
+        found.setdefault(each.whose, []).append(each)
+    for whose, trends in found.items():
+        name = trends[0].card if whose.endswith(trends[0].card) else f"{trends[0].card}, {whose}"
+        yield f"Over time: {name}", charts.trend(trends)
 
 
 def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import statistics
+from datetime import timezone
 from typing import TYPE_CHECKING
 
-from bench import stats, verdict
+from bench import history, stats, verdict
+from bench.evidence import shown
 from bench.result import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.compare import Comparison
+    from bench.history import Kept
+    from bench.readings import Reading
     from bench.result import Case, Result, Run, Tuning
     from bench.tuning import Tuned
 
 COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
+TREND = ("UTC", "device", "verdict", "product", "copy", "loop", "against first", "against best")
 
 
 def terminal(run: Run, *, color: bool, width: int | None) -> str:
@@ -142,6 +149,52 @@ def gained(tuning: Tuning) -> list[str]:
         lines = [f"{best}: {tuning.gain:.2f} times as fast as the default {interval}"]
     lines += [f"not to be believed: {tuning.doubt}"] if tuning.doubt else []
     return [*lines, *(note for note in tuning.notes if note != tuning.doubt)]
+
+
+def trend(kept: Kept, *, color: bool, width: int | None) -> str:
+    """The validations of a host as a table for a terminal, the newest last; below it what could not be read."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    sink = io.StringIO()
+    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
+    table = Table()
+    for name in TREND:
+        table.add_column(name, justify="left" if name in TREND[:3] else "right", overflow="fold")
+    for cells in trend_rows(kept.runs):
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    lines = ["product: the fastest of its dtypes; against first, best: the same product in the oldest and the best run"]
+    lines += [f"passed over: {why}" for why in kept.unread]
+    return sink.getvalue() + "\n".join(lines) + "\n"
+
+
+def trend_rows(kept: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Each device of each validation as the cells of TREND; times in UTC."""
+    return [
+        (
+            f"{line.at.astimezone(timezone.utc):%Y-%m-%d %H:%M}",
+            f"{line.device} {line.card}",
+            line.verdict.value,
+            _reading(line.product),
+            _reading(line.copy),
+            _reading(line.loop),
+            f"{line.against_first - 1:+.1%}" if line.against_first is not None else "",
+            f"{line.against_best - 1:+.1%}" if line.against_best is not None else "",
+        )
+        for line in history.lines(kept)
+    ]
+
+
+def _reading(found: Reading | None) -> str:
+    """A figure with its unit, and what it is of where the column does not say it all."""
+    if found is None or found.value is None:
+        return ""
+    what = found.name.removeprefix(f"{found.probe} ")
+    return shown(found.value, found.unit) + (f" ({what})" if what != found.name else "")
 
 
 def row(result: Result) -> tuple[str, ...]:

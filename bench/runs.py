@@ -24,7 +24,7 @@ def keep(run: Run, folder: Path) -> Path:
     Raises:
         BlockedError: the disk is full, or cannot be written.
     """
-    return _write(run, folder / "run.json")
+    return write(run, folder / "run.json")
 
 
 def keep_baseline(run: Run, name: str, out: Path) -> Path:
@@ -36,7 +36,24 @@ def keep_baseline(run: Run, name: str, out: Path) -> Path:
     """
     if not _NAME.fullmatch(name):
         raise SpecError(f"{name!r} is no name for a baseline: letters, digits, dots, dashes and underscores.")
-    return _write(run, out / _BASELINES / f"{name}.json")
+    return write(run, out / _BASELINES / f"{name}.json")
+
+
+def write(run: Run, path: Path, *, flag: str = "--out") -> Path:
+    """Write a run's file, whole or not at all; `flag` is the one that names another place.
+
+    Raises:
+        BlockedError: the disk is full, or cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(dumps(run) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(part)  # a write that fails does not name its file
+        raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag=flag) from error
+    return path
 
 
 def baselines(out: Path) -> list[str]:
@@ -103,15 +120,3 @@ def _check(run: Run) -> None:
         times = [second for each in (*result.warmups, *result.samples) for second in (each.seconds, *each.step_seconds)]
         if min([*times, *result.work.peak_flops_per_second.values()], default=1.0) <= 0:
             raise ValueError(f"Run.results[{number}] has a time or a rate that is not above 0")
-
-
-def _write(run: Run, path: Path) -> Path:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(dumps(run) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(part)  # a write that fails does not name its file
-        raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out") from error
-    return path

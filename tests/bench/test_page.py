@@ -15,6 +15,7 @@ from bench import charts, page, report
 from bench.readings import Verdict, VerdictState
 from bench.result import Fit, Moment, Run, Sample, Status, Trust
 from tests.bench.conftest import a_case, a_result, a_run
+from tests.bench.seen import A100, validated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,3 +182,12 @@ class TestRendered:
         assert set(shown["pictures"]) == {1}  # type: ignore[call-overload]
         assert "skipped, predicted 9 s a step" in str(shown["left"])
         assert shown["wide"] is True, "nothing sticks out"
+
+
+def test_a_card_over_time_is_drawn_for_each_that_was_validated_twice(run: Run, folder: Path) -> None:
+    kept = [validated(2), validated(3), validated(4, card=replace(A100, uuid="GPU-other"))]
+    text = page.html(run, folder, kept=kept)
+    assert "Over time: NVIDIA A100-SXM4-80GB, GPU-a100" in text
+    assert "per cent of its best" in text
+    assert "GPU-other" not in text
+    assert "Over time" not in page.html(run, folder)
