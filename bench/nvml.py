@@ -22,9 +22,23 @@ REASONS = {
 # Those that say that the card, or its cooling or supply, is not well.
 UNWELL = {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "hardware power brake"}
 _LOST = 15  # NVML_ERROR_GPU_IS_LOST: it does not answer on its bus any more (source: nvml.h)
+MISMATCH = 18  # NVML_ERROR_LIB_RM_VERSION_MISMATCH: the kernel's driver and the library differ (source: nvml.h)
+NO_LIBRARY = 12  # NVML_ERROR_LIBRARY_NOT_FOUND (source: nvml.h)
 _OFF_THE_BUS = 79  # the number of that error in the kernel's log (source: NVIDIA's list of XIDs)
 _VIRTUAL = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU: this machine has a share of the card (source: nvml.h)
 _MOST_EVENTS = 1000
+
+
+def refusal() -> int | None:
+    """The number with which the driver's library refuses to start; None where it starts."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return int(error.value)
+    pynvml.nvmlShutdown()
+    return None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,17 @@ def query(torch: Any) -> dict[str, Any]:
         ],
         "architectures": torch.cuda.get_arch_list() if built else [],
         "mps": bool(torch.backends.mps.is_available()),
+        "refusal": _refusal(torch) if built and not available else None,
     }
+
+
+def _refusal(torch: Any) -> str | None:
+    """Why a torch with CUDA finds no card, in its own words: the first line."""
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return next(iter(str(error).splitlines()), None)
+    return None
 
 
 def rate(torch: Any, device: str, dtype: str) -> float:

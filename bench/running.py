@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bench import cases, device, pictures, runner, runs, stats, verdict
+from bench import cases, causes, device, pictures, runner, runs, stats, verdict
 from bench.codec import plain
 from bench.errors import BUDGET
 from bench.result import SCHEMA, Result, Run, Status
@@ -137,9 +137,11 @@ def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
     # Where auto can only mean the CPU, torch need not be asked: that saves its import.
     ask = wish.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
     found = runner.query(bench.python) if ask and wish.device != "cpu" else None
-    chosen = device.choose(wish.device, bench.machine, found)
+    site = causes.Site(bench.machine) if found is None else causes.site(bench.machine, bench.envs)
+    chosen = device.choose(wish.device, site, found)
     if wish.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
-        progress.say(f"on the CPU: {device.cuda_fault(bench.machine, found)}")
+        why_not = causes.cause(site, found)
+        progress.say(f"on the CPU: {why_not.text if why_not is not None else 'torch lists no card'}")
     return chosen
 
 

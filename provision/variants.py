@@ -65,6 +65,11 @@ def choose(facts: Facts, torch: TorchSpec, wanted: str, locked: list[str]) -> Ch
     return Choice([chosen, *instead], reason, warning)
 
 
+def is_older(version: str, than: str) -> bool:
+    """Whether a driver's version lies before another."""
+    return _numbers(version) < _numbers(than)
+
+
 def _unfit(facts: Facts, variant: Variant, older_cards: Mapping[str, str]) -> str | None:
     """Why a variant does not fit, or None."""
     if variant.system != facts.system or variant.machine not in {None, facts.machine.lower()}:
@@ -78,7 +83,7 @@ def _unfit(facts: Facts, variant: Variant, older_cards: Mapping[str, str]) -> st
         capability = gpu.compute_capability or _capability(gpu.name, older_cards)
         if capability and not _runs(capability, variant.architectures):
             return f"has no code for {gpu.name} (compute capability {capability})"
-    if _numbers(facts.nvidia_driver) < _numbers(variant.driver):
+    if is_older(facts.nvidia_driver, variant.driver):
         return f"needs driver {variant.driver} or newer, here is {facts.nvidia_driver}"
     return None
 

@@ -72,8 +72,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"errors", "readings"},
         {"result", "axes", "codec"},
         {"meter", "stats", "components", "cases", "nvml", "pipes", "gpus", "rules"},
-        {"probes", "sampling", "numerics", "timing", "watching", "compiling", "evidence"},
-        {"fitting", "rating"},
+        {"probes", "sampling", "numerics", "timing", "watching", "compiling", "evidence", "nodes"},
+        {"fitting", "rating", "causes"},
         {"worker"},
         {"runner", "verdict", "device", "runs", "recipe", "console", "pictures", "judging"},
         {"running", "compare", "history"},
@@ -84,8 +84,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
 }
-# The only parts of provision that bench knows: what the machine is, where things lie, what people wrote.
-SHARED = {"facts", "spec", "paths", "errors", "command", "profiles"}
+# The only parts of provision that bench knows: what the machine is, where things lie, what people wrote, what fits.
+SHARED = {"facts", "spec", "paths", "errors", "command", "profiles", "variants"}
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
     "torch": {
