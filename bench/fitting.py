@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import re
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench import meter, sampling
 from bench.errors import SkipError
@@ -18,8 +16,6 @@ from bench.result import Fit
 if TYPE_CHECKING:
     from bench.components import Model
 
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 _GRID = 64  # pixels; the images of a grid that every UNet here takes
 _MOST_BATCH, _MOST_SIZE = 4096, 16384
 _CAUTION = 1.05
@@ -60,7 +56,7 @@ class _Tries:
         self._model, self._what, self._unit = model, what, unit
         self.power = 1 if what == "batch" else 2
         self._taken: list[tuple[int, int]] = []
-        self._free = None if model.case.device.startswith("cuda") else _free_bytes()
+        self._free = None if model.case.device.startswith("cuda") else meter.free_bytes()
 
     def __call__(self, value: int) -> float | None:
         """The seconds that a value took, None where it does not fit."""
@@ -141,20 +137,3 @@ def _try(model: Model, *, batch: int | None = None, size: int | None = None) -> 
         if case.device.startswith("cuda"):
             torch.cuda.empty_cache()
     return True
-
-
-def _free_bytes() -> int | None:
-    """What the kernel would still give: the machine's, or the control group's where that is less."""
-    found = _number(_MEMINFO, r"^MemAvailable:\s+(\d+) kB", 1024)
-    most, used = _number(_CGROUP / "memory.max", r"^(\d+)"), _number(_CGROUP / "memory.current", r"^(\d+)")
-    if most is not None and used is not None:
-        found = min(most - used, found) if found is not None else most - used
-    return found
-
-
-def _number(path: Path, pattern: str, unit: int = 1) -> int | None:
-    try:
-        found: Any = re.search(pattern, path.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found.group(1)) * unit if found else None

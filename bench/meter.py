@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _SELF = Path("/proc/self")
 _STAT = Path("/proc/stat")
 _PRESSURE = Path("/proc/pressure/cpu")
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 _USS_SECONDS = 0.05
 
 
@@ -151,6 +153,23 @@ def _status_bytes(name: str) -> int | None:
     except OSError:
         return None
     return int(found.group(1)) * 1024 if found else None
+
+
+def free_bytes() -> int | None:
+    """What the kernel would still give: the machine's, or the control group's (of version 2) where that is less."""
+    found = _number(_MEMINFO, r"^MemAvailable:\s+(\d+) kB", 1024)
+    most, used = _number(_CGROUP / "memory.max", r"^(\d+)"), _number(_CGROUP / "memory.current", r"^(\d+)")
+    if most is not None and used is not None:
+        found = min(most - used, found) if found is not None else most - used
+    return found
+
+
+def _number(path: Path, pattern: str, unit: int = 1) -> int | None:
+    try:
+        found = re.search(pattern, path.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) * unit if found else None
 
 
 class Peaks:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import axes, components, fitting, probes, sampling, timing, worker
+from bench import axes, components, fitting, meter, probes, sampling, timing, worker
 from bench.codec import plain
 from bench.errors import SkipError
 from bench.result import Case, Sample
@@ -190,14 +190,14 @@ def fits() -> dict[str, Any]:
     """The largest that fits into a memory that the test makes small, and into none."""
     model = components.Model(torch, replace(TINY_SD, dtype="fp32", batch=1))
     model.load({})
-    free = fitting._free_bytes
+    free = meter.free_bytes
     found = {}
     try:
         for name, memory in (("some", 100 << 20), ("none", -1)):
-            fitting._free_bytes = functools.partial(int, memory)
+            meter.free_bytes = functools.partial(int, memory)
             found[name] = plain(fitting.largest(model, time.perf_counter() + 60))
     finally:
-        fitting._free_bytes = free
+        meter.free_bytes = free
     found["no time"] = plain(fitting.largest(model, time.perf_counter()))
     compiled = components.Model(torch, replace(TINY_SD, compile="compiled"))
     found["compiled"] = plain(fitting.largest(compiled, time.perf_counter() + 60))

@@ -1,0 +1,207 @@
+"""Examines one device: asks the probes in phases, each within its share of the time, and some again at a word."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench import arithmetic, loops, meter, patterns, seam, traffic
+from bench.codec import plain, record
+from bench.readings import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from typing_extensions import Self
+
+    from bench.result import Host
+    from bench.seam import Device
+
+    Say = Callable[[dict[str, Any]], None]
+    Probe = Callable[[Device, float], Iterator[Reading]]
+
+_AGAIN = "again"
+
+
+class Phase(NamedTuple):
+    """A phase's parts of the time on a CPU and on a card, 0 where it has none; and what is asked in it."""
+
+    on_a_cpu: float
+    on_a_card: float
+    probe: Probe
+
+
+# In their order, of 100 parts of what is left after the imports. What is not asked for, or ends early, leaves its parts
+# to those after it. On a card the parts are near the seconds of a verdict within a minute.
+PHASES: dict[str, Phase] = {
+    # Three small questions a dtype, and the float64 that they are held against is the host's: seconds at most.
+    "numerics": Phase(6, 10, arithmetic.numerics),
+    # What the verdict hangs on: up to five dtypes, and a second each finds the best shape.
+    "product": Phase(18, 18, arithmetic.product),
+    "convolution": Phase(9, 8, arithmetic.convolution),
+    # Bandwidth flutters: it takes tens of copies, and they are short.
+    "copy": Phase(4, 6, traffic.copy),
+    "pinned": Phase(0, 5, traffic.pinned),
+    # As much as a card has is looked at four times; a host's memory is slower and larger, and a part of it has to do.
+    "memory": Phase(13, 16, patterns.memory),
+    # Heat takes its time: the longest of the plan. A CPU has no clock that could be watched beside it.
+    "sustained": Phase(15, 19, arithmetic.sustained),
+    "threads": Phase(6, 0, arithmetic.threads),
+    # Building takes the first five seconds; on a CPU a step of the larger loop takes one alone.
+    "loop": Phase(29, 18, loops.loop),
+}
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the parent asks for.
+
+    `budget_seconds` count from `asked_at` (time.time of the parent): starting the process is part of them. `probes`:
+    the phases that are wanted, in the order of PHASES; all, where it is empty. `threads`: that a CPU computes with, 0
+    for torch's own number.
+    """
+
+    device: str
+    asked_at: float
+    budget_seconds: float
+    probes: tuple[str, ...] = ()
+    threads: int = 0
+
+
+def main(raw: Any, say: Say, lines: Iterable[str]) -> None:
+    """Examine a device and say what is found; then ask phases again, a line "again PHASE ..." at a time.
+
+    Args:
+        raw: an Examination as JSON's own types.
+        say: told each event.
+        lines: what the parent says.
+
+    Raises:
+        ValueError: the request is none.
+    """
+    request: Examination = record(raw, Examination, "examination")
+    unknown = sorted(set(request.probes) - set(PHASES))
+    if unknown:
+        raise ValueError(f"there is no phase {unknown[0]!r}; there is: {', '.join(PHASES)}")
+    say({"phase": "imports"})
+    import torch
+
+    examiner = _Examiner(torch, request, say)
+    examiner.ask(request.probes or tuple(PHASES), examiner.left())
+    say({"phase": "waiting"})
+    for line in lines:
+        word, *names = line.split() or [""]
+        if word != _AGAIN:
+            break
+        examiner.ask_again(names)
+        say({"phase": "waiting"})
+    say({"examined": examiner.answer()})
+
+
+class _Load:
+    """What the rest of the host does while the device is under load, and what of it is our own work."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._neighbours = meter.Neighbours()
+        self._used = self._passed = 0.0
+
+    def __enter__(self) -> Self:
+        self._neighbours.__enter__()
+        self._first = time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._used += time.process_time() - self._first[0]
+        self._passed += time.perf_counter() - self._first[1]
+        self._neighbours.__exit__()
+
+    def host(self, threads: int) -> Host:
+        """What was seen."""
+        return self._neighbours.host(threads, self._used, self._passed)
+
+
+class _Examiner:
+    """One device, its phases, and how long they took."""
+
+    def __init__(self, torch: Any, request: Examination, say: Say) -> None:
+        """Make the device ready."""
+        began = time.perf_counter()
+        self._torch, self._request, self._say = torch, request, say
+        if request.threads:
+            torch.set_num_threads(request.threads)
+        torch.set_grad_enabled(False)
+        self._device = seam.of(torch, request.device)
+        self._load = _Load()
+        if self._device.is_card:
+            say({"card": str(getattr(torch.cuda.get_device_properties(request.device), "uuid", ""))})
+            torch.zeros(1, device=request.device)  # the driver makes the card ready: in no probe's time
+            self._device.wait()
+        self._seconds = {"imports": time.time() - request.asked_at}
+        self._ends = began + request.budget_seconds - (time.time() - request.asked_at)
+
+    def left(self) -> float:
+        """Seconds of the whole plan."""
+        return self._ends - time.perf_counter()
+
+    def ask(self, wanted: Iterable[str], seconds: float) -> None:
+        """Ask phases, of which all together take that time."""
+        ends = time.perf_counter() + seconds
+        parts = {name: self._part(name) for name in PHASES if name in set(wanted) and self._part(name)}
+        rest = sum(parts.values())
+        for name, part in parts.items():
+            began = time.perf_counter()
+            self._ask(name, began + max(0.0, ends - began) * part / rest)
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+            rest -= part
+
+    def ask_again(self, names: Iterable[str]) -> None:
+        """Ask phases once more, each for as long as its part of the whole plan is."""
+        wanted = set(names)
+        whole = sum(self._part(name) for name in PHASES)
+        self.ask(
+            wanted, self._request.budget_seconds * sum(self._part(each) for each in PHASES if each in wanted) / whole
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """What there is to say besides the readings."""
+        threads = self._torch.get_num_threads()
+        return {
+            "host": plain(self._load.host(threads)),
+            "software": self._software(),
+            "seconds": self._seconds,
+            "threads": threads,
+        }
+
+    def _part(self, name: str) -> float:
+        return PHASES[name].on_a_card if self._device.is_card else PHASES[name].on_a_cpu
+
+    def _ask(self, name: str, until: float) -> None:
+        self._say({"phase": name})
+        probe = PHASES[name].probe
+        if name == "sustained":
+            probe = partial(arithmetic.sustained, around=self._load)
+        try:
+            for reading in probe(self._device, until):
+                self._say({"reading": plain(reading)})
+        except Exception as error:  # such as that of a card that is lost: the other phases are asked all the same
+            blank = Reading(name, name, self._device.name, "", None)
+            self._say({"reading": plain(seam.stopped(blank, error))})
+
+    def _software(self) -> dict[str, str]:
+        torch, device = self._torch, self._request.device
+        found = {"python": platform.python_version(), "torch": torch.__version__}
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found["diffusers"] = metadata.version("diffusers")
+        if not self._device.is_card:
+            return found | {"cpu": torch.backends.cpu.get_cpu_capability()}
+        return found | {
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),
+            "device": torch.cuda.get_device_name(device),
+        }
