@@ -4,13 +4,14 @@ SUITE  ?= quick
 DEVICE ?= auto
 ROOT   ?=
 HOST   ?=
+SOAK   ?=
 
 bootstrap = $(PYTHON) provision/bootstrap.py
 place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
 provision = $(bootstrap) && .venv/bin/python -m provision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan status verify repair doctor undo bench report test speed check fix lock
+.PHONY: help setup plan status verify repair doctor undo bench validate report test speed check fix lock
 
 help:  ## say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -39,6 +40,9 @@ undo:  ## put back what the last run has changed
 
 bench: setup  ## set up what is missing, then measure this machine
 	@.venv/bin/python -m bench run "$(SUITE)" --device "$(DEVICE)" $(place)
+
+validate: setup  ## say whether this host's GPUs are healthy and as fast as they should be (SOAK=30m: repeat it so long)
+	@.venv/bin/python -m bench validate --device "$(DEVICE)" $(if $(SOAK),--soak "$(SOAK)") $(place)
 
 report:  ## show the last run as Markdown
 	@$(bootstrap) && .venv/bin/python -m bench report

@@ -6,12 +6,12 @@ import io
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 (typer looks at it)
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench import console
+from bench import cli_host, console
 from bench.console import (
     OUT,
     DeviceFlag,
@@ -28,7 +28,7 @@ from bench.errors import Exit
 from provision.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
     from types import FrameType
 
     from bench.result import Run
@@ -40,6 +40,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+app.command()(cli_host.validate)
+app.command()(cli_host.history)
 
 
 def main() -> None:
@@ -148,8 +152,10 @@ def run(
 
 def _keep_page(run: Run, out: Path) -> None:
     """The page beside the run, and where both lie."""
+    from bench import forms
+
     place = out / run.id / "report.html"
-    place.write_text(_html(run, place.parent, None, False), encoding="utf-8")
+    place.write_text(forms.html(run, forms.Shown(place.parent)), encoding="utf-8")
     print(f"kept: {place.with_name('run.json')}")
     print(f"page: {place}")
 
@@ -199,7 +205,7 @@ def report_(
         str, typer.Argument(help="A run's id, its folder, its run.json, or a baseline; default: the last one.")
     ] = "",
     form: Annotated[
-        str, typer.Option("--format", help="markdown, terminal, html, csv, json, pytest-benchmark or schema.")
+        str, typer.Option("--format", help="markdown, terminal, html, csv, json, pytest-benchmark, ticket or schema.")
     ] = "markdown",
     to: Annotated[Path | None, typer.Option("--to", help="Write it there, not to stdout.", metavar="FILE")] = None,
     price: Annotated[
@@ -209,29 +215,29 @@ def report_(
         str | None, typer.Option("--against", help="A run or a baseline that the page draws it against.", metavar="RUN")
     ] = None,
     out: OutFlag = OUT,
+    root: RootFlag = None,
     json: JsonFlag = False,
     no_color: NoColorFlag = False,
 ) -> None:
     """Show a kept run in one of its forms."""
 
     def act() -> Exit:
-        from bench import runs
+        from bench import forms, runs
         from provision import spec
 
-        wanted = "json" if json else spec.choose(form, list(_FORMS), "format")
+        wanted = "json" if json else spec.choose(form, list(forms.FORMS), "format")
         cost = console.price(price)
         if cost is not None and wanted not in {"csv", "html"}:
             raise SpecError(f"--price is for --format csv and html; {wanted} shows no cost.")
         if against is not None and wanted != "html":
             raise SpecError(f"--against is for --format html; for the figures: bench compare {against}.")
         if wanted == "schema":
-            text = _FORMS[wanted](None, Path(), cost, no_color)
-        elif against is not None:
-            from bench import page
-
-            text = page.html(runs.load(run, out), runs.find(run, out).parent, cost, runs.load(against, out))
+            text = forms.schema_text()
         else:
-            text = _FORMS[wanted](runs.load(run, out), runs.find(run, out).parent, cost, no_color)
+            found = runs.load(run, out)
+            baseline = runs.load(against, out) if against is not None else None
+            kept = _validations(found, root) if wanted == "html" else ()
+            text = forms.FORMS[wanted](found, forms.Shown(runs.find(run, out).parent, cost, baseline, no_color, kept))
         if to is not None and to.is_dir():
             raise SpecError(f"--to {to} is a folder: name a file in it.")
         if to is None:
@@ -243,62 +249,14 @@ def report_(
     console.guard(act)
 
 
-def _terminal(run: Run, _: Path, __: float | None, no_color: bool) -> str:
-    from bench import report
+def _validations(run: Run, root: str | None) -> Sequence[Run]:
+    """The validations of a run's host that the volume keeps; none of a run that is no validation."""
+    from bench import history, running
 
-    color, width = console.paper(no_color)
-    return report.terminal(run, color=color, width=width)
-
-
-def _markdown(run: Run, *_: object) -> str:
-    from bench import report
-
-    return report.markdown(run)
-
-
-def _html(run: Run, folder: Path, cost: float | None, _: bool) -> str:
-    from bench import page
-
-    return page.html(run, folder, cost)
-
-
-def _csv(run: Run, _: Path, cost: float | None, __: bool) -> str:
-    from bench import export
-
-    return export.csv_text(run, cost)
-
-
-def _json(run: Run, *_: object) -> str:
-    from bench.codec import dumps
-
-    return dumps(run)
-
-
-def _pytest_benchmark(run: Run, *_: object) -> str:
-    import json
-
-    from bench import export
-
-    return json.dumps(export.pytest_benchmark(run), indent=1)
-
-
-def _schema(*_: object) -> str:
-    import json
-
-    from bench import schema
-
-    return json.dumps(schema.of_run(), indent=1)
-
-
-_FORMS: dict[str, Callable[..., str]] = {
-    "markdown": _markdown,
-    "terminal": _terminal,
-    "html": _html,
-    "csv": _csv,
-    "json": _json,
-    "pytest-benchmark": _pytest_benchmark,
-    "schema": _schema,
-}
+    if run.validation is None:
+        return ()
+    folder = running.find_root(running.Wish(suite="", out=OUT, root=root)).validations
+    return history.of_host(history.load(folder).runs, run.machine)
 
 
 @app.command()

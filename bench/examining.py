@@ -74,7 +74,7 @@ class Examination:
 
 
 def main(raw: Any, say: Say, lines: Iterable[str]) -> None:
-    """Examine a device and say what is found; then ask phases again, a line "again PHASE ..." at a time.
+    """Examine a device and say what is found; then ask phases again, a line "again SECONDS PHASE ..." at a time.
 
     Args:
         raw: an Examination as JSON's own types.
@@ -93,14 +93,14 @@ def main(raw: Any, say: Say, lines: Iterable[str]) -> None:
 
     examiner = _Examiner(torch, request, say)
     examiner.ask(request.probes or tuple(PHASES), examiner.left())
-    say({"phase": "waiting"})
+    examiner.wait()
     for line in lines:
-        word, *names = line.split() or [""]
+        word, *rest = line.split() or [""]
         if word != _AGAIN:
             break
-        examiner.ask_again(names)
-        say({"phase": "waiting"})
-    say({"examined": examiner.answer()})
+        seconds, *names = rest
+        examiner.ask(names, float(seconds))
+        examiner.wait()
 
 
 class _Load:
@@ -160,23 +160,17 @@ class _Examiner:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
             rest -= part
 
-    def ask_again(self, names: Iterable[str]) -> None:
-        """Ask phases once more, each for as long as its part of the whole plan is."""
-        wanted = set(names)
-        whole = sum(self._part(name) for name in PHASES)
-        self.ask(
-            wanted, self._request.budget_seconds * sum(self._part(each) for each in PHASES if each in wanted) / whole
-        )
-
-    def answer(self) -> dict[str, Any]:
-        """What there is to say besides the readings."""
+    def wait(self) -> None:
+        """Say what there is to say besides the readings, each time: there may be no other one."""
         threads = self._torch.get_num_threads()
-        return {
+        answer = {
             "host": plain(self._load.host(threads)),
             "software": self._software(),
             "seconds": self._seconds,
             "threads": threads,
         }
+        self._say({"examined": answer})
+        self._say({"phase": "waiting"})
 
     def _part(self, name: str) -> float:
         return PHASES[name].on_a_card if self._device.is_card else PHASES[name].on_a_cpu

@@ -6,15 +6,18 @@ import csv
 import io
 import platform
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from bench import stats, verdict
+from bench.codec import dumps, plain
+from bench.readings import Reading
 from bench.result import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bench.readings import Validation
     from bench.result import Result, Run
 
 # The version of pytest-benchmark whose files these are read by; it looks at no other field of it.
@@ -29,6 +32,17 @@ def csv_text(run: Run, price_per_hour: float | None = None) -> str:
     writer = csv.DictWriter(sink, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    return sink.getvalue()
+
+
+def readings_csv(validation: Validation) -> str:
+    """One row a reading of a validation, in its unit; what belongs to it and its raw samples as JSON."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow([each.name for each in fields(Reading)])
+    for reading in validation.readings:
+        kept = plain(reading)
+        writer.writerow([dumps(value) if isinstance(value, (list, dict)) else value for value in kept.values()])
     return sink.getvalue()
 
 

@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import charts, compare, history, pictures, report, stats, verdict
+from bench import charts, compare, findings, history, pictures, report, stats, verdict
 from bench.result import Status
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def html(
         twins=[_twin(twin, folder) for twin in pictures.twins(measured, folder)],
         pictures=[picture for result in run.results if (picture := _picture(result, folder))],
         facts=_facts(run),
-        notes=report.notes(run),
+        notes=findings.notes(run) if run.validation is not None else report.notes(run),
+        readings=findings.rows(run),
+        columns=findings.COLUMNS,
         gained=report.gained(run.tuning) if run.tuning is not None else [],
         priced=price_per_hour is not None,
         on_sheet=any(verdict.spec_share(result) is not None for result in measured),
@@ -134,7 +136,7 @@ def _encoded(content: bytes) -> str:
 def _facts(run: Run) -> list[tuple[str, str]]:
     machine = run.machine
     gpus = ", ".join(str(gpu.get("name")) for gpu in machine.get("gpus", [])) or "none"
-    software = next((result.software for result in run.results if result.software), {})
+    software = report.software_of(run)
     quota = machine.get("cpu_quota")
     facts = [
         ("host", machine.get("hostname")),

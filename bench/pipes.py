@@ -101,9 +101,15 @@ def _drain(pipe: int, rest: bytes, deadline: float, hear: Callable[[bytes], None
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End the worker and whatever it started; where it has ended by itself, what it left behind."""
-    if process.returncode is None:  # not reaped: its number, and so its group's, is still its own
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode is None:
+        kill(process)
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the worker and whatever it started, and wait for nothing."""
+    if process.returncode is None:  # not reaped: its number, and so its group's, is still its own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)

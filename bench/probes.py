@@ -34,6 +34,7 @@ def query(torch: Any) -> dict[str, Any]:
             {
                 "name": torch.cuda.get_device_name(index),
                 "capability": "{}.{}".format(*torch.cuda.get_device_capability(index)),
+                "uuid": str(getattr(torch.cuda.get_device_properties(index), "uuid", "")),
             }
             for index in range(count)
         ],

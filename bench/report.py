@@ -233,11 +233,17 @@ def label(case: Case) -> str:
 def machine_line(run: Run) -> str:
     """The machine and the software in one line."""
     gpus = ", ".join(str(gpu["name"]) for gpu in run.machine.get("gpus", []))
-    software = next((result.software for result in run.results if result.software), {})
+    software = software_of(run)
     versions = ", ".join(f"{name} {version}" for name, version in software.items())
     memory = f"{run.machine.get('memory_bytes', 0) / 1e9:.0f} GB"
     machine = f"{run.machine.get('cpu')}, {run.machine.get('cores')} cores, {memory}"
     return "; ".join(part for part in (machine, gpus, versions) if part)
+
+
+def software_of(run: Run) -> dict[str, str]:
+    """{name: version} of what computed."""
+    validated = run.validation.software if run.validation is not None else {}
+    return next((result.software for result in run.results if result.software), validated)
 
 
 def notes(run: Run) -> list[str]:

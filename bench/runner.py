@@ -214,6 +214,7 @@ class Worker:
             self._watch.close()
         if self._process is not None:
             pipes.end(self._process)
+            self.let_go()
             self.code = None if self._is_late else self._process.returncode
             self.stderr = pipes.tail(self._errors)
         self._errors.close()
@@ -246,14 +247,10 @@ class Worker:
         """Whether a paced worker waits for its word."""
         return self.heard.phase == "samples"
 
-    def examined(self, deadline: float) -> bool:
-        """Wait until an examining worker has asked all that it was told to. Whether it came so far."""
-        return self.listen(deadline, lambda: self.heard.phase == WAITING)
-
-    def ask_again(self, phases: Sequence[str]) -> None:
-        """Let an examining worker ask some phases once more; its readings come beside the first ones."""
+    def ask_again(self, phases: Sequence[str], seconds: float) -> None:
+        """Let an examining worker ask some phases once more, in that time; what it reads comes beside the first."""
         self.heard.phase = "told"
-        self._tell(f"again {' '.join(phases)}")
+        self._tell(f"again {seconds:g} {' '.join(phases)}")
 
     def fault(self) -> str:
         """What ended a worker that gave no answer, after it was left."""
@@ -263,6 +260,11 @@ class Worker:
     def gpu(self) -> Gpu | None:
         """What its card did under the sustained load."""
         return self._watch.gpu() if self._watch is not None else None
+
+    def stop(self) -> None:
+        """End it from another thread than the one that listens to it, and learns of it so."""
+        if self._process is not None:
+            pipes.kill(self._process)
 
     def let_go(self) -> None:
         """Nothing more is told: a paced worker makes no further image."""

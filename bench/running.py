@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bench import cases, causes, device, pictures, runner, runs, stats, verdict
+from bench import cases, causes, device, judging, pictures, runner, runs, stats, verdict
 from bench.codec import plain
 from bench.errors import BUDGET
 from bench.result import SCHEMA, Result, Run, Status
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bench.cases import Cell
+    from bench.readings import Validation
     from bench.result import Case, Tuning
     from provision.facts import Facts
     from provision.paths import Root
@@ -121,11 +122,17 @@ def find_bench(wish: Wish) -> Bench:
     """
     host = spec.load_host(wish.host)
     envs = (wish.envs or paths.shipped_envs()).absolute()
-    root = profiles.choose(wish.root, host, envs, os.environ, Path.home()).root
+    root = find_root(wish)
     python = wish.python or paths.interpreter(root.prefix(host.env))
     if not python.exists():
         raise BlockedError(f"{python} is not there. Run `make setup`, or name an interpreter with --python.")
     return Bench(root, python.absolute(), facts.probe(), envs)
+
+
+def find_root(wish: Wish) -> Root:
+    """The persistent folder, as it is named or as this host's profile has it."""
+    envs = (wish.envs or paths.shipped_envs()).absolute()
+    return profiles.choose(wish.root, spec.load_host(wish.host), envs, os.environ, Path.home()).root
 
 
 def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
@@ -164,13 +171,21 @@ class Session:
         self._compared: set[Case] = set()
         self._rates: dict[tuple[Path, str, str], float] = {}  # {(interpreter, device, dtype): FLOPs a second}
 
-    def keep(self, results: Sequence[Result], *, interleaved: bool = False, tuning: Tuning | None = None) -> Run:
-        """Write the run; its verdict is on all of its results, or on the two of a search that count.
+    def keep(
+        self,
+        results: Sequence[Result],
+        *,
+        interleaved: bool = False,
+        tuning: Tuning | None = None,
+        validation: Validation | None = None,
+    ) -> Run:
+        """Write the run; its verdict is on all of its results, on the two of a search that count, or on a host.
 
         Raises:
             BlockedError: the disk cannot be used.
         """
         results = pictures.with_psnr(results, self.folder)
+        found = verdict.judge(results) if tuning is None else verdict.judge_tuning(results, tuning)
         done = Run(
             schema=SCHEMA,
             id=self.folder.name,
@@ -179,10 +194,11 @@ class Session:
             machine=plain(self._bench.machine.to_dict()),
             suite=self._suite,
             results=tuple(results),
-            verdict=verdict.judge(results) if tuning is None else verdict.judge_tuning(results, tuning),
+            verdict=found if validation is None else judging.conclude(validation.judgements),
             command=self._wish.command,
             interleaved=interleaved,
             tuning=tuning,
+            validation=validation,
         )
         runs.keep(done, self.folder)
         return done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,7 +31,7 @@ from bench.result import (
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 def a_case(**changes: Any) -> Case:
@@ -112,3 +113,11 @@ def found(measured_python: Path, folder: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def _signals_are_heard() -> Iterator[None]:
+    """A shell that starts us in the background has SIGINT ignored, and our children would inherit that."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)

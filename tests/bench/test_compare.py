@@ -21,7 +21,8 @@ def noisy(seconds: float, *, seed: int = 0, count: int = 12, noise: float = 0.00
     """A case whose images take about so long."""
     chance = random.Random(seed)  # noqa: S311 (noise)
     samples = tuple(Sample(seconds * chance.gauss(1, noise), (), 1.0) for _ in range(count))
-    return a_result(**{"case": a_case(device="cuda:0"), "samples": samples} | changes)
+    usual: dict[str, Any] = {"case": a_case(device="cuda:0"), "samples": samples}
+    return a_result(**usual | changes)
 
 
 def held(before: Result, after: Result, **changes: Any) -> compare.Row:

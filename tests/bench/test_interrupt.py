@@ -20,16 +20,7 @@ from tests.bench.conftest import command, environment
 from tests.conftest import TEST_ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def _signals_are_heard() -> Iterator[None]:
-    """A shell that starts us in the background has SIGINT ignored, and our children would inherit that."""
-    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, kept)
 
 
 @pytest.mark.worker

@@ -1,0 +1,218 @@
+"""One device's examination as the parent leads it: its worker, its card, and what both have told so far."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench import judging, nvml
+from bench.codec import plain, record
+from bench.evidence import Evidence
+from bench.examining import Examination
+from bench.rating import ONCE, is_wrong
+from bench.readings import Card, Reading
+from bench.result import Host
+from bench.runner import WAITING, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Self
+
+    from bench.readings import Gpu
+    from bench.running import Bench
+
+GRACE_SECONDS = 30.0  # beyond its budget: a cold start of the interpreter and its libraries
+_LOADED = frozenset({"memory", "sustained", "loop"})  # as these begin, a card has just worked: so its link is awake
+_AGAIN_SHARE = 0.25  # of the budget, for what is asked once more
+_PROCESS = "process"  # the name of the reading that says how a worker ended
+
+
+class Checkup:
+    """A device and the worker that examines it: entered, examined, perhaps told to go on, left."""
+
+    def __init__(self, bench: Bench, device: str, name: str, uuid: str | None) -> None:
+        """Describe it as it is before anything was asked of it.
+
+        Args:
+            bench: where, and under which interpreter.
+            device: as torch calls it.
+            name: what it is.
+            uuid: of a card; None of a CPU.
+        """
+        self._bench = bench
+        self.device = device
+        self._card = nvml.Card(uuid)
+        self._card.watch()
+        self._name = name
+        self.before = self._card.describe(device, name)
+        self._loaded: list[Card] = []
+        self.readings: list[Reading] = []
+        self.seconds: dict[str, float] = {}
+        self.software: dict[str, str] = {}
+        self.host: Host | None = None
+        self._stack = contextlib.ExitStack()
+        self._worker: Worker | None = None
+        self._watched: Gpu | None = None
+        self._last: Card | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+        self._card.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its worker waits to be told more."""
+        return self._worker is not None and self._worker.heard.phase == WAITING
+
+    @property
+    def watched(self) -> Gpu | None:
+        """What its card did under sustained load."""
+        return self._worker.gpu() if self._worker is not None else self._watched
+
+    def card(self) -> Card:
+        """What it is now; its link as it was when it worked."""
+        if self._last is not None:
+            return self._last
+        now = self._card.describe(self.device, self._name, ours=int(self._worker is not None))
+        return replace(
+            now,
+            pcie_generation=_most([each.pcie_generation for each in (*self._loaded, now)]),
+            pcie_width=_most([each.pcie_width for each in (*self._loaded, now)]),
+        )
+
+    def examine(self, budget_seconds: float, evidence: Callable[[Evidence], Evidence]) -> None:
+        """Ask everything once, and again what the rules doubt. A worker that dies is started once more.
+
+        Args:
+            budget_seconds: for the whole plan.
+            evidence: adds what is known of the host and of earlier runs to what is known of the device.
+        """
+        found, end = self._whole(budget_seconds)
+        if end is not None:
+            first = end
+            found, end = self._whole(budget_seconds)
+            found.append(end or replace(first, fault=None, why_not=None, figures={ONCE: 1.0}))
+        self.readings = found
+        if end is not None:
+            return
+        known = Evidence(
+            (self.card(),),
+            tuple(self.readings),
+            before=(self.before,),
+            watched={self.device: gpu} if (gpu := self.watched) is not None else {},
+        )
+        phases = judging.doubtful(judging.judge(evidence(known)), self.readings)
+        if phases:
+            self.readings = self._settled(self.readings, self._told(phases, budget_seconds * _AGAIN_SHARE))
+
+    def go_on(self, phases: Sequence[str], seconds: float) -> list[Reading]:
+        """Ask some phases anew. What is wrong is asked once more before it counts; an end of the worker is a reading.
+
+        Args:
+            phases: which.
+            seconds: what they may take.
+        """
+        found = self._told(phases, seconds)
+        wrong = list(dict.fromkeys(reading.probe for reading in found if is_wrong(reading)))
+        if wrong and self.is_alive:
+            found = self._settled(found, self._told(wrong, seconds))
+        return found
+
+    def stop(self) -> None:
+        """End its worker from another thread than the one that listens to it."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def finish(self) -> None:
+        """Let the worker end by itself, and keep what it and the card tell at last."""
+        self._last = self.card()
+        if self._worker is not None and self.is_alive:
+            self._worker.let_go()
+            self._worker.listen(time.monotonic() + GRACE_SECONDS)
+        self._leave()
+
+    def _understand(self, answer: Any) -> None:
+        """What it says whenever it has asked all: so it is known of one that was ended, too."""
+        if not isinstance(answer, dict):
+            return
+        with contextlib.suppress(ValueError, TypeError):
+            self.host = record(answer.get("host"), Host, "host")
+            self.seconds = record(answer.get("seconds"), dict[str, float], "seconds")
+            self.software = record(answer.get("software"), dict[str, str], "software")
+
+    def _begin(self, budget_seconds: float) -> None:
+        self._leave()
+        wanted = Examination(self.device, time.time(), budget_seconds)
+        worker = Worker({"examine": plain(wanted)}, self._bench.python, self._bench.root.hub_in_use)
+        self._worker = self._stack.enter_context(worker)
+
+    def _listen(self, seconds: float) -> bool:
+        """Wait until it has asked all; its card is looked at where it has just worked."""
+        assert self._worker is not None  # noqa: S101 (it was begun)
+        deadline = time.monotonic() + seconds + GRACE_SECONDS
+        heard, seen = self._worker.heard, set[str]()
+        while self._worker.listen(deadline, lambda: heard.phase == WAITING or heard.phase in _LOADED - seen):
+            if heard.phase == WAITING:
+                return True
+            seen.add(heard.phase)
+            self._loaded.append(self._card.describe(self.device, self._name, ours=1))
+        return False
+
+    def _whole(self, budget_seconds: float) -> tuple[list[Reading], Reading | None]:
+        """What a new worker finds by the whole plan, and how it ended, where it did."""
+        self._begin(budget_seconds)
+        assert self._worker is not None  # noqa: S101 (it was begun)
+        heard = self._worker.heard
+        end = None if self._listen(budget_seconds) else self._end_of_worker()
+        return list(heard.readings), end
+
+    def _told(self, phases: Sequence[str], seconds: float) -> list[Reading]:
+        """What comes of asking some phases anew; the worker's end, where that came of it."""
+        assert self._worker is not None  # noqa: S101 (it was begun)
+        count = len(self._worker.heard.readings)
+        self._worker.ask_again(phases, seconds)
+        is_well = self._listen(seconds)
+        found = self._worker.heard.readings[count:]
+        return found if is_well else [*found, self._end_of_worker()]
+
+    @staticmethod
+    def _settled(first: list[Reading], again: list[Reading]) -> list[Reading]:
+        """Each reading once: what counts of those that were asked twice."""
+        second = {each.name: each for each in again}
+        names = {each.name for each in first}
+        kept = [judging.settled(each, second[each.name]) if each.name in second else each for each in first]
+        return [*kept, *(each for each in again if each.name not in names)]
+
+    def _end_of_worker(self) -> Reading:
+        """How it ended, as a fault of the device: what the probes ask, a healthy one survives.
+
+        But for its host: that ends a process when its memory has run out, whatever device it uses.
+        """
+        assert self._worker is not None  # noqa: S101 (it was begun)
+        worker, phase = self._worker, self._worker.heard.phase
+        self._leave()
+        end = Reading(phase, _PROCESS, self.device, "", None)
+        return (
+            replace(end, why_not=worker.fault())
+            if worker.code == -signal.SIGKILL
+            else replace(end, fault=worker.fault())
+        )
+
+    def _leave(self) -> None:
+        if self._worker is not None:
+            self._watched = self._worker.gpu()
+            self._understand((self._worker.heard.answer or {}).get("examined"))
+        self._worker = None
+        self._stack.close()
+        self._stack = contextlib.ExitStack()
+
+
+def _most(values: Sequence[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)

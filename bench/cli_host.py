@@ -1,0 +1,106 @@
+"""The commands of `bench` that look at a host rather than at cases: validate, and history."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench import console
+from bench.console import (
+    OUT,
+    DeviceFlag,
+    EnvsFlag,
+    HostFlag,
+    JsonFlag,
+    NoColorFlag,
+    OutFlag,
+    PythonFlag,
+    QuietFlag,
+    RootFlag,
+)
+from bench.errors import Exit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def validate(
+    device: DeviceFlag = "auto",
+    soak: Annotated[
+        str | None, typer.Option("--soak", help="Repeat it for so long, such as 30m.", metavar="TIME")
+    ] = None,
+    python: PythonFlag = None,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    out: OutFlag = OUT,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Seconds for all devices, without a soak.", min=30)
+    ] = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    no_color: NoColorFlag = False,
+) -> None:
+    """Say whether this host's GPUs are healthy and as fast as they should be; its CPU, where it has none."""
+
+    def act() -> Exit:
+        from bench import forms, history, running, validating, verdict
+        from bench.codec import dumps
+
+        seconds = validating.soak(soak)
+        place = running.Wish(suite="validate", out=out, device=device, python=python, root=root, host=host, envs=envs)
+        wish = replace(place, budget_seconds=budget, command=console.said())
+        progress = console.Progress(quiet=quiet)
+        found = validating.validate(wish, progress, soak_seconds=seconds)
+        for note in found.notes:
+            progress.say(f"note: {note}")
+        run = found.run
+        kept = history.of_host(found.kept, run.machine)
+        shown = forms.Shown(out / run.id, no_color=no_color, kept=kept)
+        page = shown.folder / "report.html"
+        page.write_text(forms.html(run, shown), encoding="utf-8")
+        if json:
+            print(dumps(run))
+        else:
+            print(forms.terminal(run, shown), end="")
+            print(f"kept: {page.with_name('run.json')}\npage: {page}")
+        return Exit.INTERRUPTED if found.interrupted else verdict.exit_of(run.verdict)
+
+    console.guard(act)
+
+
+def history(
+    every: Annotated[bool, typer.Option("--all", help="Of every host that used this volume.")] = False,
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    json: JsonFlag = False,
+    no_color: NoColorFlag = False,
+) -> None:
+    """Show how the validations of this host change over time."""
+
+    def act() -> Exit:
+        from bench import history, report, running
+        from bench.codec import dumps, plain
+        from provision import facts
+
+        wish = running.Wish(suite="", out=OUT, root=root, host=host, envs=envs)
+        folder: Path = running.find_root(wish).validations
+        kept = history.load(folder)
+        machine = facts.probe().to_dict()
+        found = replace(kept, runs=kept.runs if every else history.of_host(kept.runs, machine))
+        if json:
+            print(dumps({"schema": 1, "lines": plain(history.lines(found.runs)), "unread": list(found.unread)}))
+            return Exit.GOOD
+        color, width = console.paper(no_color)
+        if found.runs:
+            print(report.trend(found, color=color, width=width), end="")
+        else:
+            others = f", of other hosts {len(kept.runs)} (--all)" if kept.runs else ""
+            print(f"no validation of this host is kept in {folder}{others}. Run `bench validate` first.")
+            print("".join(f"passed over: {why}\n" for why in found.unread), end="")
+        return Exit.GOOD
+
+    console.guard(act)

@@ -1,0 +1,266 @@
+"""Validates a host: every device by itself, then all at once, then the same again for as long as is wished."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bench import causes, history, judging, runner, running, verdict
+from bench import device as devices
+from bench.checkup import GRACE_SECONDS, Checkup
+from bench.codec import plain
+from bench.evidence import TOGETHER, Evidence, shown
+from bench.links import Linking
+from bench.readings import Reading, Validation
+from provision.errors import BlockedError, FirstlightError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bench.result import Run
+    from bench.running import Bench, Progress, Wish
+
+SUITE = "validate"
+_BUDGET_SECONDS = 60.0  # of one device: an answer within a minute
+_LATER_SECONDS = 30.0  # for each other one
+# Beside the plan itself: the question what there is, and how a worker begins and ends.
+_START_SECONDS = 9.0
+_TOGETHER_SECONDS = 12.0
+_LINKS_SECONDS = 12.0
+_LEAST_SECONDS = 5.0
+_AT_ONCE = ("product", "pinned", "loop")  # what all devices take from their host at the same time
+_ROUND = ("product", "copy", "memory", "sustained")
+_ROUND_SECONDS = 30.0
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A validation, and all that are on the volume, this one at last.
+
+    `interrupted`: its soak was ended before its time. `notes`: what else is to be said.
+    """
+
+    run: Run
+    kept: tuple[Run, ...]
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def validate(wish: Wish, progress: Progress, *, soak_seconds: float | None = None) -> Validated:
+    """Validate the devices that are wished for: with "auto" every card, and the CPU where there is none.
+
+    Args:
+        wish: where and what; its budget is for the plan without a soak.
+        progress: is told what happens.
+        soak_seconds: for how long the same is asked again afterwards.
+
+    Raises:
+        SpecError: no such device.
+        BlockedError: the interpreter, a device that is named or the disk cannot be used.
+    """
+    devices.check_name(wish.device)
+    if wish.device == "mps":
+        raise SpecError("bench validate knows cpu and cuda; for an Apple GPU: bench run --device mps.")
+    bench = running.find_bench(wish)
+    found = runner.query(bench.python)
+    chosen = _choose(wish.device, bench, found)
+    budget = wish.budget_seconds or _BUDGET_SECONDS + _LATER_SECONDS * (len(chosen.devices) - 1)
+    session = running.Session(replace(wish, suite=SUITE), bench, budget, progress)
+    kept = history.load(bench.root.validations)
+    known = Evidence((), (), own=history.bests(kept.runs, str(found.get("torch"))))
+    examination = _Examination(bench, progress, session.ends, chosen, known)
+    validation = examination.run(soak_seconds)
+    run = session.keep((), validation=validation)
+    notes = [f"passed over: {why}" for why in kept.unread]
+    try:
+        history.keep(run, bench.root.validations)
+    except FirstlightError as error:  # whatever is wrong there, the run itself is kept
+        notes.append(f"not kept on the volume: {error}")
+    return Validated(run, (*kept.runs, run), examination.is_interrupted, tuple(notes))
+
+
+def soak(text: str | None) -> float | None:
+    """Seconds of a time as people write it: 90s, 30m, 1.5h.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if found is None or not float(found.group(1)):
+        raise SpecError(f"--soak {text}: a time, such as 30m, 90s or 1.5h.")
+    return float(found.group(1)) * _UNITS[found.group(2)]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """{device: (its name, its uuid)} of those that are examined; {device: why torch cannot use it}."""
+
+    devices: dict[str, tuple[str, str | None]]
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
+def _choose(wanted: str, bench: Bench, found: dict[str, Any]) -> _Chosen:
+    site = causes.site(bench.machine, bench.envs)
+    if wanted not in {"auto", "cpu"}:
+        name = devices.choose(wanted, site, found)
+        return _Chosen({name: _named(found["devices"][int(name.partition(":")[2])])})
+    if "error" in found:
+        raise BlockedError(f"the environment's torch does not start. Run `make verify`. It said:\n{found['error']}")
+    cards = {f"cuda:{index}": _named(each) for index, each in enumerate(found["devices"])}
+    has_cards = bool(cards or bench.machine.gpus or site.seen.on_bus or site.seen.loaded)
+    if wanted == "cpu" or not has_cards:
+        return _Chosen({"cpu": (bench.machine.cpu, None)})
+    faults = {name: causes.cause(site, found, index) for index, name in enumerate(cards or ["cuda"])}
+    unusable = {name: why.text for name, why in faults.items() if why is not None}
+    return _Chosen({name: told for name, told in cards.items() if name not in unusable}, unusable)
+
+
+def _named(told: dict[str, Any]) -> tuple[str, str | None]:
+    return str(told["name"]), str(told.get("uuid") or "") or None
+
+
+class _Examination:
+    """All devices of a validation, from the first question to the verdict."""
+
+    def __init__(self, bench: Bench, progress: Progress, ends: float, chosen: _Chosen, known: Evidence) -> None:
+        self._bench, self._progress, self._ends, self._chosen = bench, progress, ends, chosen
+        machine = bench.machine
+        self._known = replace(known, cores=machine.cores, cpu_quota=machine.cpu_quota, unusable=chosen.unusable)
+        self._checkups: list[Checkup] = []
+        self._seconds: dict[str, float] = {}
+        self.readings: list[Reading] = []
+        self.is_interrupted = False
+
+    def run(self, soak_seconds: float | None) -> Validation:
+        """Ask, judge, and say all that was found."""
+        soaked = None
+        with contextlib.ExitStack() as stack:
+            for name, (title, uuid) in self._chosen.devices.items():
+                checkup = stack.enter_context(Checkup(self._bench, name, title, uuid))
+                self._checkups.append(checkup)
+                self._one(checkup)
+            if len(self._checkups) > 1:
+                self._together()
+                self._links()
+            if soak_seconds is not None and self._checkups:
+                soaked = self._soak(soak_seconds)
+            for checkup in self._checkups:
+                checkup.finish()
+        return self._told(soaked)
+
+    def _one(self, checkup: Checkup) -> None:
+        left = len(self._chosen.devices) - len(self._checkups) + 1
+        later = 0.0 if len(self._chosen.devices) == 1 else _TOGETHER_SECONDS + _LINKS_SECONDS
+        seconds = (self._ends - time.monotonic() - later) / left - _START_SECONDS * (left > 1)
+        self._progress.begin(f"  {checkup.device:<8} {checkup.before.name}")
+        checkup.examine(max(_LEAST_SECONDS, seconds - _START_SECONDS), self._with_host)
+        self.readings += checkup.readings
+        self._progress.say(f"  {checkup.device:<8} {_gist(checkup.readings)}")
+
+    def _with_host(self, of_device: Evidence) -> Evidence:
+        known = self._known
+        return replace(of_device, own=known.own, cores=known.cores, cpu_quota=known.cpu_quota)
+
+    def _together(self) -> None:
+        """All devices at once: whether the host feeds them."""
+        self._progress.begin("  all at once")
+        began = time.monotonic()
+        found = self._at_once(partial(Checkup.go_on, phases=_AT_ONCE, seconds=_TOGETHER_SECONDS))
+        # A worker's end is a fault of its phase, as it would be alone.
+        self.readings += [replace(each, probe=TOGETHER) if each.fault is None else each for each in found]
+        self._seconds[TOGETHER] = time.monotonic() - began
+        self._progress.say(f"  all at once {_gist(found)}")
+
+    def _links(self) -> None:
+        """What goes from device to device."""
+        names = tuple(checkup.device for checkup in self._checkups)
+        self._progress.begin("  from device to device")
+        began = time.monotonic()
+        request = {"links": plain(Linking(names, time.time(), _LINKS_SECONDS))}
+        with runner.Worker(request, self._bench.python, self._bench.root.hub_in_use) as worker:
+            worker.listen(time.monotonic() + _LINKS_SECONDS + GRACE_SECONDS)
+        found = list(worker.heard.readings)
+        if worker.heard.answer is None:
+            found.append(Reading("links", "links", names[0], "", None, fault=worker.fault()))
+        self.readings += found
+        self._seconds["links"] = time.monotonic() - began
+        self._progress.say(f"  from device to device {_gist(found)}")
+
+    def _soak(self, seconds: float) -> float:
+        """Round after round until the time is over, or somebody has seen enough. Returns how long it was."""
+        began, number = time.monotonic(), 0
+        try:
+            while time.monotonic() - began < seconds and any(checkup.is_alive for checkup in self._checkups):
+                number += 1
+                self._progress.begin(f"  round {number}")
+                found = self._at_once(partial(Checkup.go_on, phases=_ROUND, seconds=_ROUND_SECONDS))
+                # The raw samples of hours would fill a disk; the plan before has kept its own.
+                self.readings += [replace(each, round=number, samples=()) for each in found]
+                left = max(0.0, seconds - (time.monotonic() - began))
+                self._progress.say(f"  round {number}, {left:.0f} s left: {_gist(found)}")
+        except KeyboardInterrupt:
+            self.is_interrupted = True
+            self._progress.say("  interrupted: what was found until now is judged")
+        return time.monotonic() - began
+
+    def _at_once(self, act: Callable[[Checkup], list[Reading]]) -> list[Reading]:
+        """Each device whose worker lives, in a thread that listens to it."""
+        alive = [checkup for checkup in self._checkups if checkup.is_alive]
+        with ThreadPoolExecutor(max(1, len(alive))) as pool:
+            told = [pool.submit(act, checkup) for checkup in alive]
+            try:
+                return [reading for each in told for reading in each.result()]
+            except KeyboardInterrupt:
+                for checkup in alive:
+                    checkup.stop()
+                raise
+
+    def _told(self, soaked: float | None) -> Validation:
+        checkups = self._checkups
+        phases = {name for checkup in checkups for name in checkup.seconds}
+        longest = {name: max(checkup.seconds.get(name, 0.0) for checkup in checkups) for name in phases}
+        hosts = {checkup.device: checkup.host for checkup in checkups if checkup.host is not None}
+        # A card works by itself once it was told: what else its host does is no reason to doubt it.
+        crowds = {name: verdict.crowded(host, name) for name, host in hosts.items() if name == "cpu"}
+        validation = Validation(
+            cards=tuple(checkup.card() for checkup in checkups),
+            before=tuple(checkup.before for checkup in checkups),
+            readings=tuple(self.readings),
+            judgements=(),
+            seconds={name: round(took, 3) for name, took in sorted((longest | self._seconds).items())},
+            watched={checkup.device: gpu for checkup in checkups if (gpu := checkup.watched) is not None},
+            disturbed={name: why for name, why in crowds.items() if why is not None},
+            software=next((checkup.software for checkup in checkups if checkup.software), {}),
+            soak_seconds=round(soaked, 1) if soaked is not None else None,
+        )
+        evidence = replace(
+            self._known,
+            cards=validation.cards,
+            before=validation.before,
+            readings=validation.readings,
+            watched=validation.watched,
+            disturbed=validation.disturbed,
+            hosts=hosts,
+        )
+        return replace(validation, judgements=judging.judge(evidence))
+
+
+def _gist(readings: Sequence[Reading]) -> str:
+    """What was found, in a line: what is wrong, else the figures that tell most."""
+    wrong = [f"{each.device} {each.name}: {(each.fault or '').splitlines()[0]}" for each in readings if each.fault]
+    if wrong:
+        return "; ".join(wrong)
+    best: dict[str, Reading] = {}
+    for each in readings:
+        if each.value and each.unit in {"FLOP/s", "B/s"}:
+            held = best.get(each.probe)
+            best[each.probe] = each if held is None or each.value > (held.value or 0.0) else held
+    return ", ".join(f"{each.name} {shown(each.value or 0.0, each.unit)}" for each in best.values()) or "no figure"

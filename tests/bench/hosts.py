@@ -1,0 +1,74 @@
+"""A program that stands in the place of a worker that examines devices: a healthy H100, until a test changes it."""
+
+from __future__ import annotations
+
+from tests.conftest import CHECKOUT
+
+UUID = "GPU-00000000-0000-0000-0000-000000000090"  # of tests/data/cards/h100.json
+# `values` are changed by the test's own lines; `turn` counts how often this device was asked for a phase, over all
+# workers of the test; `device` is who is asked.
+EXAMINER = f"""
+import json, os, signal, sys
+sys.path.insert(0, {str(CHECKOUT)!r})
+from pathlib import Path
+from bench.codec import dumps, plain
+from bench.readings import Reading
+from bench.result import Host
+
+T, GB = 1e12, 1e9
+COUNT, NAME, UUID = 1, "NVIDIA H100 80GB HBM3", {UUID!r}
+FOUND = {{"torch": "2.13.0", "cuda": "13.0", "available": True, "architectures": ["sm_90"], "mps": False}}
+
+def say(event):
+    print(dumps(event), flush=True)
+
+def read(probe, name, unit, value, **more):
+    samples = (value,) if value is not None else ()
+    say({{"reading": plain(Reading(probe, name, device, unit, value, samples, **more))}})
+
+def ask(phases):
+    for phase in phases:
+        say({{"phase": phase}})
+        with Path("asked").open("a") as file: file.write(f"{{device}} {{phase}}\\n")
+        turn = Path("asked").read_text().split("\\n").count(f"{{device}} {{phase}}")
+        values = {{"error": 1e-3, "product": 780 * T, "copy": 2900 * GB, "pinned": 50 * GB, "step": 0.02}}
+        values["fault"] = None
+        before(phase, turn, values)
+        if phase == "numerics": read(phase, "matrix product bf16", "", values["error"], limit=5e-3)
+        if phase == "product": read(phase, "product bf16", "FLOP/s", values["product"])
+        if phase == "copy": read(phase, "copy", "B/s", values["copy"])
+        if phase == "pinned": read(phase, "host to device", "B/s", values["pinned"])
+        sizes = {{"tested_bytes": 70e9, "free_bytes": 80e9}}
+        quarters = {{"first_quarter": 710 * T, "last_quarter": 700 * T}}
+        if phase == "memory": read(phase, "memory", "", 0.88, fault=values["fault"], figures=sizes)
+        if phase == "sustained": read(phase, "sustained bf16", "FLOP/s", 700 * T, figures=quarters)
+        if phase == "loop": read(phase, "loop ddpm-cat-256 fp16 batch 4", "s", values["step"])
+
+def before(phase, turn, values): pass
+
+def links(): say({{"reading": plain(Reading("links", "all-reduce", "cuda:0", "B/s", 200 * GB))}})
+
+def main():
+    global device
+    request = json.loads(sys.stdin.readline())
+    if "query" in request:
+        devices = [{{"name": NAME, "capability": "9.0", "uuid": UUID}}] * COUNT
+        say({{"query": FOUND | {{"devices": devices}}}})
+        return
+    if "links" in request:
+        links()
+        say({{"examined": {{}}}})
+        return
+    device = request["examine"]["device"]
+    say({{"card": UUID}})
+    phases = ["numerics", "product", "copy", "pinned", "memory", "sustained", "loop"]
+    while True:
+        ask(phases)
+        host = plain(Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0))
+        say({{"examined": {{"host": host, "software": {{"torch": "2.13.0"}}, "seconds": {{"product": 1.0}}}}}})
+        say({{"phase": "waiting"}})
+        word, *rest = sys.stdin.readline().split() or [""]
+        if word != "again": return
+        phases = rest[1:]
+"""
+END = "\nmain()\n"

@@ -1,0 +1,287 @@
+"""A whole validation, with a program in the worker's place and a card's answers in its driver's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import history, runner, running, runs, validating, verdict
+from bench.errors import Exit
+from bench.readings import VerdictState
+from provision.errors import BlockedError, SpecError
+from provision.facts import Gpu
+from tests.bench.hosts import END, EXAMINER
+from tests.bench.programs import Quiet
+from tests.bench.test_nvml import Driver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.readings import Judgement
+    from bench.validating import Validated
+
+TWO = "COUNT = 2\n"
+PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """The driver of a healthy H100, on which nothing else runs."""
+    found = Driver("h100", monkeypatch)
+    found.answers["nvmlDeviceGetComputeRunningProcesses"] = []
+    return found
+
+
+@pytest.fixture
+def progress() -> Quiet:
+    return Quiet()
+
+
+@pytest.fixture
+def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., Validated]:
+    def run_program(program: str = "", *, soak: float | None = None, **changes: Any) -> Validated:
+        file = tmp_path / "examiner.py"
+        file.write_text(EXAMINER + program + END)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        usual: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
+        wish = running.Wish(**usual | {"python": Path(sys.executable)} | changes)
+        return validating.validate(wish, progress, soak_seconds=soak)
+
+    return run_program
+
+
+def planted(phase: str, change: str, *, turns: str = "True") -> str:
+    """A device that is not well in a phase, at those of its turns."""
+    return f"def before(phase, turn, values):\n    if phase == {phase!r} and ({turns}): {change}\n"
+
+
+def judged(found: Validated, rule: str) -> list[Judgement]:
+    assert found.run.validation is not None
+    return [each for each in found.run.validation.judgements if each.rule == rule]
+
+
+def asked() -> list[str]:
+    return Path("asked").read_text().splitlines()
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_healthy_card_passes_and_is_kept_twice(validate: Callable[..., Validated], tmp_path: Path) -> None:
+    found = validate()
+    assert found.run.verdict.state is PASS, found.run.verdict.reasons
+    assert verdict.exit_of(found.run.verdict) is Exit.GOOD
+    assert runs.load("", tmp_path / "out") == found.run
+    assert history.load(
+        running.find_root(running.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
+    ).runs == (found.run,)
+    (product,) = judged(found, "product")
+    assert (product.state, product.expected, product.confidence) == (PASS, 794.5e12, "measured")
+    (card,) = found.run.validation.cards if found.run.validation else ()
+    assert (card.uuid, card.driver_sees, card.power_limit_watts) == (
+        "GPU-00000000-0000-0000-0000-000000000090",
+        True,
+        700,
+    )
+    assert len(asked()) == 7, "nothing was asked again"
+
+
+@pytest.mark.usefixtures("driver")
+def test_its_own_best_is_what_a_card_is_held_against(validate: Callable[..., Validated]) -> None:
+    validate()
+    (later,) = judged(validate(planted("product", "values['product'] = 600 * T")), "product")
+    assert (later.state, later.expected, later.confidence) == (WARN, 780e12, "own")
+    assert "its own best, run" in later.said
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_slow_card_is_asked_again_before_it_fails(validate: Callable[..., Validated]) -> None:
+    found = validate(planted("product", "values['product'] = 300 * T"))
+    assert verdict.exit_of(found.run.verdict) is Exit.VERDICT_FAIL
+    assert asked()[7:] == ["cuda:0 product"]
+    (product,) = judged(found, "product")
+    assert product.state is FAIL
+    assert "300.0 TFLOP/s is 38% of the 794.5 TFLOP/s" in product.said
+    assert "ticket" in product.advice
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_card_that_is_slow_once_is_not_slow(validate: Callable[..., Validated]) -> None:
+    found = validate(planted("product", "values['product'] = 300 * T", turns="turn == 1"))
+    assert found.run.verdict.state is PASS
+    assert found.run.validation is not None
+    assert [each.value for each in found.run.validation.readings if each.probe == "product"] == [780e12]
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
+def test_a_flipped_bit(validate: Callable[..., Validated], turns: str, state: VerdictState) -> None:
+    found = validate(planted("memory", "values['fault'] = '1 word of 8 bytes did not come back'", turns=turns))
+    assert found.run.verdict.state is state
+    assert "memory" in found.run.verdict.reasons[0]
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
+def test_a_wrong_product(validate: Callable[..., Validated], turns: str, state: VerdictState) -> None:
+    found = validate(planted("numerics", "values['error'] = 0.3", turns=turns))
+    assert found.run.verdict.state is state
+    assert asked()[7:] == ["cuda:0 numerics"]
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(
+    ("end", "turns", "state"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "True", FAIL),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "turn == 1", WARN),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "True", OPEN),
+    ],
+    ids=["twice", "once", "by the host"],
+)
+def test_a_worker_that_ends(validate: Callable[..., Validated], end: str, turns: str, state: VerdictState) -> None:
+    """While it multiplies; the host ends what has no memory left, and that is no fault of a card."""
+    found = validate(planted("product", end, turns=turns))
+    assert found.run.verdict.state is state
+    assert asked().count("cuda:0 product") == 2
+    assert found.run.validation is not None
+    (process,) = [each for each in found.run.validation.readings if each.name == "process"]
+    told = (process.fault or "") + (process.why_not or "")
+    assert ("in the phase 'product'" in told) is (turns == "True")
+
+
+def test_errors_that_come_meanwhile(validate: Callable[..., Validated], driver: Driver) -> None:
+    """The driver counts four more when the card has been asked."""
+    driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
+    found = validate("Path('asked').touch()\n")
+    assert [each.state for each in judged(found, "xid-hardware")] == [FAIL]
+
+    class Counting(Quiet):
+        def say(self, line: str) -> None:
+            driver.answers["nvmlDeviceGetTotalEccErrors"] = {"0": 4, "1": 0}
+            super().say(line)
+
+    with pytest.MonkeyPatch.context():
+        wish = running.Wish(
+            suite="validate", root=str(Path.cwd()), out=Path("out"), python=Path(sys.executable), device="cuda:0"
+        )
+        again = validating.validate(wish, Counting())
+    assert [each.state for each in judged(again, "ecc-corrected-growth")] == [WARN]
+
+
+@pytest.mark.usefixtures("driver")
+def test_of_two_cards_the_slowest_is_named(validate: Callable[..., Validated], progress: Quiet) -> None:
+    slower = "    if device == 'cuda:1' and phase == 'product': values['product'] = 640 * T\n"
+    found = validate(f"{TWO}def before(phase, turn, values):\n{slower}")
+    (slowest,) = judged(found, "slowest")
+    assert (slowest.state, slowest.device) == (WARN, "cuda:1")
+    assert found.run.validation is not None
+    probes = {each.probe for each in found.run.validation.readings}
+    assert {"together", "links"} <= probes
+    assert any(line.strip().startswith("all at once") for line in progress.lines)
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_host_that_does_not_feed_all_its_cards(validate: Callable[..., Validated]) -> None:
+    """Alone each copies at 50 GB/s; all at once, the second time that they are asked, at 12."""
+    found = validate(TWO + planted("pinned", "values['pinned'] = 12 * GB", turns="turn == 2"))
+    assert {each.device for each in judged(found, "together") if each.state is WARN} == {"cuda:0", "cuda:1"}
+
+
+@pytest.mark.usefixtures("driver")
+def test_links_that_hang_up_are_a_fault(validate: Callable[..., Validated]) -> None:
+    found = validate(f"{TWO}def links(): os._exit(3)\n")
+    assert found.run.verdict.state is FAIL
+    assert "(exit 3)" in found.run.verdict.reasons[0]
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_soak_goes_on_round_after_round(validate: Callable[..., Validated]) -> None:
+    faded = planted("product", "values['product'] = (780 - 100 * (turn > 2)) * T")
+    found = validate(faded, soak=1.0)
+    assert found.run.validation is not None
+    rounds = {each.round for each in found.run.validation.readings}
+    assert max(rounds) >= 2
+    assert rounds == set(range(max(rounds) + 1))
+    assert found.run.validation.soak_seconds is not None
+    assert found.run.validation.soak_seconds >= 1
+    (drift,) = judged(found, "drift")
+    assert drift.state is WARN
+    assert not found.interrupted
+
+
+@pytest.mark.usefixtures("driver", "_signals_are_heard")
+def test_ctrl_c_ends_a_soak_and_keeps_what_was_found(
+    validate: Callable[..., Validated], tmp_path: Path, progress: Quiet
+) -> None:
+    """The first round is whole; in the second, with the card at work, somebody has seen enough."""
+    stop = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
+    found = validate(planted("product", stop, turns="turn == 3"), soak=3600.0)
+    assert found.interrupted
+    assert found.run.verdict.state is PASS
+    assert runs.load("", tmp_path / "out") == found.run
+    assert found.run.validation is not None
+    assert {each.round for each in found.run.validation.readings} == {0, 1}
+    assert found.run.validation.software == {"torch": "2.13.0"}
+    assert any("interrupted" in line for line in progress.lines)
+
+
+def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., Validated]) -> None:
+    """There is none here: the real library says so."""
+    found = validate()
+    assert verdict.exit_of(found.run.verdict) is Exit.NOT_JUDGED
+    assert [each.state for each in judged(found, "driver-hidden")] == [OPEN]
+
+
+def test_a_card_that_torch_cannot_use_fails_with_its_cause(
+    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = running.facts.probe()
+    card = SimpleNamespace(
+        **{name: getattr(known, name) for name in vars(known)}
+        | {"gpus": (Gpu("NVIDIA H100 80GB HBM3", "9.0"),), "nvidia_driver": "570.86.15"},
+        to_dict=known.to_dict,
+    )
+    monkeypatch.setattr(running.facts, "probe", lambda: card)
+    found = validate("COUNT = 0\nFOUND |= {'cuda': None, 'available': False}\n")
+    assert verdict.exit_of(found.run.verdict) is Exit.VERDICT_FAIL
+    (unusable,) = judged(found, "unusable")
+    assert "CPU-only build" in unusable.said
+    assert "provision env create --variant cu" in unusable.said
+    assert not Path("asked").exists()
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_volume_that_takes_nothing_loses_no_result(validate: Callable[..., Validated], tmp_path: Path) -> None:
+    place = running.find_root(running.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
+    place.parent.mkdir(parents=True)
+    place.touch()
+    found = validate()
+    assert runs.load("", tmp_path / "out") == found.run
+    assert any("not kept on the volume" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("30m", 1800.0), ("1.5h", 5400.0)])
+def test_how_long_a_soak_is(text: str, seconds: float) -> None:
+    assert validating.soak(text) == seconds
+    assert validating.soak(None) is None
+
+
+@pytest.mark.parametrize("text", ["", "m", "0", "-5m", "1d", "nan"])
+def test_no_time_is_no_soak(text: str) -> None:
+    with pytest.raises(SpecError, match="such as 30m"):
+        validating.soak(text)
+
+
+def test_a_torch_that_does_not_start_is_told(validate: Callable[..., Validated]) -> None:
+    with pytest.raises(BlockedError, match=r"torch does not start(.|\n)*no module here"):
+        validate("raise SystemExit('no module here')\n")
+
+
+def test_an_apple_card_is_for_bench_run(validate: Callable[..., Validated], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="bench run --device mps"):
+        validate(device="mps")
+    assert not (tmp_path / "out").exists()
