@@ -101,7 +101,7 @@ def cause(place: Site, found: Mapping[str, Any], index: int = 0) -> Cause | None
 
 
 def _no_driver(asked: _Asked) -> Cause | None:
-    if asked.driver is not None or asked.site.seen.loaded:
+    if asked.driver is not None:
         return None
     bus = asked.site.seen.on_bus
     if not bus:
@@ -307,9 +307,8 @@ def _take(asked: _Asked, device: Mapping[str, Any] | None = None) -> str:
 
 
 def _least_driver(torch: TorchSpec | None, cuda: str) -> str | None:
-    """The oldest driver that a build for this CUDA starts with; None where nothing tells."""
+    """The oldest driver that a build for this CUDA starts with: of its major version; None where nothing tells."""
     major = cuda.partition(".")[0]
     known = [variant for variant in (torch.variant if torch is not None else []) if variant.driver is not None]
-    same = [variant for variant in known if re.fullmatch(rf"cu{major}\d", variant.name)]
-    exact = [variant for variant in same if variant.name == f"cu{cuda.replace('.', '')}"]
-    return next((variant.driver for variant in [*exact, *same]), _OLDER_CUDA.get(major))
+    same = [variant.driver for variant in known if re.fullmatch(rf"cu{major}\d", variant.name)]
+    return next(iter(same), _OLDER_CUDA.get(major))

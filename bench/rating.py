@@ -145,18 +145,13 @@ def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequen
 
 
 def _crowd(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
-    """What a device reaches while the others work too, against what it reaches alone."""
+    """What a device reaches while the others work too, against the best that it reached at all."""
     together = _best(rounds)
-    alone = [
-        reading
-        for (probe, reading_name), readings in evidence.rounds(card.device).items()
-        for reading in readings
-        if together is not None and reading_name == together.name and probe != TOGETHER
-    ]
-    best = _best(alone)
-    if together is None or not together.value or best is None or best.value is None:
+    if together is None or not together.value or card.device in evidence.disturbed:
         return None
-    return None if card.device in evidence.disturbed else _of(name, rule, card, together, (together.value, best.value))
+    every = [each for each in evidence.readings if (each.device, each.name) == (card.device, together.name)]
+    best = _best(every) or together
+    return _of(name, rule, card, together, (together.value, best.value or 0.0))
 
 
 def _of(name: str, rule: Rule, card: Card, reading: Reading, pair: tuple[float, float]) -> Judgement | None:

@@ -72,6 +72,7 @@ def closed(name: str, fault: str) -> Seen:
 # What the machine shows, what torch says; the cause; words of its message, and of its fix.
 CASES = [
     (BARE, CPU_ONLY, "no card", "no NVIDIA driver is loaded on this machine, and no card", "Use --device cpu"),
+    (replace(host(None, system="windows"), seen=Seen()), NONE, "no card", "on this machine.", "Use --device cpu"),
     (replace(BARE, seen=ON_BUS), NONE, "no driver", "(0000:65:00.0)", "Install NVIDIA's driver here"),
     (
         replace(BARE, seen=replace(ON_BUS, contained=True)),
@@ -120,6 +121,7 @@ CASES = [
         host("570.86", "B200"), torch_says(("B200", "10.0")),
         "no code for the card", "B200 has compute capability 10.0 and is too new for torch 2.9.0", "--variant cu128`",
     ),
+    (host("570.86", "A card"), torch_says(("A card", "6.1")), "card too old", "capability 6.1", "--variant cu126`"),
     (
         host(), torch_says(("NVIDIA H100", "9.0"), architectures=["sm_80", "sm_100"]),
         "no code for the card", "has no code in torch 2.9.0, which carries machine code for sm_80, sm_100.", "cu128`",
@@ -257,7 +259,8 @@ def test_a_container_is_known_by_what_it_shows(
 
 def test_the_builds_of_a_site_are_those_with_a_lock(tmp_path: Path) -> None:
     found = site(host().machine, ENVS)
-    assert found.torch == TORCH
+    assert (found.torch, found.seen) == (TORCH, nodes.look())
+    assert found.seen != Seen(), "there is either a card or a reason of the library's"
     assert set(LOCKED) <= set(found.locked)
     assert site(host().machine, tmp_path) == replace(found, torch=None, locked=())
     (tmp_path / "torch.toml").write_text("python = 3")

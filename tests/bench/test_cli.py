@@ -134,7 +134,7 @@ def test_a_host_file_that_is_wrong_is_told(tmp_path: Path) -> None:
 def test_a_card_is_asked_for_where_there_is_none(measured_python: Path) -> None:
     done = bench("run", "tiny", "--device", "cuda", "--root", TEST_ROOT)
     assert done.returncode == 4
-    assert done.stderr.startswith("error: no NVIDIA driver is loaded on this machine.")
+    assert "driver is loaded" in done.stderr
     assert done.stdout == ""
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 BF16 = ("GPU-a100", "product bf16")
 
 
+ONE_IMAGE = reading("loop", "loop stable-diffusion-v1-5 fp16 batch 1", 0.3)
+
+
 def bf16(value: float | None, **changes: Any) -> Reading:
     return reading("product", "product bf16", value, **changes)
 
@@ -31,7 +34,7 @@ def judged(state: VerdictState, rule: str = "product", device: str = "cuda:0") -
 
 
 def test_what_is_kept_is_read_again_oldest_first(tmp_path: Path) -> None:
-    late, early = validated(9), validated(2)
+    late, early = validated(9), replace(validated(2), id="validate-that-was-renamed")
     for run in (late, early):
         assert history.keep(run, tmp_path / "validations").name == f"{run.id}.json"
     assert history.load(tmp_path / "validations") == history.Kept((early, late))
@@ -138,7 +141,9 @@ def test_a_host_is_known_by_its_name_or_its_cards() -> None:
 def test_a_line_holds_what_tells_most_of_a_device() -> None:
     kept = [
         validated(2, bf16(200 * T), reading("product", "product fp32", 18 * T), reading("copy", "copy", 1500 * GB)),
-        validated(3, *READINGS, judgements=judged(VerdictState.WARN) + judged(VerdictState.FAIL, device="cuda:7")),
+        validated(
+            3, *READINGS, ONE_IMAGE, judgements=judged(VerdictState.WARN) + judged(VerdictState.FAIL, device="cuda:7")
+        ),
         validated(4, bf16(None, why_not="no time")),
     ]
     first, second, third = history.lines(kept)

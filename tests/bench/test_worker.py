@@ -58,7 +58,8 @@ def test_the_arithmetic_grows_with_batch_and_steps(found: dict[str, Any]) -> Non
 @pytest.mark.worker
 def test_torch_tells_what_it_can_compute_on(found: dict[str, Any]) -> None:
     query = found["query"]
-    assert set(query) == {"torch", "cuda", "available", "devices", "architectures", "mps"}
+    assert set(query) == {"torch", "cuda", "available", "devices", "architectures", "mps", "refusal"}
+    assert query["refusal"] is None or (query["cuda"] is not None and not query["available"])
     assert query["torch"][0].isdigit()
     assert bool(query["devices"]) is query["available"]
     assert bool(query["architectures"]) is (query["cuda"] is not None)
