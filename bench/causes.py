@@ -56,11 +56,11 @@ class _Asked:
     site: Site
     found: Mapping[str, Any]
     index: int
-    card: str = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def card(self) -> str:
         gpus = self.site.machine.gpus
-        object.__setattr__(self, "card", gpus[min(self.index, len(gpus) - 1)].name if gpus else "an NVIDIA card")
+        return gpus[min(self.index, len(gpus) - 1)].name if gpus else "an NVIDIA card"
 
     @property
     def torch(self) -> str:
@@ -131,10 +131,11 @@ def _mismatch(asked: _Asked) -> Cause | None:
 def _no_node(asked: _Asked) -> Cause | None:
     seen = asked.site.seen
     there = {node.name for node in seen.nodes}
-    missing = [name for name in CONTROL if name not in there]
+    # The driver makes these when CUDA first asks for them: a torch without CUDA has not.
+    missing = [name for name in CONTROL if name not in there] if asked.found.get("cuda") else []
     if not any(NUMBERED.fullmatch(name) for name in there):
         missing.insert(0, "nvidia0")
-    # A driver that the kernel does not show has other ways (WSL's is not here): then its own word on cards counts.
+    # A driver that the kernel does not show (WSL's) has other ways than nodes: then its own word on cards counts.
     if (not seen.loaded and asked.site.machine.gpus) or not missing:
         return None
     shown = ", ".join(f"/dev/{name}" for name in missing)

@@ -64,6 +64,15 @@ def doubtful(judgements: Sequence[Judgement], readings: Sequence[Reading]) -> tu
     return tuple(found)
 
 
+def merged(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading, ...]:
+    """All readings, each question once, where some were asked for again: what counts of them, in the first order."""
+    found = {_question(reading): reading for reading in first}
+    for reading in again:
+        before = found.get(_question(reading))
+        found[_question(reading)] = settled(before, reading) if before is not None else reading
+    return tuple(found.values())
+
+
 def settled(first: Reading, again: Reading) -> Reading:
     """What counts of a reading that was asked for twice.
 
@@ -82,6 +91,10 @@ def settled(first: Reading, again: Reading) -> Reading:
     if "first_quarter" in first.figures and "first_quarter" in again.figures:  # what it kept, not how fast it began
         return max(again, first, key=lambda each: each.figures["last_quarter"] / (each.figures["first_quarter"] or 1.0))
     return again if share_of(first, again.value, first.value) >= 1 else first
+
+
+def _question(reading: Reading) -> tuple[str, str, str, int]:
+    return reading.device, reading.probe, reading.name, reading.round
 
 
 def _is_about(rule: Rule, reading: Reading) -> bool:

@@ -90,6 +90,7 @@ CASES = [
     (host(seen=closed("nvidiactl", "EACCES")), CPU_ONLY, "permission", "/dev/nvidiactl is not for", "chmod 666"),
     (host(seen=closed("nvidia-uvm", "EPERM")), NONE, "device rules", "this container may not use it", "--gpus all"),
     (host(seen=closed("nvidia0", "EIO")), NONE, "dead node", "/dev/nvidia0 does not open (EIO)", "grep -i nvrm"),
+    (host(seen=replace(FINE, nodes=OPEN[:1])), CPU_ONLY, NO_CUDA, "CPU-only", "cu128`"),
     (host(), CPU_ONLY, NO_CUDA, "NVIDIA H100 is here, but torch 2.9.0 is a CPU-only", "cu128` (torch 2.10.0)"),
     (host("580.65"), CPU_ONLY, NO_CUDA, "CPU-only", "--variant cu130`"),
     (host("570.86", "GTX 1080"), CPU_ONLY, NO_CUDA, "GTX 1080 is here", "--variant cu126`"),

@@ -9,7 +9,7 @@ import pytest
 from bench import verdict
 from bench.errors import Exit
 from bench.evidence import Evidence, Expected
-from bench.judging import conclude, doubtful, judge, settled
+from bench.judging import conclude, doubtful, judge, merged, settled
 from bench.readings import Card, Gpu, Judgement, Reading, Verdict, VerdictState
 from tests.bench.seen import (
     A100,
@@ -268,6 +268,16 @@ WHOLE = reading("memory", "memory", 0.88)
 )
 def test_a_reading_that_was_asked_twice(first: Reading, again: Reading, counts: Reading) -> None:
     assert settled(first, again) == counts
+
+
+def test_what_was_asked_again_stands_in_its_own_place_alone() -> None:
+    fine = replace(SLOW_BF16, value=260 * T)
+    later, other = replace(SLOW_BF16, round=1), replace(SLOW_BF16, device="cuda:1")
+    at_once = replace(SLOW_BF16, probe="together")
+    first = (SLOW_BF16, WHOLE, later, other, at_once)
+    fp8 = reading("product", "product fp8", 500 * T)
+    assert merged(first, [fp8, fine]) == (fine, WHOLE, later, other, at_once, fp8)
+    assert merged(first, []) == first
 
 
 def test_a_cpu_is_held_against_no_table() -> None:
