@@ -125,9 +125,10 @@ def trend(found: Sequence[Trend]) -> str | None:
     if not shown:
         return None
     figure, axes = _figure(max(3.2, _LEGEND_ROW * len(shown) + 0.9))
-    for each in shown:
-        shares = [100 * share for share in each.shares]
-        axes.plot([point.at for point in each.points], shares, marker="o", markersize=3, label=_short(each.name))
+    for number, each in enumerate(shown):
+        shares, times = [100 * share for share in each.shares], [point.at for point in each.points]
+        style = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+        axes.plot(times, shares, style, marker="o", markersize=3, label=_short(each.name))
     axes.tick_params(axis="x", labelsize=7, labelrotation=20)
     return _lines(figure, axes, "when it was validated (UTC)", "per cent of its best")
 

@@ -34,7 +34,7 @@ def html(
         folder: where its pictures lie; one that is not there is left out.
         price_per_hour: of the machine, for the cost of a thousand images.
         baseline: what it is held against, for a chart.
-        kept: validations of its host, this one among them, for a chart of each card over time.
+        kept: validations of its host, this one among them, for a table of them and a chart of each card.
     """
     import jinja2
 
@@ -79,6 +79,8 @@ def html(
         gained=report.gained(run.tuning) if run.tuning is not None else [],
         priced=price_per_hour is not None,
         on_sheet=any(verdict.spec_share(result) is not None for result in measured),
+        trend=report.trend_rows(kept),
+        trend_columns=report.TREND,
         fits=[result for result in measured if result.fit is not None],
     )
 

@@ -190,4 +190,16 @@ def test_a_card_over_time_is_drawn_for_each_that_was_validated_twice(run: Run, f
     assert "Over time: NVIDIA A100-SXM4-80GB, GPU-a100" in text
     assert "per cent of its best" in text
     assert "GPU-other" not in text
-    assert "Over time" not in page.html(run, folder)
+    assert all(f"<td>{cell}</td>" in text for cells in report.trend_rows(kept) for cell in cells)
+    alone = page.html(run, folder)
+    assert "Over time" not in alone
+    assert 'id="trend"' not in alone
+
+
+def test_a_validation_has_a_page_too(folder: Path) -> None:
+    bad = validated(2)
+    text = page.html(replace(bad, verdict=Verdict(VerdictState.FAIL, ("cuda:0: it is slow.",))), folder, kept=[bad])
+    assert "<p>cuda:0: it is slow.</p>" in text
+    assert 'id="trend"' in text
+    assert "Over time" not in text
+    assert not ASKING.search(text)
