@@ -202,8 +202,7 @@ def _bursts(
 
     call()
     first = kept[0]
-    burst = min(_BURST_SECONDS, max(0.0, until - time.perf_counter()) / _FEWEST_BURSTS)
-    times = max(1, int(burst / seconds))
+    times = seam.grouped(device, call, min(_BURST_SECONDS, (until - time.perf_counter()) / _FEWEST_BURSTS))
     rates: list[float] = []
     unequal = 0
     while not rates or time.perf_counter() + times * seconds < until:
@@ -229,7 +228,7 @@ def _load(device: Device, dtype: str, most_seconds: float) -> tuple[int, Any, An
     best: tuple[int, Any, Any, float] | None = None
     free = device.free_bytes()
     for edge in _EDGES:
-        if best is not None and (best[3] * 10 > most_seconds or (free is not None and 32 * edge**2 > free)):
+        if best is not None and (best[3] * 8 > most_seconds or (free is not None and 32 * edge**2 > free)):
             break  # twice the edge is eight times the work
         left, right = seam.operands(device, dtype, (edge, edge, edge))
         call = partial(device.product, dtype, left, right)

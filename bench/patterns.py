@@ -74,11 +74,13 @@ def _tested(device: Device, until: float, between: Between, blank: Reading) -> R
         raise SkipError("nothing tells how much memory is free")
     share = _CARD_SHARE if device.is_card else _HOST_SHARE
     blocks = _Blocks(device)
+    if free * share < blocks.bytes:
+        raise SkipError(f"no more than {free} bytes are free")
     price = _price(device, blocks, until)
     wanted = min(int(free * share), int((until - time.perf_counter()) / price))
     chunks = _allocate(device, wanted // blocks.bytes * blocks.bytes)
     if not chunks:
-        raise SkipError(seam.NO_TIME if wanted < blocks.bytes else "there is no room for it")
+        raise SkipError(seam.NO_TIME if wanted < blocks.bytes else "the allocator gives no room for it")
     result = _Errors()
     whole = 0
     for pattern in PATTERNS:
@@ -114,8 +116,8 @@ class _Errors:
         offset, bits, pattern = self.first
         named = ", ".join(str(bit) for bit in range(64) if bits >> bit & 1)
         return (
-            f"{self.words} words of 8 bytes did not come back: the first at byte {offset} of what was tested, "
-            f"where bits {named} were flipped, in the pattern {pattern}"
+            f"words of 8 bytes that did not come back: {self.words}; the first at byte {offset} of what was tested, "
+            f"its bits {named} flipped, in the pattern {pattern}"
         )
 
 
@@ -148,8 +150,14 @@ class _Blocks:
 
 
 def _price(device: Device, blocks: _Blocks, until: float) -> float:
-    """The seconds that a byte takes for all patterns, with the pages that a host's system has to find for it."""
+    """The seconds that a byte takes for all patterns, with the pages that a host's system has to find for it.
+
+    Raises:
+        SkipError: there is no time to find out.
+    """
     price, left = 0.0, until - time.perf_counter()
+    if left <= 0:
+        raise SkipError(seam.NO_TIME)
     # A single block tells whether there is time for more of them, which tell the truth.
     for size in (blocks.bytes, blocks.bytes, _TRIAL_BYTES):
         if price * size > left / 4:

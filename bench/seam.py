@@ -55,7 +55,7 @@ class Cpu:
     """The host's own processor."""
 
     is_card = False
-    dtypes = ("fp32", "bf16", "fp16")
+    dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")
 
     def __init__(self, torch: Any, name: str = "cpu") -> None:
         """Take torch."""
@@ -96,7 +96,12 @@ class Cuda:
         # Tensor cores: fp16 from 7.0, bf16 and TF32 from 8.0, fp8 from 8.9 (source: NVIDIA's CUDA programming guide,
         # compute capabilities; torch asks for 8.9 in _scaled_mm).
         ampere, ada = capability >= (8, 0), capability >= (8, 9)
-        self.dtypes = ("fp32", *(("tf32", "bf16") if ampere else ()), "fp16", *(("fp8",) if ada else ()))
+        self.dtypes: tuple[str, ...] = (
+            "fp32",
+            *(("tf32", "bf16") if ampere else ()),
+            "fp16",
+            *(("fp8",) if ada else ()),
+        )
 
     def wait(self) -> None:
         """Wait until it has done all that it was told."""
@@ -200,8 +205,7 @@ def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
             continue
         call = way.make()
         device.timed(call)  # the first call makes the kernel ready
-        seconds = device.timed(call)
-        times = max(1, int(_GROUP_SECONDS / max(seconds, 1e-9)))
+        times = grouped(device, call, _GROUP_SECONDS)
         rates = tuple(way.amount / device.timed(call, times) for _ in range(_TRIES))
         rate = max(rates)
         if rate > max(best.rates, default=0.0):
@@ -213,6 +217,14 @@ def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
     while len(rates) < _MOST_SAMPLES and time.perf_counter() + way.amount / max(rates) * times < until:
         rates += (way.amount / device.timed(call, times),)
     return replace(best, rates=rates)
+
+
+def grouped(device: Device, call: Callable[[], object], seconds: float) -> int:
+    """How many calls take about so long together. It is tried: one call's time may be far from the next one's."""
+    times = 1
+    while device.timed(call, times) * times < seconds / 1.5:
+        times *= 2
+    return times
 
 
 def asked(blank: Reading, ask: Callable[[], Reading]) -> Reading:

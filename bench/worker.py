@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench import axes, compiling, components, examining, fitting, meter, numerics, probes, sampling, timing
+from bench import axes, compiling, components, examining, fitting, links, meter, numerics, probes, sampling, timing
 from bench.codec import dumps, plain, record
 from bench.errors import BUDGET, PARTNER, SkipError
 from bench.result import Case, Numerics, Phases, Result, Status, Work
@@ -66,6 +66,9 @@ def main() -> int:
         return 0
     if "examine" in raw:
         examining.main(raw["examine"], lambda event: _say(answers, event), sys.stdin)
+        return 0
+    if "links" in raw:
+        links.main(raw["links"], lambda event: _say(answers, event))
         return 0
     request: Request = record(raw, Request, "request")
     result = measure(request, lambda event: _say(answers, event))
