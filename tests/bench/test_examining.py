@@ -248,6 +248,10 @@ def test_a_loop_that_is_not_asked_says_its_price(asked: dict[str, Any], name: st
         assert why in (reading.why_not or "")
 
 
+def test_a_wrong_sum_of_ranks_is_found(asked: dict[str, Any]) -> None:
+    assert asked["sums"] == [True, False]
+
+
 def test_the_loops_are_those_of_the_suites() -> None:
     for device, kinds in (("cpu", loops.ON_A_CPU), ("cuda:0", loops.ON_A_CARD)):
         known = [cell.case for cell in cases.unroll(cases.load_suite("quick"), device)]

@@ -23,7 +23,12 @@ pytestmark = pytest.mark.worker
 def linked(python: Path, folder: Path, *devices: str) -> list[Any]:
     request = {"links": {"devices": devices, "asked_at": time.time(), "budget_seconds": 30.0}}
     done = subprocess.run(
-        runner.worker_command(python), input=json.dumps(request) + "\n", capture_output=True, text=True, cwd=folder
+        runner.worker_command(python),
+        input=json.dumps(request) + "\n",
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
