@@ -199,12 +199,12 @@ def looped() -> dict[str, Any]:
         "no room": all_of(loops.loop(Small(1000), soon(), TINY[1:])),
     }
 
-    def poisoned(self: components.Model, component: Any, place: str) -> Any:
-        component = FILL(self, component, place)
+    def poisoned(self: components.Model, component: Any, device: str) -> Any:
+        component = FILL(self, component, device)
         next(component.parameters()).view(-1)[0] = float("nan")
         return component
 
-    components.Model._fill = poisoned  # type: ignore[method-assign]
+    components.Model._fill = poisoned  # type: ignore[method-assign, assignment]
     try:
         found["poisoned"] = all_of(loops.loop(device, soon(), TINY[:1]))
     finally:

@@ -54,8 +54,8 @@ def test_a_well_device_is_right_in_each_dtype(asked: dict[str, Any]) -> None:
         assert (reading.fault, reading.why_not) == (None, None)
         assert reading.value is not None
         assert reading.limit is not None
-        # A limit that is far off would find nothing: rounding takes a hundredth of it at least.
-        assert reading.limit / 100 < reading.value < reading.limit / 2
+        # A limit that is far off would find nothing.
+        assert reading.limit / 200 < reading.value < reading.limit / 2
 
 
 def test_an_fp8_product_is_right(asked: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def test_no_number_and_a_wrong_scale_are_found(asked: dict[str, Any]) -> None:
         assert (reading.value, reading.fault) == (None, "it holds NaN or infinity")
     for reading in readings(asked["numbers"]["all off"]):
         assert reading.value == pytest.approx(0.05, rel=0.01)
-        assert reading.value > (reading.limit or 1.0)
+        assert (reading.value or 0.0) > (reading.limit or 1.0)
 
 
 def test_memory_is_written_with_each_pattern_before_it_is_looked_at(asked: dict[str, Any]) -> None:
@@ -238,7 +238,7 @@ def test_an_image_that_is_no_number_is_found(asked: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("late", "is what building it takes"), ("no time", "a step takes"), ("no room", "its weights take")],
+    [("late", "s are what building it takes"), ("no time", "a step takes"), ("no room", "its weights take")],
 )
 def test_a_loop_that_is_not_asked_says_its_price(asked: dict[str, Any], name: str, why: str) -> None:
     found = readings(asked["loops"][name])
@@ -295,17 +295,16 @@ def test_a_phase_that_breaks_keeps_what_it_has_found(asked: dict[str, Any]) -> N
 @pytest.fixture
 def worker(measured_python: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A real worker, as the parent starts it."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         runner.worker_command(measured_python),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=tmp_path,
-    )
-    yield process
-    process.kill()
-    process.communicate()
+    ) as process:
+        yield process
+        process.kill()
 
 
 def tell(worker: subprocess.Popen[str], line: str) -> None:
