@@ -204,7 +204,7 @@ def looped() -> dict[str, Any]:
         next(component.parameters()).view(-1)[0] = float("nan")
         return component
 
-    components.Model._fill = poisoned  # type: ignore[method-assign, assignment]
+    components.Model._fill = poisoned  # type: ignore[method-assign]
     try:
         found["poisoned"] = all_of(loops.loop(device, soon(), TINY[:1]))
     finally:
