@@ -166,7 +166,7 @@ class _Examiner:
         answer = {
             "host": plain(self._load.host(threads)),
             "software": self._software(),
-            "seconds": self._seconds,
+            "seconds": dict(self._seconds),
             "threads": threads,
         }
         self._say({"examined": answer})

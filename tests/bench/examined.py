@@ -230,7 +230,7 @@ def examined() -> dict[str, Any]:
         "budget_seconds": 3.0,
         "probes": ["copy", "numerics", "pinned"],
     }
-    examining.main(request, said.append, iter(["again copy threads\n", "enough\n", "again copy\n"]))
+    examining.main(request, said.append, iter(["again 1.5 copy threads\n", "enough\n", "again 1 copy\n"]))
     broken = examining.PHASES["copy"]
 
     def lost(device: seam.Device, until: float) -> Iterator[Reading]:

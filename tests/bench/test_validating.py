@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from bench import history, runner, running, runs, validating, verdict
 from bench.errors import Exit
 from bench.readings import VerdictState
+from provision import facts
 from provision.errors import BlockedError, SpecError
 from provision.facts import Gpu
 from tests.bench.hosts import END, EXAMINER
@@ -239,13 +240,8 @@ def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., Validat
 def test_a_card_that_torch_cannot_use_fails_with_its_cause(
     validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = running.facts.probe()
-    card = SimpleNamespace(
-        **{name: getattr(known, name) for name in vars(known)}
-        | {"gpus": (Gpu("NVIDIA H100 80GB HBM3", "9.0"),), "nvidia_driver": "570.86.15"},
-        to_dict=known.to_dict,
-    )
-    monkeypatch.setattr(running.facts, "probe", lambda: card)
+    known = replace(facts.probe(), gpus=(Gpu("NVIDIA H100 80GB HBM3", "9.0"),), nvidia_driver="570.86.15")
+    monkeypatch.setattr(facts, "probe", lambda: known)
     found = validate("COUNT = 0\nFOUND |= {'cuda': None, 'available': False}\n")
     assert verdict.exit_of(found.run.verdict) is Exit.VERDICT_FAIL
     (unusable,) = judged(found, "unusable")
