@@ -277,6 +277,7 @@ def test_what_was_asked_again_stands_in_its_own_place_alone() -> None:
     first = (SLOW_BF16, WHOLE, later, other, at_once)
     fp8 = reading("product", "product fp8", 500 * T)
     assert merged(first, [fp8, fine]) == (fine, WHOLE, later, other, at_once, fp8)
+    assert merged([fine], [SLOW_BF16]) == (fine,), "of two the better counts"
     assert merged(first, []) == first
 
 
