@@ -110,7 +110,7 @@ class Checkup:
         )
         phases = judging.doubtful(judging.judge(evidence(known)), self.readings)
         if phases:
-            self.readings = self._settled(self.readings, self._told(phases, budget_seconds * _AGAIN_SHARE))
+            self.readings = list(judging.merged(self.readings, self._told(phases, budget_seconds * _AGAIN_SHARE)))
 
     def go_on(self, phases: Sequence[str], seconds: float) -> list[Reading]:
         """Ask some phases anew. What is wrong is asked once more before it counts; an end of the worker is a reading.
@@ -122,7 +122,7 @@ class Checkup:
         found = self._told(phases, seconds)
         wrong = list(dict.fromkeys(reading.probe for reading in found if is_wrong(reading)))
         if wrong and self.is_alive:
-            found = self._settled(found, self._told(wrong, seconds))
+            found = list(judging.merged(found, self._told(wrong, seconds)))
         return found
 
     def stop(self) -> None:
@@ -181,14 +181,6 @@ class Checkup:
         is_well = self._listen(seconds)
         found = self._worker.heard.readings[count:]
         return found if is_well else [*found, self._end_of_worker()]
-
-    @staticmethod
-    def _settled(first: list[Reading], again: list[Reading]) -> list[Reading]:
-        """Each reading once: what counts of those that were asked twice."""
-        second = {each.name: each for each in again}
-        names = {each.name for each in first}
-        kept = [judging.settled(each, second[each.name]) if each.name in second else each for each in first]
-        return [*kept, *(each for each in again if each.name not in names)]
 
     def _end_of_worker(self) -> Reading:
         """How it ended, as a fault of the device: what the probes ask, a healthy one survives.

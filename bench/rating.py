@@ -131,7 +131,9 @@ def _fade(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequenc
 
 
 def _drift(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
-    best, last = _best(rounds), rounds[-1]
+    # In a soak all devices work at once: what each reached alone before is no measure of that.
+    alike = [each for each in rounds if each.round or len(evidence.cards) == 1]
+    best, last = _best(alike), rounds[-1]
     if best is None or best.value is None or not last.value or card.device in evidence.disturbed:
         return None
     return _of(name, rule, card, last, (last.value, best.value))
@@ -149,7 +151,8 @@ def _crowd(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequen
     together = _best(rounds)
     if together is None or not together.value or card.device in evidence.disturbed:
         return None
-    every = [each for each in evidence.readings if (each.device, each.name) == (card.device, together.name)]
+    asked = (card.device, together.name, together.unit)
+    every = [each for each in evidence.readings if (each.device, each.name, each.unit) == asked]
     best = _best(every) or together
     return _of(name, rule, card, together, (together.value, best.value or 0.0))
 

@@ -43,7 +43,7 @@ CPU = Card("cpu", "A CPU")
 
 def reading(probe: str, name: str, value: float | None, **changes: Any) -> Reading:
     """One answer of the first card."""
-    units = {"copy": "B/s", "pinned": "B/s", "loop": "s"}
+    units = {"copy": "B/s", "pinned": "B/s", "links": "B/s", "loop": "s"}
     unit = units.get(probe, "FLOP/s" if probe in {"product", "convolution", "sustained", "together"} else "")
     return replace(Reading(probe, name, "cuda:0", unit, value, (value,) if value is not None else ()), **changes)
 
@@ -101,6 +101,7 @@ OWN = {
     for name, value in {
         "product bf16": 268 * T,
         "host to device": 25 * GB,
+        "peer cuda:0 to cuda:1": 24 * GB,
         "convolution bf16": 180 * T,
         "loop ddpm-cat-256 fp16 batch 1": 0.020,
         "loop ddpm-cat-256 fp16 batch 4": 0.045,

@@ -184,6 +184,15 @@ def test_what_cards_reach_at_once_is_no_round_of_what_each_reaches_alone() -> No
     assert not said(busy, "together")
 
 
+def test_a_soak_of_several_is_held_against_itself() -> None:
+    rounds = [[replace(each, round=number) for each in one_slow(230 * T).readings] for number in (1, 2)]
+    soaked = replace(TWO, readings=(*TWO.readings, *rounds[0], *rounds[1]))
+    assert not said(soaked, "drift"), "both rounds are as the host feeds two cards"
+    later = reading("product", "product bf16", 200 * T, device="cuda:1", round=3)
+    (found,) = said(replace(soaked, readings=(*soaked.readings, later)), "drift")
+    assert (found.device, found.value, found.expected) == ("cuda:1", 200 * T, 230 * T)
+
+
 def test_a_card_that_is_slow_beside_the_others_alone_is_named() -> None:
     slow = reading("together", "product bf16", 100 * T, device="cuda:1")
     at_once = replace(TWO, readings=(*TWO.readings, reading("together", "product bf16", 250 * T), slow))
@@ -277,6 +286,9 @@ def test_what_was_asked_again_stands_in_its_own_place_alone() -> None:
     first = (SLOW_BF16, WHOLE, later, other, at_once)
     fp8 = reading("product", "product fp8", 500 * T)
     assert merged(first, [fp8, fine]) == (fine, WHOLE, later, other, at_once, fp8)
+    error = reading("numerics", "convolution bf16", 1e-3, limit=5e-3)
+    rate = reading("convolution", "convolution bf16", 180 * T)
+    assert merged([error, rate], [replace(rate, value=190 * T)]) == (error, replace(rate, value=190 * T))
     assert merged([fine], [SLOW_BF16]) == (fine,), "of two the better counts"
     assert merged(first, []) == first
 

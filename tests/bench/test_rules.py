@@ -104,6 +104,10 @@ CASES = [
         "host-copy", WARN, "24% of the 25.0 GB/s that is expected (its own best, run 1)", id="a slower link",
     ),
     pytest.param(
+        with_readings(KNOWN, reading("links", "peer cuda:0 to cuda:1", 12 * GB)),
+        "host-copy", WARN, "peer cuda:0 to cuda:1: 12.0 GB/s is 50% of the 24.0 GB/s", id="a slower peer",
+    ),
+    pytest.param(
         with_readings(KNOWN, reading("convolution", "convolution bf16", 90 * T)),
         "convolution", WARN, "50% of the 180.0 TFLOP/s", id="a slower convolution",
     ),
