@@ -54,7 +54,7 @@ def conclude(judgements: Sequence[Judgement]) -> Verdict:
 
 def doubtful(judgements: Sequence[Judgement], readings: Sequence[Reading]) -> tuple[str, ...]:
     """The phases of a device to be asked again before what was found there counts, in the order of the readings."""
-    bad = {(each.rule, each.device) for each in judgements if each.state in {VerdictState.FAIL, VerdictState.WARN}}
+    bad = {(each.rule, each.device) for each in judgements if each.state is not VerdictState.PASS}
     table = rules.table()
     found: dict[str, None] = {}
     for reading in readings:

@@ -226,6 +226,7 @@ def test_the_worst_decides_and_comes_first() -> None:
     [
         (FINE, ()),
         (with_readings(FINE, SLOW_BF16), ("product",)),
+        (with_readings(replace(FINE, watched={}), SLOW_BF16), ("product",)),
         (with_readings(FINE, SLOW_BF16, reading("memory", "memory", None, fault="1 byte")), ("product", "memory")),
         (with_readings(FINE, reading("numerics", "matrix product bf16", 0.4, limit=5e-3)), ("numerics",)),
         (with_readings(FINE, sustained(255 * T, 204 * T)), ("sustained",)),
