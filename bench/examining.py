@@ -138,6 +138,7 @@ class _Examiner:
         torch.set_grad_enabled(False)
         self._device = seam.of(torch, request.device)
         self._load = _Load()
+        self._rates: dict[str, float] = {}  # of convolutions, by dtype
         if self._device.is_card:
             say({"card": str(getattr(torch.cuda.get_device_properties(request.device), "uuid", ""))})
             torch.zeros(1, device=request.device)  # the driver makes the card ready: in no probe's time
@@ -180,8 +181,12 @@ class _Examiner:
         probe = PHASES[name].probe
         if name == "sustained":
             probe = partial(arithmetic.sustained, around=self._load)
+        elif name == "loop":
+            probe = partial(loops.loop, known=self._rates)
         try:
             for reading in probe(self._device, until):
+                if name == "convolution" and reading.value is not None:
+                    self._rates[reading.name.rpartition(" ")[2]] = reading.value
                 self._say({"reading": plain(reading)})
         except Exception as error:  # such as that of a card that is lost: the other phases are asked all the same
             blank = Reading(name, name, self._device.name, "", None)

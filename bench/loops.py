@@ -16,7 +16,7 @@ from bench.readings import Reading
 from bench.result import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from bench.seam import Device
 
@@ -45,19 +45,22 @@ ON_A_CPU = (Kind("ddpm-cat-256", "fp32", "ddim", 64), Kind("stable-diffusion-v1-
 ON_A_CARD = (Kind("ddpm-cat-256", "fp16", "ddim", 256), Kind("stable-diffusion-v1-5", "fp16", "dpmpp-karras", 512))
 
 
-def loop(device: Device, until: float, kinds: Sequence[Kind] = ()) -> Iterator[Reading]:
+def loop(
+    device: Device, until: float, kinds: Sequence[Kind] = (), known: Mapping[str, float] | None = None
+) -> Iterator[Reading]:
     """Seconds a step of each loop that there is time for.
 
     Args:
         device: is asked.
         until: the time (time.perf_counter) after which none is begun that will not end before it.
         kinds: which, else those of the device.
+        known: {dtype: FLOPs a second that its convolutions have reached before}. A probe that finds less was disturbed.
     """
     kinds = kinds or (ON_A_CARD if device.is_card else ON_A_CPU)
     whole = len(kinds) * len(BATCHES)
     built = False
     for number, kind in enumerate(kinds):
-        made = _Made(device, kind)
+        made = _Made(device, kind, (known or {}).get(kind.dtype, 0.0))
         for turn, batch in enumerate(BATCHES):
             name = f"loop {kind.model} {kind.dtype} batch {batch}"
             blank = Reading("loop", name, device.name, "s", None)
@@ -91,9 +94,9 @@ class _Time:
 class _Made:
     """A model on a device: built when it is first asked for, and what a step of it costs."""
 
-    def __init__(self, device: Device, kind: Kind) -> None:
-        """Note what it is."""
-        self.device, self.kind = device, kind
+    def __init__(self, device: Device, kind: Kind, known: float) -> None:
+        """Note what it is, and a rate that is known."""
+        self.device, self.kind, self._rate = device, kind, known
         self._model: components.Model | None = None
 
     @property
@@ -121,7 +124,7 @@ class _Made:
         self._model = components.Model(torch, kind.case(self.device.name, 1, _WARM + _FEWEST))
         flops = self._model.flops()
         self._step, self._rest = flops.step, flops.batch - flops.step * flops.evaluations
-        self._rate = probes.rate(torch, self.device.name, kind.dtype)
+        self._rate = max(self._rate, probes.rate(torch, self.device.name, kind.dtype))
         self._is_loaded = False
 
     def seconds(self, batch: int, steps: int) -> float:

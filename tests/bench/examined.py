@@ -268,7 +268,10 @@ def main() -> None:
         "copy": all_of(traffic.copy(device, soon(0.5))),
         "sustained": all_of(arithmetic.sustained(device, soon(1.0))),
         "burst": burst(),
-        "late": [all_of(probe(device, soon(0.0))) for probe in (arithmetic.numerics, arithmetic.sustained)],
+        "late": [
+            all_of(probe(device, soon(0.0)))
+            for probe in (arithmetic.numerics, arithmetic.sustained, arithmetic.threads)
+        ],
         "threads": all_of(arithmetic.threads(device, soon(1.0))),
         "threads after": torch.get_num_threads() == threads,
         "thread": [],
