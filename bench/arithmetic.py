@@ -194,7 +194,8 @@ def sustained(device: Device, until: float, around: AbstractContextManager[objec
 def _bursts(
     device: Device, dtype: str, until: float, around: AbstractContextManager[object], blank: Reading
 ) -> Reading:
-    edge, left, right, seconds = _load(device, dtype, (until - time.perf_counter()) / _FEWEST_BURSTS)
+    burst = min(_BURST_SECONDS, (until - time.perf_counter()) / _FEWEST_BURSTS)
+    edge, left, right, seconds = _load(device, dtype, burst)
     kept: list[Any] = []
 
     def call() -> None:
@@ -202,7 +203,7 @@ def _bursts(
 
     call()
     first = kept[0]
-    times = seam.grouped(device, call, min(_BURST_SECONDS, (until - time.perf_counter()) / _FEWEST_BURSTS))
+    times = seam.grouped(device, call, burst)
     rates: list[float] = []
     unequal = 0
     while not rates or time.perf_counter() + times * seconds < until:

@@ -40,20 +40,20 @@ class Phase(NamedTuple):
 # to those after it. On a card the parts are near the seconds of a verdict within a minute.
 PHASES: dict[str, Phase] = {
     # Three small questions a dtype, and the float64 that they are held against is the host's: seconds at most.
-    "numerics": Phase(6, 10, arithmetic.numerics),
+    "numerics": Phase(4, 10, arithmetic.numerics),
     # What the verdict hangs on: up to five dtypes, and a second each finds the best shape.
-    "product": Phase(18, 18, arithmetic.product),
+    "product": Phase(15, 18, arithmetic.product),
     "convolution": Phase(9, 8, arithmetic.convolution),
     # Bandwidth flutters: it takes tens of copies, and they are short.
-    "copy": Phase(4, 6, traffic.copy),
+    "copy": Phase(3, 6, traffic.copy),
     "pinned": Phase(0, 5, traffic.pinned),
     # As much as a card has is looked at four times; a host's memory is slower and larger, and a part of it has to do.
-    "memory": Phase(13, 16, patterns.memory),
-    # Heat takes its time: the longest of the plan. A CPU has no clock that could be watched beside it.
-    "sustained": Phase(15, 19, arithmetic.sustained),
-    "threads": Phase(6, 0, arithmetic.threads),
-    # Building takes the first five seconds; on a CPU a step of the larger loop takes one alone.
-    "loop": Phase(29, 18, loops.loop),
+    "memory": Phase(11, 16, patterns.memory),
+    # Heat takes its time: the longest on a card. A CPU has no clock that could be watched beside it.
+    "sustained": Phase(12, 19, arithmetic.sustained),
+    "threads": Phase(4, 0, arithmetic.threads),
+    # On a CPU, building takes the first four seconds, and three of the four loops some three each.
+    "loop": Phase(42, 18, loops.loop),
 }
 
 

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from bench.seam import Device
 
 BATCHES = (1, 4)
-_WARM, _FEWEST, _MOST = 1, 3, 20  # steps: those that do not count, and those that do
+_WARM, _FEWEST = 1, 3  # steps: those that do not count, and those that do
+_MOST_OF_A_CPU, _MOST_OF_A_CARD = 8, 20
 # What importing diffusers and building a first UNet without its weights take on a shared 2-core host.
 _BUILD_SECONDS = 5.0
 _CAUTION = 1.5  # of a model's weights, which is what else a step needs
+_REACH = 0.5  # of what a good convolution reaches a whole UNet does about so much (0.4 to 0.7 on a 2-core host)
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,16 @@ class _Made:
         self._model = components.Model(torch, kind.case(self.device.name, 1, _WARM + _FEWEST))
         flops = self._model.flops()
         self._step, self._rest = flops.step, flops.batch - flops.step * flops.evaluations
-        self._rate = max(self._rate, probes.rate(torch, self.device.name, kind.dtype))
+        self._rate = _REACH * max(self._rate, probes.rate(torch, self.device.name, kind.dtype))
         self._is_loaded = False
 
     def seconds(self, batch: int, steps: int) -> float:
         """What so many steps and an image will take, by what the device has reached."""
         return batch * (self._step * steps + self._rest) / self._rate
+
+    def step_seconds(self, batch: int) -> float:
+        """What a step will take."""
+        return batch * self._step / self._rate
 
     def flops(self, batch: int) -> float:
         """Of a step."""
@@ -160,12 +166,13 @@ class _Made:
 
 def _asked(made: _Made, batch: int, time_: _Time, blank: Reading) -> Reading:
     made.prepare(time_)
-    wanted = _WARM + _MOST
-    while wanted > _WARM + _FEWEST and made.seconds(batch, wanted) > time_.share:
+    wanted = _WARM + (_MOST_OF_A_CARD if made.device.is_card else _MOST_OF_A_CPU)
+    # Twice its price: a probe may be so far off, and a loop that was given up has no figure at all.
+    while wanted > _WARM + _FEWEST and 2 * made.seconds(batch, wanted) > time_.share:
         wanted -= 1
     price = made.seconds(batch, wanted)
     if price > time_.left:
-        raise SkipError(_priced(made.seconds(batch, 1), price, time_.left))
+        raise SkipError(_priced(made.step_seconds(batch), price, time_.left))
     variant = made.variant(batch, wanted)
     found, finite = _image(made, variant, time_)
     steps = found[_WARM:]
@@ -217,4 +224,4 @@ def _both(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], N
 
 
 def _priced(step: float, whole: float, left: float) -> str:
-    return f"a step takes {step:.2g} s, the shortest loop {whole:.1f} s more, and {max(left, 0.0):.1f} s are left"
+    return f"a step takes about {step:.2g} s, the shortest loop {whole:.1f} s, and {max(left, 0.0):.1f} s are left"

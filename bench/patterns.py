@@ -24,7 +24,7 @@ _WORD = 8  # bytes; a word is what is written and compared
 # Of a card's free memory: a tenth stays for whoever else is on it. Of a host's no more than half: a card refuses what
 # it does not have, a host ends some process.
 _CARD_SHARE, _HOST_SHARE = 0.88, 0.5
-_CHUNK_BYTES = 512 << 20
+_CARD_CHUNK, _HOST_CHUNK = 512 << 20, 64 << 20  # bytes
 _TRIAL_BYTES = 64 << 20  # more than the allocators keep of what was given back, and than most caches hold
 _CAUTION = 1.1
 # What is written at once, and the few copies of it that are computed with: small enough for a cache.
@@ -77,14 +77,24 @@ def _tested(device: Device, until: float, between: Between, blank: Reading) -> R
     if free * share < blocks.bytes:
         raise SkipError(f"no more than {free} bytes are free")
     price = _price(device, blocks, until)
-    wanted = min(int(free * share), int((until - time.perf_counter()) / price))
-    chunks = _allocate(device, wanted // blocks.bytes * blocks.bytes)
+    # The first pattern is written as the memory is had: pages that a host finds only now may cost more than all else.
+    chunks: list[Any] = []
+    tested, why = 0, "the allocator gives no room for it"
+    for chunk in _allocate(device, int(free * share) // blocks.bytes * blocks.bytes):
+        more = len(chunk) * _WORD
+        is_time = (tested + more) * price < until - time.perf_counter()
+        if not (is_time and _is_written(blocks, PATTERNS[0], [chunk], until, tested // _WORD)):
+            why = seam.NO_TIME
+            break
+        device.wait()
+        chunks.append(chunk)
+        tested += more
     if not chunks:
-        raise SkipError(seam.NO_TIME if wanted < blocks.bytes else "the allocator gives no room for it")
+        raise SkipError(why)
     result = _Errors()
     whole = 0
     for pattern in PATTERNS:
-        if not _is_written(blocks, pattern, chunks, until):
+        if whole and not _is_written(blocks, pattern, chunks, until):
             break
         between(pattern.name, chunks)
         if not _is_looked_at(blocks, pattern, chunks, result, until):
@@ -92,7 +102,6 @@ def _tested(device: Device, until: float, between: Between, blank: Reading) -> R
         whole += 1
     if not whole and not result.words:
         raise SkipError(seam.NO_TIME)
-    tested = sum(len(chunk) for chunk in chunks) * _WORD
     figures = {
         "tested_bytes": float(tested),
         "free_bytes": float(free),
@@ -167,38 +176,34 @@ def _price(device: Device, blocks: _Blocks, until: float) -> float:
 
 
 def _trial(device: Device, blocks: _Blocks, size: int) -> None:
-    chunks, found = _allocate(device, size), _Errors()
+    chunks, found = list(_allocate(device, size)), _Errors()
     for pattern in PATTERNS:
         _is_written(blocks, pattern, chunks, math.inf)
         _is_looked_at(blocks, pattern, chunks, found, math.inf)
 
 
-def _allocate(device: Device, size: int) -> list[Any]:
-    """Memory of that size in chunks; less, where the allocator gives no more."""
-    torch, chunks = device.torch, []
-    block = (_CARD_BLOCK if device.is_card else _HOST_BLOCK) * _WORD
-    while size >= block:
-        chunk = min(size, _CHUNK_BYTES)
+def _allocate(device: Device, size: int) -> Iterator[Any]:
+    """Memory of that size, a chunk at a time; less, where the allocator gives no more."""
+    chunk = _CARD_CHUNK if device.is_card else _HOST_CHUNK
+    while size > 0:
         try:
-            chunks.append(torch.empty(chunk // _WORD, device=device.name, dtype=torch.int64))
+            yield device.torch.empty(min(size, chunk) // _WORD, device=device.name, dtype=device.torch.int64)
         except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is the former
-            break
+            return
         size -= chunk
-    return chunks
 
 
-def _each(blocks: _Blocks, chunks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """(its first word's number, a block) of all chunks."""
-    first = 0
+def _each(blocks: _Blocks, chunks: Sequence[Any], first: int = 0) -> Iterator[tuple[int, Any]]:
+    """(its first word's number, a block) of all chunks, the first of which begins with that word."""
     for chunk in chunks:
         for block in chunk.split(blocks.words):
             yield first, block
             first += blocks.words
 
 
-def _is_written(blocks: _Blocks, pattern: Pattern, chunks: Sequence[Any], until: float) -> bool:
+def _is_written(blocks: _Blocks, pattern: Pattern, chunks: Sequence[Any], until: float, begin: int = 0) -> bool:
     """Write a pattern everywhere. Whether there was time for it."""
-    for first, block in _each(blocks, chunks):
+    for first, block in _each(blocks, chunks, begin):
         if time.perf_counter() > until:
             return False
         block.copy_(blocks.right(pattern, first))

@@ -238,7 +238,7 @@ def test_an_image_that_is_no_number_is_found(asked: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("late", "s are what building it takes"), ("no time", "a step takes"), ("no room", "its weights take")],
+    [("late", "s are what building it takes"), ("no time", "a step takes about"), ("no room", "its weights take")],
 )
 def test_a_loop_that_is_not_asked_says_its_price(asked: dict[str, Any], name: str, why: str) -> None:
     found = readings(asked["loops"][name])
