@@ -222,9 +222,9 @@ def _sums(device: Device, world: Any, part: Part, blank: Reading, until: float) 
         mine = numbers.float() * (part.rank + 1)
         call = partial(world.all_reduce, mine.clone())
         device.timed(call)  # the first makes their connections
-        # The slowest rank's time and the shortest time left are what all of them go by.
-        once, left = _agreed(device, world, [device.timed(call), time.perf_counter() - until])
-        times = max(1, min(_MOST_TIMES, int(-left / 4 / once)))
+        # What all of them go by: the slowest rank's time, and how late it is where it is latest (below 0: time is left).
+        once, late = _agreed(device, world, [device.timed(call), time.perf_counter() - until])
+        times = max(1, min(_MOST_TIMES, int(-late / 4 / once)))
         seconds = _agreed(device, world, [device.timed(call) for _ in range(times)])
         world.all_reduce(mine)
         if not is_sum(device.torch, mine, numbers, ranks):
@@ -233,7 +233,7 @@ def _sums(device: Device, world: Any, part: Part, blank: Reading, until: float) 
         rates = tuple(size * 2 * (ranks - 1) / ranks / each for each in seconds)
         if best.value is None or max(rates) > best.value:
             best = replace(best, value=max(rates), samples=rates, figures={"bytes": float(size), "ranks": float(ranks)})
-        if -left < once * _MOST_TIMES:  # the next size takes several times as long
+        if -late < once * _MOST_TIMES:  # the next size takes several times as long
             break
     return best
 

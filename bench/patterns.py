@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WORD = 8  # bytes; a word is what is written and compared
 # Of a card's free memory: a tenth stays for whoever else is on it. Of a host's no more than half: a card refuses what
 # it does not have, a host ends some process.
-_CARD_SHARE, _HOST_SHARE = 0.88, 0.5
+_CARD_SHARE, _HOST_SHARE = 0.87, 0.5
 _CARD_CHUNK, _HOST_CHUNK = 512 << 20, 64 << 20  # bytes
 _TRIAL_BYTES = 64 << 20  # more than the allocators keep of what was given back, and than most caches hold
 _CAUTION = 1.1
@@ -77,6 +77,7 @@ def _tested(device: Device, until: float, between: Between, blank: Reading) -> R
     if free * share < blocks.bytes:
         raise SkipError(f"no more than {free} bytes are free")
     price = _price(device, blocks, until)
+    device.let_go()
     # The first pattern is written as the memory is had: pages that a host finds only now may cost more than all else.
     chunks: list[Any] = []
     tested, why = 0, "the allocator gives no room for it"

@@ -159,7 +159,9 @@ def _product(torch: Any, dtype: str, left: Any, right: Any) -> Any:
     if dtype != "fp8":
         return torch.mm(left, right)
     one = torch.ones((), device=left.device)
-    return torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)  # noqa: SLF001 (torch has no other name for it)
+    told = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
+    # The way whose figure is on the sheets: sums stay in the tensor cores, and keep fewer bits there.
+    return torch._scaled_mm(left, right, **told, use_fast_accum=True)  # noqa: SLF001 (torch has no other name for it)
 
 
 @dataclass(frozen=True)
