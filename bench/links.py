@@ -222,7 +222,7 @@ def _sums(device: Device, world: Any, part: Part, blank: Reading, until: float) 
         mine = numbers.float() * (part.rank + 1)
         call = partial(world.all_reduce, mine.clone())
         device.timed(call)  # the first makes their connections
-        # What all of them go by: the slowest rank's time, and how late it is where it is latest (below 0: time is left).
+        # All of them go by the slowest rank's time, and by how late it is where it is latest: below 0, time is left.
         once, late = _agreed(device, world, [device.timed(call), time.perf_counter() - until])
         times = max(1, min(_MOST_TIMES, int(-late / 4 / once)))
         seconds = _agreed(device, world, [device.timed(call) for _ in range(times)])
