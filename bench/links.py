@@ -98,7 +98,7 @@ def all_reduce(devices: Sequence[str], seconds: float) -> Reading:
         devices: a rank each; NCCL where all are cards, else gloo over the loopback.
         seconds: that all of it may take.
     """
-    blank = Reading("links", "all-reduce", devices[0], "B/s", None)
+    blank = Reading("links", f"all-reduce of {len(devices)}", devices[0], "B/s", None)
     return seam.asked(blank, partial(_all_reduce, devices, seconds))
 
 
@@ -182,7 +182,7 @@ def rank() -> None:
     import torch
 
     torch.set_grad_enabled(False)
-    blank = Reading("links", "all-reduce", part.devices[0], "B/s", None)
+    blank = Reading("links", f"all-reduce of {len(part.devices)}", part.devices[0], "B/s", None)
     reading = seam.asked(blank, partial(_sum, torch, part, blank))
     answers.write(dumps(reading) + "\n")
     answers.flush()

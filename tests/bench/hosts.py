@@ -46,7 +46,7 @@ def ask(phases):
 
 def before(phase, turn, values): pass
 
-def links(): say({{"reading": plain(Reading("links", "all-reduce", "cuda:0", "B/s", 200 * GB))}})
+def links(): say({{"reading": plain(Reading("links", "all-reduce of 2", "cuda:0", "B/s", 200 * GB))}})
 
 def main():
     global device

@@ -39,7 +39,7 @@ def test_two_ranks_sum_over_the_loopback(measured_python: Path, tmp_path: Path) 
     first, told, last = linked(measured_python, tmp_path, "cpu", "cpu")
     assert first == {"phase": "links"}
     reading: Reading = record(told["reading"], Reading, "reading")
-    assert (reading.probe, reading.name, reading.device, reading.unit) == ("links", "all-reduce", "cpu", "B/s")
+    assert (reading.probe, reading.name, reading.device, reading.unit) == ("links", "all-reduce of 2", "cpu", "B/s")
     assert (reading.fault, reading.why_not) == (None, None)
     assert reading.value == max(reading.samples)
     assert 1e6 < reading.value < 1e12
