@@ -39,8 +39,14 @@ _FEWEST_BURSTS = 8.0
 _EDGES = (128, 256, 512, 1024, 2048, 4096, 8192)
 # m, n and k of the products: squares, and between them two that are as oblong as a transformer's.
 _SHAPES = (*((edge, edge, edge) for edge in _EDGES), (4096, 4096, 1280), (8192, 8192, 2048))
+# A card reaches its best with large ones: one of them tells the price, the largest come next, and the small ones last.
+_CARD_SHAPES = (
+    *((2048, 2048, 2048), (8192, 8192, 8192), (8192, 8192, 2048)),
+    *((4096, 4096, 4096), (4096, 4096, 1280), (1024, 1024, 1024)),
+)
 # Batch, channels and side of the 3x3 convolutions: those of the UNets here.
 _CONVOLUTIONS = ((1, 64, 16), (1, 64, 64), (1, 256, 32), (1, 320, 64), (4, 320, 64), (8, 640, 64))
+_CARD_CONVOLUTIONS = ((1, 320, 64), (8, 640, 64), (4, 320, 64), (1, 256, 32))
 
 
 def numerics(device: Device, until: float) -> Iterator[Reading]:
@@ -127,7 +133,8 @@ def product(device: Device, until: float) -> Iterator[Reading]:
     """How fast matrix products are in each dtype, in the shape that is fastest."""
 
     def ways(dtype: str) -> Iterator[seam.Way]:
-        for m, n, k in sorted(_SHAPES, key=lambda shape: shape[0] * shape[1] * shape[2]):
+        ordered = sorted(_SHAPES, key=lambda shape: shape[0] * shape[1] * shape[2])
+        for m, n, k in _CARD_SHAPES if device.is_card else ordered:
 
             def make(shape: tuple[int, int, int] = (m, n, k)) -> Callable[[], object]:
                 return partial(device.product, dtype, *seam.operands(device, dtype, shape))
@@ -143,7 +150,7 @@ def convolution(device: Device, until: float) -> Iterator[Reading]:
     torch = device.torch
 
     def ways(dtype: str) -> Iterator[seam.Way]:
-        for batch, channels, side in _CONVOLUTIONS:
+        for batch, channels, side in _CARD_CONVOLUTIONS if device.is_card else _CONVOLUTIONS:
             for layout in (torch.contiguous_format, torch.channels_last):
 
                 def make(

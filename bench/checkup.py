@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench import judging, nvml
 from bench.codec import plain, record
 from bench.evidence import Evidence
-from bench.examining import Examination
+from bench.examining import PHASES, Examination
 from bench.rating import ONCE, is_wrong
 from bench.readings import Card, Reading
 from bench.result import Host
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 30.0  # beyond its budget: a cold start of the interpreter and its libraries
 _LOADED = frozenset({"memory", "sustained", "loop"})  # as these begin, a card has just worked: so its link is awake
-_AGAIN_SHARE = 0.25  # of the budget, for what is asked once more
-_PROCESS = "process"  # the name of the reading that says how a worker ended
+AGAIN_SHARE = 0.25  # of the budget, for what is asked once more
+START_SECONDS = 10.0  # what a worker takes until it asks: torch, and the card's driver
+_BEFORE = frozenset({"start", "imports"})  # the phases before the device is asked anything
+PROCESS = "process"  # the name of the reading that says how a worker ended
 
 
 class Checkup:
@@ -54,6 +56,7 @@ class Checkup:
         self.seconds: dict[str, float] = {}
         self.software: dict[str, str] = {}
         self.host: Host | None = None
+        self._has_hung = False
         self._stack = contextlib.ExitStack()
         self._worker: Worker | None = None
         self._watched: Gpu | None = None
@@ -74,7 +77,8 @@ class Checkup:
     @property
     def watched(self) -> Gpu | None:
         """What its card did under sustained load."""
-        return self._worker.gpu() if self._worker is not None else self._watched
+        seen = self._worker.gpu() if self._worker is not None else None
+        return seen or self._watched
 
     def card(self) -> Card:
         """What it is now; its link as it was when it worked."""
@@ -91,14 +95,16 @@ class Checkup:
         """Ask everything once, and again what the rules doubt. A worker that dies is started once more.
 
         Args:
-            budget_seconds: for the whole plan.
+            budget_seconds: for the whole plan, the start of its worker among it.
             evidence: adds what is known of the host and of earlier runs to what is known of the device.
         """
         found, end = self._whole(budget_seconds)
-        if end is not None:
+        if end is not None and not self._has_hung:  # what hangs has had its time
             first = end
             found, end = self._whole(budget_seconds)
             found.append(end or replace(first, fault=None, why_not=None, figures={ONCE: 1.0}))
+        elif end is not None:
+            found.append(end)
         self.readings = found
         if end is not None:
             return
@@ -108,9 +114,10 @@ class Checkup:
             before=(self.before,),
             watched={self.device: gpu} if (gpu := self.watched) is not None else {},
         )
-        phases = judging.doubtful(judging.judge(evidence(known)), self.readings)
+        doubted = judging.doubtful(judging.judge(evidence(known)), self.readings)
+        phases = [phase for phase in doubted if phase in PHASES]
         if phases:
-            self.readings = list(judging.merged(self.readings, self._told(phases, budget_seconds * _AGAIN_SHARE)))
+            self.readings = list(judging.merged(found, self._anew(found, phases, budget_seconds * AGAIN_SHARE)))
 
     def go_on(self, phases: Sequence[str], seconds: float) -> list[Reading]:
         """Ask some phases anew. What is wrong is asked once more before it counts; an end of the worker is a reading.
@@ -122,7 +129,7 @@ class Checkup:
         found = self._told(phases, seconds)
         wrong = list(dict.fromkeys(reading.probe for reading in found if is_wrong(reading)))
         if wrong and self.is_alive:
-            found = list(judging.merged(found, self._told(wrong, seconds)))
+            found = list(judging.merged(found, self._anew(found, wrong, seconds)))
         return found
 
     def stop(self) -> None:
@@ -143,13 +150,15 @@ class Checkup:
         if not isinstance(answer, dict):
             return
         with contextlib.suppress(ValueError, TypeError):
-            self.host = record(answer.get("host"), Host, "host")
-            self.seconds = record(answer.get("seconds"), dict[str, float], "seconds")
+            host: Host = record(answer.get("host"), Host, "host")
+            if self.host is None or host.cpu_share is not None:  # one that was asked for a part saw no load
+                self.host = host
+            self.seconds |= record(answer.get("seconds"), dict[str, float], "seconds")
             self.software = record(answer.get("software"), dict[str, str], "software")
 
-    def _begin(self, budget_seconds: float) -> None:
+    def _begin(self, budget_seconds: float, phases: Sequence[str] = ()) -> None:
         self._leave()
-        wanted = Examination(self.device, time.time(), budget_seconds)
+        wanted = Examination(self.device, time.time(), budget_seconds, tuple(phases))
         worker = Worker({"examine": plain(wanted)}, self._bench.python, self._bench.root.hub_in_use)
         self._worker = self._stack.enter_context(worker)
 
@@ -165,41 +174,48 @@ class Checkup:
             self._loaded.append(self._card.describe(self.device, self._name, ours=1))
         return False
 
-    def _whole(self, budget_seconds: float) -> tuple[list[Reading], Reading | None]:
-        """What a new worker finds by the whole plan, and how it ended, where it did."""
-        self._begin(budget_seconds)
+    def _whole(self, budget_seconds: float, phases: Sequence[str] = ()) -> tuple[list[Reading], Reading | None]:
+        """What a new worker finds, by the whole plan or by some phases, and how it ended, where it did."""
+        self._begin(budget_seconds, phases)
         assert self._worker is not None  # noqa: S101 (it was begun)
         heard = self._worker.heard
         end = None if self._listen(budget_seconds) else self._end_of_worker()
         return list(heard.readings), end
 
+    def _anew(self, found: Sequence[Reading], phases: Sequence[str], seconds: float) -> list[Reading]:
+        """Ask again; after a fault in a new worker: one whose card has failed it once can compute nothing more."""
+        if not any(reading.fault is not None for reading in found):
+            return self._told(phases, seconds)
+        again, end = self._whole(seconds + START_SECONDS, phases)
+        return again if end is None else [*again, end]
+
     def _told(self, phases: Sequence[str], seconds: float) -> list[Reading]:
         """What comes of asking some phases anew; the worker's end, where that came of it."""
         assert self._worker is not None  # noqa: S101 (it was begun)
-        count = len(self._worker.heard.readings)
+        heard = self._worker.heard
+        count = len(heard.readings)
         self._worker.ask_again(phases, seconds)
-        is_well = self._listen(seconds)
-        found = self._worker.heard.readings[count:]
-        return found if is_well else [*found, self._end_of_worker()]
+        end = None if self._listen(seconds) else self._end_of_worker()
+        found = heard.readings[count:]
+        return found if end is None else [*found, end]
 
     def _end_of_worker(self) -> Reading:
         """How it ended, as a fault of the device: what the probes ask, a healthy one survives.
 
-        But for its host: that ends a process when its memory has run out, whatever device it uses.
+        But for its host: that ends a process when its memory has run out, whatever device it uses, and is slow itself.
         """
         assert self._worker is not None  # noqa: S101 (it was begun)
         worker, phase = self._worker, self._worker.heard.phase
         self._leave()
-        end = Reading(phase, _PROCESS, self.device, "", None)
-        return (
-            replace(end, why_not=worker.fault())
-            if worker.code == -signal.SIGKILL
-            else replace(end, fault=worker.fault())
-        )
+        self._has_hung = worker.code is None
+        is_slow = self._has_hung and (self.device == "cpu" or phase in _BEFORE)
+        end, why = Reading(phase, PROCESS, self.device, "", None), worker.fault()
+        is_hosts = is_slow or worker.code == -signal.SIGKILL
+        return replace(end, why_not=why) if is_hosts else replace(end, fault=why)
 
     def _leave(self) -> None:
         if self._worker is not None:
-            self._watched = self._worker.gpu()
+            self._watched = self.watched
             self._understand((self._worker.heard.answer or {}).get("examined"))
         self._worker = None
         self._stack.close()

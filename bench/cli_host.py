@@ -66,7 +66,9 @@ def validate(
         else:
             print(forms.terminal(run, shown), end="")
             print(f"kept: {page.with_name('run.json')}\npage: {page}")
-        return Exit.INTERRUPTED if found.interrupted else verdict.exit_of(run.verdict)
+        code = verdict.exit_of(run.verdict)
+        # What is proven stays so, whenever somebody has seen enough.
+        return Exit.INTERRUPTED if found.interrupted and code is not Exit.VERDICT_FAIL else code
 
     console.guard(act)
 

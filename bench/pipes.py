@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 0.5
 ENOUGH, ENDED, LATE = "enough", "ended", "late"
+_END_SECONDS = 10.0
 _TAIL_LINES = 8
 _TAIL_BYTES = 8192
 _LONGEST_LINE = 16 << 20  # a thousand times the longest answer
@@ -100,10 +101,14 @@ def _drain(pipe: int, rest: bytes, deadline: float, hear: Callable[[bytes], None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End the worker and whatever it started; where it has ended by itself, what it left behind."""
+    """End the worker and whatever it started; where it has ended by itself, what it left behind.
+
+    What hangs in a driver cannot be ended by anybody: it is left to the system, and has no exit code.
+    """
     if process.returncode is None:
         kill(process)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
     if process.stdout is not None:
         process.stdout.close()
 

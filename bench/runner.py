@@ -52,6 +52,7 @@ _MANY_PAIRS = 20  # before so many, the interval of a ratio that jumps between t
 _MOST_PAIRS = 60
 _KNOWN = 0.01
 WAITING = "waiting"  # the phase of a worker that has examined its device and may be told to do so again
+_PRECISIONS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _ANSWERS = {"result", "query", "examined"}
 
 
@@ -317,7 +318,8 @@ def _environment(hub: Path) -> dict[str, str]:
     }
     # Compiled bytecode is what makes the second case start in a third of the time; and the measured interpreter
     # shall find its own packages alone.
-    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME"):
+    # And which precision fp32 is computed in, a case says, not whoever has set these for something else.
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", *_PRECISIONS):
         environment.pop(name, None)
     return environment
 

@@ -155,11 +155,13 @@ def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
 class Session:
     """The cases of one run, and where it is kept. What a case leaves of its share of the budget goes to later ones."""
 
-    def __init__(self, wish: Wish, bench: Bench, budget_seconds: float, progress: Progress) -> None:
-        """Make the run's folder; from now on its time counts."""
+    def __init__(
+        self, wish: Wish, bench: Bench, budget_seconds: float, progress: Progress, *, began: float | None = None
+    ) -> None:
+        """Make the run's folder; from now on its time counts, or from `began` on (time.monotonic)."""
         self._wish, self._bench, self._progress = wish, bench, progress
         self._started = dt.datetime.now(dt.timezone.utc)
-        self._began = time.monotonic()
+        self._began = began if began is not None else time.monotonic()
         self.ends = self._began + budget_seconds
         # A file's name may hold bytes that are no characters: a run's own may not.
         self._suite = Path(wish.suite).stem.encode("utf-8", "replace").decode("utf-8")

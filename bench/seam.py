@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,9 +23,21 @@ _TRIES = 3
 _MOST_SAMPLES = 60
 _CAUTION = 2.0  # a call may take so much longer than one of half its size foretells
 _ROOM = 4  # of the free memory a question takes a quarter at most
-# What torch's messages say where a device is well, and has no room or no such kernel.
+# What torch's messages say where a device is well: there is no room, no such kernel, or the card is another process's
+# alone, or a library is not the one that torch was built with.
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "cannot allocate")
-_UNABLE = ("not implemented", "not supported", "NOT_SUPPORTED", "unable to find an engine", "only supported")
+_UNABLE = (
+    "not implemented",
+    "not supported",
+    "NOT_SUPPORTED",
+    "unable to find an engine",
+    "only supported",
+    "no execution plans",
+    "no valid engine",
+)
+_NOT_ITS_OWN = ("busy or unavailable", "version incompatib", "no kernel image", "NOT_INITIALIZED")
+UNABLE = "unable"  # the figure of a reading for which a device, or its library, has no kernel: nothing is missing
+CUT = "cut"  # that of a rate whose larger shapes had no time or no room: it may be better than that
 
 
 class Device(Protocol):
@@ -123,8 +136,9 @@ class Cuda:
         return int(self.torch.cuda.mem_get_info(self.name)[0])
 
     def let_go(self) -> None:
-        """Give back what the allocator holds and nobody uses."""
-        self.torch.cuda.empty_cache()
+        """Give back what the allocator holds and nobody uses; what a broken card says to that was said before."""
+        with contextlib.suppress(RuntimeError):
+            self.torch.cuda.empty_cache()
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
         """A matrix product, of what `operands` has made."""
@@ -187,23 +201,25 @@ class Found:
 
 
 def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
-    """Try ways by their amount, those that their predecessor says there is no time for left out; then the best again.
+    """Try ways, without those that the best one says there is no time for; then the best again.
+
+    Where a way of more work than the best one's was left out, the figure CUT says that it may not be the best.
 
     Args:
         device: is asked.
-        ways: the smallest amount first.
+        ways: a small amount first.
         until: the time (time.perf_counter) after which nothing is begun.
 
     Raises:
         SkipError: there is not even time, or memory, for the first.
     """
-    best, again, rate, free = Found((), {}), None, 0.0, device.free_bytes()
+    best, again, rate, most, free = Found((), {}), None, 0.0, 0.0, device.free_bytes()
     for way in ways:
         left = until - time.perf_counter()
         price = way.amount / rate * _CAUTION if rate else 0.0
-        if left <= 0 or price * (_TRIES + 1) > left:
-            break
-        if free is not None and way.room_bytes * _ROOM > free:
+        is_room = free is None or way.room_bytes * _ROOM <= free
+        if left <= 0 or price * (_TRIES + 1) > left or not is_room:
+            most = max(most, way.amount)
             continue
         call = way.make()
         device.timed(call)  # the first call makes the kernel ready
@@ -215,6 +231,8 @@ def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
     if again is None:
         raise SkipError(NO_TIME if until <= time.perf_counter() else "there is no room for it")
     way, call, times = again
+    if most > way.amount:
+        best = replace(best, figures=best.figures | {CUT: 1.0})
     rates = best.rates
     while len(rates) < _MOST_SAMPLES and time.perf_counter() + way.amount / max(rates) * times < until:
         rates += (way.amount / device.timed(call, times),)
@@ -248,9 +266,10 @@ def stopped(blank: Reading, error: Exception) -> Reading:
         return replace(blank, why_not=said)
     if not isinstance(error, RuntimeError):
         return replace(blank, why_not=f"{type(error).__name__}: {said}")
-    is_well = type(error).__name__ in {"OutOfMemoryError", "NotImplementedError"} or any(
-        each.lower() in str(error).lower() for each in (*_NO_ROOM, *_UNABLE)
-    )
+    name, text = type(error).__name__, str(error).lower()
+    if name == "NotImplementedError" or any(each.lower() in text for each in _UNABLE):
+        return replace(blank, why_not=said, figures={UNABLE: 1.0})
+    is_well = name == "OutOfMemoryError" or any(each.lower() in text for each in (*_NO_ROOM, *_NOT_ITS_OWN))
     return replace(blank, why_not=said) if is_well else replace(blank, fault=said)
 
 

@@ -5,35 +5,33 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench import causes, history, judging, runner, running, verdict
 from bench import device as devices
-from bench.checkup import GRACE_SECONDS, Checkup
+from bench.checkup import AGAIN_SHARE, GRACE_SECONDS, PROCESS, START_SECONDS, Checkup
 from bench.codec import plain
 from bench.evidence import TOGETHER, Evidence, shown
 from bench.links import Linking
+from bench.nodes import NUMBERED
+from bench.rating import is_wrong
 from bench.readings import Reading, Validation
 from provision.errors import BlockedError, FirstlightError, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from bench.result import Run
     from bench.running import Bench, Progress, Wish
 
 SUITE = "validate"
 _BUDGET_SECONDS = 60.0  # of one device: an answer within a minute
-_LATER_SECONDS = 30.0  # for each other one
-# Beside the plan itself: the question what there is, and how a worker begins and ends.
-_START_SECONDS = 9.0
-_TOGETHER_SECONDS = 12.0
+_LATER_SECONDS = 40.0  # for each other one
+_TOGETHER_SECONDS = 20.0
 _LINKS_SECONDS = 12.0
-_LEAST_SECONDS = 5.0
-_AT_ONCE = ("product", "pinned", "loop")  # what all devices take from their host at the same time
+_AT_ONCE = ("product", "pinned", "sustained", "loop")  # what all devices take from their host at the same time
 _ROUND = ("product", "copy", "memory", "sustained")
 _ROUND_SECONDS = 30.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -68,13 +66,15 @@ def validate(wish: Wish, progress: Progress, *, soak_seconds: float | None = Non
     if wish.device == "mps":
         raise SpecError("bench validate knows cpu and cuda; for an Apple GPU: bench run --device mps.")
     bench = running.find_bench(wish)
+    began = time.monotonic()
     found = runner.query(bench.python)
     chosen = _choose(wish.device, bench, found)
     budget = wish.budget_seconds or _BUDGET_SECONDS + _LATER_SECONDS * (len(chosen.devices) - 1)
-    session = running.Session(replace(wish, suite=SUITE), bench, budget, progress)
+    session = running.Session(replace(wish, suite=SUITE), bench, budget, progress, began=began)
     kept = history.load(bench.root.validations)
     known = Evidence((), (), own=history.bests(kept.runs, str(found.get("torch"))))
-    examination = _Examination(bench, progress, session.ends, chosen, known)
+    asking = time.monotonic() - began
+    examination = _Examination(bench, progress, plan_seconds(budget - asking, len(chosen.devices)), chosen, known)
     validation = examination.run(soak_seconds)
     run = session.keep((), validation=validation)
     notes = [f"passed over: {why}" for why in kept.unread]
@@ -83,6 +83,17 @@ def validate(wish: Wish, progress: Progress, *, soak_seconds: float | None = Non
     except FirstlightError as error:  # whatever is wrong there, the run itself is kept
         notes.append(f"not kept on the volume: {error}")
     return Validated(run, (*kept.runs, run), examination.is_interrupted, tuple(notes))
+
+
+def plan_seconds(budget: float, devices: int) -> float:
+    """Seconds for the plan of each device, all alike: cards that are held against each other were asked for as long.
+
+    Args:
+        budget: of all, without what comes after them; a part stays for what is asked again.
+        devices: how many there are.
+    """
+    later = _TOGETHER_SECONDS + _LINKS_SECONDS if devices > 1 else 0.0
+    return max(START_SECONDS, (budget - later) / max(1, devices) / (1 + AGAIN_SHARE))
 
 
 def soak(text: str | None) -> float | None:
@@ -120,7 +131,18 @@ def _choose(wanted: str, bench: Bench, found: dict[str, Any]) -> _Chosen:
         return _Chosen({"cpu": (bench.machine.cpu, None)})
     faults = {name: causes.cause(site, found, index) for index, name in enumerate(cards or ["cuda"])}
     unusable = {name: why.text for name, why in faults.items() if why is not None}
-    return _Chosen({name: told for name, told in cards.items() if name not in unusable}, unusable)
+    usable = {name: told for name, told in cards.items() if name not in unusable}
+    nodes = [node.name for node in site.seen.nodes if NUMBERED.fullmatch(node.name) and node.fault is None]
+    if (
+        len(nodes) > len(cards) > 0
+        and site.seen.visible is None
+        and not any("MIG" in name for name, _ in cards.values())
+    ):
+        unusable["cuda"] = (
+            f"{len(nodes)} cards have a node that opens, and torch sees {len(cards)}: `nvidia-smi` and "
+            "`sudo dmesg | grep -i xid` tell which of them was lost"
+        )
+    return _Chosen(usable, unusable)
 
 
 def _named(told: dict[str, Any]) -> tuple[str, str | None]:
@@ -130,8 +152,8 @@ def _named(told: dict[str, Any]) -> tuple[str, str | None]:
 class _Examination:
     """All devices of a validation, from the first question to the verdict."""
 
-    def __init__(self, bench: Bench, progress: Progress, ends: float, chosen: _Chosen, known: Evidence) -> None:
-        self._bench, self._progress, self._ends, self._chosen = bench, progress, ends, chosen
+    def __init__(self, bench: Bench, progress: Progress, plan: float, chosen: _Chosen, known: Evidence) -> None:
+        self._bench, self._progress, self._plan, self._chosen = bench, progress, plan, chosen
         machine = bench.machine
         self._known = replace(known, cores=machine.cores, cpu_quota=machine.cpu_quota, unusable=chosen.unusable)
         self._checkups: list[Checkup] = []
@@ -149,19 +171,18 @@ class _Examination:
                 self._one(checkup)
             if len(self._checkups) > 1:
                 self._together()
-                self._links()
             if soak_seconds is not None and self._checkups:
                 soaked = self._soak(soak_seconds)
             for checkup in self._checkups:
                 checkup.finish()
+            # Last: a card may let one process in alone.
+            if len(self._checkups) > 1 and not self.is_interrupted:
+                self._links()
         return self._told(soaked)
 
     def _one(self, checkup: Checkup) -> None:
-        left = len(self._chosen.devices) - len(self._checkups) + 1
-        later = 0.0 if len(self._chosen.devices) == 1 else _TOGETHER_SECONDS + _LINKS_SECONDS
-        seconds = (self._ends - time.monotonic() - later) / left - _START_SECONDS * (left > 1)
         self._progress.begin(f"  {checkup.device:<8} {checkup.before.name}")
-        checkup.examine(max(_LEAST_SECONDS, seconds - _START_SECONDS), self._with_host)
+        checkup.examine(self._plan, self._with_host)
         self.readings += checkup.readings
         self._progress.say(f"  {checkup.device:<8} {_gist(checkup.readings)}")
 
@@ -173,7 +194,9 @@ class _Examination:
         """All devices at once: whether the host feeds them."""
         self._progress.begin("  all at once")
         began = time.monotonic()
-        found = self._at_once(partial(Checkup.go_on, phases=_AT_ONCE, seconds=_TOGETHER_SECONDS))
+        found = self._at_once(_AT_ONCE, _TOGETHER_SECONDS)
+        if self.is_interrupted:
+            raise KeyboardInterrupt
         # A worker's end is a fault of its phase, as it would be alone.
         self.readings += [replace(each, probe=TOGETHER) if each.fault is None else each for each in found]
         self._seconds[TOGETHER] = time.monotonic() - began
@@ -184,44 +207,64 @@ class _Examination:
         names = tuple(checkup.device for checkup in self._checkups)
         self._progress.begin("  from device to device")
         began = time.monotonic()
-        request = {"links": plain(Linking(names, time.time(), _LINKS_SECONDS))}
-        with runner.Worker(request, self._bench.python, self._bench.root.hub_in_use) as worker:
-            worker.listen(time.monotonic() + _LINKS_SECONDS + GRACE_SECONDS)
-        found = list(worker.heard.readings)
-        if worker.heard.answer is None:
-            found.append(Reading("links", "links", names[0], "", None, fault=worker.fault()))
+        found = self._linked(names)
+        if any(is_wrong(reading) for reading in found):
+            found = judging.merged(found, self._linked(names))
         self.readings += found
         self._seconds["links"] = time.monotonic() - began
         self._progress.say(f"  from device to device {_gist(found)}")
 
+    def _linked(self, names: tuple[str, ...]) -> tuple[Reading, ...]:
+        request = {"links": plain(Linking(names, time.time(), _LINKS_SECONDS))}
+        with runner.Worker(request, self._bench.python, self._bench.root.hub_in_use) as worker:
+            worker.listen(time.monotonic() + _LINKS_SECONDS + GRACE_SECONDS)
+        found = tuple(worker.heard.readings)
+        if worker.heard.answer is not None:
+            return found
+        return (*found, Reading("links", "links", names[0], "", None, fault=worker.fault()))
+
     def _soak(self, seconds: float) -> float:
         """Round after round until the time is over, or somebody has seen enough. Returns how long it was."""
         began, number = time.monotonic(), 0
-        try:
-            while time.monotonic() - began < seconds and any(checkup.is_alive for checkup in self._checkups):
-                number += 1
-                self._progress.begin(f"  round {number}")
-                found = self._at_once(partial(Checkup.go_on, phases=_ROUND, seconds=_ROUND_SECONDS))
-                # The raw samples of hours would fill a disk; the plan before has kept its own.
-                self.readings += [replace(each, round=number, samples=()) for each in found]
-                left = max(0.0, seconds - (time.monotonic() - began))
-                self._progress.say(f"  round {number}, {left:.0f} s left: {_gist(found)}")
-        except KeyboardInterrupt:
-            self.is_interrupted = True
-            self._progress.say("  interrupted: what was found until now is judged")
+        while time.monotonic() - began < seconds and any(checkup.is_alive for checkup in self._checkups):
+            number += 1
+            self._progress.begin(f"  round {number}")
+            found = self._at_once(_ROUND, _ROUND_SECONDS)
+            # The raw samples of hours would fill a disk; the plan before has kept its own.
+            self.readings += [replace(each, round=number, samples=()) for each in found]
+            if self.is_interrupted:
+                self._progress.say("  interrupted: what was found until now is judged")
+                break
+            left = max(0.0, seconds - (time.monotonic() - began))
+            self._progress.say(f"  round {number}, {left:.0f} s left: {_gist(found)}{self._errors()}")
         return time.monotonic() - began
 
-    def _at_once(self, act: Callable[[Checkup], list[Reading]]) -> list[Reading]:
-        """Each device whose worker lives, in a thread that listens to it."""
+    def _errors(self) -> str:
+        """What the drivers have counted since the beginning, where they have."""
+        told = ""
+        for checkup in self._checkups:
+            now, before = checkup.card(), checkup.before
+            grown = (now.ecc_corrected or 0) - (before.ecc_corrected or 0)
+            lost = (now.ecc_uncorrected or 0) - (before.ecc_uncorrected or 0)
+            told += f"; {checkup.device}: {grown} memory errors corrected" if grown else ""
+            told += f"; {checkup.device}: {lost} memory errors not corrected" if lost else ""
+            told += f"; {checkup.device}: XID {', '.join(map(str, now.xids))}" if now.xids else ""
+        return told
+
+    def _at_once(self, phases: Sequence[str], seconds: float) -> list[Reading]:
+        """Each device whose worker lives, in a thread that listens to it; what was heard until an interrupt, too."""
         alive = [checkup for checkup in self._checkups if checkup.is_alive]
         with ThreadPoolExecutor(max(1, len(alive))) as pool:
-            told = [pool.submit(act, checkup) for checkup in alive]
+            told = [pool.submit(checkup.go_on, phases, seconds) for checkup in alive]
             try:
-                return [reading for each in told for reading in each.result()]
+                wait(told)
             except KeyboardInterrupt:
+                self.is_interrupted = True
                 for checkup in alive:
                     checkup.stop()
-                raise
+            found = [reading for each in told for reading in each.result()]
+        # Whom we have ended ourselves has not died.
+        return [each for each in found if each.name != PROCESS] if self.is_interrupted else found
 
     def _told(self, soaked: float | None) -> Validation:
         checkups = self._checkups

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import history, runner, running, runs, validating, verdict
+from bench import causes, checkup, history, runner, running, runs, validating, verdict
 from bench.errors import Exit
+from bench.nodes import Node, Seen
 from bench.readings import VerdictState
 from provision import facts
 from provision.errors import BlockedError, SpecError
@@ -193,10 +194,44 @@ def test_a_host_that_does_not_feed_all_its_cards(validate: Callable[..., Validat
 
 
 @pytest.mark.usefixtures("driver")
-def test_links_that_hang_up_are_a_fault(validate: Callable[..., Validated]) -> None:
-    found = validate(f"{TWO}def links(): os._exit(3)\n")
+@pytest.mark.parametrize(("ends", "state"), [("True", FAIL), ("not Path('linked').exists()", WARN)])
+def test_links_that_end_are_asked_again(validate: Callable[..., Validated], ends: str, state: VerdictState) -> None:
+    usual = "    say({'reading': plain(Reading('links', 'links', 'cuda:0', 'B/s', 1.0))})\n"
+    found = validate(
+        f"{TWO}def links():\n    ends = {ends}\n    Path('linked').touch()\n    if ends: os._exit(3)\n{usual}"
+    )
+    assert found.run.verdict.state is state
+    assert ("(exit 3)" in found.run.verdict.reasons[0]) is (state is FAIL)
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: Callable[..., Validated]) -> None:
+    """After most of CUDA's errors a process can compute nothing more."""
+    broken = "values['fault'] = 'CUDA error: an illegal memory access was encountered'; globals()['dead'] = True"
+    program = "dead = False\n" + planted("memory", broken, turns="turn == 1 or dead")
+    found = validate(program)
+    assert found.run.verdict.state is WARN
+    assert asked()[7:] == ["cuda:0 memory"]
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_worker_that_hangs_is_no_second_time_waited_for(
+    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup, "GRACE_SECONDS", -46.0)  # less than a second after it began
+    found = validate(planted("product", "sys.stdin.read()"))
     assert found.run.verdict.state is FAIL
-    assert "(exit 3)" in found.run.verdict.reasons[0]
+    assert "the worker hung in the phase 'product'" in found.run.verdict.reasons[0]
+    assert asked() == ["cuda:0 numerics", "cuda:0 product"]
+
+
+def test_all_devices_are_asked_for_as_long() -> None:
+    assert validating.plan_seconds(60.0, 1) == 48.0
+    for count in (2, 8):
+        plan = validating.plan_seconds(60.0 + 40.0 * (count - 1), count)
+        assert 25 < plan < 48
+        assert plan * count < 60 + 40 * (count - 1)
+    assert validating.plan_seconds(1.0, 8) == 10.0, "less than a start tells nothing"
 
 
 @pytest.mark.usefixtures("driver")
@@ -220,12 +255,14 @@ def test_ctrl_c_ends_a_soak_and_keeps_what_was_found(
 ) -> None:
     """The first round is whole; in the second, with the card at work, somebody has seen enough."""
     stop = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
-    found = validate(planted("product", stop, turns="turn == 3"), soak=3600.0)
+    found = validate(planted("memory", stop, turns="turn == 3"), soak=3600.0)
     assert found.interrupted
     assert found.run.verdict.state is PASS
     assert runs.load("", tmp_path / "out") == found.run
     assert found.run.validation is not None
-    assert {each.round for each in found.run.validation.readings} == {0, 1}
+    rounds = {(each.round, each.probe) for each in found.run.validation.readings if each.round}
+    whole = {(1, probe) for probe in ("product", "copy", "memory", "sustained")}
+    assert rounds == whole | {(2, "product"), (2, "copy")}, "and what the second had found"
     assert found.run.validation.software == {"torch": "2.13.0"}
     assert any("interrupted" in line for line in progress.lines)
 
@@ -235,6 +272,19 @@ def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., Validat
     found = validate()
     assert verdict.exit_of(found.run.verdict) is Exit.NOT_JUDGED
     assert [each.state for each in judged(found, "driver-hidden")] == [OPEN]
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(("visible", "is_lost"), [(None, True), ("0", False)])
+def test_a_card_that_torch_lost_is_missed(
+    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
+) -> None:
+    nodes = tuple(Node(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
+    monkeypatch.setattr(causes, "look", lambda: Seen(loaded=True, nodes=nodes, visible=visible))
+    found = validate()
+    assert found.run.verdict.state is (FAIL if is_lost else PASS)
+    said = [each.said for each in judged(found, "unusable")]
+    assert ["2 cards have a node that opens, and torch sees 1" in each for each in said] == [True] * is_lost
 
 
 def test_a_card_that_torch_cannot_use_fails_with_its_cause(
