@@ -249,7 +249,23 @@ def examined() -> dict[str, Any]:
         refused = ""
     except ValueError as error:
         refused = str(error)
-    return {"said": said, "lost": fallen, "refused": refused}
+    return {"said": said, "lost": fallen, "refused": refused, "taken": taken(request)}
+
+
+def taken(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """An examination of a card that another process holds alone."""
+    said: list[dict[str, Any]] = []
+    kept = seam.of
+
+    def busy(*_: object) -> seam.Device:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    seam.of = busy
+    try:
+        examining.main(request, said.append, iter(["again 1 copy\n"]))
+    finally:
+        seam.of = kept
+    return said
 
 
 def main() -> None:

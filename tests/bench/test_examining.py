@@ -137,12 +137,13 @@ def test_memory_says_how_many_patterns_there_was_time_for(asked: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    ("name", "best", "of"),
-    [("second", 10.0, 100), ("third has no room", 10.0, 100), ("second has no time", 5.0, 10)],
+    ("name", "best", "of", "is_cut"),
+    [("second", 10.0, 100, False), ("third has no room", 10.0, 100, True), ("second has no time", 5.0, 10, True)],
 )
-def test_the_fastest_way_is_kept(asked: dict[str, Any], name: str, best: float, of: float) -> None:
+def test_the_fastest_way_is_kept(asked: dict[str, Any], name: str, best: float, of: float, is_cut: bool) -> None:
+    """And where a larger one was left out, it says that there may be a faster one."""
     reading = only([asked["ways"][name]])
-    assert (reading.value, reading.figures) == (best, {"amount": of})
+    assert (reading.value, reading.figures) == (best, {"amount": of} | ({seam.CUT: 1.0} if is_cut else {}))
     assert set(reading.samples) == {best}
 
 
@@ -157,6 +158,25 @@ def test_what_is_not_to_be_had_is_no_fault(asked: dict[str, Any], name: str) -> 
     reading = only([asked["stopped"][name]])
     assert (reading.value, reading.fault) == (None, None)
     assert reading.why_not
+    assert (seam.UNABLE in reading.figures) is (name == "no kernel")
+
+
+@pytest.mark.parametrize(
+    ("said", "is_well"),
+    [
+        # As CUDA, cuDNN and torch say it.
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", True),
+        ("cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph.", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
+        ("CUDA error: no kernel image is available for execution on the device", True),
+        ("CUDA error: uncorrectable ECC error encountered", False),
+        ("CUDA error: unspecified launch failure", False),
+    ],
+)
+def test_what_a_library_or_another_process_refuses_is_no_fault_of_the_card(said: str, is_well: bool) -> None:
+    found = seam.stopped(Reading("product", "product bf16", "cuda:0", "FLOP/s", None), RuntimeError(said))
+    assert (found.fault is None) is is_well
+    assert (found.why_not is None) is not is_well
 
 
 @pytest.mark.parametrize(("name", "said"), [("broken", "CUDA error: an illegal"), ("wrong shape", "mat1 and mat2")])
@@ -177,7 +197,7 @@ def test_a_rate_comes_with_its_shape_and_samples(asked: dict[str, Any], probe: s
     for reading in found:
         assert (reading.probe, reading.unit, reading.fault) == (probe, "FLOP/s", None)
         assert reading.value == max(reading.samples)
-        assert set(reading.figures) == figures
+        assert set(reading.figures) - {seam.CUT} == figures
 
 
 def test_a_copy_counts_what_is_read_and_written(asked: dict[str, Any]) -> None:
@@ -280,6 +300,14 @@ def test_an_examination_asks_what_is_wanted_and_again_at_a_word(asked: dict[str,
     assert {"python", "torch", "diffusers", "cpu"} == set(answer["software"])
     assert answer["threads"] == record(answer["host"], Host, "host").threads
     assert asked["examined"]["refused"].startswith("there is no phase 'heat'; there is: numerics,")
+
+
+def test_a_card_that_another_process_holds_alone_is_not_asked(asked: dict[str, Any]) -> None:
+    said = asked["examined"]["taken"]
+    assert phases(said) == ["imports", "waiting", "waiting"]
+    reading = only([event["reading"] for event in said if "reading" in event])
+    assert (reading.value, reading.fault) == (None, None)
+    assert "busy or unavailable" in (reading.why_not or "")
 
 
 def test_a_phase_that_breaks_keeps_what_it_has_found(asked: dict[str, Any]) -> None:
