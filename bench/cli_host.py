@@ -94,7 +94,8 @@ def history(
         machine = facts.probe().to_dict()
         found = replace(kept, runs=kept.runs if every else history.of_host(kept.runs, machine))
         if json:
-            print(dumps({"schema": 1, "lines": plain(history.lines(found.runs)), "unread": list(found.unread)}))
+            lines = [plain(line) | {"at": line.at.isoformat()} for line in history.lines(found.runs)]
+            print(dumps({"schema": 1, "lines": lines, "unread": list(found.unread)}))
             return Exit.GOOD
         color, width = console.paper(no_color)
         if found.runs:

@@ -257,7 +257,7 @@ def taken(request: dict[str, Any]) -> list[dict[str, Any]]:
     said: list[dict[str, Any]] = []
     kept = seam.of
 
-    def busy(*_: object) -> seam.Device:
+    def busy(torch: Any, name: str) -> seam.Device:
         raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
 
     seam.of = busy

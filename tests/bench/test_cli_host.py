@@ -1,0 +1,89 @@
+"""The commands that look at a host, as a person runs them: `validate` with a real worker on this CPU, and `history`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import history
+from bench.codec import loads
+from bench.readings import VerdictState
+from bench.result import Run
+from tests.bench.conftest import command, environment
+from tests.bench.seen import validated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def bench(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words), capture_output=True, text=True, check=False, timeout=300, cwd=folder, env=environment()
+    )
+
+
+@pytest.mark.worker
+def test_this_cpu_from_the_command_to_its_history(measured_python: Path, tmp_path: Path) -> None:
+    root = ["--root", tmp_path / "root"]
+    done = bench(tmp_path, "validate", "--device", "cpu", "--budget", "30", "--python", measured_python, *root)
+    # Other tests may disturb it: then that is what it says.
+    assert done.returncode in {0, 5}, done.stderr + done.stdout
+    shown = " ".join(done.stdout.split())
+    for said in ("product fp32", "GFLOP/s", "matrix product bf16", "off by", "GB free, no error", "seconds a phase: "):
+        assert said in shown, said
+    (file,) = (tmp_path / "results").glob("*/run.json")
+    run = loads(file.read_text(), Run)
+    assert run.validation is not None
+    assert run.verdict.state in {VerdictState.PASS, VerdictState.NOT_JUDGED}
+    assert not [each for each in run.validation.readings if each.fault is not None]
+    assert set(run.validation.seconds) >= {"numerics", "product", "copy", "memory", "sustained", "threads", "loop"}
+    assert run.validation.software["torch"]
+    page = file.with_name("report.html").read_text()
+    assert "What was found" in page
+    assert "matrix product bf16" in page
+    told = json.loads(bench(tmp_path, "history", "--json", *root).stdout)
+    (line,) = told["lines"]
+    assert (line["run"], line["device"]) == (run.id, "cpu")
+    assert run.started[:10] in bench(tmp_path, "history", *root).stdout
+    assert "nothing to report" in bench(tmp_path, "report", "--format", "ticket").stdout
+
+
+def test_without_a_validation_the_next_command_is_said(tmp_path: Path) -> None:
+    done = bench(tmp_path, "history", "--root", tmp_path)
+    assert done.returncode == 0
+    assert "Run `bench validate` first" in done.stdout
+
+
+def test_other_hosts_are_shown_where_all_are_asked_for(tmp_path: Path) -> None:
+    kept = tmp_path / ".firstlight" / "validations"
+    history.keep(validated(2), kept)
+    (kept / "half.json").write_text("{")
+    own = bench(tmp_path, "history", "--root", tmp_path).stdout
+    assert "of other hosts 1 (--all)" in own
+    assert "passed over: " in own
+    everything = bench(tmp_path, "history", "--all", "--root", tmp_path).stdout
+    assert "2026-01-02" in everything
+    assert "half.json" in everything
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--soak", "soon"], 2, "such as 30m"),
+        (["--budget", "5"], 2, "--budget"),
+        (["--device", "npu"], 2, "unknown device 'npu'"),
+        (["--device", "cuda"], 4, "--device cpu"),
+        (["--python", "/nowhere/python"], 4, "is not there"),
+    ],
+)
+def test_what_cannot_be_is_told_at_once(
+    measured_python: Path, tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    python = [] if "--python" in words else ["--python", measured_python]
+    done = bench(tmp_path, "validate", "--root", tmp_path, *python, *words)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "results").exists()
