@@ -12,8 +12,8 @@ from bench import judging, nvml
 from bench.codec import plain, record
 from bench.evidence import Evidence
 from bench.examining import PHASES, Examination
-from bench.rating import ONCE, is_wrong
-from bench.readings import Card, Reading
+from bench.rating import is_wrong
+from bench.readings import ONCE, Card, Reading
 from bench.result import Host
 from bench.runner import WAITING, Worker
 

@@ -34,7 +34,7 @@ class Evidence:
 
     `cards`, `before`, `readings`, `watched` and `disturbed` are those of a `readings.Validation`. `hosts`: {device:
     what else the host did}. `cores` that are to be seen, `cpu_quota` that the control group grants. `unusable`:
-    {device: why torch cannot use it}. `own`: {(uuid, name of a reading): the best of the runs that are kept}.
+    {device: why torch cannot use it}. `own`: {(uuid, question of a reading): the best of the runs that are kept}.
     """
 
     cards: tuple[Card, ...]
@@ -72,7 +72,7 @@ def expected(rule: Rule, card: Card, reading: Reading, own: Mapping[tuple[str, s
     """
     if card.slice:
         return None
-    best = own.get((card.uuid, reading.name)) if card.uuid is not None and OWN in rule.references else None
+    best = own.get((card.uuid, question(reading))) if card.uuid is not None and OWN in rule.references else None
     known = _of_table(rule, card, reading)
     if best is None or known is None:
         return best or known
@@ -103,6 +103,12 @@ def _of_table(rule: Rule, card: Card, reading: Reading) -> Expected | None:
     doubt = "" if is_checked else ", which no source confirms"
     source = f"{reach:.0%} of the {shown(figure, reading.unit)} on the sheet of the {name}{doubt}"
     return Expected(figure * reach, source, SHEET if is_checked else UNCHECKED)
+
+
+def question(reading: Reading) -> str:
+    """What a reading answers: that of a link has no like but one of as many bytes."""
+    size = reading.figures.get("bytes")
+    return f"{reading.name}, {size:.0f} bytes" if reading.probe == "links" and size else reading.name
 
 
 def share_of(reading: Reading, value: float, of: float) -> float:

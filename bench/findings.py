@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench import report
 from bench.evidence import TOGETHER, shown
-from bench.rating import ONCE
-from bench.readings import VerdictState
+from bench.readings import ONCE, VerdictState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from bench import rules
 from bench.evidence import row, share_of
-from bench.rating import OF_READINGS, ONCE, is_wrong, judgement, of_readings, slowest
-from bench.readings import Judgement, Verdict, VerdictState
+from bench.rating import OF_READINGS, is_meant, is_missing, is_wrong, judgement, of_readings, slowest
+from bench.readings import ONCE, Judgement, Verdict, VerdictState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,21 +76,28 @@ def merged(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading,
 def settled(first: Reading, again: Reading) -> Reading:
     """What counts of a reading that was asked for twice.
 
-    A fault that is there both times is one; a fault that is there once leaves the good reading, with a mark that a rule
-    warns of. Of two figures the better counts: what disturbs a measurement makes it slow, never fast.
+    A fault that is there both times is one, and one that was followed by no answer; a fault that is there once leaves
+    the good reading, with a mark that a rule warns of. Of two figures the better counts: what disturbs a measurement
+    makes it slow, never fast.
     """
+    if is_wrong(first) and is_wrong(again):
+        return again
     if is_wrong(first) or is_wrong(again):
-        if is_wrong(first) and is_wrong(again):
-            return again
-        good = again if is_wrong(first) else first
-        return replace(good, figures=good.figures | {ONCE: 1.0})
+        good, bad = (again, first) if is_wrong(first) else (first, again)
+        return bad if good.value is None else replace(good, figures=good.figures | {ONCE: 1.0})
     if not again.value or not first.value:
         return again if again.value else first
-    if first.limit is not None:
-        return again
+    return again if first.limit is not None or _is_better(again, first) else first
+
+
+def _is_better(again: Reading, first: Reading) -> bool:
+    """Whether a figure is as good as an earlier one, or better."""
     if "first_quarter" in first.figures and "first_quarter" in again.figures:  # what it kept, not how fast it began
-        return max(again, first, key=lambda each: each.figures["last_quarter"] / (each.figures["first_quarter"] or 1.0))
-    return again if share_of(first, again.value, first.value) >= 1 else first
+        kept, before = (
+            each.figures["last_quarter"] / (each.figures["first_quarter"] or 1.0) for each in (again, first)
+        )
+        return kept >= before
+    return share_of(first, again.value or 0.0, first.value or 1.0) >= 1
 
 
 def _question(reading: Reading) -> tuple[str, str, str, int]:
@@ -100,7 +107,7 @@ def _question(reading: Reading) -> tuple[str, str, str, int]:
 def _is_about(rule: Rule, reading: Reading) -> bool:
     if rule.kind in {"fault", "limit"}:
         return is_wrong(reading)
-    return reading.probe in rule.probes and rule.only in reading.name
+    return is_meant(rule, reading) and (rule.kind != "missing" or is_missing(reading))
 
 
 def _of_card(evidence: Evidence, card: Card) -> Iterator[Judgement]:

@@ -10,8 +10,9 @@ from bench import readings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Bits of nvmlClocksEventReasons (source: nvml.h). A card that is idle, or at a clock that somebody has set, is well.
+# Bits of nvmlClocksEventReasons (source: nvml.h). A card that is idle is well.
 REASONS = {
+    0x2: "clocks set by hand",
     0x4: "software power cap",
     0x8: "hardware slowdown",
     0x10: "sync boost",
@@ -43,14 +44,17 @@ def refusal() -> int | None:
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at a card: MHz, degrees Celsius, watts, joules since the driver came, bytes, {process: its bytes}."""
+    """One look at a card: MHz, degrees Celsius, watts, joules since the driver came, bytes, {process: its bytes}.
+
+    `reasons`: why its clocks are no higher; None where it does not tell.
+    """
 
     clock_mhz: float | None = None
     temperature: float | None = None
     power_watts: float | None = None
     energy_joules: float | None = None
     used_bytes: int | None = None
-    reasons: frozenset[str] = frozenset()
+    reasons: frozenset[str] | None = None
     processes: dict[int, int | None] | None = None
 
 
@@ -91,7 +95,7 @@ class Card:
         nvml, card = self._nvml, self._card
         power = self._ask(lambda: nvml.nvmlDeviceGetPowerUsage(card))
         energy = self._ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(card))
-        bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card)) or 0
+        bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card))
         memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(card))
         processes = self._ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(card))
         return Reading(
@@ -100,7 +104,7 @@ class Card:
             power_watts=power / 1000 if power is not None else None,
             energy_joules=energy / 1000 if energy is not None else None,
             used_bytes=int(memory.used) if memory is not None else None,
-            reasons=frozenset(name for bit, name in REASONS.items() if bits & bit),
+            reasons=None if bits is None else frozenset(name for bit, name in REASONS.items() if bits & bit),
             processes=None if processes is None else {row.pid: row.usedGpuMemory for row in processes},
         )
 
@@ -135,8 +139,7 @@ class Card:
         rows, pages = told.pop("rows"), told.pop("pages")
         pending = told.pop("page_pending")
         if rows is not None:
-            # A row that could not be replaced is in use as one that waits for it is.
-            pages, pending = rows[0] + rows[1], bool(rows[2] or rows[3])
+            pages, pending = rows[0] + rows[1], bool(rows[2])
         processes = told.pop("processes")
         return readings.Card(
             device,
@@ -146,6 +149,7 @@ class Card:
             driver_sees=True,
             pages_retired=pages,
             rows_pending=pending,
+            rows_failed=bool(rows[3]) if rows is not None else None,
             xids=self._drain(),
             others=None if processes is None or processes < ours else processes - ours,
             **told,

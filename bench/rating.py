@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.evidence import TOGETHER, UNCHECKED, expected, row, share_of, shown
-from bench.readings import Judgement, VerdictState
+from bench.readings import CUT, ONCE, UNABLE, Judgement, VerdictState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from bench.readings import Card, Reading
     from bench.rules import Rule
 
-ONCE = "once"  # the figure of a reading that was wrong one time of two
 _POWER = "software power cap"
+_MOSTLY = 0.5  # of the time a cap holds: then it may explain a figure
+_EXPLAINED = 0.6  # down to such a part of the line under which other cards fail
+_PATTERNS = 4.0  # in each the memory is tested once: see bench/patterns.py
 
 
 def judgement(name: str, rule: Rule, device: str, told: dict[str, Any], **changes: Any) -> Judgement:
@@ -33,11 +35,22 @@ def _is_over(reading: Reading) -> bool:
     return reading.value is not None and reading.limit is not None and not reading.value <= reading.limit
 
 
+def is_missing(reading: Reading) -> bool:
+    """Whether a question had no answer that should have one: no room, no time, or its worker was ended by its host."""
+    known = reading.value is not None or reading.fault is not None
+    return not known and not {UNABLE, ONCE} & set(reading.figures)
+
+
+def is_meant(rule: Rule, reading: Reading) -> bool:
+    """Whether a rule is about a reading, by its phase and its name."""
+    is_probe = not rule.probes or reading.probe in rule.probes
+    return is_probe and (not rule.only or any(part in reading.name for part in rule.only))
+
+
 def of_readings(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
     """What a rule about readings says of a device, of each name once."""
-    for (probe, reading_name), rounds in evidence.rounds(card.device).items():
-        is_meant = (not rule.probes or probe in rule.probes) and rule.only in reading_name
-        if is_meant:
+    for rounds in evidence.rounds(card.device).values():
+        if is_meant(rule, rounds[0]):
             found = _KINDS[rule.kind](name, rule, evidence, card, rounds)
             if found is not None:
                 yield found
@@ -77,6 +90,8 @@ def _rate(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequenc
     state, why = VerdictState.PASS, ""
     if rule.warn_below is not None and share < rule.warn_below:
         state, why = _shortfall(rule, evidence, card, share, wanted)
+        if CUT in best.figures:
+            state, why = VerdictState.NOT_JUDGED, "its largest shapes had no time or no room"
     told = {
         "name": best.name,
         "value": shown(best.value, best.unit),
@@ -92,23 +107,35 @@ def _rate(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequenc
 
 def _shortfall(rule: Rule, evidence: Evidence, card: Card, share: float, wanted: Expected) -> tuple[VerdictState, str]:
     """How bad a low figure is, and why no worse."""
-    device = card.device
-    if not card.driver_sees or device not in evidence.watched:
-        return VerdictState.NOT_JUDGED, "its clocks cannot be read, so this may be a cap"
-    if device in evidence.disturbed:
-        return VerdictState.NOT_JUDGED, "it was not alone"
-    caps = _caps(rule, evidence, device)
+    doubt = _doubt(evidence, card)
+    if doubt is not None:
+        return VerdictState.NOT_JUDGED, doubt
+    caps = _caps(rule, evidence, card.device)
     why = ", ".join(f"{reason} {part:.0%} of the time" for reason, part in caps.items())
-    if rule.fail_below is None or share >= rule.fail_below:
-        is_sold = _POWER in caps and row(card) in rule.capped_as_sold
-        return (VerdictState.PASS, f"{why}, as such a card is sold") if is_sold else (VerdictState.WARN, why)
-    if not why and (card.others or evidence.watched[device].others):
+    least = rule.fail_below or 0.0
+    # A card that is sold at its power limit is what it is, unless so little is left that the cap alone cannot be it.
+    is_sold = _is_sold_so(rule, evidence, card)
+    if is_sold and share >= least * (_EXPLAINED if caps.get(_POWER, 0.0) >= _MOSTLY else 1.0):
+        return VerdictState.PASS, f"{why}, as such a card is sold"
+    if share >= least:
+        return VerdictState.WARN, why
+    if not why and (card.others or evidence.watched[card.device].others):
         why = "another process is on the card"
     if not why and wanted.confidence == UNCHECKED:
         why = "a figure that no source confirms fails no card"
     if why:
         return VerdictState.WARN, why
     return VerdictState.FAIL, "neither its power nor its heat explains it"
+
+
+def _doubt(evidence: Evidence, card: Card) -> str | None:
+    """Why a low figure of a card may not be its own; None where it is."""
+    seen = evidence.watched.get(card.device)
+    if not card.driver_sees or seen is None:
+        return "its clocks cannot be read, so this may be a cap"
+    if seen.reasons_told is False:
+        return "its driver does not tell why its clocks are as they are, so this may be a cap"
+    return "it was not alone" if card.device in evidence.disturbed else None
 
 
 def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
@@ -126,17 +153,22 @@ def _fade(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequenc
     if not first or end is None:
         return None
     found = _of(name, rule, card, last, (end, first))
-    is_sold = row(card) in rule.capped_as_sold and _POWER in _caps(rule, evidence, card.device)
-    return None if is_sold or card.device in evidence.disturbed else found
+    return None if _is_sold_so(rule, evidence, card) or card.device in evidence.disturbed else found
+
+
+def _is_sold_so(rule: Rule, evidence: Evidence, card: Card) -> bool:
+    """Whether its power limit slows a card down that is sold with it."""
+    return row(card) in rule.capped_as_sold and _POWER in _caps(rule, evidence, card.device)
 
 
 def _drift(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
     # In a soak all devices work at once: what each reached alone before is no measure of that.
     alike = [each for each in rounds if each.round or len(evidence.cards) == 1]
     best, last = _best(alike), rounds[-1]
-    if best is None or best.value is None or not last.value or card.device in evidence.disturbed:
+    is_known = best is not None and last.value and card.device not in evidence.disturbed
+    if not is_known or best is None or best.value is None or _is_sold_so(rule, evidence, card):
         return None
-    return _of(name, rule, card, last, (last.value, best.value))
+    return _of(name, rule, card, last, (last.value or 0.0, best.value))
 
 
 def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
@@ -144,6 +176,26 @@ def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequen
     if best is None or best.value is None or card.device in evidence.disturbed:
         return None
     return _of(name, rule, card, best, (best.value, 1.0))
+
+
+def _missing(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    first = rounds[0]
+    counts = card.device != "cpu" or not rule.on_a_cpu or first.name in rule.on_a_cpu
+    if not counts or not is_missing(first):
+        return None
+    return judgement(name, rule, card.device, {"name": first.name, "why": first.why_not or "nothing was said"})
+
+
+def _partial(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    """A card's memory that was not tested as it should be; a host's is too large and too slow for that."""
+    first = rounds[0]
+    if card.device == "cpu" or first.value is None or is_wrong(first):
+        return None
+    count = first.figures.get("patterns", _PATTERNS)
+    if first.value >= (rule.below or 0) and count >= _PATTERNS:
+        return None
+    told = {"name": first.name, "share": first.value, "count": count}
+    return judgement(name, rule, card.device, told, value=first.value, expected=rule.below)
 
 
 def _crowd(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
@@ -191,7 +243,7 @@ def _beside(rule: Rule, evidence: Evidence, cards: Sequence[Card]) -> Iterator[t
     found = [evidence.rounds(card.device) for card in cards]
     for asked in sorted(set.intersection(*map(set, found))):
         each = [_best(readings[asked]) for readings in found]
-        if asked[0] not in rule.probes or None in each:
+        if asked[0] not in rule.probes or each[0] is None or not is_meant(rule, each[0]) or None in each:
             continue
         best = _best([reading for reading in each if reading is not None])
         for reading in each:
@@ -207,6 +259,8 @@ _KINDS: dict[str, Callable[[str, Rule, Evidence, Card, Sequence[Reading]], Judge
     "fade": _fade,
     "drift": _drift,
     "least": _least,
+    "missing": _missing,
+    "partial": _partial,
     "crowd": _crowd,
 }
 OF_READINGS = frozenset(_KINDS)

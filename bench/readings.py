@@ -6,6 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 
+# Marks that a reading's figures may hold, as 1.
+ONCE = "once"  # it was wrong one time of two
+UNABLE = "unable"  # its device, or a library, has no kernel for it: nothing is missing
+CUT = "cut"  # a rate whose larger shapes had no time or no room: the device may reach more
+
 
 class VerdictState(str, Enum):
     """What a whole run says."""
@@ -28,7 +33,8 @@ class Verdict:
 class Gpu:
     """What the card said while the samples were taken; None where it does not say.
 
-    `throttled`: {reason: share of the readings}. `others`: processes on the card besides the worker.
+    `throttled`: {reason: share of the readings}; `reasons_told`: whether it says at all why its clocks are as they are.
+    `others`: processes on the card besides the worker.
     `energy_source`: "counter" (the card's own) or "power" (its power, integrated).
     """
 
@@ -41,6 +47,7 @@ class Gpu:
     others: int | None = None
     energy_joules: float | None = None
     energy_source: str | None = None
+    reasons_told: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,9 @@ class Card:
 
     `driver_sees`: whether the driver's library answers for it (a container may hide it). `slice`: it is a part of a
     card (MIG). `ecc_corrected` and `ecc_uncorrected`: memory errors since the driver was loaded, `pages_retired` and
-    `rows_pending`: memory that was given up, or will be at the next reset. `xids`: hardware errors (the driver's
-    numbers) that came while it was watched. `pcie_generation` and `pcie_width` as they are under load, beside the most
-    that card and slot can. `others`: processes on it that are not ours.
+    `rows_pending`: memory that was given up, or will be at the next reset; `rows_failed`: some that could not be.
+    `xids`: hardware errors (the driver's numbers) that came while it was watched. `pcie_generation` and `pcie_width` as
+    they are under load, beside the most that card and slot can. `others`: processes on it that are not ours.
     """
 
     device: str
@@ -76,6 +83,7 @@ class Card:
     pcie_generation_most: int | None = None
     pcie_width_most: int | None = None
     others: int | None = None
+    rows_failed: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ Kind = Literal[
     "drift",
     "slowest",
     "least",
+    "missing",
+    "partial",
     "crowd",
     "quota",
     "steal",
@@ -61,10 +63,12 @@ KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"name", "source", "why", *_RATIO},
     ),
     "fade": ({"probes", "below"}, {"capped_by", "capped_above", "capped_as_sold"}, {"name", *_RATIO}),
-    "drift": ({"probes", "below"}, set(), {"name", *_RATIO}),
-    "slowest": ({"probes", "below"}, set(), {"name", "count", *_RATIO}),
+    "drift": ({"probes", "below"}, {"capped_by", "capped_above", "capped_as_sold"}, {"name", *_RATIO}),
+    "slowest": ({"probes", "only", "below"}, set(), {"name", "count", *_RATIO}),
     "least": ({"probes", "below"}, set(), {"name", "share"}),
-    "crowd": ({"probes", "below"}, set(), {"name", *_RATIO}),
+    "missing": ({"only"}, {"probes", "on_a_cpu"}, {"name", "why"}),
+    "partial": ({"probes", "below"}, set(), {"name", "share", "count"}),
+    "crowd": ({"probes", "only", "below"}, set(), {"name", *_RATIO}),
     "quota": ({"below"}, set(), {"value", "expected", "whole"}),
     "steal": ({"above"}, set(), {"share"}),
     "disturbed": (set(), set(), {"why"}),
@@ -82,7 +86,8 @@ class Rule(spec.Strict):
     that a healthy card is expected to reach, `reach_of` that of cards by their name in the table. `capped_by`: throttle
     reasons that excuse a low figure, from `capped_above` of the time on; `capped_as_sold`: cards for which a software
     power cap is no fault. `field` and `most` are of `readings.Card`. `key`: a device without such a figure is not
-    judged. `only`: a part of the names of the readings that it is about.
+    judged. `only`: parts of names, one of which is in that of a reading that it is about ("": in each). `on_a_cpu`: the
+    names of those that count on a CPU.
     """
 
     kind: Kind
@@ -93,7 +98,8 @@ class Rule(spec.Strict):
     again: bool = False
     key: bool = False
     probes: list[str] = Field(default_factory=list)
-    only: str = ""
+    only: list[str] = Field(default_factory=list)
+    on_a_cpu: list[str] = Field(default_factory=list)
     references: list[Whose] = Field(default_factory=list)
     reach: Share | None = None
     reach_of: dict[str, Share] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bench import meter
 from bench.errors import SkipError
+from bench.readings import CUT, UNABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,8 +37,6 @@ _UNABLE = (
     "no valid engine",
 )
 _NOT_ITS_OWN = ("busy or unavailable", "version incompatib", "no kernel image", "NOT_INITIALIZED")
-UNABLE = "unable"  # the figure of a reading for which a device, or its library, has no kernel: nothing is missing
-CUT = "cut"  # that of a rate whose larger shapes had no time or no room: it may be better than that
 
 
 class Device(Protocol):

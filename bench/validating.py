@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -255,8 +256,11 @@ class _Examination:
         """Each device whose worker lives, in a thread that listens to it; what was heard until an interrupt, too."""
         alive = [checkup for checkup in self._checkups if checkup.is_alive]
         with ThreadPoolExecutor(max(1, len(alive))) as pool:
+            # An interrupt before we wait for them would leave threads of whose findings nobody knows.
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             told = [pool.submit(checkup.go_on, phases, seconds) for checkup in alive]
             try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
                 wait(told)
             except KeyboardInterrupt:
                 self.is_interrupted = True

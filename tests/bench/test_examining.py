@@ -13,7 +13,7 @@ import pytest
 
 from bench import cases, examining, loops, runner, seam
 from bench.codec import record
-from bench.readings import Reading
+from bench.readings import CUT, UNABLE, Reading
 from bench.result import Host
 from tests.conftest import CHECKOUT
 
@@ -143,7 +143,7 @@ def test_memory_says_how_many_patterns_there_was_time_for(asked: dict[str, Any])
 def test_the_fastest_way_is_kept(asked: dict[str, Any], name: str, best: float, of: float, is_cut: bool) -> None:
     """And where a larger one was left out, it says that there may be a faster one."""
     reading = only([asked["ways"][name]])
-    assert (reading.value, reading.figures) == (best, {"amount": of} | ({seam.CUT: 1.0} if is_cut else {}))
+    assert (reading.value, reading.figures) == (best, {"amount": of} | ({CUT: 1.0} if is_cut else {}))
     assert set(reading.samples) == {best}
 
 
@@ -158,7 +158,7 @@ def test_what_is_not_to_be_had_is_no_fault(asked: dict[str, Any], name: str) -> 
     reading = only([asked["stopped"][name]])
     assert (reading.value, reading.fault) == (None, None)
     assert reading.why_not
-    assert (seam.UNABLE in reading.figures) is (name == "no kernel")
+    assert (UNABLE in reading.figures) is (name == "no kernel")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_rate_comes_with_its_shape_and_samples(asked: dict[str, Any], probe: s
     for reading in found:
         assert (reading.probe, reading.unit, reading.fault) == (probe, "FLOP/s", None)
         assert reading.value == max(reading.samples)
-        assert set(reading.figures) - {seam.CUT} == figures
+        assert set(reading.figures) - {CUT} == figures
 
 
 def test_a_copy_counts_what_is_read_and_written(asked: dict[str, Any]) -> None:

@@ -13,8 +13,7 @@ import pytest
 from bench import console, export, findings, forms, judging, schema
 from bench.codec import dumps, loads, plain
 from bench.evidence import TOGETHER
-from bench.rating import ONCE
-from bench.readings import Card, Gpu, Reading
+from bench.readings import ONCE, Card, Gpu, Reading
 from bench.result import Run
 from provision.errors import SpecError
 from tests.bench.conftest import a_run

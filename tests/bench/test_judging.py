@@ -230,6 +230,9 @@ def test_the_worst_decides_and_comes_first() -> None:
         (with_readings(FINE, SLOW_BF16, reading("memory", "memory", None, fault="1 byte")), ("product", "memory")),
         (with_readings(FINE, reading("numerics", "matrix product bf16", 0.4, limit=5e-3)), ("numerics",)),
         (with_readings(FINE, sustained(255 * T, 204 * T)), ("sustained",)),
+        (with_readings(FINE, reading("numerics", "convolution fp16", None, why_not="no time")), ("numerics",)),
+        (with_readings(FINE, reading("memory", "memory", 0.88, figures={"patterns": 2.0})), ("memory",)),
+        (with_readings(FINE, replace(SLOW_BF16, figures={"cut": 1.0})), ("product",)),
         (with_readings(KNOWN, reading("loop", "loop ddpm-cat-256 fp16 batch 4", 0.090)), ("loop",)),
         # What no second asking changes is not asked for.
         (card(ecc_uncorrected=2, others=1), ()),
@@ -264,6 +267,8 @@ WHOLE = reading("memory", "memory", 0.88)
         (FAULTY, replace(FAULTY, fault="2 bytes"), replace(FAULTY, fault="2 bytes")),
         (FAULTY, WHOLE, replace(WHOLE, figures={"once": 1.0})),
         (WHOLE, FAULTY, replace(WHOLE, figures={"once": 1.0})),
+        (FAULTY, reading("memory", "memory", None, why_not="no time"), FAULTY),
+        (reading("memory", "memory", None, why_not="no time"), FAULTY, FAULTY),
         (
             reading("numerics", "n", 0.4, limit=0.1),
             reading("numerics", "n", 0.01, limit=0.1),

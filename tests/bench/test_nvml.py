@@ -102,11 +102,12 @@ def test_an_a100_with_bad_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (gpus.find(card.name) or ("",))[0] == "A100-SXM4-80GB"
 
 
-def test_a_row_that_could_not_be_replaced_is_in_use_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_could_not_be_replaced_is_no_row_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("h100", monkeypatch)
     assert nvml.Card(driver.uuid).describe("cuda:0").rows_pending is False
     driver.answers["nvmlDeviceGetRemappedRows"] = [0, 1, 0, 1]
-    assert nvml.Card(driver.uuid).describe("cuda:0").rows_pending is True
+    card = nvml.Card(driver.uuid).describe("cuda:0")
+    assert (card.rows_pending, card.rows_failed) == (False, True)
 
 
 def test_a_4090_d_counts_no_errors_and_is_in_no_table(monkeypatch: pytest.MonkeyPatch) -> None:

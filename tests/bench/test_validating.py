@@ -35,6 +35,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     """The driver of a healthy H100, on which nothing else runs."""
     found = Driver("h100", monkeypatch)
     found.answers["nvmlDeviceGetComputeRunningProcesses"] = []
+    found.answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0
     return found
 
 
@@ -188,8 +189,8 @@ def test_of_two_cards_the_slowest_is_named(validate: Callable[..., Validated], p
 
 @pytest.mark.usefixtures("driver")
 def test_a_host_that_does_not_feed_all_its_cards(validate: Callable[..., Validated]) -> None:
-    """Alone each copies at 50 GB/s; all at once, the second time that they are asked, at 12."""
-    found = validate(TWO + planted("pinned", "values['pinned'] = 12 * GB", turns="turn == 2"))
+    """Alone each reaches 780 TFLOP/s; all at once, the second time that they are asked, 600."""
+    found = validate(TWO + planted("product", "values['product'] = 600 * T", turns="turn == 2"))
     assert {each.device for each in judged(found, "together") if each.state is WARN} == {"cuda:0", "cuda:1"}
 
 
