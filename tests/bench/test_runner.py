@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from bench import runner
+from bench import pipes, runner
 from bench.result import Phases, Result, Sample, Status
 from bench.worker import Request
 from tests.bench.conftest import a_case
@@ -306,3 +306,30 @@ def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatc
         (folder / "torch.py").write_text("raise SystemExit(9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     assert "No module named 'torch'" in runner.query(HERE)["error"]
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"])
+def test_a_precision_that_somebody_has_set_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It would turn a case in tf32 into one in fp32, or the other way round, and a good card into a slow one."""
+    monkeypatch.setenv(name, "0")
+    file = tmp_path / "program.py"
+    file.write_text(f"import json, os; print(json.dumps({{'query': {{'is': os.environ.get({name!r}, 'unset')}}}}))")
+    monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+    assert runner.query(HERE) == {"is": "unset"}
+
+
+def test_what_no_signal_ends_is_left_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs in a driver: here one whose end is not asked for in earnest."""
+    monkeypatch.setattr(pipes, "_END_SECONDS", 0.01)
+    hangs = [sys.executable, "-c", "import signal; signal.pause()"]
+    monkeypatch.setattr(runner, "worker_command", lambda _: hangs)
+    kept: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pipes, "kill", kept.append)
+        with runner.Worker({"query": True}, HERE, NO_HUB) as worker:
+            pass
+    assert worker.code is None
+    pipes.end(kept[0])
+    assert kept[0].returncode < 0
