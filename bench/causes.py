@@ -206,6 +206,18 @@ def _unseen(asked: _Asked) -> Cause | None:
     )
 
 
+def _uncut(asked: _Asked) -> Cause | None:
+    if not asked.site.seen.uncut:
+        return None
+    where = "on the container's host" if asked.site.seen.contained else "here"
+    return Cause(
+        "no instance",
+        f"{asked.card} is set to be used in instances (MIG), and none of them is here",
+        f"Make one {where} (`sudo nvidia-smi mig -lgip` tells which there are, `sudo nvidia-smi mig -cgi PROFILE -C` "
+        f"makes it), or use the card as a whole: `sudo nvidia-smi -mig 0`. {_ELSE}",
+    )
+
+
 def _no_fabric(asked: _Asked) -> Cause | None:
     """CUDA's error 802, of hosts whose cards are joined by switches (source: CUDA's cudaErrorSystemNotReady)."""
     refusal = str(asked.found.get("refusal") or "")
@@ -249,6 +261,7 @@ _CAUSES: tuple[Callable[[_Asked], Cause | None], ...] = (
     _cpu_build,
     _old_driver,
     _unseen,
+    _uncut,
     _no_fabric,
     _no_library,
 )

@@ -12,8 +12,8 @@ from bench import judging, nvml
 from bench.codec import plain, record
 from bench.evidence import Evidence
 from bench.examining import PHASES, Examination
-from bench.rating import is_wrong
-from bench.readings import ONCE, Card, Reading
+from bench.rating import ONCE, is_wrong
+from bench.readings import PROCESS, Card, Reading
 from bench.result import Host
 from bench.runner import WAITING, Worker
 
@@ -30,7 +30,6 @@ _LOADED = frozenset({"memory", "sustained", "loop"})  # as these begin, a card h
 AGAIN_SHARE = 0.25  # of the budget, for what is asked once more
 START_SECONDS = 10.0  # what a worker takes until it asks: torch, and the card's driver
 _BEFORE = frozenset({"start", "imports"})  # the phases before the device is asked anything
-PROCESS = "process"  # the name of the reading that says how a worker ended
 
 
 class Checkup:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench import gpus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from bench.readings import Card, Gpu, Reading
     from bench.result import Host
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OWN, MEASURED, SHEET, UNCHECKED = "own", "measured", "sheet", "unchecked"
 TOGETHER = "together"  # the phase in which all devices of a host are asked at once, by the names of what each did alone
+LINKS = "links"  # the phase in which devices talk to each other
 _SCALES = {"FLOP/s": [(1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")], "B/s": [(1e9, "GB/s"), (1e6, "MB/s")]}
 
 
@@ -34,7 +35,8 @@ class Evidence:
 
     `cards`, `before`, `readings`, `watched` and `disturbed` are those of a `readings.Validation`. `hosts`: {device:
     what else the host did}. `cores` that are to be seen, `cpu_quota` that the control group grants. `unusable`:
-    {device: why torch cannot use it}. `own`: {(uuid, question of a reading): the best of the runs that are kept}.
+    {device: why torch cannot use it}. `own`: {(uuid, what `known_as` calls a reading): the best of the runs that are
+    kept}.
     """
 
     cards: tuple[Card, ...]
@@ -63,7 +65,22 @@ def row(card: Card) -> str | None:
     return found[0] if found is not None else None
 
 
-def expected(rule: Rule, card: Card, reading: Reading, own: Mapping[tuple[str, str], Expected]) -> Expected | None:
+def known_as(reading: Reading, cards: Sequence[Card]) -> str:
+    """What a reading is called in every run in which the same was asked.
+
+    Its name, but for what lies between cards: numbers of cards are of one run (CUDA_VISIBLE_DEVICES deals them out
+    anew), so their uuids stand for them; a sum is of all the cards of a run; and other sizes have other speeds.
+    """
+    if reading.probe != LINKS:
+        return reading.name
+    uuids = {card.device: card.uuid or card.device for card in cards}
+    words = reading.name.split()
+    among = [] if uuids.keys() & set(words) else sorted(uuids.values())
+    size = f"{reading.figures.get('bytes', 0.0):.0f} bytes"
+    return " ".join([*(uuids.get(word, word) for word in words), *among, size])
+
+
+def expected(rule: Rule, card: Card, reading: Reading, evidence: Evidence) -> Expected | None:
     """What a reading of a card should be by a rule; None where nothing tells.
 
     The card's own best comes first, since it is of this card, host and software. But one that was slow from its first
@@ -72,7 +89,8 @@ def expected(rule: Rule, card: Card, reading: Reading, own: Mapping[tuple[str, s
     """
     if card.slice:
         return None
-    best = own.get((card.uuid, question(reading))) if card.uuid is not None and OWN in rule.references else None
+    asked = known_as(reading, evidence.cards)
+    best = evidence.own.get((card.uuid, asked)) if card.uuid is not None and OWN in rule.references else None
     known = _of_table(rule, card, reading)
     if best is None or known is None:
         return best or known
@@ -103,12 +121,6 @@ def _of_table(rule: Rule, card: Card, reading: Reading) -> Expected | None:
     doubt = "" if is_checked else ", which no source confirms"
     source = f"{reach:.0%} of the {shown(figure, reading.unit)} on the sheet of the {name}{doubt}"
     return Expected(figure * reach, source, SHEET if is_checked else UNCHECKED)
-
-
-def question(reading: Reading) -> str:
-    """What a reading answers: that of a link has no like but one of as many bytes."""
-    size = reading.figures.get("bytes")
-    return f"{reading.name}, {size:.0f} bytes" if reading.probe == "links" and size else reading.name
 
 
 def share_of(reading: Reading, value: float, of: float) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import arithmetic, loops, meter, patterns, seam, traffic
 from bench.codec import plain, record
-from bench.readings import Reading
+from bench.readings import PROCESS, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -95,7 +95,7 @@ def main(raw: Any, say: Say, lines: Iterable[str]) -> None:
         examiner = _Examiner(torch, request, say)
     except RuntimeError as error:
         # A card that others fill, or hold alone, is well. Of anything else this process dies, and is made again.
-        found = seam.stopped(Reading("start", "start", request.device, "", None), error)
+        found = seam.stopped(Reading("start", PROCESS, request.device, "", None), error)
         if found.fault is not None:
             raise
         say({"reading": plain(found)})

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from bench import report
 from bench.evidence import TOGETHER, shown
-from bench.readings import ONCE, VerdictState
+from bench.rating import ONCE
+from bench.readings import CUT, VerdictState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,7 +91,8 @@ def told(reading: Reading) -> str:
         tested, free = (reading.figures.get(key, 0.0) / 1e9 for key in ("tested_bytes", "free_bytes"))
         return f"{tested:.1f} of {free:.1f} GB free, no error"
     if reading.unit:
-        return shown(reading.value, reading.unit) + (" a step" if reading.unit == "s" else "")
+        bound = "at least " if CUT in reading.figures else ""
+        return bound + shown(reading.value, reading.unit) + (" a step" if reading.unit == "s" else "")
     return f"{reading.value:.0%}" if reading.limit is None else f"off by {reading.value:.1e}"
 
 
@@ -147,6 +149,7 @@ def _watched(validation: Validation) -> Iterator[str]:
         ]
         known = [form.format(value) for value, form in parts if value is not None]
         known += [f"{share:.0%} of the time slowed by {name}" for name, share in gpu.throttled.items()]
+        known += ["what keeps its clocks down it does not say"] if gpu.reasons_told is False else []
         yield f"{device} under load: {', '.join(known) or 'it says nothing'}"
 
 

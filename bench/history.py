@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bench import judging, runs
-from bench.evidence import OWN, TOGETHER, Expected, question, share_of
+from bench.evidence import OWN, TOGETHER, Expected, known_as, share_of
 from bench.rating import is_wrong
 from bench.readings import CUT, VerdictState
 from provision.errors import FirstlightError
@@ -123,7 +123,7 @@ def load(folder: Path) -> Kept:
 
 
 def bests(kept: Sequence[Run], torch: str | None) -> dict[tuple[str, str], Expected]:
-    """The best that each card ever was: {(its uuid, question of a reading): the figure, and the run it is of}.
+    """The best that each card ever was: {(its uuid, what `known_as` calls a reading): the figure, its run}.
 
     Of cards alone that passed or were warned of, that nothing disturbed, and with a torch of the same minor version:
     its libraries decide how fast a healthy card computes, and a ticket to the provider must not be about them. Of a
@@ -135,9 +135,9 @@ def bests(kept: Sequence[Run], torch: str | None) -> dict[tuple[str, str], Expec
         if validation is None or not _is_alike(validation, torch):
             continue
         for card, reading in _figures(validation):
-            if card.uuid is None or card.slice or not _is_good(validation, card.device) or not _is_own(reading):
+            if card.uuid is None or card.slice or CUT in reading.figures or not _is_good(validation, card.device):
                 continue
-            key = (card.uuid, question(reading))
+            key = (card.uuid, known_as(reading, validation.cards))
             if key not in found or share_of(reading, reading.value or 1.0, found[key][0].value or 1.0) > 1:
                 found[key] = (reading, run)
     return {
@@ -242,11 +242,6 @@ def _figures(validation: Validation) -> Iterator[tuple[Card, Reading]]:
         is_figure = (bool(reading.unit) or reading.probe == "threads") and reading.probe != TOGETHER
         if is_figure and reading.value and not is_wrong(reading) and reading.device in cards:
             yield cards[reading.device], reading
-
-
-def _is_own(reading: Reading) -> bool:
-    """Whether a figure is one of this card that can be reached again: of peers the numbers change from run to run."""
-    return CUT not in reading.figures and not reading.name.startswith("peer ")
 
 
 def _is_good(validation: Validation, device: str) -> bool:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from bench import rules
 from bench.evidence import row, share_of
-from bench.rating import OF_READINGS, is_meant, is_missing, is_wrong, judgement, of_readings, slowest
-from bench.readings import ONCE, Judgement, Verdict, VerdictState
+from bench.rating import OF_READINGS, ONCE, is_gap, is_wrong, judgement, missing, of_readings, slowest
+from bench.readings import CUT, Judgement, Verdict, VerdictState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,28 +76,34 @@ def merged(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading,
 def settled(first: Reading, again: Reading) -> Reading:
     """What counts of a reading that was asked for twice.
 
-    A fault that is there both times is one, and one that was followed by no answer; a fault that is there once leaves
-    the good reading, with a mark that a rule warns of. Of two figures the better counts: what disturbs a measurement
-    makes it slow, never fast.
+    A fault that is there both times is one, and so is one that no other answer speaks against; a fault that is there
+    once leaves the good reading, with a mark that a rule warns of. Of two figures the better counts: what disturbs a
+    measurement makes it slow, never fast.
     """
-    if is_wrong(first) and is_wrong(again):
-        return again
     if is_wrong(first) or is_wrong(again):
-        good, bad = (again, first) if is_wrong(first) else (first, again)
-        return bad if good.value is None else replace(good, figures=good.figures | {ONCE: 1.0})
+        return _of_a_fault(first, again)
     if not again.value or not first.value:
         return again if again.value else first
-    return again if first.limit is not None or _is_better(again, first) else first
+    return again if first.limit is not None else _better(first, again)
 
 
-def _is_better(again: Reading, first: Reading) -> bool:
-    """Whether a figure is as good as an earlier one, or better."""
+def _of_a_fault(first: Reading, again: Reading) -> Reading:
+    if is_wrong(first) and is_wrong(again):
+        return again
+    good, wrong = (again, first) if is_wrong(first) else (first, again)
+    return wrong if good.value is None else replace(good, figures=good.figures | {ONCE: 1.0})
+
+
+def _better(first: Reading, again: Reading) -> Reading:
     if "first_quarter" in first.figures and "first_quarter" in again.figures:  # what it kept, not how fast it began
-        kept, before = (
-            each.figures["last_quarter"] / (each.figures["first_quarter"] or 1.0) for each in (again, first)
-        )
-        return kept >= before
-    return share_of(first, again.value or 0.0, first.value or 1.0) >= 1
+        return max(again, first, key=lambda each: each.figures["last_quarter"] / (each.figures["first_quarter"] or 1.0))
+    if "patterns" in first.figures and "patterns" in again.figures:  # the test that went over more
+        return max(again, first, key=lambda each: (each.value or 0.0) * each.figures["patterns"])
+    better = again if share_of(first, again.value or 1.0, first.value or 1.0) >= 1 else first
+    if CUT in first.figures and CUT in again.figures:
+        return better
+    # One of the two was asked everything: the better one is no lower bound any more.
+    return replace(better, figures={name: figure for name, figure in better.figures.items() if name != CUT})
 
 
 def _question(reading: Reading) -> tuple[str, str, str, int]:
@@ -107,7 +113,7 @@ def _question(reading: Reading) -> tuple[str, str, str, int]:
 def _is_about(rule: Rule, reading: Reading) -> bool:
     if rule.kind in {"fault", "limit"}:
         return is_wrong(reading)
-    return is_meant(rule, reading) and (rule.kind != "missing" or is_missing(reading))
+    return rule.is_about(reading) and (rule.kind != "missing" or is_gap(reading))
 
 
 def _of_card(evidence: Evidence, card: Card) -> Iterator[Judgement]:
@@ -217,6 +223,7 @@ def _quota(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
 
 
 _KINDS: dict[str, Callable[[str, Rule, Evidence, Card], Iterator[Judgement]]] = {
+    "missing": missing,
     "present": _present,
     "growth": _growth,
     "off": _off,

@@ -36,13 +36,15 @@ class Seen:
     """What a machine shows of its cards, beside its facts.
 
     `on_bus`: their PCI addresses. `loaded`: the kernel has the driver. `library`: the number with which NVML refuses,
-    None where it answers. `visible`: CUDA_VISIBLE_DEVICES. `contained`: this is a container, as far as that shows.
+    None where it answers. `uncut`: a card is set to be used in instances (MIG), and has none. `visible`:
+    CUDA_VISIBLE_DEVICES. `contained`: this is a container, as far as that shows.
     """
 
     on_bus: tuple[str, ...] = ()
     loaded: bool = False
     nodes: tuple[Node, ...] = ()
     library: int | None = None
+    uncut: bool = False
     visible: str | None = None
     contained: bool = False
 
@@ -60,6 +62,7 @@ def look(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> See
         loaded=(root / "sys/module/nvidia").exists() or (root / "proc/driver/nvidia/version").exists(),
         nodes=tuple(_nodes(root / "dev")),
         library=nvml.refusal(),
+        uncut=nvml.has_no_instance(),
         visible=environ.get("CUDA_VISIBLE_DEVICES"),
         contained=any(mark.exists() for mark in marks) or bool({"container", "KUBERNETES_SERVICE_HOST"} & set(environ)),
     )

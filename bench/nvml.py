@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from bench import readings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Bits of nvmlClocksEventReasons (source: nvml.h). A card that is idle is well.
+# Bits of nvmlClocksEventReasons (source: nvml.h). A card that is idle is well, and so is one at a clock that somebody
+# has set; but that explains why it is slow.
 REASONS = {
     0x2: "clocks set by hand",
     0x4: "software power cap",
@@ -42,11 +44,41 @@ def refusal() -> int | None:
     return None
 
 
+def has_no_instance() -> bool:
+    """Whether a card is set to be used in instances (MIG), and none of them is here: CUDA then finds no device."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    try:
+        cards = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        return any(_is_empty(pynvml, card) for card in cards)
+    except pynvml.NVMLError:
+        return False
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _is_empty(nvml: Any, card: Any) -> bool:
+    try:
+        if nvml.nvmlDeviceGetMigMode(card)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+            return False
+    except nvml.NVMLError:  # an older or smaller card, which has no such mode
+        return False
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, number)
+            return False
+    return True
+
+
 @dataclass(frozen=True)
 class Reading:
     """One look at a card: MHz, degrees Celsius, watts, joules since the driver came, bytes, {process: its bytes}.
 
-    `reasons`: why its clocks are no higher; None where it does not tell.
+    `reasons`: what keeps its clocks down; none where nothing does, None where the driver does not say.
     """
 
     clock_mhz: float | None = None
@@ -137,9 +169,9 @@ class Card:
         nvml, card, ask = self._nvml, self._card, self._ask
         told = {field: ask(lambda question=question: question(nvml, card)) for field, question in _QUESTIONS.items()}  # type: ignore[misc]
         rows, pages = told.pop("rows"), told.pop("pages")
-        pending = told.pop("page_pending")
+        pending, failed = told.pop("page_pending"), None
         if rows is not None:
-            pages, pending = rows[0] + rows[1], bool(rows[2])
+            pages, pending, failed = rows[0] + rows[1], bool(rows[2]), bool(rows[3])
         processes = told.pop("processes")
         return readings.Card(
             device,
@@ -149,7 +181,7 @@ class Card:
             driver_sees=True,
             pages_retired=pages,
             rows_pending=pending,
-            rows_failed=bool(rows[3]) if rows is not None else None,
+            rows_failed=failed,
             xids=self._drain(),
             others=None if processes is None or processes < ours else processes - ours,
             **told,

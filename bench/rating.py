@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.evidence import TOGETHER, UNCHECKED, expected, row, share_of, shown
-from bench.readings import CUT, ONCE, UNABLE, Judgement, VerdictState
+from bench.readings import CUT, PROCESS, UNABLE, Judgement, VerdictState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from bench.readings import Card, Reading
     from bench.rules import Rule
 
+ONCE = "once"  # the figure of a reading that was wrong one time of two
 _POWER = "software power cap"
-_MOSTLY = 0.5  # of the time a cap holds: then it may explain a figure
-_EXPLAINED = 0.6  # down to such a part of the line under which other cards fail
-_PATTERNS = 4.0  # in each the memory is tested once: see bench/patterns.py
 
 
 def judgement(name: str, rule: Rule, device: str, told: dict[str, Any], **changes: Any) -> Judgement:
@@ -31,26 +29,30 @@ def is_wrong(reading: Reading) -> bool:
     return reading.fault is not None or _is_over(reading)
 
 
+def is_gap(reading: Reading) -> bool:
+    """Whether a question has no answer that its device could have given."""
+    is_silent = reading.value is None and reading.fault is None
+    return is_silent and UNABLE not in reading.figures and reading.name != PROCESS
+
+
+def missing(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+    """What a device was asked for and has not answered in any round, those with the same reason in one judgement."""
+    found: dict[str, list[str]] = {}
+    for rounds in evidence.rounds(card.device).values():
+        if rule.is_about(rounds[0]) and all(is_gap(reading) for reading in rounds):
+            found.setdefault(rounds[-1].why_not or "it says nothing", []).append(rounds[0].name)
+    for why, names in found.items():
+        yield judgement(name, rule, card.device, {"names": ", ".join(names), "why": why})
+
+
 def _is_over(reading: Reading) -> bool:
     return reading.value is not None and reading.limit is not None and not reading.value <= reading.limit
-
-
-def is_missing(reading: Reading) -> bool:
-    """Whether a question had no answer that should have one: no room, no time, or its worker was ended by its host."""
-    known = reading.value is not None or reading.fault is not None
-    return not known and not {UNABLE, ONCE} & set(reading.figures)
-
-
-def is_meant(rule: Rule, reading: Reading) -> bool:
-    """Whether a rule is about a reading, by its phase and its name."""
-    is_probe = not rule.probes or reading.probe in rule.probes
-    return is_probe and (not rule.only or any(part in reading.name for part in rule.only))
 
 
 def of_readings(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
     """What a rule about readings says of a device, of each name once."""
     for rounds in evidence.rounds(card.device).values():
-        if is_meant(rule, rounds[0]):
+        if rule.is_about(rounds[0]):
             found = _KINDS[rule.kind](name, rule, evidence, card, rounds)
             if found is not None:
                 yield found
@@ -75,23 +77,49 @@ def _once(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Readi
     return judgement(name, rule, card.device, {"name": rounds[0].name})
 
 
+def _ended(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    told = [reading.why_not for reading in rounds if reading.name == PROCESS and reading.why_not is not None]
+    return judgement(name, rule, card.device, {"why": told[0].partition("\n")[0]}) if told else None
+
+
+def _untested(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+    asked = [reading for reading in rounds if reading.value is not None]
+    if not asked or any(_is_tested(rule, reading) for reading in asked):
+        return None
+    last = asked[-1]
+    patterns = last.figures.get("patterns", rule.fewest)
+    told = {"name": last.name, "share": last.value, "patterns": patterns, "fewest": rule.fewest}
+    return judgement(name, rule, card.device, told, value=last.value, expected=rule.below)
+
+
+def _is_tested(rule: Rule, reading: Reading) -> bool:
+    """Whether a test of memory went over as much as a rule asks for; one without any answer is a gap, and none."""
+    share, patterns = reading.value, reading.figures.get("patterns")
+    is_short = share is not None and rule.below is not None and share < rule.below
+    return not is_short and (patterns is None or rule.fewest is None or patterns >= rule.fewest)
+
+
 def _best(rounds: Sequence[Reading]) -> Reading | None:
     """The best of the rounds that have a figure."""
     measured = [reading for reading in rounds if reading.value]
     return max(measured, key=lambda each: share_of(each, each.value or 1.0, 1.0), default=None)
 
 
+def _whole(rounds: Sequence[Reading]) -> list[Reading]:
+    """Those whose figure is no lower bound: where it is low, that says something."""
+    return [reading for reading in rounds if CUT not in reading.figures]
+
+
 def _rate(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
     best = _best(rounds)
-    wanted = expected(rule, card, best, evidence.own) if best is not None else None
+    wanted = expected(rule, card, best, evidence) if best is not None else None
     if best is None or best.value is None or wanted is None:
         return None
     share = share_of(best, best.value, wanted.value)
     state, why = VerdictState.PASS, ""
     if rule.warn_below is not None and share < rule.warn_below:
-        state, why = _shortfall(rule, evidence, card, share, wanted)
-        if CUT in best.figures:
-            state, why = VerdictState.NOT_JUDGED, "its largest shapes had no time or no room"
+        doubt = _doubt(evidence, card, rounds)
+        state, why = (VerdictState.NOT_JUDGED, doubt) if doubt else _shortfall(rule, evidence, card, share, wanted)
     told = {
         "name": best.name,
         "value": shown(best.value, best.unit),
@@ -105,37 +133,34 @@ def _rate(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequenc
     return judgement(name, rule, card.device, told, state=state, **figures, **whose)
 
 
+def _doubt(evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> str | None:
+    """Why a low figure says nothing of its device; None where it does."""
+    if all(CUT in reading.figures for reading in rounds if reading.value):
+        return "its largest shapes had no time or no room, so this is the least that it can do"
+    seen = evidence.watched.get(card.device)
+    if not card.driver_sees or seen is None:
+        return "its clocks cannot be read, so this may be a cap"
+    if not seen.reasons_told:
+        return "its driver does not say what keeps its clocks down, so this may be a cap"
+    return "it was not alone" if card.device in evidence.disturbed else None
+
+
 def _shortfall(rule: Rule, evidence: Evidence, card: Card, share: float, wanted: Expected) -> tuple[VerdictState, str]:
     """How bad a low figure is, and why no worse."""
-    doubt = _doubt(evidence, card)
-    if doubt is not None:
-        return VerdictState.NOT_JUDGED, doubt
-    caps = _caps(rule, evidence, card.device)
+    device = card.device
+    caps = _caps(rule, evidence, device)
     why = ", ".join(f"{reason} {part:.0%} of the time" for reason, part in caps.items())
-    least = rule.fail_below or 0.0
-    # A card that is sold at its power limit is what it is, unless so little is left that the cap alone cannot be it.
-    is_sold = _is_sold_so(rule, evidence, card)
-    if is_sold and share >= least * (_EXPLAINED if caps.get(_POWER, 0.0) >= _MOSTLY else 1.0):
+    if _is_sold(rule, evidence, card, share):
         return VerdictState.PASS, f"{why}, as such a card is sold"
-    if share >= least:
+    if rule.fail_below is None or share >= rule.fail_below:
         return VerdictState.WARN, why
-    if not why and (card.others or evidence.watched[card.device].others):
+    if not why and (card.others or evidence.watched[device].others):
         why = "another process is on the card"
     if not why and wanted.confidence == UNCHECKED:
         why = "a figure that no source confirms fails no card"
     if why:
         return VerdictState.WARN, why
     return VerdictState.FAIL, "neither its power nor its heat explains it"
-
-
-def _doubt(evidence: Evidence, card: Card) -> str | None:
-    """Why a low figure of a card may not be its own; None where it is."""
-    seen = evidence.watched.get(card.device)
-    if not card.driver_sees or seen is None:
-        return "its clocks cannot be read, so this may be a cap"
-    if seen.reasons_told is False:
-        return "its driver does not tell why its clocks are as they are, so this may be a cap"
-    return "it was not alone" if card.device in evidence.disturbed else None
 
 
 def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
@@ -147,28 +172,30 @@ def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
     return {reason: share for reason, share in shares.items() if share >= rule.capped_above}
 
 
+def _is_sold(rule: Rule, evidence: Evidence, card: Card, share: float) -> bool:
+    """Whether a low figure is no more than what such a card is sold as: under its power cap most of the time."""
+    capped = _caps(rule, evidence, card.device).get(_POWER, 0.0)
+    return row(card) in rule.capped_as_sold and capped >= (rule.sold_from or 1.0) and share >= (rule.sold_below or 1.0)
+
+
 def _fade(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
     last = rounds[-1]
     first, end = last.figures.get("first_quarter"), last.figures.get("last_quarter")
     if not first or end is None:
         return None
-    found = _of(name, rule, card, last, (end, first))
-    return None if _is_sold_so(rule, evidence, card) or card.device in evidence.disturbed else found
-
-
-def _is_sold_so(rule: Rule, evidence: Evidence, card: Card) -> bool:
-    """Whether its power limit slows a card down that is sold with it."""
-    return row(card) in rule.capped_as_sold and _POWER in _caps(rule, evidence, card.device)
+    is_sold = _is_sold(rule, evidence, card, end / first)
+    return None if is_sold or card.device in evidence.disturbed else _of(name, rule, card, last, (end, first))
 
 
 def _drift(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
     # In a soak all devices work at once: what each reached alone before is no measure of that.
     alike = [each for each in rounds if each.round or len(evidence.cards) == 1]
     best, last = _best(alike), rounds[-1]
-    is_known = best is not None and last.value and card.device not in evidence.disturbed
-    if not is_known or best is None or best.value is None or _is_sold_so(rule, evidence, card):
+    if best is None or best.value is None or not last.value or CUT in last.figures:
         return None
-    return _of(name, rule, card, last, (last.value or 0.0, best.value))
+    if _is_sold(rule, evidence, card, share_of(last, last.value, best.value)) or card.device in evidence.disturbed:
+        return None
+    return _of(name, rule, card, last, (last.value, best.value))
 
 
 def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
@@ -178,29 +205,9 @@ def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequen
     return _of(name, rule, card, best, (best.value, 1.0))
 
 
-def _missing(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
-    first = rounds[0]
-    counts = card.device != "cpu" or not rule.on_a_cpu or first.name in rule.on_a_cpu
-    if not counts or not is_missing(first):
-        return None
-    return judgement(name, rule, card.device, {"name": first.name, "why": first.why_not or "nothing was said"})
-
-
-def _partial(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
-    """A card's memory that was not tested as it should be; a host's is too large and too slow for that."""
-    first = rounds[0]
-    if card.device == "cpu" or first.value is None or is_wrong(first):
-        return None
-    count = first.figures.get("patterns", _PATTERNS)
-    if first.value >= (rule.below or 0) and count >= _PATTERNS:
-        return None
-    told = {"name": first.name, "share": first.value, "count": count}
-    return judgement(name, rule, card.device, told, value=first.value, expected=rule.below)
-
-
 def _crowd(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
     """What a device reaches while the others work too, against the best that it reached at all."""
-    together = _best(rounds)
+    together = _best(_whole(rounds))
     if together is None or not together.value or card.device in evidence.disturbed:
         return None
     asked = (card.device, together.name, together.unit)
@@ -242,8 +249,8 @@ def _beside(rule: Rule, evidence: Evidence, cards: Sequence[Card]) -> Iterator[t
     """(share of the fastest, device, its reading, the fastest's figure) of each reading that all the cards have."""
     found = [evidence.rounds(card.device) for card in cards]
     for asked in sorted(set.intersection(*map(set, found))):
-        each = [_best(readings[asked]) for readings in found]
-        if asked[0] not in rule.probes or each[0] is None or not is_meant(rule, each[0]) or None in each:
+        each = [_best(_whole(readings[asked])) for readings in found]
+        if not rule.is_about(found[0][asked][0]) or None in each:
             continue
         best = _best([reading for reading in each if reading is not None])
         for reading in each:
@@ -255,12 +262,12 @@ _KINDS: dict[str, Callable[[str, Rule, Evidence, Card, Sequence[Reading]], Judge
     "fault": _fault,
     "limit": _limit,
     "once": _once,
+    "ended": _ended,
+    "untested": _untested,
     "rate": _rate,
     "fade": _fade,
     "drift": _drift,
     "least": _least,
-    "missing": _missing,
-    "partial": _partial,
     "crowd": _crowd,
 }
 OF_READINGS = frozenset(_KINDS)

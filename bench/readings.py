@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 
-# Marks that a reading's figures may hold, as 1.
-ONCE = "once"  # it was wrong one time of two
-UNABLE = "unable"  # its device, or a library, has no kernel for it: nothing is missing
-CUT = "cut"  # a rate whose larger shapes had no time or no room: the device may reach more
+PROCESS = "process"  # the name of the reading that says how the process ended that asked a device
+# Marks among the figures of a reading (1.0 where one is there).
+CUT = "cut"  # its larger shapes had no time or no room: its value is a lower bound
+UNABLE = "unable"  # there is no such kernel or dtype on this device: what has no value then is no gap
 
 
 class VerdictState(str, Enum):
@@ -33,8 +33,8 @@ class Verdict:
 class Gpu:
     """What the card said while the samples were taken; None where it does not say.
 
-    `throttled`: {reason: share of the readings}; `reasons_told`: whether it says at all why its clocks are as they are.
-    `others`: processes on the card besides the worker.
+    `throttled`: {reason: share of the readings}; where it names none, `reasons_told` says whether it names any at all
+    (None in files of before that was kept). `others`: processes on the card besides the worker.
     `energy_source`: "counter" (the card's own) or "power" (its power, integrated).
     """
 
@@ -44,10 +44,10 @@ class Gpu:
     power_watts_mean: float | None = None
     power_limit_watts: float | None = None
     throttled: dict[str, float] = dataclasses.field(default_factory=dict)
+    reasons_told: bool | None = None
     others: int | None = None
     energy_joules: float | None = None
     energy_source: str | None = None
-    reasons_told: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,11 @@ class Card:
     """What a device is, as its driver tells; None where that does not say. A CPU is one too, with a name alone.
 
     `driver_sees`: whether the driver's library answers for it (a container may hide it). `slice`: it is a part of a
-    card (MIG). `ecc_corrected` and `ecc_uncorrected`: memory errors since the driver was loaded, `pages_retired` and
-    `rows_pending`: memory that was given up, or will be at the next reset; `rows_failed`: some that could not be.
-    `xids`: hardware errors (the driver's numbers) that came while it was watched. `pcie_generation` and `pcie_width` as
-    they are under load, beside the most that card and slot can. `others`: processes on it that are not ours.
+    card (MIG). `ecc_corrected` and `ecc_uncorrected`: memory errors since the driver was loaded, `pages_retired`,
+    `rows_pending` and `rows_failed`: memory that was given up, that will be at the next reset, or that should have been
+    and could not. `xids`: hardware errors (the driver's numbers) that came while it was watched. `pcie_generation` and
+    `pcie_width` as they are under load, beside the most that card and slot can. `others`: processes on it that are not
+    ours.
     """
 
     device: str
@@ -74,6 +75,7 @@ class Card:
     ecc_uncorrected: int | None = None
     pages_retired: int | None = None
     rows_pending: bool | None = None
+    rows_failed: bool | None = None
     xids: tuple[int, ...] = ()
     persistence: bool | None = None
     power_limit_watts: float | None = None
@@ -83,7 +85,6 @@ class Card:
     pcie_generation_most: int | None = None
     pcie_width_most: int | None = None
     others: int | None = None
-    rows_failed: bool | None = None
 
 
 @dataclass(frozen=True)

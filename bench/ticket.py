@@ -89,6 +89,7 @@ def _facts(card: Card, validation: Validation) -> Iterator[str]:
         yield f"  memory errors, corrected: {_change(before.ecc_corrected, card.ecc_corrected)}"
         yield f"  memory errors, uncorrectable: {_change(before.ecc_uncorrected, card.ecc_uncorrected)}"
         yield f"  bad memory that waits for a reset: {_WORDS[card.rows_pending]}"
+        yield f"  bad memory that could not be replaced: {_WORDS[card.rows_failed]}"
         yield f"  XIDs while it was validated: {', '.join(map(str, card.xids)) or 'none seen'}"
         yield f"  PCIe under load: {_link(card.pcie_generation, card.pcie_width)}"
         yield f"  PCIe at most: {_link(card.pcie_generation_most, card.pcie_width_most)}"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench import causes, history, judging, runner, running, verdict
 from bench import device as devices
-from bench.checkup import AGAIN_SHARE, GRACE_SECONDS, PROCESS, START_SECONDS, Checkup
+from bench.checkup import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, Checkup
 from bench.codec import plain
 from bench.evidence import TOGETHER, Evidence, shown
 from bench.links import Linking
 from bench.nodes import NUMBERED
 from bench.rating import is_wrong
-from bench.readings import Reading, Validation
+from bench.readings import PROCESS, Reading, Validation
 from provision.errors import BlockedError, FirstlightError, SpecError
 
 if TYPE_CHECKING:

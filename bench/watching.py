@@ -137,18 +137,19 @@ class Watch:
         energies = [each for each in readings if each.energy_joules is not None]
         knows_energy = bool(powers or energies) and not self._is_paired
         told = [each.reasons for each in readings if each.reasons is not None]
-        named = {name for reasons in told for name in reasons}
         return Gpu(
             clock_mhz_median=statistics.median(clocks) if clocks else None,
             clock_mhz_minimum=min(clocks, default=None),
             temperature_maximum=max(heats, default=None),
             power_watts_mean=statistics.fmean(powers) if powers else None,
             power_limit_watts=self._card.power_limit_watts,
-            throttled={name: sum(name in reasons for reasons in told) / len(told) for name in sorted(named)},
+            throttled={
+                name: sum(name in each for each in told) / len(told) for name in sorted(frozenset().union(*told))
+            },
+            reasons_told=bool(told),
             others=self._others(),
             energy_joules=self._window.joules if knows_energy else None,
             energy_source=("counter" if self._window.counted else "power") if knows_energy else None,
-            reasons_told=bool(told),
         )
 
     def _others(self) -> int | None:

@@ -29,6 +29,7 @@ A100 = Card(
     ecc_uncorrected=0,
     pages_retired=0,
     rows_pending=False,
+    rows_failed=False,
     persistence=True,
     power_limit_watts=400.0,
     power_default_watts=400.0,
@@ -62,7 +63,7 @@ READINGS = (
     reading("convolution", "convolution bf16", 180 * T),
     reading("copy", "copy", 1700 * GB),
     reading("pinned", "host to device", 25 * GB),
-    reading("memory", "memory", 0.88, figures={"errors": 0.0}),
+    reading("memory", "memory", 0.88, figures={"errors": 0.0, "patterns": 4.0}),
     sustained(255 * T, 252 * T),
     reading("loop", "loop ddpm-cat-256 fp16 batch 1", 0.020),
     reading("loop", "loop ddpm-cat-256 fp16 batch 4", 0.045),
@@ -73,7 +74,8 @@ CPU_READINGS = (
     reading("memory", "memory", 0.5, device="cpu"),
     reading("threads", "scaling", 0.95, device="cpu", figures={"1": 6.0e10, "2": 1.14e11}),
 )
-FINE = Evidence((A100,), READINGS, before=(A100,), watched={"cuda:0": Gpu(throttled={}, others=0)}, cores=16)
+CALM = Gpu(throttled={}, reasons_told=True, others=0)
+FINE = Evidence((A100,), READINGS, before=(A100,), watched={"cuda:0": CALM}, cores=16)
 FINE_CPU = Evidence((CPU,), CPU_READINGS, before=(CPU,), cores=2)
 
 
@@ -86,7 +88,7 @@ def card(evidence: Evidence = FINE, **changes: Any) -> Evidence:
 def watched(evidence: Evidence = FINE, **shares: float) -> Evidence:
     """With these shares of throttle reasons, named with underscores."""
     throttled = {name.replace("_", " "): share for name, share in shares.items()}
-    return replace(evidence, watched={"cuda:0": Gpu(throttled=throttled, others=0)})
+    return replace(evidence, watched={"cuda:0": replace(CALM, throttled=throttled)})
 
 
 def with_readings(evidence: Evidence, *changed: Reading) -> Evidence:
@@ -101,7 +103,8 @@ OWN = {
     for name, value in {
         "product bf16": 268 * T,
         "host to device": 25 * GB,
-        "peer cuda:0 to cuda:1": 24 * GB,
+        "peer GPU-a100 to GPU-b 256000000 bytes": 24 * GB,
+        "all-reduce of 2 GPU-a100 GPU-b 256000000 bytes": 180 * GB,
         "convolution bf16": 180 * T,
         "loop ddpm-cat-256 fp16 batch 1": 0.020,
         "loop ddpm-cat-256 fp16 batch 4": 0.045,
@@ -113,8 +116,12 @@ TWO = replace(
     FINE,
     cards=(A100, replace(A100, device="cuda:1", uuid="GPU-b")),
     readings=(*READINGS, *(replace(each, device="cuda:1") for each in READINGS)),
-    watched={"cuda:0": Gpu(), "cuda:1": Gpu()},
+    watched={"cuda:0": CALM, "cuda:1": CALM},
 )
+
+
+def linked(name: str, value: float, size: float = 256e6, **changes: Any) -> Reading:
+    return reading("links", name, value, figures={"bytes": size}, **changes)
 
 
 def one_slow(value: float) -> Evidence:

@@ -19,6 +19,7 @@ from bench.nodes import Node, Seen
 from provision import spec
 from provision.errors import SpecError
 from provision.facts import Facts, Gpu
+from tests.bench.test_nvml import Driver
 from tests.conftest import CHECKOUT
 
 ENVS = CHECKOUT / "envs"
@@ -103,6 +104,8 @@ CASES = [
     (host("440.33"), torch_says(cuda="11.8"), "driver too old", "needs driver 450.80.02", "Update the driver"),
     (host(seen=replace(FINE, visible="")), NONE, "hidden by a variable", "CUDA_VISIBLE_DEVICES is ''", "`unset CUDA"),
     (host(seen=replace(FINE, visible="-1")), NONE, "hidden by a variable", "is '-1'", "`unset CUDA"),
+    (host(seen=replace(FINE, uncut=True)), NONE, "no instance", "in instances (MIG), and none", "Make one here (`sudo"),
+    (host(seen=replace(FINE, uncut=True, contained=True)), NONE, "no instance", "(MIG)", "on the container's host (`"),
     (
         host(), torch_says(refusal="Error 802: system not yet initialized"),
         "fabric manager", "joined by switches", "start nvidia-fabricmanager",
@@ -207,6 +210,14 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
         visible="3",
         contained=False,
     )
+
+
+def test_what_the_drivers_library_says_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("h100", monkeypatch)
+    driver.answers |= {"nvmlDeviceGetCount": 1, "nvmlDeviceGetHandleByIndex": "card"}
+    assert nodes.look(tmp_path, {}) == Seen()
+    driver.answers |= {"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetMaxMigDeviceCount": 7}
+    assert nodes.look(tmp_path, {}) == Seen(uncut=True)
 
 
 def test_a_machine_without_anything_shows_nothing(tmp_path: Path) -> None:

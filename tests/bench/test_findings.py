@@ -13,7 +13,8 @@ import pytest
 from bench import console, export, findings, forms, judging, schema
 from bench.codec import dumps, loads, plain
 from bench.evidence import TOGETHER
-from bench.readings import ONCE, Card, Gpu, Reading
+from bench.rating import ONCE
+from bench.readings import CUT, Card, Gpu, Reading
 from bench.result import Run
 from provision.errors import SpecError
 from tests.bench.conftest import a_run
@@ -55,6 +56,7 @@ def test_a_figure_stands_beside_what_is_expected_and_whose_that_is() -> None:
     ("found", "told"),
     [
         (reading("memory", "memory", None, fault="1 word\nand more"), "FAULT: 1 word"),
+        (reading("product", "product bf16", 120 * T, figures={CUT: 1.0}), "at least 120.0 TFLOP/s"),
         (
             reading("memory", "memory", 0.5, figures={"tested_bytes": 35e9, "free_bytes": 70e9}),
             "35.0 of 70.0 GB free, no error",
@@ -100,6 +102,8 @@ def test_what_a_card_did_under_load_is_told() -> None:
     slowed = "25% of the time slowed by software power cap"
     assert f"cuda:0 under load: 1410 MHz (median), 1300 MHz at least, 61 °C at most, 395 W, {slowed}" in lines
     assert "cuda:1 under load: it says nothing" in lines
+    silent = validated(2, watched={"cuda:0": Gpu(clock_mhz_median=1410, reasons_told=False)})
+    assert "cuda:0 under load: 1410 MHz (median), what keeps its clocks down it does not say" in findings.notes(silent)
 
 
 def test_rounds_are_summed_up_and_no_rows() -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import charts, history, judging, report
+from bench import charts, history, report
 from bench.evidence import Expected
 from bench.readings import Judgement, Reading, VerdictState
 from provision.errors import BlockedError
 from tests.bench.conftest import a_run
-from tests.bench.seen import A100, CPU, FINE, GB, READINGS, T, reading, validated
+from tests.bench.seen import A100, CPU, GB, READINGS, T, reading, validated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,20 +66,6 @@ def test_the_best_of_a_card_is_held_with_its_run() -> None:
     assert history.bests(kept, "2.9.0") == {BF16: Expected(268 * T, source, "own")}
     steps = [validated(day, reading("loop", "loop", seconds)) for day, seconds in ((2, 0.05), (3, 0.04), (4, 0.06))]
     assert history.bests(steps, "2.9.0")["GPU-a100", "loop"].value == 0.04, "of seconds the fewest"
-
-
-def test_what_was_cut_short_or_is_of_other_cards_is_no_best() -> None:
-    cut = bf16(100 * T, figures={"cut": 1.0})
-    peer = reading("links", "peer cuda:0 to cuda:1", 24 * GB)
-    sizes = ((9, 1e6), (90, 1e8))
-    small, large = (reading("links", "all-reduce of 2", rate * GB, figures={"bytes": size}) for rate, size in sizes)
-    found = history.bests([validated(2, cut, peer, small), validated(3, large)], "2.9.0")
-    assert {name: best.value for (_, name), best in found.items()} == {
-        "all-reduce of 2, 1000000 bytes": 9 * GB,
-        "all-reduce of 2, 100000000 bytes": 90 * GB,
-    }
-    again = judging.judge(replace(FINE, readings=(replace(small, value=8.5 * GB),), own=found))
-    assert [each.expected for each in again if each.rule == "host-copy"] == [9 * GB], "it is held against its like"
 
 
 @pytest.mark.parametrize(

@@ -102,18 +102,23 @@ def test_an_a100_with_bad_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (gpus.find(card.name) or ("",))[0] == "A100-SXM4-80GB"
 
 
-def test_a_row_that_could_not_be_replaced_is_no_row_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rows", "pending", "failed"),
+    [([0, 1, 0, 0], False, False), ([0, 1, 1, 0], True, False), ([0, 1, 0, 1], False, True)],
+)
+def test_a_row_that_could_not_be_replaced_waits_for_no_reset(
+    monkeypatch: pytest.MonkeyPatch, rows: list[int], *, pending: bool, failed: bool
+) -> None:
     driver = Driver("h100", monkeypatch)
-    assert nvml.Card(driver.uuid).describe("cuda:0").rows_pending is False
-    driver.answers["nvmlDeviceGetRemappedRows"] = [0, 1, 0, 1]
+    driver.answers["nvmlDeviceGetRemappedRows"] = rows
     card = nvml.Card(driver.uuid).describe("cuda:0")
-    assert (card.rows_pending, card.rows_failed) == (False, True)
+    assert (card.rows_pending, card.rows_failed) == (pending, failed)
 
 
 def test_a_4090_d_counts_no_errors_and_is_in_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
     card = described("rtx4090d", monkeypatch)
     assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (False, None, None)
-    assert (card.pages_retired, card.rows_pending) == (None, None)
+    assert (card.pages_retired, card.rows_pending, card.rows_failed) == (None, None, None)
     assert (card.power_limit_watts, card.power_default_watts) == (350.0, 425.0)
     assert gpus.find(card.name) is None
 
@@ -142,6 +147,31 @@ def test_our_own_processes_are_no_others(
     driver = Driver("h100", monkeypatch)
     driver.answers["nvmlDeviceGetComputeRunningProcesses"] = [object()] * there
     assert nvml.Card(driver.uuid).describe("cuda:0", ours=ours).others == others
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_empty"),
+    [
+        ({}, False),
+        ({"nvmlDeviceGetMigMode": [1, 1]}, True),
+        ({"nvmlDeviceGetMigMode": [0, 1]}, False),  # from its next reset on
+        ({"nvmlDeviceGetMigMode": "lost"}, False),
+        ({"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetMigDeviceHandleByIndex": "slice"}, False),
+        ({"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetCount": "lost"}, False),
+    ],
+)
+def test_a_card_that_waits_to_be_cut_has_no_instance(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], *, is_empty: bool
+) -> None:
+    driver = Driver("h100", monkeypatch)
+    driver.answers |= {
+        "nvmlDeviceGetCount": 1,
+        "nvmlDeviceGetHandleByIndex": "card",
+        "nvmlDeviceGetMaxMigDeviceCount": 2,
+    }
+    driver.answers |= changes
+    assert nvml.has_no_instance() is is_empty
+    assert driver.asked[-1] == "nvmlShutdown"
 
 
 def test_errors_are_collected_from_the_watch_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +223,20 @@ def test_without_a_driver_there_is_a_name_alone() -> None:
     assert card.describe("cuda:0", "Tesla T4", ours=1) == Card("cuda:0", "Tesla T4", uuid="GPU-none")
     card.close()
     assert nvml.Card(None).describe("cpu", "A CPU") == Card("cpu", "A CPU")
+
+
+@pytest.mark.parametrize(
+    ("bits", "reasons"),
+    [(0, frozenset()), (0x2 | 0x4, {"clocks set by hand", "software power cap"}), (0x1, frozenset()), ("lost", None)],
+)
+def test_what_keeps_its_clocks_down_is_told_by_name(
+    monkeypatch: pytest.MonkeyPatch, bits: Any, reasons: set[str] | None
+) -> None:
+    driver = Driver("h100", monkeypatch)
+    driver.answers |= {"nvmlDeviceGetCurrentClocksThrottleReasons": bits, "nvmlDeviceGetComputeRunningProcesses": []}
+    found = nvml.Card(driver.uuid).read()
+    assert found is not None
+    assert found.reasons == reasons
 
 
 def test_every_question_is_one_that_pynvml_knows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from bench import gpus, nvml, rules
 from bench.judging import conclude, judge
 from bench.nvml import UNWELL
-from bench.readings import Card, Gpu, Reading, VerdictState
+from bench.readings import UNABLE, Card, VerdictState
 from provision import spec
 from provision.errors import SpecError
 from tests.bench.conftest import a_host
@@ -21,10 +21,13 @@ from tests.bench.seen import (
     FINE_CPU,
     GB,
     KNOWN,
+    OWN,
     READINGS,
     SLOW_BF16,
+    TWO,
     T,
     card,
+    linked,
     one_slow,
     reading,
     sustained,
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
 
-NO_KERNEL = reading("product", "product fp8", None, why_not="no kernel", figures={"unable": 1.0})
 TOGETHER = reading("together", "product bf16", 201 * T)
 # What is seen; the rule that speaks; the whole verdict; words that only the right figures give.
 CASES = [
@@ -81,8 +83,10 @@ CASES = [
         "ecc-corrected-growth", WARN, "corrected while it was validated: 7", id="corrected ECC that grows",
     ),
     pytest.param(card(rows_pending=True), "rows-pending", FAIL, "waits for a reset", id="a row to be remapped"),
+    pytest.param(card(rows_failed=True), "rows-failed", FAIL, "could not be replaced", id="a row that stays bad"),
     pytest.param(card(xids=(79, 31)), "xid-hardware", FAIL, "XID 79 while", id="a card that fell off the bus"),
     pytest.param(card(xids=(31, 13)), "xid-application", WARN, "XID 13, 31 while", id="a program's XID"),
+    pytest.param(card(xids=(109,)), "xid-application", WARN, "XID 109 while", id="a context that did not switch"),
     pytest.param(
         with_readings(FINE, SLOW_BF16),
         "product", FAIL, "120.0 TFLOP/s is 44% of the 271.2 TFLOP/s that is expected (the best that was measured",
@@ -105,7 +109,7 @@ CASES = [
         "host-copy", WARN, "24% of the 25.0 GB/s that is expected (its own best, run 1)", id="a slower link",
     ),
     pytest.param(
-        with_readings(KNOWN, reading("links", "peer cuda:0 to cuda:1", 12 * GB)),
+        with_readings(replace(TWO, own=OWN), linked("peer cuda:0 to cuda:1", 12 * GB)),
         "host-copy", WARN, "peer cuda:0 to cuda:1: 12.0 GB/s is 50% of the 24.0 GB/s", id="a slower peer",
     ),
     pytest.param(
@@ -134,9 +138,15 @@ CASES = [
         id="a host that does not feed all",
     ),
     pytest.param(
+        with_readings(FINE, reading("together", "host to device", 12 * GB, unit="B/s")), "together-copies", PASS,
+        "host to device: 12.0 GB/s while all devices copy, 48% of the 25.0 GB/s that it reaches alone",
+        id="two cards behind a switch",
+    ),
+    pytest.param(
         watched(hardware_thermal_slowdown=0.4), "slowed", WARN, "40% of the time under load (hardware thermal",
         id="throttled",
     ),
+    pytest.param(watched(clocks_set_by_hand=1.0), "clocks-set", PASS, "set by hand 100% of the", id="set clocks"),
     pytest.param(card(power_limit_watts=300.0), "power-limit", WARN, "is 300 W, where its default is 400", id="watts"),
     pytest.param(card(pcie_generation=1), "pcie-generation", WARN, "generation 1 under load, where 4", id="slow link"),
     pytest.param(card(pcie_width=8), "pcie-width", WARN, "has 8 lanes under load, where 16", id="a narrow link"),
@@ -174,62 +184,41 @@ CASES = [
         "part-of-a-card", OPEN, "a slice of a card (NVIDIA A100-SXM4-80GB MIG 1g.10gb)", id="MIG",
     ),
     pytest.param(
-        replace(FINE, readings=(NO_KERNEL,)),
-        "unmeasured", OPEN, "could be held against anything; no kernel", id="nothing measured",
-    ),
-    pytest.param(
-        with_readings(FINE, reading("numerics", "matrix product bf16", None, why_not="no time")),
-        "missing", OPEN, "matrix product bf16 has no figure: no time", id="numbers that were not looked at",
-    ),
-    pytest.param(
-        with_readings(FINE_CPU, reading("memory", "memory", None, why_not="no time", device="cpu")),
-        "missing", OPEN, "memory has no figure: no time", id="a CPU's memory that was not tested",
+        with_readings(
+            FINE,
+            reading("product", "product bf16", None, why_not="no time"),
+            reading("product", "product fp32", None, why_not="no time"),
+            reading("numerics", "convolution fp16", None, why_not="no room", limit=1e-3),
+        ),
+        "missing", OPEN, "not measured: product bf16, product fp32 (no time)", id="gaps",
     ),
     pytest.param(
         with_readings(FINE, reading("sustained", "sustained bf16", None, why_not="no time")),
-        "missing-figure", WARN, "sustained bf16 has no figure", id="no load",
+        "missing-part", WARN, "not measured: sustained bf16 (no time)", id="no load",
     ),
     pytest.param(
-        with_readings(FINE, reading("links", "all-reduce of 8", None, why_not="rank 0 ended with exit -9")),
-        "missing-figure", WARN, "all-reduce of 8 has no figure: rank 0", id="cards that do not talk",
+        with_readings(FINE_CPU, reading("numerics", "matrix product fp32", None, device="cpu", why_not="no time")),
+        "missing-on-a-cpu", OPEN, "not measured: matrix product fp32 (no time)", id="a gap of a CPU",
     ),
     pytest.param(
-        with_readings(FINE, reading("loop", "process", None, why_not="the worker was killed (SIGKILL)")),
-        "ended", OPEN, "it could not be asked: the worker was killed", id="a host without memory",
+        with_readings(FINE_CPU, reading("memory", "memory", None, device="cpu", why_not="no time")),
+        "missing-memory-on-a-cpu", WARN, "not measured: memory (no time)", id="memory of a CPU",
     ),
     pytest.param(
-        with_readings(FINE, reading("start", "start", None, why_not="busy or unavailable")),
-        "ended", OPEN, "busy or unavailable", id="somebody else's card",
+        with_readings(FINE, reading("memory", "memory", 0.88, figures={"patterns": 2.0})),
+        "untested-memory", OPEN, "memory: 88% of what was free was tested, with 2 of 4 patterns", id="two patterns",
     ),
     pytest.param(
-        with_readings(FINE, reading("memory", "memory", 0.88, figures={"patterns": 1.0})),
-        "partial", WARN, "88% of the free memory was tested, in 1 of 4", id="one pattern of four",
+        with_readings(FINE, reading("memory", "memory", 0.45, figures={"patterns": 4.0})),
+        "untested-memory", OPEN, "memory: 45% of what was free was tested, with 4 of 4 patterns", id="half the memory",
     ),
     pytest.param(
-        with_readings(FINE, reading("memory", "memory", 0.3, figures={"patterns": 4.0})),
-        "partial", WARN, "30% of the free memory was tested, in 4 of 4", id="a third of the memory",
+        with_readings(FINE, reading("loop", "process", None, why_not="its host ended it (SIGKILL)\nits last words")),
+        "ended", OPEN, "it could not be asked to the end: its host ended it (SIGKILL)", id="ended by its host",
     ),
     pytest.param(
-        with_readings(FINE, reading("together", "host to device", 12 * GB, unit="B/s")), "together-links", PASS,
-        "host to device: 12.0 GB/s while all devices work, 48% of the 25.0 GB/s", id="two cards behind one switch",
-    ),
-    pytest.param(
-        with_readings(FINE, reading("together", "loop ddpm-cat-256 fp16 batch 4", 0.060, unit="s")),
-        "together", WARN, "60.0 ms while all devices work, 75%", id="a host that is too slow for all",
-    ),
-    pytest.param(card(rows_failed=True), "rows-failed", FAIL, "could not be replaced", id="a row for good"),
-    pytest.param(card(xids=(109,)), "xid-application", WARN, "XID 109", id="a switch of contexts that took too long"),
-    pytest.param(
-        with_readings(FINE, replace(SLOW_BF16, figures={"cut": 1.0})),
-        "product", OPEN, "its largest shapes had no time or no room", id="a rate that was cut short",
-    ),
-    pytest.param(
-        with_readings(replace(FINE, watched={"cuda:0": Gpu(reasons_told=False)}), SLOW_BF16),
-        "product", OPEN, "does not tell why its clocks", id="a driver without reasons",
-    ),
-    pytest.param(
-        with_readings(watched(clocks_set_by_hand=1.0), SLOW_BF16),
-        "product", WARN, "clocks set by hand 100% of the time", id="clocks that somebody has set",
+        replace(FINE, readings=(reading("product", "product bf16", None, why_not="no kernel", figures={UNABLE: 1.0}),)),
+        "unmeasured", OPEN, "could be held against anything; no kernel", id="nothing measured",
     ),
     pytest.param(replace(FINE_CPU, readings=()), "unmeasured", OPEN, "none of its", id="nothing measured of a CPU"),
 ]  # fmt: skip
@@ -244,33 +233,6 @@ def test_a_rule_speaks_and_decides(evidence: Evidence, rule: str, state: Verdict
 
 def test_every_rule_has_its_case() -> None:
     assert {case.values[1] for case in CASES} == set(rules.table())
-
-
-SILENT = [
-    pytest.param(FINE_CPU, reading("numerics", "matrix product fp16", None, why_not="no time"), id="fp16 of a CPU"),
-    pytest.param(
-        FINE_CPU, reading("memory", "memory", 0.1, figures={"patterns": 4.0}), id="a tenth of a host's memory"
-    ),
-    pytest.param(FINE, NO_KERNEL, id="no kernel"),
-    pytest.param(FINE, reading("loop", "loop batch 4", None, why_not="no room"), id="a loop that does not fit"),
-    pytest.param(
-        FINE, reading("together", "loop ddpm-cat-256 fp16 batch 1", 0.2, unit="s"), id="one image waits for the host"
-    ),
-]
-
-
-@pytest.mark.parametrize(("evidence", "found"), SILENT)
-def test_what_proves_nothing_is_passed_over(evidence: Evidence, found: Reading) -> None:
-    device = evidence.cards[0].device
-    assert conclude(judge(with_readings(evidence, replace(found, device=device)))).state is PASS
-
-
-def test_a_soak_of_a_card_that_is_sold_at_its_power_limit_may_fall_to_it() -> None:
-    hot = reading("product", "product bf16", 231 * T, round=1)
-    rounds = (*READINGS, hot)
-    t4 = replace(watched(card(name="Tesla T4"), software_power_cap=0.9), readings=rounds)
-    assert not [each for each in judge(t4) if each.rule == "drift"]
-    assert [each for each in judge(replace(watched(software_power_cap=0.9), readings=rounds)) if each.rule == "drift"]
 
 
 FINE_RULE = """[r]
@@ -313,6 +275,18 @@ advice = ""
         (RATE, "fail_below = 0.6", "fail_below = 0.6\nreach = 0.7", "reach is needed where a sheet is a reference"),
         (RATE, "fail_below = 0.6", 'fail_below = 0.6\ncapped_as_sold = ["T4"]', "capped_as_sold needs both"),
         (RATE, "fail_below = 0.6", 'fail_below = 0.6\ncapped_by = ["heat"]', "capped_by and capped_above go together"),
+        (
+            RATE,
+            "fail_below = 0.6",
+            'fail_below = 0.6\ncapped_by = ["heat"]\ncapped_above = 0.1\ncapped_as_sold = ["T4"]\nsold_from = 0.5',
+            "capped_as_sold, sold_from and sold_below go together",
+        ),
+        (
+            RATE,
+            "fail_below = 0.6",
+            "fail_below = 0.6\nsold_from = 0.5\nsold_below = 0.3",
+            "sold_from and sold_below go",
+        ),
     ],
 )
 def test_what_is_no_rule_is_refused_by_its_line(tmp_path: Path, text: str, old: str, new: str, told: str) -> None:

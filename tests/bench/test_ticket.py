@@ -60,7 +60,7 @@ def test_a_slow_card_is_told_with_figure_expectation_and_source() -> None:
 
 def test_errors_and_the_load_are_told_as_the_driver_has_them() -> None:
     bad = replace(
-        card(ecc_uncorrected=5, ecc_corrected=None, xids=(79, 31), pcie_width=8, rows_pending=True),
+        card(ecc_uncorrected=5, ecc_corrected=None, xids=(79, 31), pcie_width=8, rows_pending=True, rows_failed=False),
         before=(replace(A100, ecc_uncorrected=2, ecc_corrected=None),),
         watched={"cuda:0": WATCHED},
     )
@@ -69,6 +69,7 @@ def test_errors_and_the_load_are_told_as_the_driver_has_them() -> None:
         "memory errors, corrected: not told before, not told after",
         "memory errors, uncorrectable: 2 before, 5 after",
         "bad memory that waits for a reset: yes",
+        "bad memory that could not be replaced: no",
         "XIDs while it was validated: 79, 31",
         "PCIe under load: generation 4, lanes 8",
         "PCIe at most: generation 4, lanes 16",

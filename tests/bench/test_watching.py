@@ -186,7 +186,19 @@ def test_the_readings_of_a_card_are_summed_up(clock: dict[str, float]) -> None:
     assert gpu is not None
     assert (gpu.clock_mhz_median, gpu.clock_mhz_minimum, gpu.temperature_maximum) == (1500, 900, 91)
     assert gpu.throttled == {"hardware thermal slowdown": pytest.approx(1 / 3)}
+    assert gpu.reasons_told is True
     assert gpu.power_limit_watts == 70.0
+
+
+def test_a_look_that_tells_no_reason_is_none_without_one(clock: dict[str, float]) -> None:
+    """Some looks fail, or all: a share is of those that told."""
+    silent, capped = (reading(0.0, reasons=reasons) for reasons in (None, frozenset({"software power cap"})))
+    some = watch_of(clock, [silent] * 2 + [capped] + [silent] * 4).gpu()
+    assert some is not None
+    assert (some.throttled, some.reasons_told) == ({"software power cap": 1.0}, True)
+    none = watch_of(clock, [silent] * 7).gpu()
+    assert none is not None
+    assert (none.throttled, none.reasons_told) == ({}, False)
 
 
 def test_a_long_run_is_kept_with_fewer_moments(monkeypatch: pytest.MonkeyPatch) -> None:
