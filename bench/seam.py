@@ -22,6 +22,7 @@ NO_TIME = "no time is left in its share of the budget"
 _GROUP_SECONDS = 0.02  # a thousand times what a clock or an event is wrong by
 _TRIES = 3
 _MOST_SAMPLES = 60
+_GROWTH = 1.05  # what a larger shape has to gain for a still larger one to be missed
 _CAUTION = 2.0  # a call may take so much longer than one of half its size foretells
 _ROOM = 4  # of the free memory a question takes a quarter at most
 # What torch's messages say where a device is well: there is no room, no such kernel, or the card is another process's
@@ -202,7 +203,7 @@ class Found:
 def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
     """Try ways, without those that the best one says there is no time for; then the best again.
 
-    Where a way of more work than the best one's was left out, the figure CUT says that it may not be the best.
+    Where ways of more work than the best one's were left out, and the rate was still growing, the figure CUT says so.
 
     Args:
         device: is asked.
@@ -213,6 +214,7 @@ def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
         SkipError: there is not even time, or memory, for the first.
     """
     best, again, rate, most, free = Found((), {}), None, 0.0, 0.0, device.free_bytes()
+    tried: list[tuple[float, float]] = []  # (amount, rate)
     for way in ways:
         left = until - time.perf_counter()
         price = way.amount / rate * _CAUTION if rate else 0.0
@@ -225,12 +227,14 @@ def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
         times = grouped(device, call, _GROUP_SECONDS)
         rates = tuple(way.amount / device.timed(call, times) for _ in range(_TRIES))
         rate = max(rates)
+        tried.append((way.amount, rate))
         if rate > max(best.rates, default=0.0):
             best, again = Found(rates, way.figures), (way, call, times)
     if again is None:
         raise SkipError(NO_TIME if until <= time.perf_counter() else "there is no room for it")
     way, call, times = again
-    if most > way.amount:
+    smaller = max((found for amount, found in tried if amount < way.amount), default=0.0)
+    if most > way.amount and max(best.rates) > _GROWTH * smaller:
         best = replace(best, figures=best.figures | {CUT: 1.0})
     rates = best.rates
     while len(rates) < _MOST_SAMPLES and time.perf_counter() + way.amount / max(rates) * times < until:

@@ -157,6 +157,7 @@ def ways() -> dict[str, Any]:
     for name, given in {
         "second": [way(10, 2.0), way(100, 10.0), way(400, 50.0)],
         "third has no room": [way(10, 2.0), way(100, 10.0), way(400, 20.0, 251)],
+        "it grows no more": [way(10, 1.0), way(100, 9.8), way(400, 20.0, 251)],
         "second has no time": [way(10, 2.0), way(1e6, 1.0)],
         "no room": [way(10, 1.0, 251)],
     }.items():

@@ -138,7 +138,12 @@ def test_memory_says_how_many_patterns_there_was_time_for(asked: dict[str, Any])
 
 @pytest.mark.parametrize(
     ("name", "best", "of", "is_cut"),
-    [("second", 10.0, 100, False), ("third has no room", 10.0, 100, True), ("second has no time", 5.0, 10, True)],
+    [
+        ("second", 10.0, 100, False),
+        ("third has no room", 10.0, 100, True),
+        ("it grows no more", 100 / 9.8, 100, False),
+        ("second has no time", 5.0, 10, True),
+    ],
 )
 def test_the_fastest_way_is_kept(asked: dict[str, Any], name: str, best: float, of: float, is_cut: bool) -> None:
     """And where a larger one was left out, it says that there may be a faster one."""
