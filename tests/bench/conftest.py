@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench import runner, running, validating
 from bench.codec import record
 from bench.readings import Verdict, VerdictState
 from bench.result import (
@@ -28,10 +29,15 @@ from bench.result import (
     Status,
     Work,
 )
+from tests.bench.hosts import END, EXAMINER
+from tests.bench.programs import Quiet
+from tests.bench.test_nvml import Driver
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bench.validating import Validated
 
 
 def a_case(**changes: Any) -> Case:
@@ -121,3 +127,31 @@ def _signals_are_heard() -> Iterator[None]:
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, kept)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """The driver of a healthy H100, on which nothing else runs."""
+    found = Driver("h100", monkeypatch)
+    found.answers["nvmlDeviceGetComputeRunningProcesses"] = []
+    found.answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0
+    return found
+
+
+@pytest.fixture
+def progress() -> Quiet:
+    return Quiet()
+
+
+@pytest.fixture
+def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., Validated]:
+    def run_program(program: str = "", *, soak: float | None = None, **changes: Any) -> Validated:
+        file = tmp_path / "examiner.py"
+        file.write_text(EXAMINER + program + END)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        usual: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
+        wish = running.Wish(**usual | {"python": Path(sys.executable)} | changes)
+        return validating.validate(wish, progress, soak_seconds=soak)
+
+    return run_program

@@ -1,8 +1,19 @@
-"""A program that stands in the place of a worker that examines devices: a healthy H100, until a test changes it."""
+"""A program in the place of a worker that examines devices: a healthy H100, until a test changes it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.readings import VerdictState
 from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from bench.readings import Judgement
+    from bench.validating import Validated
+
+PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
+TWO = "COUNT = 2\n"
 
 UUID = "GPU-00000000-0000-0000-0000-000000000090"  # of tests/data/cards/h100.json
 # `values` are changed by the test's own lines; `turn` counts how often this device was asked for a phase, over all
@@ -16,6 +27,7 @@ from bench.readings import Reading
 from bench.result import Host
 
 T, GB = 1e12, 1e9
+HOST = Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0)
 COUNT, NAME, UUID = 1, "NVIDIA H100 80GB HBM3", {UUID!r}
 FOUND = {{"torch": "2.13.0", "cuda": "13.0", "available": True, "architectures": ["sm_90"], "mps": False}}
 
@@ -65,11 +77,24 @@ def main():
     phases = request["examine"]["probes"] or whole
     while True:
         ask(phases)
-        host = plain(Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0))
-        say({{"examined": {{"host": host, "software": {{"torch": "2.13.0"}}, "seconds": {{"product": 1.0}}}}}})
+        say({{"examined": {{"host": plain(HOST), "software": {{"torch": "2.13.0"}}, "seconds": {{"product": 1.0}}}}}})
         say({{"phase": "waiting"}})
         word, *rest = sys.stdin.readline().split() or [""]
         if word != "again": return
         phases = rest[1:]
 """
 END = "\nmain()\n"
+
+
+def planted(phase: str, change: str, *, turns: str = "True") -> str:
+    """A device that is not well in a phase, at those of its turns."""
+    return f"def before(phase, turn, values):\n    if phase == {phase!r} and ({turns}): {change}\n"
+
+
+def judged(found: Validated, rule: str) -> list[Judgement]:
+    assert found.run.validation is not None
+    return [each for each in found.run.validation.judgements if each.rule == rule]
+
+
+def asked() -> list[str]:
+    return Path("asked").read_text().splitlines()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 
-from bench import history
+from bench import cli_host, history, validating
 from bench.codec import loads
-from bench.readings import VerdictState
+from bench.readings import Verdict, VerdictState
 from bench.result import Run
 from tests.bench.conftest import command, environment
 from tests.bench.seen import validated
@@ -49,6 +51,19 @@ def test_this_cpu_from_the_command_to_its_history(measured_python: Path, tmp_pat
     assert (line["run"], line["device"]) == (run.id, "cpu")
     assert run.started[:10] in bench(tmp_path, "history", *root).stdout
     assert "nothing to report" in bench(tmp_path, "report", "--format", "ticket").stdout
+
+
+@pytest.mark.parametrize(("state", "code"), [(VerdictState.PASS, 130), (VerdictState.FAIL, 3)])
+def test_what_is_proven_stays_so_whenever_a_soak_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: VerdictState, code: int
+) -> None:
+    run = replace(validated(2), verdict=Verdict(state))
+    (tmp_path / run.id).mkdir()
+    found = validating.Validated(run, (run,), interrupted=True)
+    monkeypatch.setattr(validating, "validate", lambda *_, **__: found)
+    with pytest.raises(typer.Exit) as ended:
+        cli_host.validate(out=tmp_path, quiet=True)
+    assert ended.value.exit_code == code
 
 
 def test_without_a_validation_the_next_command_is_said(tmp_path: Path) -> None:

@@ -2,74 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import causes, checkup, history, runner, running, runs, validating, verdict
+from bench import causes, checkup, history, running, runs, validating, verdict
 from bench.errors import Exit
 from bench.nodes import Node, Seen
-from bench.readings import VerdictState
 from provision import facts
 from provision.errors import BlockedError, SpecError
 from provision.facts import Gpu
-from tests.bench.hosts import END, EXAMINER
-from tests.bench.programs import Quiet
-from tests.bench.test_nvml import Driver
+from tests.bench.hosts import FAIL, OPEN, PASS, TWO, WARN, asked, judged, planted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.readings import Judgement
+    from bench.readings import VerdictState
     from bench.validating import Validated
-
-TWO = "COUNT = 2\n"
-PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """The driver of a healthy H100, on which nothing else runs."""
-    found = Driver("h100", monkeypatch)
-    found.answers["nvmlDeviceGetComputeRunningProcesses"] = []
-    found.answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0
-    return found
-
-
-@pytest.fixture
-def progress() -> Quiet:
-    return Quiet()
-
-
-@pytest.fixture
-def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., Validated]:
-    def run_program(program: str = "", *, soak: float | None = None, **changes: Any) -> Validated:
-        file = tmp_path / "examiner.py"
-        file.write_text(EXAMINER + program + END)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
-        usual: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
-        wish = running.Wish(**usual | {"python": Path(sys.executable)} | changes)
-        return validating.validate(wish, progress, soak_seconds=soak)
-
-    return run_program
-
-
-def planted(phase: str, change: str, *, turns: str = "True") -> str:
-    """A device that is not well in a phase, at those of its turns."""
-    return f"def before(phase, turn, values):\n    if phase == {phase!r} and ({turns}): {change}\n"
-
-
-def judged(found: Validated, rule: str) -> list[Judgement]:
-    assert found.run.validation is not None
-    return [each for each in found.run.validation.judgements if each.rule == rule]
-
-
-def asked() -> list[str]:
-    return Path("asked").read_text().splitlines()
+    from tests.bench.programs import Quiet
 
 
 @pytest.mark.usefixtures("driver")
@@ -95,7 +47,9 @@ def test_a_healthy_card_passes_and_is_kept_twice(validate: Callable[..., Validat
 @pytest.mark.usefixtures("driver")
 def test_its_own_best_is_what_a_card_is_held_against(validate: Callable[..., Validated]) -> None:
     validate()
+    count = len(asked())
     (later,) = judged(validate(planted("product", "values['product'] = 600 * T")), "product")
+    assert len(asked()) == 2 * count + 1, "and asked again for that"
     assert (later.state, later.expected, later.confidence) == (WARN, 780e12, "own")
     assert "its own best, run" in later.said
 
@@ -136,46 +90,6 @@ def test_a_wrong_product(validate: Callable[..., Validated], turns: str, state: 
 
 
 @pytest.mark.usefixtures("driver")
-@pytest.mark.parametrize(
-    ("end", "turns", "state"),
-    [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "True", FAIL),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "turn == 1", WARN),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "True", OPEN),
-    ],
-    ids=["twice", "once", "by the host"],
-)
-def test_a_worker_that_ends(validate: Callable[..., Validated], end: str, turns: str, state: VerdictState) -> None:
-    """While it multiplies; the host ends what has no memory left, and that is no fault of a card."""
-    found = validate(planted("product", end, turns=turns))
-    assert found.run.verdict.state is state
-    assert asked().count("cuda:0 product") == 2
-    assert found.run.validation is not None
-    (process,) = [each for each in found.run.validation.readings if each.name == "process"]
-    told = (process.fault or "") + (process.why_not or "")
-    assert ("in the phase 'product'" in told) is (turns == "True")
-
-
-def test_errors_that_come_meanwhile(validate: Callable[..., Validated], driver: Driver) -> None:
-    """The driver counts four more when the card has been asked."""
-    driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
-    found = validate("Path('asked').touch()\n")
-    assert [each.state for each in judged(found, "xid-hardware")] == [FAIL]
-
-    class Counting(Quiet):
-        def say(self, line: str) -> None:
-            driver.answers["nvmlDeviceGetTotalEccErrors"] = {"0": 4, "1": 0}
-            super().say(line)
-
-    with pytest.MonkeyPatch.context():
-        wish = running.Wish(
-            suite="validate", root=str(Path.cwd()), out=Path("out"), python=Path(sys.executable), device="cuda:0"
-        )
-        again = validating.validate(wish, Counting())
-    assert [each.state for each in judged(again, "ecc-corrected-growth")] == [WARN]
-
-
-@pytest.mark.usefixtures("driver")
 def test_of_two_cards_the_slowest_is_named(validate: Callable[..., Validated], progress: Quiet) -> None:
     slower = "    if device == 'cuda:1' and phase == 'product': values['product'] = 640 * T\n"
     found = validate(f"{TWO}def before(phase, turn, values):\n{slower}")
@@ -205,27 +119,6 @@ def test_links_that_end_are_asked_again(validate: Callable[..., Validated], ends
     assert ("(exit 3)" in found.run.verdict.reasons[0]) is (state is FAIL)
 
 
-@pytest.mark.usefixtures("driver")
-def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: Callable[..., Validated]) -> None:
-    """After most of CUDA's errors a process can compute nothing more."""
-    broken = "values['fault'] = 'CUDA error: an illegal memory access was encountered'; globals()['dead'] = True"
-    program = "dead = False\n" + planted("memory", broken, turns="turn == 1 or dead")
-    found = validate(program)
-    assert found.run.verdict.state is WARN
-    assert asked()[7:] == ["cuda:0 memory"]
-
-
-@pytest.mark.usefixtures("driver")
-def test_a_worker_that_hangs_is_no_second_time_waited_for(
-    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkup, "GRACE_SECONDS", -46.0)  # less than a second after it began
-    found = validate(planted("product", "sys.stdin.read()"))
-    assert found.run.verdict.state is FAIL
-    assert "the worker hung in the phase 'product'" in found.run.verdict.reasons[0]
-    assert asked() == ["cuda:0 numerics", "cuda:0 product"]
-
-
 def test_all_devices_are_asked_for_as_long() -> None:
     assert validating.plan_seconds(60.0, 1) == 48.0
     for count in (2, 8):
@@ -252,11 +145,20 @@ def test_a_soak_goes_on_round_after_round(validate: Callable[..., Validated]) ->
 
 @pytest.mark.usefixtures("driver", "_signals_are_heard")
 def test_ctrl_c_ends_a_soak_and_keeps_what_was_found(
-    validate: Callable[..., Validated], tmp_path: Path, progress: Quiet
+    validate: Callable[..., Validated], tmp_path: Path, progress: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first round is whole; in the second, with the card at work, somebody has seen enough."""
-    stop = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
-    found = validate(planted("memory", stop, turns="turn == 3"), soak=3600.0)
+    interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
+    stopped = []
+    usual = checkup.Checkup.stop
+
+    def stop(self: checkup.Checkup) -> None:
+        stopped.append(self.device)
+        usual(self)
+
+    monkeypatch.setattr(checkup.Checkup, "stop", stop)
+    found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0)
+    assert stopped == ["cuda:0"], "nobody waits for the round's end"
     assert found.interrupted
     assert found.run.verdict.state is PASS
     assert runs.load("", tmp_path / "out") == found.run

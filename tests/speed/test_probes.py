@@ -1,0 +1,70 @@
+"""What the probes of `bench validate` reach, beside a plain loop of torch of the same shape, in one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+# Before and after the probe: a machine that becomes slower or faster meanwhile does so for both.
+BESIDE = """
+import json, time
+import torch
+from bench import arithmetic, seam, traffic
+torch.set_grad_enabled(False)
+name = "cuda:0" if torch.cuda.is_available() else "cpu"
+device = seam.of(torch, name)
+wait = torch.cuda.synchronize if name != "cpu" else lambda: None
+def plain(call, amount, seconds=1.0):
+    best, ends = 0.0, time.perf_counter() + seconds
+    call(), wait()
+    while time.perf_counter() < ends:
+        began = time.perf_counter()
+        for _ in range(5):
+            call()
+        wait()
+        best = max(best, 5 * amount / (time.perf_counter() - began))
+    return best
+def beside(ask, make):
+    first = next(iter(ask(time.perf_counter() + 4)))
+    call, amount = make(first.figures)
+    before = plain(call, amount)
+    found = next(iter(ask(time.perf_counter() + 4)))
+    call, amount = make(found.figures)
+    return max(first.value, found.value) / max(before, plain(call, amount))
+def product(figures):
+    m, n, k = (int(figures[key]) for key in "mnk")
+    left, right = torch.randn(m, k, device=name), torch.randn(k, n, device=name)
+    return (lambda: torch.mm(left, right)), 2.0 * m * n * k
+def copy(figures):
+    source = torch.zeros(int(figures["bytes"]), dtype=torch.uint8, device=name)
+    target = torch.zeros_like(source)
+    return (lambda: target.copy_(source)), 2.0 * source.numel()
+device.dtypes = ("fp32",)
+found = {"product": beside(lambda until: arithmetic.product(device, until), product)}
+found["copy"] = beside(lambda until: traffic.copy(device, until), copy)
+print(json.dumps(found))
+"""
+
+
+def test_the_probes_against_plain_loops(
+    benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> dict[str, float]:
+        argv = [str(measured_python), "-c", BESIDE]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(CHECKOUT)})
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    found = benchmark.pedantic(run, rounds=1, iterations=1)
+    benchmark.extra_info.update(found)
+    with capsys.disabled():
+        print("\nprobe / plain loop:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in found.items()))
