@@ -155,31 +155,29 @@ class Checkup:
             self.seconds |= record(answer.get("seconds"), dict[str, float], "seconds")
             self.software = record(answer.get("software"), dict[str, str], "software")
 
-    def _begin(self, budget_seconds: float, phases: Sequence[str] = ()) -> None:
+    def _begin(self, budget_seconds: float, phases: Sequence[str]) -> Worker:
         self._leave()
         wanted = Examination(self.device, time.time(), budget_seconds, tuple(phases))
         worker = Worker({"examine": plain(wanted)}, self._bench.python, self._bench.root.hub_in_use)
         self._worker = self._stack.enter_context(worker)
+        return worker
 
-    def _listen(self, seconds: float) -> bool:
-        """Wait until it has asked all; its card is looked at where it has just worked."""
-        assert self._worker is not None  # noqa: S101 (it was begun)
+    def _listen(self, worker: Worker, seconds: float) -> Reading | None:
+        """Wait until it has asked all; its card is looked at where it has just worked. How it ended, where it did."""
         deadline = time.monotonic() + seconds + GRACE_SECONDS
-        heard, seen = self._worker.heard, set[str]()
-        while self._worker.listen(deadline, lambda: heard.phase == WAITING or heard.phase in _LOADED - seen):
+        heard, seen = worker.heard, set[str]()
+        while worker.listen(deadline, lambda: heard.phase == WAITING or heard.phase in _LOADED - seen):
             if heard.phase == WAITING:
-                return True
+                return None
             seen.add(heard.phase)
             self._loaded.append(self._card.describe(self.device, self._name, ours=1))
-        return False
+        return self._end_of(worker)
 
     def _whole(self, budget_seconds: float, phases: Sequence[str] = ()) -> tuple[list[Reading], Reading | None]:
         """What a new worker finds, by the whole plan or by some phases, and how it ended, where it did."""
-        self._begin(budget_seconds, phases)
-        assert self._worker is not None  # noqa: S101 (it was begun)
-        heard = self._worker.heard
-        end = None if self._listen(budget_seconds) else self._end_of_worker()
-        return list(heard.readings), end
+        worker = self._begin(budget_seconds, phases)
+        end = self._listen(worker, budget_seconds)
+        return list(worker.heard.readings), end
 
     def _anew(self, found: Sequence[Reading], phases: Sequence[str], seconds: float) -> list[Reading]:
         """Ask again; after a fault in a new worker: one whose card has failed it once can compute nothing more."""
@@ -189,22 +187,22 @@ class Checkup:
         return again if end is None else [*again, end]
 
     def _told(self, phases: Sequence[str], seconds: float) -> list[Reading]:
-        """What comes of asking some phases anew; the worker's end, where that came of it."""
-        assert self._worker is not None  # noqa: S101 (it was begun)
-        heard = self._worker.heard
-        count = len(heard.readings)
-        self._worker.ask_again(phases, seconds)
-        end = None if self._listen(seconds) else self._end_of_worker()
-        found = heard.readings[count:]
+        """What comes of asking some phases anew, the worker's end among it; nothing where it has ended before."""
+        worker = self._worker
+        if worker is None:
+            return []
+        count = len(worker.heard.readings)
+        worker.ask_again(phases, seconds)
+        end = self._listen(worker, seconds)
+        found = worker.heard.readings[count:]
         return found if end is None else [*found, end]
 
-    def _end_of_worker(self) -> Reading:
+    def _end_of(self, worker: Worker) -> Reading:
         """How it ended, as a fault of the device: what the probes ask, a healthy one survives.
 
         But for its host: that ends a process when its memory has run out, whatever device it uses, and is slow itself.
         """
-        assert self._worker is not None  # noqa: S101 (it was begun)
-        worker, phase = self._worker, self._worker.heard.phase
+        phase = worker.heard.phase
         self._leave()
         self._has_hung = worker.code is None
         is_slow = self._has_hung and (self.device == "cpu" or phase in _BEFORE)

@@ -234,10 +234,12 @@ def report_(
         if wanted == "schema":
             text = forms.schema_text()
         else:
-            found = runs.load(run, out)
+            # A ticket is of a validation alone.
+            file = runs.find(run, out, validation=True if wanted == "ticket" else None)
+            found = runs.load(str(file), out)
             baseline = runs.load(against, out) if against is not None else None
             kept = _validations(found, root) if wanted == "html" else ()
-            text = forms.FORMS[wanted](found, forms.Shown(runs.find(run, out).parent, cost, baseline, no_color, kept))
+            text = forms.FORMS[wanted](found, forms.Shown(file.parent, cost, baseline, no_color, kept))
         if to is not None and to.is_dir():
             raise SpecError(f"--to {to} is a folder: name a file in it.")
         if to is None:
@@ -270,7 +272,7 @@ def keep(
     def act() -> Exit:
         from bench import runs
 
-        print(f"kept: {runs.keep_baseline(runs.load(run, out), name, out)}")
+        print(f"kept: {runs.keep_baseline(runs.load(run, out, validation=False), name, out)}")
         return Exit.GOOD
 
     console.guard(act)
@@ -298,7 +300,7 @@ def compare_(
         if old.interleaved and after is None:
             found = compare.pairs(old, least=least)
         else:
-            found = compare.compare(old, runs.load(after or "", out), least=least)
+            found = compare.compare(old, runs.load(after or "", out, validation=False), least=least)
         if json:
             print(dumps({"schema": 1, **plain(found), "exit": int(found.exit)}))
         else:

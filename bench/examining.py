@@ -62,15 +62,13 @@ class Examination:
     """What the parent asks for.
 
     `budget_seconds` count from `asked_at` (time.time of the parent): starting the process is part of them. `probes`:
-    the phases that are wanted, in the order of PHASES; all, where it is empty. `threads`: that a CPU computes with, 0
-    for torch's own number.
+    the phases that are wanted, in the order of PHASES; all, where it is empty.
     """
 
     device: str
     asked_at: float
     budget_seconds: float
     probes: tuple[str, ...] = ()
-    threads: int = 0
 
 
 def main(raw: Any, say: Say, lines: Iterable[str]) -> None:
@@ -143,8 +141,6 @@ class _Examiner:
     def __init__(self, torch: Any, request: Examination, say: Say) -> None:
         """Make the device ready."""
         self._torch, self._request, self._say = torch, request, say
-        if request.threads:
-            torch.set_num_threads(request.threads)
         torch.set_grad_enabled(False)
         if request.device.startswith("cuda"):  # before this process is one of those on the card
             say({"card": str(getattr(torch.cuda.get_device_properties(request.device), "uuid", ""))})
@@ -174,12 +170,10 @@ class _Examiner:
 
     def wait(self) -> None:
         """Say what there is to say besides the readings, each time: there may be no other one."""
-        threads = self._torch.get_num_threads()
         answer = {
-            "host": plain(self._load.host(threads)),
+            "host": plain(self._load.host(self._torch.get_num_threads())),
             "software": self._software(),
             "seconds": dict(self._seconds),
-            "threads": threads,
         }
         self._say({"examined": answer})
         self._say({"phase": "waiting"})

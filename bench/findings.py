@@ -28,25 +28,18 @@ def terminal(run: Run, *, color: bool, width: int | None) -> str:
         color: whether control codes are allowed.
         width: columns, else as the terminal has.
     """
-    import io
-
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    sink = io.StringIO()
-    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
     # Text, not markup: what a machine calls itself may hold brackets.
-    table = Table(title=Text(f"{run.suite}: {report.machine_line(run)}"), title_justify="left")
+    title = Text(f"{run.suite}: {report.machine_line(run)}")
+    table = Table(title=title, title_justify="left")
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in COLUMNS[:2] else "right", overflow="fold")
     for cells in rows(run):
         table.add_row(*(Text(cell) for cell in cells))
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print(table.title)
-    return sink.getvalue() + "\n".join(notes(run)) + "\n"
+    shown_first = report.drawn(table if table.row_count else title, color=color, width=width)
+    return shown_first + "\n".join(notes(run)) + "\n"
 
 
 def markdown(run: Run) -> str:

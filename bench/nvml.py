@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench import readings
@@ -113,7 +114,7 @@ class Card:
         names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]
         for name in names:
             if self._card is None:
-                self._card = self._ask(lambda name=name: pynvml.nvmlDeviceGetHandleByUUID(name))  # type: ignore[misc]
+                self._card = self._ask(partial(pynvml.nvmlDeviceGetHandleByUUID, name))
         if self._card is None:
             self._ask(pynvml.nvmlShutdown)
             return
@@ -167,7 +168,7 @@ class Card:
         if self._card is None:
             return readings.Card(device, name, uuid=self._uuid)
         nvml, card, ask = self._nvml, self._card, self._ask
-        told = {field: ask(lambda question=question: question(nvml, card)) for field, question in _QUESTIONS.items()}  # type: ignore[misc]
+        told = {field: ask(partial(question, nvml, card)) for field, question in _QUESTIONS.items()}
         rows, pages = told.pop("rows"), told.pop("pages")
         pending, failed = told.pop("page_pending"), None
         if rows is not None:

@@ -13,6 +13,8 @@ from bench.result import Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import RenderableType
+
     from bench.compare import Comparison
     from bench.history import Kept
     from bench.readings import Reading
@@ -31,14 +33,9 @@ def terminal(run: Run, *, color: bool, width: int | None) -> str:
         color: whether control codes are allowed.
         width: columns, else as the terminal has.
     """
-    import io
-
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    sink = io.StringIO()
-    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
     # Text, not markup: what a machine or a model calls itself may hold brackets.
     table = Table(title=Text(f"{run.suite}: {machine_line(run)}"), title_justify="left")
     for name in COLUMNS:
@@ -55,8 +52,18 @@ def terminal(run: Run, *, color: bool, width: int | None) -> str:
         # A reason is for the notes; in the table it would push the figures apart.
         shown = cells if result.status is Status.OK else (cells[0], result.status.value)
         table.add_row(*(Text(cell) for cell in shown))
-    console.print(table)
-    return sink.getvalue() + "\n".join(notes(run)) + "\n"
+    return drawn(table, color=color, width=width) + "\n".join(notes(run)) + "\n"
+
+
+def drawn(what: RenderableType, *, color: bool, width: int | None) -> str:
+    """A table, or its title, as text for a terminal."""
+    import io
+
+    from rich.console import Console
+
+    sink = io.StringIO()
+    Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False).print(what)
+    return sink.getvalue()
 
 
 def markdown(run: Run) -> str:
@@ -75,14 +82,9 @@ def markdown(run: Run) -> str:
 
 def comparison(found: Comparison, *, color: bool, width: int | None) -> str:
     """Two runs held against each other, as a table for a terminal, with what is to be said below it."""
-    import io
-
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    sink = io.StringIO()
-    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
     table = Table()
     for name in ("case", "before", "after", "change", "must exceed", ""):
         table.add_column(name, justify="left" if name in {"case", ""} else "right", overflow="fold")
@@ -93,26 +95,20 @@ def comparison(found: Comparison, *, color: bool, width: int | None) -> str:
         seconds = (f"{_figure(side.median)} s" if side is not None else "" for side in (each.before, each.after))
         said = f"{each.state}: {each.reason}" if each.reason else each.state
         table.add_row(*(Text(cell) for cell in (each.name, *seconds, change, f"{each.floor:.1%}", said)))
-    console.print(table)
     lines = [f"differs: {what}" for what in found.differs]
     if found.alone:
         lines.append(f"in one of the two alone: {', '.join(found.alone)}")
     if not found.rows:
         lines.append("the two have no case in common")
     lines.append("seconds an image; the change of the medians with its 95 % bootstrap interval")
-    return sink.getvalue() + "\n".join(lines) + "\n"
+    return drawn(table, color=color, width=width) + "\n".join(lines) + "\n"
 
 
 def tuned(found: Tuned, *, color: bool, width: int | None) -> str:
     """A search as a table for a terminal, the fastest first, what was ruled out last; what was gained, and the code."""
-    import io
-
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    sink = io.StringIO()
-    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
     table = Table(title=Text(f"{found.default.case.model}: {machine_line(found.run)}"), title_justify="left")
     for name in ("setting", "s/image", "times the default", "from fp32", "peak", ""):
         table.add_column(name, justify="left" if name in {"setting", ""} else "right", overflow="fold")
@@ -130,11 +126,10 @@ def tuned(found: Tuned, *, color: bool, width: int | None) -> str:
             "ruled out" if each.case in ruled_out else "disturbed" if verdict.contended(each) else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
     lines = [f"{', '.join(case.settings)}: {why}" for case, why in ruled_out.items()]
     lines += ["s/image is of the quickest of a try's images; the gain is measured once more, image by image in turns"]
     lines += gained(found.tuning)
-    return sink.getvalue() + "\n".join([*lines, "", found.tuning.code]) + "\n"
+    return drawn(table, color=color, width=width) + "\n".join([*lines, "", found.tuning.code]) + "\n"
 
 
 def gained(tuning: Tuning) -> list[str]:
@@ -153,23 +148,17 @@ def gained(tuning: Tuning) -> list[str]:
 
 def trend(kept: Kept, *, color: bool, width: int | None) -> str:
     """The validations of a host as a table for a terminal, the newest last; below it what could not be read."""
-    import io
-
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    sink = io.StringIO()
-    console = Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False)
     table = Table()
     for name in TREND:
         table.add_column(name, justify="left" if name in TREND[:3] else "right", overflow="fold")
     for cells in trend_rows(kept.runs):
         table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
     lines = ["product: the fastest of its dtypes; against first, best: the same product in the oldest and the best run"]
     lines += [f"passed over: {why}" for why in kept.unread]
-    return sink.getvalue() + "\n".join(lines) + "\n"
+    return drawn(table, color=color, width=width) + "\n".join(lines) + "\n"
 
 
 def trend_rows(kept: Sequence[Run]) -> list[tuple[str, ...]]:

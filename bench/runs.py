@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BASELINES = "baselines"
+_VALIDATION = "-validate-"  # in the id of each: see validating.SUITE
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -61,17 +62,21 @@ def baselines(out: Path) -> list[str]:
     return sorted(file.stem for file in (out / _BASELINES).glob("*.json"))
 
 
-def find(name: str, out: Path) -> Path:
+def find(name: str, out: Path, *, validation: bool | None = None) -> Path:
     """The file of a run: by its id, its folder, its file, a baseline's name; "" for the last one.
+
+    `validation`: whether the last one has to be a validation, or must not be one; None for either.
 
     Raises:
         FirstlightError: there is none.
     """
     known = sorted(file.parent.name for file in out.glob("*/run.json"))
     if not name:
-        if not known:
-            raise FirstlightError(f"no run is kept in {out}. Run `make bench` first.")
-        name = known[-1]
+        of_kind = [each for each in known if validation is None or (_VALIDATION in each) is validation]
+        if not of_kind:
+            which, command = ("validation", "bench validate") if validation else ("run", "make bench")
+            raise FirstlightError(f"no {which} is kept in {out}. Run `{command}` first.")
+        name = of_kind[-1]
     tried = [out / name / "run.json", out / _BASELINES / f"{name}.json", out.__class__(name)]
     file = next((path for path in [*tried, tried[-1] / "run.json"] if path.is_file()), None)
     if file is None:
@@ -80,13 +85,13 @@ def find(name: str, out: Path) -> Path:
     return file
 
 
-def load(name: str, out: Path) -> Run:
+def load(name: str, out: Path, *, validation: bool | None = None) -> Run:
     """Read a run, by what `find` knows it.
 
     Raises:
         FirstlightError: there is none, or this version cannot read it.
     """
-    file = find(name, out)
+    file = find(name, out, validation=validation)
     try:
         found = loads(file.read_text(encoding="utf-8"), Run)
         _check(found)

@@ -241,10 +241,9 @@ def examined() -> dict[str, Any]:
     fallen: list[dict[str, Any]] = []
     examining.PHASES["copy"] = broken._replace(probe=lost)
     try:
-        examining.main(request | {"asked_at": time.time(), "threads": 1}, fallen.append, iter([]))
+        examining.main(request | {"asked_at": time.time()}, fallen.append, iter([]))
     finally:
         examining.PHASES["copy"] = broken
-        torch.set_num_threads(os.cpu_count() or 1)
     try:
         examining.main(request | {"probes": ["heat"]}, said.append, iter([]))
         refused = ""

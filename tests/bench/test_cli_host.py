@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import typer
 
-from bench import cli_host, history, validating
+from bench import cli_host, history, runs, validating
 from bench.codec import loads
 from bench.readings import Verdict, VerdictState
 from bench.result import Run
-from tests.bench.conftest import command, environment
+from tests.bench.conftest import a_run, command, environment
 from tests.bench.seen import validated
 
 if TYPE_CHECKING:
@@ -64,6 +64,26 @@ def test_what_is_proven_stays_so_whenever_a_soak_was_ended(
     with pytest.raises(typer.Exit) as ended:
         cli_host.validate(out=tmp_path, quiet=True)
     assert ended.value.exit_code == code
+
+
+def test_the_last_run_is_the_last_of_its_kind(tmp_path: Path) -> None:
+    """A ticket is of a validation, a comparison of cases, whatever came after them."""
+    cases = [a_run(id=f"2026010{day}T030405Z-tiny-abcdef") for day in (1, 2, 4)]
+    for each in (*cases[:2], validated(3), cases[2]):
+        runs.keep(each, tmp_path / "results" / each.id)
+    assert "nothing to report" in bench(tmp_path, "report", "--format", "ticket").stdout
+    runs.keep(replace(validated(5), id="20260105T030405Z-validate-abcdef"), tmp_path / "results" / "last-validate-one")
+    done = bench(tmp_path, "compare", cases[0].id)
+    assert "no case in common" not in done.stdout, done.stderr
+    assert "kept: " in bench(tmp_path, "keep", "before").stdout
+    assert loads((tmp_path / "results" / "baselines" / "before.json").read_text(), Run) == cases[2]
+
+
+def test_without_a_validation_there_is_no_ticket(tmp_path: Path) -> None:
+    runs.keep(a_run(), tmp_path / "results" / a_run().id)
+    done = bench(tmp_path, "report", "--format", "ticket")
+    assert done.returncode == 1
+    assert "no validation is kept in results. Run `bench validate` first." in done.stderr
 
 
 def test_without_a_validation_the_next_command_is_said(tmp_path: Path) -> None:
