@@ -21,6 +21,8 @@ _STAT = Path("/proc/stat")
 _PRESSURE = Path("/proc/pressure/cpu")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_V1_INACTIVE = "total_inactive_file"
+_NO_LIMIT = 1 << 60  # version 1 writes the largest multiple of a page where version 2 writes "max"
 _USS_SECONDS = 0.05
 
 
@@ -156,12 +158,39 @@ def _status_bytes(name: str) -> int | None:
 
 
 def free_bytes() -> int | None:
-    """What the kernel would still give: the machine's, or the control group's (of version 2) where that is less."""
-    found = _number(_MEMINFO, r"^MemAvailable:\s+(\d+) kB", 1024)
-    most, used = _number(_CGROUP / "memory.max", r"^(\d+)"), _number(_CGROUP / "memory.current", r"^(\d+)")
-    if most is not None and used is not None:
-        found = min(most - used, found) if found is not None else most - used
+    """Return the bytes that the kernel would still give: of the machine, or of a control group that has fewer left."""
+    left = [_number(_MEMINFO, r"^MemAvailable:\s+(\d+) kB", 1024), *(_left_of(*group) for group in _control_groups())]
+    return min((each for each in left if each is not None), default=None)
+
+
+def _control_groups() -> list[tuple[Path, str, str, str]]:
+    """Return (folder, limit's file, usage's file, reclaimable row of memory.stat) of every group of this process.
+
+    A container sees its own group at the top; elsewhere /proc/self/cgroup names it, and its parents' limits hold too.
+    Source: the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
+    """
+    try:
+        rows = (_SELF / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        rows = []
+    named = {kinds: place for _, kinds, place in (row.split(":", 2) for row in rows if row.count(":") >= 2)}
+    found = []
+    for top, place, limit, usage, reclaimable in (
+        (_CGROUP, named.get("", "/"), "memory.max", "memory.current", "inactive_file"),
+        (_CGROUP / "memory", named.get("memory", "/"), "memory.limit_in_bytes", "memory.usage_in_bytes", _V1_INACTIVE),
+    ):
+        own = top / place.lstrip("/")
+        groups = [own, *(folder for folder in own.parents if folder.is_relative_to(top))]
+        found += [(folder, limit, usage, reclaimable) for folder in groups]
     return found
+
+
+def _left_of(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    """Return the bytes that a control group may still take; the kernel reclaims inactive page cache first."""
+    most, used = _number(folder / limit, r"^(\d+)"), _number(folder / usage, r"^(\d+)")
+    if most is None or used is None or most >= _NO_LIMIT:
+        return None
+    return max(0, most - used + (_number(folder / "memory.stat", rf"^{reclaimable} (\d+)") or 0))
 
 
 def _number(path: Path, pattern: str, unit: int = 1) -> int | None:

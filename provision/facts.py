@@ -143,12 +143,21 @@ def _cpu_quota(sysroot: Path) -> float | None:
 
 
 def _memory(sysroot: Path) -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its control group's where that has fewer.
+
+    A container sees its group's limit at the top of /sys/fs/cgroup (version 2, then 1); no limit is "max", or a number
+    larger than any machine.
+    """
     found = re.search(r"^MemTotal:\s*(\d+) kB", _read(sysroot / "proc/meminfo"), re.MULTILINE)
     if found:
-        return int(found.group(1)) * 1024
-    import psutil
+        whole = int(found.group(1)) * 1024
+    else:
+        import psutil
 
-    return int(psutil.virtual_memory().total)
+        whole = int(psutil.virtual_memory().total)
+    files = ("memory.max", "memory/memory.limit_in_bytes")
+    limits = [_read(sysroot / "sys/fs/cgroup" / file).strip() for file in files]
+    return min([whole, *(int(limit) for limit in limits if limit.isdigit() and limit != "0")])
 
 
 def _read(path: Path) -> str:

@@ -156,6 +156,55 @@ def test_where_proc_cannot_be_read_nothing_is_made_up(tmp_path: Path, monkeypatc
     assert meter.reset_host_peak() is False
 
 
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 16_000 * 1024),
+        ({"cgroup/memory.max": "max\n", "cgroup/memory.current": "5\n"}, 16_000 * 1024),
+        ({"cgroup/memory.max": "9000\n", "cgroup/memory.current": "5000\n"}, 4000),
+        (
+            {
+                "cgroup/memory.max": "9000",
+                "cgroup/memory.current": "8500",
+                "cgroup/memory.stat": "anon 1\ninactive_file 700\n",
+            },
+            1200,
+        ),
+        (
+            {
+                "proc/cgroup": "4:cpu,memory:/a\n0::/slice/job\n",
+                "cgroup/slice/memory.max": "7000\n",
+                "cgroup/slice/memory.current": "6000\n",
+                "cgroup/slice/job/memory.max": "9000\n",
+                "cgroup/slice/job/memory.current": "6000\n",
+            },
+            1000,
+        ),
+        (
+            {
+                "proc/cgroup": "4:memory:/job\n0::/\n",
+                "cgroup/memory/job/memory.limit_in_bytes": "9000\n",
+                "cgroup/memory/job/memory.usage_in_bytes": "2000\n",
+                "cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "cgroup/memory/memory.usage_in_bytes": "90000\n",
+            },
+            7000,
+        ),
+    ],
+)
+def test_free_memory_is_what_the_nearest_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], free: int
+) -> None:
+    for name, text in ({"proc/meminfo": "MemAvailable:   16000 kB\n"} | files).items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(meter, "_SELF", tmp_path / "proc")
+    monkeypatch.setattr(meter, "_MEMINFO", tmp_path / "proc/meminfo")
+    monkeypatch.setattr(meter, "_CGROUP", tmp_path / "cgroup")
+    assert meter.free_bytes() == free
+
+
 def test_a_peak_that_is_not_of_its_phase_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "reset_host_peak", lambda: False)
     peaks = meter.Peaks(SimpleNamespace(), "cpu")

@@ -110,6 +110,25 @@ def test_the_control_groups_quota(tmp_path: Path, files: dict[str, str], quota: 
     assert facts.probe(machine(tmp_path / "root", **files)).cpu_quota == quota
 
 
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({}, 16_000_000 * 1024),
+        ({"sys__fs__cgroup__memory.max": "max\n"}, 16_000_000 * 1024),
+        ({"sys__fs__cgroup__memory.max": "8589934592\n"}, 8 << 30),
+        ({"sys__fs__cgroup__memory__memory.limit_in_bytes": "8589934592\n"}, 8 << 30),
+        ({"sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712\n"}, 16_000_000 * 1024),
+    ],
+)
+def test_a_control_groups_memory_limit_is_the_machines_memory(
+    tmp_path: Path, files: dict[str, str], memory: int
+) -> None:
+    root = machine(tmp_path / "root", **files)
+    (root / "proc").mkdir(parents=True, exist_ok=True)
+    (root / "proc/meminfo").write_text("MemTotal:       16000000 kB\nMemFree:  1 kB\n")
+    assert facts.probe(root).memory_bytes == memory
+
+
 def test_nvml_tells_what_a_container_without_nvidia_smi_can_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
