@@ -47,8 +47,8 @@ validate: setup  ## say whether this host's GPUs are healthy and as fast as they
 report:  ## show the last run as Markdown
 	@$(bootstrap) && .venv/bin/python -m bench report
 
-test: test_root  ## set up what is missing, then run every test
-	@.venv/bin/python -m pytest $(TESTS)
+test: test_root  ## set up what is missing, then run every test (TESTS='-n0 -x tests/bench': these, in one process)
+	@.venv/bin/python -m pytest -n auto $(TESTS)
 
 speed: test_root  ## run the speed comparisons of tests/speed
 	@.venv/bin/python -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import spread
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,6 +22,32 @@ MACHINE = dict(os.environ)
 NOWHERE = "http://127.0.0.1:9"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers of `-n auto`: the cores that this process may use, but at least two.
+
+    Many tests wait for a process or a socket, so two workers are faster than one even on a single core.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, cores)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process and in the order that `longest_first` gives them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    scheduler = LoadFileScheduling(config, log)
+    scheduler._split_scope = spread.unit
+    return scheduler
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("dist", "no") != "no" or hasattr(config, "workerinput"):
+        spread.longest_first(items)
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary home and working folder, and an environment without the machine's own settings."""
@@ -28,7 +56,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     work.mkdir()
     for name in list(os.environ):
-        if name.startswith(("HF_", "XDG_", "UV_", "PIP_", "HUGGING")) or name.lower().endswith("_proxy"):
+        ours = ("HF_", "XDG_", "UV_", "PIP_", "HUGGING", "PYTEST_XDIST_", "PYTEST_ADDOPTS")
+        if name.startswith(ours) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)

@@ -29,6 +29,7 @@ from bench.result import (
     Status,
     Work,
 )
+from tests.bench.clocks import Ticking
 from tests.bench.hosts import END, EXAMINER
 from tests.bench.programs import Quiet
 from tests.bench.test_nvml import Driver
@@ -145,11 +146,13 @@ def progress() -> Quiet:
 
 @pytest.fixture
 def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., Validated]:
-    def run_program(program: str = "", *, soak: float | None = None, **changes: Any) -> Validated:
+    def run_program(program: str = "", *, soak: float | None = None, rounds: int = 1, **changes: Any) -> Validated:
         file = tmp_path / "examiner.py"
         file.write_text(EXAMINER + program + END)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        if soak is not None:  # the clock is read when the soak begins, before each round and after it
+            monkeypatch.setattr(validating, "time", Ticking(soak / (2 * rounds)))
         usual: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
         wish = running.Wish(**usual | {"python": Path(sys.executable)} | changes)
         return validating.validate(wish, progress, soak_seconds=soak)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pynvml
 import pytest
 
-from bench import checkup, running, validating
+from bench import pipes, running, validating
+from tests.bench.clocks import Until
 from tests.bench.hosts import FAIL, OPEN, PASS, WARN, asked, judged, planted
 from tests.bench.programs import Quiet
 
@@ -77,7 +78,8 @@ def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: C
 def test_a_worker_that_hangs_is_no_second_time_waited_for(
     validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkup, "GRACE_SECONDS", -46.0)  # less than a second after it began
+    monkeypatch.setattr(pipes, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(pipes, "time", Until(lambda: Path("asked").exists() and "cuda:0 product" in asked()))
     found = validate(planted("product", "sys.stdin.read()"))
     assert found.run.verdict.state is FAIL
     assert "the worker hung in the phase 'product'" in found.run.verdict.reasons[0]

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from bench import pipes, runner
 from bench.result import Phases, Result, Sample, Status
 from bench.worker import Request
+from tests.bench.clocks import Until
 from tests.bench.conftest import a_case
 from tests.bench.programs import PRELUDE
 
@@ -38,30 +39,33 @@ say({"sample": plain(Sample(2.0, (0.6,), 1.9))})
 # A child of the worker that outlives it unless somebody ends it; the numbers of both are written down.
 GRANDCHILD = """
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], stdout=STDOUT, stderr=STDOUT)
-Path("pids").write_text(f"{os.getpid()} {child.pid}")
+Path("pids.part").write_text(f"{os.getpid()} {child.pid}")
+Path("pids.part").rename("pids")
 """
 DETACHED = GRANDCHILD.replace("STDOUT", "subprocess.DEVNULL")
 HOLDS_THE_PIPE = GRANDCHILD.replace("STDOUT", "None")
 KEPT = (Sample(1.0, (0.5,), 0.9), Sample(2.0, (0.6,), 1.9))
+GUARD_SECONDS = 600.0  # ends a test that hangs; nothing is asserted of it
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs one case with a Python program in the worker's place."""
 
-    def run_program(program: str, *, seconds: float = 60.0) -> Result:
+    def run_program(program: str, *, hangs: bool = False) -> Result:
         file = tmp_path / "program.py"
         file.write_text(PRELUDE + program)
         monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
-        # The tests' own deadline is the request's limit alone.
-        monkeypatch.setattr(runner, "_GRACE_SECONDS", 0.0)
-        return runner.run_case(a_request(seconds), HERE, hub=NO_HUB)
+        if hangs:  # its deadline passes when it has written down its processes
+            monkeypatch.setattr(pipes, "EVERY_SECONDS", 0.01)
+            monkeypatch.setattr(pipes, "time", Until(Path("pids").exists))
+        return runner.run_case(a_request(), HERE, hub=NO_HUB)
 
     return run_program
 
 
-def a_request(seconds: float = 60.0) -> Request:
-    return Request(a_case(), time.time(), seconds, seconds, {}, None)
+def a_request() -> Request:
+    return Request(a_case(), time.time(), GUARD_SECONDS, GUARD_SECONDS, {}, None)
 
 
 @pytest.fixture
@@ -78,9 +82,9 @@ def written_pids() -> list[int]:
     return [int(word) for word in Path("pids").read_text().split()]
 
 
-def has_ended(pid: int, *, seconds: float = 10.0) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process ends, or has; one that only waits for its parent to read its exit code has."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + GUARD_SECONDS
     try:
         process = psutil.Process(pid)
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
@@ -151,7 +155,7 @@ def test_samples_sent_before_death_are_kept(run: Callable[..., Result]) -> None:
 def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., Result], pids: list[int]) -> None:
     # SIGTERM must not be a way out: a worker inside a kernel does not react to it either.
     result = run(
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + TWO_SAMPLES + DETACHED + "signal.pause()", seconds=4.0
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + TWO_SAMPLES + DETACHED + "signal.pause()", hangs=True
     )
     pids += written_pids()
     assert result.status is Status.TIMEOUT
@@ -164,14 +168,17 @@ def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., R
 def test_a_worker_that_fails_leaves_nothing_running(
     run: Callable[..., Result], pids: list[int], grandchild: str
 ) -> None:
-    result = run(grandchild + "sys.exit(3)", seconds=4.0)
+    result = run(grandchild + "sys.exit(3)")
     pids += written_pids()
     assert all(has_ended(pid) for pid in pids)
     assert "exit 3" in (result.reason or ""), "it ended by itself; it did not hang"
 
 
 def test_a_worker_that_closes_its_pipe_and_lives_on_is_ended(run: Callable[..., Result], pids: list[int]) -> None:
-    result = run('Path("pids").write_text(str(os.getpid()))\nos.close(1)\nsignal.pause()', seconds=2.0)
+    # It writes its number down after it has closed the pipe: only then does its deadline pass.
+    result = run(
+        'os.close(1)\nPath("p").write_text(str(os.getpid()))\nPath("p").rename("pids")\nsignal.pause()', hangs=True
+    )
     pids += written_pids()
     assert result.status is Status.TIMEOUT
     assert all(has_ended(pid) for pid in pids)
@@ -271,32 +278,34 @@ def test_a_real_worker_without_diffusers_ends_in_a_result() -> None:
 
 
 class Counted(selectors.DefaultSelector):
-    """Counts how often the runner wakes up."""
+    """Notes for how long the runner blocks each time, and lets the worker go on after four times without news."""
 
-    wakes = 0
+    limits: ClassVar[list[float | None]] = []
+    silences = 0
 
     def select(self, timeout: float | None = None) -> Any:
-        Counted.wakes += 1
-        return super().select(timeout)
+        events = super().select(timeout)
+        Counted.limits.append(timeout)
+        Counted.silences += not events
+        if Counted.silences == 4:
+            Path("go").touch()
+        return events
 
 
 def test_the_parent_sleeps_while_the_worker_computes(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selectors, "DefaultSelector", Counted)
-    monkeypatch.setattr(Counted, "wakes", 0)
-    # The worker speaks three times in three seconds (its waiting is what is measured, it synchronises nothing).
-    program = "import select\n" + 'select.select([], [], [], 1)\nsay({"phase": "load"})\n' * 3
-    wall, cpu = time.monotonic(), time.process_time()
+    monkeypatch.setattr(Counted, "limits", [])
+    monkeypatch.setattr(Counted, "silences", 0)
+    # The worker polls, so that the parent need not.
+    program = 'say({"phase": "load"})\nimport select\nwhile not Path("go").exists(): select.select([], [], [], 0.01)\n'
     result = run(program + GOOD_ANSWER)
-    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     assert result.status is Status.OK
-    assert wall > 2, "the worker did not live long enough to tell"
-    # Once for each of the four lines, for the pipe's end and the process's, and twice a second to look at its memory; a
-    # loop that polls wakes thousands of times.
-    assert Counted.wakes <= 6 + 2 * wall + 1
-    # 1 % of a core, and what starting a process costs; a loop that spins takes seconds.
-    assert cpu < 0.01 * wall + 0.2
+    # It blocks for half a second each time. A loop that polls would pass less, and one that spins would block never.
+    assert set(Counted.limits) == {pipes.EVERY_SECONDS}
+    # Beside that it wakes for each line, for the pipe's end and for the process's: a loop that polls wakes far oftener.
+    assert 4 <= Counted.silences <= len(Counted.limits) <= Counted.silences + 10
 
 
 def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from bench import report, runner, running, runs, tuning
 from bench.errors import Exit
 from bench.result import Status
 from provision.errors import FirstlightError, SpecError
+from tests.bench.clocks import Standing
 from tests.bench.conftest import command, environment
 from tests.bench.programs import AT_A_WORD, WORKER, Quiet
 
@@ -51,6 +52,11 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tun
         file = tmp_path / "program.py"
         file.write_text(SPEEDS + program + go)
         monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        # Budgets stand still; runner and pipes keep the real clock, to end a worker that hangs.
+        clock = Standing()
+        monkeypatch.setattr(running, "time", clock)
+        monkeypatch.setattr(tuning, "time", clock)
+        monkeypatch.setattr(runner, "_GRACE_SECONDS", 600.0)
         python, out = Path(sys.executable), tmp_path / "out"
         wish = running.Wish(
             suite="tune",
