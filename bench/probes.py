@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from bench.axes import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ENOUGH_SECONDS = 0.05
+_CALLS = 4
+_ENOUGH_SECONDS = 0.02
 _PATIENCE_SECONDS = 1.0
+_FINE_SECONDS = 1e-4  # a coarser clock (Windows counts CPU time in 1/64 s) cannot time a call
 _PROBE_SECONDS = 0.02
 _ASK_SECONDS = 0.05
 _MOST_ASKS = 5
@@ -56,27 +59,61 @@ def _refusal(torch: Any) -> str | None:
 def rate(torch: Any, device: str, dtype: str) -> float:
     """FLOPs a second of a 3x3 convolution as the UNets have it, doubled in size until it can be timed.
 
-    The first size takes a fraction of a millisecond where the dtype has kernels; where it has none (fp16 on
-    most CPUs) even that takes long enough, and the rate is known without hanging.
+    The first call is a warm-up outside of what counts: cuDNN loads its libraries there. Of each size the least of
+    several calls counts. The first size takes a fraction of a millisecond where the dtype has kernels; where it has
+    none (fp16 on most CPUs) even that takes long enough, and the rate is known without hanging.
+
+    On a CPU one thread computes, its own CPU time counts, and the rate is multiplied by the threads of the case. Wall
+    time would be wrong by 50 to 1,000 times beside other processes: the threads of a convolution wait for each other
+    (measured on 2 shared cores: calls of 0.8 ms took 64 to 147 ms, and 31 ms of CPU time, spent on spinning).
 
     Raises:
         RuntimeError: the device cannot compute in this dtype.
     """
+    if device != "cpu":
+        return _rate(torch, device, dtype, partial(_timed, torch, device))
+    threads = int(torch.get_num_threads())
+    torch.set_num_threads(1)
+    try:
+        return threads * _rate(torch, device, dtype, _worked)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], object]], float]) -> float:
+    """The best rate over the sizes, by a clock."""
     kind = getattr(torch, DTYPES[dtype])
     channels, side, best = 64, 8, 0.0
-    began = time.perf_counter()
     weight = torch.full((channels, channels, 3, 3), 0.01, device=device, dtype=kind)
+    began: float | None = None
     with torch.inference_mode():
         while True:
             image = torch.full((1, channels, side, side), 0.5, device=device, dtype=kind)
             call = partial(torch.nn.functional.conv2d, image, weight, padding=1)
-            first = _timed(torch, device, call)
-            # A slow first call is a kernel being made ready, or a dtype without kernels: the second call tells.
-            seconds = _timed(torch, device, call) if first < _PATIENCE_SECONDS else first
+            if began is None:
+                timed(call)
+                began = time.perf_counter()
+            seconds = min(timed(call) for _ in range(_CALLS))
             best = max(best, 2.0 * channels * channels * 9 * side * side / seconds)
             if seconds > _ENOUGH_SECONDS or side >= 512 or time.perf_counter() - began > _PATIENCE_SECONDS:
                 return best
             side *= 2
+
+
+def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:
+    """Whether a device computes in a dtype by itself, as torch says; None where torch does not say."""
+    if dtype in {"fp32", "fp64"}:
+        return True
+    if device.startswith("cuda"):
+        capability = torch.cuda.get_device_capability(device)
+        # 6.0 has fp16 at twice the rate of fp32, 6.1 at a sixty-fourth (CUDA C++ Programming Guide, throughput).
+        return capability >= (8, 0) or (dtype == "fp16" and (capability == (6, 0) or capability >= (7, 0)))
+    if device == "mps":
+        return dtype == "fp16" or None
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return None  # what torch is asked below is about x86 alone
+    ask = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
+    return bool(ask()) if ask is not None else None
 
 
 class Peak:
@@ -146,3 +183,12 @@ def _timed(torch: Any, device: str, call: Callable[[], object]) -> float:
     call()
     meter.synchronize(torch, device)
     return time.perf_counter() - began
+
+
+def _worked(call: Callable[[], object]) -> float:
+    """Seconds of CPU time that this thread spends on a call; of wall time where the clock is too coarse."""
+    is_fine = time.get_clock_info("thread_time").resolution <= _FINE_SECONDS
+    clock = time.thread_time if is_fine else time.perf_counter
+    began = clock()
+    call()
+    return max(clock() - began, 1e-9)

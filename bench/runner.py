@@ -19,7 +19,7 @@ from bench import pipes, stats
 from bench.codec import plain, record
 from bench.errors import PARTNER
 from bench.readings import Reading
-from bench.result import Phases, Result, Sample, Status
+from bench.result import Phases, Result, Sample, Status, Work
 from bench.watching import Watch
 from provision import command
 from provision.command import signal_name
@@ -62,6 +62,7 @@ class _Heard:
 
     phase: str = "start"
     phases: Phases = field(default_factory=Phases)
+    work: Work = field(default_factory=Work)
     samples: list[Sample] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     answer: dict[str, Any] | None = None
@@ -291,6 +292,7 @@ class Worker:
             reason=f"{reason}\n{self.stderr}".strip(),
             phases=self.heard.phases,
             samples=tuple(self.heard.samples),
+            work=self.heard.work,
         )
 
     def _tell(self, line: str) -> None:
@@ -341,6 +343,8 @@ def _is_understood(heard: _Heard, watch: Watch | None, event: dict[str, Any]) ->
     elif "card" in event:
         if watch is not None:
             watch.found_card(str(event["card"]))
+    elif "work" in event:
+        heard.work = record(event["work"], Work, "work")
     elif "phases" in event:
         heard.phases = record(event["phases"], Phases, "phases")
     elif "sample" in event:

@@ -329,6 +329,7 @@ class Session:
             str((self.folder / image).absolute()),
             compare=compare,
             rate_known=self._rates.get((python, case.device, case.dtype)),
+            rate_fp32=self._rates.get((python, case.device, "fp32")),
         )
 
     def _finished(self, result: Result, python: Path) -> Result:

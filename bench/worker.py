@@ -15,7 +15,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench import axes, compiling, components, examining, fitting, links, meter, numerics, probes, sampling, timing
+from bench import (
+    axes,
+    compiling,
+    components,
+    examining,
+    fitting,
+    links,
+    meter,
+    numerics,
+    pricing,
+    probes,
+    sampling,
+    timing,
+)
 from bench.codec import dumps, plain, record
 from bench.errors import BUDGET, PARTNER, SkipError
 from bench.result import Case, Numerics, Phases, Result, Status, Work
@@ -36,9 +49,9 @@ class Request:
     Both times count from `asked_at` (time.time of the parent): starting the process is part of them. After
     `share_seconds` no further sample is begun; a case that cannot end within `limit_seconds` is skipped.
     `weights`: {architecture: snapshot folder}, empty for random ones. `rate_known`: FLOPs a second that the device has
-    reached in this dtype before: a probe that finds less was disturbed. `paced`: each image waits for a line "go" on
-    stdin, and any other line, or its end, ends them. `compare`: hold one evaluation against fp32's. `find_max`: search
-    the largest batch and image.
+    reached in this dtype before: a probe that finds less was disturbed. `rate_fp32`: the same in fp32. `paced`: each
+    image waits for a line "go" on stdin, and any other line, or its end, ends them. `compare`: hold one evaluation
+    against fp32's. `find_max`: search the largest batch and image.
     """
 
     case: Case
@@ -51,6 +64,7 @@ class Request:
     compare: bool = True
     find_max: bool = False
     rate_known: float | None = None
+    rate_fp32: float | None = None
 
 
 def main() -> int:
@@ -162,8 +176,9 @@ class _Measurement:
         except RuntimeError as error:
             raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
         rate = max(rate, self.request.rate_known or 0.0)
+        price = pricing.believed(torch, case, rate, self.request.rate_fp32)
         flops = model.flops()
-        self.step_seconds = flops.step / rate
+        self.step_seconds = flops.step / price
         self.work = Work(
             flops_per_step=flops.step,
             flops_per_image=flops.batch // case.batch,
@@ -174,9 +189,10 @@ class _Measurement:
         self.found.add(work=self.work, weights="real" if self.request.weights else "random")
         # The first image, and as many as a result needs; of a pair, the other's as well.
         self.images = 1 + (2 * timing.ENOUGH_SAMPLES if self.request.paced else timing.MIN_SAMPLES)
-        shortest = flops.batch / rate * self.images
+        self.say({"work": plain(self.work)})
+        shortest = flops.batch / price * self.images
         if time.perf_counter() + shortest > self.limit:
-            raise SkipError(_over(self.step_seconds, shortest, self.limit - time.perf_counter()))
+            raise SkipError(pricing.over(self.step_seconds, shortest, self.limit - time.perf_counter()))
         if axes.COMPILES[case.compile] is not None:
             self._price_compiling(model, shortest)
         return rate
@@ -211,9 +227,9 @@ class _Measurement:
 
     def _first_image(self, loop: sampling.Loop, clock: meter.Clock) -> str:
         self.say({"phase": "first image"})
-        guard = _guard(self.case, self.work.evaluations or 1, self.images - 1, self.limit)
+        guard = pricing.guard(self.case, self.work.evaluations or 1, self.images - 1, self.limit)
         clock.start()
-        pixels, raw = loop(_both(clock.mark, guard))
+        pixels, raw = loop(pricing.both(clock.mark, guard))
         seconds, _ = clock.stop()
         self.phases = replace(self.phases, first_image_seconds=seconds)
         self.say({"phases": plain(self.phases)})
@@ -339,35 +355,6 @@ def _at_a_word(model: components.Model) -> Callable[[timing.Images], bool]:
         return True
 
     return more
-
-
-def _guard(case: Case, evaluations: int, images: int, limit: float) -> Callable[[], None]:
-    """Watches the first image: two steps tell what the whole case will cost. Only where the host's clock counts."""
-    marks: list[float] = []
-
-    def look() -> None:
-        marks.append(time.perf_counter())
-        if len(marks) != 3 or case.device != "cpu":
-            return
-        step = marks[2] - marks[1]
-        rest = step * (evaluations - 2) + step * evaluations * images
-        left = limit - marks[2]
-        if rest > left:
-            raise SkipError(_over(step, rest, left))
-
-    return look
-
-
-def _over(step: float, whole: float, left: float) -> str:
-    return f"predicted {step:.3g} s a step, {whole:.0f} s for the shortest run; {BUDGET} {max(left, 0):.0f} s"
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def call() -> None:
-        first()
-        second()
-
-    return call
 
 
 def _software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 import random
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,9 @@ from bench import axes, components, fitting, meter, probes, sampling, timing, wo
 from bench.codec import plain
 from bench.errors import SkipError
 from bench.result import Case, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TINY = Case("tiny-ddpm", "cpu", "fp32", "ddim", steps=4, batch=1, height=16, width=16)
 TINY_SD = Case("tiny-sd", "cpu", "bf16", "dpmpp-karras", steps=3, batch=2, height=64, width=64)
@@ -204,6 +208,25 @@ def fits() -> dict[str, Any]:
     return found
 
 
+def next_of(ahead: Iterator[float], _: object) -> float:
+    """What the next call takes, by the test's own clock: it is not made."""
+    return next(ahead)
+
+
+def probed() -> dict[str, Any]:
+    """The probe by a clock that the test owns: with a first call of 5 s, and with neighbours at every second call."""
+    rates = {}
+    for name, first in {"quiet": [], "slow start": [5.0], "neighbours": [5.0, 1.0, 2.0, 1.0]}.items():
+        ahead = itertools.chain(first, itertools.cycle([0.001, 0.001, 1.0, 1.0] if len(first) > 1 else [0.001]))
+        rates[name] = probes._rate(torch, "cpu", "fp32", functools.partial(next_of, ahead))
+    torch.set_num_threads(2)
+    two = probes.rate(torch, "cpu", "fp32")
+    found = {"rates": rates, "threads kept": torch.get_num_threads(), "two": two}
+    torch.set_num_threads(1)
+    kernels = {name: probes.has_kernels(torch, "cpu", name) for name in ("fp32", "bf16", "fp16")}
+    return found | {"one": probes.rate(torch, "cpu", "fp32"), "kernels": kernels}
+
+
 def refused(*_: object) -> float:
     """A device without kernels for a dtype, or a machine without a compiler."""
     raise RuntimeError("not implemented for 'Half'\nand a trace")
@@ -214,10 +237,11 @@ def main() -> None:
     # Two threads that wait for each other on a busy machine turn milliseconds into seconds.
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+    probe = probed()
     # The probe is real, and once for each dtype is enough.
     probes.rate = functools.cache(probes.rate)
     probes._ASK_SECONDS, probes._PROBE_SECONDS, probes._COPY_BYTES = 0.005, 0.002, 1 << 20
-    found: dict[str, Any] = {"query": probes.query(torch)}
+    found: dict[str, Any] = {"query": probes.query(torch), "probe": probe}
     found["cat"] = architecture(CAT)
     found["cat 256"] = architecture(replace(CAT, height=256, width=256))
     found["cat batch 3"] = architecture(replace(CAT, batch=3))

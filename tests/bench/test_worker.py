@@ -65,6 +65,27 @@ def test_torch_tells_what_it_can_compute_on(found: dict[str, Any]) -> None:
     assert bool(query["architectures"]) is (query["cuda"] is not None)
 
 
+@pytest.mark.worker
+def test_a_slow_first_call_does_not_set_the_rate(found: dict[str, Any]) -> None:
+    rates = found["probe"]["rates"]
+    assert rates["quiet"] == 2 * 64 * 64 * 9 * 512**2 / 0.001
+    assert rates["slow start"] == rates["quiet"]
+
+
+@pytest.mark.worker
+def test_the_least_of_several_calls_sets_the_rate(found: dict[str, Any]) -> None:
+    rates = found["probe"]["rates"]
+    assert rates["neighbours"] == rates["quiet"]
+
+
+@pytest.mark.worker
+def test_a_cpus_rate_is_of_one_thread_times_its_threads(found: dict[str, Any]) -> None:
+    probe = found["probe"]
+    assert probe["threads kept"] == 2
+    assert probe["two"] > probe["one"]
+    assert probe["kernels"]["fp32"] is True
+
+
 GOOD = (
     "tiny",
     "tiny again",

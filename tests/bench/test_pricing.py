@@ -1,0 +1,101 @@
+"""The price of a case: its rate, and the first image that is watched."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import pricing, probes
+from bench.errors import SkipError
+from tests.bench.conftest import a_case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def image(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the first image of a case, whose steps take what the test says."""
+
+    def run(steps: list[float], *, limit: float, device: str = "cpu") -> None:
+        now = [0.0]
+        monkeypatch.setattr(pricing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        look = pricing.guard(a_case(device=device), len(steps), 3, limit)
+        look()
+        for seconds in steps:
+            now[0] += seconds
+            look()
+
+    return run
+
+
+def test_one_disturbed_step_does_not_skip_a_case(image: Callable[..., None]) -> None:
+    image([100.0, 1.0, 1.0, 1.0], limit=120.0)
+    image([1.0, 100.0, 1.0, 1.0], limit=120.0)
+
+
+def test_slow_steps_skip_a_case_after_the_second(image: Callable[..., None]) -> None:
+    with pytest.raises(SkipError, match=r"predicted 10 s a step, 140 s for the shortest run; the budget leaves 80 s"):
+        image([10.0, 10.0, 10.0, 10.0], limit=100.0)
+
+
+def test_two_steps_are_enough_to_tell(image: Callable[..., None]) -> None:
+    with pytest.raises(SkipError, match=r"predicted 50 s a step, 300 s"):
+        image([60.0, 50.0], limit=200.0)
+
+
+def test_the_hosts_clock_does_not_price_a_card(image: Callable[..., None]) -> None:
+    image([100.0, 100.0], limit=1.0, device="cuda:0")
+
+
+def torch_of(*capability: int) -> Any:
+    return SimpleNamespace(cuda=SimpleNamespace(get_device_capability=lambda _: capability))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "rate", "fp32", "price"),
+    [
+        ((8, 0), "bf16", 1e10, 1e13, 1e13),  # the probe was disturbed: no kernel is a thousand times slower
+        ((8, 0), "bf16", 1e12, 1e13, 1e12),
+        ((8, 0), "bf16", 1e10, None, 1e10),  # nothing is known
+        ((7, 5), "bf16", 1e10, 1e13, 1e10),  # it is emulated there
+    ],
+)
+def test_a_rate_far_below_fp32_is_a_disturbed_probe(
+    capability: tuple[int, int], dtype: str, rate: float, fp32: float | None, price: float
+) -> None:
+    case = a_case(device="cuda:0", dtype=dtype)
+    assert pricing.believed(torch_of(*capability), case, rate, fp32) == price
+
+
+def test_the_cpus_own_time_is_believed() -> None:
+    assert pricing.believed(None, a_case(dtype="fp16"), 1e9, 1e12) == 1e9
+
+
+@pytest.mark.parametrize(
+    ("capability", "fp16", "bf16"),
+    [((6, 0), True, False), ((6, 1), False, False), ((7, 5), True, False), ((8, 9), True, True)],
+)
+def test_a_cards_capability_says_which_dtypes_it_has(capability: tuple[int, int], *, fp16: bool, bf16: bool) -> None:
+    torch = torch_of(*capability)
+    assert [probes.has_kernels(torch, "cuda:0", name) for name in ("fp32", "fp16", "bf16")] == [True, fp16, bf16]
+
+
+def test_a_torch_that_cannot_say_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    old = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace()))
+    assert probes.has_kernels(old, "cpu", "bf16") is None
+    no = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)))
+    assert probes.has_kernels(no, "cpu", "bf16") is False
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert probes.has_kernels(no, "cpu", "bf16") is None
+    assert probes.has_kernels(no, "mps", "fp16") is True
+
+
+def test_seconds_of_waiting_are_no_work() -> None:
+    began = time.perf_counter()
+    worked = probes._worked(lambda: time.sleep(0.01))
+    assert worked < time.perf_counter() - began
