@@ -4,7 +4,9 @@ import sys
 
 try:
     from bench.cli import main
-
-    main()
 except KeyboardInterrupt:  # before the command could take it: nothing has begun
-    sys.exit(130)
+    from provision.ending import interrupted_early
+
+    sys.exit(interrupted_early())
+
+main()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 (typer looks at it)
@@ -25,11 +23,11 @@ from bench.console import (
     RootFlag,
 )
 from bench.errors import Exit
+from provision import ending, streams
 from provision.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import FrameType
+    from collections.abc import Iterable, Sequence
 
     from bench.result import Run
 
@@ -48,41 +46,43 @@ app.command()(cli_host.history)
 
 def main() -> None:
     """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does, and its worker with it."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has one of them
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, _interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no boxes shows their numbers
-    app()
+    streams.prepare()
+    sys.exit(ending.run_app(app))
 
 
 @app.command("list")
-def list_() -> None:
+def list_(json: JsonFlag = False) -> None:
     """Say which suites, models, dtypes, schedulers and devices there are."""
 
     def act() -> Exit:
         from bench import axes, cases
+        from bench.codec import dumps
 
-        for name in cases.suites():
-            print(f"suite      {name:<28} {cases.load_suite(name).description}")
-        for name in axes.models():
-            print(f"model      {name:<28} {', '.join(axes.tasks(name))}")
-        for axis, values in (
-            ("dtype", axes.DTYPES),
-            ("scheduler", axes.SCHEDULERS),
-            ("layout", axes.LAYOUTS),
-            ("attention", axes.ATTENTIONS),
-            ("compile", axes.COMPILES),
-            ("offload", axes.OFFLOADS),
-            ("vae", axes.VAES),
-        ):
-            print(f"{axis:<10} {', '.join(values)}")
-        print(f"device     {', '.join(axes.DEVICES)}")
+        suites = {name: cases.load_suite(name).description for name in cases.suites()}
+        models = {name: list(axes.tasks(name)) for name in axes.models()}
+        values: dict[str, Iterable[str]] = {
+            "dtype": axes.DTYPES,
+            "scheduler": axes.SCHEDULERS,
+            "layout": axes.LAYOUTS,
+            "attention": axes.ATTENTIONS,
+            "compile": axes.COMPILES,
+            "offload": axes.OFFLOADS,
+            "vae": axes.VAES,
+            "device": axes.DEVICES,
+        }
+        if json:
+            axes_ = {axis: list(each) for axis, each in values.items()}
+            print(dumps({"schema": 1, "command": "list", "suites": suites, "models": models, "axes": axes_}))
+            return Exit.GOOD
+        for name, description in suites.items():
+            print(f"suite      {name:<28} {description}")
+        for name, tasks in models.items():
+            print(f"model      {name:<28} {', '.join(tasks)}")
+        for axis, each in values.items():
+            print(f"{axis:<10} {', '.join(each)}")
         return Exit.GOOD
 
-    console.guard(act)
+    console.guard(act, json=json)
 
 
 @app.command()
@@ -147,7 +147,7 @@ def run(
             _keep_page(done, out)
         return verdict.exit_of(done.verdict)
 
-    console.guard(act)
+    console.guard(act, json=json)
 
 
 def _keep_page(run: Run, out: Path) -> None:
@@ -196,7 +196,7 @@ def tune(
             _keep_page(found.run, out)
         return found.exit
 
-    console.guard(act)
+    console.guard(act, json=json)
 
 
 @app.command("report")
@@ -248,7 +248,7 @@ def report_(
             to.write_text(text, encoding="utf-8")
         return Exit.GOOD
 
-    console.guard(act)
+    console.guard(act, json=json)
 
 
 def _validations(run: Run, root: str | None) -> Sequence[Run]:
@@ -266,16 +266,19 @@ def keep(
     name: Annotated[str, typer.Argument(help="The baseline's name.")],
     run: Annotated[str, typer.Argument(help="A run's id, its folder, or its run.json; default: the last one.")] = "",
     out: OutFlag = OUT,
+    json: JsonFlag = False,
 ) -> None:
     """Keep a run as a baseline, by a name that `compare` takes."""
 
     def act() -> Exit:
         from bench import runs
+        from bench.codec import dumps
 
-        print(f"kept: {runs.keep_baseline(runs.load(run, out, validation=False), name, out)}")
+        kept = runs.keep_baseline(runs.load(run, out, validation=False), name, out)
+        print(dumps({"schema": 1, "command": "keep", "kept": str(kept)}) if json else f"kept: {kept}")
         return Exit.GOOD
 
-    console.guard(act)
+    console.guard(act, json=json)
 
 
 @app.command("compare")
@@ -308,8 +311,4 @@ def compare_(
             print(report.comparison(found, color=color, width=width), end="")
         return found.exit
 
-    console.guard(act)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    console.guard(act, json=json)

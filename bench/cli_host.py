@@ -70,7 +70,7 @@ def validate(
         # What is proven stays so, whenever somebody has seen enough.
         return Exit.INTERRUPTED if found.interrupted and code is not Exit.VERDICT_FAIL else code
 
-    console.guard(act)
+    console.guard(act, json=json)
 
 
 def history(
@@ -106,4 +106,4 @@ def history(
             print("".join(f"passed over: {why}\n" for why in found.unread), end="")
         return Exit.GOOD
 
-    console.guard(act)
+    console.guard(act, json=json)

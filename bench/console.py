@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.errors import BYTES_FOR_A_RUN, Exit
+from bench.errors import BYTES_FOR_A_RUN
+from provision import ending
 from provision.errors import FirstlightError, SpecError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bench.errors import Exit
 
 OutFlag = Annotated[Path, typer.Option("--out", help="Where runs are kept.", metavar="DIR")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -62,29 +65,14 @@ class Progress:
             print(f"\r\x1b[K{line}" if self.terminal else line, file=sys.stderr, flush=True)
 
 
-def guard(act: Callable[[], Exit]) -> None:
-    """Turn every failure that is known into its message and its exit code."""
-    try:
-        code = int(act())
-    except FirstlightError as error:
-        code = _fault(error)
-    except BrokenPipeError:
-        # The reader has enough (`| head`). Python would complain once more when it flushes at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = int(Exit.FAILED)
-    except OSError as error:
-        code = _fault(from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out"))
-    except KeyboardInterrupt:
-        print("interrupted; no worker is left. Run the same command again.", file=sys.stderr)
-        code = int(Exit.INTERRUPTED)
-    raise typer.Exit(code)
+def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
+    """Run a command and leave with its exit code; every failure becomes a message, with `json` an object too."""
 
+    def os_error(error: OSError) -> FirstlightError:
+        return from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out")
 
-def _fault(error: FirstlightError) -> int:
-    from provision.command import redact
-
-    print(f"error: {redact(str(error))}", file=sys.stderr)
-    return int(error.exit)
+    interrupted = "interrupted; no worker is left. Run the same command again."
+    sys.exit(ending.run(act, json=json, interrupted=interrupted, os_error=os_error))
 
 
 def price(text: str | None) -> float | None:

@@ -17,12 +17,14 @@ from provision.console import (
     QuietFlag,
     RootFlag,
     Show,
+    YesFlag,
+    confirmed,
     guard,
     run_list,
     run_steps,
     wish_of,
 )
-from provision.errors import Exit, SpecError
+from provision.errors import Exit
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -39,7 +41,7 @@ def doctor(root: RootFlag = None, host: HostFlag = None, envs: EnvsFlag = None, 
         print(report.findings_json(wish.chosen, findings) if json else report.findings(findings))
         return Exit.BLOCKED if any(finding.state == "bad" for finding in findings) else Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -65,7 +67,7 @@ def relocate(
         only = {"volume", f"relocate {label}", "relink.sh"}
         return run_steps("relocate", wish, Show(json, quiet, False, no_color), dry_run=dry_run, only=only)
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -103,36 +105,37 @@ def undo(
             print(f"  {text}", file=lines)
         return code
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
 def gc(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesFlag = False,
     root: RootFlag = None,
     host: HostFlag = None,
+    json: JsonFlag = False,
 ) -> None:
     """Drop the backups of earlier runs, after showing what that frees; their files cannot be undone then."""
 
     def act() -> Exit:
-        from provision import paths, undo
+        from provision import paths, report, undo
         from provision.holder import holding
 
         wish = wish_of(root, host, None, offline=True)
         every = undo.collectable(wish.root)
         total = sum(run.backup_bytes for run in every)
-        for run in every:
-            print(f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.get('command') or ''}")
-        print(f"{len(every)} backups, {total:,} bytes")
-        if not every:
-            return Exit.GOOD
-        if not yes and not sys.stdin.isatty():
-            raise SpecError("these backups would be dropped, and their runs not be undone any more. Say so: --yes")
-        if not yes and not typer.confirm("Drop them? What these runs changed in files cannot be undone then."):
-            return Exit.GOOD
-        with holding(wish.root, f"{paths.program()} gc"):
-            for folder in undo.collect(every):
-                print(f"dropped {folder}")
+        lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.get('command') or ''}" for run in every]
+        shown = "\n".join([*lines, f"{len(every)} backups, {total:,} bytes"])
+        print(shown, file=sys.stderr if json else sys.stdout)
+        dropped: list[str] = []
+        question = "Drop them? What these runs changed in files cannot be undone then."
+        if every and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
+            with holding(wish.root, f"{paths.program()} gc"):
+                for folder in undo.collect(every):
+                    dropped.append(str(folder))
+                    print(f"dropped {folder}", file=sys.stderr if json else sys.stdout)
+        if json:
+            print(report.told_json("gc", backups=[run.to_dict() for run in every], bytes=total, dropped=dropped))
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING
+import sys
 
 import typer
 
+from provision import ending, streams
 from provision.care_cli import app as care_app
 from provision.console import (
     DryRunFlag,
@@ -28,9 +28,6 @@ from provision.mirrors_cli import app as mirrors_app
 from provision.mirrors_cli import shellenv
 from provision.models_cli import app as models_app
 
-if TYPE_CHECKING:
-    from types import FrameType
-
 app = typer.Typer(
     help="Make a host ready for diffusion work, keep it so, and bring it back after a wipe.",
     no_args_is_help=True,
@@ -46,9 +43,9 @@ app.add_typer(care_app)  # without a name its commands stand beside ours
 
 
 def main() -> None:
-    """Run the command. SIGTERM ends it as Ctrl-C does: children are ended, files are whole."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does: children are ended, files are whole."""
+    streams.prepare()
+    sys.exit(ending.run_app(app))
 
 
 def _command(name: str, does: str) -> None:
@@ -65,7 +62,9 @@ def _command(name: str, does: str) -> None:
         no_color: NoColorFlag = False,
     ) -> None:
         show = Show(json, quiet, verbose, no_color)
-        guard(lambda: run_steps(name, wish_of(root, host, envs, offline=offline, retry=name == "setup"), show))
+        guard(
+            lambda: run_steps(name, wish_of(root, host, envs, offline=offline, retry=name == "setup"), show), json=json
+        )
 
     app.command(name, help=does)(act)
 
@@ -90,8 +89,4 @@ def repair(
 ) -> None:
     """Mend what needs no network: the links after a wipe of the home, and the environment from the caches."""
     show = Show(json, quiet, verbose, no_color)
-    guard(lambda: run_steps("repair", wish_of(root, host, envs, offline=True), show, dry_run=dry_run))
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    guard(lambda: run_steps("repair", wish_of(root, host, envs, offline=True), show, dry_run=dry_run), json=json)

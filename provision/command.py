@@ -29,6 +29,8 @@ _GRACE_SECONDS = 5.0
 class CommandError(FirstlightError):
     """A program that we started failed; the message ends in its last lines."""
 
+    kind = "program"
+
 
 @dataclass(frozen=True)
 class Completed:

@@ -6,18 +6,19 @@ import os
 import re
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from provision.errors import Exit, FirstlightError, SpecError, from_os_error
+from provision import ending
+from provision.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from provision import facts, report, step
+    from provision.errors import Exit
     from provision.plan import Wish
     from provision.step import Outcome
 
@@ -30,10 +31,8 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="Only faults and the su
 VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Also the machine, and why this build of torch.")]
 NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-
-
+YesFlag = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 CatalogueFlag = Annotated[str | None, typer.Option("--catalogue", help="More mirrors of yours.", metavar="FILE")]
-
 ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="More models of yours.", metavar="FILE")]
 
 _CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
@@ -192,36 +191,20 @@ def _say_machine(wish: Wish, machine: facts.Facts) -> None:
         print(f"torch: {wanted.variants[0].torch}, {wanted.variants[0].name} ({wanted.reason})", file=sys.stderr)
 
 
-def guard(act: Callable[[], Exit]) -> None:
-    """Turn every failure that is known into its message and its exit code."""
-    try:
-        code = act()
-    except (typer.Exit, typer.Abort):
-        raise
-    except FirstlightError as error:
-        code = _fault(error)
-    except BrokenPipeError:
-        # The reader has enough (`| head`). Python would complain once more when it flushes at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.FAILED
-    except OSError as error:
-        code = _fault(from_os_error(error))
-    except KeyboardInterrupt:
-        print(
-            "interrupted; what stands is whole. Run the same command again, it goes on from here.",
-            file=sys.stderr,
-        )
-        code = Exit.INTERRUPTED
-    except Exception:  # a fault of ours: its trace may hold what must not be shown
-        from provision.command import redact
+def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
+    """Ask a person before something is deleted; `yes` stands for the answer.
 
-        print(f"{redact(traceback.format_exc())}\nerror: this is a fault of firstlight. Report it.", file=sys.stderr)
-        code = Exit.FAILED
-    raise typer.Exit(int(code))
+    Raises:
+        SpecError: there is nobody to ask: no terminal, or a program that wants JSON.
+    """
+    if yes:
+        return True
+    if json or not sys.stdin.isatty():
+        why = "--json asks nothing" if json else "stdin is not a terminal"
+        raise SpecError(f"{loss}, and {why}. Pass --yes to confirm.")
+    return typer.confirm(question)
 
 
-def _fault(error: FirstlightError) -> Exit:
-    from provision.command import redact
-
-    print(f"error: {redact(str(error))}", file=sys.stderr)
-    return error.exit
+def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
+    """Run a command and leave with its exit code; every failure becomes a message, with `json` an object too."""
+    sys.exit(ending.run(act, json=json))

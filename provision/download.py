@@ -37,6 +37,8 @@ class DownloadError(FirstlightError):
     did not deliver} of the rest.
     """
 
+    kind = "source"
+
     def __init__(self, message: str, refusals: Mapping[str, tuple[int, str]], others: Mapping[str, str]) -> None:
         """Take what a person is told."""
         super().__init__(message)
@@ -46,6 +48,8 @@ class DownloadError(FirstlightError):
 
 class WrongContentError(FirstlightError):
     """Every source that delivers sent another content than the pinned one."""
+
+    kind = "content"
 
 
 def fetch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,8 @@ from provision.console import (
     RootFlag,
     Show,
     VerboseFlag,
+    YesFlag,
+    confirmed,
     guard,
     run_steps,
     wish_of,
@@ -46,19 +47,24 @@ def list_(
         print(report.environments_json(found) if json else report.environments(found))
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
-def where(name: NameArgument = None, root: RootFlag = None, host: HostFlag = None) -> None:
+def where(name: NameArgument = None, root: RootFlag = None, host: HostFlag = None, json: JsonFlag = False) -> None:
     """Print the environment's folder."""
 
     def act() -> Exit:
+        from provision import paths, report
+
         wish = wish_of(root, host, None, changes={"env": name})
-        print(wish.root.prefix(wish.host.env))
+        prefix = wish.root.prefix(wish.host.env)
+        is_there = paths.interpreter(prefix).exists()
+        told = report.told_json("env where", env=wish.host.env, prefix=str(prefix), is_there=is_there)
+        print(told if json else prefix)
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -88,36 +94,37 @@ def create(
         only = {"volume", f"environment {env}", f"conda sees {env}"}
         return run_steps("env create", wish, Show(json, quiet, verbose, no_color), only=only)
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
 def remove(
     name: Annotated[str, typer.Argument(help="The environment.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesFlag = False,
     root: RootFlag = None,
     host: HostFlag = None,
+    json: JsonFlag = False,
 ) -> None:
     """Remove an environment that firstlight made; the package caches stay."""
 
     def act() -> Exit:
-        from provision import paths, removal
+        from provision import paths, removal, report
         from provision.holder import holding
         from provision.journal import Journal
 
         wish = wish_of(root, host, None, changes={"env": name})
         prefix = wish.root.prefix(name)
         size = removal.removable(prefix, wish.root)
-        if not yes and not sys.stdin.isatty():
-            raise SpecError(f"{prefix} ({size:,} bytes) would be removed with all that was added to it. Say so: --yes")
-        if not yes and not typer.confirm(f"Remove {prefix} ({size:,} bytes) with all that was added to it?"):
+        what = f"{prefix} ({size:,} bytes) with all that was added to it"
+        if not confirmed(f"Remove {what}?", f"this removes {what}", yes, json):
             return Exit.GOOD
         with holding(wish.root, f"{paths.program()} env remove {name}"):
             removal.remove(prefix, wish.root, wish.home, Journal(wish.root.journal, "env remove"))
-        print(f"removed {prefix}, {size:,} bytes")
+        told = report.told_json("env remove", prefix=str(prefix), bytes=size)
+        print(told if json else f"removed {prefix}, {size:,} bytes")
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -155,19 +162,20 @@ def lock(
     virtual: Annotated[list[str] | None, typer.Option(help="As if it were there, such as __cuda=12.8.")] = None,
     keep_conda: Annotated[bool, typer.Option("--keep-conda", help="Leave conda's part as it is.")] = False,
     tool: Annotated[str, typer.Option("--with", help="What solves conda's part: rattler or conda-lock.")] = "rattler",
+    json: JsonFlag = False,
 ) -> None:
     """Write the environment's locks anew: conda's part from environment.yml, pip's from requirements.in."""
 
     def act() -> Exit:
-        from provision import conda_lock, locks, paths, rattler, spec
+        from provision import conda_lock, locks, paths, rattler, report, spec
 
         for each in platform or []:
             spec.choose(each, conda_lock.PLATFORMS, "platform")
         spec.choose(tool, ["rattler", "conda-lock"], "tool")
         mirrored = rattler.mirrors(os.environ, Path.home())
         host = locks.LockHost(platform, mirrored, virtual or [], keep_conda=keep_conda, tool=tool)
-        for written in locks.lock((envs or paths.shipped_envs()).absolute(), name, host):
-            print(written)
+        written = [str(file) for file in locks.lock((envs or paths.shipped_envs()).absolute(), name, host)]
+        print(report.told_json("env lock", written=written) if json else "\n".join(written))
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)

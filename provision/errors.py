@@ -19,21 +19,36 @@ class Exit(IntEnum):
 
 
 class FirstlightError(Exception):
-    """Something failed. The message names the thing, the fact and the next command."""
+    """Something failed. The message names the thing, the fact and the next command.
+
+    Args:
+        message: for a person.
+        kind: a stable word for programs (docs: `ending`), where it is finer than the class's own.
+        next_act: the command or act that comes next, where the message's last sentence does not say it.
+    """
 
     exit = Exit.FAILED
+    kind = "failed"
+
+    def __init__(self, message: str = "", *, kind: str | None = None, next_act: str | None = None) -> None:
+        """Take what a person is told, and what a program is."""
+        super().__init__(message)
+        self.kind = kind or type(self).kind
+        self.next_act = next_act
 
 
 class SpecError(FirstlightError):
     """A file or a flag that a person wrote is wrong."""
 
     exit = Exit.USAGE
+    kind = "usage"
 
 
 class BlockedError(FirstlightError):
     """A person must act first: volume absent, no space, a folder that is not ours, another run at work."""
 
     exit = Exit.BLOCKED
+    kind = "blocked"
 
 
 def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str = "--root") -> FirstlightError:
@@ -47,11 +62,17 @@ def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str 
     thing = error.filename or "a file"
     wanted = f" ({needed_bytes:,} bytes are needed)" if needed_bytes is not None else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return BlockedError(f"{thing}: no space left{wanted}. Free some, or give another {flag}, then run again.")
+        return BlockedError(
+            f"{thing}: no space left{wanted}. Free some, or give another {flag}, then run again.", kind="no-space"
+        )
     if error.errno == errno.EROFS:
-        return BlockedError(f"{thing}: the file system is read-only{wanted}. Remount it, or give another {flag}.")
+        return BlockedError(
+            f"{thing}: the file system is read-only{wanted}. Remount it, or give another {flag}.", kind="read-only"
+        )
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return BlockedError(f"{thing}: permission denied{wanted}. Change its owner, or give another {flag}.")
+        return BlockedError(
+            f"{thing}: permission denied{wanted}. Change its owner, or give another {flag}.", kind="permission"
+        )
     if error.errno == errno.ENOTDIR:
         return BlockedError(f"{thing}: a file is in the place of a folder. Move it away, or give another {flag}.")
     return FirstlightError(f"{thing}: {error.strerror or error}. Mend that, then run again.")

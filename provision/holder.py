@@ -38,7 +38,7 @@ def holding(root: Root, again: str) -> Iterator[None]:
     try:
         held.acquire()
     except filelock.Timeout:
-        raise BlockedError(f"{_who(root)} holds {root.lock}. Wait for it, then run `{again}`.") from None
+        raise BlockedError(f"{_who(root)} holds {root.lock}. Wait for it, then run `{again}`.", kind="locked") from None
     except NotImplementedError:  # a file system without flock: the record itself has to be the lock
         held = _by_record(root, again)
     record = {
@@ -66,7 +66,8 @@ def _by_record(root: Root, again: str) -> filelock.BaseFileLock:
         held.acquire()
     except filelock.Timeout:
         raise BlockedError(
-            f"{_who(root)} holds {root.lock}. Wait for it, then run `{again}`; if it is dead: rm {root.lock}"
+            f"{_who(root)} holds {root.lock}. Wait for it, then run `{again}`; if it is dead: rm {root.lock}",
+            kind="locked",
         ) from None
     return held
 

@@ -36,6 +36,8 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 class HubError(FirstlightError):
     """The hub did not answer as a hub, or does not have it."""
 
+    kind = "source"
+
 
 class BusyError(HubError):
     """The hub asks to be asked again, `wait` seconds from now."""

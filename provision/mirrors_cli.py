@@ -54,7 +54,7 @@ def list_(
         print(mirror_report.catalogue_json(known, record) if json else mirror_report.catalogue(known, record))
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -84,7 +84,7 @@ def probe(
             mirror_report.print_probes(found, chosen, color=Show(json, False, False, no_color).color)
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def use(
         only = {"volume", "mirrors", "mirror settings"}
         return run_steps("mirrors use", wish, Show(json, quiet, False, no_color), dry_run=dry_run, only=only)
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -144,7 +144,7 @@ def restore(
         show = Show(json, quiet, False, no_color)
         return run_list("mirrors restore", wish, steps, show, dry_run=dry_run, all_or_nothing=True)
 
-    guard(act)
+    guard(act, json=json)
 
 
 def shellenv(

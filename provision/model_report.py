@@ -195,6 +195,13 @@ def removal_line(name: str, gone: Removal) -> str:
     return f"{name}: {files} files go, {gone.bytes:,} bytes come free"
 
 
+def removal_json(name: str, gone: Removal, code: int, *, removed: bool) -> str:
+    """The same for programs."""
+    files = len(gone.links) or len(gone.blobs)
+    told = {"name": name, "files": files, "bytes": gone.bytes, "removed": removed, "exit": code}
+    return redact(json.dumps({"schema": SCHEMA, "command": "models remove", **told}))
+
+
 def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int) -> str:
     """How other hosts are pointed at this one."""
     lines = [f"serving {', '.join(names)}, read-only, until Ctrl-C. On another host:"]

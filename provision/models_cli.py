@@ -21,6 +21,8 @@ from provision.console import (
     OfflineFlag,
     QuietFlag,
     RootFlag,
+    YesFlag,
+    confirmed,
     guard,
     wish_of,
 )
@@ -77,7 +79,7 @@ def list_(
         print(show(found, others, reasons))
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -138,7 +140,7 @@ def pull(
                 break  # no other one would do better
         return _end("models pull", rows, json=json, quiet=quiet)
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -178,7 +180,7 @@ def verify(
             print(said)
         return _end("models verify", rows, json=json, quiet=quiet, every_file=True)
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -201,7 +203,7 @@ def show(
         print((model_report.structure_json if json else model_report.structure_lines)(name, model, found))
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -211,15 +213,17 @@ def lock(
     host: HostFlag = None,
     envs: EnvsFlag = None,
     manifest: ManifestFlag = None,
+    json: JsonFlag = False,
 ) -> None:
     """Write the sizes and hashes that the official hub tells into the manifest; nothing is fetched."""
 
     def act() -> Exit:
-        from provision import hub, model_care, spec
+        from provision import hub, model_care, report, spec
 
         place = _place(names, root, host, envs, manifest)
         official = hub.Hub(os.environ, endpoint=hub.official_endpoint())
         added = place.wish.host.manifest
+        rows = []
         for name in place.names:
             base = spec.choose(name.partition("+")[0], list(place.manifest.models), "model")
             whole = place.manifest.models[base]
@@ -227,22 +231,26 @@ def lock(
             has_it = mine is not None and base in spec.load_tables(mine, spec.ModelSpec)
             path = mine if mine is not None and has_it else place.wish.envs / "models.toml"
             count = model_care.lock(path, base, whole, official)
-            print(
-                f"{base}: {count} files were completed in {path}" if count else f"{base}: every file is pinned already"
-            )
+            rows.append({"name": base, "completed": count, "manifest": str(path)})
+            if not json:
+                told = f"{count} files were completed in {path}" if count else "every file is pinned already"
+                print(f"{base}: {told}")
+        if json:
+            print(report.told_json("models lock", models=rows))
         return Exit.GOOD
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
 def remove(
     name: Annotated[str, typer.Argument(help="NAME, NAME+EXTRA (the extra alone), or stand-in/NAME.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesFlag = False,
     root: RootFlag = None,
     host: HostFlag = None,
     envs: EnvsFlag = None,
     manifest: ManifestFlag = None,
+    json: JsonFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
     """Take a model out of the cache; what another model or revision needs stays."""
@@ -253,26 +261,25 @@ def remove(
         place = _place(None, root, host, envs, manifest)
         known = place.wish.root
         gone = model_care.removal(known, place.manifest, name)
-        if not (gone.links or gone.blobs):
-            print(f"{name}: nothing of it alone is here")
-            return Exit.GOOD
-        print(model_report.removal_line(name, gone))
-        if dry_run:
-            return Exit.CHANGES
-        if not yes:
-            if not sys.stdin.isatty():
-                print("error: it is not asked without a terminal: add --yes.", file=sys.stderr)
-                return Exit.USAGE
-            if not typer.confirm("Remove it?"):
-                return Exit.GOOD
-        alone = holder.holding(known, f"{paths.program()} models remove") if known.marker.is_file() else nullcontext()
-        with alone:
-            model_care.remove(known, place.manifest, name)
-        if name.startswith("stand-in/"):
-            models.record(known, name.partition("/")[2], None)
-        return Exit.GOOD
+        is_here = bool(gone.links or gone.blobs)
+        said = model_report.removal_line(name, gone) if is_here else f"{name}: nothing of it alone is here"
+        code = Exit.CHANGES if dry_run and is_here else Exit.GOOD
+        if not json:
+            print(said)
+        removed = False
+        if is_here and not dry_run and confirmed("Remove it?", f"this removes {name} from the cache", yes, json):
+            again = f"{paths.program()} models remove"
+            alone = holder.holding(known, again) if known.marker.is_file() else nullcontext()
+            with alone:
+                model_care.remove(known, place.manifest, name)
+            if name.startswith("stand-in/"):
+                models.record(known, name.partition("/")[2], None)
+            removed = True
+        if json:
+            print(model_report.removal_json(name, gone, int(code), removed=removed))
+        return code
 
-    guard(act)
+    guard(act, json=json)
 
 
 @app.command()
@@ -287,7 +294,7 @@ def seed(
     """Serve the manifest's models that are here to other hosts, read-only, as a hub that they name by HF_ENDPOINT."""
 
     def act() -> Exit:
-        from provision import model_care, model_report, seeding
+        from provision import model_care, model_report, paths, seeding
 
         place = _place(None, root, host, envs, manifest)
         found = [each for each in model_care.held(place.wish.root, place.manifest) if each.state == "whole"]
@@ -297,8 +304,9 @@ def seed(
             paths_ = [file.path for file in each.model.files]
             models.append(seeding.served(each.model.repo, each.model.revision, each.model.license, snapshot, paths_))
         if not models:
-            print("error: no model of the manifest is whole here: pull one first.", file=sys.stderr)
-            return Exit.FAILED
+            raise FirstlightError(
+                f"no model of the manifest is whole here. Pull one first: `{paths.program()} models pull`."
+            )
         with seeding.server(models, bind, port) as running:
             known = seeding.addresses() if bind == "0.0.0.0" else [bind]  # noqa: S104
             print(model_report.seed_lines([each.asked for each in found], known, running.server_address[1]), flush=True)

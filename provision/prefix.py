@@ -156,7 +156,7 @@ def rewrite(prefix: Path, old: str, new: str) -> None:
         old: the path that its scripts carry.
         new: the path that they shall carry.
     """
-    before, after = old.encode(), new.encode()
+    before, after = os.fsencode(old), os.fsencode(new)
     changed = {}
     scripts = prefix / ("Scripts" if sys.platform == "win32" else "bin")
     for script in sorted(scripts.iterdir()) if scripts.is_dir() else []:

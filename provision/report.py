@@ -135,6 +135,11 @@ def to_json(command: str, chosen: Chosen, outcomes: Sequence[Outcome], seconds: 
     return json.dumps(whole, ensure_ascii=False)
 
 
+def told_json(command: str, **told: object) -> str:
+    """A command that succeeded, for programs: what it did, by name."""
+    return redact(json.dumps({"schema": SCHEMA, "command": command, **told, "exit": 0}))
+
+
 def summary(command: str, chosen: Chosen, outcomes: Sequence[Outcome], seconds: float) -> str:
     """The last lines for a person: what stands, what stands in, and the next command where one is due."""
     changed = sum(outcome.changed for outcome in outcomes)

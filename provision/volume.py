@@ -49,7 +49,8 @@ def require(root: Root) -> None:
     if read_marker(root) is None:
         raise BlockedError(
             f"{root.path} bears no .firstlight marker: it is not mounted, or was never set up. "
-            "Mount it and run `make repair`, or run `make setup`."
+            "Mount it and run `make repair`, or run `make setup`.",
+            kind="not-mounted",
         )
 
 
@@ -82,7 +83,7 @@ def write_atomic(
     try:
         narrow = private or like is not None
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if narrow else 0o666)) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         if like is not None:

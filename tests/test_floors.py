@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[set[str]]] = {
     "provision": [
         {"bootstrap"},
-        {"errors", "digests", "bodies", "weights", "stand_in_worker", "ledger", "patience"},
+        {"errors", "digests", "bodies", "weights", "stand_in_worker", "ledger", "patience", "streams"},
         {
             "command",
             "paths",
@@ -36,6 +36,7 @@ FLOORS: dict[str, list[set[str]]] = {
         },
         {
             "step",
+            "ending",
             "journal",
             "hub",
             "delivery",
@@ -88,8 +89,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
 }
-# The only parts of provision that bench knows: what the machine is, where things lie, what people wrote, what fits.
-SHARED = {"facts", "spec", "paths", "errors", "command", "profiles", "variants"}
+# The only parts of provision that bench knows: what the machine is, where things lie, what people wrote, what fits,
+# and how a command ends.
+SHARED = {"facts", "spec", "paths", "errors", "command", "profiles", "variants", "ending", "streams"}
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
     "torch": {
@@ -127,6 +129,7 @@ KEPT = {
         "provision.mirrors_cli",
         "provision.models_cli",
         "provision.console",
+        "provision.ending",
         "bench.cli",
         "bench.cli_host",
         "bench.console",
@@ -245,6 +248,7 @@ def test_the_parents_import_no_torch(module: str) -> None:
 def test_only_reports_and_commands_print() -> None:
     printing = {
         "provision.console",
+        "provision.ending",
         "provision.env_cli",
         "provision.care_cli",
         "provision.mirrors_cli",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from provision import manifest, model_care, models_cli
+from provision import console, manifest, model_care, models_cli
 from provision.checking import Depth
 from provision.errors import BlockedError
 from provision.locking import BlobLock
@@ -139,9 +139,7 @@ def test_what_another_run_has_come_to_need_stays(
         return True
 
     monkeypatch.setattr("typer.confirm", confirm)
-    monkeypatch.setattr(
-        models_cli, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), stderr=sys.stderr)
-    )
+    monkeypatch.setattr(console, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), exit=sys.exit))
     done = CliRunner().invoke(models_cli.app, ["remove", "m", *chosen])
     assert done.exit_code == 0, done.output
     assert [state.state for state in pulled("n").look(Depth.HASH)] == ["ok", "ok"]
