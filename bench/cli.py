@@ -114,6 +114,9 @@ def run(
     envs: EnvsFlag = None,
     out: OutFlag = OUT,
     budget: Annotated[float | None, typer.Option("--budget", help="Seconds for the whole suite.", min=1)] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 5 where a figure is disturbed or doubted; else that is a warning.")
+    ] = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     no_color: NoColorFlag = False,
@@ -145,7 +148,7 @@ def run(
             if done.interleaved:
                 print(report.comparison(compare.pairs(done), color=color, width=width), end="")
             _keep_page(done, out)
-        return verdict.exit_of(done.verdict)
+        return verdict.exit_of(done.verdict, strict=strict)
 
     console.guard(act, json=json)
 

@@ -8,6 +8,7 @@ import selectors
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from provision.command import redact
@@ -98,6 +99,17 @@ def _drain(pipe: int, rest: bytes, deadline: float, hear: Callable[[bytes], None
         for line in lines:
             hear(line)
     return rest, False
+
+
+def waited_seconds(pid: int) -> float:
+    """Seconds in which a process's first thread was ready and had no core (source: the kernel's sched-stats.rst).
+
+    0 where the system does not count them.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ from datetime import timezone
 from typing import TYPE_CHECKING
 
 from bench import history, stats, verdict
+from bench.errors import BUDGET
 from bench.evidence import shown
 from bench.result import Status
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from bench.tuning import Tuned
 
 COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
+ADVICE = (
+    "!: measured while something else used the machine: end that and run again, or compare with "
+    "`bench run --interleave A B`"
+)
 TREND = ("UTC", "device", "verdict", "product", "copy", "loop", "against first", "against best")
 
 
@@ -48,6 +53,8 @@ def terminal(run: Run, *, color: bool, width: int | None) -> str:
             min_width=12 if first else None,
         )
     for result in run.results:
+        if result.status is Status.SKIPPED:  # it has no figure: the notes have a line for it
+            continue
         cells = row(result)
         # A reason is for the notes; in the table it would push the figures apart.
         shown = cells if result.status is Status.OK else (cells[0], result.status.value)
@@ -238,13 +245,13 @@ def software_of(run: Run) -> dict[str, str]:
 def notes(run: Run) -> list[str]:
     """What a reader must know beside the figures."""
     lines = [f"verdict: {run.verdict.state.value}", *(f"  {reason}" for reason in run.verdict.reasons)]
-    skipped = [result for result in run.results if result.status is Status.SKIPPED]
-    lines += [f"skipped {result.case.name}: {result.reason}" for result in skipped]
+    lines += run.notes
+    lines += left_out(run)
     measured = [result for result in run.results if result.status is Status.OK]
     if any(result.weights == "random" for result in measured):
         lines.append("weights: random ones stand in where the real ones are absent; speed and memory are the same")
     if any(verdict.contended(result) for result in measured):
-        lines.append("!: disturbed by other work on this machine; do not compare this figure")
+        lines.append(ADVICE)
     counts = [len(result.samples) for result in measured]
     if counts:
         lines.append(
@@ -253,6 +260,16 @@ def notes(run: Run) -> list[str]:
         )
     lines.append(f"whole run: {run.seconds:.0f} s")
     return lines
+
+
+def left_out(run: Run) -> list[str]:
+    """The cases that were skipped: those that were not begun in one line, the others with their reasons."""
+    skipped = [result for result in run.results if result.status is Status.SKIPPED]
+    late = [label(result.case) for result in skipped if (result.reason or "").startswith(BUDGET)]
+    lines = [f"skipped {label(each.case)}: {each.reason}" for each in skipped if label(each.case) not in late]
+    return lines + (
+        [f"left out, no time was left (a larger --budget measures them): {'; '.join(late)}"] if late else []
+    )
 
 
 def _figure(value: float | None) -> str:

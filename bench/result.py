@@ -4,6 +4,7 @@ Schema history of a run:
 1 - first light.
 2 - more axes of a case; warm-up images, shares, the peak and the images before it, numerics against fp32, memory over
     time, the GPU's readings, trust, validations. Every new field has a default: a run of schema 1 is read as it is.
+3 - which dtypes the device has kernels for, what was chosen for it, which cases must be measured. All have defaults.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from bench.readings import Gpu, Validation, Verdict  # noqa: TC001 (the codec reads a record's types)
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Status(str, Enum):
@@ -227,6 +228,7 @@ class Result:
 
     `warmups`: images before the loop was steady, after the first. `shares`: {component: its seconds} of one image that
     is not among the samples, which took `shares_of_seconds`. `attempts`: how often it was measured until it was clean.
+    `required`: its suite is not done without it.
     """
 
     case: Case
@@ -247,6 +249,7 @@ class Result:
     trust: Trust | None = None
     fit: Fit | None = None
     attempts: int = 1
+    required: bool = False
 
     @property
     def cause(self) -> str:
@@ -272,11 +275,28 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """Whether a device has kernels for a dtype, as torch says and a short convolution confirms.
+
+    `flops_per_second` is the rate of that convolution, None where it could not be made; `slower`: how many times less
+    that is than in fp32. `fault`: what ended the probe (a signal, an exception, a deadline).
+    """
+
+    dtype: str
+    kernels: bool
+    flops_per_second: float | None = None
+    slower: float | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of a suite on one machine. `started` is UTC, ISO 8601; `seconds` is the whole wall time.
 
     `command`: what repeats it. `interleaved`: its cases are pairs whose images were made in turns. `tuning`: what a
     search has found, whose tries its cases are. `validation`: of one that has no cases, but a host's health.
+    `precisions`: of the low dtypes that were probed before the cases. `notes`: what was chosen for the device, or left
+    out, in words.
     """
 
     schema: int
@@ -291,3 +311,5 @@ class Run:
     interleaved: bool = False
     tuning: Tuning | None = None
     validation: Validation | None = None
+    precisions: tuple[Precision, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -10,19 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import pipes, stats
+from bench import hearing, pipes, stats
 from bench.codec import plain, record
 from bench.errors import PARTNER
-from bench.readings import Reading
-from bench.result import Phases, Result, Sample, Status, Work
+from bench.result import Result, Sample, Status
 from bench.watching import Watch
 from provision import command
-from provision.command import signal_name
 from provision.errors import BlockedError
 
 if TYPE_CHECKING:
@@ -46,27 +43,13 @@ runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
 """
 _WHERE = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
 _GRACE_SECONDS = 20.0
-_NOT_STARTED = 127  # as a shell has it
+_STARVED_SECONDS = 600.0  # so much longer a worker may take that had no core
 FEWEST_PAIRS = 6  # as many as a median needs: see timing.ENOUGH_SAMPLES
 _MANY_PAIRS = 20  # before so many, the interval of a ratio that jumps between two values is not to be relied on
 _MOST_PAIRS = 60
 _KNOWN = 0.01
 WAITING = "waiting"  # the phase of a worker that has examined its device and may be told to do so again
 _PRECISIONS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-_ANSWERS = {"result", "query", "examined"}
-
-
-@dataclass
-class _Heard:
-    """What a worker has said so far."""
-
-    phase: str = "start"
-    phases: Phases = field(default_factory=Phases)
-    work: Work = field(default_factory=Work)
-    samples: list[Sample] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
-    answer: dict[str, Any] | None = None
-    rubbish: int = 0
 
 
 def run_case(request: Request, python: Path, *, hub: Path) -> Result:
@@ -173,13 +156,14 @@ class Worker:
     def __init__(self, request: dict[str, Any], python: Path, hub: Path) -> None:
         """Take the request, the interpreter, and the hub cache that it may read."""
         self._request, self._python, self._hub = request, python, hub
-        self.heard = _Heard()
-        self.code: int | None = _NOT_STARTED
+        self.heard = hearing.Heard()
+        self.code: int | None = hearing.NOT_STARTED
         self.stderr = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: Watch | None = None
         self._rest = b""
         self._has_ended = self._is_late = False
+        self._waited, self._began = 0.0, time.monotonic()
 
     @property
     def samples(self) -> list[Sample]:
@@ -230,14 +214,24 @@ class Worker:
             return False
         if self._has_ended:
             return enough()
-        hear = partial(_hear, self.heard, self._watch)
+        hear = partial(hearing.hear, self.heard, self._watch)
         while not enough():
-            how, self._rest = pipes.listen(self._process, deadline, self._rest, hear, enough, self._look)
+            ends = self._ends(deadline)
+            how, self._rest = pipes.listen(self._process, ends, self._rest, hear, enough, self._look)
+            if how == pipes.LATE and time.monotonic() < self._ends(deadline):
+                continue
             if how != pipes.ENOUGH:
                 self._has_ended = True
                 self._is_late = how == pipes.LATE
                 return enough()
         return True
+
+    def _ends(self, deadline: float) -> float:
+        """When it is given up: at its deadline, or silent for long; seconds without a core do not count."""
+        if self._process is not None:
+            self._waited = max(self._waited, pipes.waited_seconds(self._process.pid))
+        silent = float("inf") if "examine" in self._request else self.heard.at + self.heard.patience
+        return min(deadline, silent) + min(self._waited, _STARVED_SECONDS)
 
     def make_one(self, deadline: float) -> bool:
         """Let a paced worker make one image, and wait for it. Whether it came."""
@@ -256,7 +250,7 @@ class Worker:
 
     def fault(self) -> str:
         """What ended a worker that gave no answer, after it was left."""
-        _, reason = _autopsy(self.heard, self.code)
+        _, reason = hearing.autopsy(self.heard, self.code, self._hungry())
         return f"{reason}\n{self.stderr}".strip()
 
     def gpu(self) -> Gpu | None:
@@ -285,7 +279,7 @@ class Worker:
                 told: Result = record(self.heard.answer["result"], Result, "result")
                 return told
             self.heard.rubbish += 1
-        status, reason = _autopsy(self.heard, self.code)
+        status, reason = hearing.autopsy(self.heard, self.code, self._hungry())
         return Result(
             case,
             status,
@@ -295,7 +289,12 @@ class Worker:
             work=self.heard.work,
         )
 
+    def _hungry(self) -> float:
+        """The share of its life in which it was ready and had no core."""
+        return self._waited / max(time.monotonic() - self._began, 1e-9)
+
     def _tell(self, line: str) -> None:
+        self.heard.at = time.monotonic()  # until now it had nothing to say
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line.encode() + b"\n")
@@ -324,53 +323,3 @@ def _environment(hub: Path) -> dict[str, str]:
     for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", *_PRECISIONS):
         environment.pop(name, None)
     return environment
-
-
-def _hear(heard: _Heard, watch: Watch | None, line: bytes) -> None:
-    try:
-        event = json.loads(line)
-        if not isinstance(event, dict) or not _is_understood(heard, watch, event):
-            heard.rubbish += 1
-    except (ValueError, TypeError, RecursionError):  # rubbish may be nested a thousand deep
-        heard.rubbish += 1
-
-
-def _is_understood(heard: _Heard, watch: Watch | None, event: dict[str, Any]) -> bool:
-    if "phase" in event:
-        heard.phase = str(event["phase"])
-        if watch is not None:
-            watch.enter(heard.phase)
-    elif "card" in event:
-        if watch is not None:
-            watch.found_card(str(event["card"]))
-    elif "work" in event:
-        heard.work = record(event["work"], Work, "work")
-    elif "phases" in event:
-        heard.phases = record(event["phases"], Phases, "phases")
-    elif "sample" in event:
-        heard.samples.append(record(event["sample"], Sample, "sample"))
-    elif "reading" in event:
-        heard.readings.append(record(event["reading"], Reading, "reading"))
-    elif _ANSWERS & set(event):
-        heard.answer = event
-    else:
-        return False
-    return True
-
-
-def _autopsy(heard: _Heard, code: int | None) -> tuple[Status, str]:
-    where = f"in the phase {heard.phase!r}"
-    if code is None:
-        return Status.TIMEOUT, f"the worker hung {where} and was killed at its deadline"
-    if code == _NOT_STARTED:
-        return Status.ERROR, "the worker did not start"
-    if code == -signal.SIGKILL:
-        return Status.OOM, f"the worker was killed {where} (SIGKILL: most likely the host's memory ran out)"
-    if code < 0:
-        return Status.ERROR, f"the worker died {where} ({signal_name(-code)})"
-    if heard.rubbish:
-        return (
-            Status.ERROR,
-            f"the worker printed {heard.rubbish} lines that are no answer, and ended with exit {code}",
-        )
-    return Status.ERROR, f"the worker ended {where} without a result (exit {code})"

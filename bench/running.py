@@ -187,7 +187,7 @@ class Session:
             BlockedError: the disk cannot be used.
         """
         results = pictures.with_psnr(results, self.folder)
-        found = verdict.judge(results) if tuning is None else verdict.judge_tuning(results, tuning)
+        found = verdict.judge(results, self._wish.suite) if tuning is None else verdict.judge_tuning(results, tuning)
         done = Run(
             schema=SCHEMA,
             id=self.folder.name,

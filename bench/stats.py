@@ -117,6 +117,13 @@ def drift(samples: Sequence[Sample]) -> float | None:
     return last / first - 1
 
 
+def moved(samples: Sequence[Sample]) -> float:
+    """How far the median of the last third of the images is from that of the first, as a share of the lesser."""
+    third = max(1, len(samples) // 3)
+    medians = [statistics.median(each.seconds for each in part) for part in (samples[:third], samples[-third:])]
+    return max(medians) / min(medians) - 1 if min(medians) > 0 else 0.0
+
+
 def images_per_second(result: Result) -> float | None:
     """Images a second, from the median sample."""
     if not result.samples:

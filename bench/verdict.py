@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench import gpus, stats
-from bench.errors import Exit
+from bench.errors import BUDGET, Exit
 from bench.nvml import UNWELL
 from bench.readings import Verdict, VerdictState
 from bench.result import Status, Trust
@@ -27,6 +27,7 @@ _CLEAN_THROTTLED_SHARE = 0.1
 # A copy varies by a tenth from one asking to the next. On a shared 2-core virtual machine it went from 50 to 32 GB/s,
 # and a UNet from 0.64 to 0.53 s, for minutes each: most likely its cores were moved, which a guest cannot see.
 _SAME_MACHINE = 1.25
+_STEADY = 0.05  # of so much the images of an undisturbed case differ, from the first third to the last
 
 
 def trust(result: Result) -> Trust | None:
@@ -58,7 +59,8 @@ def crowded(host: Host, device: str) -> str | None:
 def _disturbances(result: Result, host: Host) -> Iterator[str]:
     yield from _crowds(host, result.case.device)
     copies = result.work.copy_bytes_per_second
-    if copies and max(copies) > _SAME_MACHINE * min(copies):
+    is_other = bool(copies) and max(copies) > _SAME_MACHINE * min(copies)
+    if is_other and stats.moved(result.samples) > _STEADY:  # a copy alone changes no image
         yield f"the machine itself changed: it copied {copies[0] / 1e9:.0f}, then {copies[-1] / 1e9:.0f} GB a second"
     if host.gpu is not None:
         yield from _gpu_disturbances(host.gpu)
@@ -97,22 +99,53 @@ def ruled_out(found: Result) -> str | None:
     return None
 
 
-def judge(results: Sequence[Result]) -> Verdict:
-    """Fail when a case failed, could-not-judge when most were disturbed, warn when some were, else pass."""
-    failed = [result for result in results if result.status not in {Status.OK, Status.SKIPPED}]
+def judge(results: Sequence[Result], suite: str = "") -> Verdict:
+    """Judge a run of cases: noise is a warning, and only numbers that are known to be wrong fail it.
+
+    fail: a case has wrong numbers. could not judge: no case was measured, or one that can run was not. warn: a figure
+    is disturbed or doubted. `suite` is named in the command that measures a case again.
+    """
+    wrong = [result for result in results if is_wrong(result)]
+    unmeasured = [result for result in results if _is_unmeasured(result) and result not in wrong]
     disturbed = [(result, reason) for result in results if (reason := contended(result))]
     doubted = [(result, doubt) for result in results for doubt in _doubts(result)]
-    reasons = [f"{result.case.name}: {result.cause}" for result in failed if result.cause]
+    reasons = [f"{result.case.name}: {result.cause}" for result in wrong]
+    reasons += [f"{result.case.name}: {result.cause}. {_next(result, suite)}" for result in unmeasured]
     reasons += [f"{result.case.name}: disturbed, {reason}" for result, reason in disturbed]
     reasons += [f"{result.case.name}: {doubt}" for result, doubt in doubted]
-    measured = sum(result.status is Status.OK for result in results)
-    if failed:
+    if wrong:
         return Verdict(VerdictState.FAIL, tuple(reasons))
-    if measured == 0:
+    if not any(result.status is Status.OK for result in results):
         return Verdict(VerdictState.NOT_JUDGED, (*reasons, "no case was measured"))
-    if len(disturbed) * 2 > measured:
+    if unmeasured:
         return Verdict(VerdictState.NOT_JUDGED, tuple(reasons))
     return Verdict(VerdictState.WARN if disturbed or doubted else VerdictState.PASS, tuple(reasons))
+
+
+def is_wrong(result: Result) -> bool:
+    """Whether a case's numbers are known to be wrong: NaN or infinity, or too far from fp32's."""
+    numerics = result.numerics
+    if result.status is not Status.ERROR or numerics is None:
+        return False
+    error, tolerance = numerics.forward_error, numerics.tolerance
+    return not numerics.finite or (tolerance is not None and (error is None or error > tolerance))
+
+
+def _is_unmeasured(result: Result) -> bool:
+    """Whether a case that can run has no figure: it crashed, hung or starved, or had no time although it must have."""
+    if result.status is Status.SKIPPED:
+        return result.required and BUDGET in (result.reason or "")
+    return result.status is not Status.OK
+
+
+def _next(result: Result, suite: str) -> str:
+    """The command that measures one case again, with what it lacked."""
+    words = ["bench run", suite, f"--model {result.case.model} --dtype {result.case.dtype}"]
+    if result.status is Status.OOM:
+        words.append("--set batch=1" if result.case.batch > 1 else f"--set size={max(8, result.case.height // 16 * 8)}")
+    elif result.status in {Status.TIMEOUT, Status.SKIPPED}:
+        words.append("--budget 1800")
+    return f"Next: {' '.join(word for word in words if word)}"
 
 
 def judge_tuning(results: Sequence[Result], tuning: Tuning) -> Verdict:
@@ -145,11 +178,11 @@ def spec_share(result: Result) -> float | None:
     return achieved / sheet if achieved is not None and sheet is not None else None
 
 
-def exit_of(verdict: Verdict) -> Exit:
-    """The exit code that a verdict stands for."""
+def exit_of(verdict: Verdict, *, strict: bool = False) -> Exit:
+    """The exit code that a verdict stands for; `strict`: a warning is no good one."""
     codes = {
         VerdictState.PASS: Exit.GOOD,
-        VerdictState.WARN: Exit.GOOD,
+        VerdictState.WARN: Exit.NOT_JUDGED if strict else Exit.GOOD,
         VerdictState.FAIL: Exit.VERDICT_FAIL,
         VerdictState.NOT_JUDGED: Exit.NOT_JUDGED,
     }

@@ -202,6 +202,7 @@ class _Measurement:
         seconds = compiling.predict(model)
         self.work = replace(self.work, predicted_compile_seconds=seconds)
         self.found.add(work=self.work)
+        self.say({"work": plain(self.work)})
         left = self.limit - time.perf_counter()
         if seconds + rest > left:
             raise SkipError(

@@ -72,7 +72,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "bench": [
         {"errors", "readings"},
         {"result", "axes", "codec"},
-        {"meter", "stats", "components", "cases", "nvml", "pipes", "gpus", "rules"},
+        {"meter", "stats", "components", "cases", "nvml", "pipes", "hearing", "gpus", "rules"},
         {"probes", "sampling", "numerics", "timing", "watching", "compiling", "evidence", "nodes", "seam"},
         {"fitting", "pricing", "rating", "causes", "arithmetic", "traffic", "patterns", "loops", "links"},
         {"examining"},

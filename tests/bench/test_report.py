@@ -70,8 +70,25 @@ def test_the_terminal_names_every_case_and_each_reason(run: Run) -> None:
     shown = report.terminal(run, color=False, width=160)
     for result in ALL:
         assert report.label(result.case) in shown
-    assert f"skipped {SKIPPED.case.name}: {SKIPPED.reason}" in shown
+    assert f"skipped {report.label(SKIPPED.case)}: {SKIPPED.reason}" in shown
     assert REASON in shown
+
+
+def test_cases_that_were_not_begun_are_one_line_and_no_rows() -> None:
+    late = [
+        a_result(a_case(scheduler=name), status=Status.SKIPPED, reason="the budget leaves 2 s, and", samples=())
+        for name in ("ddpm", "euler")
+    ]
+    shown = report.terminal(a_run(CLEAN, *late), color=False, width=200)
+    (line,) = [line for line in shown.splitlines() if report.label(late[0].case) in line]
+    assert line.startswith("left out, no time was left")
+    assert report.label(late[1].case) in line
+    assert shown.count(report.label(late[1].case)) == 1
+
+
+def test_what_was_chosen_for_the_device_is_told() -> None:
+    line = "bf16: no kernels on this CPU, about 90 times slower than fp32, left out"
+    assert line in report.notes(a_run(CLEAN, notes=(line,)))
 
 
 @pytest.mark.parametrize("width", [200, 160, 120, 100, 80])
@@ -105,7 +122,8 @@ def test_only_the_disturbed_case_is_marked(run: Run) -> None:
     rows = table_rows(report.markdown(run))
     assert rows[report.label(DISTURBED.case)][1].endswith("!")
     assert not rows[report.label(CLEAN.case)][1].endswith("!")
-    assert any(note.startswith("!: disturbed") for note in report.notes(run))
+    assert report.ADVICE in report.notes(run)
+    assert "--interleave" in report.ADVICE
     assert not any(note.startswith("!") for note in report.notes(a_run(CLEAN)))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 import pytest
 
-from bench import pipes, runner
+from bench import hearing, pipes, runner
 from bench.result import Phases, Result, Sample, Status
 from bench.worker import Request
 from tests.bench.clocks import Until
@@ -162,6 +162,34 @@ def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., R
     assert "'samples'" in (result.reason or "")
     assert result.samples == KEPT
     assert all(has_ended(pid) for pid in pids)
+
+
+def test_seconds_without_a_core_do_not_count(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deadline has passed before it began; it was ready all the time, so it is waited for."""
+    monkeypatch.setattr(pipes, "waited_seconds", lambda _: 60.0)
+    assert run(GOOD_ANSWER, seconds=0.0).status is Status.OK
+
+
+def test_a_worker_that_starves_to_the_end_is_not_called_hung(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "waited_seconds", lambda _: 1e6)
+    monkeypatch.setattr(runner, "_STARVED_SECONDS", 0.0)
+    result = run("signal.pause()", seconds=1.0)
+    assert result.status is Status.TIMEOUT
+    assert "the worker starved in the phase 'start': it waited" in (result.reason or "")
+    assert "hung" not in (result.reason or "")
+
+
+def test_a_worker_that_is_silent_for_long_hangs(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hearing, "_SILENT_SECONDS", 1.0)
+    result = run("signal.pause()", seconds=1e6)
+    assert "the worker hung in the phase 'start'" in (result.reason or "")
+
+
+def test_the_kernel_counts_the_time_without_a_core() -> None:
+    assert pipes.waited_seconds(os.getpid()) >= 0.0
+    assert pipes.waited_seconds(1 << 30) == 0.0
 
 
 @pytest.mark.parametrize("grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["detached", "holds the pipe"])

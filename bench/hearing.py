@@ -1,0 +1,100 @@
+"""What the parent has heard of a worker, line by line, and what ended one that gave no answer."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bench.codec import record
+from bench.readings import Reading
+from bench.result import Phases, Sample, Status, Work
+from provision.command import signal_name
+
+if TYPE_CHECKING:
+    from bench.watching import Watch
+
+NOT_STARTED = 127  # as a shell has it
+_ANSWERS = {"result", "query", "examined", "precisions"}
+_HUNGRY = 0.5
+_SILENT_SECONDS = 300.0  # no phase of a case is silent for half as long, but for the compiler and the search of a size
+_SEARCH = "largest"
+
+
+@dataclass
+class Heard:
+    """What a worker has said so far; `at`: when it last said something (time.monotonic)."""
+
+    phase: str = "start"
+    at: float = field(default_factory=time.monotonic)
+    phases: Phases = field(default_factory=Phases)
+    work: Work = field(default_factory=Work)
+    samples: list[Sample] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+    answer: dict[str, Any] | None = None
+    rubbish: int = 0
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a silent worker hangs."""
+        if self.phase == _SEARCH:
+            return float("inf")
+        return _SILENT_SECONDS + 3 * (self.work.predicted_compile_seconds or 0.0)
+
+
+def hear(heard: Heard, watch: Watch | None, line: bytes) -> None:
+    """Take in one line; what is no answer is counted."""
+    heard.at = time.monotonic()
+    try:
+        event = json.loads(line)
+        if not isinstance(event, dict) or not _is_understood(heard, watch, event):
+            heard.rubbish += 1
+    except (ValueError, TypeError, RecursionError):  # rubbish may be nested a thousand deep
+        heard.rubbish += 1
+
+
+def _is_understood(heard: Heard, watch: Watch | None, event: dict[str, Any]) -> bool:
+    if "phase" in event:
+        heard.phase = str(event["phase"])
+        if watch is not None:
+            watch.enter(heard.phase)
+    elif "card" in event:
+        if watch is not None:
+            watch.found_card(str(event["card"]))
+    elif "work" in event:
+        heard.work = record(event["work"], Work, "work")
+    elif "phases" in event:
+        heard.phases = record(event["phases"], Phases, "phases")
+    elif "sample" in event:
+        heard.samples.append(record(event["sample"], Sample, "sample"))
+    elif "reading" in event:
+        heard.readings.append(record(event["reading"], Reading, "reading"))
+    elif _ANSWERS & set(event):
+        heard.answer = event
+    else:
+        return False
+    return True
+
+
+def autopsy(heard: Heard, code: int | None, hungry: float) -> tuple[Status, str]:
+    """Return what became of a case whose worker gave no result.
+
+    Args:
+        heard: what it said.
+        code: its exit code; None where it was killed at its deadline.
+        hungry: the share of its life in which it was ready and had no core.
+    """
+    where = f"in the phase {heard.phase!r}"
+    if code is None:
+        why = f"starved {where}: it waited {hungry:.0%} of the time for a core" if hungry > _HUNGRY else ""
+        return Status.TIMEOUT, f"the worker {why or f'hung {where}'} and was killed at its deadline"
+    if code == NOT_STARTED:
+        return Status.ERROR, "the worker did not start"
+    if code == -signal.SIGKILL:
+        return Status.OOM, f"the worker was killed {where} (SIGKILL: most likely the host's memory ran out)"
+    if code < 0:
+        return Status.ERROR, f"the worker died {where} ({signal_name(-code)})"
+    rubbish = f"printed {heard.rubbish} lines that are no answer, and ended with exit {code}"
+    return Status.ERROR, f"the worker {rubbish if heard.rubbish else f'ended {where} without a result (exit {code})'}"
