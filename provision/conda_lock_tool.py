@@ -58,9 +58,9 @@ def _tool() -> Path:
     uv = sources.for_uv(os.environ, folder.parent / "uv", offline=False)
     python = paths.interpreter(folder)
     if not python.exists():
-        venv: list[str | Path] = ["venv", "--quiet", "--python", sources.base_python(), folder]
-        command.run([sources.uv_binary(), *venv], env=uv.environment)
+        venv: list[str | Path] = ["venv", "--quiet", "--no-project", "--python", sources.base_python(), folder]
+        sources.run_uv(venv, uv)
     pinned = paths.shipped_envs() / "toolbox" / "interop.lock"
     install: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", pinned]
-    command.run([sources.uv_binary(), *install, *uv.flags, "--python", python], env=uv.environment)
+    sources.run_uv([*install, *uv.flags, "--python", python], uv)
     return python.parent / "conda-lock"

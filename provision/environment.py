@@ -6,28 +6,31 @@ import json
 import os
 import shutil
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, conda_lock, paths, prefix, rattler, sources, wheels
-from provision.errors import BlockedError, FirstlightError, SpecError
-from provision.pip_part import PipPart, torch_is_missing
+from provision import paths, prefix, routes, sources, wheels
+from provision.conda_part import CondaPart
+from provision.errors import FirstlightError, SpecError
+from provision.locating import Pinned
+from provision.pip_part import PipPart
+from provision.routes import Routes, Way
 from provision.step import Check, State
 from provision.supply import Supply
 from provision.volume import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
-    from provision.conda_lock import CondaPackage
     from provision.journal import Journal
     from provision.paths import Root
     from provision.spec import Variant
 
 SCHEMA = 2
 _OWNER = ".firstlight.json"
+# How long a source may take to say whether it has the build of torch: before an installation, and for a plan.
+_ASK_SECONDS, _PLAN_SECONDS = 30.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class EnvStep:
         *,
         offline: bool,
         progress: Callable[[int, int], None] = lambda _, __: None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Take what is wanted, and the home whose conda settings are followed."""
         self.name = f"environment {wanted.name}"
@@ -79,14 +83,31 @@ class EnvStep:
         self.home = home
         self.journal = journal
         self.offline = offline
+        self.tell = tell
         self.supply = Supply(root, os.environ, home, journal, offline, progress)
-        self._locked_conda: list[CondaPackage] | None = None
+        self.conda = CondaPart(
+            wanted.folder,
+            wanted.conda_lock,
+            wanted.platform,
+            wanted.interpreter,
+            self.prefix,
+            root,
+            self.supply,
+            offline,
+        )
 
     def describe(self) -> str:
         """The plan's line."""
         variant = self.wanted.variants[0]
         build = f" (torch {variant.torch})" if variant.torch else ""
-        return f"build {self.prefix} from {self.wanted.name}/{variant.name}.lock{build}, every hash checked"
+        text = f"build {self.prefix} from {self.wanted.name}/{variant.name}.lock{build}, every hash checked"
+        if variant.torch is None or self.offline:
+            return text
+        try:
+            chain = self._routes(read_owner(self.prefix) or {}, self._python(), _PLAN_SECONDS)
+            return text if chain.settled else f"{text}; {chain.announce(self.root)}"
+        except FirstlightError as error:
+            return f"{text}; {error}"
 
     def check(self, *, deep: bool = False) -> Check:
         """Look at the interpreter and at every file that the packages recorded; `deep` hashes them too."""
@@ -113,8 +134,6 @@ class EnvStep:
         self._clear_unfinished()
         self.journal.record("environment", prefix=self.prefix, variant=self.wanted.variants[0].name)
         owner = read_owner(self.prefix)
-        if owner is None:
-            self._need_space()
         with self.supply.open(self.wanted.variants[0]):
             if owner is None:
                 self._build()
@@ -133,7 +152,7 @@ class EnvStep:
         if owner.get("interpreter") == "conda":
             if owner.get("prefix") != str(self.prefix):
                 return f"was made as {owner.get('prefix')}, its files must be told that it lies at {self.prefix}"
-            harmed = prefix.harmed_conda_packages(self.prefix, self._conda_packages(), deep=deep)
+            harmed = prefix.harmed_conda_packages(self.prefix, self.conda.packages(), deep=deep)
             if harmed:
                 return _first(harmed)
         version = prefix.python_version(paths.interpreter(self.prefix))
@@ -146,7 +165,7 @@ class EnvStep:
     def _standing(self, owner: dict[str, object], *, deep: bool) -> Check:
         variant = self._variant_of(owner) or self.wanted.variants[0]
         version = prefix.python_version(paths.interpreter(self.prefix)) or ""
-        count = len(self._pip_packages(variant, version, owner)) + len(self._conda_packages(owner))
+        count = len(self._pip_packages(variant, version, owner)) + len(self.conda.packages(owner))
         kind = str(owner.get("interpreter", "system"))
         build = f", torch {variant.torch} ({variant.name})" if variant.torch else ""
         how = "every byte verified" if deep else f"{count} packages as locked"
@@ -156,23 +175,24 @@ class EnvStep:
         notes += self.supply.ledger.loud()
         if variant.name != self.wanted.variants[0].name:
             wanted = self.wanted.variants[0]
-            notes.append(f"torch {wanted.torch} could not be had: {wanted.instead_cost}")
+            why = f" ({owner['passed']})" if owner.get("passed") else ""
+            notes.append(f"torch {wanted.torch} could not be had{why}; in its place: {wanted.instead_cost}")
         if kind == "system" and owner.get("reason"):
             notes.append(f"the system's python stands in for conda's ({owner['reason']})")
         if kind == "conda":
-            notes += filter(None, [prefix.too_long_for_scripts(self.prefix), self._far_cache()])
+            notes += filter(None, [prefix.too_long_for_scripts(self.prefix), self.conda.far_cache()])
         return Check(State.OK, detail, "; ".join(notes) or None)
 
     def _build(self) -> None:
         """Build beside the place; only what is whole gets the name."""
         new = self.prefix.with_name(f".{self.prefix.name}.building-{uuid.uuid4().hex[:8]}")
-        kind, reason = self._choose_interpreter()
+        kind, reason = self.conda.choose()
+        owner: dict[str, object] = {"interpreter": kind, "prefix": str(self.prefix), "reason": reason}
+        chain = self._begin(owner, self._python(kind), is_new=True)
+        pip = self._pip(chain)
         try:
             if kind == "conda":
-                with ThreadPoolExecutor(1) as pool:  # pip takes a quarter of a second to say its settings
-                    asked = pool.submit(self._pip)
-                    self._install_conda(new)
-                pip = asked.result()
+                self.conda.install(new)
                 version = prefix.python_version(paths.interpreter(new))
                 if version is None or not self._fits(version, self.wanted.variants[0]):
                     raise FirstlightError(
@@ -181,10 +201,8 @@ class EnvStep:
                         f"{paths.program()} env lock {self.wanted.name}"
                     )
             else:
-                pip = self._pip()
                 version = self._venv(new, pip)
-            owner: dict[str, object] = {"interpreter": kind, "prefix": str(self.prefix), "reason": reason}
-            variant = self._install_first(new, version, pip, owner)
+            variant = self._install(new, version, pip, owner, chain)
             prefix.rewrite(new, str(new), str(self.prefix))
             self._own(new, owner, variant)
             if self.prefix.exists():
@@ -194,15 +212,17 @@ class EnvStep:
             shutil.rmtree(new, ignore_errors=True)
 
     def _mend(self, owner: dict[str, object]) -> None:
-        pip = self._pip()
         python = paths.interpreter(self.prefix)
+        found = prefix.python_version(python)
+        chain = self._begin(owner, found or self._python(str(owner.get("interpreter"))), is_new=False)
+        pip = self._pip(chain)
         if owner.get("interpreter") == "conda":
             moved = owner.get("prefix") != str(self.prefix)
-            packages = self._conda_packages()
+            packages = self.conda.packages()
             harmed = prefix.harmed_conda_packages(self.prefix, packages, deep=True)
             if moved or harmed:
                 everything = [package.name for package in packages]
-                self._install_conda(self.prefix, everything if moved else list(harmed))
+                self.conda.install(self.prefix, everything if moved else list(harmed))
             if moved:
                 prefix.rewrite(self.prefix, str(owner.get("prefix")), str(self.prefix))
             version = prefix.python_version(python)
@@ -210,106 +230,83 @@ class EnvStep:
                 again = f"{paths.program()} env remove {self.wanted.name}"
                 raise FirstlightError(f"{python} still does not run. Run `{again}`, then `make setup`.")
         else:
-            found = prefix.python_version(python)
             whole = found is not None and self._fits(found, self.wanted.variants[0])
             version = found if found is not None and whole else self._venv(self.prefix, pip)
         owner = owner | {"prefix": str(self.prefix)}
-        variant = self._install_first(self.prefix, version, pip, owner)
+        variant = self._install(self.prefix, version, pip, owner, chain)
         self._own(self.prefix, owner, variant)
 
-    def _choose_interpreter(self) -> tuple[str, str | None]:
-        """Conda or system; and why the system's stands in where conda's was meant."""
-        wanted, lock = self.wanted.interpreter, self.wanted.conda_lock
-        if wanted == "system" or (wanted == "auto" and lock is None):
-            return "system", None
-        if lock is None:
-            raise SpecError(f"{self.wanted.folder} has no conda-lock.yml, so its python cannot come from conda.")
-        reason = self._no_conda(lock)
-        if reason is None:
-            return "conda", None
-        if wanted == "conda":
-            raise BlockedError(
-                f"python cannot be had from conda: {reason}. Name a mirror (channel_alias in ~/.condarc, or "
-                'CONDA_CHANNEL_ALIAS), or take the system\'s python: interpreter = "system" in host.toml.'
-            )
-        return "system", reason
+    def _uv(self) -> sources.UvSources:
+        return sources.for_uv(os.environ, self.root.cache / "uv", offline=self.offline, settings=self.supply.settings)
 
-    def _no_conda(self, lock: Path) -> str | None:
-        """Why the conda part cannot be installed here and now, or None."""
-        if self.wanted.platform is None:
-            return "conda has no name for this platform"
-        try:
-            packages = conda_lock.read_lock(lock, self.wanted.platform)
-        except SpecError as error:
-            if self.wanted.platform in {each.platform for each in conda_lock.read_lock(lock)}:
-                raise
-            return str(error).rstrip(".")
-        absent = rattler.not_cached(packages, self.root.pkgs)
-        if absent and self.offline:
-            return f"offline, and {len(absent)} of {len(packages)} conda packages are not in {self.root.pkgs}"
-        return self.supply.unreachable(absent)
-
-    def _install_conda(self, where: Path, reinstall: Sequence[str] = ()) -> None:
-        lock, platform = self.wanted.conda_lock, self.wanted.platform
-        if lock is None or platform is None:
-            raise SpecError(f"{self.wanted.folder} has no conda-lock.yml for this platform. Restore it.")
-        mirrored = self.supply.for_conda(self._conda_packages())
-        if self.offline and (absent := rattler.not_cached(self._conda_packages(), self.root.pkgs)):
-            raise BlockedError(
-                f"offline, and {absent[0].name} is not in {self.root.pkgs}. Run again without --offline."
-            )
-        asked = self.wanted.folder / "environment.yml"
-        specs = [spec for spec, _ in conda_lock.read_environment(asked).conda] if asked.exists() else []
-        rattler.install(
-            lock,
-            platform,
-            where,
-            self.root.pkgs,
-            mirrored,
-            final=self.prefix,
-            specs=specs,
-            reinstall=reinstall,
-            kept=set(prefix.conda_records(where)) - {each.name for each in self._conda_packages()},
-            full=bool(reinstall),
-        )
-
-    def _pip(self) -> PipPart:
-        cache = self.root.cache / "uv"
-        uv = sources.for_uv(os.environ, cache, offline=self.offline, settings=self.supply.settings)
-        return PipPart(self.prefix, uv, self.supply, self.offline, self.wanted.variants[0].install_bytes)
+    def _pip(self, chain: Routes) -> PipPart:
+        return PipPart(self.prefix, chain.uv, self.supply, self.offline, self.wanted.variants[0].install_bytes)
 
     def _venv(self, where: Path, pip: PipPart) -> str:
-        advice = f"{sources.uv_binary()} python install {self.wanted.pythons[0]}"
-        base, version = prefix.find_python(self._pythons(self.wanted.variants[0]), sources.base_python(), advice)
+        base, version = self._base_python()
         pip.venv(where, base)
         return version
 
-    def _install_first(self, where: Path, version: str, pip: PipPart, owner: dict[str, object]) -> Variant:
+    def _begin(self, owner: dict[str, object], version: str, *, is_new: bool) -> Routes:
+        """Choose where torch comes from and say so, before anything is fetched."""
+        chain = self._routes(owner, version, _ASK_SECONDS)
+        if chain.uv.dropped:
+            have = "have" if len(chain.uv.dropped) > 1 else "has"
+            self.tell(f"{', '.join(chain.uv.dropped)} {have} no effect here: packages are locked by hash")
+        self._ready(chain, is_new=is_new)
+        return chain
+
+    def _ready(self, chain: Routes, *, is_new: bool) -> None:
+        """Announce the way that is taken, and check that it fits."""
+        variant = chain.way.variant
+        if chain.settled is None and variant.torch is not None:
+            self.tell(chain.announce(self.root))
+        if is_new or variant.name != self.wanted.variants[0].name:
+            cache = Path(chain.uv.environment["UV_CACHE_DIR"])
+            routes.need_space(variant, self.name, self.root, cache)
+
+    def _routes(self, owner: dict[str, object], version: str, seconds: float) -> Routes:
+        def pins(variant: Variant) -> Pinned | None:
+            packages = self._pip_packages(variant, version, owner)
+            torch = next((each for each in packages if each.name == "torch"), None)
+            if torch is None:
+                return None
+            pinned = wheels.hashes(self.lock_file(variant).read_text(encoding="utf-8"))
+            return Pinned("torch", torch.version, pinned["torch"][1], version)
+
+        return Routes(self.supply, self._uv(), self.wanted.variants, pins, seconds, self._settled(owner, version))
+
+    def _settled(self, owner: dict[str, object], version: str) -> Variant | None:
+        """Return the variant that is there and whose torch nothing has happened to, or None."""
+        variant = self._variant_of(owner)
+        if variant is None:
+            return None
+        torch = [each for each in self._pip_packages(variant, version, owner) if each.name == "torch"]
+        site = prefix.site_packages(self.prefix, version)
+        return None if wheels.harmed_packages(site, torch, deep=False) else variant
+
+    def _python(self, kind: str = "auto") -> str:
+        """Return the version of python that the environment will have."""
+        return self.conda.python(kind) or self._base_python()[1]
+
+    def _base_python(self) -> tuple[Path, str]:
+        advice = f"{sources.uv_binary()} python install {self.wanted.pythons[0]}"
+        return prefix.find_python(self._pythons(self.wanted.variants[0]), sources.base_python(), advice)
+
+    def _install(self, where: Path, version: str, pip: PipPart, owner: dict[str, object], chain: Routes) -> Variant:
         """Install the wanted variant, else what stands in for it where its build of torch cannot be had."""
-        wanted, *instead = self.wanted.variants
-        try:
-            self._install(where, wanted, version, pip, owner)
-        except command.CommandError as error:
-            if not instead or not torch_is_missing(wanted, error):
-                raise
-            self._install(where, instead[0], version, pip, owner)
-            return instead[0]
-        return wanted
 
-    def _install(self, where: Path, variant: Variant, version: str, pip: PipPart, owner: dict[str, object]) -> None:
-        packages = self._pip_packages(variant, version, owner)
-        if packages:
-            # What conda holds is not shown to uv: it would put pip's files over conda's.
-            conda = {wheels.normal(each.name) for each in self._conda_packages(owner) if each.is_python}
-            pip.install(where, variant, version, packages, wheels.without(self.lock_file(variant), conda))
+        def attempt(way: Way) -> None:
+            packages = self._pip_packages(way.variant, version, owner)
+            if packages:
+                # What conda holds is not shown to uv: it would put pip's files over conda's.
+                conda = {wheels.normal(each.name) for each in self.conda.packages(owner) if each.is_python}
+                pip.install(where, way, version, packages, wheels.without(self.lock_file(way.variant), conda))
 
-    def _conda_packages(self, owner: dict[str, object] | None = None) -> list[CondaPackage]:
-        lock = self.wanted.conda_lock
-        if lock is None or (owner is not None and owner.get("interpreter") != "conda"):
-            return []
-        if self._locked_conda is None:
-            self._locked_conda = conda_lock.read_lock(lock, self.wanted.platform)
-        return self._locked_conda
+        variant = chain.follow(attempt, lambda: self._ready(chain, is_new=False), self.tell)
+        if variant.name != self.wanted.variants[0].name and chain.passed:
+            owner["passed"] = "; ".join(chain.passed)
+        return variant
 
     def _pip_packages(self, variant: Variant, version: str, owner: dict[str, object]) -> list[wheels.Locked]:
         """What the lock wants from pip; what conda's part already holds is conda's.
@@ -321,7 +318,7 @@ class EnvStep:
         if not lock.exists() and variant.torch is None:
             return []
         packages = wheels.read_lock(lock, version)
-        conda = {wheels.normal(each.name): each.version for each in self._conda_packages(owner) if each.is_python}
+        conda = {wheels.normal(each.name): each.version for each in self.conda.packages(owner) if each.is_python}
         for package in packages:
             if conda.get(package.name, package.version) != package.version:
                 raise SpecError(
@@ -339,23 +336,6 @@ class EnvStep:
 
     def _fits(self, version: str, variant: Variant) -> bool:
         return version.rpartition(".")[0] in self._pythons(variant)
-
-    def _need_space(self) -> None:
-        needed = self.wanted.variants[0].install_bytes
-        if needed is None:
-            return
-        self.root.path.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.root.path).free
-        if free < needed:
-            raise BlockedError(
-                f"{self.root.path}: {free:,} bytes are free, about {needed:,} are needed for {self.name}. "
-                "Free some, or give another --root, then run again."
-            )
-
-    def _far_cache(self) -> str | None:
-        if not self.root.pkgs.exists() or self.root.pkgs.stat().st_dev == self.prefix.stat().st_dev:
-            return None
-        return f"{self.root.pkgs} lies on another file system than {self.prefix}: its files were copied, not linked"
 
     def _clear_unfinished(self) -> None:
         """Take away what a killed run was building; it never had the name."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, conda_lock, conda_lock_tool, rattler, sources, spec, wheels, witnesses
+from provision import conda_lock, conda_lock_tool, rattler, sources, spec, uv_files, wheels, witnesses
 from provision.conda_lock import package_name
 from provision.errors import SpecError
 from provision.volume import write_atomic
@@ -28,8 +28,6 @@ _PROJECT = """\
 name = "lock"
 version = "0"
 requires-python = ">={python}"
-[tool.uv]
-environments = ["sys_platform == '{platform}'"]
 """
 # The oldest systems that a solution should run on (source: the floors of conda-forge's own builds).
 _VIRTUAL = {
@@ -192,7 +190,8 @@ def _compile(
     `name` of what uv writes says in which form.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        env = sources.for_uv(os.environ, Path(scratch) / "cache", offline=False).environment
+        uv = sources.for_uv(os.environ, Path(scratch) / "cache", offline=False)
+        env = dict(uv.environment)
         # A lock has to list the hashes of every platform's wheels, so it is written from one whole index: what
         # this machine adds to it (a folder of a few wheels) would be taken for all there is.
         env.pop("UV_INDEX", None)
@@ -206,10 +205,16 @@ def _compile(
         for each in constraints:
             asked += ["--constraints", each]
         if variant is not None:
-            project = _PROJECT.format(python=python, platform=_SYS_PLATFORM[variant.system])
+            # uv reads a project's settings only together with the user's: those are shown an empty folder.
+            only = [f"sys_platform == '{_SYS_PLATFORM[variant.system]}'"]
+            project = _PROJECT.format(python=python)
+            project += uv_files.write({"environments": only, **uv.config}, "tool.uv")
             (Path(scratch) / "pyproject.toml").write_text(project, encoding="utf-8")
-        uv = sources.uv_binary()
-        command.run([uv, "pip", "compile", *asked, "--python-version", python, *inputs, "-o", written], env=env)
+            env.pop("UV_NO_CONFIG")
+            env |= {"UV_NO_SYSTEM_CONFIG": "1", "XDG_CONFIG_HOME": scratch, "APPDATA": scratch}
+            uv = replace(uv, config={})
+        asked += ["--python-version", python, *inputs, "-o", written]
+        sources.run_uv(["pip", "compile", *asked], replace(uv, environment=env))
         return written.read_text(encoding="utf-8")
 
 

@@ -111,7 +111,7 @@ def steps(
     built: list[Step] = [VolumeStep(root, leading, journal, wish.chosen.warning), *moved]
     mirrors, settings = _mirrors(wish, facts, journal, conda_is_here=bool(bases))
     built += mirrors
-    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline, progress=progress))
+    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline, progress=progress, tell=tell))
     built += settings
     if has_conda_link:
         built.append(conda)

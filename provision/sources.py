@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import ast
+import math
 import os
-import re
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from provision import command
+from provision import command, inherited, uv_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import requests
 
 # pip's option -> uv's variable, and what joins several values there (uv's documentation of its environment).
 _CARRIED = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
+    "pypi-url": ("UV_DEFAULT_INDEX", " "),
     "extra-index-url": ("UV_INDEX", " "),
     "find-links": ("UV_FIND_LINKS", ","),
     "cert": ("SSL_CERT_FILE", " "),
@@ -27,48 +28,34 @@ _CARRIED = {
     "trusted-host": ("UV_INSECURE_HOST", " "),
     "proxy": ("ALL_PROXY", " "),
     "timeout": ("UV_HTTP_TIMEOUT", " "),
+    "default-timeout": ("UV_HTTP_TIMEOUT", " "),
+    "retries": ("UV_HTTP_RETRIES", " "),
+    "keyring-provider": ("UV_KEYRING_PROVIDER", " "),
 }
+_WHOLE_NUMBERS = {"UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES"}
 
 
 @dataclass(frozen=True)
 class UvSources:
-    """How uv is started so that it sees what the machine's pip sees: its whole environment, and flags."""
+    """How uv is started so that it sees what the machine's pip sees.
+
+    `environment` is its whole environment, `config` what is kept of uv's own files.
+    `dropped`: settings that a user may expect to work and that have no effect here.
+    """
 
     environment: dict[str, str]
     flags: tuple[str, ...] = ()
-
-
-def parse_pip_config(listing: str) -> dict[str, list[str]]:
-    """Merge the output of `pip config list` into {option: values}.
-
-    The environment beats the sections, and `install` beats `global`, as in pip itself.
-
-    Args:
-        listing: lines such as `global.index-url='https://…'` or `:env:.find-links='/wheels'`.
-    """
-    ranks = {"global": 0, "install": 1, ":env:": 2}
-    found: dict[str, tuple[int, list[str]]] = {}
-    for line in listing.splitlines():
-        match = re.match(r"(global|install|:env:)\.([\w-]+)=(.+)$", line)
-        if not match:
-            continue
-        section, option, quoted = match.groups()
-        try:
-            value = str(ast.literal_eval(quoted))
-        except (ValueError, SyntaxError):
-            value = quoted
-        if option not in found or ranks[section] >= found[option][0]:
-            found[option] = (ranks[section], value.split())
-    return {option: values for option, (_, values) in found.items() if values}
+    config: Mapping[str, Any] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
 
 def for_uv(
     environ: Mapping[str, str], cache: Path, *, offline: bool, settings: Mapping[str, list[str]] | None = None
 ) -> UvSources:
-    """Carry the machine's pip settings over to uv.
+    """Carry the machine's settings of sources over to uv, and nothing else of its settings.
 
-    Whatever the machine has set for uv itself stays. Indexes are searched together, as pip does it: the
-    lock's hashes, not the order of the indexes, decide what is taken.
+    What the machine has set for uv itself goes before what it has set for pip. Indexes are searched together, as pip
+    does it: the lock's hashes, not the order of the indexes, decide what is taken.
 
     Args:
         environ: ours.
@@ -76,28 +63,62 @@ def for_uv(
         offline: only what is cached may be used.
         settings: as `pip_settings` returns them, where they were asked for already.
     """
-    env = dict(environ)
+    env = {name: value for name, value in inherited.child(environ).items() if not name.startswith("PIP_")}
     settings = pip_settings(environ) if settings is None else settings
     for option, values in settings.items():
         if option in _CARRIED:
             variable, joint = _CARRIED[option]
-            env.setdefault(variable, joint.join(values))
+            value = _for_uv(variable, joint.join(values))
+            if value is not None:
+                env.setdefault(variable, value)
+    if "truststore" in settings.get("use-feature", []):
+        env.setdefault("UV_SYSTEM_CERTS", "1")
     env.setdefault("UV_CACHE_DIR", str(cache))
-    env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
-    env.setdefault("UV_PYTHON_DOWNLOADS", "never")
-    env["UV_NO_PROGRESS"] = "1"
+    env |= {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_PYTHON_DOWNLOADS": "never"}
+    env |= {"UV_NO_PROGRESS": "1", "UV_NO_CONFIG": "1"}
     # uv finds its target by --python alone; a venv or conda env that happens to be active must not matter.
-    # And no setting of the machine may switch the hashes off.
-    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", "UV_NO_VERIFY_HASHES"):
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", "UV_CONFIG_FILE"):
         env.pop(variable, None)
     if offline:
         env["UV_OFFLINE"] = "1"
-    return UvSources(env, ("--no-index",) if says_no_index(settings) else ())
+    config, dropped = uv_files.read(environ, Path(environ.get("HOME") or Path.home()))
+    in_pip = [f"pip's {option}" for option in settings if inherited.PIP.get(option) == inherited.SAID]
+    by_variable = inherited.dropped(environ)
+    named = {f"pip's {name[len('PIP_') :].lower().replace('_', '-')}" for name in by_variable}
+    dropped = [*by_variable, *(each for each in in_pip if each not in named), *dropped]
+    return UvSources(env, ("--no-index",) if says_no_index(settings) else (), config, tuple(dropped))
+
+
+def _for_uv(variable: str, value: str) -> str | None:
+    """Return a value of pip's in the form that uv takes, or None where uv has no such value."""
+    if variable in _WHOLE_NUMBERS:
+        try:
+            return str(math.ceil(float(value)))
+        except (ValueError, OverflowError):
+            return None
+    if variable == "UV_KEYRING_PROVIDER":
+        return value if value in {"disabled", "subprocess"} else None
+    return value
+
+
+def run_uv(arguments: Sequence[str | Path], uv: UvSources, stdin: str | None = None) -> command.Completed:
+    """Run uv to its end; of uv's own files it reads only what `uv` carries.
+
+    Raises:
+        CommandError: it failed.
+    """
+    if not uv.config:
+        return command.run([uv_binary(), *arguments], env=uv.environment, stdin=stdin)
+    # The file may hold a password: its folder is open to its owner alone, and goes when uv has ended.
+    with tempfile.TemporaryDirectory(prefix="firstlight-") as scratch:
+        file = Path(scratch) / "uv.toml"
+        file.write_text(uv_files.write(uv.config), encoding="utf-8")
+        return command.run([uv_binary(), "--config-file", file, *arguments], env=uv.environment, stdin=stdin)
 
 
 def pip_settings(environ: Mapping[str, str]) -> dict[str, list[str]]:
     """{option: values} of this machine's pip, files and environment together."""
-    return parse_pip_config(pip_config_list(environ))
+    return inherited.parse_pip_config(pip_config_list(environ))
 
 
 def own_index(
@@ -120,24 +141,10 @@ def own_index(
 _MORE_INDEXES = ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_NO_INDEX")
 
 
-def uv_files(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """The configuration files that uv reads outside of a project, the user's first.
-
-    Source: uv's documentation of its configuration files.
-    """
-    if environ.get("UV_CONFIG_FILE"):
-        return [Path(environ["UV_CONFIG_FILE"])]
-    if sys.platform == "win32":
-        return [Path(environ.get("APPDATA") or home / "AppData/Roaming") / "uv" / "uv.toml"]
-    return [Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "uv" / "uv.toml", Path("/etc/uv/uv.toml")]
-
-
 def _own_uv(environ: Mapping[str, str], home: Path, ours: str | None) -> str | None:
-    from provision.spec import parse_toml  # not on top: the toolbox installs itself with this module
-
-    for file in uv_files(environ, home):
+    for file in uv_files.paths(environ, home):
         try:
-            held = parse_toml(file.read_text(encoding="utf-8"))
+            held = uv_files.parse(file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             continue
         tables = [held, held["pip"] if isinstance(held.get("pip"), dict) else {}]
@@ -186,18 +193,18 @@ def uv_binary() -> Path:
 
 def pip_config_list(environ: Mapping[str, str]) -> str:
     """What the toolbox's pip says of its configuration, files and environment together."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
-    return command.run(pip, env=dict(environ) | {"PYTHONWARNINGS": "ignore"}, timeout_seconds=60).stdout
+    pip = [sys.executable, "-I", "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    return command.run(pip, env=inherited.for_pip_config(environ), timeout_seconds=60).stdout
 
 
 def main(lock: str) -> int:
     """Install a lock into the toolbox itself; the second half of the bootstrap."""
     target = Path(sys.prefix)
     uv = for_uv(os.environ, target.parent / ".cache" / "uv", offline=False)
-    argv: list[str | Path] = [uv_binary(), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    argv: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes"]
     argv += ["--compile-bytecode", *uv.flags, "--python", sys.executable, "-r", lock]
     try:
-        command.run(argv, env=uv.environment)
+        run_uv(argv, uv)
     except command.CommandError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -122,6 +122,7 @@ class Variant(Strict):
     find_links: str | None = None
     instead: str | None = None
     instead_cost: str | None = None
+    download_bytes: int | None = None
     install_bytes: int | None = None
     hashes: list[str] = []
 

@@ -13,6 +13,7 @@ from provision.choices import Source
 from provision.command import redact
 from provision.hub import Hub, official_endpoint
 from provision.ledger import Ledger
+from provision.locating import Place, own_places
 from provision.relay import Relay, cached_only
 
 if TYPE_CHECKING:
@@ -72,10 +73,24 @@ class Supply:
         chosen = [official if each.is_official else each for each in self._record.sources("torch")]
         return chosen if official in chosen else [*chosen, official]
 
-    def torch_pages(self, variant: Variant) -> list[str]:
-        """The same as pages that link the files, for uv's find-links."""
+    def places(self, uv: sources.UvSources, variant: Variant) -> list[Place]:
+        """Return every source that uv is given, the mirrors behind a relay among them."""
+        mirrors = self.wheel_sources(variant)
+        if not mirrors:
+            return own_places(uv)
+        own = own_places(replace(uv, flags=("--no-index",)))
+        return [*own, *(Place(f"the mirror {each.name}", each.url, each.kind) for each in mirrors)]
+
+    def torch_places(self, variant: Variant) -> list[Place]:
+        """Return the pages that torch alone may be taken from; none where a relay has them among its mirrors."""
+        if self.wheel_sources(variant) and not self.offline:
+            return []
         return [
-            each.url if each.kind == "find-links" else f"{each.url.rstrip('/')}/torch/"
+            Place(
+                f"the page {redact(each.url)}",
+                each.url if each.kind == "find-links" else f"{each.url.rstrip('/')}/torch/",
+                "find-links",
+            )
             for each in self.torch_sources(variant)
         ]
 
@@ -124,11 +139,11 @@ class Supply:
         """How uv is started to install what a lock's text asks for."""
         from_mirrors = self.wheel_sources(variant)
         if from_mirrors and self.offline:
-            return sources.UvSources(cached_only(uv.environment), uv.flags)
+            return replace(uv, environment=cached_only(uv.environment))
         if not from_mirrors or self._relay is None:
             return uv
         self._relay.wheels(wheels.hashes(asked), from_mirrors)
-        return sources.UvSources(self._relay.environment(uv.environment), uv.flags)
+        return replace(uv, environment=self._relay.environment(uv.environment))
 
     def for_conda(self, packages: Sequence[CondaPackage]) -> dict[str, str]:
         """{channel's own address: who serves it}, as rattler takes it."""

@@ -78,13 +78,19 @@ def without(lock: Path, names: Collection[str]) -> str:
         lock: a lock of pinned requirements, an entry's hashes indented below it.
         names: normalised names.
     """
-    kept, keep = [], True
-    for line in lock.read_text(encoding="utf-8").splitlines():
+    return split(lock.read_text(encoding="utf-8"), names)[1]
+
+
+def split(text: str, names: Collection[str]) -> tuple[str, str]:
+    """Return the entries of some packages of a lock's text, and the other lines; `names` are normalised."""
+    named: list[str] = []
+    others: list[str] = []
+    lines = others
+    for line in text.splitlines():
         if line and not line.startswith((" ", "\t", "#")):
-            keep = normal(re.split(r"[=\s;\[]", line, maxsplit=1)[0]) not in names
-        if keep:
-            kept.append(line)
-    return "\n".join(kept) + "\n"
+            lines = named if normal(re.split(r"[=\s;\[]", line, maxsplit=1)[0]) in names else others
+        lines.append(line)
+    return "\n".join(named) + "\n", "\n".join(others) + "\n"
 
 
 def harmed_packages(site: Path, wanted: Sequence[Locked], *, deep: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import choices, settings, sources, variables
+from provision import choices, settings, uv_files, variables
 from provision.choices import Record, Written
 from provision.environment import read_owner
 from provision.errors import SpecError
@@ -85,7 +85,7 @@ def targets(
     condarc = Path(environ["CONDARC"]) if environ.get("CONDARC") else home / ".condarc"
     if conda_is_here or condarc.exists():
         found.append(Target(condarc, lambda content: settings.condarc(content, values)))
-    found.append(Target(sources.uv_files(environ, home)[0], lambda content: settings.uv_config(content, index)))
+    found.append(Target(uv_files.paths(environ, home)[0], lambda content: settings.uv_config(content, index)))
     return found
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import zipfile
@@ -77,10 +78,12 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, str]) ->
 
 
 def lock_text(*wheels: Path) -> str:
+    """A lock as `provision env lock` writes it: every entry has a marker and its hashes."""
     lines = ["# a lock"]
     for wheel in wheels:
         name, version = wheel.name.split("-")[:2]
-        lines += [f"{name}=={version} \\", f"    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"]
+        lines += [f"{name}=={version} ; sys_platform == '{sys.platform}' \\"]
+        lines += [f"    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"]
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ def test_setup_builds_the_real_environment_and_runs_a_real_denoising_step(
     (tmp_path / "host.toml").write_text("models = []\n")
     cache = {"UV_CACHE_DIR": str(TEST_ROOT / "cache/uv"), "PYTHONPATH": str(CHECKOUT)}
     # A cached wheel is found through the index or folder that it came from, and those are pip's own settings.
-    settings = sources.parse_pip_config(sources.pip_config_list(MACHINE))
+    settings = sources.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links")
     links = {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
     argv = [sys.executable, "-m", "provision", "setup", "--offline", "--json"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import command, sources
+from provision import command, inherited, sources
 from provision.command import redact
 from tests.provision.conftest import lock_text, write_wheel
 
@@ -42,7 +42,7 @@ def test_the_environment_beats_the_file(home: Path) -> None:
 
 def test_install_beats_global() -> None:
     text = "install.index-url='https://install'\nglobal.index-url='https://global'\n"
-    assert sources.parse_pip_config(text)["index-url"] == ["https://install"]
+    assert inherited.parse_pip_config(text)["index-url"] == ["https://install"]
 
 
 def test_what_the_machine_set_for_uv_itself_stays(home: Path) -> None:

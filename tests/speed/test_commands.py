@@ -49,7 +49,7 @@ def test_setup_on_an_empty_root_against_bare_uv(
 ) -> None:
     """Both with caches that are cold, one after the other, from the same sources; setup has its toolbox."""
     machine = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
-    settings = sources.parse_pip_config(sources.pip_config_list(MACHINE))
+    settings = sources.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links", "cert")
     machine |= {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
     machine |= {"PYTHONPATH": str(CHECKOUT)}

@@ -66,7 +66,7 @@ def envs(tmp_path: Path, served: channel.Served) -> Path:
 def machine(home: Path, served: channel.Served) -> dict[str, str]:
     """The machine's own package sources, an empty home, and the channel as conda's mirror."""
     env = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
-    settings = sources.parse_pip_config(sources.pip_config_list(MACHINE))
+    settings = sources.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links", "cert")
     env |= {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
     env |= {"PYTHONPATH": str(CHECKOUT), "CONDA_CHANNEL_ALIAS": served.url, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
