@@ -68,6 +68,12 @@ def site_packages(prefix: Path, version: str) -> Path:
     return prefix / "lib" / f"python{version.rpartition('.')[0]}" / "site-packages"
 
 
+def site_folders(prefix: Path) -> list[Path]:
+    """Return every site-packages folder of an environment that is there; of two names of one folder, the real one."""
+    found = [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("Lib/site-packages")]
+    return sorted({folder.resolve() for folder in found if folder.is_dir()})
+
+
 def too_long_for_scripts(prefix: Path) -> str | None:
     """Why scripts in this folder would not start, or None."""
     line = f"#!{prefix}/bin/python3.11"

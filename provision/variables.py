@@ -88,6 +88,21 @@ def fish_quoted(text: str) -> bytes:
     return b"'" + os.fsencode(text).replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"
 
 
+def start_line(every: Mapping[str, str]) -> str:
+    """Return the line of a .pth file by which python itself sets the hub's variables when it starts; "" without a hub.
+
+    A value of the user's wins: where HF_ENDPOINT is set, nothing is. An empty HF_ENDPOINT counts as not set, as in
+    `hooks`: the client of the hub would build addresses without a host from it. The others are set along with
+    HF_ENDPOINT, each only where the user has not set it. Python runs the line in every start that runs `site` (a bare
+    interpreter, -I, a notebook's kernel, cron), so it must be short, in ASCII, and never raise.
+    """
+    first = "HF_ENDPOINT"
+    if first not in every:
+        return ""
+    others = "".join(f', "{name}": os.environ.get("{name}", {every[name]!a})' for name in _WITH[first] if name in every)
+    return f'import os; os.environ.get("{first}") or os.environ.update({{"{first}": {every[first]!a}{others}}})\n'
+
+
 def hooks(every: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(folder, suffix, text) of the scripts that conda runs when an environment is entered and left.
 

@@ -16,6 +16,7 @@ from provision.choices import Record, Written
 from provision.environment import read_owner
 from provision.errors import SpecError
 from provision.moving import make_folders
+from provision.prefix import site_folders
 from provision.step import Check, State
 from provision.volume import keep_backup, write_atomic
 
@@ -57,7 +58,8 @@ def targets(
 ) -> list[Target]:
     """Every file that tells a tool of its mirror: those of the environment first, then the user's.
 
-    uv reads no file inside an environment: there it is told by the script that conda runs at activation.
+    pip reads a file inside an environment. uv reads none: it has the user's file, and in conda's environments the
+    script that runs at activation. The client of the hub reads variables alone: python sets them when it starts.
     """
     pip, conda, torch = (record.chosen(tool) for tool in ("pip", "conda", "torch"))
     page = torch.url if torch.kind == "find-links" else f"{torch.url.rstrip('/')}/torch/"
@@ -75,9 +77,12 @@ def targets(
     if owner is not None:
         name = "pip.ini" if sys.platform == "win32" else "pip.conf"
         found.append(Target(prefix / name, lambda content: settings.pip_config(content, index, links)))
+        told = mirror_variables(record)
+        line = variables.start_line(told).encode("ascii")
+        found += [Target(site / "firstlight-mirrors.pth", lambda _: line) for site in site_folders(prefix)]
         if owner.get("interpreter") == "conda":
             found.append(Target(prefix / ".condarc", lambda content: settings.condarc(content, values)))
-            told = {key: value for key, value in mirror_variables(record).items() if key.startswith(("UV_", "HF_"))}
+            told = {key: value for key, value in told.items() if key.startswith(("UV_", "HF_"))}
             for folder, suffix, text in variables.hooks(told):
                 place = prefix / "etc" / "conda" / folder / f"firstlight-mirrors{suffix}"
                 found.append(Target(place, lambda _, text=text: text.encode()))  # type: ignore[misc]
