@@ -171,7 +171,9 @@ class Model:
         """One component of a snapshot: safetensors alone, nothing from the network."""
         flat = not (weights / name).is_dir()  # a model that stands alone
         folder = weights if flat else weights / name
-        variant = "fp16" if list(folder.glob("*.fp16.safetensors")) else None
+        # Two variants of a model may share the folder: one that is plain is what a program without a wish loads.
+        files = list(folder.glob("*.safetensors"))
+        variant = "fp16" if files and all(".fp16." in file.name for file in files) else None
         kind = type(self.components[name])
         component = kind.from_pretrained(
             folder, dtype=self.dtype, variant=variant, use_safetensors=True, local_files_only=True

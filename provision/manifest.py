@@ -1,8 +1,13 @@
-"""The models that can be asked for: envs/models.toml, what a user adds to it, and the extras of each."""
+"""The models that can be asked for: envs/models.toml, what a user adds to it, and the names by which they are found.
+
+A model's name is NAME[@VARIANT][+EXTRA...]. NAME is an entry's, a former name of it, or the id of its repository. NAME
+alone is the entry that `from_pretrained(REPO)` loads; where a repository has variants alone, the first of them.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,29 +19,48 @@ if TYPE_CHECKING:
 
     from provision.spec import ModelSpec
 
+_ENTRY = re.compile(r"[A-Za-z0-9][\w.-]*(@(?P<variant>[\w-]+))?")
+
 
 class Manifest:
-    """Models by name; NAME+EXTRA is the model with the files of an extra as well."""
+    """Models by the names of their entries, NAME or NAME@VARIANT."""
 
     def __init__(self, models: dict[str, ModelSpec]) -> None:
         """Take the entries."""
         self.models = models
 
-    def pick(self, asked: str) -> ModelSpec:
-        """One entry, with the extras that were asked for among its files.
+    def name(self, asked: str) -> str:
+        """Return the one name of what is asked for: the entry's own, and each extra that adds files, once.
 
         Args:
-            asked: NAME, or NAME+EXTRA, or more extras.
+            asked: NAME[@VARIANT][+EXTRA...], as the module says.
 
         Raises:
-            SpecError: there is no such model or extra.
+            SpecError: there is no such model, variant or extra.
         """
-        name, *extras = asked.split("+")
-        model = self.models[spec.choose(name, list(self.models), "model")]
+        head, *extras = asked.split("+")
+        entry = self._entry(head)
+        known = self.models[entry].extras
         for extra in extras:
-            spec.choose(extra, list(model.extras), f"extra of {name}")
-        files = [*model.files, *(file for extra in dict.fromkeys(extras) for file in model.extras[extra])]
-        return model.model_copy(update={"files": files, "extras": {}})
+            spec.choose(extra, list(known), f"extra of {entry}")
+        return "+".join([entry, *(extra for extra in dict.fromkeys(extras) if known[extra])])
+
+    def pick(self, asked: str) -> ModelSpec:
+        """Return one entry, with the extras that are asked for among its files.
+
+        Every former id of the repository is among its aliases, whichever entry names it.
+
+        Args:
+            asked: as for `name`.
+
+        Raises:
+            SpecError: there is no such model, variant or extra.
+        """
+        entry, *extras = self.name(asked).split("+")
+        model = self.models[entry]
+        files = [*model.files, *(file for extra in extras for file in model.extras[extra])]
+        former = [repo for each in self.models.values() if each.repo == model.repo for repo in each.former_repos]
+        return model.model_copy(update={"files": files, "extras": {}, "aliases": list(dict.fromkeys(former))})
 
     def revisions(self, repo: str) -> set[str]:
         """Every commit of a repository that an entry pins."""
@@ -45,6 +69,26 @@ class Manifest:
     def every(self) -> Iterable[ModelSpec]:
         """Every entry with all of its extras."""
         return [self.pick("+".join([name, *model.extras])) for name, model in self.models.items()]
+
+    def _entry(self, asked: str) -> str:
+        if asked in self.models:
+            return asked
+        base, _, variant = asked.partition("@")
+        stems = {
+            _stem(name) for name, model in self.models.items() if base in {_stem(name), model.repo, *model.aliases}
+        }
+        alike = [name for name in self.models if _stem(name) in stems]
+        if not alike:
+            return spec.choose(asked, list(self.models), "model")
+        if variant:
+            found = [name for name in alike if self.models[name].variant == variant]
+            known = [each for name in alike if (each := self.models[name].variant)]
+            return found[0] if found else spec.choose(variant, known, f"variant of {base}")
+        return next((name for name in alike if "@" not in name), alike[0])
+
+
+def _stem(name: str) -> str:
+    return name.partition("@")[0]
 
 
 def load(shipped: Path, added: str | None = None) -> Manifest:
@@ -55,7 +99,7 @@ def load(shipped: Path, added: str | None = None) -> Manifest:
         added: another file of the same form.
 
     Raises:
-        SpecError: a file cannot be read, a key is wrong, or a name holds a plus.
+        SpecError: a file cannot be read, a key is wrong, or a name is none.
     """
     models = _read(shipped)
     if added is not None:
@@ -65,7 +109,10 @@ def load(shipped: Path, added: str | None = None) -> Manifest:
 
 def _read(path: Path) -> dict[str, ModelSpec]:
     found = spec.load_tables(path, spec.ModelSpec)
-    for name in found:
-        if "+" in name:
-            raise SpecError(f"{path}, key {name}: a plus stands before an extra. Give another name.")
+    for name, model in found.items():
+        matched = _ENTRY.fullmatch(name)
+        if not matched:
+            raise SpecError(f"{path}, key {name}: a name is letters, digits, . _ and -, or NAME@VARIANT. Rename it.")
+        if matched["variant"] and matched["variant"] != model.variant:
+            raise SpecError(f'{path}, key {name}: this name takes variant = "{matched["variant"]}". Add it.')
     return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision import checking, pins, stand_ins
+from provision import aliases, checking, pins, stand_ins
 from provision.checking import Depth
 from provision.errors import BlockedError, FirstlightError, SpecError
 from provision.locking import BlobLock
@@ -31,6 +31,7 @@ class Removal:
     """What a removal takes away: links, blobs that nothing else needs, folders; and the bytes that come free.
 
     `pins`: the hashes by which its files are pinned: who fetches one of them holds the lock of that name.
+    `aliases`: our links to its repository by former ids.
     """
 
     links: list[Path]
@@ -38,6 +39,7 @@ class Removal:
     folders: list[Path]
     bytes: int
     pins: frozenset[str] = frozenset()
+    aliases: Sequence[Path] = ()
 
     @property
     def locks(self) -> set[tuple[Path, str]]:
@@ -109,6 +111,8 @@ def others(root: Root, manifest: Manifest) -> dict[str, int]:
     for kind in ("models", "datasets", "spaces"):
         for folder in sorted(root.hub_in_use.glob(f"{kind}--*")):
             name = folder.name.removeprefix(f"{kind}--").replace("--", "/")
+            if any(aliases.leads_to(folder, each) for each in ours):
+                continue  # a former id of ours
             if folder.name in ours:
                 for snapshot in sorted((folder / "snapshots").glob("*")):
                     if snapshot.name not in ours[folder.name]:
@@ -125,25 +129,33 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
     Args:
         root: the volume.
         manifest: the models by name.
-        name: one of them, with or without extras; or stand-in/NAME; or repository@commit of `others`.
+        name: one of them, as `Manifest.name` takes it; or stand-in/NAME; or repository@commit of `others`.
 
     Raises:
         SpecError: there is no such model.
     """
-    if "@" in name:
-        return _of_snapshot(_other_snapshot(root, manifest, name))
     if name.startswith(f"{stand_ins.OWNER}/"):
         folder = stand_ins.folder_of(root, name.partition("/")[2])
         blobs = sorted((folder / "blobs").glob("*"))
         return Removal(_links(folder / "snapshots"), blobs, [folder] if blobs else [], _bytes_of(folder / "blobs"))
+    try:
+        known = manifest.name(name)
+    except SpecError:
+        if "@" in name and "/" in name:
+            return _of_snapshot(_other_snapshot(root, manifest, name))
+        raise
+    if "+" in name and "+" not in known:
+        raise SpecError(f"{name}: these files are part of {known}, and go with it alone. Name that, or keep them.")
+    name = known
     model = manifest.pick(name)
     base = name.partition("+")[0]
     snapshot = snapshot_of(root, model)
-    kept: set[str] = set()
-    for each in held(root, manifest):
-        alike = (each.model.repo, each.model.revision) == (model.repo, model.revision)
-        if alike and each.asked.partition("+")[0] != base and each.state != "absent":
-            kept |= {file.path for file in each.model.files}
+    others_here = [
+        each.model
+        for each in held(root, manifest)
+        if each.model.repo == model.repo and each.asked.partition("+")[0] != base and each.state != "absent"
+    ]
+    kept = {file.path for other in others_here if other.revision == model.revision for file in other.files}
     whole = manifest.models[base]
     if "+" in name:  # an extra alone goes: the model stays
         kept |= {file.path for file in whole.files}
@@ -160,7 +172,9 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         for file in _every_file(root, manifest, other)
         for pin in _pins(file)
     }
-    return _of_links(snapshot, links, mine, mine - theirs)
+    gone = _of_links(snapshot, links, mine, mine - theirs)
+    is_last = "+" not in name and not others_here
+    return replace(gone, aliases=aliases.owned(root.hub_in_use, model.folder)) if is_last else gone
 
 
 def _of_snapshot(snapshot: Path) -> Removal:
@@ -242,7 +256,7 @@ def remove(root: Root, manifest: Manifest, name: str) -> None:
                 )
             held_locks.callback(lock.release)
         gone = removal(root, manifest, name)  # under its locks, nobody gives a blob another name
-        for link in gone.links:
+        for link in [*gone.aliases, *gone.links]:
             link.unlink(missing_ok=True)
         for blob_file in gone.blobs:
             if (blob_file.parent.parent, _blob_of(blob_file)) in shown.locks:

@@ -27,7 +27,10 @@ SCHEMA = 1
 
 @dataclass
 class Row:
-    """What became of one model. `state`: ok, missing, corrupt, failed, or stand-in; `exit` is of its `error`."""
+    """What became of one model. `state`: ok, missing, corrupt, failed, or stand-in; `exit` is of its `error`.
+
+    `load`: the line of Python that loads it.
+    """
 
     name: str
     model: ModelSpec
@@ -38,6 +41,7 @@ class Row:
     said: str = ""
     error: str | None = None
     exit: Exit = Exit.FAILED
+    load: str | None = None
 
     @property
     def bytes_total(self) -> int:
@@ -60,6 +64,7 @@ def rows_json(command: str, rows: Sequence[Row], code: int) -> str:
             "files": [{"path": each.path, "size": each.size, "state": each.state} for each in row.files],
             "detail": row.said,
             "error": row.error,
+            "load": row.load,
         }
         for row in rows
     ]
@@ -69,6 +74,7 @@ def rows_json(command: str, rows: Sequence[Row], code: int) -> str:
 def row_lines(row: Row, *, every_file: bool) -> str:
     """One model in lines: its state, then each file that is not as it should be, or `every_file`."""
     lines = [f"  {row.state:<8} {row.name:<32} {row.error or row.said}  ({row.seconds:.2f} s)"]
+    lines += [f"    load it: {row.load}"] if row.load else []
     if all(each.state == "missing" for each in row.files):
         return redact(lines[0])
     for each in row.files:
@@ -101,8 +107,7 @@ def list_lines(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mapp
     """`models list` for people."""
     lines = []
     for each in found:
-        unknown = any(file.size is None and file.path.endswith(".safetensors") for file in each.model.files)
-        known = "? GB" if unknown else f"{sum(file.size or 0 for file in each.model.files) / 1e9:.2f} GB"
+        known = "? GB" if each.model.bytes is None else f"{each.model.bytes / 1e9:.2f} GB"
         said = {"whole": "here", "absent": "-"}.get(each.state, f"{len(each.there)} of {len(each.states)} files")
         unpinned = sum(not file.locked for file in each.model.files)
         notes = [f"not pinned yet: {unpinned} of its files" if unpinned else "", each.model.note]
@@ -138,7 +143,7 @@ def list_json(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mappi
     return redact(json.dumps({"schema": SCHEMA, "models": models, "others": dict(others)}))
 
 
-def structure_lines(name: str, model: ModelSpec, found: Structure) -> str:
+def structure_lines(name: str, model: ModelSpec, found: Structure, load: str | None) -> str:
     """A model as people know it from printing a pipeline."""
     variant = f"{model.variant}, " if model.variant else ""
     lines = [
@@ -167,10 +172,11 @@ def structure_lines(name: str, model: ModelSpec, found: Structure) -> str:
         lines.append(f"  scheduler: {found.scheduler[0]}")
         lines += [f"    {key} = {value}" for key, value in sorted(found.scheduler[1].items())]
     lines += [f"  {model.note}"] if model.note else []
+    lines += [f"  load it: {load}"] if load else []
     return redact("\n".join([*lines, *(f"  amiss: {fault}" for fault in found.faults)]))
 
 
-def structure_json(name: str, model: ModelSpec, found: Structure) -> str:
+def structure_json(name: str, model: ModelSpec, found: Structure, load: str | None) -> str:
     """The same for programs."""
     scheduler = {"class": found.scheduler[0], "settings": found.scheduler[1]} if found.scheduler else None
     whole = {
@@ -184,6 +190,7 @@ def structure_json(name: str, model: ModelSpec, found: Structure) -> str:
         "read_from": found.read_from,
         "components": [asdict(each) for each in found.components],
         "scheduler": scheduler,
+        "load": load,
         "faults": found.faults,
     }
     return redact(json.dumps(whole))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from provision import architectures, model_report, models, paths, pins, stand_ins
+from provision import architectures, loading, model_report, models, paths, pins, stand_ins
 from provision.checking import Depth, FileState
 from provision.errors import FirstlightError, from_os_error
 from provision.hub import HubError
@@ -86,7 +86,7 @@ def verify(work: Pull, depth: Depth, *, quiet: bool) -> Row:
     return row
 
 
-def stand_in(root: Root, name: str, model: ModelSpec, envs: Path, env: str, *, dry_run: bool) -> Row:
+def stand_in(root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, quiet: bool, dry_run: bool) -> Row:
     """Build a model's architecture with random weights.
 
     Raises:
@@ -94,13 +94,16 @@ def stand_in(root: Root, name: str, model: ModelSpec, envs: Path, env: str, *, d
     """
     started = time.perf_counter()
     row = Row(name, model)
-    size = stand_ins.size_of(model, architectures.load(envs, model.architecture))
+    architecture = architectures.load(envs, model.architecture)
+    repo, size = stand_ins.repo_of(name), stand_ins.size_of(model, architecture)
     if dry_run:
         row.state, row.said = "missing", f"not built: a dry run; {size:,} bytes of random weights"
         return row
     try:
-        snapshot = stand_ins.build(root, name, model, envs, paths.interpreter(root.prefix(env)))
-        row.state, row.said = "stand-in", f"random weights, as {stand_ins.repo_of(name)}; this is not {model.repo}"
+        with Bars(name, {repo: size}, wanted=not quiet) as bars:
+            snapshot = stand_ins.build(root, name, model, envs, python, lambda count, _: bars.advance(repo, count))
+        row.state, row.said = "stand-in", f"random weights, as {repo}; this is not {model.repo}"
+        row.load = loading.of_stand_in(name, model, architecture)
         files = sorted(path for path in snapshot.rglob("*") if path.is_file())
         row.files = [
             FileState(path.relative_to(snapshot).as_posix(), path.stat().st_size, "stand-in") for path in files

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from provision import stand_ins
+from provision import aliases, loading, stand_ins
 from provision.checking import Depth
 from provision.command import redact
 from provision.download import DownloadError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
+    from provision.architectures import Architecture
     from provision.hub import Hub
     from provision.paths import Root
     from provision.spec import ModelSpec
@@ -40,9 +41,10 @@ class ModelStep:
         hubs: where it may come from.
         retry: look again for a hub that was silent before (setup does, status does not).
         progress: told the bytes that arrive, and how many will.
-        build: builds the stand-in; None: it is only put on record.
+        build: builds the stand-in, and tells of its bytes as `progress` is told; None: it is only put on record.
         tell: told what takes long.
         pinned: every revision of its repository that the manifest pins.
+        architecture: what it is made of; None where that is not known.
     """
 
     essential = False
@@ -57,9 +59,10 @@ class ModelStep:
         *,
         retry: bool,
         progress: Callable[[int, int], None],
-        build: Callable[[], Path] | None = None,
+        build: Callable[[Callable[[int, int], None]], Path] | None = None,
         tell: Callable[[str], None] = lambda _: None,
         pinned: Collection[str] = (),
+        architecture: Architecture | None = None,
     ) -> None:
         """Take what the class says."""
         self.name = f"model {name}"
@@ -69,12 +72,12 @@ class ModelStep:
         self.retry = retry
         self.progress = progress
         self.build = build
+        self.architecture = architecture
 
     def describe(self) -> str:
         """The plan's line."""
         spec = self.pull.spec
-        size = sum(file.size or 0 for file in spec.files)
-        known = f"{size / 1e9:.2f} GB, " if size else ""
+        known = f"{spec.bytes / 1e9:.2f} GB, " if spec.bytes else ""
         return f"pull {spec.repo} ({known}{spec.license}) from {self.pull.hubs.every()[0].endpoint}"
 
     def check(self, *, deep: bool = False) -> Check:
@@ -86,7 +89,10 @@ class ModelStep:
             size = sum(state.size or 0 for state in states)
             fetched = self.pull.ledger.summary()
             how = f"{', every hash right' if deep else ''}{f': {fetched}' if fetched else ''}"
-            return Check(State.OK, f"{repo}, {size:,} bytes{how}", "; ".join(self.pull.ledger.loud()) or None)
+            if lost := aliases.missing(self.root.hub_in_use, self.pull.spec):
+                return Check(State.DRIFTED, f"{repo} is not found as {lost[0]}")
+            load = _to_load(loading.of_model(self.root, self.pull.spec, self.architecture))
+            return Check(State.OK, f"{repo}, {size:,} bytes{how}{load}", "; ".join(self.pull.ledger.loud()) or None)
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         detail = f"{wrong[0].path} {wrong[0].reason}{more}"
         reason = recorded(self.root).get(self.model)
@@ -97,8 +103,8 @@ class ModelStep:
         built = stand_ins.snapshot_of(self.root, self.model)
         if self.retry and self.build is not None and built is None:
             return Check(State.DRIFTED, "its stand-in is not built")
-        named = f"stand-in: random weights, as {stand_ins.repo_of(self.model)}" if built else "stand-in: random weights"
-        return Check(State.OK, named, f"{self.model}: random weights stand in ({reason})")
+        load = _to_load(loading.of_stand_in(self.model, self.pull.spec, self.architecture)) if built else ""
+        return Check(State.OK, f"stand-in: random weights{load}", f"{self.model}: random weights stand in ({reason})")
 
     def apply(self) -> None:
         """Pull what is missing; where the hub does not answer, build the stand-in and put it on record."""
@@ -116,7 +122,7 @@ class ModelStep:
         if self.build is None:
             return reason
         try:
-            self.build()
+            self.build(self.progress)
         except FirstlightError as error:
             return f"{reason}; none was built: {error}"
         return reason
@@ -128,6 +134,10 @@ class ModelStep:
                 hub.listing(spec.repo, spec.revision, seconds=_SIGN_OF_LIFE_SECONDS)
                 return hub
         return None
+
+
+def _to_load(line: str | None) -> str:
+    return f"; load it: {line}" if line else ""
 
 
 def recorded(root: Root) -> dict[str, str]:

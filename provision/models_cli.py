@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The models in the Hugging Face cache.", no_args_is_help=True, rich_markup_mode=None)
 
-Names = Annotated[list[str] | None, typer.Argument(help="NAME or NAME+EXTRA; without any, this host's.")]
-Name = Annotated[str, typer.Argument(help="NAME or NAME+EXTRA of the manifest.")]
+_NAME = "NAME[@VARIANT][+EXTRA...]; NAME is an entry of the manifest or the id of its repository"
+Names = Annotated[list[str] | None, typer.Argument(help=f"{_NAME}; without any, this host's.")]
+Name = Annotated[str, typer.Argument(help=f"{_NAME}.")]
 EndpointFlag = Annotated[str | None, typer.Option("--endpoint", help="This hub alone.", metavar="URL")]
 
 
@@ -48,7 +49,11 @@ class _Place:
 
     wish: Wish
     manifest: Manifest
-    names: list[str]
+    asked: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(self.manifest.name(each) for each in self.asked))
 
     def pick(self, name: str) -> ModelSpec:
         return self.manifest.pick(name)
@@ -107,7 +112,7 @@ def pull(
     """Fetch models into the cache: what is there is hashed, what is missing or corrupt is fetched and verified."""
 
     def act() -> Exit:
-        from provision import model_care, model_work
+        from provision import loading, model_care, model_work, paths
         from provision.pulling import Pull
         from provision.supply import Hubs
 
@@ -130,12 +135,17 @@ def pull(
         rows: list[Row] = []
         for name, model in picked:
             if stand_in:
+                python = paths.interpreter(known.prefix(place.wish.host.env))
                 rows.append(
-                    model_work.stand_in(known, name, model, place.wish.envs, place.wish.host.env, dry_run=dry_run)
+                    model_work.stand_in(
+                        known, name, model, place.wish.envs, python, quiet=quiet or json, dry_run=dry_run
+                    )
                 )
             else:
                 work = Pull(known, name, model, hubs, trust_mirror, place.manifest.revisions(model.repo))
                 rows.append(model_work.pull(work, say, quiet=quiet or json, dry_run=dry_run))
+                if rows[-1].state == "ok":
+                    rows[-1].load = loading.of_model(known, model, loading.known(place.wish.envs, model))
             if rows[-1].exit is Exit.BLOCKED:
                 break  # no other one would do better
         return _end("models pull", rows, json=json, quiet=quiet)
@@ -170,7 +180,7 @@ def verify(
         if not names:  # also what was pulled beside this host's own
             here = {each.asked for each in model_care.held(known, place.manifest) if each.state != "absent"}
             covered = {name.partition("+")[0] for name in here}
-            place.names = sorted(here | {name for name in place.names if name.partition("+")[0] not in covered})
+            place.asked = sorted(here | {name for name in place.names if name.partition("+")[0] not in covered})
         hubs = Hubs(known, os.environ, offline=True)
         rows = [
             model_work.verify(Pull(known, name, place.pick(name), hubs), wanted, quiet=quiet or json)
@@ -195,12 +205,13 @@ def show(
     """Show what a model is made of: components, parameters, scheduler, licence. Nothing of it is loaded."""
 
     def act() -> Exit:
-        from provision import model_care, model_report, structure
+        from provision import loading, model_care, model_report, structure
 
         place = _place([name], root, host, envs, manifest)
-        model = place.pick(name)
+        known, model = place.names[0], place.pick(name)
         found = structure.read(model_care.snapshot_of(place.wish.root, model), model, place.wish.envs)
-        print((model_report.structure_json if json else model_report.structure_lines)(name, model, found))
+        load = loading.here(place.wish.root, place.wish.envs, known, model)
+        print((model_report.structure_json if json else model_report.structure_lines)(known, model, found, load))
         return Exit.GOOD
 
     guard(act, json=json)
@@ -225,7 +236,7 @@ def lock(
         added = place.wish.host.manifest
         rows = []
         for name in place.names:
-            base = spec.choose(name.partition("+")[0], list(place.manifest.models), "model")
+            base = name.partition("+")[0]
             whole = place.manifest.models[base]
             mine = Path(added).expanduser() if added else None
             has_it = mine is not None and base in spec.load_tables(mine, spec.ModelSpec)
@@ -244,7 +255,7 @@ def lock(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="NAME, NAME+EXTRA (the extra alone), or stand-in/NAME.")],
+    name: Annotated[str, typer.Argument(help="NAME[@VARIANT], NAME+EXTRA (the extra alone), or stand-in/NAME.")],
     yes: YesFlag = False,
     root: RootFlag = None,
     host: HostFlag = None,
@@ -256,7 +267,7 @@ def remove(
     """Take a model out of the cache; what another model or revision needs stays."""
 
     def act() -> Exit:
-        from provision import holder, model_care, model_report, models, paths
+        from provision import holder, model_care, model_report, models, paths, stand_ins
 
         place = _place(None, root, host, envs, manifest)
         known = place.wish.root
@@ -272,8 +283,9 @@ def remove(
             alone = holder.holding(known, again) if known.marker.is_file() else nullcontext()
             with alone:
                 model_care.remove(known, place.manifest, name)
-            if name.startswith("stand-in/"):
-                models.record(known, name.partition("/")[2], None)
+            for recorded in models.recorded(known):
+                if stand_ins.repo_of(recorded) == name:
+                    models.record(known, recorded, None)
             removed = True
         if json:
             print(model_report.removal_json(name, gone, int(code), removed=removed))
@@ -302,7 +314,10 @@ def seed(
         for each in found:
             snapshot = model_care.snapshot_of(place.wish.root, each.model)
             paths_ = [file.path for file in each.model.files]
-            models.append(seeding.served(each.model.repo, each.model.revision, each.model.license, snapshot, paths_))
+            models += [
+                seeding.served(repo, each.model.revision, each.model.license, snapshot, paths_)
+                for repo in (each.model.repo, *each.model.former_repos)
+            ]
         if not models:
             raise FirstlightError(
                 f"no model of the manifest is whole here. Pull one first: `{paths.program()} models pull`."

@@ -15,6 +15,7 @@ from provision import (
     choosing,
     conda_lock,
     links,
+    loading,
     manifest,
     paths,
     pins,
@@ -95,7 +96,7 @@ def steps(
     root, host = wish.root, wish.host
     wanted = environment(wish.envs, host, facts)
     known_models = manifest_of(wish)
-    picked = {name: known_models.pick(name) for name in host.models}
+    picked = {known_models.name(name): known_models.pick(name) for name in host.models}
     hubs = Hubs(root, os.environ, offline=wish.offline)
     bases = activation.conda_bases(os.environ, wish.home)
     conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
@@ -134,6 +135,7 @@ def steps(
             build=partial(stand_ins.build, root, name, model, wish.envs, python, unasked=True),
             tell=tell,
             pinned=known_models.revisions(model.repo),
+            architecture=loading.known(wish.envs, model),
         )
         for name, model in picked.items()
     ]

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from provision import checking, client, digests, download, refs, snapshots
+from provision import aliases, checking, client, digests, download, refs, snapshots
 from provision.asking import Asking
 from provision.checking import Depth, FileState
 from provision.delivery import Candidate
@@ -213,6 +213,7 @@ class Pull:
                 self._list_by_client(plan)
             note = refs.name_main(self.folder, self.spec.revision, self.pinned)
             self.notes += [note] if note else []
+            self.notes += aliases.make(self.root.hub_in_use, self.spec)
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
 

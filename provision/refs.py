@@ -27,8 +27,8 @@ def name_main(folder: Path, revision: str, pinned: Collection[str]) -> str | Non
     Returns:
         What its owner should know: `main` names another one that is here too.
     """
-    main, mark = folder / "refs" / "main", folder / _MARK
-    named, ours = _text(main), _text(mark).split()
+    mark = folder / _MARK
+    named, ours = main(folder), _text(mark).split()
     if named == revision:
         return None
     is_here = bool(named) and (folder / "snapshots" / named).is_dir()
@@ -39,8 +39,13 @@ def name_main(folder: Path, revision: str, pinned: Collection[str]) -> str | Non
         )
     # The mark first, with both: killed between the two, we know what is ours whichever it names.
     write_atomic(mark, f"{named} {revision}" if is_here else revision)
-    write_atomic(main, revision)
+    write_atomic(folder / "refs" / "main", revision)
     return None
+
+
+def main(folder: Path) -> str:
+    """Return the commit that `main` of a repository names; empty where it names none."""
+    return _text(folder / "refs" / "main")
 
 
 def _text(path: Path) -> str:

@@ -192,7 +192,12 @@ def _sweep(repo: Path) -> None:
 
 def _repos(hub: Path) -> list[Path]:
     try:
-        return sorted(path for path in hub.iterdir() if _REPO.fullmatch(path.name) and path.is_dir())
+        # A link to a folder beside it is a former id of that repository, not another one.
+        return sorted(
+            path
+            for path in hub.iterdir()
+            if _REPO.fullmatch(path.name) and path.is_dir() and (hub / (_target(path) or "/")).parent != hub
+        )
     except OSError:
         return []
 

@@ -86,8 +86,15 @@ def _one_path_each(files: Sequence[ModelFile]) -> None:
             seen[key] = f"{kind} {part}"
 
 
+_ALIAS = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
+
+
 class ModelSpec(Strict):
-    """One model of the manifest. `extras`: files by name that are taken where somebody asks for NAME+EXTRA."""
+    """One model of the manifest.
+
+    `extras`: {name: files that NAME+EXTRA adds}; empty where the entry has them anyway. `aliases`: former names of the
+    entry and, with a slash, former ids of its repository.
+    """
 
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -95,6 +102,7 @@ class ModelSpec(Strict):
     license: str
     architecture: str
     note: str = ""
+    aliases: list[Annotated[str, Field(pattern=_ALIAS)]] = []
     files: Annotated[list[ModelFile], Field(min_length=1)]
     extras: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], list[ModelFile]] = {}
 
@@ -106,7 +114,24 @@ class ModelSpec(Strict):
     @property
     def folder(self) -> str:
         """The name of its folder in a hub cache (the client's layout)."""
-        return f"models--{self.repo.replace('/', '--')}"
+        return cache_folder(self.repo)
+
+    @property
+    def former_repos(self) -> list[str]:
+        """The former ids of its repository."""
+        return [alias for alias in self.aliases if "/" in alias]
+
+    @property
+    def bytes(self) -> int | None:
+        """The size of all its files; None where the size of one with weights is not pinned."""
+        if any(file.size is None and file.path.endswith(".safetensors") for file in self.files):
+            return None
+        return sum(file.size or 0 for file in self.files)
+
+
+def cache_folder(repo: str) -> str:
+    """Return the name of a model repository's folder in a hub cache (the client's layout)."""
+    return f"models--{repo.replace('/', '--')}"
 
 
 class Variant(Strict):

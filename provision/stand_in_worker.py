@@ -1,141 +1,89 @@
-"""Writes an architecture with seeded random weights, as a pipeline is saved; runs under the environment's interpreter.
+"""Describes an architecture by its real classes: tensors, full configurations. The environment's interpreter runs it.
 
-Reads one request in JSON from stdin: {classes, configs, tokenizers, pipeline, scheduler, variant, dtype, seed, folder}.
-The weights are written as they are made: no component is ever in memory as a whole.
+Reads {classes, configs, scheduler} in JSON from stdin, as `architectures.Architecture` has them, and prints
+{diffusers, components: {name: {config, tensors: {name: shape}}}, scheduler}. No weight is ever in memory.
+The shape of a tensor of whole numbers begins with "I64".
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
-from pathlib import Path
 from typing import Any
 
-_POOL = 1 << 20
-_BYTES = {"F16": "float16", "F32": "float32"}
-_OPTIONAL = {
-    "StableDiffusionPipeline": {"safety_checker", "feature_extractor", "image_encoder"},
-    "StableDiffusionInpaintPipeline": {"safety_checker", "feature_extractor", "image_encoder"},
-    "StableDiffusionXLPipeline": {"feature_extractor", "image_encoder"},
+# Checkpoints keep the prefix that transformers 5 leaves out; it reads them by either name, older ones by this alone.
+_PREFIXES = {
+    "CLIPTextModel": ("", "text_model."),
+    "StableDiffusionSafetyChecker": ("vision_model.", "vision_model.vision_model."),
 }
+_VERSIONS = ("_diffusers_version", "transformers_version")
 
 
 def main() -> int:
-    """Do what stdin asks for."""
+    """Describe what stdin names."""
     asked = json.loads(sys.stdin.read())
-    folder = Path(asked["folder"])
-    index: dict[str, Any] = {"_class_name": asked["pipeline"], "_diffusers_version": _version()}
-    for name, (library, kind) in asked["classes"].items():
-        place = folder / name if asked["pipeline"] else folder
-        _write_component(place, library, kind, asked["configs"][name], asked)
-        index[name] = [library, kind]
-    for name, kind in asked["tokenizers"].items():
-        _write_tokenizer(folder / name)
-        index[name] = ["transformers", kind]
-    if asked["scheduler"]:
-        import diffusers
-
-        kind, settings = asked["scheduler"]
-        getattr(diffusers, kind).from_config(settings).save_config(folder / "scheduler")
-        index["scheduler"] = ["diffusers", kind]
-    if asked["pipeline"]:
-        index |= {part: [None, None] for part in sorted(_OPTIONAL.get(asked["pipeline"], ()))}
-        if "safety_checker" in index:
-            index["requires_safety_checker"] = False
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    json.dump(describe(asked["classes"], asked["configs"], asked["scheduler"]), sys.stdout)
     return 0
 
 
-def _version() -> str:
+def describe(
+    classes: dict[str, tuple[str, str]],
+    configs: dict[str, dict[str, Any]],
+    scheduler: tuple[str, dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """Return {diffusers, components, scheduler} of an architecture, as the module says."""
     import diffusers
 
-    return str(diffusers.__version__)
+    components = {name: _component(library, kind, configs[name]) for name, (library, kind) in classes.items()}
+    settings = None
+    if scheduler:
+        kind, given = scheduler
+        settings = _plain(json.loads(getattr(diffusers, kind).from_config(given).to_json_string()))
+    return {"diffusers": diffusers.__version__, "components": components, "scheduler": settings}
 
 
-def _write_component(place: Path, library: str, kind: str, config: dict[str, Any], asked: dict[str, Any]) -> None:
-    import diffusers
+def _component(library: str, kind: str, config: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    place.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         if library == "diffusers":
+            import diffusers
+
             component = getattr(diffusers, kind)(**config)
+            told = json.loads(component.to_json_string())
         else:
-            import transformers
-
-            made = getattr(transformers, kind)
+            made = _class(library, kind)
             component = made(made.config_class(**config))
-    variant = f".{asked['variant']}" if asked["variant"] else ""
-    if library == "diffusers":
-        component.save_config(place)
-        file = place / f"diffusion_pytorch_model{variant}.safetensors"
-    else:
-        component.config.architectures = [kind]
-        component.config.save_pretrained(place)
-        file = place / f"model{variant}.safetensors"
-    shapes = {
-        name: (tuple(weight.shape), weight.is_floating_point()) for name, weight in component.state_dict().items()
+            component.config.architectures = [kind]
+            component.config.dtype = torch.float32  # of the loaded model, where a program names none
+            told = json.loads(component.config.to_json_string(use_diff=True))
+    tensors = {
+        _in_a_checkpoint(kind, name): [*([] if weight.is_floating_point() else ["I64"]), *weight.shape]
+        for name, weight in component.state_dict().items()
     }
-    _write_weights(file, shapes, asked["dtype"], asked["seed"])
+    return {"config": _plain(told), "tensors": tensors}
 
 
-def _write_weights(file: Path, shapes: dict[str, tuple[tuple[int, ...], bool]], dtype: str, seed: int) -> None:
-    """Random weights in PyTorch's default range (uniform, one over the root of the fan-in), from one seeded pool."""
-    import numpy as np
+def _class(library: str, kind: str) -> Any:  # noqa: ANN401 (a class of a package that has no types here)
+    if library == "transformers":
+        import transformers
 
-    kinds = {name: np.dtype(_BYTES[dtype] if floating else "int64") for name, (_, floating) in shapes.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (shape, floating) in shapes.items():
-        begin, end = end, end + math.prod(shape) * kinds[name].itemsize
-        header[name] = {"dtype": dtype if floating else "I64", "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    made: dict[int, bytes] = {}
-    pool = np.random.default_rng(seed).uniform(-1, 1, _POOL).astype(np.float32)
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name, (shape, floating) in shapes.items():
-            count = math.prod(shape)
-            if not floating:
-                out.write(np.arange(count, dtype="int64").tobytes())
-            elif len(shape) < 2:
-                out.write(np.full(count, float(name.endswith("weight")), kinds[name]).tobytes())
-            else:
-                fan_in = math.prod(shape[1:])
-                if fan_in not in made:  # few differ
-                    made[fan_in] = (pool / math.sqrt(fan_in)).astype(kinds[name]).tobytes()
-                scaled = made[fan_in]
-                for _ in range(count // _POOL):
-                    out.write(scaled)
-                out.write(scaled[: count % _POOL * kinds[name].itemsize])
+        return getattr(transformers, kind)
+    from diffusers import pipelines
+
+    return getattr(getattr(pipelines, library), kind)  # as a pipeline's index names it
 
 
-def _write_tokenizer(place: Path) -> None:
-    """The smallest CLIP tokenizer: bytes, bytes that end a word, a few pairs, the begin and the end.
-
-    Source of the bytes' letters: byte-level BPE as OpenAI published it with GPT-2.
-    """
-    place.mkdir(parents=True, exist_ok=True)
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    letters = [chr(byte) for byte in plain] + [chr(256 + number) for number in range(len(others))]
-    pairs = [("t", "h"), ("th", "e</w>"), ("a", "n"), ("i", "n")]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in pairs)]
-    begin, end = "<|startoftext|>", "<|endoftext|>"
-    vocabulary = {word: number for number, word in enumerate([*words, begin, end])}
-    _dump(place / "vocab.json", vocabulary)
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
-    (place / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    special = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": end}
-    _dump(place / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
-    _dump(place / "tokenizer_config.json", special | settings)
+def _in_a_checkpoint(kind: str, name: str) -> str:
+    short, long = _PREFIXES.get(kind, ("", ""))
+    if name.startswith(short) and not name.startswith(long):
+        return long + name[len(short) :]
+    return name
 
 
-def _dump(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the versions of the packages, and without what is private to them."""
+    return {name: value for name, value in config.items() if name not in _VERSIONS}
 
 
 if __name__ == "__main__":

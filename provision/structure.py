@@ -154,12 +154,15 @@ def _weights(snapshot: Path, folder: str, name: str, model: ModelSpec, faults: l
 
 def _of_architecture(found: architectures.Architecture, model: ModelSpec) -> Structure:
     dtype = stand_ins.dtype_of(model)
+    parts = stand_ins.parts_of(model, found)
     components = [
         Component(name, library, kind, count, DTYPES[dtype], count * _BYTES[dtype])
         for name, (library, kind) in found.classes.items()
+        if name in parts
         for count in (found.parameters[name],)
     ]
-    components += [Component(name, "transformers", kind) for name, kind in found.tokenizers.items()]
+    others = found.tokenizers | {name: kind for name, (kind, _) in found.processors.items()}
+    components += [Component(name, "transformers", kind) for name, kind in others.items()]
     return Structure(found.pipeline, components, found.scheduler, "the architecture")
 
 

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import architectures, manifest, paths, spec, stand_ins, structure
+from provision import architectures, manifest, paths, stand_ins, structure
 from provision.errors import FirstlightError
 from provision.paths import Root
 from provision.pulling import Pull
-from provision.spec import ModelSpec
 from provision.supply import Hubs
-from tests.conftest import CHECKOUT
-from tests.provision import played_hub
+from tests.provision import played_hub, tiny_pipelines
 from tests.provision.played import Fault
+from tests.provision.tiny_pipelines import ENVS, model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ENVS = CHECKOUT / "envs"
-REVISION = "1" * 40
 # What a picture is: two steps of a pipeline from a seed, as a hash of its float pixels.
 DRAW = """
 import hashlib, json, sys
@@ -41,13 +37,6 @@ print(json.dumps([draw(where, **named) for where, named in json.loads(sys.argv[1
 """
 
 
-def model(architecture: str, variant: str | None = None) -> ModelSpec:
-    file = spec.ModelFile(path="model_index.json")
-    return ModelSpec(
-        repo="owner/x", revision=REVISION, variant=variant, license="mit", architecture=architecture, files=[file]
-    )
-
-
 def draw(python: Path, *asked: tuple[object, dict[str, object]], **environ: str) -> list[str]:
     argv = [str(python), "-c", DRAW, json.dumps([[str(where), named] for where, named in asked])]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
@@ -58,20 +47,7 @@ def draw(python: Path, *asked: tuple[object, dict[str, object]], **environ: str)
 
 @pytest.fixture(scope="module")
 def saved(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """{name: folder} of pipelines as repositories hold them: sd with two variants, ddpm flat as its original."""
-    base = tmp_path_factory.mktemp("saved")
-    root = Root(base / "root")
-    root.hub.mkdir(parents=True)
-    sd, ddpm = base / "sd", base / "ddpm"
-    for name, folder, variant in (("tiny-sd", sd, None), ("tiny-sd", sd, "fp16"), ("tiny-ddpm", ddpm, None)):
-        built = stand_ins.build(root, f"{name}{variant}", model(name, variant), ENVS, measured_python)
-        shutil.copytree(built, folder, dirs_exist_ok=True)
-    for file in (ddpm / "unet").iterdir():
-        file.rename(ddpm / file.name)
-    (ddpm / "scheduler/scheduler_config.json").rename(ddpm / "scheduler_config.json")
-    for empty in ("unet", "scheduler"):
-        (ddpm / empty).rmdir()
-    return {"sd": sd, "ddpm": ddpm}
+    return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("saved"))
 
 
 def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
@@ -153,11 +129,13 @@ def test_every_architecture_has_the_parameters_that_it_tells(measured_python: Pa
     """Counted by the real classes on the meta device; and each model of the manifest has its architecture."""
     script = (
         "import json, sys, torch, diffusers, transformers\n"
+        "from diffusers.pipelines import stable_diffusion\n"
         "def count(library, kind, config):\n"
         "    with torch.device('meta'):\n"
         "        if library == 'diffusers': made = getattr(diffusers, kind)(**config)\n"
         "        else:\n"
-        "            cls = getattr(transformers, kind); made = cls(cls.config_class(**config))\n"
+        "            cls = getattr({'transformers': transformers}.get(library, stable_diffusion), kind)\n"
+        "            made = cls(cls.config_class(**config))\n"
         "    return sum(each.numel() for each in made.parameters())\n"
         "print(json.dumps([count(*row) for row in json.loads(sys.stdin.read())]))\n"
     )

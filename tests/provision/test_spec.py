@@ -13,8 +13,8 @@ from tests.conftest import CHECKOUT
 
 def test_the_shipped_files_are_right() -> None:
     manifest = spec.load_tables(CHECKOUT / "envs/models.toml", spec.ModelSpec)
-    assert {"ddpm-cat-256", "stable-diffusion-v1-5", "stable-diffusion-v1-5-fp32"} <= set(manifest)
-    unet = next(file for file in manifest["stable-diffusion-v1-5"].files if file.path.startswith("unet/diff"))
+    assert {"ddpm-cat-256", "stable-diffusion-v1-5", "stable-diffusion-v1-5@fp16"} <= set(manifest)
+    unet = next(file for file in manifest["stable-diffusion-v1-5@fp16"].files if file.path.startswith("unet/diff"))
     assert (unet.size, unet.locked) == (1719125304, True)
     torch = spec.load(CHECKOUT / "envs/torch.toml", spec.TorchSpec)
     for variant in torch.variant:

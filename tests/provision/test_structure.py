@@ -37,10 +37,10 @@ def place(snapshot: Path, *names: str, dtype: str = "F32") -> None:
 def read(snapshot: Path, entry: ModelSpec) -> Structure:
     """Also what the reports make of it: they end without a fault of their own."""
     found = structure.read(snapshot, entry, CHECKOUT / "envs")
-    lines = model_report.structure_lines("m", entry, found)
+    lines = model_report.structure_lines("m", entry, found, "load()")
     assert lines.encode()
     assert all(line.isprintable() for line in lines.split("\n"))
-    assert json.loads(model_report.structure_json("m", entry, found))["faults"] == found.faults
+    assert json.loads(model_report.structure_json("m", entry, found, None))["faults"] == found.faults
     assert found.read_from == "the cache"
     return found
 
@@ -54,7 +54,7 @@ def test_weights_of_another_variant_are_not_its_own(tmp_path: Path) -> None:
     found = read(tmp_path, model(f"unet/{FULL}"))
     assert (unet(found).kind, unet(found).parameters, unet(found).bytes) == ("UNet2DModel", None, None)
     assert found.faults == ["unet: its fp32 weights are not here"]
-    assert "amiss: unet: its fp32 weights are not here" in model_report.structure_lines("m", model(), found)
+    assert "amiss: unet: its fp32 weights are not here" in model_report.structure_lines("m", model(), found, None)
     half = read(tmp_path, model(f"unet/{HALF}", variant="fp16"))
     assert (unet(half).parameters, unet(half).dtype, half.faults) == (2, "fp16", [])
     place(tmp_path, FULL)

@@ -1,0 +1,66 @@
+"""Links in the hub cache that let a repository be loaded by its former ids, such as the one before it moved."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from provision.spec import cache_folder
+from provision.volume import write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from provision.spec import ModelSpec
+
+_MARK = "firstlight-aliases"  # beside refs: the folders' names of the links that we have made
+
+
+def missing(hub: Path, model: ModelSpec) -> list[str]:
+    """Return the former ids for which neither a link nor anything else is there, of a model that is."""
+    if not (hub / model.folder).is_dir():
+        return []
+    places = {repo: hub / cache_folder(repo) for repo in model.former_repos}
+    return [repo for repo, place in places.items() if not (place.exists() or place.is_symlink())]
+
+
+def make(hub: Path, model: ModelSpec) -> list[str]:
+    """Link every former id of a model's repository to its folder, by a relative link: both lie in one cache.
+
+    Returns:
+        What its owner should know: a former id is taken by something that is not ours, which stays.
+    """
+    folder = hub / model.folder
+    for repo in missing(hub, model):
+        name = cache_folder(repo)
+        # The mark first: killed between the two, we know of a link that is not there, never the other way round.
+        write_atomic(folder / _MARK, "\n".join(sorted({*_marked(folder), name})) + "\n")
+        with suppress(FileExistsError):  # another process was quicker
+            (hub / name).symlink_to(model.folder, target_is_directory=True)
+    places = {repo: hub / cache_folder(repo) for repo in model.former_repos}
+    return [
+        f"{place} is not ours and stays: from_pretrained({repo!r}) loads that"
+        for repo, place in places.items()
+        if not leads_to(place, model.folder)
+    ]
+
+
+def owned(hub: Path, folder: str) -> list[Path]:
+    """Return the links to a repository's folder that we have made."""
+    return [hub / name for name in _marked(hub / folder) if leads_to(hub / name, folder)]
+
+
+def leads_to(place: Path, folder: str) -> bool:
+    """Whether a path is a link to a folder beside it."""
+    try:
+        return str(place.readlink()) == folder
+    except OSError:
+        return False
+
+
+def _marked(folder: Path) -> list[str]:
+    try:
+        names = (folder / _MARK).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [name for name in names if name.startswith("models--") and "/" not in name]
