@@ -20,6 +20,11 @@ TEST_ROOT = CHECKOUT / ".cache" / "test-root"
 MACHINE = dict(os.environ)
 # A port on which nothing listens: programs that we start go through it, and so nowhere.
 NOWHERE = "http://127.0.0.1:9"
+# What a shell may have set that changes what is installed, computed or printed.
+FOREIGN = (
+    *("HF_", "HUGGING", "XDG_", "UV_", "PIP_", "CONDA_", "MAMBA_", "VIRTUAL_ENV", "PYTHON", "PYTEST_XDIST_"),
+    *("PYTEST_ADDOPTS", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "NVIDIA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS"),
+)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -48,24 +53,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         spread.longest_first(items)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings() -> Iterator[None]:
+    """Take the machine's own settings away, for fixtures of any scope.
+
+    A real torch computes with one thread: two workers with as many threads as cores each wait for one another, and in
+    sum they take longer. Where the number of threads is the point, a test sets it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(FOREIGN) or name.lower().endswith("_proxy"):
+                patch.delenv(name)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # where there are more: the one that waits takes no core
+        yield
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary home and working folder, and an environment without the machine's own settings."""
+    """A temporary home and working folder, and no way out for the programs that we start."""
     folder = tmp_path / "home"
     work = tmp_path / "work"
     folder.mkdir()
     work.mkdir()
-    for name in list(os.environ):
-        ours = ("HF_", "XDG_", "UV_", "PIP_", "HUGGING", "PYTEST_XDIST_", "PYTEST_ADDOPTS")
-        if name.startswith(ours) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, NOWHERE)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.chdir(work)
     return folder
 

@@ -29,10 +29,10 @@ from bench.result import (
     Status,
     Work,
 )
-from tests.bench.clocks import Ticking
 from tests.bench.hosts import END, EXAMINER
 from tests.bench.programs import Quiet
 from tests.bench.test_nvml import Driver
+from tests.clock import Ticking
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:

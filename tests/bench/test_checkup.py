@@ -12,9 +12,9 @@ import pynvml
 import pytest
 
 from bench import pipes, running, validating
-from tests.bench.clocks import Until
 from tests.bench.hosts import FAIL, OPEN, PASS, WARN, asked, judged, planted
 from tests.bench.programs import Quiet
+from tests.clock import Until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import cases, examining, loops, runner, seam
+from bench import cases, examining, loops, seam
 from bench.codec import record
 from bench.readings import CUT, UNABLE, Reading
 from bench.result import Host
+from tests.bench import clocks
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -328,9 +328,9 @@ def test_a_phase_that_breaks_keeps_what_it_has_found(asked: dict[str, Any]) -> N
 
 @pytest.fixture
 def worker(measured_python: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A real worker, as the parent starts it."""
+    """A real worker, as the parent starts it; its budget is processor time."""
     with subprocess.Popen(
-        runner.worker_command(measured_python),
+        clocks.worker_command(measured_python),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -359,7 +359,7 @@ def heard(worker: subprocess.Popen[str]) -> list[Any]:
 
 
 def test_a_real_worker_examines_its_device(worker: subprocess.Popen[str]) -> None:
-    wanted = {"device": "cpu", "asked_at": time.time(), "budget_seconds": 12.0}
+    wanted = {"device": "cpu", "asked_at": 1e9, "budget_seconds": 8.0}
     tell(worker, json.dumps({"examine": wanted | {"probes": ["numerics", "product", "copy", "memory", "sustained"]}}))
     said = heard(worker)
     assert phases(said) == ["imports", "numerics", "product", "copy", "memory", "sustained", "waiting"]

@@ -17,9 +17,9 @@ import pytest
 from bench import hearing, pipes, runner
 from bench.result import Phases, Result, Sample, Status
 from bench.worker import Request
-from tests.bench.clocks import Until
 from tests.bench.conftest import a_case
 from tests.bench.programs import PRELUDE
+from tests.clock import Until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,9 +15,9 @@ from bench.cases import Cell
 from bench.result import Phases, Result, Run, Sample, Status
 from bench.worker import Request
 from provision.errors import BlockedError, SpecError
-from tests.bench.clocks import Standing
 from tests.bench.conftest import a_case, a_host, a_result
 from tests.bench.programs import AT_A_WORD, PLAIN, WORKER, Quiet
+from tests.clock import Standing
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:

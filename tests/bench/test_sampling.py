@@ -126,7 +126,7 @@ def test_threads_are_as_many_as_the_case_has(found: dict[str, Any]) -> None:
 def test_the_machines_own_peak_is_asked_beside_the_images(found: dict[str, Any]) -> None:
     peaks = result_of(found, "tiny").work.peak_flops_per_second
     assert set(peaks) == {"matrix product", "convolution"}
-    assert all(rate > 1e9 for rate in peaks.values())
+    assert all(rate > 0 for rate in peaks.values())
 
 
 @pytest.mark.worker

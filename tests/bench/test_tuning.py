@@ -16,9 +16,10 @@ from bench import report, runner, running, runs, tuning
 from bench.errors import Exit
 from bench.result import Status
 from provision.errors import FirstlightError, SpecError
-from tests.bench.clocks import Standing
-from tests.bench.conftest import command, environment
+from tests.bench import clocks
+from tests.bench.conftest import environment
 from tests.bench.programs import AT_A_WORD, WORKER, Quiet
+from tests.clock import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -316,10 +317,12 @@ def test_a_model_must_be_known(search: Callable[..., Tuned]) -> None:
 
 @pytest.mark.worker
 def test_a_real_search_from_the_command_line(measured_python: Path, tmp_path: Path) -> None:
-    argv = command("tune", "--model", "tiny-ddpm", "--device", "cpu", "--python", measured_python, "--root", tmp_path)
+    argv = clocks.command(
+        "tune", "--model", "tiny-ddpm", "--device", "cpu", "--python", measured_python, "--root", tmp_path
+    )
     given = ["--set", "attention=sdpa", "--set", "compile=eager", "--set", "batch=1", "--set", "layout=contiguous"]
     done = subprocess.run(
-        [*argv, *given, "--budget", "90", "--json", "--quiet"],
+        [*argv, *given, "--budget", "600", "--json", "--quiet"],
         capture_output=True,
         text=True,
         check=False,
