@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,14 +17,20 @@ from provision.console import (
     QuietFlag,
     RootFlag,
     Show,
+    WaitFlag,
     YesFlag,
     confirmed,
     guard,
     run_list,
     run_steps,
+    waiting,
     wish_of,
 )
 from provision.errors import Exit
+
+if TYPE_CHECKING:
+    from provision import undo as undo_
+    from provision.step import Step
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -51,6 +57,7 @@ def relocate(
     root: RootFlag = None,
     host: HostFlag = None,
     envs: EnvsFlag = None,
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     no_color: NoColorFlag = False,
@@ -65,7 +72,7 @@ def relocate(
         label, thing = caches.named(path, to, wish.home)
         wish = plan.with_relocated(wish, thing)
         only = {"volume", f"relocate {label}", "relink.sh"}
-        return run_steps("relocate", wish, Show(json, quiet, False, no_color), dry_run=dry_run, only=only)
+        return run_steps("relocate", wish, Show(json, quiet, False, no_color, wait), dry_run=dry_run, only=only)
 
     guard(act, json=json)
 
@@ -77,6 +84,7 @@ def undo(
     root: RootFlag = None,
     host: HostFlag = None,
     offline: OfflineFlag = False,  # noqa: ARG001 (it never uses the network; every command takes the flag)
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     no_color: NoColorFlag = False,
@@ -93,15 +101,19 @@ def undo(
             found = undo.runs(wish.root)
             print(report.runs_json(found) if json else report.runs(found))
             return Exit.GOOD
-        chosen = undo.choose(wish.root, run)
+        chosen: list[undo_.Run] = []
         journal = Journal(wish.root.journal, "undo")
-        steps = undo.steps(chosen, wish.root, wish.home, journal)
-        show = Show(json, quiet, False, no_color)
-        code = run_list("undo", wish, steps, show, dry_run=dry_run, all_or_nothing=True)
-        if code is Exit.GOOD and not dry_run and not chosen.undone:
-            journal.record("undone", run=chosen.name)
+
+        def build() -> list[Step]:
+            chosen[:] = [undo.choose(wish.root, run)]
+            return undo.steps(chosen[0], wish.root, wish.home, journal)
+
+        show = Show(json, quiet, False, no_color, wait)
+        code = run_list("undo", wish, build, show, dry_run=dry_run, all_or_nothing=True)
+        if code is Exit.GOOD and not dry_run and not chosen[0].undone:
+            journal.record("undone", run=chosen[0].name)
         lines = sys.stderr if json else sys.stdout
-        for text in undo.stays(chosen):
+        for text in undo.stays(chosen[0]):
             print(f"  {text}", file=lines)
         return code
 
@@ -113,6 +125,7 @@ def gc(
     yes: YesFlag = False,
     root: RootFlag = None,
     host: HostFlag = None,
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
 ) -> None:
     """Drop the backups of earlier runs, after showing what that frees; their files cannot be undone then."""
@@ -130,7 +143,7 @@ def gc(
         dropped: list[str] = []
         question = "Drop them? What these runs changed in files cannot be undone then."
         if every and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
-            with holding(wish.root, f"{paths.program()} gc"):
+            with holding(wish.root, f"{paths.program()} gc", waiting(Show(json, False, False, False, wait))):
                 for folder in undo.collect(every):
                     dropped.append(str(folder))
                     print(f"dropped {folder}", file=sys.stderr if json else sys.stdout)

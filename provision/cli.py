@@ -19,6 +19,7 @@ from provision.console import (
     RootFlag,
     Show,
     VerboseFlag,
+    WaitFlag,
     guard,
     run_steps,
     wish_of,
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def _command(name: str, does: str) -> None:
-    """Add a command over all steps: they differ in what `_steps` does, not in their flags."""
+    """Add a command that looks at all steps: they differ in what `run_steps` does, not in their flags."""
 
     def act(
         root: RootFlag = None,
@@ -62,17 +63,31 @@ def _command(name: str, does: str) -> None:
         no_color: NoColorFlag = False,
     ) -> None:
         show = Show(json, quiet, verbose, no_color)
-        guard(
-            lambda: run_steps(name, wish_of(root, host, envs, offline=offline, retry=name == "setup"), show), json=json
-        )
+        guard(lambda: run_steps(name, wish_of(root, host, envs, offline=offline), show), json=json)
 
     app.command(name, help=does)(act)
 
 
 _command("plan", "Say what setup would do. Exit 3 when there is something.")
-_command("setup", "Make the host ready; what already stands is left alone.")
 _command("status", "Look quickly whether everything stands. Exit 3 on drift, 4 when a person must act.")
 _command("verify", "Look thoroughly: hash every file and run the smoke step again.")
+
+
+@app.command()
+def setup(
+    root: RootFlag = None,
+    host: HostFlag = None,
+    envs: EnvsFlag = None,
+    offline: OfflineFlag = False,
+    wait: WaitFlag = 0,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+    no_color: NoColorFlag = False,
+) -> None:
+    """Make the host ready; what already stands is left alone."""
+    show = Show(json, quiet, verbose, no_color, wait)
+    guard(lambda: run_steps("setup", wish_of(root, host, envs, offline=offline, retry=True), show), json=json)
 
 
 @app.command()
@@ -81,6 +96,7 @@ def repair(
     host: HostFlag = None,
     envs: EnvsFlag = None,
     offline: OfflineFlag = False,  # noqa: ARG001 (it always is; every command takes the flag)
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -88,5 +104,5 @@ def repair(
     dry_run: DryRunFlag = False,
 ) -> None:
     """Mend what needs no network: the links after a wipe of the home, and the environment from the caches."""
-    show = Show(json, quiet, verbose, no_color)
+    show = Show(json, quiet, verbose, no_color, wait)
     guard(lambda: run_steps("repair", wish_of(root, host, envs, offline=True), show, dry_run=dry_run), json=json)

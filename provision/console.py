@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from provision.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from provision import facts, report, step
+    from provision import facts, holder, report, step
     from provision.errors import Exit
     from provision.plan import Wish
     from provision.step import Outcome
@@ -31,6 +32,9 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="Only faults and the su
 VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Also the machine, and why this build of torch.")]
 NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+WaitFlag = Annotated[
+    float, typer.Option("--wait", help="Wait so long for another run on this root.", metavar="SECONDS", min=0)
+]
 YesFlag = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 CatalogueFlag = Annotated[str | None, typer.Option("--catalogue", help="More mirrors of yours.", metavar="FILE")]
 ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="More models of yours.", metavar="FILE")]
@@ -41,11 +45,12 @@ _CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use",
 class Show:
     """How a command talks."""
 
-    def __init__(self, json: bool, quiet: bool, verbose: bool, no_color: bool) -> None:
+    def __init__(self, json: bool, quiet: bool, verbose: bool, no_color: bool, wait: float = 0.0) -> None:
         self.json = json
         self.quiet = quiet
         self.verbose = verbose
         self.color = not no_color and "NO_COLOR" not in os.environ
+        self.wait = wait
 
 
 def wish_of(
@@ -103,72 +108,110 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
         if screen is not None:
             screen.tell(text)
 
-    steps = plan.steps(wish, machine, journal, progress, tell)
-    if only is not None:
-        steps = [each for each in steps if each.name in only]
-    if name == "repair":
-        steps = [each for each in steps if each.local or each.essential]
-    screen = report.Screen(total=len(steps), json_output=show.json, quiet=show.quiet, color=show.color)
+    def build() -> list[step.Step]:
+        steps = plan.steps(wish, machine, journal, progress, tell)
+        if only is not None:
+            steps = [each for each in steps if each.name in only]
+        if name == "repair":
+            steps = [each for each in steps if each.local or each.essential]
+        return steps
+
+    screen = report.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
     if show.verbose or (name == "env create" and not show.quiet):
         _say_machine(wish, machine)
-    return _run(name, wish, steps, show, screen, started, dry_run=dry_run)
+    return _run(_Work(name, wish, build, show, dry_run), screen, started)
 
 
 def run_list(
-    name: str, wish: Wish, steps: list[step.Step], show: Show, *, dry_run: bool = False, all_or_nothing: bool = False
+    name: str,
+    wish: Wish,
+    build: Callable[[], list[step.Step]],
+    show: Show,
+    *,
+    dry_run: bool = False,
+    all_or_nothing: bool = False,
 ) -> Exit:
     """Run a list of steps of its own; `all_or_nothing`: nothing is done where one of them is blocked."""
     from provision import report
 
-    screen = report.Screen(total=len(steps), json_output=show.json, quiet=show.quiet, color=show.color)
-    return _run(name, wish, steps, show, screen, time.perf_counter(), dry_run=dry_run, all_or_nothing=all_or_nothing)
+    screen = report.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
+    return _run(_Work(name, wish, build, show, dry_run, all_or_nothing), screen, time.perf_counter())
 
 
-def _run(
-    name: str,
-    wish: Wish,
-    steps: list[step.Step],
-    show: Show,
-    screen: report.Screen,
-    started: float,
-    *,
-    dry_run: bool,
-    all_or_nothing: bool = False,
-) -> Exit:
+@dataclass(frozen=True)
+class _Work:
+    """A command over a list of steps; `build` makes the list, again where another run was waited for."""
+
+    name: str
+    wish: Wish
+    build: Callable[[], list[step.Step]]
+    show: Show
+    dry_run: bool = False
+    all_or_nothing: bool = False
+
+
+def _run(work: _Work, screen: report.Screen, started: float) -> Exit:
     from provision import report, step
 
-    if name in _CHANGING and not dry_run:
-        outcomes = _converge(wish, steps, screen, name, all_or_nothing=all_or_nothing)
+    name, show = work.name, work.show
+    steps = work.build()
+    screen.total = len(steps)
+    if name in _CHANGING and not work.dry_run:
+        outcomes = _converge(work, steps, screen)
     else:
         outcomes = step.look(steps, deep=name == "verify", listen=screen.listen)
-        if name == "plan" or dry_run:
+        if name == "plan" or work.dry_run:
             _say_plan(steps, outcomes, show)
     seconds = time.perf_counter() - started
     if show.json:
-        print(report.to_json(name, wish.chosen, outcomes, seconds))
+        print(report.to_json(name, work.wish.chosen, outcomes, seconds))
     else:
-        print(report.summary(name, wish.chosen, outcomes, seconds))
+        print(report.summary(name, work.wish.chosen, outcomes, seconds))
     return step.exit_of(outcomes)
 
 
-def _converge(
-    wish: Wish, steps: list[step.Step], screen: report.Screen, name: str, *, all_or_nothing: bool
-) -> list[Outcome]:
+def _converge(work: _Work, steps: list[step.Step], screen: report.Screen) -> list[Outcome]:
     """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
     from provision import holder, paths, step, volume
+
+    root = work.wish.root
+    looked = _looked(work, steps, screen)
+    if looked is not None:
+        return looked
+    if work.name in {"repair", "undo", "mirrors restore"}:
+        volume.require(root)
+    with holder.holding(root, f"{paths.program()} {work.name}", waiting(work.show)) as has_waited:
+        if has_waited:  # what the other run has changed is not known to these steps
+            steps = work.build()
+            screen.total = len(steps)
+            looked = _looked(work, steps, screen)
+        return looked or step.converge(steps, listen=screen.listen, guard=lambda: volume.require(root))
+
+
+def _looked(work: _Work, steps: list[step.Step], screen: report.Screen) -> list[Outcome] | None:
+    """What a look has found, where nothing is to be done, or may be done; else None."""
+    from provision import step
 
     def silent(_: step.Step, __: Outcome | None) -> None: ...
 
     found = step.look(steps, listen=silent)
-    refused = any((each.essential or all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
-    if refused or all(outcome.after is not step.State.DRIFTED for outcome in found):
-        for each, outcome in zip(steps, found, strict=True):  # one look is enough to say that nothing is to be done
-            screen.listen(each, outcome)
-        return found
-    if name in {"repair", "undo", "mirrors restore"}:
-        volume.require(wish.root)
-    with holder.holding(wish.root, f"{paths.program()} {name}"):
-        return step.converge(steps, listen=screen.listen, guard=lambda: volume.require(wish.root))
+    refused = any((each.essential or work.all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
+    if not refused and any(outcome.after is step.State.DRIFTED for outcome in found):
+        return None
+    for each, outcome in zip(steps, found, strict=True):  # one look is enough to say that nothing is to be done
+        screen.listen(each, outcome)
+    return found
+
+
+def waiting(show: Show) -> holder.Waiting:
+    """How long a command waits for another run, which is said on stderr."""
+    from provision import holder
+
+    def tell(text: str) -> None:
+        if not show.quiet:
+            print(f"  {text}", file=sys.stderr, flush=True)
+
+    return holder.Waiting(show.wait, tell)
 
 
 def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> None:

@@ -18,10 +18,12 @@ from provision.console import (
     RootFlag,
     Show,
     VerboseFlag,
+    WaitFlag,
     YesFlag,
     confirmed,
     guard,
     run_steps,
+    waiting,
     wish_of,
 )
 from provision.errors import BlockedError, Exit, SpecError
@@ -76,6 +78,7 @@ def create(
     host: HostFlag = None,
     envs: EnvsFlag = None,
     offline: OfflineFlag = False,
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -92,7 +95,7 @@ def create(
         wish = wish_of(root, host, envs, offline=offline, changes=changes)
         env = wish.host.env
         only = {"volume", f"environment {env}", f"conda sees {env}"}
-        return run_steps("env create", wish, Show(json, quiet, verbose, no_color), only=only)
+        return run_steps("env create", wish, Show(json, quiet, verbose, no_color, wait), only=only)
 
     guard(act, json=json)
 
@@ -103,6 +106,7 @@ def remove(
     yes: YesFlag = False,
     root: RootFlag = None,
     host: HostFlag = None,
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
 ) -> None:
     """Remove an environment that firstlight made; the package caches stay."""
@@ -118,7 +122,9 @@ def remove(
         what = f"{prefix} ({size:,} bytes) with all that was added to it"
         if not confirmed(f"Remove {what}?", f"this removes {what}", yes, json):
             return Exit.GOOD
-        with holding(wish.root, f"{paths.program()} env remove {name}"):
+        again = f"{paths.program()} env remove {name}"
+        with holding(wish.root, again, waiting(Show(json, False, False, False, wait))) as has_waited:
+            size = removal.removable(prefix, wish.root) if has_waited else size
             removal.remove(prefix, wish.root, wish.home, Journal(wish.root.journal, "env remove"))
         told = report.told_json("env remove", prefix=str(prefix), bytes=size)
         print(told if json else f"removed {prefix}, {size:,} bytes")

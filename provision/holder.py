@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable  # noqa: TC003 (a dataclass's field)
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.errors import BlockedError
@@ -20,27 +22,35 @@ if TYPE_CHECKING:
     from provision.paths import Root
 
 
+_TELL_SECONDS = 10.0
+_PAUSE_SECONDS = 0.2
+_EXAMPLE = 600  # seconds, in the message that names the flag
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How long a run waits for the one that is at work (`seconds`), and who is told of it; tests own the clock."""
+
+    seconds: float = 0.0
+    tell: Callable[[str], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
+
+
 @contextlib.contextmanager
-def holding(root: Root, again: str) -> Iterator[None]:
-    """Be the one run that writes to the root.
+def holding(root: Root, again: str, waiting: Waiting = Waiting()) -> Iterator[bool]:
+    """Be the one run that writes to the root; yields whether another one was waited for.
 
     Args:
         root: the volume.
         again: the command to come back with.
+        waiting: for how long another run is waited for.
 
     Raises:
         BlockedError: another run is; with its pid, host and start.
     """
-    import filelock
-
     root.state.mkdir(parents=True, exist_ok=True)
-    held: filelock.BaseFileLock = filelock.FileLock(root.lock, timeout=0)
-    try:
-        held.acquire()
-    except filelock.Timeout:
-        raise BlockedError(f"{_who(root)} holds {root.lock}. Wait for it, then run `{again}`.", kind="locked") from None
-    except NotImplementedError:  # a file system without flock: the record itself has to be the lock
-        held = _by_record(root, again)
+    held, has_waited = _wait(root, again, waiting)
     record = {
         "pid": os.getpid(),
         "host": platform.node(),
@@ -48,13 +58,50 @@ def holding(root: Root, again: str) -> Iterator[None]:
     }
     try:
         write_atomic(root.holder, json.dumps(record) + "\n")
-        yield
+        yield has_waited
     finally:
         root.holder.unlink(missing_ok=True)
         held.release()
 
 
-def _by_record(root: Root, again: str) -> filelock.BaseFileLock:
+def _wait(root: Root, again: str, waiting: Waiting) -> tuple[filelock.BaseFileLock, bool]:
+    """Take the lock, now or when it comes free; and whether it was not free at once."""
+    began = waiting.clock()
+    told: float | None = None
+    while True:
+        held, if_dead = _take(root)
+        if held is not None:
+            return held, told is not None
+        now = waiting.clock()
+        left = began + waiting.seconds - now
+        if not left > 0:
+            still = f"still holds {root.lock} after {waiting.seconds:g} s" if waiting.seconds else f"holds {root.lock}"
+            raise BlockedError(
+                f"{_who(root)} {still}. Wait for it, then run `{again}`{if_dead}; to wait here, add --wait {_EXAMPLE}.",
+                kind="locked",
+                next_act=f"{again} --wait {_EXAMPLE}",
+            )
+        if told is None or now - told >= _TELL_SECONDS:
+            waiting.tell(f"waiting for the lock, up to {left:.0f} s more: {_who(root)} holds {root.lock}")
+            told = now
+        waiting.pause(min(_PAUSE_SECONDS, left))
+
+
+def _take(root: Root) -> tuple[filelock.BaseFileLock | None, str]:
+    """The lock where it is free; and what to do where its holder is dead and the file system does not know it."""
+    import filelock
+
+    held: filelock.BaseFileLock = filelock.FileLock(root.lock, timeout=0)
+    try:
+        held.acquire()
+    except filelock.Timeout:
+        return None, ""
+    except NotImplementedError:  # a file system without flock: the record itself has to be the lock
+        return _by_record(root), f", or, if it is dead, rm {root.lock}"
+    return held, ""
+
+
+def _by_record(root: Root) -> filelock.BaseFileLock | None:
     import filelock
     import psutil
 
@@ -65,10 +112,7 @@ def _by_record(root: Root, again: str) -> filelock.BaseFileLock:
     try:
         held.acquire()
     except filelock.Timeout:
-        raise BlockedError(
-            f"{_who(root)} holds {root.lock}. Wait for it, then run `{again}`; if it is dead: rm {root.lock}",
-            kind="locked",
-        ) from None
+        return None
     return held
 
 

@@ -19,6 +19,7 @@ from provision.console import (
     QuietFlag,
     RootFlag,
     Show,
+    WaitFlag,
     guard,
     run_list,
     run_steps,
@@ -29,6 +30,7 @@ from provision.errors import Exit
 if TYPE_CHECKING:
     from provision.choosing import Chooser
     from provision.plan import Wish
+    from provision.step import Step
 
 app = typer.Typer(help="Where packages and models come from.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -97,6 +99,7 @@ def use(
     envs: EnvsFlag = None,
     catalogue: CatalogueFlag = None,
     offline: OfflineFlag = False,
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     no_color: NoColorFlag = False,
@@ -118,7 +121,7 @@ def use(
             wish, {each: name if each in meant else "keep" for each in TOOLS}, nodefaults=nodefaults
         )
         only = {"volume", "mirrors", "mirror settings"}
-        return run_steps("mirrors use", wish, Show(json, quiet, False, no_color), dry_run=dry_run, only=only)
+        return run_steps("mirrors use", wish, Show(json, quiet, False, no_color, wait), dry_run=dry_run, only=only)
 
     guard(act, json=json)
 
@@ -128,6 +131,7 @@ def restore(
     force: Annotated[bool, typer.Option("--force", help="Also what you changed since; yours is kept beside.")] = False,
     root: RootFlag = None,
     host: HostFlag = None,
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     no_color: NoColorFlag = False,
@@ -140,9 +144,13 @@ def restore(
         from provision.journal import Journal
 
         wish = wish_of(root, host, None, offline=True)
-        steps = writing.restoring(wish.root, Journal(wish.root.journal, "mirrors restore"), force=force)
-        show = Show(json, quiet, False, no_color)
-        return run_list("mirrors restore", wish, steps, show, dry_run=dry_run, all_or_nothing=True)
+        journal = Journal(wish.root.journal, "mirrors restore")
+        show = Show(json, quiet, False, no_color, wait)
+
+        def build() -> list[Step]:
+            return writing.restoring(wish.root, journal, force=force)
+
+        return run_list("mirrors restore", wish, build, show, dry_run=dry_run, all_or_nothing=True)
 
     guard(act, json=json)
 

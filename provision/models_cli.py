@@ -21,9 +21,12 @@ from provision.console import (
     OfflineFlag,
     QuietFlag,
     RootFlag,
+    Show,
+    WaitFlag,
     YesFlag,
     confirmed,
     guard,
+    waiting,
     wish_of,
 )
 from provision.errors import Exit, FirstlightError
@@ -261,6 +264,7 @@ def remove(
     host: HostFlag = None,
     envs: EnvsFlag = None,
     manifest: ManifestFlag = None,
+    wait: WaitFlag = 0,
     json: JsonFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
@@ -280,7 +284,8 @@ def remove(
         removed = False
         if is_here and not dry_run and confirmed("Remove it?", f"this removes {name} from the cache", yes, json):
             again = f"{paths.program()} models remove"
-            alone = holder.holding(known, again) if known.marker.is_file() else nullcontext()
+            patience = waiting(Show(json, False, False, False, wait))
+            alone = holder.holding(known, again, patience) if known.marker.is_file() else nullcontext()
             with alone:
                 model_care.remove(known, place.manifest, name)
             for recorded in models.recorded(known):

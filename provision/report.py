@@ -28,9 +28,9 @@ _COLORS = {"ok": "32", "done": "32", "drifted": "33", "blocked": "31", "failed":
 class Screen:
     """Prints a line a step to stdout, and on a terminal a progress bar to stderr while a step works."""
 
-    def __init__(self, *, total: int, json_output: bool, quiet: bool, color: bool) -> None:
-        """Take how many steps there are and what the flags say."""
-        self.total = total
+    def __init__(self, *, json_output: bool, quiet: bool, color: bool) -> None:
+        """Take what the flags say; `total` steps are set when they are known."""
+        self.total = 0
         self.lines = sys.stderr if json_output else sys.stdout
         self.quiet = quiet
         self.color = color and self.lines.isatty()

@@ -366,5 +366,6 @@ def collect(every: Sequence[Run]) -> Iterator[Path]:
     import shutil
 
     for run in every:
-        shutil.rmtree(run.backup)
-        yield run.backup
+        if run.backup.exists():  # another run may have dropped it while this one waited
+            shutil.rmtree(run.backup)
+            yield run.backup

@@ -47,7 +47,7 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
 
 
 def test_a_model_says_what_it_waits_for_and_knows_every_revision(tmp_path: Path, home: Path) -> None:
-    screen = Screen(total=1, json_output=False, quiet=False, color=False)
+    screen = Screen(json_output=False, quiet=False, color=False)
     steps = plan.steps(wishing(tmp_path, home), machine(), Journal(tmp_path), lambda _, __: None, screen.tell)
     models = [step for step in steps if isinstance(step, ModelStep)]
     assert [model.pull.ledger.tell for model in models] == [screen.tell] * 2
@@ -56,7 +56,7 @@ def test_a_model_says_what_it_waits_for_and_knows_every_revision(tmp_path: Path,
 
 def test_what_is_told_goes_beside_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
-        Screen(total=1, json_output=False, quiet=quiet, color=False).tell("waiting 300 s")
+        Screen(json_output=False, quiet=quiet, color=False).tell("waiting 300 s")
     assert tuple(capsys.readouterr()) == ("", "  waiting 300 s\n")
 
 
