@@ -6,9 +6,10 @@ ROOT   ?=
 HOST   ?=
 SOAK   ?=
 
-bootstrap = $(PYTHON) provision/bootstrap.py
+# -I: no variable of Python's and no package of the user's has a say in what we start.
+bootstrap = "$(PYTHON)" -I provision/bootstrap.py
 place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
-provision = $(bootstrap) && .venv/bin/python -m provision
+provision = $(bootstrap) && .venv/bin/python -I -m provision
 
 .DEFAULT_GOAL := help
 .PHONY: help setup plan status verify repair doctor undo bench validate report test speed check fix lock
@@ -39,32 +40,32 @@ undo:  ## put back what the last run has changed
 	@$(provision) undo $(place)
 
 bench: setup  ## set up what is missing, then measure this machine
-	@.venv/bin/python -m bench run "$(SUITE)" --device "$(DEVICE)" $(place)
+	@.venv/bin/python -I -m bench run "$(SUITE)" --device "$(DEVICE)" $(place)
 
 validate: setup  ## say whether this host's GPUs are healthy and as fast as they should be (SOAK=30m: repeat it so long)
-	@.venv/bin/python -m bench validate --device "$(DEVICE)" $(if $(SOAK),--soak "$(SOAK)") $(place)
+	@.venv/bin/python -I -m bench validate --device "$(DEVICE)" $(if $(SOAK),--soak "$(SOAK)") $(place)
 
 report:  ## show the last run as Markdown
-	@$(bootstrap) && .venv/bin/python -m bench report
+	@$(bootstrap) && .venv/bin/python -I -m bench report
 
 test: test_root  ## set up what is missing, then run every test (TESTS='-n0 -x tests/bench': these, in one process)
-	@.venv/bin/python -m pytest -n auto $(TESTS)
+	@.venv/bin/python -I -m pytest -n auto $(TESTS)
 
 speed: test_root  ## run the speed comparisons of tests/speed
-	@.venv/bin/python -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)
+	@.venv/bin/python -I -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)
 
 check: toolbox  ## ruff, format and mypy
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -I -m mypy
 
 fix: toolbox  ## let ruff mend what it can
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 lock: toolbox  ## write every lock anew
-	@.venv/bin/python -m provision env lock toolbox && .venv/bin/python -m provision env lock diffusers --keep-conda
+	@.venv/bin/python -I -m provision env lock toolbox && .venv/bin/python -I -m provision env lock diffusers --keep-conda
 
 .PHONY: toolbox test_root
 toolbox:
 	@$(bootstrap) --dev
 
 test_root: toolbox
-	@.venv/bin/python -m provision setup --quiet --root .cache/test-root --host tests/data/host.toml
+	@.venv/bin/python -I -m provision setup --quiet --root .cache/test-root --host tests/data/host.toml

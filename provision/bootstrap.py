@@ -6,7 +6,7 @@ Runs under any python3, also one that is too old (to say so): no syntax newer th
 import hashlib
 import json
 import os
-import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,13 +14,14 @@ import sys
 OLDEST = (3, 10)
 NEWEST = 14
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, CHECKOUT)  # an isolated python does not look beside its script
+from provision import inherited  # noqa: E402 (the line above finds it)
+from provision.waiting import BootstrapError, Wait, say  # noqa: E402
+
 TOOLBOX = os.path.join("envs", "toolbox")
 LOCKS = ("requirements.lock", "dev.lock")  # the second holds all that the first holds
 STAMP = "firstlight.json"
-
-
-class BootstrapError(Exception):
-    """What is missing and what to do, in one line."""
+COMMANDS = ("provision", "bench")
 
 
 def look(checkout: str, lock: str) -> "str | None":
@@ -47,9 +48,7 @@ def look(checkout: str, lock: str) -> "str | None":
         missing = _missing_file(site, name, version)
         if missing:
             return "%s %s lacks %s" % (name, version, missing)
-    if _read(os.path.join(site, "firstlight.pth")) != checkout + "\n":
-        return "the checkout has moved"
-    return None
+    return _misplaced(checkout, site)
 
 
 def apply(checkout: str, lock: str) -> None:
@@ -66,41 +65,50 @@ def apply(checkout: str, lock: str) -> None:
     if not os.path.isdir(venv):
         os.mkdir(venv)
     # A venv that works keeps what it has: a newer lock, or dev.lock, installs only the difference.
-    healthy = look(checkout, LOCKS[0]) is None or reason == "the lock has changed"
+    healthy = look(checkout, LOCKS[0]) is None or reason in ("the lock has changed", "its commands have changed")
     # From here to the end the folder is known as ours and as unfinished.
     _write_json(os.path.join(venv, STAMP), {"lock": None, "packages": {}})
+    wait = Wait(checkout, lock)
+    environment = inherited.child(os.environ)
     if not healthy:
         _clear(venv)
-        _run([sys.executable, "-m", "venv", venv], "could not make %s" % venv, checkout)
+        argv = [sys.executable, "-I", "-m", "venv", venv]
+        wait.run(argv, "making .venv", "could not make %s" % venv, environment)
     site_config = os.path.join(sys.base_prefix, "pip.conf")
     if os.path.exists(site_config):
         shutil.copyfile(site_config, os.path.join(venv, "pip.conf"))
+    site = _site_packages(venv)
+    if site is None:
+        raise BootstrapError("%s holds no folder for packages. Remove it and run make again." % venv)
+    with open(os.path.join(site, "firstlight.pth"), "w") as file:
+        file.write(_path_line(checkout))
     path = os.path.join(checkout, TOOLBOX, lock)
     python = _python(venv)
     say("installing the toolbox into .venv (%s, every hash checked)" % lock)
+    pip = [python, "-I", "-m", "pip", "--disable-pip-version-check"]
+    asking = inherited.for_pip_config(os.environ)
+    listing = wait.run([*pip, "config", "list"], "reading pip's settings", "pip cannot read its settings", asking)
+    settings = inherited.parse_pip_config(listing)
+    _say_dropped(settings)
     # pip, which knows this machine's index and certificates, fetches uv; uv fetches the rest in a tenth of the time.
     first = os.path.join(venv, "uv.txt")
     with open(first, "w") as file:
         file.write(_entry(path, "uv"))
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-input"]
-    _run([*pip, "--no-deps", "--require-hashes", "-r", first], "pip could not install uv of %s" % path, checkout)
-    _run([python, "-m", "provision.sources", path], "uv could not install %s" % path, checkout)
-    site = _site_packages(venv)
-    if site is None:
-        raise BootstrapError("%s holds no packages after pip ran. Remove it and run make again." % venv)
-    with open(os.path.join(site, "firstlight.pth"), "w") as file:
-        file.write(checkout + "\n")
+    scratch = os.path.join(venv, "tmp")
+    if not os.path.isdir(scratch):
+        os.mkdir(scratch)
+    install = [*pip, "install", "--quiet", "--no-input", "--no-deps", "--require-hashes", "-r", first]
+    own = dict(inherited.for_pip(os.environ, settings), TMPDIR=scratch)
+    wait.run(install, "fetching uv", "pip could not install uv of %s" % path, own)
+    shutil.rmtree(scratch, ignore_errors=True)
+    # uv's half reads the machine's settings itself, so it gets all of them.
+    rest = [python, "-I", "-m", "provision.sources", path]
+    wait.run(rest, "uv installs %s" % lock, "uv could not install %s" % path, dict(os.environ))
     if os.name == "posix":
-        for command in ("provision", "bench"):
+        for command in COMMANDS:
             _write_command(venv, command)
     installed = _installed(site)
     _write_json(os.path.join(venv, STAMP), {"lock": _sha256(path), "packages": installed})
-
-
-def say(line: str) -> None:
-    """Print progress to stderr; stdout belongs to data."""
-    sys.stderr.write("bootstrap: %s\n" % line)
-    sys.stderr.flush()
 
 
 def main(arguments: "list[str]") -> int:
@@ -139,7 +147,7 @@ def _need_python() -> None:
     for minor in range(NEWEST, OLDEST[1] - 1, -1):
         found = shutil.which("python3.%d" % minor)
         if found and _runs(found) == (3, minor):
-            os.execv(found, [found, os.path.abspath(__file__), *sys.argv[1:]])
+            os.execv(found, [found, "-I", os.path.abspath(__file__), *sys.argv[1:]])
     version = "%d.%d" % sys.version_info[:2]
     say("python3 is %s, firstlight needs 3.10 or newer. Install one, then `make PYTHON=python3.11`." % version)
     raise SystemExit(1)
@@ -168,13 +176,22 @@ def _runs(python: str) -> "tuple[int, int] | None":
         return None
 
 
-def _run(argv: "list[str]", failure: str, folder: str) -> None:
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder)  # noqa: PLW1510
-    if done.returncode != 0:
-        output = done.stdout.decode("utf-8", "replace").strip()
-        lines = [line for line in output.splitlines() if not line.startswith("WARNING: Location")]
-        text = re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_…", "\n".join(lines[-12:]))
-        raise BootstrapError("%s:\n%s" % (failure, text))
+def _say_dropped(settings: "dict[str, list[str]]") -> None:
+    names = inherited.dropped(os.environ)
+    variables = {name[len("PIP_") :].lower().replace("_", "-") for name in names if name.startswith("PIP_")}
+    bent = [option for option in settings if inherited.PIP.get(option) == inherited.SAID and option not in variables]
+    said = names + ["pip's %s" % option for option in bent]
+    if said:
+        say("%s %s no effect here: packages are locked by hash" % (", ".join(said), "have" if said[1:] else "has"))
+
+
+def _path_line(checkout: str) -> str:
+    """Return the line of a .pth file that puts a folder on the path, whatever encoding it is read in."""
+    try:
+        checkout.encode("ascii")
+    except UnicodeEncodeError:
+        return "import sys; sys.path.append(%s)\n" % ascii(checkout)
+    return checkout + "\n"
 
 
 def _python(venv: str) -> str:
@@ -223,6 +240,17 @@ def _missing_file(site: str, name: str, version: str) -> "str | None":
     return None
 
 
+def _misplaced(checkout: str, site: str) -> "str | None":
+    """Say what does not lead to this checkout, or None."""
+    venv = os.path.join(checkout, ".venv")
+    if _read(os.path.join(site, "firstlight.pth")) != _path_line(checkout):
+        return "the checkout has moved"
+    commands = COMMANDS if os.name == "posix" else ()
+    if any(_read(os.path.join(venv, "bin", command)) != _command(venv, command) for command in commands):
+        return "its commands have changed"
+    return None
+
+
 def _clear(venv: str) -> None:
     for entry in os.listdir(venv):
         if entry == STAMP:
@@ -246,10 +274,16 @@ def _entry(lock: str, name: str) -> str:
     return "\n".join(lines[starts[0] : end]) + "\n"
 
 
+def _command(venv: str, command: str) -> str:
+    """Return a program that starts one of ours: in sh, since a #! line takes neither a space nor a long path."""
+    code = 'import sys; sys.argv[0] = "%s"; from %s.cli import main; main()' % (command, command)
+    return '#!/bin/sh\nexec %s -I -c %s "$@"\n' % (shlex.quote(_python(venv)), shlex.quote(code))
+
+
 def _write_command(venv: str, command: str) -> None:
     path = os.path.join(venv, "bin", command)
-    with open(path, "w") as file:
-        file.write("#!%s\nfrom %s.cli import main\n\nmain()\n" % (_python(venv), command))
+    with open(path, "wb") as file:
+        file.write(os.fsencode(_command(venv, command)))
     os.chmod(path, 0o755)
 
 
@@ -263,7 +297,7 @@ def _write_json(path: str, value: object) -> None:
 def _read(path: str) -> "str | None":
     try:
         with open(path, "rb") as file:
-            return file.read().decode("utf-8", "replace")
+            return os.fsdecode(file.read())
     except OSError:
         return None
 
@@ -273,5 +307,15 @@ def _sha256(path: str) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
+def _start() -> int:
+    """Run isolated: no variable of Python's, no folder of the user's has a say."""
+    if sys.flags.isolated:
+        return main(sys.argv[1:])
+    argv = [sys.executable, "-I", os.path.abspath(__file__), *sys.argv[1:]]
+    if os.name == "posix":
+        os.execv(sys.executable, argv)
+    return subprocess.call(argv)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(_start())

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from provision import inherited
 from provision.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def run(
 
     Args:
         argv: the program and its arguments; no shell is involved.
-        env: its whole environment, else ours.
+        env: its whole environment, else ours without what would bend it.
         timeout_seconds: when it is killed.
         stdin: what it reads, else nothing.
         check: raise when it does not exit 0.
@@ -88,7 +89,7 @@ def run(
     try:
         process = subprocess.Popen(
             words,
-            env=None if env is None else dict(env),
+            env=inherited.child(os.environ) if env is None else dict(env),
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, conda_lock, paths, rattler, sources
+from provision import command, conda_lock, inherited, paths, rattler, sources
 from provision.errors import BlockedError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def solve(
         argv: list[str | Path] = [_tool(), "lock", "--file", asked, "--lockfile", written, "--conda", solver]
         argv += ["--pypi_to_conda_lookup_file", names.as_uri()]
         argv += [word for platform in platforms for word in ("--platform", platform)]
-        command.run(argv, env=dict(os.environ) | {"CONDA_EXE": solver})
+        command.run(argv, env=inherited.child(os.environ) | {"CONDA_EXE": solver})
         packages = conda_lock.read_lock(written)
     return [replace(package, url=rattler.canonical(package.url, mirrored)) for package in packages]
 

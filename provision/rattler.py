@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision import command
+from provision import command, inherited
 from provision.conda_lock import CondaPackage
 from provision.errors import BlockedError, FirstlightError, SpecError
 
@@ -197,7 +197,7 @@ def _ask(request: Mapping[str, object], where: Path) -> dict[str, Any]:
         here = str(Path(__file__).resolve().parent.parent)
         # The relay listens on loopback: no proxy leads there.
         spared = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
-        environment = dict(os.environ) | {"PYTHONPATH": here, "no_proxy": spared, "NO_PROXY": spared}
+        environment = inherited.child(os.environ) | {"PYTHONPATH": here, "no_proxy": spared, "NO_PROXY": spared}
         done = command.run([sys.executable, "-m", "provision.rattler_worker"], env=environment, stdin=text, check=False)
         try:
             answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))

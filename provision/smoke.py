@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from provision import command, paths
+from provision import command, inherited, paths
 from provision.errors import FirstlightError
 from provision.step import Check, State
 from provision.volume import write_atomic
@@ -100,9 +100,8 @@ class SmokeStep:
     def _run(self) -> dict[str, object]:
         # The bytecode that this first import compiles is what makes every later start three times faster.
         # What it imports must be the environment's own.
-        dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME"}
-        environment = {key: value for key, value in os.environ.items() if key not in dropped}
-        environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub_in_use), "PYTHONNOUSERSITE": "1"}
+        environment = inherited.child(os.environ)
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub_in_use)}
         python = paths.interpreter(self.prefix)
         done = command.run([python, "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
         if done.returncode != 0:

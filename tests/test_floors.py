@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # Imports point down; modules of one floor never import each other.
 FLOORS: dict[str, list[set[str]]] = {
     "provision": [
-        {"inherited"},
+        {"inherited", "waiting"},
         {
             "bootstrap",
             "uv_files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from provision import waiting
 from tests.conftest import CHECKOUT
 from tests.provision.conftest import lock_text, write_wheel
 
@@ -42,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (checkout / "provision").mkdir()
     (checkout / "envs/toolbox").mkdir(parents=True)
     (checkout / "wheels").mkdir()
-    for name in ("__init__", "bootstrap", "sources", "command", "errors"):
+    for name in ("__init__", "bootstrap", "inherited", "waiting", "sources", "uv_files", "command", "errors"):
         shutil.copy(CHECKOUT / f"provision/{name}.py", checkout / "provision")
     uv = repack(checkout / "wheels", "uv")
     one = write_wheel(checkout / "wheels", "one", "1.0", {"one/__init__.py": "x = 1\n", "one/data.txt": "data"})
@@ -52,10 +54,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkout
 
 
-def bootstrap(checkout: Path, *words: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")}
-    argv = [python, str(checkout / "provision/bootstrap.py"), *words]
-    return subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ) | pip, check=False, timeout=120)
+def bootstrap(
+    checkout: Path, *words: str, python: str = sys.executable, isolated: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it as a person does, or as make does: `isolated`."""
+    changed = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")} | variables
+    argv = [python, *(["-I"] if isolated else []), str(checkout / "provision/bootstrap.py"), *words]
+    env = dict(os.environ) | changed
+    return subprocess.run(argv, capture_output=True, text=True, env=env, check=False, cwd=checkout, timeout=600)
+
+
+def copy_of(built: Path, target: Path) -> Path:
+    """A checkout of its own, without a toolbox; its commands print their words."""
+    shutil.copytree(built, target, ignore=shutil.ignore_patterns(".venv"))
+    (target / "bench").mkdir()
+    for package in ("provision", "bench"):
+        (target / package / "cli.py").write_text("import sys\n\ndef main():\n    print(*sys.argv)\n")
+    return target
 
 
 def runs(checkout: Path, code: str) -> bool:
@@ -65,7 +80,7 @@ def runs(checkout: Path, code: str) -> bool:
 def test_it_builds_once_and_then_only_looks(built: Path) -> None:
     first = bootstrap(built)
     assert first.returncode == 0, first.stderr
-    assert first.stderr.count("\n") == 1, "one line says what it does"
+    assert "bootstrap: installing the toolbox into .venv (requirements.lock, every hash checked)\n" in first.stderr
     assert runs(built, "import one")
     before = {path: path.lstat().st_mtime_ns for path in (built / ".venv").rglob("*")}
     again = bootstrap(built)
@@ -96,8 +111,7 @@ def test_a_deleted_file_is_noticed(built: Path, harm: str) -> None:
 
 
 def test_a_wrong_hash_is_refused_and_the_next_run_mends(tmp_path: Path, built: Path) -> None:
-    checkout = tmp_path / "checkout"
-    shutil.copytree(built, checkout, ignore=shutil.ignore_patterns(".venv"))
+    checkout = copy_of(built, tmp_path / "checkout")
     lock = checkout / "envs/toolbox/requirements.lock"
     right = lock.read_text()
     lock.write_text(right[:-9] + "0" * 8 + "\n")
@@ -111,8 +125,7 @@ def test_a_wrong_hash_is_refused_and_the_next_run_mends(tmp_path: Path, built: P
 
 
 def test_a_foreign_venv_is_left_alone(tmp_path: Path, built: Path) -> None:
-    checkout = tmp_path / "checkout"
-    shutil.copytree(built, checkout, ignore=shutil.ignore_patterns(".venv"))
+    checkout = copy_of(built, tmp_path / "checkout")
     (checkout / ".venv").mkdir()
     (checkout / ".venv/precious").write_text("mine")
     done = bootstrap(checkout)
@@ -122,13 +135,136 @@ def test_a_foreign_venv_is_left_alone(tmp_path: Path, built: Path) -> None:
 
 
 def test_a_python_without_venv_is_told_what_to_install(tmp_path: Path, built: Path) -> None:
-    checkout = tmp_path / "checkout"
-    shutil.copytree(built, checkout, ignore=shutil.ignore_patterns(".venv"))
-    (checkout / "provision/ensurepip.py").write_text("raise ImportError('as on Debian without python3-venv')\n")
-    done = bootstrap(checkout)
+    checkout = copy_of(built, tmp_path / "checkout")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    site = next((tmp_path / "bare/lib").glob("python*/site-packages"))
+    (site / "debian.pth").write_text("import sys; sys.modules['ensurepip'] = None  # as without python3-venv\n")
+    done = bootstrap(checkout, python=str(tmp_path / "bare/bin/python"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "apt-get install python3." in line
+
+
+def test_settings_that_would_bend_the_toolbox_have_no_effect(tmp_path: Path, home: Path, built: Path) -> None:
+    checkout = copy_of(built, tmp_path / "checkout")
+    other = tmp_path / "path"
+    other.mkdir()
+    for name in ("typer", "json", "provision", "requests", "uv"):
+        (other / f"{name}.py").write_text("raise SystemExit('another module was imported')\n")
+    constraint = tmp_path / "constraint.txt"
+    constraint.write_text("uv==0.0.1\none==0.1\n")
+    (home / ".config/pip").mkdir(parents=True)
+    (home / ".config/pip/pip.conf").write_text(
+        f"[global]\nquiet = 3\nlog = /proc/none/log\nno-binary = :all:\n[install]\nuser = yes\n"
+        f"target = {tmp_path}/target\nrequire-virtualenv = yes\nconstraint = {constraint}\n"
+    )
+    (home / ".config/uv").mkdir()
+    (home / ".config/uv/uv.toml").write_text(
+        'exclude-newer = "2001-01-01T00:00:00Z"\nno-binary = true\n[pip]\ntarget = "/proc/none"\n'
+    )
+    (checkout / "pyproject.toml").write_text("[tool.uv\n")
+    bent = {
+        "PIP_USER": "1",
+        "PIP_TARGET": str(tmp_path / "target"),
+        "PIP_PREFIX": str(tmp_path / "prefix"),
+        "PIP_ROOT": str(tmp_path / "pip-root"),
+        "PIP_CONSTRAINT": str(constraint),
+        "PIP_REQUIREMENT": str(tmp_path / "none.txt"),
+        "PIP_NO_BINARY": ":all:",
+        "PIP_DRY_RUN": "1",
+        "PIP_REQUIRE_VIRTUALENV": "1",
+        "PIP_PYTHON": "/none/python",
+        "PIP_LOG": "/proc/none/log",
+        "PYTHONPATH": str(other),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONWARNINGS": "error",
+        "PYTHONOPTIMIZE": "2",
+        "PYTHONHOME": "/none",
+        "PYTHONPLATLIBDIR": "lib32",
+        "UV_EXCLUDE_NEWER": "2001-01-01T00:00:00Z",
+        "UV_TORCH_BACKEND": "nonsense",
+        "UV_CONSTRAINT": str(constraint),
+        "UV_NO_BINARY": "1",
+        "UV_PROJECT": "/none",
+        "UV_WORKING_DIR": "/none",
+        "UV_SYSTEM_PYTHON": "1",
+        "UV_NO_SUCH_VARIABLE": "1",
+    }
+    done = bootstrap(checkout, isolated=True, **bent)
+    assert done.returncode == 0, done.stderr
+    assert runs(checkout, "import one; assert one.x == 1")
+    assert not (tmp_path / "target").exists()
+    said = next(line for line in done.stderr.splitlines() if "no effect here" in line)
+    assert "PIP_CONSTRAINT, " in said
+    assert "PYTHONPATH, " in said
+    assert said.count("\n") == 0
+    started = subprocess.run(
+        [checkout / ".venv/bin/provision", "a b"],
+        env=dict(os.environ) | bent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert started.stdout == "provision a b\n"
+
+
+@pytest.mark.parametrize("name", ["a b", 'it\'s $HOME; "ü"', "x" * 100 + "/" + "y" * 60])
+def test_checkout_in_an_odd_folder_starts(tmp_path: Path, built: Path, name: str) -> None:
+    checkout = copy_of(built, tmp_path / name)
+    links = str(built / "wheels")  # pip takes no address with a space
+    done = bootstrap(checkout, PIP_FIND_LINKS=links)
+    assert done.returncode == 0, done.stderr
+    for command in ("provision", "bench"):
+        argv = [str(checkout / ".venv/bin" / command), "one word", "$HOME"]
+        for locale in ("C", "C.UTF-8"):
+            started = subprocess.run(
+                argv, env=dict(os.environ) | {"LC_ALL": locale}, capture_output=True, text=True, check=True
+            )
+            assert started.stdout == f"{command} one word $HOME\n"
+    assert bootstrap(checkout, PIP_FIND_LINKS=links).stderr == "", "nothing is to be done"
+
+
+def test_command_of_an_older_toolbox_is_written_anew(built: Path) -> None:
+    assert bootstrap(built).returncode == 0
+    (built / ".venv/bin/provision").write_text("#!/usr/bin/env python3\n")
+    assert bootstrap(built).returncode == 0
+    assert (built / ".venv/bin/provision").read_text().startswith("#!/bin/sh\n")
+
+
+class Stderr(io.StringIO):
+    """Takes what is shown, and lets the program that is waited for end once something is."""
+
+    def __init__(self, go: Path, is_terminal: bool) -> None:
+        super().__init__()
+        self.go, self.is_terminal = go, is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def write(self, text: str) -> int:
+        self.go.touch()
+        return super().write(text)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_long_wait_shows_what_is_done_and_how_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    go = tmp_path / "go"
+    shown = Stderr(go, is_terminal)
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stderr", shown)
+    wait = waiting.Wait(str(tmp_path), "requirements.lock")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/file").write_bytes(bytes(3_000_000))
+    code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nprint('its answer')"
+    answer = wait.run([sys.executable, "-c", code], "uv installs", "it failed", dict(os.environ))
+    assert answer == "its answer\n"
+    text = shown.getvalue()
+    assert "bootstrap: uv installs: 3 of about " in text
+    assert " MB arrived, " in text
+    assert text.endswith("\r\x1b[K" if is_terminal else " s\n"), "the counter leaves no trace, a line stays"
 
 
 def test_an_unknown_word_is_told(built: Path) -> None:
