@@ -11,7 +11,7 @@ import threading
 import time
 
 # What has come into `.venv` and uv's cache when a fresh toolbox is whole. (measured: Linux x86-64, Python 3.11)
-EXPECTED_BYTES = {"requirements.lock": 500000000, "dev.lock": 700000000}
+EXPECTED_BYTES = {"requirements.lock": 392491577, "dev.lock": 500971674}
 # Seconds between two lines of progress where stderr is no terminal, and between two looks at the files.
 LINE_SECONDS, LOOK_SECONDS = 10.0, 1.0
 
@@ -94,17 +94,28 @@ class Wait:
             sys.stderr.flush()
 
     def _line(self, what: str) -> str:
-        arrived = max(0, self._bytes() - self.before)
-        of = " of about %d" % (self.expected / 1e6) if arrived < self.expected else ""
-        return "%s: %d%s MB arrived, %d s" % (what, arrived / 1e6, of, time.time() - self.started)
+        written = max(0, self._bytes() - self.before)
+        seconds = time.time() - self.started
+        text = "%s: %d" % (what, written / 1e6)
+        if written < self.expected:
+            text += " of about %d" % (self.expected / 1e6)
+        text += " MB written, %d s" % seconds
+        if self.expected / 10 < written < self.expected:
+            text += ", about %d s left" % (seconds * (self.expected - written) / written)
+        return text
 
     def _bytes(self) -> int:
         total = 0
+        linked = set()  # what uv links from its cache counts once
         for folder in self.folders:
             for top, _, names in os.walk(folder):
                 for name in names:
                     try:
-                        total += os.lstat(os.path.join(top, name)).st_size
+                        stat = os.lstat(os.path.join(top, name))
                     except OSError:  # it has gone meanwhile
                         continue
+                    if stat.st_nlink == 1 or stat.st_ino not in linked:
+                        total += stat.st_size
+                    if stat.st_nlink > 1:
+                        linked.add(stat.st_ino)
         return total

@@ -263,7 +263,7 @@ def test_long_wait_shows_what_is_done_and_how_much(
     assert answer == "its answer\n"
     text = shown.getvalue()
     assert "bootstrap: uv installs: 3 of about " in text
-    assert " MB arrived, " in text
+    assert " MB written, " in text
     assert text.endswith("\r\x1b[K" if is_terminal else " s\n"), "the counter leaves no trace, a line stays"
 
 

@@ -213,6 +213,20 @@ class TestFollowing:
             step.apply()
         assert not (root.cache / "uv").exists()
 
+    def test_disk_that_fills_up_in_the_stand_in_is_blocked_and_leaves_nothing(
+        self, tmp_path: Path, envs: Path, wheels: Path, small_disk: Path
+    ) -> None:
+        next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()
+        wheel = write_wheel(wheels, "torch", "9.9", {"torch/__init__.py": TORCH, "torch/large": "x" * 9_000_000})
+        (envs / "diffusers/cu130.lock").write_text(lock_text(wheel, next(wheels.glob("diffusers-*.whl"))))
+        root = Root(small_disk / "root")
+        unknown = CUDA.model_copy(update={"install_bytes": None})
+        wanted = Wanted("diffusers", envs / "diffusers", [CPU, unknown], MINORS, "system", PLATFORM, "a test")
+        step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
+        with pytest.raises(BlockedError, match="no space left"):
+            step.apply()
+        assert list(step.prefix.parent.iterdir()) == []
+
     def test_page_that_stops_serving_hands_over_to_the_next(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
     ) -> None:
