@@ -20,6 +20,7 @@ from provision.console import (
     WaitFlag,
     YesFlag,
     confirmed,
+    during,
     guard,
     run_list,
     run_steps,
@@ -30,6 +31,7 @@ from provision.errors import Exit
 
 if TYPE_CHECKING:
     from provision import undo as undo_
+    from provision.progress import Progress
     from provision.step import Step
 
 app = typer.Typer(rich_markup_mode=None)
@@ -43,7 +45,8 @@ def doctor(root: RootFlag = None, host: HostFlag = None, envs: EnvsFlag = None, 
         from provision import doctor, report
 
         wish = wish_of(root, host, envs)
-        findings = doctor.examine(wish)
+        with during("doctor", Show(json, False, False, False)):
+            findings = doctor.examine(wish)
         print(report.findings_json(wish.chosen, findings) if json else report.findings(findings))
         return Exit.BLOCKED if any(finding.state == "bad" for finding in findings) else Exit.GOOD
 
@@ -104,9 +107,9 @@ def undo(
         chosen: list[undo_.Run] = []
         journal = Journal(wish.root.journal, "undo")
 
-        def build() -> list[Step]:
+        def build(progress: Progress) -> list[Step]:
             chosen[:] = [undo.choose(wish.root, run)]
-            return undo.steps(chosen[0], wish.root, wish.home, journal)
+            return undo.steps(chosen[0], wish.root, wish.home, journal, progress)
 
         show = Show(json, quiet, False, no_color, wait)
         code = run_list("undo", wish, build, show, dry_run=dry_run, all_or_nothing=True)

@@ -17,10 +17,12 @@ from provision.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
 
     from provision import facts, holder, report, step
     from provision.errors import Exit
     from provision.plan import Wish
+    from provision.progress import Progress
     from provision.step import Outcome
 
 RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")]
@@ -98,25 +100,16 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
     started = time.perf_counter()
     machine = facts.probe()
     journal = Journal(wish.root.journal, name)
-    screen: report.Screen | None = None
-
-    def progress(arrived: int, total: int) -> None:
-        if screen is not None:
-            screen.progress(arrived, total)
-
-    def tell(text: str) -> None:
-        if screen is not None:
-            screen.tell(text)
+    screen = report.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
 
     def build() -> list[step.Step]:
-        steps = plan.steps(wish, machine, journal, progress, tell)
+        steps = plan.steps(wish, machine, journal, screen.progress, screen.tell)
         if only is not None:
             steps = [each for each in steps if each.name in only]
         if name == "repair":
             steps = [each for each in steps if each.local or each.essential]
         return steps
 
-    screen = report.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
     if show.verbose or (name == "env create" and not show.quiet):
         _say_machine(wish, machine)
     return _run(_Work(name, wish, build, show, dry_run), screen, started)
@@ -125,17 +118,18 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
 def run_list(
     name: str,
     wish: Wish,
-    build: Callable[[], list[step.Step]],
+    build: Callable[[Progress], list[step.Step]],
     show: Show,
     *,
     dry_run: bool = False,
     all_or_nothing: bool = False,
 ) -> Exit:
-    """Run a list of steps of its own; `all_or_nothing`: nothing is done where one of them is blocked."""
+    """Run a list of steps of its own, which `build` makes; `all_or_nothing`: nothing is done where one is blocked."""
     from provision import report
 
     screen = report.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
-    return _run(_Work(name, wish, build, show, dry_run, all_or_nothing), screen, time.perf_counter())
+    work = _Work(name, wish, lambda: build(screen.progress), show, dry_run, all_or_nothing)
+    return _run(work, screen, time.perf_counter())
 
 
 @dataclass(frozen=True)
@@ -156,12 +150,15 @@ def _run(work: _Work, screen: report.Screen, started: float) -> Exit:
     name, show = work.name, work.show
     steps = work.build()
     screen.total = len(steps)
-    if name in _CHANGING and not work.dry_run:
-        outcomes = _converge(work, steps, screen)
-    else:
-        outcomes = step.look(steps, deep=name == "verify", listen=screen.listen)
-        if name == "plan" or work.dry_run:
-            _say_plan(steps, outcomes, show)
+    try:
+        if name in _CHANGING and not work.dry_run:
+            outcomes = _converge(work, steps, screen)
+        else:
+            outcomes = step.look(steps, deep=name == "verify", listen=screen.listen)
+    finally:
+        screen.end()
+    if name == "plan" or work.dry_run:
+        _say_plan(steps, outcomes, show)
     seconds = time.perf_counter() - started
     if show.json:
         print(report.to_json(name, work.wish.chosen, outcomes, seconds))
@@ -192,15 +189,20 @@ def _looked(work: _Work, steps: list[step.Step], screen: report.Screen) -> list[
     """What a look has found, where nothing is to be done, or may be done; else None."""
     from provision import step
 
-    def silent(_: step.Step, __: Outcome | None) -> None: ...
-
-    found = step.look(steps, listen=silent)
+    found = step.look(steps, listen=screen.watch)
     refused = any((each.essential or work.all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
     if not refused and any(outcome.after is step.State.DRIFTED for outcome in found):
         return None
     for each, outcome in zip(steps, found, strict=True):  # one look is enough to say that nothing is to be done
         screen.listen(each, outcome)
     return found
+
+
+def during(what: str, show: Show) -> AbstractContextManager[None]:
+    """Show that something is at work which is no step, on stderr."""
+    from provision import report
+
+    return report.Screen(json_output=show.json, quiet=show.quiet, color=show.color).during(what)
 
 
 def waiting(show: Show) -> holder.Waiting:

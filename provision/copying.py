@@ -31,12 +31,12 @@ class Mirror:
     def __init__(
         self,
         pairs: Sequence[tuple[Folder, Folder]],
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, str], None] | None = None,
         wanted: Callable[[str], bool] | None = None,
     ) -> None:
-        """Take (original, copy) folders, who is told the bytes, and which relative paths are copied (else all)."""
+        """Take (original, copy) folders, who is told (count, unit), and which relative paths are copied (else all)."""
         self.pairs = pairs
-        self.progress = progress or (lambda _: None)
+        self.progress = progress or (lambda _, __: None)
         self.wanted = wanted or (lambda _: True)
         self._seen: dict[str, _Mark] = {}
         self._unproven: set[str] = set()
@@ -121,6 +121,7 @@ class Mirror:
                 self._unproven.add(below)
                 with contextlib.suppress(FileNotFoundError):  # taken away meanwhile: the next look sees it
                     self._entry(original, copy, name, found, top, below)
+                    self.progress(1, "files")
         for name in there:
             changed.append(f"{copy.path}{os.sep}{name}")
             tree.remove(copy, name)
@@ -186,7 +187,9 @@ class Mirror:
                 return  # it has become something else: the next look sees it
             target = copy.open(new or name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
-                self._clone = contents.copy(source, target, found, self.progress, clone=self._clone)
+                self._clone = contents.copy(
+                    source, target, found, lambda count: self.progress(count, "bytes"), clone=self._clone
+                )
                 if contents.BY_DESCRIPTOR:
                     contents.dress(target, source, found, f"{original.path}{os.sep}{name}")
             finally:
@@ -213,7 +216,10 @@ class Mirror:
                 if entry.is_dir(follow_symlinks=False):
                     with original.enter(entry.name) as first, copy.enter(entry.name) as second:
                         self._prove_folder(first, second, below, wrong)
-                elif below in self._unproven and not self.is_equal(original, copy, entry.name, entry.name):
+                elif below in self._unproven:
+                    self.progress(1, "files proved")
+                    if self.is_equal(original, copy, entry.name, entry.name):
+                        continue
                     found = original.lstat(entry.name)
                     if found is not None and self._seen.get(below) == _mark(found):
                         wrong.append(below)  # else it has changed since, and the next look copies it again

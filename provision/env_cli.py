@@ -21,6 +21,7 @@ from provision.console import (
     WaitFlag,
     YesFlag,
     confirmed,
+    during,
     guard,
     run_steps,
     waiting,
@@ -45,7 +46,8 @@ def list_(
         from provision import discover, report
 
         wish = wish_of(root, host, None)
-        found = discover.environments(wish.root, wish.home, os.environ)
+        with during("looking at the environments", Show(json, False, False, False)):
+            found = discover.environments(wish.root, wish.home, os.environ)
         print(report.environments_json(found) if json else report.environments(found))
         return Exit.GOOD
 
@@ -118,12 +120,14 @@ def remove(
 
         wish = wish_of(root, host, None, changes={"env": name})
         prefix = wish.root.prefix(name)
-        size = removal.removable(prefix, wish.root)
+        show = Show(json, False, False, False, wait)
+        with during(f"looking at {prefix}", show):
+            size = removal.removable(prefix, wish.root)
         what = f"{prefix} ({size:,} bytes) with all that was added to it"
         if not confirmed(f"Remove {what}?", f"this removes {what}", yes, json):
             return Exit.GOOD
         again = f"{paths.program()} env remove {name}"
-        with holding(wish.root, again, waiting(Show(json, False, False, False, wait))) as has_waited:
+        with holding(wish.root, again, waiting(show)) as has_waited, during(f"removing {prefix}", show):
             size = removal.removable(prefix, wish.root) if has_waited else size
             removal.remove(prefix, wish.root, wish.home, Journal(wish.root.journal, "env remove"))
         told = report.told_json("env remove", prefix=str(prefix), bytes=size)
@@ -180,7 +184,8 @@ def lock(
         spec.choose(tool, ["rattler", "conda-lock"], "tool")
         mirrored = rattler.mirrors(os.environ, Path.home())
         host = locks.LockHost(platform, mirrored, virtual or [], keep_conda=keep_conda, tool=tool)
-        written = [str(file) for file in locks.lock((envs or paths.shipped_envs()).absolute(), name, host)]
+        with during(f"locking {name}", Show(json, False, False, False)):
+            written = [str(file) for file in locks.lock((envs or paths.shipped_envs()).absolute(), name, host)]
         print(report.told_json("env lock", written=written) if json else "\n".join(written))
         return Exit.GOOD
 

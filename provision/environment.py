@@ -15,6 +15,7 @@ from provision.conda_part import CondaPart
 from provision.errors import FirstlightError, SpecError
 from provision.locating import Pinned
 from provision.pip_part import PipPart
+from provision.progress import no_progress
 from provision.routes import Routes, Way
 from provision.step import Check, State
 from provision.supply import Supply
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from provision.journal import Journal
     from provision.paths import Root
+    from provision.progress import Progress
     from provision.spec import Variant
 
 SCHEMA = 2
@@ -72,7 +74,7 @@ class EnvStep:
         journal: Journal,
         *,
         offline: bool,
-        progress: Callable[[int, int], None] = lambda _, __: None,
+        progress: Progress = no_progress,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Take what is wanted, and the home whose conda settings are followed."""
@@ -84,6 +86,7 @@ class EnvStep:
         self.journal = journal
         self.offline = offline
         self.tell = tell
+        self.progress = progress
         self.supply = Supply(root, os.environ, home, journal, offline, progress)
         self.conda = CondaPart(
             wanted.folder,
@@ -152,14 +155,15 @@ class EnvStep:
         if owner.get("interpreter") == "conda":
             if owner.get("prefix") != str(self.prefix):
                 return f"was made as {owner.get('prefix')}, its files must be told that it lies at {self.prefix}"
-            harmed = prefix.harmed_conda_packages(self.prefix, self.conda.packages(), deep=deep)
+            harmed = prefix.harmed_conda_packages(self.prefix, self.conda.packages(), deep=deep, progress=self.progress)
             if harmed:
                 return _first(harmed)
         version = prefix.python_version(paths.interpreter(self.prefix))
         if version is None or not self._fits(version, variant):
             return f"its python does not run ({paths.interpreter(self.prefix)})"
         site = prefix.site_packages(self.prefix, version)
-        harmed = wheels.harmed_packages(site, self._pip_packages(variant, version, owner), deep=deep)
+        packages = self._pip_packages(variant, version, owner)
+        harmed = wheels.harmed_packages(site, packages, deep=deep, progress=self.progress)
         return _first(harmed) if harmed else None
 
     def _standing(self, owner: dict[str, object], *, deep: bool) -> Check:

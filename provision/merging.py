@@ -13,7 +13,7 @@ from provision import contents
 from provision.copying import CANNOT_LINK, Mirror, marks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from provision.folder import Folder
 
@@ -52,8 +52,11 @@ class Row:
 class Merge:
     """`original` into `target`, by way of `stage`, an empty folder of ours on the target's file system."""
 
-    def __init__(self, original: Folder, target: Folder, stage: Folder) -> None:
-        """Take the three open folders."""
+    def __init__(
+        self, original: Folder, target: Folder, stage: Folder, progress: Callable[[int, str], None] | None = None
+    ) -> None:
+        """Take the three open folders, and who is told (count, "files compared" or a unit of the copy)."""
+        self.progress = progress or (lambda _, __: None)
         self.original = original
         self.target = target
         self.stage = stage
@@ -75,7 +78,7 @@ class Merge:
         def wanted(path: str) -> bool:
             return path in on_the_way or path in needed or any(above in needed for above in _above(path))
 
-        Mirror([(self.original, self.stage)], wanted=wanted).run()
+        Mirror([(self.original, self.stage)], self.progress, wanted).run()
         self.stage.sync_file_system()
 
     def place(self, rows: Sequence[Row]) -> None:
@@ -100,6 +103,7 @@ class Merge:
         for entry in sorted(original.scan(), key=lambda each: each.name):
             found, there = entry.stat(follow_symlinks=False), target.lstat(entry.name)
             path = f"{key}/{entry.name}".removeprefix("/")
+            self.progress(not stat.S_ISDIR(found.st_mode), "files compared")
 
             def row(action: str, other: str | None = None, *, path: str = path, found: os.stat_result = found) -> Row:
                 place = f"{path.rpartition('/')[0]}/{other}".removeprefix("/") if other else None

@@ -20,6 +20,7 @@ from provision.console import (
     RootFlag,
     Show,
     WaitFlag,
+    during,
     guard,
     run_list,
     run_steps,
@@ -30,6 +31,7 @@ from provision.errors import Exit
 if TYPE_CHECKING:
     from provision.choosing import Chooser
     from provision.plan import Wish
+    from provision.progress import Progress
     from provision.step import Step
 
 app = typer.Typer(help="Where packages and models come from.", no_args_is_help=True, rich_markup_mode=None)
@@ -78,12 +80,14 @@ def probe(
         tools = _tools(tool)
         chooser = _chooser(wish)
         asked = [each for name in tools for each in chooser.asked(name)]
-        found = chooser.probe(asked)
+        show = Show(json, False, False, no_color)
+        with during(f"asking {len(asked)} mirrors", show):
+            found = chooser.probe(asked)
         chosen = {name: chooser.auto(name, found) for name in tools}
         if json:
             print(mirror_report.probes_json(found, chosen))
         else:
-            mirror_report.print_probes(found, chosen, color=Show(json, False, False, no_color).color)
+            mirror_report.print_probes(found, chosen, color=show.color)
         return Exit.GOOD
 
     guard(act, json=json)
@@ -147,7 +151,7 @@ def restore(
         journal = Journal(wish.root.journal, "mirrors restore")
         show = Show(json, quiet, False, no_color, wait)
 
-        def build() -> list[Step]:
+        def build(_: Progress) -> list[Step]:
             return writing.restoring(wish.root, journal, force=force)
 
         return run_list("mirrors restore", wish, build, show, dry_run=dry_run, all_or_nothing=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from provision.command import redact
 from provision.errors import Exit
+from provision.progress import Meter, Ticker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -224,14 +227,32 @@ def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int) -> str:
 
 
 class Bars:
-    """A bar a file and one for all, on a terminal's stderr; nothing elsewhere."""
+    """A bar a file and one for all, on a terminal's stderr; elsewhere a line each ten seconds."""
 
-    def __init__(self, what: str, sizes: Mapping[str, int], done: int = 0, *, wanted: bool) -> None:
-        """Take what is at work, {path: bytes that will come}, and the bytes of them that are done."""
+    def __init__(
+        self,
+        what: str,
+        sizes: Mapping[str, int],
+        done: int = 0,
+        *,
+        wanted: bool,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], bool] | None = None,
+    ) -> None:
+        """Take what is at work, {path: bytes that will come}, and the bytes of them that are done.
+
+        `clock`, `pause`: as Ticker has them.
+        """
         self._sizes = sizes
         self._tasks: dict[str, int] = {}
         self._bar = None
-        if not (wanted and sys.stderr.isatty() and sizes):
+        self._ticker: Ticker | None = None
+        if not (wanted and sizes):
+            return
+        if not sys.stderr.isatty() or os.environ.get("TERM") in {None, "", "dumb"}:
+            self._meter = Meter(what, clock())
+            self._meter.add(done, sum(sizes.values()))
+            self._ticker = Ticker(self._meter, self._print, clock=clock, pause=pause)
             return
         from rich.console import Console
         from rich.progress import (
@@ -257,6 +278,8 @@ class Bars:
         """Draw."""
         if self._bar is not None:
             self._bar.start()
+        if self._ticker is not None:
+            self._ticker.__enter__()
         return self
 
     def __exit__(
@@ -265,9 +288,13 @@ class Bars:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
+        if self._ticker is not None:
+            self._ticker.__exit__(kind, error, trace)
 
     def advance(self, path: str, count: int) -> None:
         """Bytes of a file have come."""
+        if self._ticker is not None:
+            self._meter.add(count)
         if self._bar is None:
             return
         from rich.progress import TaskID
@@ -279,3 +306,7 @@ class Bars:
         task = self._bar.tasks[self._bar.task_ids.index(TaskID(self._tasks[path]))]
         if task.finished:
             self._bar.update(TaskID(self._tasks[path]), visible=False)
+
+    def _print(self, words: str) -> None:
+        sys.stderr.write(f"  {redact(self._meter.what)}: {words}\n")
+        sys.stderr.flush()

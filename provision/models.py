@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from provision.architectures import Architecture
     from provision.hub import Hub
     from provision.paths import Root
+    from provision.progress import Progress
     from provision.spec import ModelSpec
     from provision.supply import Hubs
 
@@ -40,7 +41,7 @@ class ModelStep:
         spec: its entry.
         hubs: where it may come from.
         retry: look again for a hub that was silent before (setup does, status does not).
-        progress: told the bytes that arrive, and how many will.
+        progress: told the bytes that arrive, and how many will; while files are hashed, their bytes.
         build: builds the stand-in, and tells of its bytes as `progress` is told; None: it is only put on record.
         tell: told what takes long.
         pinned: every revision of its repository that the manifest pins.
@@ -58,8 +59,8 @@ class ModelStep:
         hubs: Hubs,
         *,
         retry: bool,
-        progress: Callable[[int, int], None],
-        build: Callable[[Callable[[int, int], None]], Path] | None = None,
+        progress: Progress,
+        build: Callable[[Progress], Path] | None = None,
         tell: Callable[[str], None] = lambda _: None,
         pinned: Collection[str] = (),
         architecture: Architecture | None = None,
@@ -83,7 +84,7 @@ class ModelStep:
     def check(self, *, deep: bool = False) -> Check:
         """Look at every file's presence and size; `deep` hashes each against its pin."""
         repo = self.pull.spec.repo
-        states = self.pull.look(Depth.HASH if deep else Depth.SIZE)
+        states = self.pull.look(Depth.HASH if deep else Depth.SIZE, self._hashed)
         wrong = [state for state in states if state.state != "ok"]
         if not wrong:
             size = sum(state.size or 0 for state in states)
@@ -110,13 +111,18 @@ class ModelStep:
         """Pull what is missing; where the hub does not answer, build the stand-in and put it on record."""
         self.retry = False
         try:
-            plan = self.pull.plan()
+            plan = self.pull.plan(self._hashed)
             total = plan.bytes_wanted
             self.pull.run(plan, lambda _, count: self.progress(count, total))
         except (HubError, DownloadError) as error:
             record(self.root, self.model, self._stand_in(str(error)))
         else:
             record(self.root, self.model, None)
+
+    def _hashed(self, _path: str, count: int) -> None:
+        """Bytes of a file that is here have been hashed."""
+        whole = sum(file.size or 0 for file in self.pull.spec.files)
+        self.progress(count, whole, "bytes hashed")
 
     def _stand_in(self, reason: str) -> str:
         if self.build is None:

@@ -25,6 +25,7 @@ from provision.console import (
     WaitFlag,
     YesFlag,
     confirmed,
+    during,
     guard,
     waiting,
     wish_of,
@@ -146,7 +147,7 @@ def pull(
                 )
             else:
                 work = Pull(known, name, model, hubs, trust_mirror, place.manifest.revisions(model.repo))
-                rows.append(model_work.pull(work, say, quiet=quiet or json, dry_run=dry_run))
+                rows.append(model_work.pull(work, say, quiet=quiet, dry_run=dry_run))
                 if rows[-1].state == "ok":
                     rows[-1].load = loading.of_model(known, model, loading.known(place.wish.envs, model))
             if rows[-1].exit is Exit.BLOCKED:
@@ -186,8 +187,7 @@ def verify(
             place.asked = sorted(here | {name for name in place.names if name.partition("+")[0] not in covered})
         hubs = Hubs(known, os.environ, offline=True)
         rows = [
-            model_work.verify(Pull(known, name, place.pick(name), hubs), wanted, quiet=quiet or json)
-            for name in place.names
+            model_work.verify(Pull(known, name, place.pick(name), hubs), wanted, quiet=quiet) for name in place.names
         ]
         if said and not json:
             print(said)
@@ -244,7 +244,8 @@ def lock(
             mine = Path(added).expanduser() if added else None
             has_it = mine is not None and base in spec.load_tables(mine, spec.ModelSpec)
             path = mine if mine is not None and has_it else place.wish.envs / "models.toml"
-            count = model_care.lock(path, base, whole, official)
+            with during(f"locking {base}", Show(json, False, False, False)):
+                count = model_care.lock(path, base, whole, official)
             rows.append({"name": base, "completed": count, "manifest": str(path)})
             if not json:
                 told = f"{count} files were completed in {path}" if count else "every file is pinned already"
@@ -314,7 +315,8 @@ def seed(
         from provision import model_care, model_report, paths, seeding
 
         place = _place(None, root, host, envs, manifest)
-        found = [each for each in model_care.held(place.wish.root, place.manifest) if each.state == "whole"]
+        with during("looking at the models", Show(False, False, False, False)):
+            found = [each for each in model_care.held(place.wish.root, place.manifest) if each.state == "whole"]
         models = []
         for each in found:
             snapshot = model_care.snapshot_of(place.wish.root, each.model)

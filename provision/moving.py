@@ -16,12 +16,14 @@ from provision.copying import Mirror
 from provision.errors import BlockedError, FirstlightError
 from provision.folder import Folder, link_target
 from provision.merging import Merge
+from provision.progress import no_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from provision.journal import Journal
+    from provision.progress import Progress
 
 # The file system, or the system, knows no exchange; a rename may still do.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
@@ -82,10 +84,10 @@ class _Open:
 class Mover:
     """Moves the folders of one label together: a file with names in several of them stays one file."""
 
-    def __init__(self, journal: Journal, progress: Callable[[int, int], None] | None = None) -> None:
-        """Take the journal, which is told every act before it is done, and who is told (bytes copied, bytes in all)."""
+    def __init__(self, journal: Journal, progress: Progress = no_progress) -> None:
+        """Take the journal, which is told every act before it is done, and who is told the bytes and files."""
         self.journal = journal
-        self.progress = progress or (lambda _, __: None)
+        self.progress = progress
         self.conflicts: list[str] = []
 
     def run(self, pairs: Sequence[Pair]) -> None:
@@ -201,7 +203,8 @@ class Mover:
                 there += tree.measure(partial)
                 folders.append((source, partial))
             preflight.enough_room(wanted, there, rest[0].there.path)
-            mirror = Mirror(folders, lambda count: self.progress(count, wanted.bytes))
+            totals = {"bytes": wanted.data, "files": wanted.files, "files proved": wanted.files}
+            mirror = Mirror(folders, lambda count, unit: self.progress(count, totals[unit], unit))
             with _nothing_left_on_a_full_disk(rest):
                 mirror.run()
             for each in rest:
@@ -241,9 +244,11 @@ class Mover:
             each.home.enter(name) as original,
             each.there.enter(each.new) as target,
         ):
-            preflight.movable(tree.measure(original))
+            amount = tree.measure(original)
+            preflight.movable(amount)
             with _staging(each) as stage:
-                merge = Merge(original, target, stage)
+                totals = {"files compared": amount.files}
+                merge = Merge(original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit))
                 rows = merge.look()
                 self._record("bring", each, partial=each.pair.partial, whole=each.home.path / name)
                 with _nothing_left_on_a_full_disk([each]):

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from provision.facts import Facts
     from provision.journal import Journal
     from provision.profiles import Chosen
+    from provision.progress import Progress
     from provision.spec import HostSpec, Relocated
     from provision.step import Step
 
@@ -77,7 +78,7 @@ def steps(
     wish: Wish,
     facts: Facts,
     journal: Journal,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Step]:
     """The steps that make this host ready.
@@ -86,7 +87,7 @@ def steps(
         wish: what is asked for.
         facts: the machine.
         journal: of this run.
-        progress: told the bytes that arrive, and how many will.
+        progress: told what is done of the step at work, and how much there is.
         tell: told what takes long.
 
     Raises:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from provision import command
 from provision.errors import BlockedError
 from provision.hashing import differing
+from provision.progress import no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from provision.conda_lock import CondaPackage
+    from provision.progress import Progress
 
 _VERSION = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
 _SHEBANG_LIMIT = 127  # Linux before 5.1 cuts the line there (BINPRM_BUF_SIZE)
@@ -120,13 +122,16 @@ def conda_records(prefix: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def harmed_conda_packages(prefix: Path, wanted: Sequence[CondaPackage], *, deep: bool) -> dict[str, str]:
+def harmed_conda_packages(
+    prefix: Path, wanted: Sequence[CondaPackage], *, deep: bool, progress: Progress = no_progress
+) -> dict[str, str]:
     """{name: reason} of the locked conda packages that are absent, another build, or not as recorded.
 
     Args:
         prefix: an environment made from conda packages.
         wanted: what the lock pins.
         deep: hash every file, not only look for it.
+        progress: told the files that are hashed.
     """
     records = conda_records(prefix)
     harmed, intact = {}, []
@@ -148,7 +153,7 @@ def harmed_conda_packages(prefix: Path, wanted: Sequence[CondaPackage], *, deep:
             for path, digest in _digests(record):
                 hashed[f"{prefix}{os.sep}{path}"] = (name, path)
                 digests.append((f"{prefix}{os.sep}{path}", bytes.fromhex(digest)))
-    for whole in differing(digests):
+    for whole in differing(digests, progress, "conda files"):
         name, path = hashed[whole]
         harmed.setdefault(name, f"{path} does not have its recorded content")
     return harmed

@@ -12,15 +12,17 @@ from provision.copying import Mirror
 from provision.folder import Folder, link_target
 from provision.moving import Mover, Pair, make_folders
 from provision.paths import linked_root
+from provision.progress import no_progress
 from provision.step import Check, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from provision.caches import Place
     from provision.journal import Journal
     from provision.paths import Root
+    from provision.progress import Progress
 
 _WORST = (State.BLOCKED, State.DRIFTED, State.OK)
 
@@ -41,9 +43,9 @@ class RelocateStep:
         root: Root,
         home: Path,
         journal: Journal,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = no_progress,
     ) -> None:
-        """Take the label, each folder's old path, new place and variable, and who is told the bytes of a copy."""
+        """Take the label, each folder's old path, new place and variable, and who is told of a copy."""
         self.name = f"relocate {label}"
         self.places = places
         self.root = root
@@ -155,7 +157,7 @@ class RelocateStep:
         make_folders(place.target, self.journal)
         with Folder.at(place.source) as source, Folder.at(place.target) as target:
             if tree.is_empty(target):
-                Mirror([(source, target)]).run()
+                Mirror([(source, target)], lambda count, unit: self.progress(count, 0, unit)).run()
         variables.keep(self.root, place.variable, str(place.target), self.journal)
 
     @functools.cached_property

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from provision.command import redact
+from provision.progress import Meter, Ticker, Written
 from provision.step import State, exit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.progress import Progress, TaskID
 
@@ -26,38 +30,73 @@ _COLORS = {"ok": "32", "done": "32", "drifted": "33", "blocked": "31", "failed":
 
 
 class Screen:
-    """Prints a line a step to stdout, and on a terminal a progress bar to stderr while a step works."""
+    """Prints a line a step to stdout; while a step works, a live line on a terminal's stderr, or a line each ten s.
 
-    def __init__(self, *, json_output: bool, quiet: bool, color: bool) -> None:
-        """Take what the flags say; `total` steps are set when they are known."""
+    Without a terminal nothing is said of a step that ends at once. `quiet`: nothing but faults.
+    """
+
+    def __init__(
+        self,
+        *,
+        json_output: bool,
+        quiet: bool,
+        color: bool,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], bool] | None = None,
+    ) -> None:
+        """Take what the flags say; `total` steps are set when they are known. `clock`, `pause`: as Ticker has them."""
         self.total = 0
         self.lines = sys.stderr if json_output else sys.stdout
         self.quiet = quiet
         self.color = color and self.lines.isatty()
-        self.bar_wanted = sys.stderr.isatty() and not quiet
+        self.is_live = sys.stderr.isatty() and os.environ.get("TERM") not in {None, "", "dumb"}
         self.number = 0
+        self._clock = clock
+        self._pause = pause
+        self._meter: Meter | None = None
+        self._ticker: Ticker | None = None
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
 
     def listen(self, step: Step, outcome: Outcome | None) -> None:
         """A step begins (no outcome yet) or has ended."""
         if outcome is None:
             self.number += 1
-            self._start(step.name)
+            self.begin(step.name)
             return
-        self._stop()
+        self.end()
         if not self.quiet or outcome.error:
             print(self.line(outcome), file=self.lines, flush=True)
 
-    def progress(self, arrived: int, total: int) -> None:
-        """Bytes have arrived for the step at work."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=total or None, advance=arrived)
+    def watch(self, step: Step, outcome: Outcome | None) -> None:
+        """A step is looked at before anything is done: its result is not printed yet."""
+        if outcome is None:
+            self.begin(f"looking at {step.name}")
+        else:
+            self.end()
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Show that something is at work which is no step."""
+        self.begin(what)
+        try:
+            yield
+        finally:
+            self.end()
+
+    def progress(self, count: int, total: int, unit: str = "bytes", /) -> None:
+        """So much more is done of the step at work; `total` 0 where it is not known.
+
+        A step whose children do the work gives (0, total) where it knows how many bytes they will write.
+        """
+        if self._meter is not None:
+            self._meter.add(count, total, unit)
 
     def tell(self, text: str) -> None:
         """The step at work waits, or does something else that takes long."""
         if not self.quiet:
             print(f"  {redact(text)}", file=sys.stderr, flush=True)
+            if self._ticker is not None and not self.is_live:
+                self._ticker.heard()
 
     def line(self, outcome: Outcome) -> str:
         """One step in one line: its state, name, what was found, and the time it took."""
@@ -66,36 +105,57 @@ class Screen:
         text = redact(outcome.error or outcome.detail)
         return f"  {mark} {outcome.step:<28} {text}  ({outcome.seconds:.2f} s)"
 
-    def _start(self, name: str) -> None:
-        if not self.bar_wanted:
+    def begin(self, what: str) -> None:
+        """Something begins."""
+        self.end()
+        if self.quiet:
             return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        meter = Meter(what, self._clock(), Written() if what.startswith("environment ") else None)
+        plain = Ticker(meter, lambda words: _say(what, words), clock=self._clock, pause=self._pause)
+        self._meter, self._ticker = meter, self._live(what, meter) if self.is_live else plain
+        self._ticker.__enter__()
 
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TimeElapsedColumn(),
-        )
-        pulls = (
-            (DownloadColumn(binary_units=False),) if name.startswith(("model ", "relocate ", "environment ")) else ()
-        )
-        self._bar = Progress(*columns, *pulls, console=Console(stderr=True, no_color=not self.color), transient=True)
-        self._task = self._bar.add_task(f"[{self.number}/{self.total}] {name}", total=None)
-        self._bar.start()
-
-    def _stop(self) -> None:
+    def end(self) -> None:
+        """It has ended, or an error ends it."""
+        if self._ticker is not None:
+            self._ticker.__exit__(None, None, None)
         if self._bar is not None:
             self._bar.stop()
-            self._bar = None
+        self._meter = self._ticker = self._bar = None
+
+    def _live(self, what: str, meter: Meter) -> Ticker:
+        head = f"[{self.number}/{self.total}] {what}" if self.total and self.number else what
+        tasks: list[TaskID] = []
+
+        def say(words: str) -> None:  # first after a second: what ends at once is not drawn
+            if self._bar is None:
+                self._bar = _bar(color=self.color)
+                tasks.append(self._bar.add_task(redact(head), total=None, said=""))
+                self._bar.start()
+            share = meter.share()
+            self._bar.update(tasks[0], total=None if share is None else 1.0, completed=share or 0.0, said=words)
+
+        return Ticker(meter, say, each=1.0, clock=self._clock, pause=self._pause)
+
+
+def _say(what: str, words: str) -> None:
+    # One write: a line of the main thread may not come into it.
+    sys.stderr.write(f"  {redact(what)}: {words}\n")
+    sys.stderr.flush()
+
+
+def _bar(*, color: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[said]}", markup=False),
+    )
+    console = Console(stderr=True, no_color=not color)
+    return Progress(*columns, console=console, transient=True, redirect_stdout=False)
 
 
 def word_for(outcome: Outcome) -> str:

@@ -20,17 +20,22 @@ _BLOCK = 4096  # what the smallest file or folder takes on common file systems
 class Amount:
     """What a tree needs elsewhere: bytes in whole blocks (a file with several names counts once), and inodes.
 
+    `files` are the names that are no folder, and `data` their bytes: what a copy reports.
     `foreign` is the first entry that belongs to another user, `mount` the first other file system in it.
     """
 
     bytes: int = 0
     inodes: int = 0
+    files: int = 0
+    data: int = 0
     foreign: str | None = None
     mount: str | None = None
 
     def __iadd__(self, other: Amount) -> Self:
         self.bytes += other.bytes
         self.inodes += other.inodes
+        self.files += other.files
+        self.data += other.data
         return self
 
 
@@ -104,6 +109,7 @@ def _measure(folder: Folder, device: int, amount: Amount, counted: set[int]) -> 
         found = entry.stat(follow_symlinks=False)
         if hasattr(os, "geteuid") and os.geteuid() not in {0, found.st_uid}:
             amount.foreign = amount.foreign or str(folder.path / entry.name)
+        amount.files += not stat.S_ISDIR(found.st_mode)
         if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
             if found.st_ino in counted:
                 continue
@@ -116,7 +122,9 @@ def _measure(folder: Folder, device: int, amount: Amount, counted: set[int]) -> 
             with folder.enter(entry.name) as below:
                 _measure(below, device, amount, counted)
         elif stat.S_ISREG(found.st_mode):
-            amount.bytes += -(-_size(folder, entry.name, found) // _BLOCK) * _BLOCK
+            size = _size(folder, entry.name, found)
+            amount.data += size
+            amount.bytes += -(-size // _BLOCK) * _BLOCK
     amount.bytes += _BLOCK
 
 

@@ -15,6 +15,7 @@ from provision.errors import SpecError
 from provision.folder import Folder, link_target
 from provision.moving import Mover, Pair
 from provision.parting import PartStep
+from provision.progress import no_progress
 from provision.step import Check, State
 from provision.volume import write_atomic
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from provision.journal import Journal
     from provision.paths import Root
+    from provision.progress import Progress
     from provision.step import Step
 
 _MOVES = {"copy", "place", "move", "drop", "bring", "merge"}
@@ -91,8 +93,8 @@ def choose(root: Root, name: str | None) -> Run:
     return left[-1]
 
 
-def steps(run: Run, root: Root, home: Path, journal: Journal) -> list[Step]:
-    """What puts a run back, newest first."""
+def steps(run: Run, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
+    """What puts a run back, newest first; `progress` is told the bytes and files of a copy."""
     built: list[Step] = []
     seen: set[str] = set()
 
@@ -107,7 +109,7 @@ def steps(run: Run, root: Root, home: Path, journal: Journal) -> list[Step]:
         if kind in _MOVES:
             source, target = Path(str(act["source"])), Path(str(act["target"]))
             if once(f"move {source}"):
-                built.append(_moved(run, Pair(source, target), root, home, journal))
+                built.append(_moved(run, Pair(source, target), root, home, journal, progress))
         elif kind == "link" and str(path) not in moved and once(f"link {path}"):
             first = next(each for each in run.acts if each.get("act") == "link" and each.get("path") == act["path"])
             built.append(LinkBack(path, str(act["target"]), first.get("was"), root, home, journal))
@@ -135,12 +137,13 @@ def stays(run: Run) -> list[str]:
     return [text for kind, text in _STAYS.items() if kind in done] + again
 
 
-def _moved(run: Run, pair: Pair, root: Root, home: Path, journal: Journal) -> Step:
+def _moved(run: Run, pair: Pair, root: Root, home: Path, journal: Journal, progress: Progress) -> Step:
     mine = [act for act in run.acts if act.get("source") == str(pair.source) and act.get("target") == str(pair.target)]
     manifests = [Path(str(act["manifest"])) for act in mine if act.get("act") == "merge"]
     if manifests:
         return PartStep(pair, manifests, root, home, journal)
-    return MoveBack(pair, root, home, journal, committed=any(act.get("act") in {"place", "move"} for act in mine))
+    committed = any(act.get("act") in {"place", "move"} for act in mine)
+    return MoveBack(pair, root, home, journal, progress, committed=committed)
 
 
 def _texts(value: object) -> list[str]:
@@ -174,7 +177,9 @@ class _Back:
 class MoveBack(_Back):
     """A folder is where it was before it was moved, with all that has come into it since."""
 
-    def __init__(self, pair: Pair, root: Root, home: Path, journal: Journal, *, committed: bool) -> None:
+    def __init__(
+        self, pair: Pair, root: Root, home: Path, journal: Journal, progress: Progress = no_progress, *, committed: bool
+    ) -> None:
         """Take the pair that was moved; `committed` is False where the run was killed while it copied."""
         super().__init__(journal)
         self.name = f"folder {pair.source.name}"
@@ -182,6 +187,7 @@ class MoveBack(_Back):
         self.root = root
         self.home = home
         self.committed = committed
+        self.progress = progress
         self._back = Pair(pair.target, pair.source)
 
     def describe(self) -> str:
@@ -215,7 +221,7 @@ class MoveBack(_Back):
                     self.journal.record("unlink", path=source, whole=target)
                     with Folder.at(source.parent) as parent:
                         parent.unlink(source.name)
-                Mover(self.journal).run([self._back])
+                Mover(self.journal, self.progress).run([self._back])
             if link_target(target) == str(source):
                 there.unlink(target.name)
             tree.remove(there, self.pair.partial.name)

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from provision.errors import FirstlightError
 from provision.hashing import differing
+from provision.progress import no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
+
+    from provision.progress import Progress
 
 ABSENT = "is not installed"
 
@@ -93,13 +96,16 @@ def split(text: str, names: Collection[str]) -> tuple[str, str]:
     return "\n".join(named) + "\n", "\n".join(others) + "\n"
 
 
-def harmed_packages(site: Path, wanted: Sequence[Locked], *, deep: bool) -> dict[str, str]:
+def harmed_packages(
+    site: Path, wanted: Sequence[Locked], *, deep: bool, progress: Progress = no_progress
+) -> dict[str, str]:
     """{name: reason} of the locked packages that are absent, of another version, or not as recorded.
 
     Args:
         site: a site-packages folder.
         wanted: what the lock pins.
         deep: hash every file against its RECORD, not only its size.
+        progress: told the files and bytes that are hashed.
     """
     there = {}
     for folder in site.glob("*.dist-info"):
@@ -126,7 +132,7 @@ def harmed_packages(site: Path, wanted: Sequence[Locked], *, deep: bool) -> dict
                 whole = f"{info.parent}{os.sep}{path}"
                 hashed[whole] = (name, path)
                 digests.append((whole, digest))
-    for whole in differing(digests):
+    for whole in differing(digests, progress):
         name, path = hashed[whole]
         harmed.setdefault(name, f"{path} does not have its recorded content")
     return harmed

@@ -27,6 +27,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "ledger",
             "patience",
             "streams",
+            "progress",
         },
         {
             "command",

@@ -40,7 +40,7 @@ def step(root: Root, tmp_path: Path, hub: FakeHub, *, pinned: bool = True, retry
         model,
         Hubs(root, {"HF_ENDPOINT": hub.url}),
         retry=retry,
-        progress=lambda count, _: arrived.append(count),
+        progress=lambda count, _, __="bytes", /: arrived.append(count),
     )
 
 

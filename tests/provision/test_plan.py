@@ -11,6 +11,7 @@ from provision.errors import SpecError
 from provision.facts import Facts
 from provision.journal import Journal
 from provision.models import ModelStep
+from provision.progress import no_progress
 from provision.report import Screen
 from tests.conftest import CHECKOUT
 
@@ -30,7 +31,7 @@ def wishing(root: Path, home: Path, **host: Any) -> plan.Wish:
 
 def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
     wish = wishing(tmp_path, home)
-    steps = plan.steps(wish, machine(), Journal(tmp_path), lambda _, __: None)
+    steps = plan.steps(wish, machine(), Journal(tmp_path), no_progress)
     assert [step.name for step in steps] == [
         "volume",
         "relocate huggingface",
@@ -48,7 +49,7 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
 
 def test_a_model_says_what_it_waits_for_and_knows_every_revision(tmp_path: Path, home: Path) -> None:
     screen = Screen(json_output=False, quiet=False, color=False)
-    steps = plan.steps(wishing(tmp_path, home), machine(), Journal(tmp_path), lambda _, __: None, screen.tell)
+    steps = plan.steps(wishing(tmp_path, home), machine(), Journal(tmp_path), no_progress, screen.tell)
     models = [step for step in steps if isinstance(step, ModelStep)]
     assert [model.pull.ledger.tell for model in models] == [screen.tell] * 2
     assert all(model.pull.spec.revision in model.pull.pinned for model in models)
@@ -62,7 +63,7 @@ def test_what_is_told_goes_beside_the_data(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_is_not_wished_for_is_not_planned(tmp_path: Path, home: Path) -> None:
     wish = wishing(tmp_path, home, relocate=[], models=[], mirror="keep")
-    steps = plan.steps(wish, machine(), Journal(tmp_path), lambda _, __: None)
+    steps = plan.steps(wish, machine(), Journal(tmp_path), no_progress)
     assert [step.name for step in steps] == ["volume", "environment diffusers", "smoke"]
 
 
@@ -71,4 +72,4 @@ def test_a_root_inside_what_it_relocates_is_refused(home: Path) -> None:
     root = home / ".cache/huggingface/hub/firstlight"
     wish = wishing(root, home)
     with pytest.raises(SpecError, match="lies inside"):
-        plan.steps(wish, machine(), Journal(root), lambda _, __: None)
+        plan.steps(wish, machine(), Journal(root), no_progress)
