@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from provision.paths import Root
 
 SUITES = Path(__file__).parent / "suites"
+LOWER = "lower"  # a suite's word for the best low precision of the device
+LOW = ("bf16", "fp16")
 _LONGEST_NUMBER = 10  # digits
 _USUAL = ("sampling", "pipelines", "tiny")  # the first that has a model says what is usual
 
@@ -42,6 +44,7 @@ def _one_of(what: str, known: Sequence[str]) -> AfterValidator:
 Model = Annotated[str, _one_of("model", axes.models())]
 Task = Annotated[str, _one_of("task", sorted({task for known in axes.TASKS.values() for task in known}))]
 Dtype = Annotated[str, _one_of("dtype", list(axes.DTYPES))]
+SuiteDtype = Annotated[str, _one_of("dtype", [*axes.DTYPES, LOWER])]
 Scheduler = Annotated[str, _one_of("scheduler", list(axes.SCHEDULERS))]
 Layout = Annotated[str, _one_of("layout", axes.LAYOUTS)]
 Attention = Annotated[str, _one_of("attention", list(axes.ATTENTIONS))]
@@ -66,9 +69,11 @@ Pixels = Annotated[int, Field(gt=0, multiple_of=8)]
 class Shape(spec.Strict):
     """What fits one kind of device; each is one number or a list.
 
-    `size` is the edge of a square image in pixels; `height` and `width` stand instead of it.
+    `size` is the edge of a square image in pixels; `height` and `width` stand instead of it. `lanes`: this one is for
+    a CPU that computes at least so many numbers of fp32 at once: threads times what an instruction takes.
     """
 
+    lanes: Annotated[int, Field(gt=0)] | None = None
     size: Axis[Pixels] | None = None
     height: Axis[Pixels] | None = None
     width: Axis[Pixels] | None = None
@@ -92,12 +97,15 @@ class Shape(spec.Strict):
 class Matrix(spec.Strict):
     """One block of a suite: every combination of its axes; an axis that is not named is as the library has it.
 
-    Without `cpu` (or `gpu`) the block is left out there. `find_max`: also search the largest batch and image.
+    Without `cpu` (or `gpu`) the block is left out there; of several shapes the first that fits the device is taken.
+    The dtype "lower" is the best low precision that the device has kernels for. `required`: the suite is not done
+    without it, so it comes first, and keeps its time even over the budget. `find_max`: also search the largest batch
+    and image.
     """
 
     model: Axis[Model]
     task: Axis[Task] = ("",)
-    dtype: Axis[Dtype]
+    dtype: Axis[SuiteDtype]
     scheduler: Axis[Scheduler]
     layout: Axis[Layout] = ("contiguous",)
     attention: Axis[Attention] = ("sdpa",)
@@ -105,9 +113,10 @@ class Matrix(spec.Strict):
     offload: Axis[Offload] = ("none",)
     vae: Axis[Vae] = ("whole",)
     threads: Axis[Annotated[int, Field(ge=0)]] = (0,)
-    cpu: Shape | None = None
-    gpu: Shape | None = None
+    cpu: Axis[Shape] | None = None
+    gpu: Axis[Shape] | None = None
     find_max: bool = False
+    required: bool = False
 
 
 class Budget(spec.Strict):
@@ -129,10 +138,23 @@ class Suite(spec.Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """A case of a suite, and whether its largest batch and image are searched."""
+    """A case of a suite; whether its largest batch and image are searched, and whether it must be measured."""
 
     case: Case
-    find_max: bool
+    find_max: bool = False
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a device computes with. `lower`: its best low precision. `without`: the dtypes that it has no kernels for.
+
+    `lanes`: numbers of fp32 that a CPU computes at once; None where that is not known.
+    """
+
+    lower: str | None = None
+    without: frozenset[str] = frozenset()
+    lanes: float | None = None
 
 
 def load_suite(name: str) -> Suite:
@@ -165,6 +187,7 @@ def unroll(
     only_models: Sequence[str] = (),
     only_dtypes: Sequence[str] = (),
     changes: Mapping[str, str] | None = None,
+    means: Means | None = None,
 ) -> list[Cell]:
     """Every case of a suite on one device, in the file's order, each once.
 
@@ -174,21 +197,35 @@ def unroll(
         only_models: none but these.
         only_dtypes: none but these.
         changes: {axis: value} that every case is changed to.
+        means: what the device computes with. A dtype that is asked for by name is tried without kernels, too.
 
     Raises:
         SpecError: an unknown model, dtype, axis or value is asked for, or nothing is left.
     """
     check_picks(only_models, only_dtypes)
-    cells: dict[Case, bool] = {}
+    means = means or Means()
+    is_named = bool(only_dtypes) or "dtype" in (changes or {})
+    lower = tuple(name for name in only_dtypes if name in LOW) or ((means.lower,) if means.lower else ())
+    cells: dict[Case, Cell] = {}
+    without = set()
     for block in suite.matrix or ():
-        for case in _cases(block, device):
+        for case in _cases(block, device, lower, means.lanes):
             if (only_models and case.model not in only_models) or (only_dtypes and case.dtype not in only_dtypes):
                 continue
             changed = change(case, changes or {})
-            cells[changed] = cells.get(changed, False) or block.find_max
+            if changed.dtype in means.without and not is_named:
+                without.add(changed.dtype)
+                continue
+            known = cells.get(changed, Cell(changed))
+            cells[changed] = Cell(changed, known.find_max or block.find_max, known.required or block.required)
+    if not cells and without:
+        raise SpecError(
+            f"{device} has no kernels for any dtype of this suite ({', '.join(sorted(without))}). "
+            "Run one with fp32, such as `bench run quick`, or name another --device."
+        )
     if not cells:
         raise SpecError("this suite has no case with that model and dtype on this device.")
-    return [Cell(case, find_max) for case, find_max in cells.items()]
+    return list(cells.values())
 
 
 def usual(model: str, device: str) -> Case:
@@ -238,27 +275,36 @@ def change(case: Case, changes: Mapping[str, str]) -> Case:
             shape |= {"height": whole, "width": whole}
         else:
             (shape if axis in shape else told)[axis] = whole
+    if told["dtype"] == LOWER:
+        spec.choose(LOWER, list(axes.DTYPES), "dtype")
     if not told["task"]:
         del told["task"]  # what the model was trained for
     try:
         block = Matrix.model_validate({**told, "cpu": shape, "gpu": shape})
     except ValidationError as error:
         first = error.errors()[0]
-        axis = next((str(part) for part in first["loc"] if part not in {"cpu", "gpu"}), "")
+        axis = next((part for part in first["loc"] if isinstance(part, str) and part not in {"cpu", "gpu"}), "")
         axis = axis if axis in changes else "size"
         raise SpecError(f"{axis}={changes.get(axis, '')}: {first['msg'].removeprefix('Value error, ')}.") from None
-    (changed,) = _cases(block, case.device)
+    (changed,) = _cases(block, case.device, (), None)
     return replace(changed, seed=case.seed)
 
 
-def _cases(block: Matrix, device: str) -> Iterator[Case]:
-    shape = block.cpu if device == "cpu" else block.gpu
-    if shape is None:
+def shape_for(shapes: Sequence[Shape], lanes: float | None) -> Shape:
+    """Return the first shape that fits a device; the last one fits every device, and the first one that is no CPU."""
+    fitting = (shape for shape in shapes if lanes is None or (shape.lanes or 0) <= lanes)
+    return next(fitting, shapes[-1])
+
+
+def _cases(block: Matrix, device: str, lower: tuple[str, ...], lanes: float | None) -> Iterator[Case]:
+    shapes = block.cpu if device == "cpu" else block.gpu
+    if shapes is None:
         return
+    shape = shape_for(shapes, lanes)
     for model, task, dtype, scheduler, layout, attention, compile_, offload, vae, threads in itertools.product(
         block.model,
         block.task,
-        block.dtype,
+        [name for told in block.dtype for name in (lower if told == LOWER else (told,))],
         block.scheduler,
         block.layout,
         block.attention,

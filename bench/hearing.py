@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from bench.watching import Watch
 
 NOT_STARTED = 127  # as a shell has it
-_ANSWERS = {"result", "query", "examined", "precisions"}
+_ANSWERS = {"result", "query", "examined"}
+_FACTS = {"precision", "computes"}
 _HUNGRY = 0.5
 _SILENT_SECONDS = 300.0  # no phase of a case is silent for half as long, but for the compiler and the search of a size
 _SEARCH = "largest"
@@ -33,6 +34,8 @@ class Heard:
     work: Work = field(default_factory=Work)
     samples: list[Sample] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
+    precisions: list[dict[str, Any]] = field(default_factory=list)
+    computes: dict[str, Any] = field(default_factory=dict)
     answer: dict[str, Any] | None = None
     rubbish: int = 0
 
@@ -55,7 +58,7 @@ def hear(heard: Heard, watch: Watch | None, line: bytes) -> None:
         heard.rubbish += 1
 
 
-def _is_understood(heard: Heard, watch: Watch | None, event: dict[str, Any]) -> bool:
+def _is_understood(heard: Heard, watch: Watch | None, event: dict[str, Any]) -> bool:  # noqa: C901 (an arm an event)
     if "phase" in event:
         heard.phase = str(event["phase"])
         if watch is not None:
@@ -71,6 +74,9 @@ def _is_understood(heard: Heard, watch: Watch | None, event: dict[str, Any]) -> 
         heard.samples.append(record(event["sample"], Sample, "sample"))
     elif "reading" in event:
         heard.readings.append(record(event["reading"], Reading, "reading"))
+    elif _FACTS & set(event):
+        heard.precisions += [dict(event[name]) for name in event if name == "precision"]
+        heard.computes |= event.get("computes", {})
     elif _ANSWERS & set(event):
         heard.answer = event
     else:

@@ -11,11 +11,12 @@ from bench import meter
 from bench.axes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _CALLS = 4
 _ENOUGH_SECONDS = 0.02
 _PATIENCE_SECONDS = 1.0
+_LANES = {"AVX512": 16, "AVX2": 8, "SVE256": 8}  # numbers of fp32 that an instruction takes
 _FINE_SECONDS = 1e-4  # a coarser clock (Windows counts CPU time in 1/64 s) cannot time a call
 _PROBE_SECONDS = 0.02
 _ASK_SECONDS = 0.05
@@ -98,6 +99,25 @@ def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], obj
             if seconds > _ENOUGH_SECONDS or side >= 512 or time.perf_counter() - began > _PATIENCE_SECONDS:
                 return best
             side *= 2
+
+
+def precisions(torch: Any, device: str, dtypes: Sequence[str], say: Callable[[dict[str, Any]], None]) -> None:
+    """Say how wide the device's vectors are, then of each dtype its rate; before each, which one comes.
+
+    A kernel may end this process: what was said before stands.
+    """
+    torch.set_grad_enabled(False)
+    if device == "cpu":
+        capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
+        say({"computes": {"lanes": _LANES.get(capability, 4), "threads": int(torch.get_num_threads())}})
+    for dtype in dtypes:
+        say({"phase": dtype})
+        found: dict[str, Any] = {"dtype": dtype, "kernels": has_kernels(torch, device, dtype)}
+        try:
+            found["rate"] = rate(torch, device, dtype)
+        except (RuntimeError, TypeError) as error:
+            found["fault"] = str(error).splitlines()[0][:200]
+        say({"precision": found})
 
 
 def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:

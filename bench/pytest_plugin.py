@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from bench.cases import Cell
     from bench.result import Case, Result
-    from bench.running import Session
     from bench.sampling import Images
+    from bench.session import Session
 
 _SUITES = pytest.StashKey["Suites"]()
 
@@ -217,20 +217,22 @@ class Suites:
         self._bench = running.find_bench(self._wish)
         self.device = running.choose_device(self._wish, self._bench, self)
         self._budget = getattr(suite.budget, self.device.partition(":")[0])
-        self.cells = cases.unroll(suite, self.device)
+        self._suite = suite
+        self._known, self.cells = running.find_cells(suite, self._wish, self._bench, self.device, self)
         self.kept: Path | None = None
         self._session: Session | None = None
         self._results: dict[Case, Result] = {}
 
     def measure(self, cell: Cell) -> Result:
         """One case, within its share of the suite's budget, which begins with the first."""
-        from bench import running
+        from bench import precisions, session
         from bench.errors import BYTES_FOR_A_RUN
         from provision.errors import from_os_error
 
         if self._session is None:
             try:
-                self._session = running.Session(self._wish, self._bench, self._budget, self)
+                self._session = session.Session(self._wish, self._bench, self._budget, self)
+                self._session.know(self._known, tuple(precisions.notes(self._known, self._suite, ())))
             except OSError as error:
                 raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--diffusion-out") from error
         later = self.cells[self.cells.index(cell) + 1 :]

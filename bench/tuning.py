@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bench import cases, compare, device, recipe, runner, running, stats, verdict
+from bench import cases, compare, device, recipe, runner, running, session, stats, verdict
 from bench.axes import DTYPES, LAYOUTS
 from bench.codec import plain
 from bench.errors import BUDGET, PARTNER, Exit
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from bench.result import Case, Result, Run
-    from bench.running import Bench, Progress, Session, Wish
+    from bench.running import Bench, Progress, Wish
+    from bench.session import Session
     from bench.stats import Summary
 
 BUDGETS = {"cpu": 300.0, "cuda": 240.0, "mps": 300.0}
@@ -68,8 +69,8 @@ def tune(wish: Wish, progress: Progress) -> Tuned:
     bench = running.find_bench(wish)
     chosen = running.choose_device(wish, bench, progress)
     default = _default(model, chosen, given)
-    session = running.Session(wish, bench, wish.budget_seconds or BUDGETS[chosen.partition(":")[0]], progress)
-    search = _Search(session, bench, default, given)
+    begun = session.Session(wish, bench, wish.budget_seconds or BUDGETS[chosen.partition(":")[0]], progress)
+    search = _Search(begun, bench, default, given)
     return search.run()
 
 
@@ -239,7 +240,7 @@ class _Search:
         both = (self.default, best.case)
         pythons = (self.bench.python, self.bench.python)
         found = self.session.pair(both, pythons, limit, limit, f"  default / best{again}")
-        pair = [running.compared_as(result, self.tries[result.case]) for result in found]
+        pair = [session.compared_as(result, self.tries[result.case]) for result in found]
         took = time.monotonic() - began
         is_good = all(each.status is Status.OK for each in pair)
         if again or not (is_good and _doubt(pair)) or self.session.ends - time.monotonic() < took:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bench import causes, history, judging, runner, running, verdict
+from bench import causes, history, judging, runner, running, session, verdict
 from bench import device as devices
 from bench.checkup import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, Checkup
 from bench.codec import plain
@@ -71,13 +71,13 @@ def validate(wish: Wish, progress: Progress, *, soak_seconds: float | None = Non
     found = runner.query(bench.python)
     chosen = _choose(wish.device, bench, found)
     budget = wish.budget_seconds or _BUDGET_SECONDS + _LATER_SECONDS * (len(chosen.devices) - 1)
-    session = running.Session(replace(wish, suite=SUITE), bench, budget, progress, began=began)
+    begun = session.Session(replace(wish, suite=SUITE), bench, budget, progress, began=began)
     kept = history.load(bench.root.validations)
     known = Evidence((), (), own=history.bests(kept.runs, str(found.get("torch"))))
     asking = time.monotonic() - began
     examination = _Examination(bench, progress, plan_seconds(budget - asking, len(chosen.devices)), chosen, known)
     validation = examination.run(soak_seconds)
-    run = session.keep((), validation=validation)
+    run = begun.keep((), validation=validation)
     notes = [f"passed over: {why}" for why in kept.unread]
     try:
         history.keep(run, bench.root.validations)

@@ -51,7 +51,8 @@ class Request:
     `weights`: {architecture: snapshot folder}, empty for random ones. `rate_known`: FLOPs a second that the device has
     reached in this dtype before: a probe that finds less was disturbed. `rate_fp32`: the same in fp32. `paced`: each
     image waits for a line "go" on stdin, and any other line, or its end, ends them. `compare`: hold one evaluation
-    against fp32's. `find_max`: search the largest batch and image.
+    against fp32's. `find_max`: search the largest batch and image. `checks_seconds`: the checks after the samples end
+    within that, where it is less than the limit.
     """
 
     case: Case
@@ -65,6 +66,7 @@ class Request:
     find_max: bool = False
     rate_known: float | None = None
     rate_fp32: float | None = None
+    checks_seconds: float | None = None
 
 
 def main() -> int:
@@ -77,6 +79,11 @@ def main() -> int:
         import torch
 
         _say(answers, {"query": probes.query(torch)})
+        return 0
+    if "precisions" in raw:
+        import torch
+
+        probes.precisions(torch, raw["precisions"], raw["dtypes"], lambda event: _say(answers, event))
         return 0
     if "examine" in raw:
         examining.main(raw["examine"], lambda event: _say(answers, event), sys.stdin)
@@ -165,6 +172,8 @@ class _Measurement:
         self.found.add(phases=self.phases, software=_software(torch, diffusers, self.case))
         asked = time.perf_counter() - (time.time() - self.request.asked_at)
         self.limit, self.share = asked + self.request.limit_seconds, asked + self.request.share_seconds
+        checks = self.request.checks_seconds
+        self.checks = self.limit if checks is None else asked + checks
         return torch, components.Model(torch, self.case)
 
     def _price(self, torch: Any, model: components.Model) -> float:
@@ -297,7 +306,7 @@ class _Measurement:
         """One more image, which is looked into: the shares of its parts, its memory, whether it is the same again."""
         self.say({"phase": "checks"})
         image_seconds = max(sample.seconds for sample in self.found.result.samples)
-        if time.perf_counter() + image_seconds * 1.5 > self.limit:
+        if time.perf_counter() + image_seconds * 1.5 > self.checks:
             self.found.add(numerics=replace(self.numerics, not_compared="the budget is spent"))
             return
         unet = loop.model.components["unet"]
@@ -326,7 +335,7 @@ class _Measurement:
             return replace(self.numerics, not_compared="it is what others are compared with")
         if case.offload != "none":
             return replace(self.numerics, not_compared="its weights are moved to and fro")
-        if self._is_slow or time.perf_counter() + 4 * self.step_seconds > self.limit:
+        if self._is_slow or time.perf_counter() + 4 * self.step_seconds > self.checks:
             return replace(self.numerics, not_compared="the budget is spent")
         try:
             error = numerics.forward_error(model, kept)

@@ -104,6 +104,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"examining"},
         {"worker"},
         {"runner", "verdict", "device", "runs", "recipe", "console", "pictures", "judging"},
+        {"precisions", "session"},
         {"running", "compare", "history", "checkup"},
         {"tuning", "validating"},
         {"report", "charts", "export", "schema", "ticket"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -211,7 +211,7 @@ def test_an_unknown_pick_lists_what_there_is(
 @pytest.mark.parametrize(
     ("old", "new", "line", "told"),
     [
-        ("batch = 4", "batsh = 4", 13, ["matrix.0.gpu.batsh", "unknown key", "batch"]),
+        ("batch = 4", "batsh = 4", 13, ["matrix.0.gpu.0.batsh", "unknown key", "batch"]),
         ('description = "two blocks"', 'descripton = "two"', 1, ["description"]),
         ("cuda = 20", 'cuda = "twenty"', 5, ["budget.cuda", "integer"]),
         ("mps = 30", "mps = 0", 6, ["budget.mps", "greater than 0"]),
@@ -220,8 +220,8 @@ def test_an_unknown_pick_lists_what_there_is(
         ('["dpmpp-karras"]', '["eular"]', 18, ["matrix.1.scheduler.0", "'eular'", "dpmpp-karras"]),
         ('"channels_last"]', '"rows"]', 19, ["matrix.1.layout.1", "'rows'", "channels_last"]),
         ('dtype = ["fp16"]', "dtype = []", 17, ["matrix.1.dtype", "at least 1"]),
-        ("size = 16", "size = 20", 20, ["matrix.1.cpu.size", "multiple of 8"]),
-        ("steps = 7", "steps = 0", 21, ["matrix.1.gpu.steps"]),
+        ("size = 16", "size = 20", 20, ["matrix.1.cpu.0.size", "multiple of 8"]),
+        ("steps = 7", "steps = 0", 21, ["matrix.1.gpu.0.steps"]),
     ],
 )
 def test_a_wrong_suite_is_told_by_file_line_and_key(
@@ -315,3 +315,76 @@ def test_what_the_manifest_ships_is_what_suites_can_ask_for() -> None:
     assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= {entry.architecture for entry in manifest.values()} & set(
         models()
     )
+
+
+LOWER = """\
+description = "what the device has kernels for"
+budget = {cpu = 10, cuda = 20, mps = 30}
+[[matrix]]
+required = true
+model = "tiny-ddpm"
+dtype = ["fp32", "lower"]
+scheduler = "ddim"
+cpu = [{size = 32, steps = 2, lanes = 32}, {size = 16, steps = 2}]
+gpu = {size = 64, steps = 2}
+
+[[matrix]]
+model = "tiny-ddpm"
+dtype = ["fp32", "bf16", "fp16"]
+scheduler = "ddim"
+cpu = {size = 16, steps = 2}
+"""
+
+
+def unrolled(folder: Path, means: cases.Means, device: str = "cpu", **picks: Any) -> list[tuple[str, int, bool]]:
+    found = cases.unroll(cases.load_suite(str(written(folder, LOWER))), device, means=means, **picks)
+    return [(cell.case.dtype, cell.case.height, cell.required) for cell in found]
+
+
+def test_lower_is_the_precision_of_the_device(tmp_path: Path) -> None:
+    found = unrolled(tmp_path, cases.Means("bf16", frozenset(["fp16"]), 16))
+    assert found == [("fp32", 16, True), ("bf16", 16, True)]
+
+
+def test_a_device_without_a_lower_precision_has_fp32_alone(tmp_path: Path) -> None:
+    assert unrolled(tmp_path, cases.Means(None, frozenset(["bf16", "fp16"]), 16)) == [("fp32", 16, True)]
+
+
+@pytest.mark.parametrize(
+    ("device", "lanes", "size"), [("cpu", 16, 16), ("cpu", 32, 32), ("cpu", 512, 32), ("cpu", None, 32), ("mps", 1, 64)]
+)
+def test_the_first_shape_that_fits_is_taken(tmp_path: Path, device: str, lanes: float | None, size: int) -> None:
+    found = unrolled(tmp_path, cases.Means("bf16", frozenset(), lanes), device)
+    assert ("fp32", size, True) in found
+
+
+def test_a_dtype_that_is_named_is_tried_without_kernels(tmp_path: Path) -> None:
+    none = cases.Means(None, frozenset(["bf16", "fp16"]), 16)
+    assert unrolled(tmp_path, none, only_dtypes=["fp16"]) == [("fp16", 16, True)]
+    assert unrolled(tmp_path, none, changes={"dtype": "fp16"}) == [("fp16", 16, True)]
+
+
+def test_a_suite_without_a_dtype_of_the_device_is_one_clear_error(tmp_path: Path) -> None:
+    text = LOWER.replace('["fp32", "lower"]', '"tf32"').replace('["fp32", "bf16", "fp16"]', '"bf16"')
+    suite = cases.load_suite(str(written(tmp_path, text)))
+    with pytest.raises(SpecError, match=r"cpu has no kernels for any dtype of this suite \(bf16, tf32\)"):
+        cases.unroll(suite, "cpu", means=cases.Means(None, frozenset(["tf32", "bf16", "fp16"])))
+
+
+def test_lower_is_a_word_of_suites_alone() -> None:
+    with pytest.raises(SpecError, match="unknown dtype 'lower'"):
+        cases.change(cases.usual("tiny-ddpm", "cpu"), {"dtype": "lower"})
+
+
+def test_a_wrong_step_is_told_by_its_axis() -> None:
+    with pytest.raises(SpecError, match="steps=0"):
+        cases.change(cases.usual("tiny-ddpm", "cpu"), {"steps": "0"})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
+def test_quick_measures_both_models_in_both_precisions_first(device: str) -> None:
+    cells = cases.unroll(cases.load_suite("quick"), device, means=cases.Means("bf16", frozenset(["fp16"]), 16))
+    required = [(cell.case.model, cell.case.dtype) for cell in cells if cell.required]
+    models = ("ddpm-cat-256", "stable-diffusion-v1-5")
+    assert sorted(required) == sorted((model, dtype) for model in models for dtype in ("fp32", "bf16"))
+    assert [cell.required for cell in cells] == [True] * 4 + [False] * 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import compare, runner, running, runs
+from bench import compare, runner, running, runs, session
 from bench.cases import Cell
 from bench.result import Phases, Result, Run, Sample, Status
 from bench.worker import Request
@@ -54,7 +54,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Cal
         file.write_text(WORKER + program)
         monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
         # Budgets stand still; runner and pipes keep the real clock, to end a worker that hangs.
-        monkeypatch.setattr(running, "time", Standing())
+        clock = Standing()
+        monkeypatch.setattr(running, "time", clock)
+        monkeypatch.setattr(session, "time", clock)
         monkeypatch.setattr(runner, "_GRACE_SECONDS", 600.0)
         wish = wish_in(tmp_path, 60.0)
         return running.run(replace(wish, **changes), progress)
@@ -106,9 +108,9 @@ def test_without_time_nothing_is_measured_again(
 ) -> None:
     monkeypatch.setattr(runner, "run_case", lambda *_, **__: pytest.fail("there is no time"))
     wish = wish_in(tmp_path, 60.0)
-    session = running.Session(wish, running.find_bench(wish), 60.0, progress)
+    begun = session.Session(wish, running.find_bench(wish), 60.0, progress)
     disturbed = a_result(host=replace(a_host(), wait_share=0.4))
-    assert session.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
+    assert begun.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
 
 
 @pytest.mark.parametrize(("waited", "later"), [(0.4, 6.0), (0.0, 55.0)])
@@ -117,7 +119,7 @@ def test_only_an_undisturbed_start_makes_later_ones_dear(
 ) -> None:
     """A start that waited for cores took 55 s: the next one is still taken to need the usual 6."""
     clock = Standing()
-    monkeypatch.setattr(running, "time", clock)
+    monkeypatch.setattr(session, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
         clock.now += 57.0
@@ -126,9 +128,42 @@ def test_only_an_undisturbed_start_makes_later_ones_dear(
 
     monkeypatch.setattr(runner, "run_case", run_case)
     wish = wish_in(tmp_path, 600.0)
-    session = running.Session(wish, running.find_bench(wish), 600.0, progress)
-    session.measure_one(Cell(a_case(), find_max=False), [], "")
-    assert session.overhead(a_case()) == later
+    begun = session.Session(wish, running.find_bench(wish), 600.0, progress)
+    begun.measure_one(Cell(a_case(), find_max=False), [], "")
+    assert begun.overhead(a_case()) == later
+
+
+TWO_KINDS = (
+    'dtype = "fp32"\nscheduler = "ddpm"\ncpu = {size = 16, steps = 4}\n[[matrix]]\nrequired = true\n'
+    'model = "tiny-ddpm"\ndtype = "fp32"\nscheduler = "ddim"\ncpu = {size = 16, steps = 4}\n'
+)
+
+
+def test_what_must_be_measured_comes_first_and_is_repeated_before_the_rest(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    disturbed = "if turn == 1: host = replace(host, wait_share=0.4)\n"
+    done = run(disturbed + PLAIN, suite=suite_in(tmp_path, TWO_KINDS))
+    assert [each["case"]["scheduler"] for each in lines("asked")] == ["ddim", "ddim", "ddpm"]
+    assert [result.case.scheduler for result in done.results] == ["ddpm", "ddim"], "as the file has them"
+    assert [(result.required, result.attempts) for result in done.results] == [(False, 1), (True, 2)]
+
+
+def test_what_must_be_measured_may_take_more_than_the_budget(run: Callable[..., Run], tmp_path: Path) -> None:
+    file = Path(suite_in(tmp_path, TWO_KINDS))
+    file.write_text(file.read_text().replace("cpu = 60", "cpu = 1"))
+    done = run(PLAIN, suite=str(file), budget_seconds=None)
+    assert done.results[1].status is Status.OK
+    first = lines("asked")[0]
+    assert first["case"]["scheduler"] == "ddim"
+    assert first["limit_seconds"] == 600.0
+    assert first["checks_seconds"] <= 1.0
+
+
+def test_a_budget_of_ones_own_holds_for_all(run: Callable[..., Run], tmp_path: Path) -> None:
+    done = run(PLAIN, suite=suite_in(tmp_path, TWO_KINDS), budget_seconds=1.0)
+    assert {result.status for result in done.results} == {Status.SKIPPED}
+    assert done.verdict.state.value == "could not judge"
 
 
 def test_pairs_are_made_in_turns_and_neither_comes_first(run: Callable[..., Run]) -> None:
@@ -227,7 +262,7 @@ def test_what_a_pair_cannot_do_is_refused(run: Callable[..., Run], flag: str) ->
 
 def test_a_later_slower_start_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> None:
     clock, took = Standing(), iter([10.0, 50.0])
-    monkeypatch.setattr(running, "time", clock)
+    monkeypatch.setattr(session, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
         clock.now += next(took)
@@ -235,10 +270,10 @@ def test_a_later_slower_start_does_not_count(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(runner, "run_case", run_case)
     wish = wish_in(tmp_path, 600.0)
-    session = running.Session(wish, running.find_bench(wish), 600.0, progress)
+    begun = session.Session(wish, running.find_bench(wish), 600.0, progress)
     for _ in range(2):
-        session.measure_one(Cell(a_case(), find_max=False), [], "")
-    assert session.overhead(a_case()) == 8.0
+        begun.measure_one(Cell(a_case(), find_max=False), [], "")
+    assert begun.overhead(a_case()) == 8.0
 
 
 def test_a_pair_for_which_there_is_no_time_is_skipped(run: Callable[..., Run]) -> None:
@@ -313,4 +348,4 @@ def lines(name: str) -> list[dict[str, Any]]:
 
 
 def test_the_outcome_of_a_case_in_a_few_words() -> None:
-    assert running.outcome(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"
+    assert session.outcome(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"

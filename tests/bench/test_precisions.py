@@ -1,0 +1,124 @@
+"""Which dtypes a device has kernels for: asked in a process that a kernel may end."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import cases, precisions, runner, running
+from bench.precisions import Known
+from bench.result import Precision
+from tests.bench.programs import PLAIN, WORKER, Quiet
+from tests.bench.test_running import suite_in, wish_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+ASKED = """
+import json, os, signal, sys
+request = json.loads(sys.stdin.readline())
+rates = {"fp32": 100e9, "bf16": 300e9, "fp16": 1e9}
+kernels = {"fp32": True, "bf16": True, "fp16": False}
+def say(event):
+    print(json.dumps(event), flush=True)
+say({"computes": {"lanes": 16, "threads": 2}})
+for dtype in request["dtypes"]:
+    say({"phase": dtype})
+    before(dtype)
+    say({"precision": {"dtype": dtype, "kernels": kernels[dtype], "rate": rates[dtype]}})
+sys.exit(0)
+"""
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Known]:
+    def ask_program(before: str = "pass", *, changes: str = "", cpus: float | None = None) -> Known:
+        file = tmp_path / "asked.py"
+        body = ASKED.replace("def say(", f"{changes}\ndef before(dtype):\n    {before}\ndef say(")
+        file.write_text(body)
+        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        return precisions.ask(Path(sys.executable), "cpu", cpus=cpus)
+
+    return ask_program
+
+
+def test_a_dtype_without_kernels_is_told_with_its_factor(ask: Callable[..., Known]) -> None:
+    found = ask()
+    assert [(each.dtype, each.kernels) for each in found.precisions] == [("bf16", True), ("fp16", False)]
+    assert precisions.left_out(found.precisions[1], "cpu") == (
+        "fp16: no kernels on this CPU, about 100 times slower than fp32, left out"
+    )
+    assert found.means == cases.Means("bf16", frozenset(["fp16", "tf32"]), 32)
+
+
+def test_a_probe_that_crashes_is_a_fact_of_its_dtype(ask: Callable[..., Known]) -> None:
+    found = ask("dtype == 'bf16' and os.kill(os.getpid(), signal.SIGILL)")
+    bf16, fp16 = found.precisions
+    assert not bf16.kernels
+    assert "SIGILL" in (bf16.fault or "")
+    assert precisions.left_out(bf16, "cpu").startswith("bf16: its probe ended (the worker died in the phase 'bf16'")
+    assert (fp16.slower, fp16.fault) == (100.0, None), "it was asked in another process"
+
+
+def test_a_crash_in_fp32_leaves_the_others_known(ask: Callable[..., Known]) -> None:
+    found = ask("dtype == 'fp32' and os.kill(os.getpid(), signal.SIGILL)")
+    assert [(each.dtype, each.kernels, each.slower) for each in found.precisions] == [
+        ("bf16", True, None),
+        ("fp16", False, None),
+    ]
+
+
+def test_a_dtype_that_torch_vouches_for_and_is_slow_has_no_kernels(ask: Callable[..., Known]) -> None:
+    found = ask(changes="kernels['fp16'] = True")
+    assert not found.precisions[1].kernels
+
+
+def test_a_dtype_that_torch_denies_counts_where_it_is_as_fast_as_fp32(ask: Callable[..., Known]) -> None:
+    assert ask(changes="kernels['bf16'] = False").precisions[0].kernels
+    assert not ask(changes="kernels['bf16'] = False; rates['bf16'] = 50e9").precisions[0].kernels
+
+
+def test_a_group_that_grants_one_core_makes_the_device_narrower(ask: Callable[..., Known]) -> None:
+    assert ask(cpus=1.0).lanes == 16
+
+
+def test_an_interpreter_without_torch_leaves_nothing_out() -> None:
+    found = precisions.ask(Path(sys.executable), "cpu")
+    assert found.precisions == ()
+    assert "without a result" in (found.fault or "")
+    assert found.means == cases.Means(None, frozenset(["tf32"]), None)
+
+
+def test_a_card_takes_fp16_and_a_cpu_bf16() -> None:
+    both = tuple(Precision(name, kernels=True) for name in ("bf16", "fp16"))
+    lower = {device: Known(device, both).means.lower for device in ("cpu", "cuda:0", "mps")}
+    assert lower == {"cpu": "bf16", "cuda:0": "fp16", "mps": "fp16"}
+
+
+def test_a_suite_of_fp32_alone_asks_nothing(tmp_path: Path) -> None:
+    suite = cases.load_suite(suite_in(tmp_path, 'dtype = "fp32"\nscheduler = "ddim"\ncpu = {size = 16, steps = 4}\n'))
+    assert not precisions.needed(suite, "cpu", ())
+    assert precisions.needed(cases.load_suite("quick"), "cpu", ("fp32",)), "its sizes follow the device"
+    assert precisions.needed(cases.load_suite("tiny"), "cpu", ())
+
+
+def test_a_run_keeps_what_was_found_and_has_no_row_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = ASKED.split("\n", 3)[3].replace("def say(", "def before(dtype): pass\ndef say(")
+    answer = "".join(f"    {line}\n" for line in answer.splitlines())
+    program = WORKER.replace("case = record(", f"if 'precisions' in request:\n{answer}case = record(", 1)
+    file = tmp_path / "program.py"
+    file.write_text(program + PLAIN)
+    monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+    axes = 'dtype = ["fp32", "fp16", "lower"]\nscheduler = "ddim"\ncpu = {size = 16, steps = 4}\n'
+    progress = Quiet()
+    done = running.run(replace(wish_in(tmp_path, 60.0), suite=suite_in(tmp_path, axes)), progress)
+    assert [result.case.dtype for result in done.results] == ["fp32", "bf16"]
+    assert [each.dtype for each in done.precisions] == ["bf16", "fp16"]
+    line = "fp16: no kernels on this CPU, about 100 times slower than fp32, left out"
+    assert line in done.notes
+    assert any(line in said for said in progress.lines)
