@@ -73,14 +73,14 @@ class Manifest:
     def _entry(self, asked: str) -> str:
         if asked in self.models:
             return asked
-        base, _, variant = asked.partition("@")
+        base, at, variant = asked.partition("@")
         stems = {
             _stem(name) for name, model in self.models.items() if base in {_stem(name), model.repo, *model.aliases}
         }
         alike = [name for name in self.models if _stem(name) in stems]
         if not alike:
             return spec.choose(asked, list(self.models), "model")
-        if variant:
+        if at:
             found = [name for name in alike if self.models[name].variant == variant]
             known = [each for name in alike if (each := self.models[name].variant)]
             return found[0] if found else spec.choose(variant, known, f"variant of {base}")

@@ -70,12 +70,14 @@ def test_pull_says_its_plan_then_what_became_of_it(hub: Played, flags: list[obje
     done = provision("models", "pull", *flags)
     assert done.returncode == 0, done.stderr
     assert f"3 files from {hub.url}" in done.stdout
+    load = f'DiffusionPipeline.from_pretrained("{REPO}", torch_dtype=torch.float16, safety_checker=None)'
+    assert f"load it: {load}\n" in done.stdout
     assert (cache(home) / "snapshots" / REVISION / "vae/model.safetensors").read_bytes() == FILES[
         "vae/model.safetensors"
     ]
     again = provision("models", "pull", "--json", *flags)
     row = json.loads(again.stdout)["models"][0]
-    assert (row["state"], row["bytes_fetched"], row["bytes_total"]) == ("ok", 0, total)
+    assert (row["state"], row["bytes_fetched"], row["bytes_total"], row["load"]) == ("ok", 0, total, load)
     assert {each["state"] for each in row["files"]} == {"ok"}
 
 

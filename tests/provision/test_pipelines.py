@@ -154,6 +154,15 @@ def test_every_architecture_has_the_parameters_that_it_tells(measured_python: Pa
     assert named <= {each.name for each in known}
 
 
+def test_shipped_records_say_what_the_real_classes_say(measured_python: Path) -> None:
+    """Where this fails after a lock changed: python -m provision.recording ROOT/envs/diffusers/bin/python NAME..."""
+    for name in ("ddpm-cat-256", "stable-diffusion-v1-5"):
+        known = architectures.load(ENVS, name)
+        told = stand_ins.describe(known, measured_python)
+        assert known.description is not None
+        assert {**known.description, "diffusers": ""} == {**told, "diffusers": ""}
+
+
 def test_a_stand_in_that_cannot_be_built_says_why(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FirstlightError, match="is not there: a stand-in takes an environment"):
         stand_ins.build(root, "tiny", model("tiny-sd"), ENVS, paths.interpreter(tmp_path))

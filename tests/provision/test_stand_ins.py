@@ -1,0 +1,169 @@
+"""Stand-ins as files: layout, numbers, progress; and what a kill, a full disk or an older form leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from provision import architectures, stand_ins, weights
+from provision.errors import BlockedError, FirstlightError
+from provision.paths import Root
+from tests.provision.tiny_pipelines import model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHAPES: dict[str, list[Any]] = {
+    "conv_in.weight": [40, 9, 3, 3],
+    "conv_in.bias": [40],
+    "norm.weight": [40],
+    "position_ids": ["I64", 1, 7],
+    "big.weight": [700, 300],
+    "concept_embeds_weights": [17],
+}
+PARAMETERS = 40 * 81 + 80 + 210_000 + 17
+
+
+@pytest.fixture
+def envs(tmp_path: Path) -> Path:
+    """An architecture of a UNet that lies flat, with a record of what it is made of."""
+    folder = tmp_path / "data"
+    (folder / "architectures").mkdir(parents=True)
+    told = {
+        "pipeline": "DDPMPipeline",
+        "layout": "flat",
+        "classes": {"unet": ["diffusers", "UNet2DModel"]},
+        "parameters": {"unet": PARAMETERS},
+        "unet": {"sample_size": 8},
+        "native": {"class": "DDPMScheduler"},
+    }
+    (folder / "architectures/a.json").write_text(json.dumps(told))
+    part = {"config": {"_class_name": "UNet2DModel", "sample_size": 8}, "tensors": SHAPES}
+    described = {"diffusers": "0.1", "components": {"unet": part}, "scheduler": {"_class_name": "DDPMScheduler"}}
+    architectures.record(folder, architectures.load(folder, "a"), described)
+    return folder
+
+
+def build(root: Root, envs: Path, name: str = "a", *, variant: str | None = None) -> tuple[Path, list[tuple[int, int]]]:
+    told: list[tuple[int, int]] = []
+    nowhere = root.path / "no python"
+    return stand_ins.build(root, name, model("a", variant), envs, nowhere, lambda *said: told.append(said)), told
+
+
+def test_recorded_architecture_is_built_without_an_environment(root: Root, envs: Path) -> None:
+    snapshot, told = build(root, envs)
+    files = {path.name: path for path in snapshot.iterdir()}
+    layout = {
+        "README.md",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "model_index.json",
+        "scheduler_config.json",
+    }
+    assert set(files) == layout, "as the repository has them"
+    assert all(path.resolve().name == hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
+    tensors = weights.read_header(files["diffusion_pytorch_model.safetensors"])
+    assert {name: [*each.shape] for name, each in tensors.items()} == {
+        name: [size for size in shape if size != "I64"] for name, shape in SHAPES.items()
+    }
+    assert json.loads(files["config.json"].read_text())["_diffusers_version"] == "0.1"
+    assert json.loads(files["model_index.json"].read_text())["unet"] == ["diffusers", "UNet2DModel"]
+    assert sum(count for count, _ in told) == files["diffusion_pytorch_model.safetensors"].stat().st_size
+    assert {total for _, total in told} == {2 * PARAMETERS}
+
+
+def test_numbers_are_random_norms_are_one_and_no_picture_is_flagged(root: Root, envs: Path) -> None:
+    import numpy as np
+
+    snapshot, _ = build(root, envs)
+    content = (snapshot / "diffusion_pytorch_model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+
+    def tensor(name: str) -> np.ndarray:
+        first, last = header[name]["data_offsets"]
+        kind = {"F16": "<f2", "I64": "<i8"}[header[name]["dtype"]]
+        return np.frombuffer(content[begin + first : begin + last], kind).reshape(header[name]["shape"])
+
+    assert tensor("position_ids").tolist() == [[*range(7)]]
+    assert set(tensor("norm.weight")) == {1.0}
+    assert set(tensor("conv_in.bias")) == {0.0}
+    assert set(tensor("concept_embeds_weights")) == {2.0}, "no cosine is above it"
+    big = tensor("big.weight")
+    assert len({row.tobytes() for row in big}) == 700, "no row repeats another"
+    assert 0.9 < abs(big).max() * 300**0.5 <= 1.01
+    assert abs(float(big.mean(dtype="f8"))) < 0.001
+
+
+def test_variant_has_its_own_id_and_its_file_names(root: Root, envs: Path) -> None:
+    snapshot, _ = build(root, envs, "a@fp16+x", variant="fp16")
+    assert snapshot.parent.parent.name == "models--stand-in--a.fp16"
+    assert (snapshot / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert stand_ins.snapshot_of(root, "a") is None
+
+
+def test_stand_in_of_an_older_form_is_built_anew(root: Root, envs: Path) -> None:
+    snapshot, _ = build(root, envs)
+    named = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in snapshot.rglob("*")}
+    former = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:40]
+    snapshot.rename(snapshot.with_name(former))
+    (snapshot.parent.parent / "refs/main").write_text(former)
+    assert stand_ins.snapshot_of(root, "a") is None
+    assert build(root, envs)[0] == snapshot
+
+
+def test_record_of_other_settings_is_not_taken(root: Root, envs: Path) -> None:
+    path = envs / "architectures/a.json"
+    path.write_text(path.read_text().replace('"sample_size": 8', '"sample_size": 16'))
+    with pytest.raises(FirstlightError, match="is not there: a stand-in takes an environment"):
+        build(root, envs)
+    assert not list(root.hub.glob("*stand-in*"))
+
+
+def test_full_disk_leaves_nothing_and_says_how_much_is_needed(
+    small_disk: Path, envs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(small_disk)
+    root.hub.mkdir(parents=True)
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 200_000))
+    with pytest.raises(BlockedError, match="bytes are free"):
+        build(root, envs)
+    free = shutil.disk_usage(small_disk)._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)  # another program takes the room meanwhile
+    with pytest.raises(BlockedError, match="no space left"):
+        build(root, envs)
+    assert not list(root.hub.glob("*stand-in*"))
+
+
+def test_interrupted_build_leaves_nothing_and_the_next_sweeps_what_a_kill_left(
+    root: Root, envs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root.hub / ".firstlight-stand-in-a-killed/files").mkdir(parents=True)
+    (root.hub / ".firstlight-stand-in-ab-other").mkdir()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stand_ins.build(root, "a", model("a"), envs, root.path, interrupt)
+    assert [path.name for path in root.hub.glob(".firstlight-stand-in-a-*")] == []
+    assert stand_ins.snapshot_of(root, "a") is None
+    build(root, envs)
+    assert [path.name for path in root.hub.glob(".firstlight-*")] == [".firstlight-stand-in-ab-other"]
+
+
+def test_shipped_records_are_of_the_shipped_architectures() -> None:
+    """Else the first setup imports torch, transformers and diffusers to ask for what is in the file."""
+    from tests.provision.tiny_pipelines import ENVS
+
+    for name in ("ddpm-cat-256", "stable-diffusion-v1-5"):
+        found = architectures.load(ENVS, name)
+        assert found.description is not None, f"run: python -m provision.recording PYTHON {name}"
+        for part, count in found.parameters.items():
+            shapes = found.description["components"][part]["tensors"]
+            assert sum(math.prod(shape) for shape in shapes.values()) == count
