@@ -42,8 +42,8 @@ SCHEMA = 1
 INTERRUPTED = "interrupted; what stands is whole. Run the same command again, it goes on from here."
 # The words by which our messages begin the sentence that says what to do.
 _ADVICE = re.compile(
-    r"(Add|Change|Choose|Close|End|Fetch|Free|Give|Install|Keep|Leave|Lock|Look|Make|Mend|Mount|Move|Name|Pass|Pull|"
-    r"Put|Relocate|Remount|Remove|Report|Restart|Restore|Run|Set|Take|Try|Unmount|Unset|Use|Wait|Write) "
+    r"(Accept|Add|Change|Choose|Close|End|Fetch|Free|Give|Install|Keep|Leave|Lock|Look|Make|Mend|Mount|Move|Name|Pass|Pull|"
+    r"Put|Relocate|Remount|Remove|Report|Restart|Restore|Run|Say|Set|Take|Try|Unmount|Unset|Use|Wait|Write) "
 )
 _GROUPS = {"env", "mirrors", "models"}
 

@@ -266,6 +266,8 @@ class EnvStep:
         if chain.settled is None and variant.torch is not None:
             self.tell(chain.announce(self.root))
         if is_new or variant.name != self.wanted.variants[0].name:
+            if variant.install_bytes is not None:
+                self.progress(0, variant.install_bytes)  # what the installers write, as far as nothing better is known
             cache = Path(chain.uv.environment["UV_CACHE_DIR"])
             routes.need_space(variant, self.name, self.root, cache)
 

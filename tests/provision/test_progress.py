@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import hashing
+from provision import facts, hashing, plan
+from provision.console import wish_of
 from provision.journal import Journal
 from provision.model_report import Bars
 from provision.moving import Mover, Pair
@@ -312,9 +313,6 @@ def test_verify_passes_its_progress_to_the_hashing(tmp_path: Path, envs: Path, h
     argv = [sys.executable, "-m", "provision", "setup", *words]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)["exit"] == 0, done.stderr
-    from provision import facts, plan
-    from provision.console import wish_of
-
     seen: dict[str, int] = {}
 
     def progress(count: int, total: int, unit: str = "bytes", /) -> None:
@@ -326,3 +324,18 @@ def test_verify_passes_its_progress_to_the_hashing(tmp_path: Path, envs: Path, h
     assert step.check(deep=True).state is State.OK
     assert seen["bytes"] > 20_000
     assert seen["files"] >= 5
+
+
+def test_a_new_environment_tells_the_bytes_that_it_takes(tmp_path: Path, envs: Path) -> None:
+    with (envs / "torch.toml").open("a") as file:
+        file.write("install_bytes = 5_000\n")
+    (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
+    totals = []
+
+    def progress(count: int, total: int, unit: str = "bytes", /) -> None:
+        totals.append((unit, total))
+
+    wish = wish_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
+    for step in plan.steps(wish, facts.probe(), Journal(tmp_path / "root/.firstlight/journal"), progress)[:2]:
+        step.apply()
+    assert ("bytes", 5_000) in totals
