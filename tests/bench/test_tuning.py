@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import report, runner, running, runs, tuning
+from bench import report, runner, running, runs, session, tuning
 from bench.errors import Exit
 from bench.result import Status
 from provision.errors import FirstlightError, SpecError
@@ -56,6 +56,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tun
         # Budgets stand still; runner and pipes keep the real clock, to end a worker that hangs.
         clock = Standing()
         monkeypatch.setattr(running, "time", clock)
+        monkeypatch.setattr(session, "time", clock)
         monkeypatch.setattr(tuning, "time", clock)
         monkeypatch.setattr(runner, "_GRACE_SECONDS", 600.0)
         python, out = Path(sys.executable), tmp_path / "out"
