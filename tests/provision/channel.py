@@ -7,10 +7,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 import threading
 import zipfile
 from functools import partial
@@ -27,17 +29,12 @@ PLATFORM = str(subdir(sys.platform, os.uname().machine))
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLACEHOLDER = "/opt/placehold" * 18
 CANONICAL = "https://conda.anaconda.org/conda-forge"
+# Nothing that the tests run needs these; a smaller package is unpacked sooner, some fifty times.
 _LEFT_OUT = {
-    "test",
-    "tests",
-    "idlelib",
-    "tkinter",
-    "turtledemo",
-    "ensurepip",
-    "site-packages",
-    "lib2to3",
-    "__pycache__",
+    *("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages", "lib2to3", "__pycache__"),
+    *("pydoc_data", "asyncio", "unittest", "multiprocessing", "sqlite3", "curses", "wsgiref", "dbm", "msilib"),
 }
+_LIBRARIES_LEFT_OUT = ("_test", "_xxtest", "_codecs_", "_curses", "_sqlite3", "_tkinter", "audioop", "nis.", "ossaudio")
 
 
 def build(folder: Path) -> None:
@@ -146,14 +143,14 @@ def _python(folder: Path) -> None:
     files: dict[str, bytes] = {f"bin/python{MINOR}": Path(os.path.realpath(base / f"bin/python{MINOR}")).read_bytes()}
     links = {"bin/python": f"python{MINOR}", "bin/python3": f"python{MINOR}"}
     libraries = [file for file in (base / "lib").glob("libpython*.so*") if not file.is_symlink()]
-    files |= {f"lib/{file.name}": file.read_bytes() for file in libraries}
+    files |= {f"lib/{file.name}": _stripped(file) for file in libraries}
     text: set[str] = set()
     for file in stdlib.rglob("*"):
         inside = file.relative_to(stdlib)
         skip = _LEFT_OUT & set(inside.parts) or any(part.startswith("config-") for part in inside.parts)
-        if skip or not file.is_file():
+        if skip or file.name.startswith(_LIBRARIES_LEFT_OUT) or not file.is_file():
             continue
-        content = file.read_bytes()
+        content = _stripped(file) if file.suffix == ".so" else file.read_bytes()
         target = f"lib/python{MINOR}/{inside}"
         if file.name.startswith("_sysconfigdata"):
             content = content.replace(str(base).encode(), PLACEHOLDER.encode())
@@ -169,6 +166,16 @@ def _python(folder: Path) -> None:
         scratch.unlink()
     version = ".".join(str(part) for part in sys.version_info[:3])
     _pack(folder / PLATFORM, {"name": "python", "version": version, "depends": []}, files, links=links, text=text)
+
+
+def _stripped(library: Path) -> bytes:
+    """Return a shared library without its debug symbols, which are most of it; as it is where there is no `strip`."""
+    tool = shutil.which("strip")
+    if tool is None:
+        return library.read_bytes()
+    with tempfile.NamedTemporaryFile() as target:
+        subprocess.run([tool, "--strip-debug", "-o", target.name, library], check=True)
+        return Path(target.name).read_bytes()
 
 
 def _noarch(folder: Path, wheel: Path) -> None:

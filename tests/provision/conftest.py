@@ -20,7 +20,7 @@ import pytest
 
 from provision import conda_lock
 from provision.paths import Root
-from tests.provision import channel
+from tests.provision import channel, silence
 from tests.provision.played import Fault, Played, Raw
 
 if TYPE_CHECKING:
@@ -322,8 +322,9 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def play() -> Iterator[Any]:
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Start a played server; it ends with the test."""
+    silence.own(monkeypatch)
     started: list[Played] = []
 
     def start(content: dict[str, bytes], *faults: Fault) -> Played:
@@ -336,7 +337,8 @@ def play() -> Iterator[Any]:
 
 
 @pytest.fixture
-def raw() -> Iterator[Callable[[Callable[[Raw, socket.socket], None]], Raw]]:
+def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, socket.socket], None]], Raw]]:
+    silence.own(monkeypatch)
     started: list[Raw] = []
 
     def start(script: Callable[[Raw, socket.socket], None]) -> Raw:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+from tests.provision.silence import CLOCK, SILENT
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
@@ -24,7 +26,8 @@ class Fault:
     """What a server does instead; `path` is a part of the paths that it meets.
 
     `after` lets so many of them pass, `times` is how often it happens. `chunked`: a body of so many bytes whose length
-    nobody tells.
+    nobody tells. `stall`, `stall_at`: it falls silent after the head, or after so many bytes (see silence.py).
+    `crawl_at`: after so many bytes it says nothing for as long as the client stays, and that is not yet silence.
     """
 
     path: str = ""
@@ -34,6 +37,7 @@ class Fault:
     flip: bool = False
     stall: bool = False
     stall_at: int | None = None
+    crawl_at: int | None = None
     cut: int | None = None
     bytes_a_second: int | None = None
     no_range: bool = False
@@ -57,7 +61,9 @@ class Played:
         self.met = 0
         self.server = _Server(("127.0.0.1", 0), _handler(self))
         self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        SILENT[self.port] = set()
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         self.closed = False
 
@@ -71,6 +77,7 @@ class Played:
             self.over.set()
             self.server.shutdown()
             self.server.server_close()
+            SILENT.pop(self.port, None)
 
     def fault_for(self, path: str, headers: Any) -> Fault | None:
         for fault in self.faults:
@@ -114,11 +121,12 @@ class Raw:
         line.sendall(text)
         self.sent += len(text)
 
-    def drip(self, line: socket.socket, text: bytes, step: int = 1) -> None:
-        """A piece every twentieth of a second."""
-        for start in range(0, len(text), step):
-            self.send(line, text[start : start + step])
-            if self.over.wait(0.05):
+    def drip(self, line: socket.socket, piece: bytes) -> None:
+        """A piece a second by the clock of the test, until it is left."""
+        for _ in range(60_000):  # an end for a test that hangs
+            self.send(line, piece)
+            CLOCK.now += 1.0
+            if self.over.wait(0.01):
                 return
 
     def close(self) -> None:
@@ -207,14 +215,12 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
             self.end_headers()
             if not body:
                 return
-            if fault.stall:
+            sent = 0 if fault.stall else fault.stall_at if fault.crawl_at is None else fault.crawl_at
+            if sent is not None:
+                self.wfile.write(content[:sent])
                 self.wfile.flush()
-                played.over.wait()
-                self.close_connection = True
-                return
-            if fault.stall_at is not None:
-                self.wfile.write(content[: fault.stall_at])
-                self.wfile.flush()
+                if fault.crawl_at is None:
+                    self.fall_silent()
                 played.over.wait()
                 self.close_connection = True
             elif fault.cut is not None and len(content) > fault.cut:
@@ -224,6 +230,10 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
                 self.dribble(content, fault.bytes_a_second)
             else:
                 self.wfile.write(content)
+
+        def fall_silent(self) -> None:
+            if played.port in SILENT:
+                SILENT[played.port].add(self.client_address[1])
 
         def without_length(self, count: int) -> None:
             self.send_response(200)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def provision(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | (env or {})
     argv = [sys.executable, "-m", "provision", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=600)
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_a_run_ended_while_uv_works_goes_on_next_time(
             if "uv" in [child.name() for child in parent.children(recursive=True)]:
                 process.send_signal(sent)
                 break
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     if sent is not signal.SIGKILL:
         assert process.returncode in {0, 130}
         assert b"Traceback" not in stderr
@@ -340,7 +340,7 @@ def test_a_reader_that_has_enough_is_no_fault(flags: list[object]) -> None:
     argv = [sys.executable, "-m", "provision", "status", *map(str, flags)]
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     try:
-        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, timeout=120)
+        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, timeout=600)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")

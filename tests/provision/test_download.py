@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from provision import delivery, download, wire
 from provision.delivery import Candidate
 from provision.errors import FirstlightError
 from provision.ledger import Ledger
+from tests.clock import Standing, Ticking
 from tests.provision.played import PORTAL, Fault, Played, Raw
 from tests.provision.pulls import quick
 
@@ -44,6 +46,12 @@ def fetched(
     )
     assert part.read_bytes() == CONTENT
     return giver, ledger
+
+
+def six_seconds_later() -> SimpleNamespace:
+    """A clock that is read when an answer begins; from its first block on, six seconds have passed."""
+    readings = itertools.chain([0.0], itertools.repeat(6.0))
+    return SimpleNamespace(monotonic=lambda: next(readings))
 
 
 class TestOneFile:
@@ -101,8 +109,8 @@ class TestOneFile:
     def test_a_crawling_source_is_left_for_another(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(delivery, "_SLOWEST_SECONDS", 0.2)
-        slow, good = play({"/f": CONTENT}, Fault(bytes_a_second=20_000)), play({"/f": CONTENT})
+        monkeypatch.setattr(delivery, "time", six_seconds_later())
+        slow, good = play({"/f": CONTENT}, Fault(crawl_at=20_000)), play({"/f": CONTENT})
         giver, ledger = fetched(tmp_path / "part", slow, good)
         assert giver == "m1"
         assert "kB a second" in ledger.instead["f"]
@@ -253,12 +261,15 @@ class TestWaiting:
         assert giver == "m1"
         assert [round(each) for each in slept] == [20]
 
-    def test_who_asks_for_no_time_is_given_twice_as_much_each_time(self, play: Any, tmp_path: Path) -> None:
+    def test_who_asks_for_no_time_is_given_twice_as_much_each_time(
+        self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         only = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=4))
         ledger = Ledger()
         _, slept = quick(ledger)
+        monkeypatch.setattr(download, "time", Standing())
         fetched(tmp_path / "part", only, ledger=ledger)
-        assert [round(each, 1) for each in slept] == [0.2, 0.4, 0.8, 1.6]
+        assert slept == pytest.approx([0.2, 0.4, 0.8, 1.6])
 
     @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}])
     def test_a_fault_for_ever_is_not_sat_out_for_ever(self, play: Any, tmp_path: Path, headers: dict[str, str]) -> None:
@@ -281,8 +292,9 @@ class TestWaiting:
     def test_a_crawling_source_is_left_for_one_that_was_busy(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(delivery, "_SLOWEST_SECONDS", 0.2)
-        slow = play({"/f": CONTENT}, Fault(bytes_a_second=40_000))
+        monkeypatch.setattr(delivery, "time", six_seconds_later())
+        monkeypatch.setattr(download, "time", Ticking(1.0))
+        slow = play({"/f": CONTENT}, Fault(crawl_at=40_000))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=1))
         giver, ledger = fetched(tmp_path / "part", slow, busy)
         assert giver == "m1"
@@ -291,9 +303,9 @@ class TestWaiting:
     def test_a_crawling_source_is_not_left_for_one_that_is_busy_still(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(delivery, "_SLOWEST_SECONDS", 0.01)
+        monkeypatch.setattr(delivery, "time", Ticking(6.0))
         monkeypatch.setattr(delivery, "_SLOWEST_BYTES", 1 << 30)
-        slow = play({"/f": CONTENT}, Fault(cut=10_000, times=1), Fault(bytes_a_second=3_000_000))
+        slow = play({"/f": CONTENT}, Fault(cut=10_000, times=1))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "300"}))
         assert fetched(tmp_path / "part", busy, slow)[0] == "m1"
         assert len(slow.seen) == 2
@@ -306,16 +318,18 @@ class TestHolding:
 
     def header(self, line: socket.socket, server: Raw) -> None:
         server.send(line, self.HEAD)
-        server.drip(line, b"X-Long: " + b"x" * 60)
+        server.send(line, b"X-Long: ")
+        server.drip(line, b"x")
         server.send(line, b"\r\n\r\n" + CONTENT)
 
     def not_yet(self, line: socket.socket, server: Raw) -> None:
-        server.drip(line, b"HTTP/1.1 100 Continue\r\n\r\n" * 60, step=25)
+        server.drip(line, b"HTTP/1.1 100 Continue\r\n\r\n")
         server.send(line, self.HEAD + b"\r\n" + CONTENT)
 
     def chunk(self, line: socket.socket, server: Raw) -> None:
         server.send(line, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        server.drip(line, b"%x;" % len(CONTENT) + b"x" * 60)
+        server.send(line, b"%x;" % len(CONTENT))
+        server.drip(line, b"x")
         server.send(line, b"\r\n" + CONTENT + b"\r\n0\r\n\r\n")
 
     @pytest.mark.parametrize("way", ["header", "not_yet", "chunk"])

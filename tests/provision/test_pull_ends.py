@@ -147,7 +147,7 @@ class TestWhatIsSaid:
 
         def full(self: partial.Partial, blocks: Iterator[Any], *rest: Any) -> None:
             if self.size == len(FILES[WEIGHTS]):
-                assert waits.wait(30)
+                assert waits.wait(600)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             add(self, blocks, *rest)
 

@@ -17,6 +17,7 @@ from provision.errors import FirstlightError
 from provision.hub import AccessError, HubError
 from provision.pulling import Pull
 from provision.supply import Hubs
+from tests.clock import Standing
 from tests.provision import played_hub
 from tests.provision.conftest import git_sha1
 from tests.provision.played import PORTAL, Fault, Played
@@ -162,13 +163,14 @@ class TestBodies:
         assert is_whole(work)
         assert victim.read_text() == "mine"
 
-    def test_a_wait_is_as_long_as_the_hub_asks(self, root: Root, play: Any) -> None:
+    def test_a_wait_is_as_long_as_the_hub_asks(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("provision.download.time", Standing())
         busy = [Fault(place, status=429, headers={"Retry-After": "300"}, times=1) for place in (WEIGHTS, "/tree/")]
         work = pull_of(root, played_hub.start(play, REPO, FILES, *busy).url)
         told, slept = quick(work.ledger)
         run(work)
         assert is_whole(work)
-        assert [round(each) for each in slept] == [300, 300]
+        assert slept == pytest.approx([300, 300], abs=0.1)
         assert all("waiting 300 s, as it was asked to" in text for text in told)
         assert len(told) == 2
 

@@ -30,7 +30,7 @@ def test_setup_builds_the_real_environment_and_runs_a_real_denoising_step(
     argv = [sys.executable, "-m", "provision", "setup", "--offline", "--json"]
     argv += ["--root", str(tmp_path / "root"), "--host", str(tmp_path / "host.toml")]
     done = subprocess.run(
-        argv, capture_output=True, text=True, env=dict(os.environ) | cache | links, check=False, timeout=300
+        argv, capture_output=True, text=True, env=dict(os.environ) | cache | links, check=False, timeout=1200
     )
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = {row["step"]: row for row in json.loads(done.stdout)["outcomes"]}

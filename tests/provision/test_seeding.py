@@ -49,7 +49,7 @@ class Seed:
     open: list[http.client.HTTPConnection] = field(default_factory=list)
 
     def connect(self) -> http.client.HTTPConnection:
-        self.open.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20))
+        self.open.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=600))
         return self.open[-1]
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
@@ -208,7 +208,7 @@ def test_the_listing_of_some_files(seed: Seed) -> None:
 )
 def test_a_body_that_is_not_read_ends_the_connection(seed: Seed, header: str, value: str, status: int) -> None:
     asked = f"POST {INFO}/paths-info/main HTTP/1.1\r\nHost: x\r\n{header}: {value}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", seed.port), timeout=20) as line:
+    with socket.create_connection(("127.0.0.1", seed.port), timeout=600) as line:
         line.sendall(asked.encode())
         got = b"".join(iter(lambda: line.recv(4096), b""))
     assert got.startswith(f"HTTP/1.1 {status} ".encode())
