@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,7 @@ RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent fol
 HostFlag = Annotated[Path | None, typer.Option("--host", help="What this host has.", metavar="FILE")]
 EnvsFlag = Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")]
 OUT = Path("results")
+_REDRAW_SECONDS, _LINE_SECONDS = 1.0, 10.0
 
 
 def paper(no_color: bool) -> tuple[bool, int | None]:
@@ -45,24 +47,52 @@ def said() -> str:
 
 
 class Progress:
-    """A line a case to stderr; on a terminal, the case at work stands there too until its line replaces it.
+    """Shows a run on stderr: a line a case; meanwhile what is being done, redrawn once a second at most.
 
-    Nothing moves meanwhile: a parent that draws would take time from what is measured.
+    Without a terminal that is a line each ten seconds. It is drawn where the parent wakes anyway (at a line of the
+    worker, and twice a second), so that drawing takes no time from what is measured. A terminal that goes away ends
+    the showing, not the run.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, now: Callable[[], float] = time.monotonic) -> None:
         self.quiet = quiet
         self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._now = now
+        self._shown = now()
 
     def begin(self, line: str) -> None:
         """A case begins."""
-        if self.terminal and not self.quiet:
-            print(f"{line} …", end="", file=sys.stderr, flush=True)
+        if self.terminal:
+            self._write(f"\r\x1b[K{self._cut(f'{line} …')}")
+            self._shown = self._now()
+
+    def at(self, line: Callable[[], str]) -> None:
+        """Something is being done; the line is made where it is shown."""
+        if self.quiet or self._now() - self._shown < (_REDRAW_SECONDS if self.terminal else _LINE_SECONDS):
+            return
+        self._shown = self._now()
+        self._write(f"\r\x1b[K{self._cut(line())}" if self.terminal else f"{line()}\n")
 
     def say(self, line: str) -> None:
         """Something is known."""
+        self._shown = self._now()
+        self._write(f"\r\x1b[K{line}\n" if self.terminal else f"{line}\n")
+
+    def _write(self, text: str) -> None:
         if not self.quiet:
-            print(f"\r\x1b[K{line}" if self.terminal else line, file=sys.stderr, flush=True)
+            try:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            except OSError:  # the terminal is gone
+                self.quiet = True
+
+    def _cut(self, line: str) -> str:
+        """A line that is drawn over has to fit: one that wraps would stay."""
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:
+            columns = 0
+        return line if not columns or len(line) < columns else f"{line[: columns - 2]}…"
 
 
 def guard(act: Callable[[], Exit], *, json: bool = False) -> None:

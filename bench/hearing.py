@@ -26,10 +26,11 @@ _SEARCH = "largest"
 
 @dataclass
 class Heard:
-    """What a worker has said so far; `at`: when it last said something (time.monotonic)."""
+    """What a worker has said so far; when it last said something, and when its phase began (time.monotonic)."""
 
     phase: str = "start"
     at: float = field(default_factory=time.monotonic)
+    entered: float = field(default_factory=time.monotonic)
     phases: Phases = field(default_factory=Phases)
     work: Work = field(default_factory=Work)
     samples: list[Sample] = field(default_factory=list)
@@ -60,7 +61,7 @@ def hear(heard: Heard, watch: Watch | None, line: bytes) -> None:
 
 def _is_understood(heard: Heard, watch: Watch | None, event: dict[str, Any]) -> bool:  # noqa: C901 (an arm an event)
     if "phase" in event:
-        heard.phase = str(event["phase"])
+        heard.phase, heard.entered = str(event["phase"]), time.monotonic()
         if watch is not None:
             watch.enter(heard.phase)
     elif "card" in event:

@@ -12,9 +12,10 @@ from bench import cases, runner
 from bench.result import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from bench.cases import Suite
+    from bench.hearing import Heard
 
 FP32 = "fp32"
 _SEVERAL = 4.0  # times slower than fp32: no kernels, whatever torch says
@@ -53,7 +54,14 @@ def needed(suite: Suite, device: str, only_dtypes: Sequence[str]) -> bool:
     return has_shapes or (bool(dtypes & {cases.LOWER, *cases.LOW}) and not only_dtypes)
 
 
-def ask(python: Path, device: str, *, cpus: float | None = None, dtypes: Sequence[str] = cases.LOW) -> Known:
+def ask(
+    python: Path,
+    device: str,
+    *,
+    cpus: float | None = None,
+    dtypes: Sequence[str] = cases.LOW,
+    tell: Callable[[Heard], None] = lambda _: None,
+) -> Known:
     """Ask the interpreter's torch, and confirm it by short convolutions, in a process of their own.
 
     A kernel that ends the process (SIGILL) or hangs is a fact of its dtype; the others are asked in a new process.
@@ -63,6 +71,7 @@ def ask(python: Path, device: str, *, cpus: float | None = None, dtypes: Sequenc
         device: as a case names it.
         cpus: how many the control group grants, if it does.
         dtypes: the low ones.
+        tell: called with what is known, at each line of the worker and twice a second.
     """
     left = [FP32, *dtypes]
     told: dict[str, dict[str, Any]] = {}
@@ -70,7 +79,7 @@ def ask(python: Path, device: str, *, cpus: float | None = None, dtypes: Sequenc
     computes: dict[str, int] = {}
     fault = None
     while left:
-        with runner.Worker({"precisions": device, "dtypes": left}, python, Path(os.devnull)) as worker:
+        with runner.Worker({"precisions": device, "dtypes": left}, python, Path(os.devnull), tell) as worker:
             worker.listen(time.monotonic() + _SECONDS)
         heard = worker.heard
         computes = heard.computes or computes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from bench.cases import Cell
     from bench.result import Case, Result
@@ -255,6 +255,9 @@ class Suites:
 
     def begin(self, line: str) -> None:
         """Pytest says which test is at work."""
+
+    def at(self, line: Callable[[], str]) -> None:
+        """How far it is pytest does not show."""
 
     def say(self, line: str) -> None:
         """What became of it is in its report."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from bench.readings import Gpu
+
+    Tell = Callable[[hearing.Heard], None]
     from bench.result import Case
     from bench.worker import Request
 
@@ -52,7 +53,11 @@ WAITING = "waiting"  # the phase of a worker that has examined its device and ma
 _PRECISIONS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
-def run_case(request: Request, python: Path, *, hub: Path) -> Result:
+def _nothing(_: hearing.Heard) -> None:
+    """Nobody is told."""
+
+
+def run_case(request: Request, python: Path, *, hub: Path, tell: Tell = _nothing) -> Result:
     """Run one case in a fresh process.
 
     A worker that dies, hangs or prints rubbish becomes a result with its status and the end of its stderr;
@@ -62,26 +67,30 @@ def run_case(request: Request, python: Path, *, hub: Path) -> Result:
         request: what to measure.
         python: the interpreter to measure under.
         hub: the hub cache that the worker may read.
+        tell: called with what is known, at each line of the worker and twice a second.
     """
     deadline = time.monotonic() + request.limit_seconds + _GRACE_SECONDS
-    with Worker(plain(request), python, hub) as worker:
+    with Worker(plain(request), python, hub, tell) as worker:
         worker.listen(deadline)
     return worker.result(request.case)
 
 
-def run_pair(requests: tuple[Request, Request], pythons: tuple[Path, Path], *, hub: Path) -> tuple[Result, Result]:
+def run_pair(
+    requests: tuple[Request, Request], pythons: tuple[Path, Path], *, hub: Path, tell: Tell = _nothing
+) -> tuple[Result, Result]:
     """Run two cases at once whose images are made in turns, never at the same time: what drifts, drifts for both.
 
     Args:
         requests: what to measure; they are paced. The first one's times hold for both.
         pythons: the interpreter of each.
         hub: the hub cache that the workers may read.
+        tell: called with what is known of the one at work, at each of its lines and twice a second.
     """
     first = requests[0]
     began = time.monotonic()
     ends, limit = began + first.share_seconds, began + first.limit_seconds
     deadline = limit + _GRACE_SECONDS
-    one, two = (Worker(plain(each), python, hub) for each, python in zip(requests, pythons, strict=True))
+    one, two = (Worker(plain(each), python, hub, tell) for each, python in zip(requests, pythons, strict=True))
     both = (one, two)
     with contextlib.ExitStack() as stack:
         ready = []
@@ -153,8 +162,9 @@ def _wants_more(both: tuple[Worker, Worker], ends: float, limit: float) -> bool:
 class Worker:
     """A process that measures: started when entered, ended with all that it started when left."""
 
-    def __init__(self, request: dict[str, Any], python: Path, hub: Path) -> None:
-        """Take the request, the interpreter, and the hub cache that it may read."""
+    def __init__(self, request: dict[str, Any], python: Path, hub: Path, tell: Tell = _nothing) -> None:
+        """Take the request, the interpreter, the hub cache that it may read, and who is told what is known."""
+        self._tell_of = tell
         self._request, self._python, self._hub = request, python, hub
         self.heard = hearing.Heard()
         self.code: int | None = hearing.NOT_STARTED
@@ -214,7 +224,7 @@ class Worker:
             return False
         if self._has_ended:
             return enough()
-        hear = partial(hearing.hear, self.heard, self._watch)
+        hear = self._hear
         while not enough():
             ends = self._ends(deadline)
             how, self._rest = pipes.listen(self._process, ends, self._rest, hear, enough, self._look)
@@ -300,9 +310,14 @@ class Worker:
                 self._process.stdin.write(line.encode() + b"\n")
                 self._process.stdin.flush()
 
+    def _hear(self, line: bytes) -> None:
+        hearing.hear(self.heard, self._watch, line)
+        self._tell_of(self.heard)
+
     def _look(self) -> None:
         if self._watch is not None:
             self._watch.look()
+        self._tell_of(self.heard)
 
 
 def worker_command(python: Path) -> Sequence[str]:

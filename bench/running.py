@@ -13,6 +13,8 @@ from provision import facts, paths, profiles, spec
 from provision.errors import BlockedError, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.cases import Cell, Suite
     from bench.result import Run
     from provision.facts import Facts
@@ -45,6 +47,9 @@ class Progress(Protocol):
 
     def begin(self, line: str) -> None:
         """A case begins."""
+
+    def at(self, line: Callable[[], str]) -> None:
+        """Something is being done; the line is made where it is shown."""
 
     def say(self, line: str) -> None:
         """Something is known."""
@@ -155,7 +160,12 @@ def find_cells(
     named = (*wish.dtypes, *([changes["dtype"]] if "dtype" in changes else ()))
     if precisions.needed(suite, chosen, named):
         progress.begin(f"  which dtypes {chosen} has kernels for")
-        known = precisions.ask(bench.python, chosen, cpus=bench.machine.cpu_quota)
+        known = precisions.ask(
+            bench.python,
+            chosen,
+            cpus=bench.machine.cpu_quota,
+            tell=lambda heard: progress.at(lambda: f"  which dtypes {chosen} has kernels for: {heard.phase}"),
+        )
         for line in precisions.notes(known, suite, named):
             progress.say(f"  {line}")
     means = known.means

@@ -9,17 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import cases, judging, pictures, runner, runs, stats, verdict
+from bench import cases, judging, outlook, pictures, runner, runs, stats, verdict
 from bench.codec import plain
 from bench.errors import BUDGET
+from bench.readings import Verdict, VerdictState
 from bench.result import SCHEMA, Result, Run, Status
 from bench.worker import Request
 from provision import spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from bench.cases import Cell
+    from bench.hearing import Heard
     from bench.precisions import Known
     from bench.readings import Validation
     from bench.result import Case, Tuning
@@ -53,6 +55,7 @@ class Session:
         self._rates: dict[tuple[Path, str, str], float] = {}  # {(interpreter, device, dtype): FLOPs a second}
         self._known: Known | None = None
         self._notes: tuple[str, ...] = ()
+        self._interrupted: str | None = None
 
     def know(self, known: Known, notes: tuple[str, ...]) -> None:
         """Take what the device computes with, which prices the cases, and what that changes; both are kept."""
@@ -74,6 +77,8 @@ class Session:
         """
         results = pictures.with_psnr(results, self.folder)
         found = verdict.judge(results, self._wish.suite) if tuning is None else verdict.judge_tuning(results, tuning)
+        if self._interrupted is not None:
+            found = Verdict(VerdictState.NOT_JUDGED, (self._interrupted, *found.reasons))
         done = Run(
             schema=SCHEMA,
             id=self.folder.name,
@@ -101,6 +106,19 @@ class Session:
         results: dict[int, Result] = {}
         required = [number for number, cell in enumerate(cells) if cell.required]
         others = [number for number, cell in enumerate(cells) if not cell.required]
+        try:
+            self._measure_in_order(cells, required, others, results)
+        except KeyboardInterrupt:
+            if any(result.status is Status.OK for result in results.values()):
+                self._interrupted = f"interrupted after {len(results)} of {len(cells)} cases"
+                self.keep([results[number] for number in sorted(results)])
+                self._progress.say(f"kept: {self.folder / 'run.json'} ({self._interrupted})")
+            raise
+        return [results[number] for number in range(len(cells))]
+
+    def _measure_in_order(
+        self, cells: list[Cell], required: list[int], others: list[int], results: dict[int, Result]
+    ) -> None:
         order = required + others
         for part in (required, others):
             took = {}
@@ -114,7 +132,6 @@ class Session:
             for number in part:
                 where = f"  [{order.index(number) + 1} again] {cells[number].case.name:<52}"
                 results[number] = self.measure_again(cells[number], results[number], took[number], where)
-        return [results[number] for number in range(len(cells))]
 
     def measure_again(self, cell: Cell, before: Result, took: float, where: str) -> Result:
         """A case once more if it went well and was disturbed, while there is time; the better of both.
@@ -162,15 +179,18 @@ class Session:
             for case, which, python in zip(both, "ab", pythons, strict=True)
         ]
         requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
-        measured = runner.run_pair(requests, pythons, hub=self._bench.root.hub_in_use)
+        tell = self._teller(where, 2 * self.overhead(both[0]), share / 2, 0)
+        measured = runner.run_pair(requests, pythons, hub=self._bench.root.hub_in_use, tell=tell)
         found = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
         self._progress.say(f"{where} {' / '.join(outcome(result) for result in found)}")
         return found
 
-    def one(self, cell: Cell, share: float, limit: float, where: str, *, checks: float | None = None) -> Result:
+    def one(
+        self, cell: Cell, share: float, limit: float, where: str, *, checks: float | None = None, later: int = 0
+    ) -> Result:
         """One case: no image is begun after `share` seconds from now, and all of it ends within `limit`.
 
-        The checks after its samples end within `checks` where that is given.
+        The checks after its samples end within `checks` where that is given. `later`: how many cases come after it.
         """
         start = self.overhead(cell.case)
         if limit < start:
@@ -186,7 +206,8 @@ class Session:
         if self._wish.in_process:
             result = runner.run_here(request, python)
         else:
-            result = runner.run_case(request, python, hub=self._bench.root.hub_in_use)
+            tell = self._teller(where, start, share, later)
+            result = runner.run_case(request, python, hub=self._bench.root.hub_in_use, tell=tell)
         result = self._finished(result, python)
         if result.samples:
             images = (*result.warmups, *result.samples)
@@ -198,6 +219,12 @@ class Session:
                 self._overheads[key] = min(took, self._overheads.get(key, took))
         self._progress.say(f"{where} {outcome(result)}")
         return result
+
+    def _teller(self, where: str, overhead: float, share: float, later: int) -> Callable[[Heard], None]:
+        """Return what shows how far a case is."""
+        now = time.monotonic()
+        known = outlook.Outlook(" ".join(where.split()), overhead, now, now + share, self.ends, later)
+        return lambda heard: self._progress.at(lambda: f"  {known.line(heard)}")
 
     def overhead(self, case: Case) -> float:
         """Seconds that a case takes beside its images, as the quickest one of its model did."""
@@ -217,9 +244,9 @@ class Session:
         """
         share, limit = self._times(later)
         if not cell.required or self._wish.budget_seconds is not None:
-            return replace(self.one(cell, share, limit, where), required=cell.required)
+            return replace(self.one(cell, share, limit, where, later=len(later)), required=cell.required)
         _, checks = self._times([each for each in later if each.required])
-        found = self.one(cell, share, max(_REQUIRED_SECONDS, checks), where, checks=checks)
+        found = self.one(cell, share, max(_REQUIRED_SECONDS, checks), where, checks=checks, later=len(later))
         return replace(found, required=True)
 
     def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> Request:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 STDOUT = "standard output"
 _ERRORS = "firstlight"
+_BOXES = {"-": "─━╌┄═", "|": "│┃║", "+": "┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋┡┩╇╈┠┨┯┷╭╮╰╯"}
+_PLAIN = {box: plain for plain, boxes in _BOXES.items() for box in boxes} | {
+    "…": "...",
+    "±": "+/-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "→": "->",
+    "\N{EN DASH}": "-",
+}
 
 
 class _Lasting(io.FileIO):
@@ -40,9 +48,10 @@ class _Lasting(io.FileIO):
 def prepare() -> None:
     """Prepare stdin, stdout and stderr, and let SIGTERM and SIGHUP end a command as Ctrl-C does.
 
-    A character that the locale does not have is shown by its number; a byte of a path that is no character is written
-    as it is. A terminal that has gone away (EIO) takes no output, and the work goes on. On stderr, which shows
-    progress, no error of the system ends the work. A stream that was closed by the caller is the null device.
+    A character that the locale does not have is written as ASCII has it, else shown by its number; a byte of a path
+    that is no character is written as it is. A terminal that has gone away (EIO) takes no output, and the work goes
+    on. On stderr, which shows progress, no error of the system ends the work. A stream that was closed by the caller is
+    the null device.
     """
     codecs.register_error(_ERRORS, _encode)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -79,7 +88,8 @@ def _encode(error: UnicodeError) -> tuple[bytes, int]:
     shown = b""
     for character in error.object[error.start : error.end]:
         is_byte = 0xDC80 <= ord(character) <= 0xDCFF  # as Python keeps a byte of a path that it cannot decode
-        shown += bytes([ord(character) - 0xDC00]) if is_byte else character.encode("ascii", "backslashreplace")
+        plain = _PLAIN.get(character, character).encode("ascii", "backslashreplace")
+        shown += bytes([ord(character) - 0xDC00]) if is_byte else plain
     return shown, error.end
 
 

@@ -103,7 +103,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"fitting", "pricing", "rating", "causes", "arithmetic", "traffic", "patterns", "loops", "links"},
         {"examining"},
         {"worker"},
-        {"runner", "verdict", "device", "runs", "recipe", "console", "pictures", "judging"},
+        {"runner", "outlook", "verdict", "device", "runs", "recipe", "console", "pictures", "judging"},
         {"precisions", "session"},
         {"running", "compare", "history", "checkup"},
         {"tuning", "validating"},

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PRELUDE = f"""
 import json, os, signal, subprocess, sys
@@ -61,8 +66,12 @@ class Quiet:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.doing: list[str] = []
 
     def begin(self, line: str) -> None: ...
+
+    def at(self, line: Callable[[], str]) -> None:
+        self.doing.append(line())
 
     def say(self, line: str) -> None:
         self.lines.append(line)

@@ -380,7 +380,7 @@ def test_a_terminal_shows_the_case_at_work(quick: list[object], tmp_path: Path) 
     os.close(ours)
     assert process.wait() == 0
     first, second = (name.encode() for name in ("[1/2] tiny-ddpm", "[2/2] tiny-sd"))
-    assert [shown.count(name) for name in (first, second)] == [2, 2], "once at work, once with its figure"
+    assert all(shown.count(name) >= 2 for name in (first, second)), "at work, and with its figure"
     assert "…\r\x1b[K  [1/2]".encode() in shown
 
 
