@@ -98,9 +98,10 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
     from provision.journal import Journal
 
     started = time.perf_counter()
-    machine = facts.probe()
-    journal = Journal(wish.root.journal, name)
     screen = report.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
+    with screen.during("looking at this host"):
+        machine = facts.probe()
+    journal = Journal(wish.root.journal, name)
 
     def build() -> list[step.Step]:
         steps = plan.steps(wish, machine, journal, screen.progress, screen.tell)
@@ -148,7 +149,8 @@ def _run(work: _Work, screen: report.Screen, started: float) -> Exit:
     from provision import report, step
 
     name, show = work.name, work.show
-    steps = work.build()
+    with screen.during("reading what is wanted"):
+        steps = work.build()
     screen.total = len(steps)
     try:
         if name in _CHANGING and not work.dry_run:

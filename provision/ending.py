@@ -43,8 +43,9 @@ INTERRUPTED = "interrupted; what stands is whole. Run the same command again, it
 # The words by which our messages begin the sentence that says what to do.
 _ADVICE = re.compile(
     r"(Accept|Add|Change|Choose|Close|End|Fetch|Free|Give|Install|Keep|Leave|Lock|Look|Make|Mend|Mount|Move|Name|Pass|Pull|"
-    r"Put|Relocate|Remount|Remove|Report|Restart|Restore|Run|Say|Set|Take|Try|Unmount|Unset|Use|Wait|Write) "
+    r"Put|Relocate|Remount|Remove|Report|Restart|Restore|Run|Say|Set|Take|Try|Unmount|Unset|Use|Wait|Write)\b"
 )
+_TO_DO_IT = re.compile(r"To \w+ it: (.+)")
 _GROUPS = {"env", "mirrors", "models"}
 
 
@@ -94,12 +95,14 @@ def next_of(message: str) -> str | None:
 
     Only the first line counts: what follows is the output of another program, or a comparison of files.
     """
-    sentences = re.split(r"(?<=[.:;!?])\s+(?=[A-Z])", message.partition("\n")[0])
+    sentences: list[str] = re.split(r"(?<=[.:;!?])\s+(?=[A-Z])", message.partition("\n")[0])
     advice = next((each for each in reversed(sentences) if _ADVICE.match(each)), None)
-    if advice is None:
-        return None
-    commands = re.findall(r"`([^`]+)`", advice)
-    return commands[0] if len(commands) == 1 else advice.rstrip(". ")
+    if advice is None and (named := _TO_DO_IT.match(sentences[-1])):
+        return str(named.group(1)).rstrip(". ")
+    commands = re.findall(r"`([^`]+)`", advice or message.partition("\n")[0])
+    if len(commands) == 1:
+        return commands[0]
+    return None if advice is None else advice.rstrip(". ")
 
 
 def command_of(argv: list[str]) -> tuple[str, bool]:

@@ -247,9 +247,9 @@ class Bars:
         self._tasks: dict[str, int] = {}
         self._bar = None
         self._ticker: Ticker | None = None
-        if not (wanted and sizes):
+        if not wanted:
             return
-        if not sys.stderr.isatty() or os.environ.get("TERM") in {None, "", "dumb"}:
+        if not sizes or not sys.stderr.isatty() or os.environ.get("TERM") in {None, "", "dumb"}:
             self._meter = Meter(what, clock())
             self._meter.add(done, sum(sizes.values()))
             self._ticker = Ticker(self._meter, self._print, clock=clock, pause=pause)

@@ -139,7 +139,8 @@ def _doubts(plan: Plan) -> list[str]:
 def _hashing(work: Pull, *, quiet: bool) -> Bars:
     here = [work.snapshot / file.path for file in work.spec.files]
     sizes = {path.relative_to(work.snapshot).as_posix(): path.stat().st_size for path in here if path.is_file()}
-    return Bars(f"{work.name}: hashing", sizes, wanted=not quiet)
+    what = "hashing" if sizes else "asking where its files are"
+    return Bars(f"{work.name}: {what}", sizes, wanted=not quiet)
 
 
 def _worst(row: Row) -> str:

@@ -148,8 +148,9 @@ def _bar(*, color: bool) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+    has_dots = "utf" in (sys.stderr.encoding or "").lower()
     columns = (
-        SpinnerColumn(),
+        SpinnerColumn("dots" if has_dots else "line"),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[said]}", markup=False),

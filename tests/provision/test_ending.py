@@ -55,7 +55,8 @@ def object_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         ("/x is ours no more. Look at it: ls -la /x; move it away.", None),
         ("unknown model 'x'; there is: a, b", ""),
         ("uv failed (exit 2):\nhint: Run `pip cache purge`.", ""),
-        ("there is no run 7; `provision undo --list` shows them.", ""),
+        ("there is no run 7; `provision undo --list` shows them.", "provision undo --list"),
+        ("it is too large. To build it: provision models pull --stand-in m", "provision models pull --stand-in m"),
     ],
 )
 def test_the_next_act_is_read_from_the_last_advice_of_the_message(message: str, told: str | None) -> None:
