@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from bench.hearing import Heard
 
 _IMAGES_BESIDE = 2  # the first one, and the one that is looked into
+_FIRST = "first image"
 _PHASES = {
     "start": "starting its process",
     "imports": "importing torch and diffusers",
     "probe": "probing how fast the device is",
     "probe of the compiler": "probing the compiler",
     "load": "loading the weights",
-    "first image": "the first image",
+    _FIRST: "the first image",
     "checks": "the checks after the images",
     "largest": "searching the largest that fits",
 }
@@ -42,7 +43,7 @@ class Outlook:
     def line(self, heard: Heard, now: float | None = None) -> str:
         """Say what is being done, how much is done, and how long the whole run still takes."""
         now = time.monotonic() if now is None else now
-        count, image = len(heard.samples), _image_seconds(heard)
+        count, image = len(heard.samples), _image_seconds(heard, now)
         images = self._images(count, image, now)
         if count or heard.phase == "samples":
             doing = f"image {min(count + 1, images)} of about {images}"
@@ -51,6 +52,8 @@ class Outlook:
         else:
             doing = f"{_PHASES.get(heard.phase, heard.phase)} ({now - heard.entered:.0f} s)"
         steps = heard.samples[-1].step_seconds if heard.samples else ()
+        if not steps and heard.phases.first_image_seconds is not None:
+            doing += f", the first took {heard.phases.first_image_seconds:.3g} s"
         if steps:
             doing += f", {sum(steps) / len(steps):.3g} s a step"
         left = self._left(heard, image, images, now)
@@ -74,12 +77,13 @@ class Outlook:
         return this + min(self.later * whole, max(0.0, self.ends - now - this))
 
 
-def _image_seconds(heard: Heard) -> float | None:
+def _image_seconds(heard: Heard, now: float) -> float | None:
+    """What an image takes: as the last one did; before that as predicted, and no less than it has taken by now."""
     if heard.samples:
         return heard.samples[-1].seconds
     if heard.phases.first_image_seconds is not None:
         return heard.phases.first_image_seconds
-    work = heard.work
+    work, by_now = heard.work, now - heard.entered if heard.phase == _FIRST else 0.0
     if work.predicted_step_seconds is None or not work.flops_per_step or not work.flops_per_image:
-        return None
-    return work.predicted_step_seconds * work.flops_per_image / work.flops_per_step
+        return by_now or None
+    return max(by_now, work.predicted_step_seconds * work.flops_per_image / work.flops_per_step)

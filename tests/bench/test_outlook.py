@@ -57,3 +57,13 @@ def test_checks_are_no_image() -> None:
 def test_what_is_left_is_within_the_budget_but_for_this_case() -> None:
     late = Outlook("x", 8.0, 100.0, 140.0, 150.0, later=9)
     assert late.line(heard(samples=5), 145.0).endswith("about 5 s left for the run")
+
+
+def test_a_first_image_that_takes_longer_than_predicted_makes_the_rest_longer() -> None:
+    before, after = (CASE.line(heard("first image", first=None), now) for now in (104.0, 123.0))
+    assert before.endswith("about 116 s left for the run"), "as predicted: 4 s an image"
+    assert after.endswith("about 100 s left for the run"), "20 s an image: five of them, within the budget"
+
+
+def test_the_first_image_is_told_before_there_is_another() -> None:
+    assert "image 1 of about 6, the first took 5 s" in CASE.line(heard(), 110.0)
