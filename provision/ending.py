@@ -99,7 +99,7 @@ def next_of(message: str) -> str | None:
     advice = next((each for each in reversed(sentences) if _ADVICE.match(each)), None)
     if advice is None and (named := _TO_DO_IT.match(sentences[-1])):
         return str(named.group(1)).rstrip(". ")
-    commands = re.findall(r"`([^`]+)`", advice or message.partition("\n")[0])
+    commands: list[str] = re.findall(r"`([^`]+)`", advice or message.partition("\n")[0])
     if len(commands) == 1:
         return commands[0]
     return None if advice is None else advice.rstrip(". ")

@@ -343,6 +343,21 @@ class TestStreams:
             assert b"Exception ignored" not in done.stderr
 
 
+def test_a_reader_that_has_gone_gets_no_object(tmp_path: Path) -> None:
+    (tmp_path / "host.toml").write_text("nonsense = 1\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [sys.executable, "-m", "provision", "status", "--json", "--host", str(tmp_path / "host.toml")]
+    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
+    try:
+        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, timeout=120)
+    finally:
+        os.close(writer)
+    assert done.returncode == 2
+    assert b"nonsense" in done.stderr
+    assert b"BrokenPipe" not in done.stderr
+
+
 def run_bytes(*words: object, env: dict[str, str]) -> tuple[int, bytes, bytes]:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | env
     argv = [sys.executable, "-m", "provision", *map(str, words)]
