@@ -244,7 +244,7 @@ class EnvStep:
         return sources.for_uv(os.environ, self.root.cache / "uv", offline=self.offline, settings=self.supply.settings)
 
     def _pip(self, chain: Routes) -> PipPart:
-        return PipPart(self.prefix, chain.uv, self.supply, self.offline, self.wanted.variants[0].install_bytes)
+        return PipPart(self.prefix, chain.uv, self.supply, self.offline)
 
     def _venv(self, where: Path, pip: PipPart) -> str:
         base, version = self._base_python()

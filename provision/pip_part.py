@@ -26,13 +26,12 @@ class _NotCachedError(BlockedError):
 
 @dataclass(frozen=True)
 class PipPart:
-    """How uv is started for one environment; `place` is what messages call it, `needed` the bytes that it takes."""
+    """How uv is started for one environment; `place` is what messages call it."""
 
     place: Path
     uv: sources.UvSources
     supply: Supply
     offline: bool
-    needed: int | None
 
     def venv(self, where: Path, base: Path) -> None:
         """Make, or make anew, a virtual environment that may be moved as a whole.
@@ -100,7 +99,7 @@ class PipPart:
         links = {name: value for name, value in self.uv.environment.items() if name != "UV_FIND_LINKS"}
         alone = replace(self.uv, environment=links, config={})
         try:
-            self._run([*install, "--no-index", "--find-links", way.page], alone, torch)
+            self._run([*install, "--no-index", "--find-links", way.page], alone, torch, way.variant)
         except (command.CommandError, _NotCachedError) as error:
             raise TorchError(str(error)) from error
 
@@ -108,19 +107,27 @@ class PipPart:
         uv = self.supply.for_wheels(self.uv, variant, asked)
         words = [*install, *self.uv.flags]
         try:
-            self._run(words, uv, asked)
+            self._run(words, uv, asked, variant)
         except _NotCachedError:
             if uv is self.uv:
                 raise
-            self._run(words, self.uv, asked)  # it may have been fetched before there was a mirror
+            self._run(words, self.uv, asked, variant)  # it may have been fetched before there was a mirror
 
-    def _run(self, arguments: Sequence[str | Path], uv: sources.UvSources, stdin: str | None = None) -> None:
+    def _run(
+        self,
+        arguments: Sequence[str | Path],
+        uv: sources.UvSources,
+        stdin: str | None = None,
+        variant: Variant | None = None,
+    ) -> None:
+        """Run uv; `variant`: what it installs, so that a full disk is told how much is needed."""
+        needed = variant.install_bytes if variant else None
         try:
             sources.run_uv(arguments, uv, stdin)
         except command.CommandError as error:
             ours = self.supply.failure()
             if re.search(r"os error 28|No space left|os error 122|Disk quota", f"{error} {ours}"):
-                wanted = f" (about {self.needed:,} bytes are needed)" if self.needed else ""
+                wanted = f" (about {needed:,} bytes are needed)" if needed else ""
                 raise BlockedError(
                     f"{self.place}: no space left{wanted}. Free some, or give another --root, then run again."
                 ) from error

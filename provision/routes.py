@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision import command, locating, paths, sources
+from provision import command, locating, paths, sources, waiting
 from provision.errors import BlockedError, FirstlightError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from provision.locating import Pinned
     from provision.paths import Root
@@ -175,7 +174,8 @@ def need_space(variant: Variant, name: str, root: Root, cache: Path) -> None:
     root.path.mkdir(parents=True, exist_ok=True)
     free = _free(root)
     if free < needed and cache.exists() and cache.stat().st_dev == root.path.stat().st_dev:
-        needed -= _tree_bytes(cache / "archive-v0")  # what uv has unpacked there already is linked, not copied
+        # What uv has unpacked there already is linked, not copied.
+        needed -= waiting.tree_bytes([str(cache / "archive-v0")])
     if free < needed:
         raise BlockedError(
             f"{root.path}: {free:,} bytes are free, about {needed:,} are needed for {name} "
@@ -188,11 +188,6 @@ def _free(root: Root) -> int:
     while not place.exists() and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def _tree_bytes(folder: Path) -> int:
-    sizes_of = (os.lstat(Path(top) / name).st_size for top, _, names in os.walk(folder) for name in names)
-    return sum(sizes_of)
 
 
 def _gigabytes(count: int) -> str:

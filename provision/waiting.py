@@ -9,6 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # What has come into `.venv` and uv's cache when a fresh toolbox is whole. (measured: Linux x86-64, Python 3.11)
 EXPECTED_BYTES = {"requirements.lock": 392491577, "dev.lock": 500971674}
@@ -36,7 +40,7 @@ class Wait:
         self.folders = (os.path.join(checkout, ".venv"), cache)
         self.expected = EXPECTED_BYTES[lock]
         self.started = time.time()
-        self.before = self._bytes()
+        self.before = tree_bytes(self.folders)
         self.is_terminal = sys.stderr.isatty()
 
     def run(self, argv: "list[str]", what: str, failure: str, environment: "dict[str, str]") -> str:
@@ -94,7 +98,7 @@ class Wait:
             sys.stderr.flush()
 
     def _line(self, what: str) -> str:
-        written = max(0, self._bytes() - self.before)
+        written = max(0, tree_bytes(self.folders) - self.before)
         seconds = time.time() - self.started
         text = "%s: %d" % (what, written / 1e6)
         if written < self.expected:
@@ -104,18 +108,20 @@ class Wait:
             text += ", about %d s left" % (seconds * (self.expected - written) / written)
         return text
 
-    def _bytes(self) -> int:
-        total = 0
-        linked = set()  # what uv links from its cache counts once
-        for folder in self.folders:
-            for top, _, names in os.walk(folder):
-                for name in names:
-                    try:
-                        stat = os.lstat(os.path.join(top, name))
-                    except OSError:  # it has gone meanwhile
-                        continue
-                    if stat.st_nlink == 1 or stat.st_ino not in linked:
-                        total += stat.st_size
-                    if stat.st_nlink > 1:
-                        linked.add(stat.st_ino)
-        return total
+
+def tree_bytes(folders: "Iterable[str]") -> int:
+    """Return the bytes of all files in some folders; a file with several links, as uv makes them, counts once."""
+    total = 0
+    linked = set()
+    for folder in folders:
+        for top, _, names in os.walk(folder):
+            for name in names:
+                try:
+                    stat = os.lstat(os.path.join(top, name))
+                except OSError:  # it has gone meanwhile
+                    continue
+                if stat.st_nlink == 1 or stat.st_ino not in linked:
+                    total += stat.st_size
+                if stat.st_nlink > 1:
+                    linked.add(stat.st_ino)
+    return total

@@ -258,7 +258,8 @@ def test_long_wait_shows_what_is_done_and_how_much(
     wait = waiting.Wait(str(tmp_path), "requirements.lock")
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/file").write_bytes(bytes(3_000_000))
-    code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nprint('its answer')"
+    waits = f"for _ in range(6000):\n  if os.path.exists({str(go)!r}): break\n  time.sleep(0.01)\n"
+    code = f"import os, time\n{waits}print('its answer')"
     answer = wait.run([sys.executable, "-c", code], "uv installs", "it failed", dict(os.environ))
     assert answer == "its answer\n"
     text = shown.getvalue()

@@ -264,6 +264,22 @@ class TestFollowing:
         assert (step.prefix / "lib").exists()
         assert said[0].startswith(f"torch 9.9+tiny from the page {page}")
 
+    def test_own_index_that_does_not_serve_is_left_out_for_torch(
+        self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        right = next(wheels.glob("torch-9.9+tiny-*.whl"))
+        server = play(played.index(wheels.glob("*.whl")), Fault("/files/torch-9.9+tiny", status=404))
+        page = tmp_path / "page"
+        page.mkdir()
+        shutil.move(right, page)
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
+        step = step_of(tmp_path, envs, [], CPU.model_copy(update={"find_links": str(page)}), CUDA)
+        step.apply()
+        assert step.check(deep=True).state is State.OK
+        assert "torch 9.9+tiny" in step.check().detail
+
     def test_no_source_at_all_is_one_error_that_names_them(
         self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path
     ) -> None:
