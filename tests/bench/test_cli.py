@@ -319,7 +319,7 @@ def test_a_place_below_a_file_is_told_without_a_trace(quick: list[object], tmp_p
     (tmp_path / "file").write_text("")
     done = bench("run", "tiny", "--device", "cpu", "--out", tmp_path / "file" / "results", *quick)
     assert done.returncode in {1, 4}
-    assert done.stderr.startswith(f"error: {tmp_path / 'file' / 'results'}")
+    assert f"\nerror: {tmp_path / 'file' / 'results'}" in f"\n{done.stderr}"
     assert "Traceback" not in done.stderr
 
 

@@ -124,6 +124,9 @@ def test_only_the_disturbed_case_is_marked(run: Run) -> None:
     assert not rows[report.label(CLEAN.case)][1].endswith("!")
     assert report.ADVICE in report.notes(run)
     assert "--interleave" in report.ADVICE
+    assert report.SPINNING in report.notes(run)
+    on_card = a_result(a_case(device="cuda:0"), host=a_host(steal_share=0.5))
+    assert report.SPINNING not in report.notes(a_run(on_card))
     assert not any(note.startswith("!") for note in report.notes(a_run(CLEAN)))
 
 
