@@ -161,7 +161,7 @@ class TestRendered:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--disable-component-update", "--disable-sync", "--disable-quic", "--window-size=1200,900",
                  f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]  # fmt: skip
-        done = subprocess.run([browser, *flags, file.as_uri()], capture_output=True, text=True, check=True, timeout=120)
+        done = subprocess.run([browser, *flags, file.as_uri()], capture_output=True, text=True, check=True, timeout=600)
         found = re.search(r"<title>seen:(.*?)</title>", done.stdout, re.DOTALL)
         assert found, done.stdout[:2000]
         text = found.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")

@@ -316,7 +316,7 @@ def test_another_host_pulls_from_a_seed(hub: Played, flags: list[object], tmp_pa
             signal.signal(signal.SIGINT, heard)
             seed.send_signal(signal.SIGINT)
             try:
-                assert seed.wait(30) == 130
+                assert seed.wait(600) == 130
             finally:
                 seed.kill()  # else leaving it would wait for ever
 
