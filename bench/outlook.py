@@ -30,7 +30,7 @@ class Outlook:
     """What is known of a case when it begins. `what` names it, `overhead`: seconds that a case takes beside its images.
 
     `began`, `share_ends` and `ends` are of time.monotonic: when it began, when it takes no further image, and when the
-    budget of the whole run ends. `later`: how many cases come after it.
+    budget of the whole run ends. `later`: how many cases come after it, and `required` of them whatever the budget is.
     """
 
     what: str
@@ -39,6 +39,7 @@ class Outlook:
     share_ends: float
     ends: float
     later: int = 0
+    required: int = 0
 
     def line(self, heard: Heard, now: float | None = None) -> str:
         """Say what is being done, how much is done, and how long the whole run still takes."""
@@ -74,7 +75,8 @@ class Outlook:
         this = (images + _IMAGES_BESIDE - done) * each
         if done == 0:
             this += max(0.0, self.overhead - (now - self.began))
-        return this + min(self.later * whole, max(0.0, self.ends - now - this))
+        within = min(self.later * whole, max(0.0, self.ends - now - this))
+        return this + max(within, self.required * whole)
 
 
 def _image_seconds(heard: Heard, now: float) -> float | None:

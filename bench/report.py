@@ -28,7 +28,10 @@ ADVICE = (
     "`bench run --interleave A B`"
 )
 # Forty convolutions beside a load of 14 on 2 cores: 4.0 s, and 0.6 s with it (torch 2.13, libgomp).
-SPINNING = "   threads that wait for each other spin, beside others for most of the time; OMP_WAIT_POLICY=passive lets them sleep"
+SPINNING = (
+    "   threads that wait for each other spin, beside others for most of the time: "
+    "OMP_WAIT_POLICY=passive lets them sleep"
+)
 TREND = ("UTC", "device", "verdict", "product", "copy", "loop", "against first", "against best")
 
 

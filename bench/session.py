@@ -179,18 +179,25 @@ class Session:
             for case, which, python in zip(both, "ab", pythons, strict=True)
         ]
         requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
-        tell = self._teller(where, 2 * self.overhead(both[0]), share / 2, 0)
+        tell = self._teller(where, 2 * self.overhead(both[0]), share / 2, ())
         measured = runner.run_pair(requests, pythons, hub=self._bench.root.hub_in_use, tell=tell)
         found = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
         self._progress.say(f"{where} {' / '.join(outcome(result) for result in found)}")
         return found
 
     def one(
-        self, cell: Cell, share: float, limit: float, where: str, *, checks: float | None = None, later: int = 0
+        self,
+        cell: Cell,
+        share: float,
+        limit: float,
+        where: str,
+        *,
+        checks: float | None = None,
+        later: Sequence[Cell] = (),
     ) -> Result:
         """One case: no image is begun after `share` seconds from now, and all of it ends within `limit`.
 
-        The checks after its samples end within `checks` where that is given. `later`: how many cases come after it.
+        The checks after its samples end within `checks` where that is given. `later`: the cases after it.
         """
         start = self.overhead(cell.case)
         if limit < start:
@@ -220,10 +227,11 @@ class Session:
         self._progress.say(f"{where} {outcome(result)}")
         return result
 
-    def _teller(self, where: str, overhead: float, share: float, later: int) -> Callable[[Heard], None]:
+    def _teller(self, where: str, overhead: float, share: float, later: Sequence[Cell]) -> Callable[[Heard], None]:
         """Return what shows how far a case is."""
-        now = time.monotonic()
-        known = outlook.Outlook(" ".join(where.split()), overhead, now, now + share, self.ends, later)
+        now, what = time.monotonic(), " ".join(where.split())
+        required = sum(cell.required for cell in later) if self._wish.budget_seconds is None else 0
+        known = outlook.Outlook(what, overhead, now, now + share, self.ends, len(later), required)
         return lambda heard: self._progress.at(lambda: f"  {known.line(heard)}")
 
     def overhead(self, case: Case) -> float:
@@ -244,9 +252,9 @@ class Session:
         """
         share, limit = self._times(later)
         if not cell.required or self._wish.budget_seconds is not None:
-            return replace(self.one(cell, share, limit, where, later=len(later)), required=cell.required)
+            return replace(self.one(cell, share, limit, where, later=later), required=cell.required)
         _, checks = self._times([each for each in later if each.required])
-        found = self.one(cell, share, max(_REQUIRED_SECONDS, checks), where, checks=checks, later=len(later))
+        found = self.one(cell, share, max(_REQUIRED_SECONDS, checks), where, checks=checks, later=later)
         return replace(found, required=True)
 
     def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> Request:

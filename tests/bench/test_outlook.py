@@ -67,3 +67,9 @@ def test_a_first_image_that_takes_longer_than_predicted_makes_the_rest_longer() 
 
 def test_the_first_image_is_told_before_there_is_another() -> None:
     assert "image 1 of about 6, the first took 5 s" in CASE.line(heard(), 110.0)
+
+
+def test_what_must_be_measured_is_counted_beyond_the_budget() -> None:
+    late = Outlook("x", 8.0, 100.0, 140.0, 150.0, later=9, required=2)
+    # 4 s of this case, and 8 + 7 images of 4 s of each of the two.
+    assert late.line(heard(samples=5), 145.0).endswith("about 76 s left for the run")
