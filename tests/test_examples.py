@@ -143,14 +143,20 @@ def is_drawn(path: Path) -> bool:
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize("names", [(OLD, CAT), ("stand-in/stable-diffusion-v1-5", "stand-in/ddpm-cat-256")])
-def test_tutorial_runs_as_written(volume: Root, tmp_path: Path, names: tuple[str, str]) -> None:
-    done = run(volume, "-c", LITERAL, *names, str(tmp_path), HF_HUB_CACHE=str(volume.hub))
+def test_tutorial_runs_as_written(volume: Root, tmp_path: Path) -> None:
+    """By the id before the repository moved, and on stand-ins with nothing but the names changed."""
+    program = tmp_path / "tutorial.py"
+    program.write_text(LITERAL)
+    folders = [tmp_path / "pulled", tmp_path / "stand-in"]
+    names = [(OLD, CAT), ("stand-in/stable-diffusion-v1-5", "stand-in/ddpm-cat-256")]
+    for folder in folders:
+        folder.mkdir()
+    runs = [[str(program), *each, str(folder)] for each, folder in zip(names, folders, strict=True)]
+    done = run(volume, "-c", ALL, json.dumps(runs), HF_HUB_CACHE=str(volume.hub))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert is_drawn(tmp_path / "squirrel_picasso.png")
-    assert is_drawn(tmp_path / "cat.png")
-    for word in ("StableDiffusionSafetyChecker", "CLIPImageProcessor", "PNDMScheduler {", "EulerDiscreteScheduler"):
-        assert word in done.stdout
+    assert all(is_drawn(folder / name) for folder in folders for name in ("squirrel_picasso.png", "cat.png"))
+    for word in ('"StableDiffusionSafetyChecker"', "CLIPImageProcessor", "PNDMScheduler {", "EulerDiscreteScheduler'"):
+        assert done.stdout.count(word) == 2, word
 
 
 @pytest.mark.worker

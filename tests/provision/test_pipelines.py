@@ -14,6 +14,7 @@ from provision.errors import FirstlightError
 from provision.paths import Root
 from provision.pulling import Pull
 from provision.supply import Hubs
+from tests.conftest import CHECKOUT
 from tests.provision import played_hub, tiny_pipelines
 from tests.provision.played import Fault
 from tests.provision.tiny_pipelines import ENVS, model
@@ -96,13 +97,14 @@ def test_a_pulled_pipeline_draws_the_same_picture_offline(
 
 
 def test_a_stand_in_draws_and_cannot_be_mistaken(measured_python: Path, root: Root) -> None:
-    snapshot = stand_ins.build(root, "tiny", model("tiny-sd"), ENVS, measured_python)
+    """Of an architecture that nobody has recorded."""
+    snapshot = stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, measured_python)
     drawn = draw(measured_python, ("stand-in/tiny", {"cache_dir": str(root.hub)}), HF_HUB_OFFLINE="1")
     assert snapshot.parent.parent.name == "models--stand-in--tiny"
     assert "NOT owner/x" in (snapshot / "README.md").read_text()
     again = Root(root.path / "again")
     again.hub.mkdir(parents=True)
-    other = stand_ins.build(again, "tiny", model("tiny-sd"), ENVS, measured_python)
+    other = stand_ins.build(again, "tiny", model("tiny-sdxl"), ENVS, measured_python)
     assert other.name == snapshot.name, "the same seed makes the same bytes anywhere"
     assert drawn == draw(measured_python, (other, {}))
     assert not list(root.hub.glob(".firstlight-*"))
@@ -156,21 +158,35 @@ def test_every_architecture_has_the_parameters_that_it_tells(measured_python: Pa
 
 def test_shipped_records_say_what_the_real_classes_say(measured_python: Path) -> None:
     """Where this fails after a lock changed: python -m provision.recording ROOT/envs/diffusers/bin/python NAME..."""
-    for name in ("ddpm-cat-256", "stable-diffusion-v1-5"):
-        known = architectures.load(ENVS, name)
-        told = stand_ins.describe(known, measured_python)
-        assert known.description is not None
-        assert {**known.description, "diffusers": ""} == {**told, "diffusers": ""}
+    names = sorted(file.stem for file in architectures.recorded(ENVS, "x").parent.glob("*.json"))
+    assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= set(names), "the first setup builds these"
+    known = {name: architectures.load(ENVS, name) for name in names}
+    script = (
+        "import json, sys; from stand_in_worker import describe\n"
+        "print(json.dumps([describe(**each) for each in json.loads(sys.stdin.read())]))\n"
+    )
+    done = subprocess.run(
+        [str(measured_python), "-c", script],
+        input=json.dumps([each.request for each in known.values()]),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ) | {"PYTHONPATH": str(CHECKOUT / "provision")},
+    )
+    told = dict(zip(names, json.loads(done.stdout), strict=True))
+    assert {name: {**(each.description or {}), "diffusers": ""} for name, each in known.items()} == {
+        name: {**each, "diffusers": ""} for name, each in told.items()
+    }
 
 
 def test_a_stand_in_that_cannot_be_built_says_why(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FirstlightError, match="is not there: a stand-in takes an environment"):
-        stand_ins.build(root, "tiny", model("tiny-sd"), ENVS, paths.interpreter(tmp_path))
+        stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, paths.interpreter(tmp_path))
     with pytest.raises(FirstlightError, match="nothing is known of the architecture 'x'"):
         stand_ins.build(root, "tiny", model("x"), ENVS, paths.interpreter(tmp_path))
     bare = tmp_path / "python"
     bare.write_text("#!/bin/sh\necho 'ModuleNotFoundError: diffusers' >&2; exit 1\n")
     bare.chmod(0o755)
     with pytest.raises(FirstlightError, match=r"could not be built by .*ModuleNotFoundError"):
-        stand_ins.build(root, "tiny", model("tiny-sd"), ENVS, bare)
+        stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, bare)
     assert [path.name for path in root.hub.iterdir()] == [".locks"], "nothing is left behind"

@@ -13,7 +13,7 @@ import pytest
 from provision import architectures, stand_ins, weights
 from provision.errors import BlockedError, FirstlightError
 from provision.paths import Root
-from tests.provision.tiny_pipelines import model
+from tests.provision.tiny_pipelines import ENVS, model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,8 +159,6 @@ def test_interrupted_build_leaves_nothing_and_the_next_sweeps_what_a_kill_left(
 
 def test_shipped_records_are_of_the_shipped_architectures() -> None:
     """Else the first setup imports torch, transformers and diffusers to ask for what is in the file."""
-    from tests.provision.tiny_pipelines import ENVS
-
     for name in ("ddpm-cat-256", "stable-diffusion-v1-5"):
         found = architectures.load(ENVS, name)
         assert found.description is not None, f"run: python -m provision.recording PYTHON {name}"
