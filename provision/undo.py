@@ -71,8 +71,16 @@ def runs(root: Root) -> list[Run]:
         undone |= {str(act.get("run")) for act in acts if act.get("act") == "undone"}
         if header.get("command") != "undo":
             found.append((path.stem, header, acts))
+    # The names of two runs of one second say nothing of their order.
+    found.sort(key=lambda run: (str(run[1].get("started")), _at(run[2])))
     backups = root.state / "backup"
     return [Run(name, header, tuple(acts), name in undone, backups / name) for name, header, acts in found]
+
+
+def _at(acts: Sequence[dict[str, object]]) -> float:
+    """Return the time of the first act of a run."""
+    at = acts[0].get("at") if acts else None
+    return float(at) if isinstance(at, int | float) else 0.0
 
 
 def choose(root: Root, name: str | None) -> Run:

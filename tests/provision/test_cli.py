@@ -19,17 +19,12 @@ from provision.errors import Exit
 from provision.relocate import RelocateStep
 from tests.conftest import CHECKOUT, NOWHERE
 from tests.provision.conftest import write_wheel
+from tests.provision.inside import process, provision
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.provision.channel import Served
-
-
-def provision(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | (env or {})
-    argv = [sys.executable, "-m", "provision", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=600)
 
 
 @pytest.fixture
@@ -328,7 +323,7 @@ def test_models_of_a_silent_hub_are_stand_ins(tmp_path: Path, envs: Path, flags:
 
 
 def test_help_names_every_command() -> None:
-    done = provision("--help")
+    done = process("--help")
     for command in ("plan", "setup", "status", "verify", "repair", "env"):
         assert command in done.stdout
 

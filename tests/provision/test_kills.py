@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -299,9 +300,9 @@ def test_a_kill_of_the_whole_command_and_then_setup(folders: tuple[Path, Path], 
     partial = other / "root/relocated/.data.firstlight-partial"
     with subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL) as process:
         while not partial.exists() and process.poll() is None:
-            pass
+            select.select([], [], [], 0.001)
         process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode in {-signal.SIGKILL, 0}, "0: it was done before it could be killed"
     assert trees.contents(big) == held
     done = subprocess.run(argv, env=environ, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.provision import inside
 from tests.provision.played import PORTAL, Fault, Played, index
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
     from tests.provision.conftest import FakeHub
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "provision", *map(str, argv)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
+    return inside.provision(*argv, env=environ)
 
 
 @pytest.fixture

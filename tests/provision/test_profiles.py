@@ -13,7 +13,7 @@ import pytest
 from provision import activation, caches, capabilities, paths, profiles, spec
 from provision.errors import SpecError
 from tests.conftest import CHECKOUT
-from tests.provision.test_cli import provision
+from tests.provision.inside import provision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

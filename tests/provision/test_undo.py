@@ -15,7 +15,7 @@ from provision.holder import holding
 from provision.journal import Journal
 from provision.paths import Root
 from tests.provision import trees
-from tests.provision.test_cli import provision
+from tests.provision.inside import provision
 
 
 @pytest.fixture
@@ -221,3 +221,14 @@ def test_parting_takes_nothing_from_the_volume_that_the_home_does_not_hold(
     assert provision("undo", *host[:2]).returncode == 0
     assert [path.name for path in work.iterdir()] == ["thesis"]
     assert [path.name for path in (tmp_path / "root/work").iterdir()] == ["old"]
+
+
+def test_runs_of_one_second_are_in_the_order_of_their_first_acts(tmp_path: Path) -> None:
+    """A process number that has grown by a digit sorts first as text."""
+    root = Root(tmp_path)
+    root.journal.mkdir(parents=True)
+    for number, at in (("9999", 100.1), ("10000", 100.2), ("10000-2", 100.3)):
+        header = {"schema": 2, "started": "20260101T000000Z", "command": "relocate"}
+        lines = [json.dumps(each) for each in (header, {"at": at, "act": "mark"})]
+        (root.journal / f"20260101T000000Z-{number}.jsonl").write_text("\n".join(lines) + "\n")
+    assert [run.name.partition("Z-")[2] for run in undo.runs(root)] == ["9999", "10000", "10000-2"]

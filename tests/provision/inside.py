@@ -1,0 +1,67 @@
+"""The command in this process: what a start of an interpreter costs is spared where the process is not the subject."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from provision import cli
+from tests.conftest import CHECKOUT
+
+# Takes the place of this process, so it has one of its own.
+REPLACES_ITS_PROCESS = ("env", "run")
+
+
+def provision(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `provision` as a person does: its arguments, its environment, its output and its exit code."""
+    argv = [str(word) for word in words]
+    if tuple(argv[:2]) == REPLACES_ITS_PROCESS:
+        return process(*argv, env=env)
+    where, streams = Path.cwd(), (sys.stdout, sys.stderr)
+    for stream in streams:
+        stream.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, pytest.MonkeyPatch.context() as patch:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", encoding="utf-8") for number in (1, 2))
+        try:
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["provision", *argv])
+            code = _run(argv)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.close()
+            sys.stdout, sys.stderr = streams
+            for number, keeper in enumerate(kept, start=1):
+                os.dup2(keeper, number)
+                os.close(keeper)
+            os.chdir(where)
+        return subprocess.CompletedProcess(argv, code, _read(out), _read(err))
+
+
+def process(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own."""
+    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | (env or {})
+    argv = [sys.executable, "-m", "provision", *map(str, words)]
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=600)
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        cli.app(argv)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8")
