@@ -18,7 +18,7 @@ from provision.paths import Root
 from tests.conftest import CHECKOUT
 from tests.provision import channel
 from tests.provision.conftest import write_wheel
-from tests.provision.test_cli import provision
+from tests.provision.inside import provision
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from provision.choices import Choice, Record, Source
 from provision.journal import Journal
 from provision.paths import Root
 from provision.step import State
-from tests.provision import channel, test_settings
+from tests.provision import channel, inside, test_settings
 from tests.provision.conftest import write_wheel
 from tests.provision.played import index
 
@@ -29,8 +29,7 @@ SHELLS = ("bash", "zsh", "fish", "pwsh")
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "provision", *map(str, argv)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
+    return inside.provision(*argv, env=environ)
 
 
 def overridden(pip: str = "https://m.example/simple") -> Record:

@@ -17,7 +17,7 @@ from provision.checking import FileState
 from provision.model_care import Held
 from provision.spec import ModelSpec, load_tables
 from tests.conftest import CHECKOUT
-from tests.provision import played_hub
+from tests.provision import inside, played_hub
 from tests.provision.played import Fault
 from tests.provision.played_hub import REVISION, manifest_entry
 from tests.provision.pulls import FILES, REPO, WEIGHTS
@@ -31,8 +31,7 @@ SMALL = {path: content for path, content in FILES.items() if path != WEIGHTS}
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "provision", *map(str, argv)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
+    return inside.provision(*argv, env=environ)
 
 
 @pytest.fixture
