@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -122,3 +123,22 @@ def test_a_run_keeps_what_was_found_and_has_no_row_for_it(tmp_path: Path, monkey
     line = "fp16: no kernels on this CPU, about 100 times slower than fp32, left out"
     assert line in done.notes
     assert any(line in said for said in progress.lines)
+
+
+@pytest.mark.worker
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's and torch's variables of x86")
+def test_a_cpu_without_avx512_has_no_kernels_for_bf16_and_fp16(
+    measured_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real torch, kept to AVX2 by its own variables: both dtypes are emulated, and far slower than fp32."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    found = precisions.ask(measured_python, "cpu", cpus=1.0)
+    assert found.fault is None
+    assert found.lanes == 8
+    assert [(each.dtype, each.kernels, each.fault) for each in found.precisions] == [
+        ("bf16", False, None),
+        ("fp16", False, None),
+    ]
+    assert all(each.slower is not None and each.slower > 4 for each in found.precisions)
+    assert found.means.lower is None
