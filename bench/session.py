@@ -145,12 +145,15 @@ class Session:
         return replace(again if _is_clean(again) else before, attempts=2)
 
     def measure_pairs(self, cells: list[Cell], one: Mapping[str, str], two: Mapping[str, str]) -> list[Result]:
-        """Each case in both settings, image by image in turns."""
+        """Measure each case in both settings, image by image in turns; cases that become the same pair are one."""
         results: list[Result] = []
         pythons = tuple(Path(each.get(_PYTHON, self._bench.python)) for each in (one, two))
         axes = [{axis: value for axis, value in each.items() if axis != _PYTHON} for each in (one, two)]
-        for number, cell in enumerate(cells):
-            both = [cases.change(cell.case, changes) for changes in axes]
+        pairs: dict[tuple[Case, Case], Cell] = {}
+        for cell in cells:
+            pairs.setdefault((cases.change(cell.case, axes[0]), cases.change(cell.case, axes[1])), cell)
+        cells = list(pairs.values())
+        for number, (both, cell) in enumerate(pairs.items()):
             where = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
             left = self.ends - time.monotonic()
             share, limit = self._times(cells[number + 1 :], each=2)
@@ -161,10 +164,10 @@ class Session:
                 self._progress.say(f"{where} {outcome(results[-1])}")
                 continue
             began = time.monotonic()
-            pair = self.pair((both[0], both[1]), (pythons[0], pythons[1]), share, limit, where)
+            pair = self.pair(both, (pythons[0], pythons[1]), share, limit, where)
             took = time.monotonic() - began
             if _is_disturbed(pair) and limit - took > took:
-                again = self.pair((both[0], both[1]), (pythons[0], pythons[1]), took, took, f"{where} again")
+                again = self.pair(both, (pythons[0], pythons[1]), took, took, f"{where} again")
                 pair = again if all(map(_is_clean, again)) else pair
             results += pair
         return results

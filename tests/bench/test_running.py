@@ -180,6 +180,12 @@ def test_pairs_are_made_in_turns_and_neither_comes_first(run: Callable[..., Run]
     assert row.ratio.median == pytest.approx(1.1)
 
 
+def test_cases_that_become_the_same_pair_are_measured_once(run: Callable[..., Run], tmp_path: Path) -> None:
+    axes = 'dtype = ["fp32", "bf16"]\nscheduler = "ddim"\ncpu = {size = 16, steps = 2}\n'
+    done = run(PACED, suite=suite_in(tmp_path, axes), interleave=("dtype=fp32", "dtype=bf16"))
+    assert [result.case.dtype for result in done.results] == ["fp32", "bf16"]
+
+
 def test_a_pair_of_which_one_dies_ends(run: Callable[..., Run]) -> None:
     program = "if case.dtype == 'bf16': sys.exit(3)\n" + PACED
     done = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=("tiny-ddpm",))
