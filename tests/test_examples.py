@@ -119,7 +119,9 @@ def volume(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 def environ(root: Root, **more: str) -> dict[str, str]:
     """A home without a cache, and a hub that does not answer."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
-    return plain | {"HOME": str(root.path.parent / "empty home"), "HF_ENDPOINT": NOWHERE} | more
+    # One thread: those of a tiny model wait for each other longer than they compute where other programs run as well.
+    told = {"HOME": str(root.path.parent / "empty home"), "HF_ENDPOINT": NOWHERE, "OMP_NUM_THREADS": "1"}
+    return plain | told | more
 
 
 def provision(root: Root, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
