@@ -17,12 +17,20 @@ import subprocess, sys, threading, time
 time.monotonic = time.perf_counter = time.process_time
 time.time = lambda: 1e9 + time.process_time()
 """
+# Such a worker sees nothing of its neighbours, and takes the fewest samples that give a median: what noise would add to
+# the samples is a matter of test_timing.py and test_running.py.
+_FEW = """
+import bench.meter, bench.timing
+bench.meter._cpu_ticks = bench.meter._pressure_seconds = bench.meter._waited_seconds = lambda: None
+bench.timing.MAX_SAMPLES = bench.timing.ENOUGH_SAMPLES
+"""
 # The parent of such a worker. `asked_at` of a request is the moment at which the worker's clock begins.
 _PARENT = f"""{_PROCESSOR_TIME}
 time.time = lambda: 1e9
-from bench import runner
+from bench import runner, verdict
 from tests.bench import clocks
 runner.worker_command = clocks.worker_command
+verdict.contended = lambda _: None  # no case is measured twice
 """
 COMMAND = f"""{_PARENT}
 from bench.cli import main
@@ -42,4 +50,5 @@ def command(*words: object) -> list[str]:
 
 def worker_command(python: Path) -> list[str]:
     """Start the real worker; its clocks count processor time. It stands in for `runner.worker_command`."""
-    return [str(python), "-c", _PROCESSOR_TIME + runner._LAUNCH, str(runner._PACKAGE), "bench.worker"]
+    find, run, rest = runner._LAUNCH.partition("runpy.run_module")
+    return [str(python), "-c", f"{_PROCESSOR_TIME}{find}{_FEW}{run}{rest}", str(runner._PACKAGE), "bench.worker"]

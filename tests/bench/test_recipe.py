@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,10 @@ from provision.spec import ModelFile, ModelSpec
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    StoodIn = Callable[[str], tuple[Root, ModelSpec]]
 
 ENVS = CHECKOUT / "envs"
 MANIFEST = spec.load_tables(ENVS / "models.toml", ModelSpec)
@@ -85,6 +89,27 @@ def test_a_model_that_no_manifest_has_leaves_a_place() -> None:
     assert '    "…",  # your model' in text
 
 
+@pytest.fixture(scope="module")
+def stood_in(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> StoodIn:
+    """Return the root and the entry of a model's stand-in, built once."""
+
+    @cache
+    def build(model: str) -> tuple[Root, ModelSpec]:
+        root = Root(tmp_path_factory.mktemp(model))
+        root.hub.mkdir(parents=True)
+        entry = ModelSpec(
+            repo=f"stand-in/{model}",
+            revision="1" * 40,
+            license="mit",
+            architecture=model,
+            files=[ModelFile(path="model_index.json")],
+        )
+        snapshot = stand_ins.build(root, model, entry, ENVS, measured_python)
+        return root, entry.model_copy(update={"revision": snapshot.name})
+
+    return build
+
+
 @pytest.mark.worker
 @pytest.mark.parametrize(
     ("model", "changes"),
@@ -94,19 +119,14 @@ def test_a_model_that_no_manifest_has_leaves_a_place() -> None:
         ("tiny-ddpm", {"layout": "channels_last", "attention": "flash", "batch": 2, "dtype": "bf16"}),
     ],
 )
-def test_it_draws(measured_python: Path, tmp_path: Path, model: str, changes: dict[str, object]) -> None:
+def test_it_draws(
+    measured_python: Path,
+    stood_in: StoodIn,
+    model: str,
+    changes: dict[str, object],
+) -> None:
     """Pasted as it is, under the environment, with the network off."""
-    root = Root(tmp_path)
-    root.hub.mkdir(parents=True)
-    entry = ModelSpec(
-        repo=f"stand-in/{model}",
-        revision="1" * 40,
-        license="mit",
-        architecture=model,
-        files=[ModelFile(path="model_index.json")],
-    )
-    snapshot = stand_ins.build(root, model, entry, ENVS, measured_python)
-    entry = entry.model_copy(update={"revision": snapshot.name})
+    root, entry = stood_in(model)
     case = Case(model, "cpu", "fp32", "euler", steps=2, batch=1, height=64, width=64)
     text = recipe.code(replace(case, **changes), {model: entry})  # type: ignore[arg-type]
     text += "\nimport numpy\nprint(len(images), numpy.isfinite(numpy.asarray(images)).all())\n"

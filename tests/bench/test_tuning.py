@@ -342,6 +342,7 @@ def test_a_real_search_from_the_command_line(measured_python: Path, tmp_path: Pa
         "tune", "--model", "tiny-ddpm", "--device", "cpu", "--python", measured_python, "--root", tmp_path
     )
     given = ["--set", "attention=sdpa", "--set", "compile=eager", "--set", "batch=1", "--set", "layout=contiguous"]
+    given += ["--set", "size=16", "--set", "steps=2"]
     done = subprocess.run(
         [*argv, *given, "--budget", "600", "--json", "--quiet"],
         capture_output=True,

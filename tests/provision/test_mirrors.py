@@ -105,7 +105,7 @@ homes = (
 
 
 class TestRestore:
-    @bounds(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @bounds(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(*homes)
     def test_use_then_restore_changes_not_one_byte(
         self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
