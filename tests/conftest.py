@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _surroundings() -> Iterator[None]:
     """Take the machine's own settings away, for fixtures of any scope.
 
+    A shell that starts us in the background has SIGINT ignored, and our children would inherit that.
     A real torch computes with one thread: two workers with as many threads as cores each wait for one another, and in
     sum they take longer. Where the number of threads is the point, a test sets it.
     """
@@ -66,7 +68,9 @@ def _surroundings() -> Iterator[None]:
                 patch.delenv(name)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # where there are more: the one that waits takes no core
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
+        signal.signal(signal.SIGINT, heard)
 
 
 @pytest.fixture(autouse=True)
