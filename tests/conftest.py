@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _surroundings() -> Iterator[None]:
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Take the machine's own settings away, for fixtures of any scope.
 
     A shell that starts us in the background has SIGINT ignored, and our children would inherit that.
@@ -66,6 +66,8 @@ def _surroundings() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(FOREIGN) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
+        # What a killed program leaves behind is deleted with the tests' own folders.
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # where there are more: the one that waits takes no core
         heard = signal.signal(signal.SIGINT, signal.default_int_handler)

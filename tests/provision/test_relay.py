@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -174,8 +173,8 @@ class TestUv:
         assert len(served) == 10
         assert not list(installed.store.iterdir()), "what uv has is not kept a second time"
 
-    def test_a_proxy_for_everything_else_stays(self) -> None:
-        with relay.Relay(requests.Session(), Path(tempfile.mkdtemp()), Ledger(), lambda _, __: None) as running:
+    def test_a_proxy_for_everything_else_stays(self, tmp_path: Path) -> None:
+        with relay.Relay(requests.Session(), tmp_path, Ledger(), lambda _, __: None) as running:
             found = running.environment(
                 {"https_proxy": "http://p:1", "NO_PROXY": "corp", "UV_FIND_LINKS": "http://h:8/x"}
             )
