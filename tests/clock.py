@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GUARD_SECONDS = 600  # a limit against a hang is at least so long; nothing may be asserted of it
+
 
 class Standing:
     """Stands in for the module `time`: no time passes but what the test adds to `now`."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.clock import GUARD_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TESTS = Path(__file__).resolve().parent
 READINGS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep"}
-GUARD_SECONDS = 600  # a limit against a hang is at least so long; nothing may be asserted of it
 # {file: why it reads a clock}
 EXCEPTIONS = {
     "clock.py": "puts the test's own clock in the place of the real one",

@@ -17,14 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import axes, compiling, components, fitting, meter, probes, sampling, timing, worker
+from bench import axes, compiling, components, fitting, meter, pricing, probes, sampling, timing, worker
 from bench.codec import plain
 from bench.errors import SkipError
 from bench.result import Case, Sample
 from tests.clock import Processor, Ticking
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -292,7 +289,7 @@ def main() -> None:
     found["no dtype"] = with_patch(probes, "rate", refused, TINY)
     # A machine whose probe promises far too much: the first image tells, after two steps.
     clock, many = Ticking(0.01), replace(TINY, steps=1000)
-    with patched(worker, "time", clock):
+    with patched(worker, "time", clock), patched(pricing, "time", clock):
         high = {"limit_seconds": 2.0, "asked_at": clock.now}
         found["overrated"] = with_patch(probes, "rate", lambda *_: 1e12, many, **high)
     # A probe that somebody disturbed; what the device did before is known.

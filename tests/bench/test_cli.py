@@ -20,6 +20,7 @@ from bench.result import Run
 from provision import facts
 from tests.bench import clocks
 from tests.bench.conftest import a_run, command, environment
+from tests.clock import GUARD_SECONDS
 from tests.conftest import TEST_ROOT
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ else:
     answer = {{"result": plain(Result(case, Status.OK, weights="random", samples=samples, host=host))}}
 print(json.dumps(answer))
 """
-
-GUARD_SECONDS = 600  # ends a test that hangs; nothing is asserted of it
 
 
 def bench(*words: object, **changes: str) -> subprocess.CompletedProcess[str]:

@@ -202,7 +202,7 @@ def test_a_terminal_that_goes_away_ends_the_run_and_keeps_what_was_measured(
         os.close(theirs)
         os.close(ours)  # the kernel sends SIGHUP to the session's leader
         assert process.wait() == 130
-    psutil.wait_procs([worker], timeout=60)
+    psutil.wait_procs([worker], timeout=600)
     assert not worker.is_running()
     (kept,) = tmp_path.glob("kept/*/run.json")
     run = loads(kept.read_text(encoding="utf-8"), Run)

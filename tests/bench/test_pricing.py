@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,13 @@ def test_a_torch_that_cannot_say_is_not_taken_at_its_word(monkeypatch: pytest.Mo
     assert probes.has_kernels(no, "mps", "fp16") is True
 
 
-def test_seconds_of_waiting_are_no_work() -> None:
-    began = time.perf_counter()
-    worked = probes._worked(lambda: time.sleep(0.01))
-    assert worked < time.perf_counter() - began
+def test_seconds_of_waiting_are_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    walls = itertools.count()
+    fine = SimpleNamespace(resolution=1e-9)
+    clock = SimpleNamespace(
+        get_clock_info=lambda _: fine, thread_time=lambda: 5.0, perf_counter=lambda: float(next(walls))
+    )
+    monkeypatch.setattr(probes, "time", clock)
+    assert probes._worked(lambda: None) == 1e-9
+    fine.resolution = 1 / 64  # a clock that is too coarse to time a call
+    assert probes._worked(lambda: None) == 1.0

@@ -26,7 +26,7 @@ TOKEN = f"hf_{'s' * 20}"
 def run(program: str, *words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | (env or {})
     argv = [sys.executable, "-m", program, *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=600)
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_a_signal_ends_with_one_object_and_130(sent: signal.Signals) -> None:
     )
     os.read(ready, 1)
     process.send_signal(sent)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=600)
     for each in (ready, ready_end, never_end, never):
         os.close(each)
     whole = object_of(subprocess.CompletedProcess([], process.returncode, stdout, stderr))
@@ -317,7 +317,7 @@ class TestStreams:
         environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
         argv = [sys.executable, "-m", "provision", "plan", *map(str, flags)]
         # preexec_fn: nothing else gives a child a closed stream.
-        done = subprocess.run(argv, capture_output=True, env=environment, check=False, timeout=120, preexec_fn=close)
+        done = subprocess.run(argv, capture_output=True, env=environment, check=False, timeout=600, preexec_fn=close)
         assert done.returncode == 3, done.stderr
         assert b"Traceback" not in done.stderr + done.stdout
 
@@ -325,7 +325,7 @@ class TestStreams:
         environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
         argv = [sys.executable, "-m", "provision", "setup", "--verbose", *map(str, flags)]
         with open("/dev/full", "wb") as full:  # noqa: PTH123 (a device)
-            done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=full, env=environment, check=False, timeout=120)
+            done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=full, env=environment, check=False, timeout=600)
         assert done.returncode == 0
         assert b"ready" in done.stdout
 
@@ -335,7 +335,7 @@ class TestStreams:
             argv = [sys.executable, "-m", "provision", "plan", *form, *map(str, flags)]
             with open("/dev/full", "wb") as full:  # noqa: PTH123 (a device)
                 done = subprocess.run(
-                    argv, stdout=full, stderr=subprocess.PIPE, env=environment, check=False, timeout=120
+                    argv, stdout=full, stderr=subprocess.PIPE, env=environment, check=False, timeout=600
                 )
             assert done.returncode == 4, done.stderr
             assert b"no space left" in done.stderr
@@ -350,7 +350,7 @@ def test_a_reader_that_has_gone_gets_no_object(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "provision", "status", "--json", "--host", str(tmp_path / "host.toml")]
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     try:
-        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, timeout=120)
+        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, timeout=600)
     finally:
         os.close(writer)
     assert done.returncode == 2
@@ -361,7 +361,7 @@ def test_a_reader_that_has_gone_gets_no_object(tmp_path: Path) -> None:
 def run_bytes(*words: object, env: dict[str, str]) -> tuple[int, bytes, bytes]:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | env
     argv = [sys.executable, "-m", "provision", *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, env=environment, check=False, timeout=120)
+    done = subprocess.run(argv, capture_output=True, env=environment, check=False, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -382,6 +382,6 @@ def test_work_goes_on_when_the_terminal_goes_away(tmp_path: Path, flags: list[ob
     )
     os.close(writer)
     os.close(reader)
-    process.communicate(b"go\n", timeout=120)
+    process.communicate(b"go\n", timeout=600)
     assert process.returncode == 0
     assert run("provision", "status", *flags).returncode == 0

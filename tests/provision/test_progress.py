@@ -43,7 +43,7 @@ class Clock:
     def run(self, seconds: int, act: Callable[[], None] = lambda: None) -> None:
         """Let so many seconds pass, a look of the thread in each."""
         for _ in range(seconds):
-            self._paused.get(timeout=30)
+            self._paused.get(timeout=600)
             self.now += 1
             act()
             self._go.put(False)
@@ -269,7 +269,7 @@ def test_on_a_terminal_it_is_a_live_line_and_stdout_is_data_alone() -> None:
         stdout=subprocess.PIPE,
         stderr=terminal,
     )
-    stdout, _ = process.communicate(b"ggx", timeout=60)
+    stdout, _ = process.communicate(b"ggx", timeout=600)
     os.close(terminal)
     shown = os.read(main, 100_000).decode()
     os.close(main)

@@ -7,8 +7,7 @@ import json
 import os
 from contextlib import closing
 from http.client import HTTPConnection
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +18,9 @@ from provision.choices import Source
 from provision.ledger import Ledger
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.played import PORTAL, Fault, Played, index
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture

@@ -56,11 +56,11 @@ def first(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     assert process.stdout.readline() == "held\n"
     yield process
     with contextlib.suppress(BrokenPipeError, ValueError):
-        process.communicate("go\n", timeout=60)
+        process.communicate("go\n", timeout=600)
 
 
 def let_go(process: subprocess.Popen[str]) -> None:
-    process.communicate("go\n", timeout=60)
+    process.communicate("go\n", timeout=600)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -75,14 +75,14 @@ def test_a_run_waits_for_another_and_goes_on(tmp_path: Path, flags: list[object]
     assert "at work since" in said
     assert f"holds {tmp_path / 'root/.firstlight/lock'}" in said
     let_go(first)
-    stdout, stderr = second.communicate(timeout=120)
+    stdout, stderr = second.communicate(timeout=600)
     assert second.returncode == 0, stderr
     assert json.loads(stdout)["exit"] == 0
 
 
 def test_without_it_the_message_names_it(flags: list[object], first: subprocess.Popen[str]) -> None:
     second = start("setup", *flags, "--json")
-    stdout, stderr = second.communicate(timeout=120)
+    stdout, stderr = second.communicate(timeout=600)
     error = json.loads(stdout)["error"]
     assert (second.returncode, error["kind"]) == (4, "locked")
     assert "--wait 600" in error["next"]
@@ -94,7 +94,7 @@ def test_an_interrupt_ends_the_wait(tmp_path: Path, flags: list[object], first: 
     second = start("setup", *flags, "--wait", 600)
     first_line(second)
     second.send_signal(signal.SIGINT)
-    _, stderr = second.communicate(timeout=60)
+    _, stderr = second.communicate(timeout=600)
     assert second.returncode == 130
     assert "Traceback" not in stderr
     assert not (tmp_path / "root/envs").exists()
@@ -113,7 +113,7 @@ def test_every_command_that_takes_the_lock_can_wait(
 def test_what_the_first_run_has_changed_is_looked_at_anew(tmp_path: Path, flags: list[object]) -> None:
     """`undo --wait` takes back the newest run there is then, not the one there was when it began to wait."""
     made = start("setup", *flags)
-    assert made.communicate(timeout=120)[1] == ""
+    assert made.communicate(timeout=600)[1] == ""
     assert made.returncode == 0
     root = tmp_path / "root"
     argv = [sys.executable, "-c", HOLDS, str(root)]
@@ -133,7 +133,7 @@ def test_what_the_first_run_has_changed_is_looked_at_anew(tmp_path: Path, flags:
     assert later.path is not None
     later.path.rename(later.path.with_name("99990101T000000Z-1.jsonl"))  # runs are ordered by their names
     let_go(first)
-    stdout, stderr = second.communicate(timeout=120)
+    stdout, stderr = second.communicate(timeout=600)
     assert second.returncode == 0, stdout + stderr
     assert (mine.exists(), newer.exists()) == (True, False)
 
