@@ -270,7 +270,7 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(meter, "_SELF", tmp_path / "self")
     monkeypatch.setattr(meter, "_PRESSURE", tmp_path / "pressure")
     times = iter([100.0, 104.0])
-    monkeypatch.setattr("bench.meter.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("bench.meter.time", SimpleNamespace(monotonic=lambda: next(times)))
     neighbours = meter.Neighbours()
     with neighbours:
         (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench import meter, timing
+from tests.clock import Ticking
 
 
 def clock_of(*seconds: float) -> meter.HostClock:
@@ -99,8 +100,7 @@ class Part:
 
 
 def test_the_parts_of_a_loop_are_timed_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = itertools.count()
-    monkeypatch.setattr("bench.timing.time.perf_counter", lambda: float(next(times)))
+    monkeypatch.setattr("bench.timing.time", Ticking(1.0))
     plain_part, hooked = Part(), Part()
     hooked.forward = lambda value: value + 10  # type: ignore[method-assign]  # as a compiler leaves it
     kept = hooked.forward

@@ -51,6 +51,12 @@ def saved(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("saved"))
 
 
+@pytest.fixture(scope="module")
+def before(saved: dict[str, Path], measured_python: Path) -> list[str]:
+    """The pictures of the pipelines as they were saved: sd, its fp16 variant, ddpm."""
+    return draw(measured_python, (saved["sd"], {}), (saved["sd"], {"variant": "fp16"}), (saved["ddpm"], {}))
+
+
 def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
     every = played_hub.files_of(folder)
     return {
@@ -62,7 +68,7 @@ def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("fault", [None, Fault("/resolve/", cut=100_000)])
 def test_a_pulled_pipeline_draws_the_same_picture_offline(
-    saved: dict[str, Path], measured_python: Path, root: Root, play: Any, fault: Fault | None
+    saved: dict[str, Path], before: list[str], measured_python: Path, root: Root, play: Any, fault: Fault | None
 ) -> None:
     """Bit for bit, through whatever the wire did."""
     entries = {
@@ -91,7 +97,6 @@ def test_a_pulled_pipeline_draws_the_same_picture_offline(
         ("owner/tiny-ddpm", named),
         HF_HUB_OFFLINE="1",
     )
-    before = draw(measured_python, (saved["sd"], {}), (saved["sd"], {"variant": "fp16"}), (saved["ddpm"], {}))
     assert drawn == before
     assert len(set(drawn)) == 3
 
