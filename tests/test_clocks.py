@@ -22,7 +22,6 @@ EXCEPTIONS = {
     "bench/measured.py": "its process counts processor time (tests.clock.Processor)",
     "bench/test_interrupt.py": "ends a wait for a process that never comes",
     "bench/test_links.py": "asked_at of a request; its budget ends nothing before twenty sums are timed",
-    "bench/test_pricing.py": "processor time is held against the time that passed, whatever that was",
     "bench/test_runner.py": "asked_at of a request; ends a wait for a process that never ends",
     "bench/test_running.py": "asked_at of a request",
     "provision/silence.py": "ends a read from a played server that never says anything",
