@@ -71,7 +71,9 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # where there are more: the one that waits takes no core
         heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+        mask = os.umask(0o022)  # what others may read of a cache is said by the user's umask; a test of it sets its own
         yield
+        os.umask(mask)
         signal.signal(signal.SIGINT, heard)
 
 
