@@ -147,9 +147,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Means:
-    """What a device computes with. `lower`: its best low precision. `without`: the dtypes that it has no kernels for.
+    """Describe what a device computes with.
 
-    `lanes`: numbers of fp32 that a CPU computes at once; None where that is not known.
+    `lower`: its best low precision. `without`: the dtypes that it has no kernels for. `lanes`: numbers of fp32 that a CPU computes at once; None where that is not known.
     """
 
     lower: str | None = None

@@ -1,4 +1,4 @@
-"""What the parent has heard of a worker, line by line, and what ended one that gave no answer."""
+"""Reads a worker's events line by line, and explains why one ended without a result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SEARCH = "largest"
 
 @dataclass
 class Heard:
-    """What a worker has said so far; when it last said something, and when its phase began (time.monotonic)."""
+    """Hold the events of a worker so far, the time of the last one, and the start of its phase (time.monotonic)."""
 
     phase: str = "start"
     at: float = field(default_factory=time.monotonic)

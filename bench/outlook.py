@@ -1,4 +1,4 @@
-"""What is being done in a run, how much of it is done, and how long the rest takes: in one line."""
+"""Predicts a run's remaining time, and describes its progress in one line."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PHASES = {
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known of a case when it begins. `what` names it, `overhead`: seconds that a case takes beside its images.
+    """Hold what is known of a case before it begins.
 
-    `began`, `share_ends` and `ends` are of time.monotonic: when it began, when it takes no further image, and when the
+    `what` names it. `overhead`: seconds that a case takes beside its images. `began`, `share_ends` and `ends` are of time.monotonic: when it began, when it takes no further image, and when the
     budget of the whole run ends. `later`: how many cases come after it, and `required` of them whatever the budget is.
     """
 
@@ -61,7 +61,7 @@ class Outlook:
         return f"{self.what}: {doing}; about {left:.0f} s left for the run"
 
     def _images(self, count: int, image: float | None, now: float) -> int:
-        """How many images are made: as many as its share of time allows, at least three, six where they agree."""
+        """Return how many images its share of the time allows: at least three, six where they agree."""
         if image is None:
             return timing.ENOUGH_SAMPLES
         fitting = count + int(max(0.0, self.share_ends - now) / image)
@@ -80,7 +80,7 @@ class Outlook:
 
 
 def _image_seconds(heard: Heard, now: float) -> float | None:
-    """What an image takes: as the last one did; before that as predicted, and no less than it has taken by now."""
+    """Return the seconds of an image: as the last one, else as predicted, at least what it has taken so far."""
     if heard.samples:
         return heard.samples[-1].seconds
     if heard.phases.first_image_seconds is not None:

@@ -1,4 +1,4 @@
-"""What a device computes with: which dtypes it has kernels for, how wide it is; and what that means for a suite."""
+"""Finds the dtypes that a device has kernels for and its vector width, and fits a suite to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _USUAL = {"cpu": ("bf16", "fp16"), "cuda": ("fp16", "bf16"), "mps": ("fp16", "bf
 
 @dataclass(frozen=True)
 class Known:
-    """What was found. `rates`: {dtype: FLOPs a second}; `lanes`: as a suite's shapes have it; `fault`: why nothing."""
+    """Hold the answer of a device.
+
+    `rates`: {dtype: FLOPs a second}. `lanes`: as a suite's shapes have it. `fault`: why there is no answer.
+    """
 
     device: str
     precisions: tuple[Precision, ...] = ()
@@ -37,7 +40,7 @@ class Known:
 
     @property
     def means(self) -> cases.Means:
-        """What a suite is unrolled with."""
+        """Return the dtypes and the width that a suite is unrolled with."""
         without = {each.dtype for each in self.precisions if not each.kernels}
         if not self.device.startswith("cuda"):
             without.add(_NVIDIA)
@@ -47,7 +50,7 @@ class Known:
 
 
 def needed(suite: Suite, device: str, only_dtypes: Sequence[str]) -> bool:
-    """Whether a suite has to know what the device computes with: that costs an import of torch."""
+    """Return whether a suite depends on the device's dtypes or width; asking costs an import of torch."""
     blocks = [block for block in suite.matrix or () if (block.cpu if device == "cpu" else block.gpu)]
     dtypes = {name for block in blocks for name in block.dtype}
     has_shapes = any(len(block.cpu or ()) > 1 for block in blocks) and device == "cpu"

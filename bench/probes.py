@@ -121,7 +121,7 @@ def precisions(torch: Any, device: str, dtypes: Sequence[str], say: Callable[[di
 
 
 def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:
-    """Whether a device computes in a dtype by itself, as torch says; None where torch does not say."""
+    """Return whether torch reports kernels of a dtype for a device; None where torch does not report it."""
     if dtype in {"fp32", "fp64"}:
         return True
     if device.startswith("cuda"):

@@ -257,7 +257,7 @@ class Suites:
         """Pytest says which test is at work."""
 
     def at(self, line: Callable[[], str]) -> None:
-        """How far it is pytest does not show."""
+        """Ignore progress: pytest shows its own."""
 
     def say(self, line: str) -> None:
         """What became of it is in its report."""

@@ -276,7 +276,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Precision:
-    """Whether a device has kernels for a dtype, as torch says and a short convolution confirms.
+    """Record whether a device has kernels for a dtype, as torch reports and a short convolution confirms.
 
     `flops_per_second` is the rate of that convolution, None where it could not be made; `slower`: how many times less
     that is than in fp32. `fault`: what ended the probe (a signal, an exception, a deadline).

@@ -150,7 +150,7 @@ def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
 def find_cells(
     suite: Suite, wish: Wish, bench: Bench, chosen: str, progress: Progress
 ) -> tuple[precisions.Known, list[Cell]]:
-    """What the device computes with, and the cases that a suite has for it.
+    """Return what the device computes with, and the suite's cases for it.
 
     Raises:
         SpecError: nothing is left.

@@ -301,12 +301,12 @@ def _is_clean(result: Result) -> bool:
 
 
 def _is_disturbed(pair: Sequence[Result]) -> bool:
-    """Whether both went well, and one was disturbed."""
+    """Return whether both were measured and at least one was disturbed."""
     return all(result.status is Status.OK for result in pair) and not all(map(_is_clean, pair))
 
 
 def outcome(result: Result) -> str:
-    """What became of a case, in a few words."""
+    """Return the outcome of a case in a few words."""
     steps = stats.step_seconds(result)
     if result.status is Status.OK and steps is not None:
         disturbed = verdict.contended(result)

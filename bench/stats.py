@@ -118,7 +118,7 @@ def drift(samples: Sequence[Sample]) -> float | None:
 
 
 def moved(samples: Sequence[Sample]) -> float:
-    """How far the median of the last third of the images is from that of the first, as a share of the lesser."""
+    """Return the drift: the medians of the first and the last third of the images, their difference over the lesser."""
     third = max(1, len(samples) // 3)
     medians = [statistics.median(each.seconds for each in part) for part in (samples[:third], samples[-third:])]
     return max(medians) / min(medians) - 1 if min(medians) > 0 else 0.0

@@ -123,7 +123,7 @@ def judge(results: Sequence[Result], suite: str = "") -> Verdict:
 
 
 def is_wrong(result: Result) -> bool:
-    """Whether a case's numbers are known to be wrong: NaN or infinity, or too far from fp32's."""
+    """Return whether a case's numbers are known to be wrong: NaN, infinity, or beyond the tolerance to fp32."""
     numerics = result.numerics
     if result.status is not Status.ERROR or numerics is None:
         return False
@@ -132,7 +132,7 @@ def is_wrong(result: Result) -> bool:
 
 
 def _is_unmeasured(result: Result) -> bool:
-    """Whether a case that can run has no figure: it crashed, hung or starved, or had no time although it must have."""
+    """Return whether a case that can run has no figure: it crashed, hung, starved, or is required and had no time."""
     if result.status is Status.SKIPPED:
         return result.required and BUDGET in (result.reason or "")
     return result.status is not Status.OK

@@ -1,4 +1,4 @@
-"""What the examples ask of this host: where its models lie, which of them is here, on which device it runs.
+"""Finds the models, the device and the dtype for the examples.
 
 The models are read from the cache alone: `provision models pull` fetches them, and verifies every byte.
 """

@@ -51,7 +51,7 @@ def owned(hub: Path, folder: str) -> list[Path]:
 
 
 def leads_to(place: Path, folder: str) -> bool:
-    """Whether a path is a link to a folder beside it."""
+    """Return whether a path is a link to a folder beside it."""
     try:
         return str(place.readlink()) == folder
     except OSError:

@@ -41,7 +41,7 @@ class Architecture:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What the worker of stand-ins is asked to describe."""
+        """Return the request for the worker that describes stand-ins."""
         return {"classes": self.classes, "configs": self.configs, "scheduler": self.scheduler}
 
 

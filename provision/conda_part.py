@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CondaPart:
-    """What conda gives to one environment: `lock` for `platform` (conda's name of this machine), or nothing.
+    """Install the conda part of one environment: `lock` for `platform` (conda's name of this machine), or nothing.
 
     `folder` holds the locks, `place` is where the environment lies in the end, `wanted` is auto, conda or system.
     """
@@ -52,7 +52,7 @@ class CondaPart:
         return "system", reason
 
     def _no_conda(self, lock: Path) -> str | None:
-        """Why the conda part cannot be installed here and now, or None."""
+        """Return why the conda part cannot be installed here and now, or None."""
         if self.platform is None:
             return "conda has no name for this platform"
         try:

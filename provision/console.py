@@ -188,7 +188,7 @@ def _converge(work: _Work, steps: list[step.Step], screen: report.Screen) -> lis
 
 
 def _looked(work: _Work, steps: list[step.Step], screen: report.Screen) -> list[Outcome] | None:
-    """What a look has found, where nothing is to be done, or may be done; else None."""
+    """Return the outcomes of a look where nothing is to be done or may be done; else None."""
     from provision import step
 
     found = step.look(steps, listen=screen.watch)
@@ -208,7 +208,7 @@ def during(what: str, show: Show) -> AbstractContextManager[None]:
 
 
 def waiting(show: Show) -> holder.Waiting:
-    """How long a command waits for another run, which is said on stderr."""
+    """Return a lock's wait for another run, shown on stderr."""
     from provision import holder
 
     def tell(text: str) -> None:

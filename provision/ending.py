@@ -51,7 +51,7 @@ _GROUPS = {"env", "mirrors", "models"}
 
 @dataclass(frozen=True)
 class Fault:
-    """What ended a command."""
+    """Describe what ended a command."""
 
     kind: str
     message: str

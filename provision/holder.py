@@ -29,7 +29,7 @@ _EXAMPLE = 600  # seconds, in the message that names the flag
 
 @dataclass(frozen=True)
 class Waiting:
-    """How long a run waits for the one that is at work (`seconds`), and who is told of it; tests own the clock."""
+    """Wait for the run that holds the lock for at most `seconds`, and show it; tests pass their own clock."""
 
     seconds: float = 0.0
     tell: Callable[[str], None] = lambda _: None

@@ -50,7 +50,7 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a place answered. `has` is None where it is not known; `reason` says why it is not True."""
+    """Hold the answer of one source. `has` is None where it is not known; `reason` says why it is not True."""
 
     place: Place
     has: bool | None
@@ -100,11 +100,11 @@ def ask(
 
 
 class _PassedOverError(Exception):
-    """Why a place does not have the file."""
+    """Raised where a source does not have the file; the text says why."""
 
 
 class _UnknownError(Exception):
-    """Why it is not known whether a place has the file."""
+    """Raised where it is not known whether a source has the file; the text says why."""
 
 
 @dataclass

@@ -30,7 +30,7 @@ SCHEMA = 1
 
 @dataclass
 class Row:
-    """What became of one model. `state`: ok, missing, corrupt, failed, or stand-in; `exit` is of its `error`.
+    """Hold the outcome of one model. `state`: ok, missing, corrupt, failed, or stand-in; `exit` is of its `error`.
 
     `load`: the line of Python that loads it.
     """

@@ -26,7 +26,7 @@ class _NotCachedError(BlockedError):
 
 @dataclass(frozen=True)
 class PipPart:
-    """How uv is started for one environment; `place` is what messages call it."""
+    """Run uv for one environment; messages call it `place`."""
 
     place: Path
     uv: sources.UvSources

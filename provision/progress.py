@@ -27,18 +27,18 @@ _SIZES = (("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000))
 
 
 class Progress(Protocol):
-    """Who is told that so much more is done, of how much in all (0: not known), in bytes or another unit."""
+    """Report progress: the count since the last call, the total (0: not known), and the unit."""
 
     def __call__(self, count: int, total: int, unit: str = "bytes", /) -> None:
         """Take it."""
 
 
 def no_progress(_count: int, _total: int, _unit: str = "bytes", /) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 class Meter:
-    """How far the one thing that is at work is. Threads may report to it."""
+    """Measure the progress of the step at work. Threads may report to it."""
 
     def __init__(self, what: str, now: float, written: Callable[[], int] | None = None) -> None:
         """Take its name, the clock's time, and what counts the bytes that its children write, where it reports none."""
@@ -75,7 +75,7 @@ class Meter:
         return None
 
     def words(self, now: float) -> str:
-        """How much is done, how fast, and how long it will take; else how long it has taken."""
+        """Return how much is done, how fast and how long it will take, else how long it has taken."""
         with self._lock:
             done, total = dict(self._done), dict(self._total)
         reports = bool(done.pop(_BYTES, 0))

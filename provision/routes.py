@@ -41,7 +41,7 @@ class Way:
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What tells two ways apart: uv uses all its own sources together."""
+        """Return the key of a way: uv uses all its own sources together."""
         return self.variant.name, self.page
 
 

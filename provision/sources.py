@@ -37,7 +37,7 @@ _WHOLE_NUMBERS = {"UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES"}
 
 @dataclass(frozen=True)
 class UvSources:
-    """How uv is started so that it sees what the machine's pip sees.
+    """Hold how uv is started so that it sees the sources of the machine's pip.
 
     `environment` is its whole environment, `config` what is kept of uv's own files.
     `dropped`: settings that a user may expect to work and that have no effect here.

@@ -102,7 +102,7 @@ def choose(root: Root, name: str | None) -> Run:
 
 
 def steps(run: Run, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
-    """What puts a run back, newest first; `progress` is told the bytes and files of a copy."""
+    """Return the steps that put a run back, newest first; copies report to `progress`."""
     built: list[Step] = []
     seen: set[str] = set()
 

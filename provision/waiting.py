@@ -21,7 +21,7 @@ LINE_SECONDS, LOOK_SECONDS = 10.0, 1.0
 
 
 class BootstrapError(Exception):
-    """What is missing and what to do, in one line."""
+    """Raised with what is missing and what to do, in one line."""
 
 
 def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""How `make test` spreads the tests over processes: by file, the longest files first."""
+"""Distributes the tests over processes: by file, the longest files first."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def run(root: Root, *argv: str, **more: str) -> subprocess.CompletedProcess[str]
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether it is a picture, and not the black one that a safety checker leaves."""
+    """Return whether it is a picture, and not the black one that a safety checker leaves."""
     from PIL import Image
 
     with Image.open(path) as image:

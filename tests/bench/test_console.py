@@ -1,4 +1,4 @@
-"""How a run shows itself: on a terminal, without one, in every encoding, and after the terminal has gone."""
+"""Tests the display of a run: on a terminal, without one, in every encoding, and after the terminal has gone."""
 
 from __future__ import annotations
 

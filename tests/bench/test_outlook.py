@@ -1,4 +1,4 @@
-"""What is said of a run while it measures: what is done, how much, how long the rest takes."""
+"""Tests a run's progress line: what is done, how much, how long the rest takes."""
 
 from __future__ import annotations
 

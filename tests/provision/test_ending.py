@@ -1,4 +1,4 @@
-"""How a command ends: one message, one exit code and, with --json, one object; whatever happens to its streams."""
+"""Tests the end of a command: one message, one exit code and, with --json, one object, whatever its streams do."""
 
 from __future__ import annotations
 
