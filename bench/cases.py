@@ -149,7 +149,8 @@ class Cell:
 class Means:
     """Describe what a device computes with.
 
-    `lower`: its best low precision. `without`: the dtypes that it has no kernels for. `lanes`: numbers of fp32 that a CPU computes at once; None where that is not known.
+    `lower`: its best low precision. `without`: the dtypes that it has no kernels for. `lanes`: numbers of fp32 that
+    a CPU computes at once; None where that is not known.
     """
 
     lower: str | None = None

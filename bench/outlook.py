@@ -29,8 +29,9 @@ _PHASES = {
 class Outlook:
     """Hold what is known of a case before it begins.
 
-    `what` names it. `overhead`: seconds that a case takes beside its images. `began`, `share_ends` and `ends` are of time.monotonic: when it began, when it takes no further image, and when the
-    budget of the whole run ends. `later`: how many cases come after it, and `required` of them whatever the budget is.
+    `what` names it. `overhead`: seconds that a case takes beside its images. `began`, `share_ends` and `ends` are
+    of time.monotonic: when it began, when it takes no further image, and when the budget of the whole run ends.
+    `later`: how many cases come after it, and `required` of them whatever the budget is.
     """
 
     what: str
