@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pynvml
 import pytest
 
-from bench import pipes, running, validating
+from bench import pipes, runner, running, validating
 from tests.bench.hosts import FAIL, OPEN, PASS, WARN, asked, judged, planted
 from tests.bench.programs import Quiet
 from tests.clock import Until
@@ -79,7 +79,9 @@ def test_a_worker_that_hangs_is_no_second_time_waited_for(
     validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipes, "EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(pipes, "time", Until(lambda: Path("asked").exists() and "cuda:0 product" in asked()))
+    clock = Until(lambda: Path("asked").exists() and "cuda:0 product" in asked())
+    monkeypatch.setattr(pipes, "time", clock)
+    monkeypatch.setattr(runner, "time", clock)
     found = validate(planted("product", "sys.stdin.read()"))
     assert found.run.verdict.state is FAIL
     assert "the worker hung in the phase 'product'" in found.run.verdict.reasons[0]

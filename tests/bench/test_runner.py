@@ -52,14 +52,16 @@ GUARD_SECONDS = 600.0  # ends a test that hangs; nothing is asserted of it
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs one case with a Python program in the worker's place."""
 
-    def run_program(program: str, *, hangs: bool = False) -> Result:
+    def run_program(program: str, *, hangs: bool = False, seconds: float = GUARD_SECONDS) -> Result:
         file = tmp_path / "program.py"
         file.write_text(PRELUDE + program)
         monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
         if hangs:  # its deadline passes when it has written down its processes
             monkeypatch.setattr(pipes, "EVERY_SECONDS", 0.01)
-            monkeypatch.setattr(pipes, "time", Until(Path("pids").exists))
-        return runner.run_case(a_request(), HERE, hub=NO_HUB)
+            clock = Until(Path("pids").exists)
+            monkeypatch.setattr(pipes, "time", clock)
+            monkeypatch.setattr(runner, "time", clock)
+        return runner.run_case(replace(a_request(), limit_seconds=seconds), HERE, hub=NO_HUB)
 
     return run_program
 
@@ -166,8 +168,8 @@ def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., R
 
 def test_seconds_without_a_core_do_not_count(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its deadline has passed before it began; it was ready all the time, so it is waited for."""
-    monkeypatch.setattr(pipes, "waited_seconds", lambda _: 60.0)
-    assert run(GOOD_ANSWER, seconds=0.0).status is Status.OK
+    monkeypatch.setattr(pipes, "waited_seconds", lambda _: GUARD_SECONDS)
+    assert run(GOOD_ANSWER, seconds=-runner._GRACE_SECONDS).status is Status.OK
 
 
 def test_a_worker_that_starves_to_the_end_is_not_called_hung(
@@ -175,14 +177,14 @@ def test_a_worker_that_starves_to_the_end_is_not_called_hung(
 ) -> None:
     monkeypatch.setattr(pipes, "waited_seconds", lambda _: 1e6)
     monkeypatch.setattr(runner, "_STARVED_SECONDS", 0.0)
-    result = run("signal.pause()", seconds=1.0)
+    result = run("signal.pause()", seconds=-runner._GRACE_SECONDS)
     assert result.status is Status.TIMEOUT
     assert "the worker starved in the phase 'start': it waited" in (result.reason or "")
     assert "hung" not in (result.reason or "")
 
 
 def test_a_worker_that_is_silent_for_long_hangs(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hearing, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(hearing, "_SILENT_SECONDS", 0.0)
     result = run("signal.pause()", seconds=1e6)
     assert "the worker hung in the phase 'start'" in (result.reason or "")
 
