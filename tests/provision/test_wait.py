@@ -113,8 +113,8 @@ def test_every_command_that_takes_the_lock_can_wait(
 def test_what_the_first_run_has_changed_is_looked_at_anew(tmp_path: Path, flags: list[object]) -> None:
     """`undo --wait` takes back the newest run there is then, not the one there was when it began to wait."""
     made = start("setup", *flags)
-    assert made.communicate(timeout=600)[1] == ""
-    assert made.returncode == 0
+    _, stderr = made.communicate(timeout=600)
+    assert made.returncode == 0, stderr
     root = tmp_path / "root"
     argv = [sys.executable, "-c", HOLDS, str(root)]
     first = subprocess.Popen(argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
