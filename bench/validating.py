@@ -23,6 +23,7 @@ from provision.errors import BlockedError, FirstlightError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
 
     from bench.result import Run
     from bench.running import Bench, Progress, Wish
@@ -256,16 +257,20 @@ class _Examination:
         """Each device whose worker lives, in a thread that listens to it; what was heard until an interrupt, too."""
         alive = [checkup for checkup in self._checkups if checkup.is_alive]
         with ThreadPoolExecutor(max(1, len(alive))) as pool:
-            # An interrupt before we wait for them would leave threads of whose findings nobody knows.
+            # An interrupt before we wait for them would leave threads of whose findings nobody knows. The mask is this
+            # thread's alone: where another one takes the signal, Python raises it here at any time.
             held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-            told = [pool.submit(checkup.go_on, phases, seconds) for checkup in alive]
+            told: list[Future[list[Reading]]] = []
             try:
+                told.extend(pool.submit(checkup.go_on, phases, seconds) for checkup in alive)
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
                 wait(told)
             except KeyboardInterrupt:
                 self.is_interrupted = True
                 for checkup in alive:
                     checkup.stop()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
             found = [reading for each in told for reading in each.result()]
         # Whom we have ended ourselves has not died.
         return [each for each in found if each.name != PROCESS] if self.is_interrupted else found
