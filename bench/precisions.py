@@ -88,7 +88,7 @@ def ask(
         computes = heard.computes or computes
         told |= {str(each.get("dtype")): each for each in heard.precisions}
         left = [name for name in left if name not in told]
-        if heard.phase not in left:  # it did not come to a dtype, or all of them are told
+        if heard.phase not in left:  # it did not reach a dtype, or reported all of them
             fault = worker.fault() if left else None
             break
         faults[heard.phase] = worker.fault().splitlines()[0]

@@ -54,7 +54,7 @@ _PRECISIONS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def _nothing(_: hearing.Heard) -> None:
-    """Nobody is told."""
+    """Ignore what is known."""
 
 
 def run_case(request: Request, python: Path, *, hub: Path, tell: Tell = _nothing) -> Result:
@@ -163,7 +163,7 @@ class Worker:
     """A process that measures: started when entered, ended with all that it started when left."""
 
     def __init__(self, request: dict[str, Any], python: Path, hub: Path, tell: Tell = _nothing) -> None:
-        """Take the request, the interpreter, the hub cache that it may read, and who is told what is known."""
+        """Take the request, the interpreter, the hub cache that it may read, and a callback for progress."""
         self._tell_of = tell
         self._request, self._python, self._hub = request, python, hub
         self.heard = hearing.Heard()

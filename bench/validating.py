@@ -257,7 +257,7 @@ class _Examination:
         """Each device whose worker lives, in a thread that listens to it; what was heard until an interrupt, too."""
         alive = [checkup for checkup in self._checkups if checkup.is_alive]
         with ThreadPoolExecutor(max(1, len(alive))) as pool:
-            # An interrupt before we wait for them would leave threads of whose findings nobody knows. The mask is this
+            # An interrupt before the wait would lose the findings of the threads. The mask is this
             # thread's alone: where another one takes the signal, Python raises it here at any time.
             held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             told: list[Future[list[Reading]]] = []

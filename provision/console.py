@@ -242,7 +242,7 @@ def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
     """Ask a person before something is deleted; `yes` stands for the answer.
 
     Raises:
-        SpecError: there is nobody to ask: no terminal, or a program that wants JSON.
+        SpecError: stdin is not a terminal, or --json is given.
     """
     if yes:
         return True

@@ -34,7 +34,7 @@ class Mirror:
         progress: Callable[[int, str], None] | None = None,
         wanted: Callable[[str], bool] | None = None,
     ) -> None:
-        """Take (original, copy) folders, who is told (count, unit), and which relative paths are copied (else all)."""
+        """Take (original, copy) folders, a callback of (count, unit), and the relative paths to copy (else all)."""
         self.pairs = pairs
         self.progress = progress or (lambda _, __: None)
         self.wanted = wanted or (lambda _: True)

@@ -31,7 +31,7 @@ class FirstlightError(Exception):
     kind = "failed"
 
     def __init__(self, message: str = "", *, kind: str | None = None, next_act: str | None = None) -> None:
-        """Take what a person is told, and what a program is."""
+        """Take the message for people, and the kind and next act for programs."""
         super().__init__(message)
         self.kind = kind or type(self).kind
         self.next_act = next_act

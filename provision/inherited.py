@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # kept: it names a source of packages, or the way to it. said: it would change what is installed or where to, or break
-# the interpreter; it is dropped, and the user is told. idle: it has no meaning for us and is dropped without a word.
+# the interpreter; it is dropped with a message. idle: it has no meaning here and is dropped silently.
 KEPT, SAID, IDLE = "kept", "said", "idle"
 
 # pip's long options: a key of pip.conf, and as PIP_NAME a variable. (source: `pip install --help` of pip 20 to 26)

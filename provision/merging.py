@@ -55,7 +55,7 @@ class Merge:
     def __init__(
         self, original: Folder, target: Folder, stage: Folder, progress: Callable[[int, str], None] | None = None
     ) -> None:
-        """Take the three open folders, and who is told (count, "files compared" or a unit of the copy)."""
+        """Take the three open folders, and a callback of (count, "files compared" or a unit of the copy)."""
         self.progress = progress or (lambda _, __: None)
         self.original = original
         self.target = target

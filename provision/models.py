@@ -42,7 +42,7 @@ class ModelStep:
         hubs: where it may come from.
         retry: look again for a hub that was silent before (setup does, status does not).
         progress: told the bytes that arrive, and how many will; while files are hashed, their bytes.
-        build: builds the stand-in, and tells of its bytes as `progress` is told; None: it is only put on record.
+        build: builds the stand-in, and reports its bytes; None: it is only put on record.
         tell: told what takes long.
         pinned: every revision of its repository that the manifest pins.
         architecture: what it is made of; None where that is not known.

@@ -85,7 +85,7 @@ class Mover:
     """Moves the folders of one label together: a file with names in several of them stays one file."""
 
     def __init__(self, journal: Journal, progress: Progress = no_progress) -> None:
-        """Take the journal, which is told every act before it is done, and who is told the bytes and files."""
+        """Take the journal, which records every act before it is done, and the progress callback."""
         self.journal = journal
         self.progress = progress
         self.conflicts: list[str] = []

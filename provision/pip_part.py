@@ -120,7 +120,7 @@ class PipPart:
         stdin: str | None = None,
         variant: Variant | None = None,
     ) -> None:
-        """Run uv; `variant`: what it installs, so that a full disk is told how much is needed."""
+        """Run uv; `variant`: what it installs, so that the message of a full disk names the bytes needed."""
         needed = variant.install_bytes if variant else None
         try:
             sources.run_uv(arguments, uv, stdin)
