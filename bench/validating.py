@@ -256,13 +256,19 @@ class _Examination:
     def _at_once(self, phases: Sequence[str], seconds: float) -> list[Reading]:
         """Each device whose worker lives, in a thread that listens to it; what was heard until an interrupt, too."""
         alive = [checkup for checkup in self._checkups if checkup.is_alive]
+        found: dict[str, list[Reading]] = {}
+
+        def ask(checkup: Checkup) -> None:
+            found[checkup.device] = checkup.go_on(phases, seconds)
+
+        told: list[Future[None]] = []
         with ThreadPoolExecutor(max(1, len(alive))) as pool:
-            # An interrupt before the wait would lose the findings of the threads. The mask is this
-            # thread's alone: where another one takes the signal, Python raises it here at any time.
+            # An interrupt before the wait would stop some devices that were never asked. The mask is this thread's
+            # alone: where another one takes the signal, Python raises it here at any time, so each thread keeps
+            # its findings by itself.
             held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-            told: list[Future[list[Reading]]] = []
             try:
-                told.extend(pool.submit(checkup.go_on, phases, seconds) for checkup in alive)
+                told.extend(pool.submit(ask, checkup) for checkup in alive)
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
                 wait(told)
             except KeyboardInterrupt:
@@ -271,9 +277,11 @@ class _Examination:
                     checkup.stop()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            found = [reading for each in told for reading in each.result()]
+        for each in told:
+            each.result()  # a fault of ours in a thread is raised here
+        readings = [reading for checkup in alive for reading in found.get(checkup.device, [])]
         # Whom we have ended ourselves has not died.
-        return [each for each in found if each.name != PROCESS] if self.is_interrupted else found
+        return [each for each in readings if each.name != PROCESS] if self.is_interrupted else readings
 
     def _told(self, soaked: float | None) -> Validation:
         checkups = self._checkups

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 INTERRUPTED = "interrupted; what stands is whole. Run the same command again, it goes on from here."
+# What comes next where a message about a flag or a file names what there is, and no act.
+CORRECTED = "Correct it, then run the same command again"
 # The words by which our messages begin the sentence that says what to do.
 _ADVICE = re.compile(
     r"(Accept|Add|Change|Choose|Close|End|Fetch|Free|Give|Install|Keep|Leave|Lock|Look|Make|Mend|Mount|Move|Name|Pass|Pull|"
@@ -83,7 +85,8 @@ def fault_of(
     if isinstance(error, OSError):
         error = os_error(error)
     if isinstance(error, FirstlightError):
-        return Fault(error.kind, str(error), error.next_act or next_of(str(error)), int(error.exit))
+        act = error.next_act or next_of(str(error)) or (CORRECTED if error.kind == "usage" else None)
+        return Fault(error.kind, str(error), act, int(error.exit))
     if isinstance(error, KeyboardInterrupt):
         return Fault("interrupted", interrupted, "Run the same command again", int(Exit.INTERRUPTED))
     text = f"{type(error).__name__}: {error}"

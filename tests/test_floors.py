@@ -117,8 +117,8 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
 }
 # The only parts of provision that bench knows: what the machine is, where things lie, what people wrote, what fits,
-# and how a command ends.
-SHARED = {"facts", "spec", "paths", "errors", "command", "profiles", "variants", "ending", "streams"}
+# what a program of ours inherits, and how a command ends.
+SHARED = {"inherited", "facts", "spec", "paths", "errors", "command", "profiles", "variants", "ending", "streams"}
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
     "torch": {

@@ -347,11 +347,14 @@ def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatc
     assert "No module named 'torch'" in runner.query(HERE)["error"]
 
 
-@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"])
-def test_a_precision_that_somebody_has_set_is_not_measured(
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONHOME"],
+)
+def test_what_somebody_has_set_for_another_program_has_no_effect_on_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """It would turn a case in tf32 into one in fp32, or the other way round, and a good card into a slow one."""
+    """A case in tf32 would be one in fp32 and a good card slow, or a warning in torch's own import would end it."""
     monkeypatch.setenv(name, "0")
     file = tmp_path / "program.py"
     file.write_text(f"import json, os; print(json.dumps({{'query': {{'is': os.environ.get({name!r}, 'unset')}}}}))")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -166,6 +168,27 @@ def test_ctrl_c_ends_a_soak_and_keeps_what_was_found(
     assert rounds == whole | {(2, "product"), (2, "copy")}, "and what the second had found"
     assert found.run.validation.software == {"torch": "2.13.0"}
     assert any("interrupted" in line for line in progress.lines)
+
+
+class Interrupted(ThreadPoolExecutor):
+    """Another thread of the process takes SIGINT: Python then raises it in the middle of what the main one does."""
+
+    def submit(self, *words: Any, **named: Any) -> Future[Any]:
+        future = super().submit(*words, **named)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        wait([future])
+        return future
+
+
+@pytest.mark.usefixtures("driver", "_signals_are_heard")
+def test_an_interrupt_that_another_thread_takes_loses_nothing(
+    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validating, "ThreadPoolExecutor", Interrupted)
+    interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
+    found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
+    assert found.run.validation is not None
+    assert {each.probe for each in found.run.validation.readings if each.round == 2} == {"product", "copy"}
 
 
 def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., Validated]) -> None:

@@ -67,6 +67,12 @@ def test_the_next_act_is_read_from_the_last_advice_of_the_message(message: str, 
 def test_an_errors_own_word_for_kind_and_next_act_wins() -> None:
     fault = ending.fault_of(BlockedError("it is held. Wait.", kind="locked", next_act="provision setup --wait 60"))
     assert (fault.kind, fault.next, fault.exit) == ("locked", "provision setup --wait 60", Exit.BLOCKED)
+
+
+def test_a_message_that_names_what_there_is_has_a_next_act_too() -> None:
+    fault = ending.fault_of(SpecError("unknown device tpu; there is: auto, cpu, cuda."))
+    assert (fault.kind, fault.next) == ("usage", ending.CORRECTED)
+    assert ending.fault_of(BlockedError("it is held")).next is None
     assert ending.fault_of(SpecError("no")).kind == "usage"
     assert ending.fault_of(FirstlightError("no")).kind == "failed"
     assert ending.fault_of(OSError(28, "No space left on device", "/data/x")).kind == "no-space"
