@@ -52,6 +52,12 @@ class Model:
         """Height and width of what is denoised."""
         return self.case.height // self.config["scale"], self.case.width // self.config["scale"]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take in the case's dtype."""
+        parameters = sum(each.numel() for component in self.components.values() for each in component.parameters())
+        return int(parameters * self.torch.finfo(self.dtype).bits // 8)
+
     def scheduler(self) -> Any:
         """A new scheduler of the case, configured as the model's own is.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-BUDGET = "the budget leaves"  # in why a case was skipped for want of time
+BUDGET = "the budget leaves"  # in why a case has no figure for want of time
 PARTNER = "its partner could not be measured"  # why one of a pair has no figure
 BYTES_FOR_A_RUN = 16 * 1024 * 1024  # what a run and its pictures take at most
 
@@ -21,5 +21,24 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+# What torch's messages say where a device has no such kernel.
+_UNSUPPORTED = (
+    "not implemented",
+    "not supported",
+    "not_supported",
+    "unable to find an engine",
+    "only supported",
+    "no execution plans",
+    "no valid engine",
+    "doesn't support",
+)
+
+
 class SkipError(Exception):
     """The case cannot run here, or cannot end in time; the message says why."""
+
+
+def is_unsupported(error: Exception) -> bool:
+    """Return whether torch says that a device has no such kernel; any other failure is no fact of the device."""
+    text = str(error).lower()
+    return isinstance(error, NotImplementedError) or any(each in text for each in _UNSUPPORTED)

@@ -20,8 +20,9 @@ NOT_STARTED = 127  # as a shell has it
 _ANSWERS = {"result", "query", "examined"}
 _FACTS = {"precision", "computes"}
 _HUNGRY = 0.5
-_SILENT_SECONDS = 300.0  # no phase of a case is silent for half as long, but for the compiler and the search of a size
-_SEARCH = "largest"
+_SILENT_SECONDS = 300.0  # twice what a phase of a case is silent at most, beside its images and the compiler
+_IMAGES = 5  # so many times longer than foretold an image may take
+_QUIET = {"load", "largest"}  # gigabytes from a slow disk, and the search of a size: their deadline ends them
 
 
 @dataclass
@@ -43,9 +44,18 @@ class Heard:
     @property
     def patience(self) -> float:
         """Seconds after which a silent worker hangs."""
-        if self.phase == _SEARCH:
+        if self.phase in _QUIET:
             return float("inf")
-        return _SILENT_SECONDS + 3 * (self.work.predicted_compile_seconds or 0.0)
+        return _SILENT_SECONDS + 3 * (self.work.predicted_compile_seconds or 0.0) + _IMAGES * self._image_seconds
+
+    @property
+    def _image_seconds(self) -> float:
+        """The seconds of an image, in which nothing is said: as predicted or measured, whichever is longer."""
+        work, last = self.work, self.samples[-1].seconds if self.samples else 0.0
+        predicted = 0.0
+        if work.predicted_step_seconds and work.flops_per_step and work.flops_per_image:
+            predicted = work.predicted_step_seconds * work.flops_per_image / work.flops_per_step
+        return max(predicted, self.phases.first_image_seconds or 0.0, last)
 
 
 def hear(heard: Heard, watch: Watch | None, line: bytes) -> None:

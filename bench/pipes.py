@@ -51,10 +51,13 @@ def listen(
         ready.register(pipe, selectors.EVENT_READ)
         if ending is not None:
             ready.register(ending, selectors.EVENT_READ)
+        looked = time.monotonic()
         while (left := deadline - time.monotonic()) > 0:
             events = {key.fd for key, _ in ready.select(min(left, EVERY_SECONDS))}
-            if not events:
+            if not events or time.monotonic() - looked >= EVERY_SECONDS:  # one that says much is looked at, too
                 look()
+                looked = time.monotonic()
+            if not events:
                 continue
             rest, closed = _drain(pipe, rest, deadline, hear)
             if ending in events:

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
     from bench.result import Case
 
-_MISSED = 50.0  # times below fp32's known rate: a disturbed probe, as no dtype with kernels is so slow
+_MISSED = 50.0  # times below fp32's known rate: a disturbed probe, as no low precision with kernels is so slow
 
 
 def believed(torch: Any, case: Case, rate: float, fp32: float | None) -> float:
     """Return the rate that prices a case: the device's in fp32 where the probe's misses that by 50 times.
 
-    A dtype with kernels is not so slow: the probe was disturbed, so begin the case and let the first image tell. A
+    A low precision with kernels is not so slow: the probe was disturbed, so begin the case and let the first image
+    tell. fp64 may be: consumer cards have a sixty-fourth of fp32's rate (CUDA C++ Programming Guide, throughput). A
     CPU's probe counts its own CPU time, which no other process can take.
 
     Args:
@@ -29,9 +30,22 @@ def believed(torch: Any, case: Case, rate: float, fp32: float | None) -> float:
         rate: FLOPs a second, as the probe found in the case's dtype.
         fp32: what the device is known to reach in fp32; None where that is not known.
     """
-    if fp32 is None or case.device == "cpu" or rate * _MISSED > fp32:
+    if fp32 is None or case.device == "cpu" or case.dtype == "fp64" or rate * _MISSED > fp32:
         return rate
     return rate if probes.has_kernels(torch, case.device, case.dtype) is False else fp32
+
+
+def check_room(torch: Any, case: Case, weight_bytes: int) -> None:
+    """Refuse a case whose weights alone are larger than its card: it cannot run there.
+
+    Raises:
+        SkipError: they are.
+    """
+    if not case.device.startswith("cuda") or case.offload != "none":
+        return
+    room = int(torch.cuda.get_device_properties(case.device).total_memory)
+    if weight_bytes > room:
+        raise SkipError(f"its weights take {weight_bytes / 1e9:.3g} GB, and the card has {room / 1e9:.3g} GB")
 
 
 def guard(case: Case, evaluations: int, images: int, limit: float) -> Callable[[], None]:

@@ -7,12 +7,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench import meter
+from bench import components, meter
 from bench.axes import DTYPES
+from bench.errors import is_unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_AMPERE = (8, 0)
 _CALLS = 4
 _ENOUGH_SECONDS = 0.02
 _PATIENCE_SECONDS = 1.0
@@ -57,7 +59,7 @@ def _refusal(torch: Any) -> str | None:
     return None
 
 
-def rate(torch: Any, device: str, dtype: str) -> float:
+def rate(torch: Any, device: str, dtype: str, cpus: float | None = None) -> float:
     """FLOPs a second of a 3x3 convolution as the UNets have it, doubled in size until it can be timed.
 
     The first call is a warm-up outside of what counts: cuDNN loads its libraries there. Of each size the least of
@@ -68,6 +70,12 @@ def rate(torch: Any, device: str, dtype: str) -> float:
     time would be wrong by 50 to 1,000 times beside other processes: the threads of a convolution wait for each other
     (measured on 2 shared cores: calls of 0.8 ms took 64 to 147 ms, and 31 ms of CPU time, spent on spinning).
 
+    Args:
+        torch: the library, set to the precision that fp32 has in this dtype.
+        device: as a case names it.
+        dtype: of the convolution.
+        cpus: how many CPUs the control group grants, if it does: more threads compute no faster.
+
     Raises:
         RuntimeError: the device cannot compute in this dtype.
     """
@@ -76,7 +84,7 @@ def rate(torch: Any, device: str, dtype: str) -> float:
     threads = int(torch.get_num_threads())
     torch.set_num_threads(1)
     try:
-        return threads * _rate(torch, device, dtype, _worked)
+        return min(threads, cpus or threads) * _rate(torch, device, dtype, _worked)
     finally:
         torch.set_num_threads(threads)
 
@@ -101,8 +109,10 @@ def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], obj
             side *= 2
 
 
-def precisions(torch: Any, device: str, dtypes: Sequence[str], say: Callable[[dict[str, Any]], None]) -> None:
-    """Say how wide the device's vectors are, then of each dtype its rate; before each, which one comes.
+def precisions(
+    torch: Any, device: str, dtypes: Sequence[str], cpus: float | None, say: Callable[[dict[str, Any]], None]
+) -> None:
+    """Say how wide the device's vectors are, then of each dtype what torch reports of it, and its rate.
 
     A kernel may end this process: what was said before stands.
     """
@@ -110,13 +120,17 @@ def precisions(torch: Any, device: str, dtypes: Sequence[str], say: Callable[[di
     if device == "cpu":
         capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
         say({"computes": {"lanes": _LANES.get(capability, 4), "threads": int(torch.get_num_threads())}})
+    if device.startswith("cuda"):
+        say({"computes": {"tf32": int(torch.cuda.get_device_capability(device) >= _AMPERE)}})
     for dtype in dtypes:
         say({"phase": dtype})
         found: dict[str, Any] = {"dtype": dtype, "kernels": has_kernels(torch, device, dtype)}
+        say({"precision": found})
+        components.set_precision(torch, dtype)
         try:
-            found["rate"] = rate(torch, device, dtype)
+            found["rate"] = rate(torch, device, dtype, cpus)
         except (RuntimeError, TypeError) as error:
-            found["fault"] = str(error).splitlines()[0][:200]
+            found |= {"fault": str(error).splitlines()[0][:200], "unsupported": is_unsupported(error)}
         say({"precision": found})
 
 
@@ -127,11 +141,12 @@ def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:
     if device.startswith("cuda"):
         capability = torch.cuda.get_device_capability(device)
         # 6.0 has fp16 at twice the rate of fp32, 6.1 at a sixty-fourth (CUDA C++ Programming Guide, throughput).
-        return capability >= (8, 0) or (dtype == "fp16" and (capability == (6, 0) or capability >= (7, 0)))
+        return capability >= _AMPERE or (dtype == "fp16" and (capability == (6, 0) or capability >= (7, 0)))
     if device == "mps":
         return dtype == "fp16" or None
-    if platform.machine().lower() not in {"x86_64", "amd64"}:
-        return None  # what torch is asked below is about x86 alone
+    machine = platform.machine().lower()
+    if machine not in {"x86_64", "amd64"} and (machine, dtype) not in {("aarch64", "bf16"), ("arm64", "bf16")}:
+        return None  # fp16 on ARM has kernels of torch's own, of which the question below says nothing
     ask = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
     return bool(ask()) if ask is not None else None
 

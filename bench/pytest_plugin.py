@@ -217,28 +217,28 @@ class Suites:
         self._bench = running.find_bench(self._wish)
         self.device = running.choose_device(self._wish, self._bench, self)
         self._budget = getattr(suite.budget, self.device.partition(":")[0])
-        self._suite = suite
-        self._known, self.cells = running.find_cells(suite, self._wish, self._bench, self.device, self)
+        self._known, self._notes, self.cells = running.find_cells(suite, self._wish, self._bench, self.device, self)
         self.kept: Path | None = None
         self._session: Session | None = None
         self._results: dict[Case, Result] = {}
 
     def measure(self, cell: Cell) -> Result:
         """One case, within its share of the suite's budget, which begins with the first."""
-        from bench import precisions, session
+        from bench import session
         from bench.errors import BYTES_FOR_A_RUN
         from provision.errors import from_os_error
 
         if self._session is None:
             try:
                 self._session = session.Session(self._wish, self._bench, self._budget, self)
-                self._session.know(self._known, tuple(precisions.notes(self._known, self._suite, ())))
+                self._session.know(self._known, self._notes)
             except OSError as error:
                 raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--diffusion-out") from error
         later = self.cells[self.cells.index(cell) + 1 :]
         began = time.monotonic()
         found = self._session.measure_one(cell, later, f"  {cell.case.name}")
-        found = self._session.measure_again(cell, found, time.monotonic() - began, f"  {cell.case.name}")
+        # Pytest goes on in its own order, so a case is repeated at once: not in the time that later ones need.
+        found = self._session.measure_again(cell, found, time.monotonic() - began, f"  {cell.case.name}", later)
         self._results[cell.case] = found
         return found
 

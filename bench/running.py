@@ -84,12 +84,12 @@ def run(wish: Wish, progress: Progress) -> Run:
     began = time.monotonic()
     bench = find_bench(wish)
     chosen = choose_device(wish, bench, progress)
-    known, cells = find_cells(suite, wish, bench, chosen, progress)
+    known, notes, cells = find_cells(suite, wish, bench, chosen, progress)
     if wish.find_max:
         cells = [replace(cell, find_max=True) for cell in cells]
     budget = wish.budget_seconds or getattr(suite.budget, chosen.partition(":")[0])
     measured = session.Session(wish, bench, budget, progress, began=began)
-    measured.know(known, tuple(precisions.notes(known, suite, wish.dtypes)))
+    measured.know(known, notes)
     results = measured.measure_pairs(cells, pair[0], pair[1]) if pair else measured.measure(cells)
     return measured.keep(results, interleaved=pair is not None)
 
@@ -149,13 +149,13 @@ def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
 
 def find_cells(
     suite: Suite, wish: Wish, bench: Bench, chosen: str, progress: Progress
-) -> tuple[precisions.Known, list[Cell]]:
-    """Return what the device computes with, and the suite's cases for it.
+) -> tuple[precisions.Known, tuple[str, ...], list[Cell]]:
+    """Return what the device computes with, what that changes in the suite, and the suite's cases for it.
 
     Raises:
         SpecError: nothing is left.
     """
-    known = precisions.Known(chosen)
+    known, notes = precisions.Known(chosen), tuple[str, ...]()
     changes = settings(",".join(wish.changes))
     named = (*wish.dtypes, *([changes["dtype"]] if "dtype" in changes else ()))
     if precisions.needed(suite, chosen, named):
@@ -166,8 +166,9 @@ def find_cells(
             cpus=bench.machine.cpu_quota,
             tell=lambda heard: progress.at(lambda: f"  which dtypes {chosen} has kernels for: {heard.phase}"),
         )
-        for line in precisions.notes(known, suite, named):
+        notes = tuple(precisions.notes(known, suite, named))
+        for line in notes:
             progress.say(f"  {line}")
     means = known.means
     cells = cases.unroll(suite, chosen, only_models=wish.models, only_dtypes=wish.dtypes, changes=changes, means=means)
-    return known, cells
+    return known, notes, cells

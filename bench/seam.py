@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench import meter
-from bench.errors import SkipError
+from bench.errors import SkipError, is_unsupported
 from bench.readings import CUT, UNABLE
 
 if TYPE_CHECKING:
@@ -25,18 +25,9 @@ _MOST_SAMPLES = 60
 _GROWTH = 1.05  # what a larger shape has to gain for a still larger one to be missed
 _CAUTION = 2.0  # a call may take so much longer than one of half its size foretells
 _ROOM = 4  # of the free memory a question takes a quarter at most
-# What torch's messages say where a device is well: there is no room, no such kernel, or the card is another process's
-# alone, or a library is not the one that torch was built with.
+# What torch's messages say where a device is well: there is no room, the card is another process's alone, or a library
+# is not the one that torch was built with.
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "cannot allocate")
-_UNABLE = (
-    "not implemented",
-    "not supported",
-    "NOT_SUPPORTED",
-    "unable to find an engine",
-    "only supported",
-    "no execution plans",
-    "no valid engine",
-)
 _NOT_ITS_OWN = ("busy or unavailable", "version incompatib", "no kernel image", "NOT_INITIALIZED")
 
 
@@ -268,10 +259,11 @@ def stopped(blank: Reading, error: Exception) -> Reading:
         return replace(blank, why_not=said)
     if not isinstance(error, RuntimeError):
         return replace(blank, why_not=f"{type(error).__name__}: {said}")
-    name, text = type(error).__name__, str(error).lower()
-    if name == "NotImplementedError" or any(each.lower() in text for each in _UNABLE):
+    if is_unsupported(error):
         return replace(blank, why_not=said, figures={UNABLE: 1.0})
-    is_well = name == "OutOfMemoryError" or any(each.lower() in text for each in (*_NO_ROOM, *_NOT_ITS_OWN))
+    text = str(error).lower()
+    known = any(each.lower() in text for each in (*_NO_ROOM, *_NOT_ITS_OWN))
+    is_well = known or type(error).__name__ == "OutOfMemoryError"
     return replace(blank, why_not=said) if is_well else replace(blank, fault=said)
 
 

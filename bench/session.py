@@ -111,7 +111,8 @@ class Session:
         except KeyboardInterrupt:
             if any(result.status is Status.OK for result in results.values()):
                 self._interrupted = f"interrupted after {len(results)} of {len(cells)} cases"
-                self.keep([results[number] for number in sorted(results)])
+                rest = {number: _unreached(cell) for number, cell in enumerate(cells) if number not in results}
+                self.keep([(results | rest)[number] for number in range(len(cells))])
                 self._progress.say(f"kept: {self.folder / 'run.json'} ({self._interrupted})")
             raise
         return [results[number] for number in range(len(cells))]
@@ -131,17 +132,21 @@ class Session:
                 took[number] = time.monotonic() - began
             for number in part:
                 where = f"  [{order.index(number) + 1} again] {cells[number].case.name:<52}"
-                results[number] = self.measure_again(cells[number], results[number], took[number], where)
+                later = [cells[each] for each in others] if part is required else []
+                results[number] = self.measure_again(cells[number], results[number], took[number], where, later)
 
-    def measure_again(self, cell: Cell, before: Result, took: float, where: str) -> Result:
+    def measure_again(self, cell: Cell, before: Result, took: float, where: str, later: Sequence[Cell] = ()) -> Result:
         """A case once more if it went well and was disturbed, while there is time; the better of both.
 
-        Only its times are new: what an evaluation was compared with stands.
+        It takes what it `took` before, so that others can be repeated too. Only its times are new: what an evaluation
+        was compared with stands. `later`: the cases after it; for those that must be measured, time is kept.
         """
         disturbed = before.status is Status.OK and verdict.contended(before) is not None
-        if not disturbed or self.ends - time.monotonic() < took:
+        left = self.ends - time.monotonic() - took * sum(each.required for each in later)
+        if not disturbed or left < took:
             return before
-        again = compared_as(self.measure_one(cell, [], where), before)
+        again = replace(self.one(cell, took, left, where, later=later), required=cell.required)
+        again = compared_as(again, before)
         return replace(again if _is_clean(again) else before, attempts=2)
 
     def measure_pairs(self, cells: list[Cell], one: Mapping[str, str], two: Mapping[str, str]) -> list[Result]:
@@ -160,7 +165,7 @@ class Session:
             start = 2 * self.overhead(cell.case)
             if limit < start:
                 reason = f"{BUDGET} {max(left, 0):.0f} s, and starting a pair takes {start:.0f} s"
-                results += [Result(case, Status.SKIPPED, reason=reason) for case in both]
+                results += [Result(case, Status.SKIPPED, reason=reason, required=cell.required) for case in both]
                 self._progress.say(f"{where} {outcome(results[-1])}")
                 continue
             began = time.monotonic()
@@ -169,7 +174,7 @@ class Session:
             if _is_disturbed(pair) and limit - took > took:
                 again = self.pair(both, (pythons[0], pythons[1]), took, took, f"{where} again")
                 pair = again if all(map(_is_clean, again)) else pair
-            results += pair
+            results += [replace(result, required=cell.required) for result in pair]
         return results
 
     def pair(
@@ -254,11 +259,11 @@ class Session:
         where no `--budget` was given: its samples alone, not the checks after them.
         """
         share, limit = self._times(later)
-        if not cell.required or self._wish.budget_seconds is not None:
-            return replace(self.one(cell, share, limit, where, later=later), required=cell.required)
+        if not cell.required:
+            return self.one(cell, share, limit, where, later=later)
         _, checks = self._times([each for each in later if each.required])
-        found = self.one(cell, share, max(_REQUIRED_SECONDS, checks), where, checks=checks, later=later)
-        return replace(found, required=True)
+        limit = checks if self._wish.budget_seconds is not None else max(_REQUIRED_SECONDS, checks)
+        return replace(self.one(cell, share, limit, where, checks=checks, later=later), required=True)
 
     def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> Request:
         weights = cases.weights(case.model, self._manifest, self._bench.root)
@@ -274,6 +279,7 @@ class Session:
             compare=compare,
             rate_known=self._rates.get((python, case.device, case.dtype)),
             rate_fp32=self._rates.get((python, case.device, "fp32")),
+            cpus=self._bench.machine.cpu_quota,
         )
 
     def _finished(self, result: Result, python: Path) -> Result:
@@ -294,6 +300,10 @@ def compared_as(result: Result, before: Result) -> Result:
         result,
         numerics=replace(two, forward_error=one.forward_error, tolerance=one.tolerance, not_compared=None),
     )
+
+
+def _unreached(cell: Cell) -> Result:
+    return Result(cell.case, Status.SKIPPED, reason="interrupted before its turn", required=cell.required)
 
 
 def _is_clean(result: Result) -> bool:

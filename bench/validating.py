@@ -159,6 +159,7 @@ class _Examination:
         machine = bench.machine
         self._known = replace(known, cores=machine.cores, cpu_quota=machine.cpu_quota, unusable=chosen.unusable)
         self._checkups: list[Checkup] = []
+        self._pool: ThreadPoolExecutor
         self._seconds: dict[str, float] = {}
         self.readings: list[Reading] = []
         self.is_interrupted = False
@@ -167,6 +168,8 @@ class _Examination:
         """Ask, judge, and say all that was found."""
         soaked = None
         with contextlib.ExitStack() as stack:
+            # One pool for all of it: the kernel ends a worker with the thread that has started it.
+            self._pool = stack.enter_context(ThreadPoolExecutor(max(1, len(self._chosen.devices))))
             for name, (title, uuid) in self._chosen.devices.items():
                 checkup = stack.enter_context(Checkup(self._bench, name, title, uuid))
                 self._checkups.append(checkup)
@@ -262,21 +265,20 @@ class _Examination:
             found[checkup.device] = checkup.go_on(phases, seconds)
 
         told: list[Future[None]] = []
-        with ThreadPoolExecutor(max(1, len(alive))) as pool:
-            # An interrupt before the wait would stop some devices that were never asked. The mask is this thread's
-            # alone: where another one takes the signal, Python raises it here at any time, so each thread keeps
-            # its findings by itself.
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-            try:
-                told.extend(pool.submit(ask, checkup) for checkup in alive)
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
-                wait(told)
-            except KeyboardInterrupt:
-                self.is_interrupted = True
-                for checkup in alive:
-                    checkup.stop()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        # An interrupt before the wait would stop some devices that were never asked. The mask is this thread's alone:
+        # where another one takes the signal, Python raises it here at any time, so each thread tells its end by itself.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            told.extend(self._pool.submit(ask, checkup) for checkup in alive)
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            wait(told)
+        except KeyboardInterrupt:
+            self.is_interrupted = True
+            for checkup in alive:
+                checkup.stop()
+            self._pool.shutdown()  # also the one whose future an interrupt has kept from us
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for each in told:
             each.result()  # a fault of ours in a thread is raised here
         readings = [reading for checkup in alive for reading in found.get(checkup.device, [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from bench import gpus, stats
@@ -102,11 +103,12 @@ def ruled_out(found: Result) -> str | None:
 def judge(results: Sequence[Result], suite: str = "") -> Verdict:
     """Judge a run of cases: noise is a warning, and only numbers that are known to be wrong fail it.
 
-    fail: a case has wrong numbers. could not judge: no case was measured, or one that can run was not. warn: a figure
-    is disturbed or doubted. `suite` is named in the command that measures a case again.
+    fail: a case has wrong numbers. could not judge: no case was measured, or one that can run was not, but for a case
+    that is not required and for which the budget left no time. warn: a figure is disturbed or doubted. `suite` is
+    named in the command that measures a case again.
     """
     wrong = [result for result in results if is_wrong(result)]
-    unmeasured = [result for result in results if _is_unmeasured(result) and result not in wrong]
+    unmeasured = [result for result in results if is_unmeasured(result) and result not in wrong]
     disturbed = [(result, reason) for result in results if (reason := contended(result))]
     doubted = [(result, doubt) for result in results for doubt in _doubts(result)]
     reasons = [f"{result.case.name}: {result.cause}" for result in wrong]
@@ -131,18 +133,20 @@ def is_wrong(result: Result) -> bool:
     return not numerics.finite or (tolerance is not None and (error is None or error > tolerance))
 
 
-def _is_unmeasured(result: Result) -> bool:
+def is_unmeasured(result: Result) -> bool:
     """Return whether a case that can run has no figure: it crashed, hung, starved, or is required and had no time."""
-    if result.status is Status.SKIPPED:
-        return result.required and BUDGET in (result.reason or "")
-    return result.status is not Status.OK
+    if result.status is not Status.OK and BUDGET in (result.reason or ""):
+        return result.required
+    return result.status not in {Status.OK, Status.SKIPPED}
 
 
 def _next(result: Result, suite: str) -> str:
     """The command that measures one case again, with what it lacked."""
-    words = ["bench run", suite, f"--model {result.case.model} --dtype {result.case.dtype}"]
+    case = result.case
+    words = ["bench run", shlex.quote(suite) if suite else ""]
+    words.append(f"--device {case.device} --model {case.model} --dtype {case.dtype}")
     if result.status is Status.OOM:
-        words.append("--set batch=1" if result.case.batch > 1 else f"--set size={max(8, result.case.height // 16 * 8)}")
+        words.append("--set batch=1" if case.batch > 1 else f"--set size={max(8, case.height // 16 * 8)}")
     elif result.status in {Status.TIMEOUT, Status.SKIPPED}:
         words.append("--budget 1800")
     return f"Next: {' '.join(word for word in words if word)}"

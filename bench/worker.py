@@ -30,7 +30,7 @@ from bench import (
     timing,
 )
 from bench.codec import dumps, plain, record
-from bench.errors import BUDGET, PARTNER, SkipError
+from bench.errors import BUDGET, PARTNER, SkipError, is_unsupported
 from bench.result import Case, Numerics, Phases, Result, Status, Work
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Request:
     reached in this dtype before: a probe that finds less was disturbed. `rate_fp32`: the same in fp32. `paced`: each
     image waits for a line "go" on stdin, and any other line, or its end, ends them. `compare`: hold one evaluation
     against fp32's. `find_max`: search the largest batch and image. `checks_seconds`: the checks after the samples end
-    within that, where it is less than the limit.
+    within that, where it is less than the limit. `cpus`: how many the control group grants, if it does.
     """
 
     case: Case
@@ -67,6 +67,7 @@ class Request:
     rate_known: float | None = None
     rate_fp32: float | None = None
     checks_seconds: float | None = None
+    cpus: float | None = None
 
 
 def main() -> int:
@@ -83,7 +84,7 @@ def main() -> int:
     if "precisions" in raw:
         import torch
 
-        probes.precisions(torch, raw["precisions"], raw["dtypes"], lambda event: _say(answers, event))
+        probes.precisions(torch, raw["precisions"], raw["dtypes"], raw["cpus"], lambda event: _say(answers, event))
         return 0
     if "examine" in raw:
         examining.main(raw["examine"], lambda event: _say(answers, event), sys.stdin)
@@ -180,9 +181,12 @@ class _Measurement:
         """Predict the cost from the arithmetic and a probe, before anything is loaded."""
         self.say({"phase": "probe"})
         case = self.case
+        pricing.check_room(torch, case, model.weight_bytes)
         try:
-            rate = probes.rate(torch, case.device, case.dtype)
-        except RuntimeError as error:
+            rate = probes.rate(torch, case.device, case.dtype, self.request.cpus)
+        except (RuntimeError, TypeError) as error:
+            if not is_unsupported(error):  # such as a card that a neighbour fills
+                raise
             raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
         rate = max(rate, self.request.rate_known or 0.0)
         price = pricing.believed(torch, case, rate, self.request.rate_fp32)
@@ -299,7 +303,7 @@ class _Measurement:
         count = len(images.every)
         if not self.request.paced and count < timing.MIN_SAMPLES:
             seconds = images.every[-1].seconds
-            return Status.TIMEOUT, f"an image took {seconds:.3g} s: after {count} the budget left no time for another"
+            return Status.TIMEOUT, f"an image took {seconds:.3g} s: after {count} {BUDGET} no time for another"
         return Status.OK, None
 
     def _after(self, torch: Any, loop: sampling.Loop, first: str) -> None:
@@ -324,7 +328,7 @@ class _Measurement:
         del raw
         if self.request.find_max:
             self.say({"phase": "largest"})
-            self.found.add(fit=fitting.largest(loop.model, self.limit - _LAST_SECONDS))
+            self.found.add(fit=fitting.largest(loop.model, self.checks - _LAST_SECONDS))
         self.found.add(numerics=self._compared(loop.model, kept))
 
     def _compared(self, model: components.Model, kept: numerics.Evaluation) -> Numerics:
@@ -335,7 +339,8 @@ class _Measurement:
             return replace(self.numerics, not_compared="it is what others are compared with")
         if case.offload != "none":
             return replace(self.numerics, not_compared="its weights are moved to and fro")
-        if self._is_slow or time.perf_counter() + 4 * self.step_seconds > self.checks:
+        steps = [step for sample in self.found.result.samples for step in sample.step_seconds]
+        if self._is_slow or time.perf_counter() + 4 * max([self.step_seconds, *steps]) > self.checks:
             return replace(self.numerics, not_compared="the budget is spent")
         try:
             error = numerics.forward_error(model, kept)

@@ -46,7 +46,9 @@ def test_case(cell: Cell, suite: Suites, benchmark: Any) -> None:
         result = suite.measure(cell)
     except FirstlightError as error:
         pytest.fail(str(error), pytrace=False)
-    if result.status is Status.SKIPPED:
+    if verdict.is_unmeasured(result):
+        pytest.fail(str(result.reason), pytrace=False)
+    if result.status is not Status.OK and not verdict.is_wrong(result):
         pytest.skip(result.cause)
     if result.samples:
         CLOCK.wind([sample.seconds for sample in result.samples])

@@ -244,6 +244,11 @@ def refused(*_: object) -> float:
     raise RuntimeError("not implemented for 'Half'\nand a trace")
 
 
+def filled(*_: object) -> float:
+    """A card whose memory a neighbour has."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
 def main() -> None:
     """Answer everything, as one line of JSON."""
     Processor().own()
@@ -287,6 +292,7 @@ def main() -> None:
     too_long = replace(CAT, steps=1000)
     found["too long"] = with_patch(probes, "rate", lambda *_: 1e10, too_long, limit_seconds=5.0)
     found["no dtype"] = with_patch(probes, "rate", refused, TINY)
+    found["filled"] = with_patch(probes, "rate", filled, TINY)
     # A machine whose probe promises far too much: the first image tells, after two steps.
     clock, many = Ticking(0.01), replace(TINY, steps=1000)
     with patched(worker, "time", clock), patched(pricing, "time", clock):

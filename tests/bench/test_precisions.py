@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import cases, precisions, runner, running
+from bench import cases, components, precisions, probes, runner, running
 from bench.precisions import Known
 from bench.result import Precision
 from tests.bench.programs import PLAIN, WORKER, Quiet
@@ -25,13 +27,16 @@ import json, os, signal, sys
 request = json.loads(sys.stdin.readline())
 rates = {"fp32": 100e9, "bf16": 300e9, "fp16": 1e9}
 kernels = {"fp32": True, "bf16": True, "fp16": False}
+faults = {}
 def say(event):
     print(json.dumps(event), flush=True)
 say({"computes": {"lanes": 16, "threads": 2}})
 for dtype in request["dtypes"]:
     say({"phase": dtype})
+    found = {"dtype": dtype, "kernels": kernels[dtype]}
+    say({"precision": found})
     before(dtype)
-    say({"precision": {"dtype": dtype, "kernels": kernels[dtype], "rate": rates[dtype]}})
+    say({"precision": found | (faults.get(dtype) or {"rate": rates[dtype]})})
 sys.exit(0)
 """
 
@@ -66,6 +71,53 @@ def test_a_probe_that_crashes_is_a_fact_of_its_dtype(ask: Callable[..., Known]) 
     assert (fp16.slower, fp16.fault) == (100.0, None), "it was asked in another process"
 
 
+@pytest.mark.parametrize(("claimed", "tried"), [("True", True), ("None", True), ("False", False)])
+def test_what_is_no_fact_of_a_dtype_leaves_it_to_torchs_word(
+    ask: Callable[..., Known], claimed: str, *, tried: bool
+) -> None:
+    """The memory ran out, or the driver did not start: of the dtype that says nothing."""
+    killed = ask("dtype == 'bf16' and os.kill(os.getpid(), signal.SIGKILL)", changes=f"kernels['bf16'] = {claimed}")
+    fault = "faults['bf16'] = {'fault': 'CUDA out of memory', 'unsupported': False}"
+    filled = ask(changes=f"kernels['bf16'] = {claimed}; {fault}")
+    for found in (killed, filled):
+        assert [(each.dtype, each.kernels) for each in found.precisions] == [("bf16", tried), ("fp16", False)]
+        assert (found.means.lower == "bf16") is tried
+        said = [line for line in precisions.notes(found, cases.load_suite("quick"), ()) if line.startswith("bf16: its")]
+        assert [line.endswith("tried all the same") for line in said] == [tried]
+
+
+def test_a_dtype_that_torch_refuses_has_no_kernels(ask: Callable[..., Known]) -> None:
+    found = ask(changes="faults['bf16'] = {'fault': 'not implemented', 'unsupported': True}")
+    assert not found.precisions[0].kernels
+
+
+@pytest.mark.parametrize(("has", "without"), [(True, False), (False, True), (None, False)])
+def test_a_card_before_ampere_has_no_tf32(*, has: bool | None, without: bool) -> None:
+    known = Known("cuda:0", tf32=has)
+    assert ("tf32" in known.means.without) is without
+    said = list(precisions.notes(known, cases.load_suite("full"), ()))
+    assert any(line.startswith("tf32: a format") for line in said) is without
+
+
+def test_the_interpreter_is_asked_about_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[dict[str, Any]] = []
+    set_to: list[str] = []
+
+    def rate(*_: object) -> float:
+        raise RuntimeError("CUDA out of memory" if set_to[-1] == "bf16" else "not implemented for Half")
+
+    monkeypatch.setattr(probes, "rate", rate)
+    monkeypatch.setattr(components, "set_precision", lambda _, dtype: set_to.append(dtype))
+    torch = SimpleNamespace(
+        set_grad_enabled=lambda _: None, cuda=SimpleNamespace(get_device_capability=lambda _: (7, 5))
+    )
+    probes.precisions(torch, "cuda:0", ["fp32", "bf16"], None, lambda event: said.append(json.loads(json.dumps(event))))
+    assert said[0] == {"computes": {"tf32": 0}}
+    ends = [each["precision"] for each in said if "fault" in each.get("precision", {})]
+    assert [(each["dtype"], each["unsupported"]) for each in ends] == [("fp32", True), ("bf16", False)]
+    assert set_to == ["fp32", "bf16"], "torch's own default for a convolution in fp32 is TF32"
+
+
 def test_a_crash_in_fp32_leaves_the_others_known(ask: Callable[..., Known]) -> None:
     found = ask("dtype == 'fp32' and os.kill(os.getpid(), signal.SIGILL)")
     assert [(each.dtype, each.kernels, each.slower) for each in found.precisions] == [
@@ -92,7 +144,9 @@ def test_an_interpreter_without_torch_leaves_nothing_out() -> None:
     found = precisions.ask(Path(sys.executable), "cpu")
     assert found.precisions == ()
     assert "without a result" in (found.fault or "")
-    assert found.means == cases.Means(None, frozenset(["tf32"]), None)
+    assert found.means == cases.Means("bf16", frozenset(["tf32"]), None), "it is tried, so its half is not missing"
+    (line,) = precisions.notes(found, cases.load_suite("quick"), ())
+    assert line.endswith("bf16 is tried")
 
 
 def test_a_card_takes_fp16_and_a_cpu_bf16() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def torch_of(*capability: int) -> Any:
         ((8, 0), "bf16", 1e12, 1e13, 1e12),
         ((8, 0), "bf16", 1e10, None, 1e10),  # nothing is known
         ((7, 5), "bf16", 1e10, 1e13, 1e10),  # it is emulated there
+        ((8, 9), "fp64", 1e12, 8e13, 1e12),  # a sixty-fourth, as NVIDIA has it
     ],
 )
 def test_a_rate_far_below_fp32_is_a_disturbed_probe(
@@ -91,8 +93,31 @@ def test_a_torch_that_cannot_say_is_not_taken_at_its_word(monkeypatch: pytest.Mo
     no = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)))
     assert probes.has_kernels(no, "cpu", "bf16") is False
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert probes.has_kernels(no, "cpu", "bf16") is None
+    assert probes.has_kernels(no, "cpu", "bf16") is False, "it asks the processor there, too"
+    assert probes.has_kernels(no, "cpu", "fp16") is None
     assert probes.has_kernels(no, "mps", "fp16") is True
+
+
+@pytest.mark.parametrize(
+    ("device", "offload", "fits"),
+    [("cuda:0", "none", False), ("cuda:0", "sequential", True), ("cpu", "none", True)],
+)
+def test_a_model_that_is_larger_than_its_card_cannot_run_there(device: str, offload: str, *, fits: bool) -> None:
+    card = SimpleNamespace(total_memory=4_000_000_000)
+    torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: card))
+    case = a_case(device=device, offload=offload)
+    pricing.check_room(torch, case, 4_000_000_000)
+    with contextlib.nullcontext() if fits else pytest.raises(SkipError, match=r"take 4\.27 GB, and the card has 4 GB"):
+        pricing.check_room(torch, case, 4_270_000_000)
+
+
+@pytest.mark.parametrize(("cpus", "rate"), [(None, 64e9), (4.0, 4e9), (0.5, 0.5e9), (100.0, 64e9)])
+def test_threads_that_have_no_cpu_compute_no_faster(
+    monkeypatch: pytest.MonkeyPatch, cpus: float | None, rate: float
+) -> None:
+    monkeypatch.setattr(probes, "_rate", lambda *_: 1e9)
+    torch = SimpleNamespace(get_num_threads=lambda: 64, set_num_threads=lambda _: None)
+    assert probes.rate(torch, "cpu", "fp32", cpus) == rate
 
 
 def test_seconds_of_waiting_are_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

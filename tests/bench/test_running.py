@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import compare, runner, running, runs, session
-from bench.cases import Cell
-from bench.result import Phases, Result, Run, Sample, Status
+from bench import compare, precisions, runner, running, runs, session
+from bench.result import Precision, Result, Run, Status
 from bench.worker import Request
 from provision.errors import BlockedError, SpecError
-from tests.bench.conftest import a_case, a_host, a_result
+from tests.bench.conftest import a_case
 from tests.bench.programs import AT_A_WORD, PLAIN, WORKER, Quiet
 from tests.clock import Standing
 from tests.conftest import CHECKOUT
@@ -103,36 +102,6 @@ def test_a_case_that_stays_disturbed_keeps_its_first_figures(run: Callable[..., 
     assert done.verdict.state.value == "warn"
 
 
-def test_without_time_nothing_is_measured_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet
-) -> None:
-    monkeypatch.setattr(runner, "run_case", lambda *_, **__: pytest.fail("there is no time"))
-    wish = wish_in(tmp_path, 60.0)
-    begun = session.Session(wish, running.find_bench(wish), 60.0, progress)
-    disturbed = a_result(host=replace(a_host(), wait_share=0.4))
-    assert begun.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
-
-
-@pytest.mark.parametrize(("waited", "later"), [(0.4, 6.0), (0.0, 55.0)])
-def test_only_an_undisturbed_start_makes_later_ones_dear(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet, waited: float, later: float
-) -> None:
-    """A start that waited for cores took 55 s: the next one is still taken to need the usual 6."""
-    clock = Standing()
-    monkeypatch.setattr(session, "time", clock)
-
-    def run_case(request: Request, *_: object, **__: object) -> Result:
-        clock.now += 57.0
-        host = replace(a_host(), wait_share=waited)
-        return a_result(request.case, host=host, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
-
-    monkeypatch.setattr(runner, "run_case", run_case)
-    wish = wish_in(tmp_path, 600.0)
-    begun = session.Session(wish, running.find_bench(wish), 600.0, progress)
-    begun.measure_one(Cell(a_case(), find_max=False), [], "")
-    assert begun.overhead(a_case()) == later
-
-
 TWO_KINDS = (
     'dtype = "fp32"\nscheduler = "ddpm"\ncpu = {size = 16, steps = 4}\n[[matrix]]\nrequired = true\n'
     'model = "tiny-ddpm"\ndtype = "fp32"\nscheduler = "ddim"\ncpu = {size = 16, steps = 4}\n'
@@ -158,6 +127,23 @@ def test_what_must_be_measured_may_take_more_than_the_budget(run: Callable[..., 
     assert first["case"]["scheduler"] == "ddim"
     assert first["limit_seconds"] == 600.0
     assert first["checks_seconds"] <= 1.0
+
+
+def test_one_of_a_pair_that_had_no_time_is_missed(run: Callable[..., Run], tmp_path: Path) -> None:
+    done = run(PACED, suite=suite_in(tmp_path, TWO_KINDS), interleave=("dtype=fp32", "dtype=bf16"), budget_seconds=9.0)
+    assert {result.status for result in done.results} == {Status.SKIPPED}
+    assert [result.required for result in done.results] == [False, False, True, True]
+
+
+def test_a_dtype_that_is_asked_for_is_not_said_to_be_left_out(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, progress: Quiet
+) -> None:
+    emulated = Precision("bf16", kernels=False, slower=90.0)
+    monkeypatch.setattr(precisions, "ask", lambda *_, **__: precisions.Known("cpu", (emulated,), lanes=8))
+    done = run(PLAIN, suite="quick", changes=("dtype=bf16", "size=64"))
+    assert {result.case.dtype for result in done.results} == {"bf16"}
+    assert done.notes == tuple(line.strip() for line in progress.lines[:1])
+    assert done.notes[0].startswith("sizes are chosen")
 
 
 def test_a_budget_of_ones_own_holds_for_all(run: Callable[..., Run], tmp_path: Path) -> None:
@@ -264,22 +250,6 @@ def test_two_batches_are_both_compared(run: Callable[..., Run], tmp_path: Path) 
 def test_what_a_pair_cannot_do_is_refused(run: Callable[..., Run], flag: str) -> None:
     with pytest.raises(SpecError, match=f"--{flag.replace('_', '-')} and --interleave"):
         run(PACED, interleave=("dtype=fp32", "dtype=bf16"), **{flag: True})
-
-
-def test_a_later_slower_start_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> None:
-    clock, took = Standing(), iter([10.0, 50.0])
-    monkeypatch.setattr(session, "time", clock)
-
-    def run_case(request: Request, *_: object, **__: object) -> Result:
-        clock.now += next(took)
-        return a_result(request.case, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
-
-    monkeypatch.setattr(runner, "run_case", run_case)
-    wish = wish_in(tmp_path, 600.0)
-    begun = session.Session(wish, running.find_bench(wish), 600.0, progress)
-    for _ in range(2):
-        begun.measure_one(Cell(a_case(), find_max=False), [], "")
-    assert begun.overhead(a_case()) == 8.0
 
 
 def test_a_pair_for_which_there_is_no_time_is_skipped(run: Callable[..., Run]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from bench import causes, checkup, history, running, runs, validating, verdict
 from bench.errors import Exit
 from bench.nodes import Node, Seen
+from bench.readings import PROCESS
 from provision import facts
 from provision.errors import BlockedError, SpecError
 from provision.facts import Gpu
@@ -189,6 +190,17 @@ def test_an_interrupt_that_another_thread_takes_loses_nothing(
     found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
     assert found.run.validation is not None
     assert {each.probe for each in found.run.validation.readings if each.round == 2} == {"product", "copy"}
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_worker_that_is_started_anew_lives_on_in_the_next_round(validate: Callable[..., Validated]) -> None:
+    """The kernel ends a worker with the thread that has started it, as the real worker asks it to."""
+    bound = "import ctypes\nctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+    found = validate(bound + planted("memory", "values['fault'] = 'wrong'", turns="turn == 2"), soak=1.0, rounds=4)
+    assert found.run.validation is not None
+    readings = found.run.validation.readings
+    assert not [each for each in readings if each.name == PROCESS]
+    assert {each.round for each in readings if each.probe == "sustained"} >= {1, 2, 3, 4}
 
 
 def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., Validated]) -> None:

@@ -17,6 +17,7 @@ DISTURBED = a_result(a_case(dtype="bf16"), host=a_host(cpu_share=0.5))
 SKIPPED = a_result(a_case(dtype="fp16"), status=Status.SKIPPED, reason="no time", samples=(), host=None)
 CRASHED = a_result(status=Status.ERROR, reason="RuntimeError: it broke\nmore\nlines", samples=(), host=None)
 LATE = a_result(status=Status.SKIPPED, reason="the budget leaves 2 s", samples=(), host=None)
+TOO_SLOW = a_result(status=Status.TIMEOUT, reason="an image took 9 s: after 1 the budget leaves no time for another")
 NUMBERS = Numerics(finite=True, image=None, image_sha256="0" * 64)
 NAN = a_result(status=Status.ERROR, reason="the image holds NaN", numerics=replace(NUMBERS, finite=False))
 FAR = a_result(status=Status.ERROR, reason="far", numerics=replace(NUMBERS, forward_error=0.9, tolerance=0.01))
@@ -37,6 +38,9 @@ BROKE_LATER = a_result(
         ([DISTURBED], VerdictState.WARN),
         ([CLEAN, replace(LATE, required=True)], VerdictState.NOT_JUDGED),
         ([CLEAN, replace(SKIPPED, required=True)], VerdictState.PASS),
+        ([CLEAN, TOO_SLOW], VerdictState.PASS),
+        ([CLEAN, replace(TOO_SLOW, required=True)], VerdictState.NOT_JUDGED),
+        ([CLEAN, replace(TOO_SLOW, reason="the worker hung and was killed at its deadline")], VerdictState.NOT_JUDGED),
         ([], VerdictState.NOT_JUDGED),
         ([SKIPPED, SKIPPED], VerdictState.NOT_JUDGED),
         ([CLEAN, CLEAN, CLEAN, CRASHED], VerdictState.NOT_JUDGED),
@@ -54,14 +58,15 @@ def test_the_verdict_of_a_run(results: list[Result], state: VerdictState) -> Non
 @pytest.mark.parametrize(
     ("status", "command"),
     [
-        (Status.ERROR, "bench run tiny --model tiny-ddpm --dtype fp32"),
-        (Status.OOM, "bench run tiny --model tiny-ddpm --dtype fp32 --set size=8"),
-        (Status.TIMEOUT, "bench run tiny --model tiny-ddpm --dtype fp32 --budget 1800"),
+        (Status.ERROR, "--model tiny-ddpm --dtype fp32"),
+        (Status.OOM, "--model tiny-ddpm --dtype fp32 --set size=8"),
+        (Status.TIMEOUT, "--model tiny-ddpm --dtype fp32 --budget 1800"),
     ],
 )
 def test_a_case_without_a_figure_is_named_with_the_next_command_and_fails_nothing(status: Status, command: str) -> None:
     failed = a_result(status=status, reason="why\nand its trace")
-    found = judge([CLEAN, failed], "tiny")
+    found = judge([CLEAN, failed], "my suites/one.toml")
+    command = f"bench run 'my suites/one.toml' --device cpu {command}"
     assert found == Verdict(VerdictState.NOT_JUDGED, (f"{failed.case.name}: why. Next: {command}",))
 
 

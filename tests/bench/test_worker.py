@@ -232,7 +232,7 @@ def test_a_probe_that_was_disturbed_skips_nothing(found: dict[str, Any]) -> None
 def test_too_few_images_are_no_result(found: dict[str, Any]) -> None:
     result = result_of(found, "too few")
     assert result.status is Status.TIMEOUT
-    assert result.reason == "an image took 250 s: after 1 the budget left no time for another"
+    assert result.reason == "an image took 250 s: after 1 the budget leaves no time for another"
     assert [sample.seconds for sample in result.samples] == [250.0], "it is kept all the same"
 
 
@@ -262,6 +262,13 @@ def test_a_dtype_that_the_device_lacks_is_skipped(found: dict[str, Any]) -> None
     result = result_of(found, "no dtype")
     assert result.status is Status.SKIPPED
     assert result.reason == "cpu cannot compute in fp32: not implemented for 'Half'"
+
+
+@pytest.mark.worker
+def test_a_device_that_somebody_else_fills_can_compute_all_the_same(found: dict[str, Any]) -> None:
+    result = result_of(found, "filled")
+    assert result.status is Status.OOM
+    assert result.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
 @pytest.mark.worker
