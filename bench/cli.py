@@ -47,7 +47,7 @@ app.command()(cli_host.history)
 def main() -> None:
     """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does, and its worker with it."""
     streams.prepare()
-    sys.exit(ending.run_app(app))
+    sys.exit(ending.run_app(app, "bench"))
 
 
 @app.command("list")

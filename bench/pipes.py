@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from provision.command import redact
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

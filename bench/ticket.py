@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from bench.evidence import shown
 from bench.readings import VerdictState
-from provision.command import redact
 from provision.errors import SpecError
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,6 +6,7 @@ The models are read from the cache alone: `provision models pull` fetches them, 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if (ROOT / ".firstlight" / "volume.json").is_file():
     # The home's own cache is a link to this one, unless the host was set up without it.
     hub = ROOT / "cache" / "huggingface" / "hub"
-    if hub.is_dir() and not (os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME")):
+    if hub.is_dir() and not any(map(os.environ.get, ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"))):
         os.environ["HF_HUB_CACHE"] = str(hub)
 
 
@@ -29,18 +30,16 @@ def find(repo: str) -> str:
         repo: the id of a repository, or a folder.
     """
     stand_in = STAND_IN + repo.rpartition("/")[2]
-    for each in (repo, stand_in):
+    for each in (repo, stand_in, f"{stand_in}.fp16"):
         if Path(each).is_dir() or snapshot(each):
             if each.startswith(STAND_IN):
                 print(f"{each} has random weights in place of {repo}: the picture is noise.")
             return each
     program = CHECKOUT / ".venv" / "bin" / "provision"
-    root = f" --root {ROOT}" if (ROOT / ".firstlight").is_dir() else ""
-    name = repo.removeprefix(STAND_IN)
-    build = " --stand-in" if repo.startswith(STAND_IN) else ""
-    sys.exit(
-        f"{repo} is not here. To get it: {program if program.exists() else 'provision'} models pull {name}{build}{root}"
-    )
+    words = [str(program) if program.exists() else "provision", "models", "pull", repo.removeprefix(STAND_IN)]
+    words += ["--stand-in"] if repo.startswith(STAND_IN) else []
+    words += ["--root", str(ROOT)] if (ROOT / ".firstlight").is_dir() else []
+    sys.exit(f"{repo} is not here. To get it: {shlex.join(words)}")
 
 
 def snapshot(repo: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,23 @@ def missing(hub: Path, model: ModelSpec) -> list[str]:
     return [repo for repo, place in places.items() if not (place.exists() or place.is_symlink())]
 
 
+def can_be_made(hub: Path, model: ModelSpec) -> bool:
+    """Return whether a link and its mark can be written: a cache that others fill may be read-only."""
+    return os.access(hub, os.W_OK | os.X_OK) and os.access(hub / model.folder, os.W_OK | os.X_OK)
+
+
 def make(hub: Path, model: ModelSpec) -> list[str]:
     """Link every former id of a model's repository to its folder, by a relative link: both lie in one cache.
 
     Returns:
-        What its owner should know: a former id is taken by something that is not ours, which stays.
+        What its owner should know: a former id is taken by something that is not ours, which stays; or no link can be
+        written.
     """
     folder = hub / model.folder
-    for repo in missing(hub, model):
+    lost = missing(hub, model)
+    if lost and not can_be_made(hub, model):
+        return [f"{hub} cannot be written, so {model.repo} is not found as {', '.join(lost)}"]
+    for repo in lost:
         name = cache_folder(repo)
         # The mark first: killed between the two, we know of a link that is not there, never the other way round.
         write_atomic(folder / _MARK, "\n".join(sorted({*_marked(folder), name})) + "\n")

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -38,12 +39,14 @@ def look(checkout: str, lock: str) -> "str | None":
         packages = dict(stamp["packages"])
     except (OSError, ValueError, KeyError, TypeError):
         return "no toolbox yet"
-    accepted = {_sha256(os.path.join(checkout, TOOLBOX, name)) for name in LOCKS[LOCKS.index(lock) :]}
-    if stamp.get("lock") not in accepted:
-        return "the lock has changed"
+    if stamp.get("lock") is None:
+        return "an earlier run was cut off"
     site = _site_packages(venv)
     if site is None or _runs(_python(venv)) is None:
         return ".venv's python does not run"
+    accepted = {_sha256(os.path.join(checkout, TOOLBOX, name)) for name in LOCKS[LOCKS.index(lock) :]}
+    if stamp.get("lock") not in accepted:
+        return "the lock has changed"
     for name, version in sorted(packages.items()):
         missing = _missing_file(site, name, version)
         if missing:
@@ -118,6 +121,7 @@ def main(arguments: "list[str]") -> int:
         say("unknown argument %s; the only one is --dev" % unknown[0])
         return 2
     _need_python()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started ends with it
     lock = LOCKS[1] if "--dev" in arguments else LOCKS[0]
     return 0 if look(CHECKOUT, lock) is None else _converge(lock)
 
@@ -187,9 +191,7 @@ def _say_dropped(settings: "dict[str, list[str]]") -> None:
 
 def _path_line(checkout: str) -> str:
     """Return the line of a .pth file that puts a folder on the path, whatever encoding it is read in."""
-    try:
-        checkout.encode("ascii")
-    except UnicodeEncodeError:
+    if ascii(checkout)[1:-1] != checkout or checkout != checkout.strip():
         return "import sys; sys.path.append(%s)\n" % ascii(checkout)
     return checkout + "\n"
 

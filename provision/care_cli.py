@@ -19,6 +19,7 @@ from provision.console import (
     Show,
     WaitFlag,
     YesFlag,
+    again,
     confirmed,
     during,
     guard,
@@ -134,7 +135,7 @@ def gc(
     """Drop the backups of earlier runs, after showing what that frees; their files cannot be undone then."""
 
     def act() -> Exit:
-        from provision import paths, report, undo
+        from provision import report, undo
         from provision.holder import holding
 
         wish = wish_of(root, host, None, offline=True)
@@ -146,7 +147,7 @@ def gc(
         dropped: list[str] = []
         question = "Drop them? What these runs changed in files cannot be undone then."
         if every and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
-            with holding(wish.root, f"{paths.program()} gc", waiting(Show(json, False, False, False, wait))):
+            with holding(wish.root, again(), waiting(Show(json, False, False, False, wait))):
                 for folder in undo.collect(every):
                     dropped.append(str(folder))
                     print(f"dropped {folder}", file=sys.stderr if json else sys.stdout)

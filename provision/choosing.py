@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from provision import choices, conda_lock, hub, paths, probing, rattler, sources, spec, wheels, witnesses
 from provision.catalogue import OFFICIAL, TOOLS, CondaMirror, TorchMirror
 from provision.choices import Choice, Record, Source
-from provision.command import redact
 from provision.errors import FirstlightError
 from provision.probing import Asked, Probe
+from provision.redact import redact
 from provision.step import Check, State
 from provision.volume import keep_backup
 

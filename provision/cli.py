@@ -46,7 +46,7 @@ app.add_typer(care_app)  # without a name its commands stand beside ours
 def main() -> None:
     """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does: children are ended, files are whole."""
     streams.prepare()
-    sys.exit(ending.run_app(app))
+    sys.exit(ending.run_app(app, "provision"))
 
 
 def _command(name: str, does: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -12,18 +11,12 @@ from typing import TYPE_CHECKING
 
 from provision import inherited
 from provision.errors import FirstlightError
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-# Tokens of users, of organisations, and those that a program is lent.
-_TOKEN = re.compile(r"(hf_|api_org_)[A-Za-z0-9]{8,}|(hf_)(?:oauth|jwt)_[A-Za-z0-9._-]{8,}")
-# What stands before the host of a URL; a password may hold a slash, a port is none.
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s]+|[^/\s:@\[]+:(?!\d+/)[^\s@]+)(?=@)")
-_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_SHORTEST_SECRET = 6
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")  # all but tab and newline: a server may send escapes
 _GRACE_SECONDS = 5.0
 
 
@@ -46,15 +39,6 @@ class Completed:
         """The last lines it printed, without secrets."""
         text = (self.stderr.strip() or self.stdout.strip()).splitlines()
         return redact("\n".join(text[-lines:]))
-
-
-def redact(text: str) -> str:
-    """Take Hugging Face tokens, passwords in URLs and control characters out of a text."""
-    for name in _TOKEN_VARIABLES:  # whatever it looks like
-        token = os.environ.get(name, "").strip()
-        if len(token) >= _SHORTEST_SECRET:
-            text = text.replace(token, "hf_…")
-    return _CONTROL.sub("", _CREDENTIALS.sub("…", _TOKEN.sub(r"\1\2…", text)))
 
 
 def signal_name(number: int) -> str:

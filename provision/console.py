@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import typer
 
 from provision import ending
 from provision.errors import SpecError
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -171,7 +173,7 @@ def _run(work: _Work, screen: report.Screen, started: float) -> Exit:
 
 def _converge(work: _Work, steps: list[step.Step], screen: report.Screen) -> list[Outcome]:
     """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
-    from provision import holder, paths, step, volume
+    from provision import holder, step, volume
 
     root = work.wish.root
     looked = _looked(work, steps, screen)
@@ -179,7 +181,7 @@ def _converge(work: _Work, steps: list[step.Step], screen: report.Screen) -> lis
         return looked
     if work.name in {"repair", "undo", "mirrors restore"}:
         volume.require(root)
-    with holder.holding(root, f"{paths.program()} {work.name}", waiting(work.show)) as has_waited:
+    with holder.holding(root, again(), waiting(work.show)) as has_waited:
         if has_waited:  # what the other run has changed is not known to these steps
             steps = work.build()
             screen.total = len(steps)
@@ -224,7 +226,7 @@ def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> No
     lines = sys.stderr if show.json else sys.stdout
     for each, outcome in zip(steps, outcomes, strict=True):
         if outcome.after is State.DRIFTED:
-            print(f"  would    {each.name:<28} {each.describe()}", file=lines)
+            print(redact(f"  would    {each.name:<28} {each.describe()}"), file=lines)
 
 
 def _say_machine(wish: Wish, machine: facts.Facts) -> None:
@@ -249,7 +251,22 @@ def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
     if json or not sys.stdin.isatty():
         why = "--json asks nothing" if json else "stdin is not a terminal"
         raise SpecError(f"{loss}, and {why}. Pass --yes to confirm.")
-    return typer.confirm(question)
+    try:
+        return typer.confirm(question)
+    except typer.Abort:  # Ctrl-C or Ctrl-D
+        raise KeyboardInterrupt from None
+
+
+def again() -> str:
+    """Return this command as a person types it again, without its --wait."""
+    from provision import paths
+
+    words, is_seconds = [paths.program()], False
+    for word in sys.argv[1:]:
+        if not (is_seconds or word.partition("=")[0] == "--wait"):
+            words.append(word)
+        is_seconds = word == "--wait"
+    return shlex.join(words)
 
 
 def guard(act: Callable[[], Exit], *, json: bool = False) -> None:

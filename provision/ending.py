@@ -26,14 +26,15 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from provision import streams
-from provision.command import redact
+from provision import paths, streams
 from provision.errors import Exit, FirstlightError, from_os_error
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,13 +144,18 @@ def run(
     return code
 
 
-def run_app(app: Callable[..., object]) -> int:
-    """Run a typer application and return its exit code; a wrong flag becomes an object as well."""
+def run_app(app: Callable[..., object], name: str) -> int:
+    """Run a typer application and return its exit code; a wrong flag becomes an object as well.
+
+    Args:
+        app: the application.
+        name: the program's.
+    """
     import typer
 
     command, is_json = command_of(sys.argv[1:])
     try:
-        code = app(standalone_mode=False)  # `run` leaves by SystemExit: what comes back is typer's own
+        code = app(standalone_mode=False, prog_name=name)  # `run` leaves by SystemExit: what comes back is typer's own
     except (typer.Abort, KeyboardInterrupt):
         code = int(Exit.INTERRUPTED)
     except BrokenPipeError:
@@ -160,7 +166,11 @@ def run_app(app: Callable[..., object]) -> int:
             return _fail(error, fault_of(error), json=is_json)
         show()
         text = str(error.format_message())  # type: ignore[attr-defined]  # typer has no public name for this class
-        return _print(Fault("usage", text, f"{_program()} {command} --help", int(Exit.USAGE)), command, json=is_json)
+        # The words that the parser knows: an unknown command is none of them. A flag without its value has no context.
+        context = getattr(error, "ctx", None)
+        known = str(context.command_path).split(" ")[1:] if context is not None else command.split()
+        ask = shlex.join([paths.program(name), *known, "--help"])
+        return _print(Fault("usage", text, ask, int(Exit.USAGE)), command, json=is_json)
     if code == Exit.INTERRUPTED:
         return interrupted_early()
     return code if isinstance(code, int) else int(Exit.GOOD)
@@ -212,7 +222,3 @@ def _drop_stdout() -> None:
     # Python would complain once more when it flushes at its exit.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _program() -> str:
-    return os.path.basename(sys.argv[0]).removesuffix(".py") if sys.argv else ""  # noqa: PTH119 (a name, no file)

@@ -20,6 +20,7 @@ from provision.console import (
     VerboseFlag,
     WaitFlag,
     YesFlag,
+    again,
     confirmed,
     during,
     guard,
@@ -96,7 +97,7 @@ def create(
         changes = {"env": name, "variant": variant, "interpreter": interpreter}
         wish = wish_of(root, host, envs, offline=offline, changes=changes)
         env = wish.host.env
-        only = {"volume", f"environment {env}", f"conda sees {env}"}
+        only = {"volume", "mirror settings", f"environment {env}", f"conda sees {env}"}
         return run_steps("env create", wish, Show(json, quiet, verbose, no_color, wait), only=only)
 
     guard(act, json=json)
@@ -114,7 +115,7 @@ def remove(
     """Remove an environment that firstlight made; the package caches stay."""
 
     def act() -> Exit:
-        from provision import paths, removal, report
+        from provision import removal, report
         from provision.holder import holding
         from provision.journal import Journal
 
@@ -126,8 +127,7 @@ def remove(
         what = f"{prefix} ({size:,} bytes) with all that was added to it"
         if not confirmed(f"Remove {what}?", f"this removes {what}", yes, json):
             return Exit.GOOD
-        again = f"{paths.program()} env remove {name}"
-        with holding(wish.root, again, waiting(show)) as has_waited, during(f"removing {prefix}", show):
+        with holding(wish.root, again(), waiting(show)) as has_waited, during(f"removing {prefix}", show):
             size = removal.removable(prefix, wish.root) if has_waited else size
             removal.remove(prefix, wish.root, wish.home, Journal(wish.root.journal, "env remove"))
         told = report.told_json("env remove", prefix=str(prefix), bytes=size)

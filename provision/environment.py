@@ -263,7 +263,7 @@ class EnvStep:
     def _ready(self, chain: Routes, *, is_new: bool) -> None:
         """Announce the way that is taken, and check that it fits."""
         variant = chain.way.variant
-        if chain.settled is None and variant.torch is not None:
+        if not chain.is_settled and variant.torch is not None:
             self.tell(chain.announce(self.root))
         if is_new or variant.name != self.wanted.variants[0].name:
             if variant.install_bytes is not None:

@@ -11,9 +11,9 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from provision import bodies
 from provision.addresses import check_address, host_of
-from provision.command import redact
 from provision.errors import FirstlightError
 from provision.patience import BUSY, LONGEST_WAIT_SECONDS, retry_after
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from provision import addresses, digests, pages, sources, uv_files
-from provision.command import redact
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,11 +50,15 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Answer:
-    """Hold the answer of one source. `has` is None where it is not known; `reason` says why it is not True."""
+    """Hold the answer of one source. `has` is None where it is not known; `reason` says why it is not True.
+
+    `is_unclear`: a server answered and did not tell (busy, or it wants a password that an installer may know).
+    """
 
     place: Place
     has: bool | None
     reason: str = ""
+    is_unclear: bool = False
 
 
 def own_places(uv: UvSources) -> list[Place]:
@@ -129,7 +133,7 @@ class _Look:
         except _PassedOverError as error:
             self.answer = Answer(self.place, False, str(error))
         except _UnknownError as error:
-            self.answer = Answer(self.place, None, str(error))
+            self.answer = Answer(self.place, None, str(error), is_unclear=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self.answer = Answer(self.place, None, f"does not answer ({type(error).__name__})")
         except Exception as error:  # whatever a server sends, the other places still count

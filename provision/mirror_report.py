@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from provision.catalogue import TOOLS
-from provision.command import redact
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

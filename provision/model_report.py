@@ -9,9 +9,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from provision.command import redact
 from provision.errors import Exit
 from provision.progress import Meter, Ticker
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +47,12 @@ class Row:
     load: str | None = None
 
     @property
-    def bytes_total(self) -> int:
-        """The bytes of its files, as far as they are known."""
-        sizes = {file.path: file.size or 0 for file in self.model.files}
-        return sum({**sizes, **{each.path: each.size for each in self.files if each.size is not None}}.values())
+    def bytes_total(self) -> int | None:
+        """The bytes of its files; None where the size of one is not known."""
+        sizes = {file.path: file.size for file in self.model.files}
+        sizes |= {each.path: each.size for each in self.files if each.size is not None}
+        known = [size for size in sizes.values() if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
 
 
 def rows_json(command: str, rows: Sequence[Row], code: int) -> str:
@@ -135,7 +137,7 @@ def list_json(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mappi
             "revision": each.model.revision,
             "variant": each.model.variant,
             "license": each.model.license,
-            "bytes": sum(file.size or 0 for file in each.model.files),
+            "bytes": each.model.bytes,
             "unpinned": sum(not file.locked for file in each.model.files),
             "state": each.state,
             "stand_in": each.asked.partition("+")[0] in stand_ins,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from provision import aliases, loading, stand_ins
 from provision.checking import Depth
-from provision.command import redact
 from provision.download import DownloadError
 from provision.errors import FirstlightError
 from provision.hub import HubError
 from provision.ledger import Ledger
 from provision.locking import alone
 from provision.pulling import Pull
+from provision.redact import redact
 from provision.step import Check, State
 from provision.volume import write_atomic
 
@@ -79,33 +79,41 @@ class ModelStep:
         """The plan's line."""
         spec = self.pull.spec
         known = f"{spec.bytes / 1e9:.2f} GB, " if spec.bytes else ""
-        return f"pull {spec.repo} ({known}{spec.license}) from {self.pull.hubs.every()[0].endpoint}"
+        return f"pull {spec.repo} ({known}{spec.license}) from {self.pull.hubs.every()[0].shown}"
 
     def check(self, *, deep: bool = False) -> Check:
         """Look at every file's presence and size; `deep` hashes each against its pin."""
-        repo = self.pull.spec.repo
         states = self.pull.look(Depth.HASH if deep else Depth.SIZE, self._hashed)
         wrong = [state for state in states if state.state != "ok"]
         if not wrong:
-            size = sum(state.size or 0 for state in states)
-            fetched = self.pull.ledger.summary()
-            how = f"{', every hash right' if deep else ''}{f': {fetched}' if fetched else ''}"
-            if lost := aliases.missing(self.root.hub_in_use, self.pull.spec):
-                return Check(State.DRIFTED, f"{repo} is not found as {lost[0]}")
-            load = _to_load(loading.of_model(self.root, self.pull.spec, self.architecture))
-            return Check(State.OK, f"{repo}, {size:,} bytes{how}{load}", "; ".join(self.pull.ledger.loud()) or None)
+            return self._whole(sum(state.size or 0 for state in states), ", every hash right" if deep else "")
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         detail = f"{wrong[0].path} {wrong[0].reason}{more}"
         reason = recorded(self.root).get(self.model)
         if reason is None or any(state.state != "missing" for state in wrong):
             return Check(State.DRIFTED, detail)
         if self.retry and (back := self._hub_that_is_back()):
-            return Check(State.DRIFTED, f"{back.endpoint} answers now")
+            return Check(State.DRIFTED, f"{back.shown} answers now")
         built = stand_ins.snapshot_of(self.root, self.model)
         if self.retry and self.build is not None and built is None:
             return Check(State.DRIFTED, "its stand-in is not built")
-        load = _to_load(loading.of_stand_in(self.model, self.pull.spec, self.architecture)) if built else ""
+        if built is None:
+            said = f"{self.model}: none of its files is here ({reason})"
+            return Check(State.OK, "nothing is here; bench makes random weights", said)
+        load = _to_load(loading.of_stand_in(self.model, self.pull.spec, self.architecture))
         return Check(State.OK, f"stand-in: random weights{load}", f"{self.model}: random weights stand in ({reason})")
+
+    def _whole(self, size: int, how: str) -> Check:
+        """Describe a model whose files are all here; its former ids lead to it where the cache can be written."""
+        hub, spec, said = self.root.hub_in_use, self.pull.spec, list(self.pull.ledger.loud())
+        if lost := aliases.missing(hub, spec):
+            if aliases.can_be_made(hub, spec):
+                return Check(State.DRIFTED, f"{spec.repo} is not found as {lost[0]}")
+            said.append(f"{hub} cannot be written, so {spec.repo} is not found as {lost[0]}")
+        fetched = self.pull.ledger.summary()
+        how += f": {fetched}" if fetched else ""
+        load = _to_load(loading.of_model(self.root, spec, self.architecture))
+        return Check(State.OK, f"{spec.repo}, {size:,} bytes{how}{load}", "; ".join(said) or None)
 
     def apply(self) -> None:
         """Pull what is missing; where the hub does not answer, build the stand-in and put it on record."""
@@ -121,8 +129,7 @@ class ModelStep:
 
     def _hashed(self, _path: str, count: int) -> None:
         """Bytes of a file that is here have been hashed."""
-        whole = sum(file.size or 0 for file in self.pull.spec.files)
-        self.progress(count, whole, "bytes hashed")
+        self.progress(count, self.pull.spec.bytes or 0, "bytes hashed")
 
     def _stand_in(self, reason: str) -> str:
         if self.build is None:

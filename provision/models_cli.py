@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from provision.command import redact
 from provision.console import (
     DryRunFlag,
     EnvsFlag,
@@ -24,6 +23,7 @@ from provision.console import (
     Show,
     WaitFlag,
     YesFlag,
+    again,
     confirmed,
     during,
     guard,
@@ -31,6 +31,7 @@ from provision.console import (
     wish_of,
 )
 from provision.errors import Exit, FirstlightError
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from provision.manifest import Manifest
@@ -78,10 +79,9 @@ def list_(
 
         place = _place(None, root, host, envs, manifest)
         known = place.wish.root
-        reasons: dict[str, str | None] = dict(models.recorded(known))
-        for name in place.manifest.models:
-            if stand_ins.snapshot_of(known, name) is not None:
-                reasons.setdefault(name, None)
+        recorded = models.recorded(known)
+        built = [name for name in place.manifest.models if stand_ins.snapshot_of(known, name) is not None]
+        reasons = {name: recorded.get(name) for name in built}
         found = model_care.held(known, place.manifest)
         others = model_care.others(known, place.manifest)
         show = model_report.list_json if json else model_report.list_lines
@@ -272,7 +272,7 @@ def remove(
     """Take a model out of the cache; what another model or revision needs stays."""
 
     def act() -> Exit:
-        from provision import holder, model_care, model_report, models, paths, stand_ins
+        from provision import holder, model_care, model_report, models, stand_ins
 
         place = _place(None, root, host, envs, manifest)
         known = place.wish.root
@@ -284,9 +284,8 @@ def remove(
             print(said)
         removed = False
         if is_here and not dry_run and confirmed("Remove it?", f"this removes {name} from the cache", yes, json):
-            again = f"{paths.program()} models remove"
             patience = waiting(Show(json, False, False, False, wait))
-            alone = holder.holding(known, again, patience) if known.marker.is_file() else nullcontext()
+            alone = holder.holding(known, again(), patience) if known.marker.is_file() else nullcontext()
             with alone:
                 model_care.remove(known, place.manifest, name)
             for recorded in models.recorded(known):

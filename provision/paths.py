@@ -147,13 +147,13 @@ def default_root() -> Path:
     return platformdirs.user_data_path("firstlight", appauthor=False)
 
 
-def program() -> str:
-    """What a person types to start `provision`: its name where the PATH has it, else its place."""
+def program(name: str = "provision") -> str:
+    """What a person types to start one of our programs: its name where the PATH has it, else its place."""
     import shutil
 
-    if shutil.which("provision"):
-        return "provision"
-    place = Path(sys.executable).parent / "provision"
+    if shutil.which(name):
+        return name
+    place = Path(sys.executable).parent / name
     return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
 
 

@@ -52,7 +52,7 @@ def find_python(supported: Sequence[str], first: Path, advice: str) -> tuple[Pat
             found = shutil.which(name)
             version = python_version(Path(found)) if found else None
             if found and version and version.rpartition(".")[0] == minor:
-                real = command.run([found, "-c", "import os, sys; print(os.path.realpath(sys._base_executable))"])
+                real = command.run([found, "-I", "-c", "import os, sys; print(os.path.realpath(sys._base_executable))"])
                 return Path(real.stdout.strip()), version
             if version:
                 seen.append(version)

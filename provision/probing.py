@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from provision import pages
 from provision.addresses import host_of, is_near, same_site
-from provision.command import redact
 from provision.digests import content_hash
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

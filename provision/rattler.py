@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 from provision import command, inherited
 from provision.conda_lock import CondaPackage
 from provision.errors import BlockedError, FirstlightError, SpecError
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _ANSWER_SECONDS = 5
+# Isolated, a python looks for a module neither in the current folder nor where PYTHONPATH says.
+_LAUNCH = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+runpy.run_module("provision.rattler_worker", run_name="__main__")
+"""
 _NO_SPACE = re.compile(r"os error 28|No space left|os error 122")
 CHANNELS = "https://conda.anaconda.org"  # conda's own default channel_alias, which its locks write
 
@@ -48,18 +55,18 @@ def own_channels(environ: Mapping[str, str], home: Path, ours: Collection[str] =
         SpecError: a .condarc cannot be read.
     """
     if environ.get("CONDA_CHANNEL_ALIAS") not in {None, "", *ours}:
-        return f"CONDA_CHANNEL_ALIAS={command.redact(environ['CONDA_CHANNEL_ALIAS'])}"
+        return f"CONDA_CHANNEL_ALIAS={redact(environ['CONDA_CHANNEL_ALIAS'])}"
     settings = conda_settings(environ, home)
     if settings.get("channel_alias") not in {None, *ours}:
-        return f"conda's channel_alias = {command.redact(str(settings['channel_alias']))}"
+        return f"conda's channel_alias = {redact(str(settings['channel_alias']))}"
     custom = settings.get("custom_channels")
     for name, base in (custom if isinstance(custom, dict) else {}).items():
         if str(base).rstrip("/") not in ours:
-            return f"conda's custom_channels: {name}: {command.redact(str(base))}"
+            return f"conda's custom_channels: {name}: {redact(str(base))}"
     defaults = settings.get("default_channels")
     for base in defaults if isinstance(defaults, list) else []:
         if str(base).rpartition("/")[0] not in ours:
-            return f"conda's default_channels: {command.redact(str(base))}"
+            return f"conda's default_channels: {redact(str(base))}"
     return None
 
 
@@ -89,9 +96,9 @@ def unreachable(packages: Sequence[CondaPackage], mirrored: Mapping[str, str]) -
     try:
         # Some mirrors refuse HEAD; of the body nothing is read.
         with requests.get(url, timeout=_ANSWER_SECONDS, stream=True) as answer:
-            return None if answer.ok else f"{command.redact(url)} answers {answer.status_code}"
+            return None if answer.ok else f"{redact(url)} answers {answer.status_code}"
     except requests.RequestException as error:
-        return f"{command.redact(url)} does not answer ({type(error).__name__})"
+        return f"{redact(url)} does not answer ({type(error).__name__})"
 
 
 def not_cached(packages: Iterable[CondaPackage], pkgs: Path) -> list[CondaPackage]:
@@ -194,18 +201,18 @@ def _ask(request: Mapping[str, object], where: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="firstlight-") as scratch:
         answer_file = Path(scratch) / "answer.json"
         text = json.dumps({**request, "answer": str(answer_file)})
-        here = str(Path(__file__).resolve().parent.parent)
         # The relay listens on loopback: no proxy leads there.
         spared = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
-        environment = inherited.child(os.environ) | {"PYTHONPATH": here, "no_proxy": spared, "NO_PROXY": spared}
-        done = command.run([sys.executable, "-m", "provision.rattler_worker"], env=environment, stdin=text, check=False)
+        environment = inherited.child(os.environ) | {"no_proxy": spared, "NO_PROXY": spared}
+        argv = [sys.executable, "-I", "-c", _LAUNCH, str(Path(__file__).resolve().parent.parent)]
+        done = command.run(argv, env=environment, stdin=text, check=False)
         try:
             answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise FirstlightError(f"rattler ended without an answer (exit {done.returncode}):\n{done.tail()}") from None
     if "error" not in answer:
         return answer
-    message = command.redact(str(answer["error"]))
+    message = redact(str(answer["error"]))
     if _NO_SPACE.search(message):
         raise BlockedError(f"{where}: no space left. Free some, or give another --root, then run again.")
     raise FirstlightError(f"conda packages: {message}")

@@ -9,8 +9,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from provision.command import redact
 from provision.progress import Meter, Ticker, Written
+from provision.redact import redact
 from provision.step import State, exit_of
 
 if TYPE_CHECKING:

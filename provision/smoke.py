@@ -99,11 +99,11 @@ class SmokeStep:
 
     def _run(self) -> dict[str, object]:
         # The bytecode that this first import compiles is what makes every later start three times faster.
-        # What it imports must be the environment's own.
+        # What it imports must be the environment's own: nothing of the current folder.
         environment = inherited.child(os.environ)
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub_in_use)}
         python = paths.interpreter(self.prefix)
-        done = command.run([python, "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
+        done = command.run([python, "-I", "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
         if done.returncode != 0:
             last = done.tail(1) or f"exit {done.returncode}"
             raise FirstlightError(f"{python} cannot run a denoising step: {last}. Run `make verify`.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provision import command, inherited, uv_files
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,8 +55,9 @@ def for_uv(
 ) -> UvSources:
     """Carry the machine's settings of sources over to uv, and nothing else of its settings.
 
-    What the machine has set for uv itself goes before what it has set for pip. Indexes are searched together, as pip
-    does it: the lock's hashes, not the order of the indexes, decide what is taken.
+    What the machine has set for uv itself goes before what it has set for pip: a default index of uv's own takes the
+    place of pip's. Indexes are searched together, as pip does it: the lock's hashes, not the order of the indexes,
+    decide what is taken. A folder of wheels that is not there is left out: pip passes it over, uv ends there.
 
     Args:
         environ: ours.
@@ -65,12 +67,17 @@ def for_uv(
     """
     env = {name: value for name, value in inherited.child(environ).items() if not name.startswith("PIP_")}
     settings = pip_settings(environ) if settings is None else settings
+    config, dropped = uv_files.read(environ, Path(environ.get("HOME") or Path.home()))
     for option, values in settings.items():
         if option in _CARRIED:
             variable, joint = _CARRIED[option]
             value = _for_uv(variable, joint.join(values))
             if value is not None:
                 env.setdefault(variable, value)
+    has_default = env.get("UV_INDEX_URL") or any(row.get("default") for row in uv_files.indexes(config)[0])
+    if has_default and "UV_DEFAULT_INDEX" not in environ:
+        env.pop("UV_DEFAULT_INDEX", None)
+    absent = _drop_absent_folders(env)
     if "truststore" in settings.get("use-feature", []):
         env.setdefault("UV_SYSTEM_CERTS", "1")
     env.setdefault("UV_CACHE_DIR", str(cache))
@@ -81,12 +88,23 @@ def for_uv(
         env.pop(variable, None)
     if offline:
         env["UV_OFFLINE"] = "1"
-    config, dropped = uv_files.read(environ, Path(environ.get("HOME") or Path.home()))
     in_pip = [f"pip's {option}" for option in settings if inherited.PIP.get(option) == inherited.SAID]
     by_variable = inherited.dropped(environ)
     named = {f"pip's {name[len('PIP_') :].lower().replace('_', '-')}" for name in by_variable}
-    dropped = [*by_variable, *(each for each in in_pip if each not in named), *dropped]
+    dropped = [*by_variable, *(each for each in in_pip if each not in named), *dropped, *absent]
     return UvSources(env, ("--no-index",) if says_no_index(settings) else (), config, tuple(dropped))
+
+
+def _drop_absent_folders(env: dict[str, str]) -> list[str]:
+    """Leave the folders of wheels that are not there out of UV_FIND_LINKS; return them in words."""
+    told = [each for each in env.get("UV_FIND_LINKS", "").split(",") if each]
+    places = [each if "://" in each else os.path.expanduser(each) for each in told]  # noqa: PTH111 (no Path)
+    there = [each for each in places if "://" in each or os.path.exists(each)]  # noqa: PTH110 (nor here)
+    if told:
+        env["UV_FIND_LINKS"] = ",".join(there)
+    if not env.get("UV_FIND_LINKS"):
+        env.pop("UV_FIND_LINKS", None)
+    return [f"find-links {redact(each)} (it is not there)" for each in places if each not in there]
 
 
 def _for_uv(variable: str, value: str) -> str | None:
@@ -98,6 +116,8 @@ def _for_uv(variable: str, value: str) -> str | None:
             return None
     if variable == "UV_KEYRING_PROVIDER":
         return value if value in {"disabled", "subprocess"} else None
+    if variable in {"SSL_CERT_FILE", "SSL_CLIENT_CERT"}:
+        return os.path.expanduser(value)  # noqa: PTH111 (as pip does)
     return value
 
 
@@ -128,11 +148,11 @@ def own_index(
     known = {"", None, ours}
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", *_MORE_INDEXES):
         if environ.get(name) not in known:
-            return f"{name}={command.redact(environ[name])}"
+            return f"{name}={redact(environ[name])}"
     for option in ("index-url", "extra-index-url"):
         values = settings.get(option, [])
         if values and values != [ours]:
-            return f"pip's {option} = {command.redact(' '.join(values))}"
+            return f"pip's {option} = {redact(' '.join(values))}"
     if says_no_index(settings):
         return "pip's no-index"
     return _own_uv(environ, home, ours)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision import architectures, command, paths, stand_in_files, stand_in_worker
+from provision import architectures, command, paths, stand_in_files, stand_in_worker, weights
 from provision.errors import BlockedError, FirstlightError, from_os_error
 from provision.locking import alone
 from provision.snapshots import link
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OWNER = "stand-in"
 _FORMAT = 2  # 1: a folder for each component also where the repository is flat, weights in full precision
 _HEADROOM = 1.1
-_LITTLE = 0.1
+_LITTLE = 1 / 3  # of what is free
 _STAGING = ".firstlight-stand-in-"
 _TIMEOUT_SECONDS = 1800.0
 _STEP = 1 << 24  # bytes between two words of progress
@@ -58,10 +58,23 @@ def snapshot_of(root: Root, name: str) -> Path | None:
         return None
     snapshot = folder / "snapshots" / revision
     links = [path for path in sorted(snapshot.rglob("*")) if path.is_symlink()]
+    if not all(map(_is_written, links)):
+        return None
     named = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in links}
     # Its revision is made of its files: one that lacks some, of a build that went wrong, has another.
     is_whole = named and revision == _revision(named) and all(path.exists() for path in links)
     return snapshot if is_whole else None
+
+
+def _is_written(path: Path) -> bool:
+    """Return whether a file has its size: after a power cut, one may be there and have none of its bytes."""
+    try:
+        if path.suffix != ".safetensors":
+            return path.stat().st_size > 0
+        weights.read_header(path)
+    except (OSError, weights.WeightsError):
+        return False
+    return True
 
 
 def dtype_of(model: ModelSpec) -> str:
@@ -135,7 +148,7 @@ def describe(architecture: Architecture, python: Path) -> dict[str, Any]:
     if not python.exists():
         raise FirstlightError(f"{python} is not there: a stand-in takes an environment with diffusers.")
     done = command.run(
-        [python, Path(stand_in_worker.__file__)],
+        [python, "-I", Path(stand_in_worker.__file__)],
         stdin=json.dumps(architecture.request),
         timeout_seconds=_TIMEOUT_SECONDS,
         check=False,
@@ -186,7 +199,7 @@ def _check_room(cache: Path, name: str, size: int, *, unasked: bool) -> None:
         )
     if unasked and needed > free * _LITTLE:
         raise FirstlightError(
-            f"its {needed:,} bytes are more than a tenth of what is free. To build it: {paths.program()} models pull "
+            f"its {needed:,} bytes are more than a third of what is free. To build it: {paths.program()} models pull "
             f"--stand-in {name}"
         )
 

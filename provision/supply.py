@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from provision import choices, rattler, sources, wheels
 from provision.catalogue import OFFICIAL
 from provision.choices import Source
-from provision.command import redact
 from provision.hub import Hub, official_endpoint
 from provision.ledger import Ledger
 from provision.locating import Place, own_places
+from provision.redact import redact
 from provision.relay import Relay, cached_only
 
 if TYPE_CHECKING:

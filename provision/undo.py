@@ -97,7 +97,7 @@ def choose(root: Root, name: str | None) -> Run:
         return found[0]
     left = [run for run in every if not run.undone]
     if not left:
-        raise SpecError(f"nothing is left to undo on {root.path}.")
+        raise SpecError(f"nothing is left to undo on {root.path}.", next_act=f"{paths.program()} undo --list")
     return left[-1]
 
 

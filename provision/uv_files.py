@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 # The keys whose values are addresses: a relative one is relative to its file.
 _PLACES = ("index-url", "extra-index-url", "find-links")
+# Of an index, what says where it is and how it is asked (source: uv's documentation of indexes). A value of them is a
+# text, a boolean or a list of numbers, which TOML writes as JSON does.
+_INDEX_KEYS = ("name", "url", "default", "explicit", "format", "authenticate", "ignore-error-codes")
+_TRUE = ("1", "true", "t", "yes", "y", "on")  # (source: uv's parser of its boolean variables)
 
 
 def paths(environ: Mapping[str, str], home: Path) -> list[Path]:
@@ -42,7 +46,7 @@ def read(environ: Mapping[str, str], home: Path) -> tuple[dict[str, Any], list[s
     Returns:
         The kept keys; and what is left out, in words: "exclude-newer of FILE".
     """
-    if environ.get("UV_NO_CONFIG"):
+    if environ.get("UV_NO_CONFIG", "").lower() in _TRUE:
         return {}, []
     kept: dict[str, Any] = {}
     dropped: list[str] = []
@@ -57,15 +61,24 @@ def read(environ: Mapping[str, str], home: Path) -> tuple[dict[str, Any], list[s
         in_pip = held.get("pip")
         tables = [(kept, held), (kept.setdefault("pip", {}), in_pip if isinstance(in_pip, dict) else {})]
         for merged, table in tables:
-            for key, value in table.items():
-                verdict = inherited.UV_TOML.get(key, inherited.IDLE)
-                if verdict == inherited.KEPT:
-                    _merge(merged, key, _absolute(key, value, file.absolute().parent))
-                elif verdict == inherited.SAID:
-                    dropped.append(f"{key} of {file}")
+            dropped += [f"{key} of {file}" for key in _take(merged, table, file.absolute().parent)]
     if not kept.get("pip"):
         kept.pop("pip", None)
     return kept, dropped
+
+
+def _take(merged: dict[str, Any], table: Mapping[str, Any], folder: Path) -> list[str]:
+    """Merge what is kept of a table, and return the keys that a user may miss."""
+    missed = []
+    for key, value in table.items():
+        verdict = inherited.UV_TOML.get(key, inherited.IDLE)
+        if verdict == inherited.KEPT:
+            _merge(merged, key, _absolute(key, value, folder))
+            rows = value if key == "index" and isinstance(value, list) else []
+            missed += ["an index's exclude-newer" for row in rows if isinstance(row, dict) and "exclude-newer" in row]
+        elif verdict == inherited.SAID:
+            missed.append(key)
+    return missed
 
 
 def write(held: Mapping[str, Any], table: str = "") -> str:
@@ -113,7 +126,8 @@ def _absolute(key: str, value: object, folder: Path) -> object:
         return [_place(each, folder) if isinstance(each, str) else each for each in value]
     if key == "index" and isinstance(value, list):
         rows = [each for each in value if isinstance(each, dict) and isinstance(each.get("url"), str)]
-        return [each | {"url": _place(each["url"], folder)} for each in rows]
+        kept = [{name: row[name] for name in row if name in _INDEX_KEYS} for row in rows]
+        return [each | {"url": _place(each["url"], folder)} for each in kept]
     return value
 
 

@@ -4,12 +4,15 @@ Standard library alone and no syntax newer than Python 3.6: the bootstrap import
 """
 
 import os
-import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING
+
+from provision.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,8 +43,13 @@ class Wait:
         self.folders = (os.path.join(checkout, ".venv"), cache)
         self.expected = EXPECTED_BYTES[lock]
         self.started = time.time()
+        self.before = None  # type: int | None
+        self.counting = threading.Thread(target=self._count, daemon=True)  # a cache on a network may take minutes
+        self.counting.start()
+        self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+    def _count(self) -> None:
         self.before = tree_bytes(self.folders)
-        self.is_terminal = sys.stderr.isatty()
 
     def run(self, argv: "list[str]", what: str, failure: str, environment: "dict[str, str]") -> str:
         """Run a program to its end and return what it prints to stdout.
@@ -56,6 +64,7 @@ class Wait:
             stderr=subprocess.PIPE,
             cwd=self.folder,
             env=environment,
+            start_new_session=os.name == "posix",  # so that its children end with it
         )
         ended = threading.Event()
         watch = threading.Thread(target=self._watch, args=(what, ended), daemon=True)
@@ -63,8 +72,7 @@ class Wait:
         try:
             stdout, stderr = (text.decode("utf-8", "replace") for text in process.communicate())
         except BaseException:
-            process.kill()
-            process.wait()
+            _end(process)
             raise
         finally:
             ended.set()
@@ -72,8 +80,7 @@ class Wait:
         if process.returncode != 0:
             output = (stdout + stderr).strip()
             lines = [line for line in output.splitlines() if not line.startswith("WARNING: Location")]
-            text = re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_…", "\n".join(lines[-12:]))
-            raise BootstrapError("%s:\n%s" % (failure, text))
+            raise BootstrapError("%s:\n%s" % (failure, redact("\n".join(lines[-12:]))))
         return stdout
 
     def _watch(self, what: str, ended: threading.Event) -> None:
@@ -88,7 +95,8 @@ class Wait:
             line = self._line(what)
             pause = max(LOOK_SECONDS, 20 * (time.time() - now))  # a large cache takes long to look at
             if self.is_terminal:
-                sys.stderr.write("\r\x1b[Kbootstrap: %s" % line)
+                columns = shutil.get_terminal_size().columns  # a line that wraps cannot be written over
+                sys.stderr.write("\r\x1b[K%s" % ("bootstrap: %s" % line)[: columns - 1])
                 sys.stderr.flush()
                 shown = True
             else:
@@ -98,8 +106,10 @@ class Wait:
             sys.stderr.flush()
 
     def _line(self, what: str) -> str:
-        written = max(0, tree_bytes(self.folders) - self.before)
         seconds = time.time() - self.started
+        if self.before is None:
+            return "%s: %d s" % (what, seconds)
+        written = max(0, tree_bytes(self.folders) - self.before)
         text = "%s: %d" % (what, written / 1e6)
         if written < self.expected:
             text += " of about %d" % (self.expected / 1e6)
@@ -107,6 +117,22 @@ class Wait:
         if self.expected / 10 < written < self.expected:
             text += ", about %d s left" % (seconds * (self.expected - written) / written)
         return text
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a program and what it started: first kindly, so that it can tidy its own files."""
+    for name, seconds in (("SIGTERM", 5.0), ("SIGKILL", None)):
+        try:
+            if os.name == "posix":
+                os.killpg(process.pid, getattr(signal, name))
+            else:
+                process.kill()
+            process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            continue
+        except OSError:  # it has ended
+            process.wait()
+        return
 
 
 def tree_bytes(folders: "Iterable[str]") -> int:

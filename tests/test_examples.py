@@ -223,7 +223,27 @@ def test_missing_model_is_one_line_with_the_command_that_pulls_it(volume: Root, 
         assert (done.returncode, done.stdout) == (1, "")
         (line,) = done.stderr.splitlines()
         assert line.startswith("owner/none is not here. To get it: ")
-        assert f" models pull owner/none --root {volume.path}" in line
+        assert line.endswith(f" models pull owner/none --root {volume.path}")
+    spaced = tmp_path / "a volume"
+    (spaced / ".firstlight").mkdir(parents=True)
+    (spaced / "envs").symlink_to(volume.path / "envs")
+    (tmp_path / "none").mkdir()
+    code = "import sys; sys.prefix = sys.argv[1]; sys.path.insert(0, sys.argv[2]); import host; host.find('owner/none')"
+    words = [str(spaced / "envs/diffusers"), str(CHECKOUT / "examples")]
+    done = run(volume, "-c", code, *words, HF_HUB_CACHE=str(tmp_path / "none"))
+    assert done.stderr.strip().endswith(f"models pull owner/none --root '{spaced}'"), "it can be pasted"
+
+
+def test_a_stand_in_of_the_lean_files_is_found(volume: Root, tmp_path: Path) -> None:
+    folder = tmp_path / "models--stand-in--ddpm-cat-256.fp16"
+    snapshot = folder / "snapshots" / played_hub.REVISION
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(snapshot.name)
+    code = f"import sys; sys.path.insert(0, {str(CHECKOUT / 'examples')!r}); import host; print(host.find({CAT!r}))"
+    done = run(volume, "-c", code, HUGGINGFACE_HUB_CACHE=str(tmp_path))
+    assert done.stdout.splitlines()[-1:] == ["stand-in/ddpm-cat-256.fp16"], done.stderr
 
 
 @pytest.mark.worker

@@ -15,7 +15,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # Imports point down; modules of one floor never import each other.
 FLOORS: dict[str, list[set[str]]] = {
     "provision": [
-        {"inherited", "waiting"},
+        {"inherited", "redact"},
+        {"waiting"},
         {
             "bootstrap",
             "uv_files",
@@ -118,7 +119,19 @@ FLOORS: dict[str, list[set[str]]] = {
 }
 # The only parts of provision that bench knows: what the machine is, where things lie, what people wrote, what fits,
 # what a program of ours inherits, and how a command ends.
-SHARED = {"inherited", "facts", "spec", "paths", "errors", "command", "profiles", "variants", "ending", "streams"}
+SHARED = {
+    "inherited",
+    "redact",
+    "facts",
+    "spec",
+    "paths",
+    "errors",
+    "command",
+    "profiles",
+    "variants",
+    "ending",
+    "streams",
+}
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
     "torch": {

@@ -348,3 +348,10 @@ def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, so
     yield start
     for each in started:
         each.close()
+
+
+@pytest.fixture
+def flags(tmp_path: Path, envs: Path) -> list[object]:
+    """What a command is told, so that it makes nothing but the root and its environment."""
+    (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
+    return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]

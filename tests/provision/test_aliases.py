@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,6 +56,20 @@ def link(root: Root) -> Path:
 
 def names(root: Root) -> list[str]:
     return sorted(path.name for path in (root.hub / "models--owner--model").rglob("snapshots/*/**/*") if path.is_file())
+
+
+def test_a_cache_that_cannot_be_written_serves_the_model_without_its_former_id(
+    root: Root, known: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is mounted read-only, and was filled before the model moved."""
+    link(root).unlink()
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    step = ModelStep(root, "m", known.pick("m"), Hubs(root, {}), retry=True, progress=lambda *_: None)
+    check = step.check()
+    assert check.state is State.OK
+    assert f"is not found as {OLD}" in (check.fallback or "")
+    (note,) = aliases.make(root.hub, known.pick("m"))
+    assert note.endswith(f"cannot be written, so {REPO} is not found as {OLD}")
 
 
 def test_pulled_model_is_loaded_by_its_former_id(root: Root, known: Manifest) -> None:

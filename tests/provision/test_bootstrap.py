@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -11,8 +12,10 @@ import zipfile
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
+from provision import bootstrap as bootstrap_module
 from provision import waiting
 from tests.conftest import CHECKOUT
 from tests.provision.conftest import lock_text, write_wheel
@@ -44,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (checkout / "provision").mkdir()
     (checkout / "envs/toolbox").mkdir(parents=True)
     (checkout / "wheels").mkdir()
-    for name in ("__init__", "bootstrap", "inherited", "waiting", "sources", "uv_files", "command", "errors"):
+    for name in ("__init__", "bootstrap", "inherited", "redact", "waiting", "sources", "uv_files", "command", "errors"):
         shutil.copy(CHECKOUT / f"provision/{name}.py", checkout / "provision")
     uv = repack(checkout / "wheels", "uv")
     one = write_wheel(checkout / "wheels", "one", "1.0", {"one/__init__.py": "x = 1\n", "one/data.txt": "data"})
@@ -122,6 +125,76 @@ def test_a_wrong_hash_is_refused_and_the_next_run_mends(tmp_path: Path, built: P
     lock.write_text(right)
     assert bootstrap(checkout).returncode == 0
     assert runs(checkout, "import one")
+
+
+@pytest.mark.parametrize("left", ["nothing", "a python without pip", "a python that does not run"])
+def test_a_run_that_was_cut_off_is_begun_anew(tmp_path: Path, built: Path, left: str) -> None:
+    checkout = copy_of(built, tmp_path / "checkout")
+    venv = checkout / ".venv"
+    venv.mkdir()
+    (venv / "firstlight.json").write_text('{"lock": null, "packages": {}}')
+    if left != "nothing":
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    if left == "a python that does not run":
+        (venv / "bin/python").unlink()
+        (venv / "bin/python").symlink_to("/nowhere/python")
+    done = bootstrap(checkout)
+    assert done.returncode == 0, done.stderr
+    assert runs(checkout, "import one")
+
+
+def test_an_interrupted_run_ends_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Its child and that one's child, as uv is pip's half's."""
+    pids = tmp_path / "pids"
+    code = (
+        "import os, signal, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n"
+        f"open({str(pids) + '.part'!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"os.rename({str(pids) + '.part'!r}, {str(pids)!r})\n"
+        "os.kill(os.getppid(), signal.SIGTERM); signal.pause()\n"
+    )
+    program = (
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(CHECKOUT)!r})\n"
+        "from provision import bootstrap, waiting\n"
+        f"def apply(*_):\n"
+        f"  wait = waiting.Wait({str(home)!r}, 'dev.lock')\n"
+        f"  wait.run([sys.executable, '-c', {code!r}], '', '', dict(os.environ))\n"
+        "bootstrap.apply = apply\n"
+        "bootstrap.look = lambda *_: 'no toolbox yet'\n"
+        "raise SystemExit(bootstrap.main([]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr
+    one, two = map(int, pids.read_text().split())
+    assert not psutil.pid_exists(one)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(two).wait(600)  # it was not ours to reap
+
+
+def test_a_failure_shows_no_secret(tmp_path: Path) -> None:
+    """pip repeats the line of its settings that it cannot read."""
+    words = "raise SystemExit('index-url = https://user:s3cretpw@pkgs.example/simple hf_" + "a" * 20 + "')"
+    with pytest.raises(waiting.BootstrapError) as caught:
+        waiting.Wait(str(tmp_path), "dev.lock").run([sys.executable, "-c", words], "", "it failed", dict(os.environ))
+    assert "https://…@pkgs.example/simple hf_…" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/a\nb", "/a ", "/\N{LATIN SMALL LETTER U WITH DIAERESIS}", "/a\\b", "/a b"])
+def test_the_checkout_is_on_the_path_whatever_its_name_is(path: str) -> None:
+    """As the module `site` reads a line of a .pth file: it imports, or takes the line for a folder."""
+    (line,) = bootstrap_module._path_line(path).splitlines()
+    if line.startswith("import "):
+        before, found = list(sys.path), list(sys.path)
+        try:
+            exec(line)  # noqa: S102 (as site does)
+            found = sys.path[len(before) :]
+        finally:
+            sys.path[:] = before
+        assert found == [path]
+    else:
+        assert line.rstrip() == path
 
 
 def test_a_foreign_venv_is_left_alone(tmp_path: Path, built: Path) -> None:
@@ -255,7 +328,10 @@ def test_long_wait_shows_what_is_done_and_how_much(
     monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(waiting, "LINE_SECONDS", 0.01)
     monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
     wait = waiting.Wait(str(tmp_path), "requirements.lock")
+    wait.counting.join()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/file").write_bytes(bytes(3_000_000))
     waits = f"for _ in range(6000):\n  if os.path.exists({str(go)!r}): break\n  time.sleep(0.01)\n"
@@ -263,7 +339,9 @@ def test_long_wait_shows_what_is_done_and_how_much(
     answer = wait.run([sys.executable, "-c", code], "uv installs", "it failed", dict(os.environ))
     assert answer == "its answer\n"
     text = shown.getvalue()
+    shown_lines = text.replace("\r\x1b[K", "\n").splitlines()
     assert "bootstrap: uv installs: 3 of about " in text
+    assert max(map(len, shown_lines)) < 60 or not is_terminal, "a line that wraps cannot be written over"
     assert " MB written, " in text
     assert text.endswith("\r\x1b[K" if is_terminal else " s\n"), "the counter leaves no trace, a line stays"
 

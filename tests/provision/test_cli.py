@@ -317,7 +317,7 @@ def test_models_of_a_silent_hub_are_stand_ins(tmp_path: Path, envs: Path, flags:
     done = provision("setup", *flags, "--json")
     assert done.returncode == 0, done.stderr
     (said,) = json.loads(done.stdout)["fallbacks"]
-    assert "random weights stand in" in said
+    assert "none of its files is here" in said
     assert NOWHERE in said
     assert provision("status", *flags).returncode == 0
 

@@ -152,6 +152,27 @@ def test_uv_itself_reads_what_is_carried(tmp_path: Path, user_file: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_index_that_holds_more_than_its_address_is_carried(tmp_path: Path, home: Path, user_file: Path) -> None:
+    user_file.write_text(
+        '[[index]]\nname = "own"\nurl = "https://own.example/simple"\nignore-error-codes = [401, 403]\n'
+        'cache-control = { api = "max-age=600", files = "max-age=3600" }\nexclude-newer = "2024-01-01"\n'
+    )
+    kept, dropped = uv_files.read(dict(os.environ), home)
+    assert kept["index"] == [{"name": "own", "url": "https://own.example/simple", "ignore-error-codes": [401, 403]}]
+    assert dropped == [f"an index's exclude-newer of {user_file}"]
+    file = tmp_path / "uv.toml"
+    file.write_text(uv_files.write(kept))
+    done = uv("--config-file", file, "pip", "list", "--system")
+    assert "TOML" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("value", "is_read"), [("1", False), ("true", False), ("0", True), ("false", True)])
+def test_a_boolean_of_uv_is_read_as_uv_reads_it(home: Path, user_file: Path, value: str, *, is_read: bool) -> None:
+    user_file.write_text('index-url = "https://own.example/simple"\n')
+    kept, _ = uv_files.read(dict(os.environ) | {"UV_NO_CONFIG": value}, home)
+    assert bool(kept) is is_read
+
+
 def test_broken_file_of_uv_is_left_out_and_said(home: Path, user_file: Path) -> None:
     user_file.write_text("[[index\n")
     kept, dropped = uv_files.read({}, home)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,6 @@ from tests.provision import inside
 from tests.provision.played import PORTAL, Fault, Played, index
 
 if TYPE_CHECKING:
-    import subprocess
     from pathlib import Path
 
     from tests.provision.conftest import FakeHub
@@ -255,6 +255,16 @@ class TestSetup:
         assert "liar is not asked again in this run: of model.safetensors" in done.stdout
         assert "model.safetensors from honest" in done.stdout
         assert "hf_sss" not in str(liar.seen) + str(hub.seen) + done.stdout + done.stderr
+
+    def test_an_environment_that_is_made_later_has_the_mirror_too(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        pip = play(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(far, hf={"near": pip.url}, pip={"near": f"{pip.url}/simple"})
+        assert provision("mirrors", "use", "near", *flags).returncode == 0
+        assert provision("env", "create", "diffusers", *flags).returncode == 0
+        show = [str(prefix(tmp_path) / "bin/python"), "-c", "import os; print(os.environ.get('HF_ENDPOINT'))"]
+        assert subprocess.run(show, env={}, capture_output=True, text=True, check=True).stdout == f"{pip.url}\n"
 
     def test_what_came_from_a_mirror_is_mended_offline(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path

@@ -158,7 +158,8 @@ def test_a_hub_that_is_none_becomes_a_stand_in(
     hub.faults.update(faults)
     model = step(root, tmp_path, hub)
     model.apply()
-    assert "random weights stand in" in (model.check().fallback or "")
+    assert "none of its files is here" in (model.check().fallback or "")
+    assert "stand-in" not in model.check().detail, "none was built"
     hub.faults.clear()
     assert step(root, tmp_path, hub).check().state is State.OK, "a status asks no network"
     later = step(root, tmp_path, hub, retry=True)

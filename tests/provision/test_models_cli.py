@@ -80,6 +80,21 @@ def test_pull_says_its_plan_then_what_became_of_it(hub: Played, flags: list[obje
     assert {each["state"] for each in row["files"]} == {"ok"}
 
 
+def test_a_plan_names_a_hub_without_its_password(flags: list[object]) -> None:
+    done = provision("plan", *flags, HF_ENDPOINT="http://user:s3cretpw@127.0.0.1:9")
+    assert "from http://…@127.0.0.1:9" in done.stdout
+    assert "s3cretpw" not in done.stdout + done.stderr
+
+
+def test_a_size_that_is_not_pinned_is_not_a_number(flags: list[object], envs: Path) -> None:
+    (envs / "models.toml").write_text(
+        f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
+        'files = [{path = "model_index.json", size = 7}, {path = "unet/model.safetensors"}]\n'
+    )
+    (row,) = json.loads(provision("models", "list", "--json", *flags).stdout)["models"]
+    assert row["bytes"] is None
+
+
 def test_the_object_of_a_pull(hub: Played, flags: list[object]) -> None:
     hub.faults.append(Fault("vae/", status=404))
     done = provision("models", "pull", "--json", *flags)

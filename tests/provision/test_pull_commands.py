@@ -139,7 +139,8 @@ def test_what_another_run_has_come_to_need_stays(
         return True
 
     monkeypatch.setattr("typer.confirm", confirm)
-    monkeypatch.setattr(console, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), exit=sys.exit))
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(console, "sys", SimpleNamespace(stdin=terminal, exit=sys.exit, argv=[]))
     done = CliRunner().invoke(models_cli.app, ["remove", "m", *chosen])
     assert done.exit_code == 0, done.output
     assert [state.state for state in pulled("n").look(Depth.HASH)] == ["ok", "ok"]

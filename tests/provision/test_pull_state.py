@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from provision import hub as hubs
 from provision import locking, manifest, models, models_cli, snapshots, stand_ins
-from provision.command import redact
 from provision.errors import BlockedError, FirstlightError
 from provision.hub import Hub, is_host
 from provision.model_care import others, removal, remove
+from provision.redact import redact
 from provision.supply import Hubs
 from tests.conftest import CHECKOUT
 from tests.provision import played_hub

@@ -189,6 +189,21 @@ class TestFollowing:
         assert step.check().fallback is None
         assert said[0].startswith(f"torch 9.9+tiny from the page {page}; ")
 
+    def test_page_that_is_busy_for_a_moment_is_no_reason_for_the_stand_in(
+        self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
+    ) -> None:
+        moved = tmp_path / "page"
+        moved.mkdir()
+        shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
+        server = play(played.index(moved.glob("*.whl")), Fault("/simple/", status=503, times=1))
+        page = f"{server.url}/simple/torch/"
+        said: list[str] = []
+        step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": page}), CUDA)
+        step.apply()
+        assert step.check(deep=True).state is State.OK
+        assert step.check().fallback is None
+        assert "answers 503" not in said[-1]
+
     def test_stand_in_is_announced_with_its_bytes_before_it_is_fetched(
         self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path
     ) -> None:
@@ -220,7 +235,7 @@ class TestFollowing:
         wheel = write_wheel(wheels, "torch", "9.9", {"torch/__init__.py": TORCH, "torch/large": "x" * 9_000_000})
         (envs / "diffusers/cu130.lock").write_text(lock_text(wheel, next(wheels.glob("diffusers-*.whl"))))
         root = Root(small_disk / "root")
-        unknown = CUDA.model_copy(update={"install_bytes": None})
+        unknown = CUDA.model_copy(update={"install_bytes": None, "download_bytes": None})
         wanted = Wanted("diffusers", envs / "diffusers", [CPU, unknown], MINORS, "system", PLATFORM, "a test")
         step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
         with pytest.raises(BlockedError, match="no space left"):
@@ -326,6 +341,13 @@ class TestFollowing:
         step.apply()
         assert step.check(deep=True).state is State.OK
         assert (server.seen, said) == ([], [])
+
+
+def test_space_is_judged_by_the_download_where_nothing_better_is_known(tmp_path: Path, small_disk: Path) -> None:
+    variant = Variant(name="cu128", torch="9.9", download_bytes=4_000_000_000)
+    with pytest.raises(BlockedError, match="about 7,200,000,000 are needed for it"):
+        routes.need_space(variant, "it", Root(small_disk / "root"), tmp_path)
+    routes.need_space(Variant(name="macos", torch="9.9"), "it", Root(small_disk / "root"), tmp_path)
 
 
 def test_sizes_are_left_out_where_they_are_not_known() -> None:

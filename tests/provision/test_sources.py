@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from provision import command, inherited, sources
-from provision.command import redact
+from provision.redact import redact
 from tests.provision.conftest import lock_text, write_wheel
 
 if TYPE_CHECKING:
@@ -22,17 +22,37 @@ def carried(home: Path, config: str, **environ: str) -> sources.UvSources:
     return sources.for_uv(dict(os.environ) | environ, home / "cache", offline=False)
 
 
-def test_index_links_and_certificate_come_over(home: Path) -> None:
+def test_index_links_and_certificate_come_over(tmp_path: Path, home: Path) -> None:
+    (home / "one").mkdir()
+    (tmp_path / "two").mkdir()
     uv = carried(
         home,
         "[global]\nindex-url = https://pip.example/simple\nextra-index-url =\n  https://a.example\n  https://b.example\n"
-        "find-links = /one\n  /two\ncert = /ca.pem\ntrusted-host = pip.example\n",
+        f"find-links = ~/one\n  {tmp_path}/two\n  https://links.example\ncert = ~/ca.pem\ntrusted-host = pip.example\n",
     ).environment
     assert uv["UV_DEFAULT_INDEX"] == "https://pip.example/simple"
     assert uv["UV_INDEX"] == "https://a.example https://b.example"
-    assert uv["UV_FIND_LINKS"] == "/one,/two"
-    assert uv["SSL_CERT_FILE"] == "/ca.pem" or "SSL_CERT_FILE" in os.environ
+    assert uv["UV_FIND_LINKS"] == f"{home}/one,{tmp_path}/two,https://links.example"
+    assert uv["SSL_CERT_FILE"] == f"{home}/ca.pem" or "SSL_CERT_FILE" in os.environ
     assert uv["UV_INSECURE_HOST"] == "pip.example"
+
+
+def test_a_folder_of_wheels_that_is_not_there_is_left_out_and_said(tmp_path: Path, home: Path) -> None:
+    """A volume that is not mounted: pip passes it over with a warning, uv would end there."""
+    uv = carried(home, f"[global]\nfind-links = {tmp_path}\n  /not/mounted\n")
+    assert uv.environment["UV_FIND_LINKS"] == str(tmp_path)
+    assert "find-links /not/mounted (it is not there)" in uv.dropped
+    assert "UV_FIND_LINKS" not in carried(home, "[global]\nfind-links = /not/mounted\n").environment
+
+
+@pytest.mark.parametrize("own", ["variable", "file", "none"])
+def test_a_default_index_of_uvs_own_takes_the_place_of_pips(home: Path, own: str) -> None:
+    environ = {"UV_INDEX_URL": "https://uv.example"} if own == "variable" else {}
+    if own == "file":
+        (home / ".config/uv").mkdir(parents=True)
+        (home / ".config/uv/uv.toml").write_text('[[index]]\nurl = "https://uv.example"\ndefault = true\n')
+    uv = carried(home, "[global]\nindex-url = https://pip.example\n", **environ).environment
+    assert uv.get("UV_DEFAULT_INDEX") == ("https://pip.example" if own == "none" else None)
 
 
 def test_the_environment_beats_the_file(home: Path) -> None:

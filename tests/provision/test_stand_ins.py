@@ -117,6 +117,16 @@ def test_stand_in_of_an_older_form_is_built_anew(root: Root, envs: Path) -> None
     assert build(root, envs)[0] == snapshot
 
 
+@pytest.mark.parametrize("path", ["unet/diffusion_pytorch_model.safetensors", "model_index.json"])
+def test_a_file_that_a_power_cut_left_without_its_bytes_is_built_anew(root: Root, envs: Path, path: str) -> None:
+    snapshot, _ = build(root, envs)
+    (file,) = snapshot.rglob(path.rpartition("/")[2])
+    file.resolve().write_bytes(b"")
+    assert stand_ins.snapshot_of(root, "a") is None
+    again, _ = build(root, envs)
+    assert (again / file.relative_to(snapshot)).stat().st_size > 0
+
+
 def test_record_of_other_settings_is_not_taken(root: Root, envs: Path) -> None:
     path = envs / "architectures/a.json"
     path.write_text(path.read_text().replace('"sample_size": 8', '"sample_size": 16'))

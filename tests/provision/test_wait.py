@@ -35,12 +35,6 @@ with holding(Root(Path(sys.argv[1])), "make setup"):
 """
 
 
-@pytest.fixture
-def flags(tmp_path: Path, envs: Path) -> list[object]:
-    (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
-    return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]
-
-
 def start(*words: object) -> subprocess.Popen[str]:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     argv = [sys.executable, "-m", "provision", *map(str, words)]

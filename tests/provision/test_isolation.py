@@ -1,0 +1,47 @@
+"""The programs that we start take nothing from the current folder, whatever lies in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision import architectures, rattler, stand_ins
+from provision.errors import FirstlightError
+from provision.smoke import SmokeStep
+from tests.provision.tiny_pipelines import ENVS
+
+if TYPE_CHECKING:
+    from provision.paths import Root
+
+FOREIGN = "raise SystemExit('a module of the current folder was imported')\n"
+
+
+@pytest.fixture(autouse=True)
+def _folder_of_somebodys_project() -> None:
+    for name in ("torch", "diffusers", "typing_extensions", "asyncio"):
+        Path(f"{name}.py").write_text(FOREIGN)
+    Path("provision").mkdir()
+    Path("provision/__init__.py").write_text(FOREIGN)
+
+
+def test_conda_packages_are_installed_by_our_own_code(tmp_path: Path) -> None:
+    with pytest.raises(FirstlightError, match="conda packages: 'cache'"):
+        rattler._ask({"action": "solve", "platform": "none"}, tmp_path)
+
+
+def test_the_smoke_step_imports_the_environments_own_packages(root: Root) -> None:
+    python = root.prefix("diffusers") / "bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    with pytest.raises(FirstlightError, match="No module named 'torch'"):
+        SmokeStep(root, "diffusers")._run()
+
+
+def test_a_stand_in_is_described_by_the_environments_own_packages() -> None:
+    with pytest.raises(FirstlightError) as caught:
+        stand_ins.describe(architectures.load(ENVS, "tiny-ddpm"), Path(sys.executable))
+    assert "current folder" not in str(caught.value)
+    assert "No module named 'diffusers'" in str(caught.value)
