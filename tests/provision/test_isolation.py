@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import architectures, rattler, stand_ins
+from provision import rattler
 from provision.errors import FirstlightError
 from provision.smoke import SmokeStep
-from tests.provision.tiny_pipelines import ENVS
 
 if TYPE_CHECKING:
     from provision.paths import Root
@@ -38,10 +37,3 @@ def test_the_smoke_step_imports_the_environments_own_packages(root: Root) -> Non
     python.symlink_to(sys.executable)
     with pytest.raises(FirstlightError, match="No module named 'torch'"):
         SmokeStep(root, "diffusers")._run()
-
-
-def test_a_stand_in_is_described_by_the_environments_own_packages() -> None:
-    with pytest.raises(FirstlightError) as caught:
-        stand_ins.describe(architectures.load(ENVS, "tiny-ddpm"), Path(sys.executable))
-    assert "current folder" not in str(caught.value)
-    assert "No module named 'diffusers'" in str(caught.value)
