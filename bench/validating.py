@@ -36,6 +36,7 @@ _LINKS_SECONDS = 12.0
 _AT_ONCE = ("product", "pinned", "sustained", "loop")  # what all devices take from their host at the same time
 _ROUND = ("product", "copy", "memory", "sustained")
 _ROUND_SECONDS = 30.0
+_HEED_SECONDS = 0.5  # as often as a worker is looked at
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -271,7 +272,8 @@ class _Examination:
         try:
             told.extend(self._pool.submit(ask, checkup) for checkup in alive)
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            wait(told)
+            while wait(told, _HEED_SECONDS).not_done:
+                pass  # Python heeds a signal that another thread has taken between two waits alone
         except KeyboardInterrupt:
             self.is_interrupted = True
             for checkup in alive:

@@ -177,7 +177,8 @@ class Interrupted(ThreadPoolExecutor):
     def submit(self, *words: Any, **named: Any) -> Future[Any]:
         future = super().submit(*words, **named)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        wait([future])
+        while wait([future], 0.1).not_done:
+            pass
         return future
 
 
