@@ -127,17 +127,12 @@ def test_a_wrong_hash_is_refused_and_the_next_run_mends(tmp_path: Path, built: P
     assert runs(checkout, "import one")
 
 
-@pytest.mark.parametrize("left", ["nothing", "a python without pip", "a python that does not run"])
-def test_a_run_that_was_cut_off_is_begun_anew(tmp_path: Path, built: Path, left: str) -> None:
+def test_a_run_that_was_cut_off_is_begun_anew(tmp_path: Path, built: Path) -> None:
+    """Its python has no pip, and what the lock asks for is not there."""
     checkout = copy_of(built, tmp_path / "checkout")
     venv = checkout / ".venv"
-    venv.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (venv / "firstlight.json").write_text('{"lock": null, "packages": {}}')
-    if left != "nothing":
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    if left == "a python that does not run":
-        (venv / "bin/python").unlink()
-        (venv / "bin/python").symlink_to("/nowhere/python")
     done = bootstrap(checkout)
     assert done.returncode == 0, done.stderr
     assert runs(checkout, "import one")
