@@ -120,13 +120,13 @@ def ask(
 
 
 def _has_kernels(told: dict[str, Any], slower: float | None) -> bool:
-    """Torch's word and the probe's; what torch does not vouch for has to be as fast as fp32 to count."""
+    """Torch's word and the probe's: a dtype that torch calls emulated has to be as fast as fp32 to count."""
     claimed = told.get("kernels")
     if "fault" in told:
         return not told.get("unsupported") and claimed is not False
     if slower is None:
         return bool(claimed)
-    return slower <= (_SEVERAL if claimed else 1.0)
+    return slower <= (1.0 if claimed is False else _SEVERAL)
 
 
 def notes(known: Known, suite: Suite, dtypes: Sequence[str]) -> Iterator[str]:

@@ -134,6 +134,7 @@ def test_a_dtype_that_torch_vouches_for_and_is_slow_has_no_kernels(ask: Callable
 def test_a_dtype_that_torch_denies_counts_where_it_is_as_fast_as_fp32(ask: Callable[..., Known]) -> None:
     assert ask(changes="kernels['bf16'] = False").precisions[0].kernels
     assert not ask(changes="kernels['bf16'] = False; rates['bf16'] = 50e9").precisions[0].kernels
+    assert ask(changes="kernels['bf16'] = None; rates['bf16'] = 50e9").precisions[0].kernels, "it has said nothing"
 
 
 def test_a_group_that_grants_one_core_makes_the_device_narrower(ask: Callable[..., Known]) -> None:
