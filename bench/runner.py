@@ -181,8 +181,16 @@ class Worker:
         return self.heard.samples
 
     def __enter__(self) -> Self:
-        # An interrupt between the fork and our hold on the process would leave a worker that nobody ends.
         self._errors = tempfile.TemporaryFile()
+        try:
+            self._start()
+        except BaseException:  # an interrupt above all: what was not entered is not left
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        # An interrupt between the fork and our hold on the process would leave a worker that nobody ends.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process = subprocess.Popen(
@@ -203,7 +211,6 @@ class Worker:
         self._tell(json.dumps(self._request))
         if not {"paced", "examine"} & {name for name, value in self._request.items() if value}:
             self.let_go()
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._watch is not None:

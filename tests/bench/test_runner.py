@@ -338,6 +338,21 @@ def test_the_parent_sleeps_while_the_worker_computes(
     assert 4 <= Counted.silences <= len(Counted.limits) <= Counted.silences + 10
 
 
+def test_an_interrupt_while_a_worker_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is heard as soon as we hold the process, and nobody has entered it yet."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "worker_command", lambda _: [sys.executable, "-c", "import signal; signal.pause()"])
+    monkeypatch.setattr(runner, "Watch", interrupt)
+    worker = runner.Worker({"query": True}, HERE, NO_HUB)
+    with pytest.raises(KeyboardInterrupt), worker:
+        pass
+    assert worker._process is not None
+    assert worker._process.returncode is not None, "it was ended and waited for"
+
+
 def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A torch in the working folder, and one on a path of the user's: neither is the measured one.
     for folder in (Path.cwd(), tmp_path / "path"):
