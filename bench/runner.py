@@ -190,7 +190,7 @@ class Worker:
         return self
 
     def _start(self) -> None:
-        # An interrupt between the fork and our hold on the process would leave a worker that nobody ends.
+        # An interrupt between the fork and the assignment would leave a process that is never ended.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process = subprocess.Popen(
@@ -336,7 +336,7 @@ def _environment(hub: Path) -> dict[str, str]:
     # The measured interpreter finds its own packages alone, no warning of theirs is an error, and it writes bytecode:
     # compiled bytecode makes the second case start in a third of the time.
     environment = inherited.child(os.environ) | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)}
-    # Which precision fp32 is computed in, a case says, not whoever has set these for something else.
+    # The case sets the precision of fp32; these variables would change it.
     for name in _PRECISIONS:
         environment.pop(name, None)
     return environment

@@ -148,7 +148,7 @@ def default_root() -> Path:
 
 
 def program(name: str = "provision") -> str:
-    """What a person types to start one of our programs: its name where the PATH has it, else its place."""
+    """Return the command that starts one of our programs: its name where the PATH has it, else its path."""
     import shutil
 
     if shutil.which(name):

@@ -117,7 +117,7 @@ class Routes:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the torch that is there stays, so that nothing is fetched."""
+        """Return whether the installed torch stays, so that nothing is fetched."""
         return self.settled is not None and not self._failed
 
     def announce(self, root: Root) -> str:

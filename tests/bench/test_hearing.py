@@ -1,4 +1,4 @@
-"""How long a worker may be silent before it counts as hung."""
+"""The silence after which a worker counts as hung."""
 
 from __future__ import annotations
 

@@ -339,7 +339,7 @@ def test_the_parent_sleeps_while_the_worker_computes(
 
 
 def test_an_interrupt_while_a_worker_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is heard as soon as we hold the process, and nobody has entered it yet."""
+    """The signal arrives after the fork and before the body of the with block."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -366,7 +366,7 @@ def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatc
     "name",
     ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONHOME"],
 )
-def test_what_somebody_has_set_for_another_program_has_no_effect_on_the_worker(
+def test_variables_of_other_programs_have_no_effect_on_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A case in tf32 would be one in fp32 and a good card slow, or a warning in torch's own import would end it."""

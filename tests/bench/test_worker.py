@@ -265,7 +265,7 @@ def test_a_dtype_that_the_device_lacks_is_skipped(found: dict[str, Any]) -> None
 
 
 @pytest.mark.worker
-def test_a_device_that_somebody_else_fills_can_compute_all_the_same(found: dict[str, Any]) -> None:
+def test_a_card_whose_memory_is_in_use_is_out_of_memory_not_unable(found: dict[str, Any]) -> None:
     result = result_of(found, "filled")
     assert result.status is Status.OOM
     assert result.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"

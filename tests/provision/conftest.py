@@ -352,6 +352,6 @@ def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, so
 
 @pytest.fixture
 def flags(tmp_path: Path, envs: Path) -> list[object]:
-    """What a command is told, so that it makes nothing but the root and its environment."""
+    """Return the flags with which a command makes nothing but the root and its environment."""
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
     return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]

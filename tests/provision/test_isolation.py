@@ -19,7 +19,7 @@ FOREIGN = "raise SystemExit('a module of the current folder was imported')\n"
 
 
 @pytest.fixture(autouse=True)
-def _folder_of_somebodys_project() -> None:
+def _shadowing_modules() -> None:
     for name in ("torch", "diffusers", "typing_extensions", "asyncio"):
         Path(f"{name}.py").write_text(FOREIGN)
     Path("provision").mkdir()
