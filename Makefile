@@ -54,8 +54,8 @@ test: test_root  ## set up what is missing, then run every test (TESTS='-n0 -x t
 speed: test_root  ## run the speed comparisons of tests/speed
 	@.venv/bin/python -I -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)
 
-check: toolbox  ## ruff, format and mypy
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -I -m mypy
+check: toolbox  ## ruff, format, mypy and the import contract
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -I -m mypy && .venv/bin/lint-imports --no-cache
 
 fix: toolbox  ## let ruff mend what it can
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .

@@ -13,10 +13,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from bench.cases import Cell
-    from bench.result import Case, Result
-    from bench.sampling import Images
-    from bench.session import Session
+    from bench.core.result import Case, Result
+    from bench.run.cases import Cell
+    from bench.run.session import Session
+    from bench.worker.sampling import Images
 
 _SUITES = pytest.StashKey["Suites"]()
 
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)  # of pytest-benchmark, which may be absent
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Say on what was measured."""
-    from provision import facts
+    from provision.host import facts
 
     machine_info["firstlight"] = facts.probe().to_dict()
     for name in ("torch", "diffusers"):
@@ -77,11 +77,12 @@ class DiffusionCase:
         """
         import torch
 
-        from bench import components, meter, sampling
+        from bench.worker import clocks, components, sampling
+        from bench.worker import memory as device_memory
 
         self.case = case
         self.weights = "real" if weights else "random"
-        self._torch, self._meter = torch, meter
+        self._torch, self._synchronize = torch, clocks.synchronize
         with torch.no_grad():
             model = components.Model(torch, case)
             self.flops = model.flops()
@@ -89,13 +90,13 @@ class DiffusionCase:
             self._loop = sampling.Loop(model)
         self.unet = model.components["unet"]
         self()
-        self._memory = meter.Peaks(torch, case.device)
+        self._memory = device_memory.Peaks(torch, case.device)
 
     def __call__(self) -> Images:
         """Make a batch of images."""
         with self._torch.no_grad():
             images = self._loop(lambda: None)
-            self._meter.synchronize(self._torch, self.case.device)
+            self._synchronize(self._torch, self.case.device)
         return images
 
     def extra_info(self) -> dict[str, Any]:
@@ -119,9 +120,9 @@ def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
         pytest.fail('which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256", dtype="bf16")', pytrace=False)
     import torch
 
-    from bench import components
-    from bench.errors import SkipError
-    from provision.errors import FirstlightError
+    from bench.core.errors import SkipError
+    from bench.worker import components
+    from provision.core.errors import FirstlightError
 
     weights = told.pop("weights", {})
     try:
@@ -159,11 +160,12 @@ def _told(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def _case(torch: Any, told: dict[str, Any]) -> Case:
     """A case as the suites have it for this machine, with what is told changed."""
-    from bench import cases, device
-    from provision.errors import BlockedError
+    from bench.gpu import choose_device
+    from bench.run import cases
+    from provision.core.errors import BlockedError
 
     chosen = told.pop("device", "auto")
-    device.check_name(str(chosen))
+    choose_device.check_name(str(chosen))
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if chosen == "auto":
         chosen = "cuda:0" if cards else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -198,14 +200,15 @@ class Suites:
     """The cells of the chosen suite, and the session that measures them as `bench run` does."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from bench import cases, running
+        from bench.run import cases, suite_run
+        from bench.run import request as run_request
 
         if not config.pluginmanager.hasplugin("benchmark"):
             raise pytest.UsageError("bench.suites needs pytest-benchmark")
         if hasattr(config, "workerinput"):
             raise pytest.UsageError("bench.suites measures one case after another: run it without -n")
         python = _option(config, "python")
-        self._wish = running.Wish(
+        self._wish = run_request.Wish(
             suite=_option(config, "suite") or "quick",
             out=Path(_option(config, "out") or "results"),
             device=_option(config, "device") or "auto",
@@ -214,19 +217,19 @@ class Suites:
             command="pytest --pyargs bench.suites",
         )
         suite = cases.load_suite(self._wish.suite)
-        self._bench = running.find_bench(self._wish)
-        self.device = running.choose_device(self._wish, self._bench, self)
+        self._bench = suite_run.find_bench(self._wish)
+        self.device = suite_run.choose_device(self._wish, self._bench, self)
         self._budget = getattr(suite.budget, self.device.partition(":")[0])
-        self._known, self._notes, self.cells = running.find_cells(suite, self._wish, self._bench, self.device, self)
+        self._known, self._notes, self.cells = suite_run.find_cells(suite, self._wish, self._bench, self.device, self)
         self.kept: Path | None = None
         self._session: Session | None = None
         self._results: dict[Case, Result] = {}
 
     def measure(self, cell: Cell) -> Result:
         """One case, within its share of the suite's budget, which begins with the first."""
-        from bench import session
-        from bench.errors import BYTES_FOR_A_RUN
-        from provision.errors import from_os_error
+        from bench.core.errors import BYTES_FOR_A_RUN
+        from bench.run import session
+        from provision.core.errors import from_os_error
 
         if self._session is None:
             try:
@@ -269,7 +272,7 @@ def suites(config: pytest.Config) -> Suites:
     Raises:
         pytest.UsageError: it cannot be measured here; the message says why, and what helps.
     """
-    from provision.errors import FirstlightError
+    from provision.core.errors import FirstlightError
 
     if _SUITES not in config.stash:
         try:

@@ -3,9 +3,9 @@
 import sys
 
 try:
-    from provision.cli import main
+    from provision.cli.main import main
 except KeyboardInterrupt:  # before the command could take it: nothing has begun
-    from provision.ending import interrupted_early
+    from provision.core.command_end import interrupted_early
 
     sys.exit(interrupted_early())
 

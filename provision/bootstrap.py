@@ -16,8 +16,8 @@ OLDEST = (3, 10)
 NEWEST = 14
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, CHECKOUT)  # an isolated python does not look beside its script
-from provision import inherited  # noqa: E402 (the line above finds it)
-from provision.waiting import BootstrapError, Wait, say  # noqa: E402
+from provision.core import child_environment  # noqa: E402 (the line above finds it)
+from provision.core.bootstrap_wait import BootstrapError, Wait, say  # noqa: E402
 
 TOOLBOX = os.path.join("envs", "toolbox")
 LOCKS = ("requirements.lock", "dev.lock")  # the second holds all that the first holds
@@ -72,7 +72,7 @@ def apply(checkout: str, lock: str) -> None:
     # From here to the end the folder is known as ours and as unfinished.
     _write_json(os.path.join(venv, STAMP), {"lock": None, "packages": {}})
     wait = Wait(checkout, lock)
-    environment = inherited.child(os.environ)
+    environment = child_environment.child(os.environ)
     if not healthy:
         _clear(venv)
         argv = [sys.executable, "-I", "-m", "venv", venv]
@@ -89,9 +89,9 @@ def apply(checkout: str, lock: str) -> None:
     python = _python(venv)
     say("installing the toolbox into .venv (%s, every hash checked)" % lock)
     pip = [python, "-I", "-m", "pip", "--disable-pip-version-check"]
-    asking = inherited.for_pip_config(os.environ)
+    asking = child_environment.for_pip_config(os.environ)
     listing = wait.run([*pip, "config", "list"], "reading pip's settings", "pip cannot read its settings", asking)
-    settings = inherited.parse_pip_config(listing)
+    settings = child_environment.parse_pip_config(listing)
     _say_dropped(settings)
     # pip, which knows this machine's index and certificates, fetches uv; uv fetches the rest in a tenth of the time.
     first = os.path.join(venv, "uv.txt")
@@ -101,11 +101,11 @@ def apply(checkout: str, lock: str) -> None:
     if not os.path.isdir(scratch):
         os.mkdir(scratch)
     install = [*pip, "install", "--quiet", "--no-input", "--no-deps", "--require-hashes", "-r", first]
-    own = dict(inherited.for_pip(os.environ, settings), TMPDIR=scratch)
+    own = dict(child_environment.for_pip(os.environ, settings), TMPDIR=scratch)
     wait.run(install, "fetching uv", "pip could not install uv of %s" % path, own)
     shutil.rmtree(scratch, ignore_errors=True)
     # uv's half reads the machine's settings itself, so it gets all of them.
-    rest = [python, "-I", "-m", "provision.sources", path]
+    rest = [python, "-I", "-m", "provision.installers.uv", path]
     wait.run(rest, "uv installs %s" % lock, "uv could not install %s" % path, dict(os.environ))
     if os.name == "posix":
         for command in COMMANDS:
@@ -181,9 +181,13 @@ def _runs(python: str) -> "tuple[int, int] | None":
 
 
 def _say_dropped(settings: "dict[str, list[str]]") -> None:
-    names = inherited.dropped(os.environ)
+    names = child_environment.dropped(os.environ)
     variables = {name[len("PIP_") :].lower().replace("_", "-") for name in names if name.startswith("PIP_")}
-    bent = [option for option in settings if inherited.PIP.get(option) == inherited.SAID and option not in variables]
+    bent = [
+        option
+        for option in settings
+        if child_environment.PIP.get(option) == child_environment.SAID and option not in variables
+    ]
     said = names + ["pip's %s" % option for option in bent]
     if said:
         say("%s %s no effect here: packages are locked by hash" % (", ".join(said), "have" if said[1:] else "has"))
@@ -278,7 +282,7 @@ def _entry(lock: str, name: str) -> str:
 
 def _command(venv: str, command: str) -> str:
     """Return a program that starts one of ours: in sh, since a #! line takes neither a space nor a long path."""
-    code = 'import sys; sys.argv[0] = "%s"; from %s.cli import main; main()' % (command, command)
+    code = 'import sys; sys.argv[0] = "%s"; from %s.cli.main import main; main()' % (command, command)
     return '#!/bin/sh\nexec %s -I -c %s "$@"\n' % (shlex.quote(_python(venv)), shlex.quote(code))
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import loading, stand_ins
-from provision.paths import Root
+from provision.core.layout import Root
+from provision.models import load_line, stand_ins
 from tests.conftest import CHECKOUT, NOWHERE
 from tests.provision import played_hub, tiny_pipelines
 from tests.provision.played import Played
@@ -262,7 +262,7 @@ def test_printed_line_loads_the_model(volume: Root) -> None:
     ):
         built = model(architecture, "fp16" if "@" in entry else None)
         stand_ins.build(volume, entry, built, ENVS, volume.prefix("diffusers") / "bin/python")
-        line = loading.of_stand_in(entry, built, loading.known(ENVS, built))
+        line = load_line.of_stand_in(entry, built, load_line.known(ENVS, built))
         assert line is not None
         lines.append(line)
         kinds.append(kind)

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import export, verdict
+from bench.core.result import Status
 from bench.pytest_plugin import Replay, suites
-from bench.result import Status
-from provision.errors import FirstlightError
+from bench.report import export
+from bench.run import verdict
+from provision.core.errors import FirstlightError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.cases import Cell
     from bench.pytest_plugin import Suites
+    from bench.run.cases import Cell
 
 CLOCK = Replay()
 

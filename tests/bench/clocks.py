@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from bench import runner
+from bench.launch import worker_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,20 +20,20 @@ time.time = lambda: 1e9 + time.process_time()
 # Such a worker sees nothing of its neighbours, and takes the fewest samples that give a median: what noise would add to
 # the samples is a matter of test_timing.py and test_running.py.
 _FEW = """
-import bench.meter, bench.timing
-bench.meter._cpu_ticks = bench.meter._pressure_seconds = bench.meter._waited_seconds = lambda: None
-bench.timing.MAX_SAMPLES = bench.timing.ENOUGH_SAMPLES
+from bench.worker import host_load, timing
+host_load._cpu_ticks = host_load._pressure_seconds = host_load._waited_seconds = lambda: None
+timing.MAX_SAMPLES = timing.ENOUGH_SAMPLES
 """
 # The parent of such a worker. `asked_at` of a request is the moment at which the worker's clock begins.
 _PARENT = f"""{_PROCESSOR_TIME}
 time.time = lambda: 1e9
-from bench import runner, verdict
+from bench.launch import worker_process as runner; from bench.run import verdict
 from tests.bench import clocks
 runner.worker_command = clocks.worker_command
 verdict.contended = lambda _: None  # no case is measured twice
 """
 COMMAND = f"""{_PARENT}
-from bench.cli import main
+from bench.cli.main import main
 main()
 """
 PYTEST = f"""
@@ -49,6 +49,12 @@ def command(*words: object) -> list[str]:
 
 
 def worker_command(python: Path) -> list[str]:
-    """Start the real worker; its clocks count processor time. It stands in for `runner.worker_command`."""
-    find, run, rest = runner._LAUNCH.partition("runpy.run_module")
-    return [str(python), "-c", f"{_PROCESSOR_TIME}{find}{_FEW}{run}{rest}", str(runner._PACKAGE), "bench.worker"]
+    """Start the real worker; its clocks count processor time. It stands in for `worker_process.worker_command`."""
+    find, run, rest = worker_process._LAUNCH.partition("runpy.run_module")
+    return [
+        str(python),
+        "-c",
+        f"{_PROCESSOR_TIME}{find}{_FEW}{run}{rest}",
+        str(worker_process._PACKAGE),
+        "bench.worker",
+    ]

@@ -13,22 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import runner, running, validating
-from bench.codec import record
-from bench.readings import Verdict, VerdictState
-from bench.result import (
-    SCHEMA,
-    Case,
-    Host,
-    Memory,
-    Numerics,
-    Phases,
-    Result,
-    Run,
-    Sample,
-    Status,
-    Work,
-)
+from bench.core.codec import record
+from bench.core.result import SCHEMA, Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Status, Work
+from bench.core.validation_records import Verdict, VerdictState
+from bench.launch import worker_process
+from bench.run import request
+from bench.validate import host
 from tests.bench.hosts import END, EXAMINER
 from tests.bench.programs import Quiet
 from tests.bench.test_nvml import Driver
@@ -38,7 +28,7 @@ from tests.conftest import CHECKOUT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.validating import Validated
+    from bench.validate.host import Validated
 
 
 def a_case(**changes: Any) -> Case:
@@ -150,11 +140,11 @@ def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -
         file = tmp_path / "examiner.py"
         file.write_text(EXAMINER + program + END)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
         if soak is not None:  # the clock is read when the soak begins, before each round and after it
-            monkeypatch.setattr(validating, "time", Ticking(soak / (2 * rounds)))
+            monkeypatch.setattr(host, "time", Ticking(soak / (2 * rounds)))
         usual: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
-        wish = running.Wish(**usual | {"python": Path(sys.executable)} | changes)
-        return validating.validate(wish, progress, soak_seconds=soak)
+        wish = request.Wish(**usual | {"python": Path(sys.executable)} | changes)
+        return host.validate(wish, progress, soak_seconds=soak)
 
     return run_program

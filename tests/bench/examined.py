@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import arithmetic, components, examining, links, loops, patterns, seam, traffic
-from bench.codec import plain
-from bench.errors import SkipError
-from bench.readings import Reading
+from bench.core.codec import plain
+from bench.core.errors import SkipError
+from bench.core.validation_records import Reading
+from bench.worker import components
+from bench.worker.checks import compute, copies, interconnect, memory_patterns, run, sampling_speed
+from bench.worker.checks import device as checked_device
 from tests.clock import Processor
 
 if TYPE_CHECKING:
@@ -21,13 +23,16 @@ if TYPE_CHECKING:
 CLOCK = Processor()
 FILL = components.Model._fill
 BLANK = Reading("probe", "name", "cpu", "FLOP/s", None)
-TINY = (loops.Kind("tiny-ddpm", "fp32", "ddim", 16), loops.Kind("tiny-sd", "bf16", "dpmpp-karras", 64))
+TINY = (
+    sampling_speed.Kind("tiny-ddpm", "fp32", "ddim", 16),
+    sampling_speed.Kind("tiny-sd", "bf16", "dpmpp-karras", 64),
+)
 MEMORY = 64 << 20
 # A word of the second block, and a bit of it.
 WORD, BIT = (1 << 20) + 7, 17
 
 
-class Changed(seam.Cpu):
+class Changed(checked_device.Cpu):
     """A CPU whose products are changed: all, or those of every third burst."""
 
     def __init__(self, change: Callable[[Any], Any]) -> None:
@@ -46,7 +51,7 @@ class Changed(seam.Cpu):
         self.is_well = True
 
 
-class Small(seam.Cpu):
+class Small(checked_device.Cpu):
     """A CPU that says how much memory is free."""
 
     def __init__(self, free: int | None) -> None:
@@ -57,7 +62,7 @@ class Small(seam.Cpu):
         return self._free
 
 
-class Counted(seam.Cpu):
+class Counted(checked_device.Cpu):
     """A CPU on which a call takes a second for each number of a tensor, and nothing takes time."""
 
     def __init__(self) -> None:
@@ -99,13 +104,11 @@ def soon(seconds: float = 600.0) -> float:
 
 def numbers() -> dict[str, Any]:
     """What is right, and each way in which it may be wrong."""
-    found = {"well": all_of(arithmetic.numerics(seam.of(torch, "cpu"), soon()))}
+    found = {"well": all_of(compute.numerics(checked_device.of(torch, "cpu"), soon()))}
     for name, change in (("one off", one_off), ("NaN", no_number), ("all off", lambda each: each * 1.05)):
-        found[name] = [
-            each for each in all_of(arithmetic.numerics(Changed(change), soon())) if "product" in each["name"]
-        ]
+        found[name] = [each for each in all_of(compute.numerics(Changed(change), soon())) if "product" in each["name"]]
     fp8 = Reading("numerics", "matrix product fp8", "cpu", "", None)
-    found["fp8"] = plain(arithmetic._numerics_of_product(seam.of(torch, "cpu"), "fp8", fp8))
+    found["fp8"] = plain(compute._numerics_of_product(checked_device.of(torch, "cpu"), "fp8", fp8))
     return found
 
 
@@ -131,28 +134,28 @@ def memories() -> dict[str, Any]:
         written.append((name, len({int(word) for word in chunks[0][:1000]}), sum(map(len, chunks))))
 
     found = {
-        "well": all_of(patterns.memory(device, soon(), seen)),
-        "flipped": all_of(patterns.memory(device, soon(), flipped)),
-        "flipped in one": all_of(patterns.memory(device, soon(), flipped_in_one)),
-        "aliased": all_of(patterns.memory(device, soon(), aliased)),
-        "small": all_of(patterns.memory(Small(1 << 20), soon())),
-        "untold": all_of(patterns.memory(Small(None), soon())),
-        "late": all_of(patterns.memory(device, soon(0.0))),
+        "well": all_of(memory_patterns.memory(device, soon(), seen)),
+        "flipped": all_of(memory_patterns.memory(device, soon(), flipped)),
+        "flipped in one": all_of(memory_patterns.memory(device, soon(), flipped_in_one)),
+        "aliased": all_of(memory_patterns.memory(device, soon(), aliased)),
+        "small": all_of(memory_patterns.memory(Small(1 << 20), soon())),
+        "untold": all_of(memory_patterns.memory(Small(None), soon())),
+        "late": all_of(memory_patterns.memory(device, soon(0.0))),
     }
 
     def late(pattern: str, _: object) -> None:
         if pattern == "own address inverted":
             CLOCK.added += 3600  # it takes more time than there is
 
-    found["slow"] = all_of(patterns.memory(Small(MEMORY // 4), soon(), late))
+    found["slow"] = all_of(memory_patterns.memory(Small(MEMORY // 4), soon(), late))
     return found | {"written": written}
 
 
 def ways() -> dict[str, Any]:
     """What is tried of several ways, where their time and room are the test's own."""
 
-    def way(amount: float, seconds: float, room: int = 0) -> seam.Way:
-        return seam.Way(amount, {"amount": amount}, room, lambda: lambda: seconds)
+    def way(amount: float, seconds: float, room: int = 0) -> checked_device.Way:
+        return checked_device.Way(amount, {"amount": amount}, room, lambda: lambda: seconds)
 
     device, found = Counted(), {}
     for name, given in {
@@ -162,16 +165,16 @@ def ways() -> dict[str, Any]:
         "second has no time": [way(10, 2.0), way(1e6, 1.0)],
         "no room": [way(10, 1.0, 251)],
     }.items():
-        found[name] = plain(seam.timed_best(BLANK, device, given, soon()))
+        found[name] = plain(checked_device.timed_best(BLANK, device, given, soon()))
     asked = len(device.asked)
-    found["no time"] = plain(seam.timed_best(BLANK, device, [way(10, 1.0)], soon(0.0)))
+    found["no time"] = plain(checked_device.timed_best(BLANK, device, [way(10, 1.0)], soon(0.0)))
     return found | {"asked in no time": len(device.asked) - asked}
 
 
 def burst() -> list[Any]:
     device = Changed(last_bit)
     device.is_well = True
-    return all_of(arithmetic.sustained(device, soon(2.0), device))
+    return all_of(compute.sustained(device, soon(2.0), device))
 
 
 def stopped() -> dict[str, Any]:
@@ -180,25 +183,27 @@ def stopped() -> dict[str, Any]:
     def raised(error: Exception) -> Any:
         raise error
 
-    device = seam.of(torch, "cpu")
+    device = checked_device.of(torch, "cpu")
     cases: dict[str, Callable[[], Any]] = {
         "no room": lambda: torch.empty(1 << 60),
         "no kernel": lambda: torch.mm(torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)),
-        "no time": lambda: raised(SkipError(seam.NO_TIME)),
+        "no time": lambda: raised(SkipError(checked_device.NO_TIME)),
         "no package": lambda: __import__("no_such_package"),
         "broken": lambda: raised(RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")),
         "wrong shape": lambda: device.product("fp32", torch.ones(2, 3), torch.ones(2, 3)),
     }
-    return {name: plain(seam.asked(BLANK, case)) for name, case in cases.items()}
+    return {name: plain(checked_device.asked(BLANK, case)) for name, case in cases.items()}
 
 
 def looped() -> dict[str, Any]:
-    device = seam.of(torch, "cpu")
+    device = checked_device.of(torch, "cpu")
     found = {
-        "well": all_of(loops.loop(device, soon(), TINY)),
-        "late": all_of(loops.loop(device, soon(0.0), TINY)),
-        "no time": all_of(loops.loop(device, soon(30.0), (loops.Kind("ddpm-cat-256", "fp32", "ddim", 4096),))),
-        "no room": all_of(loops.loop(Small(1000), soon(), TINY[1:])),
+        "well": all_of(sampling_speed.loop(device, soon(), TINY)),
+        "late": all_of(sampling_speed.loop(device, soon(0.0), TINY)),
+        "no time": all_of(
+            sampling_speed.loop(device, soon(30.0), (sampling_speed.Kind("ddpm-cat-256", "fp32", "ddim", 4096),))
+        ),
+        "no room": all_of(sampling_speed.loop(Small(1000), soon(), TINY[1:])),
     }
 
     def poisoned(self: components.Model, component: Any, device: str) -> Any:
@@ -208,7 +213,7 @@ def looped() -> dict[str, Any]:
 
     components.Model._fill = poisoned  # type: ignore[method-assign]
     try:
-        found["poisoned"] = all_of(loops.loop(device, soon(), TINY[:1]))
+        found["poisoned"] = all_of(sampling_speed.loop(device, soon(), TINY[:1]))
     finally:
         components.Model._fill = FILL  # type: ignore[method-assign]
     return found
@@ -220,7 +225,7 @@ def sums() -> list[bool]:
     right = numbers.float() * 3
     wrong = right.clone()
     wrong[700] += 1
-    return [links.is_sum(torch, each, numbers, 2) for each in (right, wrong)]
+    return [interconnect.is_sum(torch, each, numbers, 2) for each in (right, wrong)]
 
 
 def examined() -> dict[str, Any]:
@@ -232,21 +237,21 @@ def examined() -> dict[str, Any]:
         "budget_seconds": 3.0,
         "probes": ["copy", "numerics", "pinned"],
     }
-    examining.main(request, said.append, iter(["again 1.5 copy threads\n", "enough\n", "again 1 copy\n"]))
-    broken = examining.PHASES["copy"]
+    run.main(request, said.append, iter(["again 1.5 copy threads\n", "enough\n", "again 1 copy\n"]))
+    broken = run.CHECKS["copy"]
 
-    def lost(device: seam.Device, until: float) -> Iterator[Reading]:
-        yield from traffic.copy(device, until)
+    def lost(device: checked_device.Device, until: float) -> Iterator[Reading]:
+        yield from copies.copy(device, until)
         raise RuntimeError("CUDA error: the device was lost")
 
     fallen: list[dict[str, Any]] = []
-    examining.PHASES["copy"] = broken._replace(probe=lost)
+    run.CHECKS["copy"] = broken._replace(probe=lost)
     try:
-        examining.main(request | {"asked_at": time.time()}, fallen.append, iter([]))
+        run.main(request | {"asked_at": time.time()}, fallen.append, iter([]))
     finally:
-        examining.PHASES["copy"] = broken
+        run.CHECKS["copy"] = broken
     try:
-        examining.main(request | {"probes": ["heat"]}, said.append, iter([]))
+        run.main(request | {"probes": ["heat"]}, said.append, iter([]))
         refused = ""
     except ValueError as error:
         refused = str(error)
@@ -256,16 +261,16 @@ def examined() -> dict[str, Any]:
 def taken(request: dict[str, Any]) -> list[dict[str, Any]]:
     """An examination of a card that another process holds alone."""
     said: list[dict[str, Any]] = []
-    kept = seam.of
+    kept = checked_device.of
 
-    def busy(torch: Any, name: str) -> seam.Device:
+    def busy(torch: Any, name: str) -> checked_device.Device:
         raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
 
-    seam.of = busy
+    checked_device.of = busy
     try:
-        examining.main(request, said.append, iter(["again 1 copy\n"]))
+        run.main(request, said.append, iter(["again 1 copy\n"]))
     finally:
-        seam.of = kept
+        checked_device.of = kept
     return said
 
 
@@ -274,27 +279,24 @@ def main() -> None:
     os.dup2(2, 1)
     CLOCK.own()
     torch.set_grad_enabled(False)
-    device = seam.of(torch, "cpu")
+    device = checked_device.of(torch, "cpu")
     found = {
         "numbers": numbers(),
         "memories": memories(),
         "ways": ways(),
         "stopped": stopped(),
-        "product": all_of(arithmetic.product(device, soon(1.5))),
-        "convolution": all_of(arithmetic.convolution(device, soon(1.5))),
-        "copy": all_of(traffic.copy(device, soon(0.5))),
-        "sustained": all_of(arithmetic.sustained(device, soon(1.0))),
+        "product": all_of(compute.product(device, soon(1.5))),
+        "convolution": all_of(compute.convolution(device, soon(1.5))),
+        "copy": all_of(copies.copy(device, soon(0.5))),
+        "sustained": all_of(compute.sustained(device, soon(1.0))),
         "burst": burst(),
-        "thread": all_of(arithmetic.threads(device, soon(1.0))),
+        "thread": all_of(compute.threads(device, soon(1.0))),
     }
     torch.set_num_threads(2)
     found |= {
-        "threads": all_of(arithmetic.threads(device, soon(1.0))),
+        "threads": all_of(compute.threads(device, soon(1.0))),
         "threads after": torch.get_num_threads() == 2,
-        "late": [
-            all_of(probe(device, soon(0.0)))
-            for probe in (arithmetic.numerics, arithmetic.sustained, arithmetic.threads)
-        ],
+        "late": [all_of(probe(device, soon(0.0))) for probe in (compute.numerics, compute.sustained, compute.threads)],
     }
     torch.set_num_threads(1)
     found |= {"loops": looped(), "sums": sums(), "examined": examined()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.readings import VerdictState
+from bench.core.validation_records import VerdictState
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
-    from bench.readings import Judgement
-    from bench.validating import Validated
+    from bench.core.validation_records import Judgement
+    from bench.validate.host import Validated
 
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
 TWO = "COUNT = 2\n"
@@ -22,9 +22,9 @@ EXAMINER = f"""
 import json, os, signal, sys
 sys.path.insert(0, {str(CHECKOUT)!r})
 from pathlib import Path
-from bench.codec import dumps, plain
-from bench.readings import Reading
-from bench.result import Host
+from bench.core.codec import dumps, plain
+from bench.core.validation_records import Reading
+from bench.core.result import Host
 
 T, GB = 1e12, 1e9
 HOST = Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_share=0.0)

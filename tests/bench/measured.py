@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import axes, compiling, components, fitting, meter, pricing, probes, sampling, timing, worker
-from bench.codec import plain
-from bench.errors import SkipError
-from bench.result import Case, Sample
+from bench.core import axes, protocol
+from bench.core.codec import plain
+from bench.core.errors import SkipError
+from bench.core.result import Case, Sample
+from bench.worker import compile_cost, components, cost, device_probe, max_size, measurement, sampling, timing
+from bench.worker import memory as device_memory
 from tests.clock import Processor, Ticking
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def measured(
     """One case, with the shortest number of samples; its result as plain JSON, with what was said on the way."""
     path = str(FOLDER / image) if image else None
     folders = {case.model: str(weights)} if weights else {}
-    request = worker.Request(
+    request = protocol.Request(
         case,
         asked_at if asked_at is not None else time.time(),
         0.0,
@@ -58,7 +60,7 @@ def measured(
         rate_known=rate_known,
     )
     said: list[dict[str, Any]] = []
-    result = plain(worker.measure(request, said.append))
+    result = plain(measurement.measure(request, said.append))
     return {"result": result, "said": said}
 
 
@@ -168,11 +170,11 @@ def looped(case: Case) -> Any:
 def paced() -> Any:
     """A worker that makes images at a word: three, then another word."""
     words = iter(["go\n", "go\n", "go\n", "no\n"])
-    request = worker.Request(TINY, time.time(), 0.0, 1e6, {}, None, paced=True, compare=False)
+    request = protocol.Request(TINY, time.time(), 0.0, 1e6, {}, None, paced=True, compare=False)
     kept = sys.stdin
     sys.stdin = type("Words", (), {"readline": lambda _: next(words)})()
     try:
-        return plain(worker.measure(request, lambda _: None))
+        return plain(measurement.measure(request, lambda _: None))
     finally:
         sys.stdin = kept
 
@@ -206,17 +208,17 @@ def fits() -> dict[str, Any]:
     """The largest that fits into a memory that the test makes small, and into none."""
     model = components.Model(torch, replace(TINY_SD, dtype="fp32", batch=1))
     model.load({})
-    free = meter.free_bytes
+    free = device_memory.free_bytes
     found = {}
     try:
         for name, memory in (("some", 100 << 20), ("none", -1)):
-            meter.free_bytes = functools.partial(int, memory)
-            found[name] = plain(fitting.largest(model, math.inf))
+            device_memory.free_bytes = functools.partial(int, memory)
+            found[name] = plain(max_size.largest(model, math.inf))
     finally:
-        meter.free_bytes = free
-    found["no time"] = plain(fitting.largest(model, time.perf_counter()))
+        device_memory.free_bytes = free
+    found["no time"] = plain(max_size.largest(model, time.perf_counter()))
     compiled = components.Model(torch, replace(TINY_SD, compile="compiled"))
-    found["compiled"] = plain(fitting.largest(compiled, math.inf))
+    found["compiled"] = plain(max_size.largest(compiled, math.inf))
     return found
 
 
@@ -230,13 +232,13 @@ def probed() -> dict[str, Any]:
     rates = {}
     for name, first in {"quiet": [], "slow start": [5.0], "neighbours": [5.0, 1.0, 2.0, 1.0]}.items():
         ahead = itertools.chain(first, itertools.cycle([0.001, 0.001, 1.0, 1.0] if len(first) > 1 else [0.001]))
-        rates[name] = probes._rate(torch, "cpu", "fp32", functools.partial(next_of, ahead))
+        rates[name] = device_probe._rate(torch, "cpu", "fp32", functools.partial(next_of, ahead))
     torch.set_num_threads(2)
-    two = probes.rate(torch, "cpu", "fp32")
+    two = device_probe.rate(torch, "cpu", "fp32")
     found = {"rates": rates, "threads kept": torch.get_num_threads(), "two": two}
     torch.set_num_threads(1)
-    kernels = {name: probes.has_kernels(torch, "cpu", name) for name in ("fp32", "bf16", "fp16")}
-    return found | {"one": probes.rate(torch, "cpu", "fp32"), "kernels": kernels}
+    kernels = {name: device_probe.has_kernels(torch, "cpu", name) for name in ("fp32", "bf16", "fp16")}
+    return found | {"one": device_probe.rate(torch, "cpu", "fp32"), "kernels": kernels}
 
 
 def refused(*_: object) -> float:
@@ -256,9 +258,9 @@ def main() -> None:
     torch.set_grad_enabled(False)
     probe = probed()
     # The probe is real, and once for each dtype is enough.
-    probes.rate = functools.cache(probes.rate)
-    probes._ASK_SECONDS, probes._PROBE_SECONDS, probes._COPY_BYTES = 0.005, 0.002, 1 << 20
-    found: dict[str, Any] = {"query": probes.query(torch), "probe": probe}
+    device_probe.rate = functools.cache(device_probe.rate)
+    device_probe._ASK_SECONDS, device_probe._PROBE_SECONDS, device_probe._COPY_BYTES = 0.005, 0.002, 1 << 20
+    found: dict[str, Any] = {"query": device_probe.query(torch), "probe": probe}
     found["cat"] = architecture(CAT)
     found["cat 256"] = architecture(replace(CAT, height=256, width=256))
     found["cat batch 3"] = architecture(replace(CAT, batch=3))
@@ -290,18 +292,18 @@ def main() -> None:
     found["placed"] = placed()
     found["fits"] = fits()
     too_long = replace(CAT, steps=1000)
-    found["too long"] = with_patch(probes, "rate", lambda *_: 1e10, too_long, limit_seconds=5.0)
-    found["no dtype"] = with_patch(probes, "rate", refused, TINY)
-    found["filled"] = with_patch(probes, "rate", filled, TINY)
+    found["too long"] = with_patch(device_probe, "rate", lambda *_: 1e10, too_long, limit_seconds=5.0)
+    found["no dtype"] = with_patch(device_probe, "rate", refused, TINY)
+    found["filled"] = with_patch(device_probe, "rate", filled, TINY)
     # A machine whose probe promises far too much: the first image tells, after two steps.
     clock, many = Ticking(0.01), replace(TINY, steps=1000)
-    with patched(worker, "time", clock), patched(pricing, "time", clock):
+    with patched(measurement, "time", clock), patched(cost, "time", clock):
         high = {"limit_seconds": 2.0, "asked_at": clock.now}
-        found["overrated"] = with_patch(probes, "rate", lambda *_: 1e12, many, **high)
+        found["overrated"] = with_patch(device_probe, "rate", lambda *_: 1e12, many, **high)
     # A probe that somebody disturbed; what the device did before is known.
-    found["underrated"] = with_patch(probes, "rate", lambda *_: 1e3, TINY, rate_known=1e12)
+    found["underrated"] = with_patch(device_probe, "rate", lambda *_: 1e3, TINY, rate_known=1e12)
     found["too few"] = with_patch(timing, "take", taken_once, TINY)
-    with patched(compiling, "time", Ticking(31.0)):
+    with patched(compile_cost, "time", Ticking(31.0)):
         found["compiled"] = measured(replace(TINY, compile="compiled"), limit_seconds=30.0)
     found["no compiler"] = with_patch(torch, "compile", refused, replace(TINY, compile="compiled"))
     found["poisoned"] = with_patch(components.Model, "_fill", poisoned, TINY, image="nan.png")

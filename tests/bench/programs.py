@@ -14,8 +14,8 @@ import json, os, signal, subprocess, sys
 sys.path.insert(0, {str(CHECKOUT)!r})
 from dataclasses import replace
 from pathlib import Path
-from bench.codec import dumps, plain, record
-from bench.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, Work
+from bench.core.codec import dumps, plain, record
+from bench.core.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, Work
 
 def say(event):
     print(dumps(event), flush=True)

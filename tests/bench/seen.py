@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench.evidence import Evidence, Expected
-from bench.readings import Card, Gpu, Reading, Validation
+from bench.core.validation_records import Card, Gpu, Reading, Validation
+from bench.validate.expectations import Evidence, Expected
 from tests.bench.conftest import a_run
 
 if TYPE_CHECKING:
-    from bench.result import Run
+    from bench.core.result import Run
 
 T = 1e12
 GB = 1e9

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import cases
-from bench.axes import DTYPES, SCHEDULERS, architecture, models
-from provision import paths, spec
-from provision.errors import SpecError
+from bench.core.axes import DTYPES, SCHEDULERS, architecture, models
+from bench.run import cases
+from provision.config import models as models_config
+from provision.config import toml
+from provision.core import layout
+from provision.core.errors import SpecError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -244,13 +246,13 @@ def test_a_suite_file_that_is_not_there_or_no_toml_is_told(tmp_path: Path) -> No
         cases.load_suite(str(written(tmp_path, "description = \n")))
 
 
-def model(files: dict[str, int | None], architecture: str = "tiny-sd") -> spec.ModelSpec:
-    return spec.ModelSpec(
+def model(files: dict[str, int | None], architecture: str = "tiny-sd") -> models_config.ModelSpec:
+    return models_config.ModelSpec(
         repo="someone/model",
         revision=REVISION,
         license="mit",
         architecture=architecture,
-        files=[spec.ModelFile(path=path, size=size) for path, size in files.items()],
+        files=[models_config.ModelFile(path=path, size=size) for path, size in files.items()],
     )
 
 
@@ -271,7 +273,7 @@ def test_a_whole_snapshot_is_found(tmp_path: Path, snapshot: Path) -> None:
         "other": model({"config.json": 2}, architecture="tiny-ddpm"),
         "mine": model({"unet/model.safetensors": 5, "config.json": None}),
     }
-    root = paths.Root(tmp_path)
+    root = layout.Root(tmp_path)
     assert cases.weights("tiny-sd", manifest, root) == {"tiny-sd": str(snapshot)}
     assert cases.weights("ddpm-cat-256", manifest, root) == {}
 
@@ -288,30 +290,30 @@ def test_a_whole_snapshot_is_found(tmp_path: Path, snapshot: Path) -> None:
 def test_a_snapshot_that_is_not_whole_is_not_taken(
     tmp_path: Path, snapshot: Path, files: dict[str, int | None]
 ) -> None:
-    assert cases.weights("tiny-sd", {"mine": model(files)}, paths.Root(tmp_path)) == {}
+    assert cases.weights("tiny-sd", {"mine": model(files)}, layout.Root(tmp_path)) == {}
 
 
 def test_a_link_to_nothing_is_no_file(tmp_path: Path, snapshot: Path) -> None:
     (snapshot.parent.parent / "blob").unlink()
     manifest = {"mine": model({"unet/model.safetensors": None})}
-    assert cases.weights("tiny-sd", manifest, paths.Root(tmp_path)) == {}
+    assert cases.weights("tiny-sd", manifest, layout.Root(tmp_path)) == {}
 
 
 def test_a_whole_snapshot_is_taken_where_an_earlier_one_is_not(tmp_path: Path, snapshot: Path) -> None:
     manifest = {"torn": model({"config.json": 99}), "whole": model({"config.json": 2})}
-    assert cases.weights("tiny-sd", manifest, paths.Root(tmp_path)) == {"tiny-sd": str(snapshot)}
+    assert cases.weights("tiny-sd", manifest, layout.Root(tmp_path)) == {"tiny-sd": str(snapshot)}
 
 
 def test_a_model_that_extends_another_needs_both(tmp_path: Path, snapshot: Path) -> None:
     manifest = {"control": model({"config.json": 2}, architecture="tiny-controlnet")}
-    root = paths.Root(tmp_path)
+    root = layout.Root(tmp_path)
     assert cases.weights("tiny-controlnet", manifest, root) == {}
     manifest["base"] = model({"config.json": 2})
     assert set(cases.weights("tiny-controlnet", manifest, root)) == {"tiny-controlnet", "tiny-sd"}
 
 
 def test_what_the_manifest_ships_is_what_suites_can_ask_for() -> None:
-    manifest = spec.load_tables(paths.shipped_envs() / "models.toml", spec.ModelSpec)
+    manifest = toml.load_tables(layout.shipped_envs() / "models.toml", models_config.ModelSpec)
     assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= {entry.architecture for entry in manifest.values()} & set(
         models()
     )

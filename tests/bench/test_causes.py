@@ -13,17 +13,19 @@ from typing import Any
 
 import pytest
 
-from bench import nodes, nvml, probes
-from bench.causes import Site, cause, site
-from bench.nodes import Node, Seen
-from provision import spec
-from provision.errors import SpecError
-from provision.facts import Facts, Gpu
+from bench.gpu import device_nodes, nvml
+from bench.gpu.device_nodes import Node, Seen
+from bench.gpu.diagnosis import Site, cause, site
+from bench.worker import device_probe
+from provision.config import toml
+from provision.config import torch as torch_config
+from provision.core.errors import SpecError
+from provision.host.facts import Facts, Gpu
 from tests.bench.test_nvml import Driver
 from tests.conftest import CHECKOUT
 
 ENVS = CHECKOUT / "envs"
-TORCH = spec.load(ENVS / "torch.toml", spec.TorchSpec)
+TORCH = toml.load(ENVS / "torch.toml", torch_config.TorchSpec)
 LOCKED = ("cpu", "cu126", "cu128", "cu130")
 OPEN = (Node("nvidia0"), Node("nvidia-uvm"), Node("nvidiactl"))
 FINE = Seen(on_bus=("0000:01:00.0",), loaded=True, nodes=OPEN)
@@ -148,7 +150,7 @@ def test_each_cause_is_told_apart_with_its_fix(
 
 
 def test_every_cause_has_its_case() -> None:
-    source = (CHECKOUT / "bench" / "causes.py").read_text(encoding="utf-8")
+    source = (CHECKOUT / "bench" / "gpu" / "diagnosis.py").read_text(encoding="utf-8")
     named = {case[2] for case in CASES}
     assert all(f'"{name}"' in source for name in named)
     assert source.count("return Cause(") + 1 == len(named), (
@@ -199,7 +201,7 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps", "nvram"):
         (tmp_path / "dev" / name).touch()
     (tmp_path / "dev/nvidiactl").mkdir(mode=0o755)
-    seen = nodes.look(tmp_path, {"CUDA_VISIBLE_DEVICES": "3"})
+    seen = device_nodes.look(tmp_path, {"CUDA_VISIBLE_DEVICES": "3"})
     status = (tmp_path / "dev/nvidiactl").stat()
     owner = f"owner {status.st_uid}, group {status.st_gid}"
     assert seen == Seen(
@@ -215,13 +217,13 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
 def test_what_the_drivers_library_says_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers |= {"nvmlDeviceGetCount": 1, "nvmlDeviceGetHandleByIndex": "card"}
-    assert nodes.look(tmp_path, {}) == Seen()
+    assert device_nodes.look(tmp_path, {}) == Seen()
     driver.answers |= {"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetMaxMigDeviceCount": 7}
-    assert nodes.look(tmp_path, {}) == Seen(uncut=True)
+    assert device_nodes.look(tmp_path, {}) == Seen(uncut=True)
 
 
 def test_a_machine_without_anything_shows_nothing(tmp_path: Path) -> None:
-    assert nodes.look(tmp_path, {}) == Seen(library=nvml.refusal())
+    assert device_nodes.look(tmp_path, {}) == Seen(library=nvml.refusal())
 
 
 def test_a_node_behind_which_nothing_is_says_so(tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ def test_a_node_behind_which_nothing_is_says_so(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as nobody:
         nobody.bind(str(tmp_path / "dev/nvidia0"))
         (tmp_path / "dev/nvidia1").symlink_to("nowhere")
-        found = nodes.look(tmp_path, {}).nodes
+        found = device_nodes.look(tmp_path, {}).nodes
     assert [(node.name, node.fault) for node in found] == [("nvidia0", "ENXIO"), ("nvidia1", "ENOENT")]
 
 
@@ -243,7 +245,7 @@ def test_a_node_of_another_user_is_closed() -> None:
         (root / "dev/nvidia0").chmod(0o600)
         os.seteuid(65534)
         try:
-            found = nodes.look(root, {}).nodes
+            found = device_nodes.look(root, {}).nodes
         finally:
             os.seteuid(0)
     assert found == (Node("nvidia0", "EACCES", "0600", "owner 0, group 0"),)
@@ -265,13 +267,13 @@ def test_a_container_is_known_by_what_it_shows(
 ) -> None:
     (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / made).touch()
-    seen = nodes.look(tmp_path, environ)
+    seen = device_nodes.look(tmp_path, environ)
     assert (seen.contained, seen.loaded) == (contained, "nvidia" in made)
 
 
 def test_the_builds_of_a_site_are_those_with_a_lock(tmp_path: Path) -> None:
     found = site(host().machine, ENVS)
-    assert (found.torch, found.seen) == (TORCH, nodes.look())
+    assert (found.torch, found.seen) == (TORCH, device_nodes.look())
     assert found.seen != Seen(), "there is either a card or a reason of the library's"
     assert set(LOCKED) <= set(found.locked)
     assert site(host().machine, tmp_path) == replace(found, torch=None, locked=())
@@ -314,13 +316,13 @@ def test_a_torch_with_cuda_says_why_it_finds_no_card() -> None:
     torch = SimpleNamespace(
         __version__="2.9.0", version=SimpleNamespace(cuda="12.8"), cuda=cuda, backends=SimpleNamespace(mps=mps)
     )
-    found = probes.query(torch)
+    found = device_probe.query(torch)
     assert found == NONE | {"architectures": ["sm_90"], "refusal": "Found no NVIDIA driver on your system."}
     cuda.init = lambda: None
-    assert probes.query(torch)["refusal"] is None
+    assert device_probe.query(torch)["refusal"] is None
     torch.version.cuda = None
     cuda.init = refuse
-    assert probes.query(torch)["refusal"] is None
+    assert device_probe.query(torch)["refusal"] is None
 
 
 def test_every_fault_is_named_as_the_system_names_it() -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pynvml
 import pytest
 
-from bench import pipes, runner, running, validating
+from bench.launch import pipe, worker_process
+from bench.run import request
+from bench.validate import host
 from tests.bench.hosts import FAIL, OPEN, PASS, WARN, asked, judged, planted
 from tests.bench.programs import Quiet
 from tests.clock import Until
@@ -19,8 +21,8 @@ from tests.clock import Until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.readings import VerdictState
-    from bench.validating import Validated
+    from bench.core.validation_records import VerdictState
+    from bench.validate.host import Validated
     from tests.bench.test_nvml import Driver
 
 
@@ -57,10 +59,10 @@ def test_errors_that_come_meanwhile(validate: Callable[..., Validated], driver: 
             super().say(line)
 
     with pytest.MonkeyPatch.context():
-        wish = running.Wish(
+        wish = request.Wish(
             suite="validate", root=str(Path.cwd()), out=Path("out"), python=Path(sys.executable), device="cuda:0"
         )
-        again = validating.validate(wish, Counting())
+        again = host.validate(wish, Counting())
     assert [each.state for each in judged(again, "ecc-corrected-growth")] == [WARN]
 
 
@@ -78,10 +80,10 @@ def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: C
 def test_a_worker_that_hangs_is_no_second_time_waited_for(
     validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipes, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(pipe, "EVERY_SECONDS", 0.01)
     clock = Until(lambda: Path("asked").exists() and "cuda:0 product" in asked())
-    monkeypatch.setattr(pipes, "time", clock)
-    monkeypatch.setattr(runner, "time", clock)
+    monkeypatch.setattr(pipe, "time", clock)
+    monkeypatch.setattr(worker_process, "time", clock)
     found = validate(planted("product", "sys.stdin.read()"))
     assert found.run.verdict.state is FAIL
     assert "the worker hung in the phase 'product'" in found.run.verdict.reasons[0]

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import axes, cases, report
-from bench.codec import dumps, loads
-from bench.result import Run
-from provision import facts
+from bench.core import axes
+from bench.core.codec import dumps, loads
+from bench.core.result import Run
+from bench.report import tables
+from bench.run import cases
+from provision.host import facts
 from tests.bench import clocks
 from tests.bench.conftest import a_run, command, environment
 from tests.clock import GUARD_SECONDS
@@ -31,8 +33,8 @@ QUICK_PYTHON = """\
 #!{python}
 import json, sys
 from pathlib import Path
-from bench.codec import plain, record
-from bench.result import Case, Host, Numerics, Result, Sample, Status
+from bench.core.codec import plain, record
+from bench.core.result import Case, Host, Numerics, Result, Sample, Status
 
 request = json.loads(sys.stdin.read())
 if request == {{"query": True}}:
@@ -215,7 +217,7 @@ def test_a_kept_run_is_shown_by_its_id_folder_or_file(whole_run: WholeRun) -> No
     assert len({done.stdout for done in shown}) == 1
     assert shown[0].stdout.startswith(f"# tiny: {run.id}\n")
     for result in run.results:
-        assert f"| {report.label(result.case)} |" in shown[0].stdout
+        assert f"| {tables.label(result.case)} |" in shown[0].stdout
     again = bench("report", run.id, "--out", folder / "results", "--json")
     assert again.stdout == done.stdout
 
@@ -287,7 +289,7 @@ def test_a_table_is_printed_and_the_place_named(quick: list[object], tmp_path: P
     (kept,) = (tmp_path / "kept").glob("*/run.json")
     assert f"kept: {kept}\n" in done.stdout
     for result in loads(kept.read_text(), Run).results:
-        assert report.label(result.case) in done.stdout
+        assert tables.label(result.case) in done.stdout
     assert "verdict: pass" in done.stdout
 
 

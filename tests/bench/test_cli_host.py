@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import cli_host, history, runs, validating
-from bench.codec import loads
-from bench.readings import Verdict, VerdictState
-from bench.result import Run
+from bench.cli import host
+from bench.core.codec import loads
+from bench.core.result import Run
+from bench.core.validation_records import Verdict, VerdictState
+from bench.run import store
+from bench.validate import history
+from bench.validate import host as host_validation
 from tests.bench import clocks
 from tests.bench.conftest import a_run, command, environment
 from tests.bench.seen import validated
@@ -62,10 +65,10 @@ def test_what_is_proven_stays_so_whenever_a_soak_was_ended(
 ) -> None:
     run = replace(validated(2), verdict=Verdict(state))
     (tmp_path / run.id).mkdir()
-    found = validating.Validated(run, (run,), interrupted=True)
-    monkeypatch.setattr(validating, "validate", lambda *_, **__: found)
+    found = host_validation.Validated(run, (run,), interrupted=True)
+    monkeypatch.setattr(host_validation, "validate", lambda *_, **__: found)
     with pytest.raises(SystemExit) as ended:
-        cli_host.validate(out=tmp_path, quiet=True)
+        host.validate(out=tmp_path, quiet=True)
     assert ended.value.code == code
 
 
@@ -73,9 +76,9 @@ def test_the_last_run_is_the_last_of_its_kind(tmp_path: Path) -> None:
     """A ticket is of a validation, a comparison of cases, whatever came after them."""
     cases = [a_run(id=f"2026010{day}T030405Z-tiny-abcdef") for day in (1, 2, 4)]
     for each in (*cases[:2], validated(3), cases[2]):
-        runs.keep(each, tmp_path / "results" / each.id)
+        store.keep(each, tmp_path / "results" / each.id)
     assert "nothing to report" in bench(tmp_path, "report", "--format", "ticket").stdout
-    runs.keep(replace(validated(5), id="20260105T030405Z-validate-abcdef"), tmp_path / "results" / "last-validate-one")
+    store.keep(replace(validated(5), id="20260105T030405Z-validate-abcdef"), tmp_path / "results" / "last-validate-one")
     done = bench(tmp_path, "compare", cases[0].id)
     assert "no case in common" not in done.stdout, done.stderr
     assert "kept: " in bench(tmp_path, "keep", "before").stdout
@@ -83,7 +86,7 @@ def test_the_last_run_is_the_last_of_its_kind(tmp_path: Path) -> None:
 
 
 def test_without_a_validation_there_is_no_ticket(tmp_path: Path) -> None:
-    runs.keep(a_run(), tmp_path / "results" / a_run().id)
+    store.keep(a_run(), tmp_path / "results" / a_run().id)
     done = bench(tmp_path, "report", "--format", "ticket")
     assert done.returncode == 1
     assert "no validation is kept in results. Run `bench validate` first." in done.stderr

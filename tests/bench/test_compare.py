@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import charts, compare, report, stats
-from bench.errors import Exit
-from bench.result import Run, Sample, Status, Trust, Work
+from bench.core import stats
+from bench.core.errors import Exit
+from bench.core.result import Run, Sample, Status, Trust, Work
+from bench.report import charts, tables
+from bench.run import compare
 from tests.bench.conftest import a_case, a_host, a_result, a_run, machine
 
 if TYPE_CHECKING:
-    from bench.result import Result
+    from bench.core.result import Result
 
 
 def noisy(seconds: float, *, seed: int = 0, count: int = 12, noise: float = 0.004, **changes: Any) -> Result:
@@ -157,12 +159,12 @@ def test_a_pair_is_compared_with_the_images_of_its_warm_up() -> None:
 
 def test_the_tables_of_a_comparison() -> None:
     found = compare.compare(a_run(noisy(2.0)), a_run(noisy(2.5, seed=1), a_result(a_case(dtype="bf16"))))
-    text = report.comparison(found, color=False, width=160)
+    text = tables.comparison(found, color=False, width=160)
     assert "+25." in text
     assert "slower" in text
     assert f"in one of the two alone: {a_case(dtype='bf16').name}" in text
     assert "\x1b" not in text
-    assert "no case in common" in report.comparison(compare.Comparison((), (), ()), color=False, width=160)
+    assert "no case in common" in tables.comparison(compare.Comparison((), (), ()), color=False, width=160)
 
 
 def test_a_virtual_machine_whose_cores_were_moved_is_another_one() -> None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from bench import console, runner
-from bench.codec import loads
-from bench.result import Run
-from provision import streams
+from bench.cli import common
+from bench.core.codec import loads
+from bench.core.result import Run
+from bench.launch import worker_process
+from provision.core import streams
 from tests.bench.conftest import command, environment
 from tests.bench.programs import WORKER
 from tests.conftest import CHECKOUT
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 WITH = """
 import sys
 sys.path.insert(0, {checkout!r})
-from bench import cli, runner
+from bench.cli import main as cli; from bench.launch import worker_process as runner
 runner.worker_command = lambda python: [str(python), {program!r}]
 sys.argv = ["bench", *sys.argv[1:]]
 {before}
@@ -75,14 +76,14 @@ class Stream(io.StringIO):
 @pytest.fixture
 def stderr(monkeypatch: pytest.MonkeyPatch) -> Stream:
     stream = Stream()
-    monkeypatch.setattr(console, "sys", SimpleNamespace(stderr=stream))  # pytest puts its own back
+    monkeypatch.setattr(common, "sys", SimpleNamespace(stderr=stream))  # pytest puts its own back
     monkeypatch.setenv("TERM", "xterm")
     return stream
 
 
 def test_without_a_terminal_a_line_comes_every_ten_seconds(stderr: Stream) -> None:
     clock = Clock()
-    progress = console.Progress(quiet=False, now=clock)
+    progress = common.Progress(quiet=False, now=clock)
     progress.begin("[1/2] a")
     for clock.now in (1.0, 9.9, 10.0, 11.0, 19.9, 20.0):
         progress.at(lambda: f"at {clock.now:g}")
@@ -92,7 +93,7 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds(stderr: Stream) -> No
 
 def test_a_case_that_has_ended_starts_the_ten_seconds_anew(stderr: Stream) -> None:
     clock = Clock()
-    progress = console.Progress(quiet=False, now=clock)
+    progress = common.Progress(quiet=False, now=clock)
     clock.now = 9.0
     progress.say("one")
     clock.now = 15.0
@@ -103,7 +104,7 @@ def test_a_case_that_has_ended_starts_the_ten_seconds_anew(stderr: Stream) -> No
 def test_on_a_terminal_a_line_is_redrawn_once_a_second(stderr: Stream) -> None:
     stderr.is_terminal = True
     clock = Clock()
-    progress = console.Progress(quiet=False, now=clock)
+    progress = common.Progress(quiet=False, now=clock)
     progress.begin("[1/2] a")
     for clock.now in (0.5, 1.0, 1.5, 2.0):
         progress.at(lambda: f"at {clock.now:g}")
@@ -112,7 +113,7 @@ def test_on_a_terminal_a_line_is_redrawn_once_a_second(stderr: Stream) -> None:
 
 
 def test_a_line_that_is_not_shown_is_not_made(stderr: Stream) -> None:
-    progress = console.Progress(quiet=True, now=Clock())
+    progress = common.Progress(quiet=True, now=Clock())
     progress.at(lambda: pytest.fail("it is made"))
     progress.say("nothing")
     assert stderr.getvalue() == ""
@@ -120,7 +121,7 @@ def test_a_line_that_is_not_shown_is_not_made(stderr: Stream) -> None:
 
 def test_a_terminal_that_is_gone_ends_the_showing_alone(stderr: Stream) -> None:
     stderr.is_gone = True
-    progress = console.Progress(quiet=False, now=Clock())
+    progress = common.Progress(quiet=False, now=Clock())
     progress.say("one")
     stderr.is_gone = False
     progress.say("two")
@@ -230,14 +231,14 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path, terminal: tuple
 
 
 def test_a_run_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import running
+    from bench.run import suite_run
     from tests.bench.programs import Quiet
     from tests.bench.test_running import wish_in
 
     (tmp_path / "program.py").write_text(WORKER + ENDS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(tmp_path / "program.py")])
+    monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(tmp_path / "program.py")])
     progress = Quiet()
-    running.run(wish_in(tmp_path, 60.0), progress)
+    suite_run.run(wish_in(tmp_path, 60.0), progress)
     assert any("[1/2] tiny-ddpm-cpu-fp32" in line and "image 3 of about" in line for line in progress.doing)
     assert any("[2/2] tiny-sd" in line for line in progress.doing)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bench.causes import Site, cause, supported
-from bench.device import choose
-from provision.errors import BlockedError, SpecError
-from provision.facts import Facts, Gpu
+from bench.gpu.choose_device import choose
+from bench.gpu.diagnosis import Site, cause, supported
+from provision.core.errors import BlockedError, SpecError
+from provision.host.facts import Facts, Gpu
 
 OLD_CARD = ("GTX 1080", "6.1")
 NEW_CARD = ("H200", "9.0")

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import cases, examining, loops, seam
-from bench.codec import record
-from bench.readings import CUT, UNABLE, Reading
-from bench.result import Host
+from bench.core import protocol
+from bench.core.codec import record
+from bench.core.result import Host
+from bench.core.validation_records import CUT, UNABLE, Reading
+from bench.run import cases
+from bench.worker.checks import device as checked_device
+from bench.worker.checks import run, sampling_speed
 from tests.bench import clocks
 from tests.conftest import CHECKOUT
 
@@ -123,7 +126,7 @@ def test_an_address_line_that_is_stuck_is_found(asked: dict[str, Any]) -> None:
     [
         ("small", "no more than 1048576 bytes are free"),
         ("untold", "nothing tells how much memory is free"),
-        ("late", seam.NO_TIME),
+        ("late", checked_device.NO_TIME),
     ],
 )
 def test_memory_that_cannot_be_tested_says_why(asked: dict[str, Any], name: str, why: str) -> None:
@@ -154,7 +157,7 @@ def test_the_fastest_way_is_kept(asked: dict[str, Any], name: str, best: float, 
 
 def test_a_way_for_which_there_is_no_room_or_time_is_not_tried(asked: dict[str, Any]) -> None:
     assert only([asked["ways"]["no room"]]).why_not == "there is no room for it"
-    assert only([asked["ways"]["no time"]]).why_not == seam.NO_TIME
+    assert only([asked["ways"]["no time"]]).why_not == checked_device.NO_TIME
     assert asked["ways"]["asked in no time"] == 0
 
 
@@ -179,7 +182,7 @@ def test_what_is_not_to_be_had_is_no_fault(asked: dict[str, Any], name: str) -> 
     ],
 )
 def test_what_a_library_or_another_process_refuses_is_no_fault_of_the_card(said: str, is_well: bool) -> None:
-    found = seam.stopped(Reading("product", "product bf16", "cuda:0", "FLOP/s", None), RuntimeError(said))
+    found = checked_device.stopped(Reading("product", "product bf16", "cuda:0", "FLOP/s", None), RuntimeError(said))
     assert (found.fault is None) is is_well
     assert (found.why_not is None) is not is_well
 
@@ -230,7 +233,7 @@ def test_a_burst_that_differs_in_one_bit_is_found(asked: dict[str, Any]) -> None
 
 def test_no_question_is_begun_when_the_time_is_over(asked: dict[str, Any]) -> None:
     for reading in readings([each for found in asked["late"] for each in found]):
-        assert (reading.value, reading.why_not) == (None, seam.NO_TIME)
+        assert (reading.value, reading.why_not) == (None, checked_device.NO_TIME)
 
 
 def test_threads_are_told_in_relation_to_one(asked: dict[str, Any]) -> None:
@@ -278,7 +281,7 @@ def test_a_wrong_sum_of_ranks_is_found(asked: dict[str, Any]) -> None:
 
 
 def test_the_loops_are_those_of_the_suites() -> None:
-    for device, kinds in (("cpu", loops.ON_A_CPU), ("cuda:0", loops.ON_A_CARD)):
+    for device, kinds in (("cpu", sampling_speed.ON_A_CPU), ("cuda:0", sampling_speed.ON_A_CARD)):
         for kind in kinds:
             means = cases.Means(lower=None if kind.dtype == "fp32" else kind.dtype)
             known = [cell.case for cell in cases.unroll(cases.load_suite("quick"), device, means=means)]
@@ -286,8 +289,9 @@ def test_the_loops_are_those_of_the_suites() -> None:
 
 
 def test_the_parts_of_the_time_are_all_of_it() -> None:
-    assert sum(phase.on_a_cpu for phase in examining.PHASES.values()) == 100
-    assert sum(phase.on_a_card for phase in examining.PHASES.values()) == 100
+    assert tuple(run.CHECKS) == protocol.PHASES, "what the parent may ask for"
+    assert sum(phase.on_a_cpu for phase in run.CHECKS.values()) == 100
+    assert sum(phase.on_a_card for phase in run.CHECKS.values()) == 100
 
 
 def phases(said: list[Any]) -> list[str]:

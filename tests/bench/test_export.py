@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench import export, runs, schema
-from bench.codec import plain
-from bench.readings import Gpu
-from bench.result import Host, Phases, Result, Status
+from bench.core.codec import plain
+from bench.core.result import Host, Phases, Result, Status
+from bench.core.validation_records import Gpu
+from bench.report import export, json_schema
+from bench.run import store
 from tests.bench.conftest import a_case, a_result, a_run, command, environment
 from tests.conftest import CHECKOUT
 
@@ -54,7 +55,7 @@ def test_pytest_benchmark_compares_two_runs(tmp_path: Path) -> None:
 
 
 def plain_sample(seconds: float) -> Any:
-    from bench.result import Sample
+    from bench.core.result import Sample
 
     return Sample(seconds, (), 1.0)
 
@@ -74,7 +75,7 @@ def test_the_figures_are_those_of_pytest_benchmark_itself() -> None:
 
 def test_the_published_schema_is_that_of_the_records() -> None:
     published = CHECKOUT / "docs" / "schema" / "run-3.json"
-    assert json.loads(published.read_text()) == json.loads(json.dumps(schema.of_run())), (
+    assert json.loads(published.read_text()) == json.loads(json.dumps(json_schema.of_run())), (
         "write it anew: bench report --format schema --to docs/schema/run-3.json"
     )
 
@@ -109,7 +110,7 @@ def fits_object(value: dict[str, Any], kind: dict[str, Any], known: dict[str, An
 
 
 def test_a_run_is_as_its_schema_says() -> None:
-    whole = schema.of_run()
+    whole = json_schema.of_run()
     host = Host(2, 0.9, None, None, gpu=Gpu(throttled={"x": 0.1}))
     told = plain(a_run(a_result(host=host), Result(a_case(), Status.ERROR, phases=Phases(1.0))))
     assert fits(told, whole, whole["$defs"])
@@ -133,7 +134,7 @@ def test_a_run_is_as_its_schema_says() -> None:
     ],
 )
 def test_every_form_of_a_kept_run(tmp_path: Path, form: str, begins: str) -> None:
-    runs.keep(a_run(), tmp_path / "results" / a_run().id)
+    store.keep(a_run(), tmp_path / "results" / a_run().id)
     argv = command("report", "--format", form, "--out", tmp_path / "results")
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
@@ -162,7 +163,7 @@ def test_a_wrong_word_is_told(tmp_path: Path, words: list[str], said: str) -> No
 
 
 def test_a_baseline_is_kept_and_compared_by_name(tmp_path: Path) -> None:
-    runs.keep(a_run(), tmp_path / a_run().id)
+    store.keep(a_run(), tmp_path / a_run().id)
 
     def bench(*words: object) -> subprocess.CompletedProcess[str]:
         argv = command(*words, "--out", tmp_path)

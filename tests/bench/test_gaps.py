@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from bench import history
-from bench.evidence import Evidence, known_as
-from bench.judging import conclude, doubtful, judge, settled
-from bench.readings import CUT, UNABLE, Reading, VerdictState
+from bench.core.validation_records import CUT, UNABLE, Reading, VerdictState
+from bench.run.verdict import conclude
+from bench.validate import history
+from bench.validate.expectations import Evidence, known_as
+from bench.validate.judge import doubtful, judge, settled
 from tests.bench.seen import (
     A100,
     FINE,

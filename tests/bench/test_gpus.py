@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import gpus
+from bench.gpu import specs
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from bench import gpus
     ],
 )
 def test_a_card_is_found_by_its_name(name: str, key: str) -> None:
-    found = gpus.find(name)
+    found = specs.find(name)
     assert found is not None
     assert found[0] == key
 
@@ -58,18 +58,18 @@ def test_a_card_is_found_by_its_name(name: str, key: str) -> None:
     ],
 )
 def test_what_is_not_in_the_table_is_not_known(name: str) -> None:
-    assert gpus.find(name) is None
+    assert specs.find(name) is None
 
 
 def test_the_most_specific_match_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = gpus.table()["A10"]
+    plain = specs.table()["A10"]
     both = {"short": plain.model_copy(update={"match": "X1"}), "long": plain.model_copy(update={"match": "X1 Super"})}
-    monkeypatch.setattr(gpus, "table", lambda: both)
-    assert [(gpus.find(name) or ("",))[0] for name in ("NVIDIA X1", "NVIDIA X1 Super")] == ["short", "long"]
+    monkeypatch.setattr(specs, "table", lambda: both)
+    assert [(specs.find(name) or ("",))[0] for name in ("NVIDIA X1", "NVIDIA X1 Super")] == ["short", "long"]
 
 
 def test_every_figure_has_a_source_or_is_marked() -> None:
-    for name, gpu in gpus.table().items():
+    for name, gpu in specs.table().items():
         assert all(source.strip() for source in gpu.sources), name
         assert set(gpu.unchecked) <= {*gpu.tflops, "bandwidth_gbs", "memory_gb", "power_watts", "pcie"}, name
         for dtype, figure in gpu.measured.items():
@@ -78,13 +78,13 @@ def test_every_figure_has_a_source_or_is_marked() -> None:
 
 def test_figures_are_dense() -> None:
     """The sheets print twice as much for matrices that are half empty."""
-    for name, gpu in gpus.table().items():
+    for name, gpu in specs.table().items():
         if "tf32" in gpu.tflops and "fp16" in gpu.tflops:
             assert gpu.tflops["fp16"] / gpu.tflops["tf32"] == pytest.approx(2, rel=0.03), name
 
 
 def test_flops_by_the_names_of_cases() -> None:
-    (_, t4) = gpus.find("Tesla T4") or pytest.fail("T4")
+    (_, t4) = specs.find("Tesla T4") or pytest.fail("T4")
     assert t4.flops("fp16") == 65e12
     assert t4.flops("bf16") is None
     assert t4.flops("fp64") is None

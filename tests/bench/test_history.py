@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import charts, history, report
-from bench.evidence import Expected
-from bench.readings import Judgement, Reading, VerdictState
-from provision.errors import BlockedError
+from bench.core.validation_records import Judgement, Reading, VerdictState
+from bench.report import charts, tables
+from bench.validate import history
+from bench.validate.expectations import Expected
+from provision.core.errors import BlockedError
 from tests.bench.conftest import a_run
 from tests.bench.seen import A100, CPU, GB, READINGS, T, reading, validated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.result import Run
+    from bench.core.result import Run
 
 BF16 = ("GPU-a100", "product bf16")
 
@@ -163,15 +164,15 @@ def test_a_change_is_of_the_same_product() -> None:
 
 def test_the_table_says_each_figure_and_its_change() -> None:
     runs = (validated(2), validated(3, bf16(135 * T)), validated(4, *READINGS[:-2], bf16(None, why_not="no time")))
-    rows = report.trend_rows(runs)
+    rows = tables.trend_rows(runs)
     device = "cuda:0 NVIDIA A100-SXM4-80GB"
     assert rows[0] == (
         "2026-01-02 03:04", device, "pass", "270.0 TFLOP/s (fp16)", "1700.0 GB/s",
         "45.0 ms (ddpm-cat-256 fp16 batch 4)", "+0.0%", "+0.0%",
     )  # fmt: skip
     assert rows[1] == ("2026-01-03 03:04", device, "pass", "135.0 TFLOP/s (bf16)", "", "", "-49.6%", "-49.6%")
-    assert {len(row) for row in rows} == {len(report.TREND)}
-    shown = report.trend(history.Kept(runs, ("half.json is none",)), color=False, width=200)
+    assert {len(row) for row in rows} == {len(tables.TREND)}
+    shown = tables.trend(history.Kept(runs, ("half.json is none",)), color=False, width=200)
     assert all(cell in shown for row in rows for cell in row)
     assert "passed over: half.json is none" in shown
 

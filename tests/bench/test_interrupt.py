@@ -83,7 +83,7 @@ def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
 def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path: Path) -> None:
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from bench import cli; cli.app = lambda **_: None\ntry: cli.main()\nexcept SystemExit: pass\n"
+        "from bench.cli import main as cli; cli.app = lambda **_: None\ntry: cli.main()\nexcept SystemExit: pass\n"
         "print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, callable(signal.getsignal(signal.SIGTERM)))\n"
     )
     argv = [sys.executable, "-c", code]

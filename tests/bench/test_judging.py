@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from bench import verdict
-from bench.errors import Exit
-from bench.evidence import Evidence, Expected
-from bench.judging import conclude, doubtful, judge, merged, settled
-from bench.readings import Card, Judgement, Reading, Verdict, VerdictState
+from bench.core.errors import Exit
+from bench.core.validation_records import Card, Judgement, Reading, Verdict, VerdictState
+from bench.run import verdict
+from bench.run.verdict import conclude
+from bench.validate.expectations import Evidence, Expected
+from bench.validate.judge import doubtful, judge, merged, settled
 from tests.bench.seen import (
     A100,
     CALM,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import runner
-from bench.codec import record
-from bench.readings import Reading
+from bench.core.codec import record
+from bench.core.validation_records import Reading
+from bench.launch import worker_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.worker
 def linked(python: Path, folder: Path, *devices: str, seconds: float = 600.0) -> list[Any]:
     request = {"links": {"devices": devices, "asked_at": time.time(), "budget_seconds": seconds}}
     done = subprocess.run(
-        runner.worker_command(python),
+        worker_process.worker_command(python),
         input=json.dumps(request) + "\n",
         capture_output=True,
         text=True,

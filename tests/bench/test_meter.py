@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import meter
-from bench.result import Memory
+from bench.core.result import Memory
+from bench.worker import clocks, host_load, memory
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 def test_the_host_clock_times_the_whole_and_the_steps() -> None:
     times = iter([10.0, 11.0, 13.0, 16.0, 20.0])
-    clock = meter.HostClock(lambda: next(times))
+    clock = clocks.HostClock(lambda: next(times))
     clock.start()
     for _ in range(3):
         clock.mark()
@@ -33,7 +33,7 @@ def test_the_host_clock_times_the_whole_and_the_steps() -> None:
 
 def test_a_clock_forgets_the_loop_before() -> None:
     times = iter(float(second) for second in range(100))
-    clock = meter.HostClock(lambda: next(times))
+    clock = clocks.HostClock(lambda: next(times))
     for _ in range(2):
         clock.start()
         clock.mark()
@@ -43,7 +43,7 @@ def test_a_clock_forgets_the_loop_before() -> None:
 
 def test_a_loop_without_marks_has_no_steps() -> None:
     times = iter([1.0, 3.5])
-    clock = meter.HostClock(lambda: next(times))
+    clock = clocks.HostClock(lambda: next(times))
     clock.start()
     assert clock.stop() == (2.5, ())
 
@@ -82,7 +82,7 @@ class Event:
 
 def test_the_cuda_clock_waits_for_the_device_before_and_after_and_never_in_between() -> None:
     cuda = Cuda()
-    clock = meter.CudaClock(SimpleNamespace(cuda=cuda), "cuda:1")
+    clock = clocks.CudaClock(SimpleNamespace(cuda=cuda), "cuda:1")
     clock.start()
     for _ in range(3):
         clock.mark()
@@ -101,7 +101,7 @@ def test_the_cuda_clock_waits_for_the_device_before_and_after_and_never_in_betwe
 
 
 def test_the_cuda_clock_forgets_the_loop_before() -> None:
-    clock = meter.CudaClock(SimpleNamespace(cuda=Cuda()), "cuda:0")
+    clock = clocks.CudaClock(SimpleNamespace(cuda=Cuda()), "cuda:0")
     for expected in (0.003, 0.007):
         clock.start()
         clock.mark()
@@ -111,17 +111,17 @@ def test_the_cuda_clock_forgets_the_loop_before() -> None:
 
 @pytest.mark.parametrize(
     ("device", "kind"),
-    [("cpu", meter.HostClock), ("cuda:0", meter.CudaClock), ("cuda:7", meter.CudaClock)],
+    [("cpu", clocks.HostClock), ("cuda:0", clocks.CudaClock), ("cuda:7", clocks.CudaClock)],
 )
 def test_each_device_has_its_clock(device: str, kind: type) -> None:
-    assert isinstance(meter.clock_for(SimpleNamespace(cuda=Cuda()), device), kind)
+    assert isinstance(clocks.clock_for(SimpleNamespace(cuda=Cuda()), device), kind)
 
 
 # Its own process: the high-water mark of the tests' own process belongs to whoever ran before. The memory is
 # taken from the system at once and given back at once (mmap), which a Python object's need not be.
 PEAKS = """
 import json, mmap
-from bench import meter
+from bench.worker import memory as meter
 
 def grow(size):
     room = mmap.mmap(-1, size)
@@ -151,9 +151,9 @@ def test_the_host_peak_is_of_its_phase() -> None:
 
 
 def test_where_proc_cannot_be_read_nothing_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "_SELF", tmp_path / "absent")
-    assert meter.host_peak_bytes() is None
-    assert meter.reset_host_peak() is False
+    monkeypatch.setattr(memory, "_SELF", tmp_path / "absent")
+    assert memory.host_peak_bytes() is None
+    assert memory.reset_host_peak() is False
 
 
 @pytest.mark.parametrize(
@@ -199,15 +199,15 @@ def test_free_memory_is_what_the_nearest_limit_leaves(
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    monkeypatch.setattr(meter, "_SELF", tmp_path / "proc")
-    monkeypatch.setattr(meter, "_MEMINFO", tmp_path / "proc/meminfo")
-    monkeypatch.setattr(meter, "_CGROUP", tmp_path / "cgroup")
-    assert meter.free_bytes() == free
+    monkeypatch.setattr(memory, "_SELF", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "proc/meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+    assert memory.free_bytes() == free
 
 
 def test_a_peak_that_is_not_of_its_phase_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "reset_host_peak", lambda: False)
-    peaks = meter.Peaks(SimpleNamespace(), "cpu")
+    monkeypatch.setattr(memory, "reset_host_peak", lambda: False)
+    peaks = memory.Peaks(SimpleNamespace(), "cpu")
     peaks.pause()
     assert peaks.memory() == Memory()
 
@@ -215,15 +215,15 @@ def test_a_peak_that_is_not_of_its_phase_is_left_out(monkeypatch: pytest.MonkeyP
 def test_what_is_done_in_a_pause_is_not_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     host, allocated, reserved = iter([100, 90]), iter([5, 7]), iter([6, 60])
     resets: list[str] = []
-    monkeypatch.setattr(meter, "reset_host_peak", lambda: True)
-    monkeypatch.setattr(meter, "host_peak_bytes", lambda: next(host))
+    monkeypatch.setattr(memory, "reset_host_peak", lambda: True)
+    monkeypatch.setattr(memory, "host_peak_bytes", lambda: next(host))
     cuda = SimpleNamespace(
         max_memory_allocated=lambda _: next(allocated),
         max_memory_reserved=lambda _: next(reserved),
         reset_peak_memory_stats=resets.append,
         empty_cache=lambda: resets.append("empty"),
     )
-    peaks = meter.Peaks(SimpleNamespace(cuda=cuda), "cuda:2")
+    peaks = memory.Peaks(SimpleNamespace(cuda=cuda), "cuda:2")
     for _ in range(2):
         peaks.pause()
         peaks.resume()
@@ -237,25 +237,25 @@ def test_what_is_done_in_a_pause_is_not_of_the_phase(monkeypatch: pytest.MonkeyP
 def test_only_a_cuda_device_has_its_allocator_reset() -> None:
     asked: list[str] = []
     torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=asked.append, empty_cache=lambda: None))
-    meter.Peaks(torch, "cpu")
-    meter.Peaks(torch, "cuda:2")
+    memory.Peaks(torch, "cpu")
+    memory.Peaks(torch, "cuda:2")
     assert asked == ["cuda:2"]
 
 
 def test_memory_of_its_own_is_what_no_other_process_shares() -> None:
-    before = meter.uss_bytes()
+    before = memory.uss_bytes()
     assert before is not None
     held = bytearray(os.urandom(1 << 20) * 64)
-    with meter.UssPeak() as peak:
+    with memory.UssPeak() as peak:
         assert held[-1] is not None
     assert peak.bytes is not None
     assert peak.bytes - before > 32 << 20
-    assert (meter.rss_bytes() or 0) > peak.bytes / 2
+    assert (memory.rss_bytes() or 0) > peak.bytes / 2
 
 
 def test_the_clock_of_a_queue_waits_for_it() -> None:
     times, waits = itertools.count(), []
-    clock = meter.QueueClock(lambda: waits.append(0), lambda: float(next(times)))
+    clock = clocks.QueueClock(lambda: waits.append(0), lambda: float(next(times)))
     clock.start()
     clock.mark()
     assert clock.stop() == (1.0, ())
@@ -267,11 +267,11 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     thread.mkdir(parents=True)
     (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=1000000\nfull total=0\n")
     (thread / "schedstat").write_text("5000000000 1000000000 9\n")
-    monkeypatch.setattr(meter, "_SELF", tmp_path / "self")
-    monkeypatch.setattr(meter, "_PRESSURE", tmp_path / "pressure")
+    monkeypatch.setattr(host_load, "_SELF", tmp_path / "self")
+    monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "pressure")
     times = iter([100.0, 104.0])
-    monkeypatch.setattr("bench.meter.time", SimpleNamespace(monotonic=lambda: next(times)))
-    neighbours = meter.Neighbours()
+    monkeypatch.setattr("bench.worker.host_load.time", SimpleNamespace(monotonic=lambda: next(times)))
+    neighbours = host_load.Neighbours()
     with neighbours:
         (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")
         (thread / "schedstat").write_text("9000000000 5000000000 9\n")
@@ -281,9 +281,9 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_where_the_kernel_does_not_tell_waiting_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "_SELF", tmp_path / "absent")
-    monkeypatch.setattr(meter, "_PRESSURE", tmp_path / "absent")
-    neighbours = meter.Neighbours()
+    monkeypatch.setattr(host_load, "_SELF", tmp_path / "absent")
+    monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "absent")
+    neighbours = host_load.Neighbours()
     with neighbours:
         pass
     found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
@@ -295,12 +295,12 @@ def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /proc/stat that a test writes: user nice system idle iowait irq softirq steal guest guest_nice."""
     file = tmp_path / "stat"
     file.write_text("cpu 100 0 100 800 0 0 0 50 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
-    monkeypatch.setattr(meter, "_STAT", file)
+    monkeypatch.setattr(host_load, "_STAT", file)
     return file
 
 
 def test_the_neighbours_are_what_changed_while_images_were_made(stat: Path) -> None:
-    neighbours = meter.Neighbours()
+    neighbours = host_load.Neighbours()
     with neighbours:
         # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
         stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
@@ -312,7 +312,7 @@ def test_the_neighbours_are_what_changed_while_images_were_made(stat: Path) -> N
 
 
 def test_no_time_has_no_share(stat: Path) -> None:
-    found = meter.Neighbours().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
+    found = host_load.Neighbours().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
     assert found.cpu_share is None
     assert found.steal_share is None
 
@@ -323,7 +323,7 @@ def test_without_the_kernels_ticks_steal_is_unknown(stat: Path, text: str | None
         stat.unlink()
     else:
         stat.write_text(text)
-    neighbours = meter.Neighbours()
+    neighbours = host_load.Neighbours()
     with neighbours:
         pass
     found = neighbours.host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)

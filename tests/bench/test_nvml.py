@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pynvml
 import pytest
 
-from bench import gpus, nvml
-from bench.readings import Card
+from bench.core.validation_records import Card
+from bench.gpu import nvml, specs
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_an_a100_with_bad_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (True, 0, 2)
     assert (card.pages_retired, card.rows_pending) == (3, True), "rows that were replaced, and one that waits"
     assert card.xids == (63, 48)
-    assert (gpus.find(card.name) or ("",))[0] == "A100-SXM4-80GB"
+    assert (specs.find(card.name) or ("",))[0] == "A100-SXM4-80GB"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_4090_d_counts_no_errors_and_is_in_no_table(monkeypatch: pytest.Monkey
     assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (False, None, None)
     assert (card.pages_retired, card.rows_pending, card.rows_failed) == (None, None, None)
     assert (card.power_limit_watts, card.power_default_watts) == (350.0, 425.0)
-    assert gpus.find(card.name) is None
+    assert specs.find(card.name) is None
 
 
 def test_a_slice_is_found_by_its_number_and_says_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.hearing import Heard
-from bench.outlook import Outlook
-from bench.result import Phases, Sample, Work
+from bench.core.result import Phases, Sample, Work
+from bench.launch.worker_events import Heard
+from bench.run.time_left import Outlook
 
 # It began at 100 and takes 8 s beside its images; images until 140, and the whole run has until 220.
 CASE = Outlook("[2/4] tiny fp32", 8.0, 100.0, 140.0, 220.0, later=2)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import charts, page, report
-from bench.readings import Verdict, VerdictState
-from bench.result import Fit, Moment, Run, Sample, Status, Trust
+from bench.core.result import Fit, Moment, Run, Sample, Status, Trust
+from bench.core.validation_records import Verdict, VerdictState
+from bench.report import charts, html_page, tables
 from tests.bench.conftest import a_case, a_result, a_run
 from tests.bench.seen import A100, validated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.result import Result
+    from bench.core.result import Result
 
 # The smallest picture there is: one grey pixel.
 PNG = bytes.fromhex(
@@ -60,19 +60,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_page_asks_for_nothing(run: Run, folder: Path) -> None:
-    text = page.html(run, folder)
+    text = html_page.html(run, folder)
     assert not ASKING.findall(text)
     assert ASKING.search('<img src="http://a/b.png">'), "the pattern sees what it should"
 
 
 def test_what_is_not_ours_is_text(run: Run, folder: Path) -> None:
-    text = page.html(run, folder)
+    text = html_page.html(run, folder)
     assert "something &lt;b&gt;odd&lt;/b&gt;" in text
     assert "my suite.toml" in text
 
 
 def test_the_same_run_gives_the_same_page(run: Run, folder: Path) -> None:
-    assert page.html(run, folder) == page.html(run, folder)
+    assert html_page.html(run, folder) == html_page.html(run, folder)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "absent.png", "text.png"])
@@ -82,55 +82,55 @@ def test_a_picture_is_taken_from_the_runs_own_folder_alone(run: Run, folder: Pat
     first = run.results[0]
     assert first.numerics is not None
     changed = replace(first, numerics=replace(first.numerics, image=name))
-    text = page.html(replace(run, results=(changed,)), folder)
+    text = html_page.html(replace(run, results=(changed,)), folder)
     assert "<img" not in text
 
 
 def test_a_run_without_a_figure_has_a_page(folder: Path) -> None:
     nothing = a_result(status=Status.ERROR, reason="it broke", samples=(), numerics=None)
-    text = page.html(a_run(nothing, verdict=Verdict(VerdictState.FAIL, ("it broke",))), folder)
+    text = html_page.html(a_run(nothing, verdict=Verdict(VerdictState.FAIL, ("it broke",))), folder)
     assert "it broke" in text
     assert 'id="speed"' not in text
     assert "<svg" not in text
 
 
 def test_charts_are_drawn_where_there_is_something_to_draw(run: Run) -> None:
-    steps = charts.step_times(run.results[:4], report.label)
+    steps = charts.step_times(run.results[:4], tables.label)
     assert steps is not None
-    assert report.label(FAST) in steps, "text stays text"
-    assert charts.step_times([], report.label) is None
-    scaling = charts.batch_scaling(run.results[:4], report.label)
+    assert tables.label(FAST) in steps, "text stays text"
+    assert charts.step_times([], tables.label) is None
+    scaling = charts.batch_scaling(run.results[:4], tables.label)
     assert scaling is not None
-    assert report.label(FAST) in scaling
-    assert report.label(SLOW) not in scaling, "one batch alone is no scaling"
-    assert charts.batch_scaling(run.results[:1], report.label) is None
-    assert charts.memory_over_time(run.results, report.label) is not None
-    assert charts.memory_over_time(run.results[1:], report.label) is None
+    assert tables.label(FAST) in scaling
+    assert tables.label(SLOW) not in scaling, "one batch alone is no scaling"
+    assert charts.batch_scaling(run.results[:1], tables.label) is None
+    assert charts.memory_over_time(run.results, tables.label) is not None
+    assert charts.memory_over_time(run.results[1:], tables.label) is None
 
 
 def test_a_run_is_drawn_against_its_baseline(run: Run, folder: Path) -> None:
     before = replace(run, id="before", results=tuple(timed(1.0, result.case) for result in run.results[:3]))
-    text = page.html(run, folder, None, before)
+    text = html_page.html(run, folder, None, before)
     assert "Against before" in text
     assert "change of the seconds an image" in text
-    assert "Against" not in page.html(run, folder)
+    assert "Against" not in html_page.html(run, folder)
     nothing = replace(before, results=(timed(1.0, a_case(steps=9)),))
-    assert "Against" not in page.html(run, folder, None, nothing), "nothing in common"
+    assert "Against" not in html_page.html(run, folder, None, nothing), "nothing in common"
 
 
 def test_a_card_of_the_table_has_its_share_of_the_sheet(folder: Path) -> None:
     """34.5 MFLOP in 0.5 s, of 65 TFLOP/s."""
     card = timed(2.0, a_case(dtype="fp16", device="cuda:0"), software={"device": "Tesla T4"})
-    assert "of sheet" in page.html(a_run(card), folder)
+    assert "of sheet" in html_page.html(a_run(card), folder)
     unknown = replace(card, software={"device": "NVIDIA GeForce RTX 4090 D"})
-    assert "of sheet" not in page.html(a_run(unknown), folder)
+    assert "of sheet" not in html_page.html(a_run(unknown), folder)
 
 
 def test_pictures_beside_fp32_are_told_how_far_they_are(folder: Path) -> None:
     both = timed(2.0), timed(1.0, FAST)
-    text = page.html(a_run(*both), folder)
+    text = html_page.html(a_run(*both), folder)
     assert "Beside fp32" in text
-    assert f"{report.label(FAST)} and fp32: equal" in text
+    assert f"{tables.label(FAST)} and fp32: equal" in text
 
 
 class TestRendered:
@@ -157,7 +157,7 @@ class TestRendered:
         document.title = "seen:" + JSON.stringify(seen);
         </script></body>"""
         file = tmp_path / "page.html"
-        file.write_text(page.html(run, folder, 2.5).replace("</body>", look), encoding="utf-8")
+        file.write_text(html_page.html(run, folder, 2.5).replace("</body>", look), encoding="utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--disable-component-update", "--disable-sync", "--disable-quic", "--window-size=1200,900",
                  f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]  # fmt: skip
@@ -168,7 +168,7 @@ class TestRendered:
         return dict(json.loads(text))
 
     def test_a_page_is_as_a_person_expects_it(self, shown: dict[str, object], run: Run) -> None:
-        names = [report.label(result.case) for result in run.results[:4]]
+        names = [tables.label(result.case) for result in run.results[:4]]
         first, up, down = ([str(each) for each in shown[key]] for key in ("first", "up", "down"))  # type: ignore[attr-defined]
         assert [name.split(" disturbed")[0] for name in first] == names
         # 0.375 s an image at batch 4, then 1, 2 and 10 s.
@@ -186,19 +186,21 @@ class TestRendered:
 
 def test_a_card_over_time_is_drawn_for_each_that_was_validated_twice(run: Run, folder: Path) -> None:
     kept = [validated(2), validated(3), validated(4, card=replace(A100, uuid="GPU-other"))]
-    text = page.html(run, folder, kept=kept)
+    text = html_page.html(run, folder, kept=kept)
     assert "Over time: NVIDIA A100-SXM4-80GB, GPU-a100" in text
     assert "per cent of its best" in text
     assert "GPU-other" not in text
-    assert all(f"<td>{cell}</td>" in text for cells in report.trend_rows(kept) for cell in cells)
-    alone = page.html(run, folder)
+    assert all(f"<td>{cell}</td>" in text for cells in tables.trend_rows(kept) for cell in cells)
+    alone = html_page.html(run, folder)
     assert "Over time" not in alone
     assert 'id="trend"' not in alone
 
 
 def test_a_validation_has_a_page_too(folder: Path) -> None:
     bad = validated(2)
-    text = page.html(replace(bad, verdict=Verdict(VerdictState.FAIL, ("cuda:0: it is slow.",))), folder, kept=[bad])
+    text = html_page.html(
+        replace(bad, verdict=Verdict(VerdictState.FAIL, ("cuda:0: it is slow.",))), folder, kept=[bad]
+    )
     assert "<p>cuda:0: it is slow.</p>" in text
     assert 'id="trend"' in text
     assert "Over time" not in text

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import charts, pictures, report
-from bench.result import Case, Numerics, Result, Status
+from bench.core.result import Case, Numerics, Result, Status
+from bench.report import charts, tables
+from bench.run import image_quality
 from tests.bench.conftest import a_case, a_result
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def test_a_picture_is_held_against_the_same_in_fp32(tmp_path: Path) -> None:
     plain = drawn(tmp_path, a_case(), 100)
     half = drawn(tmp_path, a_case(dtype="fp16", layout="channels_last"), 110)
     alone = drawn(tmp_path, a_case(dtype="bf16", steps=5), 100)
-    (twin,) = pictures.twins([plain, half, alone], tmp_path)
+    (twin,) = image_quality.twins([plain, half, alone], tmp_path)
     assert (twin.result, twin.plain) == (half, plain)
     assert twin.psnr == pytest.approx(20 * math.log10(255 / 10))
 
@@ -37,19 +38,19 @@ def test_a_picture_is_held_against_the_same_in_fp32(tmp_path: Path) -> None:
 def test_a_vae_that_tiles_is_held_against_the_whole(tmp_path: Path) -> None:
     plain = drawn(tmp_path, a_case(), 100)
     tiled = drawn(tmp_path, a_case(dtype="fp16", vae="tiling"), 100)
-    assert [twin.plain for twin in pictures.twins([plain, tiled], tmp_path)] == [plain]
+    assert [twin.plain for twin in image_quality.twins([plain, tiled], tmp_path)] == [plain]
 
 
 def test_a_run_keeps_how_far_its_pictures_are(tmp_path: Path) -> None:
     results = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="fp16"), 110)]
     results.append(drawn(tmp_path, a_case(dtype="bf16"), 100))
-    found = [result.numerics.psnr for result in pictures.with_psnr(results, tmp_path) if result.numerics]
+    found = [result.numerics.psnr for result in image_quality.with_psnr(results, tmp_path) if result.numerics]
     assert found == [None, pytest.approx(20 * math.log10(255 / 10)), 100.0]
 
 
 def test_equal_pictures_are_infinitely_near(tmp_path: Path) -> None:
     both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100)]
-    (twin,) = pictures.twins(both, tmp_path)
+    (twin,) = image_quality.twins(both, tmp_path)
     assert twin.psnr == math.inf
 
 
@@ -61,17 +62,17 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path: Path, content: byte
         file.unlink()
     else:
         file.write_bytes(content)
-    assert pictures.twins(both, tmp_path) == []
+    assert image_quality.twins(both, tmp_path) == []
 
 
 def test_pictures_of_two_sizes_are_not_compared(tmp_path: Path) -> None:
     both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100, size=8)]
-    assert pictures.twins(both, tmp_path) == []
+    assert image_quality.twins(both, tmp_path) == []
 
 
 def test_a_case_that_failed_has_no_twin(tmp_path: Path) -> None:
     both = [drawn(tmp_path, a_case(), 100), drawn(tmp_path, a_case(dtype="bf16"), 100)]
-    assert pictures.twins([replace(both[0], status=Status.ERROR), both[1]], tmp_path) == []
+    assert image_quality.twins([replace(both[0], status=Status.ERROR), both[1]], tmp_path) == []
 
 
 def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> Non
         drawn(tmp_path, a_case(model="tiny-sd", scheduler="euler-a", steps=10), 0),
         drawn(tmp_path, a_case(model="tiny-sd", scheduler="deis", steps=20), 98),
     ]
-    ((longest, found),) = pictures.solved(results, tmp_path)
+    ((longest, found),) = image_quality.solved(results, tmp_path)
     assert longest.case.steps == 40
     assert [(each.result.case.scheduler, round(each.error * 255)) for each in found] == [
         ("ddim", 40),
@@ -93,7 +94,7 @@ def test_schedulers_are_held_against_the_longest_solution(tmp_path: Path) -> Non
         ("heun", 5),
         ("deis", 2),
     ], "half as many evaluations at most, and none that draws noise of its own"
-    chart = charts.errors_over_time(longest, found, report.label)
+    chart = charts.errors_over_time(longest, found, tables.label)
     assert "ddim 10 steps" in chart
     assert chart.startswith("<svg")
 
@@ -104,10 +105,10 @@ def test_a_scheduler_that_clips_solves_something_else(tmp_path: Path) -> None:
         case = a_case(model=model, scheduler="dpmpp", steps=40)
         others = [replace(case, scheduler=name, steps=10) for name in ("ddim", "euler", "heun")]
         results = [drawn(tmp_path, each, 60) for each in (case, *others)]
-        ((_, found),) = pictures.solved(results, tmp_path)
+        ((_, found),) = image_quality.solved(results, tmp_path)
         assert [each.result.case.scheduler for each in found] == solvers
 
 
 def test_without_a_longer_solution_there_is_no_error(tmp_path: Path) -> None:
     results = [drawn(tmp_path, a_case(scheduler=name, steps=10), 60) for name in ("ddim", "dpmpp", "unipc")]
-    assert list(pictures.solved(results, tmp_path)) == []
+    assert list(image_quality.solved(results, tmp_path)) == []

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from bench import pipes
+from bench.launch import pipe
 from tests.clock import Ticking
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def test_a_process_that_says_much_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The images of a card come quicker than twice a second, and its clock and heat are asked for meanwhile."""
-    monkeypatch.setattr(pipes, "time", Ticking(0.1))
+    monkeypatch.setattr(pipe, "time", Ticking(0.1))
     heard: list[bytes] = []
     looks: list[int] = []
     echo = [sys.executable, "-u", "-c", "import sys\nfor line in sys.stdin: print(line, end='')"]
@@ -28,6 +28,6 @@ def test_a_process_that_says_much_is_looked_at_all_the_same(monkeypatch: pytest.
             process.stdin.write(b"another\n")  # type: ignore[union-attr]
 
         process.stdin.write(b"one\n")
-        pipes.listen(process, math.inf, b"", hear, lambda: len(heard) >= 20, lambda: looks.append(len(heard)))
-        pipes.end(process)
+        pipe.listen(process, math.inf, b"", hear, lambda: len(heard) >= 20, lambda: looks.append(len(heard)))
+        pipe.end(process)
     assert any(looks)

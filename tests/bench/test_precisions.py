@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import cases, components, precisions, probes, runner, running
-from bench.precisions import Known
-from bench.result import Precision
+from bench.core.result import Precision
+from bench.launch import worker_process
+from bench.run import cases, dtype_support, suite_run
+from bench.run.dtype_support import Known
+from bench.worker import components, device_probe
 from tests.bench.programs import PLAIN, WORKER, Quiet
 from tests.bench.test_running import suite_in, wish_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
 
 ASKED = """
 import json, os, signal, sys
@@ -47,8 +48,8 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Known]
         file = tmp_path / "asked.py"
         body = ASKED.replace("def say(", f"{changes}\ndef before(dtype):\n    {before}\ndef say(")
         file.write_text(body)
-        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
-        return precisions.ask(Path(sys.executable), "cpu", cpus=cpus)
+        monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
+        return dtype_support.ask(Path(sys.executable), "cpu", cpus=cpus)
 
     return ask_program
 
@@ -56,7 +57,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Known]
 def test_a_dtype_without_kernels_is_told_with_its_factor(ask: Callable[..., Known]) -> None:
     found = ask()
     assert [(each.dtype, each.kernels) for each in found.precisions] == [("bf16", True), ("fp16", False)]
-    assert precisions.left_out(found.precisions[1], "cpu") == (
+    assert dtype_support.left_out(found.precisions[1], "cpu") == (
         "fp16: no kernels on this CPU, about 100 times slower than fp32, left out"
     )
     assert found.means == cases.Means("bf16", frozenset(["fp16", "tf32"]), 32)
@@ -67,7 +68,7 @@ def test_a_probe_that_crashes_is_a_fact_of_its_dtype(ask: Callable[..., Known]) 
     bf16, fp16 = found.precisions
     assert not bf16.kernels
     assert "SIGILL" in (bf16.fault or "")
-    assert precisions.left_out(bf16, "cpu").startswith("bf16: its probe ended (the worker died in the phase 'bf16'")
+    assert dtype_support.left_out(bf16, "cpu").startswith("bf16: its probe ended (the worker died in the phase 'bf16'")
     assert (fp16.slower, fp16.fault) == (100.0, None), "it was asked in another process"
 
 
@@ -82,7 +83,9 @@ def test_what_is_no_fact_of_a_dtype_leaves_it_to_torchs_word(
     for found in (killed, filled):
         assert [(each.dtype, each.kernels) for each in found.precisions] == [("bf16", tried), ("fp16", False)]
         assert (found.means.lower == "bf16") is tried
-        said = [line for line in precisions.notes(found, cases.load_suite("quick"), ()) if line.startswith("bf16: its")]
+        said = [
+            line for line in dtype_support.notes(found, cases.load_suite("quick"), ()) if line.startswith("bf16: its")
+        ]
         assert [line.endswith("tried all the same") for line in said] == [tried]
 
 
@@ -95,7 +98,7 @@ def test_a_dtype_that_torch_refuses_has_no_kernels(ask: Callable[..., Known]) ->
 def test_a_card_before_ampere_has_no_tf32(*, has: bool | None, without: bool) -> None:
     known = Known("cuda:0", tf32=has)
     assert ("tf32" in known.means.without) is without
-    said = list(precisions.notes(known, cases.load_suite("full"), ()))
+    said = list(dtype_support.notes(known, cases.load_suite("full"), ()))
     assert any(line.startswith("tf32: a format") for line in said) is without
 
 
@@ -106,12 +109,14 @@ def test_the_interpreter_is_asked_about_a_card(monkeypatch: pytest.MonkeyPatch) 
     def rate(*_: object) -> float:
         raise RuntimeError("CUDA out of memory" if set_to[-1] == "bf16" else "not implemented for Half")
 
-    monkeypatch.setattr(probes, "rate", rate)
+    monkeypatch.setattr(device_probe, "rate", rate)
     monkeypatch.setattr(components, "set_precision", lambda _, dtype: set_to.append(dtype))
     torch = SimpleNamespace(
         set_grad_enabled=lambda _: None, cuda=SimpleNamespace(get_device_capability=lambda _: (7, 5))
     )
-    probes.precisions(torch, "cuda:0", ["fp32", "bf16"], None, lambda event: said.append(json.loads(json.dumps(event))))
+    device_probe.precisions(
+        torch, "cuda:0", ["fp32", "bf16"], None, lambda event: said.append(json.loads(json.dumps(event)))
+    )
     assert said[0] == {"computes": {"tf32": 0}}
     ends = [each["precision"] for each in said if "fault" in each.get("precision", {})]
     assert [(each["dtype"], each["unsupported"]) for each in ends] == [("fp32", True), ("bf16", False)]
@@ -142,11 +147,11 @@ def test_a_group_that_grants_one_core_makes_the_device_narrower(ask: Callable[..
 
 
 def test_an_interpreter_without_torch_leaves_nothing_out() -> None:
-    found = precisions.ask(Path(sys.executable), "cpu")
+    found = dtype_support.ask(Path(sys.executable), "cpu")
     assert found.precisions == ()
     assert "without a result" in (found.fault or "")
     assert found.means == cases.Means("bf16", frozenset(["tf32"]), None), "it is tried, so its half is not missing"
-    (line,) = precisions.notes(found, cases.load_suite("quick"), ())
+    (line,) = dtype_support.notes(found, cases.load_suite("quick"), ())
     assert line.endswith("bf16 is tried")
 
 
@@ -158,9 +163,9 @@ def test_a_card_takes_fp16_and_a_cpu_bf16() -> None:
 
 def test_a_suite_of_fp32_alone_asks_nothing(tmp_path: Path) -> None:
     suite = cases.load_suite(suite_in(tmp_path, 'dtype = "fp32"\nscheduler = "ddim"\ncpu = {size = 16, steps = 4}\n'))
-    assert not precisions.needed(suite, "cpu", ())
-    assert precisions.needed(cases.load_suite("quick"), "cpu", ("fp32",)), "its sizes follow the device"
-    assert precisions.needed(cases.load_suite("tiny"), "cpu", ())
+    assert not dtype_support.needed(suite, "cpu", ())
+    assert dtype_support.needed(cases.load_suite("quick"), "cpu", ("fp32",)), "its sizes follow the device"
+    assert dtype_support.needed(cases.load_suite("tiny"), "cpu", ())
 
 
 def test_a_run_keeps_what_was_found_and_has_no_row_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +174,10 @@ def test_a_run_keeps_what_was_found_and_has_no_row_for_it(tmp_path: Path, monkey
     program = WORKER.replace("case = record(", f"if 'precisions' in request:\n{answer}case = record(", 1)
     file = tmp_path / "program.py"
     file.write_text(program + PLAIN)
-    monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+    monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
     axes = 'dtype = ["fp32", "fp16", "lower"]\nscheduler = "ddim"\ncpu = {size = 16, steps = 4}\n'
     progress = Quiet()
-    done = running.run(replace(wish_in(tmp_path, 60.0), suite=suite_in(tmp_path, axes)), progress)
+    done = suite_run.run(replace(wish_in(tmp_path, 60.0), suite=suite_in(tmp_path, axes)), progress)
     assert [result.case.dtype for result in done.results] == ["fp32", "bf16"]
     assert [each.dtype for each in done.precisions] == ["bf16", "fp16"]
     line = "fp16: no kernels on this CPU, about 100 times slower than fp32, left out"
@@ -188,7 +193,7 @@ def test_a_cpu_without_avx512_has_no_kernels_for_bf16_and_fp16(
     """Real torch, kept to AVX2 by its own variables: both dtypes are emulated, and far slower than fp32."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    found = precisions.ask(measured_python, "cpu", cpus=1.0)
+    found = dtype_support.ask(measured_python, "cpu", cpus=1.0)
     assert found.fault is None
     assert found.lanes == 8
     assert [(each.dtype, each.kernels, each.fault) for each in found.precisions] == [

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import pricing, probes
-from bench.errors import SkipError
+from bench.core.errors import SkipError
+from bench.worker import cost, device_probe
 from tests.bench.conftest import a_case
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def run(steps: list[float], *, limit: float, device: str = "cpu") -> None:
         now = [0.0]
-        monkeypatch.setattr(pricing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-        look = pricing.guard(a_case(device=device), len(steps), 3, limit)
+        monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        look = cost.guard(a_case(device=device), len(steps), 3, limit)
         look()
         for seconds in steps:
             now[0] += seconds
@@ -70,11 +70,11 @@ def test_a_rate_far_below_fp32_is_a_disturbed_probe(
     capability: tuple[int, int], dtype: str, rate: float, fp32: float | None, price: float
 ) -> None:
     case = a_case(device="cuda:0", dtype=dtype)
-    assert pricing.believed(torch_of(*capability), case, rate, fp32) == price
+    assert cost.believed(torch_of(*capability), case, rate, fp32) == price
 
 
 def test_the_cpus_own_time_is_believed() -> None:
-    assert pricing.believed(None, a_case(dtype="fp16"), 1e9, 1e12) == 1e9
+    assert cost.believed(None, a_case(dtype="fp16"), 1e9, 1e12) == 1e9
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_the_cpus_own_time_is_believed() -> None:
 )
 def test_a_cards_capability_says_which_dtypes_it_has(capability: tuple[int, int], *, fp16: bool, bf16: bool) -> None:
     torch = torch_of(*capability)
-    assert [probes.has_kernels(torch, "cuda:0", name) for name in ("fp32", "fp16", "bf16")] == [True, fp16, bf16]
+    assert [device_probe.has_kernels(torch, "cuda:0", name) for name in ("fp32", "fp16", "bf16")] == [True, fp16, bf16]
 
 
 def test_a_torch_that_cannot_say_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     old = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace()))
-    assert probes.has_kernels(old, "cpu", "bf16") is None
+    assert device_probe.has_kernels(old, "cpu", "bf16") is None
     no = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)))
-    assert probes.has_kernels(no, "cpu", "bf16") is False
+    assert device_probe.has_kernels(no, "cpu", "bf16") is False
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert probes.has_kernels(no, "cpu", "bf16") is False, "it asks the processor there, too"
-    assert probes.has_kernels(no, "cpu", "fp16") is None
-    assert probes.has_kernels(no, "mps", "fp16") is True
+    assert device_probe.has_kernels(no, "cpu", "bf16") is False, "it asks the processor there, too"
+    assert device_probe.has_kernels(no, "cpu", "fp16") is None
+    assert device_probe.has_kernels(no, "mps", "fp16") is True
 
 
 @pytest.mark.parametrize(
@@ -106,18 +106,18 @@ def test_a_model_that_is_larger_than_its_card_cannot_run_there(device: str, offl
     card = SimpleNamespace(total_memory=4_000_000_000)
     torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: card))
     case = a_case(device=device, offload=offload)
-    pricing.check_room(torch, case, 4_000_000_000)
+    cost.check_room(torch, case, 4_000_000_000)
     with contextlib.nullcontext() if fits else pytest.raises(SkipError, match=r"take 4\.27 GB, and the card has 4 GB"):
-        pricing.check_room(torch, case, 4_270_000_000)
+        cost.check_room(torch, case, 4_270_000_000)
 
 
 @pytest.mark.parametrize(("cpus", "rate"), [(None, 64e9), (4.0, 4e9), (0.5, 0.5e9), (100.0, 64e9)])
 def test_threads_that_have_no_cpu_compute_no_faster(
     monkeypatch: pytest.MonkeyPatch, cpus: float | None, rate: float
 ) -> None:
-    monkeypatch.setattr(probes, "_rate", lambda *_: 1e9)
+    monkeypatch.setattr(device_probe, "_rate", lambda *_: 1e9)
     torch = SimpleNamespace(get_num_threads=lambda: 64, set_num_threads=lambda _: None)
-    assert probes.rate(torch, "cpu", "fp32", cpus) == rate
+    assert device_probe.rate(torch, "cpu", "fp32", cpus) == rate
 
 
 def test_seconds_of_waiting_are_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_seconds_of_waiting_are_no_work(monkeypatch: pytest.MonkeyPatch) -> None
     clock = SimpleNamespace(
         get_clock_info=lambda _: fine, thread_time=lambda: 5.0, perf_counter=lambda: float(next(walls))
     )
-    monkeypatch.setattr(probes, "time", clock)
-    assert probes._worked(lambda: None) == 1e-9
+    monkeypatch.setattr(device_probe, "time", clock)
+    assert device_probe._worked(lambda: None) == 1e-9
     fine.resolution = 1 / 64  # a clock that is too coarse to time a call
-    assert probes._worked(lambda: None) == 1.0
+    assert device_probe._worked(lambda: None) == 1.0

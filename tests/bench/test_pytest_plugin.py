@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import runs
 from bench.pytest_plugin import Replay
+from bench.run import store
 from tests.bench import clocks
 from tests.bench.conftest import environment
 
@@ -124,7 +124,7 @@ def test_a_suite_as_tests_tells_what_was_measured(measured_python: Path, tmp_pat
     first: list[object] = ["-c", clocks.PYTEST]
     done = run(tmp_path, "--pyargs", "bench.suites", *words, "--benchmark-json", told, first=first)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    kept = runs.load("", tmp_path / "results")
+    kept = store.load("", tmp_path / "results")
     assert f"kept: results/{kept.id}/run.json" in done.stdout
     found = json.loads(told.read_text())["benchmarks"]
     assert [result.case.name in each["name"] for result, each in zip(kept.results, found, strict=True)] == [True, True]
@@ -154,7 +154,7 @@ def test_only_what_is_run_has_time_kept_for_it(tmp_path: Path) -> None:
     words += ["--diffusion-python", sys.executable, "-k", "tiny-sd"]
     done = run(tmp_path, "--pyargs", "bench.suites", "-p", "bench.pytest_plugin", *words)
     assert "1 failed, 1 deselected" in done.stdout, "the toolbox has no torch"
-    assert [result.case.model for result in runs.load("", tmp_path / "results").results] == ["tiny-sd"]
+    assert [result.case.model for result in store.load("", tmp_path / "results").results] == ["tiny-sd"]
 
 
 def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:

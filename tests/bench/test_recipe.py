@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import axes, recipe
-from bench.result import Case
-from provision import spec, stand_ins
-from provision.paths import Root
-from provision.spec import ModelFile, ModelSpec
+from bench.core import axes
+from bench.core.result import Case
+from bench.run import recipe
+from provision.config import toml
+from provision.config.models import ModelFile, ModelSpec
+from provision.core.layout import Root
+from provision.models import stand_ins
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+if TYPE_CHECKING:
     StoodIn = Callable[[str], tuple[Root, ModelSpec]]
 
 ENVS = CHECKOUT / "envs"
-MANIFEST = spec.load_tables(ENVS / "models.toml", ModelSpec)
+MANIFEST = toml.load_tables(ENVS / "models.toml", ModelSpec)
 PLAIN = Case("stable-diffusion-v1-5", "cuda:0", "fp16", "dpmpp-karras", 20, 1, 512, 512)
 
 

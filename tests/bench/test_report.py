@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from bench import report
-from bench.readings import Verdict, VerdictState
-from bench.result import Memory, Numerics, Phases, Result, Run, Sample, Status
+from bench.core.result import Memory, Numerics, Phases, Result, Run, Sample, Status
+from bench.core.validation_records import Verdict, VerdictState
+from bench.report import tables
 from tests.bench.conftest import a_case, a_host, a_result, a_run, machine
 
 CLEAN = a_result(
@@ -27,7 +27,7 @@ SKIPPED = a_result(
 FAILED = a_result(
     a_case(model="tiny-sd"), status=Status.OOM, reason="killed | for memory\nits last words", samples=(), weights=None
 )
-REASON = f"{report.label(FAILED.case)}: killed | for memory"
+REASON = f"{tables.label(FAILED.case)}: killed | for memory"
 ALL = (CLEAN, DISTURBED, SKIPPED, FAILED)
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
@@ -45,13 +45,13 @@ def table_rows(markdown: str) -> dict[str, list[str]]:
 
 
 def test_markdown_has_a_row_for_every_case_and_every_row_has_every_column(run: Run) -> None:
-    rows = table_rows(report.markdown(run))
+    rows = table_rows(tables.markdown(run))
     for result in ALL:
-        assert len(rows[report.label(result.case)]) == len(report.COLUMNS), rows
+        assert len(rows[tables.label(result.case)]) == len(tables.COLUMNS), rows
 
 
 def test_figures_have_three_digits(run: Run) -> None:
-    assert table_rows(report.markdown(run))[report.label(CLEAN.case)][1:] == [
+    assert table_rows(tables.markdown(run))[tables.label(CLEAN.case)][1:] == [
         "0.123 ± 0.0%",
         "0.5",
         "12.3",
@@ -61,16 +61,16 @@ def test_figures_have_three_digits(run: Run) -> None:
 
 
 def test_a_case_without_a_number_says_why_in_its_row(run: Run) -> None:
-    rows = table_rows(report.markdown(run))
-    assert rows[report.label(SKIPPED.case)][1] == f"skipped: {SKIPPED.reason}"
-    assert rows[report.label(FAILED.case)][1] == r"oom: killed \| for memory"
+    rows = table_rows(tables.markdown(run))
+    assert rows[tables.label(SKIPPED.case)][1] == f"skipped: {SKIPPED.reason}"
+    assert rows[tables.label(FAILED.case)][1] == r"oom: killed \| for memory"
 
 
 def test_the_terminal_names_every_case_and_each_reason(run: Run) -> None:
-    shown = report.terminal(run, color=False, width=160)
+    shown = tables.terminal(run, color=False, width=160)
     for result in ALL:
-        assert report.label(result.case) in shown
-    assert f"skipped {report.label(SKIPPED.case)}: {SKIPPED.reason}" in shown
+        assert tables.label(result.case) in shown
+    assert f"skipped {tables.label(SKIPPED.case)}: {SKIPPED.reason}" in shown
     assert REASON in shown
 
 
@@ -79,16 +79,16 @@ def test_cases_that_were_not_begun_are_one_line_and_no_rows() -> None:
         a_result(a_case(scheduler=name), status=Status.SKIPPED, reason="the budget leaves 2 s, and", samples=())
         for name in ("ddpm", "euler")
     ]
-    shown = report.terminal(a_run(CLEAN, *late), color=False, width=200)
-    (line,) = [line for line in shown.splitlines() if report.label(late[0].case) in line]
+    shown = tables.terminal(a_run(CLEAN, *late), color=False, width=200)
+    (line,) = [line for line in shown.splitlines() if tables.label(late[0].case) in line]
     assert line.startswith("left out, no time was left")
-    assert report.label(late[1].case) in line
-    assert shown.count(report.label(late[1].case)) == 1
+    assert tables.label(late[1].case) in line
+    assert shown.count(tables.label(late[1].case)) == 1
 
 
 def test_what_was_chosen_for_the_device_is_told() -> None:
     line = "bf16: no kernels on this CPU, about 90 times slower than fp32, left out"
-    assert line in report.notes(a_run(CLEAN, notes=(line,)))
+    assert line in tables.notes(a_run(CLEAN, notes=(line,)))
 
 
 @pytest.mark.parametrize("width", [200, 160, 120, 100, 80])
@@ -101,7 +101,7 @@ def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int) -> None:
         samples=(Sample(20.0, (0.123456,) * 4, 4.0),) * 3,
         phases=Phases(imports_seconds=4.0, load_seconds=12.3456, first_image_seconds=0.0123456),
     )
-    shown = report.terminal(a_run(result), color=False, width=width)
+    shown = tables.terminal(a_run(result), color=False, width=width)
     for figure in ("0.123", "0.05", "12.3", "0.0123", "1.23"):
         assert figure in shown, f"{figure} is not to be seen:\n{shown}"
 
@@ -110,33 +110,33 @@ def test_without_colour_there_are_no_control_codes(run: Run, monkeypatch: pytest
     # What CI services set to have colours in their logs must not override the flag.
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("CLICOLOR_FORCE", "1")
-    assert not CONTROL.search(report.terminal(run, color=False, width=120))
-    assert not CONTROL.search(report.markdown(run))
+    assert not CONTROL.search(tables.terminal(run, color=False, width=120))
+    assert not CONTROL.search(tables.markdown(run))
 
 
 def test_with_colour_there_are(run: Run) -> None:
-    assert "\x1b[" in report.terminal(run, color=True, width=120)
+    assert "\x1b[" in tables.terminal(run, color=True, width=120)
 
 
 def test_only_the_disturbed_case_is_marked(run: Run) -> None:
-    rows = table_rows(report.markdown(run))
-    assert rows[report.label(DISTURBED.case)][1].endswith("!")
-    assert not rows[report.label(CLEAN.case)][1].endswith("!")
-    assert report.ADVICE in report.notes(run)
-    assert "--interleave" in report.ADVICE
-    assert report.SPINNING in report.notes(run)
+    rows = table_rows(tables.markdown(run))
+    assert rows[tables.label(DISTURBED.case)][1].endswith("!")
+    assert not rows[tables.label(CLEAN.case)][1].endswith("!")
+    assert tables.ADVICE in tables.notes(run)
+    assert "--interleave" in tables.ADVICE
+    assert tables.SPINNING in tables.notes(run)
     on_card = a_result(a_case(device="cuda:0"), host=a_host(steal_share=0.5))
-    assert report.SPINNING not in report.notes(a_run(on_card))
-    assert not any(note.startswith("!") for note in report.notes(a_run(CLEAN)))
+    assert tables.SPINNING not in tables.notes(a_run(on_card))
+    assert not any(note.startswith("!") for note in tables.notes(a_run(CLEAN)))
 
 
 def test_random_weights_are_told_where_there_are_any(run: Run) -> None:
-    assert any("random ones stand in" in note for note in report.notes(run))
-    assert not any("random ones stand in" in note for note in report.notes(a_run(DISTURBED)))
+    assert any("random ones stand in" in note for note in tables.notes(run))
+    assert not any("random ones stand in" in note for note in tables.notes(a_run(DISTURBED)))
 
 
 def test_the_notes_tell_the_verdict_the_samples_and_the_time(run: Run) -> None:
-    notes = "\n".join(report.notes(run))
+    notes = "\n".join(tables.notes(run))
     assert notes.startswith(f"verdict: fail\n  {REASON}\n")
     assert "3 to 3 images a case (median 3)" in notes
     assert "whole run: 42 s" in notes
@@ -144,8 +144,8 @@ def test_the_notes_tell_the_verdict_the_samples_and_the_time(run: Run) -> None:
 
 def test_a_run_without_any_measurement_can_be_shown() -> None:
     run = a_run(SKIPPED, verdict=Verdict(VerdictState.NOT_JUDGED, ("no case was measured",)))
-    assert "images a case" not in report.markdown(run)
-    assert "no case was measured" in report.terminal(run, color=False, width=100)
+    assert "images a case" not in tables.markdown(run)
+    assert "no case was measured" in tables.terminal(run, color=False, width=100)
 
 
 @pytest.mark.parametrize(
@@ -157,23 +157,23 @@ def test_a_run_without_any_measurement_can_be_shown() -> None:
     ],
 )
 def test_the_peak_is_the_devices_where_there_is_one(result: Result, shown: str) -> None:
-    assert report.row(result)[5] == shown
+    assert tables.row(result)[5] == shown
 
 
 def test_kept_pictures_are_shown(run: Run) -> None:
     other = a_result(numerics=Numerics(finite=True, image=None, image_sha256="1" * 64))
-    assert f"![{CLEAN.case.name}](picture.png)" in report.markdown(run)
-    assert "![" not in report.markdown(a_run(other))
+    assert f"![{CLEAN.case.name}](picture.png)" in tables.markdown(run)
+    assert "![" not in tables.markdown(a_run(other))
 
 
 def test_the_machine_and_the_software_are_named() -> None:
     run = a_run(SKIPPED, CLEAN, machine=machine("A CPU", ["H200", "H200"]))
-    line = report.machine_line(run)
+    line = tables.machine_line(run)
     assert line == "A CPU, 2 cores, 8 GB; H200, H200; python 3.11.7, torch 2.9.0, diffusers 0.35.0"
-    assert line in report.markdown(run)
+    assert line in tables.markdown(run)
 
 
 @pytest.mark.parametrize("word", ["[red]", "[/]", "[bold]A[/bold]", ":smile:"])
 def test_what_a_machine_calls_itself_is_no_markup(word: str) -> None:
-    shown = report.terminal(a_run(machine=machine(f"CPU {word}")), color=False, width=160)
+    shown = tables.terminal(a_run(machine=machine(f"CPU {word}")), color=False, width=160)
     assert f"CPU {word}" in shown

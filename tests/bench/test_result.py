@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.codec import dumps, loads, plain
-from bench.readings import Verdict
-from bench.result import Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Work
+from bench.core.codec import dumps, loads, plain
+from bench.core.result import Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Work
+from bench.core.validation_records import Verdict
 from tests.bench.conftest import a_case, a_result, a_run
 
 JSON = st.recursive(

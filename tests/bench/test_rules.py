@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import gpus, nvml, rules
-from bench.judging import conclude, judge
-from bench.nvml import UNWELL
-from bench.readings import UNABLE, Card, VerdictState
-from provision import spec
-from provision.errors import SpecError
+from bench.core.validation_records import UNABLE, Card, VerdictState
+from bench.gpu import nvml, specs
+from bench.gpu.nvml import UNWELL
+from bench.run.verdict import conclude
+from bench.validate import rules
+from bench.validate.judge import judge
+from provision.config import toml
+from provision.core.errors import SpecError
 from tests.bench.conftest import a_host
 from tests.bench.seen import (
     A100,
@@ -38,7 +40,7 @@ from tests.bench.seen import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.evidence import Evidence
+    from bench.validate.expectations import Evidence
 
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
 
@@ -292,10 +294,10 @@ advice = ""
 def test_what_is_no_rule_is_refused_by_its_line(tmp_path: Path, text: str, old: str, new: str, told: str) -> None:
     file = tmp_path / "verdict.toml"
     file.write_text(text, encoding="utf-8")
-    assert set(spec.load_tables(file, rules.Rule)) == {"r"}
+    assert set(toml.load_tables(file, rules.Rule)) == {"r"}
     file.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(SpecError) as caught:
-        spec.load_tables(file, rules.Rule)
+        toml.load_tables(file, rules.Rule)
     assert told in str(caught.value)
 
 
@@ -312,9 +314,9 @@ def test_every_field_that_a_rule_names_is_a_cards() -> None:
 
 def test_every_card_that_a_rule_names_is_in_the_table() -> None:
     named = {name for rule in rules.table().values() for name in (*rule.capped_as_sold, *rule.reach_of)}
-    assert named <= set(gpus.table())
+    assert named <= set(specs.table())
 
 
 def test_the_reach_of_a_sheet_is_the_least_that_the_table_shows() -> None:
-    shares = [best / gpu.tflops[dtype] for gpu in gpus.table().values() for dtype, best in gpu.measured.items()]
+    shares = [best / gpu.tflops[dtype] for gpu in specs.table().values() for dtype, best in gpu.measured.items()]
     assert rules.table()["product"].reach == pytest.approx(min(shares), abs=0.005)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 import pytest
 
-from bench import hearing, pipes, runner
-from bench.result import Phases, Result, Sample, Status
-from bench.worker import Request
+from bench.core.protocol import Request
+from bench.core.result import Phases, Result, Sample, Status
+from bench.launch import pipe, worker_events, worker_process
 from tests.bench.conftest import a_case
 from tests.bench.programs import PRELUDE
 from tests.clock import Until
@@ -55,13 +55,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     def run_program(program: str, *, hangs: bool = False, seconds: float = GUARD_SECONDS) -> Result:
         file = tmp_path / "program.py"
         file.write_text(PRELUDE + program)
-        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
         if hangs:  # its deadline passes when it has written down its processes
-            monkeypatch.setattr(pipes, "EVERY_SECONDS", 0.01)
+            monkeypatch.setattr(pipe, "EVERY_SECONDS", 0.01)
             clock = Until(Path("pids").exists)
-            monkeypatch.setattr(pipes, "time", clock)
-            monkeypatch.setattr(runner, "time", clock)
-        return runner.run_case(replace(a_request(), limit_seconds=seconds), HERE, hub=NO_HUB)
+            monkeypatch.setattr(pipe, "time", clock)
+            monkeypatch.setattr(worker_process, "time", clock)
+        return worker_process.run_case(replace(a_request(), limit_seconds=seconds), HERE, hub=NO_HUB)
 
     return run_program
 
@@ -168,30 +168,30 @@ def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., R
 
 def test_seconds_without_a_core_do_not_count(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its deadline has passed before it began; it was ready all the time, so it is waited for."""
-    monkeypatch.setattr(pipes, "waited_seconds", lambda _: GUARD_SECONDS)
-    assert run(GOOD_ANSWER, seconds=-runner._GRACE_SECONDS).status is Status.OK
+    monkeypatch.setattr(pipe, "waited_seconds", lambda _: GUARD_SECONDS)
+    assert run(GOOD_ANSWER, seconds=-worker_process._GRACE_SECONDS).status is Status.OK
 
 
 def test_a_worker_that_starves_to_the_end_is_not_called_hung(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipes, "waited_seconds", lambda _: 1e6)
-    monkeypatch.setattr(runner, "_STARVED_SECONDS", 0.0)
-    result = run("signal.pause()", seconds=-runner._GRACE_SECONDS)
+    monkeypatch.setattr(pipe, "waited_seconds", lambda _: 1e6)
+    monkeypatch.setattr(worker_process, "_STARVED_SECONDS", 0.0)
+    result = run("signal.pause()", seconds=-worker_process._GRACE_SECONDS)
     assert result.status is Status.TIMEOUT
     assert "the worker starved in the phase 'start': it waited" in (result.reason or "")
     assert "hung" not in (result.reason or "")
 
 
 def test_a_worker_that_is_silent_for_long_hangs(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hearing, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(worker_events, "_SILENT_SECONDS", 0.0)
     result = run("signal.pause()", seconds=1e6)
     assert "the worker hung in the phase 'start'" in (result.reason or "")
 
 
 def test_the_kernel_counts_the_time_without_a_core() -> None:
-    assert pipes.waited_seconds(os.getpid()) >= 0.0
-    assert pipes.waited_seconds(1 << 30) == 0.0
+    assert pipe.waited_seconds(os.getpid()) >= 0.0
+    assert pipe.waited_seconds(1 << 30) == 0.0
 
 
 @pytest.mark.parametrize("grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["detached", "holds the pipe"])
@@ -276,14 +276,14 @@ def test_stderr_that_is_no_text_is_shown_as_well_as_it_can_be(run: Callable[...,
 def test_a_worker_that_does_not_read_its_request_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     # More than a pipe holds: the parent is still writing when the worker is gone.
     request = replace(a_request(), weights={"x": "x" * 1_000_000})
-    monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), "-c", "raise SystemExit(7)"])
-    result = runner.run_case(request, HERE, hub=NO_HUB)
+    monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), "-c", "raise SystemExit(7)"])
+    result = worker_process.run_case(request, HERE, hub=NO_HUB)
     assert "exit 7" in (result.reason or "")
 
 
 def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     absent = tmp_path / "bin" / "python"
-    result = runner.run_case(a_request(), absent, hub=NO_HUB)
+    result = worker_process.run_case(a_request(), absent, hub=NO_HUB)
     assert result.status is Status.ERROR
     assert f"{absent} does not start: No such file or directory" in (result.reason or "")
     assert "SIG" not in (result.reason or ""), "nothing ran, so nothing died of a signal"
@@ -291,17 +291,17 @@ def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_an_interpreter_without_torch_says_so_when_asked() -> None:
     # The toolbox has none; this is the real worker.
-    found = runner.query(HERE)
+    found = worker_process.query(HERE)
     assert list(found) == ["error"]
     assert "No module named 'torch'" in found["error"]
 
 
 def test_an_interpreter_that_is_not_there_says_so_when_asked(tmp_path: Path) -> None:
-    assert "does not start" in runner.query(tmp_path / "python")["error"]
+    assert "does not start" in worker_process.query(tmp_path / "python")["error"]
 
 
 def test_a_real_worker_without_diffusers_ends_in_a_result() -> None:
-    result = runner.run_case(a_request(), HERE, hub=NO_HUB)
+    result = worker_process.run_case(a_request(), HERE, hub=NO_HUB)
     assert result.status is Status.ERROR
     assert result.reason is not None
     assert result.reason.startswith("ModuleNotFoundError: No module named")
@@ -333,7 +333,7 @@ def test_the_parent_sleeps_while_the_worker_computes(
     result = run(program + GOOD_ANSWER)
     assert result.status is Status.OK
     # It blocks for half a second each time. A loop that polls would pass less, and one that spins would block never.
-    assert set(Counted.limits) == {pipes.EVERY_SECONDS}
+    assert set(Counted.limits) == {pipe.EVERY_SECONDS}
     # Beside that it wakes for each line, for the pipe's end and for the process's: a loop that polls wakes far oftener.
     assert 4 <= Counted.silences <= len(Counted.limits) <= Counted.silences + 10
 
@@ -344,9 +344,11 @@ def test_an_interrupt_while_a_worker_starts_ends_it(monkeypatch: pytest.MonkeyPa
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "worker_command", lambda _: [sys.executable, "-c", "import signal; signal.pause()"])
-    monkeypatch.setattr(runner, "Watch", interrupt)
-    worker = runner.Worker({"query": True}, HERE, NO_HUB)
+    monkeypatch.setattr(
+        worker_process, "worker_command", lambda _: [sys.executable, "-c", "import signal; signal.pause()"]
+    )
+    monkeypatch.setattr(worker_process, "Watch", interrupt)
+    worker = worker_process.Worker({"query": True}, HERE, NO_HUB)
     with pytest.raises(KeyboardInterrupt), worker:
         pass
     assert worker._process is not None
@@ -359,7 +361,7 @@ def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatc
         folder.mkdir(exist_ok=True)
         (folder / "torch.py").write_text("raise SystemExit(9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    assert "No module named 'torch'" in runner.query(HERE)["error"]
+    assert "No module named 'torch'" in worker_process.query(HERE)["error"]
 
 
 @pytest.mark.parametrize(
@@ -373,20 +375,20 @@ def test_variables_of_other_programs_have_no_effect_on_the_worker(
     monkeypatch.setenv(name, "0")
     file = tmp_path / "program.py"
     file.write_text(f"import json, os; print(json.dumps({{'query': {{'is': os.environ.get({name!r}, 'unset')}}}}))")
-    monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
-    assert runner.query(HERE) == {"is": "unset"}
+    monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
+    assert worker_process.query(HERE) == {"is": "unset"}
 
 
 def test_what_no_signal_ends_is_left_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that hangs in a driver: here one whose end is not asked for in earnest."""
-    monkeypatch.setattr(pipes, "_END_SECONDS", 0.01)
+    monkeypatch.setattr(pipe, "_END_SECONDS", 0.01)
     hangs = [sys.executable, "-c", "import signal; signal.pause()"]
-    monkeypatch.setattr(runner, "worker_command", lambda _: hangs)
+    monkeypatch.setattr(worker_process, "worker_command", lambda _: hangs)
     kept: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pipes, "kill", kept.append)
-        with runner.Worker({"query": True}, HERE, NO_HUB) as worker:
+        patch.setattr(pipe, "kill", kept.append)
+        with worker_process.Worker({"query": True}, HERE, NO_HUB) as worker:
             pass
     assert worker.code is None
-    pipes.end(kept[0])
+    pipe.end(kept[0])
     assert kept[0].returncode < 0

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import compare, precisions, runner, running, runs, session
-from bench.result import Precision, Result, Run, Status
-from bench.worker import Request
-from provision.errors import BlockedError, SpecError
+from bench.core.protocol import Request
+from bench.core.result import Precision, Result, Run, Status
+from bench.launch import worker_process
+from bench.run import compare, dtype_support, session, store, suite_run
+from bench.run import request as run_request
+from provision.core.errors import BlockedError, SpecError
 from tests.bench.conftest import a_case
 from tests.bench.programs import AT_A_WORD, PLAIN, WORKER, Quiet
 from tests.clock import Standing
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
 PACED = "if case.dtype == 'bf16': seconds = 2.2\n" + AT_A_WORD
 
 
-def wish_in(folder: Path, seconds: float) -> running.Wish:
+def wish_in(folder: Path, seconds: float) -> run_request.Wish:
     """The tiny suite on the CPU, all of it in one folder."""
     python = Path(sys.executable)
-    return running.Wish(
+    return run_request.Wish(
         suite="tiny", device="cpu", python=python, root=str(folder), out=folder / "out", budget_seconds=seconds
     )
 
@@ -51,14 +53,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Cal
     def run_program(program: str, **changes: Any) -> Run:
         file = tmp_path / "program.py"
         file.write_text(WORKER + program)
-        monkeypatch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+        monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
         # Budgets stand still; runner and pipes keep the real clock, to end a worker that hangs.
         clock = Standing()
-        monkeypatch.setattr(running, "time", clock)
+        monkeypatch.setattr(suite_run, "time", clock)
         monkeypatch.setattr(session, "time", clock)
-        monkeypatch.setattr(runner, "_GRACE_SECONDS", 600.0)
+        monkeypatch.setattr(worker_process, "_GRACE_SECONDS", 600.0)
         wish = wish_in(tmp_path, 60.0)
-        return running.run(replace(wish, **changes), progress)
+        return suite_run.run(replace(wish, **changes), progress)
 
     return run_program
 
@@ -67,7 +69,7 @@ def test_a_run_is_kept_with_what_repeats_it(run: Callable[..., Run], tmp_path: P
     done = run(PLAIN, command="bench run tiny")
     assert [result.status for result in done.results] == [Status.OK] * 2
     assert all(result.trust and result.trust.state == "clean" for result in done.results)
-    assert runs.load("", tmp_path / "out") == done
+    assert store.load("", tmp_path / "out") == done
     assert done.command == "bench run tiny"
 
 
@@ -139,7 +141,7 @@ def test_a_dtype_that_is_asked_for_is_not_said_to_be_left_out(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, progress: Quiet
 ) -> None:
     emulated = Precision("bf16", kernels=False, slower=90.0)
-    monkeypatch.setattr(precisions, "ask", lambda *_, **__: precisions.Known("cpu", (emulated,), lanes=8))
+    monkeypatch.setattr(dtype_support, "ask", lambda *_, **__: dtype_support.Known("cpu", (emulated,), lanes=8))
     done = run(PLAIN, suite="quick", changes=("dtype=bf16", "size=64"))
     assert {result.case.dtype for result in done.results} == {"bf16"}
     assert done.notes == tuple(line.strip() for line in progress.lines[:1])
@@ -282,13 +284,13 @@ def test_the_largest_that_fits_is_searched_where_it_is_asked_for(run: Callable[.
     [("", {}), ("dtype=bf16", {"dtype": "bf16"}), (" dtype = bf16 , batch=2", {"dtype": "bf16", "batch": "2"})],
 )
 def test_settings_are_read(text: str, found: dict[str, str]) -> None:
-    assert running.settings(text) == found
+    assert suite_run.settings(text) == found
 
 
 @pytest.mark.parametrize("text", ["dtype", "=bf16", "dtype=", "dtype=fp32,batch"])
 def test_what_is_no_setting_is_told(text: str) -> None:
     with pytest.raises(SpecError, match="write AXIS=VALUE"):
-        running.settings(text)
+        suite_run.settings(text)
 
 
 def test_in_this_process_only_an_interpreter_of_its_version_is_taken(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_in_this_process_only_an_interpreter_of_its_version_is_taken(tmp_path: P
     python.chmod(0o755)
     request = Request(a_case(), time.time(), 1.0, 1.0, {}, None)
     with pytest.raises(BlockedError, match=r"it is 2\.7, this is 3"):
-        runner.run_here(request, python)
+        worker_process.run_here(request, python)
 
 
 @pytest.mark.worker
@@ -305,9 +307,10 @@ def test_in_this_process_a_case_is_measured_for_a_debugger(measured_python: Path
     """In a process of its own all the same: torch stays out of the tests'."""
     script = (
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "from bench import runner; from bench.result import Case; from bench.worker import Request\n"
+        "from bench.launch import worker_process; from bench.core.result import Case\n"
+        "from bench.core.protocol import Request\n"
         "case = Case('tiny-ddpm', 'cpu', 'fp32', 'ddim', 2, 1, 16, 16)\n"
-        "found = runner.run_here(Request(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"
+        "found = worker_process.run_here(Request(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"
         "print(found.status.value, len(found.samples) + len(found.warmups), found.reason)\n"
     )
     import subprocess

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import runs
-from bench.codec import dumps, plain
-from bench.result import SCHEMA
-from provision.errors import FirstlightError, SpecError
+from bench.core.codec import dumps, plain
+from bench.core.result import SCHEMA
+from bench.run import store
+from provision.core.errors import FirstlightError, SpecError
 from tests.bench.conftest import a_result, a_run
 
 if TYPE_CHECKING:
@@ -39,49 +39,49 @@ def test_a_run_that_no_reader_could_show_is_refused(tmp_path: Path, change: Call
     change(told)
     (tmp_path / "run.json").write_text(json.dumps(told))
     with pytest.raises(FirstlightError, match="not a run that this version can read"):
-        runs.load(str(tmp_path / "run.json"), tmp_path)
+        store.load(str(tmp_path / "run.json"), tmp_path)
 
 
 def test_brackets_without_end_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[" * 200_000)
     with pytest.raises(FirstlightError, match="not a run that this version can read"):
-        runs.load(str(tmp_path / "run.json"), tmp_path)
+        store.load(str(tmp_path / "run.json"), tmp_path)
 
 
 def test_a_run_is_found_by_its_id_folder_file_and_as_the_last_one(tmp_path: Path) -> None:
     first, last = a_run(id="20260101T000000Z-quick-aaaaaa"), a_run(id="20260102T000000Z-quick-bbbbbb")
     for run in (first, last):
-        runs.keep(run, tmp_path / run.id)
+        store.keep(run, tmp_path / run.id)
     for name in (first.id, str(tmp_path / first.id), str(tmp_path / first.id / "run.json")):
-        assert runs.load(name, tmp_path) == first
-    assert runs.load("", tmp_path) == last
+        assert store.load(name, tmp_path) == first
+    assert store.load("", tmp_path) == last
     assert [path.name for path in (tmp_path / first.id).iterdir()] == ["run.json"], "nothing is left beside it"
 
 
 def test_a_baseline_has_a_name_and_outlives_its_run(tmp_path: Path) -> None:
     run = a_run()
-    kept = runs.keep_baseline(run, "before-the-upgrade", tmp_path)
+    kept = store.keep_baseline(run, "before-the-upgrade", tmp_path)
     assert kept == tmp_path / "baselines" / "before-the-upgrade.json"
-    assert runs.load("before-the-upgrade", tmp_path) == run
+    assert store.load("before-the-upgrade", tmp_path) == run
     newer = a_run(seconds=1.0)
-    runs.keep_baseline(newer, "before-the-upgrade", tmp_path)
-    assert runs.load("before-the-upgrade", tmp_path) == newer
-    assert runs.baselines(tmp_path) == ["before-the-upgrade"]
+    store.keep_baseline(newer, "before-the-upgrade", tmp_path)
+    assert store.load("before-the-upgrade", tmp_path) == newer
+    assert store.baselines(tmp_path) == ["before-the-upgrade"]
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 65])
 def test_a_name_that_is_none_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(SpecError, match="is no name for a baseline"):
-        runs.keep_baseline(a_run(), name, tmp_path)
+        store.keep_baseline(a_run(), name, tmp_path)
     assert not (tmp_path / "baselines").exists()
 
 
 def test_what_there_is_is_told_where_a_name_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="no run is kept"):
-        runs.load("", tmp_path)
-    runs.keep_baseline(a_run(), "mine", tmp_path)
+        store.load("", tmp_path)
+    store.keep_baseline(a_run(), "mine", tmp_path)
     with pytest.raises(FirstlightError, match=r"no run 'yours'.*there is: mine"):
-        runs.load("yours", tmp_path)
+        store.load("yours", tmp_path)
 
 
 def test_a_run_of_the_first_schema_is_read_as_it_is(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_run_of_the_first_schema_is_read_as_it_is(tmp_path: Path) -> None:
         del told["results"][0]["case"][name]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text(json.dumps(told))
-    found = runs.load("old", tmp_path)
+    found = store.load("old", tmp_path)
     assert found.schema == 1
     assert found.results == a_run(a_result()).results
 
@@ -105,9 +105,9 @@ def test_a_schema_of_another_version_is_told(tmp_path: Path, schema: int) -> Non
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text(dumps(a_run(schema=schema)))
     with pytest.raises(FirstlightError, match=f"has schema {schema}, this version reads 1 to {SCHEMA}"):
-        runs.load("x", tmp_path)
+        store.load("x", tmp_path)
 
 
 def test_a_place_that_takes_nothing_is_told() -> None:
     with pytest.raises(FirstlightError, match=r"/proc/self/firstlight"):
-        runs.keep(a_run(), Path("/proc/self/firstlight"))
+        store.keep(a_run(), Path("/proc/self/firstlight"))

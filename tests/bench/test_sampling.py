@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench import axes
-from bench.codec import record
-from bench.result import Result, Status
+from bench.core import axes
+from bench.core.codec import record
+from bench.core.result import Result, Status
 from tests.bench.conftest import result_of
 
 LOOPS = {

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import runner, running, runs, session
-from bench.cases import Cell
-from bench.result import Phases, Result, Sample, Status
-from bench.worker import Request
+from bench.core.protocol import Request
+from bench.core.result import Phases, Result, Sample, Status
+from bench.launch import worker_process
+from bench.run import session, store, suite_run
+from bench.run.cases import Cell
 from tests.bench.conftest import a_case, a_host, a_result
 from tests.bench.programs import Quiet
 from tests.bench.test_running import wish_in
@@ -28,9 +29,9 @@ def progress() -> Quiet:
 def test_without_time_nothing_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet
 ) -> None:
-    monkeypatch.setattr(runner, "run_case", lambda *_, **__: pytest.fail("there is no time"))
+    monkeypatch.setattr(worker_process, "run_case", lambda *_, **__: pytest.fail("there is no time"))
     wish = wish_in(tmp_path, 60.0)
-    begun = session.Session(wish, running.find_bench(wish), 60.0, progress)
+    begun = session.Session(wish, suite_run.find_bench(wish), 60.0, progress)
     disturbed = a_result(host=replace(a_host(), wait_share=0.4))
     assert begun.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
 
@@ -48,9 +49,9 @@ def test_only_an_undisturbed_start_makes_later_ones_dear(
         host = replace(a_host(), wait_share=waited)
         return a_result(request.case, host=host, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
 
-    monkeypatch.setattr(runner, "run_case", run_case)
+    monkeypatch.setattr(worker_process, "run_case", run_case)
     wish = wish_in(tmp_path, 600.0)
-    begun = session.Session(wish, running.find_bench(wish), 600.0, progress)
+    begun = session.Session(wish, suite_run.find_bench(wish), 600.0, progress)
     begun.measure_one(Cell(a_case(), find_max=False), [], "")
     assert begun.overhead(a_case()) == later
 
@@ -67,9 +68,9 @@ def test_a_repeat_takes_no_more_than_the_case_did(
         asked.append(request)
         return a_result(request.case, host=replace(a_host(), wait_share=0.4))
 
-    monkeypatch.setattr(runner, "run_case", run_case)
+    monkeypatch.setattr(worker_process, "run_case", run_case)
     wish = replace(wish_in(tmp_path, 0.0), budget_seconds=None)
-    begun = session.Session(wish, running.find_bench(wish), 60.0, progress)
+    begun = session.Session(wish, suite_run.find_bench(wish), 60.0, progress)
     one, two, three = (a_case(scheduler=name) for name in ("ddim", "ddpm", "euler"))
     done = begun.measure([Cell(one, required=True), Cell(two, required=True), Cell(three)])
     assert [(each.case.scheduler, round(each.share_seconds)) for each in asked] == [
@@ -95,9 +96,9 @@ def test_in_a_small_budget_the_time_is_theirs_who_must_be_measured(
         clock.now += 18.0
         return a_result(request.case)
 
-    monkeypatch.setattr(runner, "run_case", run_case)
+    monkeypatch.setattr(worker_process, "run_case", run_case)
     wish = wish_in(tmp_path, 40.0)
-    begun = session.Session(wish, running.find_bench(wish), 40.0, progress)
+    begun = session.Session(wish, suite_run.find_bench(wish), 40.0, progress)
     names = ("ddim", "ddpm", "euler", "heun")
     cells = [Cell(a_case(scheduler=name), required=name in {"ddim", "ddpm"}) for name in names]
     done = begun.measure(cells)
@@ -113,12 +114,12 @@ def test_what_an_interrupt_left_out_is_in_the_run(
             raise KeyboardInterrupt
         return a_result(request.case)
 
-    monkeypatch.setattr(runner, "run_case", run_case)
+    monkeypatch.setattr(worker_process, "run_case", run_case)
     wish = wish_in(tmp_path, 60.0)
-    begun = session.Session(wish, running.find_bench(wish), 60.0, progress)
+    begun = session.Session(wish, suite_run.find_bench(wish), 60.0, progress)
     with pytest.raises(KeyboardInterrupt):
         begun.measure([Cell(a_case(), required=True), Cell(a_case(scheduler="ddpm"), required=True)])
-    kept = runs.load("", tmp_path / "out")
+    kept = store.load("", tmp_path / "out")
     assert [(each.status, each.reason, each.required) for each in kept.results] == [
         (Status.OK, None, True),
         (Status.SKIPPED, "interrupted before its turn", True),
@@ -133,9 +134,9 @@ def test_a_later_slower_start_does_not_count(tmp_path: Path, monkeypatch: pytest
         clock.now += next(took)
         return a_result(request.case, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
 
-    monkeypatch.setattr(runner, "run_case", run_case)
+    monkeypatch.setattr(worker_process, "run_case", run_case)
     wish = wish_in(tmp_path, 600.0)
-    begun = session.Session(wish, running.find_bench(wish), 600.0, progress)
+    begun = session.Session(wish, suite_run.find_bench(wish), 600.0, progress)
     for _ in range(2):
         begun.measure_one(Cell(a_case(), find_max=False), [], "")
     assert begun.overhead(a_case()) == 8.0

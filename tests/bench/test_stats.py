@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.result import Sample
-from bench.stats import Summary, drift, images_per_second, ratio, step_seconds, summarize
+from bench.core.result import Sample
+from bench.core.stats import Summary, drift, images_per_second, ratio, step_seconds, summarize
 from tests.bench.conftest import a_case, a_result
 
 SECONDS = st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=12)

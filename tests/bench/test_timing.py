@@ -7,23 +7,24 @@ from typing import Any
 
 import pytest
 
-from bench import meter, timing
+from bench.core import stats
+from bench.worker import clocks, timing
 from tests.clock import Ticking
 
 
-def clock_of(*seconds: float) -> meter.HostClock:
+def clock_of(*seconds: float) -> clocks.HostClock:
     """A clock under which loop number n takes the n-th of these times, and then from the first again."""
     durations = itertools.cycle(seconds)
     # It is read when a loop starts and when it stops.
     steps = itertools.chain.from_iterable((0.0, next(durations)) for _ in itertools.count())
     readings = itertools.accumulate(steps)
-    return meter.HostClock(lambda: next(readings))
+    return clocks.HostClock(lambda: next(readings))
 
 
 FAR = float("inf")
 
 
-def taken(clock: meter.Clock, share: float, loop: Any = lambda _: None) -> tuple[timing.Images, list[dict[str, Any]]]:
+def taken(clock: clocks.Clock, share: float, loop: Any = lambda _: None) -> tuple[timing.Images, list[dict[str, Any]]]:
     said: list[dict[str, Any]] = []
     return timing.take(loop, clock, timing.until(share), said.append), said
 
@@ -37,15 +38,15 @@ def test_an_image_that_would_not_end_in_time_is_not_begun() -> None:
 @pytest.mark.parametrize(
     ("seconds", "share", "warmups", "samples"),
     [
-        ((2.0,), FAR, 0, timing.ENOUGH_SAMPLES),
+        ((2.0,), FAR, 0, stats.ENOUGH_SAMPLES),
         # Never steady: two kinds of loop, in turn. The first few do not count.
         ((1.0, 2.0), FAR, 5, timing.MAX_SAMPLES),
         # No time for more, and still never fewer than three.
-        ((1.0, 2.0), 0.0, 0, timing.MIN_SAMPLES),
+        ((1.0, 2.0), 0.0, 0, stats.MIN_SAMPLES),
         # The first two are slow: they were the warm-up.
-        ((3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), FAR, 2, timing.ENOUGH_SAMPLES),
+        ((3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), FAR, 2, stats.ENOUGH_SAMPLES),
         # Within 3 % from the start.
-        ((1.015625, 1.0, 1.0078125, 1.0, 1.0, 1.0), FAR, 0, timing.ENOUGH_SAMPLES),
+        ((1.015625, 1.0, 1.0078125, 1.0, 1.0, 1.0), FAR, 0, stats.ENOUGH_SAMPLES),
     ],
     ids=["steady", "unsteady", "out of time", "warming up", "nearly steady"],
 )
@@ -67,12 +68,12 @@ def test_a_disturbed_first_sample_is_warm_up() -> None:
 
 def test_one_disturbed_sample_asks_for_more_until_it_no_longer_matters() -> None:
     images, _ = taken(clock_of(1.0, 1.0, 1.03, 1.5, 1.6, 1.5, *[1.0] * timing.MAX_SAMPLES), FAR)
-    assert timing.ENOUGH_SAMPLES < len(images.samples) < timing.MAX_SAMPLES
+    assert stats.ENOUGH_SAMPLES < len(images.samples) < timing.MAX_SAMPLES
 
 
 def test_a_loop_is_handed_the_clocks_mark_and_nothing_else() -> None:
     times = itertools.count()
-    clock = meter.HostClock(lambda: float(next(times)))
+    clock = clocks.HostClock(lambda: float(next(times)))
 
     def loop(mark: Any) -> None:
         mark()
@@ -100,7 +101,7 @@ class Part:
 
 
 def test_the_parts_of_a_loop_are_timed_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.timing.time", Ticking(1.0))
+    monkeypatch.setattr("bench.worker.timing.time", Ticking(1.0))
     plain_part, hooked = Part(), Part()
     hooked.forward = lambda value: value + 10  # type: ignore[method-assign]  # as a compiler leaves it
     kept = hooked.forward

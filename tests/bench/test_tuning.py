@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import report, runner, running, runs, session, tuning
-from bench.errors import Exit
-from bench.result import Status
-from provision.errors import FirstlightError, SpecError
+from bench.core.errors import Exit
+from bench.core.result import Status
+from bench.launch import worker_process
+from bench.report import tables
+from bench.run import request, session, store, suite_run, tune
+from provision.core.errors import FirstlightError, SpecError
 from tests.bench import clocks
 from tests.bench.conftest import environment
 from tests.bench.programs import AT_A_WORD, WORKER, Quiet
@@ -25,7 +27,7 @@ from tests.clock import Standing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.tuning import Tuned
+    from bench.run.tune import Tuned
 
 # fp16 has no kernels here, flash is fast and wrong, compiling costs too much, and two images at once are the best.
 SPEEDS = (
@@ -52,13 +54,13 @@ def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: 
     """A search whose budget stands still; runner and pipes keep the real clock, to end a worker that hangs."""
     file = folder / "program.py"
     file.write_text(SPEEDS + program + go)
-    patch.setattr(runner, "worker_command", lambda python: [str(python), str(file)])
+    patch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
     clock = Standing()
-    patch.setattr(running, "time", clock)
+    patch.setattr(suite_run, "time", clock)
     patch.setattr(session, "time", clock)
-    patch.setattr(tuning, "time", clock)
-    patch.setattr(runner, "_GRACE_SECONDS", 600.0)
-    wish = running.Wish(
+    patch.setattr(tune, "time", clock)
+    patch.setattr(worker_process, "_GRACE_SECONDS", 600.0)
+    wish = request.Wish(
         suite="tune",
         device="cpu",
         models=("tiny-ddpm",),
@@ -68,7 +70,7 @@ def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: 
         budget_seconds=120.0,
         changes=("steps=3",),
     )
-    return tuning.tune(replace(wish, **changes), Quiet())
+    return tune.tune(replace(wish, **changes), Quiet())
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_the_fastest_setting_whose_numbers_are_right_is_found_and_confirmed(usua
 
 
 def test_the_search_is_kept_as_a_run_that_its_ruled_out_settings_do_not_fail(usual: Usual) -> None:
-    kept = runs.load("", usual.folder / "out")
+    kept = store.load("", usual.folder / "out")
     assert kept == usual.found.run
     assert kept.verdict.state.value == "pass"
     assert len({result.case for result in kept.results}) == len(kept.results) == 10
@@ -139,7 +141,7 @@ def test_a_difference_that_noise_explains_changes_nothing(search: Callable[..., 
     found = search("seconds = 2.0 * case.batch * (1 - 0.02 * (case.dtype == 'bf16'))\n")
     assert found.tuning.gain is None
     assert found.best is found.default
-    told = report.tuned(found, color=False, width=100)
+    told = tables.tuned(found, color=False, width=100)
     assert "the default is the fastest setting: fp32, batch 1" in told
 
 
@@ -155,7 +157,7 @@ def test_a_gain_on_a_disturbed_machine_is_measured_again_and_not_believed(search
     assert found.tuning.doubt == "its threads waited 40% of the time for a core"
     paced = [line for line in Path("asked").read_text().splitlines() if json.loads(line)["paced"]]
     assert len(paced) == 4
-    assert "not to be believed: its threads waited" in report.tuned(found, color=False, width=100)
+    assert "not to be believed: its threads waited" in tables.tuned(found, color=False, width=100)
 
 
 def test_a_best_that_dies_when_it_is_confirmed_is_told(search: Callable[..., Tuned]) -> None:
@@ -178,13 +180,13 @@ def test_when_the_time_is_over_nothing_more_is_begun(search: Callable[..., Tuned
 
 
 def test_a_cards_default_is_what_torch_does_by_itself() -> None:
-    assert tuning._default("stable-diffusion-v1-5", "cuda:0", {}).dtype == "tf32"
-    assert tuning._default("stable-diffusion-xl", "cuda:0", {"dtype": "fp16"}).dtype == "fp16"
-    assert tuning._default("ddpm-cat-256", "cpu", {"size": "32"}).height == 32
+    assert tune._default("stable-diffusion-v1-5", "cuda:0", {}).dtype == "tf32"
+    assert tune._default("stable-diffusion-xl", "cuda:0", {"dtype": "fp16"}).dtype == "fp16"
+    assert tune._default("ddpm-cat-256", "cpu", {"size": "32"}).height == 32
 
 
 def test_what_was_found_as_json(usual: Usual) -> None:
-    told = json.loads(json.dumps(tuning.told(usual.found)))
+    told = json.loads(json.dumps(tune.told(usual.found)))
     assert told["best"]["batch"] == 2
     assert told["gain"] == pytest.approx(2.3148, rel=1e-3)
     assert told["tries"][4] == {
@@ -199,7 +201,7 @@ def test_what_was_found_as_json(usual: Usual) -> None:
 
 
 def test_the_table_has_the_fastest_first_and_what_was_ruled_out_last(usual: Usual) -> None:
-    lines = report.tuned(usual.found, color=False, width=160).splitlines()
+    lines = tables.tuned(usual.found, color=False, width=160).splitlines()
     rows = [line for line in lines if line.startswith("│")]
     assert "bf16, batch 2, channels_last" in rows[0]
     assert "2.31" in rows[0]
@@ -231,7 +233,7 @@ def test_a_setting_whose_numbers_nobody_knows_is_ruled_out(
 ) -> None:
     found = search(f"if case.dtype == 'bf16': numerics = Numerics(True, None, '0' * 64, {numbers})\n")
     assert found.tuning.best.dtype == "fp32"
-    assert why in report.tuned(found, color=False, width=160)
+    assert why in tables.tuned(found, color=False, width=160)
 
 
 def test_what_was_compared_stands_beside_the_confirmed_times(usual: Usual) -> None:

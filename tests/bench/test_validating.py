@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import causes, checkup, history, running, runs, validating, verdict
-from bench.errors import Exit
-from bench.nodes import Node, Seen
-from bench.readings import PROCESS
-from provision import facts
-from provision.errors import BlockedError, SpecError
-from provision.facts import Gpu
+from bench.core.errors import Exit
+from bench.core.validation_records import PROCESS
+from bench.gpu import diagnosis
+from bench.gpu.device_nodes import Node, Seen
+from bench.run import request, store, suite_run, verdict
+from bench.validate import device, history, host
+from provision.core.errors import BlockedError, SpecError
+from provision.host import facts
+from provision.host.facts import Gpu
 from tests.bench.hosts import FAIL, OPEN, PASS, TWO, WARN, asked, judged, planted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.readings import VerdictState
-    from bench.validating import Validated
+    from bench.core.validation_records import VerdictState
+    from bench.validate.host import Validated
     from tests.bench.programs import Quiet
 
 
@@ -32,9 +34,9 @@ def test_a_healthy_card_passes_and_is_kept_twice(validate: Callable[..., Validat
     found = validate()
     assert found.run.verdict.state is PASS, found.run.verdict.reasons
     assert verdict.exit_of(found.run.verdict) is Exit.GOOD
-    assert runs.load("", tmp_path / "out") == found.run
+    assert store.load("", tmp_path / "out") == found.run
     assert history.load(
-        running.find_root(running.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
+        suite_run.find_root(request.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
     ).runs == (found.run,)
     (product,) = judged(found, "product")
     assert (product.state, product.expected, product.confidence) == (PASS, 794.5e12, "measured")
@@ -122,12 +124,12 @@ def test_links_that_end_are_asked_again(validate: Callable[..., Validated], ends
 
 
 def test_all_devices_are_asked_for_as_long() -> None:
-    assert validating.plan_seconds(60.0, 1) == 48.0
+    assert host.plan_seconds(60.0, 1) == 48.0
     for count in (2, 8):
-        plan = validating.plan_seconds(60.0 + 40.0 * (count - 1), count)
+        plan = host.plan_seconds(60.0 + 40.0 * (count - 1), count)
         assert 25 < plan < 48
         assert plan * count < 60 + 40 * (count - 1)
-    assert validating.plan_seconds(1.0, 8) == 10.0, "less than a start tells nothing"
+    assert host.plan_seconds(1.0, 8) == 10.0, "less than a start tells nothing"
 
 
 @pytest.mark.usefixtures("driver")
@@ -151,18 +153,18 @@ def test_ctrl_c_ends_a_soak_and_keeps_what_was_found(
     """The first round is whole; in the second, with the card at work, somebody has seen enough."""
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
     stopped = []
-    usual = checkup.Checkup.stop
+    usual = device.Checkup.stop
 
-    def stop(self: checkup.Checkup) -> None:
+    def stop(self: device.Checkup) -> None:
         stopped.append(self.device)
         usual(self)
 
-    monkeypatch.setattr(checkup.Checkup, "stop", stop)
+    monkeypatch.setattr(device.Checkup, "stop", stop)
     found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
     assert stopped == ["cuda:0"], "nobody waits for the round's end"
     assert found.interrupted
     assert found.run.verdict.state is PASS
-    assert runs.load("", tmp_path / "out") == found.run
+    assert store.load("", tmp_path / "out") == found.run
     assert found.run.validation is not None
     rounds = {(each.round, each.probe) for each in found.run.validation.readings if each.round}
     whole = {(1, probe) for probe in ("product", "copy", "memory", "sustained")}
@@ -186,7 +188,7 @@ class Interrupted(ThreadPoolExecutor):
 def test_an_interrupt_that_another_thread_takes_loses_nothing(
     validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validating, "ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr(host, "ThreadPoolExecutor", Interrupted)
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
     found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
     assert found.run.validation is not None
@@ -217,7 +219,7 @@ def test_a_card_that_torch_lost_is_missed(
     validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
 ) -> None:
     nodes = tuple(Node(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
-    monkeypatch.setattr(causes, "look", lambda: Seen(loaded=True, nodes=nodes, visible=visible))
+    monkeypatch.setattr(diagnosis, "look", lambda: Seen(loaded=True, nodes=nodes, visible=visible))
     found = validate()
     assert found.run.verdict.state is (FAIL if is_lost else PASS)
     said = [each.said for each in judged(found, "unusable")]
@@ -239,24 +241,24 @@ def test_a_card_that_torch_cannot_use_fails_with_its_cause(
 
 @pytest.mark.usefixtures("driver")
 def test_a_volume_that_takes_nothing_loses_no_result(validate: Callable[..., Validated], tmp_path: Path) -> None:
-    place = running.find_root(running.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
+    place = suite_run.find_root(request.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
     place.parent.mkdir(parents=True)
     place.touch()
     found = validate()
-    assert runs.load("", tmp_path / "out") == found.run
+    assert store.load("", tmp_path / "out") == found.run
     assert any("not kept on the volume" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("30m", 1800.0), ("1.5h", 5400.0)])
 def test_how_long_a_soak_is(text: str, seconds: float) -> None:
-    assert validating.soak(text) == seconds
-    assert validating.soak(None) is None
+    assert host.soak(text) == seconds
+    assert host.soak(None) is None
 
 
 @pytest.mark.parametrize("text", ["", "m", "0", "-5m", "1d", "nan"])
 def test_no_time_is_no_soak(text: str) -> None:
     with pytest.raises(SpecError, match="such as 30m"):
-        validating.soak(text)
+        host.soak(text)
 
 
 def test_a_torch_that_does_not_start_is_told(validate: Callable[..., Validated]) -> None:

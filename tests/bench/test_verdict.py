@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from bench.errors import Exit
-from bench.readings import Verdict, VerdictState
-from bench.result import Numerics, Result, Sample, Status
-from bench.verdict import contended, exit_of, judge, spec_share
+from bench.core.errors import Exit
+from bench.core.result import Numerics, Result, Sample, Status
+from bench.core.validation_records import Verdict, VerdictState
+from bench.run.verdict import contended, exit_of, judge, spec_share
 from tests.bench.conftest import a_case, a_host, a_result
 
 CLEAN = a_result()

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import nvml, stats, verdict, watching
-from bench.nvml import Card, Reading
-from bench.readings import Gpu
+from bench.core import stats
+from bench.core.validation_records import Gpu
+from bench.gpu import nvml
+from bench.gpu.nvml import Card, Reading
+from bench.launch import monitor
+from bench.run import verdict
 from tests.bench.conftest import a_case, a_host, a_result
 
 if TYPE_CHECKING:
@@ -108,14 +111,14 @@ def test_without_a_card_and_without_a_driver_nothing_is_asked() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
     now = {"wall": 100.0, "cpu": 5.0}
     own = SimpleNamespace(monotonic=lambda: now["wall"], process_time=lambda: now["cpu"])
-    monkeypatch.setattr("bench.watching.time", own)
+    monkeypatch.setattr("bench.launch.monitor.time", own)
     return now  # type: ignore[return-value]  # nothing is to be put back
 
 
-def watch_of(clock: dict[str, float], readings: Sequence[Reading | None]) -> watching.Watch:
+def watch_of(clock: dict[str, float], readings: Sequence[Reading | None]) -> monitor.Watch:
     """A watch over a whole case: half a second before, two seconds of images with a pause between, and the end."""
     turns = iter(readings)
-    watch = watching.Watch(ME)
+    watch = monitor.Watch(ME)
     watch._card = SimpleNamespace(read=lambda: next(turns), power_limit_watts=70.0, close=lambda: None)  # type: ignore[assignment]
     watch._first = Reading(processes={77: None})
 
@@ -202,8 +205,8 @@ def test_a_look_that_tells_no_reason_is_none_without_one(clock: dict[str, float]
 
 
 def test_a_long_run_is_kept_with_fewer_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_MOST_MOMENTS", 10)
-    watch = watching.Watch(ME)
+    monkeypatch.setattr(monitor, "_MOST_MOMENTS", 10)
+    watch = monitor.Watch(ME)
     for _ in range(100):
         watch.look()
     assert 5 <= len(watch.add_to(a_result()).timeline) <= 11

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import timing
-from bench.result import Status
+from bench.core import stats
+from bench.core.result import Status
 from tests.bench.conftest import result_of
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ GOOD = (
 def test_a_measurement_is_complete(found: dict[str, Any], name: str) -> None:
     result = result_of(found, name)
     assert (result.status, result.reason) == (Status.OK, None)
-    assert len(result.samples) + len(result.warmups) == timing.MIN_SAMPLES
+    assert len(result.samples) + len(result.warmups) == stats.MIN_SAMPLES
     for sample in result.samples:
         assert len(sample.step_seconds) == result.case.steps
         assert all(seconds > 0 for seconds in sample.step_seconds)

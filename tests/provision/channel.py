@@ -20,7 +20,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision.conda_lock import CondaPackage, subdir
+from provision.lockfiles.conda_lock import CondaPackage, subdir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import conda_lock
-from provision.paths import Root
+from provision.core.layout import Root
+from provision.lockfiles import conda_lock
 from tests.provision import channel, silence
 from tests.provision.played import Fault, Played, Raw
 

@@ -11,7 +11,7 @@ from typing import IO
 
 import pytest
 
-from provision import cli
+from provision.cli import main
 from tests.conftest import CHECKOUT
 
 # Takes the place of this process, so it has one of its own.
@@ -56,7 +56,7 @@ def process(*words: object, env: dict[str, str] | None = None) -> subprocess.Com
 
 def _run(argv: list[str]) -> int:
     try:
-        cli.app(argv)
+        main.app(argv)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision.caches import Place
-from provision.journal import Journal
-from provision.paths import Root
-from provision.relocate import RelocateStep
-from provision.volume import VolumeStep
+from provision.core.layout import Root
+from provision.host.tool_caches import Place
+from provision.relocation.step import RelocateStep
+from provision.volume.journal import Journal
+from provision.volume.marker import VolumeStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,18 +6,19 @@ import random
 import threading
 from typing import TYPE_CHECKING
 
-from provision import choices, manifest
-from provision.checking import Depth
-from provision.choices import Choice, Record, Source
-from provision.pulling import Pull
-from provision.supply import Hubs
+from provision.mirrors import record
+from provision.mirrors.record import Choice, Record, Source
+from provision.models import manifest
+from provision.models.hubs import Hubs
+from provision.models.pull import Pull
+from provision.models.verify import Depth
 from tests.provision import played_hub
 
 if TYPE_CHECKING:
     import pytest
 
-    from provision.ledger import Ledger
-    from provision.paths import Root
+    from provision.core.layout import Root
+    from provision.net.source_health import Ledger
     from tests.provision.played import Played
 
 REPO = "owner/model"
@@ -40,9 +41,9 @@ def pull_of(root: Root, url: str, *, pinned: bool = True, trust: bool = False, t
 
 def hubs_of(root: Root, monkeypatch: pytest.MonkeyPatch, mirror: str, official: str) -> Hubs:
     """The hubs of a host that has chosen a mirror: it comes first, the official one after it."""
-    for module in ("hub", "supply"):
-        monkeypatch.setattr(f"provision.{module}.official_endpoint", lambda: official)
-    choices.write(root, Record({"hf": Choice("auto", (Source("mirror", mirror), Source("official", "")), "")}))
+    for module in ("hub_client", "hubs"):
+        monkeypatch.setattr(f"provision.models.{module}.official_endpoint", lambda: official)
+    record.write(root, Record({"hf": Choice("auto", (Source("mirror", mirror), Source("official", "")), "")}))
     return Hubs(root, {})
 
 

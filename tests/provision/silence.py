@@ -7,7 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from provision import bodies
+from provision.net import body
 from tests.clock import Standing
 
 if TYPE_CHECKING:
@@ -39,4 +39,4 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
         return receive(self, *args)
 
     monkeypatch.setattr(socket.socket, "recv_into", received, raising=False)
-    monkeypatch.setattr(bodies, "time", CLOCK)
+    monkeypatch.setattr(body, "time", CLOCK)

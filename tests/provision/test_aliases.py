@@ -9,21 +9,22 @@ import pytest
 from huggingface_hub import snapshot_download
 from typer.testing import CliRunner
 
-from provision import aliases, loading, manifest, model_care, models_cli, pins
-from provision.errors import SpecError
-from provision.journal import Journal
-from provision.models import ModelStep
-from provision.pulling import Pull
-from provision.snapshots import SnapshotStep
-from provision.step import State
-from provision.supply import Hubs
+from provision.cli import models as models_cli
+from provision.core.errors import SpecError
+from provision.core.step import State
+from provision.models import former_ids, inventory, load_line, manifest, pins, remove
+from provision.models.hubs import Hubs
+from provision.models.pull import Pull
+from provision.models.snapshots import SnapshotStep
+from provision.models.step import ModelStep
+from provision.volume.journal import Journal
 from tests.provision import played_hub
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from provision.manifest import Manifest
-    from provision.paths import Root
+    from provision.core.layout import Root
+    from provision.models.manifest import Manifest
 
 REPO, OLD = "owner/model", "former/model"
 SMALL = {"model_index.json": b"{}", "unet/config.json": b'{"a": 1}'}
@@ -68,7 +69,7 @@ def test_a_cache_that_cannot_be_written_serves_the_model_without_its_former_id(
     check = step.check()
     assert check.state is State.OK
     assert f"is not found as {OLD}" in (check.fallback or "")
-    (note,) = aliases.make(root.hub, known.pick("m"))
+    (note,) = former_ids.make(root.hub, known.pick("m"))
     assert note.endswith(f"cannot be written, so {REPO} is not found as {OLD}")
 
 
@@ -77,7 +78,7 @@ def test_pulled_model_is_loaded_by_its_former_id(root: Root, known: Manifest) ->
     folder = snapshot_download(OLD, cache_dir=root.hub, local_files_only=True)
     assert folder.endswith(played_hub.REVISION)
     assert pull(root, known, "m") == []
-    assert OLD not in model_care.others(root, known)
+    assert OLD not in inventory.others(root, known)
     step = SnapshotStep(root, [pins.apply(root, each) for each in known.every()], Journal(root.journal))
     assert step.check().detail.startswith("1 repositories"), "a link is not another repository"
 
@@ -104,7 +105,7 @@ def test_line_names_the_revision_where_main_names_another_that_is_here(root: Roo
     folder = root.hub / "models--owner--model"
     (folder / "snapshots" / ("2" * 40)).mkdir()
     (folder / "refs/main").write_text("2" * 40)
-    line = loading.of_model(root, known.pick("m"), None)
+    line = load_line.of_model(root, known.pick("m"), None)
     assert line is not None
     assert f'revision="{played_hub.REVISION}"' in line
 
@@ -122,29 +123,29 @@ def test_what_a_user_has_under_the_former_id_stays(root: Root, known: Manifest, 
     (note,) = pull(root, known, "m")
     assert "is not ours and stays" in note
     for name in ("m", "m@half"):
-        model_care.remove(root, known, name)
+        remove.remove(root, known, name)
     assert link(root).lstat().st_ino == before.st_ino
 
 
 def test_link_that_a_user_made_to_our_folder_is_not_removed(root: Root, known: Manifest) -> None:
     (root.hub / "models--owner--model" / "firstlight-aliases").unlink()
-    assert aliases.owned(root.hub, "models--owner--model") == []
+    assert former_ids.owned(root.hub, "models--owner--model") == []
     for name in ("m", "m@half"):
-        model_care.remove(root, known, name)
+        remove.remove(root, known, name)
     assert link(root).is_symlink()
 
 
 @pytest.mark.parametrize("first", ["m", "m@half", REPO, f"{OLD}@half"])
 def test_removal_keeps_what_the_other_variant_needs(root: Root, known: Manifest, first: str) -> None:
-    model_care.remove(root, known, first)
+    remove.remove(root, known, first)
     is_half = first.endswith("@half")
     kept = "model.safetensors" if is_half else "model.fp16.safetensors"
     assert names(root) == sorted(["config.json", kept, "model_index.json"])
     assert link(root).is_symlink(), "it leads to the other one too"
     assert (root.hub / "models--owner--model/refs/main").read_text() == played_hub.REVISION
     other = "m" if is_half else "m@half"
-    assert {each.asked: each.state for each in model_care.held(root, known)}[other] == "whole"
-    model_care.remove(root, known, other)
+    assert {each.asked: each.state for each in inventory.held(root, known)}[other] == "whole"
+    remove.remove(root, known, other)
     assert [path.name for path in root.hub.iterdir() if path.name != ".locks"] == []
 
 
@@ -152,17 +153,17 @@ def test_commit_of_another_revision_is_still_removed_by_its_name(root: Root, kno
     old = root.hub / "models--owner--model/snapshots" / ("2" * 40) / "x.json"
     old.parent.mkdir()
     old.write_text("x")
-    model_care.remove(root, known, f"{REPO}@2222")
+    remove.remove(root, known, f"{REPO}@2222")
     assert not old.exists()
     with pytest.raises(SpecError, match="is what m is pinned to"):
-        model_care.removal(root, known, f"{REPO}@1111")
+        remove.removal(root, known, f"{REPO}@1111")
 
 
 def test_extra_that_is_part_of_an_entry_does_not_take_the_entry_along(root: Root, known: Manifest) -> None:
     model = known.models["m"].model_copy(update={"extras": {"checker": []}})
     changed = manifest.Manifest({**known.models, "m": model})
     with pytest.raises(SpecError, match="are part of m, and go with it alone"):
-        model_care.removal(root, changed, "m+checker")
+        remove.removal(root, changed, "m+checker")
     assert len(names(root)) == 4
 
 
@@ -170,15 +171,15 @@ def test_seed_serves_the_former_id_too(
     root: Root, known: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it would serve is looked at where the server is made."""
-    from provision import seeding
+    from provision.models import seed_server
 
     served: list[str] = []
 
-    def server(models: list[seeding.Served], *_: object) -> None:
+    def server(models: list[seed_server.Served], *_: object) -> None:
         served.extend(each.repo for each in models)
         raise SpecError("enough")
 
-    monkeypatch.setattr(seeding, "server", server)
+    monkeypatch.setattr(seed_server, "server", server)
     root.marker.write_text('{"schema": 1, "id": "x"}')
     (tmp_path / "host.toml").write_text("models = []\n")
     argv = ["seed", "--root", str(root.path), "--host", str(tmp_path / "host.toml"), "--envs", str(tmp_path)]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import model_report, model_work, pins, snapshots
-from provision.checking import Depth
-from provision.errors import FirstlightError
-from provision.hub import Hub, HubError, Listed
-from provision.supply import Hubs
+from provision.cli import models_output, models_run
+from provision.core.errors import FirstlightError
+from provision.models import pins, snapshots
+from provision.models.hub_client import Hub, HubError, Listed
+from provision.models.hubs import Hubs
+from provision.models.verify import Depth
 from tests.provision import played_hub
 from tests.provision.conftest import git_sha1
 from tests.provision.played import Fault
@@ -32,7 +33,7 @@ from tests.provision.pulls import (
 )
 
 if TYPE_CHECKING:
-    from provision.paths import Root
+    from provision.core.layout import Root
 
 CONFIG = "unet/config.json"
 EVIL = {**FILES, CONFIG: b'{"a": 6}\n'}
@@ -163,7 +164,7 @@ class TestWhoseWord:
         mirror = played_hub.start(play, REPO, FILES)
         run(pull_of(root, mirror.url, pinned=False, trust=True))
         told: list[str] = []
-        row = model_work.pull(pull_of(root, DEAD, pinned=False), told.append, quiet=True, dry_run=False)
+        row = models_run.pull(pull_of(root, DEAD, pinned=False), told.append, quiet=True, dry_run=False)
         assert told == [f"m: all 4 files are here, every pinned hash right, 4 by the word of {mirror.url}"]
         assert f"4 files are pinned by the word of {mirror.url} alone; the official hub could not be asked" in row.said
 
@@ -171,7 +172,7 @@ class TestWhoseWord:
         work = pull_of(root, played_hub.start(play, REPO, FILES).url)
         run(work)
         plan = pull_of(root, DEAD).plan()
-        assert model_report.plan_line("m", plan) == "m: all 4 files are here, every hash right"
+        assert models_output.plan_line("m", plan) == "m: all 4 files are here, every hash right"
 
     def test_what_it_learns_is_held_to_by_the_same_pull(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from provision import bootstrap as bootstrap_module
-from provision import waiting
+from provision.core import bootstrap_wait
 from tests.conftest import CHECKOUT
 from tests.provision.conftest import lock_text, write_wheel
 
@@ -44,11 +44,9 @@ def repack(folder: Path, name: str) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout whose toolbox has been built once; tests work on it in turn and leave it mended."""
     checkout = tmp_path_factory.mktemp("checkout")
-    (checkout / "provision").mkdir()
     (checkout / "envs/toolbox").mkdir(parents=True)
     (checkout / "wheels").mkdir()
-    for name in ("__init__", "bootstrap", "inherited", "redact", "waiting", "sources", "uv_files", "command", "errors"):
-        shutil.copy(CHECKOUT / f"provision/{name}.py", checkout / "provision")
+    shutil.copytree(CHECKOUT / "provision", checkout / "provision", ignore=shutil.ignore_patterns("__pycache__", "cli"))
     uv = repack(checkout / "wheels", "uv")
     one = write_wheel(checkout / "wheels", "one", "1.0", {"one/__init__.py": "x = 1\n", "one/data.txt": "data"})
     two = write_wheel(checkout / "wheels", "two", "2.0", {"two.py": "y = 2\n"})
@@ -70,9 +68,9 @@ def bootstrap(
 def copy_of(built: Path, target: Path) -> Path:
     """A checkout of its own, without a toolbox; its commands print their words."""
     shutil.copytree(built, target, ignore=shutil.ignore_patterns(".venv"))
-    (target / "bench").mkdir()
     for package in ("provision", "bench"):
-        (target / package / "cli.py").write_text("import sys\n\ndef main():\n    print(*sys.argv)\n")
+        (target / package / "cli").mkdir(parents=True)
+        (target / package / "cli/main.py").write_text("import sys\n\ndef main():\n    print(*sys.argv)\n")
     return target
 
 
@@ -151,7 +149,7 @@ def test_an_interrupted_run_ends_what_it_started(tmp_path: Path, monkeypatch: py
     program = (
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(CHECKOUT)!r})\n"
-        "from provision import bootstrap, waiting\n"
+        "from provision import bootstrap; from provision.core import bootstrap_wait as waiting\n"
         f"def apply(*_):\n"
         f"  wait = waiting.Wait({str(home)!r}, 'dev.lock')\n"
         f"  wait.run([sys.executable, '-c', {code!r}], '', '', dict(os.environ))\n"
@@ -171,8 +169,10 @@ def test_an_interrupted_run_ends_what_it_started(tmp_path: Path, monkeypatch: py
 def test_a_failure_shows_no_secret(tmp_path: Path) -> None:
     """pip repeats the line of its settings that it cannot read."""
     words = "raise SystemExit('index-url = https://user:s3cretpw@pkgs.example/simple hf_" + "a" * 20 + "')"
-    with pytest.raises(waiting.BootstrapError) as caught:
-        waiting.Wait(str(tmp_path), "dev.lock").run([sys.executable, "-c", words], "", "it failed", dict(os.environ))
+    with pytest.raises(bootstrap_wait.BootstrapError) as caught:
+        bootstrap_wait.Wait(str(tmp_path), "dev.lock").run(
+            [sys.executable, "-c", words], "", "it failed", dict(os.environ)
+        )
     assert "https://…@pkgs.example/simple hf_…" in str(caught.value)
 
 
@@ -320,12 +320,12 @@ def test_long_wait_shows_what_is_done_and_how_much(
 ) -> None:
     go = tmp_path / "go"
     shown = Stderr(go, is_terminal)
-    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(waiting, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(bootstrap_wait, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(bootstrap_wait, "LINE_SECONDS", 0.01)
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")
-    wait = waiting.Wait(str(tmp_path), "requirements.lock")
+    wait = bootstrap_wait.Wait(str(tmp_path), "requirements.lock")
     wait.counting.join()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/file").write_bytes(bytes(3_000_000))

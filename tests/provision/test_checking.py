@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provision import checking, manifest, weights
-from provision.checking import Depth
-from provision.errors import SpecError
-from provision.spec import ModelFile
+from provision.config.models import ModelFile
+from provision.core.errors import SpecError
+from provision.models import manifest, safetensors, verify
+from provision.models.verify import Depth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_sound_header_is_read(tmp_path: Path) -> None:
         "a": tensor(0, 8, [2]),
         "s": tensor(12, 12, [0]),
     }
-    found = weights.read_header(write(tmp_path / "w", header, bytes(12)))
+    found = safetensors.read_header(write(tmp_path / "w", header, bytes(12)))
     assert (found["a"].elements, found["b"].dtype, found["s"].elements) == (2, "F16", 0)
 
 
@@ -50,7 +50,7 @@ def test_it_reads_what_the_real_library_writes(tmp_path: Path, measured_python: 
         "save_file({'x': np.zeros((2, 3), 'float16'), 'y': np.zeros((), 'int64')}, sys.argv[1])\n"
     )
     subprocess.run([str(measured_python), "-c", script, str(tmp_path / "w")], check=True)
-    found = weights.read_header(tmp_path / "w")
+    found = safetensors.read_header(tmp_path / "w")
     assert (found["x"].shape, found["y"].shape, found["y"].dtype) == ((2, 3), (), "I64")
 
 
@@ -71,8 +71,8 @@ def test_it_reads_what_the_real_library_writes(tmp_path: Path, measured_python: 
     ],
 )
 def test_what_is_wrong_with_a_header_is_said(tmp_path: Path, header: dict[str, Any], data: bytes, said: str) -> None:
-    with pytest.raises(weights.WeightsError, match=said):
-        weights.read_header(write(tmp_path / "w", header, data))
+    with pytest.raises(safetensors.WeightsError, match=said):
+        safetensors.read_header(write(tmp_path / "w", header, data))
 
 
 def test_a_header_that_no_model_has_is_not_read(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_a_header_that_no_model_has_is_not_read(tmp_path: Path) -> None:
         path.write_bytes(struct.pack("<Q", length) + b"{}")
         if length < 1 << 30:
             os.truncate(path, 8 + length)
-        with pytest.raises(weights.WeightsError, match=said):
-            weights.read_header(path)
+        with pytest.raises(safetensors.WeightsError, match=said):
+            safetensors.read_header(path)
 
 
 def test_the_longest_header_takes_little_memory(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_longest_header_takes_little_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "w", rows, b"")
     assert 5_000_000 < path.stat().st_size < 6_000_000
     script = (
-        "import re, sys; from pathlib import Path; from provision import weights\n"
+        "import re, sys; from pathlib import Path; from provision.models import safetensors as weights\n"
         "assert len(weights.read_header(Path(sys.argv[1]))) == 85_000\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text()).group(1))\n"
     )
@@ -110,8 +110,8 @@ def test_rubbish_is_refused_and_never_crashes(content: bytes) -> None:
         path = Path(folder) / "w"
         path.write_bytes(content)
         try:
-            weights.read_header(path)
-        except weights.WeightsError:
+            safetensors.read_header(path)
+        except safetensors.WeightsError:
             return
         assert len(content) >= 8
 
@@ -122,7 +122,7 @@ def test_the_depths_find_what_they_are_for(tmp_path: Path) -> None:
     size = good.stat().st_size
 
     def state(depth: Depth, **pins: Any) -> str:
-        return checking.look(tmp_path, [ModelFile(path="good.safetensors", **pins)], depth)[0].state
+        return verify.look(tmp_path, [ModelFile(path="good.safetensors", **pins)], depth)[0].state
 
     assert [state(depth, size=size, sha256=digest) for depth in Depth] == ["ok"] * 3
     assert state(Depth.SIZE, size=size + 1) == "corrupt"
@@ -142,7 +142,7 @@ def test_the_order_of_the_files_stays(tmp_path: Path) -> None:
     names = [f"{number}.json" for number in range(20)]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(bytes(number * 100))
-    found = checking.look(tmp_path, [ModelFile(path=name) for name in names], Depth.HASH)
+    found = verify.look(tmp_path, [ModelFile(path=name) for name in names], Depth.HASH)
     assert [each.path for each in found] == names
 
 
@@ -240,8 +240,8 @@ class TestNames:
         blob.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         if is_link:
             (tmp_path / self.NAME).symlink_to(blob)
-        assert [each.state for each in checking.look(tmp_path, [ModelFile(path=self.NAME)], Depth.HASH)] == ["ok"]
+        assert [each.state for each in verify.look(tmp_path, [ModelFile(path=self.NAME)], Depth.HASH)] == ["ok"]
 
     def test_a_copys_own_name_is_no_hash(self, tmp_path: Path) -> None:
         (tmp_path / ("a" * 40)).write_bytes(b"x")
-        assert [each.state for each in checking.look(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]
+        assert [each.state for each in verify.look(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]

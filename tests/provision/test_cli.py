@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from provision.console import Show, run_steps, wish_of
-from provision.errors import Exit
-from provision.relocate import RelocateStep
+from provision.cli.common import Show, run_steps, wish_of
+from provision.core.errors import Exit
+from provision.relocation.step import RelocateStep
 from tests.conftest import CHECKOUT, NOWHERE
 from tests.provision.conftest import write_wheel
 from tests.provision.inside import process, provision

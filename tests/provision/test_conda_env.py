@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from provision import conda_lock, paths, rattler
-from provision.environment import EnvStep, Wanted, read_owner
-from provision.errors import BlockedError, FirstlightError, SpecError
-from provision.journal import Journal
-from provision.paths import Root
-from provision.spec import Variant
-from provision.step import State
+from provision.config.torch import Variant
+from provision.core import layout
+from provision.core.errors import BlockedError, FirstlightError, SpecError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.environments.definition import Wanted
+from provision.environments.step import EnvStep
+from provision.installers import conda_settings, rattler
+from provision.lockfiles import conda_lock
+from provision.volume.environment_marker import read_owner
+from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT, NOWHERE
 from tests.provision import channel
 from tests.provision.conftest import lock_text, write_wheel
@@ -69,7 +73,7 @@ def test_it_is_built_from_conda_and_pip_together(step: EnvStep, scripts: None, c
     found = step.check(deep=True)
     assert (found.state, found.fallback) == (State.OK, None), found.detail
     assert "from conda" in found.detail
-    python = paths.interpreter(step.prefix)
+    python = layout.interpreter(step.prefix)
     assert said(python, "-c", "import sys, torch, hello; print(sys.prefix)") == str(step.prefix)
     assert said(step.prefix / "bin/hello") == "hello from conda"
     assert said(step.prefix / "bin/greet") == "hello from pip"
@@ -340,7 +344,7 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(
 def test_the_solver_keeps_the_channels_own_addresses(
     channel_folder: Path, conda: channel.Served, tmp_path: Path
 ) -> None:
-    mirrored = rattler.mirrors(os.environ, tmp_path)
+    mirrored = conda_settings.mirrors(os.environ, tmp_path)
     found = rattler.solve(["python", "hello"], ["conda-forge"], channel.PLATFORM, [], mirrored, tmp_path / "cache")
     assert {package.name for package in found} == {"python", "hello"}
     assert all(package.url.startswith(channel.CANONICAL) for package in found)
@@ -349,7 +353,7 @@ def test_the_solver_keeps_the_channels_own_addresses(
 
 
 def test_cuda_is_a_virtual_package(conda: channel.Served, tmp_path: Path) -> None:
-    mirrored = rattler.mirrors(os.environ, tmp_path)
+    mirrored = conda_settings.mirrors(os.environ, tmp_path)
 
     def solve(*virtual: str) -> list[str]:
         found = rattler.solve(["wants-cuda"], ["conda-forge"], channel.PLATFORM, virtual, mirrored, tmp_path / "cache")
@@ -368,19 +372,22 @@ def test_a_channel_that_does_not_answer_the_solver(tmp_path: Path) -> None:
 
 def test_conda_settings_name_the_mirror(home: Path) -> None:
     channels = "https://conda.anaconda.org"
-    assert rattler.mirrors({}, home) == {}
+    assert conda_settings.mirrors({}, home) == {}
     (home / ".condarc").write_text(
         "channel_alias: https://a.example/cloud/\ncustom_channels:\n  bio: https://b.example\n"
     )
-    assert rattler.mirrors({}, home) == {
+    assert conda_settings.mirrors({}, home) == {
         f"{channels}/bio/": "https://b.example/bio/",
         f"{channels}/": "https://a.example/cloud/",
     }
-    assert rattler.served(f"{channels}/bio/x", rattler.mirrors({}, home)) == "https://b.example/bio/x"
-    assert rattler.mirrors({"CONDA_CHANNEL_ALIAS": "https://c.example"}, home)[f"{channels}/"] == "https://c.example/"
+    assert conda_settings.served(f"{channels}/bio/x", conda_settings.mirrors({}, home)) == "https://b.example/bio/x"
+    assert (
+        conda_settings.mirrors({"CONDA_CHANNEL_ALIAS": "https://c.example"}, home)[f"{channels}/"]
+        == "https://c.example/"
+    )
     (home / ".condarc").write_text("channel_alias: [\n")
     with pytest.raises(SpecError, match="condarc cannot be read"):
-        rattler.mirrors({}, home)
+        conda_settings.mirrors({}, home)
 
 
 def test_the_shipped_lock_is_of_the_real_records() -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import delivery, download, wire
-from provision.delivery import Candidate
-from provision.errors import FirstlightError
-from provision.ledger import Ledger
+from provision.core.errors import FirstlightError
+from provision.net import download, fetch, session
+from provision.net.fetch import Candidate
+from provision.net.source_health import Ledger
 from tests.clock import Standing, Ticking
 from tests.provision.played import PORTAL, Fault, Played, Raw
 from tests.provision.pulls import quick
@@ -35,7 +35,7 @@ def fetched(
 ) -> tuple[str, Ledger]:
     ledger = ledger or Ledger()
     giver = download.fetch(
-        wire.Session(),
+        session.Session(),
         lambda: [Candidate(f"m{number}", f"{server.url}/f") for number, server in enumerate(servers)],
         part,
         size=size,
@@ -109,7 +109,7 @@ class TestOneFile:
     def test_a_crawling_source_is_left_for_another(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(delivery, "time", six_seconds_later())
+        monkeypatch.setattr(fetch, "time", six_seconds_later())
         slow, good = play({"/f": CONTENT}, Fault(crawl_at=20_000)), play({"/f": CONTENT})
         giver, ledger = fetched(tmp_path / "part", slow, good)
         assert giver == "m1"
@@ -292,7 +292,7 @@ class TestWaiting:
     def test_a_crawling_source_is_left_for_one_that_was_busy(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(delivery, "time", six_seconds_later())
+        monkeypatch.setattr(fetch, "time", six_seconds_later())
         monkeypatch.setattr(download, "time", Ticking(1.0))
         slow = play({"/f": CONTENT}, Fault(crawl_at=40_000))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=1))
@@ -303,8 +303,8 @@ class TestWaiting:
     def test_a_crawling_source_is_not_left_for_one_that_is_busy_still(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(delivery, "time", Ticking(6.0))
-        monkeypatch.setattr(delivery, "_SLOWEST_BYTES", 1 << 30)
+        monkeypatch.setattr(fetch, "time", Ticking(6.0))
+        monkeypatch.setattr(fetch, "_SLOWEST_BYTES", 1 << 30)
         slow = play({"/f": CONTENT}, Fault(cut=10_000, times=1))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "300"}))
         assert fetched(tmp_path / "part", busy, slow)[0] == "m1"

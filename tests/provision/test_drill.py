@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from provision.console import Show, run_steps, wish_of
-from provision.errors import Exit
+from provision.cli.common import Show, run_steps, wish_of
+from provision.core.errors import Exit
 from tests.provision import trees
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.test_conda_env import build

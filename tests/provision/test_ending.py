@@ -16,8 +16,9 @@ import filelock
 import pytest
 import typer
 
-from provision import console, ending
-from provision.errors import BlockedError, Exit, FirstlightError, SpecError
+from provision.cli import common
+from provision.core import command_end
+from provision.core.errors import BlockedError, Exit, FirstlightError, SpecError
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -58,21 +59,21 @@ def object_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 )
 def test_the_next_act_is_read_from_the_last_advice_of_the_message(message: str, told: str | None) -> None:
     sentence = message.partition(". ")[2].rstrip(".")
-    assert ending.next_of(message) == ((sentence if told is None else told) or None)
+    assert command_end.next_of(message) == ((sentence if told is None else told) or None)
 
 
 def test_an_errors_own_word_for_kind_and_next_act_wins() -> None:
-    fault = ending.fault_of(BlockedError("it is held. Wait.", kind="locked", next_act="provision setup --wait 60"))
+    fault = command_end.fault_of(BlockedError("it is held. Wait.", kind="locked", next_act="provision setup --wait 60"))
     assert (fault.kind, fault.next, fault.exit) == ("locked", "provision setup --wait 60", Exit.BLOCKED)
 
 
 def test_a_message_that_names_what_there_is_has_a_next_act_too() -> None:
-    fault = ending.fault_of(SpecError("unknown device tpu; there is: auto, cpu, cuda."))
-    assert (fault.kind, fault.next) == ("usage", ending.CORRECTED)
-    assert ending.fault_of(BlockedError("it is held")).next is None
-    assert ending.fault_of(SpecError("no")).kind == "usage"
-    assert ending.fault_of(FirstlightError("no")).kind == "failed"
-    assert ending.fault_of(OSError(28, "No space left on device", "/data/x")).kind == "no-space"
+    fault = command_end.fault_of(SpecError("unknown device tpu; there is: auto, cpu, cuda."))
+    assert (fault.kind, fault.next) == ("usage", command_end.CORRECTED)
+    assert command_end.fault_of(BlockedError("it is held")).next is None
+    assert command_end.fault_of(SpecError("no")).kind == "usage"
+    assert command_end.fault_of(FirstlightError("no")).kind == "failed"
+    assert command_end.fault_of(OSError(28, "No space left on device", "/data/x")).kind == "no-space"
 
 
 def test_every_advice_of_the_code_begins_with_a_known_word() -> None:
@@ -80,7 +81,7 @@ def test_every_advice_of_the_code_begins_with_a_known_word() -> None:
     for file in sorted(CHECKOUT.glob("provision/*.py")):
         for text in re.findall(r"Error\(\s*f?\"([^\"]*`[^\"]*)\"\s*\)", file.read_text(encoding="utf-8")):
             if re.search(r"[.:] [A-Z][^.]*`[^`]*`\.?$", text):
-                assert ending.next_of(text), f"{file.name}: {text}"
+                assert command_end.next_of(text), f"{file.name}: {text}"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_every_advice_of_the_code_begins_with_a_known_word() -> None:
     ],
 )
 def test_the_command_is_named_by_its_words(argv: list[str], name: str, is_json: bool) -> None:
-    assert ending.command_of(argv) == (name, is_json)
+    assert command_end.command_of(argv) == (name, is_json)
 
 
 class TestOneObject:
@@ -131,7 +132,9 @@ class TestOneObject:
         monkeypatch.setattr(typer, "confirm", ask)
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
         assert (
-            ending.run(lambda: console.confirmed("Remove it?", "this removes it", yes=False, json=False), json=False)
+            command_end.run(
+                lambda: common.confirmed("Remove it?", "this removes it", yes=False, json=False), json=False
+            )
             == 130
         )
 
@@ -198,7 +201,7 @@ class TestOneObject:
             raise RuntimeError(f"with {TOKEN}")
 
         monkeypatch.setattr(sys, "argv", ["provision", "env", "list", "--json"])
-        assert ending.run(act, json=True) == 1
+        assert command_end.run(act, json=True) == 1
         said = capsys.readouterr()
         whole = json.loads(said.out)
         assert (whole["command"], whole["error"]["kind"]) == ("env list", "internal")
@@ -213,7 +216,7 @@ class TestOneObject:
             raise OSError(28, "No space left on device", "/data/journal")
 
         monkeypatch.setattr(sys, "argv", ["provision", "undo", "--json"])
-        assert ending.run(act, json=True) == 4
+        assert command_end.run(act, json=True) == 4
         assert json.loads(capsys.readouterr().out)["error"]["kind"] == "no-space"
 
     @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ class TestOneObject:
 HOLDS = """
 import os, sys
 sys.argv = ["provision", "setup", "--json"]
-from provision import ending, streams
+from provision.core import command_end as ending; from provision.core import streams
 streams.prepare()
 def act():
     print("a first half")
@@ -276,7 +279,7 @@ def test_a_signal_ends_with_one_object_and_130(sent: signal.Signals) -> None:
 def test_an_interrupt_before_the_command_is_known_is_an_object() -> None:
     code = (
         "import sys; sys.argv = ['provision', 'status', '--json']\n"
-        "from provision import ending\nsys.exit(ending.interrupted_early())"
+        "from provision.core import command_end as ending\nsys.exit(ending.interrupted_early())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert object_of(done)["error"]["kind"] == "interrupted"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import conda_lock, discover, locks
-from provision.errors import FirstlightError, SpecError
-from provision.paths import Root
+from provision.core.errors import FirstlightError, SpecError
+from provision.core.layout import Root
+from provision.environments import conda_pip_conflicts, discover, write_locks
+from provision.lockfiles import conda_lock
 from tests.conftest import CHECKOUT
 from tests.provision import channel
 from tests.provision.conftest import write_wheel
@@ -165,14 +166,14 @@ def test_what_pip_put_over_conda_is_seen(
 ) -> None:
     assert provision("env", "create", *flags, "--envs", conda_envs).returncode == 0
     prefix = tmp_path / "root/envs/diffusers"
-    assert discover.mixed(prefix) == []
+    assert conda_pip_conflicts.mixed(prefix) == []
     write_wheel(wheels, "pip", "99.0", {"pip/__init__.py": ""})
     write_wheel(wheels, "fine", "1.0", {"fine.py": ""})
     uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-index", "--find-links", wheels]
     subprocess.run([*map(str, uv), "--python", str(prefix / "bin/python"), "pip==99.0", "fine"], check=True)
     pip = next(prefix.glob("conda-meta/pip-*.json"))
     version = json.loads(pip.read_text())["version"]
-    assert discover.mixed(prefix) == [f"pip 99.0 of pip over conda's {version}"]
+    assert conda_pip_conflicts.mixed(prefix) == [f"pip 99.0 of pip over conda's {version}"]
     assert "MIXED: pip 99.0 of pip over conda's" in provision("env", "list", *flags).stdout
 
 
@@ -187,7 +188,7 @@ def test_what_pip_gives_in_place_of_conda_is_seen(tmp_path: Path) -> None:
     }
     (meta / "scipy-1-0.json").write_text(json.dumps(record))
     (tmp_path / "lib/python3.11/site-packages/numpy-2.0.dist-info").mkdir(parents=True)
-    assert discover.mixed(tmp_path) == ["numpy 2.0 of pip, which conda's scipy depends on"]
+    assert conda_pip_conflicts.mixed(tmp_path) == ["numpy 2.0 of pip, which conda's scipy depends on"]
 
 
 def test_environments_are_found_where_they_are_kept(
@@ -299,7 +300,7 @@ class TestLock:
         )
         (mine / "conda-lock.yml").write_text(conda_lock.lock_text([held], ["conda-forge"], ["environment.yml"]))
         with pytest.raises(FirstlightError, match=r"greet==0\.5"):
-            locks.lock(envs, "mine", locks.LockHost(None, {}, [], keep_conda=True))
+            write_locks.lock(envs, "mine", write_locks.LockHost(None, {}, [], keep_conda=True))
 
     def test_without_conda_conda_lock_is_not_even_started(self, mine: Path, envs: Path) -> None:
         done = provision("env", "lock", "mine", "--envs", envs, "--with", "conda-lock", env={"PATH": "/nonexistent"})
@@ -322,13 +323,13 @@ class TestLock:
             (programs / name).chmod(0o755)
         (mine / "environment.yml").write_text("dependencies:\n- hello\n- pip:\n  - greet\n")
         changes = {"PATH": f"{programs}:{os.environ['PATH']}", "CONDA_CHANNEL_ALIAS": "https://m.example"}
-        host = locks.LockHost(
+        host = write_locks.LockHost(
             ["linux-64"], {"https://conda.anaconda.org/": "https://m.example/"}, [], tool="conda-lock"
         )
         with pytest.MonkeyPatch.context() as patch:
             for name, value in changes.items():
                 patch.setenv(name, value)
-            found = locks.solve_conda(mine, host)
+            found = write_locks.solve_conda(mine, host)
         asked = (tmp_path / "asked").read_text()
         assert asked.startswith(f"{programs / 'conda'} lock --file ")
         assert "--platform linux-64" in asked
@@ -348,9 +349,9 @@ def test_conda_lock_itself_reads_our_locks(tmp_path: Path) -> None:
 
     uv = [sys.executable, "-m", "uv"]
     settings = MACHINE | {"UV_CACHE_DIR": str(CHECKOUT / ".cache/uv"), "HOME": str(tmp_path)}
-    from provision import sources
+    from provision.installers import uv as uv_installer
 
-    carried = sources.for_uv(settings, CHECKOUT / ".cache/uv", offline=False).environment
+    carried = uv_installer.for_uv(settings, CHECKOUT / ".cache/uv", offline=False).environment
     subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, folder], check=True, env=carried)
     install = [
         "pip",

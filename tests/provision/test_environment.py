@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import locks, prefix, sources, spec, wheels
-from provision.environment import EnvStep, Wanted
-from provision.errors import BlockedError, FirstlightError
-from provision.journal import Journal
-from provision.paths import Root
-from provision.spec import Variant
-from provision.step import State
-from provision.wheels import Locked
+from provision.config import torch
+from provision.config.torch import Variant
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.environments import prefix, write_locks
+from provision.environments.definition import Wanted
+from provision.environments.step import EnvStep
+from provision.installers import uv
+from provision.lockfiles import requirements
+from provision.lockfiles.requirements import Locked
+from provision.volume.journal import Journal
 from tests.provision.channel import PLATFORM
 from tests.provision.conftest import lock_text, write_wheel
 
@@ -130,12 +134,12 @@ def test_the_page_of_a_variant_is_asked_where_the_machine_lacks_its_wheel(
 
 def test_no_fitting_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BlockedError, match=r"no python of version 3\.99 is here \(found: .*3\.\d+"):
-        prefix.find_python(["3.99"], sources.base_python(), "uv python install")
+        prefix.find_python(["3.99"], uv.base_python(), "uv python install")
 
 
 def test_the_first_supported_python_is_taken() -> None:
     here = ".".join(platform.python_version_tuple()[:2])
-    python, version = prefix.find_python(["3.99", here], sources.base_python(), "…")
+    python, version = prefix.find_python(["3.99", here], uv.base_python(), "…")
     assert version.startswith(f"{here}.")
     assert python.exists()
 
@@ -146,23 +150,23 @@ def test_a_lock_is_read_for_one_python(tmp_path: Path) -> None:
         "# words\nA_b.c==1.0 \\\n    --hash=sha256:00\nold==1 ; python_full_version < '3.12' \\\n    --hash=sha256:00\n"
         "new==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:00\nwin==1 ; sys_platform == 'win32' \\\n"
     )
-    assert wheels.read_lock(lock, "3.11.7") == [Locked("a-b-c", "1.0"), Locked("old", "1")]
-    assert wheels.read_lock(lock, "3.12.1") == [Locked("a-b-c", "1.0"), Locked("new", "2")]
+    assert requirements.read_lock(lock, "3.11.7") == [Locked("a-b-c", "1.0"), Locked("old", "1")]
+    assert requirements.read_lock(lock, "3.12.1") == [Locked("a-b-c", "1.0"), Locked("new", "2")]
 
 
 def test_a_broken_lock_names_its_line(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     lock.write_text("fine==1\n<<<<<<< HEAD\n")
     with pytest.raises(FirstlightError, match=r"(?s)line 2.*git checkout"):
-        wheels.read_lock(lock, "3.11.7")
+        requirements.read_lock(lock, "3.11.7")
     with pytest.raises(FirstlightError, match="cannot be read"):
-        wheels.read_lock(tmp_path / "absent", "3.11.7")
+        requirements.read_lock(tmp_path / "absent", "3.11.7")
 
 
 def test_hashes_of_other_builds_are_added_to_torch_alone() -> None:
     text = "torch==1+cpu \\\n    --hash=sha256:bb\nother==2 \\\n    --hash=sha256:cc\n"
-    variant = spec.Variant(name="cpu", torch="1+cpu", hashes=["aa", "bb"])
-    assert locks.add_hashes(text, variant) == (
+    variant = torch.Variant(name="cpu", torch="1+cpu", hashes=["aa", "bb"])
+    assert write_locks.add_hashes(text, variant) == (
         "torch==1+cpu \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\nother==2 \\\n    --hash=sha256:cc\n"
     )
-    assert locks.add_hashes(text, spec.Variant(name="x", torch="1+cpu")) == text
+    assert write_locks.add_hashes(text, torch.Variant(name="x", torch="1+cpu")) == text

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import facts
-from provision.facts import Gpu
+from provision.host import facts
+from provision.host.facts import Gpu
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import rattler
-from provision.errors import FirstlightError
-from provision.smoke import SmokeStep
+from provision.core.errors import FirstlightError
+from provision.environments.smoke_test import SmokeStep
+from provision.installers import rattler
 
 if TYPE_CHECKING:
-    from provision.paths import Root
+    from provision.core.layout import Root
 
 FOREIGN = "raise SystemExit('a module of the current folder was imported')\n"
 

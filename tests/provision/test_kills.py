@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import undo
-from provision.caches import Place
-from provision.folder import Folder
-from provision.journal import Journal
-from provision.paths import Root
-from provision.relocate import RelocateStep
-from provision.step import State
-from provision.volume import VolumeStep
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.fs.open_dir import Folder
+from provision.host.tool_caches import Place
+from provision.relocation.step import RelocateStep
+from provision.setup import undo as undo_runs
+from provision.volume.journal import Journal
+from provision.volume.marker import VolumeStep
 from tests.provision import trees
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Field:
 
     def undo(self) -> None:
         journal = Journal(self.root.journal, "undo")
-        for each in undo.steps(undo.runs(self.root)[0], self.root, self.home, journal):
+        for each in undo_runs.steps(undo_runs.runs(self.root)[0], self.root, self.home, journal):
             if each.check().state is not State.OK:
                 each.apply()
 

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from provision import links
-from provision.errors import BlockedError
-from provision.journal import Journal
-from provision.links import Link
-from provision.login import BEGIN, END, LoginStep
-from provision.paths import Root
-from provision.step import State
-from provision.volume import VolumeStep
+from provision.core.errors import BlockedError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.relocation.login_step import BEGIN, END, LoginStep
+from provision.volume import links
+from provision.volume import relink as relink_script
+from provision.volume.journal import Journal
+from provision.volume.links import Link
+from provision.volume.marker import VolumeStep
 from tests.provision import trees
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def test_a_wiped_home_gets_its_links_back(root: Root, home: Path, tmp_path: Path
         Link(home / " trailing\n", root.path / "t"),
         Link(outside, root.path / "outside"),
     ]
-    links.write(root, home, wanted)
+    relink_script.write(root, home, wanted)
     assert links.recorded(root, home) == sorted(wanted)
     first = relink(root, home, shell=shell)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -75,7 +76,7 @@ def test_any_name(root: Root, home: Path, names: set[bytes]) -> None:
     shutil.rmtree(home)
     home.mkdir()
     wanted = [Link(Path(os.fsdecode(os.fsencode(home) + b"/" + name)), root.cache / "x") for name in names]
-    links.write(root, home, wanted)
+    relink_script.write(root, home, wanted)
     done = relink(root, home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {os.fsencode(path.name) for path in home.iterdir()} == names
@@ -84,7 +85,7 @@ def test_any_name(root: Root, home: Path, names: set[bytes]) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_nothing_foreign_is_touched(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
     wanted = [Link(home / name, root.path / name) for name in ("link", "folder", "file", "empty", "good")]
-    links.write(root, home, wanted)
+    relink_script.write(root, home, wanted)
     (home / "link").symlink_to(tmp_path)
     (home / "folder").mkdir()
     (home / "folder/mine").write_text("mine")
@@ -101,7 +102,7 @@ def test_nothing_foreign_is_touched(root: Root, home: Path, tmp_path: Path, shel
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_without_the_marker_it_refuses(root: Root, home: Path, shell: str) -> None:
-    links.write(root, home, [Link(home / "x", root.path / "x")])
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
     root.marker.unlink()
     done = relink(root, home, shell=shell)
     assert done.returncode == 4
@@ -111,7 +112,7 @@ def test_without_the_marker_it_refuses(root: Root, home: Path, shell: str) -> No
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_volume_that_is_mounted_elsewhere_now(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
-    links.write(root, home, [Link(home / "x", root.path / "x")])
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
     relink(root, home, shell=shell)
     moved = Root(tmp_path / "elsewhere")
     root.path.rename(moved.path)
@@ -121,7 +122,7 @@ def test_a_volume_that_is_mounted_elsewhere_now(root: Root, home: Path, tmp_path
 
 
 def test_a_link_whose_folder_is_gone_gets_one(root: Root, home: Path) -> None:
-    links.write(root, home, [Link(home / "x", root.path / "x")])
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
     relink(root, home)
     (root.path / "x").rmdir()
     assert relink(root, home).returncode == 0
@@ -129,7 +130,7 @@ def test_a_link_whose_folder_is_gone_gets_one(root: Root, home: Path) -> None:
 
 
 def test_another_home_gets_the_same_links(root: Root, home: Path, tmp_path: Path) -> None:
-    links.write(root, home, [Link(home / ".cache/pip", root.cache / "pip")])
+    relink_script.write(root, home, [Link(home / ".cache/pip", root.cache / "pip")])
     other = tmp_path / "other home"
     other.mkdir()
     assert relink(root, other).returncode == 0
@@ -149,7 +150,7 @@ def logging_in(root: Root, home: Path, shell: str = "bash", *, wanted: bool = Tr
 
 @pytest.mark.parametrize("shell", [shell for shell in ("bash", "zsh", "fish") if shutil.which(shell)])
 def test_a_login_restores_the_links(root: Root, home: Path, shell: str) -> None:
-    links.write(root, home, [Link(home / "x", root.path / "x")])
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
     step = logging_in(root, home, shell)
     assert step.check().state is State.DRIFTED
     step.apply()
@@ -231,6 +232,8 @@ def test_a_harmed_block_is_left_to_a_person(root: Root, home: Path, left: bytes)
 
 def test_powershell_quotes_any_path(root: Root, home: Path) -> None:
     paths: Sequence[str] = ["it's", "$env:x", "`n", "中文"]
-    text = links.powershell_script(root, home, "id", [Link(home / each, root.path / each) for each in paths]).decode()
+    text = relink_script.powershell_script(
+        root, home, "id", [Link(home / each, root.path / each) for each in paths]
+    ).decode()
     assert "Restore-Link (Join-Path $HOME 'it''s') (Join-Path $root 'it''s')" in text
     assert "'$env:x'" in text

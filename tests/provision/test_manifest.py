@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import architectures, loading, manifest, stand_ins
-from provision.errors import SpecError
+from provision.core.errors import SpecError
+from provision.models import architectures, load_line, manifest, stand_ins
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def test_entry_holds_one_file_of_weights_for_each_component_that_is_loaded(name:
 
 def test_line_says_the_class_the_variant_and_what_is_left_out() -> None:
     shown = {
-        name: loading.line(model.repo, model, loading.known(ENVS, model))
+        name: load_line.line(model.repo, model, load_line.known(ENVS, model))
         for name in (*SHIPPED.models, f"{SD}@fp16+safety-checker")
         for model in (SHIPPED.pick(name),)
     }
@@ -142,7 +142,7 @@ def test_line_says_the_class_the_variant_and_what_is_left_out() -> None:
 
 def test_model_of_an_unknown_architecture_has_a_line_where_it_is_a_pipeline() -> None:
     model = SHIPPED.pick(SD).model_copy(update={"architecture": "none"})
-    assert loading.known(ENVS, model) is None
-    assert loading.line("o/m", model, None) == 'DiffusionPipeline.from_pretrained("o/m", torch_dtype=torch.float16)'
+    assert load_line.known(ENVS, model) is None
+    assert load_line.line("o/m", model, None) == 'DiffusionPipeline.from_pretrained("o/m", torch_dtype=torch.float16)'
     alone = model.model_copy(update={"files": [file for file in model.files if "index" not in file.path]})
-    assert loading.line("o/m", alone, None) is None
+    assert load_line.line("o/m", alone, None) is None

@@ -13,11 +13,16 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as bounds
 from hypothesis import strategies as st
 
-from provision import choices, rattler, sources, variables, volume, writing
-from provision.choices import Choice, Record, Source
-from provision.journal import Journal
-from provision.paths import Root
-from provision.step import State
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.fs import atomic
+from provision.installers import conda_settings, rattler
+from provision.installers import uv as uv_installer
+from provision.mirrors import record as mirror_record
+from provision.mirrors import write_config
+from provision.mirrors.record import Choice, Record, Source
+from provision.volume import variables
+from provision.volume.journal import Journal
 from tests.provision import channel, inside, test_settings
 from tests.provision.conftest import write_wheel
 from tests.provision.played import index
@@ -50,9 +55,9 @@ def root(tmp_path: Path) -> Root:
     return found
 
 
-def apply(root: Root, home: Path) -> writing.SettingsStep:
+def apply(root: Root, home: Path) -> write_config.SettingsStep:
     prefix = root.prefix("diffusers")
-    step = writing.SettingsStep(root, prefix, home, os.environ, Journal(root.journal, "t"), conda_is_here=True)
+    step = write_config.SettingsStep(root, prefix, home, os.environ, Journal(root.journal, "t"), conda_is_here=True)
     if step.check().state is State.DRIFTED:
         step.apply()
     assert step.check().state is State.OK
@@ -60,7 +65,7 @@ def apply(root: Root, home: Path) -> writing.SettingsStep:
 
 
 def take_back(root: Root, *, force: bool = False) -> None:
-    for step in writing.restoring(root, Journal(root.journal, "t"), force=force):
+    for step in write_config.restoring(root, Journal(root.journal, "t"), force=force):
         if step.check().state is State.DRIFTED:
             step.apply()
         assert step.check().state is State.OK
@@ -84,12 +89,12 @@ def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: byt
             (home / name).write_bytes(content)
             (home / name).chmod(mode)
     before = snapshot(home)
-    choices.write(root, overridden())
+    mirror_record.write(root, overridden())
     apply(root, home)
     assert snapshot(home) != before
-    first = choices.read(root)
+    first = mirror_record.read(root)
     assert first is not None
-    choices.write(root, Record(overridden("https://other.example").choices, first.written))
+    mirror_record.write(root, Record(overridden("https://other.example").choices, first.written))
     apply(root, home)
     take_back(root)
     assert snapshot(home) == before
@@ -122,10 +127,10 @@ class TestRestore:
 
     def test_what_the_user_changed_since_is_shown_not_lost(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        choices.write(root, overridden())
+        mirror_record.write(root, overridden())
         apply(root, home)
         (home / ".condarc").write_text("mine: now\n")
-        steps = writing.restoring(root, Journal(root.journal, "t"), force=False)
+        steps = write_config.restoring(root, Journal(root.journal, "t"), force=False)
         found = next(step.check() for step in steps if "condarc" in step.name)
         assert found.state is State.BLOCKED
         assert "-mine: now" in found.detail
@@ -135,7 +140,7 @@ class TestRestore:
         assert (home / ".condarc.firstlight-kept-1").read_text() == "mine: now\n"
 
     def test_after_a_wipe_repair_writes_it_again_and_restore_still_knows(self, root: Root, home: Path) -> None:
-        choices.write(root, overridden())
+        mirror_record.write(root, overridden())
         apply(root, home)
         for path in (home / ".config/pip/pip.conf", home / ".condarc"):
             path.unlink()
@@ -147,7 +152,7 @@ class TestRestore:
     def test_a_file_that_was_wiped_comes_back_with_its_mode(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
         (home / ".condarc").chmod(0o600)
-        choices.write(root, overridden())
+        mirror_record.write(root, overridden())
         apply(root, home)
         (home / ".condarc").unlink()
         take_back(root)
@@ -155,19 +160,19 @@ class TestRestore:
         assert stat.S_IMODE((home / ".condarc").stat().st_mode) == 0o600
 
     def test_an_edit_beside_ours_is_kept_when_the_mirror_changes(self, root: Root, home: Path) -> None:
-        choices.write(root, overridden())
+        mirror_record.write(root, overridden())
         apply(root, home)
         file = home / ".config/pip/pip.conf"
         file.write_text(file.read_text() + "[list]\nformat = columns\n")
-        record = choices.read(root)
+        record = mirror_record.read(root)
         assert record is not None
-        choices.write(root, Record(overridden("https://other.example").choices, record.written))
+        mirror_record.write(root, Record(overridden("https://other.example").choices, record.written))
         apply(root, home)
         edited = file.read_text()
         assert "format = columns" in edited
         assert "https://other.example" in edited
         assert "https://m.example" not in edited
-        steps = writing.restoring(root, Journal(root.journal, "t"), force=False)
+        steps = write_config.restoring(root, Journal(root.journal, "t"), force=False)
         found = next(step.check() for step in steps if "pip" in step.name)
         assert found.state is State.BLOCKED, "the edit is the user's"
         take_back(root, force=True)
@@ -176,12 +181,12 @@ class TestRestore:
 
     def test_back_at_the_official_one_the_file_is_the_users_alone(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        choices.write(root, overridden())
+        mirror_record.write(root, overridden())
         apply(root, home)
-        first = choices.read(root)
+        first = mirror_record.read(root)
         assert first is not None
         official = {tool: Choice("official", (Source("official"),), "") for tool in ("pip", "conda", "hf")}
-        choices.write(root, Record(official, first.written))
+        mirror_record.write(root, Record(official, first.written))
         apply(root, home)
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert not (home / ".config").exists()
@@ -191,7 +196,7 @@ class TestRestore:
 
     def test_a_wiped_file_comes_back_with_what_the_user_had(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        choices.write(root, overridden())
+        mirror_record.write(root, overridden())
         apply(root, home)
         (home / ".condarc").unlink()
         apply(root, home)
@@ -202,7 +207,7 @@ class TestRestore:
     def test_a_linked_file_stays_a_link(self, root: Root, home: Path, tmp_path: Path) -> None:
         (tmp_path / "dotfiles").write_text("channels: [a]\n")
         (home / ".condarc").symlink_to(tmp_path / "dotfiles")
-        choices.write(root, overridden())
+        mirror_record.write(root, overridden())
         apply(root, home)
         assert (home / ".condarc").is_symlink()
         take_back(root)
@@ -211,15 +216,15 @@ class TestRestore:
     def test_the_record_goes_before_the_file(self, root: Root, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Killed between the two, the next run knows what was before."""
         (home / ".condarc").write_text("channels: [a]\n")
-        choices.write(root, overridden())
-        write = volume.write_atomic
+        mirror_record.write(root, overridden())
+        write = atomic.write_atomic
 
         def killed(path: Path, content: Any, **more: Any) -> None:
             if path.is_relative_to(home):
                 raise KeyboardInterrupt
             write(path, content, **more)
 
-        monkeypatch.setattr(writing, "write_atomic", killed)
+        monkeypatch.setattr(write_config, "write_atomic", killed)
         with pytest.raises(KeyboardInterrupt):
             apply(root, home)
         monkeypatch.undo()
@@ -233,7 +238,7 @@ class TestRealReaders:
     def test_pip_uv_and_conda_read_what_was_written(self, root: Root, home: Path, tmp_path: Path, play: Any) -> None:
         wheel = write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})
         mirror = play(index([wheel]))
-        choices.write(root, overridden(f"{mirror.url}/simple"))
+        mirror_record.write(root, overridden(f"{mirror.url}/simple"))
         apply(root, home)
         prefix = tmp_path / "venv"
         subprocess.run([sys.executable, "-m", "venv", prefix], check=True)
@@ -243,7 +248,7 @@ class TestRealReaders:
         assert "Successfully installed hello-1.0" in said.stdout
         seen = len(mirror.seen)
         uv: list[str | Path] = [
-            sources.uv_binary(),
+            uv_installer.uv_binary(),
             "pip",
             "install",
             "--reinstall",
@@ -257,18 +262,23 @@ class TestRealReaders:
         )
         assert said.returncode == 0, said.stderr
         assert len(mirror.seen) > seen
-        assert rattler.mirrors({}, home)["https://conda.anaconda.org/"] == "https://m.example/cloud/"
-        assert rattler.mirrors({}, home)["https://conda.anaconda.org/nvidia/"] == "https://n.example/nvidia/"
+        assert conda_settings.mirrors({}, home)["https://conda.anaconda.org/"] == "https://m.example/cloud/"
+        assert conda_settings.mirrors({}, home)["https://conda.anaconda.org/nvidia/"] == "https://n.example/nvidia/"
 
     def test_rattler_installs_through_the_condarc_that_was_written(
         self, root: Root, home: Path, tmp_path: Path, conda: channel.Served, conda_envs: Path
     ) -> None:
         mirror = Source("m", conda.url, channels={"conda-forge": f"{conda.url}/conda-forge"})
-        choices.write(root, Record({"conda": Choice("m", (mirror,), "by test")}))
+        mirror_record.write(root, Record({"conda": Choice("m", (mirror,), "by test")}))
         apply(root, home)
         lock = conda_envs / "diffusers/conda-lock.yml"
         rattler.install(
-            lock, channel.PLATFORM, tmp_path / "p", tmp_path / "pkgs", rattler.mirrors({}, home), final=tmp_path / "p"
+            lock,
+            channel.PLATFORM,
+            tmp_path / "p",
+            tmp_path / "pkgs",
+            conda_settings.mirrors({}, home),
+            final=tmp_path / "p",
         )
         assert (tmp_path / "p/bin/python").exists()
         assert any("python" in path for path in conda.seen)
@@ -299,7 +309,7 @@ class TestShellenv:
 
     def test_the_command_prints_them_in_order_and_nothing_else(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
-        for name, value in (("ZED", "z"), *writing.mirror_variables(overridden()).items()):
+        for name, value in (("ZED", "z"), *write_config.mirror_variables(overridden()).items()):
             variables.keep(root, name, value, journal)
         done = provision("shellenv", "--root", root.path, HF_ENDPOINT="")
         assert done.stdout.splitlines() == [
@@ -315,7 +325,7 @@ class TestShellenv:
 
     def test_what_the_user_has_set_goes_before(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
-        for name, value in writing.mirror_variables(overridden()).items():
+        for name, value in write_config.mirror_variables(overridden()).items():
             variables.keep(root, name, value, journal)
         found = variables.for_child(root, {"HF_ENDPOINT": "https://mine", "PIP_INDEX_URL": "https://m.example/simple"})
         assert not any(name.startswith("HF_") for name in found)
@@ -327,7 +337,9 @@ class TestShellenv:
 
         if shutil.which(shell) is None:
             pytest.skip(f"no {shell} here")
-        told = {key: value for key, value in writing.mirror_variables(overridden()).items() if key.startswith("HF_")}
+        told = {
+            key: value for key, value in write_config.mirror_variables(overridden()).items() if key.startswith("HF_")
+        }
         suffix = ".fish" if shell == "fish" else ".sh"
         enter, leave = tmp_path / f"a{suffix}", tmp_path / f"d{suffix}"
         for folder, each, text in variables.hooks(told):

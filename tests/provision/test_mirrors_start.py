@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import choices, prefix, rattler, sources, variables, wheels, writing
-from provision.choices import Choice, Record, Source
-from provision.journal import Journal
-from provision.paths import Root
-from provision.removal import remove
-from provision.step import State
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.environments import installed_wheels
+from provision.environments.remove import remove
+from provision.installers import conda_settings, rattler
+from provision.installers import uv as uv_installer
+from provision.lockfiles import requirements
+from provision.mirrors import record as mirror_record
+from provision.mirrors import write_config
+from provision.mirrors.record import Choice, Record, Source
+from provision.volume import environment_marker, variables
+from provision.volume.journal import Journal
 from tests.provision import channel
 from tests.provision.conftest import write_wheel
 from tests.provision.played import index
@@ -48,32 +54,32 @@ def env(request: pytest.FixtureRequest, root: Root, tmp_path: Path) -> Path:
     """A real environment as EnvStep leaves it: uv's venv, or conda's from the tests' channel."""
     place = root.prefix("diffusers")
     if request.param == "venv":
-        argv: list[str | Path] = [sources.uv_binary(), "venv", "--quiet", "--python", sys.executable, place]
+        argv: list[str | Path] = [uv_installer.uv_binary(), "venv", "--quiet", "--python", sys.executable, place]
         subprocess.run(argv, check=True)
     else:
         served = request.getfixturevalue("conda")
         lock = request.getfixturevalue("conda_envs") / "diffusers/conda-lock.yml"
-        mirrored = {f"{rattler.CHANNELS}/": f"{served.url}/"}
+        mirrored = {f"{conda_settings.CHANNELS}/": f"{served.url}/"}
         rattler.install(lock, channel.PLATFORM, place, root.pkgs, mirrored, final=place)
     kind = "conda" if request.param == "conda" else "system"
     (place / ".firstlight.json").write_text(json.dumps({"interpreter": kind, "prefix": str(place)}))
     return place
 
 
-def step(root: Root, home: Path) -> writing.SettingsStep:
+def step(root: Root, home: Path) -> write_config.SettingsStep:
     place = root.prefix("diffusers")
-    return writing.SettingsStep(root, place, home, os.environ, Journal(root.journal, "t"), conda_is_here=False)
+    return write_config.SettingsStep(root, place, home, os.environ, Journal(root.journal, "t"), conda_is_here=False)
 
 
 def use(root: Root, home: Path, record: Record) -> None:
-    known = choices.read(root)
-    choices.write(root, Record(record.choices, known.written if known else ()))
+    known = mirror_record.read(root)
+    mirror_record.write(root, Record(record.choices, known.written if known else ()))
     step(root, home).apply()
     assert step(root, home).check().state is State.OK
 
 
 def restore(root: Root) -> None:
-    for each in writing.restoring(root, Journal(root.journal, "t"), force=False):
+    for each in write_config.restoring(root, Journal(root.journal, "t"), force=False):
         if each.check().state is State.DRIFTED:
             each.apply()
         assert each.check().state is State.OK
@@ -149,23 +155,23 @@ def test_official_again_takes_it_out(env: Path, root: Root, home: Path) -> None:
 def test_the_packages_are_not_disturbed(env: Path, root: Root, home: Path, tmp_path: Path) -> None:
     wheel = write_wheel(tmp_path, "small", "1.0", {"small.py": "X = 1\n"})
     python = env / "bin/python"
-    uv = str(sources.uv_binary())
+    uv = str(uv_installer.uv_binary())
     subprocess.run([uv, "pip", "install", "--quiet", "--no-deps", "--python", python, wheel], check=True)
     use(root, home, chosen())
-    (site,) = prefix.site_folders(env)
+    (site,) = environment_marker.site_folders(env)
     assert harmed(site) == {}
-    subprocess.run([sources.uv_binary(), "pip", "uninstall", "--quiet", "--python", python, "small"], check=True)
+    subprocess.run([uv_installer.uv_binary(), "pip", "uninstall", "--quiet", "--python", python, "small"], check=True)
     assert (site / "firstlight-mirrors.pth").exists()
 
 
 def harmed(site: Path) -> dict[str, str]:
-    return wheels.harmed_packages(site, [wheels.Locked("small", "1.0")], deep=True)
+    return installed_wheels.harmed_packages(site, [requirements.Locked("small", "1.0")], deep=True)
 
 
 def test_the_hubs_own_client_asks_the_mirror(root: Root, home: Path) -> None:
     """The real huggingface_hub, as the toolbox has it, read by the environment's python."""
     place = root.prefix("diffusers")
-    subprocess.run([sources.uv_binary(), "venv", "--quiet", "--python", sys.executable, place], check=True)
+    subprocess.run([uv_installer.uv_binary(), "venv", "--quiet", "--python", sys.executable, place], check=True)
     (place / ".firstlight.json").write_text('{"interpreter": "system"}')
     use(root, home, chosen())
     show = "from huggingface_hub import constants as c; import json; "
@@ -184,7 +190,7 @@ def test_uv_in_the_activated_environment_asks_the_mirror(
     use(root, home, chosen(pip=f"{mirror.url}/simple"))
     activate = env / "bin/activate"
     enter = f". {activate}" if activate.exists() else f". {env}/etc/conda/activate.d/firstlight-mirrors.sh"
-    script = f"{enter}; {sources.uv_binary()} pip install --quiet --reinstall --python {env}/bin/python hello"
+    script = f"{enter}; {uv_installer.uv_binary()} pip install --quiet --reinstall --python {env}/bin/python hello"
     environ = {"PATH": os.environ["PATH"], "HOME": str(home), "UV_CACHE_DIR": str(tmp_path / "c")}
     subprocess.run(["bash", "-euc", script], env=environ, check=True)
     assert any("hello" in str(asked) for asked in mirror.seen)
@@ -205,5 +211,7 @@ def test_both_layouts_of_an_environment_are_known(tmp_path: Path) -> None:
     for inside in ("lib/python3.11/site-packages", "Lib/site-packages"):
         (tmp_path / "e" / inside).mkdir(parents=True)
     (tmp_path / "e/lib/python3.1").symlink_to("python3.11")  # as conda's python has it
-    found = [folder.relative_to(tmp_path / "e").as_posix() for folder in prefix.site_folders(tmp_path / "e")]
+    found = [
+        folder.relative_to(tmp_path / "e").as_posix() for folder in environment_marker.site_folders(tmp_path / "e")
+    ]
     assert found == ["Lib/site-packages", "lib/python3.11/site-packages"]

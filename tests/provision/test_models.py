@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import hub as hubs
-from provision import spec
-from provision.addresses import check_address
-from provision.errors import BlockedError, FirstlightError, SpecError
-from provision.models import ModelStep
-from provision.paths import Root
-from provision.step import State
-from provision.supply import Hubs
+from provision.config import models, toml
+from provision.core.errors import BlockedError, FirstlightError, SpecError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.models import hub_client
+from provision.models.hubs import Hubs
+from provision.models.step import ModelStep
+from provision.net.urls import check_address
 
 if TYPE_CHECKING:
     from tests.provision.conftest import FakeHub
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Root:
 def step(root: Root, tmp_path: Path, hub: FakeHub, *, pinned: bool = True, retry: bool = False) -> ModelStep:
     file = tmp_path / "models.toml"
     file.write_text(hub.manifest(pinned=pinned))
-    model = spec.load_tables(file, spec.ModelSpec)["model"]
+    model = toml.load_tables(file, models.ModelSpec)["model"]
     arrived: list[int] = []
     return ModelStep(
         root,
@@ -72,7 +72,7 @@ def test_the_official_hub_gets_the_token(
     root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 20)
-    monkeypatch.setattr(hubs, "official_endpoint", lambda: hub.url)
+    monkeypatch.setattr(hub_client, "official_endpoint", lambda: hub.url)
     step(root, tmp_path, hub).apply()
     assert next(token for _, path, token in hub.seen if "/tree/" in path) == "Bearer hf_" + "a" * 20
 
@@ -126,7 +126,7 @@ def test_an_unpinned_model_is_not_taken_from_a_mirror(root: Root, tmp_path: Path
 def test_an_unpinned_model_is_locked_by_the_official_hub(
     root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hubs, "official_endpoint", lambda: hub.url)
+    monkeypatch.setattr(hub_client, "official_endpoint", lambda: hub.url)
     model = step(root, tmp_path, hub, pinned=False)
     model.apply()
     assert model.check(deep=True).state is State.OK
@@ -228,4 +228,4 @@ def test_the_manifest_takes_no_dangerous_path(tmp_path: Path, hub: FakeHub, path
     file = tmp_path / "models.toml"
     file.write_text(hub.manifest())
     with pytest.raises(SpecError, match=r"line 6, key model\.files\.0\.path"):
-        spec.load_tables(file, spec.ModelSpec)
+        toml.load_tables(file, models.ModelSpec)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import model_report
-from provision.checking import FileState
-from provision.model_care import Held
-from provision.spec import ModelSpec, load_tables
+from provision.cli import models_output
+from provision.config.models import ModelSpec
+from provision.config.toml import load_tables
+from provision.models.inventory import Held
+from provision.models.verify import FileState
 from tests.conftest import CHECKOUT
 from tests.provision import inside, played_hub
 from tests.provision.played import Fault
@@ -232,11 +233,13 @@ def test_lock_completes_the_manifest_and_keeps_the_rest(
 ) -> None:
     from typer.testing import CliRunner
 
-    from provision import hub as hubs
-    from provision.models_cli import app
+    from provision.cli.models import app
+    from provision.mirrors import official
+    from provision.models import hub_client
 
     played = played_hub.start(play, REPO, FILES)
-    monkeypatch.setattr(hubs, "official_endpoint", lambda: played.url)
+    for module in (hub_client, official):
+        monkeypatch.setattr(module, "official_endpoint", lambda: played.url)
     mine = tmp_path / "mine.toml"
     mine.write_text("# mine\n" + manifest_entry("own", REPO, FILES, pinned=False))
     argv = ["lock", "own", "--manifest", str(mine), *map(str, flags)]
@@ -249,7 +252,8 @@ def test_lock_completes_the_manifest_and_keeps_the_rest(
     assert "pinned already" in CliRunner().invoke(app, argv).output
     assert mine.read_bytes() == before
     other = played_hub.start(play, REPO, {**FILES, WEIGHTS: b"other"})
-    monkeypatch.setattr(hubs, "official_endpoint", lambda: other.url)
+    for module in (hub_client, official):
+        monkeypatch.setattr(module, "official_endpoint", lambda: other.url)
     refused = CliRunner().invoke(app, argv)
     assert refused.exit_code == 1
     assert "Nothing was written" in refused.output
@@ -359,5 +363,5 @@ def test_list_tells_what_is_here(hub: Played, flags: list[object], home: Path) -
 def test_a_whole_model_is_here_whatever_stands_in_for_it(envs: Path, state: str, said: str) -> None:
     model = load_tables(envs / "models.toml", ModelSpec)["m"]
     found = [Held("m", model, [FileState("vae/model.safetensors", 1, state)])]
-    assert model_report.list_lines(found, {}, {"m": "no hub"}).endswith(said)
-    assert json.loads(model_report.list_json(found, {}, {"m": "no hub"}))["models"][0]["stand_in"]
+    assert models_output.list_lines(found, {}, {"m": "no hub"}).endswith(said)
+    assert json.loads(models_output.list_json(found, {}, {"m": "no hub"}))["models"][0]["stand_in"]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import architectures, manifest, paths, stand_ins, structure
-from provision.errors import FirstlightError
-from provision.paths import Root
-from provision.pulling import Pull
-from provision.supply import Hubs
+from provision.core import layout
+from provision.core.errors import FirstlightError
+from provision.core.layout import Root
+from provision.models import architectures, manifest, pipeline_info, stand_ins
+from provision.models.hubs import Hubs
+from provision.models.pull import Pull
 from tests.conftest import CHECKOUT
 from tests.provision import played_hub, tiny_pipelines
 from tests.provision.played import Fault
@@ -118,9 +119,9 @@ def test_a_stand_in_draws_and_cannot_be_mistaken(measured_python: Path, root: Ro
 
 def test_what_show_says_of_a_stand_in_is_what_the_architecture_says(measured_python: Path, root: Root) -> None:
     built = model("tiny-sd", "fp16")
-    told = structure.read(root.path, built, ENVS)
+    told = pipeline_info.read(root.path, built, ENVS)
     snapshot = stand_ins.build(root, "tiny", built, ENVS, measured_python)
-    read = structure.read(snapshot, built, ENVS)
+    read = pipeline_info.read(snapshot, built, ENVS)
     assert (told.read_from, read.read_from) == ("the architecture", "the cache")
     assert told.pipeline == read.pipeline == "StableDiffusionPipeline"
     assert told.scheduler is not None
@@ -163,7 +164,7 @@ def test_every_architecture_has_the_parameters_that_it_tells(measured_python: Pa
 
 
 def test_shipped_records_say_what_the_real_classes_say(measured_python: Path) -> None:
-    """Where this fails after a lock changed: python -m provision.recording ROOT/envs/diffusers/bin/python NAME..."""
+    """Where this fails after a lock changed, run provision.models.record_architecture, as its docstring says."""
     names = sorted(file.stem for file in architectures.recorded(ENVS, "x").parent.glob("*.json"))
     assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= set(names), "the first setup builds these"
     known = {name: architectures.load(ENVS, name) for name in names}
@@ -177,7 +178,7 @@ def test_shipped_records_say_what_the_real_classes_say(measured_python: Path) ->
         capture_output=True,
         text=True,
         check=True,
-        env=dict(os.environ) | {"PYTHONPATH": str(CHECKOUT / "provision")},
+        env=dict(os.environ) | {"PYTHONPATH": str(CHECKOUT / "provision/models")},
     )
     told = dict(zip(names, json.loads(done.stdout), strict=True))
     assert {name: {**(each.description or {}), "diffusers": ""} for name, each in known.items()} == {
@@ -187,9 +188,9 @@ def test_shipped_records_say_what_the_real_classes_say(measured_python: Path) ->
 
 def test_a_stand_in_that_cannot_be_built_says_why(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FirstlightError, match="is not there: a stand-in takes an environment"):
-        stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, paths.interpreter(tmp_path))
+        stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, layout.interpreter(tmp_path))
     with pytest.raises(FirstlightError, match="nothing is known of the architecture 'x'"):
-        stand_ins.build(root, "tiny", model("x"), ENVS, paths.interpreter(tmp_path))
+        stand_ins.build(root, "tiny", model("x"), ENVS, layout.interpreter(tmp_path))
     bare = tmp_path / "python"
     bare.write_text("#!/bin/sh\necho 'ModuleNotFoundError: diffusers' >&2; exit 1\n")
     bare.chmod(0o755)

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import plan, profiles, spec
-from provision.errors import SpecError
-from provision.facts import Facts
-from provision.journal import Journal
-from provision.models import ModelStep
-from provision.progress import no_progress
-from provision.report import Screen
+from provision.cli.output import Screen
+from provision.config import host as host_config
+from provision.core.errors import SpecError
+from provision.core.progress import no_progress
+from provision.host import provider
+from provision.host.facts import Facts
+from provision.models.step import ModelStep
+from provision.setup import plan, request
+from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -23,10 +25,10 @@ def machine() -> Facts:
     return Facts("linux", "x86_64", "host", "a CPU", 2, None, 1 << 30, None, ())
 
 
-def wishing(root: Path, home: Path, **host: Any) -> plan.Wish:
-    wanted = spec.HostSpec(**host)
-    chosen = profiles.choose(str(root), wanted, CHECKOUT / "envs", {}, home)
-    return plan.Wish(chosen, wanted, CHECKOUT / "envs", home, offline=False, retry=False)
+def wishing(root: Path, home: Path, **host: Any) -> request.Wish:
+    wanted = host_config.HostSpec(**host)
+    chosen = provider.choose(str(root), wanted, CHECKOUT / "envs", {}, home)
+    return request.Wish(chosen, wanted, CHECKOUT / "envs", home, offline=False, retry=False)
 
 
 def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from provision import conda_lock, probing, spec, wheels, witnesses
-from provision.probing import Asked, Probe, ranked
-from provision.witnesses import Witness
+from provision.config import models, toml
+from provision.lockfiles import conda_lock, requirements
+from provision.mirrors import probe, probe_files
+from provision.mirrors.probe import Asked, Probe, ranked
+from provision.mirrors.probe_files import Witness
 from tests.clock import Standing
 from tests.conftest import CHECKOUT
 from tests.provision.conftest import git_sha1, write_wheel
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine a mirror is no worse: no look ends but by what its server does."""
     for name in ("_FIRST_WORD", "_ALL", "_CONNECT", "_SILENCE", "_RATE_SECONDS"):
-        monkeypatch.setattr(probing, name, 600.0)
+        monkeypatch.setattr(probe, name, 600.0)
 
 
 class Own(threading.local):
@@ -79,7 +81,7 @@ def ask(
     files: list[Path], servers: dict[str, Played], make: Callable[[], requests.Session] = session, **more: Any
 ) -> dict[str, Probe]:
     every = [Asked("pip", name, f"{server.url}/simple", **more) for name, server in servers.items()]
-    found = probing.probe(every, {"pip": [of_wheel(file) for file in files]}, make)
+    found = probe.probe(every, {"pip": [of_wheel(file) for file in files]}, make)
     return {each.asked_of.name: each for each in found}
 
 
@@ -146,7 +148,7 @@ class TestPip:
         self, play: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = Own()
-        monkeypatch.setattr(probing, "time", clock)
+        monkeypatch.setattr(probe, "time", clock)
         servers = {
             "fast, lacks one": play(index(files[:2])),
             "slow": play(index(files)),
@@ -167,7 +169,7 @@ class TestPip:
         for number in range(37):
             faults = [Fault(stall=True)] if number % 2 else []
             every.append(Asked("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
-        found = probing.probe(every, {"pip": [of_wheel(file) for file in files]}, session)
+        found = probe.probe(every, {"pip": [of_wheel(file) for file in files]}, session)
         assert [each.error for each in found[1::2]] == ["fell silent"] * 18
         assert len(ranked(found)) == 19
 
@@ -186,8 +188,8 @@ class TestPip:
 
         play_over = threading.Event()
         monkeypatch.setattr(requests.Session, "get", hangs)
-        monkeypatch.setattr(probing, "_FIRST_WORD", 0.1)
-        monkeypatch.setattr(probing, "time", Standing())
+        monkeypatch.setattr(probe, "_FIRST_WORD", 0.1)
+        monkeypatch.setattr(probe, "time", Standing())
         found = ask(files, {"m": play({})})["m"]
         play_over.set()
         assert "does not answer within" in (found.error or "")
@@ -235,7 +237,7 @@ class TestConda:
         }
         server = play(content, *([fault] if fault else []))
         asked = Asked("conda", "m", f"{server.url}", channels={"conda-forge": f"{server.url}/c"})
-        (found,) = probing.probe([asked], {"conda": self.witnesses(big, small)}, session)
+        (found,) = probe.probe([asked], {"conda": self.witnesses(big, small)}, session)
         assert (found.error or "").endswith(error or "")
         assert (found.error is None) == (error is None)
         assert found.missing == missing
@@ -254,7 +256,7 @@ def test_a_hub_is_judged_by_pinned_files_and_its_final_host_is_told(play: Any) -
         Witness("w", "", "pinned", frozenset({"0" * 64}), len(weights), path[1:]),
         Witness("c", "", "pinned", frozenset({git_sha1(config)}), 2, "o/m/resolve/abc/c.json", "git_sha1"),
     ]
-    (found,) = probing.probe([Asked("hf", "m", hub.url, redirects=True)], {"hf": known}, session)
+    (found,) = probe.probe([Asked("hf", "m", hub.url, redirects=True)], {"hf": known}, session)
     assert (found.is_complete, found.final_host) == (True, data.url.removeprefix("http://"))
     assert "Authorization" not in str(hub.seen)
 
@@ -267,7 +269,7 @@ def test_both_shapes_of_a_torch_mirror_are_tried(play: Any, tmp_path: Path, kind
     page = "/whl/torch/" if shape == "index" else "/whl/"
     server = play({page: link, f"/files/{wheel.name.replace('+', '%2B')}": wheel.read_bytes()})
     asked = Asked("torch", "m", f"{server.url}/whl", kind)
-    (found,) = probing.probe([asked], {"torch": [of_wheel(wheel)]}, session)
+    (found,) = probe.probe([asked], {"torch": [of_wheel(wheel)]}, session)
     assert (found.error, found.kind, found.held) == (None, shape, 1)
 
 
@@ -275,11 +277,11 @@ def test_the_shipped_witnesses_are_of_the_shipped_locks() -> None:
     """The largest among them; for every lock there is one that is fetched whole, so that its hash is compared."""
     folder = CHECKOUT / "envs/diffusers"
     for lock in folder.glob("*.lock"):
-        found = witnesses.of_pip(folder, lock.stem, wheels.hashes(lock.read_text()))
+        found = probe_files.of_pip(folder, lock.stem, requirements.hashes(lock.read_text()))
         assert {"largest", "newest"} <= {each.why for each in found}, lock
         assert any(each.is_small for each in found), lock
     for platform in ("linux-64", "osx-64", "osx-arm64", "win-64"):
         locked = conda_lock.read_lock(folder / "conda-lock.yml", platform)
-        assert {each.why for each in witnesses.of_conda(folder, platform, locked)} >= {"largest", "newest"}
-    manifest = spec.load_tables(CHECKOUT / "envs/models.toml", spec.ModelSpec)
-    assert len(witnesses.of_models(manifest.values())) == 2
+        assert {each.why for each in probe_files.of_conda(folder, platform, locked)} >= {"largest", "newest"}
+    manifest = toml.load_tables(CHECKOUT / "envs/models.toml", models.ModelSpec)
+    assert len(probe_files.of_models(manifest.values())) == 2

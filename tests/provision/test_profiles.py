@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import activation, caches, capabilities, paths, profiles, spec
-from provision.errors import SpecError
+from provision.config import host as host_config
+from provision.core import layout
+from provision.core.errors import SpecError
+from provision.environments import activation
+from provision.fs import capabilities
+from provision.host import provider, tool_caches
 from tests.conftest import CHECKOUT
 from tests.provision.inside import provision
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENVS = CHECKOUT / "envs"
-SHIPPED = profiles.load(ENVS)
+SHIPPED = provider.load(ENVS)
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def mount(folder: Path) -> None:
         pytest.skip("no right to mount a tmpfs")
 
 
-def show(top: Path, profile: spec.Profile) -> dict[str, str]:
+def show(top: Path, profile: host_config.Profile) -> dict[str, str]:
     """Give a host the signs of a profile: paths in `top`, and the variables that are returned."""
     environ = {}
     for sign in (*profile.any[:1], *profile.all):
@@ -65,35 +69,35 @@ def test_a_sign_and_a_mount_make_a_match(top: Path, name: str) -> None:
     place = top / profile.roots[0].lstrip("/").replace("*", "mine")
     place.mkdir(parents=True, exist_ok=True)
     only = {name: profile}
-    without = profiles.detect(only, environ, top)[0]
+    without = provider.detect(only, environ, top)[0]
     assert without.root is None, "a plain folder is no volume"
     assert without.signs
     mount(place)
-    found = profiles.detect(only, environ, top)[0]
+    found = provider.detect(only, environ, top)[0]
     if not profile.environments:
         assert found.root is None
         assert "holds no environments" in found.reason
         return
     assert found.root == place / profile.folder
-    assert profiles.detect(only, {}, top / "elsewhere")[0].root is None, "without a sign a mount says nothing"
+    assert provider.detect(only, {}, top / "elsewhere")[0].root is None, "without a sign a mount says nothing"
 
 
 def test_a_mount_without_a_sign_says_nothing(top: Path) -> None:
     mount(top / "root/autodl-tmp")
-    assert all(match.root is None for match in profiles.detect(SHIPPED, {}, top))
+    assert all(match.root is None for match in provider.detect(SHIPPED, {}, top))
 
 
 def test_all_signs_are_needed_where_a_profile_says_so(top: Path) -> None:
     mount(top / "storage")
-    assert profiles.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root is None
+    assert provider.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root is None
     (top / "notebooks").mkdir()
-    assert profiles.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root == top / "storage"
+    assert provider.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root == top / "storage"
 
 
 def test_several_places_are_not_guessed_from(top: Path) -> None:
     for name in ("first", "second"):
         mount(top / "lambda/nfs" / name)
-    found = profiles.detect({"lambda": SHIPPED["lambda"]}, {}, top)[0]
+    found = provider.detect({"lambda": SHIPPED["lambda"]}, {}, top)[0]
     assert found.root is None
     assert "name one with --root" in found.reason
 
@@ -102,7 +106,7 @@ def test_the_second_place_where_the_first_is_no_mount(top: Path) -> None:
     (top / "hy-tmp").mkdir()
     (top / "hy-netdisk").mkdir()
     mount(top / "hy-nas")
-    assert profiles.detect({"gpushare": SHIPPED["gpushare"]}, {}, top)[0].root == top / "hy-nas"
+    assert provider.detect({"gpushare": SHIPPED["gpushare"]}, {}, top)[0].root == top / "hy-nas"
 
 
 @pytest.fixture
@@ -119,11 +123,11 @@ def hosts(tmp_path: Path) -> Path:
 
 
 def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: Path) -> None:
-    def chosen(flag: str | None = None, environ: dict[str, str] | None = None, **host: object) -> profiles.Chosen:
-        return profiles.choose(flag, spec.HostSpec(**host), hosts, environ or {}, home)  # type: ignore[arg-type]
+    def chosen(flag: str | None = None, environ: dict[str, str] | None = None, **host: object) -> provider.Chosen:
+        return provider.choose(flag, host_config.HostSpec(**host), hosts, environ or {}, home)  # type: ignore[arg-type]
 
     nothing = chosen()
-    assert nothing.root.path == paths.default_root()
+    assert nothing.root.path == layout.default_root()
     assert nothing.relocate == []
     assert not nothing.named
     assert nothing.warning is None
@@ -132,7 +136,7 @@ def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: P
     assert by_profile.relocate == ["pip"]
     assert by_profile.match is not None
     assert chosen(environ={"HERE": "1"}, relocate=["uv"]).relocate == ["uv"]
-    root = paths.Root(tmp_path / "linked")
+    root = layout.Root(tmp_path / "linked")
     (root.cache / "pip").mkdir(parents=True)
     root.state.mkdir()
     root.marker.write_text("{}")
@@ -147,8 +151,8 @@ def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: P
 def test_a_sign_without_its_mount_is_said(hosts: Path, home: Path) -> None:
     file = hosts / "hosts/here.toml"
     file.write_text(re.sub(r"roots = .*", 'roots = ["/absent"]', file.read_text()))
-    found = profiles.choose(None, spec.HostSpec(), hosts, {"HERE": "1"}, home)
-    assert found.root.path == paths.default_root()
+    found = provider.choose(None, host_config.HostSpec(), hosts, {"HERE": "1"}, home)
+    assert found.root.path == layout.default_root()
     assert found.warning is not None
     assert "$HERE is here, but none of /absent is a mount" in found.warning
 
@@ -203,10 +207,10 @@ def test_a_folder_that_can_not(tmp_path: Path, home: Path) -> None:
 
 
 def test_where_each_tool_keeps_its_files(home: Path, tmp_path: Path) -> None:
-    root = paths.Root(tmp_path / "root")
+    root = layout.Root(tmp_path / "root")
     base = home / "miniconda3"
     (base / "conda-meta").mkdir(parents=True)
-    found = caches.places([*caches.NAMES, "conda"], root, {}, home, [base])
+    found = tool_caches.places([*tool_caches.NAMES, "conda"], root, {}, home, [base])
     usual = {
         str(place.source.relative_to(home))
         for group in found.values()
@@ -219,7 +223,7 @@ def test_where_each_tool_keeps_its_files(home: Path, tmp_path: Path) -> None:
         "miniconda3/envs", "miniconda3/pkgs", ".conda/envs", ".conda/pkgs",
     }  # fmt: skip
     environ = {"HF_HOME": "/h", "PIP_CACHE_DIR": "/p", "TRITON_CACHE_DIR": "/t", "XDG_CACHE_HOME": "/x"}
-    other = caches.places(["huggingface", "pip", "triton", "uv"], root, environ, home, [])
+    other = tool_caches.places(["huggingface", "pip", "triton", "uv"], root, environ, home, [])
     assert [str(place.source) for group in other.values() for place in group] == [
         "/h/hub",
         "/h/xet",
@@ -237,8 +241,8 @@ def test_folders_that_the_user_has_named_to_conda(home: Path, tmp_path: Path) ->
     environ = {"CONDA_ENVS_DIRS": f"{home}/third:/elsewhere"}
     named = activation.conda_folders(environ, home)
     assert named == [home / "third", home / "my envs", base / "envs", home / "my pkgs"]
-    root = paths.Root(tmp_path / "root")
-    found = caches.places(["conda"], root, {}, home, [base], named)["conda"]
+    root = layout.Root(tmp_path / "root")
+    found = tool_caches.places(["conda"], root, {}, home, [base], named)["conda"]
     assert {place.source for place in found} == {*named, base / "pkgs", home / ".conda/envs", home / ".conda/pkgs"}
     assert root.path / "conda/named/my envs" in {place.target for place in found}
 
@@ -256,4 +260,6 @@ def test_folders_that_the_user_has_named_to_conda(home: Path, tmp_path: Path) ->
 )
 def test_places_that_cannot_be(home: Path, tmp_path: Path, relocate: list[dict[str, str]], message: str) -> None:
     with pytest.raises((SpecError, ValueError), match=message):
-        caches.places([spec.Folder(**each) for each in relocate], paths.Root(tmp_path / "root"), {}, home, [])
+        tool_caches.places(
+            [host_config.Folder(**each) for each in relocate], layout.Root(tmp_path / "root"), {}, home, []
+        )

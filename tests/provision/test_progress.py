@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import facts, hashing, plan
-from provision.console import wish_of
-from provision.journal import Journal
-from provision.model_report import Bars
-from provision.moving import Mover, Pair
-from provision.progress import Meter, Ticker, Written, size_words, span_words
-from provision.report import Screen
-from provision.step import Check, State
+from provision.cli.common import wish_of
+from provision.cli.models_output import Bars
+from provision.cli.output import Screen
+from provision.core import hashing
+from provision.core.progress import Meter, Ticker, Written, size_words, span_words
+from provision.core.step import Check, State
+from provision.host import facts
+from provision.relocation.move import Mover, Pair
+from provision.setup import plan
+from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -244,7 +246,7 @@ class TestScreen:
 # A screen on a terminal: the thread looks at once, and again whenever the other side of the pipe says so.
 LIVE = """
 import os, sys
-from provision.report import Screen
+from provision.cli.output import Screen
 now = [0.0]
 def pause(seconds):
     now[0] += 1

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from provision import console, manifest, model_care, models_cli
-from provision.checking import Depth
-from provision.errors import BlockedError
-from provision.locking import BlobLock
-from provision.paths import Root
-from provision.pulling import Pull
-from provision.supply import Hubs
+from provision.cli import common, models
+from provision.core.errors import BlockedError
+from provision.core.layout import Root
+from provision.models import manifest, remove
+from provision.models.blob_lock import BlobLock
+from provision.models.hubs import Hubs
+from provision.models.pull import Pull
+from provision.models.verify import Depth
 from tests.provision import played_hub
 from tests.provision.played_hub import REVISION
 from tests.provision.pulls import FILES, REPO
@@ -48,7 +49,7 @@ def flags(tmp_path: Path, envs: Path, hub: Played) -> list[str]:
 
 
 def pull(*argv: str) -> Any:
-    return CliRunner().invoke(models_cli.app, ["pull", *argv])
+    return CliRunner().invoke(models.app, ["pull", *argv])
 
 
 class TestOneObject:
@@ -140,8 +141,8 @@ def test_what_another_run_has_come_to_need_stays(
 
     monkeypatch.setattr("typer.confirm", confirm)
     terminal = SimpleNamespace(isatty=lambda: True)
-    monkeypatch.setattr(console, "sys", SimpleNamespace(stdin=terminal, exit=sys.exit, argv=[]))
-    done = CliRunner().invoke(models_cli.app, ["remove", "m", *chosen])
+    monkeypatch.setattr(common, "sys", SimpleNamespace(stdin=terminal, exit=sys.exit, argv=[]))
+    done = CliRunner().invoke(models.app, ["remove", "m", *chosen])
     assert done.exit_code == 0, done.output
     assert [state.state for state in pulled("n").look(Depth.HASH)] == ["ok", "ok"]
     assert not (first.folder / "snapshots" / REVISION / "a/model.safetensors").exists()
@@ -164,8 +165,8 @@ def test_what_is_needed_a_moment_before_its_lock_is_ours_stays(
                 other.run(other.plan(), lambda *_: None)
             return super().take()
 
-    monkeypatch.setattr(model_care, "BlobLock", Late)
-    model_care.remove(root, known, "m")
+    monkeypatch.setattr(remove, "BlobLock", Late)
+    remove.remove(root, known, "m")
     assert [state.state for state in other.look(Depth.HASH)] == ["ok", "ok"]
     assert [state.state for state in first.look(Depth.SIZE)] == ["missing", "ok"]
 
@@ -188,10 +189,10 @@ def test_what_is_fetched_under_the_pin_of_another_hash_is_left_alone(
     lock = BlobLock(root.hub_in_use / ".locks" / work.spec.folder / f"{digest}.lock")
     assert lock.take()
     with pytest.raises(BlockedError, match="is being fetched by another run"):
-        model_care.remove(root, known, "m")
+        remove.remove(root, known, "m")
     lock.release()
     assert [state.state for state in work.look(Depth.HASH)] == ["ok", "ok"]
-    model_care.remove(root, known, "m")
+    remove.remove(root, known, "m")
     assert not work.folder.exists()
 
 

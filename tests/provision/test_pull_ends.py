@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import client, locking, partial, pulling, refs
-from provision.checking import Depth
-from provision.errors import BlockedError, FirstlightError
-from provision.hub import AccessError
-from provision.ledger import Ledger
-from provision.model_report import plan_line
-from provision.supply import Hubs
-from provision.volume import write_atomic
+from provision.cli.models_output import plan_line
+from provision.core.errors import BlockedError, FirstlightError
+from provision.fs import file_lock
+from provision.fs.atomic import write_atomic
+from provision.models import blob_lock, hf_listing, pull, snapshots
+from provision.models.hub_client import AccessError
+from provision.models.hubs import Hubs
+from provision.models.verify import Depth
+from provision.net import partial_file
+from provision.net.source_health import Ledger
 from tests.provision import played_hub
 from tests.provision.conftest import git_sha1
 from tests.provision.played import Fault
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from provision.paths import Root
+    from provision.core.layout import Root
 
 DEAD = "http://127.0.0.1:9"
 NEW = "2" * 40
@@ -73,7 +75,7 @@ class TestOneContent:
             with pytest.raises(FirstlightError):
                 run(work)
         left = {path.name: path.stat().st_size for path in (work.folder / "blobs").iterdir()}
-        assert left == {f"{SHA256}{pulling.PART}": 2_000_000}
+        assert left == {f"{SHA256}{pull.PART}": 2_000_000}
         played.faults.clear()
         assert pull_from(root, work.hubs, text).plan().bytes_wanted == 1_000_000
 
@@ -125,7 +127,7 @@ class TestWhatIsSaid:
             (work.snapshot / "unet/config.json").resolve().write_bytes(b'{"a": 6}\n')
             return True
 
-        monkeypatch.setattr(client, "list_snapshot", overwrite)
+        monkeypatch.setattr(hf_listing, "list_snapshot", overwrite)
         with pytest.raises(FirstlightError, match="files changed while others arrived"):
             run(work)
 
@@ -143,17 +145,17 @@ class TestWhatIsSaid:
             ended.append(wait(self, *args, **named))
             return ended[-1]
 
-        add = partial.Partial.add
+        add = partial_file.Partial.add
 
-        def full(self: partial.Partial, blocks: Iterator[Any], *rest: Any) -> None:
+        def full(self: partial_file.Partial, blocks: Iterator[Any], *rest: Any) -> None:
             if self.size == len(FILES[WEIGHTS]):
                 assert waits.wait(600)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             add(self, blocks, *rest)
 
         monkeypatch.setattr(Ledger, "wait", waiting)
-        monkeypatch.setattr(partial.Partial, "add", full)
-        monkeypatch.setattr(pulling, "_POLL_SECONDS", 0.02)
+        monkeypatch.setattr(partial_file.Partial, "add", full)
+        monkeypatch.setattr(pull, "_POLL_SECONDS", 0.02)
         with pytest.raises(BlockedError, match="no space left"):
             run(work)
         assert ended == [False]
@@ -170,7 +172,7 @@ def kill_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise KeyboardInterrupt
         write_atomic(path, content)
 
-    monkeypatch.setattr(refs, "write_atomic", dies)
+    monkeypatch.setattr(snapshots, "write_atomic", dies)
 
 
 class TestMain:
@@ -223,10 +225,10 @@ class TestMain:
             (folder / "snapshots" / revision).mkdir(parents=True)
         kill_at_write(monkeypatch, killed_at)
         with pytest.raises(KeyboardInterrupt):
-            refs.name_main(folder, REVISION, {REVISION})
+            snapshots.name_main(folder, REVISION, {REVISION})
         monkeypatch.undo()
-        assert refs.name_main(folder, REVISION, {REVISION}) is None
-        assert refs.name_main(folder, NEW, {NEW}) is None
+        assert snapshots.name_main(folder, REVISION, {REVISION}) is None
+        assert snapshots.name_main(folder, NEW, {NEW}) is None
         assert (folder / "refs/main").read_text() == NEW
 
 
@@ -253,10 +255,10 @@ class TestLedger:
 def test_whoever_shares_the_cache_may_hold_a_lock(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        lock = locking.BlobLock(tmp_path / "locks" / "a.lock")
+        lock = blob_lock.BlobLock(tmp_path / "locks" / "a.lock")
         assert lock.take()
         lock.release()
-        with locking.alone(tmp_path / "b.json"):
+        with file_lock.alone(tmp_path / "b.json"):
             modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.lock")}
     finally:
         os.umask(before)

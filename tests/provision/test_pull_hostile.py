@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import choices, hub, manifest, model_report, pulling
-from provision.checking import Depth
-from provision.choices import Choice, Record, Source
-from provision.errors import FirstlightError
-from provision.hub import AccessError, HubError
-from provision.pulling import Pull
-from provision.supply import Hubs
+from provision.cli import models_output
+from provision.core.errors import FirstlightError
+from provision.mirrors import record
+from provision.mirrors.record import Choice, Record, Source
+from provision.models import hub_client, manifest, pull
+from provision.models.hub_client import AccessError, HubError
+from provision.models.hubs import Hubs
+from provision.models.pull import Pull
+from provision.models.verify import Depth
 from tests.clock import Standing
 from tests.provision import played_hub
 from tests.provision.conftest import git_sha1
@@ -27,7 +29,7 @@ from tests.provision.pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from provision.paths import Root
+    from provision.core.layout import Root
 
 TREE = f"/api/models/{REPO}/tree/{REVISION}"
 CONFIG = "unet/config.json"
@@ -40,7 +42,7 @@ def pinned_by_sha256(root: Root, *hubs: Played) -> Pull:
     head = f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
     (root.path / "models.toml").write_text(f"{head}files = [{', '.join(rows)}]\n")
     named = tuple(Source(f"hub{number}", each.url) for number, each in enumerate(hubs))
-    choices.write(root, Record({"hf": Choice("auto", named, "")}))
+    record.write(root, Record({"hf": Choice("auto", named, "")}))
     return Pull(root, "m", manifest.load(root.path / "models.toml").pick("m"), Hubs(root, {}))
 
 
@@ -104,7 +106,7 @@ class TestListings:
         assert is_whole(work)
 
     def test_one_without_end_is_none(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(hub, "_LONGEST_ANSWER", 1 << 20)
+        monkeypatch.setattr(hub_client, "_LONGEST_ANSWER", 1 << 20)
         played = played_hub.start(play, REPO, FILES, Fault("/tree/", chunked=1 << 26))
         with pytest.raises(HubError, match="does not answer as a hub"):
             run(pull_of(root, played.url))
@@ -134,7 +136,7 @@ class TestBodies:
     )
     def test_no_wrong_answer_costs_a_good_partial(self, root: Root, play: Any, fault: Fault, said: str) -> None:
         work = pull_of(root, played_hub.start(play, REPO, FILES, fault).url)
-        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pulling.PART}"
+        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pull.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(FILES[WEIGHTS][:2_700_000])
         with pytest.raises(FirstlightError, match=said):
@@ -156,7 +158,7 @@ class TestBodies:
         work = pull_of(root, played_hub.start(play, REPO, FILES).url)
         victim = tmp_path / "victim"
         victim.write_text("mine")
-        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pulling.PART}"
+        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pull.PART}"
         part.parent.mkdir(parents=True)
         part.symlink_to(victim)
         run(work)
@@ -164,7 +166,7 @@ class TestBodies:
         assert victim.read_text() == "mine"
 
     def test_a_wait_is_as_long_as_the_hub_asks(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("provision.download.time", Standing())
+        monkeypatch.setattr("provision.net.download.time", Standing())
         busy = [Fault(place, status=429, headers={"Retry-After": "300"}, times=1) for place in (WEIGHTS, "/tree/")]
         work = pull_of(root, played_hub.start(play, REPO, FILES, *busy).url)
         told, slept = quick(work.ledger)
@@ -187,8 +189,8 @@ class TestBodies:
         work = pull_of(root, played.url)
         _, slept = quick(work.ledger)
         clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(slept), time=time.time)
-        for module in ("ledger", "download"):
-            monkeypatch.setattr(f"provision.{module}.time", clock)
+        for module in ("source_health", "download"):
+            monkeypatch.setattr(f"provision.net.{module}.time", clock)
         with pytest.raises(FirstlightError, match="answers 429"):
             run(work)
         assert 500 <= sum(slept) <= 1200
@@ -251,7 +253,7 @@ class TestWhatIsHere:
     def official(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
         """The model is here, from the official hub, and what it said of hashes is lost."""
         played = played_hub.start(play, REPO, FILES)
-        monkeypatch.setattr(hub, "official_endpoint", lambda: played.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         run(pull_of(root, played.url, pinned=False))
         root.model_pins.unlink()
         return played
@@ -275,7 +277,7 @@ class TestWhatIsHere:
         mirror = played_hub.start(play, REPO, FILES)
         plan = pull_of(root, mirror.url, pinned=False).plan()
         assert (plan.needed, plan.unproven) == ([], len(FILES))
-        assert "pinned by nobody" in model_report.plan_line("m", plan)
+        assert "pinned by nobody" in models_output.plan_line("m", plan)
 
     def test_the_official_word_takes_the_place_of_a_mirrors(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
@@ -283,7 +285,7 @@ class TestWhatIsHere:
         mirror = played_hub.start(play, REPO, {**FILES, CONFIG: b'{"a": 6}\n'})
         run(pull_of(root, mirror.url, pinned=False, trust=True))
         official = played_hub.start(play, REPO, FILES)
-        monkeypatch.setattr(hub, "official_endpoint", lambda: official.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: official.url)
         work = pull_of(root, official.url, pinned=False)
         run(work)
         again = pull_of(root, official.url, pinned=False)
@@ -311,7 +313,7 @@ class TestWhatIsHere:
         mirror = played_hub.start(play, REPO, FILES)
         run(pull_of(root, mirror.url, pinned=False, trust=True))
         liar = played_hub.start(play, REPO, {**FILES, WEIGHTS: bytes(len(FILES[WEIGHTS]))})
-        monkeypatch.setattr(hub, "official_endpoint", lambda: liar.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: liar.url)
         work = pull_of(root, liar.url)
         run(work)
         assert is_whole(work)
@@ -327,7 +329,7 @@ class TestWhatIsHere:
         work = pinned_by_sha256(root, liar, played_hub.start(play, REPO, FILES))
         (root.path / "models.toml").write_text(f'{text}files = [{{path = "{WEIGHTS}", sha256 = "{digest}"}}]\n')
         work = Pull(root, "m", manifest.load(root.path / "models.toml").pick("m"), work.hubs)
-        part = work.folder / "blobs" / f"{digest}{pulling.PART}"
+        part = work.folder / "blobs" / f"{digest}{pull.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(FILES[WEIGHTS][:2_700_000])
         run(work)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from provision import hub as hubs
-from provision import locking, manifest, models, models_cli, snapshots, stand_ins
-from provision.errors import BlockedError, FirstlightError
-from provision.hub import Hub, is_host
-from provision.model_care import others, removal, remove
-from provision.redact import redact
-from provision.supply import Hubs
+from provision.cli import models
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.redact import redact
+from provision.mirrors import official as official_hub
+from provision.models import blob_lock, manifest, snapshots, stand_ins, step
+from provision.models.hub_client import Hub, is_host
+from provision.models.hubs import Hubs
+from provision.models.inventory import others
+from provision.models.remove import removal, remove
 from tests.conftest import CHECKOUT
 from tests.provision import played_hub
 from tests.provision.conftest import git_sha1
@@ -30,7 +32,7 @@ from tests.provision.pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from provision.paths import Root
+    from provision.core.layout import Root
 
 TOKEN = "hf_" + "T" * 30
 OLD = "2" * 40
@@ -41,10 +43,10 @@ class TestLocks:
     def test_a_lock_that_cannot_be_had_is_a_fault_and_nothing_is_taken_unverified(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:
-        def refuse(self: locking.BlobLock) -> bool:
+        def refuse(self: blob_lock.BlobLock) -> bool:
             raise OSError(code, os.strerror(code), "a lock")
 
-        monkeypatch.setattr(locking.BlobLock, "take", refuse)
+        monkeypatch.setattr(blob_lock.BlobLock, "take", refuse)
         evil = played_hub.start(play, REPO, {**FILES, "unet/config.json": b'{"a": 6}\n'})
         played = played_hub.start(play, REPO, FILES)
         played.content |= {path: body for path, body in evil.content.items() if "/resolve/" in path}
@@ -59,7 +61,7 @@ class TestLocks:
         work = pull_of(root, played.url)
         plan = work.plan()
         name = next(each.listed.blob for each in plan.needed if each.file.path == WEIGHTS)
-        held = locking.BlobLock(root.hub_in_use / ".locks" / work.spec.folder / f"{name}.lock")
+        held = blob_lock.BlobLock(root.hub_in_use / ".locks" / work.spec.folder / f"{name}.lock")
         assert held.take()
         told: list[str] = []
 
@@ -76,9 +78,9 @@ class TestLocks:
         script = (
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\n"
-            "from provision import models, pins\n"
-            "from provision.hub import Listed\n"
-            "from provision.paths import Root\n"
+            "from provision.models import step as models; from provision.models import pins\n"
+            "from provision.models.hub_client import Listed\n"
+            "from provision.core.layout import Root\n"
             "from types import SimpleNamespace\n"
             "root, me = Root(Path(sys.argv[2])), sys.argv[3]\n"
             "for number in range(25):\n"
@@ -90,7 +92,7 @@ class TestLocks:
             subprocess.Popen([sys.executable, "-c", script, str(CHECKOUT), str(root.path), name]) for name in "ab"
         ]
         assert [each.wait() for each in running] == [0, 0]
-        assert len(models.recorded(root)) == 50
+        assert len(step.recorded(root)) == 50
         assert root.model_pins.read_text().count('"from"') == 50
 
     def test_another_user_may_pull_what_is_whole(self, root: Root, play: Any, tmp_path: Path) -> None:
@@ -230,11 +232,11 @@ class TestSecrets:
         url = played.url.replace("http://", f"http://user:{TOKEN}@")
         work = pull_of(root, url, pinned=False, trust=True)
         run(work)
-        models.record(root, "m", f"{url} does not answer; {TOKEN}")
+        step.record(root, "m", f"{url} does not answer; {TOKEN}")
         for path in root.path.rglob("*"):
             if path.is_file():
                 assert b"T" * 30 not in path.read_bytes(), path
-        assert models.recorded(root)
+        assert step.recorded(root)
 
     @pytest.mark.parametrize(
         "secret",
@@ -282,7 +284,7 @@ class TestSecrets:
 
     def test_a_token_that_is_not_to_be_sent_unasked_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        official = hubs.official_endpoint()
+        official = official_hub.official_endpoint()
         assert Hub({}, endpoint=official).token == TOKEN
         assert Hub({"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, endpoint=official).token is None
         named = Hub({"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, endpoint=official, token_hosts=[official])
@@ -291,7 +293,7 @@ class TestSecrets:
     def test_a_token_that_no_request_can_carry_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_\N{GREEK SMALL LETTER ALPHA}")
         with pytest.raises(FirstlightError, match="characters that no token has"):
-            Hub({}, endpoint=hubs.official_endpoint()).headers()
+            Hub({}, endpoint=official_hub.official_endpoint()).headers()
 
     @pytest.mark.parametrize(
         ("named", "endpoint", "is_it"),
@@ -342,14 +344,14 @@ class TestCommands:
 
     def test_what_blocks_all_is_told_in_the_object_too(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-        done = CliRunner().invoke(models_cli.app, ["pull", "m", "n", "--json", *flags])
+        done = CliRunner().invoke(models.app, ["pull", "m", "n", "--json", *flags])
         told = json.loads(done.stdout)
         assert (done.exit_code, told["exit"]) == (4, 4)
         assert [row["name"] for row in told["models"]] == ["m"], "the next one would not fit either"
         assert "bytes are free" in told["models"][0]["error"]
 
     def test_a_host_for_the_token_that_is_not_asked_is_told(self, flags: list[str]) -> None:
-        done = CliRunner().invoke(models_cli.app, ["pull", "m", "--send-token-to", "huggingface.example", *flags])
+        done = CliRunner().invoke(models.app, ["pull", "m", "--send-token-to", "huggingface.example", *flags])
         assert done.exit_code == 2
         assert "no hub of this pull is there. Asked are: http://127.0.0.1" in done.stderr
 
@@ -357,8 +359,8 @@ class TestCommands:
         def fail(*_: object, **__: object) -> None:
             raise ZeroDivisionError(f"with {TOKEN}")
 
-        monkeypatch.setattr("provision.model_work.pull", fail)
-        done = CliRunner().invoke(models_cli.app, ["pull", "m", *flags])
+        monkeypatch.setattr("provision.cli.models_run.pull", fail)
+        done = CliRunner().invoke(models.app, ["pull", "m", *flags])
         assert done.exit_code == 1
         assert "ZeroDivisionError: with hf_…" in done.stderr
         assert TOKEN not in done.stderr

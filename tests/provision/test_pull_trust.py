@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import hub as hubs
-from provision import pins
-from provision.errors import FirstlightError
-from provision.hub import HubError
+from provision.core.errors import FirstlightError
+from provision.models import hub_client, pins
+from provision.models.hub_client import HubError
 from tests.provision import played_hub
 from tests.provision.played import Fault
 from tests.provision.played_hub import REVISION
@@ -18,7 +17,7 @@ from tests.provision.pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from provision.paths import Root
+    from provision.core.layout import Root
 
 TOKEN = "hf_" + "T" * 30
 
@@ -35,7 +34,7 @@ class TestTokens:
 
     def test_the_official_hub_does(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         played = played_hub.start(play, REPO, FILES)
-        monkeypatch.setattr(hubs, "official_endpoint", lambda: played.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         run(pull_of(root, played.url))
         ours = played.requests[: len(FILES) + 1]
         assert {token for _, _, token in ours} == {f"Bearer {TOKEN}"}
@@ -50,7 +49,7 @@ class TestTokens:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         played = played_hub.start(play, REPO, FILES, Fault("", status=401, without_token=True))
-        monkeypatch.setattr(hubs, "official_endpoint", lambda: played.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         work = pull_of(root, played.url)
         run(work)
         assert is_whole(work)
@@ -59,7 +58,7 @@ class TestTokens:
         far = play({"/data": FILES[WEIGHTS]})
         near = Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{far.url}/data"})
         played = played_hub.start(play, REPO, FILES, near)
-        monkeypatch.setattr(hubs, "official_endpoint", lambda: played.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         work = pull_of(root, played.url)
         run(work)
         assert is_whole(work)
@@ -81,8 +80,8 @@ class TestTokens:
         played = played_hub.start(play, REPO, FILES)
         tree = f"/api/models/{REPO}/tree/{REVISION}"
         played.headers[tree] |= {"Link": f'<{far.url}{tree}?cursor=2>; rel="next"'}
-        monkeypatch.setattr(hubs, "official_endpoint", lambda: played.url)
-        monkeypatch.setattr(hubs, "_MOST_PAGES", 2)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
+        monkeypatch.setattr(hub_client, "_MOST_PAGES", 2)
         run(pull_of(root, played.url))
         assert {token for _, _, token in far.requests} <= {None}
         assert played.paths.count(tree) >= 2
@@ -101,7 +100,7 @@ class TestPins:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         official, mirror = (played_hub.start(play, REPO, FILES) for _ in range(2))
-        monkeypatch.setattr(hubs, "official_endpoint", lambda: official.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: official.url)
         run(pull_of(root, official.url, pinned=False))
         work = pull_of(root, mirror.url, pinned=False)
         assert all(file.locked for file in work.spec.files)

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import hub as hubs
-from provision import manifest, pulling
-from provision.checking import Depth
-from provision.errors import BlockedError, FirstlightError
-from provision.hub import AccessError
-from provision.paths import Root
-from provision.pulling import Pull
-from provision.supply import Hubs
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.layout import Root
+from provision.models import hub_client, manifest, pull
+from provision.models.hub_client import AccessError
+from provision.models.hubs import Hubs
+from provision.models.pull import Pull
+from provision.models.verify import Depth
 from tests.conftest import CHECKOUT
 from tests.provision import played_hub
 from tests.provision.conftest import git_sha1
@@ -32,7 +31,6 @@ from tests.provision.pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of,
 
 if TYPE_CHECKING:
     from pathlib import Path
-
 
 TOKEN = "hf_" + "T" * 30
 
@@ -129,7 +127,7 @@ class TestFaults:
     ) -> None:
         played = played_hub.start(play, REPO, FILES)
         work = pull_of(root, played.url)
-        monkeypatch.setattr("provision.client.list_snapshot", lambda *_: False)
+        monkeypatch.setattr("provision.models.hf_listing.list_snapshot", lambda *_: False)
         run(work)
         assert is_whole(work)
         assert (work.folder / "refs/main").read_text() == REVISION
@@ -142,13 +140,13 @@ class TestFaults:
         assert gets(played, "vae/model.safetensors") == 1
 
     def test_two_mirrors_share_a_file_by_its_hash(self, root: Root, play: Any) -> None:
-        from provision import choices
-        from provision.choices import Choice, Record, Source
+        from provision.mirrors import record
+        from provision.mirrors.record import Choice, Record, Source
 
         first = played_hub.start(play, REPO, FILES, Fault(WEIGHTS, cut=1_000_000, times=1), Fault(WEIGHTS, status=404))
         second = played_hub.start(play, REPO, FILES)
         named = (Source("one", first.url), Source("two", second.url))
-        choices.write(root, Record({"hf": Choice("auto", named, "")}))
+        record.write(root, Record({"hf": Choice("auto", named, "")}))
         path = root.path / "models.toml"
         path.write_text(played_hub.manifest_entry("m", REPO, FILES))
         work = Pull(root, "m", manifest.load(path).pick("m"), Hubs(root, {}))
@@ -162,7 +160,7 @@ class TestResume:
     def test_a_partial_of_an_earlier_run_is_gone_on_with(self, root: Root, play: Any) -> None:
         played = played_hub.start(play, REPO, FILES)
         work = pull_of(root, played.url)
-        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pulling.PART}"
+        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(FILES[WEIGHTS][:2_700_000])
         plan = work.plan()
@@ -173,7 +171,7 @@ class TestResume:
 
     def test_a_wrong_partial_costs_its_bytes_and_no_more(self, root: Root, play: Any) -> None:
         work = pull_of(root, played_hub.start(play, REPO, FILES).url)
-        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pulling.PART}"
+        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(bytes(2_700_000))
         run(work)
@@ -191,7 +189,7 @@ class TestResume:
         run(work)
         assert is_whole(work)
         assert (gets(played, WEIGHTS), gets(played, "vae/model.safetensors")) == (1, 0)
-        assert blob.with_name(blob.name + pulling.CORRUPT).read_bytes() == bytes(harmed), "nothing is deleted"
+        assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(harmed), "nothing is deleted"
 
     def test_what_is_whole_asks_nobody(self, root: Root, play: Any) -> None:
         played = played_hub.start(play, REPO, FILES)
@@ -278,9 +276,9 @@ def _killed_before(number: int) -> None:
 
 def _killed_after(work: Pull, count: int) -> None:
     """In a forked process: pull in small pieces, and die once so many bytes have come."""
-    from provision import bodies
+    from provision.net import body
 
-    bodies._BLOCK = 1 << 14
+    body._BLOCK = 1 << 14
     left = [count]
 
     def told(_: str, arrived: int) -> None:
@@ -328,7 +326,7 @@ class TestRefusals:
         (small_disk / "ballast").write_bytes(bytes(plan.free - 2_000_000))
         with pytest.raises(BlockedError, match=r"no space left.*bytes are needed"):
             work.run(plan, lambda *_: None)
-        assert list((work.folder / "blobs").glob(f"*{pulling.PART}"))
+        assert list((work.folder / "blobs").glob(f"*{pull.PART}"))
         (small_disk / "ballast").unlink()
         run(work)
         assert is_whole(work)
@@ -339,8 +337,8 @@ class TestRefusals:
         script = (
             "import sys, threading, _thread; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\n"
-            "from provision import manifest; from provision.paths import Root\n"
-            "from provision.pulling import Pull; from provision.supply import Hubs\n"
+            "from provision.models import manifest; from provision.core.layout import Root\n"
+            "from provision.models.pull import Pull; from provision.models.hubs import Hubs\n"
             "root = Root(Path(sys.argv[2]))\n"
             "spec = manifest.load(root.path / 'models.toml').pick('m')\n"
             "work = Pull(root, 'm', spec, Hubs(root, {'HF_ENDPOINT': sys.argv[3]}))\n"
@@ -357,7 +355,7 @@ class TestRefusals:
             check=False,
         )
         assert b"KeyboardInterrupt" in done.stderr
-        assert [path.stat().st_size for path in (work.folder / "blobs").glob(f"*{pulling.PART}")] == [1_000_000]
+        assert [path.stat().st_size for path in (work.folder / "blobs").glob(f"*{pull.PART}")] == [1_000_000]
         played.faults.clear()
         run(work)
         assert is_whole(work)
@@ -365,7 +363,7 @@ class TestRefusals:
     def test_gated_and_absent_are_told_apart(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         played = played_hub.start(play, REPO, FILES, Fault("", status=403, headers={"X-Error-Code": "GatedRepo"}))
-        monkeypatch.setattr(hubs, "official_endpoint", lambda: played.url)
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         with pytest.raises(AccessError, match="the token that you gave does not have it"):
             run(pull_of(root, played.url))
 

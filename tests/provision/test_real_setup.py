@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import sources
+from provision.installers import pip_settings
 from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def test_setup_builds_the_real_environment_and_runs_a_real_denoising_step(
     (tmp_path / "host.toml").write_text("models = []\n")
     cache = {"UV_CACHE_DIR": str(TEST_ROOT / "cache/uv"), "PYTHONPATH": str(CHECKOUT)}
     # A cached wheel is found through the index or folder that it came from, and those are pip's own settings.
-    settings = sources.pip_settings(MACHINE)
+    settings = pip_settings.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links")
     links = {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
     argv = [sys.executable, "-m", "provision", "setup", "--offline", "--json"]

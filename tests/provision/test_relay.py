@@ -13,9 +13,13 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from provision import command, relay, sources, wheels
-from provision.choices import Source
-from provision.ledger import Ledger
+from provision.core import process
+from provision.installers import pip_settings
+from provision.installers import uv as uv_installer
+from provision.lockfiles import requirements
+from provision.mirrors import failover_proxy
+from provision.mirrors.record import Source
+from provision.net.source_health import Ledger
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.played import PORTAL, Fault, Played, index
 
@@ -48,12 +52,12 @@ class Installed:
         self.prefix = tmp_path / "env"
         self.ledger = Ledger()
         self.failures: dict[str, str] = {}
-        command.run([sources.uv_binary(), "venv", "--quiet", "--clear", self.prefix])
+        process.run([uv_installer.uv_binary(), "venv", "--quiet", "--clear", self.prefix])
 
     def run(self, *, offline: bool = False) -> list[str]:
-        uv = sources.for_uv(os.environ, self.cache, offline=offline)
+        uv = uv_installer.for_uv(os.environ, self.cache, offline=offline)
         argv: list[str | Path] = [
-            sources.uv_binary(),
+            uv_installer.uv_binary(),
             "pip",
             "install",
             "--no-deps",
@@ -64,13 +68,13 @@ class Installed:
             self.prefix,
         ]
         if offline:
-            command.run(argv, env=relay.cached_only(uv.environment), stdin=self.lock)
+            process.run(argv, env=failover_proxy.cached_only(uv.environment), stdin=self.lock)
             return self.names
-        session = sources.session(os.environ, {})
-        with relay.Relay(session, self.store, self.ledger, lambda _, __: None) as running:
-            running.wheels(wheels.hashes(self.lock), self.mirrors)
+        session = pip_settings.session(os.environ, {})
+        with failover_proxy.Relay(session, self.store, self.ledger, lambda _, __: None) as running:
+            running.wheels(requirements.hashes(self.lock), self.mirrors)
             try:
-                command.run(argv, env=running.environment(uv.environment), stdin=self.lock)
+                process.run(argv, env=running.environment(uv.environment), stdin=self.lock)
             finally:
                 self.failures = dict(running.failures)
         return self.names
@@ -159,7 +163,7 @@ class TestUv:
     ) -> None:
         liar = play(fleet, Fault("/files/part3", flip=True))
         installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(liar))
-        with pytest.raises(command.CommandError):
+        with pytest.raises(process.CommandError):
             installed.run()
         assert "pinned is" in installed.failures["part3-1.0-py3-none-any.whl"]
 
@@ -176,7 +180,7 @@ class TestUv:
         assert not list(installed.store.iterdir()), "what uv has is not kept a second time"
 
     def test_a_proxy_for_everything_else_stays(self, tmp_path: Path) -> None:
-        with relay.Relay(requests.Session(), tmp_path, Ledger(), lambda _, __: None) as running:
+        with failover_proxy.Relay(requests.Session(), tmp_path, Ledger(), lambda _, __: None) as running:
             found = running.environment(
                 {"https_proxy": "http://p:1", "NO_PROXY": "corp", "UV_FIND_LINKS": "http://h:8/x"}
             )
@@ -188,7 +192,7 @@ class TestUv:
 def test_nobody_is_led_out_of_the_store(tmp_path: Path) -> None:
     (tmp_path / "secret.whl").write_bytes(b"mine")
     store = tmp_path / "store"
-    with relay.Relay(requests.Session(), store, Ledger(), lambda _, __: None) as running:
+    with failover_proxy.Relay(requests.Session(), store, Ledger(), lambda _, __: None) as running:
         (store / "half-1.whl.part").write_bytes(b"not verified")
         for name in ("..%2Fsecret.whl", "../secret.whl", f"{tmp_path}/secret.whl", "half-1.whl.part"):
             with closing(HTTPConnection(urlsplit(running.url).netloc)) as line:
@@ -200,7 +204,7 @@ class TestPages:
     """What a page holds is decided by the lock, not by a mirror."""
 
     def page(self, tmp_path: Path, right: set[str], mirrors: list[Source]) -> list[str]:
-        with relay.Relay(requests.Session(), tmp_path / "store", Ledger(), lambda _, __: None) as running:
+        with failover_proxy.Relay(requests.Session(), tmp_path / "store", Ledger(), lambda _, __: None) as running:
             running.wheels({"part3": ("1.0", frozenset(right))}, mirrors)
             found = running.page("part3")
             return [row["filename"] for row in json.loads(found[0])["files"]] if found else []

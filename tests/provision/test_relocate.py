@@ -13,17 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from provision import links
-from provision.caches import Place
-from provision.journal import Journal
-from provision.paths import Root
-from provision.relocate import RelocateStep
-from provision.step import State
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.host.tool_caches import Place
+from provision.relocation.step import RelocateStep
+from provision.volume import relink
+from provision.volume.journal import Journal
 from tests.provision import trees
+from tests.provision.moves import leftovers, moving, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-from tests.provision.moves import leftovers, moving, target
 
 
 def test_nothing_there_becomes_a_link(source: Path, volume: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_link_of_ours_that_leads_elsewhere_is_led_back(
 ) -> None:
     step = moving(source, volume)
     step.apply()
-    links.write(step.root, home, step.linked())
+    relink.write(step.root, home, step.linked())
     source.unlink()
     source.symlink_to(tmp_path / "elsewhere")
     found = step.check()

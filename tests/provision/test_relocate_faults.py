@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import preflight, variables
-from provision.caches import Place
-from provision.copying import Mirror
-from provision.errors import BlockedError, FirstlightError
-from provision.folder import Folder
-from provision.journal import Journal
-from provision.paths import Root
-from provision.relocate import RelocateStep
-from provision.step import State
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.fs.copy_tree import Mirror
+from provision.fs.open_dir import Folder
+from provision.host.tool_caches import Place
+from provision.relocation import preflight
+from provision.relocation.step import RelocateStep
+from provision.volume import variables
+from provision.volume.journal import Journal
 from tests.provision import trees
 from tests.provision.moves import leftovers, moving, refuse, target
 

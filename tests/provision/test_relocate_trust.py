@@ -16,14 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from provision import contents
-from provision.caches import Place
-from provision.errors import BlockedError, FirstlightError
-from provision.folder import Folder
-from provision.journal import Journal
-from provision.paths import Root
-from provision.relocate import RelocateStep
-from provision.step import State
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.fs import copy_file
+from provision.fs.open_dir import Folder
+from provision.host.tool_caches import Place
+from provision.relocation.step import RelocateStep
+from provision.volume.journal import Journal
 from tests.provision import trees
 from tests.provision.moves import moving, refuse, target
 
@@ -202,14 +202,14 @@ def test_a_file_that_becomes_a_link_is_not_read_through(
             (source / "mine").symlink_to(precious)
         return opened(self, name, flags, mode)
 
-    copy = contents.copy
+    copy = copy_file.copy
 
     def copying(from_: int, *rest: Any, **named: Any) -> bool:
         assert os.fstat(from_).st_ino != precious.stat().st_ino
         return copy(from_, *rest, **named)
 
     monkeypatch.setattr(Folder, "open", plant)
-    monkeypatch.setattr(contents, "copy", copying)
+    monkeypatch.setattr(copy_file, "copy", copying)
     step = moving(source, other_disk)
     step.apply()
     assert (target(step) / "mine").readlink() == precious, "it is moved as the link that it has become"

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import locating, routes
-from provision.environment import EnvStep, Wanted
-from provision.errors import BlockedError, FirstlightError
-from provision.journal import Journal
-from provision.locating import Pinned, Place
-from provision.paths import Root
-from provision.sources import UvSources
-from provision.spec import Variant
-from provision.step import State
+from provision.config.torch import Variant
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.environments import torch_fallback, torch_sources
+from provision.environments.definition import Wanted
+from provision.environments.step import EnvStep
+from provision.environments.torch_sources import Pinned, Place
+from provision.installers.uv import UvSources
+from provision.volume.journal import Journal
 from tests.provision import played
 from tests.provision.channel import PLATFORM
 from tests.provision.conftest import TORCH, lock_text, write_wheel
@@ -43,11 +44,11 @@ def step_of(tmp_path: Path, envs: Path, said: list[str], *variants: Variant, off
     return EnvStep(root, wanted, tmp_path / "home", Journal(root.journal), offline=offline, tell=tell)
 
 
-def ask(place: Place, *wheels: Path, name: str = "torch", version: str = "9.9+tiny") -> locating.Answer:
+def ask(place: Place, *wheels: Path, name: str = "torch", version: str = "9.9+tiny") -> torch_sources.Answer:
     import requests
 
     hashes = frozenset(hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels)
-    (answer,) = locating.ask([place], Pinned(name, version, hashes, PYTHON), requests.Session, 60)
+    (answer,) = torch_sources.ask([place], Pinned(name, version, hashes, PYTHON), requests.Session, 60)
     return answer
 
 
@@ -156,7 +157,7 @@ class TestAsking:
             "UV_INDEX_CORP_PASSWORD": "p@ss",
         }
         config = {"index": [{"url": "https://file.example"}, {"url": "https://never.example", "explicit": True}]}
-        places = locating.own_places(UvSources(environ, (), config))
+        places = torch_sources.own_places(UvSources(environ, (), config))
         assert [each.url for each in places] == [
             "/one",
             "/two words",
@@ -166,7 +167,7 @@ class TestAsking:
             "https://first.example/simple",
         ]
         assert "p%40ss" not in str([each.name for each in places])
-        without = locating.own_places(UvSources(environ, ("--no-index",), config))
+        without = torch_sources.own_places(UvSources(environ, ("--no-index",), config))
         assert [each.url for each in without] == ["/one", "/two words"]
 
 
@@ -346,10 +347,10 @@ class TestFollowing:
 def test_space_is_judged_by_the_download_where_nothing_better_is_known(tmp_path: Path, small_disk: Path) -> None:
     variant = Variant(name="cu128", torch="9.9", download_bytes=4_000_000_000)
     with pytest.raises(BlockedError, match="about 7,200,000,000 are needed for it"):
-        routes.need_space(variant, "it", Root(small_disk / "root"), tmp_path)
-    routes.need_space(Variant(name="macos", torch="9.9"), "it", Root(small_disk / "root"), tmp_path)
+        torch_fallback.need_space(variant, "it", Root(small_disk / "root"), tmp_path)
+    torch_fallback.need_space(Variant(name="macos", torch="9.9"), "it", Root(small_disk / "root"), tmp_path)
 
 
 def test_sizes_are_left_out_where_they_are_not_known() -> None:
-    assert routes.sizes(CPU) == ""
-    assert routes.sizes(CUDA) == ": about 2.9 GB to download, 0.0 GB on disk"
+    assert torch_fallback.sizes(CPU) == ""
+    assert torch_fallback.sizes(CUDA) == ": about 2.9 GB to download, 0.0 GB on disk"

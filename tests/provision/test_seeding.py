@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import seeding
-from provision.snapshots import link
+from provision.models import seed_server
+from provision.models.snapshots import link
 from tests.provision.conftest import git_sha1
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def seed(cache: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Seed]:
     """It serves the cache; whatever it is asked, it prints nothing."""
-    model = seeding.served(REPO, REVISION, "mit", cache / "snapshots" / REVISION, [*FILES, LARGE, "absent.json"])
-    running = seeding.server([model], "127.0.0.1", 0)
+    model = seed_server.served(REPO, REVISION, "mit", cache / "snapshots" / REVISION, [*FILES, LARGE, "absent.json"])
+    running = seed_server.server([model], "127.0.0.1", 0)
     running.daemon_threads = False  # so that its end waits for every answer
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -245,7 +245,7 @@ def test_a_blob_in_a_shared_store_keeps_its_own_name(tmp_path: Path) -> None:
     blob.parent.mkdir(parents=True)
     blob.symlink_to(os.path.relpath(store, blob.parent))
     link(folder, REVISION, [("unet/w.safetensors", blob.name)])
-    found = seeding.served(REPO, REVISION, "mit", folder / "snapshots" / REVISION, ["unet/w.safetensors"])
+    found = seed_server.served(REPO, REVISION, "mit", folder / "snapshots" / REVISION, ["unet/w.safetensors"])
     row: dict[str, Any] = found.listing()[0]
     assert (row["lfs"]["oid"], row["size"]) == (BLOBS["w.safetensors"], len(content))
     assert found.files["unet/w.safetensors"].read_bytes() == content
@@ -259,4 +259,4 @@ def test_what_bears_no_hash_is_not_served(tmp_path: Path) -> None:
     (snapshot / "named.json").symlink_to("copy.json")
     (snapshot / "gone.json").symlink_to(f"../../blobs/{BLOBS['empty.txt']}")
     names = sorted(path.name for path in snapshot.iterdir())
-    assert seeding.served(REPO, REVISION, "mit", snapshot, names).files == {}
+    assert seed_server.served(REPO, REVISION, "mit", snapshot, names).files == {}

@@ -11,12 +11,12 @@ from hypothesis import settings as bounds
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from provision import settings
-from provision.errors import SpecError
-from provision.spec import parse_toml
+from provision.config.toml import parse_toml
+from provision.core.errors import SpecError
+from provision.mirrors import config_text
 
 INDEX = "https://mirror.example/simple"
-VALUES = settings.conda_values(
+VALUES = config_text.conda_values(
     "https://m.example/cloud",
     {"conda-forge": "https://m.example/cloud/conda-forge", "nvidia": "https://n.example/x/nvidia"},
     "https://m.example/pkgs",
@@ -79,20 +79,20 @@ class TestPip:
     @bounds(max_examples=400, deadline=None)
     @given(ini())
     def test_every_line_of_the_user_stays_and_comes_out_as_it_was(self, content: bytes) -> None:
-        written = settings.pip_config(content, INDEX)
+        written = config_text.pip_config(content, INDEX)
         assert plain(written) == {**plain(content), "global": {**plain(content).get("global", {}), "index-url": INDEX}}
-        assert settings.pip_config(written, INDEX) == written
-        assert settings.pip_config(written, None) == content
+        assert config_text.pip_config(written, INDEX) == written
+        assert config_text.pip_config(written, None) == content
 
     def test_an_index_of_the_users_own_gets_another_value_in_its_place(self) -> None:
         before = b"# mine\r\n[install]\r\nindex_url :\r\n   https://a\r\n   https://b\r\ntimeout=3\r\n"
-        after = settings.pip_config(before, INDEX)
+        after = config_text.pip_config(before, INDEX)
         assert after == b"# mine\r\n[install]\r\nindex_url :" + INDEX.encode() + b"\r\ntimeout=3\r\n"
 
     @pytest.mark.parametrize("content", [b"[global]\nx=1\n[global]\ny=2\n", b"no section\n", b"\xff\xfe"])
     def test_what_pip_cannot_read_is_left_alone(self, content: bytes) -> None:
         with pytest.raises(SpecError, match="pip cannot read it"):
-            settings.pip_config(content, INDEX)
+            config_text.pip_config(content, INDEX)
 
 
 class TestConda:
@@ -102,25 +102,25 @@ class TestConda:
         def load(text: bytes) -> dict[str, Any]:
             return dict(YAML(typ="safe").load(text.decode()) or {})
 
-        before, written = load(content), settings.condarc(content, VALUES)
+        before, written = load(content), config_text.condarc(content, VALUES)
         after = load(written)
         custom = {**before.get("custom_channels", {}), **VALUES["custom_channels"]}
         assert after == {**before, **VALUES, "custom_channels": custom}
         assert list(after)[: len(before)] == list(before), "in the user's order"
-        assert settings.condarc(written, VALUES) == written
+        assert config_text.condarc(written, VALUES) == written
         for comment in (line.partition(b"#")[2] for line in content.splitlines() if b"#" in line):
             assert comment.strip() in written
         if b"custom_channels" not in content:
             assert content in written
-            assert settings.condarc(written, {}) == content
+            assert config_text.condarc(written, {}) == content
 
     @pytest.mark.parametrize("content", [b"- a\n", b"a: [\n", b"a: 1\na: 2\n"])
     def test_what_conda_cannot_read_is_left_alone(self, content: bytes) -> None:
         with pytest.raises(SpecError, match="it is no"):
-            settings.condarc(content, VALUES)
+            config_text.condarc(content, VALUES)
 
     def test_default_channels_can_be_left_out(self) -> None:
-        values = settings.conda_values("https://m/c", {}, "https://m/p", nodefaults=True)
+        values = config_text.conda_values("https://m/c", {}, "https://m/p", nodefaults=True)
         assert values["channels"] == ["conda-forge", "nodefaults"]
         assert "default_channels" not in values
 
@@ -129,24 +129,24 @@ class TestUv:
     @bounds(max_examples=300, deadline=None)
     @given(toml())
     def test_every_key_of_the_user_stays(self, content: bytes) -> None:
-        before, written = parse_toml(content.decode()), settings.uv_config(content, INDEX)
+        before, written = parse_toml(content.decode()), config_text.uv_config(content, INDEX)
         after = parse_toml(written.decode())
         assert after.pop("index") == [*before.pop("index", []), {"url": INDEX, "default": True}]
         assert after == before
-        assert settings.uv_config(written, INDEX) == written
-        assert settings.uv_config(written, None) == content
+        assert config_text.uv_config(written, INDEX) == written
+        assert config_text.uv_config(written, None) == content
 
     @pytest.mark.parametrize(
         "content",
         [b'index-url = "https://a" # c\n', b'[[index]]\nurl = "https://a" # c\ndefault = true\n'],
     )
     def test_a_default_of_the_users_own_gets_another_value_in_its_place(self, content: bytes) -> None:
-        assert settings.uv_config(content, INDEX) == content.replace(b"https://a", INDEX.encode())
+        assert config_text.uv_config(content, INDEX) == content.replace(b"https://a", INDEX.encode())
 
     def test_indexes_written_inline_are_merged(self) -> None:
-        found = parse_toml(settings.uv_config(b'index = [{url = "https://a"}]\n', INDEX).decode())
+        found = parse_toml(config_text.uv_config(b'index = [{url = "https://a"}]\n', INDEX).decode())
         assert found["index"] == [{"url": "https://a"}, {"url": INDEX, "default": True}]
 
     def test_what_uv_cannot_read_is_left_alone(self) -> None:
         with pytest.raises(SpecError, match="not valid TOML"):
-            settings.uv_config(b"a = \n", INDEX)
+            config_text.uv_config(b"a = \n", INDEX)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from huggingface_hub import snapshot_download
 
-from provision import spec
-from provision.journal import Journal
-from provision.paths import Root
-from provision.snapshots import SnapshotStep, link
-from provision.step import State
+from provision.config import models as models_config
+from provision.config import toml
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.models.snapshots import SnapshotStep, link
+from provision.volume.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ def root(tmp_path: Path, hub: FakeHub) -> Root:
     return found
 
 
-def step(root: Root, *models: spec.ModelSpec) -> SnapshotStep:
+def step(root: Root, *models: models_config.ModelSpec) -> SnapshotStep:
     return SnapshotStep(root, models, Journal(root.journal))
 
 
@@ -43,9 +44,9 @@ def repo(root: Root) -> Path:
     return root.hub / "models--owner--model"
 
 
-def manifest(hub: FakeHub, tmp_path: Path) -> spec.ModelSpec:
+def manifest(hub: FakeHub, tmp_path: Path) -> models_config.ModelSpec:
     (tmp_path / "models.toml").write_text(hub.manifest())
-    return spec.load_tables(tmp_path / "models.toml", spec.ModelSpec)["model"]
+    return toml.load_tables(tmp_path / "models.toml", models_config.ModelSpec)["model"]
 
 
 def heal(found: SnapshotStep) -> None:

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import command, inherited, sources
-from provision.redact import redact
+from provision.core import child_environment, process
+from provision.core.redact import redact
+from provision.installers import uv as uv_installer
 from tests.provision.conftest import lock_text, write_wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def carried(home: Path, config: str, **environ: str) -> sources.UvSources:
+def carried(home: Path, config: str, **environ: str) -> uv_installer.UvSources:
     file = home / ".config/pip/pip.conf"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(config)
-    return sources.for_uv(dict(os.environ) | environ, home / "cache", offline=False)
+    return uv_installer.for_uv(dict(os.environ) | environ, home / "cache", offline=False)
 
 
 def test_index_links_and_certificate_come_over(tmp_path: Path, home: Path) -> None:
@@ -62,7 +63,7 @@ def test_the_environment_beats_the_file(home: Path) -> None:
 
 def test_install_beats_global() -> None:
     text = "install.index-url='https://install'\nglobal.index-url='https://global'\n"
-    assert inherited.parse_pip_config(text)["index-url"] == ["https://install"]
+    assert child_environment.parse_pip_config(text)["index-url"] == ["https://install"]
 
 
 def test_what_the_machine_set_for_uv_itself_stays(home: Path) -> None:
@@ -82,7 +83,7 @@ def test_no_index_becomes_a_flag(home: Path, value: str, flags: tuple[str, ...])
 
 
 def test_offline_is_said_to_uv(home: Path) -> None:
-    assert sources.for_uv(dict(os.environ), home, offline=True).environment["UV_OFFLINE"] == "1"
+    assert uv_installer.for_uv(dict(os.environ), home, offline=True).environment["UV_OFFLINE"] == "1"
 
 
 def test_uv_really_finds_wheels_in_two_folders_of_pip(tmp_path: Path, home: Path) -> None:
@@ -95,7 +96,7 @@ def test_uv_really_finds_wheels_in_two_folders_of_pip(tmp_path: Path, home: Path
     uv = carried(home, f"[global]\nno-index = true\nfind-links = {one}\n  {two}\n")
     target = tmp_path / "target"
     argv: list[str | Path] = [
-        sources.uv_binary(),
+        uv_installer.uv_binary(),
         "pip",
         "install",
         *uv.flags,
@@ -105,7 +106,7 @@ def test_uv_really_finds_wheels_in_two_folders_of_pip(tmp_path: Path, home: Path
         "--target",
         target,
     ]
-    command.run([*argv, "--python", sources.base_python()], env=uv.environment)
+    process.run([*argv, "--python", uv_installer.base_python()], env=uv.environment)
     assert (target / "first.py").exists()
     assert (target / "second.py").exists()
 

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from provision import spec
-from provision.errors import Exit, SpecError
+from provision.config import host, models, toml
+from provision.config import torch as torch_config
+from provision.core.errors import Exit, SpecError
 from tests.conftest import CHECKOUT
 
 
 def test_the_shipped_files_are_right() -> None:
-    manifest = spec.load_tables(CHECKOUT / "envs/models.toml", spec.ModelSpec)
+    manifest = toml.load_tables(CHECKOUT / "envs/models.toml", models.ModelSpec)
     assert {"ddpm-cat-256", "stable-diffusion-v1-5", "stable-diffusion-v1-5@fp16"} <= set(manifest)
     unet = next(file for file in manifest["stable-diffusion-v1-5@fp16"].files if file.path.startswith("unet/diff"))
     assert (unet.size, unet.locked) == (1719125304, True)
-    torch = spec.load(CHECKOUT / "envs/torch.toml", spec.TorchSpec)
+    torch = toml.load(CHECKOUT / "envs/torch.toml", torch_config.TorchSpec)
     for variant in torch.variant:
         assert (CHECKOUT / "envs/diffusers" / f"{variant.name}.lock").exists()
 
@@ -31,11 +32,11 @@ def test_the_locks_carry_hashes_and_no_address() -> None:
 
 
 def test_no_host_file_means_the_defaults(tmp_path: Path) -> None:
-    assert spec.load_host(None) == spec.HostSpec()
+    assert host.load_host(None) == host.HostSpec()
     Path("host.toml").write_text('env = "other"\n')
-    assert spec.load_host(None).env == "other"
+    assert host.load_host(None).env == "other"
     with pytest.raises(SpecError, match="is not there"):
-        spec.load_host(tmp_path / "absent.toml")
+        host.load_host(tmp_path / "absent.toml")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_no_host_file_means_the_defaults(tmp_path: Path) -> None:
     ],
 )
 def test_the_line_of_a_key(text: str, location: tuple[int | str, ...], line: int) -> None:
-    assert spec.line_of(text, location) == line
+    assert toml.line_of(text, location) == line
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_fault_is_told_by_file_line_and_key(tmp_path: Path, content: bytes, to
     file = tmp_path / "host.toml"
     file.write_bytes(content)
     with pytest.raises(SpecError) as caught:
-        spec.load(file, spec.HostSpec)
+        toml.load(file, host.HostSpec)
     assert str(file) in str(caught.value)
     assert told in str(caught.value)
     assert caught.value.exit is Exit.USAGE
@@ -88,13 +89,13 @@ def test_an_unknown_key_of_an_inner_table_lists_its_own_keys(tmp_path: Path) -> 
         SpecError,
         match=r"line 5, key variant\.0\.drivers: unknown key\. Known keys: name, torch, system, machine, ",
     ):
-        spec.load(file, spec.TorchSpec)
+        toml.load(file, torch_config.TorchSpec)
 
 
 def test_choose_lists_what_there_is() -> None:
-    assert spec.choose("a", ["a", "b"], "model") == "a"
+    assert toml.choose("a", ["a", "b"], "model") == "a"
     with pytest.raises(SpecError, match="unknown model 'c'; there is: a, b"):
-        spec.choose("c", ["a", "b"], "model")
+        toml.choose("c", ["a", "b"], "model")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_choose_lists_what_there_is() -> None:
 )
 def test_a_name_that_means_something_else_elsewhere_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"is no name of a file everywhere|is not a plain relative path"):
-        spec.ModelFile(path=path)
+        models.ModelFile(path=path)
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,11 @@ def test_a_name_that_means_something_else_elsewhere_is_refused(path: str) -> Non
     ["console.json", "com10.txt", "nullable.json", "a-b.json", "a~b.json", "git/config", "unet/aux_model.safetensors"],
 )
 def test_a_name_that_only_looks_like_one_is_taken(path: str) -> None:
-    assert spec.ModelFile(path=path).path == path
+    assert models.ModelFile(path=path).path == path
 
 
 def test_a_git_hash_alone_needs_its_size(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has a git_sha1 and no size: git hashes both, add the size"):
-        spec.ModelFile(path="a.json", git_sha1="1" * 40)
-    assert spec.ModelFile(path="a.json", git_sha1="1" * 40, size=0).locked
-    assert spec.ModelFile(path="a.json", git_sha1="1" * 40, sha256="2" * 64).locked
+        models.ModelFile(path="a.json", git_sha1="1" * 40)
+    assert models.ModelFile(path="a.json", git_sha1="1" * 40, size=0).locked
+    assert models.ModelFile(path="a.json", git_sha1="1" * 40, sha256="2" * 64).locked

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import architectures, stand_ins, weights
-from provision.errors import BlockedError, FirstlightError
-from provision.paths import Root
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.layout import Root
+from provision.models import architectures, safetensors, stand_ins
 from tests.provision.tiny_pipelines import ENVS, model
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_recorded_architecture_is_built_without_an_environment(root: Root, envs:
     }
     assert set(files) == layout, "as the repository has them"
     assert all(path.resolve().name == hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
-    tensors = weights.read_header(files["diffusion_pytorch_model.safetensors"])
+    tensors = safetensors.read_header(files["diffusion_pytorch_model.safetensors"])
     assert {name: [*each.shape] for name, each in tensors.items()} == {
         name: [size for size in shape if size != "I64"] for name, shape in SHAPES.items()
     }
@@ -171,7 +171,7 @@ def test_shipped_records_are_of_the_shipped_architectures() -> None:
     """Else the first setup imports torch, transformers and diffusers to ask for what is in the file."""
     for name in ("ddpm-cat-256", "stable-diffusion-v1-5"):
         found = architectures.load(ENVS, name)
-        assert found.description is not None, f"run: python -m provision.recording PYTHON {name}"
+        assert found.description is not None, f"run: python -m provision.models.record_architecture PYTHON {name}"
         for part, count in found.parameters.items():
             shapes = found.description["components"][part]["tensors"]
             assert sum(math.prod(shape) for shape in shapes.values()) == count

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import step as engine
-from provision.errors import BlockedError, Exit, FirstlightError
-from provision.step import Check, Outcome, State, Step
+from provision.core import step
+from provision.core.errors import BlockedError, Exit, FirstlightError
+from provision.core.step import Check, Outcome, State, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,35 +44,35 @@ def unheard(_: Step, __: Outcome | None) -> None: ...
 
 def test_it_looks_acts_and_looks_again() -> None:
     thing = Thing()
-    (outcome,) = engine.converge([thing], listen=unheard)
+    (outcome,) = step.converge([thing], listen=unheard)
     assert thing.acts == ["check", "apply", "check"]
     assert (outcome.before, outcome.after, outcome.changed) == (State.DRIFTED, State.OK, True)
 
 
 def test_what_stands_is_not_touched() -> None:
     thing = Thing(state=State.OK)
-    (outcome,) = engine.converge([thing], listen=unheard)
+    (outcome,) = step.converge([thing], listen=unheard)
     assert thing.acts == ["check"]
     assert not outcome.changed
 
 
 def test_a_step_that_stays_drifted_is_an_error() -> None:
-    outcomes = engine.converge([Thing(does=lambda _: None)], listen=unheard)
+    outcomes = step.converge([Thing(does=lambda _: None)], listen=unheard)
     assert "still drifted" in (outcomes[0].error or "")
-    assert engine.exit_of(outcomes) is Exit.FAILED
+    assert step.exit_of(outcomes) is Exit.FAILED
 
 
 def test_a_blocked_step_is_not_applied_and_the_others_go_on() -> None:
     blocked, other = Thing(state=State.BLOCKED), Thing("other")
-    outcomes = engine.converge([blocked, other], listen=unheard)
+    outcomes = step.converge([blocked, other], listen=unheard)
     assert blocked.acts == ["check"]
     assert other.state is State.OK
-    assert engine.exit_of(outcomes) is Exit.BLOCKED
+    assert step.exit_of(outcomes) is Exit.BLOCKED
 
 
 def test_after_an_essential_failure_nothing_is_touched() -> None:
     other = Thing("other")
-    engine.converge([Thing(essential=True, state=State.BLOCKED), other], listen=unheard)
+    step.converge([Thing(essential=True, state=State.BLOCKED), other], listen=unheard)
     assert other.acts == []
 
 
@@ -96,24 +96,24 @@ def fail_with(error: BaseException) -> Callable[[Thing], None]:
     ],
 )
 def test_a_known_failure_becomes_an_outcome(error: BaseException, code: Exit, told: str) -> None:
-    outcomes = engine.converge([Thing(does=fail_with(error))], listen=unheard)
+    outcomes = step.converge([Thing(does=fail_with(error))], listen=unheard)
     assert told in (outcomes[0].error or "")
-    assert outcomes[0].exit is engine.exit_of(outcomes) is code
+    assert outcomes[0].exit is step.exit_of(outcomes) is code
 
 
 def test_an_unknown_failure_and_an_interrupt_are_not_swallowed() -> None:
     for error in (ZeroDivisionError(), KeyboardInterrupt()):
         with pytest.raises(type(error)):
-            engine.converge([Thing(does=fail_with(error))], listen=unheard)
+            step.converge([Thing(does=fail_with(error))], listen=unheard)
 
 
 def test_a_look_changes_nothing_and_drift_is_its_exit_code() -> None:
     thing = Thing()
-    outcomes = engine.look([thing, Thing(state=State.OK)], deep=True, listen=unheard)
+    outcomes = step.look([thing, Thing(state=State.OK)], deep=True, listen=unheard)
     assert thing.acts == ["deep"]
-    assert engine.exit_of(outcomes) is Exit.CHANGES
-    assert engine.exit_of(engine.look([thing, Thing(state=State.BLOCKED)], listen=unheard)) is Exit.BLOCKED
-    assert engine.exit_of([]) is Exit.GOOD
+    assert step.exit_of(outcomes) is Exit.CHANGES
+    assert step.exit_of(step.look([thing, Thing(state=State.BLOCKED)], listen=unheard)) is Exit.BLOCKED
+    assert step.exit_of([]) is Exit.GOOD
 
 
 def test_nothing_is_applied_once_the_guard_refuses() -> None:
@@ -123,7 +123,7 @@ def test_nothing_is_applied_once_the_guard_refuses() -> None:
         raise BlockedError("the volume is gone")
 
     first, second = Thing("first", essential=True), Thing("second")
-    outcomes = engine.converge([first, second], listen=lambda _, __: None, guard=gone)
+    outcomes = step.converge([first, second], listen=lambda _, __: None, guard=gone)
     assert [(outcome.after, outcome.exit) for outcome in outcomes] == [
         (State.OK, Exit.GOOD),
         (State.BLOCKED, Exit.BLOCKED),

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import model_report, structure
-from provision.spec import ModelFile, ModelSpec
+from provision.cli import models_output
+from provision.config.models import ModelFile, ModelSpec
+from provision.models import pipeline_info
 from tests.conftest import CHECKOUT
 from tests.provision.test_checking import tensor, write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from provision.structure import Component, Structure
+    from provision.models.pipeline_info import Component, Structure
 
 INDEX = {"_class_name": "Pipe", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
 HALF, FULL = "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"
@@ -36,11 +37,11 @@ def place(snapshot: Path, *names: str, dtype: str = "F32") -> None:
 
 def read(snapshot: Path, entry: ModelSpec) -> Structure:
     """Also what the reports make of it: they end without a fault of their own."""
-    found = structure.read(snapshot, entry, CHECKOUT / "envs")
-    lines = model_report.structure_lines("m", entry, found, "load()")
+    found = pipeline_info.read(snapshot, entry, CHECKOUT / "envs")
+    lines = models_output.structure_lines("m", entry, found, "load()")
     assert lines.encode()
     assert all(line.isprintable() for line in lines.split("\n"))
-    assert json.loads(model_report.structure_json("m", entry, found, None))["faults"] == found.faults
+    assert json.loads(models_output.structure_json("m", entry, found, None))["faults"] == found.faults
     assert found.read_from == "the cache"
     return found
 
@@ -54,7 +55,7 @@ def test_weights_of_another_variant_are_not_its_own(tmp_path: Path) -> None:
     found = read(tmp_path, model(f"unet/{FULL}"))
     assert (unet(found).kind, unet(found).parameters, unet(found).bytes) == ("UNet2DModel", None, None)
     assert found.faults == ["unet: its fp32 weights are not here"]
-    assert "amiss: unet: its fp32 weights are not here" in model_report.structure_lines("m", model(), found, None)
+    assert "amiss: unet: its fp32 weights are not here" in models_output.structure_lines("m", model(), found, None)
     half = read(tmp_path, model(f"unet/{HALF}", variant="fp16"))
     assert (unet(half).parameters, unet(half).dtype, half.faults) == (2, "fp16", [])
     place(tmp_path, FULL)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from provision import undo
-from provision.holder import holding
-from provision.journal import Journal
-from provision.paths import Root
+from provision.core.layout import Root
+from provision.setup import undo
+from provision.volume.journal import Journal
+from provision.volume.run_lock import holding
 from tests.provision import trees
 from tests.provision.inside import provision
 
@@ -151,11 +151,11 @@ def test_the_second_run_is_told_who_the_first_is(tmp_path: Path, home: Path, hos
 
 def test_a_run_that_was_killed_holds_nothing(tmp_path: Path, home: Path, host: list[object]) -> None:
     code = (
-        "import os, signal; from pathlib import Path; from provision.holder import holding; "
-        f"from provision.paths import Root\nwith holding(Root(Path({str(tmp_path / 'root')!r})), ''): "
+        "import os, signal; from pathlib import Path; from provision.volume.run_lock import holding; "
+        f"from provision.core.layout import Root\nwith holding(Root(Path({str(tmp_path / 'root')!r})), ''): "
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    environ = dict(os.environ) | {"PYTHONPATH": str(Path(undo.__file__).parents[1])}
+    environ = dict(os.environ) | {"PYTHONPATH": str(Path(undo.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode == -9
     assert (tmp_path / "root/.firstlight/holder.json").exists()
     assert provision("setup", *host).returncode == 0
@@ -165,7 +165,7 @@ def test_a_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A file system that knows no flock: the file itself is the lock, and a dead holder's is taken."""
     import filelock
 
-    from provision.errors import BlockedError
+    from provision.core.errors import BlockedError
 
     def refuse(*_: object, **__: object) -> None:
         raise NotImplementedError

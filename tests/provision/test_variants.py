@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision import facts, spec, variants
-from provision.errors import SpecError
+from provision.config import toml, torch
+from provision.core.errors import SpecError
+from provision.host import facts, torch_build
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TORCH = spec.load(CHECKOUT / "envs/torch.toml", spec.TorchSpec)
+TORCH = toml.load(CHECKOUT / "envs/torch.toml", torch.TorchSpec)
 LOCKED = [file.stem for file in (CHECKOUT / "envs/diffusers").glob("*.lock")]
 PROC = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Mar  5 22:23:56 UTC 2024\nGCC version:\n"
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (d)\nGCC version:\n"
@@ -178,7 +179,7 @@ def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_machine_gets_the_build_that_runs_on_it(probed: Any, name: str) -> None:
     machine = MACHINES[name]
-    choice = variants.choose(probed(machine), TORCH, "auto", LOCKED)
+    choice = torch_build.choose(probed(machine), TORCH, "auto", LOCKED)
     assert choice.variants[0].name == machine.variant, choice
     assert machine.reason in choice.reason
     assert (machine.warning is None) == (choice.warning is None)
@@ -190,12 +191,12 @@ def test_every_variant_has_its_lock() -> None:
 
 
 def test_the_cpu_build_has_a_stand_in(probed: Any) -> None:
-    choice = variants.choose(probed(Machine("", "")), TORCH, "auto", LOCKED)
+    choice = torch_build.choose(probed(Machine("", "")), TORCH, "auto", LOCKED)
     assert [variant.name for variant in choice.variants] == ["cpu", "cu130"]
 
 
 def test_a_person_overrules(probed: Any) -> None:
-    choice = variants.choose(probed(Machine("", "")), TORCH, "cu126", LOCKED)
+    choice = torch_build.choose(probed(Machine("", "")), TORCH, "cu126", LOCKED)
     assert (choice.variants[0].name, choice.reason) == ("cu126", "chosen by you")
 
 
@@ -213,4 +214,4 @@ def test_a_person_overrules(probed: Any) -> None:
 )
 def test_what_cannot_be_is_refused(probed: Any, wanted: str, machine: Machine, told: str) -> None:
     with pytest.raises(SpecError, match=told):
-        variants.choose(probed(machine), TORCH, wanted, LOCKED)
+        torch_build.choose(probed(machine), TORCH, wanted, LOCKED)

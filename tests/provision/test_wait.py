@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision.errors import BlockedError
-from provision.holder import Waiting, holding
-from provision.journal import Journal
-from provision.paths import Root
+from provision.core.errors import BlockedError
+from provision.core.layout import Root
+from provision.volume.journal import Journal
+from provision.volume.run_lock import Waiting, holding
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 HOLDS = """
 import sys
 from pathlib import Path
-from provision.holder import holding
-from provision.paths import Root
+from provision.volume.run_lock import holding
+from provision.core.layout import Root
 with holding(Root(Path(sys.argv[1])), "make setup"):
     print("held", flush=True)
     sys.stdin.readline()

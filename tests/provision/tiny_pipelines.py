@@ -6,9 +6,9 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from provision import stand_ins
-from provision.paths import Root
-from provision.spec import ModelFile, ModelSpec
+from provision.config.models import ModelFile, ModelSpec
+from provision.core.layout import Root
+from provision.models import stand_ins
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:

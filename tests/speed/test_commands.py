@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import sources
+from provision.installers import pip_settings
+from provision.installers import uv as uv_installer
 from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
 
 if TYPE_CHECKING:
@@ -49,16 +50,16 @@ def test_setup_on_an_empty_root_against_bare_uv(
 ) -> None:
     """Both with caches that are cold, one after the other, from the same sources; setup has its toolbox."""
     machine = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
-    settings = sources.pip_settings(MACHINE)
+    settings = pip_settings.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links", "cert")
     machine |= {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
     machine |= {"PYTHONPATH": str(CHECKOUT)}
     machine.pop("PYTHONDONTWRITEBYTECODE", None)
     lock = CHECKOUT / "envs/diffusers/cpu.lock"
-    uv = sources.for_uv(machine, tmp_path / "bare-cache", offline=False)
+    uv = uv_installer.for_uv(machine, tmp_path / "bare-cache", offline=False)
     python = tmp_path / "bare/bin/python"
-    prefix = [sources.uv_binary(), "venv", "--quiet", "--python", sources.base_python(), tmp_path / "bare"]
-    sync = [sources.uv_binary(), "pip", "sync", "--quiet", "--require-hashes", *uv.flags, "--python", python, lock]
+    prefix = [uv_installer.uv_binary(), "venv", "--quiet", "--python", uv_installer.base_python(), tmp_path / "bare"]
+    sync = [uv_installer.uv_binary(), "pip", "sync", "--quiet", "--require-hashes", *uv.flags, "--python", python, lock]
     bare = seconds(prefix, uv.environment) + seconds(sync, uv.environment)
     first_import = seconds([python, "-c", "import torch; from diffusers import UNet2DModel"], uv.environment)
     shutil.rmtree(tmp_path / "bare")

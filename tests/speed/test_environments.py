@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import conda_lock, prefix, sources, wheels
+from provision.environments import installed_wheels, prefix
+from provision.installers import pip_settings
+from provision.installers import uv as uv_installer
+from provision.lockfiles import conda_lock, requirements
+from provision.volume import environment_marker
 from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
 from tests.provision import channel
 
@@ -66,7 +70,7 @@ def envs(tmp_path: Path, served: channel.Served) -> Path:
 def machine(home: Path, served: channel.Served) -> dict[str, str]:
     """The machine's own package sources, an empty home, and the channel as conda's mirror."""
     env = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
-    settings = sources.pip_settings(MACHINE)
+    settings = pip_settings.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links", "cert")
     env |= {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
     env |= {"PYTHONPATH": str(CHECKOUT), "CONDA_CHANNEL_ALIAS": served.url, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -86,10 +90,10 @@ def test_create_against_bare_rattler_and_uv(
     """Whole commands, taking turns, neither compiles bytecode; ours also finds the machine out and verifies."""
     (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
     root, bare = tmp_path / "root", tmp_path / "bare"
-    uv = sources.for_uv(machine, bare / "uv", offline=False)
+    uv = uv_installer.for_uv(machine, bare / "uv", offline=False)
     rattler = [sys.executable, "-c", BARE, envs / "diffusers/conda-lock.yml", bare / "env", bare / "pkgs", served.url]
     python = bare / "env/bin/python"
-    sync = [sources.uv_binary(), "pip", "sync", "--quiet", "--require-hashes", *uv.flags, "--python", python, LOCK]
+    sync = [uv_installer.uv_binary(), "pip", "sync", "--quiet", "--require-hashes", *uv.flags, "--python", python, LOCK]
     ours = [sys.executable, "-m", "provision", "env", "create", "--interpreter", "conda", "--root", root]
     ours += ["--host", tmp_path / "host.toml", "--envs", envs]
 
@@ -155,14 +159,14 @@ def test_verify_against_sha256sum(
     env = TEST_ROOT / "envs/diffusers"
     version = prefix.python_version(measured_python)
     assert version is not None
-    site = prefix.site_packages(env, version)
-    wanted = wheels.read_lock(LOCK, version)
+    site = environment_marker.site_packages(env, version)
+    wanted = requirements.read_lock(LOCK, version)
     files = [file for file in site.rglob("*") if file.is_file() and file.suffix != ".pyc"]
     listing = "\0".join(map(str, files))
     tool: list[object] = ["xargs", "-0", "-P", os.cpu_count(), "-n", 400, "sha256sum"]
 
     def verify() -> None:
-        assert wheels.harmed_packages(site, wanted, deep=True) == {}
+        assert installed_wheels.harmed_packages(site, wanted, deep=True) == {}
 
     theirs = []
     benchmark.pedantic(
@@ -185,8 +189,8 @@ def test_a_quick_look_at_an_environment(
     env = TEST_ROOT / "envs/diffusers"
     version = prefix.python_version(measured_python)
     assert version is not None
-    site = prefix.site_packages(env, version)
-    wanted = wheels.read_lock(LOCK, version)
+    site = environment_marker.site_packages(env, version)
+    wanted = requirements.read_lock(LOCK, version)
     theirs = []
 
     def walk() -> None:
@@ -194,7 +198,9 @@ def test_a_quick_look_at_an_environment(
         prefix.size_bytes(env)
         theirs.append(time.perf_counter() - began)
 
-    benchmark.pedantic(lambda: wheels.harmed_packages(site, wanted, deep=False), setup=walk, rounds=5, iterations=1)
+    benchmark.pedantic(
+        lambda: installed_wheels.harmed_packages(site, wanted, deep=False), setup=walk, rounds=5, iterations=1
+    )
     assert benchmark.stats is not None
     median = benchmark.stats.stats.median
     with capsys.disabled():

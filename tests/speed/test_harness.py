@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import compare, runner, running, stats, verdict
-from bench.result import Status
+from bench.core import stats
+from bench.core.result import Status
+from bench.launch import worker_process
+from bench.run import compare, request, suite_run, verdict
 from tests.bench.programs import Quiet
 from tests.conftest import CHECKOUT, TEST_ROOT
 
@@ -21,15 +23,16 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from bench.result import Run
+    from bench.core.result import Run
 
 # Each pair is taken back to back and in turn first, so that a change of the machine's speed falls on both alike.
 BARE = """
 import json, sys, time
 import torch
 from diffusers import DDIMScheduler
-from bench import components, meter, sampling, timing
-from bench.result import Case
+from bench.worker import components, sampling, timing
+from bench.worker import memory as meter
+from bench.core.result import Case
 torch.set_grad_enabled(False)
 case = Case("ddpm-cat-256", "cpu", "fp32", "ddim", 4, 1, 64, 64)
 model = components.Model(torch, case)
@@ -61,7 +64,7 @@ import runpy, sys, time, types
 sys.path[:] = [entry for entry in sys.path if entry]
 sys.modules["bench"] = types.ModuleType("bench")
 sys.modules["bench"].__path__ = [sys.argv[1]]
-from bench import sampling
+from bench.worker import sampling
 usual = sampling.Loop.__init__
 def slower(self, model):
     usual(self, model)
@@ -98,10 +101,10 @@ def measure(measured_python: Path, tmp_path: Path) -> Callable[..., Run]:
     def measure_once(model: str = "ddpm-cat-256", **changes: object) -> Run:
         suite = tmp_path / "short.toml"
         suite.write_text(SUITE.replace("MODEL", model))
-        wish = running.Wish(
+        wish = request.Wish(
             suite=str(suite), device="cpu", python=measured_python, root=str(TEST_ROOT), out=tmp_path / "out"
         )
-        return running.run(replace(wish, **changes), Quiet())  # type: ignore[arg-type]
+        return suite_run.run(replace(wish, **changes), Quiet())  # type: ignore[arg-type]
 
     return measure_once
 
@@ -142,7 +145,7 @@ def test_a_planted_slowdown_is_found_and_none_where_there_is_none(
 ) -> None:
     """Both sides are the same worker and the same case; one of them may spin."""
     link = tmp_path / "planted-python"
-    usual = runner.worker_command
+    usual = worker_process.worker_command
 
     def command(python: Path) -> list[str]:
         words = list(usual(python))
@@ -150,7 +153,7 @@ def test_a_planted_slowdown_is_found_and_none_where_there_is_none(
             words[2:] = [PLANTED.replace("SHARE", str(share)), words[3]]
         return words
 
-    monkeypatch.setattr(runner, "worker_command", command)
+    monkeypatch.setattr(worker_process, "worker_command", command)
 
     def run() -> list[tuple[str, float, float, str]]:
         found = []

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from provision import probing, relay, sources, wheels
-from provision.choices import Source
-from provision.ledger import Ledger
-from provision.probing import Asked
-from provision.witnesses import Witness
+from provision.installers import uv as uv_installer
+from provision.lockfiles import requirements
+from provision.mirrors import failover_proxy, probe
+from provision.mirrors.probe import Asked
+from provision.mirrors.probe_files import Witness
+from provision.mirrors.record import Source
+from provision.net.source_health import Ledger
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.played import Fault, Played, index
 
@@ -73,9 +75,9 @@ def test_choosing_among_37_mirrors_half_of_them_stalling(
     }
     began = time.perf_counter()
     for each in every:
-        probing.probe([each], known, session)
+        probe.probe([each], known, session)
     in_turn = time.perf_counter() - began
-    benchmark.pedantic(lambda: probing.probe(every, known, session), rounds=3)
+    benchmark.pedantic(lambda: probe.probe(every, known, session), rounds=3)
     stats = benchmark.stats
     assert stats is not None
     benchmark.extra_info |= {"in_turn_s": in_turn, "ratio": stats.stats.median / in_turn}
@@ -95,9 +97,9 @@ def test_an_install_through_the_relay_and_one_whose_mirror_dies(
         prefix, cache = tmp_path / "env", tmp_path / "cache"
         for folder in (prefix, cache):
             shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sources.uv_binary(), "venv", "-q", prefix], check=True)
-        uv = sources.for_uv(os.environ, cache, offline=False).environment
-        argv = [str(sources.uv_binary()), "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", "-"]
+        subprocess.run([uv_installer.uv_binary(), "venv", "-q", prefix], check=True)
+        uv = uv_installer.for_uv(os.environ, cache, offline=False).environment
+        argv = [str(uv_installer.uv_binary()), "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", "-"]
         argv += ["--python", str(prefix)]
         began = time.perf_counter()
         if kind == "bare":
@@ -105,8 +107,10 @@ def test_an_install_through_the_relay_and_one_whose_mirror_dies(
             subprocess.run(argv, env=env, input=lock, text=True, check=True)
         else:
             both = [Source("first", f"{first.url}/simple"), Source("second", f"{second.url}/simple")]
-            with relay.Relay(requests.Session(), tmp_path / "arriving", Ledger(), lambda _, __: None) as running:
-                running.wheels(wheels.hashes(lock), both)
+            with failover_proxy.Relay(
+                requests.Session(), tmp_path / "arriving", Ledger(), lambda _, __: None
+            ) as running:
+                running.wheels(requirements.hashes(lock), both)
                 subprocess.run(argv, env=running.environment(uv), input=lock, text=True, check=True)
                 running.finish()
         seconds = time.perf_counter() - began

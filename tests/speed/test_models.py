@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import checking, manifest, snapshots
-from provision.checking import Depth
-from provision.journal import Journal
-from provision.paths import Root
+from provision.core.layout import Root
+from provision.models import manifest, snapshots, verify
+from provision.models.verify import Depth
+from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ COUNT, SIZE = 8, 128 << 20
 SERVE = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from provision import seeding
+from provision.models import seed_server as seeding
 snapshot = Path(sys.argv[2])
 names = [path.name for path in snapshot.iterdir()]
 server = seeding.server([seeding.served(sys.argv[3], snapshot.name, "mit", snapshot, names)], "127.0.0.1", 0)
@@ -45,10 +45,10 @@ PULL = """
 import re, time
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from provision import manifest
-from provision.paths import Root
-from provision.pulling import Pull
-from provision.supply import Hubs
+from provision.models import manifest
+from provision.core.layout import Root
+from provision.models.pull import Pull
+from provision.models.hubs import Hubs
 root = Root(Path(sys.argv[2]))
 spec = manifest.load(root.path / "models.toml").pick("large")
 work = Pull(root, "large", spec, Hubs(root, {"HF_ENDPOINT": sys.argv[3]}))
@@ -67,7 +67,7 @@ print(time.perf_counter() - began)
 CHECK = """
 import re, sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from provision import checking, manifest
+from provision.models import verify as checking; from provision.models import manifest
 spec = manifest.load(Path(sys.argv[2])).pick("large")
 assert {each.state for each in checking.look(Path(sys.argv[3]), spec.files, checking.Depth.HASH)} == {"ok"}
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
@@ -197,7 +197,7 @@ def test_a_check_against_bare_sha256(benchmark: BenchmarkFixture, large: tuple[s
 
     def once() -> None:
         began = time.perf_counter()
-        assert {each.state for each in checking.look(snapshot, spec.files, Depth.HASH)} == {"ok"}
+        assert {each.state for each in verify.look(snapshot, spec.files, Depth.HASH)} == {"ok"}
         ours.append(time.perf_counter() - began)
         began = time.perf_counter()
         with ThreadPoolExecutor(cores) as pool:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision import links
-from provision.caches import Place
-from provision.journal import Journal
-from provision.links import Link
-from provision.paths import Root
-from provision.relocate import RelocateStep
-from provision.volume import VolumeStep
+from provision.core.layout import Root
+from provision.host.tool_caches import Place
+from provision.relocation.step import RelocateStep
+from provision.volume import relink
+from provision.volume.journal import Journal
+from provision.volume.links import Link
+from provision.volume.marker import VolumeStep
 from tests.conftest import CHECKOUT, TEST_ROOT
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def test_relink_for_ten_links(
 ) -> None:
     root = Root(tmp_path / "root")
     VolumeStep(root, [], Journal(root.journal)).apply()
-    links.write(root, home, [Link(home / f".cache/{n}", root.cache / f"{n}") for n in range(10)])
+    relink.write(root, home, [Link(home / f".cache/{n}", root.cache / f"{n}") for n in range(10)])
     argv: list[object] = ["sh", root.relink, "-q"]
     seconds(argv)
 
@@ -167,7 +167,7 @@ def test_a_repair(
         VolumeStep(root, [], Journal(root.journal)).apply()
         for number in range(broken):
             (root.cache / f"{number}").mkdir(parents=True)
-        links.write(root, home, [Link(home / f"links/{n}", root.cache / f"{n}") for n in range(broken)])
+        relink.write(root, home, [Link(home / f"links/{n}", root.cache / f"{n}") for n in range(broken)])
         (tmp_path / "envs/plain").mkdir(parents=True)
         (tmp_path / "envs/plain/requirements.in").write_text("")
         (tmp_path / "envs/plain/requirements.lock").write_text("")

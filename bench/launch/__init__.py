@@ -1,0 +1,1 @@
+"""Starts worker processes, reads what they say, and watches them from outside."""

@@ -1,0 +1,343 @@
+"""The parent of the workers: starts one for each case, waits on its pipe with a deadline, never spins."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.core import stats
+from bench.core.codec import plain, record
+from bench.core.errors import PARTNER
+from bench.core.result import Result, Sample, Status
+from bench.core.stats import FEWEST_PAIRS
+from bench.launch import pipe, worker_events
+from bench.launch.monitor import Watch
+from provision.core import child_environment, process
+from provision.core.errors import BlockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Self
+
+    from bench.core.protocol import Request
+    from bench.core.result import Case
+    from bench.core.validation_records import Gpu
+
+if TYPE_CHECKING:
+    Tell = Callable[[worker_events.Heard], None]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# The worker sees this one package and otherwise only what is installed in the measured environment: neither the
+# working folder nor the toolbox's packages, which may lie beside ours.
+_LAUNCH = """
+import runpy, sys, types
+sys.path[:] = [entry for entry in sys.path if entry]
+sys.modules["bench"] = types.ModuleType("bench")
+sys.modules["bench"].__path__ = [sys.argv[1]]
+runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
+"""
+_WHERE = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
+_GRACE_SECONDS = 20.0
+_STARVED_SECONDS = 600.0  # so much longer a worker may take that had no core
+_MANY_PAIRS = 20  # before so many, the interval of a ratio that jumps between two values is not to be relied on
+_MOST_PAIRS = 60
+_KNOWN = 0.01
+_PRECISIONS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+
+
+def _nothing(_: worker_events.Heard) -> None:
+    """Ignore what is known."""
+
+
+def run_case(request: Request, python: Path, *, hub: Path, tell: Tell = _nothing) -> Result:
+    """Run one case in a fresh process.
+
+    A worker that dies, hangs or prints rubbish becomes a result with its status and the end of its stderr;
+    the samples that it sent before are kept.
+
+    Args:
+        request: what to measure.
+        python: the interpreter to measure under.
+        hub: the hub cache that the worker may read.
+        tell: called with what is known, at each line of the worker and twice a second.
+    """
+    deadline = time.monotonic() + request.limit_seconds + _GRACE_SECONDS
+    with Worker(plain(request), python, hub, tell) as worker:
+        worker.listen(deadline)
+    return worker.result(request.case)
+
+
+def run_pair(
+    requests: tuple[Request, Request], pythons: tuple[Path, Path], *, hub: Path, tell: Tell = _nothing
+) -> tuple[Result, Result]:
+    """Run two cases at once whose images are made in turns, never at the same time: what drifts, drifts for both.
+
+    Args:
+        requests: what to measure; they are paced. The first one's times hold for both.
+        pythons: the interpreter of each.
+        hub: the hub cache that the workers may read.
+        tell: called with what is known of the one at work, at each of its lines and twice a second.
+    """
+    first = requests[0]
+    began = time.monotonic()
+    ends, limit = began + first.share_seconds, began + first.limit_seconds
+    deadline = limit + _GRACE_SECONDS
+    one, two = (Worker(plain(each), python, hub, tell) for each, python in zip(requests, pythons, strict=True))
+    both = (one, two)
+    with contextlib.ExitStack() as stack:
+        ready = []
+        for worker in both:
+            # One after the other: each prices its case by what the machine can do, and imports and loads undisturbed.
+            stack.enter_context(worker)
+            ready.append(worker.listen(deadline, worker.is_ready))
+            if not ready[-1]:
+                break
+        while all(ready) and _wants_more(both, ends, limit):
+            # A B, then B A: whoever comes first has no better turn than the other.
+            for worker in both if len(one.samples) % 2 == 0 else reversed(both):
+                ready.append(all(ready) and worker.make_one(deadline))
+        for worker in both[: len(ready)]:
+            worker.let_go()
+            worker.listen(deadline)
+    if len(ready) < 2:
+        return one.result(requests[0].case), Result(requests[1].case, Status.SKIPPED, reason=PARTNER)
+    return one.result(requests[0].case), two.result(requests[1].case)
+
+
+def run_here(request: Request, python: Path) -> Result:
+    """Run one case in this very process, for a debugger: nothing is watched, nothing is limited.
+
+    Args:
+        request: what to measure.
+        python: the interpreter whose packages are taken; it has to be of this process's version.
+
+    Raises:
+        BlockedError: it is of another version, or does not start.
+    """
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    done = process.run([python, "-c", _WHERE], timeout_seconds=60, check=False)
+    version, _, packages = done.stdout.strip().partition(" ")
+    if done.returncode or version != mine:
+        raise BlockedError(
+            f"--in-process takes the packages of {python} into this process, and it is {version or '?'}, this is "
+            f"{mine}. Make the toolbox with that one: rm -r .venv, then make setup PYTHON={python}"
+        )
+    if packages not in sys.path:
+        sys.path.append(packages)  # behind our own: of what both have, ours is loaded already
+    from bench.worker import measurement
+
+    return measurement.measure(request, lambda _: None)
+
+
+def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
+    """Ask the interpreter's torch what it can compute on; {"error": text} where it cannot say."""
+    with Worker({"query": True}, python, Path(os.devnull)) as worker:
+        worker.listen(time.monotonic() + seconds)
+    answer = worker.heard.answer
+    if answer is not None and isinstance(answer.get("query"), dict):
+        return dict(answer["query"])
+    return {"error": worker.stderr or f"exit {worker.code}"}
+
+
+def _wants_more(both: tuple[Worker, Worker], ends: float, limit: float) -> bool:
+    """Until twenty or more tell their ratio within 1 %, or time is up; not before a few pairs, if they fit."""
+    one, two = ([sample.seconds for sample in worker.samples] for worker in both)
+    if one and time.monotonic() + one[-1] + two[-1] > limit:
+        return False
+    if len(one) < FEWEST_PAIRS:
+        return True
+    if time.monotonic() + one[-1] + two[-1] > ends or len(one) >= _MOST_PAIRS:
+        return False
+    return len(one) < _MANY_PAIRS or stats.paired_ratio(one, two).spread > _KNOWN
+
+
+class Worker:
+    """A process that measures: started when entered, ended with all that it started when left."""
+
+    def __init__(self, request: dict[str, Any], python: Path, hub: Path, tell: Tell = _nothing) -> None:
+        """Take the request, the interpreter, the hub cache that it may read, and a callback for progress."""
+        self._tell_of = tell
+        self._request, self._python, self._hub = request, python, hub
+        self.heard = worker_events.Heard()
+        self.code: int | None = worker_events.NOT_STARTED
+        self.stderr = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: Watch | None = None
+        self._rest = b""
+        self._has_ended = self._is_late = False
+        self._waited, self._began = 0.0, time.monotonic()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The images that it has told of."""
+        return self.heard.samples
+
+    def __enter__(self) -> Self:
+        self._errors = tempfile.TemporaryFile()
+        try:
+            self._start()
+        except BaseException:  # an interrupt above all: what was not entered is not left
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        # An interrupt between the fork and the assignment would leave a process that is never ended.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process = subprocess.Popen(
+                worker_command(self._python),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=_environment(self._hub),
+                start_new_session=True,  # its whole group can be ended, and Ctrl-C reaches it through us alone
+            )
+            window = "sustained" if "examine" in self._request else "samples"
+            self._watch = Watch(self._process.pid, window, is_paired=bool(self._request.get("paced")))
+        except OSError as error:
+            self._has_ended = True
+            self.stderr = f"{self._python} does not start: {error.strerror}"
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        self._tell(json.dumps(self._request))
+        if not {"paced", "examine"} & {name for name, value in self._request.items() if value}:
+            self.let_go()
+
+    def __exit__(self, *_: object) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        if self._process is not None:
+            pipe.end(self._process)
+            self.let_go()
+            self.code = None if self._is_late else self._process.returncode
+            self.stderr = pipe.tail(self._errors)
+        self._errors.close()
+
+    def listen(self, deadline: float, enough: Callable[[], bool] = lambda: False) -> bool:
+        """Read what it says until that is enough (True), it has ended or the deadline has passed (False).
+
+        Blocked, not polling: it looks at the worker twice a second, and at nothing else.
+        """
+        if self._process is None:
+            return False
+        if self._has_ended:
+            return enough()
+        hear = self._hear
+        while not enough():
+            ends = self._ends(deadline)
+            how, self._rest = pipe.listen(self._process, ends, self._rest, hear, enough, self._look)
+            if how == pipe.LATE and time.monotonic() < self._ends(deadline):
+                continue
+            if how != pipe.ENOUGH:
+                self._has_ended = True
+                self._is_late = how == pipe.LATE
+                return enough()
+        return True
+
+    def _ends(self, deadline: float) -> float:
+        """When it is given up: at its deadline, or silent for long; seconds without a core do not count."""
+        if self._process is not None:
+            self._waited = max(self._waited, pipe.waited_seconds(self._process.pid))
+        silent = float("inf") if "examine" in self._request else self.heard.at + self.heard.patience
+        return min(deadline, silent) + min(self._waited, _STARVED_SECONDS)
+
+    def make_one(self, deadline: float) -> bool:
+        """Let a paced worker make one image, and wait for it. Whether it came."""
+        count = len(self.samples)
+        self._tell("go")
+        return self.listen(deadline, lambda: len(self.samples) > count)
+
+    def is_ready(self) -> bool:
+        """Whether a paced worker waits for its word."""
+        return self.heard.phase == "samples"
+
+    def ask_again(self, phases: Sequence[str], seconds: float) -> None:
+        """Let an examining worker ask some phases once more, in that time; what it reads comes beside the first."""
+        self.heard.phase = "told"
+        self._tell(f"again {seconds:g} {' '.join(phases)}")
+
+    def fault(self) -> str:
+        """What ended a worker that gave no answer, after it was left."""
+        _, reason = worker_events.autopsy(self.heard, self.code, self._hungry())
+        return f"{reason}\n{self.stderr}".strip()
+
+    def gpu(self) -> Gpu | None:
+        """What its card did under the sustained load."""
+        return self._watch.gpu() if self._watch is not None else None
+
+    def stop(self) -> None:
+        """End it from another thread than the one that listens to it, and learns of it so."""
+        if self._process is not None:
+            pipe.kill(self._process)
+
+    def let_go(self) -> None:
+        """Nothing more is told: a paced worker makes no further image."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+    def result(self, case: Case) -> Result:
+        """What became of the case, after the worker was left."""
+        result = self._result(case)
+        return self._watch.add_to(result) if self._watch is not None else result
+
+    def _result(self, case: Case) -> Result:
+        if self.heard.answer is not None and "result" in self.heard.answer:
+            with contextlib.suppress(ValueError, TypeError):
+                told: Result = record(self.heard.answer["result"], Result, "result")
+                return told
+            self.heard.rubbish += 1
+        status, reason = worker_events.autopsy(self.heard, self.code, self._hungry())
+        return Result(
+            case,
+            status,
+            reason=f"{reason}\n{self.stderr}".strip(),
+            phases=self.heard.phases,
+            samples=tuple(self.heard.samples),
+            work=self.heard.work,
+        )
+
+    def _hungry(self) -> float:
+        """The share of its life in which it was ready and had no core."""
+        return self._waited / max(time.monotonic() - self._began, 1e-9)
+
+    def _tell(self, line: str) -> None:
+        self.heard.at = time.monotonic()  # until now it had nothing to say
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(line.encode() + b"\n")
+                self._process.stdin.flush()
+
+    def _hear(self, line: bytes) -> None:
+        worker_events.hear(self.heard, self._watch, line)
+        self._tell_of(self.heard)
+
+    def _look(self) -> None:
+        if self._watch is not None:
+            self._watch.look()
+        self._tell_of(self.heard)
+
+
+def worker_command(python: Path) -> Sequence[str]:
+    """How a worker is started; tests put their own program here."""
+    return [str(python), "-c", _LAUNCH, str(_PACKAGE), "bench.worker"]
+
+
+def _environment(hub: Path) -> dict[str, str]:
+    # The measured interpreter finds its own packages alone, no warning of theirs is an error, and it writes bytecode:
+    # compiled bytecode makes the second case start in a third of the time.
+    environment = child_environment.child(os.environ) | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)}
+    # The case sets the precision of fp32; these variables would change it.
+    for name in _PRECISIONS:
+        environment.pop(name, None)
+    return environment

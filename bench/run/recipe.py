@@ -1,0 +1,63 @@
+"""A case as code that can be pasted: diffusers' own calls, every setting that is not its own, one batch of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.core import axes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.core.result import Case
+    from provision.config.models import ModelSpec
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def code(case: Case, manifest: Mapping[str, ModelSpec]) -> str:
+    """Python that makes images as a case does.
+
+    Args:
+        case: what is set.
+        manifest: the models that are known by name; for one that has no entry the code leaves a place.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=False,  # noqa: S701 (Python, not HTML; every name in it is of our own data)
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    config = axes.architecture(case.model)
+    task = case.task or axes.tasks(case.model)[0]
+    scheduler, changes = axes.SCHEDULERS[case.scheduler]
+    xl = config["kind"].endswith("-xl")
+    base = config.get("base")
+    unconditional = task == "unconditional"
+    classes = ["UNet2DModel"] if unconditional else [axes.PIPELINES[task][xl]]
+    return environment.get_template("recipe.py.jinja").render(
+        case=case,
+        task=task,
+        unconditional=unconditional,
+        xl=xl,
+        classes=[*classes, *(["ControlNetModel"] if base else []), scheduler],
+        scheduler=scheduler,
+        changes="".join(f", {name}={value!r}" for name, value in changes.items()),
+        model=_entry(case.model, manifest),
+        base=_entry(base, manifest) if base else None,
+        parts=["unet"] if unconditional else ["pipe.unet", *(["pipe.controlnet"] if base else []), "pipe.vae"],
+        kernel=axes.ATTENTIONS[case.attention],
+        mode=axes.COMPILES[case.compile],
+        dtype=axes.DTYPES[case.dtype],
+        takes_image=task in {"image-to-image", "inpainting", "controlnet"},
+        strength=axes.STRENGTH,
+        guidance=config.get("guidance"),
+    )
+
+
+def _entry(model: str, manifest: Mapping[str, ModelSpec]) -> ModelSpec | None:
+    return next((entry for entry in manifest.values() if entry.architecture == model), None)

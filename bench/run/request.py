@@ -1,0 +1,57 @@
+"""What a run is asked for, what it is done on, and who is told of its progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from provision.core.layout import Root
+    from provision.host.facts import Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a run is asked for. `interleave`: the two settings of a pair, as people write them."""
+
+    suite: str
+    out: Path
+    device: str = "auto"
+    python: Path | None = None
+    root: str | None = None
+    host: Path | None = None
+    envs: Path | None = None
+    budget_seconds: float | None = None
+    models: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    find_max: bool = False
+    interleave: tuple[str, str] | None = None
+    changes: tuple[str, ...] = ()
+    in_process: bool = False
+    command: str | None = None
+
+
+class Progress(Protocol):
+    """Who is told what happens."""
+
+    def begin(self, line: str) -> None:
+        """A case begins."""
+
+    def at(self, line: Callable[[], str]) -> None:
+        """Something is being done; the line is made where it is shown."""
+
+    def say(self, line: str) -> None:
+        """Something is known."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and on what a run is done."""
+
+    root: Root
+    python: Path
+    machine: Facts
+    envs: Path

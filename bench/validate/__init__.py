@@ -1,0 +1,1 @@
+"""Whether a host's devices are healthy and as fast as they should be."""

@@ -1,0 +1,1 @@
+"""What `bench validate` asks of a device, under the measured interpreter."""

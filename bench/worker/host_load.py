@@ -1,0 +1,105 @@
+"""Measures what other processes did while images were made: CPU time, pressure, and waiting for a core."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.core.result import Host
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_SELF = Path("/proc/self")
+_STAT = Path("/proc/stat")
+_PRESSURE = Path("/proc/pressure/cpu")
+
+
+class Neighbours:
+    """What the rest of the machine does while images are made: enter it for each, so that nothing else counts."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._stolen = self._ticks = 0
+        self._pressed: float | None = 0.0
+        self._waited: float | None = 0.0
+        self._passed = 0.0
+
+    def __enter__(self) -> Self:
+        self._first = (_cpu_ticks(), _pressure_seconds(), _waited_seconds(), time.monotonic())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ticks, pressed, waited, began = self._first
+        self._passed += time.monotonic() - began
+        last = _cpu_ticks()
+        if ticks and last:
+            self._stolen += last[0] - ticks[0]
+            self._ticks += last[1] - ticks[1]
+        self._pressed = _sum(self._pressed, _since(pressed, _pressure_seconds()))
+        self._waited = _sum(self._waited, _since(waited, _waited_seconds()))
+
+    def host(self, threads: int, cpu_seconds: float, wall_seconds: float) -> Host:
+        """What was seen.
+
+        Args:
+            threads: how many the case computes with.
+            cpu_seconds: what the process used while the samples were taken.
+            wall_seconds: how long they took.
+        """
+        try:
+            load = float(Path("/proc/loadavg").read_text(encoding="ascii").split()[0])
+        except (OSError, ValueError):
+            load = None
+        share = cpu_seconds / wall_seconds / threads if wall_seconds > 0 else None
+        passed = self._passed
+        return Host(
+            threads=threads,
+            cpu_share=share,
+            steal_share=self._stolen / self._ticks if self._ticks else None,
+            load_average=load,
+            pressure_share=self._pressed / passed if self._pressed is not None and passed else None,
+            wait_share=self._waited / passed / threads if self._waited is not None and passed else None,
+        )
+
+
+def _sum(known: float | None, more: float | None) -> float | None:
+    return None if known is None or more is None else known + more
+
+
+def _since(first: float | None, last: float | None) -> float | None:
+    return None if first is None or last is None else max(0.0, last - first)
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    """(stolen, all) ticks since boot, from /proc/stat: user nice system idle iowait irq softirq steal."""
+    try:
+        words = _STAT.read_text(encoding="ascii").splitlines()[0].split()[1:9]
+    except (OSError, IndexError):
+        return None
+    ticks = [int(word) for word in words]
+    return (ticks[7], sum(ticks)) if len(ticks) == 8 else None
+
+
+def _pressure_seconds() -> float | None:
+    """Seconds since boot in which some task waited for a core (source: the kernel's accounting/psi.rst)."""
+    try:
+        found = re.search(r"^some .*total=(\d+)", _PRESSURE.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) / 1e6 if found else None
+
+
+def _waited_seconds() -> float | None:
+    """Seconds in which this process's threads were ready and had no core (source: the kernel's sched-stats.rst)."""
+    waited = 0
+    try:
+        for thread in (_SELF / "task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+                waited += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return waited / 1e9

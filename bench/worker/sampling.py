@@ -1,0 +1,237 @@
+"""The sampling loops: one image of a case, by a loop that is written out or by diffusers' own pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench.core.axes import ATTENTIONS, COMPILES, PIPELINES, STRENGTH
+from bench.core.errors import SkipError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bench.worker.components import Model
+
+if TYPE_CHECKING:
+    Mark = Callable[[], None]
+
+
+class Images(NamedTuple):
+    """Float in [0, 1] of shape (batch, 3, height, width), and the same before any clamping (pixels, or latents)."""
+
+    pixels: Any
+    raw: Any
+
+
+class Loop:
+    """One image after another of a case.
+
+    `parts`: {component: (object, name of its function that does the work)}, for whoever wants to time them.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Make ready everything that no image has a part in: settings, the scheduler, the first noise.
+
+        Raises:
+            SkipError: a setting is not to be had on this device.
+        """
+        self.model = model
+        self.scheduler = model.scheduler()
+        self.parts: dict[str, tuple[Any, str]] = {
+            name: (component, "forward") for name, component in model.components.items() if name != "vae"
+        }
+        self.parts["scheduler"] = (self.scheduler, "step")
+        _settle(model)
+        unconditional = model.task == "unconditional"
+        self._image = _written_out(self) if unconditional else _by_pipeline(self)
+
+    def __call__(self, mark: Mark) -> Images:
+        """Make one image (a batch of them).
+
+        Args:
+            mark: called when the first evaluation begins and after each one.
+        """
+        with _attention(self.model):
+            return self._image(mark)
+
+
+def _settle(model: Model) -> None:
+    """Attention, compilation and the VAE's ways, as the case has them."""
+    case, components = model.case, model.components
+    if case.offload != "none" and (model.task == "unconditional" or not case.device.startswith("cuda")):
+        raise SkipError(f"offload {case.offload}: only a pipeline on a CUDA device moves its parts to the host")
+    _settle_attention(model)
+    for name in ("unet", "controlnet"):
+        mode = COMPILES[case.compile]
+        if name in components and mode is not None:
+            # The function, not the module: what is hooked on the module stays outside of what is compiled.
+            components[name].forward = model.torch.compile(components[name].forward, mode=mode)
+    if case.vae != "whole":
+        if "vae" not in components:
+            raise SkipError(f"vae {case.vae}: {case.model} has no VAE")
+        if case.vae == "slicing":
+            components["vae"].enable_slicing()
+        else:
+            components["vae"].enable_tiling()
+
+
+def _settle_attention(model: Model) -> None:
+    """Put diffusers' own processors in, or try whether torch has the kernel that is to be forced."""
+    case, torch = model.case, model.torch
+    if case.attention in {"eager", "sliced"}:
+        from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+
+        for name in ("unet", "controlnet"):
+            for part in model.components[name].modules() if name in model.components else ():
+                if hasattr(part, "set_processor"):
+                    half = max(1, part.sliceable_head_dim // 2)
+                    part.set_processor(AttnProcessor() if case.attention == "eager" else SlicedAttnProcessor(half))
+    query = torch.ones(1, 1, 16, 64, device=case.device, dtype=model.dtype)
+    try:
+        with _attention(model):
+            torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise SkipError(
+            f"attention {case.attention} is not to be had on {case.device} in {case.dtype}: {why}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _attention(model: Model) -> Iterator[None]:
+    """Force the kernel of the case, if it forces one."""
+    backend = ATTENTIONS[model.case.attention]
+    if backend is None:
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(getattr(SDPBackend, backend)):
+        yield
+
+
+def _written_out(loop: Loop) -> Callable[[Mark], Images]:
+    """The loop of the tutorials: UNet2DModel, a scheduler, nothing else."""
+    model, scheduler = loop.model, loop.scheduler
+    torch, case = model.torch, model.case
+    unet, noise = model.components["unet"], model.noise(3)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+
+    def image(mark: Mark) -> Images:
+        generator = torch.Generator(case.device).manual_seed(case.seed)
+        extra = {"generator": generator} if takes_generator else {}
+        scheduler.set_timesteps(case.steps, device=case.device)
+        sample = noise * scheduler.init_noise_sigma
+        mark()
+        for step in scheduler.timesteps:
+            predicted = unet(scheduler.scale_model_input(sample, step), step).sample
+            sample = scheduler.step(predicted, step, sample, **extra).prev_sample.to(noise.dtype)
+            mark()
+        return Images((sample.float() / 2 + 0.5).clamp(0, 1), sample)
+
+    return image
+
+
+def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
+    """The pipeline of the task. Its prompt is tokens: which words makes no difference to the time."""
+    model = loop.model
+    torch, case = model.torch, model.case
+    pipeline = _pipeline(loop)
+    loop.parts["vae decode"] = (pipeline.vae, "decode")
+    if model.task in {"image-to-image", "inpainting"}:
+        loop.parts["vae encode"] = (pipeline.vae, "encode")
+    encoders = [(name, component) for name, component in model.components.items() if name.startswith("text_encoder")]
+    draw = torch.Generator().manual_seed(case.seed)
+    tokens = {}
+    for name, encoder in encoders:
+        shape = (2, encoder.config.max_position_embeddings)
+        tokens[name] = torch.randint(0, encoder.config.vocab_size, shape, generator=draw).to(case.device)
+    given = _given(model, draw)
+    told = {
+        "guidance_scale": float(model.config["guidance"]),
+        "num_inference_steps": case.steps,
+        "output_type": "pt",
+        "callback_on_step_end_tensor_inputs": ["latents"],
+    }
+
+    def prompt() -> dict[str, Any]:
+        if len(encoders) == 1:
+            ((name, encoder),) = encoders
+            states = encoder(tokens[name]).last_hidden_state
+            return _pairs(case.batch, prompt_embeds=states)
+        outputs = [encoder(tokens[name], output_hidden_states=True) for name, encoder in encoders]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        return _pairs(case.batch, prompt_embeds=states, pooled_prompt_embeds=outputs[-1].text_embeds)
+
+    def image(mark: Mark) -> Images:
+        begun = False
+        latents = None
+
+        def first_step_begins(*_: object) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                mark()
+
+        def step_ends(_: object, __: int, ___: object, kept: dict[str, Any]) -> dict[str, Any]:
+            nonlocal latents
+            mark()
+            latents = kept["latents"]
+            return kept
+
+        first = model.components["controlnet"] if model.task == "controlnet" else pipeline.unet
+        hook = first.register_forward_pre_hook(first_step_begins)
+        generator = torch.Generator(case.device).manual_seed(case.seed)
+        try:
+            made = pipeline(**prompt(), **given, **told, generator=generator, callback_on_step_end=step_ends).images
+        finally:
+            hook.remove()
+        return Images(made.float(), latents)
+
+    return image
+
+
+def _pipeline(loop: Loop) -> Any:
+    import diffusers
+
+    model = loop.model
+    is_xl = "text_encoder_2" in model.components
+    kind = getattr(diffusers, PIPELINES[model.task][is_xl])
+    tokenizers: dict[str, None] = {"tokenizer": None, "tokenizer_2": None} if is_xl else {"tokenizer": None}
+    rest: dict[str, Any] = {"add_watermarker": False} if is_xl else {"safety_checker": None}
+    if not is_xl:
+        rest |= {"feature_extractor": None, "requires_safety_checker": False}
+    pipeline = kind(**model.components, **tokenizers, **rest, scheduler=loop.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    if model.case.offload == "model":
+        pipeline.enable_model_cpu_offload(device=model.case.device)
+    elif model.case.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=model.case.device)
+    return pipeline
+
+
+def _given(model: Model, draw: Any) -> dict[str, Any]:
+    """What a pipeline is given besides its prompt: the first noise, or an image, drawn once and for all."""
+    torch, case = model.torch, model.case
+    size = {"height": case.height, "width": case.width}
+    if model.task == "text-to-image":
+        return {**size, "latents": model.noise(4)}
+    image = torch.rand((case.batch, 3, case.height, case.width), generator=draw)
+    if model.task == "image-to-image":
+        return {"image": image, "strength": STRENGTH}
+    if model.task == "inpainting":
+        mask = torch.zeros(case.batch, 1, case.height, case.width)
+        mask[:, :, case.height // 4 : -case.height // 4, case.width // 4 : -case.width // 4] = 1.0
+        return {**size, "image": image, "mask_image": mask, "latents": model.noise(4)}
+    return {**size, "image": image, "latents": model.noise(4)}
+
+
+def _pairs(batch: int, **states: Any) -> dict[str, Any]:
+    """Each of the states with the prompt, and its negative, for a whole batch."""
+    found = {}
+    for name, both in states.items():
+        rest = (1,) * (both.ndim - 1)
+        found[name], found[f"negative_{name}"] = (one.repeat(batch, *rest) for one in both.split(1))
+    return found

@@ -1,0 +1,160 @@
+"""Times whole loops: warm-up until they are steady, then samples until their median is known."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bench.core import stats
+from bench.core.codec import plain
+from bench.core.result import Sample
+from bench.core.stats import ENOUGH_SAMPLES, MIN_SAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import Self
+
+    from bench.worker.clocks import Clock
+
+MAX_SAMPLES = 60
+STEADY = 0.02
+_WARM = 0.03  # of so much at most the last three images differ when a loop is warm
+_MOST_WARMUPS = 5
+_PAUSE_SECONDS = 10.0
+
+
+@dataclass
+class Images:
+    """The images that were timed, in their order."""
+
+    every: list[Sample] = field(default_factory=list)
+
+    @property
+    def warmups(self) -> list[Sample]:
+        """Those before the loop was steady."""
+        return self.every[: self._first()]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Those that count: from the first of three that agree on; where none do, all but the first few."""
+        return self.every[self._first() :]
+
+    def _first(self) -> int:
+        seconds = [each.seconds for each in self.every]
+        for first in range(min(_MOST_WARMUPS, len(seconds) - MIN_SAMPLES) + 1):
+            three = seconds[first : first + MIN_SAMPLES]
+            if max(three) - min(three) <= _WARM * min(three):
+                return first
+        return max(0, min(_MOST_WARMUPS, len(seconds) - MIN_SAMPLES))
+
+
+def until(share: float, limit: float = float("inf")) -> Callable[[Images], bool]:
+    """Whether another image is wanted: until six or more tell the median within 2 %, or time is up; never below three.
+
+    Args:
+        share: the time (time.perf_counter) after which none is begun, once there are three.
+        limit: the time until which an image has to have ended, even the third.
+    """
+
+    def more(images: Images) -> bool:
+        if images.every and time.perf_counter() + images.every[-1].seconds > limit:
+            return False
+        if len(images.every) < MIN_SAMPLES:
+            return True
+        if time.perf_counter() + images.every[-1].seconds > share or len(images.samples) >= MAX_SAMPLES:
+            return False
+        if len(images.samples) < ENOUGH_SAMPLES:
+            return True
+        return stats.summarize([sample.seconds for sample in images.samples]).spread > STEADY
+
+    return more
+
+
+def take(
+    loop: Callable[[Callable[[], None]], object],
+    clock: Clock,
+    more: Callable[[Images], bool],
+    say: Callable[[dict[str, Any]], None],
+    between: Callable[[], None] = lambda: None,
+    around: AbstractContextManager[object] | None = None,
+) -> Images:
+    """Time one image after another.
+
+    Args:
+        loop: one image; it is handed the clock's mark and nothing else.
+        clock: of the device.
+        more: whether another one is wanted; it may wait.
+        say: told each one.
+        between: called every few seconds, between two images.
+        around: entered for each image, outside of its time.
+    """
+    images = Images()
+    paused = time.monotonic()
+    while more(images):
+        with around or contextlib.nullcontext():
+            before = time.process_time()
+            clock.start()
+            loop(clock.mark)
+            seconds, steps = clock.stop()
+        images.every.append(Sample(seconds, steps, time.process_time() - before))
+        say({"sample": plain(images.every[-1])})
+        if time.monotonic() - paused > _PAUSE_SECONDS:
+            between()
+            paused = time.monotonic()
+    return images
+
+
+class Shares:
+    """Times the parts of a loop, while it is entered: on a CUDA device by its events, else by the host's clock."""
+
+    def __init__(self, torch: Any, device: str, parts: dict[str, tuple[Any, str]]) -> None:
+        """Take {name: (object, its function)}."""
+        self._torch = torch
+        self._device = device
+        self._parts = parts
+        self._kept: dict[str, Callable[..., Any]] = {}
+        self._marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in parts}
+
+    def __enter__(self) -> Self:
+        for name, (owner, function) in self._parts.items():
+            setattr(owner, function, self._timed(name, getattr(owner, function)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for owner, function in self._parts.values():
+            vars(owner).pop(function, None)
+        for name, kept in self._kept.items():
+            setattr(*self._parts[name], kept)
+
+    def seconds(self) -> dict[str, float]:
+        """{name: seconds in all}; the device has to be idle."""
+        return {name: sum(self._between(*pair) for pair in pairs) for name, pairs in self._marks.items()}
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        owner, function = self._parts[name]
+        if function in vars(owner):  # it is compiled, or hooked: what stood there comes back
+            self._kept[name] = call
+
+        @functools.wraps(call)  # with its signature: a pipeline looks there for what a scheduler takes
+        def timed(*args: Any, **named: Any) -> Any:
+            begin = self._now()
+            found = call(*args, **named)
+            self._marks[name].append((begin, self._now()))
+            return found
+
+        return timed
+
+    def _now(self) -> Any:
+        if not self._device.startswith("cuda"):
+            return time.perf_counter()
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record(self._torch.cuda.current_stream(self._device))
+        return event
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return float(begin.elapsed_time(end) / 1000.0 if self._device.startswith("cuda") else end - begin)

@@ -1,0 +1,283 @@
+"""What every command of `provision` shares: its flags, its exit codes, and how a list of steps is run and shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provision.core import command_end
+from provision.core.errors import SpecError
+from provision.core.redact import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
+
+    from provision.cli import output
+    from provision.core import step
+    from provision.core.errors import Exit
+    from provision.core.progress import Progress
+    from provision.core.step import Outcome
+    from provision.host import facts
+    from provision.setup.request import Wish
+    from provision.volume import run_lock
+
+RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")]
+HostFlag = Annotated[Path | None, typer.Option("--host", help="What this host should have.", metavar="FILE")]
+EnvsFlag = Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")]
+OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use no network.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="Only faults and the summary.")]
+VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Also the machine, and why this build of torch.")]
+NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+WaitFlag = Annotated[
+    float, typer.Option("--wait", help="Wait so long for another run on this root.", metavar="SECONDS", min=0)
+]
+YesFlag = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+CatalogueFlag = Annotated[str | None, typer.Option("--catalogue", help="More mirrors of yours.", metavar="FILE")]
+ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="More models of yours.", metavar="FILE")]
+
+_CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
+
+
+class Show:
+    """How a command talks."""
+
+    def __init__(self, json: bool, quiet: bool, verbose: bool, no_color: bool, wait: float = 0.0) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.verbose = verbose
+        self.color = not no_color and "NO_COLOR" not in os.environ
+        self.wait = wait
+
+
+def wish_of(
+    root: str | None,
+    host: Path | None,
+    envs: Path | None,
+    *,
+    offline: bool = False,
+    retry: bool = False,
+    changes: Mapping[str, object] | None = None,
+) -> Wish:
+    """What a run is asked for, from its flags and host.toml.
+
+    Args:
+        root: the flag, which beats host.toml.
+        host: the file that takes host.toml's place.
+        envs: the folder that takes the shipped envs/ folder's place.
+        offline: use no network.
+        retry: look again for a silent hub.
+        changes: what flags change in host.toml.
+    """
+    from provision.config import host as host_config
+    from provision.core import layout
+    from provision.host import provider
+    from provision.setup.request import Wish
+
+    wanted = host_config.load_host(host)
+    shipped = (envs or layout.shipped_envs()).absolute()
+    name = str((changes or {}).get("env") or wanted.env)
+    if not re.fullmatch(host_config.NAME, name):
+        raise SpecError(f"{name!r} is no name of an environment.")
+    return Wish(
+        chosen=provider.choose(root, wanted, shipped, os.environ, Path.home()),
+        host=wanted.model_copy(update={key: value for key, value in (changes or {}).items() if value is not None}),
+        envs=shipped,
+        home=Path.home(),
+        offline=offline,
+        retry=retry,
+    )
+
+
+def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only: Collection[str] | None = None) -> Exit:
+    """Run a command over the steps (`only` those of these names), print what became of them, return the exit code."""
+    from provision.cli import output
+    from provision.host import facts
+    from provision.setup import plan
+    from provision.volume.journal import Journal
+
+    started = time.perf_counter()
+    screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
+    with screen.during("looking at this host"):
+        machine = facts.probe()
+    journal = Journal(wish.root.journal, name)
+
+    def build() -> list[step.Step]:
+        steps = plan.steps(wish, machine, journal, screen.progress, screen.tell)
+        if only is not None:
+            steps = [each for each in steps if each.name in only]
+        if name == "repair":
+            steps = [each for each in steps if each.local or each.essential]
+        return steps
+
+    if show.verbose or (name == "env create" and not show.quiet):
+        _say_machine(wish, machine)
+    return _run(_Work(name, wish, build, show, dry_run), screen, started)
+
+
+def run_list(
+    name: str,
+    wish: Wish,
+    build: Callable[[Progress], list[step.Step]],
+    show: Show,
+    *,
+    dry_run: bool = False,
+    all_or_nothing: bool = False,
+) -> Exit:
+    """Run a list of steps of its own, which `build` makes; `all_or_nothing`: nothing is done where one is blocked."""
+    from provision.cli import output
+
+    screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
+    work = _Work(name, wish, lambda: build(screen.progress), show, dry_run, all_or_nothing)
+    return _run(work, screen, time.perf_counter())
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A command over a list of steps; `build` makes the list, again where another run was waited for."""
+
+    name: str
+    wish: Wish
+    build: Callable[[], list[step.Step]]
+    show: Show
+    dry_run: bool = False
+    all_or_nothing: bool = False
+
+
+def _run(work: _Work, screen: output.Screen, started: float) -> Exit:
+    from provision.cli import output
+    from provision.core import step
+
+    name, show = work.name, work.show
+    with screen.during("reading what is wanted"):
+        steps = work.build()
+    screen.total = len(steps)
+    try:
+        if name in _CHANGING and not work.dry_run:
+            outcomes = _converge(work, steps, screen)
+        else:
+            outcomes = step.look(steps, deep=name == "verify", listen=screen.listen)
+    finally:
+        screen.end()
+    if name == "plan" or work.dry_run:
+        _say_plan(steps, outcomes, show)
+    seconds = time.perf_counter() - started
+    if show.json:
+        print(output.to_json(name, work.wish.chosen, outcomes, seconds))
+    else:
+        print(output.summary(name, work.wish.chosen, outcomes, seconds))
+    return step.exit_of(outcomes)
+
+
+def _converge(work: _Work, steps: list[step.Step], screen: output.Screen) -> list[Outcome]:
+    """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
+    from provision.core import step
+    from provision.volume import marker, run_lock
+
+    root = work.wish.root
+    looked = _looked(work, steps, screen)
+    if looked is not None:
+        return looked
+    if work.name in {"repair", "undo", "mirrors restore"}:
+        marker.require(root)
+    with run_lock.holding(root, again(), waiting(work.show)) as has_waited:
+        if has_waited:  # what the other run has changed is not known to these steps
+            steps = work.build()
+            screen.total = len(steps)
+            looked = _looked(work, steps, screen)
+        return looked or step.converge(steps, listen=screen.listen, guard=lambda: marker.require(root))
+
+
+def _looked(work: _Work, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:
+    """Return the outcomes of a look where nothing is to be done or may be done; else None."""
+    from provision.core import step
+
+    found = step.look(steps, listen=screen.watch)
+    refused = any((each.essential or work.all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
+    if not refused and any(outcome.after is step.State.DRIFTED for outcome in found):
+        return None
+    for each, outcome in zip(steps, found, strict=True):  # one look is enough to say that nothing is to be done
+        screen.listen(each, outcome)
+    return found
+
+
+def during(what: str, show: Show) -> AbstractContextManager[None]:
+    """Show that something is at work which is no step, on stderr."""
+    from provision.cli import output
+
+    return output.Screen(json_output=show.json, quiet=show.quiet, color=show.color).during(what)
+
+
+def waiting(show: Show) -> run_lock.Waiting:
+    """Return a lock's wait for another run, shown on stderr."""
+    from provision.volume import run_lock
+
+    def tell(text: str) -> None:
+        if not show.quiet:
+            print(f"  {text}", file=sys.stderr, flush=True)
+
+    return run_lock.Waiting(show.wait, tell)
+
+
+def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> None:
+    from provision.core.step import State
+
+    lines = sys.stderr if show.json else sys.stdout
+    for each, outcome in zip(steps, outcomes, strict=True):
+        if outcome.after is State.DRIFTED:
+            print(redact(f"  would    {each.name:<28} {each.describe()}"), file=lines)
+
+
+def _say_machine(wish: Wish, machine: facts.Facts) -> None:
+    from provision.setup import plan
+
+    wanted = plan.environment(wish.envs, wish.host, machine)
+    cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
+    memory = f"{machine.memory_bytes / 1e9:.1f} GB"
+    print(f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {cards}", file=sys.stderr)
+    if wanted.variants[0].torch:
+        print(f"torch: {wanted.variants[0].torch}, {wanted.variants[0].name} ({wanted.reason})", file=sys.stderr)
+
+
+def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
+    """Ask a person before something is deleted; `yes` stands for the answer.
+
+    Raises:
+        SpecError: stdin is not a terminal, or --json is given.
+    """
+    if yes:
+        return True
+    if json or not sys.stdin.isatty():
+        why = "--json asks nothing" if json else "stdin is not a terminal"
+        raise SpecError(f"{loss}, and {why}. Pass --yes to confirm.")
+    try:
+        return typer.confirm(question)
+    except typer.Abort:  # Ctrl-C or Ctrl-D
+        raise KeyboardInterrupt from None
+
+
+def again() -> str:
+    """Return this command as a person types it again, without its --wait."""
+    from provision.core import layout
+
+    words, is_seconds = [layout.program()], False
+    for word in sys.argv[1:]:
+        if not (is_seconds or word.partition("=")[0] == "--wait"):
+            words.append(word)
+        is_seconds = word == "--wait"
+    return shlex.join(words)
+
+
+def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
+    """Run a command and leave with its exit code; every failure becomes a message, with `json` an object too."""
+    sys.exit(command_end.run(act, json=json))

@@ -1,0 +1,151 @@
+"""Reads TOML strictly: a wrong key or value names its file, line and key."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from provision.core.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+TAGS = (
+    "a name",
+    "a folder",
+    "a table",
+)  # of the union: they stand in a fault's location, and are taken out of its message
+
+
+_S = TypeVar("_S", bound=BaseModel)
+
+
+def load(path: Path, model: type[_S]) -> _S:
+    """Read one TOML file into a record.
+
+    Raises:
+        SpecError: it cannot be read, is no TOML, or a key or type is wrong; with file, line and key.
+    """
+    text, data = _parse(path)
+    return _validate(path, text, data, model, ())
+
+
+def load_tables(path: Path, model: type[_S]) -> dict[str, _S]:
+    """Read a TOML file whose top level is a table for each name.
+
+    Raises:
+        SpecError: as `load`.
+    """
+    text, data = _parse(path)
+    return {name: _validate(path, text, table, model, (name,)) for name, table in data.items()}
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Read a TOML text as it is, whatever it means.
+
+    Raises:
+        ValueError: it is no TOML.
+    """
+    return tomllib.loads(text)
+
+
+def choose(name: str, available: Sequence[str], what: str) -> str:
+    """Return `name` where it exists.
+
+    Raises:
+        SpecError: it does not; the message lists what does.
+    """
+    if name not in available:
+        raise SpecError(f"unknown {what} {name!r}; there is: {', '.join(available) or 'none'}.")
+    return name
+
+
+def _parse(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except FileNotFoundError:
+        raise SpecError(f"{path} is not there.") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"{path} is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _validate(path: Path, text: str, data: object, model: type[_S], prefix: tuple[str, ...]) -> _S:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = (*prefix, *(part for part in first["loc"] if part not in TAGS))
+        key = ".".join(str(part) for part in location)
+        line = line_of(text, location)
+        known = ""
+        if first["type"] == "extra_forbidden":
+            known = f" Known keys: {', '.join(_fields(model, first['loc']))}."
+            message = "unknown key"
+        else:
+            message = first["msg"].removeprefix("Value error, ")
+        raise SpecError(f"{path}, line {line}, key {key}: {message}.{known}") from None
+
+
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that stand beside the unknown one."""
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        inner = str(model.model_fields[part].annotation) if part in model.model_fields else ""
+        for candidate in Strict.__subclasses__():
+            if candidate.__name__ in inner:
+                model = candidate
+                break
+    return list(model.model_fields)
+
+
+def line_of(text: str, location: Sequence[int | str]) -> int:
+    """The line (from 1) where a key stands in a TOML text; the nearest enclosing one where it is not written.
+
+    Args:
+        text: the file.
+        location: the keys and list indexes from the top, as a validator reports them.
+    """
+    names = [str(part) for part in location if isinstance(part, str)]
+    indexes = [part for part in location if isinstance(part, int)]
+    table: list[str] = []
+    seen_tables = -1
+    best = 1
+    depth = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[(\[?)\s*([^\]]+?)\s*\]", line)
+        if header:
+            table = [part.strip().strip("\"'") for part in header.group(2).split(".")]
+            if header.group(1) and table == names[: len(table)]:
+                seen_tables += 1
+            in_reach = table == names[: len(table)] and not (header.group(1) and indexes and seen_tables != indexes[0])
+            if in_reach and len(table) >= depth:
+                best, depth = number, len(table)
+            continue
+        key = re.match(r"\s*(\"[^\"]+\"|'[^']+'|[\w-]+(?:\.[\w-]+)*)\s*=", line)
+        if not key:
+            continue
+        path = [*table, *(part.strip("\"'") for part in key.group(1).split("."))]
+        wrong_element = bool(table) and seen_tables >= 0 and bool(indexes) and seen_tables != indexes[0]
+        if path == names[: len(path)] and len(path) > depth and not wrong_element:
+            best, depth = number, len(path)
+    return best

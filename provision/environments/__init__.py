@@ -1,0 +1,1 @@
+"""Environments: built from their locks, verified, activated, found and removed."""

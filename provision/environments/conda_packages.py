@@ -1,0 +1,120 @@
+"""The conda part of an environment, installed by rattler: its interpreter, and what else its lock holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from provision.core.errors import BlockedError, SpecError
+from provision.environments import prefix
+from provision.installers import rattler
+from provision.lockfiles import conda_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from provision.core.layout import Root
+    from provision.environments.package_sources import Supply
+    from provision.lockfiles.conda_lock import CondaPackage
+
+
+@dataclass
+class CondaPart:
+    """Install the conda part of one environment: `lock` for `platform` (conda's name of this machine), or nothing.
+
+    `folder` holds the locks, `place` is where the environment lies in the end, `wanted` is auto, conda or system.
+    """
+
+    folder: Path
+    lock: Path | None
+    platform: str | None
+    wanted: str
+    place: Path
+    root: Root
+    supply: Supply
+    offline: bool
+    _locked: list[CondaPackage] | None = field(default=None, repr=False)
+
+    def choose(self) -> tuple[str, str | None]:
+        """Conda or system; and why the system's stands in where conda's was meant."""
+        wanted, lock = self.wanted, self.lock
+        if wanted == "system" or (wanted == "auto" and lock is None):
+            return "system", None
+        if lock is None:
+            raise SpecError(f"{self.folder} has no conda-lock.yml, so its python cannot come from conda.")
+        reason = self._no_conda(lock)
+        if reason is None:
+            return "conda", None
+        if wanted == "conda":
+            raise BlockedError(
+                f"python cannot be had from conda: {reason}. Name a mirror (channel_alias in ~/.condarc, or "
+                'CONDA_CHANNEL_ALIAS), or take the system\'s python: interpreter = "system" in host.toml.'
+            )
+        return "system", reason
+
+    def _no_conda(self, lock: Path) -> str | None:
+        """Return why the conda part cannot be installed here and now, or None."""
+        if self.platform is None:
+            return "conda has no name for this platform"
+        try:
+            packages = conda_lock.read_lock(lock, self.platform)
+        except SpecError as error:
+            if self.platform in {each.platform for each in conda_lock.read_lock(lock)}:
+                raise
+            return str(error).rstrip(".")
+        absent = rattler.not_cached(packages, self.root.pkgs)
+        if absent and self.offline:
+            return f"offline, and {len(absent)} of {len(packages)} conda packages are not in {self.root.pkgs}"
+        return self.supply.unreachable(absent)
+
+    def install(self, where: Path, reinstall: Sequence[str] = ()) -> None:
+        """Install the lock into a folder; the packages of `reinstall` are put anew.
+
+        Raises:
+            SpecError: there is no lock for this platform.
+            BlockedError: offline, and a package is not cached; or no space is left.
+        """
+        lock, platform = self.lock, self.platform
+        if lock is None or platform is None:
+            raise SpecError(f"{self.folder} has no conda-lock.yml for this platform. Restore it.")
+        mirrored = self.supply.for_conda(self.packages())
+        if self.offline and (absent := rattler.not_cached(self.packages(), self.root.pkgs)):
+            raise BlockedError(
+                f"offline, and {absent[0].name} is not in {self.root.pkgs}. Run again without --offline."
+            )
+        asked = self.folder / "environment.yml"
+        specs = [spec for spec, _ in conda_lock.read_environment(asked).conda] if asked.exists() else []
+        rattler.install(
+            lock,
+            platform,
+            where,
+            self.root.pkgs,
+            mirrored,
+            final=self.place,
+            specs=specs,
+            reinstall=reinstall,
+            kept=set(prefix.conda_records(where)) - {each.name for each in self.packages()},
+            full=bool(reinstall),
+        )
+
+    def packages(self, owner: dict[str, object] | None = None) -> list[CondaPackage]:
+        """Return what the lock holds; nothing for an environment (`owner`) whose python is the system's."""
+        lock = self.lock
+        if lock is None or (owner is not None and owner.get("interpreter") != "conda"):
+            return []
+        if self._locked is None:
+            self._locked = conda_lock.read_lock(lock, self.platform)
+        return self._locked
+
+    def python(self, kind: str = "auto") -> str | None:
+        """Return the version of the lock's python where it is the environment's (`kind` is conda or auto), or None."""
+        if kind == "system" or self.wanted == "system" or self.lock is None or self.platform is None:
+            return None
+        return next((each.version for each in self.packages() if each.name == "python"), None)
+
+    def far_cache(self) -> str | None:
+        """Return why packages were copied instead of linked, or None."""
+        if not self.root.pkgs.exists() or self.root.pkgs.stat().st_dev == self.place.stat().st_dev:
+            return None
+        return f"{self.root.pkgs} lies on another file system than {self.place}: its files were copied, not linked"

@@ -1,0 +1,116 @@
+"""The environments that are on this machine, ours and others', and what is wrong in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from provision.environments.activation import conda_bases
+from provision.environments.conda_pip_conflicts import dist_infos, mixed
+from provision.environments.prefix import conda_records, size_bytes
+from provision.installers import conda_settings
+from provision.lockfiles.requirements import normal
+from provision.volume.environment_marker import read_owner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from provision.core.layout import Root
+
+
+@dataclass(frozen=True)
+class Found:
+    """One environment; `mixed` says what pip put over conda's packages, `activatable` by what it is entered."""
+
+    name: str
+    prefix: str
+    manager: str
+    interpreter: str | None
+    variant: str | None
+    packages: int
+    mixed: tuple[str, ...]
+    activatable: str | None
+    size_bytes: int
+    on_volume: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Found]:
+    """Every environment in the places where environments are kept; ours first.
+
+    Args:
+        root: the persistent folder.
+        home: whose conda settings and folders are looked at.
+        environ: for CONDA_*, VIRTUAL_ENV and WORKON_HOME.
+    """
+    bases = conda_bases(environ, home)
+    folders = _children(root.prefix(""))
+    for base in bases:
+        folders += [base, *_children(base / "envs")]
+    for parent in _envs_dirs(environ, home):
+        folders += _children(parent)
+    listed = home / ".conda" / "environments.txt"
+    if listed.is_file():
+        folders += [Path(line) for line in listed.read_text(encoding="utf-8", errors="replace").split("\n") if line]
+    folders += [Path(environ[name]) for name in ("CONDA_PREFIX", "VIRTUAL_ENV") if environ.get(name)]
+    found: dict[Path, Found] = {}
+    for folder in folders:
+        try:
+            real = folder.resolve()
+            if real not in found and ((real / "conda-meta").is_dir() or (real / "pyvenv.cfg").is_file()):
+                found[real] = _look(folder, real, root, bases)
+        except OSError:
+            continue  # another user's
+    return list(found.values())
+
+
+def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> Found:
+    is_conda = (real / "conda-meta").is_dir()
+    owner = read_owner(real) or {}
+    infos = dist_infos(real)
+    torch = next((info.name.removesuffix(".dist-info") for info in infos if info.name.startswith("torch-")), None)
+    variant = owner.get("variant") or (torch.replace("-", " ") if torch else None)
+    records = conda_records(real) if is_conda else {}
+    if is_conda:
+        version = records.get("python", {}).get("version")
+        by_name = any(real.parent == base / "envs" for base in bases) or ".conda" in folder.parts
+        enter = f"conda activate {folder.name if by_name else real}" if bases else None
+    else:
+        config = (real / "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
+        match = re.search(r"^version(?:_info)?\s*=\s*(\S+)", config, re.MULTILINE)
+        version = match.group(1) if match else None
+        enter = f". {real}/bin/activate" if (real / "bin" / "activate").exists() else None
+    return Found(
+        name="base" if real in bases else folder.name,
+        prefix=str(real),
+        manager="conda" if is_conda else "venv",
+        interpreter=f"Python {version}" if version else None,
+        variant=str(variant) if variant else None,
+        packages=len(records) + sum(normal(info.name.split("-")[0]) not in records for info in infos),
+        mixed=tuple(mixed(real)) if is_conda else (),
+        activatable=enter,
+        # Other environments and the package cache lie inside conda's base.
+        size_bytes=size_bytes(real, ("envs", "pkgs") if real in bases else ()),
+        on_volume=real.is_relative_to(root.path.resolve()),
+    )
+
+
+def _envs_dirs(environ: Mapping[str, str], home: Path) -> list[Path]:
+    settings = conda_settings.conda_settings(environ, home)
+    listed = settings.get("envs_dirs") or settings.get("envs_path") or []
+    named = environ.get("CONDA_ENVS_DIRS") or environ.get("CONDA_ENVS_PATH") or ""
+    folders = [*named.split(":"), *(listed if isinstance(listed, list) else []), environ.get("WORKON_HOME", "")]
+    folders += [str(home / ".conda" / "envs"), str(home / ".virtualenvs")]
+    return [Path(str(folder)).expanduser() for folder in folders if folder]
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except OSError:
+        return []

@@ -1,0 +1,38 @@
+"""Writes a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_atomic(
+    path: Path, content: str | bytes, *, like: os.stat_result | None = None, private: bool = False
+) -> None:
+    """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part.
+
+    Args:
+        path: the file; the folders above it are made.
+        content: what it shall hold.
+        like: whose mode and owner it shall have, else the usual ones.
+        private: nobody else may read it, at no time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    try:
+        narrow = private or like is not None
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if narrow else 0o666)) as file:
+            file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        if like is not None:
+            if hasattr(os, "chown") and like.st_uid != os.geteuid():
+                os.chown(part, like.st_uid, like.st_gid)
+            part.chmod(stat.S_IMODE(like.st_mode))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,204 @@
+"""Conda's two files of an environment: `environment.yml`, which people write, and `conda-lock.yml`, version 1."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from provision.core.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+PLATFORMS = ("linux-64", "linux-aarch64", "osx-64", "osx-arm64", "win-64")
+_SUBDIRS = {
+    ("linux", "x86_64"): "linux-64",
+    ("linux", "aarch64"): "linux-aarch64",
+    ("darwin", "x86_64"): "osx-64",
+    ("darwin", "arm64"): "osx-arm64",
+    ("windows", "amd64"): "win-64",
+}
+_HEADER = "# Written by `provision env lock`: every package by its hashes, at its channel's own address. Do not edit.\n"
+
+
+@dataclass(frozen=True)
+class CondaPackage:
+    """One locked conda package of one platform; `url` is the channel's own address, whatever mirror serves it.
+
+    `size` in bytes and `timestamp` in seconds are known of a solution alone: the lock does not keep them.
+    """
+
+    name: str
+    version: str
+    platform: str
+    url: str
+    md5: str
+    sha256: str
+    dependencies: dict[str, str] = field(default_factory=dict)
+    size: int | None = field(default=None, compare=False)
+    timestamp: float | None = field(default=None, compare=False)
+
+    @property
+    def is_python(self) -> bool:
+        """Whether it is a Python package, so that pip sees it as installed."""
+        return "python" in self.dependencies
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What environment.yml asks for; each dependency with the line where it stands."""
+
+    channels: tuple[str, ...]
+    conda: tuple[tuple[str, int], ...]
+    pip: tuple[tuple[str, int], ...] = ()
+    platforms: tuple[str, ...] = ()
+
+
+def subdir(system: str, machine: str) -> str | None:
+    """Conda's name for a platform, or None where it has none.
+
+    Args:
+        system: as `platform.system()` in lower case.
+        machine: as `platform.machine()`.
+    """
+    return _SUBDIRS.get((system, machine.lower()))
+
+
+def read_lock(path: Path, platform: str | None = None) -> list[CondaPackage]:
+    """The packages that a lock pins, of one platform or of all.
+
+    Raises:
+        SpecError: it cannot be read, is no lock of version 1, or does not know the platform.
+    """
+    text, data = _load(path)
+    again = f"Restore it: git checkout -- {path}"
+    if not isinstance(data, dict) or data.get("version") != 1 or not isinstance(data.get("package"), list):
+        raise SpecError(f"{path} is no conda-lock file of version 1. {again}")
+    packages = []
+    for row in data["package"]:
+        package = _package(row)
+        if package is None:
+            line = row.lc.line + 1 if hasattr(row, "lc") else _line_of(text, str(row))
+            raise SpecError(f"{path}, line {line}: no pinned conda package (name, version, url, md5, sha256). {again}")
+        packages.append(package)
+    known = sorted({package.platform for package in packages})
+    if platform is not None and platform not in known:
+        raise SpecError(f"{path} is not locked for {platform}; it is for: {', '.join(known) or 'nothing'}.")
+    return [package for package in packages if platform in {None, package.platform}]
+
+
+def lock_text(packages: Sequence[CondaPackage], channels: Sequence[str], sources: Sequence[str]) -> str:
+    """A lock of version 1, as conda-lock 4 reads it.
+
+    Args:
+        packages: of every platform.
+        channels: names or addresses, the first preferred.
+        sources: the files that it was made from, relative to it.
+    """
+    rows = sorted(packages, key=lambda package: (package.name, package.platform))
+    lines = [_HEADER.rstrip(), "version: 1", "metadata:", "  content_hash: {}", "  channels:"]
+    for channel in channels:
+        lines += [f"  - url: {_quoted(channel)}", "    used_env_vars: []"]
+    lines += ["  platforms:", *(f"  - {platform}" for platform in sorted({row.platform for row in rows}))]
+    lines += ["  sources:", *(f"  - {source}" for source in sources), "package:"]
+    for row in rows:
+        lines += [f"- name: {_quoted(row.name)}", f"  version: {_quoted(row.version)}", "  manager: conda"]
+        lines += [f"  platform: {row.platform}"]
+        named = sorted((name, spec) for name, spec in row.dependencies.items() if not name.startswith("__"))
+        lines += ["  dependencies:" if named else "  dependencies: {}"]
+        lines += [f"    {_quoted(name)}: {_quoted(spec)}" for name, spec in named]
+        lines += [f"  url: {row.url}", "  hash:", f"    md5: {_quoted(row.md5)}", f"    sha256: {_quoted(row.sha256)}"]
+        lines += ["  category: main", "  optional: false"]
+    return "\n".join(lines) + "\n"
+
+
+def read_environment(path: Path) -> Environment:
+    """What an environment.yml asks for.
+
+    Raises:
+        SpecError: it cannot be read, or a package is asked of conda and of pip; with the lines.
+    """
+    _, data = _load(path)
+    if not isinstance(data, dict) or not isinstance(data.get("dependencies"), list):
+        raise SpecError(f"{path} has no list of dependencies.")
+    return _environment(path, data)
+
+
+def _environment(path: Path, data: Any) -> Environment:  # noqa: ANN401 (ruamel's own mapping, with line numbers)
+    unknown = sorted(set(data) - {"name", "channels", "dependencies", "prefix", "platforms", "category"})
+    if unknown:
+        raise SpecError(f"{path}, line {data.lc.key(unknown[0])[0] + 1}: unknown key {unknown[0]}.")
+    conda, pip = [], []
+    for number, entry in enumerate(data["dependencies"]):
+        line = data["dependencies"].lc.item(number)[0] + 1
+        if isinstance(entry, str):
+            conda.append((entry, line))
+        elif isinstance(entry, dict) and set(entry) == {"pip"} and isinstance(entry["pip"], list):
+            section: Any = entry["pip"]
+            pip += [(str(each), section.lc.item(at)[0] + 1) for at, each in enumerate(section)]
+        else:
+            raise SpecError(f"{path}, line {line}: a dependency is a text, or a list under pip:.")
+    lines = {package_name(spec): (spec, line) for spec, line in conda}
+    for spec, line in pip:
+        if package_name(spec) in lines:
+            other, first = lines[package_name(spec)]
+            raise SpecError(
+                f"{path}: line {first} asks conda for {other}, line {line} asks pip for {spec}: the one would "
+                "overwrite the other. Keep one of the two lines."
+            )
+    channels = tuple(str(channel) for channel in data.get("channels") or ["conda-forge"])
+    platforms = tuple(str(platform) for platform in data.get("platforms") or [])
+    unknown = sorted(set(platforms) - set(PLATFORMS))
+    if unknown:
+        raise SpecError(f"{path}: unknown platform {unknown[0]}; there is: {', '.join(PLATFORMS)}.")
+    return Environment(channels, tuple(conda), tuple(pip), platforms)
+
+
+def package_name(spec: str) -> str:
+    """The normalised name in a requirement such as `conda-forge::Some_Package>=1`."""
+    plain = re.match(r"\s*([A-Za-z0-9._-]*[A-Za-z0-9])", spec.rpartition("::")[2])
+    return re.sub(r"[-_.]+", "-", plain.group(1)).lower() if plain else ""
+
+
+def _package(row: Any) -> CondaPackage | None:  # noqa: ANN401 (whatever the file holds)
+    if not isinstance(row, dict) or row.get("manager") != "conda":
+        return None
+    pins = row.get("hash")
+    name, version, platform, url = (row.get(key) for key in ("name", "version", "platform", "url"))
+    texts = all(isinstance(value, str) and value for value in (name, version, platform, url))
+    if not isinstance(pins, dict) or not texts:
+        return None
+    md5, sha256 = str(pins.get("md5")), str(pins.get("sha256"))
+    if not re.fullmatch(r"[0-9a-f]{32}", md5) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        return None
+    dependencies = row.get("dependencies") or {}
+    if not isinstance(dependencies, dict):
+        return None
+    named = {str(name): str(spec) for name, spec in dependencies.items()}
+    return CondaPackage(str(name), str(version), str(platform), str(url), md5, sha256, named)
+
+
+def _load(path: Path) -> tuple[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, YAML(typ="rt").load(text)
+    except FileNotFoundError:
+        raise SpecError(f"{path} is not there.") from None
+    except (UnicodeDecodeError, YAMLError) as error:
+        raise SpecError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _line_of(text: str, word: str) -> int:
+    return next((number for number, line in enumerate(text.splitlines(), start=1) if word in line), 1)
+
+
+def _quoted(text: str) -> str:
+    """Every version quoted: an unquoted 3.11 would be read as a number."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,258 @@
+"""Chooses a mirror for each tool by what it holds and how fast it is, and keeps the choice on the volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from provision.config import toml
+from provision.core import layout
+from provision.core.errors import FirstlightError
+from provision.core.redact import redact
+from provision.core.step import Check, State
+from provision.installers import conda_settings, pip_settings, uv
+from provision.mirrors import official as official_hub
+from provision.mirrors import probe as mirror_probe
+from provision.mirrors import record as mirror_record
+from provision.mirrors.catalogue import OFFICIAL, TOOLS, CondaMirror, TorchMirror
+from provision.mirrors.probe import Asked, Probe
+from provision.mirrors.record import Choice, Record, Source
+from provision.volume.changes import keep_backup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from provision.config.torch import Variant
+    from provision.core.layout import Root
+    from provision.mirrors.catalogue import Catalogue
+    from provision.mirrors.probe_files import Witness
+    from provision.volume.journal import Journal
+
+# Writing into people's files is worth it from so much more speed on.
+_WORTH = 1.5
+_OTHERS = 4
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the mirrors are asked for: the locked files that stand for all, conda's channels, the build of torch."""
+
+    witnesses: Mapping[str, Sequence[Witness]]
+    channels: Sequence[str]
+    variant: Variant
+
+
+def wanted_of(asked: str | Mapping[str, str], catalogue: Catalogue) -> dict[str, str]:
+    """{tool: auto, keep, official or a mirror's name} from host.toml's `mirror`; what is not named is auto.
+
+    Raises:
+        SpecError: there is no such mirror, or it does not serve the tool.
+    """
+    if isinstance(asked, str):
+        if asked in {"auto", "keep", OFFICIAL}:
+            return dict.fromkeys(TOOLS, asked)
+        toml.choose(asked, ["auto", "keep", OFFICIAL, *catalogue.names()], "mirror")
+        return {tool: asked if tool in catalogue.tools_of(asked) else "auto" for tool in TOOLS}
+    for tool, name in asked.items():
+        toml.choose(name, ["auto", "keep", OFFICIAL, *catalogue.of(tool)], f"mirror of {tool}")
+    return {tool: asked.get(tool, "auto") for tool in TOOLS}
+
+
+@dataclass
+class Chooser:
+    """Asks the mirrors for one host."""
+
+    catalogue: Catalogue
+    needs: Needs
+    environ: Mapping[str, str]
+    home: Path
+    record: Record
+
+    def __post_init__(self) -> None:
+        """Ask pip for its settings once."""
+        self.settings = pip_settings.pip_settings(self.environ)
+
+    def own(self, tool: str) -> str | None:
+        """What this machine itself says of where a tool's files come from; what we wrote does not count."""
+        ours = self.record.chosen(tool).url or None
+        if tool == "pip":
+            return uv.own_index(self.environ, self.settings, self.home, ours)
+        if tool == "conda":
+            return conda_settings.own_channels(self.environ, self.home, self.record.chosen("conda").bases)
+        endpoint = self.environ.get("HF_ENDPOINT")
+        if tool == "hf" and endpoint and endpoint.rstrip("/") != (ours or "").rstrip("/"):
+            return f"HF_ENDPOINT={redact(endpoint)}"
+        return "pip's no-index" if tool == "torch" and pip_settings.says_no_index(self.settings) else None
+
+    def asked(self, tool: str, only: str | None = None) -> list[Asked]:
+        """Whom to ask for a tool: the official source and every mirror, or one by its name; nobody without a need."""
+        if not self.needs.witnesses[tool]:
+            return []
+        at_home = {name: f"{conda_settings.CHANNELS}/{name}" for name in self.needs.channels}
+        kind = "find-links" if tool == "torch" else "index"
+        every = [Asked(tool, OFFICIAL, self._official(tool), kind, at_home)]
+        for name, mirror in self.catalogue.of(tool).items():
+            source = self.source(tool, name)
+            channels = {each: source.channels[each] for each in self.needs.channels if each in source.channels}
+            if tool != "conda" or set(channels) == set(self.needs.channels):
+                every.append(Asked(tool, name, source.url, source.kind, channels, mirror.redirects, mirror.reach))
+        return [each for each in every if only in {None, each.name}]
+
+    def source(self, tool: str, name: str) -> Source:
+        """One mirror as it is used: with its build of torch, its channels."""
+        if name == OFFICIAL:
+            return Source(OFFICIAL)
+        mirror = self.catalogue.of(tool)[name]
+        if isinstance(mirror, TorchMirror):
+            return Source(name, mirror.address(self.needs.variant.name), mirror.kind)
+        if isinstance(mirror, CondaMirror):
+            known = dict.fromkeys([*self.needs.channels, "conda-forge", *mirror.elsewhere])
+            channels = {each: place for each in known if (place := mirror.channel(each))}
+            channels |= {each: f"{conda_settings.CHANNELS}/{each}" for each in mirror.lacks}
+            return Source(name, mirror.url.rstrip("/"), channels=channels, defaults=mirror.defaults)
+        return Source(name, mirror.url)
+
+    def probe(self, asked: Sequence[Asked]) -> list[Probe]:
+        """Look at them all at once."""
+        return mirror_probe.probe(
+            asked, self.needs.witnesses, partial(pip_settings.session, self.environ, self.settings)
+        )
+
+    def auto(self, tool: str, found: Sequence[Probe]) -> Choice:
+        """The best of what was found: the official source stays where no mirror is much faster."""
+        own = self.own(tool)
+        if own:
+            return Choice("auto", (), f"this machine's own setting stays: {own}")
+        ranked = mirror_probe.ranked([each for each in found if each.asked_of.tool == tool])
+        if not ranked:
+            why = "no mirror can be used" if self.needs.witnesses[tool] else "nothing of it is locked here"
+            return Choice("auto", (Source(OFFICIAL),), why)
+        best = ranked[0]
+        official = next((each for each in ranked if each.asked_of.name == OFFICIAL), None)
+        if official is not None and official.is_complete and _rate(official) * _WORTH >= _rate(best):
+            best = official
+        others = [each for each in ranked if each is not best][:_OTHERS]
+        named = [self._used(tool, each) for each in (best, *others)]
+        if not any(each.is_official for each in named):
+            named.append(Source(OFFICIAL))
+        return Choice("auto", tuple(named), f"{best.held} of {best.asked} locked files, {_rate(best):g} MB/s")
+
+    def named(self, tool: str, name: str, found: Sequence[Probe]) -> Choice:
+        """A mirror by its name; the official source follows where it fails, then the others of the catalogue.
+
+        Raises:
+            FirstlightError: it was asked, and cannot be used.
+        """
+        if name == OFFICIAL:
+            return Choice(OFFICIAL, (Source(OFFICIAL),), "nothing is overridden")
+        probe = next((each for each in found if (each.asked_of.tool, each.asked_of.name) == (tool, name)), None)
+        if probe is not None and probe.error:
+            raise FirstlightError(
+                f"{name} cannot be used for {tool}: it {probe.error}. Look for another: "
+                f"{layout.program()} mirrors probe. To write it unasked: --offline"
+            )
+        first = self._used(tool, probe) if probe else self.source(tool, name)
+        others = [self.source(tool, other) for other in self.catalogue.of(tool) if other != name]
+        held = f"{probe.held} of {probe.asked} locked files, {_rate(probe):g} MB/s" if probe else "it was not asked"
+        return Choice(name, (first, Source(OFFICIAL), *others[:_OTHERS]), held)
+
+    def _used(self, tool: str, probe: Probe) -> Source:
+        source = self.source(tool, probe.asked_of.name)
+        return source if source.is_official else replace(source, kind=probe.kind)
+
+    def _official(self, tool: str) -> str:
+        known = {
+            "pip": pip_settings.official_index,
+            "conda": lambda: conda_settings.CHANNELS,
+            "hf": official_hub.official_endpoint,
+        }
+        return known[tool]() if tool in known else self.needs.variant.find_links or ""
+
+
+class MirrorStep:
+    """For each tool it is decided where its files come from."""
+
+    name = "mirrors"
+    essential = False
+    local = False
+
+    def __init__(
+        self,
+        root: Root,
+        wanted: Mapping[str, str],
+        catalogue: Catalogue,
+        needed: Callable[[], Needs],
+        environ: Mapping[str, str],
+        home: Path,
+        journal: Journal,
+        *,
+        offline: bool,
+        again: bool = False,
+        nodefaults: bool | None = None,
+    ) -> None:
+        """Take what is wanted of each tool; `again`: choose also where a choice stands."""
+        self.root, self.wanted, self.catalogue, self.needed = root, wanted, catalogue, needed
+        self.environ, self.home, self.journal = environ, home, journal
+        self.offline, self.again, self.nodefaults = offline, again, nodefaults
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return "ask every mirror, a few seconds, and choose by what it holds and how fast it is"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a choice is not asked again)
+        """Look whether there is a choice, and whether it is the one that is wanted."""
+        record = mirror_record.read(self.root)
+        if self.again:
+            return Check(State.DRIFTED, "to be chosen")
+        if record is not None and record.restored and set(self.wanted.values()) <= {"auto", "keep"}:
+            return Check(State.OK, f"taken back by you; choose again with: {layout.program()} mirrors use auto")
+        left = [tool for tool, asked in self.wanted.items() if not _stands(record, tool, asked)]
+        if left and self.offline and all(self.wanted[tool] == "auto" for tool in left):
+            return Check(State.OK, "not chosen yet, and this run is offline")
+        if left:
+            return Check(State.DRIFTED, f"{', '.join(left)}: not chosen yet")
+        return Check(State.OK, _told(record or Record()))
+
+    def apply(self) -> None:
+        """Ask, choose, and keep the choice."""
+        record = mirror_record.read(self.root) or Record()
+        chooser = Chooser(self.catalogue, self.needed(), self.environ, self.home, record)
+        tools = {tool: asked for tool, asked in self.wanted.items() if asked != "keep"}
+        if not self.again:
+            tools = {tool: asked for tool, asked in tools.items() if not _stands(record, tool, asked)}
+        asked: list[Asked] = []
+        for tool, name in tools.items():
+            if not self.offline and name != OFFICIAL and not (name == "auto" and chooser.own(tool)):
+                asked += chooser.asked(tool, None if name == "auto" else name)
+        found = chooser.probe(asked) if asked else []
+        fresh = {
+            tool: chooser.auto(tool, found) if name == "auto" else chooser.named(tool, name, found)
+            for tool, name in tools.items()
+        }
+        nodefaults = record.nodefaults if self.nodefaults is None else self.nodefaults
+        kept = replace(record, choices={**record.choices, **fresh}, restored=False, nodefaults=nodefaults)
+        keep_backup(mirror_record.file_of(self.root), mirror_record.text_of(kept).encode(), self.journal)
+        mirror_record.write(self.root, kept)
+        self.again = False
+
+
+def _stands(record: Record | None, tool: str, asked: str) -> bool:
+    if asked == "keep":
+        return True
+    if record is None or tool not in record.choices:
+        return False
+    return asked == "auto" or record.choices[tool].first.name == asked
+
+
+def _told(record: Record) -> str:
+    words = []
+    for tool, choice in record.choices.items():
+        name = choice.first.name if choice.sources else "this machine's own"
+        words.append(f"{tool} {name}")
+    return ", ".join(words) or "nothing is overridden"
+
+
+def _rate(probe: Probe) -> float:
+    return probe.megabytes_per_second or 0.0

@@ -1,0 +1,1 @@
+"""Models in the Hugging Face cache: pulled, verified, listed, removed, and what stands in for them."""

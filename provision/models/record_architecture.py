@@ -1,0 +1,33 @@
+"""Records what architectures are made of, so that their stand-ins are built without an import of torch.
+
+After a lock or an architecture changed:
+python -m provision.models.record_architecture ROOT/envs/diffusers/bin/python NAME...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from provision.core import layout
+from provision.models import architectures, stand_ins
+
+
+def record(envs: Path, python: Path, names: list[str]) -> None:
+    """Ask an environment's interpreter what architectures are made of, and write that beside them.
+
+    Args:
+        envs: the folder with the architectures.
+        python: the interpreter of an environment that has diffusers.
+        names: the architectures.
+
+    Raises:
+        FirstlightError: there is no such architecture, or the interpreter cannot describe it.
+    """
+    for name in names:
+        architecture = architectures.load(envs, name)
+        architectures.record(envs, architecture, stand_ins.describe(architecture, python))
+
+
+if __name__ == "__main__":
+    record(layout.shipped_envs(), Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,175 @@
+"""The step that puts a pinned model into the hub cache, or says plainly that random weights stand in for it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from provision.core.errors import FirstlightError
+from provision.core.redact import redact
+from provision.core.step import Check, State
+from provision.fs.atomic import write_atomic
+from provision.fs.file_lock import alone
+from provision.models import former_ids, load_line, stand_ins
+from provision.models.hub_client import HubError
+from provision.models.pull import Pull
+from provision.models.verify import Depth
+from provision.net.download import DownloadError
+from provision.net.source_health import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from provision.config.models import ModelSpec
+    from provision.core.layout import Root
+    from provision.core.progress import Progress
+    from provision.models.architectures import Architecture
+    from provision.models.hub_client import Hub
+    from provision.models.hubs import Hubs
+
+_SIGN_OF_LIFE_SECONDS = 1.0
+
+
+class ModelStep:
+    """Every file of one model lies in the hub cache, or a stand-in is on record with its reason.
+
+    Args:
+        root: the volume.
+        name: the model's name in the manifest.
+        spec: its entry.
+        hubs: where it may come from.
+        retry: look again for a hub that was silent before (setup does, status does not).
+        progress: told the bytes that arrive, and how many will; while files are hashed, their bytes.
+        build: builds the stand-in, and reports its bytes; None: it is only put on record.
+        tell: told what takes long.
+        pinned: every revision of its repository that the manifest pins.
+        architecture: what it is made of; None where that is not known.
+    """
+
+    essential = False
+    local = False
+
+    def __init__(
+        self,
+        root: Root,
+        name: str,
+        spec: ModelSpec,
+        hubs: Hubs,
+        *,
+        retry: bool,
+        progress: Progress,
+        build: Callable[[Progress], Path] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+        pinned: Collection[str] = (),
+        architecture: Architecture | None = None,
+    ) -> None:
+        """Take what the class says."""
+        self.name = f"model {name}"
+        self.root = root
+        self.model = name
+        self.pull = Pull(root, name, spec, hubs, pinned=pinned, ledger=Ledger(tell=tell))
+        self.retry = retry
+        self.progress = progress
+        self.build = build
+        self.architecture = architecture
+
+    def describe(self) -> str:
+        """The plan's line."""
+        spec = self.pull.spec
+        known = f"{spec.bytes / 1e9:.2f} GB, " if spec.bytes else ""
+        return f"pull {spec.repo} ({known}{spec.license}) from {self.pull.hubs.every()[0].shown}"
+
+    def check(self, *, deep: bool = False) -> Check:
+        """Look at every file's presence and size; `deep` hashes each against its pin."""
+        states = self.pull.look(Depth.HASH if deep else Depth.SIZE, self._hashed)
+        wrong = [state for state in states if state.state != "ok"]
+        if not wrong:
+            return self._whole(sum(state.size or 0 for state in states), ", every hash right" if deep else "")
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        detail = f"{wrong[0].path} {wrong[0].reason}{more}"
+        reason = recorded(self.root).get(self.model)
+        if reason is None or any(state.state != "missing" for state in wrong):
+            return Check(State.DRIFTED, detail)
+        if self.retry and (back := self._hub_that_is_back()):
+            return Check(State.DRIFTED, f"{back.shown} answers now")
+        built = stand_ins.snapshot_of(self.root, self.model)
+        if self.retry and self.build is not None and built is None:
+            return Check(State.DRIFTED, "its stand-in is not built")
+        if built is None:
+            said = f"{self.model}: none of its files is here ({reason})"
+            return Check(State.OK, "nothing is here; bench makes random weights", said)
+        load = _to_load(load_line.of_stand_in(self.model, self.pull.spec, self.architecture))
+        return Check(State.OK, f"stand-in: random weights{load}", f"{self.model}: random weights stand in ({reason})")
+
+    def _whole(self, size: int, how: str) -> Check:
+        """Describe a model whose files are all here; its former ids lead to it where the cache can be written."""
+        hub, spec, said = self.root.hub_in_use, self.pull.spec, list(self.pull.ledger.loud())
+        if lost := former_ids.missing(hub, spec):
+            if former_ids.can_be_made(hub, spec):
+                return Check(State.DRIFTED, f"{spec.repo} is not found as {lost[0]}")
+            said.append(f"{hub} cannot be written, so {spec.repo} is not found as {lost[0]}")
+        fetched = self.pull.ledger.summary()
+        how += f": {fetched}" if fetched else ""
+        load = _to_load(load_line.of_model(self.root, spec, self.architecture))
+        return Check(State.OK, f"{spec.repo}, {size:,} bytes{how}{load}", "; ".join(said) or None)
+
+    def apply(self) -> None:
+        """Pull what is missing; where the hub does not answer, build the stand-in and put it on record."""
+        self.retry = False
+        try:
+            plan = self.pull.plan(self._hashed)
+            total = plan.bytes_wanted
+            self.pull.run(plan, lambda _, count: self.progress(count, total))
+        except (HubError, DownloadError) as error:
+            record(self.root, self.model, self._stand_in(str(error)))
+        else:
+            record(self.root, self.model, None)
+
+    def _hashed(self, _path: str, count: int) -> None:
+        """Bytes of a file that is here have been hashed."""
+        self.progress(count, self.pull.spec.bytes or 0, "bytes hashed")
+
+    def _stand_in(self, reason: str) -> str:
+        if self.build is None:
+            return reason
+        try:
+            self.build(self.progress)
+        except FirstlightError as error:
+            return f"{reason}; none was built: {error}"
+        return reason
+
+    def _hub_that_is_back(self) -> Hub | None:
+        spec = self.pull.spec
+        for hub in self.pull.hubs.every():
+            with suppress(HubError):
+                hub.listing(spec.repo, spec.revision, seconds=_SIGN_OF_LIFE_SECONDS)
+                return hub
+        return None
+
+
+def _to_load(line: str | None) -> str:
+    return f"; load it: {line}" if line else ""
+
+
+def recorded(root: Root) -> dict[str, str]:
+    """{model: why random weights stand in for it on this volume}."""
+    try:
+        kept = json.loads(root.stand_ins.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(reason) for name, reason in kept.items()} if isinstance(kept, dict) else {}
+
+
+def record(root: Root, model: str, reason: str | None) -> None:
+    """Put a stand-in on record, or (None) take it off."""
+    if reason is None and model not in recorded(root):
+        return
+    with alone(root.stand_ins):
+        kept = recorded(root)
+        wanted = {name: why for name, why in kept.items() if name != model}
+        if reason is not None:
+            wanted[model] = redact(reason)
+        if wanted != kept:
+            write_atomic(root.stand_ins, json.dumps(wanted, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,1 @@
+"""Moves a folder to the root, leaves a link, and restores the links after a wipe."""

@@ -1,0 +1,387 @@
+"""Puts back what a run has changed, newest first: links, folders, files with their modes, variables."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from provision.core import layout
+from provision.core.errors import SpecError
+from provision.core.progress import no_progress
+from provision.core.step import Check, State
+from provision.fs import tree
+from provision.fs.atomic import write_atomic
+from provision.fs.open_dir import Folder, link_target
+from provision.relocation.move import Mover, Pair
+from provision.relocation.undo_merge import PartStep
+from provision.volume import relink, variables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from provision.core.layout import Root
+    from provision.core.progress import Progress
+    from provision.core.step import Step
+    from provision.volume.journal import Journal
+
+_MOVES = {"copy", "place", "move", "drop", "bring", "merge"}
+_STAYS = {
+    "mark": "the volume keeps its marker",
+    "environment": "the environment stays; take it away with: env remove",
+    "remove": "an environment that was removed is made again by setup",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run by its journal."""
+
+    name: str
+    header: dict[str, object]
+    acts: tuple[dict[str, object], ...]
+    undone: bool
+    backup: Path
+
+    @property
+    def backup_bytes(self) -> int:
+        """What its backup takes."""
+        return sum(file.stat().st_size for file in self.backup.rglob("*") if file.is_file())
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON types."""
+        return {
+            "run": self.name,
+            "command": self.header.get("command") or None,
+            "host": self.header.get("host"),
+            "acts": len(self.acts),
+            "undone": self.undone,
+            "backup_bytes": self.backup_bytes,
+        }
+
+
+def runs(root: Root) -> list[Run]:
+    """The runs that changed something, oldest first; undoing is no run of its own here."""
+    found = []
+    undone: set[str] = set()
+    for path in sorted(root.journal.glob("*.jsonl")):
+        header, *acts = _lines(path) or [{}]
+        undone |= {str(act.get("run")) for act in acts if act.get("act") == "undone"}
+        if header.get("command") != "undo":
+            found.append((path.stem, header, acts))
+    # The names of two runs of one second say nothing of their order.
+    found.sort(key=lambda run: (str(run[1].get("started")), _at(run[2])))
+    backups = root.state / "backup"
+    return [Run(name, header, tuple(acts), name in undone, backups / name) for name, header, acts in found]
+
+
+def _at(acts: Sequence[dict[str, object]]) -> float:
+    """Return the time of the first act of a run."""
+    at = acts[0].get("at") if acts else None
+    return float(at) if isinstance(at, int | float) else 0.0
+
+
+def choose(root: Root, name: str | None) -> Run:
+    """The named run, else the newest that is not undone.
+
+    Raises:
+        SpecError: there is none.
+    """
+    every = runs(root)
+    if name is not None:
+        found = [run for run in every if run.name == name]
+        if not found:
+            raise SpecError(f"there is no run {name}; `{layout.program()} undo --list` shows them.")
+        return found[0]
+    left = [run for run in every if not run.undone]
+    if not left:
+        raise SpecError(f"nothing is left to undo on {root.path}.", next_act=f"{layout.program()} undo --list")
+    return left[-1]
+
+
+def steps(run: Run, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
+    """Return the steps that put a run back, newest first; copies report to `progress`."""
+    built: list[Step] = []
+    seen: set[str] = set()
+
+    def once(key: str) -> bool:
+        fresh = key not in seen
+        seen.add(key)
+        return fresh
+
+    moved = {str(act["source"]) for act in run.acts if act.get("act") == "move"}
+    for act in reversed(run.acts):
+        kind, path = act.get("act"), Path(str(act.get("path")))
+        if kind in _MOVES:
+            source, target = Path(str(act["source"])), Path(str(act["target"]))
+            if once(f"move {source}"):
+                built.append(_moved(run, Pair(source, target), root, home, journal, progress))
+        elif kind == "link" and str(path) not in moved and once(f"link {path}"):
+            first = next(each for each in run.acts if each.get("act") == "link" and each.get("path") == act["path"])
+            built.append(LinkBack(path, str(act["target"]), first.get("was"), root, home, journal))
+        elif kind == "links":
+            pairs = zip(_texts(act.get("paths")), _texts(act.get("targets")), strict=True)
+            built += [
+                LinkBack(Path(path), target, None, root, home, journal)
+                for path, target in pairs
+                if path not in moved and once(f"link {path}")
+            ]
+        elif kind == "file" and once(f"file {path}"):
+            first = next(each for each in run.acts if each.get("act") == "file" and each.get("path") == act["path"])
+            built.append(FileBack(path, first.get("backup"), first.get("mode"), act.get("sha256"), journal))
+        elif kind == "folder" and once(f"folder {path}"):
+            built.append(FolderBack(path, journal))
+        elif kind == "variable" and once(f"variable {act['name']}"):
+            built.append(VariableBack(root, str(act["name"]), act.get("value"), act.get("was"), journal))
+    return built
+
+
+def stays(run: Run) -> list[str]:
+    """What a run did that is not put back, and what to do about it."""
+    done = {str(act.get("act")) for act in run.acts}
+    again = ["what host.toml or a profile still asks for, the next setup does again"] if done - set(_STAYS) else []
+    return [text for kind, text in _STAYS.items() if kind in done] + again
+
+
+def _moved(run: Run, pair: Pair, root: Root, home: Path, journal: Journal, progress: Progress) -> Step:
+    mine = [act for act in run.acts if act.get("source") == str(pair.source) and act.get("target") == str(pair.target)]
+    manifests = [Path(str(act["manifest"])) for act in mine if act.get("act") == "merge"]
+    if manifests:
+        return PartStep(pair, manifests, root, home, journal)
+    committed = any(act.get("act") in {"place", "move"} for act in mine)
+    return MoveBack(pair, root, home, journal, progress, committed=committed)
+
+
+def _texts(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []
+
+
+def _lines(path: Path) -> list[dict[str, object]]:
+    """The lines of a journal; the last may have been cut by a kill."""
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append(row)
+    return found
+
+
+class _Back:
+    """What every step of an undo is."""
+
+    essential = False
+    local = True
+    name = ""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+
+class MoveBack(_Back):
+    """A folder is where it was before it was moved, with all that has come into it since."""
+
+    def __init__(
+        self, pair: Pair, root: Root, home: Path, journal: Journal, progress: Progress = no_progress, *, committed: bool
+    ) -> None:
+        """Take the pair that was moved; `committed` is False where the run was killed while it copied."""
+        super().__init__(journal)
+        self.name = f"folder {pair.source.name}"
+        self.pair = pair
+        self.root = root
+        self.home = home
+        self.committed = committed
+        self.progress = progress
+        self._back = Pair(pair.target, pair.source)
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return f"move {self.pair.target} back to {self.pair.source}"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a place has no depth)
+        """Look where the folder is."""
+        source, target = self.pair.source, self.pair.target
+        there = os.path.lexists(target) or self._back.unfinished
+        if not self.committed:
+            left = os.path.lexists(self.pair.partial)
+            return Check(State.DRIFTED if left else State.OK, f"{source} was not moved")
+        found = link_target(source)
+        if found is not None and found != str(target):
+            return Check(
+                State.BLOCKED, f"{source} leads to {found} now, and not to {target}. Look at it: ls -l {source}"
+            )
+        if found is None and source.is_dir() and not there:
+            return Check(State.OK, f"{source} is a folder, as it was")
+        if not there:
+            return Check(State.BLOCKED, f"{target} is gone, so nothing can be moved back to {source}")
+        return Check(State.DRIFTED, f"{source} lies at {target}")
+
+    def apply(self) -> None:
+        """Take the link away, move the folder, take away the link that the move left."""
+        source, target = self.pair.source, self.pair.target
+        with Folder.at(target.parent) as there:
+            if self.committed and (os.path.lexists(target) or self._back.unfinished):
+                if link_target(source) == str(target):
+                    self.journal.record("unlink", path=source, whole=target)
+                    with Folder.at(source.parent) as parent:
+                        parent.unlink(source.name)
+                Mover(self.journal, self.progress).run([self._back])
+            if link_target(target) == str(source):
+                there.unlink(target.name)
+            tree.remove(there, self.pair.partial.name)
+        relink.forget(self.root, self.home, source)
+
+
+class LinkBack(_Back):
+    """A link is as it was before the run: absent, or leading elsewhere."""
+
+    def __init__(self, path: Path, target: str, was: object, root: Root, home: Path, journal: Journal) -> None:
+        """Take the link, where the run let it lead, and where it led before (None: it was not there)."""
+        super().__init__(journal)
+        self.name = f"link {path.name}"
+        self.path, self.target = path, target
+        self.was = None if was is None else str(was)
+        self.root, self.home = root, home
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return f"let {self.path} lead to {self.was} again" if self.was else f"take the link {self.path} away"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no depth)
+        """Look where it leads."""
+        found = link_target(self.path)
+        if found == self.was and (found is not None or not os.path.lexists(self.path)):
+            return Check(State.OK, f"{self.path} is as it was")
+        if found == self.target:
+            return Check(State.DRIFTED, f"{self.path} -> {self.target}")
+        now = f"leads to {found}" if found else "is no link"
+        return Check(State.BLOCKED, f"{self.path} {now} now, and not to {self.target}. Look at it: ls -l {self.path}")
+
+    def apply(self) -> None:
+        """Take it away, or lead it back."""
+        self.journal.record("unlink", path=self.path)
+        with Folder.at(self.path.parent) as parent:
+            parent.unlink(self.path.name)
+            if self.was:
+                parent.symlink(self.path.name, self.was)
+        relink.forget(self.root, self.home, self.path)
+
+
+class FileBack(_Back):
+    """A file of the user's holds its earlier bytes with its earlier mode, or is absent again."""
+
+    def __init__(self, path: Path, backup: object, mode: object, digest: object, journal: Journal) -> None:
+        """Take the file, its backup and mode (None: it was not there), and the sha256 of what the run left in it."""
+        super().__init__(journal)
+        self.name = f"file {path.name}"
+        self.path = path
+        self.backup = None if backup is None else Path(str(backup))
+        self.mode = int(str(mode)) if mode is not None else None
+        self.digest = digest
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return f"put back the earlier bytes of {self.path}" if self.backup else f"take {self.path} away"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read whole)
+        """Compare it with what the run left, and with what was before."""
+        now = self.path.read_bytes() if self.path.exists() else None
+        if self.backup is not None and not self.backup.exists():
+            return Check(State.BLOCKED, f"the backup of {self.path} was dropped by gc, so it cannot be put back")
+        before = self.backup.read_bytes() if self.backup else None
+        if now == before:
+            return Check(State.OK, f"{self.path} is as it was")
+        if (None if now is None else hashlib.sha256(now).hexdigest()) == self.digest:
+            return Check(State.DRIFTED, f"{self.path} holds what the run wrote")
+        old, new = ((text or b"").decode(errors="replace").splitlines() for text in (now, before))
+        diff = "\n".join(difflib.unified_diff(old, new, f"{self.path} now", f"{self.path} before", lineterm=""))
+        return Check(State.BLOCKED, f"{self.path} was changed since. Take that out, or do it by hand:\n{diff}")
+
+    def apply(self) -> None:
+        """Write the earlier bytes, with their mode."""
+        self.journal.record("restore", path=self.path)
+        if self.backup is None:
+            self.path.unlink()
+            return
+        write_atomic(self.path, self.backup.read_bytes(), like=self.path.stat() if self.path.exists() else None)
+        if self.mode is not None:
+            self.path.chmod(self.mode)
+
+
+class FolderBack(_Back):
+    """A folder that the run made is gone, unless something lies in it."""
+
+    def __init__(self, path: Path, journal: Journal) -> None:
+        """Take the folder."""
+        super().__init__(journal)
+        self.name = f"folder {path.name}"
+        self.path = path
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return f"take the empty folder {self.path} away"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a folder is looked into)
+        """Look whether it is there and empty."""
+        if not self.path.is_dir() or link_target(self.path) is not None:
+            return Check(State.OK, f"{self.path} is not there")
+        if any(self.path.iterdir()):
+            return Check(State.OK, f"{self.path} stays: something lies in it")
+        return Check(State.DRIFTED, f"{self.path} was made by the run")
+
+    def apply(self) -> None:
+        """Take it away."""
+        self.journal.record("rmdir", path=self.path)
+        self.path.rmdir()
+
+
+class VariableBack(_Back):
+    """A variable of the volume is as it was."""
+
+    def __init__(self, root: Root, name: str, value: object, was: object, journal: Journal) -> None:
+        """Take its name, the run's value, and the earlier one (None: it was not set)."""
+        super().__init__(journal)
+        self.name = f"variable {name}"
+        self.root, self.variable = root, name
+        self.value = None if value is None else str(value)
+        self.was = None if was is None else str(was)
+
+    def describe(self) -> str:
+        """The plan's line."""
+        return f"set {self.variable} to {self.was} again" if self.was else f"unset {self.variable}"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper)
+        """Look at its value."""
+        now = variables.kept(self.root).get(self.variable)
+        if now == self.was:
+            return Check(State.OK, f"{self.variable} is as it was")
+        if now == self.value:
+            return Check(State.DRIFTED, f"{self.variable}={now}")
+        return Check(State.BLOCKED, f"{self.variable}={now} was set since. Look at it: cat {self.root.variables}")
+
+    def apply(self) -> None:
+        """Write the earlier value."""
+        every = {name: value for name, value in variables.kept(self.root).items() if name != self.variable}
+        self.journal.record("unset", name=self.variable)
+        variables.write(self.root, every | ({self.variable: self.was} if self.was else {}))
+
+
+def collectable(root: Root) -> list[Run]:
+    """The runs whose backups take room."""
+    return [run for run in runs(root) if run.backup.exists()]
+
+
+def collect(every: Sequence[Run]) -> Iterator[Path]:
+    """Drop the backups; yields each folder after it is gone."""
+    import shutil
+
+    for run in every:
+        if run.backup.exists():  # another run may have dropped it while this one waited
+            shutil.rmtree(run.backup)
+            yield run.backup

@@ -1,0 +1,211 @@
+"""What the import contract in pyproject.toml cannot say: heavy packages, who prints, and how long a file is."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGES = ("provision", "bench")
+# Heavy or peculiar packages, and the modules that may import them.
+KEPT = {
+    "torch": {"bench.worker", "bench.pytest_plugin", "provision.models.stand_in_worker"},
+    "diffusers": {"bench.worker", "provision.models.stand_in_worker"},
+    "transformers": {"bench.worker.components", "provision.models.stand_in_worker"},
+    "PIL": {"bench.worker.numerics", "bench.run.image_quality"},
+    "matplotlib": {"bench.report.charts"},
+    "jinja2": {"bench.report.html_page", "bench.run.recipe"},
+    "huggingface_hub": {"provision.models.hf_listing", "provision.models.hub_client", "provision.mirrors.official"},
+    "uv": {"provision.installers.uv"},
+    "rattler": {"provision.installers.rattler_worker"},
+    "ruamel": {
+        "provision.lockfiles.conda_lock",
+        "provision.installers.conda_settings",
+        "provision.mirrors.config_text",
+    },
+    "tomlkit": {"provision.mirrors.config_text", "provision.models.lock_manifest"},
+    "pynvml": {"provision.host.facts", "bench.gpu.nvml"},
+    "typer": {"provision.cli", "bench.cli", "provision.core.command_end"},
+    "pydantic": {"provision.config", "provision.mirrors", "bench.run.cases", "bench.gpu.specs", "bench.validate.rules"},
+}
+# Who writes to stdout and stderr; the worker and the bootstrap write to streams of their own.
+PRINTING = {"provision.cli", "bench.cli", "provision.core.command_end"}
+# What the measured interpreter runs: it has none of the toolbox's packages.
+MEASURED = ("bench.worker", "bench.core")
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(dotted name, file) of every module of ours; a package is its __init__.py."""
+    found = []
+    for package in PACKAGES:
+        for file in sorted((CHECKOUT / package).rglob("*.py")):
+            parts = file.relative_to(CHECKOUT).with_suffix("").parts
+            found.append((".".join(parts).removesuffix(".__init__"), file))
+    return found
+
+
+MODULES = modules()
+EACH = pytest.mark.parametrize(("name", "file"), MODULES, ids=[name for name, _ in MODULES])
+
+
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports outside of type checking, as dotted names."""
+    tree = tree_of(file)
+    skipped = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    found = set()
+    for node in set(ast.walk(tree)) - skipped:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def lies_in(name: str, places: set[str] | tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+@EACH
+def test_heavy_packages_are_imported_where_they_belong(name: str, file: Path) -> None:
+    for imported in imports(file):
+        top = imported.split(".")[0]
+        assert top not in KEPT or lies_in(name, KEPT[top]), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("package", list(KEPT))
+def test_every_heavy_package_is_used_where_it_is_allowed(package: str) -> None:
+    users = {name for name, file in MODULES if package in {each.split(".")[0] for each in imports(file)}}
+    assert {place for place in KEPT[package] if not any(lies_in(user, {place}) for user in users)} == set()
+
+
+@EACH
+def test_the_measured_interpreter_needs_torch_and_diffusers_alone(name: str, file: Path) -> None:
+    if not lies_in(name, MEASURED):
+        return
+    libraries = {"torch", "diffusers", "transformers", "PIL"}
+    for imported in imports(file):
+        top = imported.split(".")[0]
+        assert top in libraries or top in sys.stdlib_module_names or lies_in(imported, MEASURED), f"{name}: {imported}"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "provision.cli.main",
+        "provision.setup.plan",
+        "bench.cli.main",
+        "bench.report.tables",
+        "bench.launch.worker_process",
+    ],
+)
+def test_the_parents_import_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers', 'numpy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    assert done.stdout.strip() == "[]"
+
+
+@EACH
+def test_only_commands_print(name: str, file: Path) -> None:
+    calls = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
+    prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+    assert not prints or lies_in(name, PRINTING), f"{name} prints"
+
+
+@EACH
+def test_a_package_says_what_belongs_there_and_imports_nothing(name: str, file: Path) -> None:
+    if file.name != "__init__.py":
+        return
+    tree = tree_of(file)
+    assert len(ast.get_docstring(tree) or "") > 10 or name in PACKAGES
+    assert len(tree.body) <= 1, f"{name}/__init__.py holds more than its docstring"
+
+
+@pytest.mark.parametrize("subject", ["environments", "models", "relocation"])
+def test_a_subject_keeps_its_step_in_step_py(subject: str) -> None:
+    classes = [
+        node.name
+        for node in tree_of(CHECKOUT / "provision" / subject / "step.py").body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert any(name.endswith("Step") for name in classes)
+
+
+def test_every_file_is_short() -> None:
+    for file in CHECKOUT.glob("*/**/*.py"):
+        if ".venv" not in file.parts and ".cache" not in file.parts:
+            assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, f"{file} has grown over 400 lines"
+
+
+def test_data_folders_hold_no_code() -> None:
+    assert not list((CHECKOUT / "envs").rglob("*.py"))
+
+
+def test_what_is_installed_as_a_package_needs_what_the_toolbox_has() -> None:
+    text = (CHECKOUT / "envs" / "toolbox" / "requirements.in").read_text(encoding="utf-8")
+    toolbox = {re.split(r"[^\w.-]", line)[0] for line in text.splitlines() if line and not line.startswith("#")}
+    project = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert declared is not None
+    assert {re.split(r"[^\w.-]", each)[0] for each in re.findall(r'"(.*?)"', declared.group(1))} == toolbox
+
+
+# A wrong import of each kind, and the contract of pyproject.toml that refuses it.
+PLANTED = {
+    "provision/core/errors.py": ("import provision.fs.tree", "provision: seven layers"),
+    "provision/models/step.py": ("import provision.relocation.move", "provision: seven layers"),
+    "bench/core/stats.py": ("import bench.run.verdict", "bench: seven layers"),
+    "provision/fs/tree.py": ("import bench.core.stats", "provision knows nothing of bench"),
+    "bench/run/verdict.py": ("import provision.models.manifest", "bench knows of provision only"),
+    "bench/worker/timing.py": ("import bench.gpu.nvml", "the worker side runs under the measured interpreter"),
+    "bench/run/store.py": ("import bench.worker.timing", "only the launcher and the pytest plugin"),
+    "provision/host/tool_caches.py": ("import provision.host.provider", "no cycles"),
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    for package in PACKAGES:
+        shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(CHECKOUT / "pyproject.toml", folder)
+    return folder
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "lint-imports"
+    return subprocess.run([program, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_contract_is_kept(copy: Path) -> None:
+    done = lint(copy)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("place", list(PLANTED))
+def test_a_wrong_import_breaks_the_contract(copy: Path, place: str) -> None:
+    line, contract = PLANTED[place]
+    file = copy / place
+    right = file.read_text(encoding="utf-8")
+    try:
+        file.write_text(f"{right}\n{line}\n", encoding="utf-8")
+        done = lint(copy)
+    finally:
+        file.write_text(right, encoding="utf-8")
+    assert done.returncode == 1
+    broken = [told for told in done.stdout.splitlines() if told.endswith("BROKEN")]
+    assert any(told.startswith(contract) for told in broken), done.stdout
