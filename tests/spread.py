@@ -8,17 +8,17 @@ if TYPE_CHECKING:
     import pytest
 
 # Files that use the same session fixture: on two workers it would be built twice.
-TOGETHER = {"tests/bench/test_sampling.py": "tests/bench/test_worker.py"}
+TOGETHER = {"tests/bench/worker/test_sampling.py": "tests/bench/worker/test_measurement.py"}
 # The files that take longest. They begin first, so that the last file to end is a short one.
 LONGEST = (
-    "tests/provision/test_conda_env.py",
-    "tests/bench/test_examining.py",
-    "tests/bench/test_worker.py",
-    "tests/provision/test_env_cli.py",
-    "tests/bench/test_recipe.py",
-    "tests/bench/test_cli.py",
-    "tests/bench/test_running.py",
-    "tests/bench/test_tuning.py",
+    "tests/provision/environments/test_conda_packages.py",
+    "tests/bench/worker/checks/test_run.py",
+    "tests/bench/worker/test_measurement.py",
+    "tests/provision/cli/test_env.py",
+    "tests/bench/run/test_recipe.py",
+    "tests/bench/cli/test_main.py",
+    "tests/bench/run/test_suite_run.py",
+    "tests/bench/run/test_tune.py",
 )
 
 

@@ -18,14 +18,14 @@ READINGS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "per
 # {file: why it reads a clock}
 EXCEPTIONS = {
     "clock.py": "puts the test's own clock in the place of the real one",
-    "bench/examined.py": "its process counts processor time (tests.clock.Processor)",
-    "bench/measured.py": "its process counts processor time (tests.clock.Processor)",
-    "bench/test_interrupt.py": "ends a wait for a process that never comes",
-    "bench/test_links.py": "asked_at of a request; its budget ends nothing before twenty sums are timed",
-    "bench/test_runner.py": "asked_at of a request; ends a wait for a process that never ends",
-    "bench/test_running.py": "asked_at of a request",
-    "provision/silence.py": "ends a read from a played server that never says anything",
-    "provision/test_pull_hostile.py": "a real clock to which the waits are added that the test skips",
+    "bench/examine_devices.py": "its process counts processor time (tests.clock.Processor)",
+    "bench/measure_cases.py": "its process counts processor time (tests.clock.Processor)",
+    "bench/cli/test_interrupt.py": "ends a wait for a process that never comes",
+    "bench/worker/checks/test_interconnect.py": "asked_at of a request; ends nothing before twenty sums",
+    "bench/launch/test_worker_process.py": "asked_at of a request; ends a wait for a process that never ends",
+    "bench/run/test_suite_run.py": "asked_at of a request",
+    "provision/silent_server.py": "ends a read from a played server that never says anything",
+    "provision/models/test_pull_hostile.py": "a real clock to which the waits are added that the test skips",
 }
 
 

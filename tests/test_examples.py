@@ -13,8 +13,9 @@ import pytest
 from provision.core.layout import Root
 from provision.models import load_line, stand_ins
 from tests.conftest import CHECKOUT, NOWHERE
-from tests.provision import played_hub, tiny_pipelines
-from tests.provision.played import Played
+from tests.provision import hub_server as played_hub
+from tests.provision import tiny_pipelines
+from tests.provision.http_server import Played
 from tests.provision.tiny_pipelines import ENVS, model
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from bench.core.validation_records import Verdict, VerdictState
 from bench.launch import worker_process
 from bench.run import request
 from bench.validate import host
-from tests.bench.hosts import END, EXAMINER
-from tests.bench.programs import Quiet
-from tests.bench.test_nvml import Driver
+from tests.bench.fake_examiner import END, EXAMINER
+from tests.bench.fake_workers import Quiet
+from tests.bench.gpu.test_nvml import Driver
 from tests.clock import Ticking
 from tests.conftest import CHECKOUT
 
@@ -102,8 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def found(measured_python: Path, folder: Path) -> dict[str, Any]:
-    """Everything that measured.py tells, of one process."""
-    script = Path(__file__).with_name("measured.py")
+    """Everything that measure_cases.py tells, of one process."""
+    script = Path(__file__).with_name("measure_cases.py")
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     done = subprocess.run(
         [measured_python, script, folder], capture_output=True, text=True, env=environment, cwd=folder, check=False

@@ -11,7 +11,7 @@ import pytest
 
 from bench.pytest_plugin import Replay
 from bench.run import store
-from tests.bench import clocks
+from tests.bench import processor_clocks as clocks
 from tests.bench.conftest import environment
 
 if TYPE_CHECKING:

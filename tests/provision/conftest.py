@@ -20,8 +20,9 @@ import pytest
 
 from provision.core.layout import Root
 from provision.lockfiles import conda_lock
-from tests.provision import channel, silence
-from tests.provision.played import Fault, Played, Raw
+from tests.provision import conda_channel as channel
+from tests.provision import silent_server as silence
+from tests.provision.http_server import Fault, Played, Raw
 
 if TYPE_CHECKING:
     import socket

@@ -18,7 +18,7 @@ from provision.installers import uv as uv_installer
 from provision.lockfiles import conda_lock, requirements
 from provision.volume import environment_marker
 from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
-from tests.provision import channel
+from tests.provision import conda_channel as channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

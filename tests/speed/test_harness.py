@@ -14,7 +14,7 @@ from bench.core import stats
 from bench.core.result import Status
 from bench.launch import worker_process
 from bench.run import compare, request, suite_run, verdict
-from tests.bench.programs import Quiet
+from tests.bench.fake_workers import Quiet
 from tests.conftest import CHECKOUT, TEST_ROOT
 
 if TYPE_CHECKING:

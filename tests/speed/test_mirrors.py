@@ -20,7 +20,7 @@ from provision.mirrors.probe_files import Witness
 from provision.mirrors.record import Source
 from provision.net.source_health import Ledger
 from tests.provision.conftest import lock_text, write_wheel
-from tests.provision.played import Fault, Played, index
+from tests.provision.http_server import Fault, Played, index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

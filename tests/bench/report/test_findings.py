@@ -1,0 +1,196 @@
+"""A validation in its forms: a table, Markdown, a page, CSV, a ticket."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench.core.codec import dumps, loads, plain
+from bench.core.result import Run
+from bench.core.validation_records import CUT, Card, Gpu, Reading
+from bench.report import export, formats, json_schema, terminal, validation_tables
+from bench.run import verdict
+from bench.validate import judge
+from bench.validate.expectations import TOGETHER
+from bench.validate.rule_checks import ONCE
+from provision.core.errors import SpecError
+from tests.bench.conftest import a_run
+from tests.bench.report.test_export import fits
+from tests.bench.validation_samples import (
+    A100,
+    CPU,
+    FINE,
+    READINGS,
+    SLOW_BF16,
+    T,
+    card,
+    reading,
+    validated,
+    with_readings,
+)
+from tests.bench.validation_samples import A100 as HEALTHY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bench.validate.expectations import Evidence
+
+SIZES = {"tested_bytes": 35e9, "free_bytes": 70e9}
+
+
+def run_of(evidence: Evidence, **changes: Any) -> Run:
+    """A run as its rules judge it."""
+    judged = judge.judge(evidence)
+    known = {"watched": dict(evidence.watched), "judgements": judged, "seconds": {"product": 9.04, "copy": 3.0}}
+    run = validated(2, *evidence.readings, card=evidence.cards[0], **known | changes)
+    return replace(run, verdict=verdict.conclude(judged))
+
+
+def cells(run: Run, name: str) -> tuple[str, ...]:
+    (row,) = [row for row in validation_tables.rows(run) if row[1] == name]
+    return row
+
+
+def test_a_figure_stands_beside_what_is_expected_and_whose_that_is() -> None:
+    run = run_of(with_readings(FINE, SLOW_BF16))
+    assert cells(run, "product bf16") == ("cuda:0", "product bf16", "120.0 TFLOP/s", "271.2 TFLOP/s (measured)", "44%")
+    assert cells(run, "copy")[3:] == ("1529.2 GB/s (sheet)", "111%")
+    assert cells(run, "convolution bf16")[3:] == ("", ""), "no table tells"
+    assert cells(run, "matrix product bf16")[2:] == ("off by 1.1e-03", "at most 5.0e-03", "")
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (reading("memory", "memory", None, fault="1 word\nand more"), "FAULT: 1 word"),
+        (reading("product", "product bf16", 120 * T, figures={CUT: 1.0}), "at least 120.0 TFLOP/s"),
+        (
+            reading("memory", "memory", 0.5, figures={"tested_bytes": 35e9, "free_bytes": 70e9}),
+            "35.0 of 70.0 GB free, no error",
+        ),
+        (reading("product", "product fp8", None, why_not="no kernel"), "none: no kernel"),
+        (reading("product", "process", None, figures={ONCE: 1.0}), "wrong once, and right when it was asked again"),
+        (reading("threads", "scaling", 0.5), "50%"),
+        (reading("loop", "loop", 0.045), "45.0 ms a step"),
+    ],
+)
+def test_each_kind_of_reading_is_told_in_words(found: Reading, told: str) -> None:
+    assert validation_tables.told(found) == told
+
+
+def test_the_worst_comes_first_with_what_is_to_be_done() -> None:
+    run = run_of(replace(with_readings(card(persistence=False, power_limit_watts=300.0), SLOW_BF16)))
+    lines = validation_tables.notes(run)
+    assert lines[0] == "verdict: fail"
+    assert lines[1].startswith("  fail, cuda:0: product bf16: 120.0 TFLOP/s is 44%")
+    assert "ticket" in lines[2]
+    warned = next(n for n, line in enumerate(lines) if line.startswith("  warn, cuda:0: its power limit is 300 W"))
+    remark = lines.index("  cuda:0: persistence mode is off: the first process on the card waits for its driver")
+    assert 2 < warned < remark
+    assert "seconds a phase: product 9.0, copy 3.0" in lines
+    assert lines[-1] == "whole run: 42 s"
+
+
+def test_what_the_driver_tells_is_in_a_line() -> None:
+    assert validation_tables.card_line(HEALTHY) == (
+        "cuda:0: NVIDIA A100-SXM4-80GB, driver 570.86, 400 W at most, PCIe 4 x16, "
+        "ECC on, 0 corrected and 0 uncorrectable errors"
+    )
+    assert "XID 48, 63" in validation_tables.card_line(replace(HEALTHY, xids=(48, 63)))
+    assert validation_tables.card_line(replace(HEALTHY, ecc=False)).endswith("ECC off")
+    assert validation_tables.card_line(Card("cuda:0", "A card")).endswith("the driver's library does not answer for it")
+    assert validation_tables.card_line(CPU) == ""
+
+
+def test_what_a_card_did_under_load_is_told() -> None:
+    seen = Gpu(clock_mhz_median=1410, clock_mhz_minimum=1300, temperature_maximum=61, power_watts_mean=395.2)
+    run = validated(2, watched={"cuda:0": replace(seen, throttled={"software power cap": 0.25}), "cuda:1": Gpu()})
+    lines = validation_tables.notes(run)
+    slowed = "25% of the time slowed by software power cap"
+    assert f"cuda:0 under load: 1410 MHz (median), 1300 MHz at least, 61 °C at most, 395 W, {slowed}" in lines
+    assert "cuda:1 under load: it says nothing" in lines
+    silent = validated(2, watched={"cuda:0": Gpu(clock_mhz_median=1410, reasons_told=False)})
+    assert (
+        "cuda:0 under load: 1410 MHz (median), what keeps its clocks down it does not say"
+        in validation_tables.notes(silent)
+    )
+
+
+def test_rounds_are_summed_up_and_no_rows() -> None:
+    rounds = [
+        replace(each, round=number)
+        for number, value in enumerate((250 * T, 240 * T, 245 * T), 1)
+        for each in (
+            reading("product", "product bf16", value),
+            reading("memory", "memory", 0.88, figures={"tested_bytes": 7e10}),
+        )
+    ]
+    run = validated(2, *READINGS, *rounds, soak_seconds=1800.4)
+    assert len(validation_tables.rows(run)) == len(READINGS)
+    lines = validation_tables.notes(run)
+    assert "soak: 3 rounds in 1800 s" in lines
+    assert "  cuda:0 product bf16: 240.0 TFLOP/s to 250.0 TFLOP/s, last 245.0 TFLOP/s" in lines
+    assert "  cuda:0 memory: 210 GB tested in all" in lines
+    assert not any("soak" in line for line in validation_tables.notes(validated(2)))
+
+
+def test_what_all_reach_at_once_says_so() -> None:
+    run = validated(2, reading("product", "product bf16", 250 * T), reading(TOGETHER, "product bf16", 200 * T))
+    assert [row[1] for row in validation_tables.rows(run)] == ["product bf16", "product bf16, all at once"]
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "html"])
+def test_every_reading_and_every_note_is_in_every_form(form: str, tmp_path: Path) -> None:
+    run = run_of(with_readings(FINE, SLOW_BF16))
+    text = formats.FORMS[form](run, formats.Shown(tmp_path))
+    flat = " ".join(text.replace("&gt;", ">").replace("&#39;", "'").split())
+    for row in validation_tables.rows(run):
+        assert all(" ".join(cell.split()) in flat for cell in row)
+    assert all(" ".join(note.split()) in flat for note in validation_tables.notes(run))
+
+
+def test_a_cell_holds_no_column(tmp_path: Path) -> None:
+    run = validated(2, reading("product", "product bf16", None, why_not="a | b"))
+    assert "a \\| b" in formats.markdown(run, formats.Shown(tmp_path))
+
+
+def test_csv_has_a_row_a_reading() -> None:
+    run = run_of(FINE)
+    assert run.validation is not None
+    rows = list(csv.DictReader(io.StringIO(export.readings_csv(run.validation))))
+    assert [(row["name"], float(row["value"])) for row in rows] == [(each.name, each.value) for each in READINGS]
+    assert json.loads(rows[0]["samples"]) == [1.1e-3]
+    assert json.loads(rows[9]["figures"])["unequal"] == 0
+
+
+@pytest.mark.parametrize(
+    ("form", "changes"),
+    [("pytest-benchmark", {}), ("csv", {"cost": 2.5}), ("html", {"cost": 2.5}), ("html", {"baseline": a_run()})],
+)
+def test_what_is_of_cases_a_validation_does_not_have(form: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is a validation"):
+        formats.FORMS[form](run_of(FINE), formats.Shown(tmp_path, **changes))
+
+
+def test_a_ticket_is_of_a_validation_alone(tmp_path: Path) -> None:
+    assert "120.0 TFLOP/s" in formats.ticket(run_of(with_readings(FINE, SLOW_BF16)), formats.Shown(tmp_path))
+    with pytest.raises(SpecError, match="is no validation"):
+        formats.ticket(a_run(), formats.Shown(tmp_path))
+
+
+def test_a_validation_is_kept_as_its_schema_says() -> None:
+    run = run_of(with_readings(FINE, SLOW_BF16))
+    assert loads(dumps(run), Run) == run
+    kind = json_schema.of_run()
+    assert fits(plain(run), kind, kind["$defs"])
+
+
+def test_colours_are_for_a_terminal_alone(tmp_path: Path) -> None:
+    assert terminal.paper(no_color=True)[0] is False
+    assert "\x1b" not in formats.terminal(run_of(FINE), formats.Shown(tmp_path, no_color=True))
+    assert A100.device in formats.terminal(run_of(FINE), formats.Shown(tmp_path))

@@ -1,0 +1,372 @@
+"""The commands of mirrors, and setup, through played mirrors: real uv, real rattler, the real client of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.provision import run_command as inside
+from tests.provision.http_server import PORTAL, Fault, Played, index
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.provision.conftest import FakeHub
+
+
+def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    return inside.provision(*argv, env=environ)
+
+
+@pytest.fixture
+def far(envs: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host without any setting of its own, whose official servers do not answer."""
+    for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX", "HF_ENDPOINT"):
+        monkeypatch.delenv(name)
+    return envs
+
+
+def write_catalogue(envs: Path, **tools: dict[str, Any]) -> None:
+    lines = []
+    for tool, mirrors in tools.items():
+        for name, url in mirrors.items():
+            lines += [f"[{tool}.{name}]", f'url = "{url}"']
+    (envs / "mirrors.toml").write_text("\n".join(lines) + "\n")
+
+
+def pip_mirrors(envs: Path, **servers: Played) -> None:
+    write_catalogue(envs, pip={name: f"{server.url}/simple" for name, server in servers.items()})
+
+
+@pytest.fixture
+def flags(tmp_path: Path, far: Path) -> list[object]:
+    (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
+    return ["--root", tmp_path / "root", "--host", tmp_path / "host.toml", "--envs", far]
+
+
+def prefix(tmp_path: Path) -> Path:
+    return tmp_path / "root/envs/diffusers"
+
+
+def journal(tmp_path: Path) -> list[dict[str, Any]]:
+    files = sorted((tmp_path / "root/.firstlight/journal").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+# What is played, which of them `auto` takes, and what is said of the others.
+PLAYED = {
+    "portal": (Fault(body=PORTAL), "links no file"),
+    "refuses": (Fault(status=403), "answers 403"),
+    "gone": (Fault(status=404), "lacks"),
+    "stalls": (Fault(stall=True), "fell silent"),
+    "dies": (Fault("/simple/", cut=5), "breaks off"),
+    "lies": (Fault("/files/", flip=True), "WRONG HASH"),
+}
+
+
+class TestProbe:
+    def test_the_one_that_can_be_used_is_chosen_among_all_that_cannot(
+        self, play: Any, far: Path, flags: list[object], wheels: Path
+    ) -> None:
+        content = index(sorted(wheels.glob("*.whl")))
+        witness(far, wheels)
+        servers = {name: play(content, fault) for name, (fault, _) in PLAYED.items()}
+        pip_mirrors(far, **servers, whole=play(content), crawls=play(content, Fault("/files/", bytes_a_second=100_000)))
+        done = provision("mirrors", "probe", "--tool", "pip", "--json", *flags)
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        rows = {row["name"]: row for row in said["tools"]["pip"]}
+        assert said["chosen"]["pip"]["name"] == "whole"
+        assert said["chosen"]["pip"]["then"] == ["crawls", "official"]
+        for name, (_, why) in PLAYED.items():
+            assert why in rows[name]["error"], name
+            assert rows[name]["has_locked_files"] is False
+        assert rows["official"]["reachable"] is False
+        assert set(rows["whole"]) >= {"url", "megabytes_per_second", "final_host"}
+        table = provision("mirrors", "probe", "--tool", "pip", "--no-color", *flags, COLUMNS="140").stdout
+        assert "Campus Network Login" in table
+        assert "pip: whole (" in table
+
+    def test_plain_http_to_the_world_is_refused(self, far: Path, flags: list[object]) -> None:
+        write_catalogue(far, pip={"bad": "http://mirror.example/simple"})
+        done = provision("mirrors", "probe", *flags)
+        assert done.returncode == 2
+        assert "mirrors.toml, line 2, key pip.bad.url" in done.stderr
+        assert "must be https" in done.stderr
+
+    def test_ones_own_catalogue_adds_to_ours(self, far: Path, flags: list[object], tmp_path: Path) -> None:
+        write_catalogue(far, pip={"one": "https://one.example"})
+        (tmp_path / "mine.toml").write_text(
+            '[hf.lan]\nurl = "http://192.168.1.9:8090"\n[pip.one]\nurl = "https://x.y"\nenabled = false\n'
+        )
+        said = json.loads(provision("mirrors", "list", "--json", *flags, "--catalogue", tmp_path / "mine.toml").stdout)
+        assert [row["name"] for row in said["tools"]["hf"]] == ["lan"]
+        assert said["tools"]["pip"] == []
+        with (tmp_path / "host.toml").open("a") as host:
+            host.write(f'catalogue = "{tmp_path}/mine.toml"\n')
+        assert "192.168.1.9" in provision("mirrors", "list", *flags).stdout
+
+    def test_the_shipped_catalogue_is_sound(self) -> None:
+        done = provision("mirrors", "list", "--json")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert all(
+            row["source"] and row["url"].startswith("https://") for rows in said["tools"].values() for row in rows
+        )
+
+
+def witness(envs: Path, wheels: Path) -> None:
+    """Name the small wheels as what a mirror is judged by, with their sizes."""
+    rows = []
+    for wheel in sorted(wheels.glob("*.whl")):
+        name, version = wheel.name.split("-")[:2]
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        rows.append(
+            f'[[pip.cpu]]\nwhy = "largest"\nname = "{name}"\nversion = "{version}"\nfile = "{wheel.name}"\n'
+            f'sha256 = "{digest}"\nsize = {wheel.stat().st_size}\n'
+        )
+    (envs / "diffusers/witnesses.toml").write_text("\n".join(rows))
+
+
+class TestSetup:
+    def test_far_from_everything_it_chooses_writes_and_installs_and_a_second_run_does_nothing(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path, home: Path
+    ) -> None:
+        mirror = play(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(far, near=mirror)
+        done = provision("setup", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "pip near" in done.stdout
+        assert "2 files from near" in done.stdout
+        assert f"index-url = {mirror.url}/simple" in (prefix(tmp_path) / "pip.conf").read_text()
+        assert mirror.url in (home / ".config/pip/pip.conf").read_text()
+        assert mirror.url in (home / ".config/uv/uv.toml").read_text()
+        assert not (home / ".condarc").exists(), "no conda is here"
+        assert not (tmp_path / "root/cache/arriving").exists()
+        fetched = [line for line in journal(tmp_path) if line.get("act") == "fetched"]
+        assert {(line["source"]) for line in fetched} == {"near"}
+        seen, files = len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())
+        again = provision("setup", *flags)
+        assert "nothing to change" in again.stdout, again.stdout
+        assert (len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())) == (seen, files)
+
+    def test_the_chosen_mirror_dies_half_way_and_the_next_one_ends_it(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        content = index(sorted(wheels.glob("*.whl")))
+        dying = play(content)
+        pip_mirrors(far, dying=dying, other=play(content))
+        assert provision("mirrors", "use", "dying", *flags).returncode == 0
+        big = next(path for path in content if "torch" in path and path.startswith("/files"))
+        dying.faults = [Fault(big, stall_at=len(content[big]) // 2)]
+        done = provision("setup", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "from other (dying: it fell silent" in done.stdout
+
+    def test_a_liar_is_named_loudly(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        content = index(sorted(wheels.glob("*.whl")))
+        liar = play(content)
+        pip_mirrors(far, liar=liar, honest=play(content))
+        assert provision("mirrors", "use", "liar", *flags).returncode == 0
+        liar.faults = [Fault("/files/torch", flip=True)]
+        done = provision("setup", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "liar is not asked again in this run: of torch-9.9+tiny-py3-none-any.whl it sent content" in done.stdout
+        assert any(line.get("act") == "mirror" for line in journal(tmp_path))
+
+    def test_the_machines_own_setting_stays(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path, index_server: Played
+    ) -> None:
+        mirror = play(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(far, near=mirror)
+        (home / ".config/pip").mkdir(parents=True)
+        own = f"[global]\nindex-url = {index_server.url}/simple\n"
+        (home / ".config/pip/pip.conf").write_text(own)
+        done = provision("setup", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"this machine's own setting stays: pip's index-url = {index_server.url}" in done.stdout
+        assert not mirror.seen
+        assert (home / ".config/pip/pip.conf").read_text() == own
+        named = provision("mirrors", "use", "near", *flags)
+        assert named.returncode == 0, named.stdout + named.stderr
+        assert mirror.url in (home / ".config/pip/pip.conf").read_text(), "by its name it is what you want"
+        assert provision("mirrors", "restore", *flags[:4]).returncode == 0
+        assert (home / ".config/pip/pip.conf").read_text() == own
+
+    def test_conda_packages_come_from_its_mirror_and_fail_over(
+        self,
+        play: Any,
+        far: Path,
+        conda_envs: Path,
+        channel_folder: Path,
+        flags: list[object],
+        wheels: Path,
+        tmp_path: Path,
+    ) -> None:
+        served = {
+            f"/cloud/{path.relative_to(channel_folder)}": path.read_bytes()
+            for path in channel_folder.rglob("*")
+            if path.is_file()
+        }
+        dying, whole, pip = play(served), play(served), play(index(sorted(wheels.glob("*.whl"))))
+        urls = {"dying": f"{dying.url}/cloud", "whole": f"{whole.url}/cloud"}
+        write_catalogue(far, conda=urls, pip={"near": f"{pip.url}/simple"})
+        assert provision("mirrors", "use", "dying", *flags).returncode == 0
+        dying.faults = [Fault("hello", status=404)]
+        done = provision("setup", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "from conda" in done.stdout
+        assert "hello-1.0-0.tar.bz2 from whole (dying: it answers 404" in done.stdout
+        condarc = (prefix(tmp_path) / ".condarc").read_text()
+        assert f"channel_alias: {dying.url}/cloud" in condarc
+        where = {
+            line["source"] for line in journal(tmp_path) if line.get("act") == "fetched" and "tar.bz2" in line["file"]
+        }
+        assert where == {"dying", "whole"}
+
+    def test_a_model_comes_from_the_next_hub(
+        self,
+        play: Any,
+        far: Path,
+        flags: list[object],
+        wheels: Path,
+        hub: FakeHub,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.delenv("HF_ENDPOINT")
+        (far / "models.toml").write_text(hub.manifest())
+        (tmp_path / "host.toml").write_text('relocate = []\nmodels = ["model"]\n')
+        liar = play({f"/{hub.repo}/resolve/{hub.revision}/{path}": content for path, content in hub.files.items()})
+        tree = f"/api/models/{hub.repo}/tree/{hub.revision}"
+        liar.content[tree] = json.dumps(hub.entries()).encode()
+        pip = play(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(far, hf={"liar": liar.url, "honest": hub.url}, pip={"near": f"{pip.url}/simple"})
+        assert provision("mirrors", "use", "liar", *flags).returncode == 0
+        liar.faults = [Fault("safetensors", flip=True)]
+        done = provision("setup", *flags, HF_TOKEN="hf_" + "s" * 20)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "liar is not asked again in this run: of model.safetensors" in done.stdout
+        assert "model.safetensors from honest" in done.stdout
+        assert "hf_sss" not in str(liar.seen) + str(hub.seen) + done.stdout + done.stderr
+
+    def test_an_environment_that_is_made_later_has_the_mirror_too(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        pip = play(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(far, hf={"near": pip.url}, pip={"near": f"{pip.url}/simple"})
+        assert provision("mirrors", "use", "near", *flags).returncode == 0
+        assert provision("env", "create", "diffusers", *flags).returncode == 0
+        show = [str(prefix(tmp_path) / "bin/python"), "-c", "import os; print(os.environ.get('HF_ENDPOINT'))"]
+        assert subprocess.run(show, env={}, capture_output=True, text=True, check=True).stdout == f"{pip.url}\n"
+
+    def test_what_came_from_a_mirror_is_mended_offline(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        mirror = play(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(far, near=mirror)
+        assert provision("setup", *flags).returncode == 0
+        mirror.close()
+        harmed = next(prefix(tmp_path).glob("lib/*/site-packages/torch/big.txt"))
+        harmed.unlink()
+        done = provision("repair", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert harmed.exists()
+
+    def test_offline_nothing_is_asked(self, play: Any, far: Path, flags: list[object], wheels: Path) -> None:
+        mirror = play(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(far, near=mirror)
+        assert "this run is offline" in provision("setup", "--offline", *flags).stdout
+        assert provision("mirrors", "use", "near", "--offline", *flags).returncode == 0
+        assert not mirror.seen
+
+
+class TestUse:
+    def test_undo_takes_it_back_as_well(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
+    ) -> None:
+        pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
+        before = sorted(str(path) for path in home.rglob("*"))
+        assert provision("mirrors", "use", "auto", *flags).returncode == 0
+        assert (home / ".config/pip/pip.conf").exists()
+        done = provision("undo", *flags[:4])
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert sorted(str(path) for path in home.rglob("*")) == before
+        assert "UV_DEFAULT_INDEX" not in provision("shellenv", *flags[:4]).stdout
+
+    def test_a_mirror_that_does_not_serve_is_not_written(
+        self, play: Any, far: Path, flags: list[object], home: Path
+    ) -> None:
+        pip_mirrors(far, dead=play({}, Fault(body=PORTAL)))
+        done = provision("mirrors", "use", "dead", *flags)
+        assert done.returncode == 1
+        assert "dead cannot be used for pip" in done.stdout + done.stderr
+        assert "mirrors probe" in done.stdout + done.stderr
+        assert not (home / ".config").exists()
+
+    def test_official_takes_ours_out_again(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
+    ) -> None:
+        pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
+        assert provision("mirrors", "use", "near", *flags).returncode == 0
+        assert provision("mirrors", "use", "official", *flags).returncode == 0
+        assert not (home / ".config/pip/pip.conf").exists()
+        assert provision("shellenv", *flags[:4]).stdout == ""
+
+    def test_restore_is_kept_by_setup(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
+    ) -> None:
+        mirror = play(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(far, near=mirror)
+        assert provision("mirrors", "use", "auto", *flags).returncode == 0
+        done = provision("mirrors", "restore", *flags[:4])
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not (home / ".config").exists()
+        status = provision("status", *flags).stdout
+        assert "taken back by you" in status
+
+    def test_a_variable_of_this_shell_that_wins_is_told(
+        self, play: Any, far: Path, flags: list[object], wheels: Path
+    ) -> None:
+        pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
+        done = provision("mirrors", "use", "near", *flags, UV_DEFAULT_INDEX="https://mine.example")
+        assert "UV_DEFAULT_INDEX is set in this shell and wins over the mirror" in done.stdout, done.stderr
+
+    def test_one_tool_alone_in_host_toml(
+        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+    ) -> None:
+        near = play(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(far, pip={"near": f"{near.url}/simple"}, hf={"lan": "http://127.0.0.1:9"})
+        with (tmp_path / "host.toml").open("a") as host:
+            host.write('mirror = {pip = "near", hf = "keep"}\n')
+        done = provision("plan", *flags)
+        assert "pip, conda, torch: not chosen yet" in done.stdout, done.stdout + done.stderr
+        (tmp_path / "host.toml").write_text('models = []\nmirror = {pip = "nobody"}\n')
+        done = provision("plan", *flags)
+        assert (
+            done.returncode,
+            "unknown mirror of pip " in done.stderr,
+        ) == (2, True)
+        (tmp_path / "host.toml").write_text("mirror = 3\n")
+        assert "host.toml, line 1, key mirror: " in provision("plan", *flags).stderr
+
+    @pytest.mark.parametrize(
+        ("argv", "why"),
+        [(["nobody"], "unknown mirror 'nobody'"), (["near", "--tool", "conda"], "unknown mirror of conda")],
+    )
+    def test_names_are_checked(self, play: Any, far: Path, flags: list[object], argv: list[str], why: str) -> None:
+        pip_mirrors(far, near=play({}))
+        done = provision("mirrors", "use", *argv, *flags)
+        assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+
+
+@pytest.fixture
+def index_server(play: Any, wheels: Path) -> Played:
+    served: Played = play(index(sorted(wheels.glob("*.whl"))))
+    return served

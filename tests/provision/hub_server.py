@@ -1,0 +1,81 @@
+"""A hub on loopback that plays repositories of real files, whole or with faults; and a manifest that pins them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.provision.conftest import git_sha1
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.provision.http_server import Fault, Played
+
+REVISION = "1" * 40
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """{path: content} of a saved pipeline."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def entry(path: str, content: bytes) -> dict[str, Any]:
+    """One file as a hub lists it."""
+    row: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+    if path.endswith(".safetensors"):
+        row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return row
+
+
+def served(repo: str, files: dict[str, bytes], revision: str = REVISION, **changes: Any) -> tuple[Any, Any]:
+    """({path: content}, {path: headers}) of a hub with one repository; `changes` go into every row of its listing."""
+    rows = [{**entry(path, content), **changes} for path, content in files.items()]
+    siblings = [{"rfilename": path} for path in files]
+    info = json.dumps({"id": repo, "sha": revision, "siblings": siblings, "cardData": {"license": "mit"}}).encode()
+    listing = json.dumps(rows).encode()
+    content = {f"/api/models/{repo}/tree/{revision}": listing, f"/api/models/{repo}": info}
+    content |= {f"/api/models/{repo}/revision/{name}": info for name in (revision, "main")}
+    headers = {path: {"Content-Type": "application/json"} for path in content}
+    for path, data in files.items():
+        place = f"/{repo}/resolve/{revision}/{path}"
+        row = entry(path, data)
+        etag = row["lfs"]["oid"] if "lfs" in row else row["oid"]
+        content[place] = data
+        headers[place] = {"ETag": f'"{etag}"', "X-Repo-Commit": revision, "Accept-Ranges": "bytes"}
+    return content, headers
+
+
+def start(play: Any, repo: str, files: dict[str, bytes], *faults: Fault, **changes: Any) -> Played:
+    """Serve one repository."""
+    content, headers = served(repo, files, **changes)
+    played: Played = play(content, *faults)
+    played.headers = headers
+    return played
+
+
+def add(played: Played, repo: str, files: dict[str, bytes]) -> None:
+    """Serve one more."""
+    content, headers = served(repo, files)
+    played.content |= content
+    played.headers |= headers
+
+
+def manifest_entry(
+    name: str, repo: str, files: dict[str, bytes], *, variant: str | None = None, pinned: bool = True, extra: str = ""
+) -> str:
+    """An entry of models.toml that pins these files."""
+    lines = [f'[{name}]\nrepo = "{repo}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"']
+    lines += [f'variant = "{variant}"'] if variant else []
+    lines += ["files = ["]
+    for path, content in files.items():
+        pins = ""
+        if pinned and path.endswith(".safetensors"):
+            pins = f', size = {len(content)}, sha256 = "{hashlib.sha256(content).hexdigest()}"'
+        elif pinned:
+            pins = f', size = {len(content)}, git_sha1 = "{git_sha1(content)}"'
+        lines.append(f'  {{path = "{path}"{pins}}},')
+    return "\n".join([*lines, "]", extra]) + "\n"

@@ -1,0 +1,300 @@
+"""Everything that can go wrong in a move, provoked: nothing is lost, and the message says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision.core.errors import BlockedError, FirstlightError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.fs.copy_tree import Mirror
+from provision.fs.open_dir import Folder
+from provision.host.tool_caches import Place
+from provision.relocation import preflight
+from provision.relocation.step import RelocateStep
+from provision.volume import variables
+from provision.volume.journal import Journal
+from tests.provision import random_trees as trees
+from tests.provision.folder_moves import leftovers, moving, refuse, target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_file_that_changes_during_the_copy_is_copied_again(
+    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.mkdir(parents=True)
+    trees.small(source)
+    look = Mirror.look
+    looks = 0
+
+    def look_then_write(self: Mirror) -> list[str]:
+        nonlocal looks
+        looks += 1
+        changed = look(self)
+        if looks == 1:
+            (source / "blobs/b").write_text("grown while it was copied")
+            (source / "blobs/late").write_text("new while it was copied")
+            (source / "blobs/deep/c").unlink()
+            (source / "link").replace(source / "renamed")
+        return changed
+
+    monkeypatch.setattr(Mirror, "look", look_then_write)
+    step = moving(source, other_disk)
+    step.apply()
+    assert looks >= 2
+    assert (source / "blobs/b").read_text() == "grown while it was copied"
+    assert (source / "blobs/deep/b too").read_text() == "grown while it was copied"
+    assert (source / "blobs/late").exists()
+    assert not (source / "blobs/deep/c").exists()
+    assert (source / "renamed").is_symlink()
+    assert not (source / "link").is_symlink()
+
+
+def test_a_file_that_never_stands_still_stops_the_move(
+    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.mkdir(parents=True)
+    trees.small(source)
+    look = Mirror.look
+
+    def look_then_write(self: Mirror) -> list[str]:
+        changed = look(self)
+        with (source / "blobs/b").open("a") as file:
+            file.write("more")
+        return changed
+
+    monkeypatch.setattr(Mirror, "look", look_then_write)
+    with pytest.raises(BlockedError, match=r"blobs/.* keeps changing"):
+        moving(source, other_disk).apply()
+    assert not source.is_symlink()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_is_written_just_before_the_swap_is_not_lost(
+    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
+) -> None:
+    source.mkdir(parents=True)
+    trees.small(source)
+    if merge:
+        (Root(other_disk).hub / "kept").mkdir(parents=True)
+        (Root(other_disk).hub / "kept/file").write_text("of the volume")
+    exchange = Folder.exchange
+
+    def write_then_exchange(self: Folder, name: str, other: Folder, new: str) -> None:
+        (source / "blobs/b").write_text("at the last moment")
+        (source / "blobs/new").write_text("at the last moment")
+        exchange(self, name, other, new)
+
+    monkeypatch.setattr(Folder, "exchange", write_then_exchange)
+    step = moving(source, other_disk)
+    step.apply()
+    assert (source / "blobs/b").read_text() == "at the last moment"
+    assert (source / "blobs/new").read_text() == "at the last moment"
+    assert step.check().state is State.OK
+
+
+def test_a_wrong_copy_is_never_taken(source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that gives back other bytes than it was given."""
+    source.mkdir(parents=True)
+    held = trees.small(source)
+    copied = Mirror._file
+
+    def harm(self: Mirror, original: Folder, copy: Folder, name: str) -> None:
+        copied(self, original, copy, name)
+        if name == "a":
+            before = (copy.path / name).stat()
+            with (copy.path / name).open("r+b") as file:
+                file.seek(2_400_000)
+                file.write(b"\0\1\2\3")
+            os.utime(copy.path / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    monkeypatch.setattr(Mirror, "_file", harm)
+    with pytest.raises(FirstlightError, match="does not come out the same"):
+        moving(source, other_disk).apply()
+    assert trees.read(source) == held
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV])
+def test_without_an_exchange_a_rename_does(
+    source: Path, volume: Path, home: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    source.mkdir(parents=True)
+    held = trees.fill(source)
+    monkeypatch.setattr(Folder, "exchange", refuse(code))
+    step = moving(source, volume)
+    step.apply()
+    assert step.check().state is State.OK
+    assert trees.read(target(step)) == held
+    assert leftovers(home, volume) == []
+
+
+def test_where_no_rename_is_to_be_had_either(
+    source: Path, volume: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As overlayfs answers for a folder of an image's layer: it is copied, and emptied where it is."""
+    source.mkdir(parents=True)
+    held = trees.fill(source)
+    rename = Folder.rename
+
+    def refused(self: Folder, name: str, other: Folder, new: str) -> None:
+        if name == "hub" and self.path == source.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(self, name, other, new)
+
+    monkeypatch.setattr(Folder, "exchange", refuse(errno.EXDEV))
+    monkeypatch.setattr(Folder, "rename", refused)
+    step = moving(source, volume)
+    step.apply()
+    assert step.check().state is State.OK
+    assert trees.read(target(step)) == held
+    assert leftovers(home, volume) == []
+
+
+@pytest.mark.parametrize("place", ["same", "other"])
+def test_a_folder_of_an_image_layer(overlay: Path, other_disk: Path, place: str) -> None:
+    source = overlay / "miniconda3/envs"
+    with pytest.raises(OSError, match="cross-device"):
+        source.rename(overlay / "elsewhere")
+    step = moving(source, overlay / "data" if place == "same" else other_disk)
+    step.apply()
+    assert step.check().state is State.OK
+    assert source.is_symlink()
+    assert (source / "e/python").read_text() == "of the image"
+
+
+def test_too_little_room_is_told_before_anything_is_written(source: Path, small_disk: Path) -> None:
+    source.mkdir(parents=True)
+    (source / "weights").write_bytes(os.urandom(9 << 20))
+    with pytest.raises(BlockedError, match=r"bytes are free and 9,\d{3},\d{3}|bytes are free and 10,\d{3},\d{3}"):
+        moving(source, small_disk).apply()
+    assert (source / "weights").stat().st_size == 9 << 20
+    assert leftovers(small_disk) == [] or not any((small_disk / "cache").rglob("weights"))
+
+
+def test_too_few_inodes_are_told(source: Path, small_disk: Path) -> None:
+    source.mkdir(parents=True)
+    for number in range(100):
+        (source / str(number)).touch()
+    with pytest.raises(BlockedError, match="inodes are free"):
+        moving(source, small_disk).apply()
+    assert len(list(source.iterdir())) == 100
+
+
+def test_a_disk_that_fills_up_meanwhile_is_not_left_full(
+    source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.mkdir(parents=True)
+    held = {str(number): os.urandom(1 << 20) for number in range(6)}
+    for name, content in held.items():
+        (source / name).write_bytes(content)
+    step = moving(source, small_disk)
+    copied = Mirror._file
+
+    def copy_then_fill(self: Mirror, original: Folder, copy: Folder, name: str) -> None:
+        copied(self, original, copy, name)
+        with (small_disk / "somebody else").open("wb") as file:
+            while file.write(b"x" * 65536):
+                pass
+
+    monkeypatch.setattr(Mirror, "_file", copy_then_fill)
+    with pytest.raises(OSError, match="No space left"):
+        step.apply()
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == held
+    assert leftovers(small_disk) == []
+    (small_disk / "somebody else").unlink()
+    monkeypatch.undo()
+    os.environ["HOME"] = str(step.home)
+    step.apply()
+    assert {path.name: path.read_bytes() for path in target(step).iterdir()} == held
+
+
+def test_a_read_only_volume(source: Path, small_disk: Path) -> None:
+    source.mkdir(parents=True)
+    (source / "file").write_text("x")
+    step = moving(source, small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(OSError, match="Read-only file system"):
+        step.apply()
+    assert (source / "file").read_text() == "x"
+
+
+def test_a_mount_inside_is_named(source: Path, volume: Path, tmp_path: Path) -> None:
+    inner = source / "inner mount"
+    inner.mkdir(parents=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=False, capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("no right to mount a tmpfs")
+    try:
+        with pytest.raises(BlockedError, match="inner mount is a mount inside"):
+            moving(source, volume).apply()
+    finally:
+        subprocess.run(["umount", inner], check=True)
+
+
+def test_a_volume_inside_the_folder_is_refused(source: Path) -> None:
+    (source / "data").mkdir(parents=True)
+    found = moving(source, source / "data")
+    with pytest.raises(BlockedError, match="lies inside"):
+        found.apply()
+
+
+def test_where_no_link_can_be_a_variable_does_it(source: Path, volume: Path) -> None:
+    """Something is mounted on the folder itself: it can be neither renamed nor removed."""
+    source.mkdir(parents=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source], check=False, capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("no right to mount a tmpfs")
+    try:
+        (source / "model").write_text("weights")
+        assert moving(source, volume).check().state is State.BLOCKED
+        step = moving(source, volume, "HF_HUB_CACHE")
+        assert step.check().state is State.DRIFTED
+        step.apply()
+        found = step.check()
+        assert found.state is State.OK
+        assert found.fallback
+        assert f"HF_HUB_CACHE={target(step)}" in found.fallback
+        assert (target(step) / "model").read_text() == "weights"
+        assert variables.kept(step.root) == {"HF_HUB_CACHE": str(target(step))}
+        for shell in ("sh", "bash"):
+            code = f". '{step.root.variables}'; printf %s \"$HF_HUB_CACHE\""
+            assert subprocess.run([shell, "-c", code], capture_output=True, text=True, check=True).stdout == str(
+                target(step)
+            )
+    finally:
+        subprocess.run(["umount", source], check=True)
+
+
+def test_many_links_that_lead_elsewhere_need_few_descriptors(home: Path, tmp_path: Path) -> None:
+    root = Root(tmp_path / "root")
+    places = [Place(home / f"{number}", root.path / f"{number}") for number in range(300)]
+    for place in places:
+        place.source.symlink_to(root.path / "elsewhere")
+    step = RelocateStep("many", places, root, home, Journal(root.journal))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        step.apply()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert step.check().state is State.OK
+
+
+def test_inodes_that_run_out_meanwhile(source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.mkdir(parents=True)
+    for number in range(100):
+        (source / str(number)).touch()
+    step = moving(source, small_disk)
+    monkeypatch.setattr(preflight, "enough_room", lambda *_: None)
+    with pytest.raises(OSError, match="No space left"):
+        step.apply()
+    assert len(list(source.iterdir())) == 100
+    assert leftovers(small_disk) == []

@@ -1,0 +1,197 @@
+"""The wipe drill: a home in use is deleted at random, wholly or in part; repair brings back one that works."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from provision.cli.common import Show, run_steps, wish_of
+from provision.core.errors import Exit
+from tests.provision import random_trees as trees
+from tests.provision.conftest import lock_text, write_wheel
+from tests.provision.environments.test_conda_packages import build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.provision.conda_channel import Served
+    from tests.provision.conftest import FakeHub
+
+# Saves a tiny model once, then loads it by its name, offline, as often as it is told to.
+LOADER = """
+import sys
+from diffusers import UNet2DModel
+UNet2DModel(sample_size=8, block_out_channels=(4,), layers_per_block=1, norm_num_groups=2,
+            down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)).save_pretrained(sys.argv[1])
+print("saved", flush=True)
+for _ in sys.stdin:
+    try:
+        model = UNet2DModel.from_pretrained("owner/model", local_files_only=True)
+        print("loaded", sum(p.numel() for p in model.parameters()), flush=True)
+    except Exception as error:
+        print("failed", " ".join(str(error).split())[:300], flush=True)
+"""
+
+
+@dataclass
+class Host:
+    """A host in use: its home, its volume, what it is asked to be, and a program that loads a model in it."""
+
+    home: Path
+    root: Path
+    toml: Path
+    envs: Path
+    ask: IO[str]
+    answer: IO[str]
+    weights: int
+
+    def command(self, name: str) -> Exit:
+        wish = wish_of(str(self.root), self.toml, self.envs, offline=True)
+        return run_steps(name, wish, Show(json=False, quiet=False, verbose=False, no_color=True))
+
+    def works(self) -> None:
+        for program in (self.root / "envs/diffusers/bin/greet", self.home / "miniconda3/envs/diffusers/bin/greet"):
+            done = subprocess.run([program], capture_output=True, text=True, check=False)
+            assert done.stdout == "hello from pip\n", done.stderr
+        self.ask.write("load\n")
+        self.ask.flush()
+        assert self.answer.readline() == f"loaded {self.weights}\n"
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A short path: the first line of a script may have 127 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="fl"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def host(
+    short: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    conda_envs: Path,
+    conda: Served,
+    wheels: Path,
+    hub: FakeHub,
+    measured_python: Path,
+) -> Iterator[Host]:
+    home, root = short / "h", short / "v"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    points = "[console_scripts]\ngreet = greet:main\n"
+    files = {"greet.py": "def main():\n    print('hello from pip')\n", "greet-1.0.dist-info/entry_points.txt": points}
+    write_wheel(wheels, "greet", "1.0", files)
+    (conda_envs / "diffusers/cpu.lock").write_text(lock_text(*sorted(wheels.glob("*.whl"))))
+
+    environ = {"HOME": str(home), "PATH": os.environ["PATH"], "HF_ENDPOINT": "http://127.0.0.1:9"}
+    argv: list[str | Path] = [measured_python, "-c", LOADER, short / "model"]
+    with subprocess.Popen(argv, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loader:
+        assert loader.stdin is not None
+        assert loader.stdout is not None
+        assert loader.stdout.readline() == "saved\n"
+        hub.files = {path.name: path.read_bytes() for path in (short / "model").iterdir()}
+        (conda_envs / "models.toml").write_text(hub.manifest())
+
+        # What a person had before: a conda with an environment of their own, caches, settings.
+        build(home / "miniconda3", conda_envs).apply()
+        shutil.rmtree(home / "miniconda3/.firstlight")
+        shutil.rmtree(home / "miniconda3/cache")
+        (home / "miniconda3/conda-meta").mkdir()
+        (home / ".cache/pip/http").mkdir(parents=True)
+        (home / ".cache/pip/http/wheel").write_text("cached")
+        (home / ".bashrc").write_text("alias x=y\n")
+        (home / "work").mkdir()
+        (home / "work/thesis").write_text("of years")
+        toml = short / "host.toml"
+        toml.write_text(
+            'models = ["model"]\nlogin = true\n'
+            'relocate = ["huggingface", "conda", "pip", "uv", "torch", {path = "~/work", to = "work"}]\n'
+        )
+        wish = wish_of(str(root), toml, conda_envs)
+        assert run_steps("setup", wish, Show(json=False, quiet=True, verbose=False, no_color=True)) is Exit.GOOD
+        hub.faults["status"] = 503
+        made = Host(home, root, toml, conda_envs, loader.stdin, loader.stdout, 0)
+        made.ask.write("load\n")
+        made.ask.flush()
+        made.weights = int(made.answer.readline().split()[1])
+        made.works()
+        yield made
+        loader.stdin.close()
+
+
+def harm(host: Host, chance: random.Random) -> str:  # noqa: C901 (a list of harms)
+    """Do to the host what providers, people and programs do; return what it was."""
+    repo = host.root / "cache/huggingface/hub/models--owner--model"
+    what = chance.choice(["all", "some", "some", "came back", "refs", "snapshots", "some snapshots"])
+    if what == "all":
+        for path in host.home.iterdir():
+            remove(path)
+    elif what == "some":
+        every = [path for path in host.home.rglob("*") if len(path.relative_to(host.home).parts) <= 4]
+        for path in some(every, chance):
+            if os.path.lexists(path) and path.parent.resolve().is_relative_to(host.home):
+                remove(path)
+    elif what == "came back":
+        for path in some([path for path in host.home.rglob("*") if path.is_symlink()], chance):
+            if path.is_symlink():
+                path.unlink()
+                path.mkdir()
+                (path / f"new {chance.randrange(10**9)}").write_text("since the wipe")
+    elif what == "some snapshots":
+        for path in some([path for path in (repo / "snapshots").rglob("*") if path.is_symlink()], chance):
+            path.unlink()
+    else:
+        remove(repo / what)
+    return what
+
+
+def some(paths: list[Path], chance: random.Random) -> list[Path]:
+    return chance.sample(sorted(paths), chance.randint(1, len(paths)))
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("times", [15, pytest.param(200, marks=pytest.mark.long)])
+def test_the_wipe_drill(host: Host, times: int, capfd: pytest.CaptureFixture[str]) -> None:
+    assert host.command("status") is Exit.GOOD, capfd.readouterr().out
+    chance = random.Random(11)  # noqa: S311 (it chooses what is deleted)
+    held = trees.contents(host.root / "work") | {"thesis": trees.contents(host.root / "work")["thesis"]}
+    for number in range(times):
+        what = harm(host, chance)
+        kept = {
+            path
+            for path in (host.root / "conda", host.root / "work", host.root / "cache/pip")
+            for path in path.rglob("*")
+        }
+        new = {path.name: path for path in host.home.rglob("new *")}
+        if chance.random() < 0.3:
+            script = host.root / ".firstlight/relink.sh"
+            assert subprocess.run(["sh", script, "-q"], check=False).returncode in {0, 3}
+        repaired = host.command("repair")
+        told = capfd.readouterr()
+        assert repaired is Exit.GOOD, f"{number}: {what}\n{told.out}\n{told.err}"
+        assert host.command("status") is Exit.GOOD, f"{number}: {what}\n{capfd.readouterr().out}"
+        host.works()
+        assert (host.home / "work/thesis").read_text() == "of years"
+        assert (host.home / ".cache/pip/http/wheel").read_text() == "cached"
+        assert b"relink.sh" in (host.home / ".bashrc").read_bytes()
+        assert all(os.path.lexists(path) for path in kept)
+        merged = {path.name for path in host.root.rglob("new *")}
+        assert not [path for name, path in new.items() if name not in merged], "what came since is merged"
+    assert held.items() <= trees.contents(host.root / "work").items()
+    print(f"{times} drills")

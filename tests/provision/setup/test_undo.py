@@ -1,0 +1,234 @@
+"""Undo, gc, and the second run that comes while the first is at work: as a person meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from provision.core.layout import Root
+from provision.setup import undo
+from provision.volume.journal import Journal
+from provision.volume.run_lock import holding
+from tests.provision import random_trees as trees
+from tests.provision.run_command import provision
+
+
+@pytest.fixture
+def host(tmp_path: Path, envs: Path) -> list[object]:
+    (tmp_path / "host.toml").write_text(
+        'models = []\nlogin = true\nrelocate = ["pip", "uv", {path = "~/work dir", to = "work"}]\n'
+    )
+    return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]
+
+
+def test_a_run_is_put_back(tmp_path: Path, home: Path, host: list[object]) -> None:
+    (home / "work dir").mkdir()
+    held = trees.small(home / "work dir")
+    (home / ".bashrc").write_bytes(b"alias x=y")
+    (home / ".bashrc").chmod(0o640)
+    before = {path: path.lstat().st_mode for path in home.rglob("*")}
+    done = provision("setup", *host, env={"SHELL": "/bin/bash"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (home / "work dir").is_symlink()
+    assert "relink.sh" in (home / ".bashrc").read_text()
+    (home / "work dir/since").write_text("made through the link")
+
+    listed = json.loads(provision("undo", "--list", "--json", *host[:2]).stdout)["runs"]
+    assert [(run["command"], run["undone"]) for run in listed] == [("setup", False)]
+    dry = provision("undo", "--dry-run", *host[:2])
+    assert dry.returncode == 3
+    assert "would    folder work dir" in dry.stdout
+    assert (home / "work dir").is_symlink()
+
+    back = provision("undo", *host[:2])
+    assert back.returncode == 0, back.stdout + back.stderr
+    assert not (home / "work dir").is_symlink()
+    assert (home / "work dir/since").read_text() == "made through the link"
+    (home / "work dir/since").unlink()
+    assert trees.read(home / "work dir") == held
+    assert (home / ".bashrc").read_bytes() == b"alias x=y"
+    after = {path: path.lstat().st_mode for path in home.rglob("*")}
+    assert after == before
+    assert "the environment stays" in back.stdout
+    assert json.loads((tmp_path / "root/.firstlight/links.json").read_text())["links"] == []
+
+    nothing = provision("undo", *host[:2])
+    assert nothing.returncode == 2
+    assert "nothing is left to undo" in nothing.stderr
+
+
+def test_what_was_changed_since_is_not_undone(home: Path, host: list[object]) -> None:
+    (home / ".bashrc").write_text("alias x=y\n")
+    assert provision("setup", *host).returncode == 0
+    with (home / ".bashrc").open("a") as file:
+        file.write("export MINE=1\n")
+    refused = provision("undo", *host[:2])
+    assert refused.returncode == 4
+    assert "-export MINE=1" in refused.stdout
+    assert (home / ".cache/pip").is_symlink(), "all of it or nothing"
+    (home / ".bashrc").write_text((home / ".bashrc").read_text().replace("export MINE=1\n", ""))
+    (home / ".cache/pip").unlink()
+    (home / ".cache/pip").mkdir()
+    refused = provision("undo", *host[:2])
+    assert refused.returncode == 4
+    assert f"{home}/.cache/pip is no link now" in refused.stdout
+    (home / ".cache/pip").rmdir()
+    assert provision("undo", *host[:2]).returncode == 0
+
+
+def test_a_backup_is_dropped_by_gc_alone(tmp_path: Path, home: Path, host: list[object]) -> None:
+    (home / ".bashrc").write_text("alias x=y\n")
+    assert provision("setup", *host).returncode == 0
+    backup = tmp_path / "root/.firstlight/backup"
+    assert provision("setup", *host).returncode == 0
+    asked = provision("gc", *host[:2])
+    assert asked.returncode == 2
+    assert "10 bytes" in asked.stdout
+    assert "--yes" in asked.stderr
+    assert list(backup.iterdir())
+    assert provision("gc", "--yes", *host[:2]).returncode == 0
+    assert list(backup.iterdir()) == []
+    refused = provision("undo", *host[:2])
+    assert refused.returncode == 4
+    assert "dropped by gc" in refused.stdout
+    assert "0 backups" in provision("gc", *host[:2]).stdout
+
+
+def test_runs_are_undone_newest_first(home: Path, tmp_path: Path, host: list[object]) -> None:
+    for name in ("one", "two"):
+        (home / name).mkdir()
+        (home / name / "file").write_text(name)
+        assert provision("relocate", home / name, *host).returncode == 0
+    assert (home / "two").readlink() == tmp_path / "root/relocated/two"
+    assert provision("status", *host).returncode == 3, "the rest of host.toml is not set up"
+    assert provision("undo", *host[:2]).returncode == 0
+    assert [(home / name).is_symlink() for name in ("one", "two")] == [True, False]
+    assert provision("undo", *host[:2]).returncode == 0
+    assert (home / "one/file").read_text() == "one"
+
+
+def test_relocate_by_name_and_to_a_place(home: Path, tmp_path: Path, envs: Path) -> None:
+    (tmp_path / "plain.toml").write_text("models = []\n")
+    flags = ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "plain.toml"]
+    (home / ".cache/pip").mkdir(parents=True)
+    (home / ".cache/pip/wheel").write_text("w")
+    assert provision("relocate", "pip", *flags).returncode == 0
+    assert (tmp_path / "root/cache/pip/wheel").read_text() == "w"
+    (home / "data").mkdir()
+    assert provision("relocate", "~/data", "--to", "big/data", *flags).returncode == 0
+    assert (home / "data").readlink() == tmp_path / "root/big/data"
+    assert provision("relocate", "~/data", "--to", "../x", *flags).returncode == 2
+    assert provision("relocate", "pip", "--to", "x", *flags).returncode == 2
+    unnamed = provision("relocate", "~/other", *flags[2:], env={"HOME": str(tmp_path / "fresh")})
+    assert unnamed.returncode == 2
+    assert "--root DIR" in unnamed.stderr
+    # What was relocated by hand is kept as if host.toml named it.
+    (home / "data").unlink()
+    (home / "data").mkdir()
+    (home / "data/new").write_text("n")
+    status = provision("status", *flags, "--json")
+    assert any(
+        row["after"] == "drifted" and "what is on record" in row["step"]
+        for row in json.loads(status.stdout)["outcomes"]
+    )
+
+
+def test_the_second_run_is_told_who_the_first_is(tmp_path: Path, home: Path, host: list[object]) -> None:
+    root = Root(tmp_path / "root")
+    with holding(root, "make setup"):
+        done = provision("setup", *host)
+    assert done.returncode == 4
+    assert f"pid {os.getpid()} on " in done.stderr
+    assert "at work since 20" in done.stderr
+    assert not root.holder.exists()
+    assert provision("setup", *host).returncode == 0
+
+
+def test_a_run_that_was_killed_holds_nothing(tmp_path: Path, home: Path, host: list[object]) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from provision.volume.run_lock import holding; "
+        f"from provision.core.layout import Root\nwith holding(Root(Path({str(tmp_path / 'root')!r})), ''): "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environ = dict(os.environ) | {"PYTHONPATH": str(Path(undo.__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode == -9
+    assert (tmp_path / "root/.firstlight/holder.json").exists()
+    assert provision("setup", *host).returncode == 0
+
+
+def test_a_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that knows no flock: the file itself is the lock, and a dead holder's is taken."""
+    import filelock
+
+    from provision.core.errors import BlockedError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    root = Root(tmp_path / "root")
+    with holding(root, "x"), pytest.raises(BlockedError, match=f"pid {os.getpid()}"), holding(root, "x"):
+        pass
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    root.lock.touch()
+    import platform
+
+    root.holder.write_text(json.dumps({"pid": ended.pid, "host": platform.node()}))
+    with holding(root, "x"):
+        pass
+
+
+def test_a_journal_that_was_cut_is_read(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    journal = Journal(root.journal, "setup")
+    journal.record("folder", path=tmp_path / "a\udcff")
+    assert journal.path is not None
+    with journal.path.open("a") as file:
+        file.write('{"act": "li')
+    (run,) = undo.runs(root)
+    assert run.acts[0]["path"] == str(tmp_path / "a\udcff")
+    assert len(run.acts) == 1
+
+
+def test_parting_takes_nothing_from_the_volume_that_the_home_does_not_hold(
+    home: Path, tmp_path: Path, host: list[object]
+) -> None:
+    """The link of a merged folder was replaced by an empty folder: undo may not believe that this is the old one."""
+    work = home / "work dir"
+    (tmp_path / "root/work").mkdir(parents=True)
+    (tmp_path / "root/work/old").write_text("old")
+    work.mkdir()
+    (work / "thesis").write_text("of years")
+    assert provision("relocate", work, "--to", "work", *host).returncode == 0
+    assert (tmp_path / "root/work/thesis").read_text() == "of years"
+    work.unlink()
+    work.mkdir()
+    refused = provision("undo", *host[:2])
+    assert refused.returncode == 4
+    assert f"not there: {work}/thesis" in refused.stdout
+    (work / "thesis").write_text("of another")
+    provision("undo", *host[:2])
+    assert (tmp_path / "root/work/thesis").read_text() == "of years"
+    (work / "thesis").unlink()
+    work.rmdir()
+    work.symlink_to(tmp_path / "root/work")
+    assert provision("undo", *host[:2]).returncode == 0
+    assert [path.name for path in work.iterdir()] == ["thesis"]
+    assert [path.name for path in (tmp_path / "root/work").iterdir()] == ["old"]
+
+
+def test_runs_of_one_second_are_in_the_order_of_their_first_acts(tmp_path: Path) -> None:
+    """A process number that has grown by a digit sorts first as text."""
+    root = Root(tmp_path)
+    root.journal.mkdir(parents=True)
+    for number, at in (("9999", 100.1), ("10000", 100.2), ("10000-2", 100.3)):
+        header = {"schema": 2, "started": "20260101T000000Z", "command": "relocate"}
+        lines = [json.dumps(each) for each in (header, {"at": at, "act": "mark"})]
+        (root.journal / f"20260101T000000Z-{number}.jsonl").write_text("\n".join(lines) + "\n")
+    assert [run.name.partition("Z-")[2] for run in undo.runs(root)] == ["9999", "10000", "10000-2"]

@@ -1,0 +1,239 @@
+"""relink.sh under every shell that is here, the block at login, and the record of links."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from provision.core.errors import BlockedError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.relocation.login_step import BEGIN, END, LoginStep
+from provision.volume import links
+from provision.volume import relink as relink_script
+from provision.volume.journal import Journal
+from provision.volume.links import Link
+from provision.volume.marker import VolumeStep
+from tests.provision import random_trees as trees
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SHELLS = [shell for shell in ("dash", "bash", "busybox", "zsh", "ksh") if shutil.which(shell)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    found = Root(tmp_path / "a volume's (own)")
+    VolumeStep(found, [], Journal(found.journal)).apply()
+    return found
+
+
+def relink(root: Root, home: Path, *words: str, shell: str = "sh") -> subprocess.CompletedProcess[bytes]:
+    """Run the script with nothing but the system's own programs in reach."""
+    argv = {"busybox": ["busybox", "sh"], "zsh": ["zsh", "--emulate", "sh"]}.get(shell, [shell])
+    environ = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    return subprocess.run([*argv, root.relink, *words], capture_output=True, env=environ, check=False)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_wiped_home_gets_its_links_back(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
+    outside = tmp_path / "opt/env's"
+    wanted = [
+        Link(home / ".cache/pip", root.cache / "pip"),
+        Link(home / 'it\'s "$HOME" `x`', root.path / "odd"),
+        Link(home / "new\nline", root.path / "new\nline"),
+        Link(home / "中文/文件", root.path / "中文"),
+        Link(Path(os.fsdecode(os.fsencode(home) + b"/\xff\xfe")), root.path / "bytes"),
+        Link(home / "-rf", root.path / "-rf"),
+        Link(home / " trailing\n", root.path / "t"),
+        Link(outside, root.path / "outside"),
+    ]
+    relink_script.write(root, home, wanted)
+    assert links.recorded(root, home) == sorted(wanted)
+    first = relink(root, home, shell=shell)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stderr == b""
+    assert {link.path: link.path.readlink() for link in wanted} == {link.path: link.target for link in wanted}
+    assert all(link.target.is_dir() for link in wanted)
+    assert b"8 made" in first.stdout
+    again = relink(root, home, shell=shell)
+    assert (again.returncode, again.stderr) == (0, b"")
+    assert b"8 right, 0 made" in again.stdout
+    assert relink(root, home, "-q", shell=shell).stdout == b""
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.sets(trees.NAMES, min_size=1, max_size=5))
+def test_any_name(root: Root, home: Path, names: set[bytes]) -> None:
+    shutil.rmtree(home)
+    home.mkdir()
+    wanted = [Link(Path(os.fsdecode(os.fsencode(home) + b"/" + name)), root.cache / "x") for name in names]
+    relink_script.write(root, home, wanted)
+    done = relink(root, home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {os.fsencode(path.name) for path in home.iterdir()} == names
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_nothing_foreign_is_touched(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
+    wanted = [Link(home / name, root.path / name) for name in ("link", "folder", "file", "empty", "good")]
+    relink_script.write(root, home, wanted)
+    (home / "link").symlink_to(tmp_path)
+    (home / "folder").mkdir()
+    (home / "folder/mine").write_text("mine")
+    (home / "file").write_text("mine")
+    (home / "empty").mkdir()
+    done = relink(root, home, shell=shell)
+    assert done.returncode == 3
+    assert done.stdout.count(b"left alone") == 4  # three of them, and the last line
+    assert (home / "link").readlink() == tmp_path
+    assert (home / "folder/mine").read_text() == (home / "file").read_text() == "mine"
+    assert (home / "empty").readlink() == root.path / "empty"
+    assert (home / "good").is_symlink()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_the_marker_it_refuses(root: Root, home: Path, shell: str) -> None:
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
+    root.marker.unlink()
+    done = relink(root, home, shell=shell)
+    assert done.returncode == 4
+    assert b"not mounted" in done.stderr
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_volume_that_is_mounted_elsewhere_now(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
+    relink(root, home, shell=shell)
+    moved = Root(tmp_path / "elsewhere")
+    root.path.rename(moved.path)
+    done = relink(moved, home, shell=shell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (home / "x").readlink() == moved.path / "x"
+
+
+def test_a_link_whose_folder_is_gone_gets_one(root: Root, home: Path) -> None:
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
+    relink(root, home)
+    (root.path / "x").rmdir()
+    assert relink(root, home).returncode == 0
+    assert (root.path / "x").is_dir()
+
+
+def test_another_home_gets_the_same_links(root: Root, home: Path, tmp_path: Path) -> None:
+    relink_script.write(root, home, [Link(home / ".cache/pip", root.cache / "pip")])
+    other = tmp_path / "other home"
+    other.mkdir()
+    assert relink(root, other).returncode == 0
+    assert (other / ".cache/pip").readlink() == root.cache / "pip"
+    assert links.recorded(root, other) == [Link(other / ".cache/pip", root.cache / "pip")]
+
+
+def test_a_record_that_cannot_be_read_is_said(root: Root, home: Path) -> None:
+    root.links.write_text("{")
+    with pytest.raises(BlockedError, match=r"links\.json cannot be read"):
+        links.recorded(root, home)
+
+
+def logging_in(root: Root, home: Path, shell: str = "bash", *, wanted: bool = True) -> LoginStep:
+    return LoginStep(root, home, {"SHELL": f"/bin/{shell}"}, Journal(root.journal), wanted=wanted)
+
+
+@pytest.mark.parametrize("shell", [shell for shell in ("bash", "zsh", "fish") if shutil.which(shell)])
+def test_a_login_restores_the_links(root: Root, home: Path, shell: str) -> None:
+    relink_script.write(root, home, [Link(home / "x", root.path / "x")])
+    step = logging_in(root, home, shell)
+    assert step.check().state is State.DRIFTED
+    step.apply()
+    assert step.check().state is State.OK
+    root.variables.write_text("export FIRST='a light'\n")
+    environ = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    tell = 'printf "<%s>" "$FIRST"'
+    done = subprocess.run([shell, "-i", "-c", tell], env=environ, capture_output=True, text=True, check=False)
+    assert "<a light>" in done.stdout, done.stderr
+    assert (home / "x").readlink() == root.path / "x"
+    shutil.move(root.path, root.path.with_name("unmounted"))
+    (home / "x").unlink()
+    done = subprocess.run([shell, "-i", "-c", "echo fine"], env=environ, capture_output=True, text=True, check=False)
+    assert "fine" in done.stdout
+    assert not os.path.lexists(home / "x")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.binary(max_size=200).filter(lambda text: BEGIN not in text and END not in text),
+    mode=st.sampled_from([0o644, 0o600, 0o755]),
+)
+def test_not_a_byte_of_the_start_file_is_changed(root: Root, home: Path, before: bytes, mode: int) -> None:
+    file = home / ".bashrc"
+    file.write_bytes(before)
+    file.chmod(mode)
+    logging_in(root, home).apply()
+    assert file.read_bytes().startswith(before)
+    assert file.stat().st_mode & 0o777 == mode
+    assert logging_in(root, home).check().state is State.OK
+    out = logging_in(root, home, wanted=False)
+    assert out.check().state is State.DRIFTED
+    out.apply()
+    assert file.read_bytes() == before
+    assert file.stat().st_mode & 0o777 == mode
+
+
+def test_a_start_file_that_was_not_there_goes_again(root: Root, home: Path) -> None:
+    logging_in(root, home).apply()
+    assert (home / ".bashrc").exists()
+    logging_in(root, home, wanted=False).apply()
+    assert not (home / ".bashrc").exists()
+
+
+def test_a_start_file_that_is_a_link_stays_one(root: Root, home: Path, tmp_path: Path) -> None:
+    dotfiles = tmp_path / "dotfiles"
+    dotfiles.write_text("alias x=y\n")
+    (home / ".bashrc").symlink_to(dotfiles)
+    logging_in(root, home).apply()
+    assert (home / ".bashrc").is_symlink()
+    assert "relink.sh" in dotfiles.read_text()
+
+
+def test_lines_after_the_block_stay_after_it(root: Root, home: Path, tmp_path: Path) -> None:
+    file = home / ".bashrc"
+    file.write_text("before\n")
+    logging_in(root, home).apply()
+    with file.open("a") as end:
+        end.write("after\n")
+    moved = Root(tmp_path / "moved")
+    shutil.copytree(root.path, moved.path)
+    again = logging_in(moved, home)
+    assert again.check().state is State.DRIFTED, "the root has moved, so the block is written anew"
+    again.apply()
+    assert str(moved.relink) in file.read_text()
+    assert str(root.relink) not in file.read_text().replace(str(moved.relink), "")
+    logging_in(moved, home, wanted=False).apply()
+    assert file.read_text() == "before\nafter\n"
+
+
+@pytest.mark.parametrize("left", [BEGIN + b"\nhalf\n", END, END + b"\n" + BEGIN])
+def test_a_harmed_block_is_left_to_a_person(root: Root, home: Path, left: bytes) -> None:
+    (home / ".bashrc").write_bytes(b"a\n" + left)
+    for wanted in (True, False):
+        found = logging_in(root, home, wanted=wanted).check()
+        assert found.state is State.BLOCKED
+        assert "harmed" in found.detail
+
+
+def test_powershell_quotes_any_path(root: Root, home: Path) -> None:
+    paths: Sequence[str] = ["it's", "$env:x", "`n", "中文"]
+    text = relink_script.powershell_script(
+        root, home, "id", [Link(home / each, root.path / each) for each in paths]
+    ).decode()
+    assert "Restore-Link (Join-Path $HOME 'it''s') (Join-Path $root 'it''s')" in text
+    assert "'$env:x'" in text
