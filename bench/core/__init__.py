@@ -1,1 +1,1 @@
-"""What the worker and its parent both know: results, axes, statistics, and the protocol. Standard library alone."""
+"""Data that the worker and its parent share: results, axes, statistics, and the protocol. Standard library alone."""

@@ -1,4 +1,4 @@
-"""What the parent asks of a worker, and the names that both know: requests, phases, and the words between them."""
+"""Defines the requests that the parent sends to a worker, the names of the phases, and the control words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AGAIN = "again"
 
 @dataclass(frozen=True)
 class Examination:
-    """What the parent asks for.
+    """Request an examination of one device.
 
     `budget_seconds` count from `asked_at` (time.time of the parent): starting the process is part of them. `probes`:
     the phases that are wanted, in the order of PHASES; all, where it is empty.
@@ -25,7 +25,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class Linking:
-    """What the parent asks for: the devices that are to talk, and seconds for it from `asked_at` on (time.time)."""
+    """Request a test of the links between devices; `budget_seconds` count from `asked_at` (time.time of the parent)."""
 
     devices: tuple[str, ...]
     asked_at: float
@@ -41,7 +41,7 @@ GO = "go"
 
 @dataclass(frozen=True)
 class Request:
-    """What the parent asks for.
+    """Request the measurement of one case.
 
     Both times count from `asked_at` (time.time of the parent): starting the process is part of them. After
     `share_seconds` no further sample is begun; a case that cannot end within `limit_seconds` is skipped.

@@ -1,4 +1,4 @@
-"""What a run is asked for, what it is done on, and who is told of its progress."""
+"""Defines the request of a run, the machine and root that it uses, and the interface for its progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a run is asked for. `interleave`: the two settings of a pair, as people write them."""
+    """Request a run. `interleave`: the two settings of a pair, as people write them."""
 
     suite: str
     out: Path
@@ -35,7 +35,7 @@ class Wish:
 
 
 class Progress(Protocol):
-    """Who is told what happens."""
+    """Receive the progress of a run."""
 
     def begin(self, line: str) -> None:
         """A case begins."""
@@ -49,7 +49,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and on what a run is done."""
+    """Hold the root, the interpreter and the machine of a run."""
 
     root: Root
     python: Path
