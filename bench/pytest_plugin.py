@@ -200,15 +200,14 @@ class Suites:
     """The cells of the chosen suite, and the session that measures them as `bench run` does."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from bench.run import cases, suite_run
-        from bench.run import request as run_request
+        from bench.run import cases, request, suite_run
 
         if not config.pluginmanager.hasplugin("benchmark"):
             raise pytest.UsageError("bench.suites needs pytest-benchmark")
         if hasattr(config, "workerinput"):
             raise pytest.UsageError("bench.suites measures one case after another: run it without -n")
         python = _option(config, "python")
-        self._wish = run_request.Wish(
+        self._wish = request.RunRequest(
             suite=_option(config, "suite") or "quick",
             out=Path(_option(config, "out") or "results"),
             device=_option(config, "device") or "auto",

@@ -17,7 +17,7 @@ NEWEST = 14
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, CHECKOUT)  # an isolated python does not look beside its script
 from provision.core import child_environment  # noqa: E402 (the line above finds it)
-from provision.core.bootstrap_wait import BootstrapError, Wait, say  # noqa: E402
+from provision.core.bootstrap_wait import BootstrapError, BootstrapProgress, say  # noqa: E402
 
 TOOLBOX = os.path.join("envs", "toolbox")
 LOCKS = ("requirements.lock", "dev.lock")  # the second holds all that the first holds
@@ -71,7 +71,7 @@ def apply(checkout: str, lock: str) -> None:
     healthy = look(checkout, LOCKS[0]) is None or reason in ("the lock has changed", "its commands have changed")
     # From here to the end the folder is known as ours and as unfinished.
     _write_json(os.path.join(venv, STAMP), {"lock": None, "packages": {}})
-    wait = Wait(checkout, lock)
+    wait = BootstrapProgress(checkout, lock)
     environment = child_environment.child(os.environ)
     if not healthy:
         _clear(venv)

@@ -13,8 +13,7 @@ import pytest
 from provision.core.layout import Root
 from provision.models import load_line, stand_ins
 from tests.conftest import CHECKOUT, NOWHERE
-from tests.provision import hub_server as played_hub
-from tests.provision import tiny_pipelines
+from tests.provision import hub_server, tiny_pipelines
 from tests.provision.http_server import Played
 from tests.provision.tiny_pipelines import ENVS, model
 
@@ -95,19 +94,19 @@ def volume(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     root.marker.write_text(json.dumps({"schema": 1, "id": "x"}))
     (root.path / "envs").mkdir()
     root.prefix("diffusers").symlink_to(measured_python.parent.parent)
-    every = played_hub.files_of(saved["sd"])
+    every = hub_server.files_of(saved["sd"])
     default = {path: content for path, content in every.items() if ".fp16." not in path}
     lean = {path: content for path, content in every.items() if path not in default or ".safetensors" not in path}
     lean = {path: content for path, content in lean.items() if not path.startswith("safety_checker/")}
     alias = f'aliases = ["{OLD}"]\n'
-    text = played_hub.manifest_entry("stable-diffusion-v1-5", SD, default, extra=alias)
-    text += played_hub.manifest_entry('"stable-diffusion-v1-5@fp16"', SD, lean, variant="fp16")
-    cat = played_hub.manifest_entry("ddpm-cat-256", CAT, played_hub.files_of(saved["ddpm"]))
+    text = hub_server.manifest_entry("stable-diffusion-v1-5", SD, default, extra=alias)
+    text += hub_server.manifest_entry('"stable-diffusion-v1-5@fp16"', SD, lean, variant="fp16")
+    cat = hub_server.manifest_entry("ddpm-cat-256", CAT, hub_server.files_of(saved["ddpm"]))
     (base / "models.toml").write_text(text + cat.replace('"tiny-sd"', '"tiny-ddpm"'))
     (base / "host.toml").write_text(f'relocate = []\nmanifest = "{base / "models.toml"}"\n')
     played = Played({})
-    played_hub.add(played, SD, every | dict.fromkeys(DECOYS, b"decoy"))
-    played_hub.add(played, CAT, played_hub.files_of(saved["ddpm"]))
+    hub_server.add(played, SD, every | dict.fromkeys(DECOYS, b"decoy"))
+    hub_server.add(played, CAT, hub_server.files_of(saved["ddpm"]))
     (base / "empty home").mkdir()
     done = provision(root, "pull", SD, CAT, HF_ENDPOINT=played.url)
     played.close()
@@ -191,8 +190,8 @@ def test_example_takes_the_lean_files_or_the_stand_in_where_they_alone_are_here(
     """And it needs no folder of the script on the path, which PYTHONSAFEPATH takes away."""
     other = Root(tmp_path / "other")
     (other.hub / "models--owner--lean").mkdir(parents=True)
-    snapshot = volume.hub / f"models--{SD.replace('/', '--')}" / "snapshots" / played_hub.REVISION
-    lean = other.hub / "models--owner--lean/snapshots" / played_hub.REVISION
+    snapshot = volume.hub / f"models--{SD.replace('/', '--')}" / "snapshots" / hub_server.REVISION
+    lean = other.hub / "models--owner--lean/snapshots" / hub_server.REVISION
     for file in (volume.path.parent / "sd").rglob("*"):
         path = file.relative_to(volume.path.parent / "sd")
         if (
@@ -237,7 +236,7 @@ def test_missing_model_is_one_line_with_the_command_that_pulls_it(volume: Root, 
 
 def test_a_stand_in_of_the_lean_files_is_found(volume: Root, tmp_path: Path) -> None:
     folder = tmp_path / "models--stand-in--ddpm-cat-256.fp16"
-    snapshot = folder / "snapshots" / played_hub.REVISION
+    snapshot = folder / "snapshots" / hub_server.REVISION
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text("{}")
     (folder / "refs").mkdir()

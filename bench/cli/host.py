@@ -54,15 +54,17 @@ def validate(
         from bench.validate import host as host_validation
 
         seconds = host_validation.soak(soak)
-        place = request.Wish(suite="validate", out=out, device=device, python=python, root=root, host=host, envs=envs)
-        wish = replace(place, budget_seconds=budget, command=common.said())
+        run_request = request.RunRequest(
+            suite="validate", out=out, device=device, python=python, root=root, host=host, envs=envs
+        )
+        run_request = replace(run_request, budget_seconds=budget, command=common.said())
         progress = common.Progress(quiet=quiet)
-        found = host_validation.validate(wish, progress, soak_seconds=seconds)
+        found = host_validation.validate(run_request, progress, soak_seconds=seconds)
         for note in found.notes:
             progress.say(f"note: {note}")
         run = found.run
         kept = validation_history.of_host(found.kept, run.machine)
-        shown = formats.Shown(out / run.id, no_color=no_color, kept=kept)
+        shown = formats.ReportContext(out / run.id, no_color=no_color, kept=kept)
         page = shown.folder / "report.html"
         page.write_text(formats.html(run, shown), encoding="utf-8")
         if json:
@@ -94,8 +96,8 @@ def history(
         from bench.validate import history as validation_history
         from provision.host import facts
 
-        wish = request.Wish(suite="", out=OUT, root=root, host=host, envs=envs)
-        folder: Path = suite_run.find_root(wish).validations
+        run_request = request.RunRequest(suite="", out=OUT, root=root, host=host, envs=envs)
+        folder: Path = suite_run.find_root(run_request).validations
         kept = validation_history.load(folder)
         machine = facts.probe().to_dict()
         found = replace(kept, runs=kept.runs if every else validation_history.of_host(kept.runs, machine))

@@ -131,9 +131,11 @@ def run(
         from bench.report import tables
         from bench.run import compare, request, suite_run, verdict
 
-        place = request.Wish(suite=suite, out=out, device=device, python=python, root=root, host=host, envs=envs)
-        wish = replace(
-            place,
+        run_request = request.RunRequest(
+            suite=suite, out=out, device=device, python=python, root=root, host=host, envs=envs
+        )
+        run_request = replace(
+            run_request,
             budget_seconds=budget,
             models=tuple(model or ()),
             dtypes=tuple(dtype or ()),
@@ -143,7 +145,7 @@ def run(
             in_process=in_process,
             command=common.said(),
         )
-        done = suite_run.run(wish, common.Progress(quiet=quiet))
+        done = suite_run.run(run_request, common.Progress(quiet=quiet))
         if json:
             print(dumps(done))
         else:
@@ -162,7 +164,7 @@ def _keep_page(run: Run, out: Path) -> None:
     from bench.report import formats
 
     place = out / run.id / "report.html"
-    place.write_text(formats.html(run, formats.Shown(place.parent)), encoding="utf-8")
+    place.write_text(formats.html(run, formats.ReportContext(place.parent)), encoding="utf-8")
     print(f"kept: {place.with_name('run.json')}")
     print(f"page: {place}")
 
@@ -193,10 +195,12 @@ def tune(
         from bench.run import request
         from bench.run import tune as tune_search
 
-        place = request.Wish(suite="tune", out=out, device=device, python=python, root=root, host=host, envs=envs)
+        run_request = request.RunRequest(
+            suite="tune", out=out, device=device, python=python, root=root, host=host, envs=envs
+        )
         given = tuple(change or ())
-        wish = replace(place, budget_seconds=budget, models=(model,), changes=given, command=common.said())
-        found = tune_search.tune(wish, common.Progress(quiet=quiet))
+        run_request = replace(run_request, budget_seconds=budget, models=(model,), changes=given, command=common.said())
+        found = tune_search.tune(run_request, common.Progress(quiet=quiet))
         if json:
             print(dumps(tune_search.told(found)))
         else:
@@ -249,7 +253,7 @@ def report_(
             found = store.load(str(file), out)
             baseline = store.load(against, out) if against is not None else None
             kept = _validations(found, root) if wanted == "html" else ()
-            text = formats.FORMS[wanted](found, formats.Shown(file.parent, cost, baseline, no_color, kept))
+            text = formats.FORMS[wanted](found, formats.ReportContext(file.parent, cost, baseline, no_color, kept))
         if to is not None and to.is_dir():
             raise SpecError(f"--to {to} is a folder: name a file in it.")
         if to is None:
@@ -268,7 +272,7 @@ def _validations(run: Run, root: str | None) -> Sequence[Run]:
 
     if run.validation is None:
         return ()
-    folder = suite_run.find_root(request.Wish(suite="", out=OUT, root=root)).validations
+    folder = suite_run.find_root(request.RunRequest(suite="", out=OUT, root=root)).validations
     return history.of_host(history.load(folder).runs, run.machine)
 
 

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any
 
 from bench.core.validation_records import (
-    Gpu,  # noqa: TC001 (the codec reads a record's types)
+    GpuLoadStats,  # noqa: TC001 (the codec reads a record's types)
     Validation,  # noqa: TC001 (the codec reads a record's types)
     Verdict,  # noqa: TC001 (the codec reads a record's types)
 )
@@ -195,7 +195,7 @@ class Host:
     pressure_share: float | None = None
     wait_share: float | None = None
     harness_share: float | None = None
-    gpu: Gpu | None = None
+    gpu: GpuLoadStats | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuLoadStats:
     """What the card said while the samples were taken; None where it does not say.
 
     `throttled`: {reason: share of the readings}; where it names none, `reasons_told` says whether it names any at all
@@ -51,7 +51,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Card:
+class DeviceFacts:
     """What a device is, as its driver tells; None where that does not say. A CPU is one too, with a name alone.
 
     `driver_sees`: whether the driver's library answers for it (a container may hide it). `slice`: it is a part of a
@@ -139,12 +139,12 @@ class Validation:
     repeated, None where it was not.
     """
 
-    cards: tuple[Card, ...]
-    before: tuple[Card, ...]
+    cards: tuple[DeviceFacts, ...]
+    before: tuple[DeviceFacts, ...]
     readings: tuple[Reading, ...]
     judgements: tuple[Judgement, ...]
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    watched: dict[str, Gpu] = dataclasses.field(default_factory=dict)
+    watched: dict[str, GpuLoadStats] = dataclasses.field(default_factory=dict)
     disturbed: dict[str, str] = dataclasses.field(default_factory=dict)
     software: dict[str, str] = dataclasses.field(default_factory=dict)
     soak_seconds: float | None = None

@@ -9,10 +9,10 @@ from bench.gpu import diagnosis
 from provision.core.errors import BlockedError, SpecError
 
 if TYPE_CHECKING:
-    from bench.gpu.diagnosis import Site
+    from bench.gpu.diagnosis import Machine
 
 
-def choose(wanted: str, site: Site, found: dict[str, Any] | None) -> str:
+def choose(wanted: str, site: Machine, found: dict[str, Any] | None) -> str:
     """The device of a run.
 
     Args:

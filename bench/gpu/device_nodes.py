@@ -22,7 +22,7 @@ _DISPLAY = "0x03"  # the class of what computes or draws: a card's sound and its
 
 
 @dataclass(frozen=True)
-class Node:
+class DeviceNode:
     """A file of /dev that CUDA opens; `fault`: why it does not open, as the system names it (EACCES), else None."""
 
     name: str
@@ -32,7 +32,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Seen:
+class GpuVisibility:
     """What a machine shows of its cards, beside its facts.
 
     `on_bus`: their PCI addresses. `loaded`: the kernel has the driver. `library`: the number with which NVML refuses,
@@ -42,14 +42,14 @@ class Seen:
 
     on_bus: tuple[str, ...] = ()
     loaded: bool = False
-    nodes: tuple[Node, ...] = ()
+    nodes: tuple[DeviceNode, ...] = ()
     library: int | None = None
     uncut: bool = False
     visible: str | None = None
     contained: bool = False
 
 
-def look(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Seen:
+def look(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> GpuVisibility:
     """See what there is; each node is opened once, and nothing else is done to it.
 
     Args:
@@ -57,7 +57,7 @@ def look(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> See
         environ: the variables of the process that will use the card.
     """
     marks = (root / ".dockerenv", root / "run/.containerenv")
-    return Seen(
+    return GpuVisibility(
         on_bus=tuple(sorted(_on_bus(root))),
         loaded=(root / "sys/module/nvidia").exists() or (root / "proc/driver/nvidia/version").exists(),
         nodes=tuple(_nodes(root / "dev")),
@@ -74,7 +74,7 @@ def _on_bus(root: Path) -> Iterator[str]:
             yield folder.name
 
 
-def _nodes(folder: Path) -> Iterator[Node]:
+def _nodes(folder: Path) -> Iterator[DeviceNode]:
     for file in sorted(folder.glob("nvidia*")):
         if file.name not in CONTROL and not NUMBERED.fullmatch(file.name):
             continue
@@ -83,15 +83,15 @@ def _nodes(folder: Path) -> Iterator[Node]:
         except OSError as error:
             yield _closed_node(file, errno.errorcode.get(error.errno or 0, str(error)))
         else:
-            yield Node(file.name)
+            yield DeviceNode(file.name)
 
 
-def _closed_node(file: Path, fault: str) -> Node:
+def _closed_node(file: Path, fault: str) -> DeviceNode:
     try:
         status = file.stat()
     except OSError:
-        return Node(file.name, fault)
-    return Node(
+        return DeviceNode(file.name, fault)
+    return DeviceNode(
         file.name, fault, f"{stat.S_IMODE(status.st_mode):04o}", f"owner {status.st_uid}, group {status.st_gid}"
     )
 

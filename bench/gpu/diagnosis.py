@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu import nvml
-from bench.gpu.device_nodes import CONTROL, NUMBERED, Seen, look
+from bench.gpu.device_nodes import CONTROL, NUMBERED, GpuVisibility, look
 from provision.config import toml
 from provision.config import torch as torch_config
 from provision.core.errors import SpecError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.config.torch import TorchSpec
-    from provision.host.facts import Facts
+    from provision.host.facts import HostFacts
 
 # The oldest driver for a major version of CUDA that torch.toml has no variant of (source: NVIDIA's table of CUDA's
 # minor version compatibility).
@@ -28,17 +28,17 @@ _ELSE = "Or use --device cpu."
 
 
 @dataclass(frozen=True)
-class Site:
+class Machine:
     """A machine, what it shows of its cards, and the builds of torch that could be installed on it (by `locked`)."""
 
-    machine: Facts
-    seen: Seen = field(default_factory=Seen)
+    machine: HostFacts
+    seen: GpuVisibility = field(default_factory=GpuVisibility)
     torch: TorchSpec | None = None
     locked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Cause:
+class Diagnosis:
     """Why a card cannot be used: a short name of the cause, what is so, and what to do."""
 
     name: str
@@ -52,10 +52,10 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Question:
     """A site, what torch said there, and of which card."""
 
-    site: Site
+    site: Machine
     found: Mapping[str, Any]
     index: int
 
@@ -73,7 +73,7 @@ class _Asked:
         return self.site.machine.nvidia_driver
 
 
-def site(machine: Facts, envs: Path) -> Site:
+def site(machine: HostFacts, envs: Path) -> Machine:
     """A machine as it is now, with the builds that a folder of environments has locks for.
 
     Raises:
@@ -81,10 +81,10 @@ def site(machine: Facts, envs: Path) -> Site:
     """
     file = envs / "torch.toml"
     torch = toml.load(file, torch_config.TorchSpec) if file.is_file() else None
-    return Site(machine, look(), torch, tuple(sorted({lock.stem for lock in envs.glob("*/*.lock")})))
+    return Machine(machine, look(), torch, tuple(sorted({lock.stem for lock in envs.glob("*/*.lock")})))
 
 
-def cause(place: Site, found: Mapping[str, Any], index: int = 0) -> Cause | None:
+def cause(place: Machine, found: Mapping[str, Any], index: int = 0) -> Diagnosis | None:
     """Why torch cannot use a card there, or None when it can.
 
     What torch can use is not asked further. Else what lies deepest comes first: the card and its driver, the way to it
@@ -95,34 +95,34 @@ def cause(place: Site, found: Mapping[str, Any], index: int = 0) -> Cause | None
         found: what the interpreter's torch says (`worker_process.query`).
         index: of the card, as torch counts.
     """
-    asked = _Asked(place, found, index)
+    asked = _Question(place, found, index)
     if found.get("available"):
         devices = found.get("devices", [])
         return _no_code(asked, devices[index]) if index < len(devices) else None
     return next(filter(None, (ask(asked) for ask in _CAUSES)), None) or _unexplained(asked)
 
 
-def _no_driver(asked: _Asked) -> Cause | None:
+def _no_driver(asked: _Question) -> Diagnosis | None:
     if asked.driver is not None:
         return None
     bus = asked.site.seen.on_bus
     if not bus:
         seen = ", and no card of NVIDIA's is on its bus" if asked.site.machine.system == "linux" else ""
         fix = "Use --device cpu, or a host with a card."
-        return Cause("no card", f"no NVIDIA driver is loaded on this machine{seen}", fix)
+        return Diagnosis("no card", f"no NVIDIA driver is loaded on this machine{seen}", fix)
     where = "on the container's host" if asked.site.seen.contained else "here"
-    return Cause(
+    return Diagnosis(
         "no driver",
         f"a card of NVIDIA's is on the bus ({bus[0]}), and no driver is loaded for it",
         f"Install NVIDIA's driver {where}, or load it (`sudo modprobe nvidia`). {_ELSE}",
     )
 
 
-def _mismatch(asked: _Asked) -> Cause | None:
+def _mismatch(asked: _Question) -> Diagnosis | None:
     if asked.site.seen.library != nvml.MISMATCH:
         return None
     again = "Start the container anew: it still has" if asked.site.seen.contained else "Restart the machine: it has"
-    return Cause(
+    return Diagnosis(
         "driver mismatch",
         f"the kernel runs driver {asked.driver}, and its libraries are of another version (NVML: driver/library "
         "version mismatch)",
@@ -130,7 +130,7 @@ def _mismatch(asked: _Asked) -> Cause | None:
     )
 
 
-def _no_node(asked: _Asked) -> Cause | None:
+def _no_node(asked: _Question) -> Diagnosis | None:
     seen = asked.site.seen
     there = {node.name for node in seen.nodes}
     # The driver makes these when CUDA first asks for them: a torch without CUDA has not.
@@ -145,10 +145,10 @@ def _no_node(asked: _Asked) -> Cause | None:
     if not seen.contained:
         fix = f"Make them: `sudo nvidia-modprobe -c 0 -u`. Where this is a container: {fix[0].lower()}{fix[1:]}"
     said = f"the NVIDIA driver {asked.driver} is loaded, but no card is in reach: no {shown}"
-    return Cause("no node", said, f"{fix} {_ELSE}")
+    return Diagnosis("no node", said, f"{fix} {_ELSE}")
 
 
-def _closed(asked: _Asked) -> Cause | None:
+def _closed(asked: _Question) -> Diagnosis | None:
     """A node that CUDA needs and that does not open; of the cards' own, one that opens is enough."""
     nodes = asked.site.seen.nodes
     cards = [node for node in nodes if NUMBERED.fullmatch(node.name)]
@@ -156,21 +156,21 @@ def _closed(asked: _Asked) -> Cause | None:
     needed += [] if any(node.fault is None for node in cards) else cards[:1]
     for node in needed:
         if node.fault == "EACCES":
-            return Cause(
+            return Diagnosis(
                 "permission",
                 f"/dev/{node.name} is not for this user (mode {node.mode}, {node.owner})",
                 "Join its group, where that may use it (`sudo usermod -aG GROUP $USER`, then log in again), or open it "
                 f"to all: `sudo chmod 666 /dev/nvidia*`. {_ELSE}",
             )
         if node.fault == "EPERM":
-            return Cause(
+            return Diagnosis(
                 "device rules",
                 f"/dev/{node.name} is here, and this container may not use it (its device rules)",
                 "Start the container anew with its GPUs (`docker run --gpus all`): the node alone is not enough, and a "
                 f"reload of systemd on the host takes a running container's devices away. {_ELSE}",
             )
         if node.fault is not None:
-            return Cause(
+            return Diagnosis(
                 "dead node",
                 f"/dev/{node.name} does not open ({node.fault}): its driver has failed, or the card has left the bus",
                 f"`sudo dmesg | grep -i nvrm` tells which. Restart the machine, or ask for another card. {_ELSE}",
@@ -178,17 +178,17 @@ def _closed(asked: _Asked) -> Cause | None:
     return None
 
 
-def _cpu_build(asked: _Asked) -> Cause | None:
+def _cpu_build(asked: _Question) -> Diagnosis | None:
     if asked.found.get("cuda"):
         return None
-    return Cause("torch without CUDA", f"{asked.card} is here, but {asked.torch} is a CPU-only build", _take(asked))
+    return Diagnosis("torch without CUDA", f"{asked.card} is here, but {asked.torch} is a CPU-only build", _take(asked))
 
 
-def _old_driver(asked: _Asked) -> Cause | None:
+def _old_driver(asked: _Question) -> Diagnosis | None:
     needed = _least_driver(asked.site.torch, str(asked.found.get("cuda")))
     if asked.driver is None or needed is None or not torch_build.is_older(asked.driver, needed):
         return None
-    return Cause(
+    return Diagnosis(
         "driver too old",
         f"{asked.torch} is built for CUDA {asked.found.get('cuda')}, which needs driver {needed} or newer; here is "
         f"{asked.driver}",
@@ -196,23 +196,23 @@ def _old_driver(asked: _Asked) -> Cause | None:
     )
 
 
-def _unseen(asked: _Asked) -> Cause | None:
+def _unseen(asked: _Question) -> Diagnosis | None:
     """A variable that hides every card: CUDA stops at the first entry that is no card."""
     visible = asked.site.seen.visible
     if visible is None or re.match(r"\s*(\d|GPU-|MIG-)", visible):
         return None
-    return Cause(
+    return Diagnosis(
         "hidden by a variable",
         f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every card",
         f"`unset CUDA_VISIBLE_DEVICES`. {_ELSE}",
     )
 
 
-def _uncut(asked: _Asked) -> Cause | None:
+def _uncut(asked: _Question) -> Diagnosis | None:
     if not asked.site.seen.uncut:
         return None
     where = "on the container's host" if asked.site.seen.contained else "here"
-    return Cause(
+    return Diagnosis(
         "no instance",
         f"{asked.card} is set to be used in instances (MIG), and none of them is here",
         f"Make one {where} (`sudo nvidia-smi mig -lgip` tells which there are, `sudo nvidia-smi mig -cgi PROFILE -C` "
@@ -220,12 +220,12 @@ def _uncut(asked: _Asked) -> Cause | None:
     )
 
 
-def _no_fabric(asked: _Asked) -> Cause | None:
+def _no_fabric(asked: _Question) -> Diagnosis | None:
     """CUDA's error 802, of hosts whose cards are joined by switches (source: CUDA's cudaErrorSystemNotReady)."""
     refusal = str(asked.found.get("refusal") or "")
     if "802" not in refusal and "system not yet initialized" not in refusal:
         return None
-    return Cause(
+    return Diagnosis(
         "fabric manager",
         f"the cards of this host are joined by switches that nobody has set up ({refusal})",
         "Start NVIDIA's Fabric Manager on the host, of the driver's own version: `sudo systemctl start "
@@ -233,10 +233,10 @@ def _no_fabric(asked: _Asked) -> Cause | None:
     )
 
 
-def _no_library(asked: _Asked) -> Cause | None:
+def _no_library(asked: _Question) -> Diagnosis | None:
     if asked.site.seen.library != nvml.NO_LIBRARY:
         return None
-    return Cause(
+    return Diagnosis(
         "no libraries",
         f"driver {asked.driver} is loaded and the card's nodes are here, but not the driver's libraries",
         "A container: start it with `--gpus all` and NVIDIA_DRIVER_CAPABILITIES=compute,utility. Else install the "
@@ -244,10 +244,10 @@ def _no_library(asked: _Asked) -> Cause | None:
     )
 
 
-def _unexplained(asked: _Asked) -> Cause:
+def _unexplained(asked: _Question) -> Diagnosis:
     refusal = asked.found.get("refusal")
     why = f"it says: {refusal}" if refusal else "it does not say why"
-    return Cause(
+    return Diagnosis(
         "unexplained",
         f"{asked.torch}, built for CUDA {asked.found.get('cuda')}, cannot use {asked.card} with driver {asked.driver}; "
         f"{why}",
@@ -255,7 +255,7 @@ def _unexplained(asked: _Asked) -> Cause:
     )
 
 
-_CAUSES: tuple[Callable[[_Asked], Cause | None], ...] = (
+_CAUSES: tuple[Callable[[_Question], Diagnosis | None], ...] = (
     _no_driver,
     _mismatch,
     _no_node,
@@ -269,7 +269,7 @@ _CAUSES: tuple[Callable[[_Asked], Cause | None], ...] = (
 )
 
 
-def _no_code(asked: _Asked, device: Mapping[str, Any]) -> Cause | None:
+def _no_code(asked: _Question, device: Mapping[str, Any]) -> Diagnosis | None:
     """A card for which this torch has no machine code."""
     capability = str(device["capability"])
     names = [str(name) for name in asked.found.get("architectures", [])]
@@ -279,7 +279,7 @@ def _no_code(asked: _Asked, device: Mapping[str, Any]) -> Cause | None:
     card = tuple(int(part) for part in capability.split("."))
     is_older = bool(known) and card < min(known)
     age = "is too old for" if is_older else "is too new for" if known and card > max(known) else "has no code in"
-    return Cause(
+    return Diagnosis(
         "card too old" if is_older else "no code for the card",
         f"{device['name']} has compute capability {capability} and {age} {asked.torch}, which carries machine code for "
         f"{', '.join(names) or 'none'}",
@@ -305,7 +305,7 @@ def supported(capability: str, architectures: list[str]) -> bool:
     return False
 
 
-def _take(asked: _Asked, device: Mapping[str, Any] | None = None) -> str:
+def _take(asked: _Question, device: Mapping[str, Any] | None = None) -> str:
     """Which build to take, for a card whose compute capability torch has told; where none fits, why that is so."""
     machine, torch = asked.site.machine, asked.site.torch
     if device is not None:

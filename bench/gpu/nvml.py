@@ -76,7 +76,7 @@ def _is_empty(nvml: Any, card: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Reading:
+class NvmlSample:
     """One look at a card: MHz, degrees Celsius, watts, joules since the driver came, bytes, {process: its bytes}.
 
     `reasons`: what keeps its clocks down; none where nothing does, None where the driver does not say.
@@ -91,7 +91,7 @@ class Reading:
     processes: dict[int, int | None] | None = None
 
 
-class Card:
+class NvmlDevice:
     """One card by its UUID. Where there is no library, no such card, or no permission, it says nothing."""
 
     def __init__(self, uuid: str | None) -> None:
@@ -121,7 +121,7 @@ class Card:
         limit = self._ask(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._card))
         self.power_limit_watts = limit / 1000 if limit is not None else None
 
-    def read(self) -> Reading | None:
+    def read(self) -> NvmlSample | None:
         """Look once; a few milliseconds."""
         if self._card is None:
             return None
@@ -131,7 +131,7 @@ class Card:
         bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card))
         memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(card))
         processes = self._ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(card))
-        return Reading(
+        return NvmlSample(
             clock_mhz=self._ask(lambda: nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_SM)),
             temperature=self._ask(lambda: nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU)),
             power_watts=power / 1000 if power is not None else None,
@@ -156,7 +156,7 @@ class Card:
             return
         self._events = events
 
-    def describe(self, device: str, name: str = "", *, ours: int = 0) -> validation_records.Card:
+    def describe(self, device: str, name: str = "", *, ours: int = 0) -> validation_records.DeviceFacts:
         """What the card is, as its driver tells: what it does not tell is None.
 
         Args:
@@ -166,7 +166,7 @@ class Card:
                 no process at all: so they are counted, not looked for.
         """
         if self._card is None:
-            return validation_records.Card(device, name, uuid=self._uuid)
+            return validation_records.DeviceFacts(device, name, uuid=self._uuid)
         nvml, card, ask = self._nvml, self._card, self._ask
         told = {field: ask(partial(question, nvml, card)) for field, question in _QUESTIONS.items()}
         rows, pages = told.pop("rows"), told.pop("pages")
@@ -174,7 +174,7 @@ class Card:
         if rows is not None:
             pages, pending, failed = rows[0] + rows[1], bool(rows[2]), bool(rows[3])
         processes = told.pop("processes")
-        return validation_records.Card(
+        return validation_records.DeviceFacts(
             device,
             _text(told.pop("name") or name),
             uuid=_text(told.pop("uuid") or self._uuid),

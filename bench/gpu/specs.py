@@ -24,14 +24,14 @@ def _pattern(text: str) -> str:
     return text
 
 
-class Pcie(toml.Strict):
+class PcieSpec(toml.Strict):
     """A card's link."""
 
     generation: int
     lanes: int
 
 
-class Gpu(toml.Strict):
+class GpuSpec(toml.Strict):
     """One kind of card. TFLOP/s are 1e12 FLOPs a second, dense; GB/s and GB are of 1e9 bytes, memory of 2**30.
 
     `tflops`: {dtype: the sheet's figure}. `measured`: {dtype: the best product that was ever measured on one}.
@@ -46,7 +46,7 @@ class Gpu(toml.Strict):
     bandwidth_gbs: Figure | None = None
     memory_gb: Figure | None = None
     power_watts: Figure | None = None
-    pcie: Pcie
+    pcie: PcieSpec
     unchecked: list[Named] = Field(default_factory=list)
     note: str = ""
     sources: Annotated[list[str], Field(min_length=1)]
@@ -58,12 +58,12 @@ class Gpu(toml.Strict):
 
 
 @cache
-def table() -> dict[str, Gpu]:
+def table() -> dict[str, GpuSpec]:
     """Every card that is known."""
-    return toml.load_tables(TABLE, Gpu)
+    return toml.load_tables(TABLE, GpuSpec)
 
 
-def find(name: str) -> tuple[str, Gpu] | None:
+def find(name: str) -> tuple[str, GpuSpec] | None:
     """The card of this name, as torch or the driver tells it; None where it is not known.
 
     Of several that match, the one that matches most of the name. A slice of a card is not that card.

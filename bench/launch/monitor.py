@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.core.result import Moment, Result
-from bench.core.validation_records import Gpu
-from bench.gpu.nvml import Card
+from bench.core.validation_records import GpuLoadStats
+from bench.gpu.nvml import NvmlDevice
 
 if TYPE_CHECKING:
-    from bench.gpu.nvml import Reading
+    from bench.gpu.nvml import NvmlSample
 
 _MOST_MOMENTS = 600
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -24,14 +24,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 class _Window:
     """What was seen while images were made, over all the stretches in which they were."""
 
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[NvmlSample] = field(default_factory=list)
     seconds: float = 0.0
     own_seconds: float = 0.0
     joules: float = 0.0
     counted: bool = True
 
 
-class Watch:
+class WorkerMonitor:
     """A worker's watch. `look` is called at every turn of the parent's waiting; it sleeps nowhere."""
 
     def __init__(self, pid: int, window: str = "samples", *, is_paired: bool = False) -> None:
@@ -47,18 +47,18 @@ class Watch:
         self._is_paired = is_paired
         self._began = time.monotonic()
         self._phase = "start"
-        self._card = Card(None)
+        self._card = NvmlDevice(None)
         self._moments: list[Moment] = []
         self._stride, self._turn = 1, 0
         self._window = _Window()
-        self._last: tuple[float, float, Reading | None] | None = None
+        self._last: tuple[float, float, NvmlSample | None] | None = None
         self._most_used: int | None = None
         self._most_own: int | None = None
-        self._first: Reading | None = None
+        self._first: NvmlSample | None = None
 
     def found_card(self, uuid: str) -> None:
         """The worker has told which card it uses."""
-        self._card = Card(uuid)
+        self._card = NvmlDevice(uuid)
         self._first = self._card.read()
 
     def enter(self, phase: str) -> None:
@@ -93,18 +93,18 @@ class Watch:
             host = replace(host, harness_share=share, gpu=self.gpu())
         return replace(result, memory=memory, host=host, timeline=tuple(self._moments))
 
-    def gpu(self) -> Gpu | None:
+    def gpu(self) -> GpuLoadStats | None:
         """What the card did meanwhile; None where it says nothing."""
         return self._gpu() if self._window.readings else None
 
-    def _note_memory(self, reading: Reading) -> None:
+    def _note_memory(self, reading: NvmlSample) -> None:
         if reading.used_bytes is not None:
             self._most_used = max(self._most_used or 0, reading.used_bytes)
         own = (reading.processes or {}).get(self._pid)
         if own is not None:
             self._most_own = max(self._most_own or 0, own)
 
-    def _note_moment(self, now: float, reading: Reading | None) -> None:
+    def _note_moment(self, now: float, reading: NvmlSample | None) -> None:
         self._turn += 1
         if self._turn % self._stride:
             return
@@ -114,7 +114,7 @@ class Watch:
             self._moments = self._moments[::2]
             self._stride *= 2
 
-    def _note_samples(self, now: float, own: float, reading: Reading | None) -> None:
+    def _note_samples(self, now: float, own: float, reading: NvmlSample | None) -> None:
         assert self._last is not None  # noqa: S101 (the caller has looked)
         before, own_before, last = self._last
         window = self._window
@@ -129,7 +129,7 @@ class Watch:
             window.counted = False
             window.joules += reading.power_watts * (now - before)
 
-    def _gpu(self) -> Gpu:
+    def _gpu(self) -> GpuLoadStats:
         readings = self._window.readings
         clocks = [each.clock_mhz for each in readings if each.clock_mhz is not None]
         heats = [each.temperature for each in readings if each.temperature is not None]
@@ -137,7 +137,7 @@ class Watch:
         energies = [each for each in readings if each.energy_joules is not None]
         knows_energy = bool(powers or energies) and not self._is_paired
         told = [each.reasons for each in readings if each.reasons is not None]
-        return Gpu(
+        return GpuLoadStats(
             clock_mhz_median=statistics.median(clocks) if clocks else None,
             clock_mhz_minimum=min(clocks, default=None),
             temperature_maximum=max(heats, default=None),

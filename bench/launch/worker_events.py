@@ -14,7 +14,7 @@ from bench.core.validation_records import Reading
 from provision.core.process import signal_name
 
 if TYPE_CHECKING:
-    from bench.launch.monitor import Watch
+    from bench.launch.monitor import WorkerMonitor
 
 NOT_STARTED = 127  # as a shell has it
 _ANSWERS = {"result", "query", "examined"}
@@ -26,7 +26,7 @@ _QUIET = {"load", "largest"}  # gigabytes from a slow disk, and the search of a 
 
 
 @dataclass
-class Heard:
+class WorkerEvents:
     """Hold the events of a worker so far, the time of the last one, and the start of its phase (time.monotonic)."""
 
     phase: str = "start"
@@ -58,7 +58,7 @@ class Heard:
         return max(predicted, self.phases.first_image_seconds or 0.0, last)
 
 
-def hear(heard: Heard, watch: Watch | None, line: bytes) -> None:
+def hear(heard: WorkerEvents, watch: WorkerMonitor | None, line: bytes) -> None:
     """Take in one line; what is no answer is counted."""
     heard.at = time.monotonic()
     try:
@@ -69,7 +69,7 @@ def hear(heard: Heard, watch: Watch | None, line: bytes) -> None:
         heard.rubbish += 1
 
 
-def _is_understood(heard: Heard, watch: Watch | None, event: dict[str, Any]) -> bool:  # noqa: C901 (an arm an event)
+def _is_understood(heard: WorkerEvents, watch: WorkerMonitor | None, event: dict[str, Any]) -> bool:  # noqa: C901 (an arm an event)
     if "phase" in event:
         heard.phase, heard.entered = str(event["phase"]), time.monotonic()
         if watch is not None:
@@ -95,7 +95,7 @@ def _is_understood(heard: Heard, watch: Watch | None, event: dict[str, Any]) -> 
     return True
 
 
-def autopsy(heard: Heard, code: int | None, hungry: float) -> tuple[Status, str]:
+def autopsy(heard: WorkerEvents, code: int | None, hungry: float) -> tuple[Status, str]:
     """Return what became of a case whose worker gave no result.
 
     Args:

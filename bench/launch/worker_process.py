@@ -19,7 +19,7 @@ from bench.core.errors import PARTNER
 from bench.core.result import Result, Sample, Status
 from bench.core.stats import FEWEST_PAIRS
 from bench.launch import pipe, worker_events
-from bench.launch.monitor import Watch
+from bench.launch.monitor import WorkerMonitor
 from provision.core import child_environment, process
 from provision.core.errors import BlockedError
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from bench.core.protocol import Request
     from bench.core.result import Case
-    from bench.core.validation_records import Gpu
+    from bench.core.validation_records import GpuLoadStats
 
 if TYPE_CHECKING:
-    Tell = Callable[[worker_events.Heard], None]
+    Tell = Callable[[worker_events.WorkerEvents], None]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # The worker sees this one package and otherwise only what is installed in the measured environment: neither the
@@ -54,7 +54,7 @@ _KNOWN = 0.01
 _PRECISIONS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
-def _nothing(_: worker_events.Heard) -> None:
+def _nothing(_: worker_events.WorkerEvents) -> None:
     """Ignore what is known."""
 
 
@@ -167,11 +167,11 @@ class Worker:
         """Take the request, the interpreter, the hub cache that it may read, and a callback for progress."""
         self._tell_of = tell
         self._request, self._python, self._hub = request, python, hub
-        self.heard = worker_events.Heard()
+        self.heard = worker_events.WorkerEvents()
         self.code: int | None = worker_events.NOT_STARTED
         self.stderr = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._watch: Watch | None = None
+        self._watch: WorkerMonitor | None = None
         self._rest = b""
         self._has_ended = self._is_late = False
         self._waited, self._began = 0.0, time.monotonic()
@@ -203,7 +203,7 @@ class Worker:
                 start_new_session=True,  # its whole group can be ended, and Ctrl-C reaches it through us alone
             )
             window = "sustained" if "examine" in self._request else "samples"
-            self._watch = Watch(self._process.pid, window, is_paired=bool(self._request.get("paced")))
+            self._watch = WorkerMonitor(self._process.pid, window, is_paired=bool(self._request.get("paced")))
         except OSError as error:
             self._has_ended = True
             self.stderr = f"{self._python} does not start: {error.strerror}"
@@ -271,7 +271,7 @@ class Worker:
         _, reason = worker_events.autopsy(self.heard, self.code, self._hungry())
         return f"{reason}\n{self.stderr}".strip()
 
-    def gpu(self) -> Gpu | None:
+    def gpu(self) -> GpuLoadStats | None:
         """What its card did under the sustained load."""
         return self._watch.gpu() if self._watch is not None else None
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from bench.core.result import Case, Result
     from bench.run.compare import Comparison
-    from bench.run.image_quality import Solved
+    from bench.run.image_quality import SchedulerAccuracy
     from bench.validate.history import Trend
 
 _WIDTH, _ROW, _LEAST = 10.0, 0.34, 1.6  # inches
@@ -80,7 +80,7 @@ def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) ->
     return _lines(figure, axes, "seconds since the case began", "GB")
 
 
-def errors_over_time(longest: Result, found: Sequence[Solved], label: Callable[[Case], str]) -> str:
+def errors_over_time(longest: Result, found: Sequence[SchedulerAccuracy], label: Callable[[Case], str]) -> str:
     """What each scheduler costs and how far it is from the longest solution: the lower left is best."""
     figure, axes = _figure(4.2)
     schedulers = sorted({each.result.case.scheduler for each in found})

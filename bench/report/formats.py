@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportContext:
     """How a run is shown: its folder, what an hour costs, what it is held against, all validations of its host."""
 
     folder: Path
@@ -25,7 +25,7 @@ class Shown:
     kept: Sequence[Run] = ()
 
 
-def terminal(run: Run, shown: Shown) -> str:
+def terminal(run: Run, shown: ReportContext) -> str:
     """Tables for a terminal."""
     from bench.report import tables, validation_tables
     from bench.report import terminal as report_terminal
@@ -35,14 +35,14 @@ def terminal(run: Run, shown: Shown) -> str:
     return show(run, color=color, width=width)
 
 
-def markdown(run: Run, _: Shown) -> str:
+def markdown(run: Run, _: ReportContext) -> str:
     """Markdown."""
     from bench.report import tables, validation_tables
 
     return tables.markdown(run) if run.validation is None else validation_tables.markdown(run)
 
 
-def html(run: Run, shown: Shown) -> str:
+def html(run: Run, shown: ReportContext) -> str:
     """One page that needs nothing else.
 
     Raises:
@@ -55,7 +55,7 @@ def html(run: Run, shown: Shown) -> str:
     return html_page.html(run, shown.folder, shown.cost, shown.baseline, shown.kept)
 
 
-def csv(run: Run, shown: Shown) -> str:
+def csv(run: Run, shown: ReportContext) -> str:
     """A row a case, or a row a reading."""
     from bench.report import export
 
@@ -63,14 +63,14 @@ def csv(run: Run, shown: Shown) -> str:
     return export.csv_text(run, shown.cost) if run.validation is None else export.readings_csv(run.validation)
 
 
-def json(run: Run, _: Shown) -> str:
+def json(run: Run, _: ReportContext) -> str:
     """The run as it is kept."""
     from bench.core.codec import dumps
 
     return dumps(run)
 
 
-def pytest_benchmark(run: Run, _: Shown) -> str:
+def pytest_benchmark(run: Run, _: ReportContext) -> str:
     """What `pytest-benchmark compare` reads."""
     import json
 
@@ -80,7 +80,7 @@ def pytest_benchmark(run: Run, _: Shown) -> str:
     return json.dumps(export.pytest_benchmark(run), indent=1)
 
 
-def ticket(run: Run, _: Shown) -> str:
+def ticket(run: Run, _: ReportContext) -> str:
     """What a user can send to whoever owns the host."""
     from bench.report import support_ticket
 
@@ -101,7 +101,7 @@ def _without_cases(run: Run, why: str, is_asked: bool) -> None:
         raise SpecError(f"{run.id} is a validation: it {why}.")
 
 
-FORMS: dict[str, Callable[[Run, Shown], str]] = {
+FORMS: dict[str, Callable[[Run, ReportContext], str]] = {
     "markdown": markdown,
     "terminal": terminal,
     "html": html,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bench.core.result import Result, Run
-    from bench.run.image_quality import Twin
+    from bench.run.image_quality import PrecisionPair
     from bench.validate.history import Trend
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -127,7 +127,7 @@ def _picture(result: Result, folder: Path) -> dict[str, str] | None:
     return {"name": tables.label(result.case), "data": _encoded(content)} if content is not None else None
 
 
-def _twin(twin: Twin, folder: Path) -> dict[str, str]:
+def _twin(twin: PrecisionPair, folder: Path) -> dict[str, str]:
     """Both pictures of a pair, and how far they are apart."""
     one, two = (image_quality.read(result, folder) or b"" for result in (twin.result, twin.plain))
     far = "equal" if twin.psnr == float("inf") else f"PSNR {twin.psnr:.1f} dB"

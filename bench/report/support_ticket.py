@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.core.result import Run
-    from bench.core.validation_records import Card, Gpu, Judgement, Validation
+    from bench.core.validation_records import DeviceFacts, GpuLoadStats, Judgement, Validation
 
 # A path from the top or from a home; those of the kernel are every machine's.
 _PATH = re.compile(r"(?<![\w./\\])(?!//)(?:~|[A-Za-z]:)?[/\\](?!dev/|proc/|sys/)[^\s'\",;)\]]+")
@@ -78,7 +78,7 @@ def _said(validation: Validation, state: VerdictState, title: str) -> Iterator[s
         yield from (f"  - {each.device}: {each.said}." for each in found)
 
 
-def _facts(card: Card, validation: Validation) -> Iterator[str]:
+def _facts(card: DeviceFacts, validation: Validation) -> Iterator[str]:
     """What the card says of itself, and every figure that was held against another."""
     if card.uuid is not None:
         yield f"  uuid: {card.uuid}"
@@ -98,14 +98,14 @@ def _facts(card: Card, validation: Validation) -> Iterator[str]:
     yield from (f"  {line}" for line in _figures(card, validation.judgements))
 
 
-def _figures(card: Card, judgements: tuple[Judgement, ...]) -> Iterator[str]:
+def _figures(card: DeviceFacts, judgements: tuple[Judgement, ...]) -> Iterator[str]:
     for each in judgements:
         if each.device == card.device and each.source and each.value is not None and each.expected is not None:
             name = each.said.partition(": ")[0]
             yield f"{name}: {shown(each.value, each.unit)}, expected {shown(each.expected, each.unit)} ({each.source})"
 
 
-def _load(seen: Gpu) -> str:
+def _load(seen: GpuLoadStats) -> str:
     parts = [
         f"{seen.clock_mhz_median:.0f} MHz (least {seen.clock_mhz_minimum or seen.clock_mhz_median:.0f})"
         if seen.clock_mhz_median is not None
@@ -131,7 +131,7 @@ def _command(run: Run) -> str:
     return " ".join(kept)
 
 
-def _commands(cards: list[Card]) -> Iterator[str]:
+def _commands(cards: list[DeviceFacts]) -> Iterator[str]:
     uuids = [card.uuid for card in cards if card.uuid is not None and card.device.startswith("cuda")]
     for uuid in uuids:
         yield f"  nvidia-smi -q -i {uuid}"

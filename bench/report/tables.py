@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from bench.core.result import Case, Result, Run, Tuning
     from bench.core.validation_records import Reading
     from bench.run.compare import Comparison
-    from bench.run.tune import Tuned
-    from bench.validate.history import Kept
+    from bench.run.tune import TuneResult
+    from bench.validate.history import ValidationHistory
 
 COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
 ADVICE = (
@@ -118,7 +118,7 @@ def comparison(found: Comparison, *, color: bool, width: int | None) -> str:
     return drawn(table, color=color, width=width) + "\n".join(lines) + "\n"
 
 
-def tuned(found: Tuned, *, color: bool, width: int | None) -> str:
+def tuned(found: TuneResult, *, color: bool, width: int | None) -> str:
     """A search as a table for a terminal, the fastest first, what was ruled out last; what was gained, and the code."""
     from rich.table import Table
     from rich.text import Text
@@ -160,7 +160,7 @@ def gained(tuning: Tuning) -> list[str]:
     return [*lines, *(note for note in tuning.notes if note != tuning.doubt)]
 
 
-def trend(kept: Kept, *, color: bool, width: int | None) -> str:
+def trend(kept: ValidationHistory, *, color: bool, width: int | None) -> str:
     """The validations of a host as a table for a terminal, the newest last; below it what could not be read."""
     from rich.table import Table
     from rich.text import Text

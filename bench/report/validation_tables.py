@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bench.core.result import Run
-    from bench.core.validation_records import Card, Judgement, Reading, Validation
+    from bench.core.validation_records import DeviceFacts, Judgement, Reading, Validation
 
 COLUMNS = ("device", "reading", "figure", "expected", "of it")
 # The worst comes first.
@@ -115,7 +115,7 @@ def notes(run: Run) -> list[str]:
     return [*lines, *([f"seconds a phase: {seconds}"] if seconds else []), f"whole run: {run.seconds:.0f} s"]
 
 
-def card_line(card: Card) -> str:
+def card_line(card: DeviceFacts) -> str:
     """What the driver tells of a card, in one line; "" of a CPU."""
     if card.device == "cpu":
         return ""

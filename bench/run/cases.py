@@ -146,7 +146,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Means:
+class Capabilities:
     """Describe what a device computes with.
 
     `lower`: its best low precision. `without`: the dtypes that it has no kernels for. `lanes`: numbers of fp32 that
@@ -188,7 +188,7 @@ def unroll(
     only_models: Sequence[str] = (),
     only_dtypes: Sequence[str] = (),
     changes: Mapping[str, str] | None = None,
-    means: Means | None = None,
+    means: Capabilities | None = None,
 ) -> list[Cell]:
     """Every case of a suite on one device, in the file's order, each once.
 
@@ -204,7 +204,7 @@ def unroll(
         SpecError: an unknown model, dtype, axis or value is asked for, or nothing is left.
     """
     check_picks(only_models, only_dtypes)
-    means = means or Means()
+    means = means or Capabilities()
     is_named = bool(only_dtypes) or "dtype" in (changes or {})
     lower = tuple(name for name in only_dtypes if name in LOW) or ((means.lower,) if means.lower else ())
     cells: dict[Case, Cell] = {}

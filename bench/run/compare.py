@@ -26,7 +26,7 @@ _NO_LESS = "two processes on a CPU may differ by so much: run --interleave finds
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedCase:
     """One case in both runs. `ratio` is of the seconds an image, after / before; `floor` what an effect must exceed."""
 
     name: str
@@ -42,7 +42,7 @@ class Row:
 class Comparison:
     """Two runs held against each other. `differs`: software that is not the same; it may be what is compared."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedCase, ...]
     differs: tuple[str, ...]
     alone: tuple[str, ...]
 
@@ -108,11 +108,11 @@ def too_few(ratio: Summary) -> str | None:
     return f"{ratio.count} pairs, and the median of fewer than {stats.FEWEST_PAIRS} is not known"
 
 
-def _row(name: str, before: Result, after: Result, machine: str, least: float, *, paired: bool) -> Row:
+def _row(name: str, before: Result, after: Result, machine: str, least: float, *, paired: bool) -> ComparedCase:
     first, second = stats.image_seconds(before), stats.image_seconds(after)
     fault = machine or _fault(before, "before") or _fault(after, "after")
     if first is None or second is None:
-        return Row(name, first, second, None, least, NOT_JUDGED, fault or "it has no samples")
+        return ComparedCase(name, first, second, None, least, NOT_JUDGED, fault or "it has no samples")
     if paired:
         ratio = paired_ratio(before, after)
         floor = least
@@ -122,12 +122,12 @@ def _row(name: str, before: Result, after: Result, machine: str, least: float, *
         luck = _LUCK_OF_PLACE if after.case.device == "cpu" else 0.0
         floor = max(least, first.spread, second.spread, _moved(before, after), luck)
     if fault:
-        return Row(name, first, second, ratio, floor, NOT_JUDGED, fault)
+        return ComparedCase(name, first, second, ratio, floor, NOT_JUDGED, fault)
     effect = ratio.median - 1
     if ratio.low <= 1 <= ratio.high or abs(effect) <= floor:
         is_luck = floor == _LUCK_OF_PLACE and abs(effect) > least
-        return Row(name, first, second, ratio, floor, SAME, _NO_LESS if is_luck else "")
-    return Row(name, first, second, ratio, floor, SLOWER if effect > 0 else FASTER)
+        return ComparedCase(name, first, second, ratio, floor, SAME, _NO_LESS if is_luck else "")
+    return ComparedCase(name, first, second, ratio, floor, SLOWER if effect > 0 else FASTER)
 
 
 def _fault(result: Result, which: str) -> str | None:

@@ -16,7 +16,7 @@ from bench.run import cases
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.launch.worker_events import Heard
+    from bench.launch.worker_events import WorkerEvents
     from bench.run.cases import Suite
 
 FP32 = "fp32"
@@ -30,7 +30,7 @@ _USUAL = {"cpu": ("bf16", "fp16"), "cuda": ("fp16", "bf16"), "mps": ("fp16", "bf
 
 
 @dataclass(frozen=True)
-class Known:
+class DtypeSupport:
     """Hold the answer of a device.
 
     `rates`: {dtype: FLOPs a second}. `lanes`: as a suite's shapes have it. `fault`: why there is no answer. `tf32`:
@@ -50,13 +50,13 @@ class Known:
         return self.device.partition(":")[0]
 
     @property
-    def means(self) -> cases.Means:
+    def means(self) -> cases.Capabilities:
         """Return the dtypes and the width that a suite is unrolled with; a dtype of which nothing is known is tried."""
         without = {each.dtype for each in self.precisions if not each.kernels}
         if self.kind != "cuda" or self.tf32 is False:
             without.add(_NVIDIA)
         lower = next((name for name in _USUAL[self.kind] if name not in without), None)
-        return cases.Means(lower, frozenset(without), self.lanes)
+        return cases.Capabilities(lower, frozenset(without), self.lanes)
 
 
 def needed(suite: Suite, device: str, only_dtypes: Sequence[str]) -> bool:
@@ -73,8 +73,8 @@ def ask(
     *,
     cpus: float | None = None,
     dtypes: Sequence[str] = cases.LOW,
-    tell: Callable[[Heard], None] = lambda _: None,
-) -> Known:
+    tell: Callable[[WorkerEvents], None] = lambda _: None,
+) -> DtypeSupport:
     """Ask the interpreter's torch, and confirm it by short convolutions, in a process of their own.
 
     A kernel that ends the process (SIGILL) is a fact of its dtype; the others are asked in a new process. A hang, a
@@ -117,7 +117,7 @@ def ask(
         slower = rates[FP32] / rates[name] if FP32 in rates and name in rates else None
         kernels = _has_kernels(told[name], slower)
         found.append(Precision(name, kernels, rates.get(name), slower, told[name].get("fault")))
-    return Known(device, tuple(found), tuple(rates.items()), lanes, fault, tf32)
+    return DtypeSupport(device, tuple(found), tuple(rates.items()), lanes, fault, tf32)
 
 
 def _has_kernels(told: dict[str, Any], slower: float | None) -> bool:
@@ -130,7 +130,7 @@ def _has_kernels(told: dict[str, Any], slower: float | None) -> bool:
     return slower <= (1.0 if claimed is False else _SEVERAL)
 
 
-def notes(known: Known, suite: Suite, dtypes: Sequence[str]) -> Iterator[str]:
+def notes(known: DtypeSupport, suite: Suite, dtypes: Sequence[str]) -> Iterator[str]:
     """Say what a device's means change in a suite: which dtypes are left out, what "lower" is, which shapes are taken.
 
     Args:

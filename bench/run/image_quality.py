@@ -24,7 +24,7 @@ _LONGER = 2.0  # how many times as many evaluations a solution needs to be the o
 
 
 @dataclass(frozen=True)
-class Twin:
+class PrecisionPair:
     """One picture and the same in fp32. `psnr`: decibels, for a peak of 1; infinite where the two are equal."""
 
     result: Result
@@ -33,7 +33,7 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class Solved:
+class SchedulerAccuracy:
     """How far a scheduler's picture is from the longest solution's: root mean square of pixels in [0, 1]."""
 
     result: Result
@@ -51,7 +51,7 @@ def with_psnr(results: Sequence[Result], folder: Path) -> list[Result]:
     ]
 
 
-def twins(results: Sequence[Result], folder: Path) -> list[Twin]:
+def twins(results: Sequence[Result], folder: Path) -> list[PrecisionPair]:
     """Every picture that has the same case in fp32, as the library has it, in its run.
 
     PSNR is 10 log10(1 / mean squared error) of pixels in [0, 1], over all channels.
@@ -66,11 +66,11 @@ def twins(results: Sequence[Result], folder: Path) -> list[Twin]:
         plain = known.get(_in_fp32(result.case))
         distance = _distance(result, plain, folder) if plain is not None and plain is not result else None
         if plain is not None and distance is not None:
-            found.append(Twin(result, plain, -20 * math.log10(distance) if distance else math.inf))
+            found.append(PrecisionPair(result, plain, -20 * math.log10(distance) if distance else math.inf))
     return found
 
 
-def solved(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, list[Solved]]]:
+def solved(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, list[SchedulerAccuracy]]]:
     """The longest solution of each model and dtype, and how far the others are from it.
 
     A solution counts where one is that makes at least twice as many evaluations as each of them.
@@ -87,7 +87,7 @@ def solved(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, li
         longest = max(group, key=_evaluations)
         rest = [result for result in group if _LONGER * _evaluations(result) <= _evaluations(longest)]
         errors = [(result, _distance(result, longest, folder)) for result in rest]
-        found = [Solved(result, error) for result, error in errors if error is not None]
+        found = [SchedulerAccuracy(result, error) for result, error in errors if error is not None]
         if len(found) > 1:
             yield longest, found
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.layout import Root
-    from provision.host.facts import Facts
+    from provision.host.facts import HostFacts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class RunRequest:
     """Request a run. `interleave`: the two settings of a pair, as people write them."""
 
     suite: str
@@ -48,10 +48,10 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchHost:
     """Hold the root, the interpreter and the machine of a run."""
 
     root: Root
     python: Path
-    machine: Facts
+    machine: HostFacts
     envs: Path

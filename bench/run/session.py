@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from bench.core.result import Case, Tuning
     from bench.core.validation_records import Validation
-    from bench.launch.worker_events import Heard
+    from bench.launch.worker_events import WorkerEvents
     from bench.run.cases import Cell
-    from bench.run.dtype_support import Known
-    from bench.run.request import Bench, Progress, Wish
+    from bench.run.dtype_support import DtypeSupport
+    from bench.run.request import BenchHost, Progress, RunRequest
 
 _FIRST_OVERHEAD_SECONDS = 6.0  # until the first case of a model has told
 _FIRST_COMPILE_SECONDS = 20.0  # what asking the compiler for a price adds to it
@@ -39,27 +39,33 @@ class Session:
     """The cases of one run, and where it is kept. What a case leaves of its share of the budget goes to later ones."""
 
     def __init__(
-        self, wish: Wish, bench: Bench, budget_seconds: float, progress: Progress, *, began: float | None = None
+        self,
+        run_request: RunRequest,
+        bench: BenchHost,
+        budget_seconds: float,
+        progress: Progress,
+        *,
+        began: float | None = None,
     ) -> None:
         """Make the run's folder; from now on its time counts, or from `began` on (time.monotonic)."""
-        self._wish, self._bench, self._progress = wish, bench, progress
+        self._wish, self._bench, self._progress = run_request, bench, progress
         self._started = dt.datetime.now(dt.timezone.utc)
         self._began = began if began is not None else time.monotonic()
         self.ends = self._began + budget_seconds
         # A file's name may hold bytes that are no characters: a run's own may not.
-        self._suite = Path(wish.suite).stem.encode("utf-8", "replace").decode("utf-8")
+        self._suite = Path(run_request.suite).stem.encode("utf-8", "replace").decode("utf-8")
         name = f"{self._started:%Y%m%dT%H%M%SZ}-{self._suite}-{uuid.uuid4().hex[:6]}"
-        self.folder = wish.out / name
+        self.folder = run_request.out / name
         self.folder.mkdir(parents=True)
         self._manifest = toml.load_tables(bench.envs / "models.toml", models.ModelSpec)
         self._overheads: dict[tuple[str, str], float] = {}  # {(model, compile): seconds}
         self._compared: set[Case] = set()
         self._rates: dict[tuple[Path, str, str], float] = {}  # {(interpreter, device, dtype): FLOPs a second}
-        self._known: Known | None = None
+        self._known: DtypeSupport | None = None
         self._notes: tuple[str, ...] = ()
         self._interrupted: str | None = None
 
-    def know(self, known: Known, notes: tuple[str, ...]) -> None:
+    def know(self, known: DtypeSupport, notes: tuple[str, ...]) -> None:
         """Take what the device computes with, which prices the cases, and what that changes; both are kept."""
         self._known, self._notes = known, notes
         self._rates |= {(self._bench.python, known.device, dtype): rate for dtype, rate in known.rates}
@@ -237,11 +243,13 @@ class Session:
         self._progress.say(f"{where} {outcome(result)}")
         return result
 
-    def _teller(self, where: str, overhead: float, share: float, later: Sequence[Cell]) -> Callable[[Heard], None]:
+    def _teller(
+        self, where: str, overhead: float, share: float, later: Sequence[Cell]
+    ) -> Callable[[WorkerEvents], None]:
         """Return what shows how far a case is."""
         now, what = time.monotonic(), " ".join(where.split())
         required = sum(cell.required for cell in later) if self._wish.budget_seconds is None else 0
-        known = time_left.Outlook(what, overhead, now, now + share, self.ends, len(later), required)
+        known = time_left.CaseBudget(what, overhead, now, now + share, self.ends, len(later), required)
         return lambda heard: self._progress.at(lambda: f"  {known.line(heard)}")
 
     def overhead(self, case: Case) -> float:

@@ -12,7 +12,7 @@ from bench.gpu import choose_device as device_choice
 from bench.gpu import diagnosis
 from bench.launch import worker_process
 from bench.run import cases, dtype_support, session
-from bench.run.request import Bench, Progress, Wish
+from bench.run.request import BenchHost, Progress, RunRequest
 from provision.config import host as host_config
 from provision.core import layout
 from provision.core.errors import BlockedError, SpecError
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 
-def run(wish: Wish, progress: Progress) -> Run:
+def run(run_request: RunRequest, progress: Progress) -> Run:
     """Measure what is wished for, and keep it.
 
     Raises:
         SpecError: a suite, a name or a setting is wrong.
         BlockedError: the device, the interpreter or the disk cannot be used.
     """
-    suite = cases.load_suite(wish.suite)
+    suite = cases.load_suite(run_request.suite)
     # A wrong name is told before anything is started.
-    device_choice.check_name(wish.device)
-    cases.check_picks(wish.models, wish.dtypes)
-    settings(",".join(wish.changes))
-    pair = tuple(settings(each) for each in wish.interleave) if wish.interleave else None
-    for flag, is_given in (("--in-process", wish.in_process), ("--find-max", wish.find_max)):
+    device_choice.check_name(run_request.device)
+    cases.check_picks(run_request.models, run_request.dtypes)
+    settings(",".join(run_request.changes))
+    pair = tuple(settings(each) for each in run_request.interleave) if run_request.interleave else None
+    for flag, is_given in (("--in-process", run_request.in_process), ("--find-max", run_request.find_max)):
         if pair is not None and is_given:
             raise SpecError(f"{flag} and --interleave: a pair is two processes that time images alone. Leave one out.")
     began = time.monotonic()
-    bench = find_bench(wish)
-    chosen = choose_device(wish, bench, progress)
-    known, notes, cells = find_cells(suite, wish, bench, chosen, progress)
-    if wish.find_max:
+    bench = find_bench(run_request)
+    chosen = choose_device(run_request, bench, progress)
+    known, notes, cells = find_cells(suite, run_request, bench, chosen, progress)
+    if run_request.find_max:
         cells = [replace(cell, find_max=True) for cell in cells]
-    budget = wish.budget_seconds or getattr(suite.budget, chosen.partition(":")[0])
-    measured = session.Session(wish, bench, budget, progress, began=began)
+    budget = run_request.budget_seconds or getattr(suite.budget, chosen.partition(":")[0])
+    measured = session.Session(run_request, bench, budget, progress, began=began)
     measured.know(known, notes)
     results = measured.measure_pairs(cells, pair[0], pair[1]) if pair else measured.measure(cells)
     return measured.keep(results, interleaved=pair is not None)
@@ -68,55 +68,57 @@ def settings(text: str) -> dict[str, str]:
     return found
 
 
-def find_bench(wish: Wish) -> Bench:
+def find_bench(run_request: RunRequest) -> BenchHost:
     """Where the run is done.
 
     Raises:
         BlockedError: there is no interpreter.
     """
-    host = host_config.load_host(wish.host)
-    envs = (wish.envs or layout.shipped_envs()).absolute()
-    root = find_root(wish)
-    python = wish.python or layout.interpreter(root.prefix(host.env))
+    host = host_config.load_host(run_request.host)
+    envs = (run_request.envs or layout.shipped_envs()).absolute()
+    root = find_root(run_request)
+    python = run_request.python or layout.interpreter(root.prefix(host.env))
     if not python.exists():
         raise BlockedError(f"{python} is not there. Run `make setup`, or name an interpreter with --python.")
-    return Bench(root, python.absolute(), facts.probe(), envs)
+    return BenchHost(root, python.absolute(), facts.probe(), envs)
 
 
-def find_root(wish: Wish) -> Root:
+def find_root(run_request: RunRequest) -> Root:
     """The persistent folder, as it is named or as this host's profile has it."""
-    envs = (wish.envs or layout.shipped_envs()).absolute()
-    return provider.choose(wish.root, host_config.load_host(wish.host), envs, os.environ, Path.home()).root
+    envs = (run_request.envs or layout.shipped_envs()).absolute()
+    return provider.choose(
+        run_request.root, host_config.load_host(run_request.host), envs, os.environ, Path.home()
+    ).root
 
 
-def choose_device(wish: Wish, bench: Bench, progress: Progress) -> str:
+def choose_device(run_request: RunRequest, bench: BenchHost, progress: Progress) -> str:
     """The device of the run.
 
     Raises:
         BlockedError: the one that is wished for cannot be used.
     """
     # Where auto can only mean the CPU, torch need not be asked: that saves its import.
-    ask = wish.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
-    found = worker_process.query(bench.python) if ask and wish.device != "cpu" else None
-    site = diagnosis.Site(bench.machine) if found is None else diagnosis.site(bench.machine, bench.envs)
-    chosen = device_choice.choose(wish.device, site, found)
-    if wish.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
+    ask = run_request.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
+    found = worker_process.query(bench.python) if ask and run_request.device != "cpu" else None
+    site = diagnosis.Machine(bench.machine) if found is None else diagnosis.site(bench.machine, bench.envs)
+    chosen = device_choice.choose(run_request.device, site, found)
+    if run_request.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
         why_not = diagnosis.cause(site, found)
         progress.say(f"on the CPU: {why_not.text if why_not is not None else 'torch lists no card'}")
     return chosen
 
 
 def find_cells(
-    suite: Suite, wish: Wish, bench: Bench, chosen: str, progress: Progress
-) -> tuple[dtype_support.Known, tuple[str, ...], list[Cell]]:
+    suite: Suite, run_request: RunRequest, bench: BenchHost, chosen: str, progress: Progress
+) -> tuple[dtype_support.DtypeSupport, tuple[str, ...], list[Cell]]:
     """Return what the device computes with, what that changes in the suite, and the suite's cases for it.
 
     Raises:
         SpecError: nothing is left.
     """
-    known, notes = dtype_support.Known(chosen), tuple[str, ...]()
-    changes = settings(",".join(wish.changes))
-    named = (*wish.dtypes, *([changes["dtype"]] if "dtype" in changes else ()))
+    known, notes = dtype_support.DtypeSupport(chosen), tuple[str, ...]()
+    changes = settings(",".join(run_request.changes))
+    named = (*run_request.dtypes, *([changes["dtype"]] if "dtype" in changes else ()))
     if dtype_support.needed(suite, chosen, named):
         progress.begin(f"  which dtypes {chosen} has kernels for")
         known = dtype_support.ask(
@@ -129,5 +131,7 @@ def find_cells(
         for line in notes:
             progress.say(f"  {line}")
     means = known.means
-    cells = cases.unroll(suite, chosen, only_models=wish.models, only_dtypes=wish.dtypes, changes=changes, means=means)
+    cells = cases.unroll(
+        suite, chosen, only_models=run_request.models, only_dtypes=run_request.dtypes, changes=changes, means=means
+    )
     return known, notes, cells

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.core import stats
 
 if TYPE_CHECKING:
-    from bench.launch.worker_events import Heard
+    from bench.launch.worker_events import WorkerEvents
 
 _IMAGES_BESIDE = 2  # the first one, and the one that is looked into
 _FIRST = "first image"
@@ -26,7 +26,7 @@ _PHASES = {
 
 
 @dataclass(frozen=True)
-class Outlook:
+class CaseBudget:
     """Hold what is known of a case before it begins.
 
     `what` names it. `overhead`: seconds that a case takes beside its images. `began`, `share_ends` and `ends` are
@@ -42,7 +42,7 @@ class Outlook:
     later: int = 0
     required: int = 0
 
-    def line(self, heard: Heard, now: float | None = None) -> str:
+    def line(self, heard: WorkerEvents, now: float | None = None) -> str:
         """Say what is being done, how much is done, and how long the whole run still takes."""
         now = time.monotonic() if now is None else now
         count, image = len(heard.samples), _image_seconds(heard, now)
@@ -68,7 +68,7 @@ class Outlook:
         fitting = count + int(max(0.0, self.share_ends - now) / image)
         return max(stats.MIN_SAMPLES, count, min(stats.ENOUGH_SAMPLES, fitting))
 
-    def _left(self, heard: Heard, image: float | None, images: int, now: float) -> float:
+    def _left(self, heard: WorkerEvents, image: float | None, images: int, now: float) -> float:
         """Seconds of this case and the later ones: those take what this one does, within the budget."""
         each = image or 1.0
         whole = self.overhead + (images + _IMAGES_BESIDE) * each
@@ -80,7 +80,7 @@ class Outlook:
         return this + max(within, self.required * whole)
 
 
-def _image_seconds(heard: Heard, now: float) -> float | None:
+def _image_seconds(heard: WorkerEvents, now: float) -> float | None:
     """Return the seconds of an image: as the last one, else as predicted, at least what it has taken so far."""
     if heard.samples:
         return heard.samples[-1].seconds

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bench.core.result import Case, Result, Run
     from bench.core.stats import Summary
-    from bench.run.request import Bench, Progress, Wish
+    from bench.run.request import BenchHost, Progress, RunRequest
     from bench.run.session import Session
 
 BUDGETS = {"cpu": 300.0, "cuda": 240.0, "mps": 300.0}
@@ -35,7 +35,7 @@ _MOST_CHANGE = 1.6  # no change of a machine that we saw made a case so much slo
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuneResult:
     """What was found: `default` and `best` as they were last measured, every try, and the run that keeps them."""
 
     default: Result
@@ -50,8 +50,8 @@ class Tuned:
         return Exit.NOT_JUDGED if self.tuning.doubt else Exit.GOOD
 
 
-def tune(wish: Wish, progress: Progress) -> Tuned:
-    """Search the fastest setting of one model; what `wish.changes` names is given, and not searched.
+def tune(run_request: RunRequest, progress: Progress) -> TuneResult:
+    """Search the fastest setting of one model; what `run_request.changes` names is given, and not searched.
 
     Numbers out of tolerance, a crash or too little memory rule a setting out. The default is fp32 and contiguous, as
     diffusers loads a model; on a card with TF32 where it has it, as torch's own convolutions do, so that the gain is
@@ -62,22 +62,24 @@ def tune(wish: Wish, progress: Progress) -> Tuned:
         FirstlightError: the default itself cannot be measured.
         BlockedError: the device, the interpreter or the disk cannot be used.
     """
-    choose_device.check_name(wish.device)
-    (model,) = wish.models
+    choose_device.check_name(run_request.device)
+    (model,) = run_request.models
     cases.check_picks([model], [])
-    given = suite_run.settings(",".join(wish.changes))
+    given = suite_run.settings(",".join(run_request.changes))
     for axis in ("model", "device"):
         if axis in given:
             raise SpecError(f"--set {axis}=…: the {axis} is named by --{axis}.")
-    bench = suite_run.find_bench(wish)
-    chosen = suite_run.choose_device(wish, bench, progress)
+    bench = suite_run.find_bench(run_request)
+    chosen = suite_run.choose_device(run_request, bench, progress)
     default = _default(model, chosen, given)
-    begun = run_session.Session(wish, bench, wish.budget_seconds or BUDGETS[chosen.partition(":")[0]], progress)
+    begun = run_session.Session(
+        run_request, bench, run_request.budget_seconds or BUDGETS[chosen.partition(":")[0]], progress
+    )
     search = _Search(begun, bench, default, given)
     return search.run()
 
 
-def told(found: Tuned) -> dict[str, Any]:
+def told(found: TuneResult) -> dict[str, Any]:
     """What was found, as JSON's own types."""
     default = stats.least_image_seconds(found.default)
     tries = [
@@ -111,13 +113,13 @@ class _Search:
     """One axis after another, from the best setting that is known."""
 
     session: Session
-    bench: Bench
+    bench: BenchHost
     default: Case
     given: Mapping[str, str]
     tries: dict[Case, Result] = field(default_factory=dict)
     best: Result = field(init=False)
 
-    def run(self) -> Tuned:
+    def run(self) -> TuneResult:
         """Measure the default, search, and measure the best against the default once more, image by image."""
         first = self._measure(self.default, later=8)
         if first.status is not Status.OK:
@@ -222,7 +224,7 @@ class _Search:
         images = stats.least_image_seconds(first) * (self.default.batch + batch)
         return 2 * self.session.overhead(self.default) + (stats.FEWEST_PAIRS + 3) * images
 
-    def _confirmed(self, best: Result) -> Tuned:
+    def _confirmed(self, best: Result) -> TuneResult:
         """The default and the best, image by image in turns; again where that was disturbed and time is left."""
         first = self.tries[self.default]
         pair = self._pair(best, self.session.ends - time.monotonic(), "")
@@ -254,7 +256,7 @@ class _Search:
 
     def _told(
         self, default: Result, best: Result, gain: Summary | None, doubt: str | None = None, notes: tuple[str, ...] = ()
-    ) -> Tuned:
+    ) -> TuneResult:
         self.tries |= {default.case: default, best.case: best}
         tries = tuple(self.tries.values())
         untried = sum(self._is_untried(each) for each in tries)
@@ -273,7 +275,7 @@ class _Search:
             doubt=doubt,
             notes=notes,
         )
-        return Tuned(default, best, tries, self.session.keep(tries, tuning=tuning), tuning)
+        return TuneResult(default, best, tries, self.session.keep(tries, tuning=tuning), tuning)
 
     def _is_untried(self, found: Result) -> bool:
         """Whether a try was left out for want of time, though it is not known to be slower than the default."""

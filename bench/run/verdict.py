@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bench.core.result import Host, Result, Tuning
-    from bench.core.validation_records import Gpu
+    from bench.core.validation_records import GpuLoadStats
 
 _ORDER = (VerdictState.FAIL, VerdictState.NOT_JUDGED, VerdictState.WARN)
 
@@ -99,7 +99,7 @@ def _crowds(host: Host, device: str) -> Iterator[str]:
         yield f"something waited {host.pressure_share:.0%} of the time for a core"
 
 
-def _gpu_disturbances(gpu: Gpu) -> Iterator[str]:
+def _gpu_disturbances(gpu: GpuLoadStats) -> Iterator[str]:
     if gpu.others:
         yield f"{gpu.others} other process{'es' if gpu.others > 1 else ''} used the card"
     for name, share in gpu.throttled.items():

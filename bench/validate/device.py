@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core.codec import plain, record
 from bench.core.protocol import PHASES, WAITING, Examination
 from bench.core.result import Host
-from bench.core.validation_records import PROCESS, Card, Reading
+from bench.core.validation_records import PROCESS, DeviceFacts, Reading
 from bench.gpu import nvml
 from bench.launch.worker_process import Worker
 from bench.validate import judge
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from bench.core.validation_records import Gpu
-    from bench.run.request import Bench
+    from bench.core.validation_records import GpuLoadStats
+    from bench.run.request import BenchHost
 
 GRACE_SECONDS = 30.0  # beyond its budget: a cold start of the interpreter and its libraries
 _LOADED = frozenset({"memory", "sustained", "loop"})  # as these begin, a card has just worked: so its link is awake
@@ -33,10 +33,10 @@ START_SECONDS = 10.0  # what a worker takes until it asks: torch, and the card's
 _BEFORE = frozenset({"start", "imports"})  # the phases before the device is asked anything
 
 
-class Checkup:
+class DeviceExamination:
     """A device and the worker that examines it: entered, examined, perhaps told to go on, left."""
 
-    def __init__(self, bench: Bench, device: str, name: str, uuid: str | None) -> None:
+    def __init__(self, bench: BenchHost, device: str, name: str, uuid: str | None) -> None:
         """Describe it as it is before anything was asked of it.
 
         Args:
@@ -47,11 +47,11 @@ class Checkup:
         """
         self._bench = bench
         self.device = device
-        self._card = nvml.Card(uuid)
+        self._card = nvml.NvmlDevice(uuid)
         self._card.watch()
         self._name = name
         self.before = self._card.describe(device, name)
-        self._loaded: list[Card] = []
+        self._loaded: list[DeviceFacts] = []
         self.readings: list[Reading] = []
         self.seconds: dict[str, float] = {}
         self.software: dict[str, str] = {}
@@ -59,8 +59,8 @@ class Checkup:
         self._has_hung = False
         self._stack = contextlib.ExitStack()
         self._worker: Worker | None = None
-        self._watched: Gpu | None = None
-        self._last: Card | None = None
+        self._watched: GpuLoadStats | None = None
+        self._last: DeviceFacts | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -75,12 +75,12 @@ class Checkup:
         return self._worker is not None and self._worker.heard.phase == WAITING
 
     @property
-    def watched(self) -> Gpu | None:
+    def watched(self) -> GpuLoadStats | None:
         """What its card did under sustained load."""
         seen = self._worker.gpu() if self._worker is not None else None
         return seen or self._watched
 
-    def card(self) -> Card:
+    def card(self) -> DeviceFacts:
         """What it is now; its link as it was when it worked."""
         if self._last is not None:
             return self._last

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bench.core.result import Host
-    from bench.core.validation_records import Card, Gpu, Reading
+    from bench.core.validation_records import DeviceFacts, GpuLoadStats, Reading
     from bench.validate.rules import Rule
 
 OWN, MEASURED, SHEET, UNCHECKED = "own", "measured", "sheet", "unchecked"
@@ -39,10 +39,10 @@ class Evidence:
     kept}.
     """
 
-    cards: tuple[Card, ...]
+    cards: tuple[DeviceFacts, ...]
     readings: tuple[Reading, ...]
-    before: tuple[Card, ...] = ()
-    watched: Mapping[str, Gpu] = field(default_factory=dict)
+    before: tuple[DeviceFacts, ...] = ()
+    watched: Mapping[str, GpuLoadStats] = field(default_factory=dict)
     disturbed: Mapping[str, str] = field(default_factory=dict)
     hosts: Mapping[str, Host] = field(default_factory=dict)
     cores: int | None = None
@@ -59,13 +59,13 @@ class Evidence:
         return found
 
 
-def row(card: Card) -> str | None:
+def row(card: DeviceFacts) -> str | None:
     """A card's name in the table of cards; None where it is not there, or a part of one."""
     found = None if card.slice else specs.find(card.name)
     return found[0] if found is not None else None
 
 
-def known_as(reading: Reading, cards: Sequence[Card]) -> str:
+def known_as(reading: Reading, cards: Sequence[DeviceFacts]) -> str:
     """What a reading is called in every run in which the same was asked.
 
     Its name, but for what lies between cards: numbers of cards are of one run (CUDA_VISIBLE_DEVICES deals them out
@@ -80,7 +80,7 @@ def known_as(reading: Reading, cards: Sequence[Card]) -> str:
     return " ".join([*(uuids.get(word, word) for word in words), *among, size])
 
 
-def expected(rule: Rule, card: Card, reading: Reading, evidence: Evidence) -> Expected | None:
+def expected(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence) -> Expected | None:
     """What a reading of a card should be by a rule; None where nothing tells.
 
     The card's own best comes first, since it is of this card, host and software. But one that was slow from its first
@@ -99,7 +99,7 @@ def expected(rule: Rule, card: Card, reading: Reading, evidence: Evidence) -> Ex
     return known if is_line and is_slow else best
 
 
-def _of_table(rule: Rule, card: Card, reading: Reading) -> Expected | None:
+def _of_table(rule: Rule, card: DeviceFacts, reading: Reading) -> Expected | None:
     found = specs.find(card.name)
     if found is None:
         return None

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.core.result import Run
-    from bench.core.validation_records import Card, Reading, Validation
+    from bench.core.validation_records import DeviceFacts, Reading, Validation
 
 _BAD = {VerdictState.FAIL, VerdictState.NOT_JUDGED}
 _UNKNOWN = "unknown-card"  # the rule that leaves open what no table has: of such a card its own past is all there is
 
 
 @dataclass(frozen=True)
-class Kept:
+class ValidationHistory:
     """The validations of a folder, oldest first, and what was passed over: why each of these cannot be read."""
 
     runs: tuple[Run, ...]
@@ -73,7 +73,7 @@ class Trend:
 
 
 @dataclass(frozen=True)
-class Line:
+class HistoryLine:
     """One device in one run: its verdict, and the reading of each kind that tells most (see `lines`).
 
     `against_first` and `against_best`: its product as a part of the oldest and of the best of that name, 1.0 for the
@@ -101,7 +101,7 @@ def keep(run: Run, folder: Path) -> Path:
     return store.write(run, folder / f"{run.id}.json", flag="--root")
 
 
-def load(folder: Path) -> Kept:
+def load(folder: Path) -> ValidationHistory:
     """Read what is kept; a file that is no validation, or that this version cannot read, is named and passed over."""
     found: list[tuple[datetime, str, Run]] = []
     unread: list[str] = []
@@ -120,7 +120,7 @@ def load(folder: Path) -> Kept:
         else:
             found.append((at, run.id, run))
     found.sort(key=lambda each: each[:2])
-    return Kept(tuple(run for _, _, run in found), tuple(unread))
+    return ValidationHistory(tuple(run for _, _, run in found), tuple(unread))
 
 
 def bests(kept: Sequence[Run], torch: str | None) -> dict[tuple[str, str], Expected]:
@@ -154,7 +154,7 @@ def trends(kept: Sequence[Run]) -> tuple[Trend, ...]:
     A card is known by its uuid, so that it stays itself where its number changes; a processor by its host and name. Of
     several rounds of a run the best counts.
     """
-    found: dict[tuple[str, str], tuple[Card, Reading, list[Point]]] = {}
+    found: dict[tuple[str, str], tuple[DeviceFacts, Reading, list[Point]]] = {}
     for run in kept:
         at = _time(run)
         if run.validation is None or at is None:
@@ -179,7 +179,7 @@ def of_host(kept: Sequence[Run], machine: Mapping[str, object]) -> tuple[Run, ..
     return tuple(run for run in kept if run in named or _uuids(run) & cards)
 
 
-def lines(kept: Sequence[Run]) -> tuple[Line, ...]:
+def lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
     """One line a device and run: the fastest product, the copy, and the loop with the largest batch."""
     known = {(each.whose, each.name): each for each in trends(kept)}
     found = []
@@ -194,7 +194,7 @@ def lines(kept: Sequence[Run]) -> tuple[Line, ...]:
             trend = known.get((_whose(run, card), product.name)) if product is not None else None
             value = product.value if product is not None else None
             found.append(
-                Line(
+                HistoryLine(
                     at,
                     run.id,
                     card.device,
@@ -225,9 +225,9 @@ def _batch(name: str) -> int:
     return int(last) if last.isdigit() else 0
 
 
-def _best_of_run(run: Run, validation: Validation) -> dict[tuple[str, str], tuple[Card, Reading]]:
+def _best_of_run(run: Run, validation: Validation) -> dict[tuple[str, str], tuple[DeviceFacts, Reading]]:
     """{(uuid, or host and name of a processor; name of a reading): the best of the run's rounds}."""
-    best: dict[tuple[str, str], tuple[Card, Reading]] = {}
+    best: dict[tuple[str, str], tuple[DeviceFacts, Reading]] = {}
     for card, reading in _figures(validation):
         key = (_whose(run, card), reading.name)
         if key not in best or share_of(reading, reading.value or 1.0, best[key][1].value or 1.0) > 1:
@@ -235,7 +235,7 @@ def _best_of_run(run: Run, validation: Validation) -> dict[tuple[str, str], tupl
     return best
 
 
-def _figures(validation: Validation) -> Iterator[tuple[Card, Reading]]:
+def _figures(validation: Validation) -> Iterator[tuple[DeviceFacts, Reading]]:
     """What of a validation can be better or worse: its speeds, and how threads add up. An error is within its limit.
 
     What cards reach all at once has the names of what each reaches alone, and is no figure of one card.
@@ -252,7 +252,7 @@ def _is_good(validation: Validation, device: str) -> bool:
     return device not in validation.disturbed and not states & _BAD
 
 
-def _whose(run: Run, card: Card) -> str:
+def _whose(run: Run, card: DeviceFacts) -> str:
     return card.uuid or f"{run.machine.get('hostname', '')} {card.name}".strip()
 
 

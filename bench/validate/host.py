@@ -18,7 +18,7 @@ from bench.gpu.device_nodes import NUMBERED
 from bench.launch import worker_process
 from bench.run import session, suite_run, verdict
 from bench.validate import history, judge
-from bench.validate.device import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, Checkup
+from bench.validate.device import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, DeviceExamination
 from bench.validate.expectations import TOGETHER, Evidence, shown
 from bench.validate.rule_checks import is_wrong
 from provision.core.errors import BlockedError, FirstlightError, SpecError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from bench.core.result import Run
-    from bench.run.request import Bench, Progress, Wish
+    from bench.run.request import BenchHost, Progress, RunRequest
 
 SUITE = "validate"
 _BUDGET_SECONDS = 60.0  # of one device: an answer within a minute
@@ -43,7 +43,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
 @dataclass(frozen=True)
-class Validated:
+class HostValidation:
     """A validation, and all that are on the volume, this one at last.
 
     `interrupted`: its soak was ended before its time. `notes`: what else is to be said.
@@ -55,11 +55,11 @@ class Validated:
     notes: tuple[str, ...] = ()
 
 
-def validate(wish: Wish, progress: Progress, *, soak_seconds: float | None = None) -> Validated:
+def validate(run_request: RunRequest, progress: Progress, *, soak_seconds: float | None = None) -> HostValidation:
     """Validate the devices that are wished for: with "auto" every card, and the CPU where there is none.
 
     Args:
-        wish: where and what; its budget is for the plan without a soak.
+        run_request: where and what; its budget is for the plan without a soak.
         progress: is told what happens.
         soak_seconds: for how long the same is asked again afterwards.
 
@@ -67,15 +67,15 @@ def validate(wish: Wish, progress: Progress, *, soak_seconds: float | None = Non
         SpecError: no such device.
         BlockedError: the interpreter, a device that is named or the disk cannot be used.
     """
-    choose_device.check_name(wish.device)
-    if wish.device == "mps":
+    choose_device.check_name(run_request.device)
+    if run_request.device == "mps":
         raise SpecError("bench validate knows cpu and cuda; for an Apple GPU: bench run --device mps.")
-    bench = suite_run.find_bench(wish)
+    bench = suite_run.find_bench(run_request)
     began = time.monotonic()
     found = worker_process.query(bench.python)
-    chosen = _choose(wish.device, bench, found)
-    budget = wish.budget_seconds or _BUDGET_SECONDS + _LATER_SECONDS * (len(chosen.devices) - 1)
-    begun = session.Session(replace(wish, suite=SUITE), bench, budget, progress, began=began)
+    chosen = _choose(run_request.device, bench, found)
+    budget = run_request.budget_seconds or _BUDGET_SECONDS + _LATER_SECONDS * (len(chosen.devices) - 1)
+    begun = session.Session(replace(run_request, suite=SUITE), bench, budget, progress, began=began)
     kept = history.load(bench.root.validations)
     known = Evidence((), (), own=history.bests(kept.runs, str(found.get("torch"))))
     asking = time.monotonic() - began
@@ -87,7 +87,7 @@ def validate(wish: Wish, progress: Progress, *, soak_seconds: float | None = Non
         history.keep(run, bench.root.validations)
     except FirstlightError as error:  # whatever is wrong there, the run itself is kept
         notes.append(f"not kept on the volume: {error}")
-    return Validated(run, (*kept.runs, run), examination.is_interrupted, tuple(notes))
+    return HostValidation(run, (*kept.runs, run), examination.is_interrupted, tuple(notes))
 
 
 def plan_seconds(budget: float, devices: int) -> float:
@@ -116,24 +116,24 @@ def soak(text: str | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Selection:
     """{device: (its name, its uuid)} of those that are examined; {device: why torch cannot use it}."""
 
     devices: dict[str, tuple[str, str | None]]
     unusable: dict[str, str] = field(default_factory=dict)
 
 
-def _choose(wanted: str, bench: Bench, found: dict[str, Any]) -> _Chosen:
+def _choose(wanted: str, bench: BenchHost, found: dict[str, Any]) -> _Selection:
     site = diagnosis.site(bench.machine, bench.envs)
     if wanted not in {"auto", "cpu"}:
         name = choose_device.choose(wanted, site, found)
-        return _Chosen({name: _named(found["devices"][int(name.partition(":")[2])])})
+        return _Selection({name: _named(found["devices"][int(name.partition(":")[2])])})
     if "error" in found:
         raise BlockedError(f"the environment's torch does not start. Run `make verify`. It said:\n{found['error']}")
     cards = {f"cuda:{index}": _named(each) for index, each in enumerate(found["devices"])}
     has_cards = bool(cards or bench.machine.gpus or site.seen.on_bus or site.seen.loaded)
     if wanted == "cpu" or not has_cards:
-        return _Chosen({"cpu": (bench.machine.cpu, None)})
+        return _Selection({"cpu": (bench.machine.cpu, None)})
     faults = {name: diagnosis.cause(site, found, index) for index, name in enumerate(cards or ["cuda"])}
     unusable = {name: why.text for name, why in faults.items() if why is not None}
     usable = {name: told for name, told in cards.items() if name not in unusable}
@@ -147,7 +147,7 @@ def _choose(wanted: str, bench: Bench, found: dict[str, Any]) -> _Chosen:
             f"{len(nodes)} cards have a node that opens, and torch sees {len(cards)}: `nvidia-smi` and "
             "`sudo dmesg | grep -i xid` tell which of them was lost"
         )
-    return _Chosen(usable, unusable)
+    return _Selection(usable, unusable)
 
 
 def _named(told: dict[str, Any]) -> tuple[str, str | None]:
@@ -157,11 +157,11 @@ def _named(told: dict[str, Any]) -> tuple[str, str | None]:
 class _Examination:
     """All devices of a validation, from the first question to the verdict."""
 
-    def __init__(self, bench: Bench, progress: Progress, plan: float, chosen: _Chosen, known: Evidence) -> None:
+    def __init__(self, bench: BenchHost, progress: Progress, plan: float, chosen: _Selection, known: Evidence) -> None:
         self._bench, self._progress, self._plan, self._chosen = bench, progress, plan, chosen
         machine = bench.machine
         self._known = replace(known, cores=machine.cores, cpu_quota=machine.cpu_quota, unusable=chosen.unusable)
-        self._checkups: list[Checkup] = []
+        self._checkups: list[DeviceExamination] = []
         self._pool: ThreadPoolExecutor
         self._seconds: dict[str, float] = {}
         self.readings: list[Reading] = []
@@ -174,7 +174,7 @@ class _Examination:
             # One pool for all of it: the kernel ends a worker with the thread that has started it.
             self._pool = stack.enter_context(ThreadPoolExecutor(max(1, len(self._chosen.devices))))
             for name, (title, uuid) in self._chosen.devices.items():
-                checkup = stack.enter_context(Checkup(self._bench, name, title, uuid))
+                checkup = stack.enter_context(DeviceExamination(self._bench, name, title, uuid))
                 self._checkups.append(checkup)
                 self._one(checkup)
             if len(self._checkups) > 1:
@@ -188,7 +188,7 @@ class _Examination:
                 self._links()
         return self._told(soaked)
 
-    def _one(self, checkup: Checkup) -> None:
+    def _one(self, checkup: DeviceExamination) -> None:
         self._progress.begin(f"  {checkup.device:<8} {checkup.before.name}")
         checkup.examine(self._plan, self._with_host)
         self.readings += checkup.readings
@@ -264,7 +264,7 @@ class _Examination:
         alive = [checkup for checkup in self._checkups if checkup.is_alive]
         found: dict[str, list[Reading]] = {}
 
-        def ask(checkup: Checkup) -> None:
+        def ask(checkup: DeviceExamination) -> None:
             found[checkup.device] = checkup.go_on(phases, seconds)
 
         told: list[Future[None]] = []

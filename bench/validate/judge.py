@@ -13,7 +13,7 @@ from bench.validate.rule_checks import OF_READINGS, ONCE, is_gap, is_wrong, judg
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.core.validation_records import Card, Reading
+    from bench.core.validation_records import DeviceFacts, Reading
     from bench.validate.expectations import Evidence
     from bench.validate.rules import Rule
 
@@ -98,7 +98,7 @@ def _is_about(rule: Rule, reading: Reading) -> bool:
     return rule.is_about(reading) and (rule.kind != "missing" or is_gap(reading))
 
 
-def _of_card(evidence: Evidence, card: Card) -> Iterator[Judgement]:
+def _of_card(evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     found: list[Judgement] = []
     for name, rule in rules.table().items():
         if rule.kind in OF_READINGS:
@@ -110,13 +110,13 @@ def _of_card(evidence: Evidence, card: Card) -> Iterator[Judgement]:
     yield from found
 
 
-def _present(name: str, rule: Rule, _: Evidence, card: Card) -> Iterator[Judgement]:
+def _present(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     count = getattr(card, rule.field or "")
     if count:
         yield judgement(name, rule, card.device, {"count": float(count)}, value=float(count), expected=0.0)
 
 
-def _growth(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+def _growth(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     first = next((each for each in evidence.before if each.device == card.device), None)
     counts = [getattr(each, rule.field or "") for each in (first, card) if each is not None]
     if len(counts) == 2 and None not in counts and counts[1] > counts[0]:
@@ -124,25 +124,25 @@ def _growth(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[J
         yield judgement(name, rule, card.device, {"count": grown}, value=grown, expected=0.0)
 
 
-def _off(name: str, rule: Rule, _: Evidence, card: Card) -> Iterator[Judgement]:
+def _off(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     if getattr(card, rule.field or "") is False:
         yield judgement(name, rule, card.device, {})
 
 
-def _xids(name: str, rule: Rule, _: Evidence, card: Card) -> Iterator[Judgement]:
+def _xids(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     found = sorted({xid for xid in card.xids if (xid in rule.xids) is rule.listed})
     if found:
         yield judgement(name, rule, card.device, {"xids": ", ".join(map(str, found))})
 
 
-def _under(name: str, rule: Rule, _: Evidence, card: Card) -> Iterator[Judgement]:
+def _under(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     value, most = (getattr(card, field or "") for field in (rule.field, rule.most))
     if value is not None and most is not None and value < (rule.below or 0) * most:
         told = {"value": float(value), "expected": float(most)}
         yield judgement(name, rule, card.device, dict(told), **told)
 
 
-def _throttled(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+def _throttled(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     seen = evidence.watched.get(card.device)
     shares = {reason: seen.throttled.get(reason, 0.0) for reason in rule.reasons} if seen is not None else {}
     worst = max(shares, key=lambda reason: shares[reason], default="")
@@ -151,35 +151,35 @@ def _throttled(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterato
         yield judgement(name, rule, card.device, told, value=shares[worst], expected=0.0)
 
 
-def _steal(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+def _steal(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     host = evidence.hosts.get(card.device)
     share = host.steal_share if host is not None else None
     if share is not None and share > (rule.above or 0):
         yield judgement(name, rule, card.device, {"share": share}, value=share, expected=0.0)
 
 
-def _disturbed(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+def _disturbed(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     if card.device in evidence.disturbed:
         yield judgement(name, rule, card.device, {"why": evidence.disturbed[card.device]})
 
 
-def _unknown(name: str, rule: Rule, _: Evidence, card: Card) -> Iterator[Judgement]:
+def _unknown(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     if card.device != "cpu" and not card.slice and row(card) is None:
         yield judgement(name, rule, card.device, {"name": card.name})
 
 
-def _hidden(name: str, rule: Rule, _: Evidence, card: Card) -> Iterator[Judgement]:
+def _hidden(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     if card.device.startswith("cuda") and not card.driver_sees:
         yield judgement(name, rule, card.device, {})
 
 
-def _slice(name: str, rule: Rule, _: Evidence, card: Card) -> Iterator[Judgement]:
+def _slice(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     if card.slice:
         yield judgement(name, rule, card.device, {"name": card.name})
 
 
 def _unmeasured(
-    name: str, rule: Rule, evidence: Evidence, card: Card, found: Sequence[Judgement]
+    name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, found: Sequence[Judgement]
 ) -> Iterator[Judgement]:
     """A device of which nothing was judged that counts, where no other rule has said so."""
     if card.device in evidence.unusable or any(each.state is VerdictState.NOT_JUDGED for each in found):
@@ -204,7 +204,7 @@ def _quota(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
     yield judgement(name, rule, "cpu", told, state=state, value=quota, expected=float(cores))
 
 
-_KINDS: dict[str, Callable[[str, Rule, Evidence, Card], Iterator[Judgement]]] = {
+_KINDS: dict[str, Callable[[str, Rule, Evidence, DeviceFacts], Iterator[Judgement]]] = {
     "missing": missing,
     "present": _present,
     "growth": _growth,

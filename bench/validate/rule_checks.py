@@ -10,7 +10,7 @@ from bench.validate.expectations import TOGETHER, UNCHECKED, expected, row, shar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.core.validation_records import Card, Reading
+    from bench.core.validation_records import DeviceFacts, Reading
     from bench.validate.expectations import Evidence, Expected
     from bench.validate.rules import Rule
 
@@ -35,7 +35,7 @@ def is_gap(reading: Reading) -> bool:
     return is_silent and UNABLE not in reading.figures and reading.name != PROCESS
 
 
-def missing(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+def missing(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     """What a device was asked for and has not answered in any round, those with the same reason in one judgement."""
     found: dict[str, list[str]] = {}
     for rounds in evidence.rounds(card.device).values():
@@ -49,7 +49,7 @@ def _is_over(reading: Reading) -> bool:
     return reading.value is not None and reading.limit is not None and not reading.value <= reading.limit
 
 
-def of_readings(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterator[Judgement]:
+def of_readings(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     """What a rule about readings says of a device, of each name once."""
     for rounds in evidence.rounds(card.device).values():
         if rule.is_about(rounds[0]):
@@ -58,12 +58,12 @@ def of_readings(name: str, rule: Rule, evidence: Evidence, card: Card) -> Iterat
                 yield found
 
 
-def _fault(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _fault(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     found = next((reading for reading in rounds if reading.fault is not None), None)
     return None if found is None else judgement(name, rule, card.device, {"name": found.name, "fault": found.fault})
 
 
-def _limit(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _limit(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     found = next((reading for reading in rounds if _is_over(reading)), None)
     if found is None:
         return None
@@ -71,18 +71,18 @@ def _limit(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Read
     return judgement(name, rule, card.device, told, value=found.value, expected=found.limit)
 
 
-def _once(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _once(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     if not any(ONCE in reading.figures for reading in rounds):
         return None
     return judgement(name, rule, card.device, {"name": rounds[0].name})
 
 
-def _ended(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _ended(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     told = [reading.why_not for reading in rounds if reading.name == PROCESS and reading.why_not is not None]
     return judgement(name, rule, card.device, {"why": told[0].partition("\n")[0]}) if told else None
 
 
-def _untested(name: str, rule: Rule, _: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _untested(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     asked = [reading for reading in rounds if reading.value is not None]
     if not asked or any(_is_tested(rule, reading) for reading in asked):
         return None
@@ -110,7 +110,7 @@ def _whole(rounds: Sequence[Reading]) -> list[Reading]:
     return [reading for reading in rounds if CUT not in reading.figures]
 
 
-def _rate(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _rate(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     best = _best(rounds)
     wanted = expected(rule, card, best, evidence) if best is not None else None
     if best is None or best.value is None or wanted is None:
@@ -133,7 +133,7 @@ def _rate(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequenc
     return judgement(name, rule, card.device, told, state=state, **figures, **whose)
 
 
-def _doubt(evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> str | None:
+def _doubt(evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> str | None:
     """Why a low figure says nothing of its device; None where it does."""
     if all(CUT in reading.figures for reading in rounds if reading.value):
         return "its largest shapes had no time or no room, so this is the least that it can do"
@@ -145,7 +145,9 @@ def _doubt(evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> str | N
     return "it was not alone" if card.device in evidence.disturbed else None
 
 
-def _shortfall(rule: Rule, evidence: Evidence, card: Card, share: float, wanted: Expected) -> tuple[VerdictState, str]:
+def _shortfall(
+    rule: Rule, evidence: Evidence, card: DeviceFacts, share: float, wanted: Expected
+) -> tuple[VerdictState, str]:
     """How bad a low figure is, and why no worse."""
     device = card.device
     caps = _caps(rule, evidence, device)
@@ -172,13 +174,13 @@ def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
     return {reason: share for reason, share in shares.items() if share >= rule.capped_above}
 
 
-def _is_sold(rule: Rule, evidence: Evidence, card: Card, share: float) -> bool:
+def _is_sold(rule: Rule, evidence: Evidence, card: DeviceFacts, share: float) -> bool:
     """Whether a low figure is no more than what such a card is sold as: under its power cap most of the time."""
     capped = _caps(rule, evidence, card.device).get(_POWER, 0.0)
     return row(card) in rule.capped_as_sold and capped >= (rule.sold_from or 1.0) and share >= (rule.sold_below or 1.0)
 
 
-def _fade(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _fade(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     last = rounds[-1]
     first, end = last.figures.get("first_quarter"), last.figures.get("last_quarter")
     if not first or end is None:
@@ -187,7 +189,7 @@ def _fade(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequenc
     return None if is_sold or card.device in evidence.disturbed else _of(name, rule, card, last, (end, first))
 
 
-def _drift(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _drift(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     # In a soak all devices work at once: what each reached alone before is no measure of that.
     alike = [each for each in rounds if each.round or len(evidence.cards) == 1]
     best, last = _best(alike), rounds[-1]
@@ -198,14 +200,14 @@ def _drift(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequen
     return _of(name, rule, card, last, (last.value, best.value))
 
 
-def _least(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _least(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     best = _best(rounds)
     if best is None or best.value is None or card.device in evidence.disturbed:
         return None
     return _of(name, rule, card, best, (best.value, 1.0))
 
 
-def _crowd(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequence[Reading]) -> Judgement | None:
+def _crowd(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     """What a device reaches while the others work too, against the best that it reached at all."""
     together = _best(_whole(rounds))
     if together is None or not together.value or card.device in evidence.disturbed:
@@ -216,7 +218,7 @@ def _crowd(name: str, rule: Rule, evidence: Evidence, card: Card, rounds: Sequen
     return _of(name, rule, card, together, (together.value, best.value or 0.0))
 
 
-def _of(name: str, rule: Rule, card: Card, reading: Reading, pair: tuple[float, float]) -> Judgement | None:
+def _of(name: str, rule: Rule, card: DeviceFacts, reading: Reading, pair: tuple[float, float]) -> Judgement | None:
     """A judgement where the first of two figures of a reading is too small a share of the second."""
     value, wanted = pair
     share = share_of(reading, value, wanted)
@@ -229,7 +231,7 @@ def _of(name: str, rule: Rule, card: Card, reading: Reading, pair: tuple[float, 
 
 def slowest(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
     """The slowest of the cards of each kind, where a host has several; it passes where it is as the others are."""
-    kinds: dict[str, list[Card]] = {}
+    kinds: dict[str, list[DeviceFacts]] = {}
     for card in evidence.cards:
         kinds.setdefault(card.name, []).append(card)
     for cards in kinds.values():
@@ -245,7 +247,9 @@ def slowest(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
         yield judgement(name, rule, device, told, state=state, value=value, expected=fastest, unit=reading.unit)
 
 
-def _beside(rule: Rule, evidence: Evidence, cards: Sequence[Card]) -> Iterator[tuple[float, str, Reading, float]]:
+def _beside(
+    rule: Rule, evidence: Evidence, cards: Sequence[DeviceFacts]
+) -> Iterator[tuple[float, str, Reading, float]]:
     """(share of the fastest, device, its reading, the fastest's figure) of each reading that all the cards have."""
     found = [evidence.rounds(card.device) for card in cards]
     for asked in sorted(set.intersection(*map(set, found))):
@@ -258,7 +262,7 @@ def _beside(rule: Rule, evidence: Evidence, cards: Sequence[Card]) -> Iterator[t
                 yield share_of(reading, reading.value, best.value), reading.device, reading, best.value
 
 
-_KINDS: dict[str, Callable[[str, Rule, Evidence, Card, Sequence[Reading]], Judgement | None]] = {
+_KINDS: dict[str, Callable[[str, Rule, Evidence, DeviceFacts, Sequence[Reading]], Judgement | None]] = {
     "fault": _fault,
     "limit": _limit,
     "once": _once,

@@ -18,7 +18,7 @@ _STAT = Path("/proc/stat")
 _PRESSURE = Path("/proc/pressure/cpu")
 
 
-class Neighbours:
+class HostLoad:
     """What the rest of the machine does while images are made: enter it for each, so that nothing else counts."""
 
     def __init__(self) -> None:

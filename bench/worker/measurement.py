@@ -39,7 +39,7 @@ _LAST_SECONDS = 3.0  # what is left for comparing
 
 def measure(request: Request, say: Callable[[dict[str, Any]], None]) -> Result:
     """Run one case; whatever goes wrong becomes a result with its reason, beside what was known until then."""
-    found = _Found(Result(request.case, Status.ERROR))
+    found = _PartialResult(Result(request.case, Status.ERROR))
     try:
         _Measurement(request, say, found).run()
     except SkipError as error:
@@ -53,7 +53,7 @@ def measure(request: Request, say: Callable[[dict[str, Any]], None]) -> Result:
     return found.result
 
 
-class _Found:
+class _PartialResult:
     """What is known of a case so far."""
 
     def __init__(self, result: Result) -> None:
@@ -67,7 +67,7 @@ class _Found:
 class _Measurement:
     """The phases of one case, in their order."""
 
-    def __init__(self, request: Request, say: Callable[[dict[str, Any]], None], found: _Found) -> None:
+    def __init__(self, request: Request, say: Callable[[dict[str, Any]], None], found: _PartialResult) -> None:
         self.request, self.say, self.found, self.case = request, say, found, request.case
 
     def run(self) -> None:
@@ -198,7 +198,7 @@ class _Measurement:
                 self.say({"phase": "samples"})
             memory.resume()
 
-        neighbours = host_load.Neighbours()
+        neighbours = host_load.HostLoad()
         more = _at_a_word(loop.model) if self.request.paced else timing.until(self.share, self.limit)
         between = (lambda: None) if self.request.paced else pause
         images = timing.take(loop, clock, more, self.say, between, neighbours)
@@ -226,7 +226,7 @@ class _Measurement:
             host=host,
         )
 
-    def _outcome(self, images: timing.Images) -> tuple[Status, str | None]:
+    def _outcome(self, images: timing.TimedImages) -> tuple[Status, str | None]:
         if not self.numerics.finite:
             return Status.ERROR, "the image holds NaN or infinity"
         count = len(images.every)
@@ -244,7 +244,7 @@ class _Measurement:
             return
         unet = loop.model.components["unet"]
         began = time.perf_counter()
-        shares = timing.Shares(torch, self.case.device, loop.parts)
+        shares = timing.PhaseTimer(torch, self.case.device, loop.parts)
         with device_memory.UssPeak() as uss, numerics.Evaluation(unet) as kept, shares:
             _, raw = loop(lambda: None)
             clocks.synchronize(torch, self.case.device)
@@ -288,11 +288,11 @@ class _Measurement:
         return replace(self.numerics, forward_error=error, tolerance=limit)
 
 
-def _at_a_word(model: components.Model) -> Callable[[timing.Images], bool]:
+def _at_a_word(model: components.Model) -> Callable[[timing.TimedImages], bool]:
     """Another image at each "go". Its weights lie elsewhere: of a pair neither shall be faster by the luck of place."""
     chance = random.Random(model.case.seed)  # noqa: S311 (a sampling)
 
-    def more(images: timing.Images) -> bool:
+    def more(images: timing.TimedImages) -> bool:
         if sys.stdin.readline().strip() != GO:
             return False
         model.place_anew(chance, images.every[-1].seconds / 4 if images.every else _LAST_SECONDS)

@@ -29,7 +29,7 @@ _PAUSE_SECONDS = 10.0
 
 
 @dataclass
-class Images:
+class TimedImages:
     """The images that were timed, in their order."""
 
     every: list[Sample] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Images:
         return max(0, min(_MOST_WARMUPS, len(seconds) - MIN_SAMPLES))
 
 
-def until(share: float, limit: float = float("inf")) -> Callable[[Images], bool]:
+def until(share: float, limit: float = float("inf")) -> Callable[[TimedImages], bool]:
     """Whether another image is wanted: until six or more tell the median within 2 %, or time is up; never below three.
 
     Args:
@@ -61,7 +61,7 @@ def until(share: float, limit: float = float("inf")) -> Callable[[Images], bool]
         limit: the time until which an image has to have ended, even the third.
     """
 
-    def more(images: Images) -> bool:
+    def more(images: TimedImages) -> bool:
         if images.every and time.perf_counter() + images.every[-1].seconds > limit:
             return False
         if len(images.every) < MIN_SAMPLES:
@@ -78,11 +78,11 @@ def until(share: float, limit: float = float("inf")) -> Callable[[Images], bool]
 def take(
     loop: Callable[[Callable[[], None]], object],
     clock: Clock,
-    more: Callable[[Images], bool],
+    more: Callable[[TimedImages], bool],
     say: Callable[[dict[str, Any]], None],
     between: Callable[[], None] = lambda: None,
     around: AbstractContextManager[object] | None = None,
-) -> Images:
+) -> TimedImages:
     """Time one image after another.
 
     Args:
@@ -93,7 +93,7 @@ def take(
         between: called every few seconds, between two images.
         around: entered for each image, outside of its time.
     """
-    images = Images()
+    images = TimedImages()
     paused = time.monotonic()
     while more(images):
         with around or contextlib.nullcontext():
@@ -109,7 +109,7 @@ def take(
     return images
 
 
-class Shares:
+class PhaseTimer:
     """Times the parts of a loop, while it is entered: on a CUDA device by its events, else by the host's clock."""
 
     def __init__(self, torch: Any, device: str, parts: dict[str, tuple[Any, str]]) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from provision.core.progress import Progress
     from provision.core.step import Outcome
     from provision.host import facts
-    from provision.setup.request import Wish
+    from provision.setup.request import SetupRequest
     from provision.volume import run_lock
 
 RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")]
@@ -49,7 +49,7 @@ ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="More model
 _CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
 
 
-class Show:
+class OutputOptions:
     """How a command talks."""
 
     def __init__(self, json: bool, quiet: bool, verbose: bool, no_color: bool, wait: float = 0.0) -> None:
@@ -60,7 +60,7 @@ class Show:
         self.wait = wait
 
 
-def wish_of(
+def request_of(
     root: str | None,
     host: Path | None,
     envs: Path | None,
@@ -68,7 +68,7 @@ def wish_of(
     offline: bool = False,
     retry: bool = False,
     changes: Mapping[str, object] | None = None,
-) -> Wish:
+) -> SetupRequest:
     """What a run is asked for, from its flags and host.toml.
 
     Args:
@@ -82,14 +82,14 @@ def wish_of(
     from provision.config import host as host_config
     from provision.core import layout
     from provision.host import provider
-    from provision.setup.request import Wish
+    from provision.setup.request import SetupRequest
 
     wanted = host_config.load_host(host)
     shipped = (envs or layout.shipped_envs()).absolute()
     name = str((changes or {}).get("env") or wanted.env)
     if not re.fullmatch(host_config.NAME, name):
         raise SpecError(f"{name!r} is no name of an environment.")
-    return Wish(
+    return SetupRequest(
         chosen=provider.choose(root, wanted, shipped, os.environ, Path.home()),
         host=wanted.model_copy(update={key: value for key, value in (changes or {}).items() if value is not None}),
         envs=shipped,
@@ -99,7 +99,9 @@ def wish_of(
     )
 
 
-def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only: Collection[str] | None = None) -> Exit:
+def run_steps(
+    name: str, request: SetupRequest, show: OutputOptions, *, dry_run: bool = False, only: Collection[str] | None = None
+) -> Exit:
     """Run a command over the steps (`only` those of these names), print what became of them, return the exit code."""
     from provision.cli import output
     from provision.host import facts
@@ -110,10 +112,10 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
     screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
     with screen.during("looking at this host"):
         machine = facts.probe()
-    journal = Journal(wish.root.journal, name)
+    journal = Journal(request.root.journal, name)
 
     def build() -> list[step.Step]:
-        steps = plan.steps(wish, machine, journal, screen.progress, screen.tell)
+        steps = plan.steps(request, machine, journal, screen.progress, screen.tell)
         if only is not None:
             steps = [each for each in steps if each.name in only]
         if name == "repair":
@@ -121,15 +123,15 @@ def run_steps(name: str, wish: Wish, show: Show, *, dry_run: bool = False, only:
         return steps
 
     if show.verbose or (name == "env create" and not show.quiet):
-        _say_machine(wish, machine)
-    return _run(_Work(name, wish, build, show, dry_run), screen, started)
+        _say_machine(request, machine)
+    return _run(_Command(name, request, build, show, dry_run), screen, started)
 
 
 def run_list(
     name: str,
-    wish: Wish,
+    request: SetupRequest,
     build: Callable[[Progress], list[step.Step]],
-    show: Show,
+    show: OutputOptions,
     *,
     dry_run: bool = False,
     all_or_nothing: bool = False,
@@ -138,23 +140,23 @@ def run_list(
     from provision.cli import output
 
     screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
-    work = _Work(name, wish, lambda: build(screen.progress), show, dry_run, all_or_nothing)
+    work = _Command(name, request, lambda: build(screen.progress), show, dry_run, all_or_nothing)
     return _run(work, screen, time.perf_counter())
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Command:
     """A command over a list of steps; `build` makes the list, again where another run was waited for."""
 
     name: str
-    wish: Wish
+    request: SetupRequest
     build: Callable[[], list[step.Step]]
-    show: Show
+    show: OutputOptions
     dry_run: bool = False
     all_or_nothing: bool = False
 
 
-def _run(work: _Work, screen: output.Screen, started: float) -> Exit:
+def _run(work: _Command, screen: output.Screen, started: float) -> Exit:
     from provision.cli import output
     from provision.core import step
 
@@ -173,18 +175,18 @@ def _run(work: _Work, screen: output.Screen, started: float) -> Exit:
         _say_plan(steps, outcomes, show)
     seconds = time.perf_counter() - started
     if show.json:
-        print(output.to_json(name, work.wish.chosen, outcomes, seconds))
+        print(output.to_json(name, work.request.chosen, outcomes, seconds))
     else:
-        print(output.summary(name, work.wish.chosen, outcomes, seconds))
+        print(output.summary(name, work.request.chosen, outcomes, seconds))
     return step.exit_of(outcomes)
 
 
-def _converge(work: _Work, steps: list[step.Step], screen: output.Screen) -> list[Outcome]:
+def _converge(work: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome]:
     """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
     from provision.core import step
     from provision.volume import marker, run_lock
 
-    root = work.wish.root
+    root = work.request.root
     looked = _looked(work, steps, screen)
     if looked is not None:
         return looked
@@ -198,7 +200,7 @@ def _converge(work: _Work, steps: list[step.Step], screen: output.Screen) -> lis
         return looked or step.converge(steps, listen=screen.listen, guard=lambda: marker.require(root))
 
 
-def _looked(work: _Work, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:
+def _looked(work: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:
     """Return the outcomes of a look where nothing is to be done or may be done; else None."""
     from provision.core import step
 
@@ -211,14 +213,14 @@ def _looked(work: _Work, steps: list[step.Step], screen: output.Screen) -> list[
     return found
 
 
-def during(what: str, show: Show) -> AbstractContextManager[None]:
+def during(what: str, show: OutputOptions) -> AbstractContextManager[None]:
     """Show that something is at work which is no step, on stderr."""
     from provision.cli import output
 
     return output.Screen(json_output=show.json, quiet=show.quiet, color=show.color).during(what)
 
 
-def waiting(show: Show) -> run_lock.Waiting:
+def waiting(show: OutputOptions) -> run_lock.LockWait:
     """Return a lock's wait for another run, shown on stderr."""
     from provision.volume import run_lock
 
@@ -226,10 +228,10 @@ def waiting(show: Show) -> run_lock.Waiting:
         if not show.quiet:
             print(f"  {text}", file=sys.stderr, flush=True)
 
-    return run_lock.Waiting(show.wait, tell)
+    return run_lock.LockWait(show.wait, tell)
 
 
-def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> None:
+def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: OutputOptions) -> None:
     from provision.core.step import State
 
     lines = sys.stderr if show.json else sys.stdout
@@ -238,10 +240,10 @@ def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: Show) -> No
             print(redact(f"  would    {each.name:<28} {each.describe()}"), file=lines)
 
 
-def _say_machine(wish: Wish, machine: facts.Facts) -> None:
+def _say_machine(request: SetupRequest, machine: facts.HostFacts) -> None:
     from provision.setup import plan
 
-    wanted = plan.environment(wish.envs, wish.host, machine)
+    wanted = plan.environment(request.envs, request.host, machine)
     cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     memory = f"{machine.memory_bytes / 1e9:.1f} GB"
     print(f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {cards}", file=sys.stderr)

@@ -14,9 +14,9 @@ from provision.cli.common import (
     JsonFlag,
     NoColorFlag,
     OfflineFlag,
+    OutputOptions,
     QuietFlag,
     RootFlag,
-    Show,
     VerboseFlag,
     WaitFlag,
     YesFlag,
@@ -24,9 +24,9 @@ from provision.cli.common import (
     confirmed,
     during,
     guard,
+    request_of,
     run_steps,
     waiting,
-    wish_of,
 )
 from provision.core.errors import BlockedError, Exit, SpecError
 
@@ -47,9 +47,9 @@ def list_(
         from provision.cli import output
         from provision.environments import discover
 
-        wish = wish_of(root, host, None)
-        with during("looking at the environments", Show(json, False, False, False)):
-            found = discover.environments(wish.root, wish.home, os.environ)
+        request = request_of(root, host, None)
+        with during("looking at the environments", OutputOptions(json, False, False, False)):
+            found = discover.environments(request.root, request.home, os.environ)
         print(output.environments_json(found) if json else output.environments(found))
         return Exit.GOOD
 
@@ -64,10 +64,10 @@ def where(name: NameArgument = None, root: RootFlag = None, host: HostFlag = Non
         from provision.cli import output
         from provision.core import layout
 
-        wish = wish_of(root, host, None, changes={"env": name})
-        prefix = wish.root.prefix(wish.host.env)
+        request = request_of(root, host, None, changes={"env": name})
+        prefix = request.root.prefix(request.host.env)
         is_there = layout.interpreter(prefix).exists()
-        told = output.told_json("env where", env=wish.host.env, prefix=str(prefix), is_there=is_there)
+        told = output.told_json("env where", env=request.host.env, prefix=str(prefix), is_there=is_there)
         print(told if json else prefix)
         return Exit.GOOD
 
@@ -97,10 +97,10 @@ def create(
         if interpreter is not None:
             toml.choose(interpreter, ["auto", "conda", "system"], "interpreter")
         changes = {"env": name, "variant": variant, "interpreter": interpreter}
-        wish = wish_of(root, host, envs, offline=offline, changes=changes)
-        env = wish.host.env
+        request = request_of(root, host, envs, offline=offline, changes=changes)
+        env = request.host.env
         only = {"volume", "mirror settings", f"environment {env}", f"conda sees {env}"}
-        return run_steps("env create", wish, Show(json, quiet, verbose, no_color, wait), only=only)
+        return run_steps("env create", request, OutputOptions(json, quiet, verbose, no_color, wait), only=only)
 
     guard(act, json=json)
 
@@ -122,17 +122,17 @@ def remove(
         from provision.volume.journal import Journal
         from provision.volume.run_lock import holding
 
-        wish = wish_of(root, host, None, changes={"env": name})
-        prefix = wish.root.prefix(name)
-        show = Show(json, False, False, False, wait)
+        request = request_of(root, host, None, changes={"env": name})
+        prefix = request.root.prefix(name)
+        show = OutputOptions(json, False, False, False, wait)
         with during(f"looking at {prefix}", show):
-            size = remove_environment.removable(prefix, wish.root)
+            size = remove_environment.removable(prefix, request.root)
         what = f"{prefix} ({size:,} bytes) with all that was added to it"
         if not confirmed(f"Remove {what}?", f"this removes {what}", yes, json):
             return Exit.GOOD
-        with holding(wish.root, again(), waiting(show)) as has_waited, during(f"removing {prefix}", show):
-            size = remove_environment.removable(prefix, wish.root) if has_waited else size
-            remove_environment.remove(prefix, wish.root, wish.home, Journal(wish.root.journal, "env remove"))
+        with holding(request.root, again(), waiting(show)) as has_waited, during(f"removing {prefix}", show):
+            size = remove_environment.removable(prefix, request.root) if has_waited else size
+            remove_environment.remove(prefix, request.root, request.home, Journal(request.root.journal, "env remove"))
         told = output.told_json("env remove", prefix=str(prefix), bytes=size)
         print(told if json else f"removed {prefix}, {size:,} bytes")
         return Exit.GOOD
@@ -154,13 +154,13 @@ def run(
         from provision.environments import activation
         from provision.volume import variables
 
-        wish = wish_of(root, host, None, changes={"env": name})
-        prefix = wish.root.prefix(wish.host.env)
+        request = request_of(root, host, None, changes={"env": name})
+        prefix = request.root.prefix(request.host.env)
         if not layout.interpreter(prefix).exists():
             raise BlockedError(
-                f"{prefix} is not there. Run `make setup`, or `{layout.program()} env create {wish.host.env}`."
+                f"{prefix} is not there. Run `make setup`, or `{layout.program()} env create {request.host.env}`."
             )
-        environment = activation.activated(prefix, os.environ) | variables.for_child(wish.root, os.environ)
+        environment = activation.activated(prefix, os.environ) | variables.for_child(request.root, os.environ)
         try:
             os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)
         except FileNotFoundError:
@@ -194,7 +194,7 @@ def lock(
         toml.choose(tool, ["rattler", "conda-lock"], "tool")
         mirrored = conda_settings.mirrors(os.environ, Path.home())
         host = write_locks.LockHost(platform, mirrored, virtual or [], keep_conda=keep_conda, tool=tool)
-        with during(f"locking {name}", Show(json, False, False, False)):
+        with during(f"locking {name}", OutputOptions(json, False, False, False)):
             written = [str(file) for file in write_locks.lock((envs or layout.shipped_envs()).absolute(), name, host)]
         print(output.told_json("env lock", written=written) if json else "\n".join(written))
         return Exit.GOOD

@@ -14,19 +14,19 @@ from provision.cli.common import (
     JsonFlag,
     NoColorFlag,
     OfflineFlag,
+    OutputOptions,
     QuietFlag,
     RootFlag,
-    Show,
     WaitFlag,
     YesFlag,
     again,
     confirmed,
     during,
     guard,
+    request_of,
     run_list,
     run_steps,
     waiting,
-    wish_of,
 )
 from provision.core.errors import Exit
 
@@ -46,10 +46,10 @@ def doctor(root: RootFlag = None, host: HostFlag = None, envs: EnvsFlag = None, 
         from provision.cli import output
         from provision.setup import doctor as host_doctor
 
-        wish = wish_of(root, host, envs)
-        with during("doctor", Show(json, False, False, False)):
-            findings = host_doctor.examine(wish)
-        print(output.findings_json(wish.chosen, findings) if json else output.findings(findings))
+        request = request_of(root, host, envs)
+        with during("doctor", OutputOptions(json, False, False, False)):
+            findings = host_doctor.examine(request)
+        print(output.findings_json(request.chosen, findings) if json else output.findings(findings))
         return Exit.BLOCKED if any(finding.state == "bad" for finding in findings) else Exit.GOOD
 
     guard(act, json=json)
@@ -74,11 +74,13 @@ def relocate(
         from provision.host import tool_caches
         from provision.setup import plan
 
-        wish = wish_of(root, host, envs, offline=True)
-        label, thing = tool_caches.named(path, to, wish.home)
-        wish = plan.with_relocated(wish, thing)
+        request = request_of(root, host, envs, offline=True)
+        label, thing = tool_caches.named(path, to, request.home)
+        request = plan.with_relocated(request, thing)
         only = {"volume", f"relocate {label}", "relink.sh"}
-        return run_steps("relocate", wish, Show(json, quiet, False, no_color, wait), dry_run=dry_run, only=only)
+        return run_steps(
+            "relocate", request, OutputOptions(json, quiet, False, no_color, wait), dry_run=dry_run, only=only
+        )
 
     guard(act, json=json)
 
@@ -103,20 +105,20 @@ def undo(
         from provision.setup import undo as undo_runs
         from provision.volume.journal import Journal
 
-        wish = wish_of(root, host, None, offline=True)
+        request = request_of(root, host, None, offline=True)
         if list_:
-            found = undo_runs.runs(wish.root)
+            found = undo_runs.runs(request.root)
             print(output.runs_json(found) if json else output.runs(found))
             return Exit.GOOD
-        chosen: list[undo_runs.Run] = []
-        journal = Journal(wish.root.journal, "undo")
+        chosen: list[undo_runs.JournaledRun] = []
+        journal = Journal(request.root.journal, "undo")
 
         def build(progress: Progress) -> list[Step]:
-            chosen[:] = [undo_runs.choose(wish.root, run)]
-            return undo_runs.steps(chosen[0], wish.root, wish.home, journal, progress)
+            chosen[:] = [undo_runs.choose(request.root, run)]
+            return undo_runs.steps(chosen[0], request.root, request.home, journal, progress)
 
-        show = Show(json, quiet, False, no_color, wait)
-        code = run_list("undo", wish, build, show, dry_run=dry_run, all_or_nothing=True)
+        show = OutputOptions(json, quiet, False, no_color, wait)
+        code = run_list("undo", request, build, show, dry_run=dry_run, all_or_nothing=True)
         if code is Exit.GOOD and not dry_run and not chosen[0].undone:
             journal.record("undone", run=chosen[0].name)
         lines = sys.stderr if json else sys.stdout
@@ -142,8 +144,8 @@ def gc(
         from provision.setup import undo as undo_runs
         from provision.volume.run_lock import holding
 
-        wish = wish_of(root, host, None, offline=True)
-        every = undo_runs.collectable(wish.root)
+        request = request_of(root, host, None, offline=True)
+        every = undo_runs.collectable(request.root)
         total = sum(run.backup_bytes for run in every)
         lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.get('command') or ''}" for run in every]
         shown = "\n".join([*lines, f"{len(every)} backups, {total:,} bytes"])
@@ -151,7 +153,7 @@ def gc(
         dropped: list[str] = []
         question = "Drop them? What these runs changed in files cannot be undone then."
         if every and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
-            with holding(wish.root, again(), waiting(Show(json, False, False, False, wait))):
+            with holding(request.root, again(), waiting(OutputOptions(json, False, False, False, wait))):
                 for folder in undo_runs.collect(every):
                     dropped.append(str(folder))
                     print(f"dropped {folder}", file=sys.stderr if json else sys.stdout)

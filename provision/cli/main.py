@@ -13,17 +13,17 @@ from provision.cli.common import (
     JsonFlag,
     NoColorFlag,
     OfflineFlag,
+    OutputOptions,
     QuietFlag,
     RootFlag,
-    Show,
     VerboseFlag,
     WaitFlag,
     guard,
+    request_of,
     run_steps,
-    wish_of,
 )
 from provision.cli.env import app as env_app
-from provision.cli.host import app as care_app
+from provision.cli.host import app as host_app
 from provision.cli.mirrors import app as mirrors_app
 from provision.cli.mirrors import shellenv
 from provision.cli.models import app as models_app
@@ -40,7 +40,7 @@ app.add_typer(env_app, name="env")
 app.add_typer(mirrors_app, name="mirrors")
 app.add_typer(models_app, name="models")
 app.command()(shellenv)
-app.add_typer(care_app)  # without a name its commands stand beside ours
+app.add_typer(host_app)  # without a name its commands stand beside ours
 
 
 def main() -> None:
@@ -62,8 +62,8 @@ def _command(name: str, does: str) -> None:
         verbose: VerboseFlag = False,
         no_color: NoColorFlag = False,
     ) -> None:
-        show = Show(json, quiet, verbose, no_color)
-        guard(lambda: run_steps(name, wish_of(root, host, envs, offline=offline), show), json=json)
+        show = OutputOptions(json, quiet, verbose, no_color)
+        guard(lambda: run_steps(name, request_of(root, host, envs, offline=offline), show), json=json)
 
     app.command(name, help=does)(act)
 
@@ -86,8 +86,8 @@ def setup(
     no_color: NoColorFlag = False,
 ) -> None:
     """Make the host ready; what already stands is left alone."""
-    show = Show(json, quiet, verbose, no_color, wait)
-    guard(lambda: run_steps("setup", wish_of(root, host, envs, offline=offline, retry=True), show), json=json)
+    show = OutputOptions(json, quiet, verbose, no_color, wait)
+    guard(lambda: run_steps("setup", request_of(root, host, envs, offline=offline, retry=True), show), json=json)
 
 
 @app.command()
@@ -104,5 +104,5 @@ def repair(
     dry_run: DryRunFlag = False,
 ) -> None:
     """Mend what needs no network: the links after a wipe of the home, and the environment from the caches."""
-    show = Show(json, quiet, verbose, no_color, wait)
-    guard(lambda: run_steps("repair", wish_of(root, host, envs, offline=True), show, dry_run=dry_run), json=json)
+    show = OutputOptions(json, quiet, verbose, no_color, wait)
+    guard(lambda: run_steps("repair", request_of(root, host, envs, offline=True), show, dry_run=dry_run), json=json)

@@ -16,23 +16,23 @@ from provision.cli.common import (
     JsonFlag,
     NoColorFlag,
     OfflineFlag,
+    OutputOptions,
     QuietFlag,
     RootFlag,
-    Show,
     WaitFlag,
     during,
     guard,
+    request_of,
     run_list,
     run_steps,
-    wish_of,
 )
 from provision.core.errors import Exit
 
 if TYPE_CHECKING:
     from provision.core.progress import Progress
     from provision.core.step import Step
-    from provision.mirrors.selection import Chooser
-    from provision.setup.request import Wish
+    from provision.mirrors.selection import MirrorSelector
+    from provision.setup.request import SetupRequest
 
 app = typer.Typer(help="Where packages and models come from.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,9 +54,9 @@ def list_(
         from provision.mirrors import record as mirror_record
         from provision.setup import plan
 
-        wish = wish_of(root, host, envs, changes={"catalogue": catalogue})
-        known = plan.catalogue_of(wish)
-        record = mirror_record.read(wish.root) or mirror_record.Record()
+        request = request_of(root, host, envs, changes={"catalogue": catalogue})
+        known = plan.catalogue_of(request)
+        record = mirror_record.read(request.root) or mirror_record.MirrorRecord()
         print(mirrors_output.catalogue_json(known, record) if json else mirrors_output.catalogue(known, record))
         return Exit.GOOD
 
@@ -78,11 +78,11 @@ def probe(
     def act() -> Exit:
         from provision.cli import mirrors_output
 
-        wish = wish_of(root, host, envs, changes={"catalogue": catalogue})
+        request = request_of(root, host, envs, changes={"catalogue": catalogue})
         tools = _tools(tool)
-        chooser = _chooser(wish)
+        chooser = _chooser(request)
         asked = [each for name in tools for each in chooser.asked(name)]
-        show = Show(json, False, False, no_color)
+        show = OutputOptions(json, False, False, no_color)
         with during(f"asking {len(asked)} mirrors", show):
             found = chooser.probe(asked)
         chosen = {name: chooser.auto(name, found) for name in tools}
@@ -118,17 +118,19 @@ def use(
         from provision.mirrors.catalogue import OFFICIAL, TOOLS
         from provision.setup import plan
 
-        wish = wish_of(root, host, envs, offline=offline, changes={"catalogue": catalogue})
-        known = plan.catalogue_of(wish)
+        request = request_of(root, host, envs, offline=offline, changes={"catalogue": catalogue})
+        known = plan.catalogue_of(request)
         toml.choose(name, ["auto", OFFICIAL, *known.names()], "mirror")
         meant = _tools(tool) if tool else known.tools_of(name) or list(TOOLS)
         for each in meant:
             toml.choose(name, ["auto", OFFICIAL, *known.of(each)], f"mirror of {each}")
-        wish = plan.with_mirrors(
-            wish, {each: name if each in meant else "keep" for each in TOOLS}, nodefaults=nodefaults
+        request = plan.with_mirrors(
+            request, {each: name if each in meant else "keep" for each in TOOLS}, nodefaults=nodefaults
         )
         only = {"volume", "mirrors", "mirror settings"}
-        return run_steps("mirrors use", wish, Show(json, quiet, False, no_color, wait), dry_run=dry_run, only=only)
+        return run_steps(
+            "mirrors use", request, OutputOptions(json, quiet, False, no_color, wait), dry_run=dry_run, only=only
+        )
 
     guard(act, json=json)
 
@@ -150,14 +152,14 @@ def restore(
         from provision.mirrors import write_config
         from provision.volume.journal import Journal
 
-        wish = wish_of(root, host, None, offline=True)
-        journal = Journal(wish.root.journal, "mirrors restore")
-        show = Show(json, quiet, False, no_color, wait)
+        request = request_of(root, host, None, offline=True)
+        journal = Journal(request.root.journal, "mirrors restore")
+        show = OutputOptions(json, quiet, False, no_color, wait)
 
         def build(_: Progress) -> list[Step]:
-            return write_config.restoring(wish.root, journal, force=force)
+            return write_config.restoring(request.root, journal, force=force)
 
-        return run_list("mirrors restore", wish, build, show, dry_run=dry_run, all_or_nothing=True)
+        return run_list("mirrors restore", request, build, show, dry_run=dry_run, all_or_nothing=True)
 
     guard(act, json=json)
 
@@ -174,8 +176,8 @@ def shellenv(
         from provision.volume import variables
 
         toml.choose(shell, variables.SHELLS, "shell")
-        wish = wish_of(root, host, None)
-        sys.stdout.buffer.write(variables.script(variables.for_child(wish.root, os.environ), shell))
+        request = request_of(root, host, None)
+        sys.stdout.buffer.write(variables.script(variables.for_child(request.root, os.environ), shell))
         sys.stdout.flush()
         return Exit.GOOD
 
@@ -189,12 +191,12 @@ def _tools(asked: list[str] | None) -> list[str]:
     return [toml.choose(each, TOOLS, "tool") for each in asked] if asked else list(TOOLS)
 
 
-def _chooser(wish: Wish) -> Chooser:
+def _chooser(request: SetupRequest) -> MirrorSelector:
     from provision.host import facts
     from provision.mirrors import record as mirror_record
-    from provision.mirrors.selection import Chooser
+    from provision.mirrors.selection import MirrorSelector
     from provision.setup import plan
 
-    needed = plan.needs_of(wish, facts.probe())
-    record = mirror_record.read(wish.root) or mirror_record.Record()
-    return Chooser(plan.catalogue_of(wish), needed, os.environ, wish.home, record)
+    needed = plan.needs_of(request, facts.probe())
+    record = mirror_record.read(request.root) or mirror_record.MirrorRecord()
+    return MirrorSelector(plan.catalogue_of(request), needed, os.environ, request.home, record)

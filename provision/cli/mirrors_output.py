@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from provision.mirrors.catalogue import Catalogue
-    from provision.mirrors.probe import Probe
-    from provision.mirrors.record import Choice, Record
+    from provision.mirrors.probe import ProbeResult
+    from provision.mirrors.record import MirrorChoice, MirrorRecord
 
 SCHEMA = 1
 
 
-def catalogue_json(known: Catalogue, record: Record) -> str:
+def catalogue_json(known: Catalogue, record: MirrorRecord) -> str:
     """`mirrors list` for programs."""
     tools = {tool: [{"name": name, **mirror.model_dump()} for name, mirror in known.of(tool).items()] for tool in TOOLS}
     chosen = {tool: _choice(choice) for tool, choice in record.choices.items()}
     return redact(json.dumps({"schema": SCHEMA, "tools": tools, "chosen": chosen}, indent=1))
 
 
-def catalogue(known: Catalogue, record: Record) -> str:
+def catalogue(known: Catalogue, record: MirrorRecord) -> str:
     """`mirrors list` for people: a line a mirror, the chosen one marked."""
     lines = []
     for tool in TOOLS:
@@ -38,14 +38,14 @@ def catalogue(known: Catalogue, record: Record) -> str:
     return "\n".join(lines)
 
 
-def probes_json(found: Sequence[Probe], chosen: Mapping[str, Choice]) -> str:
+def probes_json(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice]) -> str:
     """`mirrors probe` for programs."""
     tools = {tool: [each.to_dict() for each in found if each.asked_of.tool == tool] for tool in chosen}
     whole = {"schema": SCHEMA, "tools": tools, "chosen": {tool: _choice(each) for tool, each in chosen.items()}}
     return json.dumps(whole, ensure_ascii=False)
 
 
-def print_probes(found: Sequence[Probe], chosen: Mapping[str, Choice], *, color: bool) -> None:
+def print_probes(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice], *, color: bool) -> None:
     """`mirrors probe` for people: a table a tool, the best first, what cannot be used last with its reason."""
     from rich.console import Console
     from rich.markup import escape
@@ -73,11 +73,11 @@ def print_probes(found: Sequence[Probe], chosen: Mapping[str, Choice], *, color:
         console.print(f"{tool}: {_said(choice)}", soft_wrap=True)
 
 
-def _said(choice: Choice) -> str:
+def _said(choice: MirrorChoice) -> str:
     return redact(f"{choice.first.name} ({choice.why})" if choice.sources else choice.why)
 
 
-def _choice(choice: Choice) -> dict[str, object]:
+def _choice(choice: MirrorChoice) -> dict[str, object]:
     return {
         "asked": choice.asked,
         "name": choice.first.name if choice.sources else None,

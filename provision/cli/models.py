@@ -18,27 +18,27 @@ from provision.cli.common import (
     JsonFlag,
     ManifestFlag,
     OfflineFlag,
+    OutputOptions,
     QuietFlag,
     RootFlag,
-    Show,
     WaitFlag,
     YesFlag,
     again,
     confirmed,
     during,
     guard,
+    request_of,
     waiting,
-    wish_of,
 )
 from provision.core.errors import Exit, FirstlightError
 from provision.core.redact import redact
 
 if TYPE_CHECKING:
-    from provision.cli.models_output import Row
+    from provision.cli.models_output import ModelRow
     from provision.config.models import ModelSpec
     from provision.models.hubs import Hubs
     from provision.models.manifest import Manifest
-    from provision.setup.request import Wish
+    from provision.setup.request import SetupRequest
 
 app = typer.Typer(help="The models in the Hugging Face cache.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -49,10 +49,10 @@ EndpointFlag = Annotated[str | None, typer.Option("--endpoint", help="This hub a
 
 
 @dataclass
-class _Place:
+class _ModelContext:
     """Where a command works: what is asked for, the models by name, which of them are meant."""
 
-    wish: Wish
+    request: SetupRequest
     manifest: Manifest
     asked: list[str]
 
@@ -79,7 +79,7 @@ def list_(
         from provision.models import inventory, stand_ins, step
 
         place = _place(None, root, host, envs, manifest)
-        known = place.wish.root
+        known = place.request.root
         recorded = step.recorded(known)
         built = [name for name in place.manifest.models if stand_ins.snapshot_of(known, name) is not None]
         reasons = {name: recorded.get(name) for name in built}
@@ -124,12 +124,12 @@ def pull(
         from provision.models.pull import Pull
 
         place = _place(names, root, host, envs, manifest)
-        known = place.wish.root
+        known = place.request.root
         picked = [(name, place.pick(name)) for name in place.names]
         hubs = Hubs(known, os.environ, offline=offline, token_hosts=frozenset(send_token_to or ()), endpoint=endpoint)
         _check_token_hosts(send_token_to or [], hubs)
         try:
-            inventory.cache_of(known, is_named=place.wish.chosen.named)
+            inventory.cache_of(known, is_named=place.request.chosen.named)
         except (FirstlightError, OSError) as error:
             if not (json and picked):
                 raise
@@ -139,20 +139,20 @@ def pull(
             if dry_run or not quiet:
                 print(redact(text), file=sys.stderr if json else sys.stdout, flush=True)
 
-        rows: list[Row] = []
+        rows: list[ModelRow] = []
         for name, model in picked:
             if stand_in:
-                python = layout.interpreter(known.prefix(place.wish.host.env))
+                python = layout.interpreter(known.prefix(place.request.host.env))
                 rows.append(
                     models_run.stand_in(
-                        known, name, model, place.wish.envs, python, quiet=quiet or json, dry_run=dry_run
+                        known, name, model, place.request.envs, python, quiet=quiet or json, dry_run=dry_run
                     )
                 )
             else:
                 work = Pull(known, name, model, hubs, trust_mirror, place.manifest.revisions(model.repo))
                 rows.append(models_run.pull(work, say, quiet=quiet, dry_run=dry_run))
                 if rows[-1].state == "ok":
-                    rows[-1].load = load_line.of_model(known, model, load_line.known(place.wish.envs, model))
+                    rows[-1].load = load_line.of_model(known, model, load_line.known(place.request.envs, model))
             if rows[-1].exit is Exit.BLOCKED:
                 break  # no other one would do better
         return _end("models pull", rows, json=json, quiet=quiet)
@@ -183,7 +183,7 @@ def verify(
         from provision.models.verify import Depth
 
         place = _place(names, root, host, envs, manifest)
-        known = place.wish.root
+        known = place.request.root
         wanted = Depth[toml.choose(depth, [each.name.lower() for each in Depth], "depth").upper()]
         said = "" if dry_run else models_run.heal(known, place.manifest)
         if not names:  # also what was pulled beside this host's own
@@ -218,8 +218,8 @@ def show(
 
         place = _place([name], root, host, envs, manifest)
         known, model = place.names[0], place.pick(name)
-        found = pipeline_info.read(inventory.snapshot_of(place.wish.root, model), model, place.wish.envs)
-        load = load_line.here(place.wish.root, place.wish.envs, known, model)
+        found = pipeline_info.read(inventory.snapshot_of(place.request.root, model), model, place.request.envs)
+        load = load_line.here(place.request.root, place.request.envs, known, model)
         print((models_output.structure_json if json else models_output.structure_lines)(known, model, found, load))
         return Exit.GOOD
 
@@ -246,15 +246,15 @@ def lock(
 
         place = _place(names, root, host, envs, manifest)
         official = hub_client.Hub(os.environ, endpoint=official_hub.official_endpoint())
-        added = place.wish.host.manifest
+        added = place.request.host.manifest
         rows = []
         for name in place.names:
             base = name.partition("+")[0]
             whole = place.manifest.models[base]
             mine = Path(added).expanduser() if added else None
             has_it = mine is not None and base in toml.load_tables(mine, models_config.ModelSpec)
-            path = mine if mine is not None and has_it else place.wish.envs / "models.toml"
-            with during(f"locking {base}", Show(json, False, False, False)):
+            path = mine if mine is not None and has_it else place.request.envs / "models.toml"
+            with during(f"locking {base}", OutputOptions(json, False, False, False)):
                 count = lock_manifest.lock(path, base, whole, official)
             rows.append({"name": base, "completed": count, "manifest": str(path)})
             if not json:
@@ -288,7 +288,7 @@ def remove(
         from provision.volume import run_lock
 
         place = _place(None, root, host, envs, manifest)
-        known = place.wish.root
+        known = place.request.root
         gone = remove_model.removal(known, place.manifest, name)
         is_here = bool(gone.links or gone.blobs)
         said = models_output.removal_line(name, gone) if is_here else f"{name}: nothing of it alone is here"
@@ -297,7 +297,7 @@ def remove(
             print(said)
         removed = False
         if is_here and not dry_run and confirmed("Remove it?", f"this removes {name} from the cache", yes, json):
-            patience = waiting(Show(json, False, False, False, wait))
+            patience = waiting(OutputOptions(json, False, False, False, wait))
             alone = run_lock.holding(known, again(), patience) if known.marker.is_file() else nullcontext()
             with alone:
                 remove_model.remove(known, place.manifest, name)
@@ -329,11 +329,11 @@ def seed(
         from provision.models import inventory, seed_server
 
         place = _place(None, root, host, envs, manifest)
-        with during("looking at the models", Show(False, False, False, False)):
-            found = [each for each in inventory.held(place.wish.root, place.manifest) if each.state == "whole"]
+        with during("looking at the models", OutputOptions(False, False, False, False)):
+            found = [each for each in inventory.held(place.request.root, place.manifest) if each.state == "whole"]
         models = []
         for each in found:
-            snapshot = inventory.snapshot_of(place.wish.root, each.model)
+            snapshot = inventory.snapshot_of(place.request.root, each.model)
             paths_ = [file.path for file in each.model.files]
             models += [
                 seed_server.served(repo, each.model.revision, each.model.license, snapshot, paths_)
@@ -371,14 +371,14 @@ def _check_token_hosts(named: list[str], hubs: Hubs) -> None:
 
 def _place(
     names: list[str] | None, root: str | None, host: Path | None, envs: Path | None, manifest: str | None
-) -> _Place:
+) -> _ModelContext:
     from provision.setup import plan
 
-    wish = wish_of(root, host, envs, changes={"manifest": manifest})
-    return _Place(wish, plan.manifest_of(wish), names or list(wish.host.models))
+    request = request_of(root, host, envs, changes={"manifest": manifest})
+    return _ModelContext(request, plan.manifest_of(request), names or list(request.host.models))
 
 
-def _end(command: str, rows: list[Row], *, json: bool, quiet: bool, every_file: bool = False) -> Exit:
+def _end(command: str, rows: list[ModelRow], *, json: bool, quiet: bool, every_file: bool = False) -> Exit:
     from provision.cli import models_output
 
     code = Exit.GOOD

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from provision.config.models import ModelSpec
-    from provision.models.inventory import Held, Removal
-    from provision.models.pipeline_info import Structure
-    from provision.models.pull_plan import Plan
+    from provision.models.inventory import CachedModel, Removal
+    from provision.models.pipeline_info import PipelineStructure
+    from provision.models.pull_plan import PullPlan
     from provision.models.verify import FileState
 
 SCHEMA = 1
 
 
 @dataclass
-class Row:
+class ModelRow:
     """Hold the outcome of one model. `state`: ok, missing, corrupt, failed, or stand-in; `exit` is of its `error`.
 
     `load`: the line of Python that loads it.
@@ -55,7 +55,7 @@ class Row:
         return sum(known) if len(known) == len(sizes) else None
 
 
-def rows_json(command: str, rows: Sequence[Row], code: int) -> str:
+def rows_json(command: str, rows: Sequence[ModelRow], code: int) -> str:
     """`models pull` and `models verify` for programs."""
     models = [
         {
@@ -76,7 +76,7 @@ def rows_json(command: str, rows: Sequence[Row], code: int) -> str:
     return redact(json.dumps({"schema": SCHEMA, "command": command, "models": models, "exit": code}))
 
 
-def row_lines(row: Row, *, every_file: bool) -> str:
+def row_lines(row: ModelRow, *, every_file: bool) -> str:
     """One model in lines: its state, then each file that is not as it should be, or `every_file`."""
     lines = [f"  {row.state:<8} {row.name:<32} {row.error or row.said}  ({row.seconds:.2f} s)"]
     lines += [f"    load it: {row.load}"] if row.load else []
@@ -89,7 +89,7 @@ def row_lines(row: Row, *, every_file: bool) -> str:
     return redact("\n".join(lines))
 
 
-def plan_line(name: str, plan: Plan) -> str:
+def plan_line(name: str, plan: PullPlan) -> str:
     """What a pull will do, before it does it."""
     here = sum(state.state == "ok" for state in plan.states)
     if plan.is_done:
@@ -108,7 +108,7 @@ def plan_line(name: str, plan: Plan) -> str:
     )
 
 
-def list_lines(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
+def list_lines(found: Sequence[CachedModel], others: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
     """`models list` for people."""
     lines = []
     for each in found:
@@ -128,7 +128,7 @@ def list_lines(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mapp
     return redact("\n".join(lines))
 
 
-def list_json(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
+def list_json(found: Sequence[CachedModel], others: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
     """`models list` for programs."""
     models = [
         {
@@ -148,7 +148,7 @@ def list_json(found: Sequence[Held], others: Mapping[str, int], stand_ins: Mappi
     return redact(json.dumps({"schema": SCHEMA, "models": models, "others": dict(others)}))
 
 
-def structure_lines(name: str, model: ModelSpec, found: Structure, load: str | None) -> str:
+def structure_lines(name: str, model: ModelSpec, found: PipelineStructure, load: str | None) -> str:
     """A model as people know it from printing a pipeline."""
     variant = f"{model.variant}, " if model.variant else ""
     lines = [
@@ -181,7 +181,7 @@ def structure_lines(name: str, model: ModelSpec, found: Structure, load: str | N
     return redact("\n".join([*lines, *(f"  amiss: {fault}" for fault in found.faults)]))
 
 
-def structure_json(name: str, model: ModelSpec, found: Structure, load: str | None) -> str:
+def structure_json(name: str, model: ModelSpec, found: PipelineStructure, load: str | None) -> str:
     """The same for programs."""
     scheduler = {"class": found.scheduler[0], "settings": found.scheduler[1]} if found.scheduler else None
     whole = {
@@ -228,7 +228,7 @@ def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int) -> str:
     return "\n".join(lines)
 
 
-class Bars:
+class DownloadBars:
     """A bar a file and one for all, on a terminal's stderr; elsewhere a line each ten seconds."""
 
     def __init__(

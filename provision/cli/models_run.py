@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from provision.cli import models_output
-from provision.cli.models_output import Bars, Row
+from provision.cli.models_output import DownloadBars, ModelRow
 from provision.core import layout
 from provision.core.errors import FirstlightError, from_os_error
 from provision.core.step import State
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.models.manifest import Manifest
     from provision.models.pull import Pull
-    from provision.models.pull_plan import Plan
+    from provision.models.pull_plan import PullPlan
 
 _WORDS = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Depth.HASH: "every hash"}
 
 
-def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) -> Row:
+def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) -> ModelRow:
     """Say the plan, and carry it out; what fails becomes the row's error."""
     started = time.perf_counter()
-    row = Row(work.name, work.spec)
-    work.ledger.tell = say
+    row = ModelRow(work.name, work.spec)
+    work.health.tell = say
     try:
         with _hashing(work, quiet=quiet) as bars:
             plan = work.plan(bars.advance)
@@ -44,12 +44,12 @@ def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) 
             row.state, row.said = ("ok", "nothing to do") if plan.is_done else ("missing", "not fetched: a dry run")
             return row
         sizes = {each.file.path: each.listed.size - each.have for each in plan.fetched}
-        with Bars(work.name, sizes, wanted=not quiet) as bars:
+        with DownloadBars(work.name, sizes, wanted=not quiet) as bars:
             work.run(plan, bars.advance)
         model_step.record(work.root, work.name, None)
         row.files = work.look(Depth.SIZE)
         row.state = _worst(row)
-        said = [work.ledger.summary() or "everything was here", *work.ledger.loud(), *_doubts(plan), *work.notes]
+        said = [work.health.summary() or "everything was here", *work.health.warnings(), *_doubts(plan), *work.notes]
         row.said = "; ".join(said)
     except BrokenPipeError:  # nobody listens any more
         raise
@@ -63,16 +63,16 @@ def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) 
     return row
 
 
-def refused(models: Iterable[tuple[str, ModelSpec]], error: FirstlightError | OSError) -> list[Row]:
+def refused(models: Iterable[tuple[str, ModelSpec]], error: FirstlightError | OSError) -> list[ModelRow]:
     """What became of models of which none could be begun."""
     known = from_os_error(error) if isinstance(error, OSError) else error
-    return [Row(name, model, error=str(known), exit=known.exit) for name, model in models]
+    return [ModelRow(name, model, error=str(known), exit=known.exit) for name, model in models]
 
 
-def verify(work: Pull, depth: Depth, *, quiet: bool) -> Row:
+def verify(work: Pull, depth: Depth, *, quiet: bool) -> ModelRow:
     """Look at every file without the network."""
     started = time.perf_counter()
-    row = Row(work.name, work.spec)
+    row = ModelRow(work.name, work.spec)
     with _hashing(work, quiet=quiet) as bars:
         row.files = work.look(depth, bars.advance)
     row.state = _worst(row)
@@ -90,21 +90,23 @@ def verify(work: Pull, depth: Depth, *, quiet: bool) -> Row:
     return row
 
 
-def stand_in(root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, quiet: bool, dry_run: bool) -> Row:
+def stand_in(
+    root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, quiet: bool, dry_run: bool
+) -> ModelRow:
     """Build a model's architecture with random weights.
 
     Raises:
         SpecError: nothing is known of its architecture.
     """
     started = time.perf_counter()
-    row = Row(name, model)
+    row = ModelRow(name, model)
     architecture = architectures.load(envs, model.architecture)
     repo, size = stand_ins.repo_of(name), stand_ins.size_of(model, architecture)
     if dry_run:
         row.state, row.said = "missing", f"not built: a dry run; {size:,} bytes of random weights"
         return row
     try:
-        with Bars(name, {repo: size}, wanted=not quiet) as bars:
+        with DownloadBars(name, {repo: size}, wanted=not quiet) as bars:
             snapshot = stand_ins.build(root, name, model, envs, python, lambda count, _: bars.advance(repo, count))
         row.state, row.said = "stand-in", f"random weights, as {repo}; this is not {model.repo}"
         row.load = load_line.of_stand_in(name, model, architecture)
@@ -133,20 +135,20 @@ def heal(root: Root, known: Manifest) -> str:
     return f"mended: {found.detail}"
 
 
-def _doubts(plan: Plan) -> list[str]:
+def _doubts(plan: PullPlan) -> list[str]:
     """What is here and was not held against the official hub's word."""
     found = [f"{plan.unproven} files are pinned by nobody"] if plan.unproven else []
     found += [f"{count} files are pinned by the word of {mirror} alone" for mirror, count in plan.by_mirrors.items()]
     return [*found, "the official hub could not be asked about them"] if found else []
 
 
-def _hashing(work: Pull, *, quiet: bool) -> Bars:
+def _hashing(work: Pull, *, quiet: bool) -> DownloadBars:
     here = [work.snapshot / file.path for file in work.spec.files]
     sizes = {path.relative_to(work.snapshot).as_posix(): path.stat().st_size for path in here if path.is_file()}
     what = "hashing" if sizes else "asking where its files are"
-    return Bars(f"{work.name}: {what}", sizes, wanted=not quiet)
+    return DownloadBars(f"{work.name}: {what}", sizes, wanted=not quiet)
 
 
-def _worst(row: Row) -> str:
+def _worst(row: ModelRow) -> str:
     states = {each.state for each in row.files}
     return next((state for state in ("failed", "corrupt", "missing") if state in states), "ok")

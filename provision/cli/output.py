@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from provision.core.progress import Meter, Ticker, Written
+from provision.core.progress import ChildWrites, Meter, Ticker
 from provision.core.redact import redact
 from provision.core.step import State, exit_of
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from provision.core.step import Outcome, Step
-    from provision.environments.discover import Found
-    from provision.host.provider import Chosen
+    from provision.environments.discover import DiscoveredEnvironment
+    from provision.host.provider import ResolvedRoot
     from provision.setup.doctor import Finding
-    from provision.setup.undo import Run
+    from provision.setup.undo import JournaledRun
 
 SCHEMA = 1
 _MIXED_SHOWN = 5
@@ -110,7 +110,7 @@ class Screen:
         self.end()
         if self.quiet:
             return
-        meter = Meter(what, self._clock(), Written() if what.startswith("environment ") else None)
+        meter = Meter(what, self._clock(), ChildWrites() if what.startswith("environment ") else None)
         plain = Ticker(meter, lambda words: _say(what, words), clock=self._clock, pause=self._pause)
         self._meter, self._ticker = meter, self._live(what, meter) if self.is_live else plain
         self._ticker.__enter__()
@@ -170,7 +170,7 @@ def word_for(outcome: Outcome) -> str:
     return "done" if outcome.changed else "ok"
 
 
-def to_json(command: str, chosen: Chosen, outcomes: Sequence[Outcome], seconds: float) -> str:
+def to_json(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], seconds: float) -> str:
     """The object that --json prints, on one line."""
     rows = [
         {
@@ -201,7 +201,7 @@ def told_json(command: str, **told: object) -> str:
     return redact(json.dumps({"schema": SCHEMA, "command": command, **told, "exit": 0}))
 
 
-def summary(command: str, chosen: Chosen, outcomes: Sequence[Outcome], seconds: float) -> str:
+def summary(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], seconds: float) -> str:
     """The last lines for a person: what stands, what stands in, and the next command where one is due."""
     changed = sum(outcome.changed for outcome in outcomes)
     drifted = sum(outcome.after is State.DRIFTED and not outcome.error for outcome in outcomes)
@@ -226,7 +226,7 @@ def fallbacks(outcomes: Sequence[Outcome]) -> list[str]:
     return [redact(outcome.fallback) for outcome in outcomes if outcome.fallback]
 
 
-def findings_json(chosen: Chosen, found: Sequence[Finding]) -> str:
+def findings_json(chosen: ResolvedRoot, found: Sequence[Finding]) -> str:
     """`doctor` for programs."""
     whole = {
         "schema": SCHEMA,
@@ -248,12 +248,12 @@ def findings(found: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def runs_json(found: Sequence[Run]) -> str:
+def runs_json(found: Sequence[JournaledRun]) -> str:
     """`undo --list` for programs."""
     return json.dumps({"schema": SCHEMA, "runs": [run.to_dict() for run in found]}, indent=1)
 
 
-def runs(found: Sequence[Run]) -> str:
+def runs(found: Sequence[JournaledRun]) -> str:
     """`undo --list` for people, the newest last."""
     lines = [
         f"{run.name:<28} {run.header.get('command') or '?':<12} {len(run.acts):>4} acts on "
@@ -263,12 +263,12 @@ def runs(found: Sequence[Run]) -> str:
     return "\n".join(lines) or "no run has changed anything here"
 
 
-def environments_json(found: Sequence[Found]) -> str:
+def environments_json(found: Sequence[DiscoveredEnvironment]) -> str:
     """`env list` for programs."""
     return json.dumps({"schema": SCHEMA, "envs": [each.to_dict() for each in found]}, indent=1)
 
 
-def environments(found: Sequence[Found]) -> str:
+def environments(found: Sequence[DiscoveredEnvironment]) -> str:
     """`env list` for people: a few lines for each environment."""
     lines = []
     for each in found:

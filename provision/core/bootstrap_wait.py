@@ -33,7 +33,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-class Wait:
+class BootstrapProgress:
     """Runs programs one after another, with a line or a live counter while they take long."""
 
     def __init__(self, checkout: str, lock: str) -> None:

@@ -162,7 +162,7 @@ class Ticker:
                     self._say(self._meter.words(now))
 
 
-class Written:
+class ChildWrites:
     """The bytes that our children have written to files, as the system counts them; 0 where it does not."""
 
     def __init__(self) -> None:

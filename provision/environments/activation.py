@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.step import Check, State
-from provision.fs.open_dir import Folder, link_target
+from provision.fs.open_dir import OpenDir, link_target
 from provision.installers import conda_settings
 from provision.volume import links
 from provision.volume.changes import make_folders
@@ -117,5 +117,5 @@ class CondaLinkStep:
         """Make the link."""
         make_folders(self.link.parent, self.journal)
         self.journal.record("link", path=self.link, target=self.prefix)
-        with Folder.at(self.link.parent) as parent:
+        with OpenDir.at(self.link.parent) as parent:
             parent.symlink(self.link.name, str(self.prefix))

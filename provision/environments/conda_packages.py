@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.layout import Root
-    from provision.environments.package_sources import Supply
+    from provision.environments.package_sources import PackageSources
     from provision.lockfiles.conda_lock import CondaPackage
 
 
 @dataclass
-class CondaPart:
+class CondaInstaller:
     """Install the conda part of one environment: `lock` for `platform` (conda's name of this machine), or nothing.
 
     `folder` holds the locks, `place` is where the environment lies in the end, `wanted` is auto, conda or system.
@@ -32,7 +32,7 @@ class CondaPart:
     wanted: str
     place: Path
     root: Root
-    supply: Supply
+    supply: PackageSources
     offline: bool
     _locked: list[CondaPackage] | None = field(default=None, repr=False)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EnvironmentDefinition:
     """What an environment is made of.
 
     `folder` holds its locks; `variants` is the wanted one first, then its stand-ins; `pythons` are the versions that

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredEnvironment:
     """One environment; `mixed` says what pip put over conda's packages, `activatable` by what it is entered."""
 
     name: str
@@ -40,7 +40,7 @@ class Found:
         return asdict(self)
 
 
-def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Found]:
+def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[DiscoveredEnvironment]:
     """Every environment in the places where environments are kept; ours first.
 
     Args:
@@ -58,7 +58,7 @@ def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Fou
     if listed.is_file():
         folders += [Path(line) for line in listed.read_text(encoding="utf-8", errors="replace").split("\n") if line]
     folders += [Path(environ[name]) for name in ("CONDA_PREFIX", "VIRTUAL_ENV") if environ.get(name)]
-    found: dict[Path, Found] = {}
+    found: dict[Path, DiscoveredEnvironment] = {}
     for folder in folders:
         try:
             real = folder.resolve()
@@ -69,7 +69,7 @@ def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Fou
     return list(found.values())
 
 
-def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> Found:
+def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> DiscoveredEnvironment:
     is_conda = (real / "conda-meta").is_dir()
     owner = read_owner(real) or {}
     infos = dist_infos(real)
@@ -85,7 +85,7 @@ def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> Found:
         match = re.search(r"^version(?:_info)?\s*=\s*(\S+)", config, re.MULTILINE)
         version = match.group(1) if match else None
         enter = f". {real}/bin/activate" if (real / "bin" / "activate").exists() else None
-    return Found(
+    return DiscoveredEnvironment(
         name="base" if real in bases else folder.name,
         prefix=str(real),
         manager="conda" if is_conda else "venv",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.hashing import differing
 from provision.core.progress import no_progress
-from provision.lockfiles.requirements import Locked, normal
+from provision.lockfiles.requirements import LockedPackage, normal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ ABSENT = "is not installed"
 
 
 def harmed_packages(
-    site: Path, wanted: Sequence[Locked], *, deep: bool, progress: Progress = no_progress
+    site: Path, wanted: Sequence[LockedPackage], *, deep: bool, progress: Progress = no_progress
 ) -> dict[str, str]:
     """{name: reason} of the locked packages that are absent, of another version, or not as recorded.
 

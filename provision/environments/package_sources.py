@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from provision.core.redact import redact
-from provision.environments.torch_sources import Place, own_places
+from provision.environments.torch_sources import TorchSource, own_places
 from provision.installers import conda_settings, pip_settings, rattler
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import record as mirror_record
-from provision.mirrors.failover_proxy import Relay, cached_only
-from provision.mirrors.record import Source
-from provision.net.source_health import Ledger
+from provision.mirrors.failover_proxy import FailoverProxy, cached_only
+from provision.mirrors.record import MirrorSource
+from provision.net.source_health import SourceHealth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Supply:
+class PackageSources:
     """What one run knows of its sources. `open` it while packages are fetched.
 
     `progress` is told the bytes that arrive, and how many will.
@@ -40,8 +40,8 @@ class Supply:
     journal: Journal
     offline: bool
     progress: Callable[[int, int], None]
-    ledger: Ledger = field(default_factory=Ledger)
-    _relay: Relay | None = None
+    health: SourceHealth = field(default_factory=SourceHealth)
+    _relay: FailoverProxy | None = None
 
     @cached_property
     def settings(self) -> dict[str, list[str]]:
@@ -49,10 +49,10 @@ class Supply:
         return pip_settings.pip_settings(self.environ)
 
     @property
-    def _record(self) -> mirror_record.Record:
-        return mirror_record.read(self.root) or mirror_record.Record()
+    def _record(self) -> mirror_record.MirrorRecord:
+        return mirror_record.read(self.root) or mirror_record.MirrorRecord()
 
-    def wheel_sources(self, variant: Variant) -> list[Source]:
+    def wheel_sources(self, variant: Variant) -> list[MirrorSource]:
         """Whom a relay asks for wheels; nobody where the machine's own settings or the official index serve alone."""
         record = self._record
         chosen = record.sources("pip")
@@ -66,28 +66,28 @@ class Supply:
         # One name, one standing: who fails as an index of wheels may still hold the builds of torch.
         return [*named, *(replace(each, name=f"{each.name} (torch)") for each in own_builds)]
 
-    def torch_sources(self, variant: Variant) -> list[Source]:
+    def torch_sources(self, variant: Variant) -> list[MirrorSource]:
         """Where a build such as 2.13.0+cpu lies, the chosen mirror first, the official page among them."""
         if variant.find_links is None:
             return []
-        official = Source("official", variant.find_links, "find-links")
+        official = MirrorSource("official", variant.find_links, "find-links")
         chosen = [official if each.is_official else each for each in self._record.sources("torch")]
         return chosen if official in chosen else [*chosen, official]
 
-    def places(self, uv: uv_installer.UvSources, variant: Variant) -> list[Place]:
+    def places(self, uv: uv_installer.UvSources, variant: Variant) -> list[TorchSource]:
         """Return every source that uv is given, the mirrors behind a relay among them."""
         mirrors = self.wheel_sources(variant)
         if not mirrors:
             return own_places(uv)
         own = own_places(replace(uv, flags=("--no-index",)))
-        return [*own, *(Place(f"the mirror {each.name}", each.url, each.kind) for each in mirrors)]
+        return [*own, *(TorchSource(f"the mirror {each.name}", each.url, each.kind) for each in mirrors)]
 
-    def torch_places(self, variant: Variant) -> list[Place]:
+    def torch_places(self, variant: Variant) -> list[TorchSource]:
         """Return the pages that torch alone may be taken from; none where a relay has them among its mirrors."""
         if self.wheel_sources(variant) and not self.offline:
             return []
         return [
-            Place(
+            TorchSource(
                 f"the page {redact(each.url)}",
                 each.url if each.kind == "find-links" else f"{each.url.rstrip('/')}/torch/",
                 "find-links",
@@ -95,7 +95,7 @@ class Supply:
             for each in self.torch_sources(variant)
         ]
 
-    def conda_sources(self) -> list[Source]:
+    def conda_sources(self) -> list[MirrorSource]:
         """Whom to ask for conda's packages, the best first; nobody where the machine's conda names its own mirror."""
         record = self._record
         if conda_settings.own_channels(self.environ, self.home, record.chosen("conda").bases):
@@ -118,22 +118,22 @@ class Supply:
 
     @contextmanager
     def open(self, variant: Variant) -> Iterator[None]:
-        """Have a relay where there are mirrors; in the end its ledger goes to the journal."""
+        """Have a relay where there are mirrors; in the end its health goes to the journal."""
         mirrored = any(not each.is_official for each in (*self.wheel_sources(variant), *self.conda_sources()))
         if self.offline or not mirrored:
             yield
             return
         session = pip_settings.session(self.environ, self.settings)
-        with Relay(session, self.root.cache / "arriving", self.ledger, self.progress) as running:
+        with FailoverProxy(session, self.root.cache / "arriving", self.health, self.progress) as running:
             self._relay = running
             try:
                 yield
                 running.finish()
             finally:
                 self._relay = None
-                for name, source, size in self.ledger.delivered:
+                for name, source, size in self.health.delivered:
                     self.journal.record("fetched", file=name, source=source, size=size)
-                for text in self.ledger.loud():
+                for text in self.health.warnings():
                     self.journal.record("mirror", event=redact(text))
 
     def for_wheels(self, uv: uv_installer.UvSources, variant: Variant, asked: str) -> uv_installer.UvSources:

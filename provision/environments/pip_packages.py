@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.config.torch import Variant
-    from provision.environments.package_sources import Supply
-    from provision.environments.torch_fallback import Way
-    from provision.lockfiles.requirements import Locked
+    from provision.environments.package_sources import PackageSources
+    from provision.environments.torch_fallback import InstallRoute
+    from provision.lockfiles.requirements import LockedPackage
 
 
 class _NotCachedError(BlockedError):
@@ -29,12 +29,12 @@ class _NotCachedError(BlockedError):
 
 
 @dataclass(frozen=True)
-class PipPart:
+class PipInstaller:
     """Run uv for one environment; messages call it `place`."""
 
     place: Path
     uv: uv_installer.UvSources
-    supply: Supply
+    supply: PackageSources
     offline: bool
 
     def venv(self, where: Path, base: Path) -> None:
@@ -54,7 +54,9 @@ class PipPart:
         ]
         self._run(["venv", *flags, "--python", base, where], self.uv)
 
-    def install(self, where: Path, way: Way, version: str, wanted: Sequence[Locked], asked: str) -> None:
+    def install(
+        self, where: Path, way: InstallRoute, version: str, wanted: Sequence[LockedPackage], asked: str
+    ) -> None:
         """Make an environment hold what a lock asks for; what else is in it stays.
 
         Args:
@@ -86,7 +88,7 @@ class PipPart:
             self._run(["cache", "clean", "--quiet", *spread], self.uv)
             self._install(install, way, asked)
 
-    def _install(self, install: Sequence[str | Path], way: Way, asked: str) -> None:
+    def _install(self, install: Sequence[str | Path], way: InstallRoute, asked: str) -> None:
         torch, rest = requirements.split(asked, {"torch"})
         if way.page is None:
             try:

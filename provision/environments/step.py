@@ -14,11 +14,11 @@ from provision.core.errors import FirstlightError, SpecError
 from provision.core.progress import no_progress
 from provision.core.step import Check, State
 from provision.environments import installed_wheels, prefix, rehome_prefix, torch_fallback
-from provision.environments.conda_packages import CondaPart
-from provision.environments.package_sources import Supply
-from provision.environments.pip_packages import PipPart
-from provision.environments.torch_fallback import Routes, Way
-from provision.environments.torch_sources import Pinned
+from provision.environments.conda_packages import CondaInstaller
+from provision.environments.package_sources import PackageSources
+from provision.environments.pip_packages import PipInstaller
+from provision.environments.torch_fallback import InstallRoute, InstallRoutes
+from provision.environments.torch_sources import PinnedPackage
 from provision.fs.atomic import write_atomic
 from provision.installers import uv
 from provision.lockfiles import requirements
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from provision.config.torch import Variant
     from provision.core.layout import Root
     from provision.core.progress import Progress
-    from provision.environments.definition import Wanted
+    from provision.environments.definition import EnvironmentDefinition
     from provision.volume.journal import Journal
 
 SCHEMA = 2
@@ -48,7 +48,7 @@ class EnvStep:
     def __init__(
         self,
         root: Root,
-        wanted: Wanted,
+        wanted: EnvironmentDefinition,
         home: Path,
         journal: Journal,
         *,
@@ -66,8 +66,8 @@ class EnvStep:
         self.offline = offline
         self.tell = tell
         self.progress = progress
-        self.supply = Supply(root, os.environ, home, journal, offline, progress)
-        self.conda = CondaPart(
+        self.supply = PackageSources(root, os.environ, home, journal, offline, progress)
+        self.conda = CondaInstaller(
             wanted.folder,
             wanted.conda_lock,
             wanted.platform,
@@ -152,10 +152,10 @@ class EnvStep:
         kind = str(owner.get("interpreter", "system"))
         build = f", torch {variant.torch} ({variant.name})" if variant.torch else ""
         how = "every byte verified" if deep else f"{count} packages as locked"
-        fetched = self.supply.ledger.summary()
+        fetched = self.supply.health.summary()
         detail = f"Python {version} from {_FROM[kind]}{build}, {how}{f': {fetched}' if fetched else ''}"
         notes = [self.wanted.warning] if self.wanted.warning else []
-        notes += self.supply.ledger.loud()
+        notes += self.supply.health.warnings()
         if variant.name != self.wanted.variants[0].name:
             wanted = self.wanted.variants[0]
             why = f" ({owner['passed']})" if owner.get("passed") else ""
@@ -222,15 +222,15 @@ class EnvStep:
     def _uv(self) -> uv.UvSources:
         return uv.for_uv(os.environ, self.root.cache / "uv", offline=self.offline, settings=self.supply.settings)
 
-    def _pip(self, chain: Routes) -> PipPart:
-        return PipPart(self.prefix, chain.uv, self.supply, self.offline)
+    def _pip(self, chain: InstallRoutes) -> PipInstaller:
+        return PipInstaller(self.prefix, chain.uv, self.supply, self.offline)
 
-    def _venv(self, where: Path, pip: PipPart) -> str:
+    def _venv(self, where: Path, pip: PipInstaller) -> str:
         base, version = self._base_python()
         pip.venv(where, base)
         return version
 
-    def _begin(self, owner: dict[str, object], version: str, *, is_new: bool) -> Routes:
+    def _begin(self, owner: dict[str, object], version: str, *, is_new: bool) -> InstallRoutes:
         """Choose where torch comes from and say so, before anything is fetched."""
         chain = self._routes(owner, version, _ASK_SECONDS)
         if chain.uv.dropped:
@@ -239,7 +239,7 @@ class EnvStep:
         self._ready(chain, is_new=is_new)
         return chain
 
-    def _ready(self, chain: Routes, *, is_new: bool) -> None:
+    def _ready(self, chain: InstallRoutes, *, is_new: bool) -> None:
         """Announce the way that is taken, and check that it fits."""
         variant = chain.way.variant
         if not chain.is_settled and variant.torch is not None:
@@ -250,16 +250,18 @@ class EnvStep:
             cache = Path(chain.uv.environment["UV_CACHE_DIR"])
             torch_fallback.need_space(variant, self.name, self.root, cache)
 
-    def _routes(self, owner: dict[str, object], version: str, seconds: float) -> Routes:
-        def pins(variant: Variant) -> Pinned | None:
+    def _routes(self, owner: dict[str, object], version: str, seconds: float) -> InstallRoutes:
+        def pins(variant: Variant) -> PinnedPackage | None:
             packages = self._pip_packages(variant, version, owner)
             torch = next((each for each in packages if each.name == "torch"), None)
             if torch is None:
                 return None
             pinned = requirements.hashes(self.lock_file(variant).read_text(encoding="utf-8"))
-            return Pinned("torch", torch.version, pinned["torch"][1], version)
+            return PinnedPackage("torch", torch.version, pinned["torch"][1], version)
 
-        return Routes(self.supply, self._uv(), self.wanted.variants, pins, seconds, self._settled(owner, version))
+        return InstallRoutes(
+            self.supply, self._uv(), self.wanted.variants, pins, seconds, self._settled(owner, version)
+        )
 
     def _settled(self, owner: dict[str, object], version: str) -> Variant | None:
         """Return the variant that is there and whose torch nothing has happened to, or None."""
@@ -278,10 +280,12 @@ class EnvStep:
         advice = f"{uv.uv_binary()} python install {self.wanted.pythons[0]}"
         return prefix.find_python(self._pythons(self.wanted.variants[0]), uv.base_python(), advice)
 
-    def _install(self, where: Path, version: str, pip: PipPart, owner: dict[str, object], chain: Routes) -> Variant:
+    def _install(
+        self, where: Path, version: str, pip: PipInstaller, owner: dict[str, object], chain: InstallRoutes
+    ) -> Variant:
         """Install the wanted variant, else what stands in for it where its build of torch cannot be had."""
 
-        def attempt(way: Way) -> None:
+        def attempt(way: InstallRoute) -> None:
             packages = self._pip_packages(way.variant, version, owner)
             if packages:
                 # What conda holds is not shown to uv: it would put pip's files over conda's.
@@ -293,7 +297,9 @@ class EnvStep:
             owner["passed"] = "; ".join(chain.passed)
         return variant
 
-    def _pip_packages(self, variant: Variant, version: str, owner: dict[str, object]) -> list[requirements.Locked]:
+    def _pip_packages(
+        self, variant: Variant, version: str, owner: dict[str, object]
+    ) -> list[requirements.LockedPackage]:
         """What the lock wants from pip; what conda's part already holds is conda's.
 
         Raises:

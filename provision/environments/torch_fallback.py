@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from provision.config.torch import Variant
     from provision.core.layout import Root
-    from provision.environments.package_sources import Supply
-    from provision.environments.torch_sources import Pinned
+    from provision.environments.package_sources import PackageSources
+    from provision.environments.torch_sources import PinnedPackage
     from provision.installers.uv import UvSources
 
 _OWN = "this machine's own sources"
@@ -31,7 +31,7 @@ class TorchError(process.CommandError):
 
 
 @dataclass(frozen=True)
-class Way:
+class InstallRoute:
     """One way to a build of torch. `page`: the address that torch alone is taken from; None: uv's own sources.
 
     `source` is what messages call it.
@@ -48,17 +48,17 @@ class Way:
 
 
 @dataclass
-class Routes:
+class InstallRoutes:
     """The ways to install an environment, the best first; each source is asked, and asked again after a failure.
 
     `variants`: the wanted one, then what stands in for it. `pins`: the torch that a variant's lock pins, or None where
     it pins none. `seconds`: how long a source may take to answer. `settled`: the variant whose torch is installed.
     """
 
-    supply: Supply
+    supply: PackageSources
     uv: UvSources
     variants: Sequence[Variant]
-    pins: Callable[[Variant], Pinned | None]
+    pins: Callable[[Variant], PinnedPackage | None]
     seconds: float
     settled: Variant | None = None
     passed: list[str] = field(default_factory=list)
@@ -66,19 +66,19 @@ class Routes:
     def __post_init__(self) -> None:
         """Start with no way tried."""
         self._failed: dict[tuple[str, str | None], str] = {}
-        self._way: Way | None = None
+        self._way: InstallRoute | None = None
 
     @property
-    def way(self) -> Way:
+    def way(self) -> InstallRoute:
         """The way that is taken now; the first time, the sources are asked for it."""
         if self._way is None:
-            self._way = self._next() or Way(self.variants[0], None, _OWN)
+            self._way = self._next() or InstallRoute(self.variants[0], None, _OWN)
         return self._way
 
-    def _next(self) -> Way | None:
+    def _next(self) -> InstallRoute | None:
         """Return the best way that has not failed yet, or None; `passed` then says why the others were not taken."""
         if self.is_settled and self.settled is not None:
-            return Way(self.settled, None, _OWN)
+            return InstallRoute(self.settled, None, _OWN)
         self.passed = []
         for variant in self.variants:
             for way in self._ways(variant):
@@ -86,10 +86,12 @@ class Routes:
                     return way
                 self.passed.append(f"{way.source}: {self._failed[way.key]}")
         # No source is known to have it. Our look may be wrong, so the installer has the last word.
-        last = Way(self.variants[0], None, _OWN)
+        last = InstallRoute(self.variants[0], None, _OWN)
         return None if last.key in self._failed else last
 
-    def follow(self, attempt: Callable[[Way], None], ready: Callable[[], None], tell: Callable[[str], None]) -> Variant:
+    def follow(
+        self, attempt: Callable[[InstallRoute], None], ready: Callable[[], None], tell: Callable[[str], None]
+    ) -> Variant:
         """Install by the first way that works, and return its variant.
 
         Args:
@@ -138,14 +140,14 @@ class Routes:
             f"it, then run again: PIP_FIND_LINKS=… {layout.program()} setup. The installer's own words:\n{error}"
         )
 
-    def _ways(self, variant: Variant) -> list[Way]:
+    def _ways(self, variant: Variant) -> list[InstallRoute]:
         pinned = self.pins(variant)
         if pinned is None:
-            return [Way(variant, None, _OWN)]
+            return [InstallRoute(variant, None, _OWN)]
         pages = self.supply.torch_places(variant)
         if self.supply.offline:
-            own = Way(variant, None, "the cache")
-            return [own, *(Way(variant, page.url, f"the cache of {page.name}") for page in pages)]
+            own = InstallRoute(variant, None, "the cache")
+            return [own, *(InstallRoute(variant, page.url, f"the cache of {page.name}") for page in pages)]
         own_places = self.supply.places(self.uv, variant)
         session = partial(pip_settings.session, self.supply.environ, self.supply.settings)
         insecure = self.uv.environment.get("UV_INSECURE_HOST", "")
@@ -155,11 +157,11 @@ class Routes:
         own_answers = answers[: len(own_places)]
         sure = next((each.place for each in own_answers if each.has), None)
         if sure is not None or any(each.has is None for each in own_answers):
-            ways.append(Way(variant, None, sure.name if sure else _OWN))
+            ways.append(InstallRoute(variant, None, sure.name if sure else _OWN))
         # A page that did not answer clearly may answer the installer: 503 for a moment is no reason for gigabytes more.
         page_answers = answers[len(own_places) :]
         asked = [each for each in page_answers if each.has] + [each for each in page_answers if each.is_unclear]
-        return ways + [Way(variant, each.place.url, each.place.name) for each in asked]
+        return ways + [InstallRoute(variant, each.place.url, each.place.name) for each in asked]
 
 
 def sizes(variant: Variant) -> str:

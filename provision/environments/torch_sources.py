@@ -29,7 +29,7 @@ _NOT_TOLD = {401, 403, 407, 429}  # the page is not shown to us; an installer ma
 
 
 @dataclass(frozen=True)
-class Place:
+class TorchSource:
     """One source of packages; `name` is what messages call it, `kind` is "index" or "find-links"."""
 
     name: str
@@ -38,7 +38,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Pinned:
+class PinnedPackage:
     """A package as a lock pins it, for one version of Python such as "3.11.7"."""
 
     name: str
@@ -52,23 +52,23 @@ class Pinned:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SourceAnswer:
     """Hold the answer of one source. `has` is None where it is not known; `reason` says why it is not True.
 
     `is_unclear`: a server answered and did not tell (busy, or it wants a password that an installer may know).
     """
 
-    place: Place
+    place: TorchSource
     has: bool | None
     reason: str = ""
     is_unclear: bool = False
 
 
-def own_places(uv: UvSources) -> list[Place]:
+def own_places(uv: UvSources) -> list[TorchSource]:
     """Return the sources that uv is given, folders and pages of files first."""
     env = uv.environment
     links = [each for each in env.get("UV_FIND_LINKS", "").split(",") if each] + uv_settings.find_links(uv.config)
-    found = [Place(f"find-links {redact(each)}", each, "find-links") for each in links]
+    found = [TorchSource(f"find-links {redact(each)}", each, "find-links") for each in links]
     rows, forbidden = uv_settings.indexes(uv.config)
     if forbidden or "--no-index" in uv.flags:
         return found
@@ -81,13 +81,17 @@ def own_places(uv: UvSources) -> list[Place]:
     places = []
     for row in rows:
         kind = "find-links" if row.get("format") == "flat" else "index"
-        places.append(Place(f"index {redact(row['url'])}", _with_password(row, env), kind))
+        places.append(TorchSource(f"index {redact(row['url'])}", _with_password(row, env), kind))
     return [*found, *dict.fromkeys(places)]
 
 
 def ask(
-    places: Sequence[Place], pinned: Pinned, session: Callable[[], requests.Session], seconds: float, insecure: str = ""
-) -> list[Answer]:
+    places: Sequence[TorchSource],
+    pinned: PinnedPackage,
+    session: Callable[[], requests.Session],
+    seconds: float,
+    insecure: str = "",
+) -> list[SourceAnswer]:
     """Ask all places at once; the answers come in the order of the places, after `seconds` at the latest.
 
     Args:
@@ -97,13 +101,13 @@ def ask(
         seconds: a place that has not answered by then is not known.
         insecure: the hosts whose certificate is not verified, as UV_INSECURE_HOST has them.
     """
-    looks = [_Look(place, pinned, session, time.monotonic() + seconds, insecure.split()) for place in places]
+    looks = [_IndexQuery(place, pinned, session, time.monotonic() + seconds, insecure.split()) for place in places]
     threads = [threading.Thread(target=look.run, daemon=True) for look in looks]
     for thread in threads:
         thread.start()
     for thread, look in zip(threads, looks, strict=True):
         thread.join(max(0.0, look.deadline - time.monotonic()))
-    return [look.answer or Answer(look.place, None, f"does not answer within {seconds:g} s") for look in looks]
+    return [look.answer or SourceAnswer(look.place, None, f"does not answer within {seconds:g} s") for look in looks]
 
 
 class _PassedOverError(Exception):
@@ -115,15 +119,15 @@ class _UnknownError(Exception):
 
 
 @dataclass
-class _Look:
+class _IndexQuery:
     """One place, asked in a thread of its own."""
 
-    place: Place
-    pinned: Pinned
+    place: TorchSource
+    pinned: PinnedPackage
     session: Callable[[], requests.Session]
     deadline: float
     insecure: Sequence[str]
-    answer: Answer | None = field(default=None)
+    answer: SourceAnswer | None = field(default=None)
 
     def run(self) -> None:
         """Leave the answer; never raises."""
@@ -132,17 +136,17 @@ class _Look:
 
         try:
             self._judge(self._files())
-            self.answer = Answer(self.place, has=True)
+            self.answer = SourceAnswer(self.place, has=True)
         except _PassedOverError as error:
-            self.answer = Answer(self.place, False, str(error))
+            self.answer = SourceAnswer(self.place, False, str(error))
         except _UnknownError as error:
-            self.answer = Answer(self.place, None, str(error), is_unclear=True)
+            self.answer = SourceAnswer(self.place, None, str(error), is_unclear=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            self.answer = Answer(self.place, None, f"does not answer ({type(error).__name__})")
+            self.answer = SourceAnswer(self.place, None, f"does not answer ({type(error).__name__})")
         except Exception as error:  # whatever a server sends, the other places still count
-            self.answer = Answer(self.place, None, f"cannot be read ({type(error).__name__})")
+            self.answer = SourceAnswer(self.place, None, f"cannot be read ({type(error).__name__})")
 
-    def _files(self) -> list[index_page.File]:
+    def _files(self) -> list[index_page.IndexFile]:
         url = self.place.url
         if self.place.kind == "index":
             url = f"{url.rstrip('/')}/{self.pinned.name}/"
@@ -150,7 +154,7 @@ class _Look:
         if folder is None:
             return self._page(url)
         if folder.is_dir() and self.place.kind == "find-links":
-            return [index_page.File(each.name, str(each)) for each in folder.iterdir() if each.suffix == ".whl"]
+            return [index_page.IndexFile(each.name, str(each)) for each in folder.iterdir() if each.suffix == ".whl"]
         page = folder / "index.html" if folder.is_dir() else folder
         try:
             return index_page.read(page.read_bytes(), "text/html", page.absolute().as_uri())
@@ -161,7 +165,7 @@ class _Look:
         except index_page.NoIndexError:
             raise _PassedOverError("links no file") from None
 
-    def _page(self, url: str) -> list[index_page.File]:
+    def _page(self, url: str) -> list[index_page.IndexFile]:
         with self._get(url, {"Accept": index_page.ACCEPT}) as response:
             if response.status_code in _NOT_TOLD or response.status_code >= 500:
                 raise _UnknownError(f"answers {response.status_code}")
@@ -175,7 +179,7 @@ class _Look:
             except index_page.NoIndexError as error:
                 raise _PassedOverError(str(error)) from None
 
-    def _judge(self, files: Sequence[index_page.File]) -> None:
+    def _judge(self, files: Sequence[index_page.IndexFile]) -> None:
         from packaging.utils import InvalidWheelFilename, parse_wheel_filename
         from packaging.version import Version
 
@@ -197,7 +201,7 @@ class _Look:
             raise _PassedOverError(f"has {self.pinned}, but no file of it for Python {minor} on this system")
         self._serves([(file, self._hash(file)) for file in fitting])
 
-    def _serves(self, files: Sequence[tuple[index_page.File, str | None]]) -> None:
+    def _serves(self, files: Sequence[tuple[index_page.IndexFile, str | None]]) -> None:
         right = [file for file, digest in files if digest in self.pinned.hashes]
         usable = right or [file for file, digest in files if digest is None]
         if not usable:
@@ -214,7 +218,7 @@ class _Look:
             if response.status_code not in {200, 206}:
                 raise _PassedOverError(f"lists {file.name} and does not serve it (status {response.status_code})")
 
-    def _hash(self, file: index_page.File) -> str | None:
+    def _hash(self, file: index_page.IndexFile) -> str | None:
         """Return the hash that the page lists; that of a file on this machine is computed."""
         path = _local(file.url)
         if path is None:

@@ -85,11 +85,11 @@ def lock(envs: Path, name: str, host: LockHost) -> list[Path]:
             text = _compile([asked], torch.python[0], variant, constraints=[pins, pin])
             name = variant.name if variant else "requirements"
             written.append(_write(folder / f"{name}.lock", add_hashes(text, variant) if variant else text))
-            chosen[name] = witnesses_of(written[-1], torch.python[0], variant)
+            chosen[name] = probe_files_of(written[-1], torch.python[0], variant)
     return [*written, *probe_files.write(folder, chosen, probe_files.of_solution(solved))]
 
 
-def witnesses_of(lock_file: Path, python: str, variant: Variant | None) -> list[dict[str, object]]:
+def probe_files_of(lock_file: Path, python: str, variant: Variant | None) -> list[dict[str, object]]:
     """The files of a pip lock by which a mirror is judged; PEP 751's form of the lock tells their sizes and times."""
     # A build of its own such as 2.13.0+cpu lies on no index that is mirrored, and may be here for one Python alone.
     own = {

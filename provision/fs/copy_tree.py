@@ -14,7 +14,7 @@ from provision.fs import copy_file, tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from provision.fs.open_dir import Folder
+    from provision.fs.open_dir import OpenDir
 
 _ROUNDS = 5
 CANNOT_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -22,7 +22,7 @@ CANNOT_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.
 _Mark = tuple[int, int, int, int]
 
 
-class Mirror:
+class TreeCopy:
     """Copies folders onto others, together: a file with names in several of them stays one file.
 
     What a killed copy left is taken where size and time agree, and proven by content like the rest.
@@ -30,7 +30,7 @@ class Mirror:
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Folder, Folder]],
+        pairs: Sequence[tuple[OpenDir, OpenDir]],
         progress: Callable[[int, str], None] | None = None,
         wanted: Callable[[str], bool] | None = None,
     ) -> None:
@@ -40,7 +40,7 @@ class Mirror:
         self.wanted = wanted or (lambda _: True)
         self._seen: dict[str, _Mark] = {}
         self._unproven: set[str] = set()
-        self._copies: dict[tuple[int, int], tuple[Folder, str, int]] = {}
+        self._copies: dict[tuple[int, int], tuple[OpenDir, str, int]] = {}
         self._block = (bytearray(copy_file.BLOCK), bytearray(copy_file.BLOCK))
         self._clone = True
 
@@ -71,7 +71,7 @@ class Mirror:
             self._folder(original, copy, str(number), copy, changed)
         return changed
 
-    def one(self, original: Folder, name: str, copy: Folder, new: str) -> None:
+    def one(self, original: OpenDir, name: str, copy: OpenDir, new: str) -> None:
         """Copy one entry that is no folder under another name, and prove it.
 
         Raises:
@@ -97,7 +97,7 @@ class Mirror:
                 return True
         return False
 
-    def _folder(self, original: Folder, copy: Folder, key: str, top: Folder, changed: list[str]) -> None:
+    def _folder(self, original: OpenDir, copy: OpenDir, key: str, top: OpenDir, changed: list[str]) -> None:
         there = {entry.name: entry for entry in copy.scan()}
         before = _status(original)
         if there and copy.descriptor is not None:
@@ -128,7 +128,7 @@ class Mirror:
         if original.descriptor is not None and copy.descriptor is not None:
             copy_file.dress(copy.descriptor, original.descriptor, before, str(original.path))
 
-    def _is_there(self, key: str, found: os.stat_result, had: os.DirEntry[str] | None, top: Folder) -> bool:
+    def _is_there(self, key: str, found: os.stat_result, had: os.DirEntry[str] | None, top: OpenDir) -> bool:
         """Whether this entry needs no copying: it was copied and has not changed since, or an earlier run did it."""
         mark = _mark(found)
         if had is None:
@@ -148,7 +148,9 @@ class Mirror:
         self._unproven.add(key)
         return True
 
-    def _entry(self, original: Folder, copy: Folder, name: str, found: os.stat_result, top: Folder, key: str) -> None:
+    def _entry(
+        self, original: OpenDir, copy: OpenDir, name: str, found: os.stat_result, top: OpenDir, key: str
+    ) -> None:
         one = (found.st_dev, found.st_ino)
         place = key.partition("/")[2]
         if found.st_nlink > 1 and one in self._copies and self._copies[one][:2] != (top, place):
@@ -174,7 +176,7 @@ class Mirror:
             made = copy.lstat(name)
             self._copies[one] = (top, place, made.st_ino if made else 0)
 
-    def _file(self, original: Folder, copy: Folder, name: str, new: str | None = None) -> None:
+    def _file(self, original: OpenDir, copy: OpenDir, name: str, new: str | None = None) -> None:
         try:
             source = original.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
@@ -209,7 +211,7 @@ class Mirror:
         self._unproven = set(wrong)
         return wrong
 
-    def _prove_folder(self, original: Folder, copy: Folder, key: str, wrong: list[str]) -> None:
+    def _prove_folder(self, original: OpenDir, copy: OpenDir, key: str, wrong: list[str]) -> None:
         for entry in copy.scan():
             below = f"{key}/{entry.name}"
             try:
@@ -226,7 +228,7 @@ class Mirror:
             except (FileNotFoundError, NotADirectoryError):
                 wrong.append(below)
 
-    def is_equal(self, original: Folder, copy: Folder, name: str, new: str) -> bool:
+    def is_equal(self, original: OpenDir, copy: OpenDir, name: str, new: str) -> bool:
         """Whether a file, or a link, is the same under two names, in content, mode and time."""
         made = copy.lstat(new)
         if made is None or not stat.S_ISREG(made.st_mode):
@@ -244,8 +246,8 @@ class Mirror:
 
 @contextlib.contextmanager
 def _entered(
-    original: Folder, copy: Folder, name: str, had: os.DirEntry[str] | None, changed: list[str]
-) -> Iterator[tuple[Folder, Folder]]:
+    original: OpenDir, copy: OpenDir, name: str, had: os.DirEntry[str] | None, changed: list[str]
+) -> Iterator[tuple[OpenDir, OpenDir]]:
     """Open a folder and its copy, which is made where it is not there."""
     if had is not None and not had.is_dir(follow_symlinks=False):
         copy.unlink(name)
@@ -257,7 +259,7 @@ def _entered(
         yield first, second
 
 
-def marks(folder: Folder, key: str = "") -> Iterator[tuple[str, _Mark]]:
+def marks(folder: OpenDir, key: str = "") -> Iterator[tuple[str, _Mark]]:
     """Every file and link of a tree (no folder), as (key/path, what changes when somebody touches it)."""
     for entry in folder.scan():
         below = f"{key}/{entry.name}"
@@ -268,7 +270,7 @@ def marks(folder: Folder, key: str = "") -> Iterator[tuple[str, _Mark]]:
             yield below, _mark(entry.stat(follow_symlinks=False))
 
 
-def _status(folder: Folder) -> os.stat_result:
+def _status(folder: OpenDir) -> os.stat_result:
     return os.lstat(folder.path) if folder.descriptor is None else os.fstat(folder.descriptor)
 
 

@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from provision.fs import copy_file
-from provision.fs.copy_tree import CANNOT_LINK, Mirror, marks
+from provision.fs.copy_tree import CANNOT_LINK, TreeCopy, marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from provision.fs.open_dir import Folder
+    from provision.fs.open_dir import OpenDir
 
 _LONGEST_NAME = 255
 _NOT_PLACED = {"same", "within"}
 
 
 @dataclass(frozen=True)
-class Row:
+class MergeEntry:
     """One entry of the folder that is put into the other.
 
     `action`: "same" (it was there), "added", "within" (it lies in a folder that was added), "newer" (it took the name,
@@ -49,11 +49,11 @@ class Row:
         return (self.other or self.path) if self.action == "older" else self.path
 
 
-class Merge:
+class TreeMerge:
     """`original` into `target`, by way of `stage`, an empty folder of ours on the target's file system."""
 
     def __init__(
-        self, original: Folder, target: Folder, stage: Folder, progress: Callable[[int, str], None] | None = None
+        self, original: OpenDir, target: OpenDir, stage: OpenDir, progress: Callable[[int, str], None] | None = None
     ) -> None:
         """Take the three open folders, and a callback of (count, "files compared" or a unit of the copy)."""
         self.progress = progress or (lambda _, __: None)
@@ -64,13 +64,13 @@ class Merge:
         self._marks: dict[str, object] = {}
         self._first: dict[int, str] = {}
 
-    def look(self) -> list[Row]:
+    def look(self) -> list[MergeEntry]:
         """Compare both, byte by byte where names meet, and say what is to be done."""
         self._marks = dict(marks(self.original))
         self._first.clear()
         return list(self._look(self.original, self.target, ""))
 
-    def bring(self, rows: Sequence[Row]) -> None:
+    def bring(self, rows: Sequence[MergeEntry]) -> None:
         """Copy to the stage what is not in the target yet, and prove it."""
         needed = {row.path for row in rows if row.action not in _NOT_PLACED}
         on_the_way = {above for path in needed for above in _above(path)}
@@ -78,10 +78,10 @@ class Merge:
         def wanted(path: str) -> bool:
             return path in on_the_way or path in needed or any(above in needed for above in _above(path))
 
-        Mirror([(self.original, self.stage)], self.progress, wanted).run()
+        TreeCopy([(self.original, self.stage)], self.progress, wanted).run()
         self.stage.sync_file_system()
 
-    def place(self, rows: Sequence[Row]) -> None:
+    def place(self, rows: Sequence[MergeEntry]) -> None:
         """Give everything on the stage its name in the target. Each act leaves both contents under some name."""
         for row in rows:
             if row.action in _NOT_PLACED:
@@ -99,13 +99,15 @@ class Merge:
         """Whether the original was touched after the look."""
         return dict(marks(self.original)) != self._marks
 
-    def _look(self, original: Folder, target: Folder, key: str) -> Iterator[Row]:
+    def _look(self, original: OpenDir, target: OpenDir, key: str) -> Iterator[MergeEntry]:
         for entry in sorted(original.scan(), key=lambda each: each.name):
             found, there = entry.stat(follow_symlinks=False), target.lstat(entry.name)
             path = f"{key}/{entry.name}".removeprefix("/")
             self.progress(not stat.S_ISDIR(found.st_mode), "files compared")
 
-            def row(action: str, other: str | None = None, *, path: str = path, found: os.stat_result = found) -> Row:
+            def row(
+                action: str, other: str | None = None, *, path: str = path, found: os.stat_result = found
+            ) -> MergeEntry:
                 place = f"{path.rpartition('/')[0]}/{other}".removeprefix("/") if other else None
                 return self._row(path, found, action, place)
 
@@ -128,15 +130,15 @@ class Merge:
                 kept = stat.S_ISDIR(found.st_mode) and target.lstat(other) is not None
                 yield row("same") if kept else row("older", other)
 
-    def _row(self, path: str, found: os.stat_result, action: str, other: str | None) -> Row:
+    def _row(self, path: str, found: os.stat_result, action: str, other: str | None) -> MergeEntry:
         twin = None
         if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
             first = self._first.setdefault(found.st_ino, path)
             twin = first if first != path else None
         mode = stat.S_IMODE(found.st_mode)
-        return Row(path, _kind(found), action, other, mode, found.st_size, found.st_mtime_ns, twin)
+        return MergeEntry(path, _kind(found), action, other, mode, found.st_size, found.st_mtime_ns, twin)
 
-    def _within(self, folder: Folder, key: str) -> Iterator[Row]:
+    def _within(self, folder: OpenDir, key: str) -> Iterator[MergeEntry]:
         for entry in sorted(folder.scan(), key=lambda each: each.name):
             found = entry.stat(follow_symlinks=False)
             yield self._row(f"{key}/{entry.name}", found, "within", None)
@@ -145,7 +147,7 @@ class Merge:
                     yield from self._within(inner, f"{key}/{entry.name}")
 
     def _is_same(
-        self, original: Folder, target: Folder, name: str, found: os.stat_result, there: os.stat_result
+        self, original: OpenDir, target: OpenDir, name: str, found: os.stat_result, there: os.stat_result
     ) -> bool:
         if stat.S_IFMT(found.st_mode) != stat.S_IFMT(there.st_mode):
             return False
@@ -170,7 +172,7 @@ def _above(path: str) -> Iterator[str]:
         yield path
 
 
-def _give_way(folder: Folder, name: str, other: str) -> None:
+def _give_way(folder: OpenDir, name: str, other: str) -> None:
     """Let what is under a name be under another one as well, or only, so that the name can be taken."""
     found = folder.lstat(name)
     if found is None:
@@ -188,7 +190,7 @@ def _give_way(folder: Folder, name: str, other: str) -> None:
 
 
 @contextlib.contextmanager
-def holding(top: Folder, path: str) -> Iterator[tuple[Folder, str]]:
+def holding(top: OpenDir, path: str) -> Iterator[tuple[OpenDir, str]]:
     """Open the folder in which a relative path lies; yields it and the path's last name."""
     *parts, name = path.split("/")
     with contextlib.ExitStack() as stack:
@@ -198,7 +200,7 @@ def holding(top: Folder, path: str) -> Iterator[tuple[Folder, str]]:
         yield here, name
 
 
-def _other_name(folder: Folder, name: str, found: os.stat_result) -> str:
+def _other_name(folder: OpenDir, name: str, found: os.stat_result) -> str:
     """A name for what does not get its own: the same at every try, since it comes from the content."""
     if stat.S_ISREG(found.st_mode):
         digest = hashlib.sha256()

@@ -36,21 +36,21 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 
 
-def _naming(act: Callable[Concatenate[Folder, str, _P], _R]) -> Callable[Concatenate[Folder, str, _P], _R]:
+def _naming(act: Callable[Concatenate[OpenDir, str, _P], _R]) -> Callable[Concatenate[OpenDir, str, _P], _R]:
     """Let an error name the whole path, not the one component that the system was given."""
 
     @functools.wraps(act)
-    def named(self: Folder, name: str, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def named(self: OpenDir, name: str, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return act(self, name, *args, **kwargs)
         except OSError as error:
             error.filename = str(self.path / name)
             raise
 
-    return cast("Callable[Concatenate[Folder, str, _P], _R]", named)
+    return cast("Callable[Concatenate[OpenDir, str, _P], _R]", named)
 
 
-class Folder:
+class OpenDir:
     """One open folder. Close it, or use it in a `with`."""
 
     def __init__(self, descriptor: int | None, path: Path) -> None:
@@ -59,7 +59,7 @@ class Folder:
         self.path = path
 
     @classmethod
-    def at(cls, path: Path) -> Folder:
+    def at(cls, path: Path) -> OpenDir:
         """Open a folder; of the links on its way only root's and our own are followed.
 
         Raises:
@@ -72,7 +72,7 @@ class Folder:
         return _walk(path)
 
     @_naming
-    def enter(self, name: str) -> Folder:
+    def enter(self, name: str) -> OpenDir:
         """Open a folder in this one; a link is refused.
 
         Raises:
@@ -82,8 +82,8 @@ class Folder:
             path = self.path / name
             if not stat.S_ISDIR(os.lstat(path).st_mode) or link_target(path) is not None:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-            return Folder(None, path)
-        return Folder(os.open(name, _DIRECTORY, dir_fd=self.descriptor), self.path / name)
+            return OpenDir(None, path)
+        return OpenDir(os.open(name, _DIRECTORY, dir_fd=self.descriptor), self.path / name)
 
     def scan(self) -> list[os.DirEntry[str]]:
         """What is in it, in no order; each with a `stat` that follows no link."""
@@ -139,11 +139,11 @@ class Folder:
         os.rmdir(self._name(name), dir_fd=self.descriptor)
 
     @_naming
-    def rename(self, name: str, other: Folder, new: str) -> None:
+    def rename(self, name: str, other: OpenDir, new: str) -> None:
         """Give it another name, in this or another open folder: the one place where a rename is made."""
         os.rename(self._name(name), other._name(new), src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor)
 
-    def exchange(self, name: str, other: Folder, new: str) -> None:
+    def exchange(self, name: str, other: OpenDir, new: str) -> None:
         """Swap what two names stand for, at one instant.
 
         Raises:
@@ -158,7 +158,7 @@ class Folder:
             raise OSError(code, os.strerror(code), str(self.path / name))
 
     @_naming
-    def hardlink(self, name: str, other: Folder, new: str) -> None:
+    def hardlink(self, name: str, other: OpenDir, new: str) -> None:
         """Give a file a second name in another open folder."""
         os.link(
             self._name(name),
@@ -240,7 +240,7 @@ def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else None
 
 
-def _walk(path: Path) -> Folder:
+def _walk(path: Path) -> OpenDir:
     """Open a path component by component, no link followed by the system itself."""
     todo = list(reversed(path.absolute().parts[1:]))
     real = Path(path.anchor or os.sep)
@@ -281,7 +281,7 @@ def _walk(path: Path) -> Folder:
         readable = os.open(os.curdir, _DIRECTORY, dir_fd=here)
     finally:
         os.close(here)
-    return Folder(readable, real)
+    return OpenDir(readable, real)
 
 
 def _check_owner(here: int, part: str, path: Path, links: int) -> None:

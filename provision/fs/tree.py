@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from provision.fs.open_dir import Folder
+    from provision.fs.open_dir import OpenDir
 
 _BLOCK = 4096  # what the smallest file or folder takes on common file systems
 
 
 @dataclass
-class Amount:
+class TreeSize:
     """What a tree needs elsewhere: bytes in whole blocks (a file with several names counts once), and inodes.
 
     `files` are the names that are no folder, and `data` their bytes: what a copy reports.
@@ -30,7 +30,7 @@ class Amount:
     foreign: str | None = None
     mount: str | None = None
 
-    def __iadd__(self, other: Amount) -> Self:
+    def __iadd__(self, other: TreeSize) -> Self:
         self.bytes += other.bytes
         self.inodes += other.inodes
         self.files += other.files
@@ -38,15 +38,15 @@ class Amount:
         return self
 
 
-def measure(folder: Folder) -> Amount:
+def measure(folder: OpenDir) -> TreeSize:
     """Count what lies in a folder; note the first entry of another owner, and the first other file system."""
-    amount = Amount(inodes=1)
+    amount = TreeSize(inodes=1)
     here = os.lstat(folder.path) if folder.descriptor is None else os.fstat(folder.descriptor)
     _measure(folder, here.st_dev, amount, set())
     return amount
 
 
-def is_empty(folder: Folder) -> bool:
+def is_empty(folder: OpenDir) -> bool:
     """Whether nothing but folders lies in it."""
     for entry in folder.scan():
         if not entry.is_dir(follow_symlinks=False):
@@ -57,7 +57,7 @@ def is_empty(folder: Folder) -> bool:
     return True
 
 
-def remove(folder: Folder, name: str) -> None:
+def remove(folder: OpenDir, name: str) -> None:
     """Take away what is under a name, and all that lies in it; nothing there is no error."""
     found = folder.lstat(name)
     if found is None:
@@ -103,7 +103,7 @@ def extents(descriptor: int, size: int) -> list[tuple[int, int]]:
     return found
 
 
-def _measure(folder: Folder, device: int, amount: Amount, counted: set[int]) -> None:
+def _measure(folder: OpenDir, device: int, amount: TreeSize, counted: set[int]) -> None:
     for entry in folder.scan():
         found = entry.stat(follow_symlinks=False)
         if hasattr(os, "geteuid") and os.geteuid() not in {0, found.st_uid}:
@@ -127,7 +127,7 @@ def _measure(folder: Folder, device: int, amount: Amount, counted: set[int]) -> 
     amount.bytes += _BLOCK
 
 
-def _size(folder: Folder, name: str, found: os.stat_result) -> int:
+def _size(folder: OpenDir, name: str, found: os.stat_result) -> int:
     if not is_sparse(found):
         return found.st_size
     descriptor = folder.open(name, os.O_RDONLY)

@@ -22,7 +22,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Facts:
+class HostFacts:
     """One machine."""
 
     system: str
@@ -40,7 +40,7 @@ class Facts:
         return asdict(self)
 
 
-def probe(sysroot: Path = Path("/")) -> Facts:
+def probe(sysroot: Path = Path("/")) -> HostFacts:
     """Read the machine's facts.
 
     Args:
@@ -53,7 +53,7 @@ def probe(sysroot: Path = Path("/")) -> Facts:
             asked_driver, asked = ask()
             driver = driver or asked_driver
             gpus = asked or gpus
-    return Facts(
+    return HostFacts(
         system=platform.system().lower(),
         machine=platform.machine(),
         hostname=platform.node(),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Match:
+class ProfileMatch:
     """How one profile fits this host: `signs` that are here, and the root, or why there is none."""
 
     name: str
@@ -28,7 +28,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ResolvedRoot:
     """The root of this run, why it is this one, the profile that matched, and what is relocated.
 
     `named` is False where nobody has named a root and no profile knows one, so the user's data folder is taken;
@@ -37,13 +37,15 @@ class Chosen:
 
     root: layout.Root
     reason: str
-    match: Match | None
+    match: ProfileMatch | None
     relocate: list[host_config.Relocated]
     named: bool = True
     warning: str | None = None
 
 
-def choose(flag: str | None, host: host_config.HostSpec, envs: Path, environ: Mapping[str, str], home: Path) -> Chosen:
+def choose(
+    flag: str | None, host: host_config.HostSpec, envs: Path, environ: Mapping[str, str], home: Path
+) -> ResolvedRoot:
     """The root: the flag's, else host.toml's, else the one that this home's links lead to, else a profile's, else ours.
 
     Args:
@@ -74,13 +76,13 @@ def choose(flag: str | None, host: host_config.HostSpec, envs: Path, environ: Ma
         near = [f"{each.profile.title}: {each.signs[0]} is here, but {each.reason}" for each in every if each.signs]
         warning = f"{'; '.join(near) or reason}. Nothing here may survive: name a folder that does, --root DIR"
         warned = warning if near or several else None
-        return Chosen(
+        return ResolvedRoot(
             layout.Root(layout.default_root()), reason, None, host.relocate or [], named=False, warning=warned
         )
     usual: list[host_config.Relocated] = ["huggingface"]
     if match is not None and root.path == match.root:
         usual = match.profile.relocate
-    return Chosen(root, reason, match, usual if host.relocate is None else host.relocate)
+    return ResolvedRoot(root, reason, match, usual if host.relocate is None else host.relocate)
 
 
 def load(envs: Path) -> dict[str, host_config.Profile]:
@@ -94,7 +96,7 @@ def load(envs: Path) -> dict[str, host_config.Profile]:
 
 def detect(
     profiles: Mapping[str, host_config.Profile], environ: Mapping[str, str], top: Path = Path("/")
-) -> list[Match]:
+) -> list[ProfileMatch]:
     """How each profile fits.
 
     Args:
@@ -105,23 +107,29 @@ def detect(
     return [_match(name, profile, environ, top) for name, profile in profiles.items()]
 
 
-def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], top: Path) -> Match:
+def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], top: Path) -> ProfileMatch:
     here = [_text(sign) for sign in (*profile.any, *profile.all) if _is_here(sign, environ, top)]
     absent = [_text(sign) for sign in profile.all if not _is_here(sign, environ, top)]
     if not here or absent or (profile.any and not any(_is_here(sign, environ, top) for sign in profile.any)):
         wanted = absent or [_text(sign) for sign in (*profile.any, *profile.all)]
-        return Match(name, profile, (), None, f"no {' or '.join(wanted)}" if wanted else "it has no sign")
+        return ProfileMatch(name, profile, (), None, f"no {' or '.join(wanted)}" if wanted else "it has no sign")
     if not profile.environments:
-        return Match(name, profile, tuple(here), None, f"{profile.roots[0]} holds no environments: {profile.traps[0]}")
+        return ProfileMatch(
+            name, profile, tuple(here), None, f"{profile.roots[0]} holds no environments: {profile.traps[0]}"
+        )
     places = [found for pattern in profile.roots for found in sorted(top.glob(pattern.lstrip("/")))]
     mounts = [place for place in places if _is_mount(place, top)]
     one_pattern = len(profile.roots) == 1
     if not mounts:
-        return Match(name, profile, tuple(here), None, f"none of {', '.join(profile.roots)} is a mount of its own")
+        return ProfileMatch(
+            name, profile, tuple(here), None, f"none of {', '.join(profile.roots)} is a mount of its own"
+        )
     if one_pattern and len(mounts) > 1:
         several = ", ".join(map(str, mounts))
-        return Match(name, profile, tuple(here), None, f"there are several: {several}; name one with --root")
-    return Match(name, profile, tuple(here), mounts[0] / profile.folder, f"{here[0]} is here, {mounts[0]} is a mount")
+        return ProfileMatch(name, profile, tuple(here), None, f"there are several: {several}; name one with --root")
+    return ProfileMatch(
+        name, profile, tuple(here), mounts[0] / profile.folder, f"{here[0]} is here, {mounts[0]} is a mount"
+    )
 
 
 def _is_here(sign: host_config.Sign, environ: Mapping[str, str], top: Path) -> bool:

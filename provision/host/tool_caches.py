@@ -23,7 +23,7 @@ _OURS = (".firstlight", "envs", "pkgs")  # places on the volume that are taken
 
 
 @dataclass(frozen=True)
-class Place:
+class RelocatedFolder:
     """One folder to relocate: its old path, its new one, and the variable that does the same without a link."""
 
     source: Path
@@ -38,7 +38,7 @@ def places(
     home: Path,
     bases: Sequence[Path],
     named: Sequence[Path] = (),
-) -> dict[str, list[Place]]:
+) -> dict[str, list[RelocatedFolder]]:
     """The folders of each thing that a host relocates, by its label.
 
     Args:
@@ -56,7 +56,7 @@ def places(
     for each in relocate:
         if isinstance(each, FolderSpec):
             source = Path(each.path.replace("~", str(home), 1) if each.path.startswith("~") else each.path).absolute()
-            found[str(each.path)] = [Place(source, root.path / each.to)]
+            found[str(each.path)] = [RelocatedFolder(source, root.path / each.to)]
         elif each == "conda":
             found[each] = _conda(root, environ, home, bases, named)
         else:
@@ -93,7 +93,7 @@ def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:
 NAMES: tuple[Name, ...] = ("huggingface", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets")
 
 
-def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path) -> list[Place]:
+def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path) -> list[RelocatedFolder]:
     """Sources: each tool's documented variables and defaults."""
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     hugging = Path(environ.get("HF_HOME") or cache / "huggingface")
@@ -118,14 +118,14 @@ def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path)
         "inductor": [("TORCHINDUCTOR_CACHE_DIR", temporary / f"torchinductor_{_user()}", "inductor")],
     }
     return [
-        Place(Path(environ.get(variable) or usual).expanduser().absolute(), root.cache / place, variable)
+        RelocatedFolder(Path(environ.get(variable) or usual).expanduser().absolute(), root.cache / place, variable)
         for variable, usual, place in known[name]
     ]
 
 
 def _conda(
     root: layout.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path], named: Sequence[Path]
-) -> list[Place]:
+) -> list[RelocatedFolder]:
     """Environments and packages of every conda that is ours, together: their files are hard links to each other."""
     tops = {base: base.name for base in bases if os.access(base, os.W_OK)}
     if bases or (home / ".conda").exists():
@@ -138,10 +138,10 @@ def _conda(
         taken = name in list(tops.values())[:number]
         for part in ("envs", "pkgs"):
             place = root.path / "conda" / (f"{name}-{number}" if taken else name) / part
-            found.append(Place(top / part, place))
+            found.append(RelocatedFolder(top / part, place))
     known = {place.source for place in found}
     found += [
-        Place(folder, root.path / "conda" / "named" / folder.relative_to(home))
+        RelocatedFolder(folder, root.path / "conda" / "named" / folder.relative_to(home))
         for folder in dict.fromkeys(named)
         if folder not in known
     ]
@@ -155,7 +155,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _apart(every: Sequence[Place], root: layout.Root) -> None:
+def _apart(every: Sequence[RelocatedFolder], root: layout.Root) -> None:
     """No two places are one, or one inside the other, on either side; none is the volume's own."""
     for number, place in enumerate(every):
         inside = place.target.relative_to(root.path).parts

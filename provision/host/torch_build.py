@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from provision.config.torch import TorchSpec, Variant
-    from provision.host.facts import Facts
+    from provision.host.facts import HostFacts
 
 
 @dataclass(frozen=True)
-class Choice:
+class TorchChoice:
     """The variant for a machine, then its stand-ins; why; and what its owner should know."""
 
     variants: list[Variant]
@@ -25,7 +25,7 @@ class Choice:
     warning: str | None = None
 
 
-def choose(facts: Facts, torch: TorchSpec, wanted: str, locked: list[str]) -> Choice:
+def choose(facts: HostFacts, torch: TorchSpec, wanted: str, locked: list[str]) -> TorchChoice:
     """The variant for this machine, then what stands in where its wheel cannot be had; and why.
 
     Args:
@@ -62,7 +62,7 @@ def choose(facts: Facts, torch: TorchSpec, wanted: str, locked: list[str]) -> Ch
             here = f"{cards}, driver {facts.nvidia_driver}" if cards else f"driver {facts.nvidia_driver}, no card"
             warning = f"torch for the CPU, though this machine has {here}: {reason}"
     instead = [known[chosen.instead]] if chosen.instead in known else []
-    return Choice([chosen, *instead], reason, warning)
+    return TorchChoice([chosen, *instead], reason, warning)
 
 
 def is_older(version: str, than: str) -> bool:
@@ -70,7 +70,7 @@ def is_older(version: str, than: str) -> bool:
     return _numbers(version) < _numbers(than)
 
 
-def _unfit(facts: Facts, variant: Variant, older_cards: Mapping[str, str]) -> str | None:
+def _unfit(facts: HostFacts, variant: Variant, older_cards: Mapping[str, str]) -> str | None:
     """Why a variant does not fit, or None."""
     if variant.system != facts.system or variant.machine not in {None, facts.machine.lower()}:
         return f"is for {variant.system} {variant.machine or ''}".rstrip()

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Locked:
+class LockedPackage:
     """One pinned package of a lock."""
 
     name: str
     version: str
 
 
-def read_lock(lock: Path, python: str) -> list[Locked]:
+def read_lock(lock: Path, python: str) -> list[LockedPackage]:
     """The packages that a lock pins for this system and the given Python version.
 
     Raises:
@@ -46,7 +46,7 @@ def read_lock(lock: Path, python: str) -> list[Locked]:
             raise FirstlightError(f"{lock}, line {number}: {error}. Restore it: git checkout -- {lock}") from error
         if requirement.marker is None or requirement.marker.evaluate(environment):
             version = str(requirement.specifier).removeprefix("==")
-            packages.append(Locked(normal(requirement.name), version))
+            packages.append(LockedPackage(normal(requirement.name), version))
     return packages
 
 

@@ -21,7 +21,7 @@ from provision.core.errors import FirstlightError
 from provision.lockfiles.requirements import normal
 from provision.mirrors import index_page
 from provision.net import download, urls
-from provision.net.fetch import Candidate
+from provision.net.fetch import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from provision.lockfiles.conda_lock import CondaPackage
-    from provision.mirrors.record import Source
-    from provision.net.source_health import Ledger
+    from provision.mirrors.record import MirrorSource
+    from provision.net.source_health import SourceHealth
 
 # A name that never resolves (RFC 2606), reached through us as its proxy: uv keys its cache by the index's address, so
 # what is cached stays usable offline, and whichever mirror is chosen.
@@ -42,43 +42,43 @@ _LARGEST_PAGE = 64 << 20
 _AT_ONCE = 8
 
 
-class Relay:
+class FailoverProxy:
     """Serves what locks pin; `with` starts and ends it.
 
     Args:
         session: how the sources are asked.
         store: where files arrive; what is whole in it is used, a partial is gone on with. Emptied by `finish`.
-        ledger: what became of the sources.
+        health: what became of the sources.
         progress: told the bytes that arrive, and how many will.
     """
 
     def __init__(
-        self, session: requests.Session, store: Path, ledger: Ledger, progress: Callable[[int, int], None]
+        self, session: requests.Session, store: Path, health: SourceHealth, progress: Callable[[int, int], None]
     ) -> None:
         """Take what the class says."""
         self.session = session
         self.store = store
-        self.ledger = ledger
+        self.health = health
         self.failures: dict[str, str] = {}
         self._progress = progress
         self._total = 0
         self._hashes: dict[str, tuple[str, frozenset[str]]] = {}
-        self._sources: Sequence[Source] = ()
-        self._listed: dict[tuple[str, str], list[index_page.File]] = {}
+        self._sources: Sequence[MirrorSource] = ()
+        self._listed: dict[tuple[str, str], list[index_page.IndexFile]] = {}
         self._conda: dict[str, CondaPackage] = {}
-        self._conda_sources: Sequence[Source] = ()
+        self._conda_sources: Sequence[MirrorSource] = ()
         self._locks: dict[str, threading.Lock] = {}
         self._gate = threading.Lock()
         self._slots = threading.Semaphore(_AT_ONCE)
         self._server: ThreadingHTTPServer | None = None
 
-    def wheels(self, hashes: Mapping[str, tuple[str, frozenset[str]]], sources: Sequence[Source]) -> None:
+    def wheels(self, hashes: Mapping[str, tuple[str, frozenset[str]]], sources: Sequence[MirrorSource]) -> None:
         """Serve the packages of a pip lock ({name: (version, sha256s)}) from these sources."""
         self._hashes = dict(hashes)
         self._sources = sources
         self.failures.clear()
 
-    def conda(self, packages: Sequence[CondaPackage], sources: Sequence[Source]) -> dict[str, str]:
+    def conda(self, packages: Sequence[CondaPackage], sources: Sequence[MirrorSource]) -> dict[str, str]:
         """Serve conda packages from these sources' `channels`.
 
         Returns:
@@ -158,11 +158,11 @@ class Relay:
         _, right = self._hashes.get(package, ("", frozenset()))
         sizes = [file.size for file in self._known(package) if file.name == name and file.size]
 
-        def candidates() -> Iterator[Candidate]:
+        def candidates() -> Iterator[Source]:
             for source in self._in_order():
                 for file in self._list(source, package):
                     if file.name == name and (file.sha256 is None or file.sha256 in right):
-                        yield Candidate(source.name, file.url)
+                        yield Source(source.name, file.url)
 
         return self._fetch(name, candidates, right, sizes[0] if sizes else None)
 
@@ -173,17 +173,17 @@ class Relay:
             return None
         channel, _, rest = path.partition("/")
 
-        def candidates() -> Iterator[Candidate]:
+        def candidates() -> Iterator[Source]:
             for source in self._conda_sources:
                 if source.is_official:
-                    yield Candidate(source.name, package.url)
+                    yield Source(source.name, package.url)
                 elif channel in source.channels:
-                    yield Candidate(source.name, f"{source.channels[channel]}/{rest}")
+                    yield Source(source.name, f"{source.channels[channel]}/{rest}")
 
         return self._fetch(path.rpartition("/")[2], candidates, frozenset({package.sha256}), package.size)
 
     def _fetch(
-        self, name: str, candidates: Callable[[], Iterator[Candidate]], right: frozenset[str], size: int | None
+        self, name: str, candidates: Callable[[], Iterator[Source]], right: frozenset[str], size: int | None
     ) -> Path | None:
         with self._gate:
             lock = self._locks.setdefault(name, threading.Lock())
@@ -205,7 +205,7 @@ class Relay:
                     part,
                     size=size,
                     pins=pins,
-                    ledger=self.ledger,
+                    health=self.health,
                     progress=arrived,
                     name=name,
                 )
@@ -218,17 +218,17 @@ class Relay:
             part.replace(target)
             return target
 
-    def _in_order(self) -> list[Source]:
-        order = self.ledger.order(source.name for source in self._sources)
+    def _in_order(self) -> list[MirrorSource]:
+        order = self.health.order(source.name for source in self._sources)
         return sorted((each for each in self._sources if each.name in order), key=lambda each: order.index(each.name))
 
-    def _files(self, package: str, right: frozenset[str]) -> Iterator[index_page.File]:
+    def _files(self, package: str, right: frozenset[str]) -> Iterator[index_page.IndexFile]:
         """Every locked file of a package, each once; further sources are asked while some are missing."""
-        found: dict[str, index_page.File] = {}
+        found: dict[str, index_page.IndexFile] = {}
         for source in self._in_order():
             if {file.sha256 for file in found.values()} >= right:
                 break
-            if found and source.name in self.ledger.troubled:
+            if found and source.name in self.health.failed:
                 break
             for file in self._list(source, package):
                 if file.sha256 is None or file.sha256 in right:
@@ -236,12 +236,12 @@ class Relay:
                     found[file.name] = file if known is None or known.sha256 is None else known
         yield from found.values()
 
-    def _known(self, package: str) -> Iterator[index_page.File]:
+    def _known(self, package: str) -> Iterator[index_page.IndexFile]:
         for (_, listed), files in list(self._listed.items()):
             if listed == package:
                 yield from files
 
-    def _list(self, source: Source, package: str) -> list[index_page.File]:
+    def _list(self, source: MirrorSource, package: str) -> list[index_page.IndexFile]:
         """What a source lists of a package, asked once; a page that links everything is asked once for all."""
         flat = source.kind == "find-links"
         key = (source.name, package)
@@ -253,7 +253,7 @@ class Relay:
             ]
         return self._listed[key]
 
-    def _ask(self, source: Source, url: str) -> list[index_page.File]:
+    def _ask(self, source: MirrorSource, url: str) -> list[index_page.IndexFile]:
         import requests
         import urllib3
 
@@ -268,7 +268,7 @@ class Relay:
         except index_page.NoIndexError:
             return []
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            self.ledger.trouble(source.name, f"its page does not come ({type(error).__name__})")
+            self.health.mark_failed(source.name, f"its page does not come ({type(error).__name__})")
             return []
 
 
@@ -286,7 +286,7 @@ class _Server(ThreadingHTTPServer):
         """An installer that was interrupted leaves its connections: nothing to say."""
 
 
-def _handler(relay: Relay) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
+def _handler(relay: FailoverProxy) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

@@ -24,7 +24,7 @@ class NoIndexError(FirstlightError):
 
 
 @dataclass(frozen=True)
-class File:
+class IndexFile:
     """One file of a page. `sha256` is None where the page does not tell it, `size` likewise."""
 
     name: str
@@ -57,7 +57,7 @@ class _Anchors(HTMLParser):
             self._in_title = False
 
 
-def read(content: bytes, content_type: str, url: str) -> list[File]:
+def read(content: bytes, content_type: str, url: str) -> list[IndexFile]:
     """The files of a page.
 
     Args:
@@ -79,7 +79,7 @@ def read(content: bytes, content_type: str, url: str) -> list[File]:
     return files
 
 
-def _of_json(content: bytes, url: str) -> Iterator[File]:
+def _of_json(content: bytes, url: str) -> Iterator[IndexFile]:
     try:
         rows = json.loads(content)["files"]
         for row in rows:
@@ -87,15 +87,15 @@ def _of_json(content: bytes, url: str) -> Iterator[File]:
             if PLAIN_NAME.fullmatch(name):
                 size = row.get("size")
                 digest = row.get("hashes", {}).get("sha256")
-                yield File(name, urljoin(url, str(row["url"])), digest, size if isinstance(size, int) else None)
+                yield IndexFile(name, urljoin(url, str(row["url"])), digest, size if isinstance(size, int) else None)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise NoIndexError("it answers with JSON that is no page of an index") from None
 
 
-def _of_anchor(attributes: dict[str, str | None], url: str) -> File | None:
+def _of_anchor(attributes: dict[str, str | None], url: str) -> IndexFile | None:
     target, fragment = urldefrag(urljoin(url, attributes.get("href") or ""))
     name = unquote(urlsplit(target).path.rpartition("/")[2])
     if not PLAIN_NAME.fullmatch(name):
         return None
     kind, _, digest = fragment.partition("=")
-    return File(name, target, digest.lower() if kind == "sha256" and len(digest) == 64 else None)
+    return IndexFile(name, target, digest.lower() if kind == "sha256" and len(digest) == 64 else None)

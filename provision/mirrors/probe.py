@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from provision.mirrors.probe_files import Witness
+    from provision.mirrors.probe_files import ProbeFile
 
 # Seconds. When nobody has sent a status by then, there is no way out; and when all of it ends.
 _FIRST_WORD, _ALL = 2.5, 9.0
@@ -32,7 +32,7 @@ _MAGIC = (b"{", b"\x28\xb5\x2f\xfd")  # JSON, or zstd's frame
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbeTarget:
     """One mirror, or the official source, of one tool.
 
     `kind`: of a torch mirror. `channels`: where conda's channels lie. `redirects`: it may lead to another host.
@@ -48,13 +48,13 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeResult:
     """What was found of one: `held` of `asked` locked files.
 
     `error`: why it cannot be used. `missing`: what it lacks.
     """
 
-    asked_of: Asked
+    asked_of: ProbeTarget
     reachable: bool = False
     held: int = 0
     asked: int = 0
@@ -85,23 +85,25 @@ class Probe:
         }
 
 
-def ranked(found: Sequence[Probe]) -> list[Probe]:
+def ranked(found: Sequence[ProbeResult]) -> list[ProbeResult]:
     """Those that can be used, the best first: by completeness, then by rate; equals in the order of the catalogue."""
     usable = [each for each in found if each.error is None and each.held]
     return sorted(usable, key=lambda each: (-each.held / each.asked, -(each.megabytes_per_second or 0.0)))
 
 
 def probe(
-    every: Sequence[Asked], witnesses: Mapping[str, Sequence[Witness]], session: Callable[[], requests.Session]
-) -> list[Probe]:
+    every: Sequence[ProbeTarget],
+    probe_files: Mapping[str, Sequence[ProbeFile]],
+    session: Callable[[], requests.Session],
+) -> list[ProbeResult]:
     """Ask all of them at once, each on one connection; it ends within ten seconds, whatever they do.
 
     Args:
         every: whom to ask; the answers come in this order.
-        witnesses: {tool: the locked files by which its mirrors are judged}.
+        probe_files: {tool: the locked files by which its mirrors are judged}.
         session: makes one for each; no token is sent with it.
     """
-    looks = [_Look(each, witnesses.get(each.tool, ()), session()) for each in every]
+    looks = [_Prober(each, probe_files.get(each.tool, ()), session()) for each in every]
     started = time.monotonic()
     shared = _Shared(started + _ALL)
     for look in looks:
@@ -127,7 +129,7 @@ class _Shared:
     measuring: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_RATES_AT_ONCE))
 
 
-class _NoUseError(Exception):
+class _UnusableError(Exception):
     """Why this mirror cannot be used."""
 
 
@@ -140,18 +142,18 @@ class _Answer:
     seconds: float
 
 
-class _Look:
+class _Prober:
     """One mirror, looked at on one connection, without a second try."""
 
     shared: _Shared
 
-    def __init__(self, asked: Asked, witnesses: Sequence[Witness], session: requests.Session) -> None:
+    def __init__(self, asked: ProbeTarget, probe_files: Sequence[ProbeFile], session: requests.Session) -> None:
         self.asked = asked
-        self.witnesses = witnesses
+        self.probe_files = probe_files
         self.session = session
         self.reachable = False
-        self.result: Probe | None = None
-        self._found = Probe(asked, asked=len(witnesses), kind=asked.kind)
+        self.result: ProbeResult | None = None
+        self._found = ProbeResult(asked, asked=len(probe_files), kind=asked.kind)
 
     def run(self) -> None:
         """Look, and leave the result; never raises."""
@@ -161,7 +163,7 @@ class _Look:
         try:
             {"pip": self._pip, "torch": self._torch, "conda": self._conda, "hf": self._hub}[self.asked.tool]()
             self._must_hold_something()
-        except _NoUseError as error:
+        except _UnusableError as error:
             self._keep(error=str(error))
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self._keep(error=self._why(error))
@@ -174,16 +176,16 @@ class _Look:
 
     def _must_hold_something(self) -> None:
         if not self._found.held:
-            raise _NoUseError("; ".join(self._found.missing[:2]) or "holds none of the locked files")
+            raise _UnusableError("; ".join(self._found.missing[:2]) or "holds none of the locked files")
 
-    def unfinished(self, seconds: float) -> Probe:
+    def unfinished(self, seconds: float) -> ProbeResult:
         """What is known when the time is over."""
         why = f"is not done within {seconds:.1f} s" if self.reachable else f"does not answer within {seconds:.1f} s"
         return replace(self._found, reachable=self.reachable, error=self._hint(why))
 
     def _pip(self) -> None:
         base = self.asked.url.rstrip("/")
-        files = {each: self._list(f"{base}/{each.name}/", each) for each in self.witnesses}
+        files = {each: self._list(f"{base}/{each.name}/", each) for each in self.probe_files}
         self._judge(files)
 
     def _torch(self) -> None:
@@ -193,8 +195,8 @@ class _Look:
         shapes = shapes if self.asked.kind == "index" else shapes[::-1]
         for kind, url in shapes:
             try:
-                files = {each: self._list(url, each) for each in self.witnesses}
-            except _NoUseError:
+                files = {each: self._list(url, each) for each in self.probe_files}
+            except _UnusableError:
                 if kind == shapes[-1][0]:
                     raise
                 continue
@@ -203,17 +205,17 @@ class _Look:
                 self._judge(files)
                 return
 
-    def _list(self, url: str, witness: Witness) -> list[index_page.File]:
+    def _list(self, url: str, witness: ProbeFile) -> list[index_page.IndexFile]:
         """The locked files of a package that a page links."""
         answer = self._get(url, limit=_PAGE_BYTES, headers={"Accept": index_page.ACCEPT})
         if answer.status == 404 and self._found.asked > 1:
             return []
         if answer.status != 200:
-            raise _NoUseError(f"answers {answer.status}")
+            raise _UnusableError(f"answers {answer.status}")
         try:
             files = index_page.read(answer.content, answer.headers.get("Content-Type", ""), answer.url)
         except index_page.NoIndexError as error:
-            raise _NoUseError(str(error)) from None
+            raise _UnusableError(str(error)) from None
         right = [file for file in files if file.sha256 in witness.hashes]
         if right or any(file.sha256 for file in files):
             if not right and (newest := _newest(files)):
@@ -221,7 +223,7 @@ class _Look:
             return right
         return [file for file in files if f"-{witness.version}-" in file.name]  # its pages tell no hashes
 
-    def _judge(self, files: Mapping[Witness, list[index_page.File]]) -> None:
+    def _judge(self, files: Mapping[ProbeFile, list[index_page.IndexFile]]) -> None:
         """Count what it holds, compare a small file's hash, and measure with the largest."""
         held = {witness: listed for witness, listed in files.items() if listed}
         told = " ".join(self._found.missing)
@@ -238,20 +240,20 @@ class _Look:
         for name, base in self.asked.channels.items():
             answer = self._get(f"{base}/noarch/repodata.json", limit=_REPODATA_BYTES, first=0)
             if answer.status not in {200, 206}:
-                raise _NoUseError(f"answers {answer.status} for the channel {name}")
+                raise _UnusableError(f"answers {answer.status} for the channel {name}")
             if not answer.content.startswith(_MAGIC):
-                raise _NoUseError(f"answers for the channel {name} with something else than its list of packages")
-        self._of_paths({each: self._channel_url(each) for each in self.witnesses})
+                raise _UnusableError(f"answers for the channel {name} with something else than its list of packages")
+        self._of_paths({each: self._channel_url(each) for each in self.probe_files})
 
-    def _channel_url(self, witness: Witness) -> str | None:
+    def _channel_url(self, witness: ProbeFile) -> str | None:
         channel, _, rest = urlsplit(witness.path or "").path.lstrip("/").partition("/")
         return f"{self.asked.channels[channel]}/{rest}" if channel in self.asked.channels else None
 
     def _hub(self) -> None:
         base = self.asked.url.rstrip("/")
-        self._of_paths({each: f"{base}/{each.path}" for each in self.witnesses})
+        self._of_paths({each: f"{base}/{each.path}" for each in self.probe_files})
 
-    def _of_paths(self, urls: Mapping[Witness, str | None]) -> None:
+    def _of_paths(self, urls: Mapping[ProbeFile, str | None]) -> None:
         """Small files whole, for their hash; of a larger one a byte, for its size; the largest for the rate."""
         largest = max(urls, key=lambda each: each.size or 0, default=None)
         for witness, url in urls.items():
@@ -265,7 +267,7 @@ class _Look:
             else:
                 self._keep(held=self._found.held + 1)
 
-    def _compare(self, url: str, witness: Witness) -> str:
+    def _compare(self, url: str, witness: ProbeFile) -> str:
         """Why a small file is not there, or ""; wrong content makes the whole mirror useless."""
         answer = self._get(url, limit=(witness.size or 0) + 1)
         if answer.status != 200:
@@ -273,13 +275,13 @@ class _Look:
         digest = content_hash(witness.kind, len(answer.content))
         digest.update(answer.content)
         if digest.hexdigest() not in witness.hashes:
-            raise _NoUseError(f"serves {witness} with a WRONG HASH")
+            raise _UnusableError(f"serves {witness} with a WRONG HASH")
         return ""
 
-    def _sized(self, url: str, witness: Witness) -> str:
+    def _sized(self, url: str, witness: ProbeFile) -> str:
         return self._why_not(self._get(url, limit=1, first=0), witness)
 
-    def _measure(self, url: str, witness: Witness | None) -> str:
+    def _measure(self, url: str, witness: ProbeFile | None) -> str:
         """The rate of a ranged GET; why the file is not there, or ""."""
         with self.shared.measuring:
             answer = self._get(url, limit=_RATE_BYTES, first=0, seconds=_RATE_SECONDS)
@@ -290,7 +292,7 @@ class _Look:
         self._keep(megabytes_per_second=float(f"{rate:.3g}"), final_host=host_of(answer.url))
         return ""
 
-    def _why_not(self, answer: _Answer, witness: Witness | None) -> str:
+    def _why_not(self, answer: _Answer, witness: ProbeFile | None) -> str:
         if answer.status not in {200, 206}:
             return f"answers {answer.status}"
         whole = re.search(r"/(\d+)$", answer.headers.get("Content-Range", ""))
@@ -311,7 +313,7 @@ class _Look:
         """One GET that reads at most `limit` bytes for at most `seconds`, and follows no way to somebody else."""
         left = self.shared.deadline - time.monotonic()
         if left <= 0:
-            raise _NoUseError("is not done in time")
+            raise _UnusableError("is not done in time")
         asked = dict(headers or {"Accept-Encoding": "identity"})
         if first is not None:
             asked["Range"] = f"bytes={first}-{first + limit - 1}"
@@ -339,10 +341,10 @@ class _Look:
     def _stays(self, hops: Sequence[str]) -> None:
         for hop in hops:
             if urlsplit(hop).scheme == "http" and not is_near(urlsplit(hop).hostname or ""):
-                raise _NoUseError(f"leads to plain http ({host_of(hop)})")
+                raise _UnusableError(f"leads to plain http ({host_of(hop)})")
         free = self.asked.redirects or self.asked.name == "official"
         if not free and not same_site(host_of(hops[-1]), host_of(self.asked.url)):
-            raise _NoUseError(f"leads to {host_of(hops[-1])}")
+            raise _UnusableError(f"leads to {host_of(hops[-1])}")
 
     def _keep(self, **changes: object) -> None:
         self._found = replace(self._found, **changes)  # type: ignore[arg-type]  # each by its field's name
@@ -367,7 +369,7 @@ class _Look:
         return f"{why}; it answers in {self.asked.reach} alone" if self.asked.reach else why
 
 
-def _newest(files: Sequence[index_page.File]) -> str | None:
+def _newest(files: Sequence[index_page.IndexFile]) -> str | None:
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
     versions = []

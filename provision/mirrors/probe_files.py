@@ -48,7 +48,7 @@ class _Rows(toml.Strict):
 
 
 @dataclass(frozen=True)
-class Witness:
+class ProbeFile:
     """One locked file. `hashes`: any of them is right. `path`: below the channel, or in the repository.
 
     `kind` is that of `hashes`: sha256, or git_sha1.
@@ -71,8 +71,8 @@ class Witness:
         return f"{self.name} {self.version}".strip()
 
 
-def of_pip(folder: Path, lock: str, hashes: Mapping[str, tuple[str, frozenset[str]]]) -> list[Witness]:
-    """The witnesses of a pip lock; without a file that names them, the lock's first packages.
+def of_pip(folder: Path, lock: str, hashes: Mapping[str, tuple[str, frozenset[str]]]) -> list[ProbeFile]:
+    """The probe files of a pip lock; without a file that names them, the lock's first packages.
 
     Args:
         folder: the environment's, with its locks.
@@ -82,34 +82,34 @@ def of_pip(folder: Path, lock: str, hashes: Mapping[str, tuple[str, frozenset[st
     # A lock may hold two versions of a package, for two Pythons: the hash tells.
     rows = [row for row in _read(folder).pip.get(lock, []) if row.sha256 in hashes.get(row.name, ("", ()))[1]]
     if rows:
-        return [Witness(row.name, row.version, row.why, frozenset({row.sha256}), row.size) for row in rows]
+        return [ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size) for row in rows]
     first = sorted(name for name, (version, _) in hashes.items() if "+" not in version)[:3]
-    return [Witness(name, hashes[name][0], "locked", hashes[name][1]) for name in first]
+    return [ProbeFile(name, hashes[name][0], "locked", hashes[name][1]) for name in first]
 
 
-def of_torch(hashes: Mapping[str, tuple[str, frozenset[str]]]) -> list[Witness]:
+def of_torch(hashes: Mapping[str, tuple[str, frozenset[str]]]) -> list[ProbeFile]:
     """What of a lock comes from PyTorch's own index: the builds with a local version, such as 2.13.0+cpu."""
-    return [Witness(name, version, "build", right) for name, (version, right) in hashes.items() if "+" in version]
+    return [ProbeFile(name, version, "build", right) for name, (version, right) in hashes.items() if "+" in version]
 
 
-def of_conda(folder: Path, platform: str, packages: Sequence[CondaPackage]) -> list[Witness]:
-    """The witnesses of a conda lock for one platform; without a file that names them, the lock's first packages."""
+def of_conda(folder: Path, platform: str, packages: Sequence[CondaPackage]) -> list[ProbeFile]:
+    """The probe files of a conda lock for one platform; without a file that names them, the lock's first packages."""
     locked = {package.sha256: package for package in packages}
     rows = [row for row in _read(folder).conda.get(platform, []) if row.sha256 in locked]
     if rows:
         return [
-            Witness(row.name, row.version, row.why, frozenset({row.sha256}), row.size, locked[row.sha256].url)
+            ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size, locked[row.sha256].url)
             for row in rows
         ]
     return [
-        Witness(each.name, each.version, "locked", frozenset({each.sha256}), None, each.url) for each in packages[:3]
+        ProbeFile(each.name, each.version, "locked", frozenset({each.sha256}), None, each.url) for each in packages[:3]
     ]
 
 
-def of_models(models: Iterable[ModelSpec]) -> list[Witness]:
+def of_models(models: Iterable[ModelSpec]) -> list[ProbeFile]:
     """The largest and the smallest pinned file of the models; `path` is OWNER/NAME/resolve/REVISION/FILE."""
     pinned = [
-        Witness(
+        ProbeFile(
             file.path,
             "",
             "pinned",
@@ -163,7 +163,7 @@ def of_solution(packages: Iterable[CondaPackage]) -> dict[str, list[dict[str, ob
 def write(
     folder: Path, pip: Mapping[str, list[dict[str, object]]], conda: Mapping[str, list[dict[str, object]]]
 ) -> list[Path]:
-    """Write the witnesses of an environment, unless none are known; a lock that was not made anew keeps its rows."""
+    """Write the probe files of an environment, unless none are known; a lock that was not made anew keeps its rows."""
     from provision.fs.atomic import write_atomic
 
     kept = _read(folder)

@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Source:
+class MirrorSource:
     """Where a tool may get its files.
 
     `url` is "" for the official one, which the tool itself knows. `kind`: of a torch mirror, index or find-links.
@@ -44,21 +44,21 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MirrorChoice:
     """The sources of one tool, the chosen one first, then who is asked where it fails; `why` for people."""
 
     asked: str
-    sources: tuple[Source, ...]
+    sources: tuple[MirrorSource, ...]
     why: str
 
     @property
-    def first(self) -> Source:
+    def first(self) -> MirrorSource:
         """The chosen one."""
-        return self.sources[0] if self.sources else Source(OFFICIAL)
+        return self.sources[0] if self.sources else MirrorSource(OFFICIAL)
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFile:
     """A file of which we changed the content: what it was (`kept`: a file on the volume; None: absent), and is now."""
 
     path: str
@@ -69,19 +69,19 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Record:
+class MirrorRecord:
     """What stands on the volume. `restored`: the user took it all back, so setup leaves it alone."""
 
-    choices: dict[str, Choice] = field(default_factory=dict)
-    written: tuple[Written, ...] = ()
+    choices: dict[str, MirrorChoice] = field(default_factory=dict)
+    written: tuple[WrittenFile, ...] = ()
     nodefaults: bool = False
     restored: bool = False
 
-    def chosen(self, tool: str) -> Source:
+    def chosen(self, tool: str) -> MirrorSource:
         """The source of a tool; the official one where nothing was chosen."""
-        return self.choices[tool].first if tool in self.choices else Source(OFFICIAL)
+        return self.choices[tool].first if tool in self.choices else MirrorSource(OFFICIAL)
 
-    def sources(self, tool: str) -> tuple[Source, ...]:
+    def sources(self, tool: str) -> tuple[MirrorSource, ...]:
         """Every source that a tool may use, the chosen one first."""
         return self.choices[tool].sources if tool in self.choices else ()
 
@@ -91,15 +91,15 @@ def file_of(root: Root) -> Path:
     return root.state / "mirrors.json"
 
 
-def read(root: Root) -> Record | None:
+def read(root: Root) -> MirrorRecord | None:
     """What was chosen, or None where nothing was yet; a record that cannot be read counts as none."""
     try:
         found = json.loads(file_of(root).read_text(encoding="utf-8"))
         if found["schema"] != SCHEMA:
             return None
-        return Record(
+        return MirrorRecord(
             {tool: _choice(row) for tool, row in found["choices"].items()},
-            tuple(Written(**(row | {"folders": tuple(row["folders"])})) for row in found["written"]),
+            tuple(WrittenFile(**(row | {"folders": tuple(row["folders"])})) for row in found["written"]),
             nodefaults=bool(found["nodefaults"]),
             restored=bool(found["restored"]),
         )
@@ -107,16 +107,16 @@ def read(root: Root) -> Record | None:
         return None
 
 
-def _choice(row: dict[str, Any]) -> Choice:
-    return Choice(row["asked"], tuple(Source(**source) for source in row["sources"]), row["why"])
+def _choice(row: dict[str, Any]) -> MirrorChoice:
+    return MirrorChoice(row["asked"], tuple(MirrorSource(**source) for source in row["sources"]), row["why"])
 
 
-def write(root: Root, record: Record) -> None:
+def write(root: Root, record: MirrorRecord) -> None:
     """Keep it."""
     write_atomic(file_of(root), text_of(record))
 
 
-def text_of(record: Record) -> str:
+def text_of(record: MirrorRecord) -> str:
     """The record as it is kept."""
     whole = {"schema": SCHEMA, **asdict(record)}
     return json.dumps(whole, indent=1, sort_keys=True) + "\n"

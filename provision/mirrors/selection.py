@@ -16,8 +16,8 @@ from provision.mirrors import official as official_hub
 from provision.mirrors import probe as mirror_probe
 from provision.mirrors import record as mirror_record
 from provision.mirrors.catalogue import OFFICIAL, TOOLS, CondaMirror, TorchMirror
-from provision.mirrors.probe import Asked, Probe
-from provision.mirrors.record import Choice, Record, Source
+from provision.mirrors.probe import ProbeResult, ProbeTarget
+from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
 from provision.volume.changes import keep_backup
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from provision.config.torch import Variant
     from provision.core.layout import Root
     from provision.mirrors.catalogue import Catalogue
-    from provision.mirrors.probe_files import Witness
+    from provision.mirrors.probe_files import ProbeFile
     from provision.volume.journal import Journal
 
 # Writing into people's files is worth it from so much more speed on.
@@ -36,10 +36,10 @@ _OTHERS = 4
 
 
 @dataclass(frozen=True)
-class Needs:
+class ProbeNeeds:
     """What the mirrors are asked for: the locked files that stand for all, conda's channels, the build of torch."""
 
-    witnesses: Mapping[str, Sequence[Witness]]
+    probe_files: Mapping[str, Sequence[ProbeFile]]
     channels: Sequence[str]
     variant: Variant
 
@@ -61,14 +61,14 @@ def wanted_of(asked: str | Mapping[str, str], catalogue: Catalogue) -> dict[str,
 
 
 @dataclass
-class Chooser:
+class MirrorSelector:
     """Asks the mirrors for one host."""
 
     catalogue: Catalogue
-    needs: Needs
+    needs: ProbeNeeds
     environ: Mapping[str, str]
     home: Path
-    record: Record
+    record: MirrorRecord
 
     def __post_init__(self) -> None:
         """Ask pip for its settings once."""
@@ -86,49 +86,49 @@ class Chooser:
             return f"HF_ENDPOINT={redact(endpoint)}"
         return "pip's no-index" if tool == "torch" and pip_settings.says_no_index(self.settings) else None
 
-    def asked(self, tool: str, only: str | None = None) -> list[Asked]:
+    def asked(self, tool: str, only: str | None = None) -> list[ProbeTarget]:
         """Whom to ask for a tool: the official source and every mirror, or one by its name; nobody without a need."""
-        if not self.needs.witnesses[tool]:
+        if not self.needs.probe_files[tool]:
             return []
         at_home = {name: f"{conda_settings.CHANNELS}/{name}" for name in self.needs.channels}
         kind = "find-links" if tool == "torch" else "index"
-        every = [Asked(tool, OFFICIAL, self._official(tool), kind, at_home)]
+        every = [ProbeTarget(tool, OFFICIAL, self._official(tool), kind, at_home)]
         for name, mirror in self.catalogue.of(tool).items():
             source = self.source(tool, name)
             channels = {each: source.channels[each] for each in self.needs.channels if each in source.channels}
             if tool != "conda" or set(channels) == set(self.needs.channels):
-                every.append(Asked(tool, name, source.url, source.kind, channels, mirror.redirects, mirror.reach))
+                every.append(ProbeTarget(tool, name, source.url, source.kind, channels, mirror.redirects, mirror.reach))
         return [each for each in every if only in {None, each.name}]
 
-    def source(self, tool: str, name: str) -> Source:
+    def source(self, tool: str, name: str) -> MirrorSource:
         """One mirror as it is used: with its build of torch, its channels."""
         if name == OFFICIAL:
-            return Source(OFFICIAL)
+            return MirrorSource(OFFICIAL)
         mirror = self.catalogue.of(tool)[name]
         if isinstance(mirror, TorchMirror):
-            return Source(name, mirror.address(self.needs.variant.name), mirror.kind)
+            return MirrorSource(name, mirror.address(self.needs.variant.name), mirror.kind)
         if isinstance(mirror, CondaMirror):
             known = dict.fromkeys([*self.needs.channels, "conda-forge", *mirror.elsewhere])
             channels = {each: place for each in known if (place := mirror.channel(each))}
             channels |= {each: f"{conda_settings.CHANNELS}/{each}" for each in mirror.lacks}
-            return Source(name, mirror.url.rstrip("/"), channels=channels, defaults=mirror.defaults)
-        return Source(name, mirror.url)
+            return MirrorSource(name, mirror.url.rstrip("/"), channels=channels, defaults=mirror.defaults)
+        return MirrorSource(name, mirror.url)
 
-    def probe(self, asked: Sequence[Asked]) -> list[Probe]:
+    def probe(self, asked: Sequence[ProbeTarget]) -> list[ProbeResult]:
         """Look at them all at once."""
         return mirror_probe.probe(
-            asked, self.needs.witnesses, partial(pip_settings.session, self.environ, self.settings)
+            asked, self.needs.probe_files, partial(pip_settings.session, self.environ, self.settings)
         )
 
-    def auto(self, tool: str, found: Sequence[Probe]) -> Choice:
+    def auto(self, tool: str, found: Sequence[ProbeResult]) -> MirrorChoice:
         """The best of what was found: the official source stays where no mirror is much faster."""
         own = self.own(tool)
         if own:
-            return Choice("auto", (), f"this machine's own setting stays: {own}")
+            return MirrorChoice("auto", (), f"this machine's own setting stays: {own}")
         ranked = mirror_probe.ranked([each for each in found if each.asked_of.tool == tool])
         if not ranked:
-            why = "no mirror can be used" if self.needs.witnesses[tool] else "nothing of it is locked here"
-            return Choice("auto", (Source(OFFICIAL),), why)
+            why = "no mirror can be used" if self.needs.probe_files[tool] else "nothing of it is locked here"
+            return MirrorChoice("auto", (MirrorSource(OFFICIAL),), why)
         best = ranked[0]
         official = next((each for each in ranked if each.asked_of.name == OFFICIAL), None)
         if official is not None and official.is_complete and _rate(official) * _WORTH >= _rate(best):
@@ -136,17 +136,17 @@ class Chooser:
         others = [each for each in ranked if each is not best][:_OTHERS]
         named = [self._used(tool, each) for each in (best, *others)]
         if not any(each.is_official for each in named):
-            named.append(Source(OFFICIAL))
-        return Choice("auto", tuple(named), f"{best.held} of {best.asked} locked files, {_rate(best):g} MB/s")
+            named.append(MirrorSource(OFFICIAL))
+        return MirrorChoice("auto", tuple(named), f"{best.held} of {best.asked} locked files, {_rate(best):g} MB/s")
 
-    def named(self, tool: str, name: str, found: Sequence[Probe]) -> Choice:
+    def named(self, tool: str, name: str, found: Sequence[ProbeResult]) -> MirrorChoice:
         """A mirror by its name; the official source follows where it fails, then the others of the catalogue.
 
         Raises:
             FirstlightError: it was asked, and cannot be used.
         """
         if name == OFFICIAL:
-            return Choice(OFFICIAL, (Source(OFFICIAL),), "nothing is overridden")
+            return MirrorChoice(OFFICIAL, (MirrorSource(OFFICIAL),), "nothing is overridden")
         probe = next((each for each in found if (each.asked_of.tool, each.asked_of.name) == (tool, name)), None)
         if probe is not None and probe.error:
             raise FirstlightError(
@@ -156,9 +156,9 @@ class Chooser:
         first = self._used(tool, probe) if probe else self.source(tool, name)
         others = [self.source(tool, other) for other in self.catalogue.of(tool) if other != name]
         held = f"{probe.held} of {probe.asked} locked files, {_rate(probe):g} MB/s" if probe else "it was not asked"
-        return Choice(name, (first, Source(OFFICIAL), *others[:_OTHERS]), held)
+        return MirrorChoice(name, (first, MirrorSource(OFFICIAL), *others[:_OTHERS]), held)
 
-    def _used(self, tool: str, probe: Probe) -> Source:
+    def _used(self, tool: str, probe: ProbeResult) -> MirrorSource:
         source = self.source(tool, probe.asked_of.name)
         return source if source.is_official else replace(source, kind=probe.kind)
 
@@ -183,7 +183,7 @@ class MirrorStep:
         root: Root,
         wanted: Mapping[str, str],
         catalogue: Catalogue,
-        needed: Callable[[], Needs],
+        needed: Callable[[], ProbeNeeds],
         environ: Mapping[str, str],
         home: Path,
         journal: Journal,
@@ -213,16 +213,16 @@ class MirrorStep:
             return Check(State.OK, "not chosen yet, and this run is offline")
         if left:
             return Check(State.DRIFTED, f"{', '.join(left)}: not chosen yet")
-        return Check(State.OK, _told(record or Record()))
+        return Check(State.OK, _told(record or MirrorRecord()))
 
     def apply(self) -> None:
         """Ask, choose, and keep the choice."""
-        record = mirror_record.read(self.root) or Record()
-        chooser = Chooser(self.catalogue, self.needed(), self.environ, self.home, record)
+        record = mirror_record.read(self.root) or MirrorRecord()
+        chooser = MirrorSelector(self.catalogue, self.needed(), self.environ, self.home, record)
         tools = {tool: asked for tool, asked in self.wanted.items() if asked != "keep"}
         if not self.again:
             tools = {tool: asked for tool, asked in tools.items() if not _stands(record, tool, asked)}
-        asked: list[Asked] = []
+        asked: list[ProbeTarget] = []
         for tool, name in tools.items():
             if not self.offline and name != OFFICIAL and not (name == "auto" and chooser.own(tool)):
                 asked += chooser.asked(tool, None if name == "auto" else name)
@@ -238,7 +238,7 @@ class MirrorStep:
         self.again = False
 
 
-def _stands(record: Record | None, tool: str, asked: str) -> bool:
+def _stands(record: MirrorRecord | None, tool: str, asked: str) -> bool:
     if asked == "keep":
         return True
     if record is None or tool not in record.choices:
@@ -246,7 +246,7 @@ def _stands(record: Record | None, tool: str, asked: str) -> bool:
     return asked == "auto" or record.choices[tool].first.name == asked
 
 
-def _told(record: Record) -> str:
+def _told(record: MirrorRecord) -> str:
     words = []
     for tool, choice in record.choices.items():
         name = choice.first.name if choice.sources else "this machine's own"
@@ -254,5 +254,5 @@ def _told(record: Record) -> str:
     return ", ".join(words) or "nothing is overridden"
 
 
-def _rate(probe: Probe) -> float:
+def _rate(probe: ProbeResult) -> float:
     return probe.megabytes_per_second or 0.0

@@ -17,7 +17,7 @@ from provision.fs.atomic import write_atomic
 from provision.installers import uv_settings
 from provision.mirrors import config_text
 from provision.mirrors import record as mirror_record
-from provision.mirrors.record import Record, Written
+from provision.mirrors.record import MirrorRecord, WrittenFile
 from provision.volume import variables
 from provision.volume.changes import keep_backup, make_folders
 from provision.volume.environment_marker import read_owner, site_folders
@@ -33,14 +33,14 @@ _EDITED = "edited since"
 
 
 @dataclass(frozen=True)
-class Target:
+class ConfigFile:
     """A file, and what its content becomes; an empty content stands for no file."""
 
     path: Path
     render: Callable[[bytes], bytes]
 
 
-def mirror_variables(record: Record) -> dict[str, str]:
+def mirror_variables(record: MirrorRecord) -> dict[str, str]:
     """The variables by which tools are told without a file, in a fixed order."""
     found: dict[str, str] = {}
     pip, conda, hub = (record.chosen(tool) for tool in ("pip", "conda", "hf"))
@@ -55,8 +55,8 @@ def mirror_variables(record: Record) -> dict[str, str]:
 
 
 def targets(
-    record: Record, prefix: Path, home: Path, environ: Mapping[str, str], *, conda_is_here: bool
-) -> list[Target]:
+    record: MirrorRecord, prefix: Path, home: Path, environ: Mapping[str, str], *, conda_is_here: bool
+) -> list[ConfigFile]:
     """Every file that tells a tool of its mirror: those of the environment first, then the user's.
 
     pip reads a file inside an environment. uv reads none: it has the user's file, and in conda's environments the
@@ -77,21 +77,21 @@ def targets(
     owner = read_owner(prefix)
     if owner is not None:
         name = "pip.ini" if sys.platform == "win32" else "pip.conf"
-        found.append(Target(prefix / name, lambda content: config_text.pip_config(content, index, links)))
+        found.append(ConfigFile(prefix / name, lambda content: config_text.pip_config(content, index, links)))
         told = mirror_variables(record)
         line = variables.start_line(told).encode("ascii")
-        found += [Target(site / "firstlight-mirrors.pth", lambda _: line) for site in site_folders(prefix)]
+        found += [ConfigFile(site / "firstlight-mirrors.pth", lambda _: line) for site in site_folders(prefix)]
         if owner.get("interpreter") == "conda":
-            found.append(Target(prefix / ".condarc", lambda content: config_text.condarc(content, values)))
+            found.append(ConfigFile(prefix / ".condarc", lambda content: config_text.condarc(content, values)))
             told = {key: value for key, value in told.items() if key.startswith(("UV_", "HF_"))}
             for folder, suffix, text in variables.hooks(told):
                 place = prefix / "etc" / "conda" / folder / f"firstlight-mirrors{suffix}"
-                found.append(Target(place, lambda _, text=text: text.encode()))  # type: ignore[misc]
-    found.append(Target(_pip_file(home, environ), lambda content: config_text.pip_config(content, index)))
+                found.append(ConfigFile(place, lambda _, text=text: text.encode()))  # type: ignore[misc]
+    found.append(ConfigFile(_pip_file(home, environ), lambda content: config_text.pip_config(content, index)))
     condarc = Path(environ["CONDARC"]) if environ.get("CONDARC") else home / ".condarc"
     if conda_is_here or condarc.exists():
-        found.append(Target(condarc, lambda content: config_text.condarc(content, values)))
-    found.append(Target(uv_settings.paths(environ, home)[0], lambda content: config_text.uv_config(content, index)))
+        found.append(ConfigFile(condarc, lambda content: config_text.condarc(content, values)))
+    found.append(ConfigFile(uv_settings.paths(environ, home)[0], lambda content: config_text.uv_config(content, index)))
     return found
 
 
@@ -116,7 +116,7 @@ class SettingsStep:
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (files are read whole)
         """Compare each file with what it should hold."""
-        record = mirror_record.read(self.root) or Record()
+        record = mirror_record.read(self.root) or MirrorRecord()
         drifted = [str(target.path) for target in self._targets(record) if _differs(target, record)]
         drifted += [name for name, value in self._variables(record).items() if _kept(self.root, name) != value]
         own = [f"{tool}: {choice.why}" for tool, choice in record.choices.items() if not choice.sources]
@@ -131,7 +131,7 @@ class SettingsStep:
 
     def apply(self) -> None:
         """Write what is not as it should be; the earlier bytes are kept for `mirrors restore`, and for `undo`."""
-        record = mirror_record.read(self.root) or Record()
+        record = mirror_record.read(self.root) or MirrorRecord()
         for target in self._targets(record):
             if _differs(target, record):
                 record = self._write(target, record)
@@ -139,19 +139,19 @@ class SettingsStep:
             if _kept(self.root, name) != value:
                 variables.keep(self.root, name, value, self.journal)
 
-    def _targets(self, record: Record) -> list[Target]:
+    def _targets(self, record: MirrorRecord) -> list[ConfigFile]:
         if record.restored or not record.choices:
             return []
         every = targets(record, self.prefix, self.home, self.environ, conda_is_here=self.conda_is_here)
         return [replace(target, path=target.path.resolve()) for target in every]
 
-    def _variables(self, record: Record) -> dict[str, str | None]:
+    def _variables(self, record: MirrorRecord) -> dict[str, str | None]:
         """What each of our variables should be; None: not set."""
         told = {} if record.restored else mirror_variables(record)
         held = variables.kept(self.root)
         return {name: told.get(name) for name in variables.OURS if name in told or name in held}
 
-    def _write(self, target: Target, record: Record) -> Record:
+    def _write(self, target: ConfigFile, record: MirrorRecord) -> MirrorRecord:
         path = target.path
         now = _read(path)
         base, known = _base(path, record)
@@ -160,7 +160,7 @@ class SettingsStep:
         folders = known.folders if known else _folders(path, record)
         is_pristine = known is None or base == _original(known)
         if known is None:
-            known = Written(str(path), self._keep_original(base, record), _mode(path), "", folders)
+            known = WrittenFile(str(path), self._keep_original(base, record), _mode(path), "", folders)
         # Where somebody has written since, no content is ours alone: then `restore` asks before it takes it away.
         known = replace(known, sha256=_digest(after) if is_pristine else _EDITED)
         others = tuple(each for each in record.written if each.path != str(path))
@@ -176,7 +176,7 @@ class SettingsStep:
             write_atomic(path, after, like=path.stat() if now is not None else None)
         return whole
 
-    def _keep_original(self, content: bytes | None, record: Record) -> str | None:
+    def _keep_original(self, content: bytes | None, record: MirrorRecord) -> str | None:
         if content is None:
             return None
         place = self.root.state / "mirrors" / f"original-{len(record.written) + 1}-{_digest(content)[:12]}"
@@ -184,13 +184,13 @@ class SettingsStep:
         return str(place)
 
 
-class FileRestored:
+class RestoreFileStep:
     """A file that we changed holds the bytes, and has the mode, from before us; or is absent again."""
 
     essential = False
     local = True
 
-    def __init__(self, written: Written, journal: Journal, *, force: bool) -> None:
+    def __init__(self, written: WrittenFile, journal: Journal, *, force: bool) -> None:
         """Take what was written; `force`: what the user changed since is kept beside it."""
         self.name = f"restore {Path(written.path).name}"
         self.written = written
@@ -233,7 +233,7 @@ class FileRestored:
             self.path.chmod(self.written.mode)
 
 
-class ChoiceRestored:
+class RestoreChoiceStep:
     """No mirror is chosen any more, and setup chooses none by itself."""
 
     name = "mirrors"
@@ -263,18 +263,18 @@ class ChoiceRestored:
         for name in variables.OURS:
             if name in variables.kept(self.root):
                 variables.keep(self.root, name, None, self.journal)
-        record = Record(restored=True)
+        record = MirrorRecord(restored=True)
         keep_backup(mirror_record.file_of(self.root), mirror_record.text_of(record).encode(), self.journal)
         mirror_record.write(self.root, record)
 
 
 def restoring(root: Root, journal: Journal, *, force: bool) -> list[Step]:
     """What takes everything back, the choice last."""
-    record = mirror_record.read(root) or Record()
-    return [*(FileRestored(each, journal, force=force) for each in record.written), ChoiceRestored(root, journal)]
+    record = mirror_record.read(root) or MirrorRecord()
+    return [*(RestoreFileStep(each, journal, force=force) for each in record.written), RestoreChoiceStep(root, journal)]
 
 
-def _differs(target: Target, record: Record) -> bool:
+def _differs(target: ConfigFile, record: MirrorRecord) -> bool:
     base, known = _base(target.path, record)
     try:
         wanted = target.render(base or b"")
@@ -288,7 +288,7 @@ def _differs(target: Target, record: Record) -> bool:
     return wanted != (now or b"")
 
 
-def _base(path: Path, record: Record) -> tuple[bytes | None, Written | None]:
+def _base(path: Path, record: MirrorRecord) -> tuple[bytes | None, WrittenFile | None]:
     """The content that ours is put into: what was before us, unless somebody else has written since.
 
     A file that was wiped comes back with what the user had in it.
@@ -311,7 +311,7 @@ def _remove(path: Path, folders: Sequence[str]) -> None:
             folder.rmdir()
 
 
-def _original(written: Written) -> bytes | None:
+def _original(written: WrittenFile) -> bytes | None:
     return None if written.kept is None else Path(written.kept).read_bytes()
 
 
@@ -330,7 +330,7 @@ def _mode(path: Path) -> int | None:
     return stat.S_IMODE(path.stat().st_mode) if path.exists() else None
 
 
-def _folders(path: Path, record: Record) -> tuple[str, ...]:
+def _folders(path: Path, record: MirrorRecord) -> tuple[str, ...]:
     """The folders above a file that we make, or have made for another one: the innermost first."""
     made = {each for written in record.written for each in written.folders}
     return tuple(str(folder) for folder in path.parents if not folder.exists() or str(folder) in made)

@@ -53,7 +53,7 @@ class AccessError(HubError):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFile:
     """One file as a hub lists it. `blob` is the name of its blob: sha256 for large files, git sha1 else."""
 
     path: str
@@ -128,7 +128,7 @@ class Hub:
         """Where one file of a snapshot lies."""
         return f"{self.endpoint}/{repo}/resolve/{revision}/{quote(path)}"
 
-    def listing(self, repo: str, revision: str, *, seconds: float = 10.0) -> dict[str, Listed]:
+    def listing(self, repo: str, revision: str, *, seconds: float = 10.0) -> dict[str, ListedFile]:
         """Every file of a snapshot.
 
         Args:
@@ -140,7 +140,7 @@ class Hub:
             HubError: it did not answer, or not as a hub.
         """
         url = f"{self.endpoint}/api/models/{repo}/tree/{revision}?recursive=true&expand=false"
-        found: dict[str, Listed] = {}
+        found: dict[str, ListedFile] = {}
         for _ in range(_MOST_PAGES):
             told, links = self._get(url, repo, seconds)
             try:
@@ -202,8 +202,8 @@ class Hub:
                 except (
                     requests.RequestException,
                     urllib3.exceptions.HTTPError,
-                    body.BrokenError,
-                    body.SilenceError,
+                    body.ConnectionBrokenError,
+                    body.StalledError,
                     ValueError,
                 ) as error:
                     if attempt == patience or not _broke_off(error):
@@ -286,7 +286,7 @@ def _broke_off(error: Exception) -> bool:
     import urllib3
 
     if isinstance(
-        error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError | body.BrokenError
+        error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError | body.ConnectionBrokenError
     ):
         return True
     reasons = [each for each in error.args if isinstance(each, Exception)]
@@ -295,7 +295,7 @@ def _broke_off(error: Exception) -> bool:
     )
 
 
-def _listed(entry: dict[str, object]) -> Listed | None:
+def _listed(entry: dict[str, object]) -> ListedFile | None:
     if entry["type"] != "file":
         return None
     lfs = entry.get("lfs")
@@ -304,4 +304,4 @@ def _listed(entry: dict[str, object]) -> Listed | None:
     # A blob's hash becomes the name of a file.
     if not (isinstance(blob, str) and _BLOB.fullmatch(blob) and type(size) is int and size >= 0):
         raise ValueError("not a listing")
-    return Listed(str(entry["path"]), size, blob)
+    return ListedFile(str(entry["path"]), size, blob)

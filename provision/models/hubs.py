@@ -46,7 +46,7 @@ class Hubs:
         """
         if self.endpoint is not None:
             return [self._hub(self.endpoint, None)]
-        record = mirror_record.read(self.root) or mirror_record.Record()
+        record = mirror_record.read(self.root) or mirror_record.MirrorRecord()
         own = self.environ.get("HF_ENDPOINT")
         if own and own.rstrip("/") != record.chosen("hf").url.rstrip("/"):
             return [self._hub(own, None)]

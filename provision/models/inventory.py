@@ -47,7 +47,7 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedModel:
     """One entry of the manifest and what is here of it; `asked` names it with the extras that are here."""
 
     asked: str
@@ -67,7 +67,7 @@ class Held:
         return [each for each in self.states if each.size is not None]
 
 
-def held(root: Root, manifest: Manifest) -> list[Held]:
+def held(root: Root, manifest: Manifest) -> list[CachedModel]:
     """Every entry of the manifest, and what is here of it by size alone.
 
     Entries that share a repository share its small files: an entry is here where weights of its own are.
@@ -82,7 +82,7 @@ def held(root: Root, manifest: Manifest) -> list[Held]:
             ]
         asked = "+".join([name, *extras])
         model = model_pins.apply(root, manifest.pick(asked))
-        found.append(Held(asked, model, verify.look(snapshot, model.files, Depth.SIZE)))
+        found.append(CachedModel(asked, model, verify.look(snapshot, model.files, Depth.SIZE)))
     return found
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from provision.config.models import ModelFile, ModelSpec
     from provision.core.layout import Root
-    from provision.models.hub_client import Listed
+    from provision.models.hub_client import ListedFile
 
 SCHEMA = 1
 _OFFICIAL = "official"
@@ -51,7 +51,7 @@ def by_mirrors(root: Root, model: ModelSpec) -> dict[str, str]:
     return {path: str(row["from"]) for path, row in kept.items() if row.get("from") not in (None, _OFFICIAL)}
 
 
-def keep(root: Root, model: ModelSpec, listed: Iterable[Listed], source: str) -> None:
+def keep(root: Root, model: ModelSpec, listed: Iterable[ListedFile], source: str) -> None:
     """Keep what a hub says of files that are not pinned yet; `source` is the hub's name.
 
     The official hub's word takes the place of a mirror's; no other word does.

@@ -34,7 +34,7 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Structure:
+class PipelineStructure:
     """A whole model. `read_from`: "the cache", or "the architecture"."""
 
     pipeline: str | None
@@ -44,7 +44,7 @@ class Structure:
     faults: list[str] = field(default_factory=list)
 
 
-def read(snapshot: Path, model: ModelSpec, envs: Path) -> Structure:
+def read(snapshot: Path, model: ModelSpec, envs: Path) -> PipelineStructure:
     """The structure of a model.
 
     Args:
@@ -60,7 +60,7 @@ def read(snapshot: Path, model: ModelSpec, envs: Path) -> Structure:
     return _of_architecture(architectures.load(envs, model.architecture), model)
 
 
-def _of_cache(snapshot: Path, model: ModelSpec) -> Structure:
+def _of_cache(snapshot: Path, model: ModelSpec) -> PipelineStructure:
     faults: list[str] = []
     index = _json(snapshot / "model_index.json", faults) if (snapshot / "model_index.json").exists() else {}
     parts = _parts(index, faults)
@@ -68,7 +68,9 @@ def _of_cache(snapshot: Path, model: ModelSpec) -> Structure:
         config = _json(snapshot / "config.json", faults)
         told = config.get("_class_name") or config.get("architectures")
         kind = _name(told[0] if told and isinstance(told, list) else told or None, "the class in config.json", faults)
-        return Structure(None, [_component(snapshot, "", "model", (None, kind), model, faults)], None, _CACHE, faults)
+        return PipelineStructure(
+            None, [_component(snapshot, "", "model", (None, kind), model, faults)], None, _CACHE, faults
+        )
     scheduler = None
     components = []
     for name, (library, kind) in parts.items():
@@ -79,7 +81,7 @@ def _of_cache(snapshot: Path, model: ModelSpec) -> Structure:
         flat = not (snapshot / name).is_dir() and (snapshot / "config.json").exists()
         components.append(_component(snapshot, "" if flat else name, name, (library, kind), model, faults))
     pipeline = _name(index.get("_class_name"), "the pipeline in model_index.json", faults)
-    return Structure(pipeline, components, scheduler, _CACHE, faults)
+    return PipelineStructure(pipeline, components, scheduler, _CACHE, faults)
 
 
 def _parts(index: dict[str, Any], faults: list[str]) -> dict[str, tuple[str | None, str]]:
@@ -152,7 +154,7 @@ def _weights(snapshot: Path, folder: str, name: str, model: ModelSpec, faults: l
     return own
 
 
-def _of_architecture(found: architectures.Architecture, model: ModelSpec) -> Structure:
+def _of_architecture(found: architectures.Architecture, model: ModelSpec) -> PipelineStructure:
     dtype = stand_ins.dtype_of(model)
     parts = stand_ins.parts_of(model, found)
     components = [
@@ -163,7 +165,7 @@ def _of_architecture(found: architectures.Architecture, model: ModelSpec) -> Str
     ]
     others = found.tokenizers | {name: kind for name, (kind, _) in found.processors.items()}
     components += [Component(name, "transformers", kind) for name, kind in others.items()]
-    return Structure(found.pipeline, components, found.scheduler, "the architecture")
+    return PipelineStructure(found.pipeline, components, found.scheduler, "the architecture")
 
 
 def _json(path: Path, faults: list[str]) -> dict[str, Any]:

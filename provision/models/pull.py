@@ -13,13 +13,13 @@ from provision.core import hashing
 from provision.core.errors import BlockedError, FirstlightError, from_os_error
 from provision.models import former_ids, hf_listing, snapshots, verify
 from provision.models.blob_lock import BlobLock
-from provision.models.hub_client import HubError, Listed
-from provision.models.pull_plan import Needed, Plan, content_name
-from provision.models.resolver import Asking
+from provision.models.hub_client import HubError, ListedFile
+from provision.models.pull_plan import FileToFetch, PullPlan, content_name
+from provision.models.resolver import FileResolver
 from provision.models.verify import Depth, FileState
 from provision.net import download
-from provision.net.fetch import Candidate
-from provision.net.source_health import Ledger
+from provision.net.fetch import Source
+from provision.net.source_health import SourceHealth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -56,11 +56,11 @@ class Pull:
     hubs: Hubs
     trust: bool = False
     pinned: Collection[str] = ()
-    ledger: Ledger = field(default_factory=Ledger)
+    health: SourceHealth = field(default_factory=SourceHealth)
 
     def __post_init__(self) -> None:
         """Know what is on record of its hashes."""
-        self._asking = Asking(self.root, self.name, self.spec, (), self.ledger, self.trust)
+        self._asking = FileResolver(self.root, self.name, self.spec, (), self.health, self.trust)
         self.spec = self._asking.spec
         self._stopped = threading.Event()
         self._told: set[str] = set()
@@ -81,7 +81,7 @@ class Pull:
         """The state of every file, without the network."""
         return verify.look(self.snapshot, self.spec.files, depth, progress)
 
-    def plan(self, progress: Progress | None = None) -> Plan:
+    def plan(self, progress: Progress | None = None) -> PullPlan:
         """What there is, hashed, and what is missing; a hub is asked only where something is.
 
         Raises:
@@ -89,20 +89,21 @@ class Pull:
             FirstlightError: the hubs that answer list other content than the pinned one.
             BlockedError: it does not fit.
         """
-        self.ledger.stopped.clear()  # an earlier run has ended all waiting
+        self.health.stopped.clear()  # an earlier run has ended all waiting
         states = self.look(Depth.HASH, progress)
         self._asking.hubs = self.hubs.every()
         pairs = list(zip(self.spec.files, states, strict=True))
         wanted = [file for file, state in pairs if state.state != "ok"]
         doubted = [file for file, state in pairs if state.state == "ok" and self._asking.is_doubted(file)]
         free = shutil.disk_usage(_standing(self.folder)).free
-        needed: list[Needed] = []
+        needed: list[FileToFetch] = []
         hubs: list[Hub] = []
         if wanted:
             found, hubs = self._asking.patiently(wanted)
             corrupt = {state.path for state in states if state.state == "corrupt"}
             needed = [
-                Needed(file, listed, 0 if file.path in corrupt else self._have(file, listed)) for file, listed in found
+                FileToFetch(file, listed, 0 if file.path in corrupt else self._have(file, listed))
+                for file, listed in found
             ]
         by_mirrors: Counter[str] = Counter()
         unproven = 0
@@ -117,13 +118,15 @@ class Pull:
             here = {file.path: file for file in doubted}
             # Compared as it was looked at: the official hub's word has no pins of a mirror's beside it.
             wrong = {
-                file.path: Needed(file, listed, 0) for file, listed in told if not self._is_as(here[file.path], listed)
+                file.path: FileToFetch(file, listed, 0)
+                for file, listed in told
+                if not self._is_as(here[file.path], listed)
             }
             needed += wrong.values()
             states = [_now_wrong(state) if state.path in wrong else state for state in states]
         self._asking.apply_pins()
         self.spec = self._asking.spec
-        plan = Plan(states, needed, hubs, free, unproven, by_mirrors)
+        plan = PullPlan(states, needed, hubs, free, unproven, by_mirrors)
         # A size that nobody has pinned is one hub's word: it must not be what stops a pull.
         sure = sum(each.listed.size - each.have for each in plan.fetched if each.size is not None)
         if free < round(sure * _HEADROOM):
@@ -133,7 +136,7 @@ class Pull:
             )
         return plan
 
-    def run(self, plan: Plan, progress: Progress) -> None:
+    def run(self, plan: PullPlan, progress: Progress) -> None:
         """Fetch what the plan says, several files at once, and link it. An interrupt ends it at once.
 
         Raises:
@@ -152,25 +155,25 @@ class Pull:
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
 
-    def _is_as(self, file: ModelFile, listed: Listed) -> bool:
+    def _is_as(self, file: ModelFile, listed: ListedFile) -> bool:
         """Whether what is here is what a hub lists; a blob bears its hash, which was compared, as its name."""
         path = self.snapshot / file.path
         compared = verify.pins_of(file, path).get(listed.kind)
         return listed.blob in {compared, hashing.hash_file(path, listed.kind) if compared is None else compared}
 
-    def _have(self, file: ModelFile, listed: Listed) -> int:
+    def _have(self, file: ModelFile, listed: ListedFile) -> int:
         for name in (listed.blob, content_name(file, listed) + PART):
             blob = self.folder / "blobs" / name
             if blob.exists():
                 return min(blob.stat().st_size, listed.size)
         return 0
 
-    def _fetch_all(self, plan: Plan, progress: Progress) -> None:
+    def _fetch_all(self, plan: PullPlan, progress: Progress) -> None:
         """Threads that end with us: one that waits for a silent server must not hold an interrupt up."""
         waiting = deque(sorted(plan.fetched, key=lambda each: -each.listed.size))
         faults: list[BaseException] = []
         self._stopped.clear()
-        self.ledger.stopped.clear()
+        self.health.stopped.clear()
         threading.Thread(target=hf_listing.load, daemon=True).start()
 
         def told(path: str, count: int) -> None:
@@ -192,11 +195,11 @@ class Pull:
                         worker.join(_POLL_SECONDS)  # in turns, so that an interrupt arrives
             finally:
                 self._stopped.set()
-                self.ledger.stopped.set()
+                self.health.stopped.set()
         if faults:
             raise self._fault(plan, faults)
 
-    def _fault(self, plan: Plan, faults: list[BaseException]) -> BaseException:
+    def _fault(self, plan: PullPlan, faults: list[BaseException]) -> BaseException:
         """The one that stops everything, else what a hub wants of this user, else all of them in one."""
         soft = [each for each in faults if isinstance(each, download.DownloadError | download.WrongContentError)]
         if len(soft) < len(faults):
@@ -216,8 +219,8 @@ class Pull:
     def _work(
         self,
         session: requests.Session,
-        plan: Plan,
-        waiting: deque[Needed],
+        plan: PullPlan,
+        waiting: deque[FileToFetch],
         told: Progress,
         faults: list[BaseException],
     ) -> None:
@@ -248,14 +251,14 @@ class Pull:
                 faults.append(error)
                 if not isinstance(error, download.DownloadError | download.WrongContentError):
                     self._stopped.set()  # the disk is full, most likely: no other file would do better
-                    self.ledger.stopped.set()
+                    self.health.stopped.set()
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
-            self.ledger.tell(text)
+            self.health.tell(text)
 
-    def _fetch(self, session: requests.Session, each: Needed, plan: Plan, told: Progress) -> None:
+    def _fetch(self, session: requests.Session, each: FileToFetch, plan: PullPlan, told: Progress) -> None:
         """Fetch one content, and name it for every file that has it."""
         file, listed, proof = each.file, each.listed, each.proof
         paths = [other.file.path for other in plan.needed if other.content == each.content]
@@ -268,7 +271,7 @@ class Pull:
             blob.replace(blob.with_name(blob.name + CORRUPT))
         part = blobs / (each.content + PART)
         places = [
-            Candidate(hub.name, hub.file_url(self.spec.repo, self.spec.revision, file.path), hub.headers())
+            Source(hub.name, hub.file_url(self.spec.repo, self.spec.revision, file.path), hub.headers())
             for hub in plan.hubs
         ]
         download.fetch(
@@ -277,7 +280,7 @@ class Pull:
             part,
             size=each.size,
             pins=proof,
-            ledger=self.ledger,
+            health=self.health,
             progress=lambda count: told(file.path, count),
             name=file.path,
         )
@@ -293,12 +296,12 @@ class Pull:
     def _lock(self, blob: str) -> BlobLock:
         return BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
 
-    def _list_by_client(self, plan: Plan) -> None:
+    def _list_by_client(self, plan: PullPlan) -> None:
         """What it finds missing it would fetch unproven: it is let in where nothing is missing, and looked after."""
         before = self._seen()
         if None in before.values():
             raise FirstlightError(f"{self.name}: files went away while others arrived. Run again.")
-        good = set(self.ledger.order(hub.name for hub in plan.hubs))
+        good = set(self.health.order(hub.name for hub in plan.hubs))
         for hub in plan.hubs:
             if hub.name in good and hf_listing.list_snapshot(
                 self.spec.repo, self.spec.revision, before, self.root.hub_in_use, hub.endpoint

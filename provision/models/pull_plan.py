@@ -9,16 +9,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from provision.config.models import ModelFile
-    from provision.models.hub_client import Hub, Listed
+    from provision.models.hub_client import Hub, ListedFile
     from provision.models.verify import FileState
 
 
 @dataclass(frozen=True)
-class Needed:
+class FileToFetch:
     """One file that is to be fetched, as the hub lists it; `have` bytes of it are here from an earlier run."""
 
     file: ModelFile
-    listed: Listed
+    listed: ListedFile
     have: int
 
     @property
@@ -44,13 +44,13 @@ class Needed:
         return content_name(self.file, self.listed)
 
 
-def content_name(file: ModelFile, listed: Listed) -> str:
+def content_name(file: ModelFile, listed: ListedFile) -> str:
     """Return the name of a file's content: its pinned hash, else the name that the hub lists."""
     return file.sha256 or file.git_sha1 or listed.blob
 
 
 @dataclass(frozen=True)
-class Plan:
+class PullPlan:
     """What a pull would do. `states` of all files; `needed` of them are fetched, from the first of `hubs` that can.
 
     `unproven`: how many files are here that nobody has pinned, and no hub was asked about; `by_mirrors`: {whose word:
@@ -58,16 +58,16 @@ class Plan:
     """
 
     states: list[FileState]
-    needed: list[Needed]
+    needed: list[FileToFetch]
     hubs: list[Hub]
     free: int
     unproven: int = 0
     by_mirrors: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def fetched(self) -> list[Needed]:
+    def fetched(self) -> list[FileToFetch]:
         """The first of each content that is needed."""
-        found: dict[str, Needed] = {}
+        found: dict[str, FileToFetch] = {}
         for each in self.needed:
             found.setdefault(each.content, each)
         return list(found.values())

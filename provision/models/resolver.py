@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from provision.config.models import ModelFile, ModelSpec
     from provision.core.layout import Root
-    from provision.models.hub_client import Hub, Listed
-    from provision.net.source_health import Ledger
+    from provision.models.hub_client import Hub, ListedFile
+    from provision.net.source_health import SourceHealth
 
 
 @dataclass
-class Asking:
+class FileResolver:
     """The questions of one pull. `name` is what messages call the model; `hubs` are those that may be asked.
 
     `trust`: also take a mirror's word for what nobody has pinned.
@@ -29,13 +29,13 @@ class Asking:
     name: str
     manifest: ModelSpec
     hubs: Sequence[Hub]
-    ledger: Ledger
+    health: SourceHealth
     trust: bool
     spec: ModelSpec = field(init=False)
 
     def __post_init__(self) -> None:
         """Know what is on record of its hashes."""
-        self._listings: dict[str, dict[str, Listed]] = {}
+        self._listings: dict[str, dict[str, ListedFile]] = {}
         self.apply_pins()
 
     def apply_pins(self) -> None:
@@ -50,7 +50,7 @@ class Asking:
         """Whether nobody has pinned a file, or nobody but a mirror."""
         return not file.locked or file.path in self.provisional
 
-    def patiently(self, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, Listed]], list[Hub]]:
+    def patiently(self, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
         """Of every hub; where the only ones that may have it are busy, as long as they ask to wait."""
         hubs = list(self.hubs)
         if any(self.is_doubted(file) for file in wanted):
@@ -59,12 +59,12 @@ class Asking:
             try:
                 return self.once(wanted, hubs)
             except BusyError as error:
-                if not self.ledger.wait(error.wait, f"{self.name}: {error}"):
+                if not self.health.wait(error.wait, f"{self.name}: {error}"):
                     raise
 
     def once(
         self, wanted: Sequence[ModelFile], hubs: Sequence[Hub]
-    ) -> tuple[list[tuple[ModelFile, Listed]], list[Hub]]:
+    ) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
         """Each file as the first hub lists it that lists it as pinned; those hubs come first among those to be asked.
 
         A hub that lists one file otherwise is not believed for the others.
@@ -74,8 +74,8 @@ class Asking:
             HubError: nobody lists all of it.
             FirstlightError: who does lists other content than the pinned one.
         """
-        found: dict[str, tuple[ModelFile, Listed]] = {}
-        asked: list[tuple[Hub, list[Listed]]] = []
+        found: dict[str, tuple[ModelFile, ListedFile]] = {}
+        asked: list[tuple[Hub, list[ListedFile]]] = []
         silent: list[HubError] = []
         wrong: FirstlightError | None = None
         for hub in hubs:
@@ -84,7 +84,7 @@ class Asking:
             except HubError as error:
                 silent.append(error)
             except FirstlightError as error:
-                self.ledger.ban(hub.name, str(error))
+                self.health.ban(hub.name, str(error))
                 wrong = error
             else:
                 found |= {file.path: (file, each) for file, each in listed}
@@ -109,10 +109,12 @@ class Asking:
             return wrong
         return silent[0] if len(silent) == 1 else HubError("; ".join(map(str, silent)) or "no official hub is asked")
 
-    def _listed(self, hub: Hub, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, Listed]], list[HubError]]:
+    def _listed(
+        self, hub: Hub, wanted: Sequence[ModelFile]
+    ) -> tuple[list[tuple[ModelFile, ListedFile]], list[HubError]]:
         """What a hub lists of these files, and why not more."""
         listing = self._listing(hub)
-        found: list[tuple[ModelFile, Listed]] = []
+        found: list[tuple[ModelFile, ListedFile]] = []
         lacking: list[HubError] = []
         for file in wanted:
             try:
@@ -121,12 +123,12 @@ class Asking:
                 lacking.append(error)
         return found, lacking[:1]
 
-    def _listing(self, hub: Hub) -> dict[str, Listed]:
+    def _listing(self, hub: Hub) -> dict[str, ListedFile]:
         if hub.endpoint not in self._listings:
             self._listings[hub.endpoint] = hub.listing(self.spec.repo, self.spec.revision)
         return self._listings[hub.endpoint]
 
-    def _pinned(self, file: ModelFile, listing: dict[str, Listed], hub: Hub) -> tuple[ModelFile, Listed]:
+    def _pinned(self, file: ModelFile, listing: dict[str, ListedFile], hub: Hub) -> tuple[ModelFile, ListedFile]:
         if hub.is_official and file.path in self.provisional:  # its word goes before a mirror's
             file = self._said[file.path]
         listed = listing.get(file.path)

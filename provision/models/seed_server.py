@@ -27,7 +27,7 @@ _LARGEST_BODY = 1 << 20
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """One model that is served: {path: blob} of its pinned revision."""
 
     repo: str
@@ -47,7 +47,7 @@ class Served:
         return rows
 
 
-def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[str]) -> Served:
+def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[str]) -> ServedModel:
     """What can be served of a model: the files whose blobs bear their hashes.
 
     A blob is where the link leads in one step: it may itself lead into a store that repositories share, where it bears
@@ -58,10 +58,10 @@ def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[
         named = snapshot / path
         if named.is_symlink() and named.is_file() and _BLOB.fullmatch(named.readlink().name):
             files[path] = named.parent / named.readlink()
-    return Served(repo, revision, license_, files)
+    return ServedModel(repo, revision, license_, files)
 
 
-def server(models: list[Served], host: str, port: int) -> ThreadingHTTPServer:
+def server(models: list[ServedModel], host: str, port: int) -> ThreadingHTTPServer:
     """A server of these models; `serve_forever` runs it.
 
     Raises:
@@ -87,7 +87,7 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
+def _handler(repos: Mapping[str, ServedModel], models: list[ServedModel]) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         server_version = "firstlight"
@@ -150,7 +150,7 @@ def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTP
             else:
                 self.missing("RepoNotFound", body=body)
 
-        def model(self, repo: str, revision: str) -> Served | None:
+        def model(self, repo: str, revision: str) -> ServedModel | None:
             every = [each for each in models if each.repo == repo and revision in {each.revision, "main"}]
             if not every:
                 return None
@@ -158,9 +158,9 @@ def _handler(repos: Mapping[str, Served], models: list[Served]) -> type[BaseHTTP
             files = {
                 path: blob for each in every if each.revision == every[0].revision for path, blob in each.files.items()
             }
-            return Served(repo, every[0].revision, every[0].license, files)
+            return ServedModel(repo, every[0].revision, every[0].license, files)
 
-        def info(self, model: Served, *, body: bool) -> None:
+        def info(self, model: ServedModel, *, body: bool) -> None:
             names = [{"rfilename": path} for path in sorted(model.files)]
             card = {"license": model.license}
             self.json(

@@ -38,7 +38,7 @@ Shapes = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFile:
     """One file: its place in the repository, and the sha256 of its content."""
 
     path: str
@@ -53,7 +53,7 @@ def write(
     variant: str | None,
     parts: frozenset[str],
     progress: Callable[[int], None],
-) -> list[Written]:
+) -> list[WrittenFile]:
     """Write every file of a stand-in.
 
     Args:
@@ -87,7 +87,8 @@ def write(
         _dump(folder / "model_index.json", _index(architecture, description["diffusers"], parts))
     small = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     written = [
-        Written(path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in small
+        WrittenFile(path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in small
     ]
     return written + _write_weights(folder, weights, progress)
 
@@ -109,7 +110,7 @@ def _index(architecture: Architecture, version: str, parts: frozenset[str]) -> d
     return dict(sorted(index.items()))
 
 
-def _write_weights(folder: Path, files: Mapping[str, Shapes], progress: Callable[[int], None]) -> list[Written]:
+def _write_weights(folder: Path, files: Mapping[str, Shapes], progress: Callable[[int], None]) -> list[WrittenFile]:
     """Write the files one after another, and hash their content at the same time, on another core."""
     pool = _Pool()
     stopped = threading.Event()
@@ -121,7 +122,7 @@ def _write_weights(folder: Path, files: Mapping[str, Shapes], progress: Callable
                     for block in pool.content(shapes):
                         _write_all(out, block)
                         progress(len(block))
-            return [Written(path, done.result()) for path, done in hashes.items()]
+            return [WrittenFile(path, done.result()) for path, done in hashes.items()]
         finally:
             stopped.set()
 

@@ -16,7 +16,7 @@ from provision.models.hub_client import HubError
 from provision.models.pull import Pull
 from provision.models.verify import Depth
 from provision.net.download import DownloadError
-from provision.net.source_health import Ledger
+from provision.net.source_health import SourceHealth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -69,7 +69,7 @@ class ModelStep:
         self.name = f"model {name}"
         self.root = root
         self.model = name
-        self.pull = Pull(root, name, spec, hubs, pinned=pinned, ledger=Ledger(tell=tell))
+        self.pull = Pull(root, name, spec, hubs, pinned=pinned, health=SourceHealth(tell=tell))
         self.retry = retry
         self.progress = progress
         self.build = build
@@ -105,12 +105,12 @@ class ModelStep:
 
     def _whole(self, size: int, how: str) -> Check:
         """Describe a model whose files are all here; its former ids lead to it where the cache can be written."""
-        hub, spec, said = self.root.hub_in_use, self.pull.spec, list(self.pull.ledger.loud())
+        hub, spec, said = self.root.hub_in_use, self.pull.spec, list(self.pull.health.warnings())
         if lost := former_ids.missing(hub, spec):
             if former_ids.can_be_made(hub, spec):
                 return Check(State.DRIFTED, f"{spec.repo} is not found as {lost[0]}")
             said.append(f"{hub} cannot be written, so {spec.repo} is not found as {lost[0]}")
-        fetched = self.pull.ledger.summary()
+        fetched = self.pull.health.summary()
         how += f": {fetched}" if fetched else ""
         load = _to_load(load_line.of_model(self.root, spec, self.architecture))
         return Check(State.OK, f"{spec.repo}, {size:,} bytes{how}{load}", "; ".join(said) or None)

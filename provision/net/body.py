@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 19
 
 
-class SilenceError(TimeoutError):
+class StalledError(TimeoutError):
     """Nothing came for as long as was asked to wait."""
 
 
-class BrokenError(Exception):
+class ConnectionBrokenError(Exception):
     """The line ended before the body did."""
 
 
-class Watch:
+class StallTimeout:
     """Ends a reading that brings nothing for so many seconds: a socket's own limit starts anew with every byte.
 
-    `end` is what ends it; `with` then raises SilenceError.
+    `end` is what ends it; `with` then raises StalledError.
     """
 
     def __init__(self, seconds: float, end: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class Watch:
             self._is_over = True
             self._changed.notify()
         if self._has_ended:
-            raise SilenceError
+            raise StalledError
 
     def go_on(self) -> None:
         """Something is waited for from now on."""
@@ -87,8 +87,8 @@ def blocks(raw: urllib3.BaseHTTPResponse, seconds: float) -> Iterator[bytes | me
         seconds: how long it may bring nothing: a chunk's length, or what follows the last chunk, is nothing too.
 
     Raises:
-        SilenceError: nothing came for so long, or for the timeout of the request.
-        BrokenError: the line ended.
+        StalledError: nothing came for so long, or for the timeout of the request.
+        ConnectionBrokenError: the line ended.
         urllib3.exceptions.HTTPError: as urllib3 says it.
     """
     # urllib3 hands out a new bytes for every read; what it reads from takes a buffer. It has no public name for it,
@@ -101,15 +101,15 @@ def blocks(raw: urllib3.BaseHTTPResponse, seconds: float) -> Iterator[bytes | me
             try:
                 count = inner.fp.readinto1(buffer)
             except TimeoutError:
-                raise SilenceError from None
+                raise StalledError from None
             except OSError:
-                raise BrokenError from None
+                raise ConnectionBrokenError from None
             if not count:
-                raise BrokenError
+                raise ConnectionBrokenError
             inner.length -= count
             raw.length_remaining = inner.length
             yield buffer[:count]
-    with Watch(seconds, raw.shutdown) as watch:
+    with StallTimeout(seconds, raw.shutdown) as watch:
         while block := raw.read1(_BLOCK):
             watch.rest()
             yield block

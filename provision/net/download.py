@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import FirstlightError
 from provision.net import fetch as file_fetch
-from provision.net.fetch import RefusedError, Way
-from provision.net.partial_file import Partial
+from provision.net.fetch import FetchOptions, SourceError
+from provision.net.partial_file import PartialFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import requests
 
-    from provision.net.fetch import Candidate
-    from provision.net.source_health import Ledger
+    from provision.net.fetch import Source
+    from provision.net.source_health import SourceHealth
 
 # (connect, silence) in seconds: a source that does not answer is left quickly while there is another, and later it is
 # given time.
@@ -54,12 +54,12 @@ class WrongContentError(FirstlightError):
 
 def fetch(
     session: requests.Session,
-    candidates: Callable[[], Iterable[Candidate]],
+    candidates: Callable[[], Iterable[Source]],
     part: Path,
     *,
     size: int | None,
     pins: Mapping[str, Collection[str]],
-    ledger: Ledger,
+    health: SourceHealth,
     progress: Callable[[int], None],
     name: str,
 ) -> str:
@@ -74,7 +74,7 @@ def fetch(
         part: the partial; it stays when this fails.
         size: the file's bytes where they are known.
         pins: {kind of `hashing.content_hash`: the digests that are right}.
-        ledger: what became of the sources; those that it bans are left out.
+        health: what became of the sources; those that it bans are left out.
         progress: told the bytes that arrive.
         name: what messages call the file.
 
@@ -85,7 +85,7 @@ def fetch(
         DownloadError: nobody delivered.
         WrongContentError: who delivered sent wrong content.
     """
-    work = _Fetch(session, candidates, Partial(part, pins, size), ledger, progress, name)
+    work = _Fetch(session, candidates, PartialFile(part, pins, size), health, progress, name)
     rounds = 0
     while rounds <= _PATIENT_ROUNDS:
         before, work.was_busy = work.partial.have, False
@@ -114,9 +114,9 @@ class _Fetch:
     """
 
     session: requests.Session
-    candidates: Callable[[], Iterable[Candidate]]
-    partial: Partial
-    ledger: Ledger
+    candidates: Callable[[], Iterable[Source]]
+    partial: PartialFile
+    health: SourceHealth
     progress: Callable[[int], None]
     name: str
     failures: dict[str, str] = field(default_factory=dict)
@@ -128,10 +128,10 @@ class _Fetch:
     busy: dict[str, _Busy] = field(default_factory=dict)
     was_busy: bool = False
 
-    def left(self) -> list[Candidate]:
+    def left(self) -> list[Source]:
         """Who may still be asked, the best first."""
         every = [each for each in self.candidates() if each.source not in self.dropped]
-        order = self.ledger.order(candidate.source for candidate in every)
+        order = self.health.order(candidate.source for candidate in every)
         return sorted((each for each in every if each.source in order), key=lambda each: order.index(each.source))
 
     def round(self, *, patient: bool) -> str | None:
@@ -142,7 +142,7 @@ class _Fetch:
             before = self.partial.have
             try:
                 self._ask(candidate, patient=patient)
-            except RefusedError as error:
+            except SourceError as error:
                 self._note(candidate.source, error)
                 if patient and error.is_silence and self.partial.have == before:
                     self.silent.add(candidate.source)
@@ -151,7 +151,7 @@ class _Fetch:
                 return candidate.source
         return None
 
-    def _ready(self) -> list[Candidate]:
+    def _ready(self) -> list[Source]:
         """Who may be asked now. Nobody is waited for while another one may have it."""
         every = self.left()
         ready = [each for each in every if not self._is_busy(each)]
@@ -162,12 +162,12 @@ class _Fetch:
         first = min(waiting, key=lambda each: self.busy[each.source].until)
         busy = self.busy[first.source]
         left = max(0.0, busy.until - time.monotonic())
-        if not self.ledger.wait(left, f"{self.name} from {first.source}", is_asked=busy.is_asked):
+        if not self.health.wait(left, f"{self.name} from {first.source}", is_asked=busy.is_asked):
             self.dropped |= {each.source for each in every}
             return []
         return [first, *ready]
 
-    def _is_busy(self, candidate: Candidate) -> bool:
+    def _is_busy(self, candidate: Source) -> bool:
         busy = self.busy.get(candidate.source)
         return busy is not None and busy.until > time.monotonic()
 
@@ -175,7 +175,7 @@ class _Fetch:
         """Whether somebody else could be asked now who is not known to bring nothing."""
         return any(each.source not in self.asked | self.silent and not self._is_busy(each) for each in self.left())
 
-    def _note(self, source: str, error: RefusedError) -> None:
+    def _note(self, source: str, error: SourceError) -> None:
         """Remember what a refusal means for this file, and for the run."""
         self.failures[source] = str(error)
         if error.refusal is not None:
@@ -183,7 +183,7 @@ class _Fetch:
         if error.wait is not None:
             self._note_busy(source, error.wait)
         elif error.is_silence:
-            self.ledger.trouble(source, str(error))
+            self.health.mark_failed(source, str(error))
         elif error.is_wrong:
             self._note_wrong(source, str(error))
         else:
@@ -200,20 +200,22 @@ class _Fetch:
     def _note_wrong(self, source: str, said: str) -> None:
         self.failures[source] = said
         self.wrong.add(source)
-        self.ledger.ban(source, f"of {self.name} {said}")
+        self.health.ban(source, f"of {self.name} {said}")
 
-    def _ask(self, candidate: Candidate, *, patient: bool) -> None:
+    def _ask(self, candidate: Source, *, patient: bool) -> None:
         is_here = self.partial.is_whole or (self.partial.have and self.partial.wrong is None)
         if not is_here:
             patience = _PATIENT if patient else _IMPATIENT
-            file_fetch.append(Way(self.session, self.progress, patience, self._is_another), candidate, self.partial)
+            file_fetch.append(
+                FetchOptions(self.session, self.progress, patience, self._is_another), candidate, self.partial
+            )
 
-    def _is_right(self, candidate: Candidate) -> bool:
+    def _is_right(self, candidate: Source) -> bool:
         partial, source = self.partial, candidate.source
         reason = partial.wrong
         if reason is None:
             giver = source if source in partial.givers else next(iter(partial.givers), source)
-            self.ledger.deliver(self.name, giver, partial.have, self.failures)
+            self.health.deliver(self.name, giver, partial.have, self.failures)
             return True
         if partial.givers == {source}:
             self._note_wrong(source, f"it sent {reason}")

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from provision.net import body
-from provision.net.partial_file import OtherwiseError, TooMuchError
+from provision.net.partial_file import ContentMismatchError, TooLargeError
 from provision.net.retry import BUSY, LONGEST_WAIT_SECONDS, retry_after
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from provision.net.partial_file import Block, Partial, Progress
+    from provision.net.partial_file import Block, PartialFile, Progress
 
 _NO_ACCESS = {401, 403}
 # A source that sends less than this over so long is left while there is another.
@@ -26,7 +26,7 @@ _SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Source:
     """One place that may deliver a file: whose it is, where, and what is sent along."""
 
     source: str
@@ -35,7 +35,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Way:
+class FetchOptions:
     """How sources are asked.
 
     `patience`: (to connect, of silence) in seconds. `is_another`: whether somebody else could be asked now.
@@ -47,7 +47,7 @@ class Way:
     is_another: Callable[[], bool]
 
 
-class RefusedError(Exception):
+class SourceError(Exception):
     """One candidate did not deliver.
 
     It was silent, or is busy for `wait` seconds, or all that it sent `is_wrong`; else it does not have the file.
@@ -71,7 +71,7 @@ class RefusedError(Exception):
         self.refusal = refusal
 
 
-class _Sent(Enum):
+class _Response(Enum):
     """What a source has sent: the rest that it was asked for, the whole file, or nothing, as it has no such rest."""
 
     REST = auto()
@@ -79,13 +79,13 @@ class _Sent(Enum):
     NOTHING = auto()
 
 
-def append(way: Way, candidate: Candidate, partial: Partial) -> None:
+def append(way: FetchOptions, candidate: Source, partial: PartialFile) -> None:
     """Ask a candidate for what is not here yet, and add it.
 
     What is here stays. It is forgotten only where the candidate sends the whole pinned file, and that begins otherwise.
 
     Raises:
-        RefusedError: it does not deliver, or all that it sends is wrong. What came stays where it may be right.
+        SourceError: it does not deliver, or all that it sends is wrong. What came stays where it may be right.
         OSError: the disk is full, or cannot be written.
     """
     from_its_start = not partial.have
@@ -93,25 +93,25 @@ def append(way: Way, candidate: Candidate, partial: Partial) -> None:
         mark = partial.mark()
         try:
             sent = _take(way, candidate, partial, from_its_start=from_its_start)
-        except TooMuchError as error:
+        except TooLargeError as error:
             partial.back_to(mark)
             which = "that may come" if partial.size is None else "that are right"
-            raise RefusedError(f"it sends more than the {error.most:,} bytes {which}") from None
-        except OtherwiseError as error:
+            raise SourceError(f"it sends more than the {error.most:,} bytes {which}") from None
+        except ContentMismatchError as error:
             if error.wrong is not None:
                 raise _otherwise(partial, error) from None
             partial.restart()
             continue
         reason = partial.wrong
-        if reason is None or (sent is _Sent.REST and partial.size is not None):
+        if reason is None or (sent is _Response.REST and partial.size is not None):
             return  # where every byte is here, and they are not right, nobody knows whose fault that is
         partial.back_to(mark)
-        if sent is _Sent.WHOLE:
-            raise RefusedError(f"it sent {reason}", is_wrong=True)
+        if sent is _Response.WHOLE:
+            raise SourceError(f"it sent {reason}", is_wrong=True)
         from_its_start = True  # what it has as a whole tells which of the two is wrong
 
 
-def _take(way: Way, candidate: Candidate, partial: Partial, *, from_its_start: bool) -> _Sent:
+def _take(way: FetchOptions, candidate: Source, partial: PartialFile, *, from_its_start: bool) -> _Response:
     import requests
     import urllib3
 
@@ -122,43 +122,43 @@ def _take(way: Way, candidate: Candidate, partial: Partial, *, from_its_start: b
     try:
         with way.session.get(candidate.url, headers=asked, stream=True, timeout=way.patience) as response:
             if response.status_code == 416 and partial.size is None and not from_its_start:
-                return _Sent.NOTHING
+                return _Response.NOTHING
             if response.status_code >= 400:
                 raise _refusal(response)
-            sent = _Sent.REST if response.status_code == 206 else _Sent.WHOLE
+            sent = _Response.REST if response.status_code == 206 else _Response.WHOLE
             first = 0 if from_its_start else partial.have
-            if sent is _Sent.REST and not re.match(rf"bytes {first}-", response.headers.get("Content-Range", "")):
-                raise RefusedError("it sends another range than it was asked for")
+            if sent is _Response.REST and not re.match(rf"bytes {first}-", response.headers.get("Content-Range", "")):
+                raise SourceError("it sends another range than it was asked for")
             size = _size(response, partial)
             # A body that tells no length may have no end.
             most = partial.have + shutil.disk_usage(partial.path.parent).free // 2 if size is None else size
             blocks = _blocks(response, way)
-            if sent is _Sent.WHOLE and partial.have:
+            if sent is _Response.WHOLE and partial.have:
                 blocks = partial.rest_of(blocks, way.progress, most)
             partial.add(blocks, candidate.source, way.progress, most)
-    except body.SilenceError:
-        raise RefusedError("it fell silent", is_silence=True) from None
-    except (requests.RequestException, urllib3.exceptions.HTTPError, body.BrokenError, ValueError) as error:
-        raise RefusedError(_silence(error), is_silence=True) from None
+    except body.StalledError:
+        raise SourceError("it fell silent", is_silence=True) from None
+    except (requests.RequestException, urllib3.exceptions.HTTPError, body.ConnectionBrokenError, ValueError) as error:
+        raise SourceError(_silence(error), is_silence=True) from None
     if size is not None and partial.have != size:
-        raise RefusedError(f"it sent {partial.have:,} of {size:,} bytes", is_silence=True)
+        raise SourceError(f"it sent {partial.have:,} of {size:,} bytes", is_silence=True)
     return sent
 
 
-def _otherwise(partial: Partial, error: OtherwiseError) -> RefusedError:
+def _otherwise(partial: PartialFile, error: ContentMismatchError) -> SourceError:
     """What it means that a whole file arrived that begins otherwise than what is here, and is not the pinned one."""
     if error.size < partial.have:
-        return RefusedError("it sent less than is here already", is_silence=True)
+        return SourceError("it sent less than is here already", is_silence=True)
     if partial.size not in {None, error.size}:
-        return RefusedError(f"it sent {error.size:,} of {partial.size:,} bytes", is_silence=True)
-    return RefusedError(f"it sent {error.wrong}", is_wrong=True)
+        return SourceError(f"it sent {error.size:,} of {partial.size:,} bytes", is_silence=True)
+    return SourceError(f"it sent {error.wrong}", is_wrong=True)
 
 
-def _size(response: requests.Response, partial: Partial) -> int | None:
+def _size(response: requests.Response, partial: PartialFile) -> int | None:
     """The whole file's bytes: those that are pinned, else those that a source tells.
 
     Raises:
-        RefusedError: it tells other ones than are pinned.
+        SourceError: it tells other ones than are pinned.
     """
     told = response.headers.get("Content-Length", "")
     if response.status_code == 206:
@@ -166,11 +166,11 @@ def _size(response: requests.Response, partial: Partial) -> int | None:
     if not re.fullmatch(r"[0-9]{1,18}", told):
         return partial.size
     if partial.size not in {None, int(told)}:
-        raise RefusedError(f"its file has {int(told):,} bytes, {partial.size:,} are right")
+        raise SourceError(f"its file has {int(told):,} bytes, {partial.size:,} are right")
     return int(told)
 
 
-def _blocks(response: requests.Response, way: Way) -> Iterator[Block]:
+def _blocks(response: requests.Response, way: FetchOptions) -> Iterator[Block]:
     """What arrives, as it arrives."""
     since, arrived = time.monotonic(), 0
     for block in body.blocks(response.raw, way.patience[1]):
@@ -178,25 +178,25 @@ def _blocks(response: requests.Response, way: Way) -> Iterator[Block]:
         arrived += len(block)
         if time.monotonic() - since > _SLOWEST_SECONDS:
             if arrived < _SLOWEST_BYTES and way.is_another():
-                raise RefusedError(f"it sends {arrived / _SLOWEST_SECONDS / 1000:.0f} kB a second", is_silence=True)
+                raise SourceError(f"it sends {arrived / _SLOWEST_SECONDS / 1000:.0f} kB a second", is_silence=True)
             since, arrived = time.monotonic(), 0
 
 
-def _refusal(response: requests.Response) -> RefusedError:
+def _refusal(response: requests.Response) -> SourceError:
     """What an answer that is no file means for this source."""
     code = response.headers.get("X-Error-Code", "")
     said = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
     if response.history and response.status_code in _NO_ACCESS:
         # The address that it sent us to has expired, most likely: it hands out a fresh one.
-        return RefusedError(f"where it leads to, the answer is {said}", is_silence=True)
+        return SourceError(f"where it leads to, the answer is {said}", is_silence=True)
     if response.status_code in _NO_ACCESS:
-        return RefusedError(f"it answers {said}", refusal=(response.status_code, code))
+        return SourceError(f"it answers {said}", refusal=(response.status_code, code))
     if response.status_code not in BUSY:
-        return RefusedError(f"it answers {said}")
+        return SourceError(f"it answers {said}")
     wait = retry_after(response.headers.get("Retry-After"))
     if wait > LONGEST_WAIT_SECONDS:
-        return RefusedError(f"it answers {said}, and asks for {wait:,.0f} s of patience")
-    return RefusedError(f"it answers {said}", wait=wait)
+        return SourceError(f"it answers {said}, and asks for {wait:,.0f} s of patience")
+    return SourceError(f"it answers {said}", wait=wait)
 
 
 def _silence(error: Exception) -> str:
@@ -207,7 +207,7 @@ def _silence(error: Exception) -> str:
     if isinstance(error, requests.ConnectTimeout):
         return "it does not answer"
     if isinstance(
-        error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError | body.BrokenError
+        error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError | body.ConnectionBrokenError
     ):
         return "it broke off"
     if isinstance(error, requests.ReadTimeout) or "timed out" in str(error):

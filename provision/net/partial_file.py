@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int], None]
 
 
-class TooMuchError(Exception):
+class TooLargeError(Exception):
     """More arrives than the `most` bytes that the file can have."""
 
     def __init__(self, most: int) -> None:
@@ -30,7 +30,7 @@ class TooMuchError(Exception):
         self.most = most
 
 
-class OtherwiseError(Exception):
+class ContentMismatchError(Exception):
     """A whole file arrived that begins otherwise than what is here, or is shorter: its `size`, and what is `wrong`.
 
     `wrong` is None where it is the pinned file: then what is here is no part of it.
@@ -44,7 +44,7 @@ class OtherwiseError(Exception):
 
 
 @dataclass(frozen=True)
-class Mark:
+class PartialState:
     """How far a partial was."""
 
     have: int
@@ -52,7 +52,7 @@ class Mark:
     givers: frozenset[str]
 
 
-class Partial:
+class PartialFile:
     """The bytes on disk, and the digests of them. A stored one is hashed before it is added to.
 
     Args:
@@ -95,11 +95,13 @@ class Partial:
         self.givers.clear()
         self.digests = self._fresh()
 
-    def mark(self) -> Mark:
+    def mark(self) -> PartialState:
         """What `back_to` goes back to."""
-        return Mark(self.have, {kind: digest.copy() for kind, digest in self.digests.items()}, frozenset(self.givers))
+        return PartialState(
+            self.have, {kind: digest.copy() for kind, digest in self.digests.items()}, frozenset(self.givers)
+        )
 
-    def back_to(self, mark: Mark) -> None:
+    def back_to(self, mark: PartialState) -> None:
         """Forget what has arrived since."""
         if not mark.have:
             self.restart()
@@ -111,12 +113,12 @@ class Partial:
         """Append what arrives, and nothing beyond the `most` bytes that the file can have.
 
         Raises:
-            TooMuchError: more arrives.
+            TooLargeError: more arrives.
         """
         with open(self.path, "ab", opener=_no_link) as file:
             for block in blocks:
                 if self.have + len(block) > most:
-                    raise TooMuchError(most)
+                    raise TooLargeError(most)
                 file.write(block)
                 self.givers.add(source)
                 self.have += _add(self.digests, block)
@@ -126,8 +128,8 @@ class Partial:
         """Of a whole file that arrives, what is not here yet; nothing where it begins otherwise.
 
         Raises:
-            TooMuchError: more arrives than the `most` bytes that the file can have.
-            OtherwiseError: it begins otherwise, or is shorter; it was hashed to its end.
+            TooLargeError: more arrives than the `most` bytes that the file can have.
+            ContentMismatchError: it begins otherwise, or is shorter; it was hashed to its end.
         """
         seen, count, blocks = self._fresh(), 0, iter(blocks)
         for block in blocks:
@@ -145,8 +147,8 @@ class Partial:
                 count += _add(seen, other)
                 progress(0)
                 if count > most:
-                    raise TooMuchError(most)
-        raise OtherwiseError(count, self._wrong(seen))
+                    raise TooLargeError(most)
+        raise ContentMismatchError(count, self._wrong(seen))
 
     def _fresh(self) -> dict[str, Hash]:
         return {kind: hashing.content_hash(kind, self.size or 0) for kind in self.pins}

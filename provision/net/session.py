@@ -60,8 +60,8 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 def _let_go(redirect: requests.Response) -> None:
     """Have done with a redirect: its connection is used again where its body is short, and closed else."""
     with (
-        suppress(body.SilenceError, urllib3.exceptions.HTTPError),
-        body.Watch(_SHORT_SECONDS, redirect.raw.shutdown),
+        suppress(body.StalledError, urllib3.exceptions.HTTPError),
+        body.StallTimeout(_SHORT_SECONDS, redirect.raw.shutdown),
     ):
         redirect.raw.read(_SHORT_BYTES)
     redirect.close()
@@ -78,12 +78,12 @@ class _Watched:
         """The answer.
 
         Raises:
-            SilenceError: its head does not end; every byte of it, and every "100 Continue", would be waited for anew.
+            StalledError: its head does not end; every byte of it, and every "100 Continue", would be waited for anew.
         """
         end = getattr(self.sock, "shutdown", None)  # TLS within TLS has none
         if end is None or not isinstance(self.timeout, int | float):
             return super().getresponse()  # type: ignore[misc, no-any-return]  # of the class beside it
-        with body.Watch(float(self.timeout), partial(end, socket.SHUT_RD)):
+        with body.StallTimeout(float(self.timeout), partial(end, socket.SHUT_RD)):
             return super().getresponse()  # type: ignore[misc, no-any-return]  # of the class beside it
 
 

@@ -16,16 +16,16 @@ _SAID_FROM_SECONDS = 5.0
 
 
 @dataclass
-class Ledger:
+class SourceHealth:
     """Who delivered what, who failed, and who is not asked again.
 
     `tell` is told what takes long; `stopped` ends every waiting.
     """
 
     delivered: list[tuple[str, str, int]] = field(default_factory=list)
-    instead: dict[str, str] = field(default_factory=dict)
+    fallbacks: dict[str, str] = field(default_factory=dict)
     banned: dict[str, str] = field(default_factory=dict)
-    troubled: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = field(default=lambda _: None)
     stopped: threading.Event = field(default_factory=threading.Event)
     _waited: float = 0.0
@@ -36,7 +36,7 @@ class Ledger:
         """The sources that may be asked, those in trouble last."""
         with self._lock:
             usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
-            return sorted(usable, key=lambda name: name in self.troubled)
+            return sorted(usable, key=lambda name: name in self.failed)
 
     def wait(self, seconds: float, why: str, *, is_asked: bool = True) -> bool:
         """Wait, within the patience of the run; files that wait together wait once.
@@ -65,10 +65,10 @@ class Ledger:
         with self._lock:
             self.banned.setdefault(source, reason)
 
-    def trouble(self, source: str, reason: str) -> None:
+    def mark_failed(self, source: str, reason: str) -> None:
         """It did not answer: the others are asked first from now on."""
         with self._lock:
-            self.troubled.setdefault(source, reason)
+            self.failed.setdefault(source, reason)
 
     def deliver(self, file: str, source: str, size: int, failures: Mapping[str, str]) -> None:
         """A file is here, whole and right; `failures` are of the sources that were asked before."""
@@ -76,7 +76,7 @@ class Ledger:
             self.delivered.append((file, source, size))
             if failures:
                 before = "; ".join(f"{name}: {why}" for name, why in failures.items())
-                self.instead[file] = f"{file} from {source} ({before})"
+                self.fallbacks[file] = f"{file} from {source} ({before})"
 
     def summary(self) -> str:
         """How many files came from where, such as "61 files from tuna, 1 from official"."""
@@ -86,9 +86,9 @@ class Ledger:
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         return ", ".join(f"{count} {'file' if count == 1 else 'files'} from {name}" for name, count in ordered)
 
-    def loud(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What its owner must know: who sent wrong content, and which files another source had to deliver."""
         said = [f"{name} is not asked again in this run: {reason}" for name, reason in self.banned.items()]
-        others = list(self.instead.values())
+        others = list(self.fallbacks.values())
         more = [f"and {len(others) - 3} more files from another source than the first"] if len(others) > 3 else []
         return [*said, *others[:3], *more]

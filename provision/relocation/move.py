@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.progress import no_progress
 from provision.fs import tree
-from provision.fs.copy_tree import Mirror
-from provision.fs.merge_tree import Merge
-from provision.fs.open_dir import Folder, link_target
+from provision.fs.copy_tree import TreeCopy
+from provision.fs.merge_tree import TreeMerge
+from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.volume.changes import make_folders
 
@@ -33,7 +33,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
-class Pair:
+class MovePair:
     """A folder's old path, which becomes a link, and its new place."""
 
     source: Path
@@ -60,10 +60,10 @@ class Pair:
         return not os.path.lexists(self.source) and self.target.is_dir() and not self.unfinished
 
 
-class _Open:
+class _OpenPair:
     """A pair with the folders that hold its two names."""
 
-    def __init__(self, pair: Pair, home: Folder, there: Folder) -> None:
+    def __init__(self, pair: MovePair, home: OpenDir, there: OpenDir) -> None:
         self.pair = pair
         self.home, self.name = home, pair.source.name
         self.there, self.new = there, pair.target.name
@@ -83,7 +83,7 @@ class _Open:
             return not tree.is_empty(target)
 
 
-class Mover:
+class FolderMove:
     """Moves the folders of one label together: a file with names in several of them stays one file."""
 
     def __init__(self, journal: Journal, progress: Progress = no_progress) -> None:
@@ -92,7 +92,7 @@ class Mover:
         self.progress = progress
         self.conflicts: list[str] = []
 
-    def run(self, pairs: Sequence[Pair]) -> None:
+    def run(self, pairs: Sequence[MovePair]) -> None:
         """Move what is there, merge where both are, finish what a killed run left; every source ends as a link.
 
         Raises:
@@ -106,7 +106,7 @@ class Mover:
                 self._run([pair])  # a thousand of them would need as many open folders
         self._run(together)
 
-    def _run(self, pairs: Sequence[Pair]) -> None:
+    def _run(self, pairs: Sequence[MovePair]) -> None:
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(_opened(pair, self.journal)) for pair in pairs]
             for each in opened:
@@ -123,11 +123,11 @@ class Mover:
                 self._link(each)
                 self._drop_left(each)
 
-    def relink(self, pairs: Collection[Pair]) -> None:
+    def relink(self, pairs: Collection[MovePair]) -> None:
         """Make the links of folders that are in their new place: one record and one force to the disk for them all."""
         if not pairs:
             return
-        parents: dict[Path, list[Pair]] = {}
+        parents: dict[Path, list[MovePair]] = {}
         for pair in pairs:
             parents.setdefault(pair.source.parent, []).append(pair)
         for parent in sorted(parents):
@@ -136,19 +136,19 @@ class Mover:
             "links", paths=[str(pair.source) for pair in pairs], targets=[str(pair.target) for pair in pairs]
         )
         for parent, inside in sorted(parents.items()):
-            with Folder.at(parent) as home:
+            with OpenDir.at(parent) as home:
                 for pair in inside:
                     home.symlink(pair.source.name, str(pair.target))
                 home.sync()
 
-    def _tidy(self, each: _Open) -> None:
+    def _tidy(self, each: _OpenPair) -> None:
         """Take away links that a killed run had prepared, and that never got their name."""
         if each.home.readlink(each.aside) == str(each.pair.target):
             each.home.unlink(each.aside)
         if each.there.readlink(each.new) == str(each.pair.target):
             each.there.unlink(each.new)
 
-    def _check(self, real: Sequence[_Open]) -> None:
+    def _check(self, real: Sequence[_OpenPair]) -> None:
         folders = [each.home.path / each.name for each in real]
         for each, folder in zip(real, folders, strict=True):
             preflight.safe_parent(each.home)
@@ -158,7 +158,7 @@ class Mover:
         if folders:
             preflight.nobody_uses(folders)
 
-    def _renamed(self, each: _Open) -> bool:
+    def _renamed(self, each: _OpenPair) -> bool:
         """Move by a rename where both places are on one file system, and it lets us."""
         found = each.home.lstat(each.name)
         if found is None or found.st_dev != _device(each.there):
@@ -167,7 +167,7 @@ class Mover:
         _remove_empty(each.there, each.new)
         return self._change_places(each, each.there, each.new)
 
-    def _change_places(self, each: _Open, folder: Folder, name: str) -> bool:
+    def _change_places(self, each: _OpenPair, folder: OpenDir, name: str) -> bool:
         """Let the old path be the link, and the folder have another name; False where it cannot get one (EXDEV)."""
         # The link lies prepared under the other name: one exchange then does both, and no moment is without either.
         folder.symlink(name, str(each.pair.target))
@@ -189,11 +189,11 @@ class Mover:
         self._use(each)
         return True
 
-    def _copy(self, rest: Sequence[_Open]) -> None:
+    def _copy(self, rest: Sequence[_OpenPair]) -> None:
         """Copy together, prove, then swap each: the copy gets its name, the link gets the old path."""
         with contextlib.ExitStack() as stack:
             folders = []
-            wanted, there = tree.Amount(), tree.Amount()
+            wanted, there = tree.TreeSize(), tree.TreeSize()
             for each in rest:
                 source = stack.enter_context(each.home.enter(each.name))
                 amount = tree.measure(source)
@@ -206,7 +206,7 @@ class Mover:
                 folders.append((source, partial))
             preflight.enough_room(wanted, there, rest[0].there.path)
             totals = {"bytes": wanted.data, "files": wanted.files, "files proved": wanted.files}
-            mirror = Mirror(folders, lambda count, unit: self.progress(count, totals[unit], unit))
+            mirror = TreeCopy(folders, lambda count, unit: self.progress(count, totals[unit], unit))
             with _nothing_left_on_a_full_disk(rest):
                 mirror.run()
             for each in rest:
@@ -216,7 +216,7 @@ class Mover:
                 each.there.sync_file_system()
             self._swap_all(rest, mirror)
 
-    def _swap_all(self, rest: Sequence[_Open], mirror: Mirror) -> None:
+    def _swap_all(self, rest: Sequence[_OpenPair], mirror: TreeCopy) -> None:
         asides = [(each, self._swap(each)) for each in rest]
         preflight.nobody_uses([each.home.path / aside for each, aside in asides])
         changed = mirror.changed_since()  # between the last look and the swap
@@ -226,13 +226,13 @@ class Mover:
             if each.home.readlink(aside) is None:
                 self._drop(each, aside)
 
-    def _swap(self, each: _Open) -> str:
+    def _swap(self, each: _OpenPair) -> str:
         """Let the old path be a link, use it once, and return the name under which the folder waits."""
         self._record("move", each, aside=each.pair.aside, whole=each.pair.target)
         # What cannot get another name is emptied where it is.
         return each.aside if self._change_places(each, each.home, each.aside) else each.name
 
-    def _drop(self, each: _Open, aside: str) -> None:
+    def _drop(self, each: _OpenPair, aside: str) -> None:
         """Take the old folder away, the last act of a move."""
         self._record("drop", each, aside=each.pair.source.with_name(aside), whole=each.pair.target)
         tree.remove(each.home, aside)
@@ -240,7 +240,7 @@ class Mover:
             self._link(each)
             self._use(each)
 
-    def _merge(self, each: _Open, name: str) -> None:
+    def _merge(self, each: _OpenPair, name: str) -> None:
         """Put the folder under `name` (the old path, or aside) into the target, then let the old path be the link."""
         with (
             each.home.enter(name) as original,
@@ -250,7 +250,7 @@ class Mover:
             preflight.movable(amount)
             with _staging(each) as stage:
                 totals = {"files compared": amount.files}
-                merge = Merge(original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit))
+                merge = TreeMerge(original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit))
                 rows = merge.look()
                 self._record("bring", each, partial=each.pair.partial, whole=each.home.path / name)
                 with _nothing_left_on_a_full_disk([each]):
@@ -271,7 +271,7 @@ class Mover:
             self._merge(each, aside)
         self._drop(each, aside)
 
-    def _link(self, each: _Open) -> None:
+    def _link(self, each: _OpenPair) -> None:
         """The old path is a link to the target, which is there."""
         target = str(each.pair.target)
         found = each.home.readlink(each.name)
@@ -292,7 +292,7 @@ class Mover:
             each.home.symlink(each.name, target)
         each.home.sync()
 
-    def _drop_left(self, each: _Open) -> None:
+    def _drop_left(self, each: _OpenPair) -> None:
         """Merge what a killed run left beside a link that stands: it may have been written to since."""
         if each.home.lstat(each.aside) is not None:
             preflight.nobody_uses([each.home.path / each.aside])
@@ -301,7 +301,7 @@ class Mover:
         if each.there.lstat(each.partial) is not None:
             tree.remove(each.there, each.partial)
 
-    def _use(self, each: _Open) -> None:
+    def _use(self, each: _OpenPair) -> None:
         """The old path leads to the new place, for any program that uses it now."""
         seen, meant = each.pair.source.stat(), each.there.lstat(each.new)
         if meant is None or (seen.st_dev, seen.st_ino) != (meant.st_dev, meant.st_ino):
@@ -321,19 +321,19 @@ class Mover:
             os.fsync(file.fileno())
         return path
 
-    def _record(self, act: str, each: _Open, **what: object) -> None:
+    def _record(self, act: str, each: _OpenPair, **what: object) -> None:
         self.journal.record(act, source=each.pair.source, target=each.pair.target, **what)
 
 
 @contextlib.contextmanager
-def _opened(pair: Pair, journal: Journal) -> Iterator[_Open]:
+def _opened(pair: MovePair, journal: Journal) -> Iterator[_OpenPair]:
     make_folders(pair.target.parent, journal)
     make_folders(pair.source.parent, journal)
-    with Folder.at(pair.source.parent) as home, Folder.at(pair.target.parent) as there:
-        yield _Open(pair, home, there)
+    with OpenDir.at(pair.source.parent) as home, OpenDir.at(pair.target.parent) as there:
+        yield _OpenPair(pair, home, there)
 
 
-def _staging(each: _Open) -> Folder:
+def _staging(each: _OpenPair) -> OpenDir:
     """The folder in which a copy grows, made where it is not there; one that somebody else has made is refused."""
     if each.there.lstat(each.partial) is None:
         each.there.make(each.partial)
@@ -345,7 +345,7 @@ def _staging(each: _Open) -> Folder:
 
 
 @contextlib.contextmanager
-def _nothing_left_on_a_full_disk(opened: Sequence[_Open]) -> Iterator[None]:
+def _nothing_left_on_a_full_disk(opened: Sequence[_OpenPair]) -> Iterator[None]:
     """A disk that is full to the brim harms others, so what was copied is taken away where there is no room."""
     try:
         yield
@@ -365,7 +365,7 @@ def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{name}{suffix}")
 
 
-def _remove_empty(folder: Folder, name: str) -> None:
+def _remove_empty(folder: OpenDir, name: str) -> None:
     """Take away an empty tree of folders under a name; where something has appeared in it, the system refuses."""
     found = folder.lstat(name)
     if found is None:
@@ -376,5 +376,5 @@ def _remove_empty(folder: Folder, name: str) -> None:
     folder.rmdir(name)
 
 
-def _device(folder: Folder) -> int:
+def _device(folder: OpenDir) -> int:
     return (folder.path.stat() if folder.descriptor is None else os.fstat(folder.descriptor)).st_dev

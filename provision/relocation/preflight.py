@@ -14,8 +14,8 @@ from provision.core.errors import BlockedError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from provision.fs.open_dir import Folder
-    from provision.fs.tree import Amount
+    from provision.fs.open_dir import OpenDir
+    from provision.fs.tree import TreeSize
 
 HEADROOM = 1.1
 _USES_SHOWN = 3
@@ -74,7 +74,7 @@ def no_mount_inside(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")
             raise BlockedError(f"{mount} is a mount inside {folder}. Unmount it, then run again: umount {mount}")
 
 
-def safe_parent(parent: Folder) -> None:
+def safe_parent(parent: OpenDir) -> None:
     """Nobody else can put another thing in the place of what lies in this folder.
 
     Raises:
@@ -90,7 +90,7 @@ def safe_parent(parent: Folder) -> None:
         )
 
 
-def enough_room(amount: Amount, there: Amount, target: Path) -> None:
+def enough_room(amount: TreeSize, there: TreeSize, target: Path) -> None:
     """A file system takes the bytes and the inodes, and a tenth more.
 
     Args:
@@ -117,7 +117,7 @@ def enough_room(amount: Amount, there: Amount, target: Path) -> None:
             )
 
 
-def movable(amount: Amount) -> None:
+def movable(amount: TreeSize) -> None:
     """Every file belongs to us, or we are root and can keep its owner; and no other file system lies in between.
 
     Raises:

@@ -11,9 +11,9 @@ from provision.core.layout import linked_root
 from provision.core.progress import no_progress
 from provision.core.step import Check, State
 from provision.fs import tree
-from provision.fs.copy_tree import Mirror
-from provision.fs.open_dir import Folder, link_target
-from provision.relocation.move import Mover, Pair
+from provision.fs.copy_tree import TreeCopy
+from provision.fs.open_dir import OpenDir, link_target
+from provision.relocation.move import FolderMove, MovePair
 from provision.volume import links, variables
 from provision.volume.changes import make_folders
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from provision.core.layout import Root
     from provision.core.progress import Progress
-    from provision.host.tool_caches import Place
+    from provision.host.tool_caches import RelocatedFolder
     from provision.volume.journal import Journal
 
 _WORST = (State.BLOCKED, State.DRIFTED, State.OK)
@@ -41,7 +41,7 @@ class RelocateStep:
     def __init__(
         self,
         label: str,
-        places: Sequence[Place],
+        places: Sequence[RelocatedFolder],
         root: Root,
         home: Path,
         journal: Journal,
@@ -75,10 +75,10 @@ class RelocateStep:
 
     def apply(self) -> None:
         """Move what is there, merge where both are, link. Picks up where a killed run stopped."""
-        mover = Mover(self.journal, self.progress)
+        mover = FolderMove(self.journal, self.progress)
         drifted = [place for place in self.places if self._check(place).state is State.DRIFTED]
         stuck = [place for place in drifted if _obstacle(place.source) is not None]
-        pairs = [Pair(place.source, place.target) for place in drifted if place not in stuck]
+        pairs = [MovePair(place.source, place.target) for place in drifted if place not in stuck]
         wiped = {pair for pair in pairs if pair.is_wiped}
         mover.relink(wiped)
         try:
@@ -96,7 +96,7 @@ class RelocateStep:
             if link_target(place.source) == str(place.target):
                 yield links.Link(place.source, place.target)
 
-    def _check(self, place: Place) -> Check:
+    def _check(self, place: RelocatedFolder) -> Check:
         source, target = place.source, place.target
         found = link_target(source)
         if found is not None:
@@ -110,7 +110,7 @@ class RelocateStep:
             return Check(State.DRIFTED, f"{source} is not there; its data is at {target}")
         return Check(State.DRIFTED, f"{source} is not there yet")
 
-    def _check_link(self, place: Place, found: str) -> Check:
+    def _check_link(self, place: RelocatedFolder, found: str) -> Check:
         source, target = place.source, place.target
         if found != str(target):
             if found.startswith(f"{self.root.path}{os.sep}") or source in self._recorded:
@@ -124,11 +124,11 @@ class RelocateStep:
             return Check(State.BLOCKED, message)
         if not target.is_dir():
             return Check(State.DRIFTED, f"{source} leads to {target}, which is not there")
-        if Pair(source, target).unfinished:
+        if MovePair(source, target).unfinished:
             return Check(State.DRIFTED, f"an interrupted move of {source} is to be ended, its data is at {target}")
         return Check(State.OK, f"{source} -> {target}")
 
-    def _check_real(self, place: Place) -> Check:
+    def _check_real(self, place: RelocatedFolder) -> Check:
         source, target = place.source, place.target
         if not source.is_dir():
             return Check(State.BLOCKED, f"{source} is a file, not a folder. Look at it: ls -l {source}")
@@ -143,7 +143,7 @@ class RelocateStep:
             return Check(State.DRIFTED, f"{source} is a real folder again; it is merged with {target}")
         return Check(State.DRIFTED, f"{source} is a real folder")
 
-    def _check_variable(self, place: Place, obstacle: str) -> Check:
+    def _check_variable(self, place: RelocatedFolder, obstacle: str) -> Check:
         if place.variable is None:
             return Check(
                 State.BLOCKED, f"{place.source} cannot become a link: {obstacle}. Change that, then run again."
@@ -153,13 +153,13 @@ class RelocateStep:
             return Check(State.OK, note, f"{note}; in a shell: . {self.root.variables}")
         return Check(State.DRIFTED, note)
 
-    def _set_variable(self, place: Place) -> None:
+    def _set_variable(self, place: RelocatedFolder) -> None:
         """Copy what is there, which has to stay, and let the variable lead to the copy."""
         assert place.variable is not None  # noqa: S101 (the check has seen it)
         make_folders(place.target, self.journal)
-        with Folder.at(place.source) as source, Folder.at(place.target) as target:
+        with OpenDir.at(place.source) as source, OpenDir.at(place.target) as target:
             if tree.is_empty(target):
-                Mirror([(source, target)], lambda count, unit: self.progress(count, 0, unit)).run()
+                TreeCopy([(source, target)], lambda count, unit: self.progress(count, 0, unit)).run()
         variables.keep(self.root, place.variable, str(place.target), self.journal)
 
     @functools.cached_property

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from provision.core.step import Check, State
 from provision.fs import tree
-from provision.fs.copy_tree import Mirror
-from provision.fs.merge_tree import Merge, Row, holding
-from provision.fs.open_dir import Folder, link_target
+from provision.fs.copy_tree import TreeCopy
+from provision.fs.merge_tree import MergeEntry, TreeMerge, holding
+from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.volume import relink
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.layout import Root
-    from provision.relocation.move import Pair
+    from provision.relocation.move import MovePair
     from provision.volume.journal import Journal
 
 _SHOWN = 10
 _LISTED = {"same", "added", "within"}  # what lies in such a folder has rows of its own
 
 
-class PartStep:
+class UndoMergeStep:
     """The old path is a real folder again, and holds what it held when it was merged."""
 
     essential = False
     local = True
 
-    def __init__(self, pair: Pair, manifests: Sequence[Path], root: Root, home: Path, journal: Journal) -> None:
+    def __init__(self, pair: MovePair, manifests: Sequence[Path], root: Root, home: Path, journal: Journal) -> None:
         """Take the pair, and what each merge of it has put on record, oldest first."""
         self.name = f"folder {pair.source.name}"
         self.pair = pair
@@ -66,7 +66,7 @@ class PartStep:
             return Check(State.BLOCKED, f"{len(changed)} files were changed since they were merged:\n{listed}")
         return Check(State.DRIFTED, f"{source} was merged into {target}")
 
-    def _check_real(self, rows: Sequence[Row]) -> Check:
+    def _check_real(self, rows: Sequence[MergeEntry]) -> Check:
         """The old path is a folder: ours of an undo that was killed, or another."""
         source, target = self.pair.source, self.pair.target
         left = [row for row in rows if self._is_left(row) and (row.kind != "folder" or row.action not in _LISTED)]
@@ -83,7 +83,7 @@ class PartStep:
         source, target = self.pair.source, self.pair.target
         rows = self._rows()
         preflight.nobody_uses([target.resolve()])
-        with Folder.at(source.parent) as home, Folder.at(target.parent) as there, there.enter(target.name) as merged:
+        with OpenDir.at(source.parent) as home, OpenDir.at(target.parent) as there, there.enter(target.name) as merged:
             if link_target(source) is not None or not source.exists():
                 spare = self.pair.aside.name
                 tree.remove(home, spare)
@@ -104,18 +104,18 @@ class PartStep:
                         self._take_out(merged, row)
         relink.forget(self.root, self.home, source)
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[MergeEntry]:
         """The rows of every merge of the run, the first that names an entry counts."""
-        found: dict[str, Row] = {}
+        found: dict[str, MergeEntry] = {}
         for path in self.manifests:
             rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="ascii"))
             for each in rows:
-                row = Row(**each)
+                row = MergeEntry(**each)
                 if row.path not in found or found[row.path].action == "same":
                     found[row.path] = row
         return list(found.values())
 
-    def _is_there(self, row: Row) -> bool:
+    def _is_there(self, row: MergeEntry) -> bool:
         found = None
         with contextlib.suppress(OSError):
             found = os.lstat(self.pair.target / row.kept_at)
@@ -127,8 +127,8 @@ class PartStep:
             or row.action == "same"
         )
 
-    def _copy_back(self, merged: Folder, back: Folder, rows: Sequence[Row]) -> None:
-        mirror = Mirror([])
+    def _copy_back(self, merged: OpenDir, back: OpenDir, rows: Sequence[MergeEntry]) -> None:
+        mirror = TreeCopy([])
         for row in rows:
             with holding(back, row.path) as (place, name):
                 if row.kind == "folder" and row.action in _LISTED:
@@ -137,7 +137,7 @@ class PartStep:
                     with holding(merged, row.kept_at) as (kept, other), kept.enter(other) as first:
                         place.make(name)
                         with place.enter(name) as second:
-                            Mirror([(first, second)]).run()
+                            TreeCopy([(first, second)]).run()
                 elif row.twin is not None:
                     with holding(back, row.twin) as (first_place, first_name):
                         first_place.hardlink(first_name, place, name)
@@ -148,7 +148,7 @@ class PartStep:
             with holding(back, row.path) as (place, name):
                 place.stamp(name, row.mode, row.mtime_ns)
 
-    def _take_out(self, merged: Folder, row: Row) -> None:
+    def _take_out(self, merged: OpenDir, row: MergeEntry) -> None:
         """Take one entry out of the merged folder; one that has been changed or filled since stays."""
         with contextlib.suppress(FileNotFoundError), holding(merged, row.kept_at) as (kept, name):
             if row.kind == "folder" and row.action in _LISTED:
@@ -164,7 +164,7 @@ class PartStep:
             else:
                 tree.remove(kept, name)
 
-    def _is_back(self, merged: Folder, back: Folder, row: Row) -> bool:
+    def _is_back(self, merged: OpenDir, back: OpenDir, row: MergeEntry) -> bool:
         """Whether the old path holds this entry, byte by byte: nothing leaves the volume before."""
         if row.kind == "folder" and row.action in _LISTED:
             return True  # it is taken away only when it is empty
@@ -176,12 +176,12 @@ class PartStep:
             if kept.lstat(name) is None:
                 return True  # an earlier undo has taken it out
             if row.kind != "folder":
-                return Mirror([]).is_equal(kept, place, name, there)
+                return TreeCopy([]).is_equal(kept, place, name, there)
             with kept.enter(name) as first, place.enter(there) as second:
-                return all(each.action == "same" for each in Merge(first, second, second).look())
+                return all(each.action == "same" for each in TreeMerge(first, second, second).look())
         return False
 
-    def _is_left(self, row: Row) -> bool:
+    def _is_left(self, row: MergeEntry) -> bool:
         """Whether the volume still holds what this entry brought."""
         if row.action == "newer" and row.other is not None:
             return os.path.lexists(self.pair.target / row.other)

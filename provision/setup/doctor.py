@@ -19,7 +19,7 @@ from provision.volume.marker import read_marker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from provision.setup.request import Wish
+    from provision.setup.request import SetupRequest
 
 _LONG_PREFIX = 80  # a script's first line may have 127 characters, and the environment's own path comes on top
 _FEW_INODES = 200_000
@@ -40,13 +40,13 @@ class Finding:
         return {"state": self.state, "thing": self.thing, "text": self.text, "fix": self.fix}
 
 
-def examine(wish: Wish) -> list[Finding]:
+def examine(request: SetupRequest) -> list[Finding]:
     """Everything that a look at this host shows. The root is tried out in a folder of our own inside it."""
-    return [*_profiles(wish), *_root(wish), *_links(wish), *_machine()]
+    return [*_profiles(request), *_root(request), *_links(request), *_machine()]
 
 
-def _profiles(wish: Wish) -> Iterator[Finding]:
-    matches = provider.detect(provider.load(wish.envs), os.environ)
+def _profiles(request: SetupRequest) -> Iterator[Finding]:
+    matches = provider.detect(provider.load(request.envs), os.environ)
     for match in matches:
         if match.root is not None:
             yield Finding("ok", f"profile {match.name}", f"{match.profile.title}: {match.reason}")
@@ -61,17 +61,17 @@ def _profiles(wish: Wish) -> Iterator[Finding]:
     if all(match.root is None for match in matches):
         names = ", ".join(match.name for match in matches if not match.signs and match.reason.startswith("no "))
         yield Finding("note", "profile", f"none matches; not here: {names}" if names else "none matches")
-    yield Finding("ok", "root", f"{wish.root.path} ({wish.chosen.reason})")
+    yield Finding("ok", "root", f"{request.root.path} ({request.chosen.reason})")
 
 
-def _root(wish: Wish) -> Iterator[Finding]:
-    root = wish.root
+def _root(request: SetupRequest) -> Iterator[Finding]:
+    root = request.root
     try:
         marker = read_marker(root)
     except BlockedError as error:
         yield Finding("bad", "volume", str(error), f"cat {root.marker}")
         return
-    leading = [link for link in tool_caches.link_paths(os.environ, wish.home) if _leads_into(link, root.path)]
+    leading = [link for link in tool_caches.link_paths(os.environ, request.home) if _leads_into(link, root.path)]
     if marker is not None:
         yield Finding("ok", "volume", f"marked {marker.get('created')}")
     elif leading:
@@ -83,7 +83,7 @@ def _root(wish: Wish) -> Iterator[Finding]:
     place = root.path
     while not place.exists():
         place = place.parent
-    yield from _capabilities(place, wish.home)
+    yield from _capabilities(place, request.home)
     if len(str(root.path)) > _LONG_PREFIX:
         yield Finding("note", "path", f"{root.path} is long: scripts of an environment may not start from it")
 
@@ -116,10 +116,10 @@ def _capabilities(place: Path, home: Path) -> Iterator[Finding]:
     yield Finding("ok", "file system", f"{other}: a folder is {'renamed' if can.same_as_home else 'copied'} there")
 
 
-def _links(wish: Wish) -> Iterator[Finding]:
-    if not wish.root.links.exists():
+def _links(request: SetupRequest) -> Iterator[Finding]:
+    if not request.root.links.exists():
         return
-    recorded = links.recorded(wish.root, wish.home)
+    recorded = links.recorded(request.root, request.home)
     wrong = [link for link in recorded if link_target(link.path) != str(link.target)]
     yield Finding("ok", "links", f"{len(recorded) - len(wrong)} of {len(recorded)} are right")
     for link in wrong:

@@ -13,14 +13,14 @@ from provision.core import layout
 from provision.core.errors import SpecError
 from provision.core.step import State
 from provision.environments import activation
-from provision.environments.definition import Wanted
+from provision.environments.definition import EnvironmentDefinition
 from provision.environments.smoke_test import SmokeStep
 from provision.environments.step import EnvStep
 from provision.host import tool_caches, torch_build
 from provision.installers import conda_settings
 from provision.lockfiles import conda_lock, requirements
 from provision.mirrors import catalogue, probe_files, record, selection, write_config
-from provision.mirrors.selection import Needs
+from provision.mirrors.selection import ProbeNeeds
 from provision.models import load_line, manifest, pins, stand_ins
 from provision.models.hubs import Hubs
 from provision.models.snapshots import SnapshotStep
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from provision.config.models import ModelSpec
     from provision.core.progress import Progress
     from provision.core.step import Step
-    from provision.host.facts import Facts
-    from provision.mirrors.probe_files import Witness
-    from provision.setup.request import Wish
+    from provision.host.facts import HostFacts
+    from provision.mirrors.probe_files import ProbeFile
+    from provision.setup.request import SetupRequest
     from provision.volume.journal import Journal
 
 
-def needs(wanted: Wanted, models: Iterable[ModelSpec]) -> Needs:
+def needs(wanted: EnvironmentDefinition, models: Iterable[ModelSpec]) -> ProbeNeeds:
     """What an environment and models need of mirrors.
 
     Raises:
@@ -54,7 +54,7 @@ def needs(wanted: Wanted, models: Iterable[ModelSpec]) -> Needs:
     variant = wanted.variants[0]
     lock = wanted.folder / f"{variant.name}.lock"
     hashes = requirements.hashes(lock.read_text(encoding="utf-8")) if lock.exists() else {}
-    conda: list[Witness] = []
+    conda: list[ProbeFile] = []
     channels: list[str] = []
     if wanted.conda_lock and wanted.platform and wanted.interpreter != "system":
         locked = [each for each in conda_lock.read_lock(wanted.conda_lock) if each.platform == wanted.platform]
@@ -66,7 +66,7 @@ def needs(wanted: Wanted, models: Iterable[ModelSpec]) -> Needs:
         "conda": conda,
         "hf": probe_files.of_models(models),
     }
-    return Needs(found, channels, variant)
+    return ProbeNeeds(found, channels, variant)
 
 
 _ASKED = ("environment.yml", "requirements.in")
@@ -74,8 +74,8 @@ _PLAIN = "requirements"  # the one lock of an environment without torch: require
 
 
 def steps(
-    wish: Wish,
-    facts: Facts,
+    request: SetupRequest,
+    facts: HostFacts,
     journal: Journal,
     progress: Progress,
     tell: Callable[[str], None] = lambda _: None,
@@ -83,7 +83,7 @@ def steps(
     """The steps that make this host ready.
 
     Args:
-        wish: what is asked for.
+        request: what is asked for.
         facts: the machine.
         journal: of this run.
         progress: told what is done of the step at work, and how much there is.
@@ -93,32 +93,32 @@ def steps(
         SpecError: the spec names an environment, variant or model that does not exist, or folders to relocate lie
             in each other or in the root's way.
     """
-    root, host = wish.root, wish.host
-    wanted = environment(wish.envs, host, facts)
-    known_models = manifest_of(wish)
+    root, host = request.root, request.host
+    wanted = environment(request.envs, host, facts)
+    known_models = manifest_of(request)
     picked = {known_models.name(name): known_models.pick(name) for name in host.models}
-    hubs = Hubs(root, os.environ, offline=wish.offline)
-    bases = activation.conda_bases(os.environ, wish.home)
-    conda = activation.CondaLinkStep(root.prefix(host.env), wish.home, bases, journal)
-    named = activation.conda_folders(os.environ, wish.home) if "conda" in wish.chosen.relocate else []
-    places = tool_caches.places(wish.chosen.relocate, root, os.environ, wish.home, bases, named)
+    hubs = Hubs(root, os.environ, offline=request.offline)
+    bases = activation.conda_bases(os.environ, request.home)
+    conda = activation.CondaLinkStep(root.prefix(host.env), request.home, bases, journal)
+    named = activation.conda_folders(os.environ, request.home) if "conda" in request.chosen.relocate else []
+    places = tool_caches.places(request.chosen.relocate, root, os.environ, request.home, bases, named)
     known = [place.source for group in places.values() for place in group]
-    recorded = [link for link in links.recorded(root, wish.home) if link.path not in {*known, conda.link}]
+    recorded = [link for link in links.recorded(root, request.home) if link.path not in {*known, conda.link}]
     if recorded:
-        places["what is on record"] = [tool_caches.Place(link.path, link.target) for link in recorded]
-    moved = [RelocateStep(label, group, root, wish.home, journal, progress) for label, group in places.items()]
+        places["what is on record"] = [tool_caches.RelocatedFolder(link.path, link.target) for link in recorded]
+    moved = [RelocateStep(label, group, root, request.home, journal, progress) for label, group in places.items()]
     has_conda_link = conda.is_recorded(root) or (bases and wanted.conda_lock is not None)
-    leading = [*known, *tool_caches.link_paths(os.environ, wish.home)]
-    built: list[Step] = [VolumeStep(root, leading, journal, wish.chosen.warning), *moved]
-    mirrors, settings = _mirrors(wish, facts, journal, conda_is_here=bool(bases))
+    leading = [*known, *tool_caches.link_paths(os.environ, request.home)]
+    built: list[Step] = [VolumeStep(root, leading, journal, request.chosen.warning), *moved]
+    mirrors, settings = _mirrors(request, facts, journal, conda_is_here=bool(bases))
     built += mirrors
-    built.append(EnvStep(root, wanted, wish.home, journal, offline=wish.offline, progress=progress, tell=tell))
+    built.append(EnvStep(root, wanted, request.home, journal, offline=request.offline, progress=progress, tell=tell))
     built += settings
     if has_conda_link:
         built.append(conda)
     if moved or has_conda_link or root.links.exists():
-        built.append(RecordStep(root, wish.home, [*moved, conda], journal))
-    login = LoginStep(root, wish.home, os.environ, journal, wanted=host.login)
+        built.append(RecordStep(root, request.home, [*moved, conda], journal))
+    login = LoginStep(root, request.home, os.environ, journal, wanted=host.login)
     if host.login or login.check().state is not State.OK:
         built.append(login)
     if host.models or "huggingface" in places:
@@ -130,12 +130,12 @@ def steps(
             name,
             model,
             hubs,
-            retry=wish.retry,
+            retry=request.retry,
             progress=progress,
-            build=partial(stand_ins.build, root, name, model, wish.envs, python, unasked=True),
+            build=partial(stand_ins.build, root, name, model, request.envs, python, unasked=True),
             tell=tell,
             pinned=known_models.revisions(model.repo),
-            architecture=load_line.known(wish.envs, model),
+            architecture=load_line.known(request.envs, model),
         )
         for name, model in picked.items()
     ]
@@ -144,26 +144,28 @@ def steps(
     return built
 
 
-def _mirrors(wish: Wish, facts: Facts, journal: Journal, *, conda_is_here: bool) -> tuple[list[Step], list[Step]]:
+def _mirrors(
+    request: SetupRequest, facts: HostFacts, journal: Journal, *, conda_is_here: bool
+) -> tuple[list[Step], list[Step]]:
     """What chooses the mirrors, before the environment is made, and what writes them down, after it."""
-    root, known = wish.root, catalogue_of(wish)
-    wanted = selection.wanted_of(_by_tool(wish.host.mirror), known)
+    root, known = request.root, catalogue_of(request)
+    wanted = selection.wanted_of(_by_tool(request.host.mirror), known)
     there = record.read(root) is not None
-    choosing_is_wanted = wish.rechoose or (known.names() and set(wanted.values()) != {"keep"})
+    choosing_is_wanted = request.rechoose or (known.names() and set(wanted.values()) != {"keep"})
     chooser = selection.MirrorStep(
         root,
         wanted,
         known,
-        lambda: needs_of(wish, facts),
+        lambda: needs_of(request, facts),
         os.environ,
-        wish.home,
+        request.home,
         journal,
-        offline=wish.offline,
-        again=wish.rechoose,
-        nodefaults=wish.nodefaults,
+        offline=request.offline,
+        again=request.rechoose,
+        nodefaults=request.nodefaults,
     )
-    prefix = root.prefix(wish.host.env)
-    writer = write_config.SettingsStep(root, prefix, wish.home, os.environ, journal, conda_is_here=conda_is_here)
+    prefix = root.prefix(request.host.env)
+    writer = write_config.SettingsStep(root, prefix, request.home, os.environ, journal, conda_is_here=conda_is_here)
     return [chooser] if choosing_is_wanted else [], [writer] if choosing_is_wanted or there else []
 
 
@@ -171,51 +173,51 @@ def _by_tool(asked: str | Mapping[Any, str]) -> str | dict[str, str]:
     return asked if isinstance(asked, str) else {str(tool): name for tool, name in asked.items()}
 
 
-def catalogue_of(wish: Wish) -> catalogue.Catalogue:
+def catalogue_of(request: SetupRequest) -> catalogue.Catalogue:
     """The shipped mirrors, and those that the user adds.
 
     Raises:
         SpecError: a catalogue is wrong.
     """
-    return catalogue.load(wish.envs / "mirrors.toml", wish.host.catalogue)
+    return catalogue.load(request.envs / "mirrors.toml", request.host.catalogue)
 
 
-def manifest_of(wish: Wish) -> manifest.Manifest:
+def manifest_of(request: SetupRequest) -> manifest.Manifest:
     """The shipped models, and those that the user adds.
 
     Raises:
         SpecError: a manifest is wrong.
     """
-    return manifest.load(wish.envs / "models.toml", wish.host.manifest)
+    return manifest.load(request.envs / "models.toml", request.host.manifest)
 
 
-def needs_of(wish: Wish, facts: Facts) -> selection.Needs:
+def needs_of(request: SetupRequest, facts: HostFacts) -> selection.ProbeNeeds:
     """What this host needs of mirrors: its environment's locks; its models, or all that the manifest has.
 
     Raises:
         SpecError: a lock or the manifest is wrong.
     """
-    known = manifest_of(wish)
-    models = [known.pick(name) for name in wish.host.models] or list(known.models.values())
-    return needs(environment(wish.envs, wish.host, facts), models)
+    known = manifest_of(request)
+    models = [known.pick(name) for name in request.host.models] or list(known.models.values())
+    return needs(environment(request.envs, request.host, facts), models)
 
 
-def with_mirrors(wish: Wish, mirror: dict[str, str], *, nodefaults: bool) -> Wish:
-    """The same wish with these mirrors, chosen anew."""
-    host = wish.host.model_copy(update={"mirror": mirror})
-    return replace(wish, host=host, rechoose=True, nodefaults=nodefaults)
+def with_mirrors(request: SetupRequest, mirror: dict[str, str], *, nodefaults: bool) -> SetupRequest:
+    """The same request with these mirrors, chosen anew."""
+    host = request.host.model_copy(update={"mirror": mirror})
+    return replace(request, host=host, rechoose=True, nodefaults=nodefaults)
 
 
-def with_relocated(wish: Wish, thing: Relocated) -> Wish:
-    """The same wish with one more thing relocated; what is there already is not doubled.
+def with_relocated(request: SetupRequest, thing: Relocated) -> SetupRequest:
+    """The same request with one more thing relocated; what is there already is not doubled.
 
     Raises:
         SpecError: no root is named.
     """
-    if not wish.chosen.named:
+    if not request.chosen.named:
         raise SpecError("there is no folder that survives to move it to: name one with --root DIR.")
-    others = [each for each in wish.chosen.relocate if each != thing]
-    return replace(wish, chosen=replace(wish.chosen, relocate=[*others, thing]))
+    others = [each for each in request.chosen.relocate if each != thing]
+    return replace(request, chosen=replace(request.chosen, relocate=[*others, thing]))
 
 
 def environments(envs: Path) -> list[str]:
@@ -226,7 +228,7 @@ def environments(envs: Path) -> list[str]:
     )
 
 
-def environment(envs: Path, host: HostSpec, facts: Facts) -> Wanted:
+def environment(envs: Path, host: HostSpec, facts: HostFacts) -> EnvironmentDefinition:
     """What the environment of a host is made of.
 
     Raises:
@@ -243,8 +245,8 @@ def environment(envs: Path, host: HostSpec, facts: Facts) -> Wanted:
         choice = torch_build.choose(facts, torch, host.variant, locked)
     else:
         name = toml.choose(host.variant, ["auto", _PLAIN], "variant")
-        choice = torch_build.Choice([torch_config.Variant(name=_PLAIN)], f"{name}: it has no build of torch")
+        choice = torch_build.TorchChoice([torch_config.Variant(name=_PLAIN)], f"{name}: it has no build of torch")
     platform = conda_lock.subdir(facts.system, facts.machine)
-    return Wanted(
+    return EnvironmentDefinition(
         host.env, folder, choice.variants, torch.python, host.interpreter, platform, choice.reason, choice.warning
     )

@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
     from provision.config.host import HostSpec
     from provision.core import layout
-    from provision.host.provider import Chosen
+    from provision.host.provider import ResolvedRoot
 
 
 @dataclass(frozen=True)
-class Wish:
+class SetupRequest:
     """What a run is asked for: the person's spec, and where things are.
 
     `envs` is the folder of environments, models and variants; `retry` looks again for a silent hub.
     `rechoose`: choose mirrors also where a choice stands; `nodefaults`: without conda's default channels.
     """
 
-    chosen: Chosen
+    chosen: ResolvedRoot
     host: HostSpec
     envs: Path
     home: Path

@@ -16,9 +16,9 @@ from provision.core.progress import no_progress
 from provision.core.step import Check, State
 from provision.fs import tree
 from provision.fs.atomic import write_atomic
-from provision.fs.open_dir import Folder, link_target
-from provision.relocation.move import Mover, Pair
-from provision.relocation.undo_merge import PartStep
+from provision.fs.open_dir import OpenDir, link_target
+from provision.relocation.move import FolderMove, MovePair
+from provision.relocation.undo_merge import UndoMergeStep
 from provision.volume import relink, variables
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _STAYS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class JournaledRun:
     """One run by its journal."""
 
     name: str
@@ -64,7 +64,7 @@ class Run:
         }
 
 
-def runs(root: Root) -> list[Run]:
+def runs(root: Root) -> list[JournaledRun]:
     """The runs that changed something, oldest first; undoing is no run of its own here."""
     found = []
     undone: set[str] = set()
@@ -76,7 +76,7 @@ def runs(root: Root) -> list[Run]:
     # The names of two runs of one second say nothing of their order.
     found.sort(key=lambda run: (str(run[1].get("started")), _at(run[2])))
     backups = root.state / "backup"
-    return [Run(name, header, tuple(acts), name in undone, backups / name) for name, header, acts in found]
+    return [JournaledRun(name, header, tuple(acts), name in undone, backups / name) for name, header, acts in found]
 
 
 def _at(acts: Sequence[dict[str, object]]) -> float:
@@ -85,7 +85,7 @@ def _at(acts: Sequence[dict[str, object]]) -> float:
     return float(at) if isinstance(at, int | float) else 0.0
 
 
-def choose(root: Root, name: str | None) -> Run:
+def choose(root: Root, name: str | None) -> JournaledRun:
     """The named run, else the newest that is not undone.
 
     Raises:
@@ -103,7 +103,7 @@ def choose(root: Root, name: str | None) -> Run:
     return left[-1]
 
 
-def steps(run: Run, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
+def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
     """Return the steps that put a run back, newest first; copies report to `progress`."""
     built: list[Step] = []
     seen: set[str] = set()
@@ -119,41 +119,41 @@ def steps(run: Run, root: Root, home: Path, journal: Journal, progress: Progress
         if kind in _MOVES:
             source, target = Path(str(act["source"])), Path(str(act["target"]))
             if once(f"move {source}"):
-                built.append(_moved(run, Pair(source, target), root, home, journal, progress))
+                built.append(_moved(run, MovePair(source, target), root, home, journal, progress))
         elif kind == "link" and str(path) not in moved and once(f"link {path}"):
             first = next(each for each in run.acts if each.get("act") == "link" and each.get("path") == act["path"])
-            built.append(LinkBack(path, str(act["target"]), first.get("was"), root, home, journal))
+            built.append(UndoLink(path, str(act["target"]), first.get("was"), root, home, journal))
         elif kind == "links":
             pairs = zip(_texts(act.get("paths")), _texts(act.get("targets")), strict=True)
             built += [
-                LinkBack(Path(path), target, None, root, home, journal)
+                UndoLink(Path(path), target, None, root, home, journal)
                 for path, target in pairs
                 if path not in moved and once(f"link {path}")
             ]
         elif kind == "file" and once(f"file {path}"):
             first = next(each for each in run.acts if each.get("act") == "file" and each.get("path") == act["path"])
-            built.append(FileBack(path, first.get("backup"), first.get("mode"), act.get("sha256"), journal))
+            built.append(UndoFile(path, first.get("backup"), first.get("mode"), act.get("sha256"), journal))
         elif kind == "folder" and once(f"folder {path}"):
-            built.append(FolderBack(path, journal))
+            built.append(UndoFolder(path, journal))
         elif kind == "variable" and once(f"variable {act['name']}"):
-            built.append(VariableBack(root, str(act["name"]), act.get("value"), act.get("was"), journal))
+            built.append(UndoVariable(root, str(act["name"]), act.get("value"), act.get("was"), journal))
     return built
 
 
-def stays(run: Run) -> list[str]:
+def stays(run: JournaledRun) -> list[str]:
     """What a run did that is not put back, and what to do about it."""
     done = {str(act.get("act")) for act in run.acts}
     again = ["what host.toml or a profile still asks for, the next setup does again"] if done - set(_STAYS) else []
     return [text for kind, text in _STAYS.items() if kind in done] + again
 
 
-def _moved(run: Run, pair: Pair, root: Root, home: Path, journal: Journal, progress: Progress) -> Step:
+def _moved(run: JournaledRun, pair: MovePair, root: Root, home: Path, journal: Journal, progress: Progress) -> Step:
     mine = [act for act in run.acts if act.get("source") == str(pair.source) and act.get("target") == str(pair.target)]
     manifests = [Path(str(act["manifest"])) for act in mine if act.get("act") == "merge"]
     if manifests:
-        return PartStep(pair, manifests, root, home, journal)
+        return UndoMergeStep(pair, manifests, root, home, journal)
     committed = any(act.get("act") in {"place", "move"} for act in mine)
-    return MoveBack(pair, root, home, journal, progress, committed=committed)
+    return UndoMove(pair, root, home, journal, progress, committed=committed)
 
 
 def _texts(value: object) -> list[str]:
@@ -173,7 +173,7 @@ def _lines(path: Path) -> list[dict[str, object]]:
     return found
 
 
-class _Back:
+class _UndoStep:
     """What every step of an undo is."""
 
     essential = False
@@ -184,11 +184,18 @@ class _Back:
         self.journal = journal
 
 
-class MoveBack(_Back):
+class UndoMove(_UndoStep):
     """A folder is where it was before it was moved, with all that has come into it since."""
 
     def __init__(
-        self, pair: Pair, root: Root, home: Path, journal: Journal, progress: Progress = no_progress, *, committed: bool
+        self,
+        pair: MovePair,
+        root: Root,
+        home: Path,
+        journal: Journal,
+        progress: Progress = no_progress,
+        *,
+        committed: bool,
     ) -> None:
         """Take the pair that was moved; `committed` is False where the run was killed while it copied."""
         super().__init__(journal)
@@ -198,7 +205,7 @@ class MoveBack(_Back):
         self.home = home
         self.committed = committed
         self.progress = progress
-        self._back = Pair(pair.target, pair.source)
+        self._back = MovePair(pair.target, pair.source)
 
     def describe(self) -> str:
         """The plan's line."""
@@ -225,20 +232,20 @@ class MoveBack(_Back):
     def apply(self) -> None:
         """Take the link away, move the folder, take away the link that the move left."""
         source, target = self.pair.source, self.pair.target
-        with Folder.at(target.parent) as there:
+        with OpenDir.at(target.parent) as there:
             if self.committed and (os.path.lexists(target) or self._back.unfinished):
                 if link_target(source) == str(target):
                     self.journal.record("unlink", path=source, whole=target)
-                    with Folder.at(source.parent) as parent:
+                    with OpenDir.at(source.parent) as parent:
                         parent.unlink(source.name)
-                Mover(self.journal, self.progress).run([self._back])
+                FolderMove(self.journal, self.progress).run([self._back])
             if link_target(target) == str(source):
                 there.unlink(target.name)
             tree.remove(there, self.pair.partial.name)
         relink.forget(self.root, self.home, source)
 
 
-class LinkBack(_Back):
+class UndoLink(_UndoStep):
     """A link is as it was before the run: absent, or leading elsewhere."""
 
     def __init__(self, path: Path, target: str, was: object, root: Root, home: Path, journal: Journal) -> None:
@@ -266,14 +273,14 @@ class LinkBack(_Back):
     def apply(self) -> None:
         """Take it away, or lead it back."""
         self.journal.record("unlink", path=self.path)
-        with Folder.at(self.path.parent) as parent:
+        with OpenDir.at(self.path.parent) as parent:
             parent.unlink(self.path.name)
             if self.was:
                 parent.symlink(self.path.name, self.was)
         relink.forget(self.root, self.home, self.path)
 
 
-class FileBack(_Back):
+class UndoFile(_UndoStep):
     """A file of the user's holds its earlier bytes with its earlier mode, or is absent again."""
 
     def __init__(self, path: Path, backup: object, mode: object, digest: object, journal: Journal) -> None:
@@ -314,7 +321,7 @@ class FileBack(_Back):
             self.path.chmod(self.mode)
 
 
-class FolderBack(_Back):
+class UndoFolder(_UndoStep):
     """A folder that the run made is gone, unless something lies in it."""
 
     def __init__(self, path: Path, journal: Journal) -> None:
@@ -341,7 +348,7 @@ class FolderBack(_Back):
         self.path.rmdir()
 
 
-class VariableBack(_Back):
+class UndoVariable(_UndoStep):
     """A variable of the volume is as it was."""
 
     def __init__(self, root: Root, name: str, value: object, was: object, journal: Journal) -> None:
@@ -372,12 +379,12 @@ class VariableBack(_Back):
         variables.write(self.root, every | ({self.variable: self.was} if self.was else {}))
 
 
-def collectable(root: Root) -> list[Run]:
+def collectable(root: Root) -> list[JournaledRun]:
     """The runs whose backups take room."""
     return [run for run in runs(root) if run.backup.exists()]
 
 
-def collect(every: Sequence[Run]) -> Iterator[Path]:
+def collect(every: Sequence[JournaledRun]) -> Iterator[Path]:
     """Drop the backups; yields each folder after it is gone."""
     import shutil
 

@@ -27,7 +27,7 @@ _EXAMPLE = 600  # seconds, in the message that names the flag
 
 
 @dataclass(frozen=True)
-class Waiting:
+class LockWait:
     """Wait for the run that holds the lock for at most `seconds`, and show it; tests pass their own clock."""
 
     seconds: float = 0.0
@@ -37,7 +37,7 @@ class Waiting:
 
 
 @contextlib.contextmanager
-def holding(root: Root, again: str, waiting: Waiting = Waiting()) -> Iterator[bool]:
+def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[bool]:
     """Be the one run that writes to the root; yields whether another one was waited for.
 
     Args:
@@ -63,7 +63,7 @@ def holding(root: Root, again: str, waiting: Waiting = Waiting()) -> Iterator[bo
         held.release()
 
 
-def _wait(root: Root, again: str, waiting: Waiting) -> tuple[filelock.BaseFileLock, bool]:
+def _wait(root: Root, again: str, waiting: LockWait) -> tuple[filelock.BaseFileLock, bool]:
     """Take the lock, now or when it comes free; and whether it was not free at once."""
     began = waiting.clock()
     told: float | None = None

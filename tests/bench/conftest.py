@@ -28,7 +28,7 @@ from tests.conftest import CHECKOUT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.validate.host import Validated
+    from bench.validate.host import HostValidation
 
 
 def a_case(**changes: Any) -> Case:
@@ -135,8 +135,8 @@ def progress() -> Quiet:
 
 
 @pytest.fixture
-def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., Validated]:
-    def run_program(program: str = "", *, soak: float | None = None, rounds: int = 1, **changes: Any) -> Validated:
+def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., HostValidation]:
+    def run_program(program: str = "", *, soak: float | None = None, rounds: int = 1, **changes: Any) -> HostValidation:
         file = tmp_path / "examiner.py"
         file.write_text(EXAMINER + program + END)
         monkeypatch.chdir(tmp_path)
@@ -144,7 +144,7 @@ def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -
         if soak is not None:  # the clock is read when the soak begins, before each round and after it
             monkeypatch.setattr(host, "time", Ticking(soak / (2 * rounds)))
         usual: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
-        wish = request.Wish(**usual | {"python": Path(sys.executable)} | changes)
-        return host.validate(wish, progress, soak_seconds=soak)
+        run_request = request.RunRequest(**usual | {"python": Path(sys.executable)} | changes)
+        return host.validate(run_request, progress, soak_seconds=soak)
 
     return run_program

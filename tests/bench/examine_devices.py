@@ -154,8 +154,8 @@ def memories() -> dict[str, Any]:
 def ways() -> dict[str, Any]:
     """What is tried of several ways, where their time and room are the test's own."""
 
-    def way(amount: float, seconds: float, room: int = 0) -> checked_device.Way:
-        return checked_device.Way(amount, {"amount": amount}, room, lambda: lambda: seconds)
+    def way(amount: float, seconds: float, room: int = 0) -> checked_device.Variant:
+        return checked_device.Variant(amount, {"amount": amount}, room, lambda: lambda: seconds)
 
     device, found = Counted(), {}
     for name, given in {

@@ -10,7 +10,7 @@ from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
     from bench.core.validation_records import Judgement
-    from bench.validate.host import Validated
+    from bench.validate.host import HostValidation
 
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
 TWO = "COUNT = 2\n"
@@ -91,7 +91,7 @@ def planted(phase: str, change: str, *, turns: str = "True") -> str:
     return f"def before(phase, turn, values):\n    if phase == {phase!r} and ({turns}): {change}\n"
 
 
-def judged(found: Validated, rule: str) -> list[Judgement]:
+def judged(found: HostValidation, rule: str) -> list[Judgement]:
     assert found.run.validation is not None
     return [each for each in found.run.validation.judgements if each.rule == rule]
 

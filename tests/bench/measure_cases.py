@@ -105,9 +105,9 @@ def out_of_memory(self: components.Model, component: Any, device: str) -> Any:
     return component
 
 
-def taken_once(*_: object) -> timing.Images:
+def taken_once(*_: object) -> timing.TimedImages:
     """A machine on which one image takes all the time that there is."""
-    return timing.Images([Sample(250.0, (62.5,) * 4, 250.0)])
+    return timing.TimedImages([Sample(250.0, (62.5,) * 4, 250.0)])
 
 
 def loops() -> dict[str, Any]:
@@ -151,7 +151,7 @@ def looped(case: Case) -> Any:
         return {"skipped": str(error)}
     marks: list[int] = []
     pixels, raw = loop(lambda: marks.append(0))
-    parts = timing.Shares(torch, "cpu", loop.parts)
+    parts = timing.PhaseTimer(torch, "cpu", loop.parts)
     with parts:
         again = loop(lambda: None).raw
     return {

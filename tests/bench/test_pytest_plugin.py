@@ -11,7 +11,7 @@ import pytest
 
 from bench.pytest_plugin import Replay
 from bench.run import store
-from tests.bench import processor_clocks as clocks
+from tests.bench import processor_clocks
 from tests.bench.conftest import environment
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def test_a_suite_as_tests_tells_what_was_measured(measured_python: Path, tmp_pat
     told = tmp_path / "told.json"
     words = ["-p", "bench.pytest_plugin", "--diffusion-suite", "tiny", "--diffusion-device", "cpu"]
     words += ["--diffusion-python", str(measured_python), "--diffusion-root", str(tmp_path)]
-    first: list[object] = ["-c", clocks.PYTEST]
+    first: list[object] = ["-c", processor_clocks.PYTEST]
     done = run(tmp_path, "--pyargs", "bench.suites", *words, "--benchmark-json", told, first=first)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     kept = store.load("", tmp_path / "results")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench.core.validation_records import Card, Gpu, Reading, Validation
+from bench.core.validation_records import DeviceFacts, GpuLoadStats, Reading, Validation
 from bench.validate.expectations import Evidence, Expected
 from tests.bench.conftest import a_run
 
@@ -16,7 +16,7 @@ T = 1e12
 GB = 1e9
 
 # As such cards name themselves. Their speeds below are not measured: they stand where a healthy card's figures lie.
-A100 = Card(
+A100 = DeviceFacts(
     device="cuda:0",
     name="NVIDIA A100-SXM4-80GB",
     uuid="GPU-a100",
@@ -39,7 +39,7 @@ A100 = Card(
     pcie_width_most=16,
     others=0,
 )
-CPU = Card("cpu", "A CPU")
+CPU = DeviceFacts("cpu", "A CPU")
 
 
 def reading(probe: str, name: str, value: float | None, **changes: Any) -> Reading:
@@ -74,7 +74,7 @@ CPU_READINGS = (
     reading("memory", "memory", 0.5, device="cpu"),
     reading("threads", "scaling", 0.95, device="cpu", figures={"1": 6.0e10, "2": 1.14e11}),
 )
-CALM = Gpu(throttled={}, reasons_told=True, others=0)
+CALM = GpuLoadStats(throttled={}, reasons_told=True, others=0)
 FINE = Evidence((A100,), READINGS, before=(A100,), watched={"cuda:0": CALM}, cores=16)
 FINE_CPU = Evidence((CPU,), CPU_READINGS, before=(CPU,), cores=2)
 
@@ -132,7 +132,7 @@ def one_slow(value: float) -> Evidence:
     return replace(TWO, readings=slow)
 
 
-def validated(day: int, *readings: Reading, card: Card = A100, **changes: Any) -> Run:
+def validated(day: int, *readings: Reading, card: DeviceFacts = A100, **changes: Any) -> Run:
     """The validation of a card on a day of January, with torch 2.9.0; `changes` are fields of the validation."""
     validation = Validation((card,), (card,), readings or READINGS, (), software={"torch": "2.9.0"})
     return a_run(

@@ -20,8 +20,7 @@ import pytest
 
 from provision.core.layout import Root
 from provision.lockfiles import conda_lock
-from tests.provision import conda_channel as channel
-from tests.provision import silent_server as silence
+from tests.provision import conda_channel, silent_server
 from tests.provision.http_server import Fault, Played, Raw
 
 if TYPE_CHECKING:
@@ -221,14 +220,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def channel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A conda channel, built once."""
     folder = tmp_path_factory.mktemp("channel")
-    channel.build(folder / "conda-forge")
+    conda_channel.build(folder / "conda-forge")
     return folder
 
 
 @pytest.fixture
-def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[channel.Served]:
+def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
     """The channel on loopback, and the setting of the machine's conda that names it as a mirror."""
-    served = channel.Served(channel_folder)
+    served = conda_channel.Served(channel_folder)
     monkeypatch.setenv("CONDA_CHANNEL_ALIAS", served.url)
     yield served
     served.close()
@@ -237,7 +236,7 @@ def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[cha
 @pytest.fixture
 def conda_envs(envs: Path, channel_folder: Path) -> Path:
     """The envs/ folder with a conda part as well."""
-    packages = channel.locked(channel_folder / "conda-forge", "python", "pip", "hello=1.0")
+    packages = conda_channel.locked(channel_folder / "conda-forge", "python", "pip", "hello=1.0")
     text = conda_lock.lock_text(packages, ["conda-forge"], ["environment.yml"])
     (envs / "diffusers/conda-lock.yml").write_text(text)
     (envs / "diffusers/environment.yml").write_text("dependencies:\n- python\n- pip\n- hello=1.0\n")
@@ -245,7 +244,7 @@ def conda_envs(envs: Path, channel_folder: Path) -> Path:
 
 
 @pytest.fixture
-def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[channel.Served]:
+def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
     """The wheels as an index on loopback, and no folder of them."""
     simple = tmp_path / "index"
     for wheel in wheels.glob("*.whl"):
@@ -254,7 +253,7 @@ def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         shutil.copy(wheel, page)
         links = "".join(f'<a href="{file.name}">{file.name}</a>' for file in sorted(page.glob("*.whl")))
         (page / "index.html").write_text(links)
-    served = channel.Served(simple)
+    served = conda_channel.Served(simple)
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
@@ -325,7 +324,7 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Start a played server; it ends with the test."""
-    silence.own(monkeypatch)
+    silent_server.own(monkeypatch)
     started: list[Played] = []
 
     def start(content: dict[str, bytes], *faults: Fault) -> Played:
@@ -339,7 +338,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, socket.socket], None]], Raw]]:
-    silence.own(monkeypatch)
+    silent_server.own(monkeypatch)
     started: list[Raw] = []
 
     def start(script: Callable[[Raw, socket.socket], None]) -> Raw:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provision.core.layout import Root
-from provision.host.tool_caches import Place
+from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
 from provision.volume.journal import Journal
 from provision.volume.marker import VolumeStep
@@ -20,7 +20,7 @@ def moving(source: Path, volume: Path, variable: str | None = None) -> RelocateS
     root = Root(volume)
     if not root.marker.exists():
         VolumeStep(root, [], Journal(root.journal)).apply()
-    place = Place(source, root.hub, variable)
+    place = RelocatedFolder(source, root.hub, variable)
     return RelocateStep("huggingface", [place], root, Path(os.environ["HOME"]), Journal(root.journal))
 
 

@@ -7,18 +7,18 @@ import threading
 from typing import TYPE_CHECKING
 
 from provision.mirrors import record
-from provision.mirrors.record import Choice, Record, Source
+from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
 from provision.models import manifest
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
 from provision.models.verify import Depth
-from tests.provision import hub_server as played_hub
+from tests.provision import hub_server
 
 if TYPE_CHECKING:
     import pytest
 
     from provision.core.layout import Root
-    from provision.net.source_health import Ledger
+    from provision.net.source_health import SourceHealth
     from tests.provision.http_server import Played
 
 REPO = "owner/model"
@@ -34,7 +34,7 @@ FILES = {
 
 def pull_of(root: Root, url: str, *, pinned: bool = True, trust: bool = False, tokens: tuple[str, ...] = ()) -> Pull:
     path = root.path / "models.toml"
-    path.write_text(played_hub.manifest_entry("m", REPO, FILES, pinned=pinned))
+    path.write_text(hub_server.manifest_entry("m", REPO, FILES, pinned=pinned))
     found = Hubs(root, {"HF_ENDPOINT": url}, token_hosts=tokens)
     return Pull(root, "m", manifest.load(path).pick("m"), found, trust)
 
@@ -43,20 +43,23 @@ def hubs_of(root: Root, monkeypatch: pytest.MonkeyPatch, mirror: str, official: 
     """The hubs of a host that has chosen a mirror: it comes first, the official one after it."""
     for module in ("hub_client", "hubs"):
         monkeypatch.setattr(f"provision.models.{module}.official_endpoint", lambda: official)
-    record.write(root, Record({"hf": Choice("auto", (Source("mirror", mirror), Source("official", "")), "")}))
+    record.write(
+        root,
+        MirrorRecord({"hf": MirrorChoice("auto", (MirrorSource("mirror", mirror), MirrorSource("official", "")), "")}),
+    )
     return Hubs(root, {})
 
 
 def pull_from(root: Root, hubs: Hubs, text: str | None = None, *, pinned: bool = True, trust: bool = False) -> Pull:
     """A pull of `m` as a manifest of this text has it."""
     path = root.path / "models.toml"
-    path.write_text(text or played_hub.manifest_entry("m", REPO, FILES, pinned=pinned))
+    path.write_text(text or hub_server.manifest_entry("m", REPO, FILES, pinned=pinned))
     return Pull(root, "m", manifest.load(path).pick("m"), hubs, trust)
 
 
 def entry_of(*files: str) -> str:
     """An entry whose files are given as TOML."""
-    head = f'[m]\nrepo = "{REPO}"\nrevision = "{played_hub.REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
+    head = f'[m]\nrepo = "{REPO}"\nrevision = "{hub_server.REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
     return f"{head}files = [{', '.join(files)}]\n"
 
 
@@ -76,7 +79,7 @@ def gets(played: Played, path: str) -> int:
     return sum(method == "GET" and path in asked for method, asked, _ in played.requests)
 
 
-def quick(ledger: Ledger) -> tuple[list[str], list[float]]:
+def quick(health: SourceHealth) -> tuple[list[str], list[float]]:
     """Let a run wait no time: (what it says of that, the seconds that it would have waited)."""
     told: list[str] = []
     slept: list[float] = []
@@ -86,6 +89,6 @@ def quick(ledger: Ledger) -> tuple[list[str], list[float]]:
             slept.append(timeout or 0.0)
             return self.is_set()
 
-    ledger.tell = told.append
-    ledger.stopped = Stopped()
+    health.tell = told.append
+    health.stopped = Stopped()
     return told, slept

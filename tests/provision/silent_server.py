@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # {a server's port: the ports of the clients to which it says nothing more}
 SILENT: dict[int, set[int]] = {}
-# The clock of `body.Watch`, which a server that drips moves on.
+# The clock of `body.StallTimeout`, which a server that drips moves on.
 CLOCK = Standing()
 _GUARD_SECONDS = 600.0  # ends a test that hangs; nothing is asserted of it
 

@@ -170,7 +170,7 @@ def test_a_failure_shows_no_secret(tmp_path: Path) -> None:
     """pip repeats the line of its settings that it cannot read."""
     words = "raise SystemExit('index-url = https://user:s3cretpw@pkgs.example/simple hf_" + "a" * 20 + "')"
     with pytest.raises(bootstrap_wait.BootstrapError) as caught:
-        bootstrap_wait.Wait(str(tmp_path), "dev.lock").run(
+        bootstrap_wait.BootstrapProgress(str(tmp_path), "dev.lock").run(
             [sys.executable, "-c", words], "", "it failed", dict(os.environ)
         )
     assert "https://…@pkgs.example/simple hf_…" in str(caught.value)
@@ -325,7 +325,7 @@ def test_long_wait_shows_what_is_done_and_how_much(
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")
-    wait = bootstrap_wait.Wait(str(tmp_path), "requirements.lock")
+    wait = bootstrap_wait.BootstrapProgress(str(tmp_path), "requirements.lock")
     wait.counting.join()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/file").write_bytes(bytes(3_000_000))

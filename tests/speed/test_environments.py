@@ -18,7 +18,7 @@ from provision.installers import uv as uv_installer
 from provision.lockfiles import conda_lock, requirements
 from provision.volume import environment_marker
 from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
-from tests.provision import conda_channel as channel
+from tests.provision import conda_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,24 +50,24 @@ def seconds(argv: list[object], env: dict[str, str], stdin: str | None = None) -
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[channel.Served]:
-    channel.build(tmp_path / "channel/conda-forge")
-    yield from channel.serving(tmp_path / "channel")
+def served(tmp_path: Path) -> Iterator[conda_channel.Served]:
+    conda_channel.build(tmp_path / "channel/conda-forge")
+    yield from conda_channel.serving(tmp_path / "channel")
 
 
 @pytest.fixture
-def envs(tmp_path: Path, served: channel.Served) -> Path:
+def envs(tmp_path: Path, served: conda_channel.Served) -> Path:
     """The shipped envs/, its conda part from the channel on loopback."""
     folder = tmp_path / "envs"
     shutil.copytree(CHECKOUT / "envs", folder)
-    packages = channel.locked(served.folder / "conda-forge", "python", "pip")
+    packages = conda_channel.locked(served.folder / "conda-forge", "python", "pip")
     text = conda_lock.lock_text(packages, ["conda-forge"], ["environment.yml"])
     (folder / "diffusers/conda-lock.yml").write_text(text)
     return folder
 
 
 @pytest.fixture
-def machine(home: Path, served: channel.Served) -> dict[str, str]:
+def machine(home: Path, served: conda_channel.Served) -> dict[str, str]:
     """The machine's own package sources, an empty home, and the channel as conda's mirror."""
     env = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
     settings = pip_settings.pip_settings(MACHINE)
@@ -82,7 +82,7 @@ def test_create_against_bare_rattler_and_uv(
     benchmark: BenchmarkFixture,
     tmp_path: Path,
     envs: Path,
-    served: channel.Served,
+    served: conda_channel.Served,
     machine: dict[str, str],
     caches: str,
     capsys: pytest.CaptureFixture[str],

@@ -31,7 +31,7 @@ import json, sys, time
 import torch
 from diffusers import DDIMScheduler
 from bench.worker import components, sampling, timing
-from bench.worker import memory as meter
+from bench.worker import memory as device_memory
 from bench.core.result import Case
 torch.set_grad_enabled(False)
 case = Case("ddpm-cat-256", "cpu", "fp32", "ddim", 4, 1, 64, 64)
@@ -101,10 +101,10 @@ def measure(measured_python: Path, tmp_path: Path) -> Callable[..., Run]:
     def measure_once(model: str = "ddpm-cat-256", **changes: object) -> Run:
         suite = tmp_path / "short.toml"
         suite.write_text(SUITE.replace("MODEL", model))
-        wish = request.Wish(
+        run_request = request.RunRequest(
             suite=str(suite), device="cpu", python=measured_python, root=str(TEST_ROOT), out=tmp_path / "out"
         )
-        return suite_run.run(replace(wish, **changes), Quiet())  # type: ignore[arg-type]
+        return suite_run.run(replace(run_request, **changes), Quiet())  # type: ignore[arg-type]
 
     return measure_once
 

@@ -15,10 +15,10 @@ import requests
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import failover_proxy, probe
-from provision.mirrors.probe import Asked
-from provision.mirrors.probe_files import Witness
-from provision.mirrors.record import Source
-from provision.net.source_health import Ledger
+from provision.mirrors.probe import ProbeTarget
+from provision.mirrors.probe_files import ProbeFile
+from provision.mirrors.record import MirrorSource
+from provision.net.source_health import SourceHealth
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.http_server import Fault, Played, index
 
@@ -65,12 +65,12 @@ def test_choosing_among_37_mirrors_half_of_them_stalling(
     """All at once against one after another, both by the same look."""
     content = index(files[:3])
     every = [
-        Asked("pip", f"m{number}", f"{play(content, *([Fault(stall=True)] if number % 2 else [])).url}/simple")
+        ProbeTarget("pip", f"m{number}", f"{play(content, *([Fault(stall=True)] if number % 2 else [])).url}/simple")
         for number in range(37)
     ]
     known = {
         "pip": [
-            Witness(f"part{n}", "1.0", "", frozenset({_digest(files[n])}), files[n].stat().st_size) for n in range(3)
+            ProbeFile(f"part{n}", "1.0", "", frozenset({_digest(files[n])}), files[n].stat().st_size) for n in range(3)
         ]
     }
     began = time.perf_counter()
@@ -106,9 +106,9 @@ def test_an_install_through_the_relay_and_one_whose_mirror_dies(
             env = uv | {"UV_DEFAULT_INDEX": f"{first.url}/simple"}
             subprocess.run(argv, env=env, input=lock, text=True, check=True)
         else:
-            both = [Source("first", f"{first.url}/simple"), Source("second", f"{second.url}/simple")]
-            with failover_proxy.Relay(
-                requests.Session(), tmp_path / "arriving", Ledger(), lambda _, __: None
+            both = [MirrorSource("first", f"{first.url}/simple"), MirrorSource("second", f"{second.url}/simple")]
+            with failover_proxy.FailoverProxy(
+                requests.Session(), tmp_path / "arriving", SourceHealth(), lambda _, __: None
             ) as running:
                 running.wheels(requirements.hashes(lock), both)
                 subprocess.run(argv, env=running.environment(uv), input=lock, text=True, check=True)

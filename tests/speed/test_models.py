@@ -34,7 +34,7 @@ COUNT, SIZE = 8, 128 << 20
 SERVE = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from provision.models import seed_server as seeding
+from provision.models import seed_server
 snapshot = Path(sys.argv[2])
 names = [path.name for path in snapshot.iterdir()]
 server = seeding.server([seeding.served(sys.argv[3], snapshot.name, "mit", snapshot, names)], "127.0.0.1", 0)

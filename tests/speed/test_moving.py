@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from provision.core.layout import Root
-from provision.host.tool_caches import Place
+from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
 from provision.volume import relink
 from provision.volume.journal import Journal
@@ -66,7 +66,9 @@ def other_disk() -> Iterator[Path]:
 def moving(source: Path, volume: Path) -> RelocateStep:
     root = Root(volume)
     VolumeStep(root, [], Journal(root.journal)).apply()
-    return RelocateStep("work", [Place(source, root.path / "work")], root, source.parent, Journal(root.journal))
+    return RelocateStep(
+        "work", [RelocatedFolder(source, root.path / "work")], root, source.parent, Journal(root.journal)
+    )
 
 
 @pytest.mark.parametrize("fill", [few, many], ids=["2 GB in 4 files", "50,000 small files"])

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 BESIDE = """
 import json, time
 import torch
-from bench.worker.checks import compute as arithmetic
-from bench.worker.checks import copies as traffic
-from bench.worker.checks import device as seam
+from bench.worker.checks import compute
+from bench.worker.checks import copies
+from bench.worker.checks import device as checked_device
 torch.set_grad_enabled(False)
 name = "cuda:0" if torch.cuda.is_available() else "cpu"
 device = seam.of(torch, name)

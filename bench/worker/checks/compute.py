@@ -135,7 +135,7 @@ def _normal(device: Device, dtype: str, *shapes: tuple[int, ...]) -> list[Any]:
 def product(device: Device, until: float) -> Iterator[Reading]:
     """How fast matrix products are in each dtype, in the shape that is fastest."""
 
-    def ways(dtype: str) -> Iterator[checked_device.Way]:
+    def ways(dtype: str) -> Iterator[checked_device.Variant]:
         ordered = sorted(_SHAPES, key=lambda shape: shape[0] * shape[1] * shape[2])
         for m, n, k in _CARD_SHAPES if device.is_card else ordered:
 
@@ -143,7 +143,7 @@ def product(device: Device, until: float) -> Iterator[Reading]:
                 return partial(device.product, dtype, *checked_device.operands(device, dtype, shape))
 
             room = 8 * (m * k + k * n + m * n)  # in fp32 as they are made, and in the dtype
-            yield checked_device.Way(2.0 * m * n * k, {"m": float(m), "n": float(n), "k": float(k)}, room, make)
+            yield checked_device.Variant(2.0 * m * n * k, {"m": float(m), "n": float(n), "k": float(k)}, room, make)
 
     yield from _rates("product", device, device.dtypes, ways, until)
 
@@ -152,7 +152,7 @@ def convolution(device: Device, until: float) -> Iterator[Reading]:
     """How fast 3x3 convolutions are in each dtype, in the shape and layout that is fastest."""
     torch = device.torch
 
-    def ways(dtype: str) -> Iterator[checked_device.Way]:
+    def ways(dtype: str) -> Iterator[checked_device.Variant]:
         for batch, channels, side in _CARD_CONVOLUTIONS if device.is_card else _CONVOLUTIONS:
             for layout in (torch.contiguous_format, torch.channels_last):
 
@@ -168,13 +168,15 @@ def convolution(device: Device, until: float) -> Iterator[Reading]:
                 figures = {"batch": batch, "channels": channels, "side": side, "channels_last": is_last}
                 elements = 2 * batch * channels * side**2 + 9 * channels**2
                 flops = 2.0 * 9 * channels**2 * side**2 * batch
-                yield checked_device.Way(flops, {key: float(each) for key, each in figures.items()}, 8 * elements, make)
+                yield checked_device.Variant(
+                    flops, {key: float(each) for key, each in figures.items()}, 8 * elements, make
+                )
 
     yield from _rates("convolution", device, [each for each in device.dtypes if each != "fp8"], ways, until)
 
 
 def _rates(
-    probe: str, device: Device, dtypes: Any, ways: Callable[[str], Iterator[checked_device.Way]], until: float
+    probe: str, device: Device, dtypes: Any, ways: Callable[[str], Iterator[checked_device.Variant]], until: float
 ) -> Iterator[Reading]:
     """A reading a dtype; what time one leaves, the next ones have."""
     for number, dtype in enumerate(dtypes):

@@ -28,7 +28,7 @@ def copy(device: Device, until: float) -> Iterator[Reading]:
         return partial(torch.zeros_like(source).copy_, source)
 
     sizes = _SIZES if device.is_card else _SIZES[:1]
-    ways = [checked_device.Way(2.0 * size, {"bytes": float(size)}, 2 * size, partial(make, size)) for size in sizes]
+    ways = [checked_device.Variant(2.0 * size, {"bytes": float(size)}, 2 * size, partial(make, size)) for size in sizes]
     yield checked_device.timed_best(Reading("copy", "copy", device.name, "B/s", None), device, ways, until)
 
 
@@ -47,6 +47,6 @@ def pinned(device: Device, until: float) -> Iterator[Reading]:
 
     for left, name in ((2, "host to device"), (1, "device to host")):
         now = time.perf_counter()
-        way = checked_device.Way(float(size), {"bytes": float(size)}, size, partial(make, comes_back=left == 1))
+        way = checked_device.Variant(float(size), {"bytes": float(size)}, size, partial(make, comes_back=left == 1))
         blank = Reading("pinned", name, device.name, "B/s", None)
         yield checked_device.timed_best(blank, device, [way], now + (until - now) / left)

@@ -169,7 +169,7 @@ def _product(torch: Any, dtype: str, left: Any, right: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """One of several ways to ask the same.
 
     `amount`: FLOPs or bytes of a call. `figures`: what tells it from the others. `room_bytes` that it takes. `make`
@@ -183,14 +183,14 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Found:
+class FastestVariant:
     """The way that was fastest: its rate a second, as often as there was time for."""
 
     rates: tuple[float, ...]
     figures: dict[str, float]
 
 
-def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
+def fastest(device: Device, ways: Sequence[Variant], until: float) -> FastestVariant:
     """Try ways, without those that the best one says there is no time for; then the best again.
 
     Where ways of more work than the best one's were left out, and the rate was still growing, the figure CUT says so.
@@ -203,7 +203,7 @@ def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
     Raises:
         SkipError: there is not even time, or memory, for the first.
     """
-    best, again, rate, most, free = Found((), {}), None, 0.0, 0.0, device.free_bytes()
+    best, again, rate, most, free = FastestVariant((), {}), None, 0.0, 0.0, device.free_bytes()
     tried: list[tuple[float, float]] = []  # (amount, rate)
     for way in ways:
         left = until - time.perf_counter()
@@ -219,7 +219,7 @@ def fastest(device: Device, ways: Sequence[Way], until: float) -> Found:
         rate = max(rates)
         tried.append((way.amount, rate))
         if rate > max(best.rates, default=0.0):
-            best, again = Found(rates, way.figures), (way, call, times)
+            best, again = FastestVariant(rates, way.figures), (way, call, times)
     if again is None:
         raise SkipError(NO_TIME if until <= time.perf_counter() else "there is no room for it")
     way, call, times = again
@@ -267,7 +267,7 @@ def stopped(blank: Reading, error: Exception) -> Reading:
     return replace(blank, why_not=said) if is_well else replace(blank, fault=said)
 
 
-def timed_best(blank: Reading, device: Device, ways: Sequence[Way], until: float) -> Reading:
+def timed_best(blank: Reading, device: Device, ways: Sequence[Variant], until: float) -> Reading:
     """A blank reading with the rate of the fastest way, or with what stopped it."""
 
     def ask() -> Reading:

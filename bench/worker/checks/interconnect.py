@@ -46,7 +46,7 @@ _CYCLE = 97  # the numbers that are summed: up to 590 ranks fp32 holds their sum
 
 
 @dataclass(frozen=True)
-class Part:
+class RankTask:
     """What one rank is told. `meeting`: a file by which the ranks find each other."""
 
     rank: int
@@ -100,7 +100,7 @@ def _all_reduce(devices: Sequence[str], seconds: float) -> Reading:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         ranks = []
         for number in range(len(devices)):
-            part = Part(number, tuple(devices), str(Path(folder) / "meeting"), seconds)
+            part = RankTask(number, tuple(devices), str(Path(folder) / "meeting"), seconds)
             ranks.append(_Rank(part, Path(folder) / f"answer-{number}"))
             stack.callback(ranks[-1].end)
         _wait(ranks, seconds + _GRACE_SECONDS)
@@ -117,7 +117,7 @@ def _all_reduce(devices: Sequence[str], seconds: float) -> Reading:
 class _Rank:
     """The process of one rank."""
 
-    def __init__(self, part: Part, answer: Path) -> None:
+    def __init__(self, part: RankTask, answer: Path) -> None:
         """Start it."""
         self._answer = answer
         environment = dict(os.environ) | {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
@@ -169,7 +169,7 @@ def rank() -> None:
     """The life of one rank: it reads a Part, sums with the others, and prints its reading."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    part: Part = record(json.loads(sys.stdin.readline()), Part, "part")
+    part: RankTask = record(json.loads(sys.stdin.readline()), RankTask, "part")
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
@@ -186,7 +186,7 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def _sum(torch: Any, part: Part, blank: Reading) -> Reading:
+def _sum(torch: Any, part: RankTask, blank: Reading) -> Reading:
     import torch.distributed as world
 
     until = time.perf_counter() + part.seconds
@@ -207,7 +207,7 @@ def _sum(torch: Any, part: Part, blank: Reading) -> Reading:
         raise SkipError(" ".join(str(error).split())[:300]) from None
 
 
-def _sums(device: Device, world: Any, part: Part, blank: Reading, until: float) -> Reading:
+def _sums(device: Device, world: Any, part: RankTask, blank: Reading, until: float) -> Reading:
     ranks, best = len(part.devices), blank
     for size in _CARD_SIZES if device.is_card else _HOST_SIZES:
         numbers = device.torch.arange(size // 4, device=device.name) % _CYCLE

@@ -105,7 +105,7 @@ class _Load:
 
     def __init__(self) -> None:
         """Nothing is known yet."""
-        self._neighbours = host_load.Neighbours()
+        self._neighbours = host_load.HostLoad()
         self._used = self._passed = 0.0
 
     def __enter__(self) -> Self:

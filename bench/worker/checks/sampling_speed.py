@@ -63,7 +63,7 @@ def loop(
     whole = len(kinds) * len(BATCHES)
     built = False
     for number, kind in enumerate(kinds):
-        made = _Made(device, kind, (known or {}).get(kind.dtype, 0.0))
+        made = _Images(device, kind, (known or {}).get(kind.dtype, 0.0))
         for turn, batch in enumerate(BATCHES):
             name = f"loop {kind.model} {kind.dtype} batch {batch}"
             blank = Reading("loop", name, device.name, "s", None)
@@ -94,7 +94,7 @@ class _Time:
         return self.left / self.loops / 2
 
 
-class _Made:
+class _Images:
     """A model on a device: built when it is first asked for, and what a step of it costs."""
 
     def __init__(self, device: Device, kind: Kind, known: float) -> None:
@@ -165,7 +165,7 @@ class _Made:
         self._is_loaded = True
 
 
-def _asked(made: _Made, batch: int, time_: _Time, blank: Reading) -> Reading:
+def _asked(made: _Images, batch: int, time_: _Time, blank: Reading) -> Reading:
     made.prepare(time_)
     wanted = _WARM + (_MOST_OF_A_CARD if made.device.is_card else _MOST_OF_A_CPU)
     # Twice its price: a probe may be so far off, and a loop that was given up has no figure at all.
@@ -188,7 +188,7 @@ def _asked(made: _Made, batch: int, time_: _Time, blank: Reading) -> Reading:
     )
 
 
-def _image(made: _Made, variant: components.Model, time_: _Time) -> tuple[tuple[float, ...], bool]:
+def _image(made: _Images, variant: components.Model, time_: _Time) -> tuple[tuple[float, ...], bool]:
     """One image: the seconds of its steps, and whether each of its numbers is one."""
     made.device.wait()
     components.set_precision(variant.torch, variant.case.dtype)
@@ -200,7 +200,7 @@ def _image(made: _Made, variant: components.Model, time_: _Time) -> tuple[tuple[
     return seconds, numerics.look(pixels, raw, None).finite
 
 
-def _guard(made: _Made, case: Case, time_: _Time) -> Callable[[], None]:
+def _guard(made: _Images, case: Case, time_: _Time) -> Callable[[], None]:
     """Looks at the second step, where the host's clock tells: a price by a probe may be far off."""
     marks: list[float] = []
 

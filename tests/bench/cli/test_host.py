@@ -16,7 +16,7 @@ from bench.core.validation_records import Verdict, VerdictState
 from bench.run import store
 from bench.validate import history
 from bench.validate import host as host_validation
-from tests.bench import processor_clocks as clocks
+from tests.bench import processor_clocks
 from tests.bench.conftest import a_run, command, environment
 from tests.bench.validation_samples import validated
 
@@ -36,7 +36,7 @@ def started(folder: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
 def test_this_cpu_from_the_command_to_its_history(measured_python: Path, tmp_path: Path) -> None:
     root = ["--root", tmp_path / "root"]
     words = ["validate", "--device", "cpu", "--budget", "30", "--python", measured_python]
-    done = started(tmp_path, clocks.command(*words, *root))
+    done = started(tmp_path, processor_clocks.command(*words, *root))
     # Other tests may disturb it: then that is what it says.
     assert done.returncode in {0, 5}, done.stderr + done.stdout
     shown = " ".join(done.stdout.split())
@@ -65,7 +65,7 @@ def test_what_is_proven_stays_so_whenever_a_soak_was_ended(
 ) -> None:
     run = replace(validated(2), verdict=Verdict(state))
     (tmp_path / run.id).mkdir()
-    found = host_validation.Validated(run, (run,), interrupted=True)
+    found = host_validation.HostValidation(run, (run,), interrupted=True)
     monkeypatch.setattr(host_validation, "validate", lambda *_, **__: found)
     with pytest.raises(SystemExit) as ended:
         host.validate(out=tmp_path, quiet=True)

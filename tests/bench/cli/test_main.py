@@ -20,7 +20,7 @@ from bench.core.result import Run
 from bench.report import tables
 from bench.run import cases
 from provision.host import facts
-from tests.bench import processor_clocks as clocks
+from tests.bench import processor_clocks
 from tests.bench.conftest import a_run, command, environment
 from tests.clock import GUARD_SECONDS
 from tests.conftest import TEST_ROOT
@@ -150,7 +150,7 @@ def whole_run(
     folder = tmp_path_factory.mktemp("whole")
     # A budget of which nothing is used up: a case ends when its median is known, or after so many images.
     done = subprocess.run(
-        clocks.command("run", "tiny", "--device", "cpu", "--root", TEST_ROOT, "--budget", 600, "--json"),
+        processor_clocks.command("run", "tiny", "--device", "cpu", "--root", TEST_ROOT, "--budget", 600, "--json"),
         capture_output=True,
         text=True,
         env=environment(HOME=str(folder)),

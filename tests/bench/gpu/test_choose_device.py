@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from bench.gpu.choose_device import choose
-from bench.gpu.diagnosis import Site, cause, supported
+from bench.gpu.diagnosis import Machine, cause, supported
 from provision.core.errors import BlockedError, SpecError
-from provision.host.facts import Facts, Gpu
+from provision.host.facts import Gpu, HostFacts
 
 OLD_CARD = ("GTX 1080", "6.1")
 NEW_CARD = ("H200", "9.0")
 
 
-def host(driver: str | None = None, *cards: str, system: str = "linux") -> Site:
-    return Site(
-        Facts(
+def host(driver: str | None = None, *cards: str, system: str = "linux") -> Machine:
+    return Machine(
+        HostFacts(
             system=system,
             machine="x86_64",
             hostname="here",
@@ -64,14 +64,16 @@ FAULTS = [
 
 @pytest.mark.parametrize(("machine", "found", "told"), FAULTS)
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0"])
-def test_a_wanted_card_that_cannot_be_used_blocks(machine: Site, found: dict[str, Any], told: str, wanted: str) -> None:
+def test_a_wanted_card_that_cannot_be_used_blocks(
+    machine: Machine, found: dict[str, Any], told: str, wanted: str
+) -> None:
     with pytest.raises(BlockedError, match=told) as caught:
         choose(wanted, machine, found)
     assert caught.value.exit == 4
 
 
 @pytest.mark.parametrize(("machine", "found", "told"), FAULTS)
-def test_auto_goes_on_with_the_cpu(machine: Site, found: dict[str, Any], told: str) -> None:
+def test_auto_goes_on_with_the_cpu(machine: Machine, found: dict[str, Any], told: str) -> None:
     assert choose("auto", machine, found) == "cpu"
 
 

@@ -14,29 +14,29 @@ from typing import Any
 import pytest
 
 from bench.gpu import device_nodes, nvml
-from bench.gpu.device_nodes import Node, Seen
-from bench.gpu.diagnosis import Site, cause, site
+from bench.gpu.device_nodes import DeviceNode, GpuVisibility
+from bench.gpu.diagnosis import Machine, cause, site
 from bench.worker import device_probe
 from provision.config import toml
 from provision.config import torch as torch_config
 from provision.core.errors import SpecError
-from provision.host.facts import Facts, Gpu
+from provision.host.facts import Gpu, HostFacts
 from tests.bench.gpu.test_nvml import Driver
 from tests.conftest import CHECKOUT
 
 ENVS = CHECKOUT / "envs"
 TORCH = toml.load(ENVS / "torch.toml", torch_config.TorchSpec)
 LOCKED = ("cpu", "cu126", "cu128", "cu130")
-OPEN = (Node("nvidia0"), Node("nvidia-uvm"), Node("nvidiactl"))
-FINE = Seen(on_bus=("0000:01:00.0",), loaded=True, nodes=OPEN)
+OPEN = (DeviceNode("nvidia0"), DeviceNode("nvidia-uvm"), DeviceNode("nvidiactl"))
+FINE = GpuVisibility(on_bus=("0000:01:00.0",), loaded=True, nodes=OPEN)
 
 
-def host(driver: str | None = "570.86", *cards: str, seen: Seen = FINE, system: str = "linux") -> Site:
+def host(driver: str | None = "570.86", *cards: str, seen: GpuVisibility = FINE, system: str = "linux") -> Machine:
     """A machine with a card of 2022, or with others."""
     names = (cards or ("NVIDIA H100",)) if driver is not None else ()
     gpus = tuple(Gpu(name, {"NVIDIA H100": "9.0", "B200": "10.0", "GTX 1080": "6.1"}.get(name)) for name in names)
-    facts = Facts(system, "x86_64", "here", "A CPU", 2, None, 8_000_000_000, driver, gpus)
-    return Site(facts, seen, TORCH, LOCKED)
+    facts = HostFacts(system, "x86_64", "here", "A CPU", 2, None, 8_000_000_000, driver, gpus)
+    return Machine(facts, seen, TORCH, LOCKED)
 
 
 def torch_says(*devices: tuple[str, str], **changes: Any) -> dict[str, Any]:
@@ -55,27 +55,33 @@ def torch_says(*devices: tuple[str, str], **changes: Any) -> dict[str, Any]:
 NONE = torch_says()
 CPU_ONLY = torch_says(cuda=None, architectures=[])
 NEWER = torch_says(torch="2.13.0", cuda="13.0")
-BARE = replace(host(None), seen=Seen())
-ON_BUS = Seen(on_bus=("0000:65:00.0",))
+BARE = replace(host(None), seen=GpuVisibility())
+ON_BUS = GpuVisibility(on_bus=("0000:65:00.0",))
 MISMATCH = replace(FINE, library=18)
 NO_NODES = replace(FINE, nodes=())
 NO_CUDA = "torch without CUDA"
 
 
-def name_of(place: Site, found: dict[str, Any]) -> str:
+def name_of(place: Machine, found: dict[str, Any]) -> str:
     why = cause(place, found)
     return why.name if why is not None else ""
 
 
-def closed(name: str, fault: str) -> Seen:
-    shut = Node(name, fault, "0660", "owner 0, group 44")
+def closed(name: str, fault: str) -> GpuVisibility:
+    shut = DeviceNode(name, fault, "0660", "owner 0, group 44")
     return replace(FINE, nodes=tuple(shut if node.name == name else node for node in OPEN))
 
 
 # What the machine shows, what torch says; the cause; words of its message, and of its fix.
 CASES = [
     (BARE, CPU_ONLY, "no card", "no NVIDIA driver is loaded on this machine, and no card", "Use --device cpu"),
-    (replace(host(None, system="windows"), seen=Seen()), NONE, "no card", "on this machine.", "Use --device cpu"),
+    (
+        replace(host(None, system="windows"), seen=GpuVisibility()),
+        NONE,
+        "no card",
+        "on this machine.",
+        "Use --device cpu",
+    ),
     (replace(BARE, seen=ON_BUS), NONE, "no driver", "(0000:65:00.0)", "Install NVIDIA's driver here"),
     (
         replace(BARE, seen=replace(ON_BUS, contained=True)),
@@ -118,7 +124,7 @@ CASES = [
         "unexplained", "it says: CUDA unknown error", "nvidia-smi",
     ),
     (host(), torch_says(cuda="10.2"), "unexplained", "it does not say why", "nvidia-smi"),
-    (host("570.86", seen=Seen(), system="windows"), CPU_ONLY, NO_CUDA, "CPU-only", "no lock fits"),
+    (host("570.86", seen=GpuVisibility(), system="windows"), CPU_ONLY, NO_CUDA, "CPU-only", "no lock fits"),
     (
         host("570.86", "GTX 1080"), torch_says(("GTX 1080", "6.1")),
         "card too old", "GTX 1080 has compute capability 6.1 and is too old for torch 2.9.0", "--variant cu126`",
@@ -141,7 +147,7 @@ CASES = [
 
 @pytest.mark.parametrize(("place", "found", "name", "said", "fix"), CASES)
 def test_each_cause_is_told_apart_with_its_fix(
-    place: Site, found: dict[str, Any], name: str, said: str, fix: str
+    place: Machine, found: dict[str, Any], name: str, said: str, fix: str
 ) -> None:
     why = cause(place, found)
     assert why is not None
@@ -153,13 +159,13 @@ def test_every_cause_has_its_case() -> None:
     source = (CHECKOUT / "bench" / "gpu" / "diagnosis.py").read_text(encoding="utf-8")
     named = {case[2] for case in CASES}
     assert all(f'"{name}"' in source for name in named)
-    assert source.count("return Cause(") + 1 == len(named), (
+    assert source.count("return Diagnosis(") + 1 == len(named), (
         "of the two of a dead card's architecture one place makes both"
     )
 
 
-@pytest.mark.parametrize("seen", [FINE, Seen(library=12), replace(FINE, nodes=(), library=18)])
-def test_what_torch_can_use_is_not_asked_further(seen: Seen) -> None:
+@pytest.mark.parametrize("seen", [FINE, GpuVisibility(library=12), replace(FINE, nodes=(), library=18)])
+def test_what_torch_can_use_is_not_asked_further(seen: GpuVisibility) -> None:
     assert cause(host(seen=seen), torch_says(("NVIDIA H100", "9.0"))) is None
 
 
@@ -173,12 +179,12 @@ def test_of_several_cards_the_one_that_is_asked_for_counts() -> None:
 
 
 def test_one_node_that_opens_is_enough() -> None:
-    shut = replace(FINE, nodes=(*OPEN, Node("nvidia1", "EACCES")))
+    shut = replace(FINE, nodes=(*OPEN, DeviceNode("nvidia1", "EACCES")))
     assert name_of(host(seen=shut), CPU_ONLY) == NO_CUDA
 
 
 def test_a_driver_that_the_kernel_does_not_show_needs_no_nodes() -> None:
-    wsl = host(seen=Seen())
+    wsl = host(seen=GpuVisibility())
     assert name_of(wsl, CPU_ONLY) == NO_CUDA
     bare = replace(wsl, machine=replace(wsl.machine, gpus=()))
     assert name_of(bare, CPU_ONLY) == "no node"
@@ -204,10 +210,10 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
     seen = device_nodes.look(tmp_path, {"CUDA_VISIBLE_DEVICES": "3"})
     status = (tmp_path / "dev/nvidiactl").stat()
     owner = f"owner {status.st_uid}, group {status.st_gid}"
-    assert seen == Seen(
+    assert seen == GpuVisibility(
         on_bus=("0000:17:00.0", "0000:65:00.0"),
         loaded=True,
-        nodes=(Node("nvidia-uvm"), Node("nvidia0"), Node("nvidiactl", "EISDIR", "0755", owner)),
+        nodes=(DeviceNode("nvidia-uvm"), DeviceNode("nvidia0"), DeviceNode("nvidiactl", "EISDIR", "0755", owner)),
         library=nvml.refusal(),
         visible="3",
         contained=False,
@@ -217,13 +223,13 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
 def test_what_the_drivers_library_says_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers |= {"nvmlDeviceGetCount": 1, "nvmlDeviceGetHandleByIndex": "card"}
-    assert device_nodes.look(tmp_path, {}) == Seen()
+    assert device_nodes.look(tmp_path, {}) == GpuVisibility()
     driver.answers |= {"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetMaxMigDeviceCount": 7}
-    assert device_nodes.look(tmp_path, {}) == Seen(uncut=True)
+    assert device_nodes.look(tmp_path, {}) == GpuVisibility(uncut=True)
 
 
 def test_a_machine_without_anything_shows_nothing(tmp_path: Path) -> None:
-    assert device_nodes.look(tmp_path, {}) == Seen(library=nvml.refusal())
+    assert device_nodes.look(tmp_path, {}) == GpuVisibility(library=nvml.refusal())
 
 
 def test_a_node_behind_which_nothing_is_says_so(tmp_path: Path) -> None:
@@ -248,7 +254,7 @@ def test_a_node_of_another_user_is_closed() -> None:
             found = device_nodes.look(root, {}).nodes
         finally:
             os.seteuid(0)
-    assert found == (Node("nvidia0", "EACCES", "0600", "owner 0, group 0"),)
+    assert found == (DeviceNode("nvidia0", "EACCES", "0600", "owner 0, group 0"),)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +280,7 @@ def test_a_container_is_known_by_what_it_shows(
 def test_the_builds_of_a_site_are_those_with_a_lock(tmp_path: Path) -> None:
     found = site(host().machine, ENVS)
     assert (found.torch, found.seen) == (TORCH, device_nodes.look())
-    assert found.seen != Seen(), "there is either a card or a reason of the library's"
+    assert found.seen != GpuVisibility(), "there is either a card or a reason of the library's"
     assert set(LOCKED) <= set(found.locked)
     assert site(host().machine, tmp_path) == replace(found, torch=None, locked=())
     (tmp_path / "torch.toml").write_text("python = 3")

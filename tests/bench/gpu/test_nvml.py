@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pynvml
 import pytest
 
-from bench.core.validation_records import Card
+from bench.core.validation_records import DeviceFacts
 from bench.gpu import nvml, specs
 from tests.conftest import CHECKOUT
 
@@ -61,15 +61,15 @@ class Driver:
         return str(self.answers["nvmlDeviceGetUUID"])
 
 
-def described(name: str, patch: pytest.MonkeyPatch, *, ours: int = 0) -> Card:
+def described(name: str, patch: pytest.MonkeyPatch, *, ours: int = 0) -> DeviceFacts:
     driver = Driver(name, patch)
-    card = nvml.Card(driver.uuid)
+    card = nvml.NvmlDevice(driver.uuid)
     card.watch()
     return card.describe("cuda:0", "as torch calls it", ours=ours)
 
 
 def test_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert described("t4", monkeypatch) == Card(
+    assert described("t4", monkeypatch) == DeviceFacts(
         device="cuda:0",
         name="Tesla T4",
         uuid="GPU-00000000-0000-0000-0000-000000000004",
@@ -111,7 +111,7 @@ def test_a_row_that_could_not_be_replaced_waits_for_no_reset(
 ) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers["nvmlDeviceGetRemappedRows"] = rows
-    card = nvml.Card(driver.uuid).describe("cuda:0")
+    card = nvml.NvmlDevice(driver.uuid).describe("cuda:0")
     assert (card.rows_pending, card.rows_failed) == (pending, failed)
 
 
@@ -125,7 +125,7 @@ def test_a_4090_d_counts_no_errors_and_is_in_no_table(monkeypatch: pytest.Monkey
 
 def test_a_slice_is_found_by_its_number_and_says_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("h100-mig", monkeypatch)
-    card = nvml.Card(driver.uuid.removeprefix("MIG-")).describe("cuda:0")
+    card = nvml.NvmlDevice(driver.uuid.removeprefix("MIG-")).describe("cuda:0")
     assert (card.driver_sees, card.slice, card.ecc) == (True, True, None)
     assert (card.power_limit_watts, card.pcie_width) == (None, None)
 
@@ -135,9 +135,9 @@ def test_a_slice_is_found_by_its_number_and_says_that_it_is_one(monkeypatch: pyt
 )
 def test_a_card_that_is_shared_out_is_a_slice(monkeypatch: pytest.MonkeyPatch, function: str, answer: Any) -> None:
     driver = Driver("h100", monkeypatch)
-    assert nvml.Card(driver.uuid).describe("cuda:0").slice is False
+    assert nvml.NvmlDevice(driver.uuid).describe("cuda:0").slice is False
     driver.answers[function] = answer
-    assert nvml.Card(driver.uuid).describe("cuda:0").slice is True
+    assert nvml.NvmlDevice(driver.uuid).describe("cuda:0").slice is True
 
 
 @pytest.mark.parametrize(("there", "ours", "others"), [(1, 0, 1), (1, 1, 0), (3, 1, 2), (0, 0, 0), (0, 1, None)])
@@ -146,7 +146,7 @@ def test_our_own_processes_are_no_others(
 ) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers["nvmlDeviceGetComputeRunningProcesses"] = [object()] * there
-    assert nvml.Card(driver.uuid).describe("cuda:0", ours=ours).others == others
+    assert nvml.NvmlDevice(driver.uuid).describe("cuda:0", ours=ours).others == others
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_card_that_waits_to_be_cut_has_no_instance(
 
 def test_errors_are_collected_from_the_watch_on(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
-    card = nvml.Card(driver.uuid)
+    card = nvml.NvmlDevice(driver.uuid)
     assert card.describe("cuda:0").xids == (), "nobody watches yet"
     card.watch()
     card.watch()
@@ -191,7 +191,7 @@ def test_errors_are_collected_from_the_watch_on(monkeypatch: pytest.MonkeyPatch)
 def test_a_driver_that_watches_nothing_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
     del driver.answers["nvmlDeviceRegisterEvents"]
-    card = nvml.Card(driver.uuid)
+    card = nvml.NvmlDevice(driver.uuid)
     card.watch()
     assert driver.asked[-1] == "nvmlEventSetFree"
     assert card.describe("cuda:0").xids == ()
@@ -199,7 +199,7 @@ def test_a_driver_that_watches_nothing_is_let_be(monkeypatch: pytest.MonkeyPatch
 
 def test_a_card_that_has_left_its_bus_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
-    card = nvml.Card(driver.uuid)
+    card = nvml.NvmlDevice(driver.uuid)
     for name in driver.answers:
         if name.startswith("nvmlDeviceGet") and "Handle" not in name:
             driver.answers[name] = "lost"
@@ -212,17 +212,17 @@ def test_an_older_library_answers_in_bytes(monkeypatch: pytest.MonkeyPatch) -> N
     driver = Driver("t4", monkeypatch)
     driver.answers["nvmlDeviceGetName"] = b"Tesla T4"
     driver.answers["nvmlSystemGetDriverVersion"] = b"418.87"
-    card = nvml.Card(driver.uuid).describe("cuda:0")
+    card = nvml.NvmlDevice(driver.uuid).describe("cuda:0")
     assert (card.name, card.driver) == ("Tesla T4", "418.87")
 
 
 def test_without_a_driver_there_is_a_name_alone() -> None:
     """The real library, on a machine without a card; where there is one, no card has this number."""
-    card = nvml.Card("GPU-none")
+    card = nvml.NvmlDevice("GPU-none")
     card.watch()
-    assert card.describe("cuda:0", "Tesla T4", ours=1) == Card("cuda:0", "Tesla T4", uuid="GPU-none")
+    assert card.describe("cuda:0", "Tesla T4", ours=1) == DeviceFacts("cuda:0", "Tesla T4", uuid="GPU-none")
     card.close()
-    assert nvml.Card(None).describe("cpu", "A CPU") == Card("cpu", "A CPU")
+    assert nvml.NvmlDevice(None).describe("cpu", "A CPU") == DeviceFacts("cpu", "A CPU")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_what_keeps_its_clocks_down_is_told_by_name(
 ) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers |= {"nvmlDeviceGetCurrentClocksThrottleReasons": bits, "nvmlDeviceGetComputeRunningProcesses": []}
-    found = nvml.Card(driver.uuid).read()
+    found = nvml.NvmlDevice(driver.uuid).read()
     assert found is not None
     assert found.reasons == reasons
 
@@ -247,8 +247,8 @@ def test_every_question_is_one_that_pynvml_knows(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda _: pynvml.c_nvmlDevice_t())
-    card = nvml.Card("GPU-x")
+    card = nvml.NvmlDevice("GPU-x")
     card.watch()
-    assert card.read() == nvml.Reading()
-    assert card.describe("cuda:0", "a name") == Card("cuda:0", "a name", uuid="GPU-x", driver_sees=True)
+    assert card.read() == nvml.NvmlSample()
+    assert card.describe("cuda:0", "a name") == DeviceFacts("cuda:0", "a name", uuid="GPU-x", driver_sees=True)
     card.close()

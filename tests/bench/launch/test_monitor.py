@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.core import stats
-from bench.core.validation_records import Gpu
+from bench.core.validation_records import GpuLoadStats
 from bench.gpu import nvml
-from bench.gpu.nvml import Card, Reading
+from bench.gpu.nvml import NvmlDevice, NvmlSample
 from bench.launch import monitor
 from bench.run import verdict
 from tests.bench.conftest import a_case, a_host, a_result
@@ -72,10 +72,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def test_a_card_tells_of_itself(driver: Driver) -> None:
-    card = Card("abc-1")
+    card = NvmlDevice("abc-1")
     assert ("nvmlDeviceGetHandleByUUID", ("GPU-abc-1",)) in driver.asked
     assert card.power_limit_watts == 70.0
-    assert card.read() == Reading(
+    assert card.read() == NvmlSample(
         clock_mhz=1170,
         temperature=74,
         power_watts=69.2,
@@ -92,19 +92,19 @@ def test_a_card_tells_of_itself(driver: Driver) -> None:
 @pytest.mark.parametrize("hidden", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
 def test_where_the_driver_is_hidden_nothing_is_made_up(driver: Driver, hidden: str) -> None:
     driver.answers[hidden] = Driver.NVMLError
-    assert Card("abc").read() is None
+    assert NvmlDevice("abc").read() is None
 
 
 def test_what_a_card_does_not_tell_is_none(driver: Driver) -> None:
     for name in driver.answers:
         if name.startswith("nvmlDeviceGet") and "Handle" not in name:
             driver.answers[name] = Driver.NVMLError
-    assert Card("abc").read() == Reading()
+    assert NvmlDevice("abc").read() == NvmlSample()
 
 
 def test_without_a_card_and_without_a_driver_nothing_is_asked() -> None:
-    assert Card(None).read() is None
-    assert Card("no-such-card").read() is None  # the real library, on a machine that may have none
+    assert NvmlDevice(None).read() is None
+    assert NvmlDevice("no-such-card").read() is None  # the real library, on a machine that may have none
 
 
 @pytest.fixture
@@ -115,12 +115,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
     return now  # type: ignore[return-value]  # nothing is to be put back
 
 
-def watch_of(clock: dict[str, float], readings: Sequence[Reading | None]) -> monitor.Watch:
+def watch_of(clock: dict[str, float], readings: Sequence[NvmlSample | None]) -> monitor.WorkerMonitor:
     """A watch over a whole case: half a second before, two seconds of images with a pause between, and the end."""
     turns = iter(readings)
-    watch = monitor.Watch(ME)
+    watch = monitor.WorkerMonitor(ME)
     watch._card = SimpleNamespace(read=lambda: next(turns), power_limit_watts=70.0, close=lambda: None)  # type: ignore[assignment]
-    watch._first = Reading(processes={77: None})
+    watch._first = NvmlSample(processes={77: None})
 
     def pass_by(wall: float, cpu: float) -> None:
         clock["wall"] += wall
@@ -139,8 +139,10 @@ def watch_of(clock: dict[str, float], readings: Sequence[Reading | None]) -> mon
     return watch
 
 
-def reading(joules: float | None, **changes: Any) -> Reading:
-    return replace(Reading(1500, 60, 100.0, joules, 4_000_000_000, frozenset(), {ME: 3_000_000_000, 77: 1}), **changes)
+def reading(joules: float | None, **changes: Any) -> NvmlSample:
+    return replace(
+        NvmlSample(1500, 60, 100.0, joules, 4_000_000_000, frozenset(), {ME: 3_000_000_000, 77: 1}), **changes
+    )
 
 
 def test_what_the_parent_itself_costs_is_counted_while_images_are_made(clock: dict[str, float]) -> None:
@@ -206,7 +208,7 @@ def test_a_look_that_tells_no_reason_is_none_without_one(clock: dict[str, float]
 
 def test_a_long_run_is_kept_with_fewer_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_MOST_MOMENTS", 10)
-    watch = monitor.Watch(ME)
+    watch = monitor.WorkerMonitor(ME)
     for _ in range(100):
         watch.look()
     assert 5 <= len(watch.add_to(a_result()).timeline) <= 11
@@ -218,15 +220,18 @@ CUDA = a_case(device="cuda:0")
 @pytest.mark.parametrize(
     ("gpu", "reason"),
     [
-        (Gpu(), None),
+        (GpuLoadStats(), None),
         # A card of 70 W is at its cap all day: that is how it is sold.
-        (Gpu(throttled={"software power cap": 1.0}, others=0), None),
-        (Gpu(throttled={"hardware thermal slowdown": 0.4}), "slowed down 40% of the time (hardware thermal slowdown)"),
-        (Gpu(throttled={"hardware thermal slowdown": 0.05}), None),
-        (Gpu(others=2), "2 other processes used the card"),
+        (GpuLoadStats(throttled={"software power cap": 1.0}, others=0), None),
+        (
+            GpuLoadStats(throttled={"hardware thermal slowdown": 0.4}),
+            "slowed down 40% of the time (hardware thermal slowdown)",
+        ),
+        (GpuLoadStats(throttled={"hardware thermal slowdown": 0.05}), None),
+        (GpuLoadStats(others=2), "2 other processes used the card"),
     ],
 )
-def test_a_card_that_is_not_its_own_or_not_well_is_told(gpu: Gpu, reason: str | None) -> None:
+def test_a_card_that_is_not_its_own_or_not_well_is_told(gpu: GpuLoadStats, reason: str | None) -> None:
     result = a_result(CUDA, host=replace(a_host(), gpu=gpu))
     found = verdict.trust(result)
     assert found is not None

@@ -14,7 +14,7 @@ import pytest
 
 from bench.core.codec import plain
 from bench.core.result import Host, Phases, Result, Status
-from bench.core.validation_records import Gpu
+from bench.core.validation_records import GpuLoadStats
 from bench.report import export, json_schema
 from bench.run import store
 from tests.bench.conftest import a_case, a_result, a_run, command, environment
@@ -111,7 +111,7 @@ def fits_object(value: dict[str, Any], kind: dict[str, Any], known: dict[str, An
 
 def test_a_run_is_as_its_schema_says() -> None:
     whole = json_schema.of_run()
-    host = Host(2, 0.9, None, None, gpu=Gpu(throttled={"x": 0.1}))
+    host = Host(2, 0.9, None, None, gpu=GpuLoadStats(throttled={"x": 0.1}))
     told = plain(a_run(a_result(host=host), Result(a_case(), Status.ERROR, phases=Phases(1.0))))
     assert fits(told, whole, whole["$defs"])
     told["results"][0]["status"] = "fine"

@@ -12,7 +12,7 @@ import pytest
 
 from bench.core.codec import dumps, loads, plain
 from bench.core.result import Run
-from bench.core.validation_records import CUT, Card, Gpu, Reading
+from bench.core.validation_records import CUT, DeviceFacts, GpuLoadStats, Reading
 from bench.report import export, formats, json_schema, terminal, validation_tables
 from bench.run import verdict
 from bench.validate import judge
@@ -103,18 +103,22 @@ def test_what_the_driver_tells_is_in_a_line() -> None:
     )
     assert "XID 48, 63" in validation_tables.card_line(replace(HEALTHY, xids=(48, 63)))
     assert validation_tables.card_line(replace(HEALTHY, ecc=False)).endswith("ECC off")
-    assert validation_tables.card_line(Card("cuda:0", "A card")).endswith("the driver's library does not answer for it")
+    assert validation_tables.card_line(DeviceFacts("cuda:0", "A card")).endswith(
+        "the driver's library does not answer for it"
+    )
     assert validation_tables.card_line(CPU) == ""
 
 
 def test_what_a_card_did_under_load_is_told() -> None:
-    seen = Gpu(clock_mhz_median=1410, clock_mhz_minimum=1300, temperature_maximum=61, power_watts_mean=395.2)
-    run = validated(2, watched={"cuda:0": replace(seen, throttled={"software power cap": 0.25}), "cuda:1": Gpu()})
+    seen = GpuLoadStats(clock_mhz_median=1410, clock_mhz_minimum=1300, temperature_maximum=61, power_watts_mean=395.2)
+    run = validated(
+        2, watched={"cuda:0": replace(seen, throttled={"software power cap": 0.25}), "cuda:1": GpuLoadStats()}
+    )
     lines = validation_tables.notes(run)
     slowed = "25% of the time slowed by software power cap"
     assert f"cuda:0 under load: 1410 MHz (median), 1300 MHz at least, 61 °C at most, 395 W, {slowed}" in lines
     assert "cuda:1 under load: it says nothing" in lines
-    silent = validated(2, watched={"cuda:0": Gpu(clock_mhz_median=1410, reasons_told=False)})
+    silent = validated(2, watched={"cuda:0": GpuLoadStats(clock_mhz_median=1410, reasons_told=False)})
     assert (
         "cuda:0 under load: 1410 MHz (median), what keeps its clocks down it does not say"
         in validation_tables.notes(silent)
@@ -147,7 +151,7 @@ def test_what_all_reach_at_once_says_so() -> None:
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html"])
 def test_every_reading_and_every_note_is_in_every_form(form: str, tmp_path: Path) -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
-    text = formats.FORMS[form](run, formats.Shown(tmp_path))
+    text = formats.FORMS[form](run, formats.ReportContext(tmp_path))
     flat = " ".join(text.replace("&gt;", ">").replace("&#39;", "'").split())
     for row in validation_tables.rows(run):
         assert all(" ".join(cell.split()) in flat for cell in row)
@@ -156,7 +160,7 @@ def test_every_reading_and_every_note_is_in_every_form(form: str, tmp_path: Path
 
 def test_a_cell_holds_no_column(tmp_path: Path) -> None:
     run = validated(2, reading("product", "product bf16", None, why_not="a | b"))
-    assert "a \\| b" in formats.markdown(run, formats.Shown(tmp_path))
+    assert "a \\| b" in formats.markdown(run, formats.ReportContext(tmp_path))
 
 
 def test_csv_has_a_row_a_reading() -> None:
@@ -174,13 +178,13 @@ def test_csv_has_a_row_a_reading() -> None:
 )
 def test_what_is_of_cases_a_validation_does_not_have(form: str, changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="is a validation"):
-        formats.FORMS[form](run_of(FINE), formats.Shown(tmp_path, **changes))
+        formats.FORMS[form](run_of(FINE), formats.ReportContext(tmp_path, **changes))
 
 
 def test_a_ticket_is_of_a_validation_alone(tmp_path: Path) -> None:
-    assert "120.0 TFLOP/s" in formats.ticket(run_of(with_readings(FINE, SLOW_BF16)), formats.Shown(tmp_path))
+    assert "120.0 TFLOP/s" in formats.ticket(run_of(with_readings(FINE, SLOW_BF16)), formats.ReportContext(tmp_path))
     with pytest.raises(SpecError, match="is no validation"):
-        formats.ticket(a_run(), formats.Shown(tmp_path))
+        formats.ticket(a_run(), formats.ReportContext(tmp_path))
 
 
 def test_a_validation_is_kept_as_its_schema_says() -> None:
@@ -192,5 +196,5 @@ def test_a_validation_is_kept_as_its_schema_says() -> None:
 
 def test_colours_are_for_a_terminal_alone(tmp_path: Path) -> None:
     assert terminal.paper(no_color=True)[0] is False
-    assert "\x1b" not in formats.terminal(run_of(FINE), formats.Shown(tmp_path, no_color=True))
-    assert A100.device in formats.terminal(run_of(FINE), formats.Shown(tmp_path))
+    assert "\x1b" not in formats.terminal(run_of(FINE), formats.ReportContext(tmp_path, no_color=True))
+    assert A100.device in formats.terminal(run_of(FINE), formats.ReportContext(tmp_path))

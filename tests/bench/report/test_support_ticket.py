@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.core.validation_records import Gpu, Validation, VerdictState
+from bench.core.validation_records import GpuLoadStats, Validation, VerdictState
 from bench.report import support_ticket
 from bench.run import verdict
 from bench.validate import judge
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.validate.expectations import Evidence
 
 SECRET = "hf_" + "abcdefghij" * 3
-WATCHED = Gpu(
+WATCHED = GpuLoadStats(
     clock_mhz_median=1200.0,
     clock_mhz_minimum=900.0,
     temperature_maximum=91.0,

@@ -338,30 +338,30 @@ cpu = {size = 16, steps = 2}
 """
 
 
-def unrolled(folder: Path, means: cases.Means, device: str = "cpu", **picks: Any) -> list[tuple[str, int, bool]]:
+def unrolled(folder: Path, means: cases.Capabilities, device: str = "cpu", **picks: Any) -> list[tuple[str, int, bool]]:
     found = cases.unroll(cases.load_suite(str(written(folder, LOWER))), device, means=means, **picks)
     return [(cell.case.dtype, cell.case.height, cell.required) for cell in found]
 
 
 def test_lower_is_the_precision_of_the_device(tmp_path: Path) -> None:
-    found = unrolled(tmp_path, cases.Means("bf16", frozenset(["fp16"]), 16))
+    found = unrolled(tmp_path, cases.Capabilities("bf16", frozenset(["fp16"]), 16))
     assert found == [("fp32", 16, True), ("bf16", 16, True)]
 
 
 def test_a_device_without_a_lower_precision_has_fp32_alone(tmp_path: Path) -> None:
-    assert unrolled(tmp_path, cases.Means(None, frozenset(["bf16", "fp16"]), 16)) == [("fp32", 16, True)]
+    assert unrolled(tmp_path, cases.Capabilities(None, frozenset(["bf16", "fp16"]), 16)) == [("fp32", 16, True)]
 
 
 @pytest.mark.parametrize(
     ("device", "lanes", "size"), [("cpu", 16, 16), ("cpu", 32, 32), ("cpu", 512, 32), ("cpu", None, 32), ("mps", 1, 64)]
 )
 def test_the_first_shape_that_fits_is_taken(tmp_path: Path, device: str, lanes: float | None, size: int) -> None:
-    found = unrolled(tmp_path, cases.Means("bf16", frozenset(), lanes), device)
+    found = unrolled(tmp_path, cases.Capabilities("bf16", frozenset(), lanes), device)
     assert ("fp32", size, True) in found
 
 
 def test_a_dtype_that_is_named_is_tried_without_kernels(tmp_path: Path) -> None:
-    none = cases.Means(None, frozenset(["bf16", "fp16"]), 16)
+    none = cases.Capabilities(None, frozenset(["bf16", "fp16"]), 16)
     assert unrolled(tmp_path, none, only_dtypes=["fp16"]) == [("fp16", 16, True)]
     assert unrolled(tmp_path, none, changes={"dtype": "fp16"}) == [("fp16", 16, True)]
 
@@ -370,7 +370,7 @@ def test_a_suite_without_a_dtype_of_the_device_is_one_clear_error(tmp_path: Path
     text = LOWER.replace('["fp32", "lower"]', '"tf32"').replace('["fp32", "bf16", "fp16"]', '"bf16"')
     suite = cases.load_suite(str(written(tmp_path, text)))
     with pytest.raises(SpecError, match=r"cpu has no kernels for any dtype of this suite \(bf16, tf32\)"):
-        cases.unroll(suite, "cpu", means=cases.Means(None, frozenset(["tf32", "bf16", "fp16"])))
+        cases.unroll(suite, "cpu", means=cases.Capabilities(None, frozenset(["tf32", "bf16", "fp16"])))
 
 
 def test_lower_is_a_word_of_suites_alone() -> None:
@@ -385,7 +385,7 @@ def test_a_wrong_step_is_told_by_its_axis() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
 def test_quick_measures_both_models_in_both_precisions_first(device: str) -> None:
-    cells = cases.unroll(cases.load_suite("quick"), device, means=cases.Means("bf16", frozenset(["fp16"]), 16))
+    cells = cases.unroll(cases.load_suite("quick"), device, means=cases.Capabilities("bf16", frozenset(["fp16"]), 16))
     required = [(cell.case.model, cell.case.dtype) for cell in cells if cell.required]
     models = ("ddpm-cat-256", "stable-diffusion-v1-5")
     assert sorted(required) == sorted((model, dtype) for model in models for dtype in ("fp32", "bf16"))

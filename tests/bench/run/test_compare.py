@@ -27,7 +27,7 @@ def noisy(seconds: float, *, seed: int = 0, count: int = 12, noise: float = 0.00
     return a_result(**usual | changes)
 
 
-def held(before: Result, after: Result, **changes: Any) -> compare.Row:
+def held(before: Result, after: Result, **changes: Any) -> compare.ComparedCase:
     (row,) = compare.compare(a_run(before), a_run(after, **changes)).rows
     return row
 

@@ -15,7 +15,7 @@ import pytest
 from bench.core.result import Precision
 from bench.launch import worker_process
 from bench.run import cases, dtype_support, suite_run
-from bench.run.dtype_support import Known
+from bench.run.dtype_support import DtypeSupport
 from bench.worker import components, device_probe
 from tests.bench.fake_workers import PLAIN, WORKER, Quiet
 from tests.bench.run.test_suite_run import suite_in, wish_in
@@ -43,8 +43,8 @@ sys.exit(0)
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Known]:
-    def ask_program(before: str = "pass", *, changes: str = "", cpus: float | None = None) -> Known:
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DtypeSupport]:
+    def ask_program(before: str = "pass", *, changes: str = "", cpus: float | None = None) -> DtypeSupport:
         file = tmp_path / "asked.py"
         body = ASKED.replace("def say(", f"{changes}\ndef before(dtype):\n    {before}\ndef say(")
         file.write_text(body)
@@ -54,16 +54,16 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Known]
     return ask_program
 
 
-def test_a_dtype_without_kernels_is_told_with_its_factor(ask: Callable[..., Known]) -> None:
+def test_a_dtype_without_kernels_is_told_with_its_factor(ask: Callable[..., DtypeSupport]) -> None:
     found = ask()
     assert [(each.dtype, each.kernels) for each in found.precisions] == [("bf16", True), ("fp16", False)]
     assert dtype_support.left_out(found.precisions[1], "cpu") == (
         "fp16: no kernels on this CPU, about 100 times slower than fp32, left out"
     )
-    assert found.means == cases.Means("bf16", frozenset(["fp16", "tf32"]), 32)
+    assert found.means == cases.Capabilities("bf16", frozenset(["fp16", "tf32"]), 32)
 
 
-def test_a_probe_that_crashes_is_a_fact_of_its_dtype(ask: Callable[..., Known]) -> None:
+def test_a_probe_that_crashes_is_a_fact_of_its_dtype(ask: Callable[..., DtypeSupport]) -> None:
     found = ask("dtype == 'bf16' and os.kill(os.getpid(), signal.SIGILL)")
     bf16, fp16 = found.precisions
     assert not bf16.kernels
@@ -74,7 +74,7 @@ def test_a_probe_that_crashes_is_a_fact_of_its_dtype(ask: Callable[..., Known]) 
 
 @pytest.mark.parametrize(("claimed", "tried"), [("True", True), ("None", True), ("False", False)])
 def test_what_is_no_fact_of_a_dtype_leaves_it_to_torchs_word(
-    ask: Callable[..., Known], claimed: str, *, tried: bool
+    ask: Callable[..., DtypeSupport], claimed: str, *, tried: bool
 ) -> None:
     """The memory ran out, or the driver did not start: of the dtype that says nothing."""
     killed = ask("dtype == 'bf16' and os.kill(os.getpid(), signal.SIGKILL)", changes=f"kernels['bf16'] = {claimed}")
@@ -89,14 +89,14 @@ def test_what_is_no_fact_of_a_dtype_leaves_it_to_torchs_word(
         assert [line.endswith("tried all the same") for line in said] == [tried]
 
 
-def test_a_dtype_that_torch_refuses_has_no_kernels(ask: Callable[..., Known]) -> None:
+def test_a_dtype_that_torch_refuses_has_no_kernels(ask: Callable[..., DtypeSupport]) -> None:
     found = ask(changes="faults['bf16'] = {'fault': 'not implemented', 'unsupported': True}")
     assert not found.precisions[0].kernels
 
 
 @pytest.mark.parametrize(("has", "without"), [(True, False), (False, True), (None, False)])
 def test_a_card_before_ampere_has_no_tf32(*, has: bool | None, without: bool) -> None:
-    known = Known("cuda:0", tf32=has)
+    known = DtypeSupport("cuda:0", tf32=has)
     assert ("tf32" in known.means.without) is without
     said = list(dtype_support.notes(known, cases.load_suite("full"), ()))
     assert any(line.startswith("tf32: a format") for line in said) is without
@@ -123,7 +123,7 @@ def test_the_interpreter_is_asked_about_a_card(monkeypatch: pytest.MonkeyPatch) 
     assert set_to == ["fp32", "bf16"], "torch's own default for a convolution in fp32 is TF32"
 
 
-def test_a_crash_in_fp32_leaves_the_others_known(ask: Callable[..., Known]) -> None:
+def test_a_crash_in_fp32_leaves_the_others_known(ask: Callable[..., DtypeSupport]) -> None:
     found = ask("dtype == 'fp32' and os.kill(os.getpid(), signal.SIGILL)")
     assert [(each.dtype, each.kernels, each.slower) for each in found.precisions] == [
         ("bf16", True, None),
@@ -131,18 +131,18 @@ def test_a_crash_in_fp32_leaves_the_others_known(ask: Callable[..., Known]) -> N
     ]
 
 
-def test_a_dtype_that_torch_vouches_for_and_is_slow_has_no_kernels(ask: Callable[..., Known]) -> None:
+def test_a_dtype_that_torch_vouches_for_and_is_slow_has_no_kernels(ask: Callable[..., DtypeSupport]) -> None:
     found = ask(changes="kernels['fp16'] = True")
     assert not found.precisions[1].kernels
 
 
-def test_a_dtype_that_torch_denies_counts_where_it_is_as_fast_as_fp32(ask: Callable[..., Known]) -> None:
+def test_a_dtype_that_torch_denies_counts_where_it_is_as_fast_as_fp32(ask: Callable[..., DtypeSupport]) -> None:
     assert ask(changes="kernels['bf16'] = False").precisions[0].kernels
     assert not ask(changes="kernels['bf16'] = False; rates['bf16'] = 50e9").precisions[0].kernels
     assert ask(changes="kernels['bf16'] = None; rates['bf16'] = 50e9").precisions[0].kernels, "it has said nothing"
 
 
-def test_a_group_that_grants_one_core_makes_the_device_narrower(ask: Callable[..., Known]) -> None:
+def test_a_group_that_grants_one_core_makes_the_device_narrower(ask: Callable[..., DtypeSupport]) -> None:
     assert ask(cpus=1.0).lanes == 16
 
 
@@ -150,14 +150,16 @@ def test_an_interpreter_without_torch_leaves_nothing_out() -> None:
     found = dtype_support.ask(Path(sys.executable), "cpu")
     assert found.precisions == ()
     assert "without a result" in (found.fault or "")
-    assert found.means == cases.Means("bf16", frozenset(["tf32"]), None), "it is tried, so its half is not missing"
+    assert found.means == cases.Capabilities("bf16", frozenset(["tf32"]), None), (
+        "it is tried, so its half is not missing"
+    )
     (line,) = dtype_support.notes(found, cases.load_suite("quick"), ())
     assert line.endswith("bf16 is tried")
 
 
 def test_a_card_takes_fp16_and_a_cpu_bf16() -> None:
     both = tuple(Precision(name, kernels=True) for name in ("bf16", "fp16"))
-    lower = {device: Known(device, both).means.lower for device in ("cpu", "cuda:0", "mps")}
+    lower = {device: DtypeSupport(device, both).means.lower for device in ("cpu", "cuda:0", "mps")}
     assert lower == {"cpu": "bf16", "cuda:0": "fp16", "mps": "fp16"}
 
 

@@ -30,8 +30,8 @@ def test_without_time_nothing_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet
 ) -> None:
     monkeypatch.setattr(worker_process, "run_case", lambda *_, **__: pytest.fail("there is no time"))
-    wish = wish_in(tmp_path, 60.0)
-    begun = session.Session(wish, suite_run.find_bench(wish), 60.0, progress)
+    run_request = wish_in(tmp_path, 60.0)
+    begun = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     disturbed = a_result(host=replace(a_host(), wait_share=0.4))
     assert begun.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
 
@@ -50,8 +50,8 @@ def test_only_an_undisturbed_start_makes_later_ones_dear(
         return a_result(request.case, host=host, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    wish = wish_in(tmp_path, 600.0)
-    begun = session.Session(wish, suite_run.find_bench(wish), 600.0, progress)
+    run_request = wish_in(tmp_path, 600.0)
+    begun = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
     begun.measure_one(Cell(a_case(), find_max=False), [], "")
     assert begun.overhead(a_case()) == later
 
@@ -69,8 +69,8 @@ def test_a_repeat_takes_no_more_than_the_case_did(
         return a_result(request.case, host=replace(a_host(), wait_share=0.4))
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    wish = replace(wish_in(tmp_path, 0.0), budget_seconds=None)
-    begun = session.Session(wish, suite_run.find_bench(wish), 60.0, progress)
+    run_request = replace(wish_in(tmp_path, 0.0), budget_seconds=None)
+    begun = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     one, two, three = (a_case(scheduler=name) for name in ("ddim", "ddpm", "euler"))
     done = begun.measure([Cell(one, required=True), Cell(two, required=True), Cell(three)])
     assert [(each.case.scheduler, round(each.share_seconds)) for each in asked] == [
@@ -97,8 +97,8 @@ def test_in_a_small_budget_the_time_is_theirs_who_must_be_measured(
         return a_result(request.case)
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    wish = wish_in(tmp_path, 40.0)
-    begun = session.Session(wish, suite_run.find_bench(wish), 40.0, progress)
+    run_request = wish_in(tmp_path, 40.0)
+    begun = session.Session(run_request, suite_run.find_bench(run_request), 40.0, progress)
     names = ("ddim", "ddpm", "euler", "heun")
     cells = [Cell(a_case(scheduler=name), required=name in {"ddim", "ddpm"}) for name in names]
     done = begun.measure(cells)
@@ -115,8 +115,8 @@ def test_what_an_interrupt_left_out_is_in_the_run(
         return a_result(request.case)
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    wish = wish_in(tmp_path, 60.0)
-    begun = session.Session(wish, suite_run.find_bench(wish), 60.0, progress)
+    run_request = wish_in(tmp_path, 60.0)
+    begun = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     with pytest.raises(KeyboardInterrupt):
         begun.measure([Cell(a_case(), required=True), Cell(a_case(scheduler="ddpm"), required=True)])
     kept = store.load("", tmp_path / "out")
@@ -135,8 +135,8 @@ def test_a_later_slower_start_does_not_count(tmp_path: Path, monkeypatch: pytest
         return a_result(request.case, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    wish = wish_in(tmp_path, 600.0)
-    begun = session.Session(wish, suite_run.find_bench(wish), 600.0, progress)
+    run_request = wish_in(tmp_path, 600.0)
+    begun = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
     for _ in range(2):
         begun.measure_one(Cell(a_case(), find_max=False), [], "")
     assert begun.overhead(a_case()) == 8.0

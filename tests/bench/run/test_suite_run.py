@@ -13,8 +13,7 @@ import pytest
 from bench.core.protocol import Request
 from bench.core.result import Precision, Result, Run, Status
 from bench.launch import worker_process
-from bench.run import compare, dtype_support, session, store, suite_run
-from bench.run import request as run_request
+from bench.run import compare, dtype_support, request, session, store, suite_run
 from provision.core.errors import BlockedError, SpecError
 from tests.bench.conftest import a_case
 from tests.bench.fake_workers import AT_A_WORD, PLAIN, WORKER, Quiet
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
 PACED = "if case.dtype == 'bf16': seconds = 2.2\n" + AT_A_WORD
 
 
-def wish_in(folder: Path, seconds: float) -> run_request.Wish:
+def wish_in(folder: Path, seconds: float) -> request.RunRequest:
     """The tiny suite on the CPU, all of it in one folder."""
     python = Path(sys.executable)
-    return run_request.Wish(
+    return request.RunRequest(
         suite="tiny", device="cpu", python=python, root=str(folder), out=folder / "out", budget_seconds=seconds
     )
 
@@ -59,8 +58,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Cal
         monkeypatch.setattr(suite_run, "time", clock)
         monkeypatch.setattr(session, "time", clock)
         monkeypatch.setattr(worker_process, "_GRACE_SECONDS", 600.0)
-        wish = wish_in(tmp_path, 60.0)
-        return suite_run.run(replace(wish, **changes), progress)
+        run_request = wish_in(tmp_path, 60.0)
+        return suite_run.run(replace(run_request, **changes), progress)
 
     return run_program
 
@@ -141,7 +140,7 @@ def test_a_dtype_that_is_asked_for_is_not_said_to_be_left_out(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, progress: Quiet
 ) -> None:
     emulated = Precision("bf16", kernels=False, slower=90.0)
-    monkeypatch.setattr(dtype_support, "ask", lambda *_, **__: dtype_support.Known("cpu", (emulated,), lanes=8))
+    monkeypatch.setattr(dtype_support, "ask", lambda *_, **__: dtype_support.DtypeSupport("cpu", (emulated,), lanes=8))
     done = run(PLAIN, suite="quick", changes=("dtype=bf16", "size=64"))
     assert {result.case.dtype for result in done.results} == {"bf16"}
     assert done.notes == tuple(line.strip() for line in progress.lines[:1])

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from bench.core.result import Phases, Sample, Work
-from bench.launch.worker_events import Heard
-from bench.run.time_left import Outlook
+from bench.launch.worker_events import WorkerEvents
+from bench.run.time_left import CaseBudget
 
 # It began at 100 and takes 8 s beside its images; images until 140, and the whole run has until 220.
-CASE = Outlook("[2/4] tiny fp32", 8.0, 100.0, 140.0, 220.0, later=2)
+CASE = CaseBudget("[2/4] tiny fp32", 8.0, 100.0, 140.0, 220.0, later=2)
 IMAGE = Sample(4.0, (1.0,) * 4, 8.0)
 PRICED = Work(flops_per_step=10, flops_per_image=40, predicted_step_seconds=1.0)
 
 
-def heard(phase: str = "samples", *, samples: int = 0, first: float | None = 5.0, work: Work = PRICED) -> Heard:
+def heard(phase: str = "samples", *, samples: int = 0, first: float | None = 5.0, work: Work = PRICED) -> WorkerEvents:
     phases = Phases(first_image_seconds=first)
-    return Heard(phase=phase, entered=103.0, phases=phases, work=work, samples=[IMAGE] * samples)
+    return WorkerEvents(phase=phase, entered=103.0, phases=phases, work=work, samples=[IMAGE] * samples)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_checks_are_no_image() -> None:
 
 
 def test_what_is_left_is_within_the_budget_but_for_this_case() -> None:
-    late = Outlook("x", 8.0, 100.0, 140.0, 150.0, later=9)
+    late = CaseBudget("x", 8.0, 100.0, 140.0, 150.0, later=9)
     assert late.line(heard(samples=5), 145.0).endswith("about 5 s left for the run")
 
 
@@ -70,6 +70,6 @@ def test_the_first_image_is_told_before_there_is_another() -> None:
 
 
 def test_what_must_be_measured_is_counted_beyond_the_budget() -> None:
-    late = Outlook("x", 8.0, 100.0, 140.0, 150.0, later=9, required=2)
+    late = CaseBudget("x", 8.0, 100.0, 140.0, 150.0, later=9, required=2)
     # 4 s of this case, and 8 + 7 images of 4 s of each of the two.
     assert late.line(heard(samples=5), 145.0).endswith("about 76 s left for the run")

@@ -19,7 +19,7 @@ from bench.launch import worker_process
 from bench.report import tables
 from bench.run import request, session, store, suite_run, tune
 from provision.core.errors import FirstlightError, SpecError
-from tests.bench import processor_clocks as clocks
+from tests.bench import processor_clocks
 from tests.bench.conftest import environment
 from tests.bench.fake_workers import AT_A_WORD, WORKER, Quiet
 from tests.clock import Standing
@@ -27,7 +27,7 @@ from tests.clock import Standing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.run.tune import Tuned
+    from bench.run.tune import TuneResult
 
 # fp16 has no kernels here, flash is fast and wrong, compiling costs too much, and two images at once are the best.
 SPEEDS = (
@@ -50,7 +50,7 @@ end(*((Status.ERROR, "one evaluation is 0.3 from fp32's") if case.attention == "
 """
 
 
-def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: str = GO, **changes: Any) -> Tuned:
+def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: str = GO, **changes: Any) -> TuneResult:
     """A search whose budget stands still; runner and pipes keep the real clock, to end a worker that hangs."""
     file = folder / "program.py"
     file.write_text(SPEEDS + program + go)
@@ -60,7 +60,7 @@ def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: 
     patch.setattr(session, "time", clock)
     patch.setattr(tune, "time", clock)
     patch.setattr(worker_process, "_GRACE_SECONDS", 600.0)
-    wish = request.Wish(
+    run_request = request.RunRequest(
         suite="tune",
         device="cpu",
         models=("tiny-ddpm",),
@@ -70,11 +70,11 @@ def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: 
         budget_seconds=120.0,
         changes=("steps=3",),
     )
-    return tune.tune(replace(wish, **changes), Quiet())
+    return tune.tune(replace(run_request, **changes), Quiet())
 
 
 @pytest.fixture
-def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tuned]:
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TuneResult]:
     return partial(searched, tmp_path, monkeypatch)
 
 
@@ -82,7 +82,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tun
 class Usual:
     """What a search without changes has found, and the folder in which it ran."""
 
-    found: Tuned
+    found: TuneResult
     folder: Path
 
     def asked(self) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Usual:
         return Usual(searched(folder, patch), folder)
 
 
-def settings(found: Tuned) -> list[str]:
+def settings(found: TuneResult) -> list[str]:
     return ["/".join(each.case.settings) for each in found.tries]
 
 
@@ -132,12 +132,12 @@ def test_the_search_is_kept_as_a_run_that_its_ruled_out_settings_do_not_fail(usu
     assert {result.case.steps for result in kept.results} == {3}
 
 
-def test_what_is_given_is_not_searched(search: Callable[..., Tuned]) -> None:
+def test_what_is_given_is_not_searched(search: Callable[..., TuneResult]) -> None:
     found = search(changes=("dtype=fp32", "batch=2", "attention=sdpa", "compile=eager"))
     assert settings(found) == ["fp32/batch 2", "fp32/batch 2/channels_last"]
 
 
-def test_a_difference_that_noise_explains_changes_nothing(search: Callable[..., Tuned]) -> None:
+def test_a_difference_that_noise_explains_changes_nothing(search: Callable[..., TuneResult]) -> None:
     found = search("seconds = 2.0 * case.batch * (1 - 0.02 * (case.dtype == 'bf16'))\n")
     assert found.tuning.gain is None
     assert found.best is found.default
@@ -145,13 +145,13 @@ def test_a_difference_that_noise_explains_changes_nothing(search: Callable[..., 
     assert "the default is the fastest setting: fp32, batch 1" in told
 
 
-def test_a_model_that_cannot_be_measured_is_told(search: Callable[..., Tuned]) -> None:
+def test_a_model_that_cannot_be_measured_is_told(search: Callable[..., TuneResult]) -> None:
     with pytest.raises(FirstlightError, match=r"the default itself cannot be measured \(oom: too big") as told:
         search("end(Status.OOM, 'too big'); sys.exit()\n")
     assert told.value.exit == 1
 
 
-def test_a_gain_on_a_disturbed_machine_is_measured_again_and_not_believed(search: Callable[..., Tuned]) -> None:
+def test_a_gain_on_a_disturbed_machine_is_measured_again_and_not_believed(search: Callable[..., TuneResult]) -> None:
     found = search("if request['paced']: host = replace(host, wait_share=0.4)\n")
     assert found.exit is Exit.NOT_JUDGED
     assert found.tuning.doubt == "its threads waited 40% of the time for a core"
@@ -160,19 +160,19 @@ def test_a_gain_on_a_disturbed_machine_is_measured_again_and_not_believed(search
     assert "not to be believed: its threads waited" in tables.tuned(found, color=False, width=100)
 
 
-def test_a_best_that_dies_when_it_is_confirmed_is_told(search: Callable[..., Tuned]) -> None:
+def test_a_best_that_dies_when_it_is_confirmed_is_told(search: Callable[..., TuneResult]) -> None:
     found = search("if request['paced'] and case.dtype == 'bf16': sys.exit(3)\n")
     assert found.tuning.gain is None
     assert found.exit is Exit.NOT_JUDGED
     assert (found.tuning.doubt or "").startswith("it could not be confirmed, error: the worker ended")
 
 
-def test_a_batch_that_would_not_fit_the_memory_is_not_tried(search: Callable[..., Tuned]) -> None:
+def test_a_batch_that_would_not_fit_the_memory_is_not_tried(search: Callable[..., TuneResult]) -> None:
     found = search("memory = Memory(host_run_peak_bytes=1 << 50)\n")
     assert {each.case.batch for each in found.tries} == {1}
 
 
-def test_when_the_time_is_over_nothing_more_is_begun(search: Callable[..., Tuned]) -> None:
+def test_when_the_time_is_over_nothing_more_is_begun(search: Callable[..., TuneResult]) -> None:
     found = search(budget_seconds=14.0)
     late = [each.reason for each in found.tries if each.reason and "the budget leaves" in each.reason]
     assert late
@@ -210,7 +210,7 @@ def test_the_table_has_the_fastest_first_and_what_was_ruled_out_last(usual: Usua
     assert any("predicted 83 s to compile" in line for line in lines)
 
 
-def test_a_best_that_is_slower_when_confirmed_is_not_recommended(search: Callable[..., Tuned]) -> None:
+def test_a_best_that_is_slower_when_confirmed_is_not_recommended(search: Callable[..., TuneResult]) -> None:
     found = search("if request['paced'] and case.dtype == 'bf16': seconds = 3.0 * case.batch\n")
     assert found.tuning.best == found.tuning.default
     assert found.tuning.gain is None
@@ -229,7 +229,7 @@ def test_a_best_that_is_slower_when_confirmed_is_not_recommended(search: Callabl
     ],
 )
 def test_a_setting_whose_numbers_nobody_knows_is_ruled_out(
-    search: Callable[..., Tuned], numbers: str, why: str
+    search: Callable[..., TuneResult], numbers: str, why: str
 ) -> None:
     found = search(f"if case.dtype == 'bf16': numerics = Numerics(True, None, '0' * 64, {numbers})\n")
     assert found.tuning.best.dtype == "fp32"
@@ -241,14 +241,14 @@ def test_what_was_compared_stands_beside_the_confirmed_times(usual: Usual) -> No
     assert usual.found.best.numerics.forward_error == 0.001
 
 
-def test_on_a_disturbed_machine_the_default_is_not_called_the_fastest(search: Callable[..., Tuned]) -> None:
+def test_on_a_disturbed_machine_the_default_is_not_called_the_fastest(search: Callable[..., TuneResult]) -> None:
     found = search("seconds = 2.0 * case.batch\nhost = replace(host, wait_share=0.4)\n")
     assert found.tuning.best == found.tuning.default
     assert found.exit is Exit.NOT_JUDGED
     assert found.run.verdict.state.value == "could not judge"
 
 
-def test_a_second_pair_that_fails_does_not_replace_the_first(search: Callable[..., Tuned]) -> None:
+def test_a_second_pair_that_fails_does_not_replace_the_first(search: Callable[..., TuneResult]) -> None:
     program = "if request['paced']:\n    host = replace(host, wait_share=0.4)\n"
     program += "    if sum(json.loads(line)['paced'] for line in log.read_text().splitlines()) > 2: sys.exit(3)\n"
     found = search(program)
@@ -256,7 +256,7 @@ def test_a_second_pair_that_fails_does_not_replace_the_first(search: Callable[..
     assert found.tuning.doubt == "its threads waited 40% of the time for a core"
 
 
-def test_a_confirmation_that_had_no_time_for_six_pairs_is_not_believed(search: Callable[..., Tuned]) -> None:
+def test_a_confirmation_that_had_no_time_for_six_pairs_is_not_believed(search: Callable[..., TuneResult]) -> None:
     found = search("if request['paced']: seconds *= 40\n")
     assert found.tuning.gain is not None
     assert found.tuning.doubt is not None
@@ -278,7 +278,7 @@ def test_every_try_leaves_time_for_the_confirmation(usual: Usual) -> None:
 
 
 def test_a_batch_is_tried_where_it_is_predicted_to_fit(
-    search: Callable[..., Tuned], monkeypatch: pytest.MonkeyPatch
+    search: Callable[..., TuneResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
 
@@ -288,7 +288,7 @@ def test_a_batch_is_tried_where_it_is_predicted_to_fit(
     assert {each.case.batch for each in found.tries} == {1, 2}, "two take 0.8 GB, four would take 1.6"
 
 
-def test_noise_that_is_larger_than_the_difference_changes_nothing(search: Callable[..., Tuned]) -> None:
+def test_noise_that_is_larger_than_the_difference_changes_nothing(search: Callable[..., TuneResult]) -> None:
     noisy = GO.replace(
         "for _ in range(6): image()\n", "for n in range(6):\n    seconds = base * (1, 1.3)[n % 2]\n    image()\n"
     )
@@ -306,18 +306,20 @@ if not request['paced'] and case.layout == 'channels_last':
 @pytest.mark.parametrize(
     "change", ["work = Work(copy_bytes_per_second=(32e9,))", "host = replace(host, steal_share=0.3)"]
 )
-def test_a_machine_that_changed_between_two_tries_hides_no_setting(search: Callable[..., Tuned], change: str) -> None:
+def test_a_machine_that_changed_between_two_tries_hides_no_setting(
+    search: Callable[..., TuneResult], change: str
+) -> None:
     """While channels_last was tried it took a third longer: beside the best, in turns, it is the faster one."""
     program = SLOWER_ONCE + f"    {change}\n"
     assert search(program, budget_seconds=1200.0).best.case.settings == ["bf16", "batch 2", "channels_last"]
 
 
-def test_a_machine_that_changed_and_shows_nothing_of_it_hides_a_setting(search: Callable[..., Tuned]) -> None:
+def test_a_machine_that_changed_and_shows_nothing_of_it_hides_a_setting(search: Callable[..., TuneResult]) -> None:
     """So it is the change that is seen which brings channels_last back."""
     assert search(SLOWER_ONCE, budget_seconds=1200.0).best.case.layout == "contiguous"
 
 
-def test_a_setting_that_is_slower_beside_the_best_is_not_taken(search: Callable[..., Tuned]) -> None:
+def test_a_setting_that_is_slower_beside_the_best_is_not_taken(search: Callable[..., TuneResult]) -> None:
     """It seemed faster while the machine was: in turns it is not."""
     program = "work = Work(copy_bytes_per_second=(32e9,))\nseconds = 2.0 * case.batch\n"
     program += "if not request['paced'] and case.dtype == 'bf16':\n"
@@ -328,19 +330,19 @@ def test_a_setting_that_is_slower_beside_the_best_is_not_taken(search: Callable[
 
 
 @pytest.mark.parametrize("axis", ["model", "device"])
-def test_what_has_a_flag_of_its_own_is_no_setting(search: Callable[..., Tuned], axis: str) -> None:
+def test_what_has_a_flag_of_its_own_is_no_setting(search: Callable[..., TuneResult], axis: str) -> None:
     with pytest.raises(SpecError, match=f"the {axis} is named by --{axis}"):
         search(changes=(f"{axis}=cpu",))
 
 
-def test_a_model_must_be_known(search: Callable[..., Tuned]) -> None:
+def test_a_model_must_be_known(search: Callable[..., TuneResult]) -> None:
     with pytest.raises(SpecError, match="unknown model"):
         search(models=("nothing",))
 
 
 @pytest.mark.worker
 def test_a_real_search_from_the_command_line(measured_python: Path, tmp_path: Path) -> None:
-    argv = clocks.command(
+    argv = processor_clocks.command(
         "tune", "--model", "tiny-ddpm", "--device", "cpu", "--python", measured_python, "--root", tmp_path
     )
     given = ["--set", "attention=sdpa", "--set", "compile=eager", "--set", "batch=1", "--set", "layout=contiguous"]

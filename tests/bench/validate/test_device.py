@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.core.validation_records import VerdictState
-    from bench.validate.host import Validated
+    from bench.validate.host import HostValidation
     from tests.bench.gpu.test_nvml import Driver
 
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     ],
     ids=["twice", "once", "by the host"],
 )
-def test_a_worker_that_ends(validate: Callable[..., Validated], end: str, turns: str, state: VerdictState) -> None:
+def test_a_worker_that_ends(validate: Callable[..., HostValidation], end: str, turns: str, state: VerdictState) -> None:
     """While it multiplies; the host ends what has no memory left, and that is no fault of a card."""
     found = validate(planted("product", end, turns=turns))
     assert found.run.verdict.state is state
@@ -47,7 +47,7 @@ def test_a_worker_that_ends(validate: Callable[..., Validated], end: str, turns:
     assert ("in the phase 'product'" in told) is (turns == "True")
 
 
-def test_errors_that_come_meanwhile(validate: Callable[..., Validated], driver: Driver) -> None:
+def test_errors_that_come_meanwhile(validate: Callable[..., HostValidation], driver: Driver) -> None:
     """The driver counts four more when the card has been asked."""
     driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
     found = validate("Path('asked').touch()\n")
@@ -59,15 +59,15 @@ def test_errors_that_come_meanwhile(validate: Callable[..., Validated], driver: 
             super().say(line)
 
     with pytest.MonkeyPatch.context():
-        wish = request.Wish(
+        run_request = request.RunRequest(
             suite="validate", root=str(Path.cwd()), out=Path("out"), python=Path(sys.executable), device="cuda:0"
         )
-        again = host.validate(wish, Counting())
+        again = host.validate(run_request, Counting())
     assert [each.state for each in judged(again, "ecc-corrected-growth")] == [WARN]
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: Callable[..., Validated]) -> None:
+def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: Callable[..., HostValidation]) -> None:
     """After most of CUDA's errors a process can compute nothing more."""
     broken = "values['fault'] = 'CUDA error: an illegal memory access was encountered'; globals()['dead'] = True"
     program = "dead = False\n" + planted("memory", broken, turns="turn == 1 or dead")
@@ -78,7 +78,7 @@ def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: C
 
 @pytest.mark.usefixtures("driver")
 def test_a_worker_that_hangs_is_no_second_time_waited_for(
-    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
+    validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe, "EVERY_SECONDS", 0.01)
     clock = Until(lambda: Path("asked").exists() and "cuda:0 product" in asked())
@@ -93,7 +93,7 @@ def test_a_worker_that_hangs_is_no_second_time_waited_for(
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("turn == 2", WARN), ("turn > 1", FAIL)])
 def test_what_a_round_finds_is_asked_again_too(
-    validate: Callable[..., Validated], turns: str, state: VerdictState
+    validate: Callable[..., HostValidation], turns: str, state: VerdictState
 ) -> None:
     found = validate(planted("memory", "values['fault'] = '1 word'", turns=turns), soak=0.01)
     assert found.run.verdict.state is state
@@ -104,7 +104,7 @@ def test_what_a_round_finds_is_asked_again_too(
 
 
 def test_a_round_tells_what_the_driver_has_counted(
-    validate: Callable[..., Validated], driver: Driver, progress: Quiet
+    validate: Callable[..., HostValidation], driver: Driver, progress: Quiet
 ) -> None:
     driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
     counts = iter(range(100))
@@ -129,7 +129,7 @@ class Counting(dict[str, int]):
 
 @pytest.mark.usefixtures("driver")
 def test_a_link_is_read_while_its_card_works(
-    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An idle one slows down: it is so before, and after the last phase has ended."""
     generations = iter([1, 5])
@@ -150,7 +150,7 @@ def test_a_link_is_read_while_its_card_works(
 
 
 @pytest.mark.usefixtures("driver")
-def test_our_own_process_is_no_other(validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_process_is_no_other(validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch) -> None:
     ours = [SimpleNamespace(pid=1, usedGpuMemory=1)]
     lists: Any = iter([[]])
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: next(lists, ours))
@@ -166,12 +166,12 @@ CROWDED = "HOST = Host(threads=2, cpu_share=0.5, steal_share=0.0, load_average=9
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("device", "state"), [("cuda:0", PASS), ("cpu", OPEN)])
 def test_a_crowded_host_leaves_its_cpu_open_and_no_card(
-    validate: Callable[..., Validated], device: str, state: VerdictState
+    validate: Callable[..., HostValidation], device: str, state: VerdictState
 ) -> None:
     assert validate(CROWDED, device=device).run.verdict.state is state
 
 
-def test_a_load_that_only_the_first_worker_saw_stays_known(validate: Callable[..., Validated]) -> None:
+def test_a_load_that_only_the_first_worker_saw_stays_known(validate: Callable[..., HostValidation]) -> None:
     """The second one asks for memory alone: it cannot tell what else the host did under load."""
     blind = "HOST = Host(threads=2, cpu_share=None, steal_share=None, load_average=None)"
     program = CROWDED + "if Path('asked').exists(): " + blind + "\n"

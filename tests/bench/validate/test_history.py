@@ -38,8 +38,8 @@ def test_what_is_kept_is_read_again_oldest_first(tmp_path: Path) -> None:
     late, early = validated(9), replace(validated(2), id="validate-that-was-renamed")
     for run in (late, early):
         assert history.keep(run, tmp_path / "validations").name == f"{run.id}.json"
-    assert history.load(tmp_path / "validations") == history.Kept((early, late))
-    assert history.load(tmp_path / "none") == history.Kept(())
+    assert history.load(tmp_path / "validations") == history.ValidationHistory((early, late))
+    assert history.load(tmp_path / "none") == history.ValidationHistory(())
 
 
 def test_what_cannot_be_read_is_named_and_hides_nothing(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_table_says_each_figure_and_its_change() -> None:
     )  # fmt: skip
     assert rows[1] == ("2026-01-03 03:04", device, "pass", "135.0 TFLOP/s (bf16)", "", "", "-49.6%", "-49.6%")
     assert {len(row) for row in rows} == {len(tables.TREND)}
-    shown = tables.trend(history.Kept(runs, ("half.json is none",)), color=False, width=200)
+    shown = tables.trend(history.ValidationHistory(runs, ("half.json is none",)), color=False, width=200)
     assert all(cell in shown for row in rows for cell in row)
     assert "passed over: half.json is none" in shown
 

@@ -13,7 +13,7 @@ import pytest
 from bench.core.errors import Exit
 from bench.core.validation_records import PROCESS
 from bench.gpu import diagnosis
-from bench.gpu.device_nodes import Node, Seen
+from bench.gpu.device_nodes import DeviceNode, GpuVisibility
 from bench.run import request, store, suite_run, verdict
 from bench.validate import device, history, host
 from provision.core.errors import BlockedError, SpecError
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.core.validation_records import VerdictState
-    from bench.validate.host import Validated
+    from bench.validate.host import HostValidation
     from tests.bench.fake_workers import Quiet
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_healthy_card_passes_and_is_kept_twice(validate: Callable[..., Validated], tmp_path: Path) -> None:
+def test_a_healthy_card_passes_and_is_kept_twice(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
     found = validate()
     assert found.run.verdict.state is PASS, found.run.verdict.reasons
     assert verdict.exit_of(found.run.verdict) is Exit.GOOD
     assert store.load("", tmp_path / "out") == found.run
     assert history.load(
-        suite_run.find_root(request.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
+        suite_run.find_root(request.RunRequest(suite="", out=tmp_path, root=str(tmp_path))).validations
     ).runs == (found.run,)
     (product,) = judged(found, "product")
     assert (product.state, product.expected, product.confidence) == (PASS, 794.5e12, "measured")
@@ -50,7 +50,7 @@ def test_a_healthy_card_passes_and_is_kept_twice(validate: Callable[..., Validat
 
 
 @pytest.mark.usefixtures("driver")
-def test_its_own_best_is_what_a_card_is_held_against(validate: Callable[..., Validated]) -> None:
+def test_its_own_best_is_what_a_card_is_held_against(validate: Callable[..., HostValidation]) -> None:
     validate()
     (later,) = judged(validate(planted("loop", "values['step'] = 0.03")), "loop")
     assert (later.state, later.expected, later.confidence) == (WARN, 0.02, "own")
@@ -59,7 +59,7 @@ def test_its_own_best_is_what_a_card_is_held_against(validate: Callable[..., Val
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_slow_card_is_asked_again_before_it_fails(validate: Callable[..., Validated]) -> None:
+def test_a_slow_card_is_asked_again_before_it_fails(validate: Callable[..., HostValidation]) -> None:
     found = validate(planted("product", "values['product'] = 300 * T"))
     assert verdict.exit_of(found.run.verdict) is Exit.VERDICT_FAIL
     assert asked()[7:] == ["cuda:0 product"]
@@ -70,7 +70,7 @@ def test_a_slow_card_is_asked_again_before_it_fails(validate: Callable[..., Vali
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_card_that_is_slow_once_is_not_slow(validate: Callable[..., Validated]) -> None:
+def test_a_card_that_is_slow_once_is_not_slow(validate: Callable[..., HostValidation]) -> None:
     found = validate(planted("product", "values['product'] = 300 * T", turns="turn == 1"))
     assert found.run.verdict.state is PASS
     assert found.run.validation is not None
@@ -79,7 +79,7 @@ def test_a_card_that_is_slow_once_is_not_slow(validate: Callable[..., Validated]
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
-def test_a_flipped_bit(validate: Callable[..., Validated], turns: str, state: VerdictState) -> None:
+def test_a_flipped_bit(validate: Callable[..., HostValidation], turns: str, state: VerdictState) -> None:
     found = validate(planted("memory", "values['fault'] = '1 word of 8 bytes did not come back'", turns=turns))
     assert found.run.verdict.state is state
     assert "memory" in found.run.verdict.reasons[0]
@@ -87,14 +87,14 @@ def test_a_flipped_bit(validate: Callable[..., Validated], turns: str, state: Ve
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
-def test_a_wrong_product(validate: Callable[..., Validated], turns: str, state: VerdictState) -> None:
+def test_a_wrong_product(validate: Callable[..., HostValidation], turns: str, state: VerdictState) -> None:
     found = validate(planted("numerics", "values['error'] = 0.3", turns=turns))
     assert found.run.verdict.state is state
     assert asked()[7:] == ["cuda:0 numerics"]
 
 
 @pytest.mark.usefixtures("driver")
-def test_of_two_cards_the_slowest_is_named(validate: Callable[..., Validated], progress: Quiet) -> None:
+def test_of_two_cards_the_slowest_is_named(validate: Callable[..., HostValidation], progress: Quiet) -> None:
     slower = "    if device == 'cuda:1' and phase == 'product': values['product'] = 640 * T\n"
     found = validate(f"{TWO}def before(phase, turn, values):\n{slower}")
     (slowest,) = judged(found, "slowest")
@@ -106,7 +106,7 @@ def test_of_two_cards_the_slowest_is_named(validate: Callable[..., Validated], p
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_host_that_does_not_feed_all_its_cards(validate: Callable[..., Validated]) -> None:
+def test_a_host_that_does_not_feed_all_its_cards(validate: Callable[..., HostValidation]) -> None:
     """Alone each reaches 780 TFLOP/s; all at once, the second time that they are asked, 600."""
     found = validate(TWO + planted("product", "values['product'] = 600 * T", turns="turn == 2"))
     assert {each.device for each in judged(found, "together") if each.state is WARN} == {"cuda:0", "cuda:1"}
@@ -114,7 +114,9 @@ def test_a_host_that_does_not_feed_all_its_cards(validate: Callable[..., Validat
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("ends", "state"), [("True", FAIL), ("not Path('linked').exists()", WARN)])
-def test_links_that_end_are_asked_again(validate: Callable[..., Validated], ends: str, state: VerdictState) -> None:
+def test_links_that_end_are_asked_again(
+    validate: Callable[..., HostValidation], ends: str, state: VerdictState
+) -> None:
     usual = "    say({'reading': plain(Reading('links', 'links', 'cuda:0', 'B/s', 1.0))})\n"
     found = validate(
         f"{TWO}def links():\n    ends = {ends}\n    Path('linked').touch()\n    if ends: os._exit(3)\n{usual}"
@@ -133,7 +135,7 @@ def test_all_devices_are_asked_for_as_long() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_soak_goes_on_round_after_round(validate: Callable[..., Validated]) -> None:
+def test_a_soak_goes_on_round_after_round(validate: Callable[..., HostValidation]) -> None:
     faded = planted("product", "values['product'] = (780 - 100 * (turn > 2)) * T")
     found = validate(faded, soak=1.0, rounds=3)
     assert found.run.validation is not None
@@ -148,18 +150,18 @@ def test_a_soak_goes_on_round_after_round(validate: Callable[..., Validated]) ->
 
 @pytest.mark.usefixtures("driver", "_signals_are_heard")
 def test_ctrl_c_ends_a_soak_and_keeps_what_was_found(
-    validate: Callable[..., Validated], tmp_path: Path, progress: Quiet, monkeypatch: pytest.MonkeyPatch
+    validate: Callable[..., HostValidation], tmp_path: Path, progress: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first round is whole; in the second, with the card at work, somebody has seen enough."""
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
     stopped = []
-    usual = device.Checkup.stop
+    usual = device.DeviceExamination.stop
 
-    def stop(self: device.Checkup) -> None:
+    def stop(self: device.DeviceExamination) -> None:
         stopped.append(self.device)
         usual(self)
 
-    monkeypatch.setattr(device.Checkup, "stop", stop)
+    monkeypatch.setattr(device.DeviceExamination, "stop", stop)
     found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
     assert stopped == ["cuda:0"], "nobody waits for the round's end"
     assert found.interrupted
@@ -186,7 +188,7 @@ class Interrupted(ThreadPoolExecutor):
 
 @pytest.mark.usefixtures("driver", "_signals_are_heard")
 def test_an_interrupt_that_another_thread_takes_loses_nothing(
-    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
+    validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "ThreadPoolExecutor", Interrupted)
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
@@ -196,7 +198,7 @@ def test_an_interrupt_that_another_thread_takes_loses_nothing(
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_worker_that_is_started_anew_lives_on_in_the_next_round(validate: Callable[..., Validated]) -> None:
+def test_a_worker_that_is_started_anew_lives_on_in_the_next_round(validate: Callable[..., HostValidation]) -> None:
     """The kernel ends a worker with the thread that has started it, as the real worker asks it to."""
     bound = "import ctypes\nctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
     found = validate(bound + planted("memory", "values['fault'] = 'wrong'", turns="turn == 2"), soak=1.0, rounds=4)
@@ -206,7 +208,7 @@ def test_a_worker_that_is_started_anew_lives_on_in_the_next_round(validate: Call
     assert {each.round for each in readings if each.probe == "sustained"} >= {1, 2, 3, 4}
 
 
-def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., Validated]) -> None:
+def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., HostValidation]) -> None:
     """There is none here: the real library says so."""
     found = validate()
     assert verdict.exit_of(found.run.verdict) is Exit.NOT_JUDGED
@@ -216,10 +218,10 @@ def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., Validat
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("visible", "is_lost"), [(None, True), ("0", False)])
 def test_a_card_that_torch_lost_is_missed(
-    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
+    validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
 ) -> None:
-    nodes = tuple(Node(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
-    monkeypatch.setattr(diagnosis, "look", lambda: Seen(loaded=True, nodes=nodes, visible=visible))
+    nodes = tuple(DeviceNode(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
+    monkeypatch.setattr(diagnosis, "look", lambda: GpuVisibility(loaded=True, nodes=nodes, visible=visible))
     found = validate()
     assert found.run.verdict.state is (FAIL if is_lost else PASS)
     said = [each.said for each in judged(found, "unusable")]
@@ -227,7 +229,7 @@ def test_a_card_that_torch_lost_is_missed(
 
 
 def test_a_card_that_torch_cannot_use_fails_with_its_cause(
-    validate: Callable[..., Validated], monkeypatch: pytest.MonkeyPatch
+    validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = replace(facts.probe(), gpus=(Gpu("NVIDIA H100 80GB HBM3", "9.0"),), nvidia_driver="570.86.15")
     monkeypatch.setattr(facts, "probe", lambda: known)
@@ -240,8 +242,8 @@ def test_a_card_that_torch_cannot_use_fails_with_its_cause(
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_volume_that_takes_nothing_loses_no_result(validate: Callable[..., Validated], tmp_path: Path) -> None:
-    place = suite_run.find_root(request.Wish(suite="", out=tmp_path, root=str(tmp_path))).validations
+def test_a_volume_that_takes_nothing_loses_no_result(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
+    place = suite_run.find_root(request.RunRequest(suite="", out=tmp_path, root=str(tmp_path))).validations
     place.parent.mkdir(parents=True)
     place.touch()
     found = validate()
@@ -261,12 +263,12 @@ def test_no_time_is_no_soak(text: str) -> None:
         host.soak(text)
 
 
-def test_a_torch_that_does_not_start_is_told(validate: Callable[..., Validated]) -> None:
+def test_a_torch_that_does_not_start_is_told(validate: Callable[..., HostValidation]) -> None:
     with pytest.raises(BlockedError, match=r"torch does not start(.|\n)*no module here"):
         validate("raise SystemExit('no module here')\n")
 
 
-def test_an_apple_card_is_for_bench_run(validate: Callable[..., Validated], tmp_path: Path) -> None:
+def test_an_apple_card_is_for_bench_run(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="bench run --device mps"):
         validate(device="mps")
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.core.errors import Exit
-from bench.core.validation_records import Card, Judgement, Reading, Verdict, VerdictState
+from bench.core.validation_records import DeviceFacts, Judgement, Reading, Verdict, VerdictState
 from bench.run import verdict
 from bench.run.verdict import conclude
 from bench.validate.expectations import Evidence, Expected
@@ -271,7 +271,7 @@ def test_what_is_lost_all_at_once(name: str, unit: str, value: float, state: Ver
 
 
 def test_what_the_driver_does_not_tell_is_not_held_against_a_card() -> None:
-    silent = replace(FINE, cards=(Card("cuda:0", A100.name, driver_sees=True),))
+    silent = replace(FINE, cards=(DeviceFacts("cuda:0", A100.name, driver_sees=True),))
     assert verdict_of(silent).state is PASS
 
 

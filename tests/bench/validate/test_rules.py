@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.core.validation_records import UNABLE, Card, VerdictState
+from bench.core.validation_records import UNABLE, DeviceFacts, VerdictState
 from bench.gpu import nvml, specs
 from bench.gpu.nvml import UNWELL
 from bench.run.verdict import conclude
@@ -308,7 +308,7 @@ def test_every_reason_that_a_rule_names_is_one_of_the_drivers() -> None:
 
 
 def test_every_field_that_a_rule_names_is_a_cards() -> None:
-    fields = {field.name for field in dataclasses.fields(Card)}
+    fields = {field.name for field in dataclasses.fields(DeviceFacts)}
     assert {name for rule in rules.table().values() for name in (rule.field, rule.most) if name} <= fields
 
 

@@ -121,7 +121,7 @@ def test_each_device_has_its_clock(device: str, kind: type) -> None:
 # taken from the system at once and given back at once (mmap), which a Python object's need not be.
 PEAKS = """
 import json, mmap
-from bench.worker import memory as meter
+from bench.worker import memory as device_memory
 
 def grow(size):
     room = mmap.mmap(-1, size)
@@ -271,7 +271,7 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "pressure")
     times = iter([100.0, 104.0])
     monkeypatch.setattr("bench.worker.host_load.time", SimpleNamespace(monotonic=lambda: next(times)))
-    neighbours = host_load.Neighbours()
+    neighbours = host_load.HostLoad()
     with neighbours:
         (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")
         (thread / "schedstat").write_text("9000000000 5000000000 9\n")
@@ -283,7 +283,7 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_where_the_kernel_does_not_tell_waiting_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_load, "_SELF", tmp_path / "absent")
     monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "absent")
-    neighbours = host_load.Neighbours()
+    neighbours = host_load.HostLoad()
     with neighbours:
         pass
     found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
@@ -300,7 +300,7 @@ def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_neighbours_are_what_changed_while_images_were_made(stat: Path) -> None:
-    neighbours = host_load.Neighbours()
+    neighbours = host_load.HostLoad()
     with neighbours:
         # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
         stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
@@ -312,7 +312,7 @@ def test_the_neighbours_are_what_changed_while_images_were_made(stat: Path) -> N
 
 
 def test_no_time_has_no_share(stat: Path) -> None:
-    found = host_load.Neighbours().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
+    found = host_load.HostLoad().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
     assert found.cpu_share is None
     assert found.steal_share is None
 
@@ -323,7 +323,7 @@ def test_without_the_kernels_ticks_steal_is_unknown(stat: Path, text: str | None
         stat.unlink()
     else:
         stat.write_text(text)
-    neighbours = host_load.Neighbours()
+    neighbours = host_load.HostLoad()
     with neighbours:
         pass
     found = neighbours.host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)

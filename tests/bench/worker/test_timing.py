@@ -24,7 +24,9 @@ def clock_of(*seconds: float) -> clocks.HostClock:
 FAR = float("inf")
 
 
-def taken(clock: clocks.Clock, share: float, loop: Any = lambda _: None) -> tuple[timing.Images, list[dict[str, Any]]]:
+def taken(
+    clock: clocks.Clock, share: float, loop: Any = lambda _: None
+) -> tuple[timing.TimedImages, list[dict[str, Any]]]:
     said: list[dict[str, Any]] = []
     return timing.take(loop, clock, timing.until(share), said.append), said
 
@@ -105,7 +107,7 @@ def test_the_parts_of_a_loop_are_timed_and_left_as_they_were(monkeypatch: pytest
     plain_part, hooked = Part(), Part()
     hooked.forward = lambda value: value + 10  # type: ignore[method-assign]  # as a compiler leaves it
     kept = hooked.forward
-    shares = timing.Shares(None, "cpu", {"plain": (plain_part, "forward"), "hooked": (hooked, "forward")})
+    shares = timing.PhaseTimer(None, "cpu", {"plain": (plain_part, "forward"), "hooked": (hooked, "forward")})
     with shares:
         assert plain_part.forward(1) == 2
         assert plain_part.forward(2) == 3

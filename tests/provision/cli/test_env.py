@@ -17,7 +17,7 @@ from provision.core.layout import Root
 from provision.environments import conda_pip_conflicts, discover, write_locks
 from provision.lockfiles import conda_lock
 from tests.conftest import CHECKOUT
-from tests.provision import conda_channel as channel
+from tests.provision import conda_channel
 from tests.provision.conftest import write_wheel
 from tests.provision.run_command import provision
 
@@ -51,7 +51,7 @@ def listed(*flags: object) -> dict[str, dict[str, Any]]:
 
 
 def test_from_nothing_to_removed(
-    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: channel.Served, base: Path
+    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     made = provision("env", "create", *flags, "--envs", conda_envs, "--interpreter", "conda")
     assert made.returncode == 0, made.stdout + made.stderr
@@ -113,7 +113,7 @@ def test_what_is_not_ours_is_not_removed(tmp_path: Path, flags: list[object]) ->
 
 
 def test_a_wiped_home_gets_condas_link_back(
-    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: channel.Served, base: Path
+    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     assert provision("env", "create", *flags, "--envs", conda_envs).returncode == 0
     shutil.rmtree(home / ".conda")
@@ -123,7 +123,7 @@ def test_a_wiped_home_gets_condas_link_back(
 
 
 def test_condas_own_environment_of_this_name_keeps_it(
-    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: channel.Served, base: Path
+    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     (base / "envs/diffusers").mkdir()
     made = provision("env", "create", *flags, "--envs", conda_envs)
@@ -150,7 +150,7 @@ def test_a_wrong_wish_is_refused(envs: Path, flags: list[object], words: list[st
 
 
 def test_somebodys_link_that_leads_nowhere_is_left_alone(
-    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: channel.Served, base: Path
+    tmp_path: Path, home: Path, flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     link = home / ".conda/envs/diffusers"
     link.parent.mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_somebodys_link_that_leads_nowhere_is_left_alone(
 
 
 def test_what_pip_put_over_conda_is_seen(
-    tmp_path: Path, flags: list[object], conda_envs: Path, conda: channel.Served, wheels: Path
+    tmp_path: Path, flags: list[object], conda_envs: Path, conda: conda_channel.Served, wheels: Path
 ) -> None:
     assert provision("env", "create", *flags, "--envs", conda_envs).returncode == 0
     prefix = tmp_path / "root/envs/diffusers"
@@ -221,16 +221,22 @@ class TestLock:
         return folder
 
     def test_any_environment(
-        self, tmp_path: Path, mine: Path, envs: Path, conda: channel.Served, index: channel.Served, flags: list[object]
+        self,
+        tmp_path: Path,
+        mine: Path,
+        envs: Path,
+        conda: conda_channel.Served,
+        index: conda_channel.Served,
+        flags: list[object],
     ) -> None:
         (mine / "requirements.in").write_text("greet\n")
-        done = provision("env", "lock", "mine", "--envs", envs, "--platform", channel.PLATFORM)
+        done = provision("env", "lock", "mine", "--envs", envs, "--platform", conda_channel.PLATFORM)
         assert done.returncode == 0, done.stderr
         written = ("conda-lock.yml", "requirements.lock", "witnesses.toml")
         assert done.stdout.split() == [str(mine / name) for name in written]
         packages = conda_lock.read_lock(mine / "conda-lock.yml")
         assert next((each.name, each.version) for each in packages) == ("hello", "2.0")
-        assert all(each.url.startswith(channel.CANONICAL) for each in packages)
+        assert all(each.url.startswith(conda_channel.CANONICAL) for each in packages)
         pip = (mine / "requirements.lock").read_text()
         assert "greet==1.0" in pip
         assert "http" not in pip
@@ -249,9 +255,9 @@ class TestLock:
         assert "is not locked yet. Run `" in done.stderr
 
     def test_a_conda_part_alone_and_a_pip_section(
-        self, mine: Path, envs: Path, conda: channel.Served, index: channel.Served, flags: list[object]
+        self, mine: Path, envs: Path, conda: conda_channel.Served, index: conda_channel.Served, flags: list[object]
     ) -> None:
-        assert provision("env", "lock", "mine", "--envs", envs, "--platform", channel.PLATFORM).returncode == 0
+        assert provision("env", "lock", "mine", "--envs", envs, "--platform", conda_channel.PLATFORM).returncode == 0
         assert not (mine / "requirements.lock").exists()
         made = provision("env", "create", "mine", *flags, "--envs", envs)
         assert made.returncode == 0, made.stdout + made.stderr
@@ -292,11 +298,11 @@ class TestLock:
         assert "Traceback" not in done.stderr
 
     def test_pip_is_locked_to_what_conda_holds(
-        self, mine: Path, envs: Path, index: channel.Served, wheels: Path
+        self, mine: Path, envs: Path, index: conda_channel.Served, wheels: Path
     ) -> None:
         (mine / "requirements.in").write_text("greet\n")
         held = conda_lock.CondaPackage(
-            "greet", "0.5", channel.PLATFORM, "x/greet-0.5-0.conda", "0" * 32, "0" * 64, {"python": "*"}
+            "greet", "0.5", conda_channel.PLATFORM, "x/greet-0.5-0.conda", "0" * 32, "0" * 64, {"python": "*"}
         )
         (mine / "conda-lock.yml").write_text(conda_lock.lock_text([held], ["conda-forge"], ["environment.yml"]))
         with pytest.raises(FirstlightError, match=r"greet==0\.5"):
@@ -334,7 +340,7 @@ class TestLock:
         assert asked.startswith(f"{programs / 'conda'} lock --file ")
         assert "--platform linux-64" in asked
         assert '"dependencies": ["hello"]' in asked, "pip's part is not its business"
-        assert [each.url for each in found] == [f"{channel.CANONICAL}/noarch/hello-1-0.conda"]
+        assert [each.url for each in found] == [f"{conda_channel.CANONICAL}/noarch/hello-1-0.conda"]
 
     def test_a_flag_that_would_do_nothing_is_refused(self, mine: Path, envs: Path) -> None:
         done = provision("env", "lock", "mine", "--envs", envs, "--with", "conda-lock", "--virtual", "__cuda=12")

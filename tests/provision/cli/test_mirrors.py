@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.provision import run_command as inside
+from tests.provision import run_command
 from tests.provision.http_server import PORTAL, Fault, Played, index
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    return inside.provision(*argv, env=environ)
+    return run_command.provision(*argv, env=environ)
 
 
 @pytest.fixture

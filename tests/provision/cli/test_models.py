@@ -15,11 +15,10 @@ import pytest
 from provision.cli import models_output
 from provision.config.models import ModelSpec
 from provision.config.toml import load_tables
-from provision.models.inventory import Held
+from provision.models.inventory import CachedModel
 from provision.models.verify import FileState
 from tests.conftest import CHECKOUT
-from tests.provision import hub_server as played_hub
-from tests.provision import run_command as inside
+from tests.provision import hub_server, run_command
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION, manifest_entry
 from tests.provision.model_pulls import FILES, REPO, WEIGHTS
@@ -33,7 +32,7 @@ SMALL = {path: content for path, content in FILES.items() if path != WEIGHTS}
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    return inside.provision(*argv, env=environ)
+    return run_command.provision(*argv, env=environ)
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def envs(envs: Path) -> Path:
 
 @pytest.fixture
 def hub(play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
-    played = played_hub.start(play, REPO, {**SMALL, **FP16})
+    played = hub_server.start(play, REPO, {**SMALL, **FP16})
     monkeypatch.setenv("HF_ENDPOINT", played.url)
     return played
 
@@ -238,7 +237,7 @@ def test_lock_completes_the_manifest_and_keeps_the_rest(
     from provision.mirrors import official
     from provision.models import hub_client
 
-    played = played_hub.start(play, REPO, FILES)
+    played = hub_server.start(play, REPO, FILES)
     for module in (hub_client, official):
         monkeypatch.setattr(module, "official_endpoint", lambda: played.url)
     mine = tmp_path / "mine.toml"
@@ -252,7 +251,7 @@ def test_lock_completes_the_manifest_and_keeps_the_rest(
     before = mine.read_bytes()
     assert "pinned already" in CliRunner().invoke(app, argv).output
     assert mine.read_bytes() == before
-    other = played_hub.start(play, REPO, {**FILES, WEIGHTS: b"other"})
+    other = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
     for module in (hub_client, official):
         monkeypatch.setattr(module, "official_endpoint", lambda: other.url)
     refused = CliRunner().invoke(app, argv)
@@ -363,6 +362,6 @@ def test_list_tells_what_is_here(hub: Played, flags: list[object], home: Path) -
 @pytest.mark.parametrize(("state", "said"), [("ok", "here"), ("missing", "stand-in (no hub)")])
 def test_a_whole_model_is_here_whatever_stands_in_for_it(envs: Path, state: str, said: str) -> None:
     model = load_tables(envs / "models.toml", ModelSpec)["m"]
-    found = [Held("m", model, [FileState("vae/model.safetensors", 1, state)])]
+    found = [CachedModel("m", model, [FileState("vae/model.safetensors", 1, state)])]
     assert models_output.list_lines(found, {}, {"m": "no hub"}).endswith(said)
     assert json.loads(models_output.list_json(found, {}, {"m": "no hub"}))["models"][0]["stand_in"]

@@ -20,7 +20,7 @@ from provision.models.blob_lock import BlobLock
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
 from provision.models.verify import Depth
-from tests.provision import hub_server as played_hub
+from tests.provision import hub_server
 from tests.provision.hub_server import REVISION
 from tests.provision.model_pulls import FILES, REPO
 
@@ -36,13 +36,13 @@ OTHER = {"b/model.safetensors": b"B" * 4000, "vocab.json": VOCABULARY}
 
 @pytest.fixture
 def hub(play: Any) -> Played:
-    played: Played = played_hub.start(play, REPO, {**FILES, **ONE, **OTHER})
+    played: Played = hub_server.start(play, REPO, {**FILES, **ONE, **OTHER})
     return played
 
 
 @pytest.fixture
 def flags(tmp_path: Path, envs: Path, hub: Played) -> list[str]:
-    text = played_hub.manifest_entry("m", REPO, ONE) + played_hub.manifest_entry("n", REPO, OTHER)
+    text = hub_server.manifest_entry("m", REPO, ONE) + hub_server.manifest_entry("n", REPO, OTHER)
     (envs / "models.toml").write_text(text)
     (tmp_path / "host.toml").write_text("relocate = []\n")
     return ["--host", str(tmp_path / "host.toml"), "--envs", str(envs)]
@@ -179,7 +179,7 @@ def test_what_is_fetched_under_the_pin_of_another_hash_is_left_alone(
     root.hub.mkdir(parents=True)
     root.state.mkdir()
     digest = hashlib.sha256(VOCABULARY).hexdigest()
-    text = played_hub.manifest_entry("m", REPO, ONE)
+    text = hub_server.manifest_entry("m", REPO, ONE)
     row = next(line for line in text.splitlines() if "vocab" in line)
     pinned = f'  {{path = "vocab.json", size = {len(VOCABULARY)}, sha256 = "{digest}"}},'
     (tmp_path / "envs/models.toml").write_text(text.replace(row, pinned))
@@ -200,11 +200,11 @@ def test_two_entries_of_one_repository_do_not_take_turns_at_main(
     hub: Played, flags: list[str], tmp_path: Path, home: Path
 ) -> None:
     new = "2" * 40
-    content, headers = played_hub.served(REPO, OTHER, new)
+    content, headers = hub_server.served(REPO, OTHER, new)
     hub.content |= content
     hub.headers |= headers
     (tmp_path / "envs/models.toml").write_text(
-        played_hub.manifest_entry("m", REPO, ONE) + played_hub.manifest_entry("n", REPO, OTHER).replace(REVISION, new)
+        hub_server.manifest_entry("m", REPO, ONE) + hub_server.manifest_entry("n", REPO, OTHER).replace(REVISION, new)
     )
     main = home / ".cache/huggingface/hub" / f"models--{REPO.replace('/', '--')}" / "refs/main"
     for name in ("m", "n", "m"):

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision.cli.common import wish_of
-from provision.cli.models_output import Bars
+from provision.cli.common import request_of
+from provision.cli.models_output import DownloadBars
 from provision.cli.output import Screen
 from provision.core import hashing
-from provision.core.progress import Meter, Ticker, Written, size_words, span_words
+from provision.core.progress import ChildWrites, Meter, Ticker, size_words, span_words
 from provision.core.step import Check, State
 from provision.host import facts
-from provision.relocation.move import Mover, Pair
+from provision.relocation.move import FolderMove, MovePair
 from provision.setup import plan
 from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT
@@ -151,7 +151,7 @@ def test_an_installer_shows_what_its_processes_have_written(tmp_path: Path) -> N
     )
     assert child.stdout is not None
     child.stdout.readline()
-    written = Written()
+    written = ChildWrites()
     if not hasattr(__import__("psutil").Process(), "io_counters"):
         pytest.skip("this system counts no bytes of a process")
     seen = written()
@@ -236,7 +236,9 @@ class TestScreen:
 
     def test_bars_of_a_model_are_lines_without_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = Clock()
-        bars = Bars("m", {"a": 80_000_000, "b": 20_000_000}, wanted=True, clock=lambda: clock.now, pause=clock.pause)
+        bars = DownloadBars(
+            "m", {"a": 80_000_000, "b": 20_000_000}, wanted=True, clock=lambda: clock.now, pause=clock.pause
+        )
         with bars:
             clock.run(10, lambda: bars.advance("a", 2_000_000))
             clock.end()
@@ -293,7 +295,7 @@ def test_a_move_reports_its_files_and_bytes(tmp_path: Path, other_disk: Path) ->
         done[0] += count
         done[1] = total
 
-    Mover(Journal(tmp_path / "journal"), progress).run([Pair(source, other_disk / "cache")])
+    FolderMove(Journal(tmp_path / "journal"), progress).run([MovePair(source, other_disk / "cache")])
     assert reported == {"bytes": [70_000, 70_000], "files": [7, 7], "files proved": [7, 7]}
 
 
@@ -320,8 +322,8 @@ def test_verify_passes_its_progress_to_the_hashing(tmp_path: Path, envs: Path, h
     def progress(count: int, total: int, unit: str = "bytes", /) -> None:
         seen[unit] = seen.get(unit, 0) + count
 
-    wish = wish_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
-    built: list[Any] = plan.steps(wish, facts.probe(), Journal(tmp_path / "j"), progress)
+    request = request_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
+    built: list[Any] = plan.steps(request, facts.probe(), Journal(tmp_path / "j"), progress)
     step = next(each for each in built if each.name == "environment diffusers")
     assert step.check(deep=True).state is State.OK
     assert seen["bytes"] > 20_000
@@ -337,7 +339,7 @@ def test_a_new_environment_tells_the_bytes_that_it_takes(tmp_path: Path, envs: P
     def progress(count: int, total: int, unit: str = "bytes", /) -> None:
         totals.append((unit, total))
 
-    wish = wish_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
-    for step in plan.steps(wish, facts.probe(), Journal(tmp_path / "root/.firstlight/journal"), progress)[:2]:
+    request = request_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
+    for step in plan.steps(request, facts.probe(), Journal(tmp_path / "root/.firstlight/journal"), progress)[:2]:
         step.apply()
     assert ("bytes", 5_000) in totals

@@ -22,14 +22,14 @@ from provision.core import layout
 from provision.core.errors import BlockedError, FirstlightError, SpecError
 from provision.core.layout import Root
 from provision.core.step import State
-from provision.environments.definition import Wanted
+from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
 from provision.installers import conda_settings, rattler
 from provision.lockfiles import conda_lock
 from provision.volume.environment_marker import read_owner
 from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT, NOWHERE
-from tests.provision import conda_channel as channel
+from tests.provision import conda_channel
 from tests.provision.conftest import lock_text, write_wheel
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 def build(root: Path, envs: Path, *, interpreter: str = "auto", offline: bool = False) -> EnvStep:
     variant = Variant(name="cpu", torch="9.9+tiny")
-    wanted = Wanted(
-        "diffusers", envs / "diffusers", [variant], [channel.MINOR], interpreter, channel.PLATFORM, "a test"
+    wanted = EnvironmentDefinition(
+        "diffusers", envs / "diffusers", [variant], [conda_channel.MINOR], interpreter, conda_channel.PLATFORM, "a test"
     )
     place = Root(root)
     return EnvStep(place, wanted, Path.home(), Journal(place.journal), offline=offline)
@@ -54,7 +54,7 @@ def said(*argv: object) -> str:
 
 
 @pytest.fixture
-def step(tmp_path: Path, conda_envs: Path, conda: channel.Served) -> EnvStep:
+def step(tmp_path: Path, conda_envs: Path, conda: conda_channel.Served) -> EnvStep:
     return build(tmp_path / "root", conda_envs)
 
 
@@ -67,7 +67,7 @@ def scripts(conda_envs: Path, wheels: Path) -> None:
     (conda_envs / "diffusers/cpu.lock").write_text(lock_text(*sorted(wheels.glob("*.whl"))))
 
 
-def test_it_is_built_from_conda_and_pip_together(step: EnvStep, scripts: None, conda: channel.Served) -> None:
+def test_it_is_built_from_conda_and_pip_together(step: EnvStep, scripts: None, conda: conda_channel.Served) -> None:
     assert step.check().state is State.DRIFTED
     step.apply()
     found = step.check(deep=True)
@@ -82,7 +82,9 @@ def test_it_is_built_from_conda_and_pip_together(step: EnvStep, scripts: None, c
         assert b".building-" not in script.read_bytes()[:500]
     assert {path.split("/")[1] for path in conda.seen} == {"conda-forge"}, "the mirror was asked"
     meta = next(step.prefix.glob("conda-meta/hello-*.json"))
-    assert json.loads(meta.read_text())["url"].startswith(channel.CANONICAL), "the record names the channel itself"
+    assert json.loads(meta.read_text())["url"].startswith(conda_channel.CANONICAL), (
+        "the record names the channel itself"
+    )
 
 
 def test_packages_of_conda_are_left_to_conda(step: EnvStep, conda_envs: Path, wheels: Path) -> None:
@@ -113,7 +115,7 @@ def test_conda_and_pip_may_not_disagree(step: EnvStep, conda_envs: Path, wheels:
     ],
 )
 def test_harm_is_seen_by_a_quick_look_and_mended_offline(
-    step: EnvStep, tmp_path: Path, conda_envs: Path, conda: channel.Served, harm: str, told: str
+    step: EnvStep, tmp_path: Path, conda_envs: Path, conda: conda_channel.Served, harm: str, told: str
 ) -> None:
     step.apply()
     mine = site(step) / "mine.py"
@@ -149,7 +151,7 @@ def test_a_flipped_byte_spreads_through_no_hard_link(step: EnvStep, tmp_path: Pa
     assert other.check(deep=True).state is State.OK
 
 
-def test_a_tampered_package_is_not_taken(step: EnvStep, conda: channel.Served) -> None:
+def test_a_tampered_package_is_not_taken(step: EnvStep, conda: conda_channel.Served) -> None:
     package = next((conda.folder / "conda-forge/noarch").glob("hello-1.0-*")).read_bytes()
     flipped = bytearray(package)
     flipped[len(flipped) // 2] ^= 1
@@ -182,7 +184,7 @@ def test_a_wheel_that_was_tampered_with_is_not_taken(step: EnvStep, wheels: Path
     assert not step.prefix.exists()
 
 
-def test_deleted_caches_are_no_loss(step: EnvStep, conda: channel.Served) -> None:
+def test_deleted_caches_are_no_loss(step: EnvStep, conda: conda_channel.Served) -> None:
     step.apply()
     shutil.rmtree(step.root.pkgs)
     shutil.rmtree(step.root.cache)
@@ -195,7 +197,7 @@ def test_deleted_caches_are_no_loss(step: EnvStep, conda: channel.Served) -> Non
     assert [path for path in conda.seen if "hello" in path], "what was harmed was fetched again"
 
 
-def test_another_package_under_the_right_name_is_not_taken(step: EnvStep, conda: channel.Served) -> None:
+def test_another_package_under_the_right_name_is_not_taken(step: EnvStep, conda: conda_channel.Served) -> None:
     conda.faults["hello-1.0"] = next((conda.folder / "conda-forge/noarch").glob("hello-2.0-*")).read_bytes()
     with pytest.raises(FirstlightError, match="hello"):
         step.apply()
@@ -206,7 +208,7 @@ def test_another_package_under_the_right_name_is_not_taken(step: EnvStep, conda:
 def test_a_mirror_that_is_down(
     tmp_path: Path,
     conda_envs: Path,
-    conda: channel.Served,
+    conda: conda_channel.Served,
     monkeypatch: pytest.MonkeyPatch,
     mirror: str,
     told: str,
@@ -224,7 +226,7 @@ def test_a_mirror_that_is_down(
     assert (forced.state, "env remove diffusers" in forced.detail) == (State.BLOCKED, True)
 
 
-def test_a_channel_that_goes_down_half_way_leaves_nothing_named(step: EnvStep, conda: channel.Served) -> None:
+def test_a_channel_that_goes_down_half_way_leaves_nothing_named(step: EnvStep, conda: conda_channel.Served) -> None:
     conda.faults["hello-1.0"] = 503
     with pytest.raises(FirstlightError, match="hello"):
         step.apply()
@@ -233,8 +235,8 @@ def test_a_channel_that_goes_down_half_way_leaves_nothing_named(step: EnvStep, c
 
 def test_a_lock_for_another_platform(step: EnvStep, conda_envs: Path, tmp_path: Path) -> None:
     lock = conda_envs / "diffusers/conda-lock.yml"
-    lock.write_text(lock.read_text().replace(channel.PLATFORM, "osx-arm64"))
-    with pytest.raises(BlockedError, match=f"is not locked for {channel.PLATFORM}; it is for: osx-arm64"):
+    lock.write_text(lock.read_text().replace(conda_channel.PLATFORM, "osx-arm64"))
+    with pytest.raises(BlockedError, match=f"is not locked for {conda_channel.PLATFORM}; it is for: osx-arm64"):
         build(tmp_path / "root", conda_envs, interpreter="conda").apply()
     step.apply()
     assert "is not locked for" in (step.check().fallback or "")
@@ -278,7 +280,7 @@ def test_a_system_environment_may_be_moved_as_it_is(tmp_path: Path, envs: Path, 
     assert said(again.prefix / "bin/greet") == "hi"
 
 
-def test_a_long_root_is_told(tmp_path: Path, conda_envs: Path, conda: channel.Served) -> None:
+def test_a_long_root_is_told(tmp_path: Path, conda_envs: Path, conda: conda_channel.Served) -> None:
     deep = tmp_path / ("x" * 60) / ("y" * 60)
     step = build(deep, conda_envs)
     step.apply()
@@ -307,7 +309,7 @@ step.apply()
 
 @pytest.mark.parametrize("moment", range(8))
 def test_killed_at_any_moment_it_is_whole_or_not_there(
-    tmp_path: Path, conda_envs: Path, conda: channel.Served, scripts: None, moment: int
+    tmp_path: Path, conda_envs: Path, conda: conda_channel.Served, scripts: None, moment: int
 ) -> None:
     """Killed with all its children as the channel serves its n-th answer, and later at sizes that the disk shows."""
     root = tmp_path / "root"
@@ -342,21 +344,27 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(
 
 
 def test_the_solver_keeps_the_channels_own_addresses(
-    channel_folder: Path, conda: channel.Served, tmp_path: Path
+    channel_folder: Path, conda: conda_channel.Served, tmp_path: Path
 ) -> None:
     mirrored = conda_settings.mirrors(os.environ, tmp_path)
-    found = rattler.solve(["python", "hello"], ["conda-forge"], channel.PLATFORM, [], mirrored, tmp_path / "cache")
+    found = rattler.solve(
+        ["python", "hello"], ["conda-forge"], conda_channel.PLATFORM, [], mirrored, tmp_path / "cache"
+    )
     assert {package.name for package in found} == {"python", "hello"}
-    assert all(package.url.startswith(channel.CANONICAL) for package in found)
-    whole = {package.name: package for package in channel.locked(channel_folder / "conda-forge", "python", "hello=2.0")}
+    assert all(package.url.startswith(conda_channel.CANONICAL) for package in found)
+    whole = {
+        package.name: package for package in conda_channel.locked(channel_folder / "conda-forge", "python", "hello=2.0")
+    }
     assert {package.name: package for package in found} == whole
 
 
-def test_cuda_is_a_virtual_package(conda: channel.Served, tmp_path: Path) -> None:
+def test_cuda_is_a_virtual_package(conda: conda_channel.Served, tmp_path: Path) -> None:
     mirrored = conda_settings.mirrors(os.environ, tmp_path)
 
     def solve(*virtual: str) -> list[str]:
-        found = rattler.solve(["wants-cuda"], ["conda-forge"], channel.PLATFORM, virtual, mirrored, tmp_path / "cache")
+        found = rattler.solve(
+            ["wants-cuda"], ["conda-forge"], conda_channel.PLATFORM, virtual, mirrored, tmp_path / "cache"
+        )
         return [package.name for package in found]
 
     assert solve("__cuda=12.8") == ["wants-cuda"]
@@ -367,7 +375,7 @@ def test_cuda_is_a_virtual_package(conda: channel.Served, tmp_path: Path) -> Non
 def test_a_channel_that_does_not_answer_the_solver(tmp_path: Path) -> None:
     mirrored = {"https://conda.anaconda.org/": f"{NOWHERE}/"}
     with pytest.raises(FirstlightError, match=r"(?s)^error sending request[^\n]*CONDA_CHANNEL_ALIAS.*--keep-conda"):
-        rattler.solve(["python"], ["conda-forge"], channel.PLATFORM, [], mirrored, tmp_path / "cache")
+        rattler.solve(["python"], ["conda-forge"], conda_channel.PLATFORM, [], mirrored, tmp_path / "cache")
 
 
 def test_conda_settings_name_the_mirror(home: Path) -> None:
@@ -395,6 +403,6 @@ def test_the_shipped_lock_is_of_the_real_records() -> None:
     packages = conda_lock.read_lock(CHECKOUT / "envs/diffusers/conda-lock.yml")
     assert {package.platform for package in packages} == {"linux-64", "osx-64", "osx-arm64", "win-64"}
     for package in packages:
-        assert package.url.startswith(f"{channel.CANONICAL}/")
+        assert package.url.startswith(f"{conda_channel.CANONICAL}/")
         assert package.url.rpartition("/")[2].startswith(f"{package.name}-{package.version}-")
     assert len({hashlib.sha256(package.sha256.encode()).digest() for package in packages}) > len(packages) // 2

@@ -13,11 +13,11 @@ from provision.core.errors import BlockedError, FirstlightError
 from provision.core.layout import Root
 from provision.core.step import State
 from provision.environments import prefix, write_locks
-from provision.environments.definition import Wanted
+from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
 from provision.installers import uv
 from provision.lockfiles import requirements
-from provision.lockfiles.requirements import Locked
+from provision.lockfiles.requirements import LockedPackage
 from provision.volume.journal import Journal
 from tests.provision.conda_channel import PLATFORM
 from tests.provision.conftest import lock_text, write_wheel
@@ -31,7 +31,7 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 def build(tmp_path: Path, envs: Path, *variants: Variant, offline: bool = False) -> EnvStep:
     chosen = variants or (Variant(name="cpu", torch="9.9+tiny"),)
     root = Root(tmp_path / "root")
-    wanted = Wanted("diffusers", envs / "diffusers", chosen, PYTHONS, "auto", PLATFORM, "a test")
+    wanted = EnvironmentDefinition("diffusers", envs / "diffusers", chosen, PYTHONS, "auto", PLATFORM, "a test")
     return EnvStep(root, wanted, tmp_path / "home", Journal(root.journal), offline=offline)
 
 
@@ -150,8 +150,8 @@ def test_a_lock_is_read_for_one_python(tmp_path: Path) -> None:
         "# words\nA_b.c==1.0 \\\n    --hash=sha256:00\nold==1 ; python_full_version < '3.12' \\\n    --hash=sha256:00\n"
         "new==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:00\nwin==1 ; sys_platform == 'win32' \\\n"
     )
-    assert requirements.read_lock(lock, "3.11.7") == [Locked("a-b-c", "1.0"), Locked("old", "1")]
-    assert requirements.read_lock(lock, "3.12.1") == [Locked("a-b-c", "1.0"), Locked("new", "2")]
+    assert requirements.read_lock(lock, "3.11.7") == [LockedPackage("a-b-c", "1.0"), LockedPackage("old", "1")]
+    assert requirements.read_lock(lock, "3.12.1") == [LockedPackage("a-b-c", "1.0"), LockedPackage("new", "2")]
 
 
 def test_a_broken_lock_names_its_line(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from provision.core.errors import BlockedError, FirstlightError
 from provision.core.layout import Root
 from provision.core.step import State
 from provision.environments import torch_fallback, torch_sources
-from provision.environments.definition import Wanted
+from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
-from provision.environments.torch_sources import Pinned, Place
+from provision.environments.torch_sources import PinnedPackage, TorchSource
 from provision.installers.uv import UvSources
 from provision.volume.journal import Journal
-from tests.provision import http_server as played
+from tests.provision import http_server
 from tests.provision.conda_channel import PLATFORM
 from tests.provision.conftest import TORCH, lock_text, write_wheel
 from tests.provision.http_server import Fault
@@ -35,7 +35,7 @@ CUDA = Variant(name="cu130", torch="9.9", download_bytes=2_900_000_000, install_
 
 def step_of(tmp_path: Path, envs: Path, said: list[str], *variants: Variant, offline: bool = False) -> EnvStep:
     root = Root(tmp_path / "root")
-    wanted = Wanted("diffusers", envs / "diffusers", variants, MINORS, "system", PLATFORM, "a test")
+    wanted = EnvironmentDefinition("diffusers", envs / "diffusers", variants, MINORS, "system", PLATFORM, "a test")
 
     def tell(line: str) -> None:
         if not line.endswith("packages are locked by hash"):  # this machine's own pip may have such settings
@@ -44,11 +44,13 @@ def step_of(tmp_path: Path, envs: Path, said: list[str], *variants: Variant, off
     return EnvStep(root, wanted, tmp_path / "home", Journal(root.journal), offline=offline, tell=tell)
 
 
-def ask(place: Place, *wheels: Path, name: str = "torch", version: str = "9.9+tiny") -> torch_sources.Answer:
+def ask(
+    place: TorchSource, *wheels: Path, name: str = "torch", version: str = "9.9+tiny"
+) -> torch_sources.SourceAnswer:
     import requests
 
     hashes = frozenset(hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels)
-    (answer,) = torch_sources.ask([place], Pinned(name, version, hashes, PYTHON), requests.Session, 60)
+    (answer,) = torch_sources.ask([place], PinnedPackage(name, version, hashes, PYTHON), requests.Session, 60)
     return answer
 
 
@@ -71,38 +73,38 @@ class TestAsking:
     """One place after another."""
 
     def test_folder_with_the_wheel_has_it(self, torch: Path) -> None:
-        assert ask(Place("here", str(torch.parent), "find-links"), torch).has is True
-        assert ask(Place("here", torch.parent.as_uri(), "find-links"), torch).has is True
+        assert ask(TorchSource("here", str(torch.parent), "find-links"), torch).has is True
+        assert ask(TorchSource("here", torch.parent.as_uri(), "find-links"), torch).has is True
 
     def test_folder_whose_wheel_has_another_hash_does_not_have_it(self, tmp_path: Path, torch: Path) -> None:
         other = tmp_path / "other"
         other.mkdir()
         write_wheel(other, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
-        answer = ask(Place("here", str(other), "find-links"), torch)
+        answer = ask(TorchSource("here", str(other), "find-links"), torch)
         assert answer.has is False
         assert "with another hash" in answer.reason
 
     @pytest.mark.parametrize("as_json", [True, False])
     def test_index_with_the_wheel_has_it(self, play: Any, torch: Path, as_json: bool) -> None:
-        server = play(played.index([torch], as_json=as_json))
-        assert ask(Place("index", f"{server.url}/simple"), torch).has is True
-        assert ask(Place("page", f"{server.url}/simple/torch/", "find-links"), torch).has is True
+        server = play(http_server.index([torch], as_json=as_json))
+        assert ask(TorchSource("index", f"{server.url}/simple"), torch).has is True
+        assert ask(TorchSource("page", f"{server.url}/simple/torch/", "find-links"), torch).has is True
 
     def test_page_without_hashes_counts(self, play: Any, torch: Path) -> None:
-        server = play(played.index([torch], hashes=False))
-        assert ask(Place("index", f"{server.url}/simple"), torch).has is True
+        server = play(http_server.index([torch], hashes=False))
+        assert ask(TorchSource("index", f"{server.url}/simple"), torch).has is True
 
     def test_index_on_this_machine_has_it(self, tmp_path: Path, torch: Path) -> None:
         page = tmp_path / "simple/torch/index.html"
         page.parent.mkdir(parents=True)
         page.write_text(f'<a href="../../elsewhere/{torch.name}">{torch.name}</a>')
-        assert ask(Place("index", (tmp_path / "simple").as_uri()), torch).has is True
-        answer = ask(Place("index", (tmp_path / "simple").as_uri()), torch, name="other")
+        assert ask(TorchSource("index", (tmp_path / "simple").as_uri()), torch).has is True
+        answer = ask(TorchSource("index", (tmp_path / "simple").as_uri()), torch, name="other")
         assert (answer.has, answer.reason) == (False, "does not have other")
 
     def test_listed_wheel_that_is_not_served_is_passed_over(self, play: Any, torch: Path) -> None:
-        server = play(played.index([torch]), Fault("/files/", status=404))
-        answer = ask(Place("index", f"{server.url}/simple"), torch)
+        server = play(http_server.index([torch]), Fault("/files/", status=404))
+        answer = ask(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is False
         assert answer.reason == f"lists {torch.name} and does not serve it (status 404)"
 
@@ -110,8 +112,8 @@ class TestAsking:
         other = tmp_path / "other"
         other.mkdir()
         wrong = write_wheel(other, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
-        server = play(played.index([wrong]))
-        answer = ask(Place("index", f"{server.url}/simple"), torch)
+        server = play(http_server.index([wrong]))
+        answer = ask(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is False
         assert f"has {torch.name} with another hash" in answer.reason
 
@@ -120,11 +122,11 @@ class TestAsking:
             torch.with_name(f"torch-9.9+tiny-{tag}.whl").write_bytes(torch.read_bytes())
         right = torch.read_bytes()
         torch.unlink()
-        answer = ask(Place("here", str(torch.parent), "find-links"))
+        answer = ask(TorchSource("here", str(torch.parent), "find-links"))
         assert answer.has is False
         assert "no file of it for Python" in answer.reason
         torch.write_bytes(right)
-        assert ask(Place("here", str(torch.parent), "find-links"), torch).has is True
+        assert ask(TorchSource("here", str(torch.parent), "find-links"), torch).has is True
 
     @pytest.mark.parametrize(
         ("fault", "has", "reason"),
@@ -132,19 +134,19 @@ class TestAsking:
             (Fault("/simple/", status=404), False, "does not have torch"),
             (Fault("/simple/", status=401), None, "answers 401"),
             (Fault("/simple/", status=503), None, "answers 503"),
-            (Fault("/simple/", body=played.PORTAL), False, "Campus Network Login"),
+            (Fault("/simple/", body=http_server.PORTAL), False, "Campus Network Login"),
         ],
     )
     def test_page_that_is_none_is_named(
         self, play: Any, torch: Path, fault: Fault, has: bool | None, reason: str
     ) -> None:
-        server = play(played.index([torch]), fault)
-        answer = ask(Place("index", f"{server.url}/simple"), torch)
+        server = play(http_server.index([torch]), fault)
+        answer = ask(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is has
         assert reason in answer.reason
 
     def test_address_that_does_not_answer_is_not_known(self, torch: Path) -> None:
-        answer = ask(Place("index", "http://127.0.0.1:9/simple"), torch)
+        answer = ask(TorchSource("index", "http://127.0.0.1:9/simple"), torch)
         assert answer.has is None
         assert "does not answer (" in answer.reason
 
@@ -180,7 +182,7 @@ class TestFollowing:
         moved = tmp_path / "page"
         moved.mkdir()
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
-        server = play(played.index(moved.glob("*.whl")))
+        server = play(http_server.index(moved.glob("*.whl")))
         page = f"{server.url}/simple/torch/"
         said: list[str] = []
         step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": page}), CUDA)
@@ -196,7 +198,7 @@ class TestFollowing:
         moved = tmp_path / "page"
         moved.mkdir()
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
-        server = play(played.index(moved.glob("*.whl")), Fault("/simple/", status=503, times=1))
+        server = play(http_server.index(moved.glob("*.whl")), Fault("/simple/", status=503, times=1))
         page = f"{server.url}/simple/torch/"
         said: list[str] = []
         step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": page}), CUDA)
@@ -223,7 +225,9 @@ class TestFollowing:
         next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()
         root = Root(small_disk / "root")
         large = CUDA.model_copy(update={"install_bytes": 6_100_000_000})
-        wanted = Wanted("diffusers", envs / "diffusers", [CPU, large], MINORS, "system", PLATFORM, "a test")
+        wanted = EnvironmentDefinition(
+            "diffusers", envs / "diffusers", [CPU, large], MINORS, "system", PLATFORM, "a test"
+        )
         step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
         with pytest.raises(BlockedError, match=r"about 6,100,000,000 are needed for environment diffusers \(cu130: "):
             step.apply()
@@ -237,7 +241,9 @@ class TestFollowing:
         (envs / "diffusers/cu130.lock").write_text(lock_text(wheel, next(wheels.glob("diffusers-*.whl"))))
         root = Root(small_disk / "root")
         unknown = CUDA.model_copy(update={"install_bytes": None, "download_bytes": None})
-        wanted = Wanted("diffusers", envs / "diffusers", [CPU, unknown], MINORS, "system", PLATFORM, "a test")
+        wanted = EnvironmentDefinition(
+            "diffusers", envs / "diffusers", [CPU, unknown], MINORS, "system", PLATFORM, "a test"
+        )
         step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
         with pytest.raises(BlockedError, match="no space left"):
             step.apply()
@@ -250,7 +256,7 @@ class TestFollowing:
         moved.mkdir()
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
         # The first request for the file is our look; from then on it is gone.
-        server = play(played.index(moved.glob("*.whl")), Fault("/files/", status=404, after=1))
+        server = play(http_server.index(moved.glob("*.whl")), Fault("/files/", status=404, after=1))
         page = f"{server.url}/simple/torch/"
         said: list[str] = []
         step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": page}), CUDA)
@@ -268,7 +274,7 @@ class TestFollowing:
         page.mkdir()
         shutil.move(right, page)
         write_wheel(wheels, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
-        server = play(played.index(wheels.glob("*.whl")))
+        server = play(http_server.index(wheels.glob("*.whl")))
         monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.delenv("PIP_FIND_LINKS")
         monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
@@ -284,7 +290,7 @@ class TestFollowing:
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         right = next(wheels.glob("torch-9.9+tiny-*.whl"))
-        server = play(played.index(wheels.glob("*.whl")), Fault("/files/torch-9.9+tiny", status=404))
+        server = play(http_server.index(wheels.glob("*.whl")), Fault("/files/torch-9.9+tiny", status=404))
         page = tmp_path / "page"
         page.mkdir()
         shutil.move(right, page)

@@ -123,7 +123,7 @@ def hosts(tmp_path: Path) -> Path:
 
 
 def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: Path) -> None:
-    def chosen(flag: str | None = None, environ: dict[str, str] | None = None, **host: object) -> provider.Chosen:
+    def chosen(flag: str | None = None, environ: dict[str, str] | None = None, **host: object) -> provider.ResolvedRoot:
         return provider.choose(flag, host_config.HostSpec(**host), hosts, environ or {}, home)  # type: ignore[arg-type]
 
     nothing = chosen()

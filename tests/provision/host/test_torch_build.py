@@ -151,7 +151,7 @@ MACHINES = {
 
 @pytest.fixture
 def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def probe(machine: Machine) -> facts.Facts:
+    def probe(machine: Machine) -> facts.HostFacts:
         root, bin_folder = tmp_path / "root", tmp_path / "bin"
         for path, text in (("sys/module/nvidia/version", machine.sys), ("proc/driver/nvidia/version", machine.proc)):
             if text:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as bounds
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -76,7 +76,7 @@ def plain(content: bytes) -> dict[str, dict[str, str]]:
 
 
 class TestPip:
-    @bounds(max_examples=400, deadline=None)
+    @hypothesis_settings(max_examples=400, deadline=None)
     @given(ini())
     def test_every_line_of_the_user_stays_and_comes_out_as_it_was(self, content: bytes) -> None:
         written = config_text.pip_config(content, INDEX)
@@ -96,7 +96,7 @@ class TestPip:
 
 
 class TestConda:
-    @bounds(max_examples=300, deadline=None)
+    @hypothesis_settings(max_examples=300, deadline=None)
     @given(yaml())
     def test_every_key_of_the_user_stays(self, content: bytes) -> None:
         def load(text: bytes) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class TestConda:
 
 
 class TestUv:
-    @bounds(max_examples=300, deadline=None)
+    @hypothesis_settings(max_examples=300, deadline=None)
     @given(toml())
     def test_every_key_of_the_user_stays(self, content: bytes) -> None:
         before, written = parse_toml(content.decode()), config_text.uv_config(content, INDEX)

@@ -20,10 +20,10 @@ from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import record as mirror_record
 from provision.mirrors import write_config
-from provision.mirrors.record import Choice, Record, Source
+from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
 from provision.volume import environment_marker, variables
 from provision.volume.journal import Journal
-from tests.provision import conda_channel as channel
+from tests.provision import conda_channel
 from tests.provision.conftest import write_wheel
 from tests.provision.http_server import index
 
@@ -37,9 +37,14 @@ NAMES = ("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_IMPLICIT_TOKEN")
 OURS = [HUB, "1", "1"]
 
 
-def chosen(hub: str = HUB, pip: str | None = None) -> Record:
+def chosen(hub: str = HUB, pip: str | None = None) -> MirrorRecord:
     named = {"hf": hub} | ({"pip": pip} if pip else {})
-    return Record({tool: Choice("m", (Source("m", url), Source("official")), "by test") for tool, url in named.items()})
+    return MirrorRecord(
+        {
+            tool: MirrorChoice("m", (MirrorSource("m", url), MirrorSource("official")), "by test")
+            for tool, url in named.items()
+        }
+    )
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def env(request: pytest.FixtureRequest, root: Root, tmp_path: Path) -> Path:
         served = request.getfixturevalue("conda")
         lock = request.getfixturevalue("conda_envs") / "diffusers/conda-lock.yml"
         mirrored = {f"{conda_settings.CHANNELS}/": f"{served.url}/"}
-        rattler.install(lock, channel.PLATFORM, place, root.pkgs, mirrored, final=place)
+        rattler.install(lock, conda_channel.PLATFORM, place, root.pkgs, mirrored, final=place)
     kind = "conda" if request.param == "conda" else "system"
     (place / ".firstlight.json").write_text(json.dumps({"interpreter": kind, "prefix": str(place)}))
     return place
@@ -71,9 +76,9 @@ def step(root: Root, home: Path) -> write_config.SettingsStep:
     return write_config.SettingsStep(root, place, home, os.environ, Journal(root.journal, "t"), conda_is_here=False)
 
 
-def use(root: Root, home: Path, record: Record) -> None:
+def use(root: Root, home: Path, record: MirrorRecord) -> None:
     known = mirror_record.read(root)
-    mirror_record.write(root, Record(record.choices, known.written if known else ()))
+    mirror_record.write(root, MirrorRecord(record.choices, known.written if known else ()))
     step(root, home).apply()
     assert step(root, home).check().state is State.OK
 
@@ -147,7 +152,7 @@ def test_an_environment_that_is_made_anew_gets_it_again(env: Path, root: Root, h
 def test_official_again_takes_it_out(env: Path, root: Root, home: Path) -> None:
     before = files_of(env)
     use(root, home, chosen())
-    official = Record({"hf": Choice("official", (Source("official"),), "by test")})
+    official = MirrorRecord({"hf": MirrorChoice("official", (MirrorSource("official"),), "by test")})
     use(root, home, official)
     assert files_of(env) == before
 
@@ -165,7 +170,7 @@ def test_the_packages_are_not_disturbed(env: Path, root: Root, home: Path, tmp_p
 
 
 def harmed(site: Path) -> dict[str, str]:
-    return installed_wheels.harmed_packages(site, [requirements.Locked("small", "1.0")], deep=True)
+    return installed_wheels.harmed_packages(site, [requirements.LockedPackage("small", "1.0")], deep=True)
 
 
 def test_the_hubs_own_client_asks_the_mirror(root: Root, home: Path) -> None:

@@ -18,8 +18,8 @@ from provision.installers import pip_settings
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import failover_proxy
-from provision.mirrors.record import Source
-from provision.net.source_health import Ledger
+from provision.mirrors.record import MirrorSource
+from provision.net.source_health import SourceHealth
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.http_server import PORTAL, Fault, Played, index
 
@@ -45,12 +45,12 @@ def wheels_folder(tmp_path: Path) -> Path:
 class Installed:
     """An environment into which real uv installs through a relay."""
 
-    def __init__(self, tmp_path: Path, lock: str, mirrors: list[Source]) -> None:
+    def __init__(self, tmp_path: Path, lock: str, mirrors: list[MirrorSource]) -> None:
         self.lock, self.mirrors = lock, mirrors
         self.store = tmp_path / "arriving"
         self.cache = tmp_path / "uv-cache"
         self.prefix = tmp_path / "env"
-        self.ledger = Ledger()
+        self.health = SourceHealth()
         self.failures: dict[str, str] = {}
         process.run([uv_installer.uv_binary(), "venv", "--quiet", "--clear", self.prefix])
 
@@ -71,7 +71,7 @@ class Installed:
             process.run(argv, env=failover_proxy.cached_only(uv.environment), stdin=self.lock)
             return self.names
         session = pip_settings.session(os.environ, {})
-        with failover_proxy.Relay(session, self.store, self.ledger, lambda _, __: None) as running:
+        with failover_proxy.FailoverProxy(session, self.store, self.health, lambda _, __: None) as running:
             running.wheels(requirements.hashes(self.lock), self.mirrors)
             try:
                 process.run(argv, env=running.environment(uv.environment), stdin=self.lock)
@@ -84,8 +84,8 @@ class Installed:
         return sorted(path.stem for path in self.prefix.glob("lib/*/site-packages/part*.py"))
 
 
-def named(*servers: Played) -> list[Source]:
-    return [Source(f"m{number}", f"{server.url}/simple") for number, server in enumerate(servers)]
+def named(*servers: Played) -> list[MirrorSource]:
+    return [MirrorSource(f"m{number}", f"{server.url}/simple") for number, server in enumerate(servers)]
 
 
 EVERY = [f"part{number}" for number in range(10)]
@@ -125,10 +125,10 @@ class TestUv:
         bad, good = play(fleet, fault), play(fleet)
         installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(bad, good))
         assert installed.run() == EVERY
-        assert {source for _, source, _ in installed.ledger.delivered} >= {"m1"}
-        assert bool(installed.ledger.banned) == fault.flip
+        assert {source for _, source, _ in installed.health.delivered} >= {"m1"}
+        assert bool(installed.health.banned) == fault.flip
         if fault.after:
-            assert sum(source == "m0" for _, source, _ in installed.ledger.delivered) >= 5 - fault.flip * 5
+            assert sum(source == "m0" for _, source, _ in installed.health.delivered) >= 5 - fault.flip * 5
 
     @pytest.mark.parametrize("as_json", [True, False], ids=["json", "html"])
     @pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
@@ -144,7 +144,7 @@ class TestUv:
         content = index(files)
         links = "".join(f'<a href="/files/{file.name}">{file.name}</a>' for file in files)
         flat = play(content | {"/all": links.encode()})
-        installed = Installed(tmp_path, lock_text(*files), [Source("flat", f"{flat.url}/all", "find-links")])
+        installed = Installed(tmp_path, lock_text(*files), [MirrorSource("flat", f"{flat.url}/all", "find-links")])
         assert installed.run() == EVERY
 
     def test_what_is_cached_needs_no_mirror_again_whichever_it_was(
@@ -175,12 +175,12 @@ class TestUv:
         installed.store.mkdir()
         (installed.store / "part2-1.0-py3-none-any.whl.part").write_bytes(whole[:400])
         assert installed.run() == EVERY
-        served: Any = installed.ledger.delivered
+        served: Any = installed.health.delivered
         assert len(served) == 10
         assert not list(installed.store.iterdir()), "what uv has is not kept a second time"
 
     def test_a_proxy_for_everything_else_stays(self, tmp_path: Path) -> None:
-        with failover_proxy.Relay(requests.Session(), tmp_path, Ledger(), lambda _, __: None) as running:
+        with failover_proxy.FailoverProxy(requests.Session(), tmp_path, SourceHealth(), lambda _, __: None) as running:
             found = running.environment(
                 {"https_proxy": "http://p:1", "NO_PROXY": "corp", "UV_FIND_LINKS": "http://h:8/x"}
             )
@@ -192,7 +192,7 @@ class TestUv:
 def test_nobody_is_led_out_of_the_store(tmp_path: Path) -> None:
     (tmp_path / "secret.whl").write_bytes(b"mine")
     store = tmp_path / "store"
-    with failover_proxy.Relay(requests.Session(), store, Ledger(), lambda _, __: None) as running:
+    with failover_proxy.FailoverProxy(requests.Session(), store, SourceHealth(), lambda _, __: None) as running:
         (store / "half-1.whl.part").write_bytes(b"not verified")
         for name in ("..%2Fsecret.whl", "../secret.whl", f"{tmp_path}/secret.whl", "half-1.whl.part"):
             with closing(HTTPConnection(urlsplit(running.url).netloc)) as line:
@@ -203,8 +203,10 @@ def test_nobody_is_led_out_of_the_store(tmp_path: Path) -> None:
 class TestPages:
     """What a page holds is decided by the lock, not by a mirror."""
 
-    def page(self, tmp_path: Path, right: set[str], mirrors: list[Source]) -> list[str]:
-        with failover_proxy.Relay(requests.Session(), tmp_path / "store", Ledger(), lambda _, __: None) as running:
+    def page(self, tmp_path: Path, right: set[str], mirrors: list[MirrorSource]) -> list[str]:
+        with failover_proxy.FailoverProxy(
+            requests.Session(), tmp_path / "store", SourceHealth(), lambda _, __: None
+        ) as running:
             running.wheels({"part3": ("1.0", frozenset(right))}, mirrors)
             found = running.page("part3")
             return [row["filename"] for row in json.loads(found[0])["files"]] if found else []

@@ -12,8 +12,8 @@ import requests
 from provision.config import models, toml
 from provision.lockfiles import conda_lock, requirements
 from provision.mirrors import probe, probe_files
-from provision.mirrors.probe import Asked, Probe, ranked
-from provision.mirrors.probe_files import Witness
+from provision.mirrors.probe import ProbeResult, ProbeTarget, ranked
+from provision.mirrors.probe_files import ProbeFile
 from tests.clock import Standing
 from tests.conftest import CHECKOUT
 from tests.provision.conftest import git_sha1, write_wheel
@@ -71,16 +71,16 @@ def files(tmp_path: Path) -> list[Path]:
     ]
 
 
-def of_wheel(wheel: Path) -> Witness:
+def of_wheel(wheel: Path) -> ProbeFile:
     name, version = wheel.name.split("-")[:2]
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return Witness(name, version, "locked", frozenset({digest}), wheel.stat().st_size)
+    return ProbeFile(name, version, "locked", frozenset({digest}), wheel.stat().st_size)
 
 
 def ask(
     files: list[Path], servers: dict[str, Played], make: Callable[[], requests.Session] = session, **more: Any
-) -> dict[str, Probe]:
-    every = [Asked("pip", name, f"{server.url}/simple", **more) for name, server in servers.items()]
+) -> dict[str, ProbeResult]:
+    every = [ProbeTarget("pip", name, f"{server.url}/simple", **more) for name, server in servers.items()]
     found = probe.probe(every, {"pip": [of_wheel(file) for file in files]}, make)
     return {each.asked_of.name: each for each in found}
 
@@ -168,7 +168,7 @@ class TestPip:
         every = []
         for number in range(37):
             faults = [Fault(stall=True)] if number % 2 else []
-            every.append(Asked("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
+            every.append(ProbeTarget("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
         found = probe.probe(every, {"pip": [of_wheel(file) for file in files]}, session)
         assert [each.error for each in found[1::2]] == ["fell silent"] * 18
         assert len(ranked(found)) == 19
@@ -196,10 +196,10 @@ class TestPip:
 
 
 class TestConda:
-    def witnesses(self, content: bytes, small: bytes) -> list[Witness]:
+    def probe_files(self, content: bytes, small: bytes) -> list[ProbeFile]:
         base = "https://conda.anaconda.org/conda-forge"
         return [
-            Witness(
+            ProbeFile(
                 "python",
                 "3",
                 "largest",
@@ -207,7 +207,7 @@ class TestConda:
                 len(content),
                 f"{base}/linux-64/p.conda",
             ),
-            Witness(
+            ProbeFile(
                 "tz",
                 "1",
                 "smallest",
@@ -236,8 +236,8 @@ class TestConda:
             "/c/noarch/tz.conda": small,
         }
         server = play(content, *([fault] if fault else []))
-        asked = Asked("conda", "m", f"{server.url}", channels={"conda-forge": f"{server.url}/c"})
-        (found,) = probe.probe([asked], {"conda": self.witnesses(big, small)}, session)
+        asked = ProbeTarget("conda", "m", f"{server.url}", channels={"conda-forge": f"{server.url}/c"})
+        (found,) = probe.probe([asked], {"conda": self.probe_files(big, small)}, session)
         assert (found.error or "").endswith(error or "")
         assert (found.error is None) == (error is None)
         assert found.missing == missing
@@ -253,10 +253,10 @@ def test_a_hub_is_judged_by_pinned_files_and_its_final_host_is_told(play: Any) -
         Fault(path, status=302, headers={"Location": f"{data.url}/blob"}),
     )
     known = [
-        Witness("w", "", "pinned", frozenset({"0" * 64}), len(weights), path[1:]),
-        Witness("c", "", "pinned", frozenset({git_sha1(config)}), 2, "o/m/resolve/abc/c.json", "git_sha1"),
+        ProbeFile("w", "", "pinned", frozenset({"0" * 64}), len(weights), path[1:]),
+        ProbeFile("c", "", "pinned", frozenset({git_sha1(config)}), 2, "o/m/resolve/abc/c.json", "git_sha1"),
     ]
-    (found,) = probe.probe([Asked("hf", "m", hub.url, redirects=True)], {"hf": known}, session)
+    (found,) = probe.probe([ProbeTarget("hf", "m", hub.url, redirects=True)], {"hf": known}, session)
     assert (found.is_complete, found.final_host) == (True, data.url.removeprefix("http://"))
     assert "Authorization" not in str(hub.seen)
 
@@ -268,12 +268,12 @@ def test_both_shapes_of_a_torch_mirror_are_tried(play: Any, tmp_path: Path, kind
     link = f'<a href="/files/{wheel.name.replace("+", "%2B")}">x</a>'.encode()
     page = "/whl/torch/" if shape == "index" else "/whl/"
     server = play({page: link, f"/files/{wheel.name.replace('+', '%2B')}": wheel.read_bytes()})
-    asked = Asked("torch", "m", f"{server.url}/whl", kind)
+    asked = ProbeTarget("torch", "m", f"{server.url}/whl", kind)
     (found,) = probe.probe([asked], {"torch": [of_wheel(wheel)]}, session)
     assert (found.error, found.kind, found.held) == (None, shape, 1)
 
 
-def test_the_shipped_witnesses_are_of_the_shipped_locks() -> None:
+def test_the_shipped_probe_files_are_of_the_shipped_locks() -> None:
     """The largest among them; for every lock there is one that is fetched whole, so that its hash is compared."""
     folder = CHECKOUT / "envs/diffusers"
     for lock in folder.glob("*.lock"):

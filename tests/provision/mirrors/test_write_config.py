@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given
-from hypothesis import settings as bounds
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from provision.core.layout import Root
@@ -20,14 +20,13 @@ from provision.installers import conda_settings, rattler
 from provision.installers import uv as uv_installer
 from provision.mirrors import record as mirror_record
 from provision.mirrors import write_config
-from provision.mirrors.record import Choice, Record, Source
+from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
 from provision.volume import variables
 from provision.volume.journal import Journal
-from tests.provision import conda_channel as channel
-from tests.provision import run_command as inside
+from tests.provision import conda_channel, run_command
 from tests.provision.conftest import write_wheel
 from tests.provision.http_server import index
-from tests.provision.mirrors import test_config_text as test_settings
+from tests.provision.mirrors import test_config_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,18 +35,20 @@ SHELLS = ("bash", "zsh", "fish", "pwsh")
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    return inside.provision(*argv, env=environ)
+    return run_command.provision(*argv, env=environ)
 
 
-def overridden(pip: str = "https://m.example/simple") -> Record:
-    conda = Source(
+def overridden(pip: str = "https://m.example/simple") -> MirrorRecord:
+    conda = MirrorSource(
         "m",
         "https://m.example/cloud",
         channels={"nvidia": "https://n.example/nvidia"},
         defaults="https://m.example/pkgs",
     )
-    named = {"pip": Source("m", pip), "conda": conda, "hf": Source("m", "https://hub.example")}
-    return Record({tool: Choice("m", (source, Source("official")), "by test") for tool, source in named.items()})
+    named = {"pip": MirrorSource("m", pip), "conda": conda, "hf": MirrorSource("m", "https://hub.example")}
+    return MirrorRecord(
+        {tool: MirrorChoice("m", (source, MirrorSource("official")), "by test") for tool, source in named.items()}
+    )
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: byt
     assert snapshot(home) != before
     first = mirror_record.read(root)
     assert first is not None
-    mirror_record.write(root, Record(overridden("https://other.example").choices, first.written))
+    mirror_record.write(root, MirrorRecord(overridden("https://other.example").choices, first.written))
     apply(root, home)
     take_back(root)
     assert snapshot(home) == before
@@ -104,15 +105,15 @@ def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: byt
 
 
 homes = (
-    st.none() | test_settings.ini(),
-    st.none() | test_settings.yaml(),
-    st.none() | test_settings.toml(),
+    st.none() | test_config_text.ini(),
+    st.none() | test_config_text.yaml(),
+    st.none() | test_config_text.toml(),
     st.sampled_from([0o600, 0o644, 0o664]),
 )
 
 
 class TestRestore:
-    @bounds(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(*homes)
     def test_use_then_restore_changes_not_one_byte(
         self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
@@ -120,7 +121,7 @@ class TestRestore:
         use_and_restore(tmp_path_factory.mktemp("h"), ini, yaml, toml, mode)
 
     @pytest.mark.long
-    @bounds(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @hypothesis_settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(*homes)
     def test_a_thousand_times(
         self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
@@ -168,7 +169,7 @@ class TestRestore:
         file.write_text(file.read_text() + "[list]\nformat = columns\n")
         record = mirror_record.read(root)
         assert record is not None
-        mirror_record.write(root, Record(overridden("https://other.example").choices, record.written))
+        mirror_record.write(root, MirrorRecord(overridden("https://other.example").choices, record.written))
         apply(root, home)
         edited = file.read_text()
         assert "format = columns" in edited
@@ -187,8 +188,8 @@ class TestRestore:
         apply(root, home)
         first = mirror_record.read(root)
         assert first is not None
-        official = {tool: Choice("official", (Source("official"),), "") for tool in ("pip", "conda", "hf")}
-        mirror_record.write(root, Record(official, first.written))
+        official = {tool: MirrorChoice("official", (MirrorSource("official"),), "") for tool in ("pip", "conda", "hf")}
+        mirror_record.write(root, MirrorRecord(official, first.written))
         apply(root, home)
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert not (home / ".config").exists()
@@ -268,15 +269,15 @@ class TestRealReaders:
         assert conda_settings.mirrors({}, home)["https://conda.anaconda.org/nvidia/"] == "https://n.example/nvidia/"
 
     def test_rattler_installs_through_the_condarc_that_was_written(
-        self, root: Root, home: Path, tmp_path: Path, conda: channel.Served, conda_envs: Path
+        self, root: Root, home: Path, tmp_path: Path, conda: conda_channel.Served, conda_envs: Path
     ) -> None:
-        mirror = Source("m", conda.url, channels={"conda-forge": f"{conda.url}/conda-forge"})
-        mirror_record.write(root, Record({"conda": Choice("m", (mirror,), "by test")}))
+        mirror = MirrorSource("m", conda.url, channels={"conda-forge": f"{conda.url}/conda-forge"})
+        mirror_record.write(root, MirrorRecord({"conda": MirrorChoice("m", (mirror,), "by test")}))
         apply(root, home)
         lock = conda_envs / "diffusers/conda-lock.yml"
         rattler.install(
             lock,
-            channel.PLATFORM,
+            conda_channel.PLATFORM,
             tmp_path / "p",
             tmp_path / "pkgs",
             conda_settings.mirrors({}, home),

@@ -18,7 +18,7 @@ from provision.models.pull import Pull
 from provision.models.snapshots import SnapshotStep
 from provision.models.step import ModelStep
 from provision.volume.journal import Journal
-from tests.provision import hub_server as played_hub
+from tests.provision import hub_server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,9 +35,9 @@ HALF = {**SMALL, "unet/model.fp16.safetensors": b"half" * 1000}
 @pytest.fixture
 def known(tmp_path: Path, root: Root, play: Any) -> Manifest:
     """Both variants in a manifest, and pulled."""
-    played = played_hub.start(play, REPO, {**PLAIN, **HALF})
-    text = played_hub.manifest_entry("m", REPO, PLAIN, extra=f'aliases = ["{OLD}"]\n')
-    text += played_hub.manifest_entry('"m@half"', REPO, HALF, variant="half")
+    played = hub_server.start(play, REPO, {**PLAIN, **HALF})
+    text = hub_server.manifest_entry("m", REPO, PLAIN, extra=f'aliases = ["{OLD}"]\n')
+    text += hub_server.manifest_entry('"m@half"', REPO, HALF, variant="half")
     (tmp_path / "models.toml").write_text(text)
     found = manifest.load(tmp_path / "models.toml")
     for name in ("m", "m@half"):
@@ -76,7 +76,7 @@ def test_a_cache_that_cannot_be_written_serves_the_model_without_its_former_id(
 def test_pulled_model_is_loaded_by_its_former_id(root: Root, known: Manifest) -> None:
     assert str(link(root).readlink()) == "models--owner--model", "relative: the cache may move"
     folder = snapshot_download(OLD, cache_dir=root.hub, local_files_only=True)
-    assert folder.endswith(played_hub.REVISION)
+    assert folder.endswith(hub_server.REVISION)
     assert pull(root, known, "m") == []
     assert OLD not in inventory.others(root, known)
     step = SnapshotStep(root, [pins.apply(root, each) for each in known.every()], Journal(root.journal))
@@ -107,7 +107,7 @@ def test_line_names_the_revision_where_main_names_another_that_is_here(root: Roo
     (folder / "refs/main").write_text("2" * 40)
     line = load_line.of_model(root, known.pick("m"), None)
     assert line is not None
-    assert f'revision="{played_hub.REVISION}"' in line
+    assert f'revision="{hub_server.REVISION}"' in line
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling"])
@@ -142,7 +142,7 @@ def test_removal_keeps_what_the_other_variant_needs(root: Root, known: Manifest,
     kept = "model.safetensors" if is_half else "model.fp16.safetensors"
     assert names(root) == sorted(["config.json", kept, "model_index.json"])
     assert link(root).is_symlink(), "it leads to the other one too"
-    assert (root.hub / "models--owner--model/refs/main").read_text() == played_hub.REVISION
+    assert (root.hub / "models--owner--model/refs/main").read_text() == hub_server.REVISION
     other = "m" if is_half else "m@half"
     assert {each.asked: each.state for each in inventory.held(root, known)}[other] == "whole"
     remove.remove(root, known, other)
@@ -175,7 +175,7 @@ def test_seed_serves_the_former_id_too(
 
     served: list[str] = []
 
-    def server(models: list[seed_server.Served], *_: object) -> None:
+    def server(models: list[seed_server.ServedModel], *_: object) -> None:
         served.extend(each.repo for each in models)
         raise SpecError("enough")
 

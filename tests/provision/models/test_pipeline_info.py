@@ -16,7 +16,7 @@ from tests.provision.models.test_verify import tensor, write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from provision.models.pipeline_info import Component, Structure
+    from provision.models.pipeline_info import Component, PipelineStructure
 
 INDEX = {"_class_name": "Pipe", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
 HALF, FULL = "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"
@@ -35,7 +35,7 @@ def place(snapshot: Path, *names: str, dtype: str = "F32") -> None:
         write(snapshot / "unet" / name, {"a": tensor(0, size, [2], dtype)}, bytes(size))
 
 
-def read(snapshot: Path, entry: ModelSpec) -> Structure:
+def read(snapshot: Path, entry: ModelSpec) -> PipelineStructure:
     """Also what the reports make of it: they end without a fault of their own."""
     found = pipeline_info.read(snapshot, entry, CHECKOUT / "envs")
     lines = models_output.structure_lines("m", entry, found, "load()")
@@ -46,7 +46,7 @@ def read(snapshot: Path, entry: ModelSpec) -> Structure:
     return found
 
 
-def unet(found: Structure) -> Component:
+def unet(found: PipelineStructure) -> Component:
     return next(each for each in found.components if each.name == "unet")
 
 

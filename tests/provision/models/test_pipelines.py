@@ -15,8 +15,7 @@ from provision.core.layout import Root
 from provision.models import architectures, manifest, pipeline_info, stand_in_worker, stand_ins
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
-from tests.provision import hub_server as played_hub
-from tests.provision import tiny_pipelines
+from tests.provision import hub_server, tiny_pipelines
 from tests.provision.http_server import Fault
 from tests.provision.tiny_pipelines import ENVS, model
 
@@ -59,7 +58,7 @@ def before(saved: dict[str, Path], measured_python: Path) -> list[str]:
 
 
 def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
-    every = played_hub.files_of(folder)
+    every = hub_server.files_of(folder)
     return {
         path: content
         for path, content in every.items()
@@ -75,14 +74,14 @@ def test_a_pulled_pipeline_draws_the_same_picture_offline(
     entries = {
         "tiny-sd": ("owner/tiny-sd", sd_files(saved["sd"], None), None),
         "tiny-half": ("owner/tiny-half", sd_files(saved["sd"], "fp16"), "fp16"),
-        "tiny-ddpm": ("owner/tiny-ddpm", played_hub.files_of(saved["ddpm"]), None),
+        "tiny-ddpm": ("owner/tiny-ddpm", hub_server.files_of(saved["ddpm"]), None),
     }
-    played = played_hub.start(play, "owner/none", {}, *([fault] if fault else []))
+    played = hub_server.start(play, "owner/none", {}, *([fault] if fault else []))
     text = ""
     for name, (repo, files, variant) in entries.items():
-        every = played_hub.files_of(saved["sd"]) if "ddpm" not in name else files
-        played_hub.add(played, repo, every)
-        text += played_hub.manifest_entry(name, repo, files, variant=variant)
+        every = hub_server.files_of(saved["sd"]) if "ddpm" not in name else files
+        hub_server.add(played, repo, every)
+        text += hub_server.manifest_entry(name, repo, files, variant=variant)
     (root.path / "models.toml").write_text(text)
     known = manifest.load(root.path / "models.toml")
     for name in entries:

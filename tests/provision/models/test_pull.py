@@ -23,7 +23,7 @@ from provision.models.hubs import Hubs
 from provision.models.pull import Pull
 from provision.models.verify import Depth
 from tests.conftest import CHECKOUT
-from tests.provision import hub_server as played_hub
+from tests.provision import hub_server
 from tests.provision.conftest import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
@@ -68,7 +68,7 @@ class TestFaults:
         ],
     )
     def test_what_passes_is_sat_out(self, root: Root, play: Any, fault: Fault) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES, fault).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
         run(work)
         assert is_whole(work)
         assert not list(work.folder.rglob("*.firstlight-*")), "nothing is left behind"
@@ -90,7 +90,7 @@ class TestFaults:
         ],
     )
     def test_what_does_not_pass_is_said(self, root: Root, play: Any, fault: Fault, said: str) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES, fault).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
         with pytest.raises(FirstlightError, match=said) as caught:
             run(work)
         assert "hf_" not in str(caught.value)
@@ -99,21 +99,21 @@ class TestFaults:
 
     def test_a_listing_of_another_size_or_hash_is_not_followed(self, root: Root, play: Any) -> None:
         for changes in ({"size": 5}, {"oid": "2" * 40}):
-            played = played_hub.start(play, REPO, FILES, **changes)
+            played = hub_server.start(play, REPO, FILES, **changes)
             with pytest.raises(FirstlightError, match="It was not fetched"):
                 run(pull_of(root, played.url))
             assert not gets(played, "/resolve/")
 
     def test_names_that_lead_out_are_never_asked_for(self, root: Root, play: Any) -> None:
         files = {**FILES, "../../../evil.json": b"{}", "unet/../../x.json": b"{}"}
-        played = played_hub.start(play, REPO, files)
+        played = hub_server.start(play, REPO, files)
         work = pull_of(root, played.url)
         run(work)
         assert is_whole(work)
         assert not any("evil" in path or "/x.json" in path for path in played.paths)
 
     def test_dead_data_hosts_of_xet_are_not_asked(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES, xetHash="9" * 64)
+        played = hub_server.start(play, REPO, FILES, xetHash="9" * 64)
         dead = '<http://127.0.0.1:9/cas>; rel="xet-reconstruction-info", <http://127.0.0.1:9/a>; rel="xet-auth"'
         for path in played.headers:
             if "/resolve/" in path:
@@ -125,7 +125,7 @@ class TestFaults:
     def test_where_no_hub_answers_any_more_the_links_are_made_all_the_same(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         monkeypatch.setattr("provision.models.hf_listing.list_snapshot", lambda *_: False)
         run(work)
@@ -134,21 +134,21 @@ class TestFaults:
         assert not (work.snapshot / WEIGHTS).readlink().is_absolute()
 
     def test_the_client_asks_for_no_weights(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         assert gets(played, WEIGHTS) == 1
         assert gets(played, "vae/model.safetensors") == 1
 
     def test_two_mirrors_share_a_file_by_its_hash(self, root: Root, play: Any) -> None:
         from provision.mirrors import record
-        from provision.mirrors.record import Choice, Record, Source
+        from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
 
-        first = played_hub.start(play, REPO, FILES, Fault(WEIGHTS, cut=1_000_000, times=1), Fault(WEIGHTS, status=404))
-        second = played_hub.start(play, REPO, FILES)
-        named = (Source("one", first.url), Source("two", second.url))
-        record.write(root, Record({"hf": Choice("auto", named, "")}))
+        first = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, cut=1_000_000, times=1), Fault(WEIGHTS, status=404))
+        second = hub_server.start(play, REPO, FILES)
+        named = (MirrorSource("one", first.url), MirrorSource("two", second.url))
+        record.write(root, MirrorRecord({"hf": MirrorChoice("auto", named, "")}))
         path = root.path / "models.toml"
-        path.write_text(played_hub.manifest_entry("m", REPO, FILES))
+        path.write_text(hub_server.manifest_entry("m", REPO, FILES))
         work = Pull(root, "m", manifest.load(path).pick("m"), Hubs(root, {}))
         run(work)
         assert is_whole(work)
@@ -158,7 +158,7 @@ class TestFaults:
 
 class TestResume:
     def test_a_partial_of_an_earlier_run_is_gone_on_with(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
         part.parent.mkdir(parents=True)
@@ -170,7 +170,7 @@ class TestResume:
         assert work.arrived == plan.bytes_wanted
 
     def test_a_wrong_partial_costs_its_bytes_and_no_more(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(bytes(2_700_000))
@@ -178,7 +178,7 @@ class TestResume:
         assert is_whole(work)
 
     def test_only_what_is_corrupt_is_fetched_again(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         run(work)
         blob = (work.snapshot / WEIGHTS).resolve()
@@ -192,7 +192,7 @@ class TestResume:
         assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(harmed), "nothing is deleted"
 
     def test_what_is_whole_asks_nobody(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         played.requests.clear()
         assert pull_of(root, played.url).plan().is_done
@@ -200,7 +200,7 @@ class TestResume:
 
     def test_killed_at_a_hundred_moments(self, root: Root, play: Any, tmp_path: Path) -> None:
         """Real kills of a real pull; whoever comes next goes on, and in the end every byte is right."""
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         chance = random.Random(3)  # noqa: S311 (it chooses where to kill)
         kills = 0
@@ -233,7 +233,7 @@ EVERY = [pytest.param(3, id="every third"), pytest.param(1, id="all", marks=pyte
 @pytest.mark.parametrize("stride", EVERY)
 def test_killed_before_every_act(root: Root, play: Any, stride: int) -> None:
     """The plan, the locks, the blobs, the links, the listing and the refs: each act is the last one once."""
-    played = played_hub.start(play, REPO, FILES)
+    played = hub_server.start(play, REPO, FILES)
     number = 0
     while True:
         number += stride
@@ -294,7 +294,7 @@ def _killed_after(work: Pull, count: int) -> None:
 
 
 def test_two_pulls_at_once_fetch_each_byte_once(root: Root, play: Any) -> None:
-    played = played_hub.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=4_000_000))
+    played = hub_server.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=4_000_000))
     works = [pull_of(root, played.url) for _ in range(2)]
     plans = [work.plan() for work in works]
     threads = [
@@ -311,7 +311,7 @@ def test_two_pulls_at_once_fetch_each_byte_once(root: Root, play: Any) -> None:
 
 class TestRefusals:
     def test_what_does_not_fit_is_not_begun(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(3_500_000))
         with pytest.raises(BlockedError, match="3,500,000 bytes are free, 3,7"):
             run(pull_of(root, played.url))
@@ -321,7 +321,7 @@ class TestRefusals:
         root = Root(small_disk / "root")
         root.state.mkdir(parents=True)
         root.hub.mkdir(parents=True)
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         plan = work.plan()
         (small_disk / "ballast").write_bytes(bytes(plan.free - 2_000_000))
         with pytest.raises(BlockedError, match=r"no space left.*bytes are needed"):
@@ -332,7 +332,7 @@ class TestRefusals:
         assert is_whole(work)
 
     def test_an_interrupt_ends_at_once_and_the_next_pull_goes_on(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES, Fault(WEIGHTS, stall_at=1_000_000))
+        played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, stall_at=1_000_000))
         work = pull_of(root, played.url)
         script = (
             "import sys, threading, _thread; sys.path.insert(0, sys.argv[1])\n"
@@ -362,7 +362,7 @@ class TestRefusals:
 
     def test_gated_and_absent_are_told_apart(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        played = played_hub.start(play, REPO, FILES, Fault("", status=403, headers={"X-Error-Code": "GatedRepo"}))
+        played = hub_server.start(play, REPO, FILES, Fault("", status=403, headers={"X-Error-Code": "GatedRepo"}))
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         with pytest.raises(AccessError, match="the token that you gave does not have it"):
             run(pull_of(root, played.url))
@@ -374,7 +374,7 @@ class _Usage:
 
 
 def test_the_listing_for_others_can_be_read_by_others(root: Root, play: Any) -> None:
-    work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+    work = pull_of(root, hub_server.start(play, REPO, FILES).url)
     run(work)
     trees = list((work.folder / "trees").glob("*.json"))
     assert trees

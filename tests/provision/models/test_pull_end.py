@@ -22,8 +22,8 @@ from provision.models.hub_client import AccessError
 from provision.models.hubs import Hubs
 from provision.models.verify import Depth
 from provision.net import partial_file
-from provision.net.source_health import Ledger
-from tests.provision import hub_server as played_hub
+from provision.net.source_health import SourceHealth
+from tests.provision import hub_server
 from tests.provision.conftest import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
@@ -46,10 +46,10 @@ RETRY = {"Retry-After": "300"}
 
 class TestOneContent:
     def test_two_files_of_one_content_are_fetched_once(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, TWICE)
-        work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), played_hub.manifest_entry("m", REPO, TWICE))
+        played = hub_server.start(play, REPO, TWICE)
+        work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), hub_server.manifest_entry("m", REPO, TWICE))
         told: list[str] = []
-        work.ledger.tell = told.append
+        work.health.tell = told.append
         plan = work.plan()
         assert plan.bytes_wanted == len(FILES[WEIGHTS])
         assert "3,000,000 bytes to fetch" in plan_line("m", plan)
@@ -59,15 +59,15 @@ class TestOneContent:
         assert (told, work.arrived) == ([], len(FILES[WEIGHTS]))
 
     def test_its_space_is_wanted_once(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        played = played_hub.start(play, REPO, TWICE)
-        work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), played_hub.manifest_entry("m", REPO, TWICE))
+        played = hub_server.start(play, REPO, TWICE)
+        work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), hub_server.manifest_entry("m", REPO, TWICE))
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(4_000_000))
         run(work)
         assert [state.state for state in work.look(Depth.HASH)] == ["ok", "ok"]
 
     def test_a_listing_that_names_another_blob_each_time_leaves_one_partial(self, root: Root, play: Any) -> None:
         text = entry_of(f'{{path = "{WEIGHTS}", size = 3000000, sha256 = "{SHA256}"}}')
-        played = played_hub.start(play, REPO, FILES, Fault(WEIGHTS, cut=2_000_000, times=99, no_range=True))
+        played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, cut=2_000_000, times=99, no_range=True))
         for _ in range(3):
             row = {"type": "file", "path": WEIGHTS, "size": 3_000_000, "oid": secrets.token_hex(20)}
             played.content[f"/api/models/{REPO}/tree/{REVISION}"] = json.dumps([row]).encode()
@@ -84,7 +84,7 @@ class TestOneContent:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
         pin = git_sha1(FILES[WEIGHTS])
-        liar, honest = (played_hub.start(play, REPO, FILES) for _ in range(2))
+        liar, honest = (hub_server.start(play, REPO, FILES) for _ in range(2))
         for played, told in ((liar, size), (honest, 3_000_000)):
             row = {"type": "file", "path": WEIGHTS, "size": told, "oid": pin}
             played.content[f"/api/models/{REPO}/tree/{REVISION}"] = json.dumps([row]).encode()
@@ -94,7 +94,7 @@ class TestOneContent:
         assert (work.snapshot / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
     def test_both_hashes_without_a_size_are_held_to(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         pins = f'sha256 = "{SHA256}", git_sha1 = "{git_sha1(FILES[WEIGHTS])}"'
         work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), entry_of(f'{{path = "{WEIGHTS}", {pins}}}'))
         run(work)
@@ -105,7 +105,7 @@ class TestWhatIsSaid:
     def test_a_mirror_that_refuses_beside_a_hub_that_is_dead(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        mirror = played_hub.start(play, REPO, FILES, Fault("/resolve/", status=403))
+        mirror = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=403))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, DEAD))
         with pytest.raises(AccessError, match=r"is gated.*Of the other hubs, official: it does not answer"):
             run(work)
@@ -114,14 +114,14 @@ class TestWhatIsSaid:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nowhere = Fault("vae/model", status=404)
-        mirror = played_hub.start(play, REPO, FILES, Fault("unet/config", status=403), nowhere)
-        official = played_hub.start(play, REPO, FILES, Fault("unet/config", status=404), nowhere)
+        mirror = hub_server.start(play, REPO, FILES, Fault("unet/config", status=403), nowhere)
+        official = hub_server.start(play, REPO, FILES, Fault("unet/config", status=404), nowhere)
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url))
         with pytest.raises(FirstlightError, match=r"vae/model\.safetensors could not be fetched.*404"):
             run(work)
 
     def test_what_the_client_overwrites_is_seen(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
 
         def overwrite(*_: object) -> bool:
             (work.snapshot / "unet/config.json").resolve().write_bytes(b'{"a": 6}\n')
@@ -133,28 +133,28 @@ class TestWhatIsSaid:
 
     def test_a_full_disk_ends_every_waiting(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """One worker waits for a hub that asks for five minutes when another one finds no space."""
-        work = pull_of(root, played_hub.start(play, REPO, FILES, Fault("vae/", status=429, headers=RETRY)).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES, Fault("vae/", status=429, headers=RETRY)).url)
         waits = threading.Event()
         workers: list[threading.Thread] = []
         ended: list[bool] = []
-        wait = Ledger.wait
+        wait = SourceHealth.wait
 
-        def waiting(self: Ledger, *args: Any, **named: Any) -> bool:
+        def waiting(self: SourceHealth, *args: Any, **named: Any) -> bool:
             workers.append(threading.current_thread())
             waits.set()
             ended.append(wait(self, *args, **named))
             return ended[-1]
 
-        add = partial_file.Partial.add
+        add = partial_file.PartialFile.add
 
-        def full(self: partial_file.Partial, blocks: Iterator[Any], *rest: Any) -> None:
+        def full(self: partial_file.PartialFile, blocks: Iterator[Any], *rest: Any) -> None:
             if self.size == len(FILES[WEIGHTS]):
                 assert waits.wait(600)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             add(self, blocks, *rest)
 
-        monkeypatch.setattr(Ledger, "wait", waiting)
-        monkeypatch.setattr(partial_file.Partial, "add", full)
+        monkeypatch.setattr(SourceHealth, "wait", waiting)
+        monkeypatch.setattr(partial_file.PartialFile, "add", full)
         monkeypatch.setattr(pull, "_POLL_SECONDS", 0.02)
         with pytest.raises(BlockedError, match="no space left"):
             run(work)
@@ -178,13 +178,13 @@ def kill_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 class TestMain:
     def moved(self, root: Root, play: Any) -> tuple[Any, str]:
         """The model at one revision is here; the manifest has moved on to a new one, which the hub has too."""
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         run(work)
-        content, headers = played_hub.served(REPO, FILES, NEW)
+        content, headers = hub_server.served(REPO, FILES, NEW)
         played.content |= content
         played.headers |= headers
-        return work, played_hub.manifest_entry("m", REPO, FILES).replace(REVISION, NEW)
+        return work, hub_server.manifest_entry("m", REPO, FILES).replace(REVISION, NEW)
 
     def test_what_a_pull_has_named_moves_with_the_manifest(self, root: Root, play: Any) -> None:
         work, text = self.moved(root, play)
@@ -234,21 +234,21 @@ class TestMain:
 
 class TestLedger:
     def test_files_that_wait_together_wait_once(self) -> None:
-        ledger = Ledger()
-        ledger.stopped.set()
-        threads = [threading.Thread(target=ledger.wait, args=(600.0, "x")) for _ in range(4)]
+        health = SourceHealth()
+        health.stopped.set()
+        threads = [threading.Thread(target=health.wait, args=(600.0, "x")) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert ledger._waited == pytest.approx(600, abs=60)
+        assert health._waited == pytest.approx(600, abs=60)
 
     def test_only_what_was_asked_for_is_said_to_be(self) -> None:
         told: list[str] = []
-        ledger = Ledger(tell=told.append)
-        ledger.stopped.set()
-        ledger.wait(9, "x")
-        ledger.wait(9, "x", is_asked=False)
+        health = SourceHealth(tell=told.append)
+        health.stopped.set()
+        health.wait(9, "x")
+        health.wait(9, "x", is_asked=False)
         assert told == ["x: waiting 9 s, as it was asked to", "x: waiting 9 s"]
 
 

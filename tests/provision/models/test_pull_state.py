@@ -23,7 +23,7 @@ from provision.models.hubs import Hubs
 from provision.models.inventory import others
 from provision.models.remove import removal, remove
 from tests.conftest import CHECKOUT
-from tests.provision import hub_server as played_hub
+from tests.provision import hub_server
 from tests.provision.conftest import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
@@ -47,8 +47,8 @@ class TestLocks:
             raise OSError(code, os.strerror(code), "a lock")
 
         monkeypatch.setattr(blob_lock.BlobLock, "take", refuse)
-        evil = played_hub.start(play, REPO, {**FILES, "unet/config.json": b'{"a": 6}\n'})
-        played = played_hub.start(play, REPO, FILES)
+        evil = hub_server.start(play, REPO, {**FILES, "unet/config.json": b'{"a": 6}\n'})
+        played = hub_server.start(play, REPO, FILES)
         played.content |= {path: body for path, body in evil.content.items() if "/resolve/" in path}
         work = pull_of(root, played.url)
         with pytest.raises(BlockedError, match="a lock"):
@@ -57,7 +57,7 @@ class TestLocks:
         assert not list(work.snapshot.rglob("*.json"))
 
     def test_waiting_for_another_process_is_said_once(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         plan = work.plan()
         name = next(each.listed.blob for each in plan.needed if each.file.path == WEIGHTS)
@@ -69,7 +69,7 @@ class TestLocks:
             told.append(text)
             held.release()
 
-        work.ledger.tell = tell
+        work.health.tell = tell
         work.run(plan, lambda *_: None)
         assert is_whole(work)
         assert told == [f"{WEIGHTS} is being fetched by another process; waiting for it"]
@@ -79,13 +79,13 @@ class TestLocks:
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\n"
             "from provision.models import step as models; from provision.models import pins\n"
-            "from provision.models.hub_client import Listed\n"
+            "from provision.models.hub_client import ListedFile\n"
             "from provision.core.layout import Root\n"
             "from types import SimpleNamespace\n"
             "root, me = Root(Path(sys.argv[2])), sys.argv[3]\n"
             "for number in range(25):\n"
             "    spec = SimpleNamespace(repo=f'owner/{me}{number}', revision='1' * 40)\n"
-            "    pins.keep(root, spec, [Listed('a.json', 1, '3' * 40)], 'official')\n"
+            "    pins.keep(root, spec, [ListedFile('a.json', 1, '3' * 40)], 'official')\n"
             "    models.record(root, f'{me}{number}', 'silent')\n"
         )
         running = [
@@ -96,7 +96,7 @@ class TestLocks:
         assert root.model_pins.read_text().count('"from"') == 50
 
     def test_another_user_may_pull_what_is_whole(self, root: Root, play: Any, tmp_path: Path) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         before = {path: path.lstat().st_mtime_ns for path in work.folder.rglob("*")}
         again = pull_of(root, "http://127.0.0.1:9")
@@ -116,14 +116,14 @@ class TestMain:
         (snapshot / "old.json").symlink_to(blob)
 
     def test_what_we_have_named_moves_with_the_manifest(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         self.other(work)
         (work.folder / "firstlight-main").write_text(OLD)
         run(work)
         assert (work.folder / "refs/main").read_text() == REVISION
 
     def test_what_somebody_else_has_named_stays_and_is_said(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         self.other(work)
         run(work)
         assert (work.folder / "refs/main").read_text() == OLD
@@ -133,7 +133,7 @@ class TestMain:
 
     @pytest.mark.parametrize("text", ["", "no commit", "3" * 40])
     def test_a_dead_one_is_named_anew(self, root: Root, play: Any, text: str) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         (work.folder / "refs").mkdir(parents=True)
         (work.folder / "refs/main").write_text(text)
         run(work)
@@ -145,7 +145,7 @@ class TestRemoval:
         return manifest.load(root.path / "models.toml")
 
     def test_an_older_commit_is_listed_and_can_go(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         TestMain().other(work)
         run(work)
         name = f"{REPO}@{OLD[:12]}"
@@ -160,7 +160,7 @@ class TestRemoval:
             removal(root, self.known(root), f"{REPO}@{REVISION}")
 
     def test_what_another_commit_shares_stays(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         snapshots.link(work.folder, OLD, [("same.safetensors", (work.snapshot / WEIGHTS).readlink().name)])
         remove(root, self.known(root), "m")
@@ -168,7 +168,7 @@ class TestRemoval:
         assert not work.snapshot.exists(), "an empty folder would be filled anew from what the other one keeps"
 
     def test_what_an_unfinished_pull_has_left_can_go(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES, Fault("vae/", status=404), Fault("unet/c", cut=4)).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES, Fault("vae/", status=404), Fault("unet/c", cut=4)).url)
         with pytest.raises(FirstlightError):
             run(work)
         (work.folder / "blobs" / f"{git_sha1(FILES['unet/config.json'])}.firstlight-part").write_bytes(b"{")
@@ -178,10 +178,10 @@ class TestRemoval:
         assert not work.folder.exists()
 
     def test_what_another_entry_has_begun_stays(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         other = {"half.safetensors": b"half" * 100}
-        text = played_hub.manifest_entry("m", REPO, FILES) + played_hub.manifest_entry("half", REPO, other)
+        text = hub_server.manifest_entry("m", REPO, FILES) + hub_server.manifest_entry("half", REPO, other)
         (root.path / "models.toml").write_text(text)
         digest = self.known(root).models["half"].files[0].sha256
         part = work.folder / "blobs" / f"{digest}.firstlight-part"
@@ -195,7 +195,7 @@ class TestRemoval:
 
     @pytest.mark.parametrize("pinned", [True, False])
     def test_a_store_that_repositories_share_is_not_ours_to_take(self, root: Root, play: Any, pinned: bool) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url, pinned=pinned, trust=True)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url, pinned=pinned, trust=True)
         run(work)
         root.model_pins.unlink(missing_ok=True)
         blob = next(path for path in (work.folder / "blobs").iterdir() if path.stat().st_size == len(FILES[WEIGHTS]))
@@ -228,7 +228,7 @@ class TestStandIns:
 
 class TestSecrets:
     def test_none_of_an_address_is_kept(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         url = played.url.replace("http://", f"http://user:{TOKEN}@")
         work = pull_of(root, url, pinned=False, trust=True)
         run(work)
@@ -278,7 +278,7 @@ class TestSecrets:
         (home / ".netrc").write_text(f"default login me password {TOKEN}\n")
         far = play({"/data": FILES[WEIGHTS]})
         near = Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{far.url}/data"})
-        played = played_hub.start(play, REPO, FILES, near)
+        played = hub_server.start(play, REPO, FILES, near)
         run(pull_of(root, played.url))
         assert {token for _, _, token in [*far.requests, *played.requests]} == {None}
 
@@ -327,9 +327,9 @@ def test_one_hub_alone_is_asked_where_one_is_named(root: Root, play: Any) -> Non
 class TestCommands:
     @pytest.fixture
     def flags(self, tmp_path: Path, envs: Path, play: Any) -> list[str]:
-        played = played_hub.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=6_000_000))
+        played = hub_server.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=6_000_000))
         self.played = played
-        text = played_hub.manifest_entry("m", REPO, FILES) + played_hub.manifest_entry("n", REPO, FILES)
+        text = hub_server.manifest_entry("m", REPO, FILES) + hub_server.manifest_entry("n", REPO, FILES)
         (envs / "models.toml").write_text(text)
         (tmp_path / "host.toml").write_text("relocate = []\n")
         return ["--host", str(tmp_path / "host.toml"), "--envs", str(envs), "--endpoint", played.url]

@@ -9,7 +9,7 @@ import pytest
 from provision.core.errors import FirstlightError
 from provision.models import hub_client, pins
 from provision.models.hub_client import HubError
-from tests.provision import hub_server as played_hub
+from tests.provision import hub_server
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
 from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, run
@@ -28,12 +28,12 @@ class TestTokens:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
 
     def test_a_mirror_never_sees_it(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         assert {token for _, _, token in played.requests} == {None}
 
     def test_the_official_hub_does(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         run(pull_of(root, played.url))
         ours = played.requests[: len(FILES) + 1]
@@ -41,14 +41,14 @@ class TestTokens:
         assert {token for _, _, token in played.requests[len(ours) :]} <= {None}, "the client that links needs none"
 
     def test_a_host_that_the_user_names_does(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url, tokens=(played.url.removeprefix("http://"),)))
         assert {token for _, _, token in played.requests[: len(FILES) + 1]} == {f"Bearer {TOKEN}"}
 
     def test_a_repository_that_only_the_token_opens_is_linked_all_the_same(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        played = played_hub.start(play, REPO, FILES, Fault("", status=401, without_token=True))
+        played = hub_server.start(play, REPO, FILES, Fault("", status=401, without_token=True))
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         work = pull_of(root, played.url)
         run(work)
@@ -57,7 +57,7 @@ class TestTokens:
     def test_it_does_not_travel_with_a_redirect(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         far = play({"/data": FILES[WEIGHTS]})
         near = Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{far.url}/data"})
-        played = played_hub.start(play, REPO, FILES, near)
+        played = hub_server.start(play, REPO, FILES, near)
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         work = pull_of(root, played.url)
         run(work)
@@ -68,7 +68,7 @@ class TestTokens:
     def test_an_expired_redirect_is_asked_for_anew(self, root: Root, play: Any) -> None:
         far = play({"/data": FILES[WEIGHTS]}, Fault("/data", status=403, times=1))
         near = Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{far.url}/data"})
-        work = pull_of(root, played_hub.start(play, REPO, FILES, near).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES, near).url)
         run(work)
         assert is_whole(work)
         assert len(far.requests) == 2
@@ -77,7 +77,7 @@ class TestTokens:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         far = play({})
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         tree = f"/api/models/{REPO}/tree/{REVISION}"
         played.headers[tree] |= {"Link": f'<{far.url}{tree}?cursor=2>; rel="next"'}
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
@@ -90,7 +90,7 @@ class TestTokens:
         self, root: Root, play: Any, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (home / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         assert {token for _, _, token in played.requests} == {None}
 
@@ -99,7 +99,7 @@ class TestPins:
     def test_an_unpinned_file_is_pinned_by_the_official_hub(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        official, mirror = (played_hub.start(play, REPO, FILES) for _ in range(2))
+        official, mirror = (hub_server.start(play, REPO, FILES) for _ in range(2))
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: official.url)
         run(pull_of(root, official.url, pinned=False))
         work = pull_of(root, mirror.url, pinned=False)
@@ -110,22 +110,22 @@ class TestPins:
         assert gets(mirror, WEIGHTS) == 1, "what is pinned may come from a mirror"
 
     def test_a_mirror_is_not_trusted_unasked(self, root: Root, play: Any) -> None:
-        mirror = played_hub.start(play, REPO, FILES)
+        mirror = hub_server.start(play, REPO, FILES)
         with pytest.raises(HubError, match="--trust-mirror"):
             run(pull_of(root, mirror.url, pinned=False))
         assert not gets(mirror, "/resolve/")
 
     def test_a_mirror_that_is_trusted_is_on_record(self, root: Root, play: Any) -> None:
-        mirror = played_hub.start(play, REPO, FILES)
+        mirror = hub_server.start(play, REPO, FILES)
         work = pull_of(root, mirror.url, pinned=False, trust=True)
         run(work)
         assert is_whole(work)
         assert pins.source(root, work.spec, WEIGHTS) == mirror.url
 
     def test_its_word_is_held_to(self, root: Root, play: Any) -> None:
-        mirror = played_hub.start(play, REPO, FILES)
+        mirror = hub_server.start(play, REPO, FILES)
         run(pull_of(root, mirror.url, pinned=False, trust=True))
-        other = played_hub.start(play, REPO, {**FILES, WEIGHTS: b"other"})
+        other = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
         work = pull_of(root, other.url, pinned=False, trust=True)
         (work.snapshot / WEIGHTS).resolve().unlink()
         with pytest.raises(FirstlightError, match="It was not fetched"):

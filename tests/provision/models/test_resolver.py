@@ -11,10 +11,10 @@ import pytest
 from provision.cli import models_output, models_run
 from provision.core.errors import FirstlightError
 from provision.models import pins, snapshots
-from provision.models.hub_client import Hub, HubError, Listed
+from provision.models.hub_client import Hub, HubError, ListedFile
 from provision.models.hubs import Hubs
 from provision.models.verify import Depth
-from tests.provision import hub_server as played_hub
+from tests.provision import hub_server
 from tests.provision.conftest import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
@@ -49,40 +49,40 @@ class TestWhoIsWaitedFor:
     def test_a_lie_does_not_go_before_a_hub_that_asks_for_time(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        liar = played_hub.start(play, REPO, EVIL)
-        honest = played_hub.start(play, REPO, FILES, busy(20, times=1))
+        liar = hub_server.start(play, REPO, EVIL)
+        honest = hub_server.start(play, REPO, FILES, busy(20, times=1))
         work = pull_from(root, hubs_of(root, monkeypatch, liar.url, honest.url))
-        _, slept = quick(work.ledger)
+        _, slept = quick(work.health)
         run(work)
         assert is_whole(work)
         assert slept == [20]
-        assert "mirror" in work.ledger.banned
+        assert "mirror" in work.health.banned
 
     def test_the_first_that_is_free_is_waited_for(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        first, second = (played_hub.start(play, REPO, FILES, busy(seconds, times=1)) for seconds in (300, 20))
+        first, second = (hub_server.start(play, REPO, FILES, busy(seconds, times=1)) for seconds in (300, 20))
         work = pull_from(root, hubs_of(root, monkeypatch, first.url, second.url))
-        _, slept = quick(work.ledger)
+        _, slept = quick(work.health)
         run(work)
         assert is_whole(work)
         assert slept == [20]
 
     def test_a_sole_hub_that_asks_for_an_hour_is_not_waited_for(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES, busy(3600)).url)
-        told, slept = quick(work.ledger)
+        work = pull_of(root, hub_server.start(play, REPO, FILES, busy(3600)).url)
+        told, slept = quick(work.health)
         with pytest.raises(HubError) as caught:
             run(work)
         assert type(caught.value) is HubError
         assert (told, slept) == ([], [])
 
     def test_the_patience_of_a_hub_does_not_end_with_its_first_pull(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         run(work)
         (work.snapshot / WEIGHTS).resolve().unlink()
         played.faults.append(busy(20, times=1))
         work._asking._listings.clear()
-        _, slept = quick(work.ledger)
-        work.ledger.stopped.set()  # as the first run has left it
+        _, slept = quick(work.health)
+        work.health.stopped.set()  # as the first run has left it
         run(work)
         assert is_whole(work)
         assert slept == [20]
@@ -92,8 +92,8 @@ class TestWhoIsAsked:
     def test_two_hubs_that_have_all_of_it_together(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        one = played_hub.start(play, REPO, {path: each for path, each in FILES.items() if path != CONFIG})
-        other = played_hub.start(play, REPO, {path: each for path, each in FILES.items() if path != WEIGHTS})
+        one = hub_server.start(play, REPO, {path: each for path, each in FILES.items() if path != CONFIG})
+        other = hub_server.start(play, REPO, {path: each for path, each in FILES.items() if path != WEIGHTS})
         work = pull_from(root, hubs_of(root, monkeypatch, one.url, other.url))
         run(work)
         assert is_whole(work)
@@ -101,7 +101,7 @@ class TestWhoIsAsked:
     def test_one_that_lists_one_file_otherwise_is_not_asked_for_the_others(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        liar, honest = played_hub.start(play, REPO, EVIL), played_hub.start(play, REPO, FILES)
+        liar, honest = hub_server.start(play, REPO, EVIL), hub_server.start(play, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, liar.url, honest.url))
         run(work)
         assert is_whole(work)
@@ -111,10 +111,10 @@ class TestWhoIsAsked:
     def test_what_the_official_hub_only_lists_a_mirror_may_deliver(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, status: int
     ) -> None:
-        mirror = played_hub.start(play, REPO, FILES)
-        official = played_hub.start(play, REPO, FILES, Fault("/resolve/", status=status))
+        mirror = hub_server.start(play, REPO, FILES)
+        official = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=status))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url), pinned=False)
-        quick(work.ledger)
+        quick(work.health)
         run(work)
         assert is_whole(work)
         assert pins.by_mirrors(root, work.spec) == {}, "its hash is the official hub's word"
@@ -122,15 +122,15 @@ class TestWhoIsAsked:
     def test_a_mirror_that_delivers_other_bytes_for_them_is_not_believed(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        mirror = played_hub.start(play, REPO, EVIL)
-        official = played_hub.start(play, REPO, FILES, Fault(f"resolve/{REVISION}/{CONFIG}", status=404))
+        mirror = hub_server.start(play, REPO, EVIL)
+        official = hub_server.start(play, REPO, FILES, Fault(f"resolve/{REVISION}/{CONFIG}", status=404))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url), pinned=False)
         with pytest.raises(FirstlightError, match="pinned is"):
             run(work)
         assert not (work.snapshot / CONFIG).exists()
 
     def test_a_listing_is_asked_for_as_it_is(self, root: Root, play: Any) -> None:
-        played = played_hub.start(play, REPO, FILES)
+        played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         ours = [each for path, each in played.seen if "/tree/" in path and each.get("User-Agent") == "firstlight"]
         assert [headers["Accept-Encoding"] for headers in ours] == ["identity"]
@@ -152,8 +152,8 @@ class TestWhoseWord:
     def test_of_what_is_whole_only_the_official_hub_may_say_otherwise(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run(pull_of(root, played_hub.start(play, REPO, FILES).url, pinned=False, trust=True))
-        other = played_hub.start(play, REPO, EVIL)
+        run(pull_of(root, hub_server.start(play, REPO, FILES).url, pinned=False, trust=True))
+        other = hub_server.start(play, REPO, EVIL)
         work = pull_from(root, hubs_of(root, monkeypatch, other.url, DEAD), pinned=False)
         assert work.plan().needed == []
         assert is_whole(work)
@@ -161,7 +161,7 @@ class TestWhoseWord:
     def test_what_is_here_by_a_mirrors_word_is_said(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        mirror = played_hub.start(play, REPO, FILES)
+        mirror = hub_server.start(play, REPO, FILES)
         run(pull_of(root, mirror.url, pinned=False, trust=True))
         told: list[str] = []
         row = models_run.pull(pull_of(root, DEAD, pinned=False), told.append, quiet=True, dry_run=False)
@@ -169,7 +169,7 @@ class TestWhoseWord:
         assert f"4 files are pinned by the word of {mirror.url} alone; the official hub could not be asked" in row.said
 
     def test_what_nobody_doubts_needs_no_word(self, root: Root, play: Any) -> None:
-        work = pull_of(root, played_hub.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         plan = pull_of(root, DEAD).plan()
         assert models_output.plan_line("m", plan) == "m: all 4 files are here, every hash right"
@@ -177,7 +177,7 @@ class TestWhoseWord:
     def test_what_it_learns_is_held_to_by_the_same_pull(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        official = played_hub.start(play, REPO, FILES)
+        official = hub_server.start(play, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, DEAD, official.url), pinned=False)
         run(work)
         assert all(file.locked for file in work.spec.files)
@@ -190,11 +190,11 @@ class TestWhoseWord:
     def test_the_official_word_is_asked_for_before_a_mirrors(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        evil = played_hub.start(play, REPO, EVIL)
+        evil = hub_server.start(play, REPO, EVIL)
         first = pull_of(root, evil.url, pinned=False, trust=True)
         run(first)
         (first.snapshot / CONFIG).resolve().unlink()
-        official = played_hub.start(play, REPO, FILES)
+        official = hub_server.start(play, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, evil.url, official.url), pinned=False, trust=True)
         run(work)
         assert is_whole(work)
@@ -205,9 +205,9 @@ class TestWhoseWord:
     ) -> None:
         """A mirror's sha256 of it is on record; the official hub lists git's hash, which its blob has for a name."""
         good, evil = b'{"good": 1}\n', b'{"evil": 1}\n'
-        official = played_hub.start(play, REPO, {"config.json": good})
+        official = hub_server.start(play, REPO, {"config.json": good})
         work = pull_from(root, hubs_of(root, monkeypatch, DEAD, official.url), entry_of('{path = "config.json"}'))
-        pins.keep(root, work.spec, [Listed("config.json", len(evil), hashlib.sha256(evil).hexdigest())], "mirror")
+        pins.keep(root, work.spec, [ListedFile("config.json", len(evil), hashlib.sha256(evil).hexdigest())], "mirror")
         blob = work.folder / "blobs" / git_sha1(good)
         blob.parent.mkdir(parents=True)
         blob.write_bytes(evil)
@@ -219,8 +219,8 @@ class TestWhoseWord:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         text = entry_of(f'{{path = "{CONFIG}", size = {len(FILES[CONFIG])}}}')
-        run(pull_from(root, Hubs(root, {"HF_ENDPOINT": played_hub.start(play, REPO, FILES).url}), text, trust=True))
-        official = played_hub.start(play, REPO, {**FILES, CONFIG: b'{"another size": 1}\n'})
+        run(pull_from(root, Hubs(root, {"HF_ENDPOINT": hub_server.start(play, REPO, FILES).url}), text, trust=True))
+        official = hub_server.start(play, REPO, {**FILES, CONFIG: b'{"another size": 1}\n'})
         for _ in range(2):
             work = pull_from(root, hubs_of(root, monkeypatch, DEAD, official.url), text)
             with pytest.raises(FirstlightError, match=r"with size 20, pinned is 9\. It was not fetched"):
@@ -231,7 +231,7 @@ class TestWhoseWord:
     def test_a_record_that_contradicts_the_manifest_is_none(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        official = played_hub.start(play, REPO, FILES)
+        official = hub_server.start(play, REPO, FILES)
         known = hubs_of(root, monkeypatch, DEAD, official.url)
         run(pull_from(root, known, entry_of(f'{{path = "{CONFIG}"}}')))
         work = pull_from(root, known, entry_of(f'{{path = "{CONFIG}", size = 5}}'))
@@ -259,7 +259,7 @@ class TestEditedPins:
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, kept: object, pinned: bool
     ) -> None:
         root.model_pins.write_text(json.dumps({"pins": {KEY: kept}}))
-        official = played_hub.start(play, REPO, FILES)
+        official = hub_server.start(play, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, DEAD, official.url), pinned=pinned)
         run(work)
         assert is_whole(work)

@@ -175,8 +175,8 @@ def test_a_setup_says_what_it_waits_for(root: Root, tmp_path: Path, hub: FakeHub
     model = ModelStep(
         root, "model", waiting.pull.spec, waiting.pull.hubs, retry=False, progress=lambda *_: None, tell=told.append
     )
-    model.pull.ledger.stopped.set()
-    model.pull.ledger.wait(300, "model")
+    model.pull.health.stopped.set()
+    model.pull.health.wait(300, "model")
     assert told == ["model: waiting 300 s, as it was asked to"]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from provision.core.errors import FirstlightError
 from provision.net import download, fetch, session
-from provision.net.fetch import Candidate
-from provision.net.source_health import Ledger
+from provision.net.fetch import Source
+from provision.net.source_health import SourceHealth
 from tests.clock import Standing, Ticking
 from tests.provision.http_server import PORTAL, Fault, Played, Raw
 from tests.provision.model_pulls import quick
@@ -29,23 +29,23 @@ RIGHT = hashlib.sha256(CONTENT).hexdigest()
 def fetched(
     part: Path,
     *servers: Played | Raw,
-    ledger: Ledger | None = None,
+    health: SourceHealth | None = None,
     size: int | None = len(CONTENT),
     progress: Callable[[int], None] = lambda _: None,
-) -> tuple[str, Ledger]:
-    ledger = ledger or Ledger()
+) -> tuple[str, SourceHealth]:
+    health = health or SourceHealth()
     giver = download.fetch(
         session.Session(),
-        lambda: [Candidate(f"m{number}", f"{server.url}/f") for number, server in enumerate(servers)],
+        lambda: [Source(f"m{number}", f"{server.url}/f") for number, server in enumerate(servers)],
         part,
         size=size,
         pins={"sha256": {RIGHT}},
-        ledger=ledger,
+        health=health,
         progress=progress,
         name="f",
     )
     assert part.read_bytes() == CONTENT
-    return giver, ledger
+    return giver, health
 
 
 def six_seconds_later() -> SimpleNamespace:
@@ -70,30 +70,30 @@ class TestOneFile:
     )
     def test_the_next_source_goes_on(self, play: Any, tmp_path: Path, fault: Fault, why: str) -> None:
         bad, good = play({"/f": CONTENT}, fault), play({"/f": CONTENT})
-        giver, ledger = fetched(tmp_path / "part", bad, good)
+        giver, health = fetched(tmp_path / "part", bad, good)
         assert giver == "m1"
-        assert why in ledger.instead["f"]
+        assert why in health.fallbacks["f"]
         if fault.cut or fault.stall_at:
             assert good.seen[0][1]["Range"] == "bytes=500000-", "what came stays"
 
     def test_a_dead_source_is_asked_last_from_then_on(self, play: Any, tmp_path: Path) -> None:
         bad, good = play({"/f": CONTENT}), play({"/f": CONTENT})
         bad.close()
-        _, ledger = fetched(tmp_path / "part", bad, good)
-        assert ledger.order(["m0", "m1"]) == ["m1", "m0"]
+        _, health = fetched(tmp_path / "part", bad, good)
+        assert health.order(["m0", "m1"]) == ["m1", "m0"]
 
     def test_wrong_content_bans_its_source_for_the_run(self, play: Any, tmp_path: Path) -> None:
         bad, good = play({"/f": CONTENT}, Fault(flip=True)), play({"/f": CONTENT})
-        _, ledger = fetched(tmp_path / "part", bad, good)
-        assert ledger.order(["m0", "m1"]) == ["m1"]
-        assert "m0 is not asked again in this run: of f it sent content with sha256" in ledger.loud()[0]
-        fetched(tmp_path / "other", bad, good, ledger=ledger)
+        _, health = fetched(tmp_path / "part", bad, good)
+        assert health.order(["m0", "m1"]) == ["m1"]
+        assert "m0 is not asked again in this run: of f it sent content with sha256" in health.warnings()[0]
+        fetched(tmp_path / "other", bad, good, health=health)
         assert len(bad.seen) == 1
 
     def test_nobody_is_banned_for_what_another_began(self, play: Any, tmp_path: Path) -> None:
         liar, good = play({"/f": CONTENT}, Fault(flip=True, cut=300_000)), play({"/f": CONTENT})
-        giver, ledger = fetched(tmp_path / "part", liar, good)
-        assert (giver, ledger.banned) == ("m1", {})
+        giver, health = fetched(tmp_path / "part", liar, good)
+        assert (giver, health.banned) == ("m1", {})
 
     def test_one_alone_is_asked_again_while_it_brings_more(self, play: Any, tmp_path: Path) -> None:
         only = play({"/f": CONTENT}, Fault(cut=150_000))
@@ -111,9 +111,9 @@ class TestOneFile:
     ) -> None:
         monkeypatch.setattr(fetch, "time", six_seconds_later())
         slow, good = play({"/f": CONTENT}, Fault(crawl_at=20_000)), play({"/f": CONTENT})
-        giver, ledger = fetched(tmp_path / "part", slow, good)
+        giver, health = fetched(tmp_path / "part", slow, good)
         assert giver == "m1"
-        assert "kB a second" in ledger.instead["f"]
+        assert "kB a second" in health.fallbacks["f"]
 
     def test_all_fail_with_every_reason(self, play: Any, tmp_path: Path) -> None:
         servers = [play({"/f": CONTENT}, Fault(status=404)), play({"/f": CONTENT}, Fault(status=403))]
@@ -147,8 +147,8 @@ class TestOneFile:
 
     def test_a_rubbish_partial_is_begun_again(self, play: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(b"rubbish" * 1000)
-        _, ledger = fetched(tmp_path / "part", play({"/f": CONTENT}))
-        assert ledger.banned == {}
+        _, health = fetched(tmp_path / "part", play({"/f": CONTENT}))
+        assert health.banned == {}
 
 
 def part_of(tmp_path: Path, content: bytes = CONTENT[:700_000]) -> Path:
@@ -215,8 +215,8 @@ class TestWhatIsHereStays:
         self, play: Any, tmp_path: Path, content: bytes, size: int | None, no_range: bool
     ) -> None:
         part = part_of(tmp_path, content)
-        _, ledger = fetched(part, play({"/f": CONTENT}, Fault(no_range=no_range)), size=size)
-        assert ledger.banned == {}
+        _, health = fetched(part, play({"/f": CONTENT}, Fault(no_range=no_range)), size=size)
+        assert health.banned == {}
 
     def test_one_that_ignores_ranges_and_tells_no_length_goes_on_too(self, raw: Any, tmp_path: Path) -> None:
         def script(server: Raw, line: socket.socket) -> None:
@@ -233,9 +233,9 @@ class TestWhatIsHereStays:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4_000_000))
         endless, good = play({"/f": CONTENT}, Fault(chunked=1 << 26)), play({"/f": CONTENT})
         arrived: list[int] = []
-        giver, ledger = fetched(tmp_path / "part", endless, good, size=None, progress=arrived.append)
+        giver, health = fetched(tmp_path / "part", endless, good, size=None, progress=arrived.append)
         assert giver == "m1"
-        assert "it sends more than the 2,000,000 bytes that may come" in ledger.instead["f"]
+        assert "it sends more than the 2,000,000 bytes that may come" in health.fallbacks["f"]
         assert sum(arrived) <= 2_000_000 + len(CONTENT)
         assert "Range" not in good.seen[0][1], "what came of it is no beginning of anything"
 
@@ -245,9 +245,9 @@ class TestWaiting:
         busy = play({"/f": CONTENT}, Fault(status=429, headers={"Retry-After": "20"}, times=2))
         dead = play({})
         dead.close()
-        ledger = Ledger()
-        _, slept = quick(ledger)
-        giver, _ = fetched(tmp_path / "part", busy, dead, ledger=ledger)
+        health = SourceHealth()
+        _, slept = quick(health)
+        giver, _ = fetched(tmp_path / "part", busy, dead, health=health)
         assert giver == "m0"
         assert [round(each) for each in slept] == [20, 20]
 
@@ -255,9 +255,9 @@ class TestWaiting:
         long, short = (
             play({"/f": CONTENT}, Fault(status=429, headers={"Retry-After": wait}, times=1)) for wait in ("300", "20")
         )
-        ledger = Ledger()
-        _, slept = quick(ledger)
-        giver, _ = fetched(tmp_path / "part", long, short, ledger=ledger)
+        health = SourceHealth()
+        _, slept = quick(health)
+        giver, _ = fetched(tmp_path / "part", long, short, health=health)
         assert giver == "m1"
         assert [round(each) for each in slept] == [20]
 
@@ -265,19 +265,19 @@ class TestWaiting:
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         only = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=4))
-        ledger = Ledger()
-        _, slept = quick(ledger)
+        health = SourceHealth()
+        _, slept = quick(health)
         monkeypatch.setattr(download, "time", Standing())
-        fetched(tmp_path / "part", only, ledger=ledger)
+        fetched(tmp_path / "part", only, health=health)
         assert slept == pytest.approx([0.2, 0.4, 0.8, 1.6])
 
     @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}])
     def test_a_fault_for_ever_is_not_sat_out_for_ever(self, play: Any, tmp_path: Path, headers: dict[str, str]) -> None:
         only = play({"/f": CONTENT}, Fault(status=500, headers=headers))
-        ledger = Ledger()
-        told, slept = quick(ledger)
+        health = SourceHealth()
+        told, slept = quick(health)
         with pytest.raises(download.DownloadError, match="answers 500"):
-            fetched(tmp_path / "part", only, ledger=ledger)
+            fetched(tmp_path / "part", only, health=health)
         assert sum(slept) < 40
         assert len(only.seen) <= 9
         assert told
@@ -296,9 +296,9 @@ class TestWaiting:
         monkeypatch.setattr(download, "time", Ticking(1.0))
         slow = play({"/f": CONTENT}, Fault(crawl_at=40_000))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=1))
-        giver, ledger = fetched(tmp_path / "part", slow, busy)
+        giver, health = fetched(tmp_path / "part", slow, busy)
         assert giver == "m1"
-        assert "kB a second" in ledger.instead["f"]
+        assert "kB a second" in health.fallbacks["f"]
 
     def test_a_crawling_source_is_not_left_for_one_that_is_busy_still(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -338,9 +338,9 @@ class TestHolding:
     ) -> None:
         monkeypatch.setattr(download, "_IMPATIENT", (3.0, 0.5))
         slow = raw(lambda server, line: getattr(self, way)(line, server))
-        giver, ledger = fetched(tmp_path / "part", slow, play({"/f": CONTENT}))
+        giver, health = fetched(tmp_path / "part", slow, play({"/f": CONTENT}))
         assert giver == "m1"
-        assert "m0: it fell silent" in ledger.instead["f"]
+        assert "m0: it fell silent" in health.fallbacks["f"]
 
     @pytest.mark.parametrize("length", [b"Transfer-Encoding: chunked", b"Content-Length: 67108864"])
     def test_the_body_of_a_redirect_is_not_read(self, raw: Any, play: Any, tmp_path: Path, length: bytes) -> None:

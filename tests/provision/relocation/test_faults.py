@@ -13,14 +13,14 @@ import pytest
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.layout import Root
 from provision.core.step import State
-from provision.fs.copy_tree import Mirror
-from provision.fs.open_dir import Folder
-from provision.host.tool_caches import Place
+from provision.fs.copy_tree import TreeCopy
+from provision.fs.open_dir import OpenDir
+from provision.host.tool_caches import RelocatedFolder
 from provision.relocation import preflight
 from provision.relocation.step import RelocateStep
 from provision.volume import variables
 from provision.volume.journal import Journal
-from tests.provision import random_trees as trees
+from tests.provision import random_trees
 from tests.provision.folder_moves import leftovers, moving, refuse, target
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def test_a_file_that_changes_during_the_copy_is_copied_again(
     source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
-    trees.small(source)
-    look = Mirror.look
+    random_trees.small(source)
+    look = TreeCopy.look
     looks = 0
 
-    def look_then_write(self: Mirror) -> list[str]:
+    def look_then_write(self: TreeCopy) -> list[str]:
         nonlocal looks
         looks += 1
         changed = look(self)
@@ -46,7 +46,7 @@ def test_a_file_that_changes_during_the_copy_is_copied_again(
             (source / "link").replace(source / "renamed")
         return changed
 
-    monkeypatch.setattr(Mirror, "look", look_then_write)
+    monkeypatch.setattr(TreeCopy, "look", look_then_write)
     step = moving(source, other_disk)
     step.apply()
     assert looks >= 2
@@ -62,16 +62,16 @@ def test_a_file_that_never_stands_still_stops_the_move(
     source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
-    trees.small(source)
-    look = Mirror.look
+    random_trees.small(source)
+    look = TreeCopy.look
 
-    def look_then_write(self: Mirror) -> list[str]:
+    def look_then_write(self: TreeCopy) -> list[str]:
         changed = look(self)
         with (source / "blobs/b").open("a") as file:
             file.write("more")
         return changed
 
-    monkeypatch.setattr(Mirror, "look", look_then_write)
+    monkeypatch.setattr(TreeCopy, "look", look_then_write)
     with pytest.raises(BlockedError, match=r"blobs/.* keeps changing"):
         moving(source, other_disk).apply()
     assert not source.is_symlink()
@@ -82,18 +82,18 @@ def test_what_is_written_just_before_the_swap_is_not_lost(
     source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
 ) -> None:
     source.mkdir(parents=True)
-    trees.small(source)
+    random_trees.small(source)
     if merge:
         (Root(other_disk).hub / "kept").mkdir(parents=True)
         (Root(other_disk).hub / "kept/file").write_text("of the volume")
-    exchange = Folder.exchange
+    exchange = OpenDir.exchange
 
-    def write_then_exchange(self: Folder, name: str, other: Folder, new: str) -> None:
+    def write_then_exchange(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         (source / "blobs/b").write_text("at the last moment")
         (source / "blobs/new").write_text("at the last moment")
         exchange(self, name, other, new)
 
-    monkeypatch.setattr(Folder, "exchange", write_then_exchange)
+    monkeypatch.setattr(OpenDir, "exchange", write_then_exchange)
     step = moving(source, other_disk)
     step.apply()
     assert (source / "blobs/b").read_text() == "at the last moment"
@@ -104,10 +104,10 @@ def test_what_is_written_just_before_the_swap_is_not_lost(
 def test_a_wrong_copy_is_never_taken(source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that gives back other bytes than it was given."""
     source.mkdir(parents=True)
-    held = trees.small(source)
-    copied = Mirror._file
+    held = random_trees.small(source)
+    copied = TreeCopy._file
 
-    def harm(self: Mirror, original: Folder, copy: Folder, name: str) -> None:
+    def harm(self: TreeCopy, original: OpenDir, copy: OpenDir, name: str) -> None:
         copied(self, original, copy, name)
         if name == "a":
             before = (copy.path / name).stat()
@@ -116,10 +116,10 @@ def test_a_wrong_copy_is_never_taken(source: Path, other_disk: Path, monkeypatch
                 file.write(b"\0\1\2\3")
             os.utime(copy.path / name, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    monkeypatch.setattr(Mirror, "_file", harm)
+    monkeypatch.setattr(TreeCopy, "_file", harm)
     with pytest.raises(FirstlightError, match="does not come out the same"):
         moving(source, other_disk).apply()
-    assert trees.read(source) == held
+    assert random_trees.read(source) == held
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV])
@@ -127,12 +127,12 @@ def test_without_an_exchange_a_rename_does(
     source: Path, volume: Path, home: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     source.mkdir(parents=True)
-    held = trees.fill(source)
-    monkeypatch.setattr(Folder, "exchange", refuse(code))
+    held = random_trees.fill(source)
+    monkeypatch.setattr(OpenDir, "exchange", refuse(code))
     step = moving(source, volume)
     step.apply()
     assert step.check().state is State.OK
-    assert trees.read(target(step)) == held
+    assert random_trees.read(target(step)) == held
     assert leftovers(home, volume) == []
 
 
@@ -141,20 +141,20 @@ def test_where_no_rename_is_to_be_had_either(
 ) -> None:
     """As overlayfs answers for a folder of an image's layer: it is copied, and emptied where it is."""
     source.mkdir(parents=True)
-    held = trees.fill(source)
-    rename = Folder.rename
+    held = random_trees.fill(source)
+    rename = OpenDir.rename
 
-    def refused(self: Folder, name: str, other: Folder, new: str) -> None:
+    def refused(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         if name == "hub" and self.path == source.parent:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(self, name, other, new)
 
-    monkeypatch.setattr(Folder, "exchange", refuse(errno.EXDEV))
-    monkeypatch.setattr(Folder, "rename", refused)
+    monkeypatch.setattr(OpenDir, "exchange", refuse(errno.EXDEV))
+    monkeypatch.setattr(OpenDir, "rename", refused)
     step = moving(source, volume)
     step.apply()
     assert step.check().state is State.OK
-    assert trees.read(target(step)) == held
+    assert random_trees.read(target(step)) == held
     assert leftovers(home, volume) == []
 
 
@@ -196,15 +196,15 @@ def test_a_disk_that_fills_up_meanwhile_is_not_left_full(
     for name, content in held.items():
         (source / name).write_bytes(content)
     step = moving(source, small_disk)
-    copied = Mirror._file
+    copied = TreeCopy._file
 
-    def copy_then_fill(self: Mirror, original: Folder, copy: Folder, name: str) -> None:
+    def copy_then_fill(self: TreeCopy, original: OpenDir, copy: OpenDir, name: str) -> None:
         copied(self, original, copy, name)
         with (small_disk / "somebody else").open("wb") as file:
             while file.write(b"x" * 65536):
                 pass
 
-    monkeypatch.setattr(Mirror, "_file", copy_then_fill)
+    monkeypatch.setattr(TreeCopy, "_file", copy_then_fill)
     with pytest.raises(OSError, match="No space left"):
         step.apply()
     assert {path.name: path.read_bytes() for path in source.iterdir()} == held
@@ -275,7 +275,7 @@ def test_where_no_link_can_be_a_variable_does_it(source: Path, volume: Path) -> 
 
 def test_many_links_that_lead_elsewhere_need_few_descriptors(home: Path, tmp_path: Path) -> None:
     root = Root(tmp_path / "root")
-    places = [Place(home / f"{number}", root.path / f"{number}") for number in range(300)]
+    places = [RelocatedFolder(home / f"{number}", root.path / f"{number}") for number in range(300)]
     for place in places:
         place.source.symlink_to(root.path / "elsewhere")
     step = RelocateStep("many", places, root, home, Journal(root.journal))

@@ -20,14 +20,14 @@ import pytest
 
 from provision.core.layout import Root
 from provision.core.step import State
-from provision.fs.open_dir import Folder
-from provision.host.tool_caches import Place
+from provision.fs.open_dir import OpenDir
+from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
 from provision.setup import undo as undo_runs
 from provision.volume.journal import Journal
 from provision.volume.marker import VolumeStep
 from tests.conftest import CHECKOUT
-from tests.provision import random_trees as trees
+from tests.provision import random_trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ class Field:
         return self.root.hub
 
     def step(self) -> RelocateStep:
-        places = [Place(self.source, self.target)]
+        places = [RelocatedFolder(self.source, self.target)]
         return RelocateStep("huggingface", places, self.root, self.home, Journal(self.root.journal, "setup"))
 
     def undo(self) -> None:
@@ -84,7 +84,7 @@ def lay(folders: tuple[Path, Path], *, other_disk: bool, merge: bool) -> Field:
     VolumeStep(field.root, [], Journal(field.root.journal)).apply()
     shutil.rmtree(field.root.journal)
     field.source.mkdir(parents=True)
-    field.held = trees.small(field.source)
+    field.held = random_trees.small(field.source)
     if merge:
         (field.target / "blobs").mkdir(parents=True)
         (field.target / "blobs/b").write_text("the volume's own, and older")
@@ -92,7 +92,7 @@ def lay(folders: tuple[Path, Path], *, other_disk: bool, merge: bool) -> Field:
         (field.target / "link").symlink_to("the volume's own")
         (field.target / "only there").write_text("of the volume")
         shutil.copy2(field.source / "blobs/a", field.target / "blobs/a")
-        field.volume_held = trees.contents(field.target)
+        field.volume_held = random_trees.contents(field.target)
     return field
 
 
@@ -102,15 +102,15 @@ def no_exchange(*_: Any) -> None:
 
 def no_rename(monkeypatch: pytest.MonkeyPatch) -> None:
     """As overlayfs does for a folder of an image's layer."""
-    rename = Folder.rename
+    rename = OpenDir.rename
 
-    def refused(self: Folder, name: str, other: Folder, new: str) -> None:
+    def refused(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         if name == "hub" and self.path.name == ".cache":
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(self, name, other, new)
 
-    monkeypatch.setattr(Folder, "exchange", refusing_exdev)
-    monkeypatch.setattr(Folder, "rename", refused)
+    monkeypatch.setattr(OpenDir, "exchange", refusing_exdev)
+    monkeypatch.setattr(OpenDir, "rename", refused)
 
 
 def refusing_exdev(*_: Any) -> None:
@@ -148,14 +148,14 @@ def _count(number: int) -> None:
         if event in ACTS or (event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
             die_in_time()
 
-    exchange = Folder.exchange
+    exchange = OpenDir.exchange
 
-    def counted(self: Folder, name: str, other: Folder, new: str) -> None:
+    def counted(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         die_in_time()
         exchange(self, name, other, new)
         die_in_time()
 
-    Folder.exchange = counted  # type: ignore[method-assign]
+    OpenDir.exchange = counted  # type: ignore[method-assign]
     sys.addaudithook(hook)
 
 
@@ -191,7 +191,7 @@ def nothing_is_lost(field: Field) -> None:
         for line in path.read_text().splitlines():
             row = json.loads(line)
             named |= {Path(row[key]) for key in ("source", "target", "aside", "partial", "whole") if row.get(key)}
-    places = [trees.contents(path) for path in named if path.is_dir()]
+    places = [random_trees.contents(path) for path in named if path.is_dir()]
     wanted = {name: seen[3] for name, seen in field.held.items() if isinstance(seen, tuple) and seen[3] is not None}
     if not field.volume_held:
         assert any(wanted == place for place in places), f"no complete copy at any of {sorted(map(str, named))}"
@@ -204,22 +204,22 @@ def is_moved(field: Field) -> None:
     field.step().apply()
     assert field.step().check().state is State.OK
     if field.volume_held:
-        kept = list(trees.contents(field.target).values())
-        for content in (*trees.contents(field.source).values(), *field.volume_held.values()):
+        kept = list(random_trees.contents(field.target).values())
+        for content in (*random_trees.contents(field.source).values(), *field.volume_held.values()):
             assert content in kept
         assert (field.source / "only there").exists()
         assert (field.source / "blobs/deep/c").read_text() == "c"
     else:
-        assert trees.read(field.target) == field.held
+        assert random_trees.read(field.target) == field.held
     assert [str(path) for top in (field.home, field.volume) for path in top.rglob(".*.firstlight-*")] == []
 
 
 def is_back(field: Field) -> None:
     field.undo()
     assert not field.source.is_symlink()
-    assert trees.read(field.source) == field.held
+    assert random_trees.read(field.source) == field.held
     if field.volume_held:
-        assert trees.contents(field.target) == field.volume_held
+        assert random_trees.contents(field.target) == field.volume_held
     else:
         assert not field.target.exists()
     assert [str(path) for top in (field.home, field.volume) for path in top.rglob(".*.firstlight-*")] == []
@@ -246,7 +246,7 @@ def test_killed_before_every_act(
 ) -> None:
     other_disk, merge, without = CASES[case]
     if without == "exchange":
-        monkeypatch.setattr(Folder, "exchange", no_exchange)
+        monkeypatch.setattr(OpenDir, "exchange", no_exchange)
     if without == "rename":
         no_rename(monkeypatch)
     kills = 0
@@ -272,7 +272,7 @@ def test_killed_at_random_bytes_of_the_copy(
 ) -> None:
     other_disk, merge, without = CASES[case]
     if without == "exchange":
-        monkeypatch.setattr(Folder, "exchange", no_exchange)
+        monkeypatch.setattr(OpenDir, "exchange", no_exchange)
     chance = random.Random(7)  # noqa: S311 (it chooses where to kill)
     kills = 0
     offsets = 60 if every else 5
@@ -280,7 +280,7 @@ def test_killed_at_random_bytes_of_the_copy(
         field = lay(folders, other_disk=other_disk, merge=merge)
         if merge:
             (field.target / "blobs/a").unlink()
-            field.volume_held = trees.contents(field.target)
+            field.volume_held = random_trees.contents(field.target)
         kills += killed_at(field.step().apply, offset=chance.randrange(1, 2_500_000))
         nothing_is_lost(field)
         is_moved(field)
@@ -295,7 +295,7 @@ def test_a_kill_of_the_whole_command_and_then_setup(folders: tuple[Path, Path], 
     big.mkdir()
     for number in range(3):
         (big / f"{number}").write_bytes(os.urandom(1 << 20) * 100)
-    held = trees.contents(big)
+    held = random_trees.contents(big)
     argv = [sys.executable, "-m", "provision", "relocate", str(big), "--root", str(other / "root")]
     environ = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     partial = other / "root/relocated/.data.firstlight-partial"
@@ -304,8 +304,8 @@ def test_a_kill_of_the_whole_command_and_then_setup(folders: tuple[Path, Path], 
             select.select([], [], [], 0.001)
         process.send_signal(signal.SIGKILL)
     assert process.returncode in {-signal.SIGKILL, 0}, "0: it was done before it could be killed"
-    assert trees.contents(big) == held
+    assert random_trees.contents(big) == held
     done = subprocess.run(argv, env=environ, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert big.is_symlink()
-    assert trees.contents(big) == held
+    assert random_trees.contents(big) == held

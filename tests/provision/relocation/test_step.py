@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from provision.core.layout import Root
 from provision.core.step import State
-from provision.host.tool_caches import Place
+from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
 from provision.volume import relink
 from provision.volume.journal import Journal
-from tests.provision import random_trees as trees
+from tests.provision import random_trees
 from tests.provision.folder_moves import leftovers, moving, target
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def test_nothing_there_becomes_a_link(source: Path, volume: Path) -> None:
 
 def test_a_filled_folder_is_moved_with_all_it_holds(source: Path, volume: Path, home: Path) -> None:
     source.mkdir(parents=True)
-    held = trees.fill(source)
+    held = random_trees.fill(source)
     step = moving(source, volume)
     step.apply()
     assert step.check().state is State.OK
     assert source.is_symlink()
-    assert trees.read(target(step)) == held
+    assert random_trees.read(target(step)) == held
     sparse = (target(step) / "sparse").stat()
     assert sparse.st_blocks * 512 < sparse.st_size / 10
     assert leftovers(home, volume) == []
@@ -58,7 +58,7 @@ def test_ten_thousand_files_and_one_file_in_two_folders(home: Path, other_disk: 
             twin.parent.mkdir(parents=True, exist_ok=True)
             os.link(file, twin)
     root = Root(other_disk)
-    places = [Place(home / "miniconda3" / part, root.path / "conda" / part) for part in ("envs", "pkgs")]
+    places = [RelocatedFolder(home / "miniconda3" / part, root.path / "conda" / part) for part in ("envs", "pkgs")]
     step = RelocateStep("conda", places, root, home, Journal(root.journal))
     step.apply()
     assert step.check().state is State.OK
@@ -89,7 +89,7 @@ def test_one_file_of_two_gigabytes(home: Path, other_disk: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(names=st.sets(trees.NAMES, min_size=1, max_size=6))
+@given(names=st.sets(random_trees.NAMES, min_size=1, max_size=6))
 def test_names_of_any_bytes(home: Path, other_disk: Path, names: set[bytes]) -> None:
     source = home / "names"
     shutil.rmtree(other_disk / "cache", ignore_errors=True)
@@ -179,7 +179,7 @@ def test_a_home_that_came_back_is_merged(source: Path, volume: Path) -> None:
     assert found.fallback
     assert "3 files of both places differ" in found.fallback
     assert str(old / "refs") in found.fallback
-    held = trees.contents(old)
+    held = random_trees.contents(old)
     assert (old / "refs/main").read_text() == "new"
     assert (old / "refs/dev").read_text() == "fresh"
     beside = sorted(path.read_text() for path in old.glob("refs/*.firstlight-*"))
@@ -212,7 +212,7 @@ def test_an_owner_is_kept(source: Path, other_disk: Path) -> None:
 
 def test_the_journal_names_each_act_before_it(source: Path, other_disk: Path) -> None:
     source.mkdir(parents=True)
-    trees.small(source)
+    random_trees.small(source)
     step = moving(source, other_disk)
     step.apply()
     assert step.journal.path is not None

@@ -20,11 +20,11 @@ from provision.core.errors import BlockedError, FirstlightError
 from provision.core.layout import Root
 from provision.core.step import State
 from provision.fs import copy_file
-from provision.fs.open_dir import Folder
-from provision.host.tool_caches import Place
+from provision.fs.open_dir import OpenDir
+from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
 from provision.volume.journal import Journal
-from tests.provision import random_trees as trees
+from tests.provision import random_trees
 from tests.provision.folder_moves import moving, refuse, target
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def test_a_link_that_another_user_planted_is_not_followed(home: Path, volume: Pa
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=trees.NAMES, at=st.integers(0, 3))
+@given(name=random_trees.NAMES, at=st.integers(0, 3))
 def test_a_link_planted_between_look_and_act_is_not_followed(
     home: Path, other_disk: Path, tmp_path: Path, name: bytes, at: int
 ) -> None:
@@ -80,9 +80,9 @@ def test_a_link_planted_between_look_and_act_is_not_followed(
     (victim / "mine").write_text("mine")
     outside.mkdir()
     (outside / "precious").write_text("not yours")
-    enter, seen = Folder.enter, 0
+    enter, seen = OpenDir.enter, 0
 
-    def plant(self: Folder, inner: str) -> Folder:
+    def plant(self: OpenDir, inner: str) -> OpenDir:
         nonlocal seen
         if os.fsencode(inner) == name:
             if seen == at:
@@ -92,7 +92,7 @@ def test_a_link_planted_between_look_and_act_is_not_followed(
         return enter(self, inner)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Folder, "enter", plant)
+        patch.setattr(OpenDir, "enter", plant)
         with contextlib.suppress(OSError, FirstlightError):
             moving(source, other_disk).apply()
     assert (outside / "precious").read_text() == "not yours"
@@ -115,7 +115,7 @@ def test_a_parent_where_everybody_may_rename_is_refused(source: Path, volume: Pa
 def test_a_stage_that_another_user_has_laid_is_not_used(source: Path, other_disk: Path) -> None:
     """Volumes are often writable for everybody: the place is taken, but nothing of somebody else's is written into."""
     source.mkdir(parents=True)
-    held = trees.small(source)
+    held = random_trees.small(source)
     step = moving(source, other_disk)
     laid = target(step).with_name(".hub.firstlight-partial")
     laid.mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_a_stage_that_another_user_has_laid_is_not_used(source: Path, other_disk
     assert list(laid.iterdir()) == []
     laid.rmdir()
     step.apply()
-    assert trees.read(target(step)) == held
+    assert random_trees.read(target(step)) == held
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -156,7 +156,9 @@ def test_a_parent_that_is_not_ours_to_write(other_disk: Path) -> None:
     (volume / "own/not mine").touch()
     os.chown(volume / "own", 12345, 12345)
     root = Root(other_disk / "second")
-    foreign = RelocateStep("x", [Place(volume / "own", root.path / "x")], root, volume, Journal(Root(volume).journal))
+    foreign = RelocateStep(
+        "x", [RelocatedFolder(volume / "own", root.path / "x")], root, volume, Journal(Root(volume).journal)
+    )
     root.path.mkdir()
     os.chown(root.path, 12345, 12345)
     pid = os.fork()
@@ -166,8 +168,8 @@ def test_a_parent_that_is_not_ours_to_write(other_disk: Path) -> None:
             os.setgid(12345)
             os.setuid(12345)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Folder, "exchange", refuse(errno.EXDEV))
-                patch.setattr(Folder, "rename", renaming_nothing_out_of(volume))
+                patch.setattr(OpenDir, "exchange", refuse(errno.EXDEV))
+                patch.setattr(OpenDir, "rename", renaming_nothing_out_of(volume))
                 act()
         except BaseException:
             traceback.print_exc()
@@ -177,9 +179,9 @@ def test_a_parent_that_is_not_ours_to_write(other_disk: Path) -> None:
 
 
 def renaming_nothing_out_of(folder: Path) -> Callable[..., None]:
-    rename = Folder.rename
+    rename = OpenDir.rename
 
-    def renaming(self: Folder, name: str, other: Folder, new: str) -> None:
+    def renaming(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         if self.path == folder and other.path != folder:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(self, name, other, new)
@@ -194,9 +196,9 @@ def test_a_file_that_becomes_a_link_is_not_read_through(
     (source / "mine").write_text("mine")
     precious = tmp_path / "precious"
     precious.write_text("not yours")
-    opened = Folder.open
+    opened = OpenDir.open
 
-    def plant(self: Folder, name: str, flags: int, mode: int = 0o600) -> int:
+    def plant(self: OpenDir, name: str, flags: int, mode: int = 0o600) -> int:
         if name == "mine" and self.path == source and not (source / "mine").is_symlink():
             (source / "mine").unlink()
             (source / "mine").symlink_to(precious)
@@ -208,7 +210,7 @@ def test_a_file_that_becomes_a_link_is_not_read_through(
         assert os.fstat(from_).st_ino != precious.stat().st_ino
         return copy(from_, *rest, **named)
 
-    monkeypatch.setattr(Folder, "open", plant)
+    monkeypatch.setattr(OpenDir, "open", plant)
     monkeypatch.setattr(copy_file, "copy", copying)
     step = moving(source, other_disk)
     step.apply()

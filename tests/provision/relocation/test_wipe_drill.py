@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from provision.cli.common import Show, run_steps, wish_of
+from provision.cli.common import OutputOptions, request_of, run_steps
 from provision.core.errors import Exit
-from tests.provision import random_trees as trees
+from tests.provision import random_trees
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.environments.test_conda_packages import build
 
@@ -54,8 +54,8 @@ class Host:
     weights: int
 
     def command(self, name: str) -> Exit:
-        wish = wish_of(str(self.root), self.toml, self.envs, offline=True)
-        return run_steps(name, wish, Show(json=False, quiet=False, verbose=False, no_color=True))
+        request = request_of(str(self.root), self.toml, self.envs, offline=True)
+        return run_steps(name, request, OutputOptions(json=False, quiet=False, verbose=False, no_color=True))
 
     def works(self) -> None:
         for program in (self.root / "envs/diffusers/bin/greet", self.home / "miniconda3/envs/diffusers/bin/greet"):
@@ -117,8 +117,11 @@ def host(
             'models = ["model"]\nlogin = true\n'
             'relocate = ["huggingface", "conda", "pip", "uv", "torch", {path = "~/work", to = "work"}]\n'
         )
-        wish = wish_of(str(root), toml, conda_envs)
-        assert run_steps("setup", wish, Show(json=False, quiet=True, verbose=False, no_color=True)) is Exit.GOOD
+        request = request_of(str(root), toml, conda_envs)
+        assert (
+            run_steps("setup", request, OutputOptions(json=False, quiet=True, verbose=False, no_color=True))
+            is Exit.GOOD
+        )
         hub.faults["status"] = 503
         made = Host(home, root, toml, conda_envs, loader.stdin, loader.stdout, 0)
         made.ask.write("load\n")
@@ -170,7 +173,7 @@ def remove(path: Path) -> None:
 def test_the_wipe_drill(host: Host, times: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert host.command("status") is Exit.GOOD, capfd.readouterr().out
     chance = random.Random(11)  # noqa: S311 (it chooses what is deleted)
-    held = trees.contents(host.root / "work") | {"thesis": trees.contents(host.root / "work")["thesis"]}
+    held = random_trees.contents(host.root / "work") | {"thesis": random_trees.contents(host.root / "work")["thesis"]}
     for number in range(times):
         what = harm(host, chance)
         kept = {
@@ -193,5 +196,5 @@ def test_the_wipe_drill(host: Host, times: int, capfd: pytest.CaptureFixture[str
         assert all(os.path.lexists(path) for path in kept)
         merged = {path.name for path in host.root.rglob("new *")}
         assert not [path for name, path in new.items() if name not in merged], "what came since is merged"
-    assert held.items() <= trees.contents(host.root / "work").items()
+    assert held.items() <= random_trees.contents(host.root / "work").items()
     print(f"{times} drills")

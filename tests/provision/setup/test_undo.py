@@ -14,7 +14,7 @@ from provision.core.layout import Root
 from provision.setup import undo
 from provision.volume.journal import Journal
 from provision.volume.run_lock import holding
-from tests.provision import random_trees as trees
+from tests.provision import random_trees
 from tests.provision.run_command import provision
 
 
@@ -28,7 +28,7 @@ def host(tmp_path: Path, envs: Path) -> list[object]:
 
 def test_a_run_is_put_back(tmp_path: Path, home: Path, host: list[object]) -> None:
     (home / "work dir").mkdir()
-    held = trees.small(home / "work dir")
+    held = random_trees.small(home / "work dir")
     (home / ".bashrc").write_bytes(b"alias x=y")
     (home / ".bashrc").chmod(0o640)
     before = {path: path.lstat().st_mode for path in home.rglob("*")}
@@ -50,7 +50,7 @@ def test_a_run_is_put_back(tmp_path: Path, home: Path, host: list[object]) -> No
     assert not (home / "work dir").is_symlink()
     assert (home / "work dir/since").read_text() == "made through the link"
     (home / "work dir/since").unlink()
-    assert trees.read(home / "work dir") == held
+    assert random_trees.read(home / "work dir") == held
     assert (home / ".bashrc").read_bytes() == b"alias x=y"
     after = {path: path.lstat().st_mode for path in home.rglob("*")}
     assert after == before

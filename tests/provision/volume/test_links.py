@@ -21,7 +21,7 @@ from provision.volume import relink as relink_script
 from provision.volume.journal import Journal
 from provision.volume.links import Link
 from provision.volume.marker import VolumeStep
-from tests.provision import random_trees as trees
+from tests.provision import random_trees
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,7 @@ def test_a_wiped_home_gets_its_links_back(root: Root, home: Path, tmp_path: Path
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(names=st.sets(trees.NAMES, min_size=1, max_size=5))
+@given(names=st.sets(random_trees.NAMES, min_size=1, max_size=5))
 def test_any_name(root: Root, home: Path, names: set[bytes]) -> None:
     shutil.rmtree(home)
     home.mkdir()

@@ -16,7 +16,7 @@ import pytest
 from provision.core.errors import BlockedError
 from provision.core.layout import Root
 from provision.volume.journal import Journal
-from provision.volume.run_lock import Waiting, holding
+from provision.volume.run_lock import LockWait, holding
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Clock:
 
 def test_a_line_comes_each_ten_seconds_and_the_wait_has_an_end(tmp_path: Path, first: subprocess.Popen[str]) -> None:
     clock, said = Clock(), list[str]()
-    patience = Waiting(35, said.append, lambda: clock.now, clock.pause)
+    patience = LockWait(35, said.append, lambda: clock.now, clock.pause)
     with (
         pytest.raises(BlockedError, match=r"still holds .* after 35 s") as refused,
         holding(Root(tmp_path / "root"), "make setup", patience),
@@ -167,7 +167,7 @@ def test_a_line_comes_each_ten_seconds_and_the_wait_has_an_end(tmp_path: Path, f
 def test_the_lock_is_taken_when_it_comes_free(tmp_path: Path, first: subprocess.Popen[str]) -> None:
     clock = Clock()
     clock.at[12] = lambda: let_go(first)
-    patience = Waiting(35, lambda _: None, lambda: clock.now, clock.pause)
+    patience = LockWait(35, lambda _: None, lambda: clock.now, clock.pause)
     with holding(Root(tmp_path / "root"), "make setup", patience) as has_waited:
         assert has_waited
         assert 12 <= clock.now < 13

@@ -16,7 +16,7 @@ from bench.core.validation_records import CUT, UNABLE, Reading
 from bench.run import cases
 from bench.worker.checks import device as checked_device
 from bench.worker.checks import run, sampling_speed
-from tests.bench import processor_clocks as clocks
+from tests.bench import processor_clocks
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def test_a_wrong_sum_of_ranks_is_found(asked: dict[str, Any]) -> None:
 def test_the_loops_are_those_of_the_suites() -> None:
     for device, kinds in (("cpu", sampling_speed.ON_A_CPU), ("cuda:0", sampling_speed.ON_A_CARD)):
         for kind in kinds:
-            means = cases.Means(lower=None if kind.dtype == "fp32" else kind.dtype)
+            means = cases.Capabilities(lower=None if kind.dtype == "fp32" else kind.dtype)
             known = [cell.case for cell in cases.unroll(cases.load_suite("quick"), device, means=means)]
             assert any(kind.case(device, 1, case.steps) == case for case in known), kind
 
@@ -335,7 +335,7 @@ def test_a_phase_that_breaks_keeps_what_it_has_found(asked: dict[str, Any]) -> N
 def worker(measured_python: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A real worker, as the parent starts it; its budget is processor time."""
     with subprocess.Popen(
-        clocks.worker_command(measured_python),
+        processor_clocks.worker_command(measured_python),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
