@@ -1,0 +1,204 @@
+"""What the real steps write into a journal, line by line, and what reading it back gives."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from huggingface_hub import snapshot_download
+
+from provision.config.torch import Variant
+from provision.core.layout import Root
+from provision.environments import remove
+from provision.environments.activation import CondaLinkStep
+from provision.environments.definition import EnvironmentDefinition
+from provision.environments.step import EnvStep
+from provision.host.tool_caches import RelocatedFolder
+from provision.models.snapshots import SnapshotStep
+from provision.relocation.relink_step import RecordStep
+from provision.relocation.step import RelocateStep
+from provision.setup import undo
+from provision.volume import variables
+from provision.volume.changes import keep_backup
+from provision.volume.journal import Journal
+from provision.volume.marker import VolumeStep
+from tests.provision.conda_channel import PLATFORM
+from tests.provision.run_command import provision
+
+if TYPE_CHECKING:
+    from tests.provision.conftest import FakeHub
+
+JOURNALS = Path(__file__).resolve().parents[2] / "data" / "journals"
+ODD = b"odd \xff\n"
+# The golden files by the names of their runs.
+RUNS = {"20260301T070000Z-99": "schema-1", "20261201T080000Z-4242": "setup", "20261201T090000Z-4243": "undo"}
+
+
+@pytest.fixture
+def journals(tmp_path: Path) -> Root:
+    """A volume with the golden journals."""
+    root = Root(tmp_path / "root")
+    root.journal.mkdir(parents=True)
+    for run, name in RUNS.items():
+        (root.journal / f"{run}.jsonl").write_bytes((JOURNALS / f"{name}.jsonl").read_bytes())
+    return root
+
+
+def fixed(lines: bytes, **places: Path) -> str:
+    """The acts without what differs from run to run: times, folders, names of backups."""
+    text = b"\n".join(lines.splitlines()[1:]).decode("ascii") + "\n"
+    for name, path in sorted(places.items(), key=lambda place: -len(str(place[1]))):
+        text = text.replace(str(path), f"/{name}")
+    text = re.sub(r'"at": [0-9.]+', '"at": 0.0', text)
+    text = re.sub(r"/file-[0-9a-f]{8}", "/file-0", text)
+    return re.sub(r"[0-9]{8}T[0-9]{6}Z-[0-9]+(-[0-9])?", "RUN", text)
+
+
+def test_every_step_and_its_undo_write_the_same_lines_as_ever(
+    home: Path, tmp_path: Path, other_disk: Path, envs: Path, hub: FakeHub
+) -> None:
+    root = Root(tmp_path / "root")
+    journal = Journal(root.journal, "setup")
+    VolumeStep(root, [], journal).apply()
+
+    renamed = Path(str(home / "x")).with_name(ODD.decode("utf-8", "surrogateescape"))
+    for folder in (renamed, home / "copied", home / "both", root.path / "both", root.path / "wiped"):
+        folder.mkdir()
+        (folder / folder.parent.name).write_text(folder.name[:1])
+    (home / "led").symlink_to(root.path / "old")
+    places = [
+        RelocatedFolder(renamed, root.path / "renamed"),
+        RelocatedFolder(home / "copied", other_disk / "copied"),
+        RelocatedFolder(home / "both", root.path / "both"),
+        RelocatedFolder(home / "led", root.path / "led"),
+        RelocatedFolder(home / "fresh", root.path / "fresh"),
+        RelocatedFolder(home / "wiped", root.path / "wiped"),
+    ]
+    moves = [RelocateStep(place.source.name, [place], root, home, journal) for place in places]
+    for step in moves:
+        step.apply()
+
+    variant = Variant(name="cpu", torch="9.9+tiny")
+    pythons = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+    wanted = EnvironmentDefinition("diffusers", envs / "diffusers", (variant,), pythons, "auto", PLATFORM, "a test")
+    environment = EnvStep(root, wanted, home, journal, offline=False)
+    environment.apply()
+    CondaLinkStep(environment.prefix, home, [], journal).apply()
+    RecordStep(root, home, [moves[0]], journal).apply()
+    variables.keep(root, "HF_ENDPOINT", "http://127.0.0.1", journal)
+    (home / ".bashrc").write_bytes(b"alias x=y")
+    (home / ".bashrc").chmod(0o640)
+    for file, content in ((home / ".bashrc", b"alias x=z"), (home / "new.conf", b"a = 1")):
+        keep_backup(file, content, journal)
+        file.write_bytes(content)
+    snapshot_download(hub.repo, revision=hub.revision, cache_dir=root.hub, endpoint=hub.url)
+    SnapshotStep(root, [], journal).apply()
+    assert journal.path is not None
+    places_of = {"home": home, "volume": root.path, "disk": other_disk}
+    assert fixed(journal.path.read_bytes(), **places_of) == (JOURNALS / "steps-setup.txt").read_text("ascii")
+
+    done = provision("undo", "--quiet", "--root", root.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (undone,) = set(root.journal.glob("*.jsonl")) - {journal.path}
+    assert fixed(undone.read_bytes(), **places_of) == (JOURNALS / "steps-undo.txt").read_text("ascii")
+
+    removal = Journal(root.journal, "env remove")
+    remove.remove(environment.prefix, root, home, removal)
+    assert removal.path is not None
+    line = '{"at": 0.0, "act": "remove", "prefix": "/volume/envs/diffusers"}\n'
+    assert fixed(removal.path.read_bytes(), **places_of) == line
+
+
+def test_the_list_of_runs_is_as_it_always_was(journals: Root) -> None:
+    listed = provision("undo", "--list", "--json", "--root", journals.path)
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout == (JOURNALS / "list.json").read_text("ascii")
+    plain = provision("undo", "--list", "--root", journals.path)
+    assert plain.stdout == (JOURNALS / "list.txt").read_text("ascii")
+
+
+def read_steps(run: undo.JournaledRun, root: Root) -> list[dict[str, object]]:
+    """What each step of an undo is built from, as plain text."""
+    rows: list[dict[str, object]] = []
+    for step in undo.steps(run, root, Path("/home/user"), Journal(root.journal, "undo")):
+        values = {name: value for name, value in vars(step).items() if name not in {"journal", "root", "progress"}}
+        plain = {name: value if isinstance(value, bool | int | None) else str(value) for name, value in values.items()}
+        rows.append({"step": type(step).__name__, "describe": step.describe(), **plain})
+    return rows
+
+
+def test_the_steps_of_an_undo_are_as_they_always_were(journals: Root) -> None:
+    run = undo.choose(journals, "20261201T080000Z-4242")
+    assert run.undone
+    found = {"steps": read_steps(run, journals), "stays": undo.stays(run)}
+    assert json.loads(json.dumps(found)) == json.loads((JOURNALS / "undo-steps.json").read_text("ascii"))
+
+
+def test_undo_refuses_a_run_of_schema_1_whose_acts_lack_what_it_needs(journals: Root) -> None:
+    """Its first move to be undone is `drop`, which names no source."""
+    refused = provision("undo", "20260301T070000Z-99", "--json", "--root", journals.path)
+    assert refused.returncode == 1
+    assert json.loads(refused.stdout)["error"]["message"] == "KeyError: 'source'. This is a fault of firstlight"
+    assert len(list(journals.journal.iterdir())) == len(RUNS), "nothing is recorded as undone"
+
+
+def test_the_acts_of_schema_1_that_have_not_changed_are_read(journals: Root) -> None:
+    run = undo.choose(journals, "20260301T070000Z-99")
+    assert len(run.acts) == 11
+    assert undo.stays(run) == [
+        "the volume keeps its marker",
+        "the environment stays; take it away with: env remove",
+        "an environment that was removed is made again by setup",
+        "what host.toml or a profile still asks for, the next setup does again",
+    ]
+
+
+def test_damaged_lines_are_skipped_and_unknown_acts_are_counted(journals: Root) -> None:
+    run = undo.choose(journals, "20261201T080000Z-4242")
+    steps, count = read_steps(run, journals), len(run.acts)
+    path = journals.journal / f"{run.name}.jsonl"
+    odd = [
+        b"not JSON",
+        b"",
+        b"[1]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"at": 1, "act": "teleport", "path": "/x"}',
+        b'{"at": "soon"}',
+    ]
+    whole = path.read_bytes() + b"\n".join([*odd, b'{"at": 2.5, "act": "folder", "pa'])
+    path.write_bytes(whole)
+    run = undo.choose(journals, run.name)
+    assert len(run.acts) == count + 2
+    assert read_steps(run, journals) == steps
+
+
+def test_a_run_that_holds_an_unknown_act_alone_asks_for_nothing_back(journals: Root) -> None:
+    header = b'{"schema": 2, "started": "20270101T000000Z", "command": "setup"}'
+    path = journals.journal / "20270101T000000Z-1.jsonl"
+    path.write_bytes(header + b'\n{"act": "teleport", "source": "/a", "target": "/b"}\n')
+    run = undo.choose(journals, None)
+    assert (run.name, len(run.acts)) == (path.stem, 1)
+    assert undo.steps(run, journals, Path("/home/user"), Journal(journals.journal)) == []
+    assert undo.stays(run) == ["what host.toml or a profile still asks for, the next setup does again"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_journal_that_was_cut_in_its_first_lines_is_listed(journals: Root, kept: int) -> None:
+    """Without its header the first act stands in for it: the run has no command, no host and no time."""
+    path = journals.journal / "20261201T080000Z-4242.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([b'{"schema": 2, "ru\n', *lines[1 : kept + 1]]))
+    (row,) = [each.to_dict() for each in undo.runs(journals) if each.name == path.stem]
+    assert row == {
+        "run": path.stem,
+        "command": None,
+        "host": None,
+        "acts": max(kept - 1, 0),
+        "undone": True,
+        "backup_bytes": 0,
+    }
+    assert [run.name for run in undo.runs(journals)][-1] == path.stem
