@@ -104,6 +104,7 @@ def undo(
         from provision.cli import output
         from provision.setup import undo as undo_runs
         from provision.volume.journal import Journal
+        from provision.volume.journal_acts import RunUndone
 
         request = request_of(root, host, None, offline=True)
         if list_:
@@ -120,7 +121,7 @@ def undo(
         show = OutputOptions(json, quiet, False, no_color, wait)
         code = run_list("undo", request, build, show, dry_run=dry_run, all_or_nothing=True)
         if code is Exit.GOOD and not dry_run and not chosen[0].undone:
-            journal.record("undone", run=chosen[0].name)
+            journal.record(RunUndone(chosen[0].name))
         lines = sys.stderr if json else sys.stdout
         for text in undo_runs.stays(chosen[0]):
             print(f"  {text}", file=lines)
@@ -147,7 +148,7 @@ def gc(
         request = request_of(root, host, None, offline=True)
         every = undo_runs.collectable(request.root)
         total = sum(run.backup_bytes for run in every)
-        lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.get('command') or ''}" for run in every]
+        lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in every]
         shown = "\n".join([*lines, f"{len(every)} backups, {total:,} bytes"])
         print(shown, file=sys.stderr if json else sys.stdout)
         dropped: list[str] = []

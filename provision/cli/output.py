@@ -256,8 +256,8 @@ def runs_json(found: Sequence[JournaledRun]) -> str:
 def runs(found: Sequence[JournaledRun]) -> str:
     """`undo --list` for people, the newest last."""
     lines = [
-        f"{run.name:<28} {run.header.get('command') or '?':<12} {len(run.acts):>4} acts on "
-        f"{run.header.get('host') or '?'}{', undone' if run.undone else ''}"
+        f"{run.name:<28} {run.header.command or '?':<12} {len(run.acts):>4} acts on "
+        f"{run.header.host or '?'}{', undone' if run.undone else ''}"
         for run in found
     ]
     return "\n".join(lines) or "no run has changed anything here"

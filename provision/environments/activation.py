@@ -13,6 +13,7 @@ from provision.installers import conda_settings
 from provision.volume import links
 from provision.volume.changes import make_folders
 from provision.volume.environment_marker import read_owner
+from provision.volume.journal_acts import EnvironmentLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,6 +117,6 @@ class CondaLinkStep:
     def apply(self) -> None:
         """Make the link."""
         make_folders(self.link.parent, self.journal)
-        self.journal.record("link", path=self.link, target=self.prefix)
+        self.journal.record(EnvironmentLink(self.link, self.prefix))
         with OpenDir.at(self.link.parent) as parent:
             parent.symlink(self.link.name, str(self.prefix))

@@ -16,6 +16,7 @@ from provision.mirrors import record as mirror_record
 from provision.mirrors.failover_proxy import FailoverProxy, cached_only
 from provision.mirrors.record import MirrorSource
 from provision.net.source_health import SourceHealth
+from provision.volume.journal_acts import MirrorWarning, PackageDownload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -132,9 +133,9 @@ class PackageSources:
             finally:
                 self._relay = None
                 for name, source, size in self.health.delivered:
-                    self.journal.record("fetched", file=name, source=source, size=size)
+                    self.journal.record(PackageDownload(name, source, size))
                 for text in self.health.warnings():
-                    self.journal.record("mirror", event=redact(text))
+                    self.journal.record(MirrorWarning(redact(text)))
 
     def for_wheels(self, uv: uv_installer.UvSources, variant: Variant, asked: str) -> uv_installer.UvSources:
         """How uv is started to install what a lock's text asks for."""

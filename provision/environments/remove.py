@@ -11,6 +11,7 @@ from provision.core.errors import BlockedError, SpecError
 from provision.environments.prefix import size_bytes
 from provision.volume import relink
 from provision.volume.environment_marker import read_owner
+from provision.volume.journal_acts import EnvironmentRemoval
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ def removable(prefix: Path, root: Root) -> int:
 def remove(prefix: Path, root: Root, home: Path, journal: Journal) -> None:
     """Take conda's link to it away, then its name at once, then its files."""
     aside = prefix.with_name(f".{prefix.name}.building-{uuid.uuid4().hex[:8]}")  # what is cleared if we are killed here
-    journal.record("remove", prefix=prefix)
+    journal.record(EnvironmentRemoval(prefix))
     link = home / ".conda" / "envs" / prefix.name
     if link.is_symlink() and link.readlink() == prefix:
         link.unlink()

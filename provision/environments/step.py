@@ -24,6 +24,7 @@ from provision.installers import uv
 from provision.lockfiles import requirements
 from provision.volume import environment_marker
 from provision.volume.environment_marker import MARKER_NAME, read_owner
+from provision.volume.journal_acts import EnvironmentBuild
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ class EnvStep:
     def apply(self) -> None:
         """Make or mend the environment; what the user added beyond the locks stays."""
         self._clear_unfinished()
-        self.journal.record("environment", prefix=self.prefix, variant=self.wanted.variants[0].name)
+        self.journal.record(EnvironmentBuild(self.prefix, self.wanted.variants[0].name))
         owner = read_owner(self.prefix)
         with self.supply.open(self.wanted.variants[0]):
             if owner is None:

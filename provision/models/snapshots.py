@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.step import Check, State
 from provision.fs.atomic import write_atomic
+from provision.volume.journal_acts import SnapshotRepair
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator
@@ -120,7 +121,7 @@ class SnapshotStep:
             missing = self._missing(repo)
             if missing is None:
                 continue
-            self.journal.record("snapshots", path=repo)
+            self.journal.record(SnapshotRepair(repo))
             for commit, links in missing.links.items():
                 link(repo, commit, links)
             if missing.main is not None:

@@ -18,6 +18,7 @@ from provision.fs.copy_tree import TreeCopy
 from provision.fs.merge_tree import TreeMerge
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
+from provision.volume import journal_acts as acts
 from provision.volume.changes import make_folders
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class _OpenPair:
         self.home, self.name = home, pair.source.name
         self.there, self.new = there, pair.target.name
         self.aside, self.partial = pair.aside.name, pair.partial.name
+
+    @property
+    def ends(self) -> tuple[Path, Path]:
+        return self.pair.source, self.pair.target
 
     @property
     def source_is_real(self) -> bool:
@@ -132,9 +137,8 @@ class FolderMove:
             parents.setdefault(pair.source.parent, []).append(pair)
         for parent in sorted(parents):
             make_folders(parent, self.journal)
-        self.journal.record(
-            "links", paths=[str(pair.source) for pair in pairs], targets=[str(pair.target) for pair in pairs]
-        )
+        sources, targets = tuple(pair.source for pair in pairs), tuple(pair.target for pair in pairs)
+        self.journal.record(acts.LinkBatch(sources, targets))
         for parent, inside in sorted(parents.items()):
             with OpenDir.at(parent) as home:
                 for pair in inside:
@@ -163,7 +167,7 @@ class FolderMove:
         found = each.home.lstat(each.name)
         if found is None or found.st_dev != _device(each.there):
             return False
-        self._record("move", each, whole=each.pair.source)
+        self.journal.record(acts.FolderRename(*each.ends, whole=each.pair.source))
         _remove_empty(each.there, each.new)
         return self._change_places(each, each.there, each.new)
 
@@ -199,7 +203,7 @@ class FolderMove:
                 amount = tree.measure(source)
                 preflight.movable(amount)
                 if each.there.lstat(each.partial) is None:
-                    self._record("copy", each, partial=each.pair.partial, whole=each.pair.source)
+                    self.journal.record(acts.FolderCopy(*each.ends, each.pair.partial, whole=each.pair.source))
                 partial = stack.enter_context(_staging(each))
                 wanted += amount
                 there += tree.measure(partial)
@@ -210,7 +214,7 @@ class FolderMove:
             with _nothing_left_on_a_full_disk(rest):
                 mirror.run()
             for each in rest:
-                self._record("place", each, partial=each.pair.partial, whole=each.pair.source)
+                self.journal.record(acts.CopyPlacement(*each.ends, each.pair.partial, whole=each.pair.source))
                 _remove_empty(each.there, each.new)
                 each.there.rename(each.partial, each.there, each.new)
                 each.there.sync_file_system()
@@ -228,13 +232,13 @@ class FolderMove:
 
     def _swap(self, each: _OpenPair) -> str:
         """Let the old path be a link, use it once, and return the name under which the folder waits."""
-        self._record("move", each, aside=each.pair.aside, whole=each.pair.target)
+        self.journal.record(acts.FolderSwap(*each.ends, each.pair.aside, whole=each.pair.target))
         # What cannot get another name is emptied where it is.
         return each.aside if self._change_places(each, each.home, each.aside) else each.name
 
     def _drop(self, each: _OpenPair, aside: str) -> None:
         """Take the old folder away, the last act of a move."""
-        self._record("drop", each, aside=each.pair.source.with_name(aside), whole=each.pair.target)
+        self.journal.record(acts.OriginalRemoval(*each.ends, each.pair.source.with_name(aside), whole=each.pair.target))
         tree.remove(each.home, aside)
         if aside == each.name:
             self._link(each)
@@ -252,11 +256,11 @@ class FolderMove:
                 totals = {"files compared": amount.files}
                 merge = TreeMerge(original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit))
                 rows = merge.look()
-                self._record("bring", each, partial=each.pair.partial, whole=each.home.path / name)
+                self.journal.record(acts.MergeCopy(*each.ends, each.pair.partial, whole=each.home.path / name))
                 with _nothing_left_on_a_full_disk([each]):
                     merge.bring(rows)
                 manifest = self._manifest([row.to_dict() for row in rows])
-                self._record("merge", each, manifest=manifest, whole=each.home.path / name)
+                self.journal.record(acts.FolderMerge(*each.ends, manifest, whole=each.home.path / name))
                 merge.place(rows)
             tree.remove(each.there, each.partial)
             self.conflicts += [str(each.pair.target / row.other) for row in rows if row.other]
@@ -276,11 +280,11 @@ class FolderMove:
         target = str(each.pair.target)
         found = each.home.readlink(each.name)
         if each.there.lstat(each.new) is None:
-            self._record("folder", each, path=each.pair.target)
+            self.journal.record(acts.TargetCreation(*each.ends, path=each.pair.target))
             each.there.make(each.new)
         if found == target:
             return
-        self._record("link", each, path=each.pair.source, was=found)
+        self.journal.record(acts.MoveLink(*each.ends, path=each.pair.source, was=found))
         if found is not None:
             # The new link takes the old one's name at once.
             spare = _beside(each.pair.source, "link").name
@@ -320,9 +324,6 @@ class FolderMove:
             file.flush()
             os.fsync(file.fileno())
         return path
-
-    def _record(self, act: str, each: _OpenPair, **what: object) -> None:
-        self.journal.record(act, source=each.pair.source, target=each.pair.target, **what)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from provision.core.step import Check, State
 from provision.volume import links, relink
+from provision.volume.journal_acts import LinkRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ class RecordStep:
         """Write them."""
         wanted = self._wanted()
         for link in wanted - set(links.recorded(self.root, self.home)):
-            self.journal.record("remember", path=link.path, target=link.target)
+            self.journal.record(LinkRecord(link.path, link.target))
         relink.write(self.root, self.home, wanted)
 
     def _wanted(self) -> set[links.Link]:

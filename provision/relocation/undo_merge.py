@@ -14,6 +14,7 @@ from provision.fs.merge_tree import MergeEntry, TreeMerge, holding
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.volume import relink
+from provision.volume.journal_acts import LinkReplacement, MergeCleanup, MergeSplit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,17 +88,17 @@ class UndoMergeStep:
             if link_target(source) is not None or not source.exists():
                 spare = self.pair.aside.name
                 tree.remove(home, spare)
-                self.journal.record("part", source=source, target=target, partial=source.with_name(spare), whole=target)
+                self.journal.record(MergeSplit(source, target, partial=source.with_name(spare), whole=target))
                 home.make(spare)
                 with home.enter(spare) as back:
                     self._copy_back(merged, back, rows)
                     back.sync_file_system()
-                self.journal.record("unlink", path=source, whole=source.with_name(spare))
+                self.journal.record(LinkReplacement(source, whole=source.with_name(spare)))
                 if link_target(source) is not None:
                     home.unlink(source.name)
                 home.rename(spare, home, source.name)
                 home.sync()
-            self.journal.record("clear", path=target, whole=source)
+            self.journal.record(MergeCleanup(target, whole=source))
             with home.enter(source.name) as back:
                 for row in reversed(rows):
                     if self._is_left(row) and self._is_back(merged, back, row):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core import layout
@@ -19,21 +17,24 @@ from provision.fs.atomic import write_atomic
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation.move import FolderMove, MovePair
 from provision.relocation.undo_merge import UndoMergeStep
+from provision.volume import journal_acts as acts
 from provision.volume import relink, variables
+from provision.volume.journal import read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from provision.core.layout import Root
     from provision.core.progress import Progress
     from provision.core.step import Step
-    from provision.volume.journal import Journal
+    from provision.volume.journal import Journal, JournalFile, JournalHeader
+    from provision.volume.journal_acts import ReadAct
 
-_MOVES = {"copy", "place", "move", "drop", "bring", "merge"}
-_STAYS = {
-    "mark": "the volume keeps its marker",
-    "environment": "the environment stays; take it away with: env remove",
-    "remove": "an environment that was removed is made again by setup",
+_STAYS: dict[type[ReadAct], str] = {
+    acts.VolumeMark: "the volume keeps its marker",
+    acts.EnvironmentBuild: "the environment stays; take it away with: env remove",
+    acts.EnvironmentRemoval: "an environment that was removed is made again by setup",
 }
 
 
@@ -42,8 +43,8 @@ class JournaledRun:
     """One run by its journal."""
 
     name: str
-    header: dict[str, object]
-    acts: tuple[dict[str, object], ...]
+    header: JournalHeader
+    acts: tuple[ReadAct, ...]
     undone: bool
     backup: Path
 
@@ -56,8 +57,8 @@ class JournaledRun:
         """As plain JSON types."""
         return {
             "run": self.name,
-            "command": self.header.get("command") or None,
-            "host": self.header.get("host"),
+            "command": self.header.command or None,
+            "host": self.header.host,
             "acts": len(self.acts),
             "undone": self.undone,
             "backup_bytes": self.backup_bytes,
@@ -66,23 +67,22 @@ class JournaledRun:
 
 def runs(root: Root) -> list[JournaledRun]:
     """The runs that changed something, oldest first; undoing is no run of its own here."""
-    found = []
-    undone: set[str] = set()
-    for path in sorted(root.journal.glob("*.jsonl")):
-        header, *acts = _lines(path) or [{}]
-        undone |= {str(act.get("run")) for act in acts if act.get("act") == "undone"}
-        if header.get("command") != "undo":
-            found.append((path.stem, header, acts))
+    journals = {path.stem: read_journal(path) for path in sorted(root.journal.glob("*.jsonl"))}
+    recorded = {name: tuple(entry.act for entry in journal.entries) for name, journal in journals.items()}
+    undone = {act.run for each in recorded.values() for act in each if isinstance(act, acts.RunUndone)}
     # The names of two runs of one second say nothing of their order.
-    found.sort(key=lambda run: (str(run[1].get("started")), _at(run[2])))
+    names = sorted(journals, key=lambda name: _started(journals[name]))
     backups = root.state / "backup"
-    return [JournaledRun(name, header, tuple(acts), name in undone, backups / name) for name, header, acts in found]
+    return [
+        JournaledRun(name, journals[name].header, recorded[name], name in undone, backups / name)
+        for name in names
+        if journals[name].header.command != "undo"
+    ]
 
 
-def _at(acts: Sequence[dict[str, object]]) -> float:
-    """Return the time of the first act of a run."""
-    at = acts[0].get("at") if acts else None
-    return float(at) if isinstance(at, int | float) else 0.0
+def _started(journal: JournalFile) -> tuple[str, float]:
+    """Return when a run began, and the time of its first act."""
+    return str(journal.header.started), journal.entries[0].at if journal.entries else 0.0
 
 
 def choose(root: Root, name: str | None) -> JournaledRun:
@@ -113,64 +113,54 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
         seen.add(key)
         return fresh
 
-    moved = {str(act["source"]) for act in run.acts if act.get("act") == "move"}
+    moved = {act.source for act in run.acts if isinstance(act, acts.FolderRename | acts.FolderSwap)}
     for act in reversed(run.acts):
-        kind, path = act.get("act"), Path(str(act.get("path")))
-        if kind in _MOVES:
-            source, target = Path(str(act["source"])), Path(str(act["target"]))
-            if once(f"move {source}"):
-                built.append(_moved(run, MovePair(source, target), root, home, journal, progress))
-        elif kind == "link" and str(path) not in moved and once(f"link {path}"):
-            first = next(each for each in run.acts if each.get("act") == "link" and each.get("path") == act["path"])
-            built.append(UndoLink(path, str(act["target"]), first.get("was"), root, home, journal))
-        elif kind == "links":
-            pairs = zip(_texts(act.get("paths")), _texts(act.get("targets")), strict=True)
-            built += [
-                UndoLink(Path(path), target, None, root, home, journal)
-                for path, target in pairs
-                if path not in moved and once(f"link {path}")
-            ]
-        elif kind == "file" and once(f"file {path}"):
-            first = next(each for each in run.acts if each.get("act") == "file" and each.get("path") == act["path"])
-            built.append(UndoFile(path, first.get("backup"), first.get("mode"), act.get("sha256"), journal))
-        elif kind == "folder" and once(f"folder {path}"):
-            built.append(UndoFolder(path, journal))
-        elif kind == "variable" and once(f"variable {act['name']}"):
-            built.append(UndoVariable(root, str(act["name"]), act.get("value"), act.get("was"), journal))
+        match act:
+            case acts.IncompleteAct():
+                raise KeyError(act.field)
+            case acts.MoveAct() if once(f"move {act.source}"):
+                built.append(_moved(run, MovePair(act.source, act.target), root, home, journal, progress))
+            case acts.MoveLink() | acts.EnvironmentLink() if act.path not in moved and once(f"link {act.path}"):
+                built.append(UndoLink(act.path, str(act.target), _first_link(run, act.path), root, home, journal))
+            case acts.LinkBatch():
+                built += [
+                    UndoLink(path, str(target), None, root, home, journal)
+                    for path, target in zip(act.paths, act.targets, strict=True)
+                    if path not in moved and once(f"link {path}")
+                ]
+            case acts.FileChange() if once(f"file {act.path}"):
+                first = next(each for each in run.acts if isinstance(each, acts.FileChange) and each.path == act.path)
+                built.append(UndoFile(act.path, first.backup, first.mode, act.sha256, journal))
+            case acts.FolderCreation() | acts.TargetCreation() if once(f"folder {act.path}"):
+                built.append(UndoFolder(act.path, journal))
+            case acts.VariableChange() if once(f"variable {act.name}"):
+                built.append(UndoVariable(root, act.name, act.value, act.was, journal))
     return built
 
 
 def stays(run: JournaledRun) -> list[str]:
     """What a run did that is not put back, and what to do about it."""
-    done = {str(act.get("act")) for act in run.acts}
+    done = {type(act) for act in run.acts}
     again = ["what host.toml or a profile still asks for, the next setup does again"] if done - set(_STAYS) else []
     return [text for kind, text in _STAYS.items() if kind in done] + again
 
 
+def _first_link(run: JournaledRun, path: Path) -> str | None:
+    """Return the text of the link that the run's first link at `path` replaced; None where there was none."""
+    links = (act for act in run.acts if isinstance(act, acts.MoveLink | acts.EnvironmentLink) and act.path == path)
+    first = next(links)
+    return first.was if isinstance(first, acts.MoveLink) else None
+
+
 def _moved(run: JournaledRun, pair: MovePair, root: Root, home: Path, journal: Journal, progress: Progress) -> Step:
-    mine = [act for act in run.acts if act.get("source") == str(pair.source) and act.get("target") == str(pair.target)]
-    manifests = [Path(str(act["manifest"])) for act in mine if act.get("act") == "merge"]
+    moves = [act for act in run.acts if isinstance(act, acts.MoveAct)]
+    of_pair = [act for act in moves if (act.source, act.target) == (pair.source, pair.target)]
+    manifests = [act.manifest for act in of_pair if isinstance(act, acts.FolderMerge)]
     if manifests:
         return UndoMergeStep(pair, manifests, root, home, journal)
-    committed = any(act.get("act") in {"place", "move"} for act in mine)
+    commits = (acts.CopyPlacement, acts.FolderRename, acts.FolderSwap)
+    committed = any(isinstance(act, commits) for act in of_pair)
     return UndoMove(pair, root, home, journal, progress, committed=committed)
-
-
-def _texts(value: object) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else []
-
-
-def _lines(path: Path) -> list[dict[str, object]]:
-    """The lines of a journal; the last may have been cut by a kill."""
-    found = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            found.append(row)
-    return found
 
 
 class _UndoStep:
@@ -235,7 +225,7 @@ class UndoMove(_UndoStep):
         with OpenDir.at(target.parent) as there:
             if self.committed and (os.path.lexists(target) or self._back.unfinished):
                 if link_target(source) == str(target):
-                    self.journal.record("unlink", path=source, whole=target)
+                    self.journal.record(acts.LinkReplacement(source, whole=target))
                     with OpenDir.at(source.parent) as parent:
                         parent.unlink(source.name)
                 FolderMove(self.journal, self.progress).run([self._back])
@@ -248,12 +238,11 @@ class UndoMove(_UndoStep):
 class UndoLink(_UndoStep):
     """A link is as it was before the run: absent, or leading elsewhere."""
 
-    def __init__(self, path: Path, target: str, was: object, root: Root, home: Path, journal: Journal) -> None:
+    def __init__(self, path: Path, target: str, was: str | None, root: Root, home: Path, journal: Journal) -> None:
         """Take the link, where the run let it lead, and where it led before (None: it was not there)."""
         super().__init__(journal)
         self.name = f"link {path.name}"
-        self.path, self.target = path, target
-        self.was = None if was is None else str(was)
+        self.path, self.target, self.was = path, target, was
         self.root, self.home = root, home
 
     def describe(self) -> str:
@@ -272,7 +261,7 @@ class UndoLink(_UndoStep):
 
     def apply(self) -> None:
         """Take it away, or lead it back."""
-        self.journal.record("unlink", path=self.path)
+        self.journal.record(acts.LinkRemoval(self.path))
         with OpenDir.at(self.path.parent) as parent:
             parent.unlink(self.path.name)
             if self.was:
@@ -283,14 +272,12 @@ class UndoLink(_UndoStep):
 class UndoFile(_UndoStep):
     """A file of the user's holds its earlier bytes with its earlier mode, or is absent again."""
 
-    def __init__(self, path: Path, backup: object, mode: object, digest: object, journal: Journal) -> None:
+    def __init__(self, path: Path, backup: Path | None, mode: int | None, digest: str | None, journal: Journal) -> None:
         """Take the file, its backup and mode (None: it was not there), and the sha256 of what the run left in it."""
         super().__init__(journal)
         self.name = f"file {path.name}"
         self.path = path
-        self.backup = None if backup is None else Path(str(backup))
-        self.mode = int(str(mode)) if mode is not None else None
-        self.digest = digest
+        self.backup, self.mode, self.digest = backup, mode, digest
 
     def describe(self) -> str:
         """The plan's line."""
@@ -312,7 +299,7 @@ class UndoFile(_UndoStep):
 
     def apply(self) -> None:
         """Write the earlier bytes, with their mode."""
-        self.journal.record("restore", path=self.path)
+        self.journal.record(acts.FileRestore(self.path))
         if self.backup is None:
             self.path.unlink()
             return
@@ -344,20 +331,19 @@ class UndoFolder(_UndoStep):
 
     def apply(self) -> None:
         """Take it away."""
-        self.journal.record("rmdir", path=self.path)
+        self.journal.record(acts.FolderRemoval(self.path))
         self.path.rmdir()
 
 
 class UndoVariable(_UndoStep):
     """A variable of the volume is as it was."""
 
-    def __init__(self, root: Root, name: str, value: object, was: object, journal: Journal) -> None:
+    def __init__(self, root: Root, name: str, value: str | None, was: str | None, journal: Journal) -> None:
         """Take its name, the run's value, and the earlier one (None: it was not set)."""
         super().__init__(journal)
         self.name = f"variable {name}"
         self.root, self.variable = root, name
-        self.value = None if value is None else str(value)
-        self.was = None if was is None else str(was)
+        self.value, self.was = value, was
 
     def describe(self) -> str:
         """The plan's line."""
@@ -375,7 +361,7 @@ class UndoVariable(_UndoStep):
     def apply(self) -> None:
         """Write the earlier value."""
         every = {name: value for name, value in variables.kept(self.root).items() if name != self.variable}
-        self.journal.record("unset", name=self.variable)
+        self.journal.record(acts.VariableRestore(self.variable))
         variables.write(self.root, every | ({self.variable: self.was} if self.was else {}))
 
 

@@ -8,6 +8,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from provision.fs.atomic import write_atomic
+from provision.volume.journal_acts import FileBackup, FileChange, FolderCreation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,13 +23,13 @@ def make_folders(path: Path, journal: Journal) -> None:
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        journal.record("folder", path=folder)
+        journal.record(FolderCreation(folder))
         folder.mkdir(exist_ok=True)
 
 
 def keep_backup(path: Path, after: bytes | None, journal: Journal) -> None:
     """Keep the bytes and mode of a file of the user's that is about to become `after` (None: to be taken away)."""
-    journal.record("backup", path=path)
+    journal.record(FileBackup(path))
     kept = None
     mode = None
     if path.exists():
@@ -36,4 +37,4 @@ def keep_backup(path: Path, after: bytes | None, journal: Journal) -> None:
         write_atomic(kept, path.read_bytes(), private=True)
         mode = stat.S_IMODE(path.stat().st_mode)
     digest = None if after is None else hashlib.sha256(after).hexdigest()
-    journal.record("file", path=path, backup=kept, mode=mode, sha256=digest)
+    journal.record(FileChange(path, kept, mode, digest))

@@ -1,4 +1,4 @@
-"""The append-only record of what a run is about to change, on the volume, fsynced before each change."""
+"""The append-only journal of what a run is about to change, on the volume, fsynced before each change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import json
 import os
 import platform
 import time
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from provision.volume.journal_acts import Act, IncompleteAct, UnknownAct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from provision.volume.journal_acts import ReadAct
 
 # 1: started and pid. 2: with the command, host and home; paths of any bytes (as JSON escapes); acts that undo reads.
 SCHEMA = 2
@@ -27,18 +37,12 @@ class Journal:
         assert self.path is not None  # noqa: S101 (for the type alone)
         return self.folder.with_name("backup") / self.path.stem
 
-    def record(self, act: str, **what: object) -> None:
-        """Write one line and force it to the disk before the caller acts.
-
-        Args:
-            act: what is about to be done, a verb.
-            what: the things it is done to; lists as they are, paths as text.
-        """
+    def record(self, act: Act) -> None:
+        """Write one line and force it to the disk before the caller acts."""
         lines: list[dict[str, object]] = []
         if self.path is None:
             lines.append(self._begin())
-        plain = {key: value if isinstance(value, int | list | None) else str(value) for key, value in what.items()}
-        lines.append({"at": time.time(), "act": act, **plain})
+        lines.append({"at": time.time(), **_row(act)})
         assert self.path is not None  # noqa: S101 (for the type alone)
         with self.path.open("a", encoding="ascii") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -59,3 +63,134 @@ class Journal:
             "pid": os.getpid(),
             "home": str(Path.home()),
         }
+
+
+@dataclass(frozen=True)
+class JournalHeader:
+    """The fields of a journal's first line that readers use; None where the line lacks one, as in schema 1."""
+
+    started: str | None
+    command: str | None
+    host: str | None
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One act, and its time in seconds since the epoch (0 where the line has none)."""
+
+    at: float
+    act: ReadAct
+
+
+@dataclass(frozen=True)
+class JournalFile:
+    """One journal as it was read."""
+
+    header: JournalHeader
+    entries: tuple[JournalEntry, ...]
+
+
+def read_journal(path: Path) -> JournalFile:
+    """Read a journal of any schema. Lines that are no JSON object are skipped: a kill may have cut the last one.
+
+    The first line that is left is the header. An act in its place is not an entry.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    first, *others = rows or [{}]
+    texts = {key: value for key, value in first.items() if isinstance(value, str)}
+    header = JournalHeader(texts.get("started"), texts.get("command"), texts.get("host"))
+    return JournalFile(header, tuple(JournalEntry(_time(row.get("at")), _act(row)) for row in others))
+
+
+def _time(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _row(act: Act) -> dict[str, object]:
+    """Return the JSON object of an act: its name under "act", then its fields. Paths become text."""
+    return {"act": act.act, **{field.name: _plain(getattr(act, field.name)) for field in fields(act)}}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [str(path) for path in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _act(row: Mapping[str, object]) -> ReadAct:
+    """Return the act that a JSON object holds; keys that its record lacks are ignored."""
+    name = str(row.get("act"))
+    records = _records().get(name)
+    if records is None:
+        return UnknownAct(name)
+    missing = ""
+    for record, readers in records:
+        values: dict[str, Any] = {}
+        for field, read in readers.items():
+            try:
+                values[field] = read(row[field])
+            except (KeyError, TypeError):
+                missing = field
+                break
+        else:
+            return record(**values)
+    return IncompleteAct(name, missing)
+
+
+@cache
+def _records() -> dict[str, list[tuple[type[Act], dict[str, Callable[[object], object]]]]]:
+    """Return {name of an act: its records, each with a reader a field}.
+
+    The record with the most keys comes first, for it has those of the others too. A reader makes the field's value
+    from JSON, or raises TypeError.
+    """
+    records: dict[str, list[tuple[type[Act], dict[str, Callable[[object], object]]]]] = {}
+    for record in sorted(get_args(Act), key=lambda record: -len(fields(record))):
+        hints = get_type_hints(record)
+        readers = {field.name: _READERS[hints[field.name]] for field in fields(record)}
+        records.setdefault(record.act, []).append((record, readers))
+    return records
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _path(value: object) -> Path:
+    return Path(_text(value))
+
+
+def _paths(value: object) -> tuple[Path, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(_path(path) for path in value)
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _optional(read: Callable[[object], object]) -> Callable[[object], object]:
+    return lambda value: None if value is None else read(value)
+
+
+_READERS: dict[object, Callable[[object], object]] = {
+    Path: _path,
+    Path | None: _optional(_path),
+    tuple[Path, ...]: _paths,
+    str: _text,
+    str | None: _optional(_text),
+    int: _number,
+    int | None: _optional(_number),
+}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.shell import fish_quoted, powershell_quoted, shell_quoted
 from provision.fs.atomic import write_atomic
+from provision.volume.journal_acts import VariableChange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ def kept(root: Root) -> dict[str, str]:
 def keep(root: Root, name: str, value: str | None, journal: Journal) -> None:
     """Add one, or drop it (None), and write the file that a POSIX shell, or fish, reads: `. FILE`, `source FILE`."""
     was = kept(root)
-    journal.record("variable", name=name, value=value, was=was.get(name))
+    journal.record(VariableChange(name, value, was.get(name)))
     others = {key: each for key, each in was.items() if key != name}
     write(root, others | ({} if value is None else {name: value}))
 

@@ -13,6 +13,7 @@ import pytest
 from provision.core.layout import Root
 from provision.setup import undo
 from provision.volume.journal import Journal
+from provision.volume.journal_acts import FolderCreation
 from provision.volume.run_lock import holding
 from tests.provision import random_trees
 from tests.provision.run_command import provision
@@ -187,13 +188,12 @@ def test_a_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_journal_that_was_cut_is_read(tmp_path: Path) -> None:
     root = Root(tmp_path)
     journal = Journal(root.journal, "setup")
-    journal.record("folder", path=tmp_path / "a\udcff")
+    journal.record(FolderCreation(tmp_path / "a\udcff"))
     assert journal.path is not None
     with journal.path.open("a") as file:
         file.write('{"act": "li')
     (run,) = undo.runs(root)
-    assert run.acts[0]["path"] == str(tmp_path / "a\udcff")
-    assert len(run.acts) == 1
+    assert run.acts == (FolderCreation(tmp_path / "a\udcff"),)
 
 
 def test_parting_takes_nothing_from_the_volume_that_the_home_does_not_hold(

@@ -6,10 +6,12 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from provision.volume.journal import Journal
+from provision.volume import journal_acts as acts
+from provision.volume.journal import Journal, JournalEntry, JournalHeader, read_journal
 
 JOURNALS = Path(__file__).resolve().parents[2] / "data" / "journals"
 HOME, VOLUME = Path("/home/user"), Path("/data/volume")
@@ -19,8 +21,8 @@ ODD = os.fsdecode(b'w\xff\xfe "x"\n\\' + "文件\u2028".encode())
 DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
-def moved(name: str, **paths: object) -> dict[str, object]:
-    return {"source": HOME / name, "target": VOLUME / "relocated" / name, **paths}
+def ends(name: str) -> tuple[Path, Path]:
+    return HOME / name, VOLUME / "relocated" / name
 
 
 def partial(name: str) -> Path:
@@ -31,64 +33,61 @@ def aside(name: str) -> Path:
     return HOME / f".{name}.firstlight-aside"
 
 
-SETUP: list[tuple[str, dict[str, object]]] = [
-    ("mark", {"volume": VOLUME}),
-    ("folder", {"path": VOLUME / "relocated"}),
-    ("copy", moved("hub", partial=partial("hub"), whole=HOME / "hub")),
-    ("place", moved("hub", partial=partial("hub"), whole=HOME / "hub")),
-    ("move", moved("hub", aside=aside("hub"), whole=VOLUME / "relocated/hub")),
-    ("drop", moved("hub", aside=aside("hub"), whole=VOLUME / "relocated/hub")),
-    ("move", moved(ODD, whole=HOME / ODD)),
-    ("link", moved(ODD, path=HOME / ODD, was=None)),
-    ("bring", moved("both", partial=partial("both"), whole=HOME / "both")),
-    ("merge", moved("both", manifest=BACKUP / "merge-0.json", whole=HOME / "both")),
-    ("move", moved("both", aside=aside("both"), whole=VOLUME / "relocated/both")),
-    ("bring", moved("both", partial=partial("both"), whole=aside("both"))),
-    ("merge", moved("both", manifest=BACKUP / "merge-1.json", whole=aside("both"))),
-    ("drop", moved("both", aside=aside("both"), whole=VOLUME / "relocated/both")),
-    ("folder", moved("pip", path=VOLUME / "relocated/pip")),
-    ("link", moved("pip", path=HOME / "pip", was=None)),
-    ("link", moved("uv", path=HOME / "uv", was="../old place/uv")),
-    ("link", moved("uv", path=HOME / "uv", was=str(VOLUME / "elsewhere"))),
-    ("copy", moved("killed", partial=partial("killed"), whole=HOME / "killed")),
-    (
-        "links",
-        {
-            "paths": [str(HOME / "one"), str(HOME / ODD), str(HOME / "hub")],
-            "targets": [str(VOLUME / "one"), str(VOLUME / ODD), str(VOLUME / "relocated/hub")],
-        },
+SETUP: list[acts.Act] = [
+    acts.VolumeMark(VOLUME),
+    acts.FolderCreation(VOLUME / "relocated"),
+    acts.FolderCopy(*ends("hub"), partial=partial("hub"), whole=HOME / "hub"),
+    acts.CopyPlacement(*ends("hub"), partial=partial("hub"), whole=HOME / "hub"),
+    acts.FolderSwap(*ends("hub"), aside=aside("hub"), whole=VOLUME / "relocated/hub"),
+    acts.OriginalRemoval(*ends("hub"), aside=aside("hub"), whole=VOLUME / "relocated/hub"),
+    acts.FolderRename(*ends(ODD), whole=HOME / ODD),
+    acts.MoveLink(*ends(ODD), path=HOME / ODD, was=None),
+    acts.MergeCopy(*ends("both"), partial=partial("both"), whole=HOME / "both"),
+    acts.FolderMerge(*ends("both"), manifest=BACKUP / "merge-0.json", whole=HOME / "both"),
+    acts.FolderSwap(*ends("both"), aside=aside("both"), whole=VOLUME / "relocated/both"),
+    acts.MergeCopy(*ends("both"), partial=partial("both"), whole=aside("both")),
+    acts.FolderMerge(*ends("both"), manifest=BACKUP / "merge-1.json", whole=aside("both")),
+    acts.OriginalRemoval(*ends("both"), aside=aside("both"), whole=VOLUME / "relocated/both"),
+    acts.TargetCreation(*ends("pip"), path=VOLUME / "relocated/pip"),
+    acts.MoveLink(*ends("pip"), path=HOME / "pip", was=None),
+    acts.MoveLink(*ends("uv"), path=HOME / "uv", was="../old place/uv"),
+    acts.MoveLink(*ends("uv"), path=HOME / "uv", was=str(VOLUME / "elsewhere")),
+    acts.FolderCopy(*ends("killed"), partial=partial("killed"), whole=HOME / "killed"),
+    acts.LinkBatch(
+        paths=(HOME / "one", HOME / ODD, HOME / "hub"),
+        targets=(VOLUME / "one", VOLUME / ODD, VOLUME / "relocated/hub"),
     ),
-    ("links", {"paths": [], "targets": []}),
-    ("environment", {"prefix": VOLUME / "envs/diffusers", "variant": "cpu"}),
-    ("fetched", {"file": "torch-9.9+tiny-py3-none-any.whl", "source": "near", "size": 1234567890123}),
-    ("mirror", {"event": "near is not asked again in this run: it answers 503 — „слишком“"}),
-    ("folder", {"path": HOME / ".conda/envs"}),
-    ("link", {"path": HOME / ".conda/envs/diffusers", "target": VOLUME / "envs/diffusers"}),
-    ("remember", {"path": HOME / ODD, "target": VOLUME / "relocated" / ODD}),
-    ("backup", {"path": HOME / ".bashrc"}),
-    ("file", {"path": HOME / ".bashrc", "backup": BACKUP / "file-00000001", "mode": 0o640, "sha256": "1" * 64}),
-    ("backup", {"path": HOME / ".bashrc"}),
-    ("file", {"path": HOME / ".bashrc", "backup": BACKUP / "file-00000002", "mode": 0o644, "sha256": DIGEST}),
-    ("backup", {"path": HOME / ".config/pip/pip.conf"}),
-    ("file", {"path": HOME / ".config/pip/pip.conf", "backup": None, "mode": None, "sha256": DIGEST}),
-    ("backup", {"path": HOME / ODD}),
-    ("file", {"path": HOME / ODD, "backup": BACKUP / "file-00000003", "mode": 0, "sha256": None}),
-    ("variable", {"name": "HF_ENDPOINT", "value": f"/{ODD}", "was": None}),
-    ("variable", {"name": "PIP_INDEX_URL", "value": None, "was": "http://127.0.0.1/simple"}),
-    ("variable", {"name": "PIP_INDEX_URL", "value": "", "was": None}),
-    ("snapshots", {"path": VOLUME / "cache/huggingface/hub/models--owner--model"}),
-    ("remove", {"prefix": VOLUME / "envs/old"}),
+    acts.LinkBatch(paths=(), targets=()),
+    acts.EnvironmentBuild(VOLUME / "envs/diffusers", variant="cpu"),
+    acts.PackageDownload("torch-9.9+tiny-py3-none-any.whl", source="near", size=1234567890123),
+    acts.MirrorWarning("near is not asked again in this run: it answers 503 — „слишком“"),
+    acts.FolderCreation(HOME / ".conda/envs"),
+    acts.EnvironmentLink(HOME / ".conda/envs/diffusers", target=VOLUME / "envs/diffusers"),
+    acts.LinkRecord(HOME / ODD, target=VOLUME / "relocated" / ODD),
+    acts.FileBackup(HOME / ".bashrc"),
+    acts.FileChange(HOME / ".bashrc", backup=BACKUP / "file-00000001", mode=0o640, sha256="1" * 64),
+    acts.FileBackup(HOME / ".bashrc"),
+    acts.FileChange(HOME / ".bashrc", backup=BACKUP / "file-00000002", mode=0o644, sha256=DIGEST),
+    acts.FileBackup(HOME / ".config/pip/pip.conf"),
+    acts.FileChange(HOME / ".config/pip/pip.conf", backup=None, mode=None, sha256=DIGEST),
+    acts.FileBackup(HOME / ODD),
+    acts.FileChange(HOME / ODD, backup=BACKUP / "file-00000003", mode=0, sha256=None),
+    acts.VariableChange("HF_ENDPOINT", value=f"/{ODD}", was=None),
+    acts.VariableChange("PIP_INDEX_URL", value=None, was="http://127.0.0.1/simple"),
+    acts.VariableChange("PIP_INDEX_URL", value="", was=None),
+    acts.SnapshotRepair(VOLUME / "cache/huggingface/hub/models--owner--model"),
+    acts.EnvironmentRemoval(VOLUME / "envs/old"),
 ]
-UNDO: list[tuple[str, dict[str, object]]] = [
-    ("unset", {"name": "HF_ENDPOINT"}),
-    ("restore", {"path": HOME / ODD}),
-    ("unlink", {"path": HOME / ".conda/envs/diffusers"}),
-    ("rmdir", {"path": HOME / ".conda/envs"}),
-    ("part", moved("both", partial=aside("both"), whole=VOLUME / "relocated/both")),
-    ("unlink", {"path": HOME / "both", "whole": aside("both")}),
-    ("clear", {"path": VOLUME / "relocated/both", "whole": HOME / "both"}),
-    ("unlink", {"path": HOME / "hub", "whole": VOLUME / "relocated/hub"}),
-    ("undone", {"run": "20261201T080000Z-4242"}),
+UNDO: list[acts.Act] = [
+    acts.VariableRestore("HF_ENDPOINT"),
+    acts.FileRestore(HOME / ODD),
+    acts.LinkRemoval(HOME / ".conda/envs/diffusers"),
+    acts.FolderRemoval(HOME / ".conda/envs"),
+    acts.MergeSplit(*ends("both"), partial=aside("both"), whole=VOLUME / "relocated/both"),
+    acts.LinkReplacement(HOME / "both", whole=aside("both")),
+    acts.MergeCleanup(VOLUME / "relocated/both", whole=HOME / "both"),
+    acts.LinkReplacement(HOME / "hub", whole=VOLUME / "relocated/hub"),
+    acts.RunUndone("20261201T080000Z-4242"),
 ]
 GOLDEN = {"setup": ("setup", 1796112000, 4242, SETUP), "undo": ("undo", 1796115600, 4243, UNDO)}
 
@@ -97,8 +96,8 @@ GOLDEN = {"setup": ("setup", 1796112000, 4242, SETUP), "undo": ("undo", 17961156
 def test_a_journal_is_written_byte_by_byte_as_it_always_was(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command, start, pid, acts = GOLDEN[name]
-    times = iter(start + number + 0.5 for number in range(len(acts)))
+    command, start, pid, records = GOLDEN[name]
+    times = iter(start + number + 0.5 for number in range(len(records)))
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: next(times))
         patch.setattr(time, "gmtime", lambda: time.struct_time((2026, 12, 1, 8 + pid - 4242, 0, 0, 1, 335, 0)))
@@ -106,7 +105,76 @@ def test_a_journal_is_written_byte_by_byte_as_it_always_was(
         patch.setattr(platform, "node", lambda: "gpu-host")
         patch.setenv("HOME", str(HOME / ODD))
         journal = Journal(tmp_path / "journal", command)
-        for act, what in acts:
-            journal.record(act, **what)
+        for act in records:
+            journal.record(act)
     assert journal.path is not None
     assert journal.path.read_bytes() == (JOURNALS / f"{name}.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_a_journal_is_read_into_the_records_that_were_written(name: str) -> None:
+    command, start, pid, records = GOLDEN[name]
+    journal = read_journal(JOURNALS / f"{name}.jsonl")
+    assert journal.header == JournalHeader(f"20261201T0{8 + pid - 4242}0000Z", command, "gpu-host")
+    assert list(journal.entries) == [
+        JournalEntry(start + number + 0.5, record) for number, record in enumerate(records)
+    ]
+
+
+def test_the_golden_journals_hold_every_record() -> None:
+    assert {type(record) for record in (*SETUP, *UNDO)} == set(get_args(acts.Act))
+    names = {kind.act for kind in get_args(acts.Act)}
+    assert len(names) == 26
+    for name in names:
+        keys = [set(kind.__dataclass_fields__) for kind in get_args(acts.Act) if kind.act == name]
+        assert len({frozenset(each) for each in keys}) == len(keys), f"two records of {name} have the same keys"
+
+
+def test_a_journal_of_schema_1_is_read() -> None:
+    journal = read_journal(JOURNALS / "schema-1.jsonl")
+    assert journal.header == JournalHeader("20260301T070000Z", None, None)
+    link = acts.IncompleteAct("link", "path")
+    assert [entry.act for entry in journal.entries] == [
+        acts.VolumeMark(VOLUME),
+        acts.UnknownAct("remove-empty"),
+        link,
+        acts.UnknownAct("rename"),
+        link,
+        acts.IncompleteAct("copy", "target"),
+        acts.UnknownAct("aside"),
+        link,
+        acts.IncompleteAct("drop", "source"),
+        acts.EnvironmentBuild(VOLUME / "envs/diffusers", "cpu"),
+        acts.EnvironmentRemoval(VOLUME / "envs/old"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "entry"),
+    [
+        (b'{"at": 1, "act": "teleport", "path": "/x"}', JournalEntry(1.0, acts.UnknownAct("teleport"))),
+        (b'{"at": "soon"}', JournalEntry(0.0, acts.UnknownAct("None"))),
+        (b'{"act": "folder", "path": "/x", "since": 3}', JournalEntry(0.0, acts.FolderCreation(Path("/x")))),
+        (b'{"act": "folder", "path": null}', JournalEntry(0.0, acts.IncompleteAct("folder", "path"))),
+        (b'{"act": "links", "paths": "/x", "targets": []}', JournalEntry(0.0, acts.IncompleteAct("links", "paths"))),
+        (b'{"act": "fetched", "file": "a", "source": "b"}', JournalEntry(0.0, acts.IncompleteAct("fetched", "size"))),
+        (b"not JSON", None),
+        (b"[1]", None),
+        (b"\xff", None),
+        (b'{"at": 2.5, "act": "folder", "pa', None),
+    ],
+)
+def test_an_odd_line_is_an_unknown_act_an_incomplete_one_or_none(
+    tmp_path: Path, line: bytes, entry: JournalEntry | None
+) -> None:
+    path = tmp_path / "odd.jsonl"
+    golden = JOURNALS / "undo.jsonl"
+    path.write_bytes(golden.read_bytes() + line)
+    assert list(read_journal(path).entries) == [*read_journal(golden).entries, *([entry] if entry else [])]
+
+
+def test_an_empty_journal_has_a_header_without_values(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.touch()
+    journal = read_journal(path)
+    assert (journal.header, journal.entries) == (JournalHeader(None, None, None), ())

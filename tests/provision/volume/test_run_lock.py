@@ -16,6 +16,7 @@ import pytest
 from provision.core.errors import BlockedError
 from provision.core.layout import Root
 from provision.volume.journal import Journal
+from provision.volume.journal_acts import FolderCreation
 from provision.volume.run_lock import LockWait, holding
 from tests.conftest import CHECKOUT
 
@@ -117,13 +118,13 @@ def test_what_the_first_run_has_changed_is_looked_at_anew(tmp_path: Path, flags:
     mine = tmp_path / "home/mine"
     mine.mkdir()
     earlier = Journal(root / ".firstlight/journal", "setup")
-    earlier.record("folder", path=mine)
+    earlier.record(FolderCreation(mine))
     second = start("undo", *flags[:2], *flags[4:], "--wait", 600)
     first_line(second)
     newer = tmp_path / "home/newer"
     newer.mkdir()
     later = Journal(root / ".firstlight/journal", "setup")
-    later.record("folder", path=newer)
+    later.record(FolderCreation(newer))
     assert later.path is not None
     later.path.rename(later.path.with_name("99990101T000000Z-1.jsonl"))  # runs are ordered by their names
     let_go(first)
