@@ -29,7 +29,7 @@ _PARENT = f"""{_PROCESSOR_TIME}
 time.time = lambda: 1e9
 from bench.launch import worker_process as runner; from bench.run import verdict
 from tests.bench import processor_clocks
-runner.worker_command = clocks.worker_command
+runner.worker_command = processor_clocks.worker_command
 verdict.contended = lambda _: None  # no case is measured twice
 """
 COMMAND = f"""{_PARENT}

@@ -347,7 +347,7 @@ def test_an_interrupt_while_a_worker_starts_ends_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         worker_process, "worker_command", lambda _: [sys.executable, "-c", "import signal; signal.pause()"]
     )
-    monkeypatch.setattr(worker_process, "Watch", interrupt)
+    monkeypatch.setattr(worker_process, "WorkerMonitor", interrupt)
     worker = worker_process.Worker({"query": True}, HERE, NO_HUB)
     with pytest.raises(KeyboardInterrupt), worker:
         pass
