@@ -11,8 +11,10 @@ import pytest
 from bench.core.codec import dumps, plain
 from bench.core.result import SCHEMA
 from bench.run import store
+from bench.validate import history
 from provision.core.errors import FirstlightError, SpecError
 from tests.bench.conftest import a_result, a_run
+from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,3 +113,20 @@ def test_a_schema_of_another_version_is_told(tmp_path: Path, schema: int) -> Non
 def test_a_place_that_takes_nothing_is_told() -> None:
     with pytest.raises(FirstlightError, match=r"/proc/self/firstlight"):
         store.keep(a_run(), Path("/proc/self/firstlight"))
+
+
+@pytest.mark.parametrize("name", ["schema-3", "validation-schema-3"])
+def test_a_run_file_of_schema_3_is_read_and_written_unchanged(tmp_path: Path, name: str) -> None:
+    """The files were written before the worker's events had types."""
+    golden = CHECKOUT / "tests" / "data" / "runs" / f"{name}.json"
+    run = store.load(str(golden), tmp_path)
+    assert run.schema == 3
+    assert store.write(run, tmp_path / "run.json").read_bytes() == golden.read_bytes()
+
+
+def test_a_validation_file_of_schema_3_counts_in_the_history(tmp_path: Path) -> None:
+    golden = CHECKOUT / "tests" / "data" / "runs" / "validation-schema-3.json"
+    (tmp_path / golden.name).write_bytes(golden.read_bytes())
+    kept = history.load(tmp_path)
+    assert kept.unread == ()
+    assert [run.id for run in kept.runs] == ["20260109T030405Z-validate-abcdef"]
