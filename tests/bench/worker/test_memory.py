@@ -129,13 +129,13 @@ def grow(size):
         room[at] = 1
     room.close()
 
-start = meter.host_peak_bytes()
+start = device_memory.host_peak_bytes()
 grow(192 << 20)
-high = meter.host_peak_bytes()
-reset = meter.reset_host_peak()
-low = meter.host_peak_bytes()
+high = device_memory.host_peak_bytes()
+reset = device_memory.reset_host_peak()
+low = device_memory.host_peak_bytes()
 grow(64 << 20)
-print(json.dumps([start, high, reset, low, meter.host_peak_bytes()]))
+print(json.dumps([start, high, reset, low, device_memory.host_peak_bytes()]))
 """
 
 
