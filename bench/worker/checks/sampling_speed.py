@@ -63,7 +63,7 @@ def loop(
     whole = len(kinds) * len(BATCHES)
     built = False
     for number, kind in enumerate(kinds):
-        made = _Images(device, kind, (known or {}).get(kind.dtype, 0.0))
+        made = _LazyImages(device, kind, (known or {}).get(kind.dtype, 0.0))
         for turn, batch in enumerate(BATCHES):
             name = f"loop {kind.model} {kind.dtype} batch {batch}"
             blank = Reading("loop", name, device.name, "s", None)
@@ -95,40 +95,14 @@ class _Time:
 
 
 class _Images:
-    """A model on a device: built when it is first asked for, and what a step of it costs."""
+    """A model on a device, built without memory, and the predicted cost of a step. Its weights come at first use."""
 
-    def __init__(self, device: Device, kind: Kind, known: float) -> None:
-        """Note what it is, and a rate that is known."""
-        self.device, self.kind, self._rate = device, kind, known
-        self._model: components.Model | None = None
-
-    @property
-    def is_built(self) -> bool:
-        """Whether there is one."""
-        return self._model is not None
-
-    def prepare(self, time_: _Time) -> None:
-        """Build it, count its arithmetic and price it, all of it without memory.
-
-        Raises:
-            SkipError: there is no time for it.
-        """
-        if self._model is not None:
-            return
-        if not time_.is_ready and time_.left < _BUILD_SECONDS:
-            raise SkipError(
-                f"{_BUILD_SECONDS:.0f} s are what building it takes, and {max(time_.left, 0):.1f} s are left"
-            )
-        import diffusers
-
-        diffusers.utils.logging.set_verbosity_error()
-        torch, kind = self.device.torch, self.kind
-        components.set_precision(torch, kind.dtype)
-        self._model = components.Model(torch, kind.case(self.device.name, 1, _WARM + _FEWEST))
-        flops = self._model.flops()
+    def __init__(self, device: Device, kind: Kind, model: components.Model, rate: float) -> None:
+        """Count the arithmetic. `rate`: FLOPs a second, until a step was timed."""
+        self.device, self.kind = device, kind
+        self._model, self._rate, self._is_loaded = model, rate, False
+        flops = model.flops()
         self._step, self._rest = flops.step, flops.batch - flops.step * flops.evaluations
-        self._rate = _REACH * max(self._rate, device_probe.rate(torch, self.device.name, kind.dtype))
-        self._is_loaded = False
 
     def seconds(self, batch: int, steps: int) -> float:
         """What so many steps and an image will take, by what the device has reached."""
@@ -148,14 +122,14 @@ class _Images:
 
     def variant(self, batch: int, steps: int) -> components.Model:
         """It, with its weights, for another batch."""
-        assert self._model is not None  # noqa: S101 (it was prepared)
         if not self._is_loaded:
-            self._load(self._model)
+            self._load()
         variant = copy.copy(self._model)
         variant.case = self.kind.case(self.device.name, batch, steps)
         return variant
 
-    def _load(self, model: components.Model) -> None:
+    def _load(self) -> None:
+        model = self._model
         parts = [weight for component in model.components.values() for weight in component.parameters()]
         size = sum(weight.numel() for weight in parts) * model.dtype.itemsize
         free = self.device.free_bytes()
@@ -165,8 +139,45 @@ class _Images:
         self._is_loaded = True
 
 
-def _asked(made: _Images, batch: int, time_: _Time, blank: Reading) -> Reading:
-    made.prepare(time_)
+class _LazyImages:
+    """The images of one kind: built when a loop of it first has time."""
+
+    def __init__(self, device: Device, kind: Kind, known: float) -> None:
+        """Build nothing yet. `known`: FLOPs a second that the device's convolutions have reached in this dtype."""
+        self._device, self._kind, self._known = device, kind, known
+        self._images: _Images | None = None
+
+    @property
+    def is_built(self) -> bool:
+        """Return whether the model is built."""
+        return self._images is not None
+
+    def get(self, time_: _Time) -> _Images:
+        """Return the images; build the model and price it at the first call, without memory.
+
+        Raises:
+            SkipError: there is no time for it.
+        """
+        if self._images is None:
+            self._images = _build(self._device, self._kind, self._known, time_)
+        return self._images
+
+
+def _build(device: Device, kind: Kind, known: float, time_: _Time) -> _Images:
+    if not time_.is_ready and time_.left < _BUILD_SECONDS:
+        raise SkipError(f"{_BUILD_SECONDS:.0f} s are what building it takes, and {max(time_.left, 0):.1f} s are left")
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    torch = device.torch
+    components.set_precision(torch, kind.dtype)
+    model = components.Model(torch, kind.case(device.name, 1, _WARM + _FEWEST))
+    rate = _REACH * max(known, device_probe.rate(torch, device.name, kind.dtype))
+    return _Images(device, kind, model, rate)
+
+
+def _asked(lazy: _LazyImages, batch: int, time_: _Time, blank: Reading) -> Reading:
+    made = lazy.get(time_)
     wanted = _WARM + (_MOST_OF_A_CARD if made.device.is_card else _MOST_OF_A_CPU)
     # Twice its price: a probe may be so far off, and a loop that was given up has no figure at all.
     while wanted > _WARM + _FEWEST and 2 * made.seconds(batch, wanted) > time_.share:
