@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from bench.core.result import Case, Result
+    from bench.launch.in_process import DiffusionCase
     from bench.run.cases import Cell
     from bench.run.session import Session
-    from bench.worker.sampling import Images
 
 _SUITES = pytest.StashKey["Suites"]()
 
@@ -65,48 +64,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"kept: {config.stash[_SUITES].kept}")
 
 
-class DiffusionCase:
-    """One case in this very process: called, it makes a batch of images and waits until the device has done so."""
-
-    def __init__(self, case: Case, weights: Mapping[str, str]) -> None:
-        """Build the model, give it its weights, and make a first batch: kernels are chosen, caches are warm.
-
-        Args:
-            case: what is made.
-            weights: {architecture: snapshot folder}; empty: seeded random ones.
-        """
-        import torch
-
-        from bench.worker import clocks, components, sampling
-        from bench.worker import memory as device_memory
-
-        self.case = case
-        self.weights = "real" if weights else "random"
-        self._torch, self._synchronize = torch, clocks.synchronize
-        with torch.no_grad():
-            model = components.Model(torch, case)
-            self.flops = model.flops()
-            model.load({name: Path(folder) for name, folder in weights.items()})
-            self._loop = sampling.Loop(model)
-        self.unet = model.components["unet"]
-        self()
-        self._memory = device_memory.Peaks(torch, case.device)
-
-    def __call__(self) -> Images:
-        """Make a batch of images."""
-        with self._torch.no_grad():
-            images = self._loop(lambda: None)
-            self._synchronize(self._torch, self.case.device)
-        return images
-
-    def extra_info(self) -> dict[str, Any]:
-        """What belongs beside its times: the case, FLOPs, and the memory since it was ready."""
-        self._memory.pause()
-        memory = {name: value for name, value in asdict(self._memory.memory()).items() if value is not None}
-        work = {"flops_per_step": self.flops.step, "flops_per_batch": self.flops.batch, "weights": self.weights}
-        return {"case": asdict(self.case), **work, **memory}
-
-
 @pytest.fixture
 def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
     """The case of the test's `diffusion` marker, or of an indirect parameter (a dict of the same).
@@ -115,41 +72,32 @@ def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
     case, its FLOPs and its memory are in `extra_info`.
     """
     benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
-    told = _told(request)
-    if "model" not in told:
+    axes = _axes(request)
+    if "model" not in axes:
         pytest.fail('which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256", dtype="bf16")', pytrace=False)
-    import torch
-
     from bench.core.errors import SkipError
-    from bench.worker import components
+    from bench.launch import in_process
     from provision.core.errors import FirstlightError
 
-    weights = told.pop("weights", {})
+    weights = axes.pop("weights", {})
     try:
-        case = _case(torch, told)
+        case = _case(axes)
     except FirstlightError as error:
         pytest.fail(str(error), pytrace=False)
     if case.dtype == "tf32" and not case.device.startswith("cuda"):
         pytest.skip("TF32 is a format of NVIDIA's cards alone")
-    threads = torch.get_num_threads()
-    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    components.set_precision(torch, case.dtype)
-    try:
-        if case.threads:
-            torch.set_num_threads(case.threads)
-        made = DiffusionCase(case, weights)
-        yield made
-        if benchmark is not None:
-            benchmark.extra_info.update(made.extra_info())
-    except SkipError as error:
-        pytest.skip(str(error))
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    with in_process.settings_of(case):
+        try:
+            made = in_process.DiffusionCase(case, weights)
+            yield made
+            if benchmark is not None:
+                benchmark.extra_info.update(made.extra_info())
+        except SkipError as error:
+            pytest.skip(str(error))
 
 
-def _told(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What the marker says, and an indirect parameter goes before it."""
+def _axes(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the model and the axes of the marker; an indirect parameter overrides them."""
     marker = request.node.get_closest_marker("diffusion")
     parameter = getattr(request, "param", {})
     if not isinstance(parameter, dict) or (marker and len(marker.args) > 1):
@@ -158,22 +106,20 @@ def _told(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {**named, **(marker.kwargs if marker else {}), **parameter}
 
 
-def _case(torch: Any, told: dict[str, Any]) -> Case:
-    """A case as the suites have it for this machine, with what is told changed."""
-    from bench.gpu import choose_device
-    from bench.run import cases
-    from provision.core.errors import BlockedError
+def _case(axes: dict[str, Any]) -> Case:
+    """Return the case that the suites have for this machine, changed by the axes.
 
-    chosen = told.pop("device", "auto")
-    choose_device.check_name(str(chosen))
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if chosen == "auto":
-        chosen = "cuda:0" if cards else "mps" if torch.backends.mps.is_available() else "cpu"
-    if chosen == "cuda":
-        chosen = "cuda:0"
-    if chosen.startswith("cuda:") and int(chosen.partition(":")[2]) >= cards:
-        raise BlockedError(f"there is no {chosen}: torch sees {cards} cards")
-    return cases.change(cases.usual(told.pop("model"), chosen), {axis: str(value) for axis, value in told.items()})
+    Raises:
+        FirstlightError: a name is wrong, or the device cannot be used.
+    """
+    from bench.gpu import choose_device
+    from bench.launch import in_process
+    from bench.run import cases
+
+    device = axes.pop("device", "auto")
+    choose_device.check_name(str(device))
+    usual = cases.usual(axes.pop("model"), in_process.find_device(device))
+    return cases.change(usual, {axis: str(value) for axis, value in axes.items()})
 
 
 class Replay:
@@ -283,5 +229,5 @@ def suites(config: pytest.Config) -> Suites:
 
 def _option(config: pytest.Config, name: str) -> str | None:
     """An option; None also where the plugin came too late to be asked for any."""
-    told: str | None = config.getoption(f"--diffusion-{name}", None)
-    return told
+    value: str | None = config.getoption(f"--diffusion-{name}", None)
+    return value

@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("provision", "bench")
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
-    "torch": {"bench.worker", "bench.pytest_plugin", "provision.models.stand_in_worker"},
+    "torch": {"bench.worker", "bench.launch.in_process", "provision.models.stand_in_worker"},
     "diffusers": {"bench.worker", "provision.models.stand_in_worker"},
     "transformers": {"bench.worker.components", "provision.models.stand_in_worker"},
     "PIL": {"bench.worker.numerics", "bench.run.image_quality"},
@@ -172,7 +172,7 @@ PLANTED = {
     "provision/fs/tree.py": ("import bench.core.stats", "provision knows nothing of bench"),
     "bench/run/verdict.py": ("import provision.models.manifest", "bench knows of provision only"),
     "bench/worker/timing.py": ("import bench.gpu.nvml", "the worker side runs under the measured interpreter"),
-    "bench/run/store.py": ("import bench.worker.timing", "only the launcher and the pytest plugin"),
+    "bench/run/store.py": ("import bench.worker.timing", "only bench.launch.in_process loads"),
     "provision/host/tool_caches.py": ("import provision.host.provider", "no cycles"),
 }
 

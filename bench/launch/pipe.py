@@ -35,7 +35,7 @@ def listen(
     process: subprocess.Popen[bytes],
     deadline: float,
     rest: bytes,
-    hear: Callable[[bytes], None],
+    receive: Callable[[bytes], None],
     enough: Callable[[], bool],
     look: Callable[[], None],
 ) -> tuple[str, bytes]:
@@ -59,7 +59,7 @@ def listen(
                 looked = time.monotonic()
             if not events:
                 continue
-            rest, closed = _drain(pipe, rest, deadline, hear)
+            rest, closed = _drain(pipe, rest, deadline, receive)
             if ending in events:
                 return ENDED, rest
             if enough():
@@ -88,7 +88,7 @@ def _ending(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _drain(pipe: int, rest: bytes, deadline: float, hear: Callable[[bytes], None]) -> tuple[bytes, bool]:
+def _drain(pipe: int, rest: bytes, deadline: float, receive: Callable[[bytes], None]) -> tuple[bytes, bool]:
     """Read all that the pipe holds now. Returns the line that has not ended yet, and whether the pipe is closed."""
     while time.monotonic() < deadline:
         try:
@@ -100,7 +100,7 @@ def _drain(pipe: int, rest: bytes, deadline: float, hear: Callable[[bytes], None
         *lines, rest = (rest + block).split(b"\n")
         rest = rest[-_LONGEST_LINE:]
         for line in lines:
-            hear(line)
+            receive(line)
     return rest, False
 
 

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from bench.core import stats
-from bench.core.codec import plain, record
+from bench.core import protocol, stats
 from bench.core.errors import PARTNER
+from bench.core.protocol import Again, Examination, Request, TorchQuery
 from bench.core.result import Result, Sample, Status
 from bench.core.stats import FEWEST_PAIRS
-from bench.launch import pipe, worker_events
+from bench.core.worker_events import CaseMeasured, TorchDescribed
+from bench.launch import pipe, received_events
 from bench.launch.monitor import WorkerMonitor
-from provision.core import child_environment, process
-from provision.core.errors import BlockedError
+from provision.core import child_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
-    from bench.core.protocol import Request
+    from bench.core.protocol import WorkerRequest
     from bench.core.result import Case
     from bench.core.validation_records import GpuLoadStats
 
 if TYPE_CHECKING:
-    Tell = Callable[[worker_events.WorkerEvents], None]
+    OnReceived = Callable[[received_events.ReceivedEvents], None]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # The worker sees this one package and otherwise only what is installed in the measured environment: neither the
@@ -45,7 +43,6 @@ sys.modules["bench"] = types.ModuleType("bench")
 sys.modules["bench"].__path__ = [sys.argv[1]]
 runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
 """
-_WHERE = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
 _GRACE_SECONDS = 20.0
 _STARVED_SECONDS = 600.0  # so much longer a worker may take that had no core
 _MANY_PAIRS = 20  # before so many, the interval of a ratio that jumps between two values is not to be relied on
@@ -54,11 +51,11 @@ _KNOWN = 0.01
 _PRECISIONS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
-def _nothing(_: worker_events.WorkerEvents) -> None:
-    """Ignore what is known."""
+def _ignore(_: received_events.ReceivedEvents) -> None:
+    """Ignore the events."""
 
 
-def run_case(request: Request, python: Path, *, hub: Path, tell: Tell = _nothing) -> Result:
+def run_case(request: Request, python: Path, *, hub: Path, on_received: OnReceived = _ignore) -> Result:
     """Run one case in a fresh process.
 
     A worker that dies, hangs or prints rubbish becomes a result with its status and the end of its stderr;
@@ -68,16 +65,16 @@ def run_case(request: Request, python: Path, *, hub: Path, tell: Tell = _nothing
         request: what to measure.
         python: the interpreter to measure under.
         hub: the hub cache that the worker may read.
-        tell: called with what is known, at each line of the worker and twice a second.
+        on_received: called with the events so far, at each line of the worker and twice a second.
     """
     deadline = time.monotonic() + request.limit_seconds + _GRACE_SECONDS
-    with Worker(plain(request), python, hub, tell) as worker:
+    with Worker(request, python, hub, on_received) as worker:
         worker.listen(deadline)
     return worker.result(request.case)
 
 
 def run_pair(
-    requests: tuple[Request, Request], pythons: tuple[Path, Path], *, hub: Path, tell: Tell = _nothing
+    requests: tuple[Request, Request], pythons: tuple[Path, Path], *, hub: Path, on_received: OnReceived = _ignore
 ) -> tuple[Result, Result]:
     """Run two cases at once whose images are made in turns, never at the same time: what drifts, drifts for both.
 
@@ -85,13 +82,13 @@ def run_pair(
         requests: what to measure; they are paced. The first one's times hold for both.
         pythons: the interpreter of each.
         hub: the hub cache that the workers may read.
-        tell: called with what is known of the one at work, at each of its lines and twice a second.
+        on_received: called with the events of the worker at work, at each of its lines and twice a second.
     """
     first = requests[0]
     began = time.monotonic()
     ends, limit = began + first.share_seconds, began + first.limit_seconds
     deadline = limit + _GRACE_SECONDS
-    one, two = (Worker(plain(each), python, hub, tell) for each, python in zip(requests, pythons, strict=True))
+    one, two = (Worker(each, python, hub, on_received) for each, python in zip(requests, pythons, strict=True))
     both = (one, two)
     with contextlib.ExitStack() as stack:
         ready = []
@@ -113,38 +110,12 @@ def run_pair(
     return one.result(requests[0].case), two.result(requests[1].case)
 
 
-def run_here(request: Request, python: Path) -> Result:
-    """Run one case in this very process, for a debugger: nothing is watched, nothing is limited.
-
-    Args:
-        request: what to measure.
-        python: the interpreter whose packages are taken; it has to be of this process's version.
-
-    Raises:
-        BlockedError: it is of another version, or does not start.
-    """
-    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
-    done = process.run([python, "-c", _WHERE], timeout_seconds=60, check=False)
-    version, _, packages = done.stdout.strip().partition(" ")
-    if done.returncode or version != mine:
-        raise BlockedError(
-            f"--in-process takes the packages of {python} into this process, and it is {version or '?'}, this is "
-            f"{mine}. Make the toolbox with that one: rm -r .venv, then make setup PYTHON={python}"
-        )
-    if packages not in sys.path:
-        sys.path.append(packages)  # behind our own: of what both have, ours is loaded already
-    from bench.worker import measurement
-
-    return measurement.measure(request, lambda _: None)
-
-
 def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
     """Ask the interpreter's torch what it can compute on; {"error": text} where it cannot say."""
-    with Worker({"query": True}, python, Path(os.devnull)) as worker:
+    with Worker(TorchQuery(), python, Path(os.devnull)) as worker:
         worker.listen(time.monotonic() + seconds)
-    answer = worker.heard.answer
-    if answer is not None and isinstance(answer.get("query"), dict):
-        return dict(answer["query"])
+    if isinstance(worker.received.answer, TorchDescribed):
+        return worker.received.answer.query
     return {"error": worker.stderr or f"exit {worker.code}"}
 
 
@@ -163,34 +134,44 @@ def _wants_more(both: tuple[Worker, Worker], ends: float, limit: float) -> bool:
 class Worker:
     """A process that measures: started when entered, ended with all that it started when left."""
 
-    def __init__(self, request: dict[str, Any], python: Path, hub: Path, tell: Tell = _nothing) -> None:
+    def __init__(self, request: WorkerRequest, python: Path, hub: Path, on_received: OnReceived = _ignore) -> None:
         """Take the request, the interpreter, the hub cache that it may read, and a callback for progress."""
-        self._tell_of = tell
+        self._on_received = on_received
         self._request, self._python, self._hub = request, python, hub
-        self.heard = worker_events.WorkerEvents()
-        self.code: int | None = worker_events.NOT_STARTED
+        self.received = received_events.ReceivedEvents()
+        self.code: int | None = received_events.NOT_STARTED
         self.stderr = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._exit = contextlib.ExitStack()
         self._watch: WorkerMonitor | None = None
         self._rest = b""
         self._has_ended = self._is_late = False
         self._waited, self._began = 0.0, time.monotonic()
 
     @property
+    def _is_examination(self) -> bool:
+        return isinstance(self._request, Examination)
+
+    @property
+    def _is_paced(self) -> bool:
+        return isinstance(self._request, Request) and self._request.paced
+
+    @property
     def samples(self) -> list[Sample]:
-        """The images that it has told of."""
-        return self.heard.samples
+        """Return the images that the worker has sent."""
+        return self.received.samples
 
     def __enter__(self) -> Self:
-        self._errors = tempfile.TemporaryFile()
+        errors = self._exit.enter_context(tempfile.TemporaryFile())
+        self._exit.callback(self._end, errors)
         try:
-            self._start()
+            self._start(errors)
         except BaseException:  # an interrupt above all: what was not entered is not left
-            self.__exit__()
+            self._exit.close()
             raise
         return self
 
-    def _start(self) -> None:
+    def _start(self, errors: IO[bytes]) -> None:
         # An interrupt between the fork and the assignment would leave a process that is never ended.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
@@ -198,30 +179,32 @@ class Worker:
                 worker_command(self._python),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._errors,
+                stderr=errors,
                 env=_environment(self._hub),
                 start_new_session=True,  # its whole group can be ended, and Ctrl-C reaches it through us alone
             )
-            window = "sustained" if "examine" in self._request else "samples"
-            self._watch = WorkerMonitor(self._process.pid, window, is_paired=bool(self._request.get("paced")))
+            window = "sustained" if self._is_examination else "samples"
+            self._watch = WorkerMonitor(self._process.pid, window, is_paired=self._is_paced)
         except OSError as error:
             self._has_ended = True
             self.stderr = f"{self._python} does not start: {error.strerror}"
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        self._tell(json.dumps(self._request))
-        if not {"paced", "examine"} & {name for name, value in self._request.items() if value}:
+        self._send(protocol.encode(self._request))
+        if not (self._is_paced or self._is_examination):
             self.let_go()
 
     def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def _end(self, errors: IO[bytes]) -> None:
         if self._watch is not None:
             self._watch.close()
         if self._process is not None:
             pipe.end(self._process)
             self.let_go()
             self.code = None if self._is_late else self._process.returncode
-            self.stderr = pipe.tail(self._errors)
-        self._errors.close()
+            self.stderr = pipe.tail(errors)
 
     def listen(self, deadline: float, enough: Callable[[], bool] = lambda: False) -> bool:
         """Read what it says until that is enough (True), it has ended or the deadline has passed (False).
@@ -232,10 +215,9 @@ class Worker:
             return False
         if self._has_ended:
             return enough()
-        hear = self._hear
         while not enough():
             ends = self._ends(deadline)
-            how, self._rest = pipe.listen(self._process, ends, self._rest, hear, enough, self._look)
+            how, self._rest = pipe.listen(self._process, ends, self._rest, self._receive, enough, self._look)
             if how == pipe.LATE and time.monotonic() < self._ends(deadline):
                 continue
             if how != pipe.ENOUGH:
@@ -248,27 +230,27 @@ class Worker:
         """When it is given up: at its deadline, or silent for long; seconds without a core do not count."""
         if self._process is not None:
             self._waited = max(self._waited, pipe.waited_seconds(self._process.pid))
-        silent = float("inf") if "examine" in self._request else self.heard.at + self.heard.patience
+        silent = float("inf") if self._is_examination else self.received.at + self.received.patience
         return min(deadline, silent) + min(self._waited, _STARVED_SECONDS)
 
     def make_one(self, deadline: float) -> bool:
         """Let a paced worker make one image, and wait for it. Whether it came."""
         count = len(self.samples)
-        self._tell("go")
+        self._send(protocol.GO)
         return self.listen(deadline, lambda: len(self.samples) > count)
 
     def is_ready(self) -> bool:
         """Whether a paced worker waits for its word."""
-        return self.heard.phase == "samples"
+        return self.received.phase == "samples"
 
     def ask_again(self, phases: Sequence[str], seconds: float) -> None:
         """Let an examining worker ask some phases once more, in that time; what it reads comes beside the first."""
-        self.heard.phase = "told"
-        self._tell(f"again {seconds:g} {' '.join(phases)}")
+        self.received.phase = "told"
+        self._send(Again(tuple(phases), seconds).line)
 
     def fault(self) -> str:
         """What ended a worker that gave no answer, after it was left."""
-        _, reason = worker_events.autopsy(self.heard, self.code, self._hungry())
+        _, reason = received_events.explain_end(self.received, self.code, self._hungry())
         return f"{reason}\n{self.stderr}".strip()
 
     def gpu(self) -> GpuLoadStats | None:
@@ -292,40 +274,37 @@ class Worker:
         return self._watch.add_to(result) if self._watch is not None else result
 
     def _result(self, case: Case) -> Result:
-        if self.heard.answer is not None and "result" in self.heard.answer:
-            with contextlib.suppress(ValueError, TypeError):
-                told: Result = record(self.heard.answer["result"], Result, "result")
-                return told
-            self.heard.rubbish += 1
-        status, reason = worker_events.autopsy(self.heard, self.code, self._hungry())
+        if isinstance(self.received.answer, CaseMeasured):
+            return self.received.answer.result
+        status, reason = received_events.explain_end(self.received, self.code, self._hungry())
         return Result(
             case,
             status,
             reason=f"{reason}\n{self.stderr}".strip(),
-            phases=self.heard.phases,
-            samples=tuple(self.heard.samples),
-            work=self.heard.work,
+            phases=self.received.phases,
+            samples=tuple(self.received.samples),
+            work=self.received.work,
         )
 
     def _hungry(self) -> float:
         """The share of its life in which it was ready and had no core."""
         return self._waited / max(time.monotonic() - self._began, 1e-9)
 
-    def _tell(self, line: str) -> None:
-        self.heard.at = time.monotonic()  # until now it had nothing to say
+    def _send(self, line: str) -> None:
+        self.received.at = time.monotonic()  # until now the worker had no reason to send a line
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line.encode() + b"\n")
                 self._process.stdin.flush()
 
-    def _hear(self, line: bytes) -> None:
-        worker_events.hear(self.heard, self._watch, line)
-        self._tell_of(self.heard)
+    def _receive(self, line: bytes) -> None:
+        received_events.receive(self.received, self._watch, line)
+        self._on_received(self.received)
 
     def _look(self) -> None:
         if self._watch is not None:
             self._watch.look()
-        self._tell_of(self.heard)
+        self._on_received(self.received)
 
 
 def worker_command(python: Path) -> Sequence[str]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bench.core.protocol import PrecisionQuery
 from bench.core.result import Precision
+from bench.core.worker_events import DeviceCapabilities, PrecisionProbe
 from bench.launch import worker_process
 from bench.run import cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.launch.worker_events import WorkerEvents
+    from bench.launch.received_events import ReceivedEvents
     from bench.run.cases import Suite
 
 FP32 = "fp32"
@@ -73,7 +75,7 @@ def ask(
     *,
     cpus: float | None = None,
     dtypes: Sequence[str] = cases.LOW,
-    tell: Callable[[WorkerEvents], None] = lambda _: None,
+    on_received: Callable[[ReceivedEvents], None] = lambda _: None,
 ) -> DtypeSupport:
     """Ask the interpreter's torch, and confirm it by short convolutions, in a process of their own.
 
@@ -85,49 +87,55 @@ def ask(
         device: as a case names it.
         cpus: how many the control group grants, if it does.
         dtypes: the low ones.
-        tell: called with what is known, at each line of the worker and twice a second.
+        on_received: called with the events so far, at each line of the worker and twice a second.
     """
     left = [FP32, *dtypes]
-    told: dict[str, dict[str, Any]] = {}
-    computes: dict[str, int] = {}
+    probes: dict[str, PrecisionProbe] = {}
+    capabilities = DeviceCapabilities()
     fault = None
     while left:
-        request = {"precisions": device, "dtypes": left, "cpus": cpus}
-        with worker_process.Worker(request, python, Path(os.devnull), tell) as worker:
+        query = PrecisionQuery(device, tuple(left), cpus)
+        with worker_process.Worker(query, python, Path(os.devnull), on_received) as worker:
             worker.listen(time.monotonic() + _SECONDS)
-        heard = worker.heard
-        computes = heard.computes or computes
-        told |= {str(each.get("dtype")): each for each in heard.precisions}
-        left = [name for name in left if not {"rate", "fault"} & set(told.get(name, {}))]
-        if heard.phase not in left:  # it did not reach a dtype, or reported all of them
+        received = worker.received
+        capabilities = received.capabilities or capabilities
+        probes |= {probe.dtype: probe for probe in received.precisions}
+        left = [name for name in left if name not in probes or not probes[name].is_finished]
+        if received.phase not in left:  # it did not reach a dtype, or reported all of them
             fault = worker.fault() if left else None
             break
         is_its_own = worker.code is not None and worker.code != -signal.SIGKILL
-        ended = {"fault": worker.fault().splitlines()[0], "unsupported": is_its_own}
-        told[heard.phase] = told.get(heard.phase, {}) | ended
-        left.remove(heard.phase)
-    rates = {name: float(each["rate"]) for name, each in told.items() if each.get("rate")}
-    lanes = None
-    if "lanes" in computes:
-        threads = float(computes["threads"])
-        lanes = computes["lanes"] * (min(threads, cpus) if cpus else threads)
-    tf32 = bool(computes["tf32"]) if "tf32" in computes else None
-    found = []
-    for name in [name for name in dtypes if name in told and name not in left]:
+        begun = probes.get(received.phase, PrecisionProbe(received.phase, None))
+        probes[begun.dtype] = replace(begun, fault=worker.fault().splitlines()[0], unsupported=is_its_own)
+        left.remove(begun.dtype)
+    rates = {name: probe.rate for name, probe in probes.items() if probe.rate}
+    precisions = []
+    for name in [name for name in dtypes if name in probes and name not in left]:
         slower = rates[FP32] / rates[name] if FP32 in rates and name in rates else None
-        kernels = _has_kernels(told[name], slower)
-        found.append(Precision(name, kernels, rates.get(name), slower, told[name].get("fault")))
-    return DtypeSupport(device, tuple(found), tuple(rates.items()), lanes, fault, tf32)
+        kernels = _has_kernels(probes[name], slower)
+        precisions.append(Precision(name, kernels, rates.get(name), slower, probes[name].fault))
+    tf32 = bool(capabilities.tf32) if capabilities.tf32 is not None else None
+    return DtypeSupport(device, tuple(precisions), tuple(rates.items()), _lanes(capabilities, cpus), fault, tf32)
 
 
-def _has_kernels(told: dict[str, Any], slower: float | None) -> bool:
-    """Torch's word and the probe's: a dtype that torch calls emulated has to be as fast as fp32 to count."""
-    claimed = told.get("kernels")
-    if "fault" in told:
-        return not told.get("unsupported") and claimed is not False
+def _lanes(capabilities: DeviceCapabilities, cpus: float | None) -> float | None:
+    """Return how many fp32 numbers a CPU computes at once: vector width times threads; None for another device."""
+    if capabilities.lanes is None or capabilities.threads is None:
+        return None
+    threads = float(capabilities.threads)
+    return capabilities.lanes * (min(threads, cpus) if cpus else threads)
+
+
+def _has_kernels(probe: PrecisionProbe, slower: float | None) -> bool:
+    """Return whether torch's report and the probe agree on kernels.
+
+    A dtype that torch reports as emulated counts where it is as fast as fp32.
+    """
+    if probe.fault is not None:
+        return not probe.unsupported and probe.kernels is not False
     if slower is None:
-        return bool(claimed)
-    return slower <= (1.0 if claimed is False else _SEVERAL)
+        return bool(probe.kernels)
+    return slower <= (1.0 if probe.kernels is False else _SEVERAL)
 
 
 def notes(known: DtypeSupport, suite: Suite, dtypes: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from bench.core.errors import BUDGET
 from bench.core.protocol import Request
 from bench.core.result import SCHEMA, Result, Run, Status
 from bench.core.validation_records import Verdict, VerdictState
-from bench.launch import worker_process
+from bench.launch import in_process, worker_process
 from bench.run import cases, image_quality, store, time_left, verdict
 from provision.config import models, toml
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bench.core.result import Case, Tuning
     from bench.core.validation_records import Validation
-    from bench.launch.worker_events import WorkerEvents
+    from bench.launch.received_events import ReceivedEvents
     from bench.run.cases import Cell
     from bench.run.dtype_support import DtypeSupport
     from bench.run.request import BenchHost, Progress, RunRequest
@@ -195,8 +195,8 @@ class Session:
             for case, which, python in zip(both, "ab", pythons, strict=True)
         ]
         requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
-        tell = self._teller(where, 2 * self.overhead(both[0]), share / 2, ())
-        measured = worker_process.run_pair(requests, pythons, hub=self._bench.root.hub_in_use, tell=tell)
+        on_received = self._progress_line(where, 2 * self.overhead(both[0]), share / 2, ())
+        measured = worker_process.run_pair(requests, pythons, hub=self._bench.root.hub_in_use, on_received=on_received)
         found = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
         self._progress.say(f"{where} {' / '.join(outcome(result) for result in found)}")
         return found
@@ -227,10 +227,10 @@ class Session:
         plain = self._request(cell.case, share, limit, f"{cell.case.name}.png", python)
         request = replace(plain, find_max=cell.find_max, checks_seconds=checks)
         if self._wish.in_process:
-            result = worker_process.run_here(request, python)
+            result = in_process.run_here(request, python)
         else:
-            tell = self._teller(where, start, share, later)
-            result = worker_process.run_case(request, python, hub=self._bench.root.hub_in_use, tell=tell)
+            on_received = self._progress_line(where, start, share, later)
+            result = worker_process.run_case(request, python, hub=self._bench.root.hub_in_use, on_received=on_received)
         result = self._finished(result, python)
         if result.samples:
             images = (*result.warmups, *result.samples)
@@ -243,14 +243,14 @@ class Session:
         self._progress.say(f"{where} {outcome(result)}")
         return result
 
-    def _teller(
+    def _progress_line(
         self, where: str, overhead: float, share: float, later: Sequence[Cell]
-    ) -> Callable[[WorkerEvents], None]:
-        """Return what shows how far a case is."""
+    ) -> Callable[[ReceivedEvents], None]:
+        """Return the callback that shows the progress of a case."""
         now, what = time.monotonic(), " ".join(where.split())
         required = sum(cell.required for cell in later) if self._wish.budget_seconds is None else 0
         known = time_left.CaseBudget(what, overhead, now, now + share, self.ends, len(later), required)
-        return lambda heard: self._progress.at(lambda: f"  {known.line(heard)}")
+        return lambda received: self._progress.at(lambda: f"  {known.line(received)}")
 
     def overhead(self, case: Case) -> float:
         """Seconds that a case takes beside its images, as the quickest one of its model did."""

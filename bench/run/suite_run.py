@@ -125,7 +125,9 @@ def find_cells(
             bench.python,
             chosen,
             cpus=bench.machine.cpu_quota,
-            tell=lambda heard: progress.at(lambda: f"  which dtypes {chosen} has kernels for: {heard.phase}"),
+            on_received=lambda received: progress.at(
+                lambda: f"  which dtypes {chosen} has kernels for: {received.phase}"
+            ),
         )
         notes = tuple(dtype_support.notes(known, suite, named))
         for line in notes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.core import stats
 
 if TYPE_CHECKING:
-    from bench.launch.worker_events import WorkerEvents
+    from bench.launch.received_events import ReceivedEvents
 
 _IMAGES_BESIDE = 2  # the first one, and the one that is looked into
 _FIRST = "first image"
@@ -42,23 +42,23 @@ class CaseBudget:
     later: int = 0
     required: int = 0
 
-    def line(self, heard: WorkerEvents, now: float | None = None) -> str:
+    def line(self, received: ReceivedEvents, now: float | None = None) -> str:
         """Say what is being done, how much is done, and how long the whole run still takes."""
         now = time.monotonic() if now is None else now
-        count, image = len(heard.samples), _image_seconds(heard, now)
+        count, image = len(received.samples), _image_seconds(received, now)
         images = self._images(count, image, now)
-        if count or heard.phase == "samples":
+        if count or received.phase == "samples":
             doing = f"image {min(count + 1, images)} of about {images}"
-            if heard.phase in {"checks", "largest"}:
-                doing = f"{count} images, {_PHASES[heard.phase]}"
+            if received.phase in {"checks", "largest"}:
+                doing = f"{count} images, {_PHASES[received.phase]}"
         else:
-            doing = f"{_PHASES.get(heard.phase, heard.phase)} ({now - heard.entered:.0f} s)"
-        steps = heard.samples[-1].step_seconds if heard.samples else ()
-        if not steps and heard.phases.first_image_seconds is not None:
-            doing += f", the first took {heard.phases.first_image_seconds:.3g} s"
+            doing = f"{_PHASES.get(received.phase, received.phase)} ({now - received.entered:.0f} s)"
+        steps = received.samples[-1].step_seconds if received.samples else ()
+        if not steps and received.phases.first_image_seconds is not None:
+            doing += f", the first took {received.phases.first_image_seconds:.3g} s"
         if steps:
             doing += f", {sum(steps) / len(steps):.3g} s a step"
-        left = self._left(heard, image, images, now)
+        left = self._left(received, image, images, now)
         return f"{self.what}: {doing}; about {left:.0f} s left for the run"
 
     def _images(self, count: int, image: float | None, now: float) -> int:
@@ -68,11 +68,11 @@ class CaseBudget:
         fitting = count + int(max(0.0, self.share_ends - now) / image)
         return max(stats.MIN_SAMPLES, count, min(stats.ENOUGH_SAMPLES, fitting))
 
-    def _left(self, heard: WorkerEvents, image: float | None, images: int, now: float) -> float:
+    def _left(self, received: ReceivedEvents, image: float | None, images: int, now: float) -> float:
         """Seconds of this case and the later ones: those take what this one does, within the budget."""
         each = image or 1.0
         whole = self.overhead + (images + _IMAGES_BESIDE) * each
-        done = len(heard.samples) + (heard.phases.first_image_seconds is not None)
+        done = len(received.samples) + (received.phases.first_image_seconds is not None)
         this = (images + _IMAGES_BESIDE - done) * each
         if done == 0:
             this += max(0.0, self.overhead - (now - self.began))
@@ -80,13 +80,13 @@ class CaseBudget:
         return this + max(within, self.required * whole)
 
 
-def _image_seconds(heard: WorkerEvents, now: float) -> float | None:
+def _image_seconds(received: ReceivedEvents, now: float) -> float | None:
     """Return the seconds of an image: as the last one, else as predicted, at least what it has taken so far."""
-    if heard.samples:
-        return heard.samples[-1].seconds
-    if heard.phases.first_image_seconds is not None:
-        return heard.phases.first_image_seconds
-    work, by_now = heard.work, now - heard.entered if heard.phase == _FIRST else 0.0
+    if received.samples:
+        return received.samples[-1].seconds
+    if received.phases.first_image_seconds is not None:
+        return received.phases.first_image_seconds
+    work, by_now = received.work, now - received.entered if received.phase == _FIRST else 0.0
     if work.predicted_step_seconds is None or not work.flops_per_step or not work.flops_per_image:
         return by_now or None
     return max(by_now, work.predicted_step_seconds * work.flops_per_image / work.flops_per_step)

@@ -6,12 +6,11 @@ import contextlib
 import signal
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench.core.codec import plain, record
 from bench.core.protocol import PHASES, WAITING, Examination
-from bench.core.result import Host
 from bench.core.validation_records import PROCESS, DeviceFacts, Reading
+from bench.core.worker_events import DeviceExamined
 from bench.gpu import nvml
 from bench.launch.worker_process import Worker
 from bench.validate import judge
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from bench.core.result import Host
     from bench.core.validation_records import GpuLoadStats
+    from bench.core.worker_events import ExaminationReport
     from bench.run.request import BenchHost
 
 GRACE_SECONDS = 30.0  # beyond its budget: a cold start of the interpreter and its libraries
@@ -72,7 +73,7 @@ class DeviceExamination:
     @property
     def is_alive(self) -> bool:
         """Whether its worker waits to be told more."""
-        return self._worker is not None and self._worker.heard.phase == WAITING
+        return self._worker is not None and self._worker.received.phase == WAITING
 
     @property
     def watched(self) -> GpuLoadStats | None:
@@ -145,32 +146,30 @@ class DeviceExamination:
             self._worker.listen(time.monotonic() + GRACE_SECONDS)
         self._leave()
 
-    def _understand(self, answer: Any) -> None:
-        """What it says whenever it has asked all: so it is known of one that was ended, too."""
-        if not isinstance(answer, dict):
+    def _keep(self, report: ExaminationReport) -> None:
+        """Keep the last report of a worker; a worker that was killed has sent one whenever it waited."""
+        if report.host is None:
             return
-        with contextlib.suppress(ValueError, TypeError):
-            host: Host = record(answer.get("host"), Host, "host")
-            if self.host is None or host.cpu_share is not None:  # one that was asked for a part saw no load
-                self.host = host
-            self.seconds |= record(answer.get("seconds"), dict[str, float], "seconds")
-            self.software = record(answer.get("software"), dict[str, str], "software")
+        if self.host is None or report.host.cpu_share is not None:  # one that was asked for a part saw no load
+            self.host = report.host
+        self.seconds |= report.seconds
+        self.software = report.software or {}
 
     def _begin(self, budget_seconds: float, phases: Sequence[str]) -> Worker:
         self._leave()
         wanted = Examination(self.device, time.time(), budget_seconds, tuple(phases))
-        worker = Worker({"examine": plain(wanted)}, self._bench.python, self._bench.root.hub_in_use)
+        worker = Worker(wanted, self._bench.python, self._bench.root.hub_in_use)
         self._worker = self._stack.enter_context(worker)
         return worker
 
     def _listen(self, worker: Worker, seconds: float) -> Reading | None:
         """Wait until it has asked all; its card is looked at where it has just worked. How it ended, where it did."""
         deadline = time.monotonic() + seconds + GRACE_SECONDS
-        heard, seen = worker.heard, set[str]()
-        while worker.listen(deadline, lambda: heard.phase == WAITING or heard.phase in _LOADED - seen):
-            if heard.phase == WAITING:
+        received, seen = worker.received, set[str]()
+        while worker.listen(deadline, lambda: received.phase == WAITING or received.phase in _LOADED - seen):
+            if received.phase == WAITING:
                 return None
-            seen.add(heard.phase)
+            seen.add(received.phase)
             self._loaded.append(self._card.describe(self.device, self._name, ours=1))
         return self._end_of(worker)
 
@@ -178,7 +177,7 @@ class DeviceExamination:
         """What a new worker finds, by the whole plan or by some phases, and how it ended, where it did."""
         worker = self._begin(budget_seconds, phases)
         end = self._listen(worker, budget_seconds)
-        return list(worker.heard.readings), end
+        return list(worker.received.readings), end
 
     def _anew(self, found: Sequence[Reading], phases: Sequence[str], seconds: float) -> list[Reading]:
         """Ask again; after a fault in a new worker: one whose card has failed it once can compute nothing more."""
@@ -192,10 +191,10 @@ class DeviceExamination:
         worker = self._worker
         if worker is None:
             return []
-        count = len(worker.heard.readings)
+        count = len(worker.received.readings)
         worker.ask_again(phases, seconds)
         end = self._listen(worker, seconds)
-        found = worker.heard.readings[count:]
+        found = worker.received.readings[count:]
         return found if end is None else [*found, end]
 
     def _end_of(self, worker: Worker) -> Reading:
@@ -203,7 +202,7 @@ class DeviceExamination:
 
         But for its host: that ends a process when its memory has run out, whatever device it uses, and is slow itself.
         """
-        phase = worker.heard.phase
+        phase = worker.received.phase
         self._leave()
         self._has_hung = worker.code is None
         is_slow = self._has_hung and (self.device == "cpu" or phase in _BEFORE)
@@ -214,7 +213,9 @@ class DeviceExamination:
     def _leave(self) -> None:
         if self._worker is not None:
             self._watched = self.watched
-            self._understand((self._worker.heard.answer or {}).get("examined"))
+            answer = self._worker.received.answer
+            if isinstance(answer, DeviceExamined):
+                self._keep(answer.examined)
         self._worker = None
         self._stack.close()
         self._stack = contextlib.ExitStack()

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.core.codec import plain
 from bench.core.protocol import Linking
 from bench.core.validation_records import PROCESS, Reading, Validation
 from bench.gpu import choose_device, diagnosis
@@ -162,7 +161,6 @@ class _Examination:
         machine = bench.machine
         self._known = replace(known, cores=machine.cores, cpu_quota=machine.cpu_quota, unusable=chosen.unusable)
         self._checkups: list[DeviceExamination] = []
-        self._pool: ThreadPoolExecutor
         self._seconds: dict[str, float] = {}
         self.readings: list[Reading] = []
         self.is_interrupted = False
@@ -172,15 +170,15 @@ class _Examination:
         soaked = None
         with contextlib.ExitStack() as stack:
             # One pool for all of it: the kernel ends a worker with the thread that has started it.
-            self._pool = stack.enter_context(ThreadPoolExecutor(max(1, len(self._chosen.devices))))
+            pool = stack.enter_context(ThreadPoolExecutor(max(1, len(self._chosen.devices))))
             for name, (title, uuid) in self._chosen.devices.items():
                 checkup = stack.enter_context(DeviceExamination(self._bench, name, title, uuid))
                 self._checkups.append(checkup)
                 self._one(checkup)
             if len(self._checkups) > 1:
-                self._together()
+                self._together(pool)
             if soak_seconds is not None and self._checkups:
-                soaked = self._soak(soak_seconds)
+                soaked = self._soak(pool, soak_seconds)
             for checkup in self._checkups:
                 checkup.finish()
             # Last: a card may let one process in alone.
@@ -198,11 +196,11 @@ class _Examination:
         known = self._known
         return replace(of_device, own=known.own, cores=known.cores, cpu_quota=known.cpu_quota)
 
-    def _together(self) -> None:
+    def _together(self, pool: ThreadPoolExecutor) -> None:
         """All devices at once: whether the host feeds them."""
         self._progress.begin("  all at once")
         began = time.monotonic()
-        found = self._at_once(_AT_ONCE, _TOGETHER_SECONDS)
+        found = self._at_once(pool, _AT_ONCE, _TOGETHER_SECONDS)
         if self.is_interrupted:
             raise KeyboardInterrupt
         # A worker's end is a fault of its phase, as it would be alone.
@@ -223,21 +221,21 @@ class _Examination:
         self._progress.say(f"  from device to device {_gist(found)}")
 
     def _linked(self, names: tuple[str, ...]) -> tuple[Reading, ...]:
-        request = {"links": plain(Linking(names, time.time(), _LINKS_SECONDS))}
+        request = Linking(names, time.time(), _LINKS_SECONDS)
         with worker_process.Worker(request, self._bench.python, self._bench.root.hub_in_use) as worker:
             worker.listen(time.monotonic() + _LINKS_SECONDS + GRACE_SECONDS)
-        found = tuple(worker.heard.readings)
-        if worker.heard.answer is not None:
+        found = tuple(worker.received.readings)
+        if worker.received.answer is not None:
             return found
         return (*found, Reading("links", "links", names[0], "", None, fault=worker.fault()))
 
-    def _soak(self, seconds: float) -> float:
+    def _soak(self, pool: ThreadPoolExecutor, seconds: float) -> float:
         """Round after round until the time is over, or somebody has seen enough. Returns how long it was."""
         began, number = time.monotonic(), 0
         while time.monotonic() - began < seconds and any(checkup.is_alive for checkup in self._checkups):
             number += 1
             self._progress.begin(f"  round {number}")
-            found = self._at_once(_ROUND, _ROUND_SECONDS)
+            found = self._at_once(pool, _ROUND, _ROUND_SECONDS)
             # The raw samples of hours would fill a disk; the plan before has kept its own.
             self.readings += [replace(each, round=number, samples=()) for each in found]
             if self.is_interrupted:
@@ -259,7 +257,7 @@ class _Examination:
             told += f"; {checkup.device}: XID {', '.join(map(str, now.xids))}" if now.xids else ""
         return told
 
-    def _at_once(self, phases: Sequence[str], seconds: float) -> list[Reading]:
+    def _at_once(self, pool: ThreadPoolExecutor, phases: Sequence[str], seconds: float) -> list[Reading]:
         """Each device whose worker lives, in a thread that listens to it; what was heard until an interrupt, too."""
         alive = [checkup for checkup in self._checkups if checkup.is_alive]
         found: dict[str, list[Reading]] = {}
@@ -272,7 +270,7 @@ class _Examination:
         # where another one takes the signal, Python raises it here at any time, so each thread tells its end by itself.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            told.extend(self._pool.submit(ask, checkup) for checkup in alive)
+            told.extend(pool.submit(ask, checkup) for checkup in alive)
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
             while wait(told, _HEED_SECONDS).not_done:
                 pass  # Python heeds a signal that another thread has taken between two waits alone
@@ -280,7 +278,7 @@ class _Examination:
             self.is_interrupted = True
             for checkup in alive:
                 checkup.stop()
-            self._pool.shutdown()  # also the one whose future an interrupt has kept from us
+            pool.shutdown()  # also the one whose future an interrupt has kept from us
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for each in told:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import sys
-from typing import IO, Any
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
-from bench.core.codec import dumps, plain, record
-from bench.core.protocol import Request
+from bench.core import protocol, worker_events
+from bench.core.protocol import Examination, Linking, PrecisionQuery, Request, TorchQuery
+from bench.core.worker_events import CaseMeasured, TorchDescribed
 from bench.worker import device_probe
 from bench.worker.checks import interconnect, run
 from bench.worker.measurement import measure
+
+if TYPE_CHECKING:
+    from bench.core.worker_events import WorkerEvent
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -23,28 +27,22 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _end_with_the_parent()
-    raw = json.loads(sys.stdin.readline())
-    if raw == {"query": True}:
-        import torch
+    emit = partial(_write, answers)
+    match request := protocol.decode(sys.stdin.readline()):
+        case TorchQuery():
+            import torch
 
-        _say(answers, {"query": device_probe.query(torch)})
-        return 0
-    if "precisions" in raw:
-        import torch
+            emit(TorchDescribed(device_probe.query(torch)))
+        case PrecisionQuery():
+            import torch
 
-        device_probe.precisions(
-            torch, raw["precisions"], raw["dtypes"], raw["cpus"], lambda event: _say(answers, event)
-        )
-        return 0
-    if "examine" in raw:
-        run.main(raw["examine"], lambda event: _say(answers, event), sys.stdin)
-        return 0
-    if "links" in raw:
-        interconnect.main(raw["links"], lambda event: _say(answers, event))
-        return 0
-    request: Request = record(raw, Request, "request")
-    result = measure(request, lambda event: _say(answers, event))
-    _say(answers, {"result": plain(result)})
+            device_probe.precisions(torch, request, emit)
+        case Examination():
+            run.examine(request, emit, sys.stdin)
+        case Linking():
+            interconnect.run(request, emit)
+        case Request():
+            emit(CaseMeasured(measure(request, emit)))
     return 0
 
 
@@ -58,8 +56,8 @@ def _end_with_the_parent() -> None:
         sys.exit(1)
 
 
-def _say(answers: IO[str], event: dict[str, Any]) -> None:
-    answers.write(dumps(event) + "\n")
+def _write(answers: IO[str], event: WorkerEvent) -> None:
+    answers.write(worker_events.encode(event) + "\n")
     answers.flush()
 
 

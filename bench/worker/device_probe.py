@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench.core.axes import DTYPES
 from bench.core.errors import is_unsupported
+from bench.core.worker_events import (
+    CapabilitiesRead,
+    DeviceCapabilities,
+    PhaseEntered,
+    PrecisionProbe,
+    PrecisionProbed,
+)
 from bench.worker import clocks, components
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+
+    from bench.core.protocol import PrecisionQuery
+    from bench.core.worker_events import Emit
 
 _AMPERE = (8, 0)
 _CALLS = 4
@@ -109,29 +120,31 @@ def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], obj
             side *= 2
 
 
-def precisions(
-    torch: Any, device: str, dtypes: Sequence[str], cpus: float | None, say: Callable[[dict[str, Any]], None]
-) -> None:
-    """Say how wide the device's vectors are, then of each dtype what torch reports of it, and its rate.
+def precisions(torch: Any, query: PrecisionQuery, emit: Emit) -> None:
+    """Emit the device's capabilities, then for each dtype the kernels that torch reports, and its rate.
 
-    A kernel may end this process: what was said before stands.
+    A kernel may end this process: the events before that stand.
     """
+    device = query.device
     torch.set_grad_enabled(False)
     if device == "cpu":
         capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-        say({"computes": {"lanes": _LANES.get(capability, 4), "threads": int(torch.get_num_threads())}})
+        lanes, threads = _LANES.get(capability, 4), int(torch.get_num_threads())
+        emit(CapabilitiesRead(DeviceCapabilities(lanes=lanes, threads=threads)))
     if device.startswith("cuda"):
-        say({"computes": {"tf32": int(torch.cuda.get_device_capability(device) >= _AMPERE)}})
-    for dtype in dtypes:
-        say({"phase": dtype})
-        found: dict[str, Any] = {"dtype": dtype, "kernels": has_kernels(torch, device, dtype)}
-        say({"precision": found})
+        tf32 = int(torch.cuda.get_device_capability(device) >= _AMPERE)
+        emit(CapabilitiesRead(DeviceCapabilities(tf32=tf32)))
+    for dtype in query.dtypes:
+        emit(PhaseEntered(dtype))
+        probe = PrecisionProbe(dtype, has_kernels(torch, device, dtype))
+        emit(PrecisionProbed(probe))
         components.set_precision(torch, dtype)
         try:
-            found["rate"] = rate(torch, device, dtype, cpus)
+            probe = replace(probe, rate=rate(torch, device, dtype, query.cpus))
         except (RuntimeError, TypeError) as error:
-            found |= {"fault": str(error).splitlines()[0][:200], "unsupported": is_unsupported(error)}
-        say({"precision": found})
+            fault = str(error).splitlines()[0][:200]
+            probe = replace(probe, fault=fault, unsupported=is_unsupported(error))
+        emit(PrecisionProbed(probe))
 
 
 def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.core.result import Host
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from collections.abc import Iterator
 
 _SELF = Path("/proc/self")
 _STAT = Path("/proc/stat")
@@ -19,7 +19,7 @@ _PRESSURE = Path("/proc/pressure/cpu")
 
 
 class HostLoad:
-    """What the rest of the machine does while images are made: enter it for each, so that nothing else counts."""
+    """The load of the machine while images are made: only what happens within `watched` counts."""
 
     def __init__(self) -> None:
         """Nothing is known yet."""
@@ -28,19 +28,20 @@ class HostLoad:
         self._waited: float | None = 0.0
         self._passed = 0.0
 
-    def __enter__(self) -> Self:
-        self._first = (_cpu_ticks(), _pressure_seconds(), _waited_seconds(), time.monotonic())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        ticks, pressed, waited, began = self._first
-        self._passed += time.monotonic() - began
-        last = _cpu_ticks()
-        if ticks and last:
-            self._stolen += last[0] - ticks[0]
-            self._ticks += last[1] - ticks[1]
-        self._pressed = _sum(self._pressed, _since(pressed, _pressure_seconds()))
-        self._waited = _sum(self._waited, _since(waited, _waited_seconds()))
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count what happens within; enter it anew for each image."""
+        ticks, pressed, waited, began = _cpu_ticks(), _pressure_seconds(), _waited_seconds(), time.monotonic()
+        try:
+            yield
+        finally:
+            self._passed += time.monotonic() - began
+            last = _cpu_ticks()
+            if ticks and last:
+                self._stolen += last[0] - ticks[0]
+                self._ticks += last[1] - ticks[1]
+            self._pressed = _sum(self._pressed, _since(pressed, _pressure_seconds()))
+            self._waited = _sum(self._waited, _since(waited, _waited_seconds()))
 
     def host(self, threads: int, cpu_seconds: float, wall_seconds: float) -> Host:
         """What was seen.

@@ -1,4 +1,4 @@
-"""The fresh process of one case: runs under the measured interpreter, answers in JSON lines on its stdout."""
+"""The fresh process of one case: runs under the measured interpreter, in stages that each take the one before."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import platform
 import random
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core import axes, stats
-from bench.core.codec import plain
 from bench.core.errors import BUDGET, PARTNER, SkipError, is_unsupported
 from bench.core.protocol import GO, Request
-from bench.core.result import Case, Numerics, Phases, Result, Status, Work
+from bench.core.result import Case, Memory, Numerics, Phases, Result, Sample, Status, Work
+from bench.core.worker_events import CardOpened, PhaseEntered, PhasesTimed, WorkPredicted
 from bench.worker import (
     clocks,
     compile_cost,
@@ -29,263 +29,334 @@ from bench.worker import (
     timing,
 )
 from bench.worker import memory as device_memory
+from bench.worker.job import Deadlines, Job, PartialResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bench.core.worker_events import Emit
 
 _SLOW_STEP_SECONDS = 20.0
 _LAST_SECONDS = 3.0  # what is left for comparing
 
 
-def measure(request: Request, say: Callable[[dict[str, Any]], None]) -> Result:
+def measure(request: Request, emit: Emit) -> Result:
     """Run one case; whatever goes wrong becomes a result with its reason, beside what was known until then."""
-    found = _PartialResult(Result(request.case, Status.ERROR))
+    so_far = PartialResult(Result(request.case, Status.ERROR))
     try:
-        _Measurement(request, say, found).run()
+        _run_stages(Job(request, emit, so_far, _deadlines(request)))
     except SkipError as error:
-        found.add(status=Status.SKIPPED, reason=str(error))
+        so_far.add(status=Status.SKIPPED, reason=str(error))
     except MemoryError:
-        found.add(status=Status.OOM, reason="the host has no memory left")
+        so_far.add(status=Status.OOM, reason="the host has no memory left")
     except Exception as error:  # every failure of a library is this case's result, and the other cases go on
         text = f"{type(error).__name__}: {error}".strip()
         oom = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
-        found.add(status=Status.OOM if oom else Status.ERROR, reason=text[:2000])
-    return found.result
+        so_far.add(status=Status.OOM if oom else Status.ERROR, reason=text[:2000])
+    return so_far.result
 
 
-class _PartialResult:
-    """What is known of a case so far."""
-
-    def __init__(self, result: Result) -> None:
-        self.result = result
-
-    def add(self, **fields: Any) -> None:
-        """Know more."""
-        self.result = replace(self.result, **fields)
+def _deadlines(request: Request) -> Deadlines:
+    asked = time.perf_counter() - (time.time() - request.asked_at)
+    limit = asked + request.limit_seconds
+    checks = request.checks_seconds
+    return Deadlines(asked + request.share_seconds, limit if checks is None else asked + checks, limit)
 
 
-class _Measurement:
-    """The phases of one case, in their order."""
+@dataclass(frozen=True)
+class _Imported:
+    """The libraries, set up for the case, and its model on the meta device."""
 
-    def __init__(self, request: Request, say: Callable[[dict[str, Any]], None], found: _PartialResult) -> None:
-        self.request, self.say, self.found, self.case = request, say, found, request.case
+    torch: Any
+    model: components.Model
+    imports_seconds: float
 
-    def run(self) -> None:
-        torch, model = self._begin()
-        rate = self._price(torch, model)
-        peak = device_probe.Peak(torch, self.case.device, self.case.dtype, rate)
-        if not self._is_slow:
-            peak.ask()
-        loop = self._load(torch, model)
-        clock = clocks.clock_for(torch, self.case.device)
-        memory = device_memory.Peaks(torch, self.case.device)
-        first = self._first_image(loop, clock)
-        self._samples(torch, loop, clock, memory, peak)
-        self._after(torch, loop, first)
 
-    def _begin(self) -> tuple[Any, components.Model]:
-        began = time.perf_counter()
-        self.say({"phase": "imports"})
-        import diffusers
-        import torch
+@dataclass(frozen=True)
+class _Price:
+    """The predicted cost. `rate`: of the probe, FLOPs a second. `least_images`: as many as a result needs."""
 
-        diffusers.utils.logging.set_verbosity_error()
-        self.phases = Phases(imports_seconds=time.perf_counter() - began)
-        if self.case.threads:
-            torch.set_num_threads(self.case.threads)
-        if self.case.dtype == "tf32" and not self.case.device.startswith("cuda"):
-            raise SkipError("TF32 is a format of NVIDIA's cards alone")
-        components.set_precision(torch, self.case.dtype)
-        torch.set_grad_enabled(False)
-        if self.case.device.startswith("cuda"):
-            self.say({"card": str(getattr(torch.cuda.get_device_properties(self.case.device), "uuid", ""))})
-        self.found.add(phases=self.phases, software=_software(torch, diffusers, self.case))
-        asked = time.perf_counter() - (time.time() - self.request.asked_at)
-        self.limit, self.share = asked + self.request.limit_seconds, asked + self.request.share_seconds
-        checks = self.request.checks_seconds
-        self.checks = self.limit if checks is None else asked + checks
-        return torch, components.Model(torch, self.case)
-
-    def _price(self, torch: Any, model: components.Model) -> float:
-        """Predict the cost from the arithmetic and a probe, before anything is loaded."""
-        self.say({"phase": "probe"})
-        case = self.case
-        cost.check_room(torch, case, model.weight_bytes)
-        try:
-            rate = device_probe.rate(torch, case.device, case.dtype, self.request.cpus)
-        except (RuntimeError, TypeError) as error:
-            if not is_unsupported(error):  # such as a card that a neighbour fills
-                raise
-            raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
-        rate = max(rate, self.request.rate_known or 0.0)
-        price = cost.believed(torch, case, rate, self.request.rate_fp32)
-        flops = model.flops()
-        self.step_seconds = flops.step / price
-        self.work = Work(
-            flops_per_step=flops.step,
-            flops_per_image=flops.batch // case.batch,
-            probe_flops_per_second=rate,
-            predicted_step_seconds=self.step_seconds,
-            evaluations=flops.evaluations,
-        )
-        self.found.add(work=self.work, weights="real" if self.request.weights else "random")
-        # The first image, and as many as a result needs; of a pair, the other's as well.
-        self.images = 1 + (2 * stats.ENOUGH_SAMPLES if self.request.paced else stats.MIN_SAMPLES)
-        self.say({"work": plain(self.work)})
-        shortest = flops.batch / price * self.images
-        if time.perf_counter() + shortest > self.limit:
-            raise SkipError(cost.over(self.step_seconds, shortest, self.limit - time.perf_counter()))
-        if axes.COMPILES[case.compile] is not None:
-            self._price_compiling(model, shortest)
-        return rate
-
-    def _price_compiling(self, model: components.Model, rest: float) -> None:
-        self.say({"phase": "probe of the compiler"})
-        seconds = compile_cost.predict(model)
-        self.work = replace(self.work, predicted_compile_seconds=seconds)
-        self.found.add(work=self.work)
-        self.say({"work": plain(self.work)})
-        left = self.limit - time.perf_counter()
-        if seconds + rest > left:
-            raise SkipError(
-                f"predicted {seconds:.0f} s to compile, and {rest:.0f} s for the shortest run; "
-                f"{BUDGET} {max(left, 0):.0f} s"
-            )
+    rate: float
+    step_seconds: float
+    work: Work
+    least_images: int
 
     @property
-    def _is_slow(self) -> bool:
-        """Whether what is not asked for by name would take too long beside the samples themselves."""
-        return (self.work.predicted_step_seconds or 0.0) > _SLOW_STEP_SECONDS
+    def is_slow(self) -> bool:
+        """Return whether optional work would take too long beside the samples themselves."""
+        return self.step_seconds > _SLOW_STEP_SECONDS
 
-    def _load(self, torch: Any, model: components.Model) -> sampling.Loop:
-        self.say({"phase": "load"})
-        device_memory.reset_host_peak()
-        loading = time.perf_counter()
-        model.load({name: Path(folder) for name, folder in self.request.weights.items()})
-        loop = sampling.Loop(model)
-        clocks.synchronize(torch, self.case.device)
-        self.phases = replace(self.phases, load_seconds=time.perf_counter() - loading)
-        self.load_peak = device_memory.host_peak_bytes() if device_memory.reset_host_peak() else None
-        return loop
 
-    def _first_image(self, loop: sampling.Loop, clock: clocks.Clock) -> str:
-        self.say({"phase": "first image"})
-        guard = cost.guard(self.case, self.work.evaluations or 1, self.images - 1, self.limit)
-        clock.start()
-        pixels, raw = loop(cost.both(clock.mark, guard))
-        seconds, _ = clock.stop()
-        self.phases = replace(self.phases, first_image_seconds=seconds)
-        self.say({"phases": plain(self.phases)})
-        self.numerics = numerics.look(pixels, raw, self.request.image)
-        self.found.add(phases=self.phases, numerics=self.numerics)
-        return numerics.digest(raw)
+@dataclass(frozen=True)
+class _Loaded:
+    """The loop with its weights. `peak_bytes`: of the host's memory meanwhile, None where it cannot be read."""
 
-    def _samples(
-        self,
-        torch: Any,
-        loop: sampling.Loop,
-        clock: clocks.Clock,
-        memory: device_memory.Peaks,
-        peak: device_probe.Peak,
-    ) -> None:
-        self.say({"phase": "samples"})
+    loop: sampling.Loop
+    seconds: float
+    peak_bytes: int | None
 
-        def pause() -> None:
-            memory.pause()
-            if not self._is_slow:
-                self.say({"phase": "probe"})
-                peak.ask()
-                self.say({"phase": "samples"})
-            memory.resume()
 
-        neighbours = host_load.HostLoad()
-        more = _at_a_word(loop.model) if self.request.paced else timing.until(self.share, self.limit)
-        between = (lambda: None) if self.request.paced else pause
-        images = timing.take(loop, clock, more, self.say, between, neighbours)
-        if not images.every:
-            raise SkipError(PARTNER)
-        used = sum(sample.cpu_seconds for sample in images.every)
-        host = neighbours.host(torch.get_num_threads(), used, sum(sample.seconds for sample in images.every))
-        self.say({"phase": "probe"})
+@dataclass(frozen=True)
+class _FirstImage:
+    """The numbers of the first image, and the digest of all its bits."""
+
+    numerics: Numerics
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """The samples that count, and the peaks of memory while they were taken."""
+
+    samples: tuple[Sample, ...]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class _Meters:
+    """What measures beside the loop: the device's clock, the peaks of memory, and the peak rate."""
+
+    clock: clocks.Clock
+    memory: device_memory.Peaks
+    peak: device_probe.Peak
+
+
+def _run_stages(job: Job) -> None:
+    imported = _import(job)
+    torch, device = imported.torch, job.case.device
+    price = _price(job, imported)
+    peak = device_probe.Peak(torch, device, job.case.dtype, price.rate)
+    if not price.is_slow:
+        peak.ask()
+    loaded = _load(job, imported)
+    clock = clocks.clock_for(torch, device)
+    memory = device_memory.Peaks(torch, device)
+    first = _make_first_image(job, imported, price, loaded, clock)
+    sampled = _take_samples(job, price, loaded, first, _Meters(clock, memory, peak))
+    _check(job, price, loaded, first, sampled)
+
+
+def _import(job: Job) -> _Imported:
+    began = time.perf_counter()
+    case = job.case
+    job.emit(PhaseEntered("imports"))
+    import diffusers
+    import torch
+
+    diffusers.utils.logging.set_verbosity_error()
+    seconds = time.perf_counter() - began
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    if case.dtype == "tf32" and not case.device.startswith("cuda"):
+        raise SkipError("TF32 is a format of NVIDIA's cards alone")
+    components.set_precision(torch, case.dtype)
+    torch.set_grad_enabled(False)
+    if case.device.startswith("cuda"):
+        job.emit(CardOpened(str(getattr(torch.cuda.get_device_properties(case.device), "uuid", ""))))
+    job.so_far.add(phases=Phases(imports_seconds=seconds), software=_software(torch, diffusers, case))
+    return _Imported(torch, components.Model(torch, case), seconds)
+
+
+def _price(job: Job, imported: _Imported) -> _Price:
+    """Predict the cost from the arithmetic and a probe, before anything is loaded.
+
+    Raises:
+        SkipError: the case cannot run here, or cannot end in time.
+    """
+    job.emit(PhaseEntered("probe"))
+    case, request, torch, model = job.case, job.request, imported.torch, imported.model
+    cost.check_room(torch, case, model.weight_bytes)
+    try:
+        rate = device_probe.rate(torch, case.device, case.dtype, request.cpus)
+    except (RuntimeError, TypeError) as error:
+        if not is_unsupported(error):  # such as a card that a neighbour fills
+            raise
+        raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
+    rate = max(rate, request.rate_known or 0.0)
+    believed = cost.believed(torch, case, rate, request.rate_fp32)
+    flops = model.flops()
+    step_seconds = flops.step / believed
+    work = Work(
+        flops_per_step=flops.step,
+        flops_per_image=flops.batch // case.batch,
+        probe_flops_per_second=rate,
+        predicted_step_seconds=step_seconds,
+        evaluations=flops.evaluations,
+    )
+    job.so_far.add(work=work, weights="real" if request.weights else "random")
+    # The first image, and as many as a result needs; of a pair, the other's as well.
+    images = 1 + (2 * stats.ENOUGH_SAMPLES if request.paced else stats.MIN_SAMPLES)
+    job.emit(WorkPredicted(work))
+    shortest = flops.batch / believed * images
+    limit = job.deadlines.case
+    if time.perf_counter() + shortest > limit:
+        raise SkipError(cost.over(step_seconds, shortest, limit - time.perf_counter()))
+    if axes.COMPILES[case.compile] is not None:
+        work = _price_compiling(job, model, work, shortest)
+    return _Price(rate, step_seconds, work, images)
+
+
+def _price_compiling(job: Job, model: components.Model, work: Work, rest: float) -> Work:
+    """Return the work with the predicted seconds of the compiler.
+
+    Raises:
+        SkipError: these and the `rest` of the shortest run do not fit.
+    """
+    job.emit(PhaseEntered("probe of the compiler"))
+    seconds = compile_cost.predict(model)
+    work = replace(work, predicted_compile_seconds=seconds)
+    job.so_far.add(work=work)
+    job.emit(WorkPredicted(work))
+    left = job.deadlines.case - time.perf_counter()
+    if seconds + rest > left:
+        raise SkipError(
+            f"predicted {seconds:.0f} s to compile, and {rest:.0f} s for the shortest run; "
+            f"{BUDGET} {max(left, 0):.0f} s"
+        )
+    return work
+
+
+def _load(job: Job, imported: _Imported) -> _Loaded:
+    job.emit(PhaseEntered("load"))
+    device_memory.reset_host_peak()
+    loading = time.perf_counter()
+    imported.model.load({name: Path(folder) for name, folder in job.request.weights.items()})
+    loop = sampling.Loop(imported.model)
+    clocks.synchronize(imported.torch, job.case.device)
+    seconds = time.perf_counter() - loading
+    return _Loaded(loop, seconds, device_memory.host_peak_bytes() if device_memory.reset_host_peak() else None)
+
+
+def _make_first_image(
+    job: Job, imported: _Imported, price: _Price, loaded: _Loaded, clock: clocks.Clock
+) -> _FirstImage:
+    job.emit(PhaseEntered("first image"))
+    guard = cost.guard(job.case, price.work.evaluations or 1, price.least_images - 1, job.deadlines.case)
+    clock.start()
+    pixels, raw = loaded.loop(cost.both(clock.mark, guard))
+    seconds, _ = clock.stop()
+    phases = Phases(imported.imports_seconds, loaded.seconds, seconds)
+    job.emit(PhasesTimed(phases))
+    image_numerics = numerics.look(pixels, raw, job.request.image)
+    job.so_far.add(phases=phases, numerics=image_numerics)
+    return _FirstImage(image_numerics, numerics.digest(raw))
+
+
+def _take_samples(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, meters: _Meters) -> _Sampled:
+    job.emit(PhaseEntered("samples"))
+    request, memory, peak, torch = job.request, meters.memory, meters.peak, loaded.loop.model.torch
+
+    def pause() -> None:
         memory.pause()
-        if not self._is_slow:
+        if not price.is_slow:
+            job.emit(PhaseEntered("probe"))
             peak.ask()
-        status, reason = self._outcome(images)
-        self.found.add(
-            status=status,
-            reason=reason,
-            warmups=tuple(images.warmups),
-            samples=tuple(images.samples),
-            memory=replace(memory.memory(), host_load_peak_bytes=self.load_peak),
-            # A pair's images are made in turns: what changes meanwhile changes for both.
-            work=replace(
-                self.work,
-                peak_flops_per_second=peak.best,
-                copy_bytes_per_second=() if self.request.paced else tuple(peak.copies),
-            ),
-            host=host,
-        )
+            job.emit(PhaseEntered("samples"))
+        memory.resume()
 
-    def _outcome(self, images: timing.TimedImages) -> tuple[Status, str | None]:
-        if not self.numerics.finite:
-            return Status.ERROR, "the image holds NaN or infinity"
-        count = len(images.every)
-        if not self.request.paced and count < stats.MIN_SAMPLES:
-            seconds = images.every[-1].seconds
-            return Status.TIMEOUT, f"an image took {seconds:.3g} s: after {count} {BUDGET} no time for another"
-        return Status.OK, None
+    load = host_load.HostLoad()
+    more = _at_a_word(loaded.loop.model) if request.paced else timing.until(job.deadlines.samples, job.deadlines.case)
+    between = (lambda: None) if request.paced else pause
+    images = timing.take(loaded.loop, meters.clock, more, job.emit, between, load.watched)
+    if not images.every:
+        raise SkipError(PARTNER)
+    used = sum(sample.cpu_seconds for sample in images.every)
+    host = load.host(torch.get_num_threads(), used, sum(sample.seconds for sample in images.every))
+    job.emit(PhaseEntered("probe"))
+    memory.pause()
+    if not price.is_slow:
+        peak.ask()
+    status, reason = _outcome(images, is_finite=first.numerics.finite, is_paced=request.paced)
+    sampled = _Sampled(tuple(images.samples), replace(memory.memory(), host_load_peak_bytes=loaded.peak_bytes))
+    job.so_far.add(
+        status=status,
+        reason=reason,
+        warmups=tuple(images.warmups),
+        samples=sampled.samples,
+        memory=sampled.memory,
+        # A pair's images are made in turns: what changes meanwhile changes for both.
+        work=replace(
+            price.work,
+            peak_flops_per_second=peak.best,
+            copy_bytes_per_second=() if request.paced else tuple(peak.copies),
+        ),
+        host=host,
+    )
+    return sampled
 
-    def _after(self, torch: Any, loop: sampling.Loop, first: str) -> None:
-        """One more image, which is looked into: the shares of its parts, its memory, whether it is the same again."""
-        self.say({"phase": "checks"})
-        image_seconds = max(sample.seconds for sample in self.found.result.samples)
-        if time.perf_counter() + image_seconds * 1.5 > self.checks:
-            self.found.add(numerics=replace(self.numerics, not_compared="the budget is spent"))
-            return
-        unet = loop.model.components["unet"]
-        began = time.perf_counter()
-        shares = timing.PhaseTimer(torch, self.case.device, loop.parts)
-        with device_memory.UssPeak() as uss, numerics.Evaluation(unet) as kept, shares:
-            _, raw = loop(lambda: None)
-            clocks.synchronize(torch, self.case.device)
-        self.found.add(
-            shares=shares.seconds(),
-            shares_of_seconds=time.perf_counter() - began,
-            memory=replace(self.found.result.memory, host_run_uss_peak_bytes=uss.bytes),
-        )
-        self.numerics = replace(self.numerics, repeats=numerics.digest(raw) == first)
-        del raw
-        if self.request.find_max:
-            self.say({"phase": "largest"})
-            self.found.add(fit=max_size.largest(loop.model, self.checks - _LAST_SECONDS))
-        self.found.add(numerics=self._compared(loop.model, kept))
 
-    def _compared(self, model: components.Model, kept: numerics.Evaluation) -> Numerics:
-        case = self.case
-        if not self.request.compare:
-            return replace(self.numerics, not_compared="the same was compared in a case before")
-        if case.is_reference:
-            return replace(self.numerics, not_compared="it is what others are compared with")
-        if case.offload != "none":
-            return replace(self.numerics, not_compared="its weights are moved to and fro")
-        steps = [step for sample in self.found.result.samples for step in sample.step_seconds]
-        if self._is_slow or time.perf_counter() + 4 * max([self.step_seconds, *steps]) > self.checks:
-            return replace(self.numerics, not_compared="the budget is spent")
-        try:
-            error = numerics.forward_error(model, kept)
-        except (MemoryError, RuntimeError) as fault:  # torch.OutOfMemoryError is the latter
-            return replace(self.numerics, not_compared=str(fault).splitlines()[0][:200])
-        return self._held(error, axes.TOLERANCES[case.dtype])
+def _outcome(images: timing.TimedImages, *, is_finite: bool, is_paced: bool) -> tuple[Status, str | None]:
+    if not is_finite:
+        return Status.ERROR, "the image holds NaN or infinity"
+    count = len(images.every)
+    if not is_paced and count < stats.MIN_SAMPLES:
+        seconds = images.every[-1].seconds
+        return Status.TIMEOUT, f"an image took {seconds:.3g} s: after {count} {BUDGET} no time for another"
+    return Status.OK, None
 
-    def _held(self, error: float, limit: float) -> Numerics:
-        if not error <= limit:  # nor a NaN
-            reason = (
-                f"one evaluation is {error:.2g} from fp32's (relative L2), {limit:.2g} is what {self.case.dtype} may"
-            )
-            self.found.add(status=Status.ERROR, reason=reason)
-        if not math.isfinite(error):
-            return replace(self.numerics, not_compared=f"its distance from fp32 is {error}", tolerance=limit)
-        return replace(self.numerics, forward_error=error, tolerance=limit)
+
+def _check(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, sampled: _Sampled) -> None:
+    """Make one more image and look into it: the shares of its parts, its memory, and whether it is the same again."""
+    job.emit(PhaseEntered("checks"))
+    loop, until = loaded.loop, job.deadlines.checks
+    image_seconds = max(sample.seconds for sample in sampled.samples)
+    if time.perf_counter() + image_seconds * 1.5 > until:
+        job.so_far.add(numerics=replace(first.numerics, not_compared="the budget is spent"))
+        return
+    unet, torch = loop.model.components["unet"], loop.model.torch
+    began = time.perf_counter()
+    shares = timing.PhaseTimer(torch, job.case.device, loop.parts)
+    with device_memory.UssPeak() as uss, numerics.first_evaluation(unet) as kept, shares:
+        _, raw = loop(lambda: None)
+        clocks.synchronize(torch, job.case.device)
+    job.so_far.add(
+        shares=shares.seconds(),
+        shares_of_seconds=time.perf_counter() - began,
+        memory=replace(sampled.memory, host_run_uss_peak_bytes=uss.bytes),
+    )
+    checked = replace(first.numerics, repeats=numerics.digest(raw) == first.digest)
+    del raw
+    if job.request.find_max:
+        job.emit(PhaseEntered("largest"))
+        job.so_far.add(fit=max_size.largest(loop.model, until - _LAST_SECONDS))
+    job.so_far.add(
+        numerics=_compared(job, price, sampled, checked, lambda: numerics.forward_error(loop.model, kept[0]))
+    )
+
+
+def _compared(
+    job: Job, price: _Price, sampled: _Sampled, checked: Numerics, forward_error: Callable[[], float]
+) -> Numerics:
+    """Return the numerics with the distance of one evaluation from fp32, or with the reason why there is none."""
+    why_not = _why_not_compared(job, price, sampled)
+    if why_not is not None:
+        return replace(checked, not_compared=why_not)
+    try:
+        error = forward_error()
+    except (MemoryError, RuntimeError) as fault:  # torch.OutOfMemoryError is the latter
+        return replace(checked, not_compared=str(fault).splitlines()[0][:200])
+    dtype = job.case.dtype
+    limit = axes.TOLERANCES[dtype]
+    if not error <= limit:  # nor a NaN
+        reason = f"one evaluation is {error:.2g} from fp32's (relative L2), {limit:.2g} is what {dtype} may"
+        job.so_far.add(status=Status.ERROR, reason=reason)
+    if not math.isfinite(error):
+        return replace(checked, not_compared=f"its distance from fp32 is {error}", tolerance=limit)
+    return replace(checked, forward_error=error, tolerance=limit)
+
+
+def _why_not_compared(job: Job, price: _Price, sampled: _Sampled) -> str | None:
+    """Return why no evaluation is compared with fp32; None where one is."""
+    if not job.request.compare:
+        return "the same was compared in a case before"
+    if job.case.is_reference:
+        return "it is what others are compared with"
+    if job.case.offload != "none":
+        return "its weights are moved to and fro"
+    steps = [step for sample in sampled.samples for step in sample.step_seconds]
+    if price.is_slow or time.perf_counter() + 4 * max([price.step_seconds, *steps]) > job.deadlines.checks:
+        return "the budget is spent"
+    return None
 
 
 def _at_a_word(model: components.Model) -> Callable[[timing.TimedImages], bool]:
@@ -302,13 +373,13 @@ def _at_a_word(model: components.Model) -> Callable[[timing.TimedImages], bool]:
 
 
 def _software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:
-    found = {
+    software = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }
     if case.device.startswith("cuda"):
-        found["cuda"] = str(torch.version.cuda)
-        found["device"] = torch.cuda.get_device_name(case.device)
-        found["tf32"] = str(torch.backends.cudnn.allow_tf32)
-    return found
+        software["cuda"] = str(torch.version.cuda)
+        software["device"] = torch.cuda.get_device_name(case.device)
+        software["tf32"] = str(torch.backends.cudnn.allow_tf32)
+    return software

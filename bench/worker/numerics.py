@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core.result import Numerics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from typing_extensions import Self
+    from collections.abc import Iterable, Iterator
 
     from bench.worker.components import Model
 
@@ -40,26 +40,29 @@ def digest(raw: Any) -> str:
     return hashlib.sha256(raw.cpu().double().contiguous().numpy().tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
 class Evaluation:
-    """Keeps what went into the first evaluation of a model and what came out, while it is entered."""
+    """The inputs and the output of one evaluation of a model, copied."""
 
-    def __init__(self, model: Any) -> None:
-        """Take the module."""
-        self._model = model
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.output: Any = None
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+    output: Any
 
-    def __enter__(self) -> Self:
-        self._hook = self._model.register_forward_hook(self._keep, with_kwargs=True)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
+@contextlib.contextmanager
+def first_evaluation(model: Any) -> Iterator[list[Evaluation]]:
+    """Copy the first evaluation of a module that happens within into the list that is yielded."""
+    kept: list[Evaluation] = []
 
-    def _keep(self, _: object, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if self.inputs is None:
-            self.inputs = _each(args, _copy), _each(named, _copy)
-            self.output = _sample(output).clone()
+    def keep(_: object, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if not kept:
+            kept.append(Evaluation(_each(args, _copy), _each(named, _copy), _sample(output).clone()))
+
+    hook = model.register_forward_hook(keep, with_kwargs=True)
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 def forward_error(model: Model, kept: Evaluation) -> float:
@@ -74,8 +77,6 @@ def forward_error(model: Model, kept: Evaluation) -> float:
         kept: an evaluation of its UNet.
     """
     torch, unet = model.torch, model.components["unet"]
-    assert kept.inputs is not None  # noqa: S101 (an image was made)
-    args, named = kept.inputs
     vars(unet).pop("forward", None)  # what was compiled
     first = next(unet.parameters())  # its dtype is what a model calls its own, and turns its inputs into: it stays wide
     first.data = first.data.to(torch.float32).contiguous()
@@ -92,7 +93,7 @@ def forward_error(model: Model, kept: Evaluation) -> float:
     if torch.version.cuda:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     as_fp32 = partial(_to_fp32, torch)
-    right = _sample(unet(*_each(args, as_fp32), **_each(named, as_fp32))).cpu().double()
+    right = _sample(unet(*_each(kept.args, as_fp32), **_each(kept.named, as_fp32))).cpu().double()
     return float((kept.output.cpu().double() - right).norm() / right.norm())
 
 

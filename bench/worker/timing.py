@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench.core import stats
-from bench.core.codec import plain
 from bench.core.result import Sample
 from bench.core.stats import ENOUGH_SAMPLES, MIN_SAMPLES
+from bench.core.worker_events import SampleTaken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from bench.core.worker_events import Emit
     from bench.worker.clocks import Clock
 
 MAX_SAMPLES = 60
@@ -79,9 +80,9 @@ def take(
     loop: Callable[[Callable[[], None]], object],
     clock: Clock,
     more: Callable[[TimedImages], bool],
-    say: Callable[[dict[str, Any]], None],
+    emit: Emit,
     between: Callable[[], None] = lambda: None,
-    around: AbstractContextManager[object] | None = None,
+    around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> TimedImages:
     """Time one image after another.
 
@@ -89,20 +90,20 @@ def take(
         loop: one image; it is handed the clock's mark and nothing else.
         clock: of the device.
         more: whether another one is wanted; it may wait.
-        say: told each one.
+        emit: receives the event of each image.
         between: called every few seconds, between two images.
-        around: entered for each image, outside of its time.
+        around: makes a context for each image, outside of its time.
     """
     images = TimedImages()
     paused = time.monotonic()
     while more(images):
-        with around or contextlib.nullcontext():
+        with around():
             before = time.process_time()
             clock.start()
             loop(clock.mark)
             seconds, steps = clock.stop()
         images.every.append(Sample(seconds, steps, time.process_time() - before))
-        say({"sample": plain(images.every[-1])})
+        emit(SampleTaken(images.every[-1]))
         if time.monotonic() - paused > _PAUSE_SECONDS:
             between()
             paused = time.monotonic()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.core import worker_events
 from bench.core.codec import plain
 from bench.core.errors import SkipError
+from bench.core.protocol import Examination
 from bench.core.validation_records import Reading
 from bench.worker import components
 from bench.worker.checks import compute, copies, interconnect, memory_patterns, run, sampling_speed
@@ -19,6 +22,8 @@ from tests.clock import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from bench.core.worker_events import WorkerEvent
 
 CLOCK = Processor()
 FILL = components.Model._fill
@@ -174,7 +179,7 @@ def ways() -> dict[str, Any]:
 def burst() -> list[Any]:
     device = Changed(last_bit)
     device.is_well = True
-    return all_of(compute.sustained(device, soon(2.0), device))
+    return all_of(compute.sustained(device, soon(2.0), lambda: device))
 
 
 def stopped() -> dict[str, Any]:
@@ -230,37 +235,37 @@ def sums() -> list[bool]:
 
 def examined() -> dict[str, Any]:
     """A whole examination, in this process."""
-    said: list[dict[str, Any]] = []
-    request = {
-        "device": "cpu",
-        "asked_at": time.time(),
-        "budget_seconds": 3.0,
-        "probes": ["copy", "numerics", "pinned"],
-    }
-    run.main(request, said.append, iter(["again 1.5 copy threads\n", "enough\n", "again 1 copy\n"]))
+    events: list[WorkerEvent] = []
+    request = Examination("cpu", time.time(), 3.0, ("copy", "numerics", "pinned"))
+    run.examine(request, events.append, iter(["again 1.5 copy threads\n", "enough\n", "again 1 copy\n"]))
     broken = run.CHECKS["copy"]
 
     def lost(device: checked_device.Device, until: float) -> Iterator[Reading]:
         yield from copies.copy(device, until)
         raise RuntimeError("CUDA error: the device was lost")
 
-    fallen: list[dict[str, Any]] = []
+    fallen: list[WorkerEvent] = []
     run.CHECKS["copy"] = broken._replace(probe=lost)
     try:
-        run.main(request | {"asked_at": time.time()}, fallen.append, iter([]))
+        run.examine(replace(request, asked_at=time.time()), fallen.append, iter([]))
     finally:
         run.CHECKS["copy"] = broken
     try:
-        run.main(request | {"probes": ["heat"]}, said.append, iter([]))
+        run.examine(replace(request, probes=("heat",)), events.append, iter([]))
         refused = ""
     except ValueError as error:
         refused = str(error)
-    return {"said": said, "lost": fallen, "refused": refused, "taken": taken(request)}
+    return {"events": lines(events), "lost": lines(fallen), "refused": refused, "taken": lines(taken(request))}
 
 
-def taken(request: dict[str, Any]) -> list[dict[str, Any]]:
+def lines(events: list[WorkerEvent]) -> list[dict[str, Any]]:
+    """Return the events as their lines have them."""
+    return [json.loads(worker_events.encode(event)) for event in events]
+
+
+def taken(request: Examination) -> list[WorkerEvent]:
     """An examination of a card that another process holds alone."""
-    said: list[dict[str, Any]] = []
+    events: list[WorkerEvent] = []
     kept = checked_device.of
 
     def busy(torch: Any, name: str) -> checked_device.Device:
@@ -268,10 +273,10 @@ def taken(request: dict[str, Any]) -> list[dict[str, Any]]:
 
     checked_device.of = busy
     try:
-        run.main(request, said.append, iter(["again 1 copy\n"]))
+        run.examine(request, events.append, iter(["again 1 copy\n"]))
     finally:
         checked_device.of = kept
-    return said
+    return events
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.core import axes, protocol
+from bench.core import axes, protocol, worker_events
 from bench.core.codec import plain
 from bench.core.errors import SkipError
 from bench.core.result import Case, Sample
@@ -47,7 +47,7 @@ def measured(
     rate_known: float | None = None,
     asked_at: float | None = None,
 ) -> Any:
-    """One case, with the shortest number of samples; its result as plain JSON, with what was said on the way."""
+    """One case, with the shortest number of samples; its result and its events as plain JSON."""
     path = str(FOLDER / image) if image else None
     folders = {case.model: str(weights)} if weights else {}
     request = protocol.Request(
@@ -59,9 +59,9 @@ def measured(
         path,
         rate_known=rate_known,
     )
-    said: list[dict[str, Any]] = []
-    result = plain(measurement.measure(request, said.append))
-    return {"result": result, "said": said}
+    events: list[worker_events.WorkerEvent] = []
+    result = plain(measurement.measure(request, events.append))
+    return {"result": result, "events": [json.loads(worker_events.encode(event)) for event in events]}
 
 
 def architecture(case: Case) -> Any:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from bench.worker.checks.device import Device
 
+if TYPE_CHECKING:
+    Around = Callable[[], AbstractContextManager[object]]
+
 # The unit roundoff of a result, 2**-p for p bits of precision (IEEE 754; bf16 has 8, TF32 as fp16 has 11). An fp8
 # product takes exact inputs and gives bf16.
 _UNITS = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8, "fp16": 2.0**-11, "fp8": 2.0**-8}
@@ -186,7 +189,7 @@ def _rates(
         yield checked_device.timed_best(blank, device, list(ways(dtype)), now + (until - now) / (len(dtypes) - number))
 
 
-def sustained(device: Device, until: float, around: AbstractContextManager[object] | None = None) -> Iterator[Reading]:
+def sustained(device: Device, until: float, around: Around = contextlib.nullcontext) -> Iterator[Reading]:
     """One product again and again, in bursts: how fast each is, and whether its result is the first one's, bit for bit.
 
     The same kernel, inputs and settings give the same bits on one device (source: cuBLAS, "Results Reproducibility").
@@ -194,18 +197,16 @@ def sustained(device: Device, until: float, around: AbstractContextManager[objec
     Args:
         device: is asked.
         until: the time (time.perf_counter) after which no burst is begun.
-        around: entered for each burst.
+        around: makes a context for each burst.
     """
     dtype = "fp32" if not device.is_card else "bf16" if "bf16" in device.dtypes else "fp16"
     blank = Reading("sustained", f"sustained {dtype}", device.name, "FLOP/s", None)
     components.set_precision(device.torch, dtype)
-    yield checked_device.asked(blank, partial(_bursts, device, dtype, until, around or contextlib.nullcontext(), blank))
+    yield checked_device.asked(blank, partial(_bursts, device, dtype, until, around, blank))
     device.let_go()
 
 
-def _bursts(
-    device: Device, dtype: str, until: float, around: AbstractContextManager[object], blank: Reading
-) -> Reading:
+def _bursts(device: Device, dtype: str, until: float, around: Around, blank: Reading) -> Reading:
     burst = min(_BURST_SECONDS, (until - time.perf_counter()) / _FEWEST_BURSTS)
     edge, left, right, seconds = _load(device, dtype, burst)
     kept: list[Any] = []
@@ -219,7 +220,7 @@ def _bursts(
     rates: list[float] = []
     unequal = 0
     while not rates or time.perf_counter() + times * seconds < until:
-        with around:
+        with around():
             rates.append(2.0 * edge**3 / device.timed(call, times))
         unequal += not _same_bits(device.torch, kept[0], first)
     quarter = max(1, len(rates) // 4)

@@ -17,15 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.codec import dumps, plain, record
+from bench.core.codec import dumps, record
 from bench.core.errors import SkipError
-from bench.core.protocol import Linking
 from bench.core.validation_records import Reading
+from bench.core.worker_events import DeviceExamined, ExaminationReport, PhaseEntered, ReadingTaken
 from bench.worker.checks import device as checked_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from bench.core.protocol import Linking
+    from bench.core.worker_events import Emit
     from bench.worker.checks.device import Device
 
 # Each rank is a process of its own that sees this package alone, as the worker does.
@@ -55,29 +57,20 @@ class RankTask:
     seconds: float
 
 
-def main(raw: Any, say: Callable[[dict[str, Any]], None]) -> None:
-    """Let devices talk to each other, and say how fast they do.
-
-    Args:
-        raw: a Linking as JSON's own types.
-        say: told each event.
-
-    Raises:
-        ValueError: the request is none.
-    """
-    request: Linking = record(raw, Linking, "links")
+def run(request: Linking, emit: Emit) -> None:
+    """Measure the links between the devices, and emit a reading of each."""
     began = time.perf_counter()
     ends = began + request.budget_seconds - (time.time() - request.asked_at)
     are_cards = all(device.startswith("cuda") for device in request.devices)
-    say({"phase": "links"})
+    emit(PhaseEntered("links"))
     half = (ends - began) / (2 if are_cards else 1)
-    say({"reading": plain(all_reduce(request.devices, half))})
+    emit(ReadingTaken(all_reduce(request.devices, half)))
     if are_cards:
         import torch
 
         for reading in peers(torch, request.devices, ends):
-            say({"reading": plain(reading)})
-    say({"examined": {"seconds": {"links": time.perf_counter() - began}}})
+            emit(ReadingTaken(reading))
+    emit(DeviceExamined(ExaminationReport(seconds={"links": time.perf_counter() - began})))
 
 
 def all_reduce(devices: Sequence[str], seconds: float) -> Reading:

@@ -9,9 +9,9 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.core.codec import plain, record
-from bench.core.protocol import AGAIN, Examination
+from bench.core.protocol import WAITING, decode_again
 from bench.core.validation_records import PROCESS, Reading
+from bench.core.worker_events import CardOpened, DeviceExamined, ExaminationReport, PhaseEntered, ReadingTaken
 from bench.worker import host_load
 from bench.worker.checks import compute, copies, memory_patterns, sampling_speed
 from bench.worker.checks import device as checked_device
@@ -19,13 +19,11 @@ from bench.worker.checks import device as checked_device
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from typing_extensions import Self
-
+    from bench.core.protocol import Examination
     from bench.core.result import Host
+    from bench.core.worker_events import Emit
     from bench.worker.checks.device import Device
 
-if TYPE_CHECKING:
-    Say = Callable[[dict[str, Any]], None]
 if TYPE_CHECKING:
     Probe = Callable[[Device, float], Iterator[Reading]]
 
@@ -59,44 +57,42 @@ CHECKS: dict[str, Phase] = {
 }
 
 
-def main(raw: Any, say: Say, lines: Iterable[str]) -> None:
-    """Examine a device and say what is found; then ask phases again, a line "again SECONDS PHASE ..." at a time.
+def examine(request: Examination, emit: Emit, lines: Iterable[str]) -> None:
+    """Examine a device and emit its readings; then run phases again, one control line at a time.
 
     Args:
-        raw: an Examination as JSON's own types.
-        say: told each event.
-        lines: what the parent says.
+        request: the device, the budget and the phases.
+        emit: receives each event.
+        lines: the control lines of the parent ("again SECONDS PHASE ..."); any other line ends the examination.
 
     Raises:
-        ValueError: the request is none.
+        ValueError: a phase is unknown.
     """
-    request: Examination = record(raw, Examination, "examination")
     unknown = sorted(set(request.probes) - set(CHECKS))
     if unknown:
         raise ValueError(f"there is no phase {unknown[0]!r}; there is: {', '.join(CHECKS)}")
-    say({"phase": "imports"})
+    emit(PhaseEntered("imports"))
     import torch
 
     try:
-        examiner = _Examiner(torch, request, say)
+        examiner = _Examiner(torch, request, emit)
     except RuntimeError as error:
         # A card that others fill, or hold alone, is well. Of anything else this process dies, and is made again.
         found = checked_device.stopped(Reading("start", PROCESS, request.device, "", None), error)
         if found.fault is not None:
             raise
-        say({"reading": plain(found)})
-        say({"phase": "waiting"})
+        emit(ReadingTaken(found))
+        emit(PhaseEntered(WAITING))
         for _ in lines:
-            say({"phase": "waiting"})
+            emit(PhaseEntered(WAITING))
         return
     examiner.ask(request.probes or tuple(CHECKS), examiner.left())
     examiner.wait()
     for line in lines:
-        word, *rest = line.split() or [""]
-        if word != AGAIN:
+        again = decode_again(line)
+        if again is None:
             break
-        seconds, *names = rest
-        examiner.ask(names, float(seconds))
+        examiner.ask(again.phases, again.seconds)
         examiner.wait()
 
 
@@ -108,15 +104,16 @@ class _Load:
         self._neighbours = host_load.HostLoad()
         self._used = self._passed = 0.0
 
-    def __enter__(self) -> Self:
-        self._neighbours.__enter__()
-        self._first = time.process_time(), time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._used += time.process_time() - self._first[0]
-        self._passed += time.perf_counter() - self._first[1]
-        self._neighbours.__exit__()
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count what happens within; enter it anew for each burst."""
+        with self._neighbours.watched():
+            used, began = time.process_time(), time.perf_counter()
+            try:
+                yield
+            finally:
+                self._used += time.process_time() - used
+                self._passed += time.perf_counter() - began
 
     def host(self, threads: int) -> Host:
         """What was seen."""
@@ -126,12 +123,12 @@ class _Load:
 class _Examiner:
     """One device, its phases, and how long they took."""
 
-    def __init__(self, torch: Any, request: Examination, say: Say) -> None:
+    def __init__(self, torch: Any, request: Examination, emit: Emit) -> None:
         """Make the device ready."""
-        self._torch, self._request, self._say = torch, request, say
+        self._torch, self._request, self._emit = torch, request, emit
         torch.set_grad_enabled(False)
         if request.device.startswith("cuda"):  # before this process is one of those on the card
-            say({"card": str(getattr(torch.cuda.get_device_properties(request.device), "uuid", ""))})
+            emit(CardOpened(str(getattr(torch.cuda.get_device_properties(request.device), "uuid", ""))))
         self._device = checked_device.of(torch, request.device)
         self._load = _Load()
         self._rates: dict[str, float] = {}  # of convolutions, by dtype
@@ -157,33 +154,29 @@ class _Examiner:
             rest -= part
 
     def wait(self) -> None:
-        """Say what there is to say besides the readings, each time: there may be no other one."""
-        answer = {
-            "host": plain(self._load.host(self._torch.get_num_threads())),
-            "software": self._software(),
-            "seconds": dict(self._seconds),
-        }
-        self._say({"examined": answer})
-        self._say({"phase": "waiting"})
+        """Emit the report each time before the worker waits: it may be the last one."""
+        host = self._load.host(self._torch.get_num_threads())
+        self._emit(DeviceExamined(ExaminationReport(host, self._software(), dict(self._seconds))))
+        self._emit(PhaseEntered(WAITING))
 
     def _part(self, name: str) -> float:
         return CHECKS[name].on_a_card if self._device.is_card else CHECKS[name].on_a_cpu
 
     def _ask(self, name: str, until: float) -> None:
-        self._say({"phase": name})
+        self._emit(PhaseEntered(name))
         probe = CHECKS[name].probe
         if name == "sustained":
-            probe = partial(compute.sustained, around=self._load)
+            probe = partial(compute.sustained, around=self._load.watched)
         elif name == "loop":
             probe = partial(sampling_speed.loop, known=self._rates)
         try:
             for reading in probe(self._device, until):
                 if name == "convolution" and reading.value is not None:
                     self._rates[reading.name.rpartition(" ")[2]] = reading.value
-                self._say({"reading": plain(reading)})
+                self._emit(ReadingTaken(reading))
         except Exception as error:  # such as that of a card that is lost: the other phases are asked all the same
             blank = Reading(name, name, self._device.name, "", None)
-            self._say({"reading": plain(checked_device.stopped(blank, error))})
+            self._emit(ReadingTaken(checked_device.stopped(blank, error)))
 
     def _software(self) -> dict[str, str]:
         torch, device = self._torch, self._request.device

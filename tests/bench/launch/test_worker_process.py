@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 import pytest
 
-from bench.core.protocol import Request
+from bench.core.protocol import Request, TorchQuery
 from bench.core.result import Phases, Result, Sample, Status
-from bench.launch import pipe, worker_events, worker_process
+from bench.launch import pipe, received_events, worker_process
 from tests.bench.conftest import a_case
 from tests.bench.fake_workers import PRELUDE
 from tests.clock import Until
@@ -184,7 +184,7 @@ def test_a_worker_that_starves_to_the_end_is_not_called_hung(
 
 
 def test_a_worker_that_is_silent_for_long_hangs(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_events, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(received_events, "_SILENT_SECONDS", 0.0)
     result = run("signal.pause()", seconds=1e6)
     assert "the worker hung in the phase 'start'" in (result.reason or "")
 
@@ -348,7 +348,7 @@ def test_an_interrupt_while_a_worker_starts_ends_it(monkeypatch: pytest.MonkeyPa
         worker_process, "worker_command", lambda _: [sys.executable, "-c", "import signal; signal.pause()"]
     )
     monkeypatch.setattr(worker_process, "WorkerMonitor", interrupt)
-    worker = worker_process.Worker({"query": True}, HERE, NO_HUB)
+    worker = worker_process.Worker(TorchQuery(), HERE, NO_HUB)
     with pytest.raises(KeyboardInterrupt), worker:
         pass
     assert worker._process is not None
@@ -387,7 +387,7 @@ def test_what_no_signal_ends_is_left_to_the_system(monkeypatch: pytest.MonkeyPat
     kept: list[Any] = []
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "kill", kept.append)
-        with worker_process.Worker({"query": True}, HERE, NO_HUB) as worker:
+        with worker_process.Worker(TorchQuery(), HERE, NO_HUB) as worker:
             pass
     assert worker.code is None
     pipe.end(kept[0])

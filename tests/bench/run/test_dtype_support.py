@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from bench.core.protocol import PrecisionQuery
 from bench.core.result import Precision
+from bench.core.worker_events import CapabilitiesRead, DeviceCapabilities, PrecisionProbed
 from bench.launch import worker_process
 from bench.run import cases, dtype_support, suite_run
 from bench.run.dtype_support import DtypeSupport
@@ -22,6 +23,8 @@ from tests.bench.run.test_suite_run import suite_in, wish_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bench.core.worker_events import WorkerEvent
 
 ASKED = """
 import json, os, signal, sys
@@ -103,7 +106,7 @@ def test_a_card_before_ampere_has_no_tf32(*, has: bool | None, without: bool) ->
 
 
 def test_the_interpreter_is_asked_about_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[dict[str, Any]] = []
+    events: list[WorkerEvent] = []
     set_to: list[str] = []
 
     def rate(*_: object) -> float:
@@ -114,12 +117,11 @@ def test_the_interpreter_is_asked_about_a_card(monkeypatch: pytest.MonkeyPatch) 
     torch = SimpleNamespace(
         set_grad_enabled=lambda _: None, cuda=SimpleNamespace(get_device_capability=lambda _: (7, 5))
     )
-    device_probe.precisions(
-        torch, "cuda:0", ["fp32", "bf16"], None, lambda event: said.append(json.loads(json.dumps(event)))
-    )
-    assert said[0] == {"computes": {"tf32": 0}}
-    ends = [each["precision"] for each in said if "fault" in each.get("precision", {})]
-    assert [(each["dtype"], each["unsupported"]) for each in ends] == [("fp32", True), ("bf16", False)]
+    device_probe.precisions(torch, PrecisionQuery("cuda:0", ("fp32", "bf16"), None), events.append)
+    assert events[0] == CapabilitiesRead(DeviceCapabilities(tf32=0))
+    probes = [event.precision for event in events if isinstance(event, PrecisionProbed)]
+    ends = [(probe.dtype, probe.unsupported) for probe in probes if probe.is_finished]
+    assert ends == [("fp32", True), ("bf16", False)]
     assert set_to == ["fp32", "bf16"], "torch's own default for a convolution in fp32 is TF32"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from bench.core.protocol import Request
 from bench.core.result import Precision, Result, Run, Status
-from bench.launch import worker_process
+from bench.launch import in_process, worker_process
 from bench.run import compare, dtype_support, request, session, store, suite_run
 from provision.core.errors import BlockedError, SpecError
 from tests.bench.conftest import a_case
@@ -298,7 +298,7 @@ def test_in_this_process_only_an_interpreter_of_its_version_is_taken(tmp_path: P
     python.chmod(0o755)
     request = Request(a_case(), time.time(), 1.0, 1.0, {}, None)
     with pytest.raises(BlockedError, match=r"it is 2\.7, this is 3"):
-        worker_process.run_here(request, python)
+        in_process.run_here(request, python)
 
 
 @pytest.mark.worker
@@ -306,10 +306,10 @@ def test_in_this_process_a_case_is_measured_for_a_debugger(measured_python: Path
     """In a process of its own all the same: torch stays out of the tests'."""
     script = (
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "from bench.launch import worker_process; from bench.core.result import Case\n"
+        "from bench.launch import in_process; from bench.core.result import Case\n"
         "from bench.core.protocol import Request\n"
         "case = Case('tiny-ddpm', 'cpu', 'fp32', 'ddim', 2, 1, 16, 16)\n"
-        "found = worker_process.run_here(Request(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"
+        "found = in_process.run_here(Request(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"
         "print(found.status.value, len(found.samples) + len(found.warmups), found.reason)\n"
     )
     import subprocess

@@ -124,8 +124,8 @@ def test_a_measurement_is_complete(found: dict[str, Any], name: str) -> None:
 @pytest.mark.worker
 def test_what_is_known_is_said_at_once(found: dict[str, Any]) -> None:
     # If the process dies later, the parent has this much.
-    said = found["tiny"]["said"]
-    assert [event["phase"] for event in said if "phase" in event] == [
+    events = found["tiny"]["events"]
+    assert [event["phase"] for event in events if "phase" in event] == [
         "imports",
         "probe",
         "load",
@@ -135,8 +135,8 @@ def test_what_is_known_is_said_at_once(found: dict[str, Any]) -> None:
         "checks",
     ]
     result = found["tiny"]["result"]
-    assert [event["sample"] for event in said if "sample" in event] == result["warmups"] + result["samples"]
-    assert [event["phases"] for event in said if "phases" in event] == [found["tiny"]["result"]["phases"]]
+    assert [event["sample"] for event in events if "sample" in event] == result["warmups"] + result["samples"]
+    assert [event["phases"] for event in events if "phases" in event] == [found["tiny"]["result"]["phases"]]
 
 
 @pytest.mark.worker
@@ -202,7 +202,7 @@ def test_a_budget_too_small_is_told_before_anything_is_loaded(found: dict[str, A
     assert float(rest.split()[0]) > 5
     assert "the budget leaves" in rest
     assert result.phases.load_seconds is None
-    assert {"phase": "load"} not in found["too long"]["said"]
+    assert {"phase": "load"} not in found["too long"]["events"]
 
 
 @pytest.mark.worker
@@ -210,8 +210,8 @@ def test_a_probe_that_promised_too_much_is_caught_by_the_first_image(found: dict
     result = result_of(found, "overrated")
     assert result.status is Status.SKIPPED
     assert (result.reason or "").startswith("predicted ")
-    assert {"phase": "first image"} in found["overrated"]["said"]
-    assert {"phase": "samples"} not in found["overrated"]["said"]
+    assert {"phase": "first image"} in found["overrated"]["events"]
+    assert {"phase": "samples"} not in found["overrated"]["events"]
 
 
 @pytest.mark.worker

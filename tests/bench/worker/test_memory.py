@@ -272,7 +272,7 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     times = iter([100.0, 104.0])
     monkeypatch.setattr("bench.worker.host_load.time", SimpleNamespace(monotonic=lambda: next(times)))
     neighbours = host_load.HostLoad()
-    with neighbours:
+    with neighbours.watched():
         (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")
         (thread / "schedstat").write_text("9000000000 5000000000 9\n")
     (thread / "schedstat").write_text("9000000000 99000000000 9\n")
@@ -284,7 +284,7 @@ def test_where_the_kernel_does_not_tell_waiting_is_unknown(tmp_path: Path, monke
     monkeypatch.setattr(host_load, "_SELF", tmp_path / "absent")
     monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "absent")
     neighbours = host_load.HostLoad()
-    with neighbours:
+    with neighbours.watched():
         pass
     found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
     assert (found.pressure_share, found.wait_share) == (None, None)
@@ -301,7 +301,7 @@ def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_neighbours_are_what_changed_while_images_were_made(stat: Path) -> None:
     neighbours = host_load.HostLoad()
-    with neighbours:
+    with neighbours.watched():
         # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
         stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
     stat.write_text("cpu 160 0 110 810 0 0 0 900 999 0\n")
@@ -324,7 +324,7 @@ def test_without_the_kernels_ticks_steal_is_unknown(stat: Path, text: str | None
     else:
         stat.write_text(text)
     neighbours = host_load.HostLoad()
-    with neighbours:
+    with neighbours.watched():
         pass
     found = neighbours.host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)
     assert found.steal_share is None

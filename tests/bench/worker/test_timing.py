@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bench.core import stats
+from bench.core.worker_events import SampleTaken
 from bench.worker import clocks, timing
 from tests.clock import Ticking
+
+if TYPE_CHECKING:
+    from bench.core.worker_events import WorkerEvent
 
 
 def clock_of(*seconds: float) -> clocks.HostClock:
@@ -26,9 +30,9 @@ FAR = float("inf")
 
 def taken(
     clock: clocks.Clock, share: float, loop: Any = lambda _: None
-) -> tuple[timing.TimedImages, list[dict[str, Any]]]:
-    said: list[dict[str, Any]] = []
-    return timing.take(loop, clock, timing.until(share), said.append), said
+) -> tuple[timing.TimedImages, list[WorkerEvent]]:
+    events: list[WorkerEvent] = []
+    return timing.take(loop, clock, timing.until(share), events.append), events
 
 
 def test_an_image_that_would_not_end_in_time_is_not_begun() -> None:
@@ -55,12 +59,12 @@ def test_an_image_that_would_not_end_in_time_is_not_begun() -> None:
 def test_samples_are_taken_until_the_median_is_known(
     seconds: tuple[float, ...], share: float, warmups: int, samples: int
 ) -> None:
-    images, said = taken(clock_of(*seconds), share)
+    images, events = taken(clock_of(*seconds), share)
     assert (len(images.warmups), len(images.samples)) == (warmups, samples)
     assert [image.seconds for image in images.every] == list(
         itertools.islice(itertools.cycle(seconds), warmups + samples)
     )
-    assert len(said) == warmups + samples
+    assert events == [SampleTaken(image) for image in images.every]
 
 
 def test_a_disturbed_first_sample_is_warm_up() -> None:

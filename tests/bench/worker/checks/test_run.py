@@ -294,18 +294,18 @@ def test_the_parts_of_the_time_are_all_of_it() -> None:
     assert sum(phase.on_a_card for phase in run.CHECKS.values()) == 100
 
 
-def phases(said: list[Any]) -> list[str]:
-    return [event["phase"] for event in said if "phase" in event]
+def phases(events: list[Any]) -> list[str]:
+    return [event["phase"] for event in events if "phase" in event]
 
 
 def test_an_examination_asks_what_is_wanted_and_again_at_a_word(asked: dict[str, Any]) -> None:
-    said = asked["examined"]["said"]
-    # In the plan's order; what a CPU has not is not said; after another word nothing is asked.
-    assert phases(said) == ["imports", "numerics", "copy", "waiting", "copy", "threads", "waiting"]
-    probes = [event["reading"]["probe"] for event in said if "reading" in event]
+    events = asked["examined"]["events"]
+    # In the plan's order; what a CPU has not sends no event; after another word nothing is asked.
+    assert phases(events) == ["imports", "numerics", "copy", "waiting", "copy", "threads", "waiting"]
+    probes = [event["reading"]["probe"] for event in events if "reading" in event]
     assert probes == ["numerics"] * 9 + ["copy"] * 2 + ["threads"]
-    first, answer = (event["examined"] for event in said if "examined" in event)
-    assert set(first["seconds"]) == {"imports", "numerics", "copy"}, "it is said whenever all was asked"
+    first, answer = (event["examined"] for event in events if "examined" in event)
+    assert set(first["seconds"]) == {"imports", "numerics", "copy"}, "the report comes whenever all was asked"
     assert set(answer["seconds"]) == {"imports", "numerics", "copy", "threads"}
     assert {"python", "torch", "diffusers", "cpu"} == set(answer["software"])
     assert record(answer["host"], Host, "host").threads >= 1
@@ -313,22 +313,22 @@ def test_an_examination_asks_what_is_wanted_and_again_at_a_word(asked: dict[str,
 
 
 def test_a_card_that_another_process_holds_alone_is_not_asked(asked: dict[str, Any]) -> None:
-    said = asked["examined"]["taken"]
-    assert phases(said) == ["imports", "waiting", "waiting"]
-    reading = only([event["reading"] for event in said if "reading" in event])
+    events = asked["examined"]["taken"]
+    assert phases(events) == ["imports", "waiting", "waiting"]
+    reading = only([event["reading"] for event in events if "reading" in event])
     assert (reading.value, reading.fault) == (None, None)
     assert "busy or unavailable" in (reading.why_not or "")
 
 
 def test_a_phase_that_breaks_keeps_what_it_has_found(asked: dict[str, Any]) -> None:
-    said = asked["examined"]["lost"]
-    assert phases(said) == ["imports", "numerics", "copy", "waiting"]
+    events = asked["examined"]["lost"]
+    assert phases(events) == ["imports", "numerics", "copy", "waiting"]
     good, broken = (
-        only([event["reading"]]) for event in said if "reading" in event and event["reading"]["probe"] == "copy"
+        only([event["reading"]]) for event in events if "reading" in event and event["reading"]["probe"] == "copy"
     )
     assert good.value is not None
     assert (broken.value, broken.fault) == (None, "CUDA error: the device was lost")
-    assert "copy" in said[-2]["examined"]["seconds"]
+    assert "copy" in events[-2]["examined"]["seconds"]
 
 
 @pytest.fixture
@@ -346,34 +346,34 @@ def worker(measured_python: Path, tmp_path: Path) -> Iterator[subprocess.Popen[s
         process.kill()
 
 
-def tell(worker: subprocess.Popen[str], line: str) -> None:
+def send(worker: subprocess.Popen[str], line: str) -> None:
     assert worker.stdin is not None
     worker.stdin.write(line + "\n")
     worker.stdin.flush()
 
 
-def heard(worker: subprocess.Popen[str]) -> list[Any]:
-    """What it says until it waits."""
-    said: list[Any] = []
+def events_of(worker: subprocess.Popen[str]) -> list[Any]:
+    """The worker's events until it waits, as its lines have them."""
+    events: list[Any] = []
     assert worker.stdout is not None
     for line in worker.stdout:
-        said.append(json.loads(line))
-        if said[-1].get("phase") == "waiting":
-            return said
-    pytest.fail(f"it ended: {said}")
+        events.append(json.loads(line))
+        if events[-1].get("phase") == "waiting":
+            return events
+    pytest.fail(f"it ended: {events}")
 
 
 def test_a_real_worker_examines_its_device(worker: subprocess.Popen[str]) -> None:
     wanted = {"device": "cpu", "asked_at": 1e9, "budget_seconds": 8.0}
-    tell(worker, json.dumps({"examine": wanted | {"probes": ["numerics", "product", "copy", "memory", "sustained"]}}))
-    said = heard(worker)
-    assert phases(said) == ["imports", "numerics", "product", "copy", "memory", "sustained", "waiting"]
-    found = {each.name: each for each in readings([event["reading"] for event in said if "reading" in event])}
+    send(worker, json.dumps({"examine": wanted | {"probes": ["numerics", "product", "copy", "memory", "sustained"]}}))
+    events = events_of(worker)
+    assert phases(events) == ["imports", "numerics", "product", "copy", "memory", "sustained", "waiting"]
+    found = {each.name: each for each in readings([event["reading"] for event in events if "reading" in event])}
     assert not [each for each in found.values() if each.fault is not None]
     assert found["matrix product fp32"].value is not None
     assert found["product fp32"].value is not None
-    tell(worker, "again 1 copy")
-    again = heard(worker)
+    send(worker, "again 1 copy")
+    again = events_of(worker)
     assert phases(again) == ["copy", "waiting"]
     assert worker.stdin is not None
     worker.stdin.close()
