@@ -178,8 +178,9 @@ class Suites:
 
         if self._session is None:
             try:
-                self._session = session.Session(self._wish, self._bench, self._budget, self)
-                self._session.know(self._known, self._notes)
+                self._session = session.Session(
+                    self._wish, self._bench, self._budget, self, dtype_support=self._known, notes=self._notes
+                )
             except OSError as error:
                 raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--diffusion-out") from error
         later = self.cells[self.cells.index(cell) + 1 :]

@@ -46,8 +46,13 @@ class Session:
         progress: Progress,
         *,
         began: float | None = None,
+        dtype_support: DtypeSupport | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        """Make the run's folder; from now on its time counts, or from `began` on (time.monotonic)."""
+        """Make the run's folder; from now on its time counts, or from `began` on (time.monotonic).
+
+        `dtype_support` prices the cases, where it was probed. `notes` say what it changes. The run keeps both.
+        """
         self._wish, self._bench, self._progress = run_request, bench, progress
         self._started = dt.datetime.now(dt.timezone.utc)
         self._began = began if began is not None else time.monotonic()
@@ -60,15 +65,13 @@ class Session:
         self._manifest = toml.load_tables(bench.envs / "models.toml", models.ModelSpec)
         self._overheads: dict[tuple[str, str], float] = {}  # {(model, compile): seconds}
         self._compared: set[Case] = set()
+        self._precisions = dtype_support.precisions if dtype_support is not None else ()
+        self._notes = notes
         self._rates: dict[tuple[Path, str, str], float] = {}  # {(interpreter, device, dtype): FLOPs a second}
-        self._known: DtypeSupport | None = None
-        self._notes: tuple[str, ...] = ()
+        if dtype_support is not None:
+            device = dtype_support.device
+            self._rates |= {(bench.python, device, dtype): rate for dtype, rate in dtype_support.rates}
         self._interrupted: str | None = None
-
-    def know(self, known: DtypeSupport, notes: tuple[str, ...]) -> None:
-        """Take what the device computes with, which prices the cases, and what that changes; both are kept."""
-        self._known, self._notes = known, notes
-        self._rates |= {(self._bench.python, known.device, dtype): rate for dtype, rate in known.rates}
 
     def keep(
         self,
@@ -100,7 +103,7 @@ class Session:
             interleaved=interleaved,
             tuning=tuning,
             validation=validation,
-            precisions=self._known.precisions if self._known is not None else (),
+            precisions=self._precisions,
             notes=self._notes,
         )
         store.keep(done, self.folder)

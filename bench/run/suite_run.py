@@ -47,8 +47,7 @@ def run(run_request: RunRequest, progress: Progress) -> Run:
     if run_request.find_max:
         cells = [replace(cell, find_max=True) for cell in cells]
     budget = run_request.budget_seconds or getattr(suite.budget, chosen.partition(":")[0])
-    measured = session.Session(run_request, bench, budget, progress, began=began)
-    measured.know(known, notes)
+    measured = session.Session(run_request, bench, budget, progress, began=began, dtype_support=known, notes=notes)
     results = measured.measure_pairs(cells, pair[0], pair[1]) if pair else measured.measure(cells)
     return measured.keep(results, interleaved=pair is not None)
 
