@@ -12,7 +12,7 @@ from provision.fs.open_dir import OpenDir, link_target
 from provision.installers import conda_settings
 from provision.volume import links
 from provision.volume.changes import make_folders
-from provision.volume.environment_marker import read_owner
+from provision.volume.environment_marker import python_source, read_owner
 from provision.volume.journal_acts import EnvironmentLink
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class CondaLinkStep:
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no depth)
         """Look at the link, and for an environment of conda's own that has the name."""
         owner = read_owner(self.prefix)
-        if owner is None or owner.get("interpreter") != "conda":
+        if owner is None or not python_source(owner).is_conda:
             return Check(State.OK, f"it is no conda environment; enter it with: . {self.prefix}/bin/activate")
         taken = next((base for base in self.bases if (base / "envs" / self.prefix.name).exists()), None)
         ours = self.link.is_symlink() and self.link.readlink() == self.prefix

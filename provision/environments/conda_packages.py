@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, SpecError
+from provision.core.python_source import PythonSource
 from provision.environments import prefix
 from provision.installers import rattler
 from provision.lockfiles import conda_lock
+from provision.volume.environment_marker import python_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,35 +25,36 @@ if TYPE_CHECKING:
 class CondaInstaller:
     """Install the conda part of one environment: `lock` for `platform` (conda's name of this machine), or nothing.
 
-    `folder` holds the locks, `place` is where the environment lies in the end, `wanted` is auto, conda or system.
+    `folder` holds the locks, and `place` is where the environment lies in the end. `wanted` is the source of python
+    that is asked for.
     """
 
     folder: Path
     lock: Path | None
     platform: str | None
-    wanted: str
+    wanted: PythonSource
     place: Path
     root: Root
     supply: PackageSources
     offline: bool
     _locked: list[CondaPackage] | None = field(default=None, repr=False)
 
-    def choose(self) -> tuple[str, str | None]:
+    def choose(self) -> tuple[PythonSource, str | None]:
         """Conda or system; and why the system's stands in where conda's was meant."""
         wanted, lock = self.wanted, self.lock
-        if wanted == "system" or (wanted == "auto" and lock is None):
-            return "system", None
+        if wanted.is_system or (wanted.is_auto and lock is None):
+            return PythonSource.SYSTEM, None
         if lock is None:
             raise SpecError(f"{self.folder} has no conda-lock.yml, so its python cannot come from conda.")
         reason = self._no_conda(lock)
         if reason is None:
-            return "conda", None
-        if wanted == "conda":
+            return PythonSource.CONDA, None
+        if wanted.is_conda:
             raise BlockedError(
                 f"python cannot be had from conda: {reason}. Name a mirror (channel_alias in ~/.condarc, or "
                 'CONDA_CHANNEL_ALIAS), or take the system\'s python: interpreter = "system" in host.toml.'
             )
-        return "system", reason
+        return PythonSource.SYSTEM, reason
 
     def _no_conda(self, lock: Path) -> str | None:
         """Return why the conda part cannot be installed here and now, or None."""
@@ -101,15 +104,15 @@ class CondaInstaller:
     def packages(self, owner: dict[str, object] | None = None) -> list[CondaPackage]:
         """Return what the lock holds; nothing for an environment (`owner`) whose python is the system's."""
         lock = self.lock
-        if lock is None or (owner is not None and owner.get("interpreter") != "conda"):
+        if lock is None or (owner is not None and not python_source(owner).is_conda):
             return []
         if self._locked is None:
             self._locked = conda_lock.read_lock(lock, self.platform)
         return self._locked
 
-    def python(self, kind: str = "auto") -> str | None:
-        """Return the version of the lock's python where it is the environment's (`kind` is conda or auto), or None."""
-        if kind == "system" or self.wanted == "system" or self.lock is None or self.platform is None:
+    def python(self, source: PythonSource = PythonSource.AUTO) -> str | None:
+        """Return the version of the lock's python, or None where the environment has the system's."""
+        if source.is_system or self.wanted.is_system or self.lock is None or self.platform is None:
             return None
         return next((each.version for each in self.packages() if each.name == "python"), None)
 

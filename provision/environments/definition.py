@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from provision.core.python_source import PythonSource
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -29,6 +31,11 @@ class EnvironmentDefinition:
     platform: str | None
     reason: str
     warning: str | None = None
+
+    @property
+    def python_source(self) -> PythonSource:
+        """Return the source of python that is asked for."""
+        return PythonSource(self.interpreter)
 
     @property
     def conda_lock(self) -> Path | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from provision.core import layout
 from provision.core.errors import FirstlightError, SpecError
 from provision.core.progress import no_progress
+from provision.core.python_source import PythonSource
 from provision.core.step import Check, State
 from provision.environments import installed_wheels, prefix, rehome_prefix, torch_fallback
 from provision.environments.conda_packages import CondaInstaller
@@ -23,7 +24,7 @@ from provision.fs.atomic import write_atomic
 from provision.installers import uv
 from provision.lockfiles import requirements
 from provision.volume import environment_marker
-from provision.volume.environment_marker import MARKER_NAME, read_owner
+from provision.volume.environment_marker import MARKER_NAME, python_source, read_owner
 from provision.volume.journal_acts import EnvironmentBuild
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class EnvStep:
             wanted.folder,
             wanted.conda_lock,
             wanted.platform,
-            wanted.interpreter,
+            wanted.python_source,
             self.prefix,
             root,
             self.supply,
@@ -100,10 +101,10 @@ class EnvStep:
         if owner is None:
             message = f"{self.prefix} was not made by firstlight. Look at it: ls -la {self.prefix}; move it away."
             return Check(State.BLOCKED, message)
-        kind = owner.get("interpreter", "system")
-        if self.wanted.interpreter not in {"auto", kind}:
+        source = python_source(owner)
+        if not self.wanted.python_source.accepts(source):
             message = (
-                f"{self.prefix} has its python from {_FROM[str(kind)]}, and {self.wanted.interpreter} is wanted. "
+                f"{self.prefix} has its python from {source}, and {self.wanted.interpreter} is wanted. "
                 f"Run `{layout.program()} env remove {self.wanted.name}`, then setup."
             )
             return Check(State.BLOCKED, message)
@@ -132,7 +133,7 @@ class EnvStep:
         variant = self._variant_of(owner)
         if variant is None:
             return f"holds the variant {owner.get('variant')}, this machine needs {self.wanted.variants[0].name}"
-        if owner.get("interpreter") == "conda":
+        if python_source(owner).is_conda:
             if owner.get("prefix") != str(self.prefix):
                 return f"was made as {owner.get('prefix')}, its files must be told that it lies at {self.prefix}"
             harmed = prefix.harmed_conda_packages(self.prefix, self.conda.packages(), deep=deep, progress=self.progress)
@@ -150,32 +151,32 @@ class EnvStep:
         variant = self._variant_of(owner) or self.wanted.variants[0]
         version = prefix.python_version(layout.interpreter(self.prefix)) or ""
         count = len(self._pip_packages(variant, version, owner)) + len(self.conda.packages(owner))
-        kind = str(owner.get("interpreter", "system"))
+        source = python_source(owner)
         build = f", torch {variant.torch} ({variant.name})" if variant.torch else ""
         how = "every byte verified" if deep else f"{count} packages as locked"
         fetched = self.supply.health.summary()
-        detail = f"Python {version} from {_FROM[kind]}{build}, {how}{f': {fetched}' if fetched else ''}"
+        detail = f"Python {version} from {source}{build}, {how}{f': {fetched}' if fetched else ''}"
         notes = [self.wanted.warning] if self.wanted.warning else []
         notes += self.supply.health.warnings()
         if variant.name != self.wanted.variants[0].name:
             wanted = self.wanted.variants[0]
             why = f" ({owner['passed']})" if owner.get("passed") else ""
             notes.append(f"torch {wanted.torch} could not be had{why}; in its place: {wanted.instead_cost}")
-        if kind == "system" and owner.get("reason"):
+        if source.is_system and owner.get("reason"):
             notes.append(f"the system's python stands in for conda's ({owner['reason']})")
-        if kind == "conda":
+        if source.is_conda:
             notes += filter(None, [prefix.too_long_for_scripts(self.prefix), self.conda.far_cache()])
         return Check(State.OK, detail, "; ".join(notes) or None)
 
     def _build(self) -> None:
         """Build beside the place; only what is whole gets the name."""
         new = self.prefix.with_name(f".{self.prefix.name}.building-{uuid.uuid4().hex[:8]}")
-        kind, reason = self.conda.choose()
-        owner: dict[str, object] = {"interpreter": kind, "prefix": str(self.prefix), "reason": reason}
-        chain = self._begin(owner, self._python(kind), is_new=True)
+        source, reason = self.conda.choose()
+        owner: dict[str, object] = {"interpreter": source.value, "prefix": str(self.prefix), "reason": reason}
+        chain = self._begin(owner, self._python(source), is_new=True)
         pip = self._pip(chain)
         try:
-            if kind == "conda":
+            if source.is_conda:
                 self.conda.install(new)
                 version = prefix.python_version(layout.interpreter(new))
                 if version is None or not self._fits(version, self.wanted.variants[0]):
@@ -198,9 +199,9 @@ class EnvStep:
     def _mend(self, owner: dict[str, object]) -> None:
         python = layout.interpreter(self.prefix)
         found = prefix.python_version(python)
-        chain = self._begin(owner, found or self._python(str(owner.get("interpreter"))), is_new=False)
+        chain = self._begin(owner, found or self._python(python_source(owner)), is_new=False)
         pip = self._pip(chain)
-        if owner.get("interpreter") == "conda":
+        if python_source(owner).is_conda:
             moved = owner.get("prefix") != str(self.prefix)
             packages = self.conda.packages()
             harmed = prefix.harmed_conda_packages(self.prefix, packages, deep=True)
@@ -273,9 +274,9 @@ class EnvStep:
         site = environment_marker.site_packages(self.prefix, version)
         return None if installed_wheels.harmed_packages(site, torch, deep=False) else variant
 
-    def _python(self, kind: str = "auto") -> str:
+    def _python(self, source: PythonSource = PythonSource.AUTO) -> str:
         """Return the version of python that the environment will have."""
-        return self.conda.python(kind) or self._base_python()[1]
+        return self.conda.python(source) or self._base_python()[1]
 
     def _base_python(self) -> tuple[Path, str]:
         advice = f"{uv.uv_binary()} python install {self.wanted.pythons[0]}"
@@ -338,9 +339,6 @@ class EnvStep:
         wanted = owner | {"schema": SCHEMA, "env": self.wanted.name, "variant": variant.name}
         if read_owner(where) != wanted:
             write_atomic(where / MARKER_NAME, json.dumps(wanted, sort_keys=True) + "\n")
-
-
-_FROM = {"conda": "conda", "system": "the system"}
 
 
 def _first(harmed: dict[str, str]) -> str:

@@ -6,7 +6,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from provision.core.python_source import PythonSource
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 MARKER_NAME = ".firstlight.json"
@@ -19,6 +22,11 @@ def read_owner(where: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     return owner if isinstance(owner, dict) else None
+
+
+def python_source(owner: Mapping[str, object]) -> PythonSource:
+    """Return the source of the python of an environment that `read_owner` describes."""
+    return PythonSource.CONDA if owner.get("interpreter") == "conda" else PythonSource.SYSTEM
 
 
 def site_packages(prefix: Path, version: str) -> Path:
