@@ -152,6 +152,7 @@ def run(
     def act() -> Exit:
         from provision.core import layout
         from provision.environments import activation
+        from provision.mirrors.tools import all_tools
         from provision.volume import variables
 
         request = request_of(root, host, None, changes={"env": name})
@@ -160,7 +161,8 @@ def run(
             raise BlockedError(
                 f"{prefix} is not there. Run `make setup`, or `{layout.program()} env create {request.host.env}`."
             )
-        environment = activation.activated(prefix, os.environ) | variables.for_child(request.root, os.environ)
+        environment = activation.activated(prefix, os.environ)
+        environment |= variables.for_child(request.root, os.environ, all_tools.variable_groups())
         try:
             os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)
         except FileNotFoundError:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from provision.core.progress import Progress
     from provision.core.step import Step
     from provision.mirrors.selection import MirrorSelector
+    from provision.mirrors.tools.tool import Tool
     from provision.setup.request import SetupRequest
 
 app = typer.Typer(help="Where packages and models come from.", no_args_is_help=True, rich_markup_mode=None)
@@ -81,11 +82,11 @@ def probe(
         request = request_of(root, host, envs, changes={"catalogue": catalogue})
         tools = _tools(tool)
         chooser = _chooser(request)
-        asked = [each for name in tools for each in chooser.asked(name)]
+        asked = [each for tool in tools for each in chooser.asked(tool)]
         show = OutputOptions(json, False, False, no_color)
         with during(f"asking {len(asked)} mirrors", show):
             found = chooser.probe(asked)
-        chosen = {name: chooser.auto(name, found) for name in tools}
+        chosen = {tool.name: chooser.auto(tool, found) for tool in tools}
         if json:
             print(mirrors_output.probes_json(found, chosen))
         else:
@@ -115,17 +116,19 @@ def use(
 
     def act() -> Exit:
         from provision.config import toml
-        from provision.mirrors.catalogue import OFFICIAL, TOOLS
+        from provision.mirrors.record import OFFICIAL
+        from provision.mirrors.tools import all_tools
         from provision.setup import plan
 
         request = request_of(root, host, envs, offline=offline, changes={"catalogue": catalogue})
         known = plan.catalogue_of(request)
         toml.choose(name, ["auto", OFFICIAL, *known.names()], "mirror")
-        meant = _tools(tool) if tool else known.tools_of(name) or list(TOOLS)
+        tools = all_tools.names()
+        meant = [each.name for each in _tools(tool)] if tool else known.tools_of(name) or tools
         for each in meant:
             toml.choose(name, ["auto", OFFICIAL, *known.of(each)], f"mirror of {each}")
         request = plan.with_mirrors(
-            request, {each: name if each in meant else "keep" for each in TOOLS}, nodefaults=nodefaults
+            request, {each: name if each in meant else "keep" for each in tools}, nodefaults=nodefaults
         )
         only = {"volume", "mirrors", "mirror settings"}
         return run_steps(
@@ -173,22 +176,26 @@ def shellenv(
 
     def act() -> Exit:
         from provision.config import toml
+        from provision.mirrors.tools import all_tools
         from provision.volume import variables
 
         toml.choose(shell, variables.SHELLS, "shell")
         request = request_of(root, host, None)
-        sys.stdout.buffer.write(variables.script(variables.for_child(request.root, os.environ), shell))
+        sys.stdout.buffer.write(
+            variables.script(variables.for_child(request.root, os.environ, all_tools.variable_groups()), shell)
+        )
         sys.stdout.flush()
         return Exit.GOOD
 
     guard(act)
 
 
-def _tools(asked: list[str] | None) -> list[str]:
+def _tools(asked: list[str] | None) -> list[Tool]:
     from provision.config import toml
-    from provision.mirrors.catalogue import TOOLS
+    from provision.mirrors.tools import all_tools
 
-    return [toml.choose(each, TOOLS, "tool") for each in asked] if asked else list(TOOLS)
+    names = all_tools.names()
+    return [all_tools.by_name(toml.choose(name, names, "tool")) for name in asked or names]
 
 
 def _chooser(request: SetupRequest) -> MirrorSelector:

@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING
 
 from provision.core.redact import redact
-from provision.mirrors.catalogue import TOOLS
+from provision.mirrors.tools import all_tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from provision.mirrors.catalogue import Catalogue
-    from provision.mirrors.probe import ProbeResult
+    from provision.mirrors.prober import ProbeResult
     from provision.mirrors.record import MirrorChoice, MirrorRecord
 
 SCHEMA = 1
@@ -20,7 +20,10 @@ SCHEMA = 1
 
 def catalogue_json(known: Catalogue, record: MirrorRecord) -> str:
     """`mirrors list` for programs."""
-    tools = {tool: [{"name": name, **mirror.model_dump()} for name, mirror in known.of(tool).items()] for tool in TOOLS}
+    tools = {
+        tool: [{"name": name, **mirror.model_dump()} for name, mirror in known.of(tool).items()]
+        for tool in all_tools.names()
+    }
     chosen = {tool: _choice(choice) for tool, choice in record.choices.items()}
     return redact(json.dumps({"schema": SCHEMA, "tools": tools, "chosen": chosen}, indent=1))
 
@@ -28,7 +31,7 @@ def catalogue_json(known: Catalogue, record: MirrorRecord) -> str:
 def catalogue(known: Catalogue, record: MirrorRecord) -> str:
     """`mirrors list` for people: a line a mirror, the chosen one marked."""
     lines = []
-    for tool in TOOLS:
+    for tool in all_tools.names():
         choice = record.choices.get(tool)
         lines.append(f"{tool}: {_said(choice) if choice else 'not chosen yet'}")
         for name, mirror in known.of(tool).items():

@@ -14,7 +14,11 @@ from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import record as mirror_record
 from provision.mirrors.failover_proxy import FailoverProxy, cached_only
-from provision.mirrors.record import MirrorSource
+from provision.mirrors.record import OFFICIAL, MirrorSource
+from provision.mirrors.tools.conda import Conda
+from provision.mirrors.tools.pip import Pip
+from provision.mirrors.tools.tool import MachineSettings
+from provision.mirrors.tools.torch import Torch
 from provision.net.source_health import SourceHealth
 from provision.volume.journal_acts import MirrorWarning, PackageDownload
 
@@ -45,9 +49,14 @@ class PackageSources:
     _relay: FailoverProxy | None = None
 
     @cached_property
+    def machine(self) -> MachineSettings:
+        """Return the settings of this machine."""
+        return MachineSettings(self.environ, self.home)
+
+    @property
     def settings(self) -> dict[str, list[str]]:
         """This machine's pip settings; asking for them takes a quarter of a second."""
-        return pip_settings.pip_settings(self.environ)
+        return self.machine.pip
 
     @property
     def _record(self) -> mirror_record.MirrorRecord:
@@ -56,9 +65,8 @@ class PackageSources:
     def wheel_sources(self, variant: Variant) -> list[MirrorSource]:
         """Whom a relay asks for wheels; nobody where the machine's own settings or the official index serve alone."""
         record = self._record
-        chosen = record.sources("pip")
-        ours = record.chosen("pip").url or None
-        if not chosen or uv_installer.own_index(self.environ, self.settings, self.home, ours):
+        chosen = record.sources(Pip.name)
+        if not chosen or Pip().own_setting(self.machine, record):
             return []
         own_builds = self.torch_sources(variant)
         if all(source.is_official for source in (*chosen, *own_builds)):
@@ -71,8 +79,8 @@ class PackageSources:
         """Where a build such as 2.13.0+cpu lies, the chosen mirror first, the official page among them."""
         if variant.find_links is None:
             return []
-        official = MirrorSource("official", variant.find_links, "find-links")
-        chosen = [official if each.is_official else each for each in self._record.sources("torch")]
+        official = MirrorSource(OFFICIAL, variant.find_links, "find-links")
+        chosen = [official if each.is_official else each for each in self._record.sources(Torch.name)]
         return chosen if official in chosen else [*chosen, official]
 
     def places(self, uv: uv_installer.UvSources, variant: Variant) -> list[TorchSource]:
@@ -88,20 +96,16 @@ class PackageSources:
         if self.wheel_sources(variant) and not self.offline:
             return []
         return [
-            TorchSource(
-                f"the page {redact(each.url)}",
-                each.url if each.kind == "find-links" else f"{each.url.rstrip('/')}/torch/",
-                "find-links",
-            )
+            TorchSource(f"the page {redact(each.url)}", Torch.page(each), "find-links")
             for each in self.torch_sources(variant)
         ]
 
     def conda_sources(self) -> list[MirrorSource]:
         """Whom to ask for conda's packages, the best first; nobody where the machine's conda names its own mirror."""
         record = self._record
-        if conda_settings.own_channels(self.environ, self.home, record.chosen("conda").bases):
+        if Conda().own_setting(self.machine, record):
             return []
-        return [each for each in record.sources("conda") if each.is_official or each.channels]
+        return [each for each in record.sources(Conda.name) if each.is_official or each.channels]
 
     def unreachable(self, packages: Sequence[CondaPackage]) -> str | None:
         """Why conda's packages cannot be fetched from anywhere, asked with one of them; None when they can."""

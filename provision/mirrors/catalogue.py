@@ -3,98 +3,45 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, field
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field, create_model
 
 from provision.config import toml
 from provision.core.errors import SpecError
-from provision.net.urls import check_address
+from provision.mirrors.record import OFFICIAL
+from provision.mirrors.tools import all_tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-TOOLS = ("pip", "conda", "torch", "hf")
-OFFICIAL = "official"
+    from provision.mirrors.mirror import Mirror
 
 
-def _address(url: str) -> str:
-    try:
-        check_address(url, "the address")
-    except SpecError as error:
-        raise ValueError(str(error).rstrip(".")) from None
-    return url
+@dataclass(frozen=True)
+class Catalogue:
+    """Hold the mirrors of each tool, by the name of the tool, in the order that decides between equals."""
 
-
-Address = Annotated[str, AfterValidator(_address)]
-
-
-class Mirror(toml.Strict):
-    """One mirror of one tool.
-
-    `redirects`: it leads to other hosts by design. `reach`: from where alone it answers. `source`: who lists it.
-    """
-
-    url: Address
-    redirects: bool = False
-    reach: str | None = None
-    enabled: bool = True
-    source: str = ""
-    note: str = ""
-
-
-class CondaMirror(Mirror):
-    """A channel lies at `url`/CHANNEL, unless it lies `elsewhere` or is one that the mirror `lacks`.
-
-    `defaults` holds main, r and msys2, where the mirror has them.
-    """
-
-    defaults: Address | None = None
-    elsewhere: dict[str, Address] = Field(default_factory=dict)
-    lacks: list[str] = Field(default_factory=list)
-
-    def channel(self, name: str) -> str | None:
-        """Where a channel lies, without a trailing slash; None where the mirror does not have it."""
-        if name in self.lacks:
-            return None
-        return f"{self.elsewhere.get(name, self.url).rstrip('/')}/{name}"
-
-
-class TorchMirror(Mirror):
-    """PyTorch's own wheels: `{variant}` stands for cpu, cu126, …; an index, or one page that links the files."""
-
-    kind: Literal["index", "find-links"] = "index"
-
-    def address(self, variant: str) -> str:
-        """Its address for one build of torch."""
-        return self.url.replace("{variant}", variant)
-
-
-class Catalogue(toml.Strict):
-    """The mirrors a tool, in the order that decides between equals."""
-
-    pip: dict[str, Mirror] = Field(default_factory=dict)
-    conda: dict[str, CondaMirror] = Field(default_factory=dict)
-    torch: dict[str, TorchMirror] = Field(default_factory=dict)
-    hf: dict[str, Mirror] = Field(default_factory=dict)
+    mirrors: Mapping[str, Mapping[str, Mirror]] = field(default_factory=dict)
 
     def of(self, tool: str) -> Mapping[str, Mirror]:
-        """The mirrors of one tool, those that are switched off left out."""
-        every: Mapping[str, Mirror] = getattr(self, tool)
-        return {name: mirror for name, mirror in every.items() if mirror.enabled}
+        """Return the mirrors of one tool, without those that are switched off."""
+        return {name: mirror for name, mirror in self.mirrors.get(tool, {}).items() if mirror.enabled}
 
     def names(self) -> list[str]:
-        """Every mirror's name, once."""
-        return list(dict.fromkeys(name for tool in TOOLS for name in self.of(tool)))
+        """Return the name of every mirror, once."""
+        return list(dict.fromkeys(name for tool in all_tools.names() for name in self.of(tool)))
 
     def tools_of(self, name: str) -> list[str]:
-        """The tools that a mirror serves."""
-        return [tool for tool in TOOLS if name in self.of(tool)]
+        """Return the names of the tools that a mirror serves."""
+        return [tool for tool in all_tools.names() if name in self.of(tool)]
 
 
 def load(shipped: Path, added: str | None = None) -> Catalogue:
-    """The shipped catalogue with what a user adds: an entry of the same name takes the shipped one's place.
+    """Load the shipped catalogue with what a user adds: an entry of the same name takes the shipped one's place.
 
     Args:
         shipped: envs/mirrors.toml; may be absent.
@@ -105,18 +52,24 @@ def load(shipped: Path, added: str | None = None) -> Catalogue:
     """
     from pathlib import Path
 
-    first = _read(shipped) if shipped.exists() else Catalogue()
+    first = _read(shipped) if shipped.exists() else {}
     if added is None:
-        return first
+        return Catalogue(first)
     more = _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (no home: it stays as it is, and is not found)
-    merged = {tool: {**getattr(first, tool), **getattr(more, tool)} for tool in TOOLS}
-    return Catalogue(**merged)
+    return Catalogue({tool: {**first.get(tool, {}), **more[tool]} for tool in all_tools.names()})
 
 
-def _read(path: Path) -> Catalogue:
-    found = toml.load(path, Catalogue)
-    for tool in TOOLS:
-        for name in getattr(found, tool):
+def _read(path: Path) -> dict[str, dict[str, Mirror]]:
+    """Read one file; every tool has a key, also where the file names no mirror of it."""
+    # The model follows the list of tools: a table for each tool, whose rows have the form that the tool gives them.
+    tables: dict[str, Any] = {
+        tool.name: (GenericAlias(dict, (str, tool.mirror_model)), Field(default_factory=dict))
+        for tool in all_tools.TOOLS
+    }
+    content = toml.load(path, create_model("CatalogueFile", __base__=toml.Strict, **tables))
+    mirrors: dict[str, dict[str, Mirror]] = {tool: getattr(content, tool) for tool in all_tools.names()}
+    for tool, rows in mirrors.items():
+        for name in rows:
             if name in {OFFICIAL, "auto", "keep"}:
                 raise SpecError(f"{path}, key {tool}.{name}: {name!r} has a meaning of its own. Give another name.")
-    return found
+    return mirrors

@@ -109,27 +109,6 @@ def uv_config(content: bytes, index: str | None) -> bytes:
     return _merged_toml(text, index)
 
 
-def conda_values(
-    alias: str, channels: Mapping[str, str], defaults: str | None, *, nodefaults: bool, windows: bool = False
-) -> dict[str, Any]:
-    """Conda's keys for a mirror.
-
-    Args:
-        alias: where channels lie that are not named.
-        channels: {name: its address} of those that are.
-        defaults: where main, r and msys2 lie.
-        nodefaults: leave the default channels out.
-        windows: msys2 is asked for as well.
-    """
-    values: dict[str, Any] = {"channel_alias": alias}
-    values["custom_channels"] = {name: url.removesuffix(f"/{name}") for name, url in channels.items()}
-    if nodefaults:
-        return values | {"channels": ["conda-forge", "nodefaults"]}
-    if defaults:
-        values["default_channels"] = [f"{defaults}/{name}" for name in ("main", "r", *(["msys2"] if windows else []))]
-    return values
-
-
 def _replace_option(text: str, name: str, value: str) -> tuple[str, int]:
     """Give an option of [global] or [install] another value, continuation lines and all; and how many there were."""
     spelled = name.replace("-", "[-_]")

@@ -12,10 +12,9 @@ from provision.config import toml
 from provision.lockfiles.requirements import normal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from provision.config.models import ModelSpec
     from provision.lockfiles.conda_lock import CondaPackage
 
 _HEADER = """\
@@ -29,8 +28,8 @@ _FITTING = re.compile(
 _HASHED_WHOLE = 300_000  # bytes: a smaller file is fetched as a whole, so that its hash can be had
 
 
-class _Row(toml.Strict):
-    """One file of a lock, and why it was taken."""
+class LockedRow(toml.Strict):
+    """Name one file of a lock, and why it was taken."""
 
     why: str
     name: str
@@ -40,11 +39,11 @@ class _Row(toml.Strict):
     size: Annotated[int, Field(ge=0)]
 
 
-class _Rows(toml.Strict):
-    """Those of one lock; of conda's by platform."""
+class LockedRows(toml.Strict):
+    """Hold the rows of each lock of an environment: pip's by the name of the lock, conda's by platform."""
 
-    pip: dict[str, list[_Row]] = Field(default_factory=dict)
-    conda: dict[str, list[_Row]] = Field(default_factory=dict)
+    pip: dict[str, list[LockedRow]] = Field(default_factory=dict)
+    conda: dict[str, list[LockedRow]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,59 +70,14 @@ class ProbeFile:
         return f"{self.name} {self.version}".strip()
 
 
-def of_pip(folder: Path, lock: str, hashes: Mapping[str, tuple[str, frozenset[str]]]) -> list[ProbeFile]:
-    """The probe files of a pip lock; without a file that names them, the lock's first packages.
+def read(folder: Path) -> LockedRows:
+    """Read the rows of an environment's folder; none where no file names them.
 
-    Args:
-        folder: the environment's, with its locks.
-        lock: the lock's name, such as "cu130".
-        hashes: {package: (version, its hashes)} of the lock.
+    Raises:
+        SpecError: the file is wrong.
     """
-    # A lock may hold two versions of a package, for two Pythons: the hash tells.
-    rows = [row for row in _read(folder).pip.get(lock, []) if row.sha256 in hashes.get(row.name, ("", ()))[1]]
-    if rows:
-        return [ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size) for row in rows]
-    first = sorted(name for name, (version, _) in hashes.items() if "+" not in version)[:3]
-    return [ProbeFile(name, hashes[name][0], "locked", hashes[name][1]) for name in first]
-
-
-def of_torch(hashes: Mapping[str, tuple[str, frozenset[str]]]) -> list[ProbeFile]:
-    """What of a lock comes from PyTorch's own index: the builds with a local version, such as 2.13.0+cpu."""
-    return [ProbeFile(name, version, "build", right) for name, (version, right) in hashes.items() if "+" in version]
-
-
-def of_conda(folder: Path, platform: str, packages: Sequence[CondaPackage]) -> list[ProbeFile]:
-    """The probe files of a conda lock for one platform; without a file that names them, the lock's first packages."""
-    locked = {package.sha256: package for package in packages}
-    rows = [row for row in _read(folder).conda.get(platform, []) if row.sha256 in locked]
-    if rows:
-        return [
-            ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size, locked[row.sha256].url)
-            for row in rows
-        ]
-    return [
-        ProbeFile(each.name, each.version, "locked", frozenset({each.sha256}), None, each.url) for each in packages[:3]
-    ]
-
-
-def of_models(models: Iterable[ModelSpec]) -> list[ProbeFile]:
-    """The largest and the smallest pinned file of the models; `path` is OWNER/NAME/resolve/REVISION/FILE."""
-    pinned = [
-        ProbeFile(
-            file.path,
-            "",
-            "pinned",
-            frozenset({file.sha256 or file.git_sha1 or ""}),
-            file.size,
-            f"{model.repo}/resolve/{model.revision}/{file.path}",
-            "sha256" if file.sha256 else "git_sha1",
-        )
-        for model in models
-        for file in model.files
-        if file.locked and file.size is not None
-    ]
-    ordered = sorted(pinned, key=lambda each: each.size or 0)
-    return list(dict.fromkeys([*ordered[-1:], *ordered[:1]]))
+    path = folder / _FILE
+    return toml.load(path, LockedRows) if path.exists() else LockedRows()
 
 
 def of_pylock(text: str) -> list[dict[str, object]]:
@@ -166,7 +120,7 @@ def write(
     """Write the probe files of an environment, unless none are known; a lock that was not made anew keeps its rows."""
     from provision.fs.atomic import write_atomic
 
-    kept = _read(folder)
+    kept = read(folder)
     tables: dict[str, Mapping[str, object]] = {}
     for kind, fresh, old in (("pip", pip, kept.pip), ("conda", conda, kept.conda)):
         for name in sorted({*fresh, *old}):
@@ -175,7 +129,7 @@ def write(
     lines = [_HEADER.rstrip()]
     for title, row in tables.items():
         lines.append(f"\n[[{title.rpartition(' ')[0]}]]")
-        lines += [f"{key} = {row[key] if key == 'size' else _quoted(row[key])}" for key in _Row.model_fields]
+        lines += [f"{key} = {row[key] if key == 'size' else _quoted(row[key])}" for key in LockedRow.model_fields]
     target = folder / _FILE
     if not tables:
         return []
@@ -197,8 +151,3 @@ def _chosen(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         for row in some:
             found.setdefault(row["name"], row | {"why": why})
     return list(found.values())
-
-
-def _read(folder: Path) -> _Rows:
-    path = folder / _FILE
-    return toml.load(path, _Rows) if path.exists() else _Rows()

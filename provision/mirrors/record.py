@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from provision.fs.atomic import write_atomic
-from provision.mirrors.catalogue import OFFICIAL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 SCHEMA = 1
+OFFICIAL = "official"  # the source that a tool asks on its own
 
 
 @dataclass(frozen=True)

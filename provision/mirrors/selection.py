@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from provision.config import toml
 from provision.core import layout
 from provision.core.errors import FirstlightError
-from provision.core.redact import redact
 from provision.core.step import Check, State
-from provision.installers import conda_settings, pip_settings, uv
-from provision.mirrors import official as official_hub
+from provision.installers import pip_settings
 from provision.mirrors import probe as mirror_probe
 from provision.mirrors import record as mirror_record
-from provision.mirrors.catalogue import OFFICIAL, TOOLS, CondaMirror, TorchMirror
-from provision.mirrors.probe import ProbeResult, ProbeTarget
-from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors.record import OFFICIAL, MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors.tools import all_tools
+from provision.mirrors.tools.tool import MachineSettings
 from provision.volume.changes import keep_backup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from provision.config.torch import Variant
     from provision.core.layout import Root
     from provision.mirrors.catalogue import Catalogue
     from provision.mirrors.probe_files import ProbeFile
+    from provision.mirrors.probe_needs import ProbeNeeds
+    from provision.mirrors.prober import ProbeResult, ProbeTarget
+    from provision.mirrors.tools.tool import Tool
     from provision.volume.journal import Journal
 
 # Writing into people's files is worth it from so much more speed on.
 _WORTH = 1.5
 _OTHERS = 4
-
-
-@dataclass(frozen=True)
-class ProbeNeeds:
-    """What the mirrors are asked for: the locked files that stand for all, conda's channels, the build of torch."""
-
-    probe_files: Mapping[str, Sequence[ProbeFile]]
-    channels: Sequence[str]
-    variant: Variant
 
 
 def wanted_of(asked: str | Mapping[str, str], catalogue: Catalogue) -> dict[str, str]:
@@ -50,14 +41,15 @@ def wanted_of(asked: str | Mapping[str, str], catalogue: Catalogue) -> dict[str,
     Raises:
         SpecError: there is no such mirror, or it does not serve the tool.
     """
+    tools = all_tools.names()
     if isinstance(asked, str):
         if asked in {"auto", "keep", OFFICIAL}:
-            return dict.fromkeys(TOOLS, asked)
+            return dict.fromkeys(tools, asked)
         toml.choose(asked, ["auto", "keep", OFFICIAL, *catalogue.names()], "mirror")
-        return {tool: asked if tool in catalogue.tools_of(asked) else "auto" for tool in TOOLS}
+        return {tool: asked if tool in catalogue.tools_of(asked) else "auto" for tool in tools}
     for tool, name in asked.items():
         toml.choose(name, ["auto", "keep", OFFICIAL, *catalogue.of(tool)], f"mirror of {tool}")
-    return {tool: asked.get(tool, "auto") for tool in TOOLS}
+    return {tool: asked.get(tool, "auto") for tool in tools}
 
 
 @dataclass
@@ -70,64 +62,54 @@ class MirrorSelector:
     home: Path
     record: MirrorRecord
 
-    def __post_init__(self) -> None:
-        """Ask pip for its settings once."""
-        self.settings = pip_settings.pip_settings(self.environ)
+    @cached_property
+    def machine(self) -> MachineSettings:
+        """Return the settings of this machine."""
+        return MachineSettings(self.environ, self.home)
 
-    def own(self, tool: str) -> str | None:
-        """What this machine itself says of where a tool's files come from; what we wrote does not count."""
-        ours = self.record.chosen(tool).url or None
-        if tool == "pip":
-            return uv.own_index(self.environ, self.settings, self.home, ours)
-        if tool == "conda":
-            return conda_settings.own_channels(self.environ, self.home, self.record.chosen("conda").bases)
-        endpoint = self.environ.get("HF_ENDPOINT")
-        if tool == "hf" and endpoint and endpoint.rstrip("/") != (ours or "").rstrip("/"):
-            return f"HF_ENDPOINT={redact(endpoint)}"
-        return "pip's no-index" if tool == "torch" and pip_settings.says_no_index(self.settings) else None
+    @cached_property
+    def probe_files(self) -> dict[str, list[ProbeFile]]:
+        """Return {tool: the locked files by which its mirrors are judged}."""
+        return {tool.name: tool.probe_files(self.needs) for tool in all_tools.TOOLS}
 
-    def asked(self, tool: str, only: str | None = None) -> list[ProbeTarget]:
-        """Whom to ask for a tool: the official source and every mirror, or one by its name; nobody without a need."""
-        if not self.needs.probe_files[tool]:
+    def own(self, tool: Tool) -> str | None:
+        """Return this machine's own setting of a tool's source, in words, or None. What we wrote does not count."""
+        return tool.own_setting(self.machine, self.record)
+
+    def asked(self, tool: Tool, only: str | None = None) -> list[ProbeTarget]:
+        """Return the sources of a tool to probe: the official one and every mirror, or only the one of a name.
+
+        There is none where the locks need nothing of the tool.
+        """
+        if not self.probe_files[tool.name]:
             return []
-        at_home = {name: f"{conda_settings.CHANNELS}/{name}" for name in self.needs.channels}
-        kind = "find-links" if tool == "torch" else "index"
-        every = [ProbeTarget(tool, OFFICIAL, self._official(tool), kind, at_home)]
-        for name, mirror in self.catalogue.of(tool).items():
-            source = self.source(tool, name)
-            channels = {each: source.channels[each] for each in self.needs.channels if each in source.channels}
-            if tool != "conda" or set(channels) == set(self.needs.channels):
-                every.append(ProbeTarget(tool, name, source.url, source.kind, channels, mirror.redirects, mirror.reach))
-        return [each for each in every if only in {None, each.name}]
+        every = [tool.target(tool.official(self.needs), self.needs)]
+        for name, mirror in self.catalogue.of(tool.name).items():
+            target = tool.target(mirror.source_for(name, self.needs), self.needs)
+            if target is not None:
+                every.append(replace(target, redirects=mirror.redirects, reach=mirror.reach))
+        return [target for target in every if target is not None and only in {None, target.name}]
 
-    def source(self, tool: str, name: str) -> MirrorSource:
-        """One mirror as it is used: with its build of torch, its channels."""
+    def source(self, tool: Tool, name: str) -> MirrorSource:
+        """Return a mirror as it is used: with its build of torch, its channels."""
         if name == OFFICIAL:
             return MirrorSource(OFFICIAL)
-        mirror = self.catalogue.of(tool)[name]
-        if isinstance(mirror, TorchMirror):
-            return MirrorSource(name, mirror.address(self.needs.variant.name), mirror.kind)
-        if isinstance(mirror, CondaMirror):
-            known = dict.fromkeys([*self.needs.channels, "conda-forge", *mirror.elsewhere])
-            channels = {each: place for each in known if (place := mirror.channel(each))}
-            channels |= {each: f"{conda_settings.CHANNELS}/{each}" for each in mirror.lacks}
-            return MirrorSource(name, mirror.url.rstrip("/"), channels=channels, defaults=mirror.defaults)
-        return MirrorSource(name, mirror.url)
+        return self.catalogue.of(tool.name)[name].source_for(name, self.needs)
 
     def probe(self, asked: Sequence[ProbeTarget]) -> list[ProbeResult]:
         """Look at them all at once."""
         return mirror_probe.probe(
-            asked, self.needs.probe_files, partial(pip_settings.session, self.environ, self.settings)
+            asked, self.probe_files, partial(pip_settings.session, self.environ, self.machine.pip)
         )
 
-    def auto(self, tool: str, found: Sequence[ProbeResult]) -> MirrorChoice:
+    def auto(self, tool: Tool, found: Sequence[ProbeResult]) -> MirrorChoice:
         """The best of what was found: the official source stays where no mirror is much faster."""
         own = self.own(tool)
         if own:
             return MirrorChoice("auto", (), f"this machine's own setting stays: {own}")
-        ranked = mirror_probe.ranked([each for each in found if each.asked_of.tool == tool])
+        ranked = mirror_probe.ranked([each for each in found if each.asked_of.tool == tool.name])
         if not ranked:
-            why = "no mirror can be used" if self.needs.probe_files[tool] else "nothing of it is locked here"
+            why = "no mirror can be used" if self.probe_files[tool.name] else "nothing of it is locked here"
             return MirrorChoice("auto", (MirrorSource(OFFICIAL),), why)
         best = ranked[0]
         official = next((each for each in ranked if each.asked_of.name == OFFICIAL), None)
@@ -139,7 +121,7 @@ class MirrorSelector:
             named.append(MirrorSource(OFFICIAL))
         return MirrorChoice("auto", tuple(named), f"{best.held} of {best.asked} locked files, {_rate(best):g} MB/s")
 
-    def named(self, tool: str, name: str, found: Sequence[ProbeResult]) -> MirrorChoice:
+    def named(self, tool: Tool, name: str, found: Sequence[ProbeResult]) -> MirrorChoice:
         """A mirror by its name; the official source follows where it fails, then the others of the catalogue.
 
         Raises:
@@ -147,28 +129,20 @@ class MirrorSelector:
         """
         if name == OFFICIAL:
             return MirrorChoice(OFFICIAL, (MirrorSource(OFFICIAL),), "nothing is overridden")
-        probe = next((each for each in found if (each.asked_of.tool, each.asked_of.name) == (tool, name)), None)
+        probe = next((each for each in found if (each.asked_of.tool, each.asked_of.name) == (tool.name, name)), None)
         if probe is not None and probe.error:
             raise FirstlightError(
-                f"{name} cannot be used for {tool}: it {probe.error}. Look for another: "
+                f"{name} cannot be used for {tool.name}: it {probe.error}. Look for another: "
                 f"{layout.program()} mirrors probe. To write it unasked: --offline"
             )
         first = self._used(tool, probe) if probe else self.source(tool, name)
-        others = [self.source(tool, other) for other in self.catalogue.of(tool) if other != name]
+        others = [self.source(tool, other) for other in self.catalogue.of(tool.name) if other != name]
         held = f"{probe.held} of {probe.asked} locked files, {_rate(probe):g} MB/s" if probe else "it was not asked"
         return MirrorChoice(name, (first, MirrorSource(OFFICIAL), *others[:_OTHERS]), held)
 
-    def _used(self, tool: str, probe: ProbeResult) -> MirrorSource:
+    def _used(self, tool: Tool, probe: ProbeResult) -> MirrorSource:
         source = self.source(tool, probe.asked_of.name)
         return source if source.is_official else replace(source, kind=probe.kind)
-
-    def _official(self, tool: str) -> str:
-        known = {
-            "pip": pip_settings.official_index,
-            "conda": lambda: conda_settings.CHANNELS,
-            "hf": official_hub.official_endpoint,
-        }
-        return known[tool]() if tool in known else self.needs.variant.find_links or ""
 
 
 class MirrorStep:
@@ -219,17 +193,17 @@ class MirrorStep:
         """Ask, choose, and keep the choice."""
         record = mirror_record.read(self.root) or MirrorRecord()
         chooser = MirrorSelector(self.catalogue, self.needed(), self.environ, self.home, record)
-        tools = {tool: asked for tool, asked in self.wanted.items() if asked != "keep"}
+        tools = [(all_tools.by_name(tool), asked) for tool, asked in self.wanted.items() if asked != "keep"]
         if not self.again:
-            tools = {tool: asked for tool, asked in tools.items() if not _stands(record, tool, asked)}
+            tools = [(tool, asked) for tool, asked in tools if not _stands(record, tool.name, asked)]
         asked: list[ProbeTarget] = []
-        for tool, name in tools.items():
+        for tool, name in tools:
             if not self.offline and name != OFFICIAL and not (name == "auto" and chooser.own(tool)):
                 asked += chooser.asked(tool, None if name == "auto" else name)
         found = chooser.probe(asked) if asked else []
         fresh = {
-            tool: chooser.auto(tool, found) if name == "auto" else chooser.named(tool, name, found)
-            for tool, name in tools.items()
+            tool.name: chooser.auto(tool, found) if name == "auto" else chooser.named(tool, name, found)
+            for tool, name in tools
         }
         nodefaults = record.nodefaults if self.nodefaults is None else self.nodefaults
         kept = replace(record, choices={**record.choices, **fresh}, restored=False, nodefaults=nodefaults)

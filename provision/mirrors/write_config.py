@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import stat
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.errors import SpecError
 from provision.core.step import Check, State
 from provision.fs.atomic import write_atomic
-from provision.installers import uv_settings
-from provision.mirrors import config_text
 from provision.mirrors import record as mirror_record
 from provision.mirrors.record import MirrorRecord, WrittenFile
+from provision.mirrors.tools import all_tools
+from provision.mirrors.tools.tool import ConfigFile, ConfigScope, Stage
 from provision.volume import variables
 from provision.volume.changes import keep_backup, make_folders
-from provision.volume.environment_marker import read_owner, site_folders
+from provision.volume.environment_marker import python_source, read_owner, site_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from provision.core.layout import Root
     from provision.core.step import Step
@@ -32,67 +30,47 @@ if TYPE_CHECKING:
 _EDITED = "edited since"
 
 
-@dataclass(frozen=True)
-class ConfigFile:
-    """A file, and what its content becomes; an empty content stands for no file."""
-
-    path: Path
-    render: Callable[[bytes], bytes]
-
-
 def mirror_variables(record: MirrorRecord) -> dict[str, str]:
-    """The variables by which tools are told without a file, in a fixed order."""
+    """Return the variables that name the chosen mirrors, in the order of the tools."""
     found: dict[str, str] = {}
-    pip, conda, hub = (record.chosen(tool) for tool in ("pip", "conda", "hf"))
-    if not pip.is_official:
-        found |= {"PIP_INDEX_URL": pip.url, "UV_DEFAULT_INDEX": pip.url}
-    if not conda.is_official:
-        found["CONDA_CHANNEL_ALIAS"] = conda.url
-    if not hub.is_official:
-        # The client would ask its own data hosts past the mirror, and show the mirror the user's token.
-        found |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    for tool in all_tools.TOOLS:
+        source = record.chosen(tool.name)
+        if not source.is_official:
+            found |= tool.variables(source)
     return found
 
 
 def targets(
     record: MirrorRecord, prefix: Path, home: Path, environ: Mapping[str, str], *, conda_is_here: bool
 ) -> list[ConfigFile]:
-    """Every file that tells a tool of its mirror: those of the environment first, then the user's.
+    """Return every file that names a mirror: those of the environment first, then the user's.
 
-    pip reads a file inside an environment. uv reads none: it has the user's file, and in conda's environments the
-    script that runs at activation. The client of the hub reads variables alone: python sets them when it starts.
+    Besides the files of each tool there are those that set variables in an environment: one that python runs when it
+    starts, and in conda's environments the scripts that run at activation.
     """
-    pip, conda, torch = (record.chosen(tool) for tool in ("pip", "conda", "torch"))
-    page = torch.url if torch.kind == "find-links" else f"{torch.url.rstrip('/')}/torch/"
-    links = [] if torch.is_official else [page]
-    values = {}
-    if not conda.is_official:
-        windows = sys.platform == "win32"
-        nodefaults = record.nodefaults
-        values = config_text.conda_values(
-            conda.url, conda.channels, conda.defaults, nodefaults=nodefaults, windows=windows
-        )
-    index = pip.url or None
-    found = []
     owner = read_owner(prefix)
-    if owner is not None:
-        name = "pip.ini" if sys.platform == "win32" else "pip.conf"
-        found.append(ConfigFile(prefix / name, lambda content: config_text.pip_config(content, index, links)))
-        told = mirror_variables(record)
-        line = variables.start_line(told).encode("ascii")
-        found += [ConfigFile(site / "firstlight-mirrors.pth", lambda _: line) for site in site_folders(prefix)]
-        if owner.get("interpreter") == "conda":
-            found.append(ConfigFile(prefix / ".condarc", lambda content: config_text.condarc(content, values)))
-            told = {key: value for key, value in told.items() if key.startswith(("UV_", "HF_"))}
-            for folder, suffix, text in variables.hooks(told):
-                place = prefix / "etc" / "conda" / folder / f"firstlight-mirrors{suffix}"
-                found.append(ConfigFile(place, lambda _, text=text: text.encode()))  # type: ignore[misc]
-    found.append(ConfigFile(_pip_file(home, environ), lambda content: config_text.pip_config(content, index)))
-    condarc = Path(environ["CONDARC"]) if environ.get("CONDARC") else home / ".condarc"
-    if conda_is_here or condarc.exists():
-        found.append(ConfigFile(condarc, lambda content: config_text.condarc(content, values)))
-    found.append(ConfigFile(uv_settings.paths(environ, home)[0], lambda content: config_text.uv_config(content, index)))
-    return found
+    source = None if owner is None else python_source(owner)
+    scope = ConfigScope(record, prefix, source, home, environ, conda_is_here)
+    files = [file for tool in all_tools.TOOLS for file in tool.config_files(scope)]
+    return sorted([*files, *_variable_files(scope)], key=lambda file: file.stage)
+
+
+def _variable_files(scope: ConfigScope) -> Iterator[ConfigFile]:
+    if scope.python_source is None:
+        return
+    values, groups = mirror_variables(scope.record), all_tools.variable_groups()
+    line = variables.start_line(values, [group for group in groups if group.at_start]).encode("ascii")
+    for site in site_folders(scope.prefix):
+        yield ConfigFile(site / "firstlight-mirrors.pth", lambda _: line, Stage.PYTHON_START)
+    if scope.python_source.is_conda:
+        for folder, suffix, text in variables.hooks(values, [group for group in groups if group.at_activation]):
+            path = scope.prefix / "etc" / "conda" / folder / f"firstlight-mirrors{suffix}"
+            yield ConfigFile(path, lambda _, text=text: text.encode(), Stage.ACTIVATION)  # type: ignore[misc]
+
+
+def _variable_names() -> list[str]:
+    """Return every variable that we may have set."""
+    return [name for group in all_tools.variable_groups() for name in group.names]
 
 
 class SettingsStep:
@@ -149,7 +127,7 @@ class SettingsStep:
         """What each of our variables should be; None: not set."""
         told = {} if record.restored else mirror_variables(record)
         held = variables.kept(self.root)
-        return {name: told.get(name) for name in variables.OURS if name in told or name in held}
+        return {name: told.get(name) for name in _variable_names() if name in told or name in held}
 
     def _write(self, target: ConfigFile, record: MirrorRecord) -> MirrorRecord:
         path = target.path
@@ -254,13 +232,13 @@ class RestoreChoiceStep:
         record = mirror_record.read(self.root)
         if record is not None and not record.restored:
             return Check(State.DRIFTED, "mirrors are chosen")
-        if set(variables.OURS) & set(variables.kept(self.root)):
+        if set(_variable_names()) & set(variables.kept(self.root)):
             return Check(State.DRIFTED, "variables name a mirror")
         return Check(State.OK, "every tool asks what it asked before")
 
     def apply(self) -> None:
         """Forget them."""
-        for name in variables.OURS:
+        for name in _variable_names():
             if name in variables.kept(self.root):
                 variables.keep(self.root, name, None, self.journal)
         record = MirrorRecord(restored=True)
@@ -342,15 +320,3 @@ def _kept(root: Root, name: str) -> str | None:
 
 def _more(count: int) -> str:
     return f", and {count} more" if count else ""
-
-
-def _pip_file(home: Path, environ: Mapping[str, str]) -> Path:
-    """The user's file of pip (source: pip's documentation of its configuration files)."""
-    if environ.get("PIP_CONFIG_FILE") not in {None, "", os.devnull}:
-        return Path(environ["PIP_CONFIG_FILE"])
-    if sys.platform == "win32":
-        return Path(environ.get("APPDATA") or home / "AppData/Roaming") / "pip" / "pip.ini"
-    mac = home / "Library/Application Support/pip"
-    if sys.platform == "darwin" and mac.is_dir():
-        return mac / "pip.conf"
-    return Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip" / "pip.conf"

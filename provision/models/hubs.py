@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from provision.mirrors import record as mirror_record
-from provision.mirrors.catalogue import OFFICIAL
 from provision.mirrors.official import official_endpoint
+from provision.mirrors.record import OFFICIAL
+from provision.mirrors.tools.hf import Hf
 from provision.models.hub_client import Hub
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ class Hubs:
         if self.endpoint is not None:
             return [self._hub(self.endpoint, None)]
         record = mirror_record.read(self.root) or mirror_record.MirrorRecord()
-        own = self.environ.get("HF_ENDPOINT")
-        if own and own.rstrip("/") != record.chosen("hf").url.rstrip("/"):
+        own = Hf().own_endpoint(self.environ, record)
+        if own:
             return [self._hub(own, None)]
-        named = [self._hub(source.url, source.name) for source in record.sources("hf") if not source.is_official]
+        named = [self._hub(source.url, source.name) for source in record.sources(Hf.name) if not source.is_official]
         official = self._hub(official_endpoint(), OFFICIAL)
-        first = record.chosen("hf").is_official
+        first = record.chosen(Hf.name).is_official
         return [official, *named] if first else [*named, official]
 
     def _hub(self, endpoint: str, name: str | None) -> Hub:

@@ -17,10 +17,9 @@ from provision.environments.definition import EnvironmentDefinition
 from provision.environments.smoke_test import SmokeStep
 from provision.environments.step import EnvStep
 from provision.host import tool_caches, torch_build
-from provision.installers import conda_settings
 from provision.lockfiles import conda_lock, requirements
-from provision.mirrors import catalogue, probe_files, record, selection, write_config
-from provision.mirrors.selection import ProbeNeeds
+from provision.mirrors import catalogue, record, selection, write_config
+from provision.mirrors.probe_needs import ProbeNeeds
 from provision.models import load_line, manifest, pins, stand_ins
 from provision.models.hubs import Hubs
 from provision.models.snapshots import SnapshotStep
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from provision.core.progress import Progress
     from provision.core.step import Step
     from provision.host.facts import HostFacts
-    from provision.mirrors.probe_files import ProbeFile
+    from provision.lockfiles.conda_lock import CondaPackage
     from provision.setup.request import SetupRequest
     from provision.volume.journal import Journal
 
@@ -54,19 +53,10 @@ def needs(wanted: EnvironmentDefinition, models: Iterable[ModelSpec]) -> ProbeNe
     variant = wanted.variants[0]
     lock = wanted.folder / f"{variant.name}.lock"
     hashes = requirements.hashes(lock.read_text(encoding="utf-8")) if lock.exists() else {}
-    conda: list[ProbeFile] = []
-    channels: list[str] = []
-    if wanted.conda_lock and wanted.platform and wanted.interpreter != "system":
-        locked = [each for each in conda_lock.read_lock(wanted.conda_lock) if each.platform == wanted.platform]
-        conda = probe_files.of_conda(wanted.folder, wanted.platform, locked)
-        channels = sorted({each.url.removeprefix(f"{conda_settings.CHANNELS}/").partition("/")[0] for each in locked})
-    found = {
-        "pip": probe_files.of_pip(wanted.folder, variant.name, hashes),
-        "torch": probe_files.of_torch(hashes),
-        "conda": conda,
-        "hf": probe_files.of_models(models),
-    }
-    return ProbeNeeds(found, channels, variant)
+    conda: list[CondaPackage] = []
+    if wanted.conda_lock and wanted.platform and not wanted.python_source.is_system:
+        conda = [each for each in conda_lock.read_lock(wanted.conda_lock) if each.platform == wanted.platform]
+    return ProbeNeeds(wanted.folder, variant, hashes, wanted.platform, conda, list(models))
 
 
 _ASKED = ("environment.yml", "requirements.in")
@@ -191,7 +181,7 @@ def manifest_of(request: SetupRequest) -> manifest.Manifest:
     return manifest.load(request.envs / "models.toml", request.host.manifest)
 
 
-def needs_of(request: SetupRequest, facts: HostFacts) -> selection.ProbeNeeds:
+def needs_of(request: SetupRequest, facts: HostFacts) -> ProbeNeeds:
     """What this host needs of mirrors: its environment's locks; its models, or all that the manifest has.
 
     Raises:

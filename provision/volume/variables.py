@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.core.shell import fish_quoted, powershell_quoted, shell_quoted
@@ -11,21 +12,35 @@ from provision.fs.atomic import write_atomic
 from provision.volume.journal_acts import VariableChange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from provision.core.layout import Root
     from provision.volume.journal import Journal
 
 SCHEMA = 1
 SHELLS = ("bash", "zsh", "fish", "powershell")
-# The variables of mirrors, each with what is set along with it: here what the user has set himself goes before.
-_WITH = {
-    "PIP_INDEX_URL": (),
-    "UV_DEFAULT_INDEX": (),
-    "CONDA_CHANNEL_ALIAS": (),
-    "HF_ENDPOINT": ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
-}
-OURS = tuple(name for first, others in _WITH.items() for name in (first, *others))
+
+
+@dataclass(frozen=True)
+class VariableGroup:
+    """Name a variable, and `others` that are set along with it. Where the user has set `first`, none of them is set.
+
+    `at_start`: python sets them when it starts in an environment. `at_activation`: conda sets them when it enters one.
+    """
+
+    first: str
+    others: tuple[str, ...] = ()
+    at_start: bool = False
+    at_activation: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return every variable of the group."""
+        return (self.first, *self.others)
+
+    def held(self, every: Mapping[str, str]) -> list[str]:
+        """Return the variables of the group that have a value; none where `first` has none."""
+        return [name for name in self.names if name in every] if self.first in every else []
 
 
 def kept(root: Root) -> dict[str, str]:
@@ -55,12 +70,15 @@ def write(root: Root, every: dict[str, str]) -> None:
     write_atomic(root.variables, text)
 
 
-def for_child(root: Root, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of this volume for a program that has this environment, sorted by name."""
+def for_child(root: Root, environ: Mapping[str, str], groups: Iterable[VariableGroup]) -> dict[str, str]:
+    """The variables of this volume for a program that has this environment, sorted by name.
+
+    A group of `groups` is left out where the environment has another value for its first variable.
+    """
     found = kept(root)
-    for first, others in _WITH.items():
-        if environ.get(first, "") not in {"", found.get(first)}:
-            found = {name: value for name, value in found.items() if name not in {first, *others}}
+    for group in groups:
+        if environ.get(group.first, "") not in {"", found.get(group.first)}:
+            found = {name: value for name, value in found.items() if name not in group.names}
     return dict(sorted(found.items()))
 
 
@@ -83,29 +101,29 @@ def script(every: Mapping[str, str], shell: str) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def start_line(every: Mapping[str, str]) -> str:
-    """Return the line of a .pth file by which python itself sets the hub's variables when it starts; "" without a hub.
+def start_line(every: Mapping[str, str], groups: Iterable[VariableGroup]) -> str:
+    """Return the line of a .pth file by which python itself sets variables when it starts; "" where there are none.
 
-    A value of the user's wins: where HF_ENDPOINT is set, nothing is. An empty HF_ENDPOINT counts as not set, as in
-    `hooks`: the client of the hub would build addresses without a host from it. The others are set along with
-    HF_ENDPOINT, each only where the user has not set it. Python runs the line in every start that runs `site` (a bare
-    interpreter, -I, a notebook's kernel, cron), so it must be short, in ASCII, and never raise.
+    A value of the user's wins: where the first variable of a group is set, nothing of the group is set. An empty value
+    counts as not set, as in `hooks`: the client of the hub would build addresses without a host from it. The others are
+    set along with the first one, each only where the user has not set it. Python runs the line in every start that runs
+    `site` (a bare interpreter, -I, a notebook's kernel, cron), so it must be short, in ASCII, and never raise.
     """
-    first = "HF_ENDPOINT"
-    if first not in every:
-        return ""
-    others = "".join(f', "{name}": os.environ.get("{name}", {every[name]!a})' for name in _WITH[first] if name in every)
-    return f'import os; os.environ.get("{first}") or os.environ.update({{"{first}": {every[first]!a}{others}}})\n'
+    parts = []
+    for first, *others in filter(None, (group.held(every) for group in groups)):
+        more = "".join(f', "{name}": os.environ.get("{name}", {every[name]!a})' for name in others)
+        parts.append(f'os.environ.get("{first}") or os.environ.update({{"{first}": {every[first]!a}{more}}})')
+    return f"import os; {'; '.join(parts)}\n" if parts else ""
 
 
-def hooks(every: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def hooks(every: Mapping[str, str], groups: Iterable[VariableGroup]) -> list[tuple[str, str, str]]:
     """(folder, suffix, text) of the scripts that conda runs when an environment is entered and left.
 
     They set what is not set yet, and take away only what they may have set.
     """
-    groups = [(first, [name for name in (first, *_WITH[first]) if name in every]) for first in _WITH if first in every]
     enter, leave, enter_fish, leave_fish = "", "", "", ""
-    for first, names in groups:
+    for names in filter(None, (group.held(every) for group in groups)):
+        first = names[0]
         told, ours = shlex.quote(every[first]), fish_quoted(every[first]).decode("utf-8", "surrogateescape")
         exports = "".join(f"  export {name}={shlex.quote(every[name])}\n" for name in names)
         enter += f'if [ -z "${{{first}-}}" ]; then\n{exports}fi\n'

@@ -14,12 +14,13 @@ from ruamel.yaml import YAML
 from provision.config.toml import parse_toml
 from provision.core.errors import SpecError
 from provision.mirrors import config_text
+from provision.mirrors.record import MirrorSource
+from provision.mirrors.tools import conda
 
 INDEX = "https://mirror.example/simple"
-VALUES = config_text.conda_values(
-    "https://m.example/cloud",
-    {"conda-forge": "https://m.example/cloud/conda-forge", "nvidia": "https://n.example/x/nvidia"},
-    "https://m.example/pkgs",
+CHANNELS = {"conda-forge": "https://m.example/cloud/conda-forge", "nvidia": "https://n.example/x/nvidia"}
+VALUES = conda.settings(
+    MirrorSource("m", "https://m.example/cloud", channels=CHANNELS, defaults="https://m.example/pkgs"),
     nodefaults=False,
 )
 ends = st.sampled_from(["\n", "\r\n"])
@@ -120,7 +121,7 @@ class TestConda:
             config_text.condarc(content, VALUES)
 
     def test_default_channels_can_be_left_out(self) -> None:
-        values = config_text.conda_values("https://m/c", {}, "https://m/p", nodefaults=True)
+        values = conda.settings(MirrorSource("m", "https://m/c", defaults="https://m/p"), nodefaults=True)
         assert values["channels"] == ["conda-forge", "nodefaults"]
         assert "default_channels" not in values
 

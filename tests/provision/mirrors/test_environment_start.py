@@ -21,6 +21,7 @@ from provision.lockfiles import requirements
 from provision.mirrors import record as mirror_record
 from provision.mirrors import write_config
 from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors.tools.hf import Hf
 from provision.volume import environment_marker, variables
 from provision.volume.journal import Journal
 from tests.provision import conda_channel
@@ -202,14 +203,15 @@ def test_uv_in_the_activated_environment_asks_the_mirror(
 
 
 def test_the_line_is_one_of_python_in_ascii_for_any_address() -> None:
-    line = variables.start_line({"HF_ENDPOINT": "https://hüb.example/\"'\\{}", "HF_HUB_DISABLE_XET": "1"})
+    values = {"HF_ENDPOINT": "https://hüb.example/\"'\\{}", "HF_HUB_DISABLE_XET": "1"}
+    line = variables.start_line(values, Hf.variable_groups)
     assert line.isascii()
     assert line.count("\n") == 1
     assert line.startswith("import ")
     show = f"import os; os.environ.pop('HF_ENDPOINT', None); exec({line!r}); print(ascii(os.environ['HF_ENDPOINT']))"
     done = subprocess.run([sys.executable, "-I", "-c", show], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ascii("https://hüb.example/\"'\\{}")
-    assert variables.start_line({"UV_DEFAULT_INDEX": "https://x"}) == ""
+    assert variables.start_line({"UV_DEFAULT_INDEX": "https://x"}, Hf.variable_groups) == ""
 
 
 def test_both_layouts_of_an_environment_are_known(tmp_path: Path) -> None:

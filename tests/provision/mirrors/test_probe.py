@@ -10,10 +10,16 @@ import pytest
 import requests
 
 from provision.config import models, toml
+from provision.config.torch import Variant
 from provision.lockfiles import conda_lock, requirements
-from provision.mirrors import probe, probe_files
-from provision.mirrors.probe import ProbeResult, ProbeTarget, ranked
+from provision.mirrors import probe, prober
+from provision.mirrors.probe import ranked
 from provision.mirrors.probe_files import ProbeFile
+from provision.mirrors.probe_needs import ProbeNeeds
+from provision.mirrors.prober import ProbeResult, ProbeTarget
+from provision.mirrors.tools.conda import Conda
+from provision.mirrors.tools.hf import Hf
+from provision.mirrors.tools.pip import Pip
 from tests.clock import Standing
 from tests.conftest import CHECKOUT
 from tests.provision.conftest import git_sha1, write_wheel
@@ -27,8 +33,10 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine a mirror is no worse: no look ends but by what its server does."""
-    for name in ("_FIRST_WORD", "_ALL", "_CONNECT", "_SILENCE", "_RATE_SECONDS"):
+    for name in ("_FIRST_WORD", "_ALL"):
         monkeypatch.setattr(probe, name, 600.0)
+    for name in ("_CONNECT", "_SILENCE", "_RATE_SECONDS"):
+        monkeypatch.setattr(prober, name, 600.0)
 
 
 class Own(threading.local):
@@ -148,7 +156,8 @@ class TestPip:
         self, play: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = Own()
-        monkeypatch.setattr(probe, "time", clock)
+        for module in (probe, prober):
+            monkeypatch.setattr(module, "time", clock)
         servers = {
             "fast, lacks one": play(index(files[:2])),
             "slow": play(index(files)),
@@ -189,7 +198,8 @@ class TestPip:
         play_over = threading.Event()
         monkeypatch.setattr(requests.Session, "get", hangs)
         monkeypatch.setattr(probe, "_FIRST_WORD", 0.1)
-        monkeypatch.setattr(probe, "time", Standing())
+        for module in (probe, prober):
+            monkeypatch.setattr(module, "time", Standing())
         found = ask(files, {"m": play({})})["m"]
         play_over.set()
         assert "does not answer within" in (found.error or "")
@@ -276,12 +286,14 @@ def test_both_shapes_of_a_torch_mirror_are_tried(play: Any, tmp_path: Path, kind
 def test_the_shipped_probe_files_are_of_the_shipped_locks() -> None:
     """The largest among them; for every lock there is one that is fetched whole, so that its hash is compared."""
     folder = CHECKOUT / "envs/diffusers"
+    manifest = list(toml.load_tables(CHECKOUT / "envs/models.toml", models.ModelSpec).values())
     for lock in folder.glob("*.lock"):
-        found = probe_files.of_pip(folder, lock.stem, requirements.hashes(lock.read_text()))
+        needs = ProbeNeeds(folder, Variant(name=lock.stem), requirements.hashes(lock.read_text()), None, [], manifest)
+        found = Pip().probe_files(needs)
         assert {"largest", "newest"} <= {each.why for each in found}, lock
         assert any(each.is_small for each in found), lock
+        assert len(Hf().probe_files(needs)) == 2
     for platform in ("linux-64", "osx-64", "osx-arm64", "win-64"):
         locked = conda_lock.read_lock(folder / "conda-lock.yml", platform)
-        assert {each.why for each in probe_files.of_conda(folder, platform, locked)} >= {"largest", "newest"}
-    manifest = toml.load_tables(CHECKOUT / "envs/models.toml", models.ModelSpec)
-    assert len(probe_files.of_models(manifest.values())) == 2
+        found = Conda().probe_files(ProbeNeeds(folder, Variant(name="cpu"), {}, platform, locked, []))
+        assert {each.why for each in found} >= {"largest", "newest"}

@@ -21,6 +21,7 @@ from provision.installers import uv as uv_installer
 from provision.mirrors import record as mirror_record
 from provision.mirrors import write_config
 from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors.tools import all_tools
 from provision.volume import variables
 from provision.volume.journal import Journal
 from tests.provision import conda_channel, run_command
@@ -330,7 +331,11 @@ class TestShellenv:
         journal = Journal(root.journal, "t")
         for name, value in write_config.mirror_variables(overridden()).items():
             variables.keep(root, name, value, journal)
-        found = variables.for_child(root, {"HF_ENDPOINT": "https://mine", "PIP_INDEX_URL": "https://m.example/simple"})
+        found = variables.for_child(
+            root,
+            {"HF_ENDPOINT": "https://mine", "PIP_INDEX_URL": "https://m.example/simple"},
+            all_tools.variable_groups(),
+        )
         assert not any(name.startswith("HF_") for name in found)
         assert "PIP_INDEX_URL" in found
 
@@ -345,7 +350,7 @@ class TestShellenv:
         }
         suffix = ".fish" if shell == "fish" else ".sh"
         enter, leave = tmp_path / f"a{suffix}", tmp_path / f"d{suffix}"
-        for folder, each, text in variables.hooks(told):
+        for folder, each, text in variables.hooks(told, all_tools.variable_groups()):
             if each == suffix:
                 (enter if folder == "activate.d" else leave).write_text(text)
         show = 'echo "[$HF_ENDPOINT|$HF_HUB_DISABLE_XET]"'

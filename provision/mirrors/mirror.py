@@ -1,0 +1,45 @@
+"""One mirror of the catalogue, in the form that every tool's mirrors share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator
+
+from provision.config import toml
+from provision.core.errors import SpecError
+from provision.mirrors.record import MirrorSource
+from provision.net.urls import check_address
+
+if TYPE_CHECKING:
+    from provision.mirrors.probe_needs import ProbeNeeds
+
+
+def _address(url: str) -> str:
+    try:
+        check_address(url, "the address")
+    except SpecError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+    return url
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Mirror(toml.Strict):
+    """Describe one mirror of one tool.
+
+    `redirects`: it leads to other hosts by design. `reach`: the only network from which it answers.
+    `source`: the list that names it.
+    """
+
+    url: Address
+    redirects: bool = False
+    reach: str | None = None
+    enabled: bool = True
+    source: str = ""
+    note: str = ""
+
+    def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (conda's and torch's need it)
+        """Return the mirror, called `name`, as a source of the files that `needs` locks."""
+        return MirrorSource(name, self.url)

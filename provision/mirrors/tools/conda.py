@@ -1,0 +1,154 @@
+"""conda: the channels of its packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from provision.installers import conda_settings
+from provision.mirrors import config_text, probe_files
+from provision.mirrors.mirror import Address, Mirror
+from provision.mirrors.probe_files import ProbeFile
+from provision.mirrors.prober import ProbeTarget, UnusableError
+from provision.mirrors.record import OFFICIAL, MirrorSource
+from provision.mirrors.tools import probe_paths
+from provision.mirrors.tools.tool import ConfigFile, ConfigScope, MachineSettings, Stage, Tool
+from provision.volume.variables import VariableGroup
+
+if TYPE_CHECKING:
+    from provision.mirrors.probe_needs import ProbeNeeds
+    from provision.mirrors.prober import Prober
+    from provision.mirrors.record import MirrorRecord
+
+_REPODATA_BYTES = 1024
+_MAGIC = (b"{", b"\x28\xb5\x2f\xfd")  # JSON, or zstd's frame
+
+
+class CondaMirror(Mirror):
+    """Describe a mirror of channels. One lies at `url`/CHANNEL, unless it lies `elsewhere` or the mirror `lacks` it.
+
+    `defaults` holds main, r and msys2, where the mirror has them.
+    """
+
+    defaults: Address | None = None
+    elsewhere: dict[str, Address] = Field(default_factory=dict)
+    lacks: list[str] = Field(default_factory=list)
+
+    def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:
+        """Return the mirror as a source of the locked channels and of conda-forge; a channel it lacks is official."""
+        channels = dict.fromkeys([*locked_channels(needs), "conda-forge", *self.elsewhere])
+        places = {channel: place for channel in channels if (place := self.channel(channel))}
+        places |= {channel: f"{conda_settings.CHANNELS}/{channel}" for channel in self.lacks}
+        return MirrorSource(name, self.url.rstrip("/"), channels=places, defaults=self.defaults)
+
+    def channel(self, name: str) -> str | None:
+        """Return the address of a channel, without a trailing slash; None where the mirror does not have it."""
+        if name in self.lacks:
+            return None
+        return f"{self.elsewhere.get(name, self.url).rstrip('/')}/{name}"
+
+
+class Conda(Tool):
+    """Answer for conda's channels."""
+
+    name = "conda"
+    mirror_model: ClassVar[type[Mirror]] = CondaMirror
+    variable_groups = (VariableGroup("CONDA_CHANNEL_ALIAS"),)
+
+    def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
+        """Return the first setting of a channel's address in conda's variables and .condarc."""
+        return conda_settings.own_channels(machine.environ, machine.home, record.chosen(self.name).bases)
+
+    def official(self, needs: ProbeNeeds) -> MirrorSource:
+        """Return conda's own host with the locked channels."""
+        channels = {name: f"{conda_settings.CHANNELS}/{name}" for name in locked_channels(needs)}
+        return MirrorSource(OFFICIAL, conda_settings.CHANNELS, channels=channels)
+
+    def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
+        """Return the files that are named for the platform, else the lock's first packages."""
+        locked = {package.sha256: package for package in needs.conda}
+        named = probe_files.read(needs.folder).conda.get(needs.platform or "", [])
+        rows = [row for row in named if row.sha256 in locked]
+        if rows:
+            return [
+                ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size, locked[row.sha256].url)
+                for row in rows
+            ]
+        return [
+            ProbeFile(package.name, package.version, "locked", frozenset({package.sha256}), None, package.url)
+            for package in needs.conda[:3]
+        ]
+
+    def target(self, source: MirrorSource, needs: ProbeNeeds) -> ProbeTarget | None:
+        """Return how the locked channels of a source are probed, or None where one of them is not there."""
+        locked = locked_channels(needs)
+        channels = {name: source.channels[name] for name in locked if name in source.channels}
+        if set(channels) != set(locked):
+            return None
+        return ProbeTarget(self.name, source.name, source.url, source.kind, channels)
+
+    def probe(self, prober: Prober) -> None:
+        """Read the beginning of each channel's list of packages, then look for the probe files."""
+        for name, base in prober.target.channels.items():
+            answer = prober.get(f"{base}/noarch/repodata.json", limit=_REPODATA_BYTES, first=0)
+            if answer.status not in {200, 206}:
+                raise UnusableError(f"answers {answer.status} for the channel {name}")
+            if not answer.content.startswith(_MAGIC):
+                raise UnusableError(f"answers for the channel {name} with something else than its list of packages")
+        probe_paths.check(prober, {file: _channel_url(prober.target, file) for file in prober.probe_files})
+
+    def variables(self, source: MirrorSource) -> dict[str, str]:
+        """Return where channels lie."""
+        return {"CONDA_CHANNEL_ALIAS": source.url}
+
+    def config_files(self, scope: ConfigScope) -> list[ConfigFile]:
+        """Return .condarc of a conda environment, and the user's where conda is here or the file is there."""
+        source = scope.record.chosen(self.name)
+        is_windows = sys.platform == "win32"
+        values = (
+            {} if source.is_official else settings(source, nodefaults=scope.record.nodefaults, is_windows=is_windows)
+        )
+
+        def render(content: bytes) -> bytes:
+            return config_text.condarc(content, values)
+
+        files = []
+        if scope.python_source is not None and scope.python_source.is_conda:
+            files.append(ConfigFile(scope.prefix / ".condarc", render, Stage.CONDA_ENVIRONMENT))
+        user = Path(scope.environ["CONDARC"]) if scope.environ.get("CONDARC") else scope.home / ".condarc"
+        if scope.conda_is_here or user.exists():
+            files.append(ConfigFile(user, render, Stage.USER))
+        return files
+
+
+def locked_channels(needs: ProbeNeeds) -> list[str]:
+    """Return the names of the channels that the locked packages come from, sorted."""
+    paths = [package.url.removeprefix(f"{conda_settings.CHANNELS}/") for package in needs.conda]
+    return sorted({path.partition("/")[0] for path in paths})
+
+
+def settings(source: MirrorSource, *, nodefaults: bool, is_windows: bool = False) -> dict[str, Any]:
+    """Return {key of .condarc: value} for a mirror.
+
+    Args:
+        source: the mirror.
+        nodefaults: leave the default channels out.
+        is_windows: the default channels hold msys2 as well.
+    """
+    values: dict[str, Any] = {"channel_alias": source.url}
+    values["custom_channels"] = {name: url.removesuffix(f"/{name}") for name, url in source.channels.items()}
+    if nodefaults:
+        return values | {"channels": ["conda-forge", "nodefaults"]}
+    if source.defaults:
+        names = ("main", "r", *(["msys2"] if is_windows else []))
+        values["default_channels"] = [f"{source.defaults}/{name}" for name in names]
+    return values
+
+
+def _channel_url(target: ProbeTarget, probe_file: ProbeFile) -> str | None:
+    channel, _, rest = urlsplit(probe_file.path or "").path.lstrip("/").partition("/")
+    return f"{target.channels[channel]}/{rest}" if channel in target.channels else None

@@ -1,0 +1,79 @@
+"""The client of the hub: the models' files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from provision.core.redact import redact
+from provision.mirrors import official
+from provision.mirrors.probe_files import ProbeFile
+from provision.mirrors.record import OFFICIAL, MirrorSource
+from provision.mirrors.tools import probe_paths
+from provision.mirrors.tools.tool import MachineSettings, Tool
+from provision.volume.variables import VariableGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from provision.mirrors.probe_needs import ProbeNeeds
+    from provision.mirrors.prober import Prober
+    from provision.mirrors.record import MirrorRecord
+
+
+class Hf(Tool):
+    """Answer for the client of the hub, which reads variables alone: python sets them when it starts."""
+
+    name = "hf"
+    variable_groups = (
+        VariableGroup(
+            "HF_ENDPOINT",
+            ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
+            at_start=True,
+            at_activation=True,
+        ),
+    )
+
+    def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
+        """Return HF_ENDPOINT, in words."""
+        endpoint = self.own_endpoint(machine.environ, record)
+        return f"HF_ENDPOINT={redact(endpoint)}" if endpoint else None
+
+    def own_endpoint(self, environ: Mapping[str, str], record: MirrorRecord) -> str | None:
+        """Return the endpoint that the user has set, or None. The chosen mirror does not count."""
+        endpoint = environ.get("HF_ENDPOINT")
+        if endpoint and endpoint.rstrip("/") != record.chosen(self.name).url.rstrip("/"):
+            return endpoint
+        return None
+
+    def official(self, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (one hub serves every model)
+        """Return the official hub, as the installed client has it."""
+        return MirrorSource(OFFICIAL, official.official_endpoint())
+
+    def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
+        """Return the largest and the smallest pinned file of the models; `path` is OWNER/NAME/resolve/REVISION/FILE."""
+        pinned = [
+            ProbeFile(
+                file.path,
+                "",
+                "pinned",
+                frozenset({file.sha256 or file.git_sha1 or ""}),
+                file.size,
+                f"{model.repo}/resolve/{model.revision}/{file.path}",
+                "sha256" if file.sha256 else "git_sha1",
+            )
+            for model in needs.models
+            for file in model.files
+            if file.locked and file.size is not None
+        ]
+        ordered = sorted(pinned, key=lambda probe_file: probe_file.size or 0)
+        return list(dict.fromkeys([*ordered[-1:], *ordered[:1]]))
+
+    def probe(self, prober: Prober) -> None:
+        """Look for the probe files at their revision."""
+        base = prober.target.url.rstrip("/")
+        probe_paths.check(prober, {probe_file: f"{base}/{probe_file.path}" for probe_file in prober.probe_files})
+
+    def variables(self, source: MirrorSource) -> dict[str, str]:
+        """Return the endpoint, and what keeps the client with it."""
+        # The client would ask its own data hosts past the mirror, and show the mirror the user's token.
+        return {"HF_ENDPOINT": source.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
