@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from provision.mirrors.tools import all_tools
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("provision", "bench")
 # Heavy or peculiar packages, and the modules that may import them.
@@ -143,6 +145,87 @@ def test_a_subject_keeps_its_step_in_step_py(subject: str) -> None:
         if isinstance(node, ast.ClassDef)
     ]
     assert any(name.endswith("Step") for name in classes)
+
+
+def literals(node: ast.expr) -> set[object]:
+    """Return the constants that an operand of a comparison, or the keys of a dictionary, consists of."""
+    if isinstance(node, ast.Dict):
+        return {key.value for key in node.keys if isinstance(key, ast.Constant)}
+    elements = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+    return {element.value for element in elements if isinstance(element, ast.Constant)}
+
+
+def switches(tree: ast.Module, subject: str, values: set[str]) -> list[str]:
+    """Return the expressions that compare something called `subject` with one of `values`, or look it up among them."""
+    found = []
+    for node in ast.walk(tree):
+        operands: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+        elif isinstance(node, ast.Subscript):
+            operands = [node.value, node.slice]
+        elif isinstance(node, ast.Match):
+            patterns = [part.value for part in ast.walk(node) if isinstance(part, ast.MatchValue)]
+            operands = [node.subject, *patterns]
+        named = any(re.search(rf"(?<![a-z]){subject}(?![a-z])", ast.unparse(each)) for each in operands)
+        if named and any(literals(each) & values for each in operands):
+            found.append(ast.unparse(node))
+    return found
+
+
+TOOL_NAMES = set(all_tools.names())
+
+
+def tool_switches(tree: ast.Module) -> list[str]:
+    """Return where a mirror tool is told by its name: in a comparison, or as the key of a record or a catalogue."""
+    keyed = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"chosen", "sources", "of", "by_name"}
+        and any(literals(argument) & TOOL_NAMES for argument in node.args)
+    ]
+    return [*switches(tree, "tool", TOOL_NAMES), *keyed]
+
+
+@EACH
+def test_only_the_classes_of_tools_know_a_tool_by_its_name(name: str, file: Path) -> None:
+    if not lies_in(name, {"provision.mirrors.tools"}):
+        assert tool_switches(tree_of(file)) == [], f"{name}: ask the tool (provision/mirrors/tools)"
+
+
+@EACH
+def test_only_python_source_knows_conda_from_the_system(name: str, file: Path) -> None:
+    if name != "provision.volume.environment_marker":  # reads the file's own word
+        found = switches(tree_of(file), "(interpreter|python_source)", {"auto", "conda", "system"})
+        assert found == [], f"{name}: ask PythonSource (provision/core/python_source.py)"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'x = tool == "pip"',
+        'x = "torch" != self.asked.tool',
+        'x = tool.name in {"conda", "hf"}',
+        'x = {"pip": 1, "hf": 2}[target.tool]',
+        'match tool:\n    case "conda": pass',
+        'x = record.chosen("hf").url',
+        'x = record.sources("pip")',
+    ],
+)
+def test_switch_on_a_tools_name_is_noticed(line: str) -> None:
+    assert len(tool_switches(ast.parse(line))) == 1
+
+
+@pytest.mark.parametrize("line", ['owner.get("interpreter") == "conda"', 'wanted.interpreter not in {"auto", kind}'])
+def test_switch_on_the_interpreter_is_noticed(line: str) -> None:
+    assert len(switches(ast.parse(line), "(interpreter|python_source)", {"auto", "conda", "system"})) == 1
+
+
+@pytest.mark.parametrize("line", ['each == "conda"', 'package_name(line) == "torch"', 'manager != "conda"'])
+def test_same_word_for_another_thing_is_no_switch(line: str) -> None:
+    assert tool_switches(ast.parse(line)) == []
 
 
 def test_every_file_is_short() -> None:
