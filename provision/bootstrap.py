@@ -1,6 +1,6 @@
-"""Makes `.venv`, the toolbox that firstlight itself runs on, with nothing but the standard library.
+"""Builds `.venv`, the toolbox that firstlight itself runs on, with the standard library only.
 
-Runs under any python3, also one that is too old (to say so): no syntax newer than Python 3.6 in this file.
+This file uses no syntax newer than Python 3.6, so that a python3 that is too old can report that it is too old.
 """
 
 import hashlib
@@ -15,18 +15,18 @@ import sys
 OLDEST = (3, 10)
 NEWEST = 14
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, CHECKOUT)  # an isolated python does not look beside its script
+sys.path.insert(0, CHECKOUT)  # an isolated python does not search the folder of its script
 from provision.core import child_environment  # noqa: E402 (the line above finds it)
-from provision.core.bootstrap_wait import BootstrapError, BootstrapProgress, say  # noqa: E402
+from provision.core.bootstrap_wait import BootstrapError, BootstrapProgress, emit  # noqa: E402
 
 TOOLBOX = os.path.join("envs", "toolbox")
-LOCKS = ("requirements.lock", "dev.lock")  # the second holds all that the first holds
+LOCKS = ("requirements.lock", "dev.lock")  # dev.lock contains every package of requirements.lock
 STAMP = "firstlight.json"
 COMMANDS = ("provision", "bench")
 
 
-def look(checkout: str, lock: str) -> "str | None":
-    """Say why `.venv` does not hold `lock`, or None when it does.
+def find_defect(checkout: str, lock: str) -> "str | None":
+    """Return the first reason why `.venv` does not match a lock file, or None if it matches.
 
     Args:
         checkout: the folder that holds `envs/` and `.venv`.
@@ -40,9 +40,9 @@ def look(checkout: str, lock: str) -> "str | None":
     except (OSError, ValueError, KeyError, TypeError):
         return "no toolbox yet"
     if stamp.get("lock") is None:
-        return "an earlier run was cut off"
+        return "an earlier run did not finish"
     site = _site_packages(venv)
-    if site is None or _runs(_python(venv)) is None:
+    if site is None or _version(_python(venv)) is None:
         return ".venv's python does not run"
     accepted = {_sha256(os.path.join(checkout, TOOLBOX, name)) for name in LOCKS[LOCKS.index(lock) :]}
     if stamp.get("lock") not in accepted:
@@ -55,105 +55,106 @@ def look(checkout: str, lock: str) -> "str | None":
 
 
 def apply(checkout: str, lock: str) -> None:
-    """Build or mend `.venv` from `lock`, every hash enforced by pip.
+    """Build or repair `.venv` from a lock file; pip and uv check every hash.
 
     Raises:
-        BootstrapError: venv or pip is missing, the folder is not ours, or pip failed.
+        BootstrapError: venv or pip is missing, firstlight did not make the folder, or an installer failed.
     """
     venv = os.path.join(checkout, ".venv")
     _need_venv()
-    reason = look(checkout, lock)
+    reason = find_defect(checkout, lock)
     if os.path.lexists(venv) and not os.path.exists(os.path.join(venv, STAMP)):
         raise BootstrapError("%s was not made by firstlight. Move it away, then run make again." % venv)
     if not os.path.isdir(venv):
         os.mkdir(venv)
-    # A venv that works keeps what it has: a newer lock, or dev.lock, installs only the difference.
-    healthy = look(checkout, LOCKS[0]) is None or reason in ("the lock has changed", "its commands have changed")
-    # From here to the end the folder is known as ours and as unfinished.
+    # A working venv keeps its packages: for a newer lock, or dev.lock, only the difference is installed.
+    healthy = find_defect(checkout, LOCKS[0]) is None or reason in ("the lock has changed", "its commands have changed")
+    # The stamp without a lock marks the folder as made by firstlight and as unfinished.
     _write_json(os.path.join(venv, STAMP), {"lock": None, "packages": {}})
-    wait = BootstrapProgress(checkout, lock)
+    progress = BootstrapProgress(checkout, lock)
     environment = child_environment.child(os.environ)
     if not healthy:
         _clear(venv)
         argv = [sys.executable, "-I", "-m", "venv", venv]
-        wait.run(argv, "making .venv", "could not make %s" % venv, environment)
+        progress.run(argv, "making .venv", "could not make %s" % venv, environment)
     site_config = os.path.join(sys.base_prefix, "pip.conf")
     if os.path.exists(site_config):
         shutil.copyfile(site_config, os.path.join(venv, "pip.conf"))
     site = _site_packages(venv)
     if site is None:
-        raise BootstrapError("%s holds no folder for packages. Remove it and run make again." % venv)
+        raise BootstrapError("%s has no site-packages folder. Remove it and run make again." % venv)
     with open(os.path.join(site, "firstlight.pth"), "w") as file:
         file.write(_path_line(checkout))
     path = os.path.join(checkout, TOOLBOX, lock)
     python = _python(venv)
-    say("installing the toolbox into .venv (%s, every hash checked)" % lock)
+    emit("installing the toolbox into .venv (%s, every hash checked)" % lock)
     pip = [python, "-I", "-m", "pip", "--disable-pip-version-check"]
-    asking = child_environment.for_pip_config(os.environ)
-    listing = wait.run([*pip, "config", "list"], "reading pip's settings", "pip cannot read its settings", asking)
+    variables = child_environment.for_pip_config(os.environ)
+    command = [*pip, "config", "list"]
+    listing = progress.run(command, "reading pip's settings", "pip cannot read its settings", variables)
     settings = child_environment.parse_pip_config(listing)
-    _say_dropped(settings)
-    # pip, which knows this machine's index and certificates, fetches uv; uv fetches the rest in a tenth of the time.
-    first = os.path.join(venv, "uv.txt")
-    with open(first, "w") as file:
+    _report_dropped(settings)
+    # pip has this machine's index and certificates, so it installs uv. uv installs the rest in a tenth of pip's time.
+    uv_lock = os.path.join(venv, "uv.txt")
+    with open(uv_lock, "w") as file:
         file.write(_entry(path, "uv"))
     scratch = os.path.join(venv, "tmp")
     if not os.path.isdir(scratch):
         os.mkdir(scratch)
-    install = [*pip, "install", "--quiet", "--no-input", "--no-deps", "--require-hashes", "-r", first]
-    own = dict(child_environment.for_pip(os.environ, settings), TMPDIR=scratch)
-    wait.run(install, "fetching uv", "pip could not install uv of %s" % path, own)
+    install = [*pip, "install", "--quiet", "--no-input", "--no-deps", "--require-hashes", "-r", uv_lock]
+    variables = dict(child_environment.for_pip(os.environ, settings), TMPDIR=scratch)
+    progress.run(install, "fetching uv", "pip could not install uv of %s" % path, variables)
     shutil.rmtree(scratch, ignore_errors=True)
-    # uv's half reads the machine's settings itself, so it gets all of them.
-    rest = [python, "-I", "-m", "provision.installers.uv", path]
-    wait.run(rest, "uv installs %s" % lock, "uv could not install %s" % path, dict(os.environ))
+    # The module that runs uv reads this machine's settings itself, so it gets all variables.
+    install = [python, "-I", "-m", "provision.installers.uv", path]
+    progress.run(install, "uv installs %s" % lock, "uv could not install %s" % path, dict(os.environ))
     if os.name == "posix":
-        for command in COMMANDS:
-            _write_command(venv, command)
+        for name in COMMANDS:
+            _write_command(venv, name)
     installed = _installed(site)
     _write_json(os.path.join(venv, STAMP), {"lock": _sha256(path), "packages": installed})
 
 
 def main(arguments: "list[str]") -> int:
-    """Look, apply what is missing, look again. Returns the exit code."""
+    """Check the toolbox, install what is missing, check again, and return the exit code."""
     unknown = [word for word in arguments if word != "--dev"]
     if unknown:
-        say("unknown argument %s; the only one is --dev" % unknown[0])
+        emit("unknown argument %s; the only one is --dev" % unknown[0])
         return 2
     _need_python()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started ends with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an exception, so that child processes are ended too
     lock = LOCKS[1] if "--dev" in arguments else LOCKS[0]
-    return 0 if look(CHECKOUT, lock) is None else _converge(lock)
+    return 0 if find_defect(CHECKOUT, lock) is None else _converge(lock)
 
 
 def _converge(lock: str) -> int:
     try:
         apply(CHECKOUT, lock)
-        reason = look(CHECKOUT, lock)
+        reason = find_defect(CHECKOUT, lock)
     except BootstrapError as error:
-        say(str(error))
+        emit(str(error))
         return 1
     except OSError as error:
-        say("%s: %s. Free or mend it, then run make again." % (error.filename or CHECKOUT, error.strerror))
+        emit("%s: %s. Fix the cause, then run make again." % (error.filename or CHECKOUT, error.strerror))
         return 1
     except KeyboardInterrupt:
-        say("interrupted; run make again, it goes on from here")
+        emit("interrupted; run make again, it continues from here")
         return 130
     if reason is not None:
-        say("the toolbox is still not right: %s. Remove .venv and run make again." % reason)
+        emit("the toolbox still does not match its lock: %s. Remove .venv and run make again." % reason)
     return 0 if reason is None else 1
 
 
 def _need_python() -> None:
-    """Start again under a newer python3 of this machine where this one is too old."""
+    """Restart under a newer python3 of this machine if this one is too old; exit with code 1 if there is none."""
     if sys.version_info >= OLDEST:
         return
     for minor in range(NEWEST, OLDEST[1] - 1, -1):
-        found = shutil.which("python3.%d" % minor)
-        if found and _runs(found) == (3, minor):
-            os.execv(found, [found, "-I", os.path.abspath(__file__), *sys.argv[1:]])
+        python = shutil.which("python3.%d" % minor)
+        if python and _version(python) == (3, minor):
+            os.execv(python, [python, "-I", os.path.abspath(__file__), *sys.argv[1:]])
     version = "%d.%d" % sys.version_info[:2]
-    say("python3 is %s, firstlight needs 3.10 or newer. Install one, then `make PYTHON=python3.11`." % version)
+    emit("python3 is %s, firstlight needs 3.10 or newer. Install one, then `make PYTHON=python3.11`." % version)
     raise SystemExit(1)
 
 
@@ -169,32 +170,33 @@ def _need_venv() -> None:
         ) from error
 
 
-def _runs(python: str) -> "tuple[int, int] | None":
-    """The interpreter's (major, minor), or None when it does not start."""
+def _version(python: str) -> "tuple[int, int] | None":
+    """Return the (major, minor) version of an interpreter, or None if it does not start."""
     code = "import sys; print('%d %d' % sys.version_info[:2])"
     try:
-        out = subprocess.check_output([python, "-I", "-S", "-c", code], stderr=subprocess.DEVNULL)
-        major, minor = out.split()
+        output = subprocess.check_output([python, "-I", "-S", "-c", code], stderr=subprocess.DEVNULL)
+        major, minor = output.split()
         return int(major), int(minor)
     except (OSError, ValueError, subprocess.CalledProcessError):
         return None
 
 
-def _say_dropped(settings: "dict[str, list[str]]") -> None:
+def _report_dropped(settings: "dict[str, list[str]]") -> None:
     names = child_environment.dropped(os.environ)
     variables = {name[len("PIP_") :].lower().replace("_", "-") for name in names if name.startswith("PIP_")}
-    bent = [
+    options = [
         option
         for option in settings
-        if child_environment.PIP.get(option) == child_environment.SAID and option not in variables
+        if child_environment.PIP.get(option) == child_environment.REPORTED and option not in variables
     ]
-    said = names + ["pip's %s" % option for option in bent]
-    if said:
-        say("%s %s no effect here: packages are locked by hash" % (", ".join(said), "have" if said[1:] else "has"))
+    dropped = names + ["pip's %s" % option for option in options]
+    if dropped:
+        have = "have" if dropped[1:] else "has"
+        emit("%s %s no effect here: packages are locked by hash" % (", ".join(dropped), have))
 
 
 def _path_line(checkout: str) -> str:
-    """Return the line of a .pth file that puts a folder on the path, whatever encoding it is read in."""
+    """Return the line of a .pth file that adds a folder to sys.path; in ASCII where a plain path could be misread."""
     if ascii(checkout)[1:-1] != checkout or checkout != checkout.strip():
         return "import sys; sys.path.append(%s)\n" % ascii(checkout)
     return checkout + "\n"
@@ -217,37 +219,37 @@ def _site_packages(venv: str) -> "str | None":
 
 
 def _installed(site: str) -> "dict[str, str]":
-    """{name: version} of every package in `site`, by its .dist-info folder."""
-    found = {}
+    """Return {name: version} of every package in `site`, from its .dist-info folder."""
+    versions = {}
     for entry in os.listdir(site):
         if entry.endswith(".dist-info"):
             name, _, version = entry[: -len(".dist-info")].partition("-")
-            found[name] = version
-    return found
+            versions[name] = version
+    return versions
 
 
 def _missing_file(site: str, name: str, version: str) -> "str | None":
-    """The first file that the package's RECORD names and that is not there in its recorded size."""
+    """Return the first file of a package's RECORD that is absent or has another size, or None."""
     record = _read(os.path.join(site, "%s-%s.dist-info" % (name, version), "RECORD"))
     if record is None:
         return "its RECORD"
     for line in record.splitlines():
-        # A path with a comma is quoted; none of ours has one, and a quoted one is then only not looked at.
+        # RECORD quotes a path that contains a comma. No package of the toolbox has one; a quoted path is not checked.
         path, _, rest = line.partition(",")
         if path.startswith('"') or path.endswith(".pyc"):
             continue
         size = rest.rpartition(",")[2]
         try:
-            found = os.stat(os.path.join(site, path)).st_size
+            actual = os.stat(os.path.join(site, path)).st_size
         except OSError:
             return path
-        if size and int(size) != found:
-            return "%s as it was" % path
+        if size and int(size) != actual:
+            return "%s in its recorded size" % path
     return None
 
 
 def _misplaced(checkout: str, site: str) -> "str | None":
-    """Say what does not lead to this checkout, or None."""
+    """Return which part of `.venv` does not belong to this checkout, or None."""
     venv = os.path.join(checkout, ".venv")
     if _read(os.path.join(site, "firstlight.pth")) != _path_line(checkout):
         return "the checkout has moved"
@@ -269,7 +271,7 @@ def _clear(venv: str) -> None:
 
 
 def _entry(lock: str, name: str) -> str:
-    """One package's lines of a lock: its pin and its hashes."""
+    """Return the lines of one package in a lock file: its pin and its hashes."""
     lines = (_read(lock) or "").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith(name + "==")]
     if not starts:
@@ -281,7 +283,7 @@ def _entry(lock: str, name: str) -> str:
 
 
 def _command(venv: str, command: str) -> str:
-    """Return a program that starts one of ours: in sh, since a #! line takes neither a space nor a long path."""
+    """Return the sh script of a command; a #! line of Python would not allow spaces or a long path."""
     code = 'import sys; sys.argv[0] = "%s"; from %s.cli.main import main; main()' % (command, command)
     return '#!/bin/sh\nexec %s -I -c %s "$@"\n' % (shlex.quote(_python(venv)), shlex.quote(code))
 
@@ -314,7 +316,7 @@ def _sha256(path: str) -> str:
 
 
 def _start() -> int:
-    """Run isolated: no variable of Python's, no folder of the user's has a say."""
+    """Restart Python in isolated mode (-I), so that its variables and the user's site folder have no effect."""
     if sys.flags.isolated:
         return main(sys.argv[1:])
     argv = [sys.executable, "-I", os.path.abspath(__file__), *sys.argv[1:]]

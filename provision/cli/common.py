@@ -168,7 +168,7 @@ def _run(work: _Command, screen: output.Screen, started: float) -> Exit:
         if name in _CHANGING and not work.dry_run:
             outcomes = _converge(work, steps, screen)
         else:
-            outcomes = step.look(steps, deep=name == "verify", listen=screen.listen)
+            outcomes = step.check_all(steps, deep=name == "verify", listen=screen.listen)
     finally:
         screen.end()
     if name == "plan" or work.dry_run:
@@ -204,7 +204,7 @@ def _looked(work: _Command, steps: list[step.Step], screen: output.Screen) -> li
     """Return the outcomes of a look where nothing is to be done or may be done; else None."""
     from provision.core import step
 
-    found = step.look(steps, listen=screen.watch)
+    found = step.check_all(steps, listen=screen.watch)
     refused = any((each.essential or work.all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
     if not refused and any(outcome.after is step.State.DRIFTED for outcome in found):
         return None

@@ -310,5 +310,5 @@ class DownloadBars:
             self._bar.update(TaskID(self._tasks[path]), visible=False)
 
     def _print(self, words: str) -> None:
-        sys.stderr.write(f"  {redact(self._meter.what)}: {words}\n")
+        sys.stderr.write(f"  {redact(self._meter.name)}: {words}\n")
         sys.stderr.flush()

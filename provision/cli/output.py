@@ -96,7 +96,7 @@ class Screen:
         if not self.quiet:
             print(f"  {redact(text)}", file=sys.stderr, flush=True)
             if self._ticker is not None and not self.is_live:
-                self._ticker.heard()
+                self._ticker.reset()
 
     def line(self, outcome: Outcome) -> str:
         """One step in one line: its state, name, what was found, and the time it took."""
@@ -135,7 +135,7 @@ class Screen:
             share = meter.share()
             self._bar.update(tasks[0], total=None if share is None else 1.0, completed=share or 0.0, said=words)
 
-        return Ticker(meter, say, each=1.0, clock=self._clock, pause=self._pause)
+        return Ticker(meter, say, interval=1.0, clock=self._clock, pause=self._pause)
 
 
 def _say(what: str, words: str) -> None:

@@ -1,4 +1,5 @@
-"""What every package stands on.
+"""Holds the parts that every other package uses.
 
-Errors, child processes, secrets, the layout of the root, steps, hashes. It knows of no host, mirror or model.
+They are errors, child processes, redaction of secrets, the layout of the root, steps and hashes. Hosts, mirrors and
+models do not belong here.
 """

@@ -1,6 +1,6 @@
-"""Runs the bootstrap's programs and shows what they do while they take long: the bytes and the seconds.
+"""Runs the programs of the bootstrap and shows the written bytes and the elapsed seconds of a long one.
 
-Standard library alone and no syntax newer than Python 3.6: the bootstrap imports it.
+The bootstrap imports this module, so it uses the standard library only and no syntax newer than Python 3.6.
 """
 
 import os
@@ -17,45 +17,57 @@ from provision.core.redact import redact
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What has come into `.venv` and uv's cache when a fresh toolbox is whole. (measured: Linux x86-64, Python 3.11)
+# The bytes that `.venv` and uv's cache gain during a fresh installation. (measured: Linux x86-64, Python 3.11)
 EXPECTED_BYTES = {"requirements.lock": 392491577, "dev.lock": 500971674}
-# Seconds between two lines of progress where stderr is no terminal, and between two looks at the files.
+# Seconds between two progress lines where stderr is not a terminal, and between two measurements of the files.
 LINE_SECONDS, LOOK_SECONDS = 10.0, 1.0
 
 
 class BootstrapError(Exception):
-    """Raised with what is missing and what to do, in one line."""
+    """Report a failure of the bootstrap: the message names what is missing and what to do."""
 
 
-def say(line: str) -> None:
-    """Print progress to stderr; stdout belongs to data."""
+def emit(line: str) -> None:
+    """Print a progress line to stderr; stdout is reserved for data."""
     sys.stderr.write("bootstrap: %s\n" % line)
     sys.stderr.flush()
 
 
 class BootstrapProgress:
-    """Runs programs one after another, with a line or a live counter while they take long."""
+    """Runs programs one after another and shows a progress line or a live counter while one takes long."""
 
     def __init__(self, checkout: str, lock: str) -> None:
-        """Remember what lies there already, and when it began."""
+        """Note the start time and begin to count the bytes that `.venv` and uv's cache hold already.
+
+        Args:
+            checkout: the folder that holds `envs/` and `.venv`.
+            lock: the lock file's name, a key of EXPECTED_BYTES.
+        """
         cache = os.environ.get("UV_CACHE_DIR") or os.path.join(checkout, ".cache", "uv")
         self.folder = checkout
         self.folders = (os.path.join(checkout, ".venv"), cache)
         self.expected = EXPECTED_BYTES[lock]
         self.started = time.time()
         self.before = None  # type: int | None
-        self.counting = threading.Thread(target=self._count, daemon=True)  # a cache on a network may take minutes
+        # A thread counts, because a cache on a network file system can take minutes.
+        self.counting = threading.Thread(target=self._count, daemon=True)
         self.counting.start()
         self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
     def _count(self) -> None:
         self.before = tree_bytes(self.folders)
 
-    def run(self, argv: "list[str]", what: str, failure: str, environment: "dict[str, str]") -> str:
-        """Run a program to its end and return what it prints to stdout.
+    def run(self, argv: "list[str]", task: str, failure: str, environment: "dict[str, str]") -> str:
+        """Run a program to its end and return its stdout.
+
+        Args:
+            argv: the program and its arguments.
+            task: the name of the work in progress lines.
+            failure: the first line of the error message.
+            environment: all environment variables of the program.
 
         Raises:
-            BootstrapError: it failed; the message ends in its last lines.
+            BootstrapError: the program failed; the message ends in its last lines of output.
         """
         process = subprocess.Popen(
             argv,
@@ -64,10 +76,10 @@ class BootstrapProgress:
             stderr=subprocess.PIPE,
             cwd=self.folder,
             env=environment,
-            start_new_session=os.name == "posix",  # so that its children end with it
+            start_new_session=os.name == "posix",  # a process group, so that an interrupt also ends its children
         )
         ended = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(what, ended), daemon=True)
+        watch = threading.Thread(target=self._watch, args=(task, ended), daemon=True)
         watch.start()
         try:
             stdout, stderr = (text.decode("utf-8", "replace") for text in process.communicate())
@@ -83,7 +95,7 @@ class BootstrapProgress:
             raise BootstrapError("%s:\n%s" % (failure, redact("\n".join(lines[-12:]))))
         return stdout
 
-    def _watch(self, what: str, ended: threading.Event) -> None:
+    def _watch(self, task: str, ended: threading.Event) -> None:
         last = time.time()
         shown = False
         pause = LOOK_SECONDS
@@ -92,25 +104,25 @@ class BootstrapProgress:
             if not self.is_terminal and now - last < LINE_SECONDS:
                 continue
             last = now
-            line = self._line(what)
-            pause = max(LOOK_SECONDS, 20 * (time.time() - now))  # a large cache takes long to look at
+            line = self._line(task)
+            pause = max(LOOK_SECONDS, 20 * (time.time() - now))  # a large cache takes long to measure
             if self.is_terminal:
-                columns = shutil.get_terminal_size().columns  # a line that wraps cannot be written over
+                columns = shutil.get_terminal_size().columns  # a wrapped line cannot be overwritten
                 sys.stderr.write("\r\x1b[K%s" % ("bootstrap: %s" % line)[: columns - 1])
                 sys.stderr.flush()
                 shown = True
             else:
-                say(line)
+                emit(line)
         if shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def _line(self, what: str) -> str:
+    def _line(self, task: str) -> str:
         seconds = time.time() - self.started
         if self.before is None:
-            return "%s: %d s" % (what, seconds)
+            return "%s: %d s" % (task, seconds)
         written = max(0, tree_bytes(self.folders) - self.before)
-        text = "%s: %d" % (what, written / 1e6)
+        text = "%s: %d" % (task, written / 1e6)
         if written < self.expected:
             text += " of about %d" % (self.expected / 1e6)
         text += " MB written, %d s" % seconds
@@ -120,7 +132,7 @@ class BootstrapProgress:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program and what it started: first kindly, so that it can tidy its own files."""
+    """End a program and its children: SIGTERM first, so that they can delete their temporary files, then SIGKILL."""
     for name, seconds in (("SIGTERM", 5.0), ("SIGKILL", None)):
         try:
             if os.name == "posix":
@@ -130,13 +142,16 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             continue
-        except OSError:  # it has ended
+        except OSError:  # the process has ended already
             process.wait()
         return
 
 
 def tree_bytes(folders: "Iterable[str]") -> int:
-    """Return the bytes of all files in some folders; a file with several links, as uv makes them, counts once."""
+    """Return the total size of all files in the folders, in bytes.
+
+    A file with several hard links counts once, because uv links files from its cache into environments.
+    """
     total = 0
     linked = set()
     for folder in folders:
@@ -144,7 +159,7 @@ def tree_bytes(folders: "Iterable[str]") -> int:
             for name in names:
                 try:
                     stat = os.lstat(os.path.join(top, name))
-                except OSError:  # it has gone meanwhile
+                except OSError:  # another process has deleted the file
                     continue
                 if stat.st_nlink == 1 or stat.st_ino not in linked:
                     total += stat.st_size

@@ -1,6 +1,6 @@
-"""Decides which settings of pip, uv and Python a program of ours inherits from this machine.
+"""Decides which settings of pip, uv and Python a child process inherits from this machine.
 
-Standard library alone and no syntax newer than Python 3.6: the bootstrap imports it.
+The bootstrap imports this module, so it uses the standard library only and no syntax newer than Python 3.6.
 """
 
 import ast
@@ -11,36 +11,41 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# kept: it names a source of packages, or the way to it. said: it would change what is installed or where to, or break
-# the interpreter; it is dropped with a message. idle: it has no meaning here and is dropped silently.
-KEPT, SAID, IDLE = "kept", "said", "idle"
+# The policy for one setting.
+# kept: the setting names a source of packages or the way to reach it, so the child inherits it.
+# reported: the setting would change which packages are installed or where, or break the interpreter. It is dropped
+# with a message.
+# ignored: the setting has no meaning here. It is dropped without a message.
+KEPT, REPORTED, IGNORED = "kept", "reported", "ignored"
 
-# pip's long options: a key of pip.conf, and as PIP_NAME a variable. (source: `pip install --help` of pip 20 to 26)
+# The long options of pip. Each is a key of pip.conf and, as PIP_NAME, a variable.
+# (source: `pip install --help` of pip 20 to 26)
 _PIP_TABLE = {
     KEPT: "index-url pypi-url extra-index-url find-links no-index cert client-cert proxy no-proxy-env trusted-host "
     "timeout default-timeout retries resume-retries cache-dir no-cache-dir keyring-provider use-feature use-deprecated",
-    SAID: "user target prefix root constraint build-constraint requirement requirements-from-script group editable "
+    REPORTED: "user target prefix root constraint build-constraint requirement requirements-from-script group editable "
     "no-binary only-binary prefer-binary pre all-releases only-final uploaded-prior-to dry-run python python-version "
     "platform implementation abi only-deps only-dependencies",
-    IDLE: "help debug verbose version quiet no-input disable-pip-version-check no-python-version-warning no-color "
+    IGNORED: "help debug verbose version quiet no-input disable-pip-version-check no-python-version-warning no-color "
     "progress-bar root-user-action no-warn-conflicts no-warn-script-location no-clean exists-action report no-user "
     "check-build-dependencies refresh-package require-virtualenv require-venv ignore-requires-python require-hashes "
     "no-require-hashes no-deps no-dependencies upgrade upgrade-strategy force-reinstall ignore-installed src source "
     "source-dir source-directory compile no-compile break-system-packages isolated config-settings global-option "
     "no-build-isolation use-pep517 no-use-pep517 log log-file local-log",
 }
-# PIP_CONFIG_FILE says where the settings are; it is pip's one variable that is no option.
+# PIP_CONFIG_FILE names pip's configuration file. It is the only variable of pip that is not an option.
 _PIP_TABLE[KEPT] += " config-file"
 
-# uv's variables, without UV_. (source: `uv help pip install`, `uv help venv`, and uv's list of its variables)
+# The variables of uv, without the prefix UV_.
+# (source: `uv help pip install`, `uv help venv`, and the list of variables in uv's documentation)
 _UV_TABLE = {
     KEPT: "INDEX DEFAULT_INDEX INDEX_URL EXTRA_INDEX_URL FIND_LINKS NO_INDEX INSECURE_HOST KEYRING_PROVIDER "
     "SYSTEM_CERTS NATIVE_TLS HTTP_TIMEOUT REQUEST_TIMEOUT HTTP_CONNECT_TIMEOUT HTTP_RETRIES CACHE_DIR CREDENTIALS_DIR "
     "S3_ENDPOINT_URL GCS_ENDPOINT_URL AZURE_ENDPOINT_URL "
     "CONFIG_FILE NO_SYSTEM_CONFIG CONCURRENT_DOWNLOADS CONCURRENT_INSTALLS CONCURRENT_BUILDS LOCK_TIMEOUT",
-    SAID: "EXCLUDE EXCLUDE_NEWER TORCH_BACKEND CONSTRAINT OVERRIDE BUILD_CONSTRAINT NO_BINARY NO_BINARY_PACKAGE "
+    REPORTED: "EXCLUDE EXCLUDE_NEWER TORCH_BACKEND CONSTRAINT OVERRIDE BUILD_CONSTRAINT NO_BINARY NO_BINARY_PACKAGE "
     "PRERELEASE PRERELEASE_PACKAGE RESOLUTION NO_VERIFY_HASHES NO_CACHE OFFLINE PYTHON PROJECT LINK_MODE",
-    IDLE: "COMPILE_BYTECODE NO_BUILD_ISOLATION NO_CONFIG NO_EDITABLE NO_PROGRESS NO_PROJECT NO_SOURCES NO_BUILD "
+    IGNORED: "COMPILE_BYTECODE NO_BUILD_ISOLATION NO_CONFIG NO_EDITABLE NO_PROGRESS NO_PROJECT NO_SOURCES NO_BUILD "
     "NO_SOURCES_PACKAGE NO_BUILD_PACKAGE FORK_STRATEGY INDEX_STRATEGY REQUIRE_HASHES PYTHON_DOWNLOADS "
     "PYTHON_PREFERENCE MANAGED_PYTHON NO_MANAGED_PYTHON SYSTEM_PYTHON BREAK_SYSTEM_PACKAGES WORKING_DIR "
     "WORKING_DIRECTORY VENV_CLEAR VENV_SEED VENV_RELOCATABLE INSECURE_NO_ZIP_VALIDATION SKIP_WHEEL_FILENAME_CHECK "
@@ -48,16 +53,16 @@ _UV_TABLE = {
     "PYTHON_INSTALL_REGISTRY",
 }
 
-# Keys of uv.toml; those of its [pip] table that are no key of the whole file follow. (source: uv's own parser, which
-# lists them where it meets an unknown one)
+# The keys of uv.toml, and the keys of its [pip] table that are not keys of the whole file.
+# (source: uv's parser, which lists the valid keys when it meets an unknown one)
 _UV_TOML_TABLE = {
     KEPT: "index index-url extra-index-url find-links no-index keyring-provider allow-insecure-host system-certs "
     "native-tls http-proxy https-proxy no-proxy concurrent-downloads concurrent-builds concurrent-installs",
-    SAID: "exclude-newer exclude-newer-package torch-backend override-dependencies exclude-dependencies "
+    REPORTED: "exclude-newer exclude-newer-package torch-backend override-dependencies exclude-dependencies "
     "constraint-dependencies build-constraint-dependencies no-binary no-binary-package only-binary resolution "
     "prerelease prerelease-package offline no-cache target prefix python python-version python-platform "
     "required-version",
-    IDLE: "no-build no-build-package fork-strategy index-strategy link-mode reinstall reinstall-package upgrade "
+    IGNORED: "no-build no-build-package fork-strategy index-strategy link-mode reinstall reinstall-package upgrade "
     "upgrade-package dependency-metadata system break-system-packages no-deps require-hashes verify-hashes "
     "minimum-libc-version cache-dir preview preview-features python-preference python-downloads config-settings "
     "config-settings-package no-build-isolation require-build-hashes no-build-isolation-package "
@@ -71,12 +76,12 @@ _UV_TOML_TABLE = {
     "annotation-style",
 }
 
-# Python's variables, without PYTHON. (source: `python3 --help-env` of Python 3.10 to 3.14)
+# The variables of Python, without the prefix PYTHON. (source: `python3 --help-env` of Python 3.10 to 3.14)
 _PYTHON_TABLE = {
     KEPT: "UTF8 IOENCODING COERCECLOCALE UNBUFFERED HASHSEED PYCACHEPREFIX FAULTHANDLER LEGACYWINDOWSFSENCODING "
     "LEGACYWINDOWSSTDIO",
-    SAID: "PATH HOME",
-    IDLE: "SAFEPATH PLATLIBDIR USERBASE STARTUP WARNINGS OPTIMIZE EXECUTABLE CASEOK NOUSERSITE "
+    REPORTED: "PATH HOME",
+    IGNORED: "SAFEPATH PLATLIBDIR USERBASE STARTUP WARNINGS OPTIMIZE EXECUTABLE CASEOK NOUSERSITE "
     "DONTWRITEBYTECODE DEBUG INSPECT VERBOSE BREAKPOINT ASYNCIODEBUG DEVMODE DUMPREFS DUMPREFSFILE "
     "INTMAXSTRDIGITS MALLOC MALLOCSTATS NODEBUGRANGES PERFSUPPORT PROFILEIMPORTTIME TRACEMALLOC WARNDEFAULTENCODING "
     "THREADDEBUG _COLORS _BASIC_REPL _COLORIZE _CPU_COUNT _DISABLE_REMOTE_DEBUG _FROZEN_MODULES _GIL _HISTORY "
@@ -85,48 +90,51 @@ _PYTHON_TABLE = {
 
 
 def _by_name(table: "dict[str, str]") -> "dict[str, str]":
-    return {name: verdict for verdict, names in table.items() for name in names.split()}
+    return {name: group for group, names in table.items() for name in names.split()}
 
 
 PIP, UV, UV_TOML, PYTHON = (_by_name(table) for table in (_PIP_TABLE, _UV_TABLE, _UV_TOML_TABLE, _PYTHON_TABLE))
 
-# A credential of a named index: UV_INDEX_NAME_USERNAME. (source: uv's documentation of indexes)
+# A credential of a named index, such as UV_INDEX_NAME_USERNAME. (source: uv's documentation of indexes)
 _CREDENTIAL = re.compile(r"UV_INDEX_\w+_(USERNAME|PASSWORD)")
 
 
-def verdict(variable: str) -> str:
-    """Return KEPT, SAID or IDLE for a variable; one that neither pip, uv nor Python reads is kept."""
+def policy(variable: str) -> str:
+    """Return KEPT, REPORTED or IGNORED for a variable; a variable of another program is KEPT."""
     if variable.startswith("PIP_"):
-        return PIP.get(variable[len("PIP_") :].lower().replace("_", "-"), IDLE)
+        return PIP.get(variable[len("PIP_") :].lower().replace("_", "-"), IGNORED)
     if variable.startswith("UV_"):
-        return KEPT if _CREDENTIAL.match(variable) else UV.get(variable[len("UV_") :], IDLE)
+        return KEPT if _CREDENTIAL.match(variable) else UV.get(variable[len("UV_") :], IGNORED)
     if variable.startswith("PYTHON"):
-        return PYTHON.get(variable[len("PYTHON") :], IDLE)
+        return PYTHON.get(variable[len("PYTHON") :], IGNORED)
     return KEPT
 
 
 def child(environ: "Mapping[str, str]") -> "dict[str, str]":
-    """Return the environment for a python, pip or uv that we start: ours without what would bend it."""
-    kept = {name: value for name, value in environ.items() if verdict(name) == KEPT}
+    """Return the variables for a child process that runs python, pip or uv: the kept ones of `environ`.
+
+    PYTHONNOUSERSITE is added, so that packages of the user's own site folder are not imported.
+    """
+    kept = {name: value for name, value in environ.items() if policy(name) == KEPT}
     kept["PYTHONNOUSERSITE"] = "1"
     return kept
 
 
 def dropped(environ: "Mapping[str, str]") -> "list[str]":
-    """Return the variables that a user may expect to work and that have no effect on us, sorted."""
-    return sorted(name for name, value in environ.items() if value and verdict(name) == SAID)
+    """Return the sorted names of the set variables that a user may rely on, but that have no effect here."""
+    return sorted(name for name, value in environ.items() if value and policy(name) == REPORTED)
 
 
 def parse_pip_config(listing: str) -> "dict[str, list[str]]":
     """Merge the output of `pip config list` into {option: values}.
 
-    The environment beats the sections, and `install` beats `global`, as in pip itself.
+    As in pip, a variable overrides the sections of the file, and `install` overrides `global`.
 
     Args:
         listing: lines such as `global.index-url='https://…'` or `:env:.find-links='/wheels'`.
     """
     ranks = {"global": 0, "install": 1, ":env:": 2}
-    found = {}  # type: dict[str, tuple[int, list[str]]]
+    merged = {}  # type: dict[str, tuple[int, list[str]]]
     for line in listing.splitlines():
         match = re.match(r"(global|install|:env:)\.([\w-]+)=(.+)$", line)
         if not match:
@@ -136,13 +144,18 @@ def parse_pip_config(listing: str) -> "dict[str, list[str]]":
             value = str(ast.literal_eval(quoted))
         except (ValueError, SyntaxError):
             value = quoted
-        if option not in found or ranks[section] >= found[option][0]:
-            found[option] = (ranks[section], value.split())
-    return {option: values for option, (_, values) in found.items() if values}
+        if option not in merged or ranks[section] >= merged[option][0]:
+            merged[option] = (ranks[section], value.split())
+    return {option: values for option, (_, values) in merged.items() if values}
 
 
 def for_pip(environ: "Mapping[str, str]", settings: "Mapping[str, list[str]]") -> "dict[str, str]":
-    """Return the environment for a pip that installs: it reads no file, and of `settings` only what is kept."""
+    """Return the variables for `pip install`: pip reads no configuration file, and only the kept options apply.
+
+    Args:
+        environ: the variables of this process.
+        settings: {option: values}, as `parse_pip_config` returns them.
+    """
     plain = {name: value for name, value in child(environ).items() if not name.startswith("PIP_")}
     for option, values in settings.items():
         if PIP.get(option) == KEPT and option != "config-file":
@@ -152,5 +165,5 @@ def for_pip(environ: "Mapping[str, str]", settings: "Mapping[str, list[str]]") -
 
 
 def for_pip_config(environ: "Mapping[str, str]") -> "dict[str, str]":
-    """Return the environment for `pip config list`: nothing in pip's files may silence or redirect its answer."""
+    """Return the variables for `pip config list`: no setting of pip can suppress or redirect its output."""
     return {**child(environ), "PIP_QUIET": "0", "PIP_VERBOSE": "0", "PIP_LOG": os.devnull}

@@ -1,22 +1,22 @@
-"""Ends a command: its exit code, its message on stderr and, with --json, the one object on stdout.
+"""Ends a command: sets its exit code, prints its message to stderr and, with --json, one object to stdout.
 
-A command that fails under --json prints this object, its keys in this order (schema 1):
+A command that fails under --json prints this object, with its keys in this order (schema 1):
 
     {"schema": 1, "command": "env create", "error": {"kind": …, "message": …, "next": …}, "exit": 4}
 
 `kind` is a stable word:
 
-| kind | means | exit |
+| kind | meaning | exit |
 | --- | --- | --- |
-| usage | a flag, an argument or a file that a person wrote is wrong | 2 |
-| blocked | a person must act first; finer: no-space, read-only, permission, locked, not-mounted | 4 |
-| failed | it did not work; finer: source (no server delivered), content (another hash), program (a child failed) | 1 |
+| usage | a flag, an argument or a file of the user is wrong | 2 |
+| blocked | the user must act first; finer: no-space, read-only, permission, locked, not-mounted | 4 |
+| failed | the work failed; finer: source (no server delivered), content (another hash), program (a child failed) | 1 |
 | interrupted | Ctrl-C, SIGTERM or SIGHUP; the state is consistent | 130 |
-| internal | a fault of firstlight; its traceback is on stderr alone | 1 |
+| internal | a bug in firstlight; its traceback is printed to stderr only | 1 |
 
-`next` is the command or the act that comes next; null where there is none. Secrets are taken out of every text. A
-command that prints an object of its own for what failed (such as the outcomes of `setup`) prints that one alone. A
-reader that closed the pipe gets nothing.
+`next` is the next command or action, or null. Secrets are removed from every text. A command that prints its own
+object for a failure, such as the outcomes of `setup`, prints only that one. Nothing is printed after the reader has
+closed the pipe.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SCHEMA = 1
-INTERRUPTED = "interrupted; what stands is whole. Run the same command again, it goes on from here."
-# What comes next where a message about a flag or a file names what there is, and no act.
+INTERRUPTED = "interrupted; the state is consistent. Run the same command again, it continues from here."
+# The next act after a message about a wrong flag or file that lists the valid values but no action.
 CORRECTED = "Correct it, then run the same command again"
-# The words by which our messages begin the sentence that says what to do.
+# The first words of the sentences that give advice in firstlight's messages.
 _ADVICE = re.compile(
-    r"(Accept|Add|Change|Choose|Close|End|Fetch|Free|Give|Install|Keep|Leave|Lock|Look|Make|Mend|Mount|Move|Name|Pass|Pull|"
-    r"Put|Relocate|Remount|Remove|Report|Restart|Restore|Run|Say|Set|Take|Try|Unmount|Unset|Use|Wait|Write)\b"
+    r"(Accept|Add|Change|Choose|Close|End|Fetch|Fix|Free|Give|Install|Keep|Leave|Lock|Look|Make|Mend|Mount|Move|Name|"
+    r"Pass|Pull|Put|Relocate|Remount|Remove|Report|Restart|Restore|Run|Say|Set|Stop|Take|Try|Unmount|Unset|Use|Wait|"
+    r"Write)\b"
 )
 _TO_DO_IT = re.compile(r"To \w+ it: (.+)")
 _GROUPS = {"env", "mirrors", "models"}
@@ -54,7 +55,7 @@ _GROUPS = {"env", "mirrors", "models"}
 
 @dataclass(frozen=True)
 class Fault:
-    """Describe what ended a command."""
+    """Describe the error that ended a command."""
 
     kind: str
     message: str
@@ -62,7 +63,7 @@ class Fault:
     exit: int
 
     def to_json(self, command: str) -> str:
-        """The object that --json prints."""
+        """Return the JSON object that --json prints."""
         error = {
             "kind": self.kind,
             "message": redact(self.message),
@@ -76,12 +77,12 @@ def fault_of(
     interrupted: str = INTERRUPTED,
     os_error: Callable[[OSError], FirstlightError] = from_os_error,
 ) -> Fault:
-    """Describe what was raised.
+    """Return the description of an exception.
 
     Args:
-        error: what was raised.
-        interrupted: what a person reads after Ctrl-C.
-        os_error: turns what the system says into one of our errors.
+        error: the exception.
+        interrupted: the message after Ctrl-C.
+        os_error: turns an OSError into one of firstlight's errors.
     """
     if isinstance(error, OSError):
         error = os_error(error)
@@ -91,18 +92,18 @@ def fault_of(
     if isinstance(error, KeyboardInterrupt):
         return Fault("interrupted", interrupted, "Run the same command again", int(Exit.INTERRUPTED))
     text = f"{type(error).__name__}: {error}"
-    return Fault("internal", f"{text}. This is a fault of firstlight", "Report it", int(Exit.FAILED))
+    return Fault("internal", f"{text}. This is a bug in firstlight", "Report it", int(Exit.FAILED))
 
 
 def next_of(message: str) -> str | None:
-    """Return what a message tells a person to do: the one command in backquotes, else the sentence; None without one.
+    """Return the advice of a message: the only command in backquotes, else the last sentence of advice, else None.
 
-    Only the first line counts: what follows is the output of another program, or a comparison of files.
+    Only the first line is read, because the other lines are the output of a program or a comparison of files.
     """
     sentences: list[str] = re.split(r"(?<=[.:;!?])\s+(?=[A-Z])", message.partition("\n")[0])
-    advice = next((each for each in reversed(sentences) if _ADVICE.match(each)), None)
-    if advice is None and (named := _TO_DO_IT.match(sentences[-1])):
-        return str(named.group(1)).rstrip(". ")
+    advice = next((sentence for sentence in reversed(sentences) if _ADVICE.match(sentence)), None)
+    if advice is None and (command := _TO_DO_IT.match(sentences[-1])):
+        return str(command.group(1)).rstrip(". ")
     commands: list[str] = re.findall(r"`([^`]+)`", advice or message.partition("\n")[0])
     if len(commands) == 1:
         return commands[0]
@@ -110,11 +111,11 @@ def next_of(message: str) -> str | None:
 
 
 def command_of(argv: list[str]) -> tuple[str, bool]:
-    """Return (the command's name, whether --json is among its flags) of a command line without its program."""
+    """Return (name of the command, whether the flag --json is set) for the arguments of a command line."""
     words = argv[: argv.index("--")] if "--" in argv else argv
-    name = next((count for count, word in enumerate(words) if word.startswith("-")), len(words))
+    first_flag = next((position for position, word in enumerate(words) if word.startswith("-")), len(words))
     length = 2 if words and words[0] in _GROUPS else 1
-    return " ".join(words[: min(name, length)]), "--json" in words
+    return " ".join(words[: min(first_flag, length)]), "--json" in words
 
 
 def run(
@@ -124,63 +125,63 @@ def run(
     interrupted: str = INTERRUPTED,
     os_error: Callable[[OSError], FirstlightError] = from_os_error,
 ) -> int:
-    """Run a command, print its end, and return its exit code.
+    """Run a command, print its message or object, and return its exit code.
 
     Args:
         act: the command.
-        json: stdout gets one object: what the command prints is held until it has ended.
-        interrupted: what a person reads after Ctrl-C.
-        os_error: turns what the system says into one of our errors.
+        json: print one object to stdout; the output of the command is buffered until it has ended.
+        interrupted: the message after Ctrl-C.
+        os_error: turns an OSError into one of firstlight's errors.
     """
-    held = io.StringIO()
+    buffer = io.StringIO()
     try:
-        with contextlib.redirect_stdout(held) if json else contextlib.nullcontext():
+        with contextlib.redirect_stdout(buffer) if json else contextlib.nullcontext():
             code = int(act())
-        _write(held.getvalue())
+        _write(buffer.getvalue())
     except BrokenPipeError:
-        return _reader_is_gone()
-    except (Exception, KeyboardInterrupt) as error:  # whatever it is, it becomes one message and one exit code
+        return _end_after_closed_pipe()
+    except (Exception, KeyboardInterrupt) as error:  # every error becomes one message and one exit code
         return _fail(error, fault_of(error, interrupted, os_error), json=json)
     return code
 
 
 def run_app(app: Callable[..., object], name: str) -> int:
-    """Run a typer application and return its exit code; a wrong flag becomes an object as well.
+    """Run a typer application and return its exit code; with --json a wrong flag also prints an object.
 
     Args:
         app: the application.
-        name: the program's.
+        name: the name of the program.
     """
     import typer
 
     command, is_json = command_of(sys.argv[1:])
     try:
-        code = app(standalone_mode=False, prog_name=name)  # `run` leaves by SystemExit: what comes back is typer's own
+        code = app(standalone_mode=False, prog_name=name)  # commands raise SystemExit; only typer itself returns a code
     except (typer.Abort, KeyboardInterrupt):
         code = int(Exit.INTERRUPTED)
     except BrokenPipeError:
-        return _reader_is_gone()
+        return _end_after_closed_pipe()
     except Exception as error:
         show = getattr(error, "show", None)
-        if show is None:  # none of the errors that typer's parser raises
+        if show is None:  # not an error of typer's parser
             return _fail(error, fault_of(error), json=is_json)
         show()
         text = str(error.format_message())  # type: ignore[attr-defined]  # typer has no public name for this class
-        # The words that the parser knows: an unknown command is none of them. A flag without its value has no context.
+        # The context holds the parsed command words, without an unknown command. A flag without its value has none.
         context = getattr(error, "ctx", None)
-        known = str(context.command_path).split(" ")[1:] if context is not None else command.split()
-        ask = shlex.join([layout.program(name), *known, "--help"])
-        return _print(Fault("usage", text, ask, int(Exit.USAGE)), command, json=is_json)
+        parsed = str(context.command_path).split(" ")[1:] if context is not None else command.split()
+        help_command = shlex.join([layout.program(name), *parsed, "--help"])
+        return _print(Fault("usage", text, help_command, int(Exit.USAGE)), command, json=is_json)
     if code == Exit.INTERRUPTED:
         return interrupted_early()
     return code if isinstance(code, int) else int(Exit.GOOD)
 
 
 def interrupted_early() -> int:
-    """End a command that was interrupted before it began."""
+    """Print the end of a command that was interrupted before it started, and return its exit code."""
     error = KeyboardInterrupt()
     _, is_json = command_of(sys.argv[1:])
-    return _fail(error, fault_of(error, "interrupted; nothing was begun."), json=is_json)
+    return _fail(error, fault_of(error, "interrupted before the command started; nothing was changed."), json=is_json)
 
 
 def _fail(error: BaseException, fault: Fault, *, json: bool) -> int:
@@ -188,7 +189,7 @@ def _fail(error: BaseException, fault: Fault, *, json: bool) -> int:
         text = fault.message
     elif fault.kind == "internal":
         trace = "".join(traceback.format_exception(error))
-        text = f"{redact(trace)}\nerror: this is a fault of firstlight. Report it."
+        text = f"{redact(trace)}\nerror: this is a bug in firstlight. Report it."
     else:
         text = f"error: {redact(fault.message)}"
     print(text, file=sys.stderr)
@@ -207,18 +208,18 @@ def _print(fault: Fault, command: str, *, json: bool) -> int:
 
 
 def _write(text: str) -> None:
-    """Write to stdout, where what is held is JSON: in ASCII, so that no locale bends it."""
+    """Write JSON to stdout, with every character outside ASCII escaped, so that no locale can change it."""
     sys.stdout.write(re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match.group())[1:-1], text))
     sys.stdout.flush()
 
 
-def _reader_is_gone() -> int:
-    """End a command whose reader has enough (`| head`)."""
+def _end_after_closed_pipe() -> int:
+    """Return the exit code of a command whose reader has closed the pipe (`| head`)."""
     _drop_stdout()
     return int(Exit.FAILED)
 
 
 def _drop_stdout() -> None:
-    # Python would complain once more when it flushes at its exit.
+    # Python flushes stdout at its exit, and would report the closed pipe again.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The exit codes, and the errors that carry one."""
+"""Defines the exit codes, and the errors that carry one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What a command's exit code means (docs: design of the commands)."""
+    """Name the exit codes of the commands (docs: design of the commands)."""
 
     GOOD = 0
     FAILED = 1
@@ -19,60 +19,63 @@ class Exit(IntEnum):
 
 
 class FirstlightError(Exception):
-    """Something failed. The message names the thing, the fact and the next command.
+    """Report a failure: the message names the thing, the fact and the next command.
 
     Args:
-        message: for a person.
-        kind: a stable word for programs (docs: `command_end`), where it is finer than the class's own.
-        next_act: the command or act that comes next, where the message's last sentence does not say it.
+        message: the text for people.
+        kind: a stable word for programs, where it is finer than the class's own. `command_end` lists the words.
+        next_act: the next command or action, where the last sentence of the message does not contain it.
     """
 
     exit = Exit.FAILED
     kind = "failed"
 
     def __init__(self, message: str = "", *, kind: str | None = None, next_act: str | None = None) -> None:
-        """Take the message for people, and the kind and next act for programs."""
+        """Store the message for people, and the kind and the next act for programs."""
         super().__init__(message)
         self.kind = kind or type(self).kind
         self.next_act = next_act
 
 
 class SpecError(FirstlightError):
-    """A file or a flag that a person wrote is wrong."""
+    """Report a wrong flag, or an error in a file that the user wrote."""
 
     exit = Exit.USAGE
     kind = "usage"
 
 
 class BlockedError(FirstlightError):
-    """A person must act first: volume absent, no space, a folder that is not ours, another run at work."""
+    """Report an obstacle that the user must remove first.
+
+    Examples are an absent volume, a full disk, a folder that firstlight did not make, and another active run.
+    """
 
     exit = Exit.BLOCKED
     kind = "blocked"
 
 
 def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str = "--root") -> FirstlightError:
-    """Turn an OSError into the message that a person can act on.
+    """Turn an OSError into an error whose message names a remedy.
 
     Args:
-        error: what the system said; its `filename` is named in the message.
-        needed_bytes: how much the write wanted, where that is known.
-        flag: what names another place.
+        error: the system's error; the message names its `filename`.
+        needed_bytes: the size of the failed write in bytes, where it is known.
+        flag: the command-line flag that selects another folder.
     """
     thing = error.filename or "a file"
-    wanted = f" ({needed_bytes:,} bytes are needed)" if needed_bytes is not None else ""
+    needed = f" ({needed_bytes:,} bytes are needed)" if needed_bytes is not None else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return BlockedError(
-            f"{thing}: no space left{wanted}. Free some, or give another {flag}, then run again.", kind="no-space"
+            f"{thing}: no space left{needed}. Free some, or give another {flag}, then run again.", kind="no-space"
         )
     if error.errno == errno.EROFS:
         return BlockedError(
-            f"{thing}: the file system is read-only{wanted}. Remount it, or give another {flag}.", kind="read-only"
+            f"{thing}: the file system is read-only{needed}. Remount it, or give another {flag}.", kind="read-only"
         )
     if error.errno in {errno.EACCES, errno.EPERM}:
         return BlockedError(
-            f"{thing}: permission denied{wanted}. Change its owner, or give another {flag}.", kind="permission"
+            f"{thing}: permission denied{needed}. Change its owner, or give another {flag}.", kind="permission"
         )
     if error.errno == errno.ENOTDIR:
         return BlockedError(f"{thing}: a file is in the place of a folder. Move it away, or give another {flag}.")
-    return FirstlightError(f"{thing}: {error.strerror or error}. Mend that, then run again.")
+    return FirstlightError(f"{thing}: {error.strerror or error}. Fix the cause, then run again.")

@@ -1,4 +1,4 @@
-"""The content hashes by which files are pinned."""
+"""Computes the content hashes by which files are pinned."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _BLOCK = 1 << 20
 
 
 class Hash(Protocol):
-    """What hashlib's objects offer."""
+    """Describe the methods of hashlib's hash objects that are used here."""
 
     def update(self, data: bytes | memoryview, /) -> None:
         """Add bytes."""
 
     def hexdigest(self) -> str:
-        """The digest so far."""
+        """Return the digest of all bytes so far, in hexadecimal."""
 
     def copy(self) -> Self:
-        """Another one that has seen the same bytes."""
+        """Return an independent hash object with the same state."""
 
 
 def content_hash(kind: str, size: int) -> Hash:
-    """A fresh hash of a kind that a hub pins.
+    """Return a new hash object of a kind by which a hub pins files.
 
     Args:
         kind: "sha256", or "git_sha1" (git's blob hash: sha1 over "blob SIZE", a zero byte and the content).
-        size: the file's bytes; only git's hash needs it.
+        size: the file's size in bytes; only git's hash needs it.
     """
     if kind == "sha256":
         return hashlib.sha256()
@@ -47,14 +47,17 @@ def content_hash(kind: str, size: int) -> Hash:
 
 
 def hash_file(path: Path, kind: str, progress: Callable[[int], None] | None = None) -> str:
-    """The content hash of a file on disk, in a kind of `content_hash`."""
+    """Return the content hash of a file on disk; `kind` is as in `content_hash`.
+
+    `progress` is called with the number of bytes of each block.
+    """
     digest = content_hash(kind, path.stat().st_size)
     add_file(path, digest, progress)
     return digest.hexdigest()
 
 
 def add_file(path: Path, digest: Hash, progress: Callable[[int], None] | None = None) -> None:
-    """Hash a file on disk in blocks of one size, whatever the file's is; `progress` is told the bytes."""
+    """Add the content of a file to a hash, in blocks of 1 MiB; `progress` is called with the bytes of each block."""
     block = memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
@@ -68,20 +71,25 @@ _BATCH_BYTES = 4 << 20
 
 
 def sha256(path: str | Path, block: bytearray | None = None) -> bytes:
-    """The digest of one file; `block` is read into, where many files are hashed one after another.
+    """Return the sha256 digest of a file.
+
+    Args:
+        path: the file.
+        block: a buffer to read into, so that many files can be hashed with one allocation.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     view = memoryview(block or bytearray(_BLOCK))
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # 20,000 files: a file object costs as much again
+    # A descriptor, since a file object for each of 20,000 files would double the cost.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         while size := os.readv(handle, [view]) if hasattr(os, "readv") else _read(handle, view):
-            found.update(view[:size])
+            digest.update(view[:size])
     finally:
         os.close(handle)
-    return found.digest()
+    return digest.digest()
 
 
 def _read(handle: int, view: memoryview) -> int:
@@ -90,23 +98,25 @@ def _read(handle: int, view: memoryview) -> int:
     return len(content)
 
 
-def differing(files: Iterable[tuple[str, bytes]], progress: Progress = no_progress, unit: str = "files") -> list[str]:
-    """The files whose content does not have the digest given with it; one that cannot be read differs.
+def mismatched_files(
+    files: Iterable[tuple[str, bytes]], progress: Progress = no_progress, unit: str = "files"
+) -> list[str]:
+    """Return the paths of the files whose sha256 is not the expected one, or that cannot be read.
 
-    Hashing leaves Python's lock to the other threads, so threads use every core. Files are dealt out by size, the
-    largest first, so that one large file does not keep a single core busy at the end.
+    hashlib releases Python's global lock, so threads use every core. The largest files are hashed first, so that one
+    large file does not keep a single core busy at the end.
 
     Args:
-        files: (path, the digest it should have).
-        progress: told the files, by the name of `unit`, and the bytes of files that are the only ones to be hashed.
-        unit: what the files are called.
+        files: pairs of (path, expected sha256 digest).
+        progress: called with the number of files under the name `unit`; with "files" also with the bytes.
+        unit: the name of the files in progress reports.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     sized = sorted(((_size(path), path, digest) for path, digest in files), reverse=True)
     batches: list[list[tuple[str, bytes]]] = []
     sizes: list[int] = []
-    whole = sum(size for size, _, _ in sized)
+    total = sum(size for size, _, _ in sized)
     room = 0
     for size, path, digest in sized:
         if room < size or not batches:
@@ -117,23 +127,23 @@ def differing(files: Iterable[tuple[str, bytes]], progress: Progress = no_progre
         sizes[-1] += size
         room -= size + 4096
 
-    def work(batch: Sequence[tuple[str, bytes]], size: int) -> list[str]:
-        found = _differing(batch)
+    def check_batch(batch: Sequence[tuple[str, bytes]], size: int) -> list[str]:
+        paths = _mismatched_in(batch)
         progress(len(batch), len(sized), unit)
         if unit == "files":
-            progress(size, whole)
-        return found
+            progress(size, total)
+        return paths
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return [path for found in pool.map(work, batches, sizes) for path in found]
+        return [path for paths in pool.map(check_batch, batches, sizes) for path in paths]
 
 
-def _differing(batch: Sequence[tuple[str, bytes]]) -> list[str]:
+def _mismatched_in(batch: Sequence[tuple[str, bytes]]) -> list[str]:
     block = bytearray(_BLOCK)
-    return [path for path, digest in batch if not _is(path, digest, block)]
+    return [path for path, digest in batch if not _has_digest(path, digest, block)]
 
 
-def _is(path: str, digest: bytes, block: bytearray) -> bool:
+def _has_digest(path: str, digest: bytes, block: bytearray) -> bool:
     try:
         return sha256(path, block) == digest
     except OSError:
@@ -142,6 +152,6 @@ def _is(path: str, digest: bytes, block: bytearray) -> bool:
 
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size  # noqa: PTH116 (as above)
+        return os.stat(path).st_size  # noqa: PTH116 (a Path object for each of 20,000 files would cost time)
     except OSError:
         return 0

@@ -1,4 +1,4 @@
-"""Where things lie: the layout of the root, the home, and the checkout's data."""
+"""Defines the paths of the root, of caches in the home, and of the checkout's data."""
 
 from __future__ import annotations
 
@@ -14,103 +14,109 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Root:
-    """The persistent folder and the places inside it."""
+    """Name the files and folders inside firstlight's root on the volume."""
 
     path: Path
 
     @property
     def state(self) -> Path:
-        """Our own bookkeeping."""
+        """Return the folder of firstlight's own records."""
         return self.path / ".firstlight"
 
     @property
     def marker(self) -> Path:
-        """The file that tells this volume from an empty mount point."""
+        """Return the marker: the file that proves that the volume is mounted."""
         return self.state / "volume.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the one run that writes here."""
+        """Return the file of the run lock, which the one writing run holds."""
         return self.state / "lock"
 
     @property
     def holder(self) -> Path:
-        """Which run that is, for those who come second."""
+        """Return the file that describes the run that holds the lock; other runs show it."""
         return self.state / "holder.json"
 
     @property
     def journal(self) -> Path:
-        """One append-only file a run."""
+        """Return the folder of the journal, with one append-only file for each run."""
         return self.state / "journal"
 
     @property
     def links(self) -> Path:
-        """The links that the hosts of this volume should have."""
+        """Return the record of the links that every host of this volume should have."""
         return self.state / "links.json"
 
     @property
     def relink(self) -> Path:
-        """The script that restores them."""
+        """Return the script that makes the recorded links again."""
         return self.state / "relink.sh"
 
     @property
     def variables(self) -> Path:
-        """The variables that do what a link cannot, as a shell reads them."""
+        """Return the shell file of the variables that replace a link where a link cannot be made."""
         return self.state / "variables.sh"
 
     @property
     def stand_ins(self) -> Path:
-        """The models for which this host took random weights, and why."""
+        """Return the record of the stand-ins of this host, with the reason for each."""
         return self.state / "stand-ins.json"
 
     @property
     def model_pins(self) -> Path:
-        """What hubs said of files whose hashes the manifest does not name."""
+        """Return the record of the hashes that hubs listed for files without a pin in the manifest."""
         return self.state / "model-pins.json"
 
     @property
     def smoke(self) -> Path:
-        """What the last smoke run measured, and of which environment."""
+        """Return the record of the last smoke test: the environment and the measurements."""
         return self.state / "smoke.json"
 
     @property
     def validations(self) -> Path:
-        """What `bench validate` has found on the hosts of this volume, a file a time."""
+        """Return the folder of the results of `bench validate`, with one file for each run."""
         return self.state / "validations"
 
     @property
     def cache(self) -> Path:
-        """The relocated caches, a folder a tool."""
+        """Return the folder of the relocated caches, with one folder for each tool."""
         return self.path / "cache"
 
     @property
     def hub(self) -> Path:
-        """The Hugging Face hub cache."""
+        """Return the Hugging Face hub cache on the volume."""
         return self.cache / "huggingface" / "hub"
 
     @property
     def hub_in_use(self) -> Path:
-        """The hub cache that programs of this home use: the volume's, or the home's own where it is not relocated."""
+        """Return the hub cache that programs of this home use: the volume's, else the home's own."""
         return self.hub if self.hub.exists() else hub_cache(os.environ, Path.home())
 
     @property
     def pkgs(self) -> Path:
-        """The conda packages' cache; on one file system with the environments, so that its files are linked."""
+        """Return the cache of conda packages.
+
+        It lies on the file system of the environments, so that its files can be hard-linked into them.
+        """
         return self.path / "pkgs"
 
     def prefix(self, env: str) -> Path:
-        """The folder of one environment."""
+        """Return the prefix of an environment."""
         return self.path / "envs" / env
 
 
 def interpreter(prefix: Path) -> Path:
-    """The python of an environment; on Windows a venv has it in Scripts, conda in the prefix itself."""
-    known = (prefix / "Scripts" / "python.exe", prefix / "python.exe")
-    return next((python for python in known if python.exists()), prefix / "bin" / "python")
+    """Return the path of an environment's python.
+
+    On Windows a venv has it in `Scripts`, and a conda environment in the prefix itself.
+    """
+    candidates = (prefix / "Scripts" / "python.exe", prefix / "python.exe")
+    return next((python for python in candidates if python.exists()), prefix / "bin" / "python")
 
 
 def hub_cache(environ: Mapping[str, str], home: Path) -> Path:
-    """Where the Hugging Face client keeps its hub cache on this host.
+    """Return the folder where the Hugging Face client keeps its hub cache on this host.
 
     Source: huggingface_hub's documented order HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub.
     """
@@ -123,10 +129,10 @@ def hub_cache(environ: Mapping[str, str], home: Path) -> Path:
 
 
 def linked_root(link: Path) -> Root | None:
-    """The root onto which an earlier setup moved a cache, by the link that it left in the home.
+    """Return the root to which an earlier setup relocated a cache, or None; `link` is the link left in the home.
 
-    A hub cache's link that leads nowhere counts as well: its volume may not be mounted, and no other may take its
-    place.
+    The dangling link of a hub cache counts too: its volume may not be mounted now, and another root must not replace
+    it.
     """
     try:
         target = link.readlink()
@@ -141,30 +147,30 @@ def linked_root(link: Path) -> Root | None:
 
 
 def default_root() -> Path:
-    """The user's data folder: taken when no root is named, and no earlier one is linked."""
+    """Return the root in the user's data folder, used when no other root is named or found."""
     import platformdirs
 
     return platformdirs.user_data_path("firstlight", appauthor=False)
 
 
 def program(name: str = "provision") -> str:
-    """Return the command that starts one of our programs: its name where the PATH has it, else its path."""
+    """Return the command that starts a program of firstlight: its name if PATH contains it, else its path."""
     import shutil
 
     if shutil.which(name):
         return name
-    place = Path(sys.executable).parent / name
-    return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
+    path = Path(sys.executable).parent / name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def tool_folder(name: str) -> Path:
-    """Where a program that cannot live in the toolbox is installed."""
+    """Return the folder in which a program is installed that cannot be part of the toolbox."""
     import platformdirs
 
     return platformdirs.user_cache_path("firstlight", appauthor=False) / name
 
 
 def shipped_envs() -> Path:
-    """The checkout's `envs/`, or the copy inside an installed distribution."""
+    """Return the checkout's `envs/`, or its copy inside an installed distribution."""
     beside = Path(__file__).resolve().parent.parent.parent / "envs"
     return beside if beside.is_dir() else Path(__file__).resolve().parent.parent / "envs"

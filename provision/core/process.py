@@ -1,4 +1,4 @@
-"""Starts other programs; the one seam that tests replace."""
+"""Runs other programs; tests replace `run`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _GRACE_SECONDS = 5.0
 
 
 class CommandError(FirstlightError):
-    """A program that we started failed; the message ends in its last lines."""
+    """Report that a child program failed; the message ends in its last lines of output."""
 
     kind = "program"
 
 
 @dataclass(frozen=True)
 class Completed:
-    """What a program left behind."""
+    """Hold the result of a program: its arguments, exit code and output."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -36,13 +36,13 @@ class Completed:
     stderr: str
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines it printed, without secrets."""
+        """Return the last lines of stderr, or of stdout if stderr is empty, without secrets."""
         text = (self.stderr.strip() or self.stdout.strip()).splitlines()
         return redact("\n".join(text[-lines:]))
 
 
 def signal_name(number: int) -> str:
-    """What a signal is called; its number where it has no name of its own (real-time signals)."""
+    """Return the name of a signal, or "signal N" for a real-time signal, which has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -57,17 +57,17 @@ def run(
     stdin: str | None = None,
     check: bool = True,
 ) -> Completed:
-    """Run a program to its end and keep what it prints.
+    """Run a program to its end and return its output.
 
     Args:
         argv: the program and its arguments; no shell is involved.
-        env: its whole environment, else ours without what would bend it.
-        timeout_seconds: when it is killed.
-        stdin: what it reads, else nothing.
-        check: raise when it does not exit 0.
+        env: all environment variables of the program; default: `child_environment.child` of this process's.
+        timeout_seconds: the time after which the program is killed; default: no limit.
+        stdin: the text on the program's stdin; default: an empty stdin.
+        check: raise an error if the exit code is not 0.
 
     Raises:
-        CommandError: it is not there, ran out of time, or (with `check`) failed.
+        CommandError: the program cannot be started, exceeds the timeout, or fails (with `check`).
     """
     words = [str(word) for word in argv]
     try:
@@ -92,15 +92,15 @@ def run(
     except BaseException:
         _end(process)
         raise
-    done = Completed(tuple(words), process.returncode, stdout, stderr)
-    if check and done.returncode != 0:
-        how = f"exit {done.returncode}" if done.returncode > 0 else signal_name(-done.returncode)
-        raise CommandError(f"{words[0]} failed ({how}):\n{done.tail()}")
-    return done
+    completed = Completed(tuple(words), process.returncode, stdout, stderr)
+    if check and completed.returncode != 0:
+        end = f"exit {completed.returncode}" if completed.returncode > 0 else signal_name(-completed.returncode)
+        raise CommandError(f"{words[0]} failed ({end}):\n{completed.tail()}")
+    return completed
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Stop a child when we are interrupted: first kindly, so that it can tidy its own files."""
+    """End a child after an interrupt: SIGTERM first, so that it can delete its temporary files, then SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:

@@ -1,4 +1,4 @@
-"""Quotes a text for sh, fish and PowerShell."""
+"""Quotes texts for sh, fish and PowerShell."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 
 def shell_quoted(text: str) -> bytes:
-    """A word for a POSIX shell, whatever bytes it has."""
+    """Return a text as one word of a POSIX shell; any byte of a file name is kept."""
     return b"'" + os.fsencode(text).replace(b"'", b"'\\''") + b"'"
 
 
 def powershell_quoted(text: str) -> str:
-    """A word for PowerShell."""
+    """Return a text as one word of PowerShell."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def fish_quoted(text: str) -> bytes:
-    """A text as one word of fish."""
+    """Return a text as one word of fish; any byte of a file name is kept."""
     return b"'" + os.fsencode(text).replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"

@@ -1,4 +1,4 @@
-"""Look, decide, act, look again: what a step is, and the engine that runs a list of them."""
+"""Defines a step, and runs lists of steps: check each, apply what has drifted, check again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class State(str, Enum):
-    """How a step stands."""
+    """Name the results of a check: OK; DRIFTED, setup has work to do; BLOCKED, setup cannot do it."""
 
     OK = "ok"
     DRIFTED = "drifted"
@@ -23,9 +23,9 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """What a look found.
+    """Hold the result of a check: the state, its detail for people, and the fallback in use.
 
-    `fallback` is said to the user wherever something second-best stands in, also when the state is OK.
+    `fallback` describes a fallback, such as another build or a stand-in. It is shown even when the state is OK.
     """
 
     state: State
@@ -34,9 +34,9 @@ class Check:
 
 
 class Step(Protocol):
-    """One thing that the host should have.
+    """Describe one thing that setup makes true on a host.
 
-    `essential`: without it no later step can stand. `local`: it needs no network, so repair may do it.
+    `essential`: no later step can succeed without it. `local`: it needs no network, so repair may apply it.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Step(Protocol):
     local: bool
 
     def describe(self) -> str:
-        """The plan's line: what would be done."""
+        """Return the line of the plan: the work that `apply` would do."""
 
     def check(self, *, deep: bool = False) -> Check:
-        """Look; never write. `deep` adds hashes and real runs."""
+        """Return the state without any write; `deep` also hashes files and runs programs."""
 
     def apply(self) -> None:
-        """Do it; called only when the look said DRIFTED."""
+        """Do the work; called only after `check` has returned DRIFTED."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one step."""
+    """Hold the result of one step in a run, with its state before and after."""
 
     step: str
     before: State
@@ -68,12 +68,20 @@ class Outcome:
     exit: Exit = Exit.GOOD
 
 
-def look(steps: Sequence[Step], *, deep: bool = False, listen: Callable[[Step, Outcome | None], None]) -> list[Outcome]:
-    """Check every step and change nothing."""
+def check_all(
+    steps: Sequence[Step], *, deep: bool = False, listen: Callable[[Step, Outcome | None], None]
+) -> list[Outcome]:
+    """Check every step and apply none.
+
+    Args:
+        steps: the steps, in their order.
+        deep: also hash files and run programs.
+        listen: called with (step, None) before each step, and with (step, outcome) after it.
+    """
     outcomes = []
     for step in steps:
         listen(step, None)
-        outcome = _look(step, deep=deep)
+        outcome = _check(step, deep=deep)
         listen(step, outcome)
         outcomes.append(outcome)
     return outcomes
@@ -82,12 +90,12 @@ def look(steps: Sequence[Step], *, deep: bool = False, listen: Callable[[Step, O
 def converge(
     steps: Sequence[Step], *, listen: Callable[[Step, Outcome | None], None], guard: Callable[[], None] = lambda: None
 ) -> list[Outcome]:
-    """Check each step, apply what has drifted, check again; stop where an essential one cannot stand.
+    """Check each step, apply it if it has drifted, and check again; stop after an essential step that fails.
 
     Args:
-        steps: in their order.
-        listen: told when a step begins (None) and what became of it.
-        guard: raises where nothing may be written any more; asked before every step but the essential ones.
+        steps: the steps, in their order.
+        listen: called with (step, None) before each step, and with (step, outcome) after it.
+        guard: raises if writing is no longer allowed; called before `apply` of each step that is not essential.
     """
     outcomes = []
     for step in steps:
@@ -101,72 +109,72 @@ def converge(
 
 
 def exit_of(outcomes: Sequence[Outcome]) -> Exit:
-    """The exit code of a whole run: the first failure's, else changes pending, else good."""
+    """Return the exit code of a run: that of the first failure, else CHANGES if a step has drifted, else GOOD."""
     for outcome in outcomes:
         if outcome.exit not in {Exit.GOOD, Exit.CHANGES}:
             return outcome.exit
     return max((outcome.exit for outcome in outcomes), default=Exit.GOOD)
 
 
-def _look(step: Step, *, deep: bool) -> Outcome:
+def _check(step: Step, *, deep: bool) -> Outcome:
     started = time.perf_counter()
     try:
-        found = step.check(deep=deep)
+        result = step.check(deep=deep)
     except (FirstlightError, OSError) as error:
         return _failed(step, State.BLOCKED, error, started)
     codes = {State.OK: Exit.GOOD, State.DRIFTED: Exit.CHANGES, State.BLOCKED: Exit.BLOCKED}
     return Outcome(
         step.name,
-        before=found.state,
-        after=found.state,
+        before=result.state,
+        after=result.state,
         changed=False,
-        detail=found.detail,
+        detail=result.detail,
         seconds=time.perf_counter() - started,
-        error=found.detail if found.state is State.BLOCKED else None,
-        fallback=found.fallback,
-        exit=codes[found.state],
+        error=result.detail if result.state is State.BLOCKED else None,
+        fallback=result.fallback,
+        exit=codes[result.state],
     )
 
 
 def _converge(step: Step, guard: Callable[[], None]) -> Outcome:
     started = time.perf_counter()
-    first = _look(step, deep=False)
+    first = _check(step, deep=False)
     if first.before is not State.DRIFTED:
         return first
     try:
         if not step.essential:
             guard()
         step.apply()
-        found = step.check()
+        result = step.check()
     except (FirstlightError, OSError) as error:
         return _failed(step, State.DRIFTED, error, started)
     error_text = None
     code = Exit.GOOD
-    if found.state is not State.OK:
-        error_text = f"still {found.state.value} after it was applied: {found.detail}"
-        code = Exit.BLOCKED if found.state is State.BLOCKED else Exit.FAILED
+    if result.state is not State.OK:
+        error_text = f"still {result.state.value} after it was applied: {result.detail}"
+        code = Exit.BLOCKED if result.state is State.BLOCKED else Exit.FAILED
     return Outcome(
         step.name,
         before=State.DRIFTED,
-        after=found.state,
+        after=result.state,
         changed=True,
-        detail=found.detail,
+        detail=result.detail,
         seconds=time.perf_counter() - started,
         error=error_text,
-        fallback=found.fallback,
+        fallback=result.fallback,
         exit=code,
     )
 
 
 def _failed(step: Step, before: State, error: FirstlightError | OSError, started: float) -> Outcome:
-    known = error if isinstance(error, FirstlightError) else from_os_error(error)
+    failure = error if isinstance(error, FirstlightError) else from_os_error(error)
     return Outcome(
         step.name,
         before=before,
-        after=State.BLOCKED if isinstance(known, BlockedError) else before,
+        after=State.BLOCKED if isinstance(failure, BlockedError) else before,
         changed=False,
-        detail=str(known),
+        detail=str(failure),
         seconds=time.perf_counter() - started,
-        error=str(known),
-        exit=known.exit,
+        error=str(failure),
+        exit=failure.exit,
     )

@@ -1,4 +1,4 @@
-"""Makes the standard streams hold in every locale, where one is closed, and when the terminal goes away."""
+"""Makes the standard streams usable in every locale, with a closed descriptor, and after the terminal has closed."""
 
 from __future__ import annotations
 
@@ -27,54 +27,59 @@ _PLAIN = {box: plain for plain, boxes in _BOXES.items() for box in boxes} | {
 }
 
 
-class _Lasting(io.FileIO):
-    """A stream on which a write never fails for the reasons that end no work."""
+class _TolerantStream(io.FileIO):
+    """Writes to a descriptor and ignores the errors that must not end the work."""
 
-    def __init__(self, number: int, *, forgives: set[int] | None) -> None:
-        """Take the descriptor, and the errors that are passed over; None: all of them."""
+    def __init__(self, number: int, *, ignored: set[int] | None) -> None:
+        """Take the descriptor and the ignored errno values; None ignores every error."""
         super().__init__(number, "w", closefd=False)
-        self._forgives = forgives
+        self._ignored = ignored
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write, or drop what cannot be written."""
+        """Write the data, or drop it if the write fails with an ignored error.
+
+        Raises:
+            OSError: the write fails with another error; its `filename` is STDOUT.
+        """
         try:
             return super().write(data)
         except OSError as error:
-            if self._forgives is not None and error.errno not in self._forgives:
-                raise OSError(error.errno, error.strerror, STDOUT) from None  # so that the message names it
+            if self._ignored is not None and error.errno not in self._ignored:
+                raise OSError(error.errno, error.strerror, STDOUT) from None  # so that the message names the stream
             return memoryview(data).nbytes
 
 
 def prepare() -> None:
     """Prepare stdin, stdout and stderr, and let SIGTERM and SIGHUP end a command as Ctrl-C does.
 
-    A character that the locale does not have is written as ASCII has it, else shown by its number; a byte of a path
-    that is no character is written as it is. A terminal that has gone away (EIO) takes no output, and the work goes
-    on. On stderr, which shows progress, no error of the system ends the work. A stream that was closed by the caller is
-    the null device.
+    A character that the locale cannot encode is replaced by an ASCII equivalent, else by its escape sequence. A byte
+    of a path that is not a character is written unchanged. Output to a closed terminal (EIO) is dropped, and the work
+    continues. No system error on stderr ends the work, because stderr only shows progress. A stream that the caller
+    has closed becomes the null device.
     """
     codecs.register_error(_ERRORS, _encode)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (no path)
-    sys.stdout = _lasting(sys.stdout, {errno.EIO})
-    sys.stderr = _lasting(sys.stderr, None)
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has one of them
+    sys.stdout = _tolerant(sys.stdout, {errno.EIO})
+    sys.stderr = _tolerant(sys.stderr, None)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets SIG_IGN
             signal.signal(number, _interrupt)
 
 
-def _lasting(stream: object, forgives: set[int] | None) -> io.TextIOWrapper:
+def _tolerant(stream: object, ignored: set[int] | None) -> io.TextIOWrapper:
     if not isinstance(stream, io.TextIOWrapper):
-        raise TypeError(f"{stream!r} is no standard stream")  # a program that has replaced it calls no main of ours
+        # A program that replaces the streams does not call our main functions.
+        raise TypeError(f"{stream!r} is not a standard stream")
     stream.flush()
-    if sys.platform == "win32":  # the console there is no file
+    if sys.platform == "win32":  # the console of Windows is not a file
         stream.reconfigure(errors=_ERRORS)
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(_Lasting(stream.fileno(), forgives=forgives)),
+        io.BufferedWriter(_TolerantStream(stream.fileno(), ignored=ignored)),
         encoding=stream.encoding,
         errors=_ERRORS,
         line_buffering=stream.line_buffering,
@@ -85,12 +90,12 @@ def _lasting(stream: object, forgives: set[int] | None) -> io.TextIOWrapper:
 def _encode(error: UnicodeError) -> tuple[bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    shown = b""
+    encoded = b""
     for character in error.object[error.start : error.end]:
-        is_byte = 0xDC80 <= ord(character) <= 0xDCFF  # as Python keeps a byte of a path that it cannot decode
+        is_byte = 0xDC80 <= ord(character) <= 0xDCFF  # surrogateescape: an undecodable byte of a path
         plain = _PLAIN.get(character, character).encode("ascii", "backslashreplace")
-        shown += bytes([ord(character) - 0xDC00]) if is_byte else plain
-    return shown, error.end
+        encoded += bytes([ord(character) - 0xDC00]) if is_byte else plain
+    return encoded, error.end
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

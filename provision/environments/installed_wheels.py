@@ -7,7 +7,7 @@ import os
 from base64 import urlsafe_b64decode
 from typing import TYPE_CHECKING
 
-from provision.core.hashing import differing
+from provision.core.hashing import mismatched_files
 from provision.core.progress import no_progress
 from provision.lockfiles.requirements import LockedPackage, normal
 
@@ -56,7 +56,7 @@ def harmed_packages(
                 whole = f"{info.parent}{os.sep}{path}"
                 hashed[whole] = (name, path)
                 digests.append((whole, digest))
-    for whole in differing(digests, progress):
+    for whole in mismatched_files(digests, progress):
         name, path = hashed[whole]
         harmed.setdefault(name, f"{path} does not have its recorded content")
     return harmed

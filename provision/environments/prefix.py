@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from provision.core import process
 from provision.core.errors import BlockedError
-from provision.core.hashing import differing
+from provision.core.hashing import mismatched_files
 from provision.core.progress import no_progress
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def harmed_conda_packages(
             for path, digest in _digests(record):
                 hashed[f"{prefix}{os.sep}{path}"] = (name, path)
                 digests.append((f"{prefix}{os.sep}{path}", bytes.fromhex(digest)))
-    for whole in differing(digests, progress, "conda files"):
+    for whole in mismatched_files(digests, progress, "conda files"):
         name, path = hashed[whole]
         harmed.setdefault(name, f"{path} does not have its recorded content")
     return harmed

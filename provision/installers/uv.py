@@ -88,7 +88,7 @@ def for_uv(
         env.pop(variable, None)
     if offline:
         env["UV_OFFLINE"] = "1"
-    in_pip = [f"pip's {option}" for option in settings if child_environment.PIP.get(option) == child_environment.SAID]
+    in_pip = [f"pip's {key}" for key in settings if child_environment.PIP.get(key) == child_environment.REPORTED]
     by_variable = child_environment.dropped(environ)
     named = {f"pip's {name[len('PIP_') :].lower().replace('_', '-')}" for name in by_variable}
     dropped = [*by_variable, *(each for each in in_pip if each not in named), *dropped, *absent]

@@ -71,12 +71,12 @@ def _take(merged: dict[str, Any], table: Mapping[str, Any], folder: Path) -> lis
     """Merge what is kept of a table, and return the keys that a user may miss."""
     missed = []
     for key, value in table.items():
-        verdict = child_environment.UV_TOML.get(key, child_environment.IDLE)
+        verdict = child_environment.UV_TOML.get(key, child_environment.IGNORED)
         if verdict == child_environment.KEPT:
             _merge(merged, key, _absolute(key, value, folder))
             rows = value if key == "index" and isinstance(value, list) else []
             missed += ["an index's exclude-newer" for row in rows if isinstance(row, dict) and "exclude-newer" in row]
-        elif verdict == child_environment.SAID:
+        elif verdict == child_environment.REPORTED:
             missed.append(key)
     return missed
 

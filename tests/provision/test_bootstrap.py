@@ -1,4 +1,4 @@
-"""The first stage, in a checkout of its own: real venv, real pip, a small toolbox."""
+"""Tests the bootstrap in its own checkout, with a real venv, a real pip and a small toolbox."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 
 def repack(folder: Path, name: str) -> Path:
-    """The wheel of a package that the toolbox itself holds, made again from its RECORD."""
-    found = metadata.distribution(name)
-    wheel = folder / f"{name}-{found.version}-py3-none-any.whl"
+    """Build the wheel of an installed package of the toolbox from its RECORD."""
+    package = metadata.distribution(name)
+    wheel = folder / f"{name}-{package.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for file in found.files or ():
-            place = str(file)
-            if place.startswith("../../../bin/"):
-                place = f"{name}-{found.version}.data/scripts/{file.name}"
-            if not place.endswith((".pyc", "RECORD", "INSTALLER", "REQUESTED")):
-                archive.write(str(file.locate()), place)
+        for file in package.files or ():
+            path = str(file)
+            if path.startswith("../../../bin/"):
+                path = f"{name}-{package.version}.data/scripts/{file.name}"
+            if not path.endswith((".pyc", "RECORD", "INSTALLER", "REQUESTED")):
+                archive.write(str(file.locate()), path)
         rows = "".join(f"{entry},,\n" for entry in archive.namelist())
-        archive.writestr(f"{name}-{found.version}.dist-info/RECORD", rows)
+        archive.writestr(f"{name}-{package.version}.dist-info/RECORD", rows)
     return wheel
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose toolbox has been built once; tests work on it in turn and leave it mended."""
+    """Make a checkout for the module; its tests build the toolbox once and leave it repaired."""
     checkout = tmp_path_factory.mktemp("checkout")
     (checkout / "envs/toolbox").mkdir(parents=True)
     (checkout / "wheels").mkdir()
@@ -58,15 +58,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bootstrap(
     checkout: Path, *words: str, python: str = sys.executable, isolated: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run it as a person does, or as make does: `isolated`."""
-    changed = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")} | variables
+    """Run the bootstrap as a user does, or with `isolated` (-I) as make does."""
+    added = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")} | variables
     argv = [python, *(["-I"] if isolated else []), str(checkout / "provision/bootstrap.py"), *words]
-    env = dict(os.environ) | changed
+    env = dict(os.environ) | added
     return subprocess.run(argv, capture_output=True, text=True, env=env, check=False, cwd=checkout, timeout=600)
 
 
 def copy_of(built: Path, target: Path) -> Path:
-    """A checkout of its own, without a toolbox; its commands print their words."""
+    """Copy the checkout without its toolbox; its commands print their arguments."""
     shutil.copytree(built, target, ignore=shutil.ignore_patterns(".venv"))
     for package in ("provision", "bench"):
         (target / package / "cli").mkdir(parents=True)
@@ -75,10 +75,11 @@ def copy_of(built: Path, target: Path) -> Path:
 
 
 def runs(checkout: Path, code: str) -> bool:
+    """Return whether code runs under the python of the toolbox without an error."""
     return subprocess.run([checkout / ".venv/bin/python", "-c", code], check=False).returncode == 0
 
 
-def test_it_builds_once_and_then_only_looks(built: Path) -> None:
+def test_second_run_checks_the_toolbox_and_changes_nothing(built: Path) -> None:
     first = bootstrap(built)
     assert first.returncode == 0, first.stderr
     assert "bootstrap: installing the toolbox into .venv (requirements.lock, every hash checked)\n" in first.stderr
@@ -90,43 +91,43 @@ def test_it_builds_once_and_then_only_looks(built: Path) -> None:
     assert after == before
 
 
-def test_the_developers_lock_is_added_and_serves_both(built: Path) -> None:
+def test_toolbox_of_dev_lock_also_satisfies_requirements_lock(built: Path) -> None:
     assert bootstrap(built, "--dev").returncode == 0
     assert runs(built, "import one, two")
-    assert bootstrap(built).stderr == "", "dev.lock holds all that requirements.lock holds"
+    assert bootstrap(built).stderr == "", "dev.lock contains every package of requirements.lock"
 
 
-@pytest.mark.parametrize("harm", ["bin/python", "site:one/data.txt", "site:one-1.0.dist-info"])
-def test_a_deleted_file_is_noticed(built: Path, harm: str) -> None:
+@pytest.mark.parametrize("deleted", ["bin/python", "site:one/data.txt", "site:one-1.0.dist-info"])
+def test_deleted_file_is_restored(built: Path, deleted: str) -> None:
     assert bootstrap(built).returncode == 0
     site = next((built / ".venv/lib").glob("python*/site-packages"))
-    victim = site / harm.removeprefix("site:") if harm.startswith("site:") else built / ".venv" / harm
-    if victim.is_dir():
-        shutil.rmtree(victim)
+    path = site / deleted.removeprefix("site:") if deleted.startswith("site:") else built / ".venv" / deleted
+    if path.is_dir():
+        shutil.rmtree(path)
     else:
-        victim.unlink()
+        path.unlink()
     done = bootstrap(built)
     assert done.returncode == 0, done.stderr
     assert "installing the toolbox" in done.stderr
     assert runs(built, "import one; assert one.x == 1")
 
 
-def test_a_wrong_hash_is_refused_and_the_next_run_mends(tmp_path: Path, built: Path) -> None:
+def test_wrong_hash_is_rejected_and_the_next_run_repairs(tmp_path: Path, built: Path) -> None:
     checkout = copy_of(built, tmp_path / "checkout")
     lock = checkout / "envs/toolbox/requirements.lock"
-    right = lock.read_text()
-    lock.write_text(right[:-9] + "0" * 8 + "\n")
+    correct = lock.read_text()
+    lock.write_text(correct[:-9] + "0" * 8 + "\n")
     done = bootstrap(checkout)
     assert done.returncode == 1
     assert "Hash mismatch" in done.stderr
     assert "Traceback" not in done.stderr
-    lock.write_text(right)
+    lock.write_text(correct)
     assert bootstrap(checkout).returncode == 0
     assert runs(checkout, "import one")
 
 
-def test_a_run_that_was_cut_off_is_begun_anew(tmp_path: Path, built: Path) -> None:
-    """Its python has no pip, and what the lock asks for is not there."""
+def test_unfinished_run_is_started_again(tmp_path: Path, built: Path) -> None:
+    """The unfinished toolbox has a python without pip, and none of the locked packages."""
     checkout = copy_of(built, tmp_path / "checkout")
     venv = checkout / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
@@ -136,8 +137,8 @@ def test_a_run_that_was_cut_off_is_begun_anew(tmp_path: Path, built: Path) -> No
     assert runs(checkout, "import one")
 
 
-def test_an_interrupted_run_ends_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Its child and that one's child, as uv is pip's half's."""
+def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Both a child and a grandchild are ended, because `provision.installers.uv` is a child that starts uv."""
     pids = tmp_path / "pids"
     code = (
         "import os, signal, subprocess, sys\n"
@@ -152,47 +153,47 @@ def test_an_interrupted_run_ends_what_it_started(tmp_path: Path, monkeypatch: py
         "from provision import bootstrap; from provision.core import bootstrap_wait as waiting\n"
         f"def apply(*_):\n"
         f"  wait = waiting.Wait({str(home)!r}, 'dev.lock')\n"
-        f"  wait.run([sys.executable, '-c', {code!r}], '', '', dict(os.environ))\n"
+        f"  progress.run([sys.executable, '-c', {code!r}], '', '', dict(os.environ))\n"
         "bootstrap.apply = apply\n"
-        "bootstrap.look = lambda *_: 'no toolbox yet'\n"
+        "bootstrap.find_defect = lambda *_: 'no toolbox yet'\n"
         "raise SystemExit(bootstrap.main([]))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 130, done.stderr
     assert "interrupted" in done.stderr
-    one, two = map(int, pids.read_text().split())
-    assert not psutil.pid_exists(one)
+    child, grandchild = map(int, pids.read_text().split())
+    assert not psutil.pid_exists(child)
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(two).wait(600)  # it was not ours to reap
+        psutil.Process(grandchild).wait(600)  # init reaps the orphan, perhaps later
 
 
-def test_a_failure_shows_no_secret(tmp_path: Path) -> None:
-    """pip repeats the line of its settings that it cannot read."""
-    words = "raise SystemExit('index-url = https://user:s3cretpw@pkgs.example/simple hf_" + "a" * 20 + "')"
+def test_error_message_contains_no_secret(tmp_path: Path) -> None:
+    """pip quotes the line of its settings that it cannot read, and the line may contain a password."""
+    code = "raise SystemExit('index-url = https://user:s3cretpw@pkgs.example/simple hf_" + "a" * 20 + "')"
     with pytest.raises(bootstrap_wait.BootstrapError) as caught:
         bootstrap_wait.BootstrapProgress(str(tmp_path), "dev.lock").run(
-            [sys.executable, "-c", words], "", "it failed", dict(os.environ)
+            [sys.executable, "-c", code], "", "it failed", dict(os.environ)
         )
     assert "https://…@pkgs.example/simple hf_…" in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["/a\nb", "/a ", "/\N{LATIN SMALL LETTER U WITH DIAERESIS}", "/a\\b", "/a b"])
-def test_the_checkout_is_on_the_path_whatever_its_name_is(path: str) -> None:
-    """As the module `site` reads a line of a .pth file: it imports, or takes the line for a folder."""
+def test_path_line_adds_a_checkout_with_any_name_to_sys_path(path: str) -> None:
+    """The module `site` executes a line of a .pth file that begins with `import`, and takes any other as a folder."""
     (line,) = bootstrap_module._path_line(path).splitlines()
     if line.startswith("import "):
-        before, found = list(sys.path), list(sys.path)
+        before, added = list(sys.path), list(sys.path)
         try:
             exec(line)  # noqa: S102 (as site does)
-            found = sys.path[len(before) :]
+            added = sys.path[len(before) :]
         finally:
             sys.path[:] = before
-        assert found == [path]
+        assert added == [path]
     else:
         assert line.rstrip() == path
 
 
-def test_a_foreign_venv_is_left_alone(tmp_path: Path, built: Path) -> None:
+def test_venv_not_made_by_firstlight_is_not_changed(tmp_path: Path, built: Path) -> None:
     checkout = copy_of(built, tmp_path / "checkout")
     (checkout / ".venv").mkdir()
     (checkout / ".venv/precious").write_text("mine")
@@ -202,7 +203,7 @@ def test_a_foreign_venv_is_left_alone(tmp_path: Path, built: Path) -> None:
     assert (checkout / ".venv/precious").read_text() == "mine"
 
 
-def test_a_python_without_venv_is_told_what_to_install(tmp_path: Path, built: Path) -> None:
+def test_python_without_venv_yields_one_line_with_the_package_to_install(tmp_path: Path, built: Path) -> None:
     checkout = copy_of(built, tmp_path / "checkout")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     site = next((tmp_path / "bare/lib").glob("python*/site-packages"))
@@ -213,12 +214,12 @@ def test_a_python_without_venv_is_told_what_to_install(tmp_path: Path, built: Pa
     assert "apt-get install python3." in line
 
 
-def test_settings_that_would_bend_the_toolbox_have_no_effect(tmp_path: Path, home: Path, built: Path) -> None:
+def test_settings_that_change_the_installation_have_no_effect(tmp_path: Path, home: Path, built: Path) -> None:
     checkout = copy_of(built, tmp_path / "checkout")
-    other = tmp_path / "path"
-    other.mkdir()
+    shadows = tmp_path / "path"
+    shadows.mkdir()
     for name in ("typer", "json", "provision", "requests", "uv"):
-        (other / f"{name}.py").write_text("raise SystemExit('another module was imported')\n")
+        (shadows / f"{name}.py").write_text("raise SystemExit('another module was imported')\n")
     constraint = tmp_path / "constraint.txt"
     constraint.write_text("uv==0.0.1\none==0.1\n")
     (home / ".config/pip").mkdir(parents=True)
@@ -231,7 +232,7 @@ def test_settings_that_would_bend_the_toolbox_have_no_effect(tmp_path: Path, hom
         'exclude-newer = "2001-01-01T00:00:00Z"\nno-binary = true\n[pip]\ntarget = "/proc/none"\n'
     )
     (checkout / "pyproject.toml").write_text("[tool.uv\n")
-    bent = {
+    variables = {
         "PIP_USER": "1",
         "PIP_TARGET": str(tmp_path / "target"),
         "PIP_PREFIX": str(tmp_path / "prefix"),
@@ -243,7 +244,7 @@ def test_settings_that_would_bend_the_toolbox_have_no_effect(tmp_path: Path, hom
         "PIP_REQUIRE_VIRTUALENV": "1",
         "PIP_PYTHON": "/none/python",
         "PIP_LOG": "/proc/none/log",
-        "PYTHONPATH": str(other),
+        "PYTHONPATH": str(shadows),
         "PYTHONSAFEPATH": "1",
         "PYTHONWARNINGS": "error",
         "PYTHONOPTIMIZE": "2",
@@ -258,41 +259,41 @@ def test_settings_that_would_bend_the_toolbox_have_no_effect(tmp_path: Path, hom
         "UV_SYSTEM_PYTHON": "1",
         "UV_NO_SUCH_VARIABLE": "1",
     }
-    done = bootstrap(checkout, isolated=True, **bent)
+    done = bootstrap(checkout, isolated=True, **variables)
     assert done.returncode == 0, done.stderr
     assert runs(checkout, "import one; assert one.x == 1")
     assert not (tmp_path / "target").exists()
-    said = next(line for line in done.stderr.splitlines() if "no effect here" in line)
-    assert "PIP_CONSTRAINT, " in said
-    assert "PYTHONPATH, " in said
-    assert said.count("\n") == 0
-    started = subprocess.run(
+    message = next(line for line in done.stderr.splitlines() if "no effect here" in line)
+    assert "PIP_CONSTRAINT, " in message
+    assert "PYTHONPATH, " in message
+    assert message.count("\n") == 0
+    completed = subprocess.run(
         [checkout / ".venv/bin/provision", "a b"],
-        env=dict(os.environ) | bent,
+        env=dict(os.environ) | variables,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert started.stdout == "provision a b\n"
+    assert completed.stdout == "provision a b\n"
 
 
-def test_checkout_in_an_odd_folder_starts(tmp_path: Path, built: Path) -> None:
-    """A space, quotes, a dollar, a letter beyond ASCII, and more than the 127 characters of a #! line."""
+def test_commands_start_in_a_folder_with_special_characters(tmp_path: Path, built: Path) -> None:
+    """The path has a space, quotes, a dollar, a non-ASCII letter, and more than the 127 characters of a #! line."""
     checkout = copy_of(built, tmp_path / ("x" * 120) / 'it\'s a $HOME; "ü"')
-    links = str(built / "wheels")  # pip takes no address with a space
+    links = str(built / "wheels")  # pip accepts no find-links path with a space
     done = bootstrap(checkout, PIP_FIND_LINKS=links)
     assert done.returncode == 0, done.stderr
     for command in ("provision", "bench"):
         argv = [str(checkout / ".venv/bin" / command), "one word", "$HOME"]
         for locale in ("C", "C.UTF-8"):
-            started = subprocess.run(
+            completed = subprocess.run(
                 argv, env=dict(os.environ) | {"LC_ALL": locale}, capture_output=True, text=True, check=True
             )
-            assert started.stdout == f"{command} one word $HOME\n"
-    assert bootstrap(checkout, PIP_FIND_LINKS=links).stderr == "", "nothing is to be done"
+            assert completed.stdout == f"{command} one word $HOME\n"
+    assert bootstrap(checkout, PIP_FIND_LINKS=links).stderr == "", "the second run has nothing to do"
 
 
-def test_command_of_an_older_toolbox_is_written_anew(built: Path) -> None:
+def test_command_script_of_an_older_toolbox_is_replaced(built: Path) -> None:
     assert bootstrap(built).returncode == 0
     (built / ".venv/bin/provision").write_text("#!/usr/bin/env python3\n")
     assert bootstrap(built).returncode == 0
@@ -300,7 +301,7 @@ def test_command_of_an_older_toolbox_is_written_anew(built: Path) -> None:
 
 
 class Stderr(io.StringIO):
-    """Takes what is shown, and lets the program that is waited for end once something is."""
+    """Records the output, and creates the file `go` at the first write, which lets the running program end."""
 
     def __init__(self, go: Path, is_terminal: bool) -> None:
         super().__init__()
@@ -315,33 +316,33 @@ class Stderr(io.StringIO):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_long_wait_shows_what_is_done_and_how_much(
+def test_long_run_shows_written_and_expected_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
     go = tmp_path / "go"
-    shown = Stderr(go, is_terminal)
+    stderr = Stderr(go, is_terminal)
     monkeypatch.setattr(bootstrap_wait, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(bootstrap_wait, "LINE_SECONDS", 0.01)
-    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")
-    wait = bootstrap_wait.BootstrapProgress(str(tmp_path), "requirements.lock")
-    wait.counting.join()
+    progress = bootstrap_wait.BootstrapProgress(str(tmp_path), "requirements.lock")
+    progress.counting.join()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/file").write_bytes(bytes(3_000_000))
-    waits = f"for _ in range(6000):\n  if os.path.exists({str(go)!r}): break\n  time.sleep(0.01)\n"
-    code = f"import os, time\n{waits}print('its answer')"
-    answer = wait.run([sys.executable, "-c", code], "uv installs", "it failed", dict(os.environ))
-    assert answer == "its answer\n"
-    text = shown.getvalue()
-    shown_lines = text.replace("\r\x1b[K", "\n").splitlines()
+    poll = f"for _ in range(6000):\n  if os.path.exists({str(go)!r}): break\n  time.sleep(0.01)\n"
+    code = f"import os, time\n{poll}print('its output')"
+    output = progress.run([sys.executable, "-c", code], "uv installs", "it failed", dict(os.environ))
+    assert output == "its output\n"
+    text = stderr.getvalue()
+    lines = text.replace("\r\x1b[K", "\n").splitlines()
     assert "bootstrap: uv installs: 3 of about " in text
-    assert max(map(len, shown_lines)) < 60 or not is_terminal, "a line that wraps cannot be written over"
+    assert max(map(len, lines)) < 60 or not is_terminal, "a wrapped line cannot be overwritten"
     assert " MB written, " in text
-    assert text.endswith("\r\x1b[K" if is_terminal else " s\n"), "the counter leaves no trace, a line stays"
+    assert text.endswith("\r\x1b[K" if is_terminal else " s\n"), "the live counter is erased, a plain line stays"
 
 
-def test_an_unknown_word_is_told(built: Path) -> None:
+def test_unknown_argument_is_rejected(built: Path) -> None:
     done = bootstrap(built, "--nonsense")
     assert done.returncode == 2
     assert "--nonsense" in done.stderr

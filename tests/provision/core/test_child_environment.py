@@ -1,4 +1,4 @@
-"""The table of inherited settings against what the installed pip, uv and Python know, and against files of users."""
+"""Tests the table of inherited settings against the installed pip, uv and Python, and against files of users."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from provision.core import child_environment
-from provision.core.child_environment import IDLE, KEPT, SAID
+from provision.core.child_environment import IGNORED, KEPT, REPORTED
 from provision.installers import uv as uv_installer
 from provision.installers import uv_settings
 from tests.provision.conftest import lock_text, write_wheel
@@ -35,68 +35,68 @@ def uv(*words: object, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_every_option_of_the_installed_pip_is_in_the_table() -> None:
     code = "from pip._internal.commands import create_command as c; "
     code += "print(*sorted({w.lstrip('-') for o in c('install').parser.option_list_all for w in o._long_opts}))"
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) - set(child_environment.PIP) == set()
+    completed = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert set(completed.stdout.split()) - set(child_environment.PIP) == set()
 
 
 def test_every_variable_of_the_installed_uv_is_in_the_table() -> None:
-    found = set()
+    variables = set()
     for command in ("pip install", "pip compile", "venv", "cache clean"):
-        found |= set(re.findall(r"\bUV_([A-Z0-9_]+)", uv("help", "--no-pager", *command.split()).stdout))
-    assert "DEFAULT_INDEX" in found
-    assert found - set(child_environment.UV) == set()
+        variables |= set(re.findall(r"\bUV_([A-Z0-9_]+)", uv("help", "--no-pager", *command.split()).stdout))
+    assert "DEFAULT_INDEX" in variables
+    assert variables - set(child_environment.UV) == set()
 
 
 @pytest.mark.parametrize("table", ["", "[pip]\n"])
-def test_every_key_of_uvs_files_is_in_the_table(tmp_path: Path, table: str) -> None:
-    """uv lists the keys that it knows where it meets one that it does not."""
+def test_every_key_of_uv_toml_is_in_the_table(tmp_path: Path, table: str) -> None:
+    """uv lists the valid keys in its error about an unknown one."""
     file = tmp_path / "uv.toml"
     file.write_text(f"{table}no-such-key = 1\n")
-    known = set(
+    keys = set(
         re.findall(r"`([\w-]+)`", uv("--config-file", file, "pip", "list").stderr.partition("expected one of")[2])
     )
-    assert "find-links" in known
-    assert known - set(child_environment.UV_TOML) == set()
+    assert "find-links" in keys
+    assert keys - set(child_environment.UV_TOML) == set()
 
 
 def test_every_variable_of_this_python_is_in_the_table() -> None:
-    done = subprocess.run([sys.executable, "--help-env"], capture_output=True, text=True, check=False)
-    found = set(re.findall(r"^(?:-\S+ +: )?PYTHON(\w+)", done.stdout, re.MULTILINE))
-    assert found - set(child_environment.PYTHON) == set()
+    completed = subprocess.run([sys.executable, "--help-env"], capture_output=True, text=True, check=False)
+    variables = set(re.findall(r"^(?:-\S+ +: )?PYTHON(\w+)", completed.stdout, re.MULTILINE))
+    assert variables - set(child_environment.PYTHON) == set()
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_setting_has_one_verdict(name: str) -> None:
+def test_each_setting_is_in_one_group_of_its_table(name: str) -> None:
     table = {"pip": "_PIP_TABLE", "uv": "_UV_TABLE", "uv.toml": "_UV_TOML_TABLE", "python": "_PYTHON_TABLE"}[name]
-    every = [word for names in getattr(child_environment, table).values() for word in names.split()]
-    assert sorted(every) == sorted(TABLES[name])
+    settings = [word for names in getattr(child_environment, table).values() for word in names.split()]
+    assert sorted(settings) == sorted(TABLES[name])
 
 
 @pytest.mark.parametrize(
-    ("variable", "verdict"),
+    ("variable", "policy"),
     [
         ("PIP_INDEX_URL", KEPT),
         ("PIP_DEFAULT_TIMEOUT", KEPT),
         ("PIP_CONFIG_FILE", KEPT),
-        ("PIP_USER", SAID),
-        ("PIP_REQUIRE_VIRTUALENV", IDLE),
-        ("PIP_WHATEVER_COMES", IDLE),
+        ("PIP_USER", REPORTED),
+        ("PIP_REQUIRE_VIRTUALENV", IGNORED),
+        ("PIP_WHATEVER_COMES", IGNORED),
         ("UV_INDEX_CORP_PASSWORD", KEPT),
-        ("UV_INDEX_STRATEGY", IDLE),
-        ("UV_EXCLUDE_NEWER", SAID),
-        ("UV_WHATEVER_COMES", IDLE),
+        ("UV_INDEX_STRATEGY", IGNORED),
+        ("UV_EXCLUDE_NEWER", REPORTED),
+        ("UV_WHATEVER_COMES", IGNORED),
         ("PYTHONUTF8", KEPT),
-        ("PYTHONPATH", SAID),
-        ("PYTHONWARNINGS", IDLE),
-        ("PYTHON_GIL", IDLE),
+        ("PYTHONPATH", REPORTED),
+        ("PYTHONWARNINGS", IGNORED),
+        ("PYTHON_GIL", IGNORED),
         ("HF_TOKEN", KEPT),
         ("SSL_CERT_FILE", KEPT),
     ],
 )
-def test_a_variable_is_kept_or_dropped(variable: str, verdict: str) -> None:
-    assert child_environment.verdict(variable) == verdict
-    assert (variable in child_environment.child({variable: "x"})) == (verdict == KEPT)
-    assert child_environment.dropped({variable: "x"}) == ([variable] if verdict == SAID else [])
+def test_variable_is_kept_reported_or_ignored(variable: str, policy: str) -> None:
+    assert child_environment.policy(variable) == policy
+    assert (variable in child_environment.child({variable: "x"})) == (policy == KEPT)
+    assert child_environment.dropped({variable: "x"}) == ([variable] if policy == REPORTED else [])
     assert child_environment.dropped({variable: ""}) == []
 
 
@@ -130,7 +130,7 @@ def user_file(home: Path) -> Path:
     return file
 
 
-def test_uvs_files_give_their_sources_alone(tmp_path: Path, home: Path, user_file: Path) -> None:
+def test_only_sources_are_read_from_uv_toml(tmp_path: Path, home: Path, user_file: Path) -> None:
     system = tmp_path / "etc/uv/uv.toml"
     system.parent.mkdir(parents=True)
     system.write_text('\ufeffoffline = true\nkeyring-provider = "subprocess"\n[[index]]\nurl = "https://s.example"\n')
@@ -151,15 +151,15 @@ def test_uvs_files_give_their_sources_alone(tmp_path: Path, home: Path, user_fil
     assert inside == {"tool": {"uv": {"environments": ["x"], **kept}}}
 
 
-def test_uv_itself_reads_what_is_carried(tmp_path: Path, user_file: Path) -> None:
-    carried = uv_installer.for_uv(os.environ, tmp_path / "cache", offline=False, settings={})
-    file = tmp_path / "carried.toml"
-    file.write_text(uv_settings.write(carried.config))
-    done = uv("--config-file", file, "pip", "list", "--python", sys.executable, UV_NO_CONFIG="1")
-    assert done.returncode == 0, done.stderr
+def test_uv_accepts_the_written_config(tmp_path: Path, user_file: Path) -> None:
+    sources = uv_installer.for_uv(os.environ, tmp_path / "cache", offline=False, settings={})
+    file = tmp_path / "written.toml"
+    file.write_text(uv_settings.write(sources.config))
+    completed = uv("--config-file", file, "pip", "list", "--python", sys.executable, UV_NO_CONFIG="1")
+    assert completed.returncode == 0, completed.stderr
 
 
-def test_index_that_holds_more_than_its_address_is_carried(tmp_path: Path, home: Path, user_file: Path) -> None:
+def test_index_entry_keeps_its_other_keys(tmp_path: Path, home: Path, user_file: Path) -> None:
     user_file.write_text(
         '[[index]]\nname = "own"\nurl = "https://own.example/simple"\nignore-error-codes = [401, 403]\n'
         'cache-control = { api = "max-age=600", files = "max-age=3600" }\nexclude-newer = "2024-01-01"\n'
@@ -169,18 +169,18 @@ def test_index_that_holds_more_than_its_address_is_carried(tmp_path: Path, home:
     assert dropped == [f"an index's exclude-newer of {user_file}"]
     file = tmp_path / "uv.toml"
     file.write_text(uv_settings.write(kept))
-    done = uv("--config-file", file, "pip", "list", "--system")
-    assert "TOML" not in done.stderr, done.stderr
+    completed = uv("--config-file", file, "pip", "list", "--system")
+    assert "TOML" not in completed.stderr, completed.stderr
 
 
 @pytest.mark.parametrize(("value", "is_read"), [("1", False), ("true", False), ("0", True), ("false", True)])
-def test_a_boolean_of_uv_is_read_as_uv_reads_it(home: Path, user_file: Path, value: str, *, is_read: bool) -> None:
+def test_uv_no_config_is_parsed_like_uv_parses_it(home: Path, user_file: Path, value: str, *, is_read: bool) -> None:
     user_file.write_text('index-url = "https://own.example/simple"\n')
     kept, _ = uv_settings.read(dict(os.environ) | {"UV_NO_CONFIG": value}, home)
     assert bool(kept) is is_read
 
 
-def test_broken_file_of_uv_is_left_out_and_said(home: Path, user_file: Path) -> None:
+def test_broken_uv_toml_is_ignored_and_reported(home: Path, user_file: Path) -> None:
     user_file.write_text("[[index\n")
     kept, dropped = uv_settings.read({}, home)
     assert kept == {}
@@ -188,7 +188,7 @@ def test_broken_file_of_uv_is_left_out_and_said(home: Path, user_file: Path) -> 
     assert uv_settings.read({"UV_NO_CONFIG": "1"}, home) == ({}, [])
 
 
-def test_index_of_uvs_file_serves_and_what_bends_does_not(
+def test_index_of_uv_toml_is_used_and_other_settings_are_not(
     tmp_path: Path, user_file: Path, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.provision import http_server
@@ -197,22 +197,22 @@ def test_index_of_uvs_file_serves_and_what_bends_does_not(
     wheel = write_wheel(tmp_path / "wheels", "greet", "1.0", {"greet.py": ""})
     server = play(http_server.index([wheel]))
     lock = lock_text(wheel)
-    bent = CONFIG.split("[[index]]", maxsplit=1)[0].replace('find-links = ["links"]\n', "")
+    settings = CONFIG.split("[[index]]", maxsplit=1)[0].replace('find-links = ["links"]\n', "")
     user_file.write_text(
-        f'{bent}[[index]]\nname = "own"\nurl = "{server.url}/simple"\ndefault = true\n[pip]\ntarget = "/n"\n'
+        f'{settings}[[index]]\nname = "own"\nurl = "{server.url}/simple"\ndefault = true\n[pip]\ntarget = "/n"\n'
     )
     (tmp_path / "work/pyproject.toml").write_text(
         '[tool.uv]\nno-binary = true\nexclude-newer = "2001-01-01T00:00:00Z"\n'
     )
     for name, value in {"UV_TORCH_BACKEND": "nonsense", "UV_OVERRIDE": "/none", "UV_NO_BINARY": "1"}.items():
         monkeypatch.setenv(name, value)
-    carried = uv_installer.for_uv(os.environ, tmp_path / "cache", offline=False, settings={})
-    assert {"UV_TORCH_BACKEND", "UV_OVERRIDE", "UV_NO_BINARY", f"target of {user_file}"} <= set(carried.dropped)
+    sources = uv_installer.for_uv(os.environ, tmp_path / "cache", offline=False, settings={})
+    assert {"UV_TORCH_BACKEND", "UV_OVERRIDE", "UV_NO_BINARY", f"target of {user_file}"} <= set(sources.dropped)
     uv_installer.run_uv(
-        ["venv", "--quiet", "--no-project", "--python", uv_installer.base_python(), tmp_path / "venv"], carried
+        ["venv", "--quiet", "--no-project", "--python", uv_installer.base_python(), tmp_path / "venv"], sources
     )
     install = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", "-", "--python"]
-    uv_installer.run_uv([*install, tmp_path / "venv/bin/python"], carried, lock)
+    uv_installer.run_uv([*install, tmp_path / "venv/bin/python"], sources, lock)
     assert list((tmp_path / "venv").glob("lib/python*/site-packages/greet.py"))
 
 
@@ -227,20 +227,20 @@ def test_index_of_uvs_file_serves_and_what_bends_does_not(
         ({"timeout": ["soon"], "keyring-provider": ["import"], "user": ["1"]}, {}),
     ],
 )
-def test_pips_options_become_uvs_variables(
+def test_options_of_pip_become_variables_of_uv(
     tmp_path: Path, settings: dict[str, list[str]], variables: dict[str, str]
 ) -> None:
     plain = uv_installer.for_uv({}, tmp_path, offline=False, settings={}).environment
-    found = uv_installer.for_uv({}, tmp_path, offline=False, settings=settings).environment
-    assert {name: value for name, value in found.items() if name not in plain} == variables
+    environment = uv_installer.for_uv({}, tmp_path, offline=False, settings=settings).environment
+    assert {name: value for name, value in environment.items() if name not in plain} == variables
 
 
-def test_pip_that_installs_reads_no_file_and_keeps_its_sources() -> None:
+def test_pip_install_reads_no_file_and_keeps_its_sources() -> None:
     settings = {"index-url": ["https://p.example"], "find-links": ["/a", "/b"], "user": ["yes"], "config-file": ["/x"]}
-    found = child_environment.for_pip(
+    environment = child_environment.for_pip(
         {"PIP_TARGET": "/t", "PIP_CERT": "/c", "HOME": "/h", "PYTHONPATH": "/p"}, settings
     )
-    assert found == {
+    assert environment == {
         "HOME": "/h",
         "PYTHONNOUSERSITE": "1",
         "PIP_INDEX_URL": "https://p.example",

@@ -1,4 +1,4 @@
-"""Every wait shows what is done, how much and how long it will take; the clock and the pauses are the tests' own."""
+"""Tests that long work shows its counts, its rate and the time left; the tests control the clock and the pauses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from provision.cli.common import request_of
 from provision.cli.models_output import DownloadBars
 from provision.cli.output import Screen
 from provision.core import hashing
-from provision.core.progress import ChildWrites, Meter, Ticker, size_words, span_words
+from provision.core.progress import ChildWrites, Meter, Ticker, format_bytes, format_duration
 from provision.core.step import Check, State
 from provision.host import facts
 from provision.relocation.move import FolderMove, MovePair
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Seconds that pass when a test lets a thread that pauses go on."""
+    """Provides a clock and a pause for a thread; time passes only when the test calls `run`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,12 +38,12 @@ class Clock:
         self._paused: queue.Queue[None] = queue.Queue()
 
     def pause(self, seconds: float) -> bool:
-        """The thread's side: wait until the test lets it go on; True ends it."""
+        """Block the thread until the test lets it continue; True ends the thread."""
         self._paused.put(None)
         return self._go.get()
 
     def run(self, seconds: int, act: Callable[[], None] = lambda: None) -> None:
-        """Let so many seconds pass, a look of the thread in each."""
+        """Let the given seconds pass; in each second call `act`, then let the thread take one sample."""
         for _ in range(seconds):
             self._paused.get(timeout=600)
             self.now += 1
@@ -51,12 +51,12 @@ class Clock:
             self._go.put(False)
 
     def end(self) -> None:
-        """The last look is done, and the thread's next pause ends it."""
+        """Let the next pause of the thread return True, which ends it."""
         self._go.put(True)
 
 
 class Work:
-    """A step that does nothing by itself."""
+    """A step that does no work."""
 
     essential = local = False
 
@@ -73,7 +73,7 @@ class Work:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"),
+    ("count", "text"),
     [
         (0, "0 B"),
         (999, "999 B"),
@@ -83,68 +83,68 @@ class Work:
         (9.96e9, "10 GB"),
     ],
 )
-def test_bytes_are_said_as_people_read_them(count: int, words: str) -> None:
-    assert size_words(count) == words
+def test_bytes_are_formatted_with_a_decimal_unit(count: int, text: str) -> None:
+    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [(0.2, "0 s"), (59.4, "59 s"), (150, "2 min 30 s"), (180, "3 min"), (3900, "1 h 5 min"), (7200, "2 h")],
 )
-def test_times_are_said_as_people_read_them(seconds: float, words: str) -> None:
-    assert span_words(seconds) == words
+def test_durations_are_formatted_with_at_most_two_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
-def test_a_download_has_its_bytes_its_rate_and_its_time_left() -> None:
+def test_download_shows_bytes_rate_and_time_left() -> None:
     meter = Meter("environment diffusers", 0.0)
-    meter.look(0.0)
+    meter.sample(0.0)
     for second in range(1, 59):
         meter.add(14_000_000, 2_900_000_000)
-        meter.look(float(second))
-    assert meter.words(58.0) == "812 MB of 2.9 GB, 14 MB/s, about 2 min 29 s left"
+        meter.sample(float(second))
+    assert meter.text(58.0) == "812 MB of 2.9 GB, 14 MB/s, about 2 min 29 s left"
     assert meter.share() == pytest.approx(0.28)
 
 
-def test_the_rate_is_that_of_the_last_half_minute() -> None:
+def test_rate_is_the_mean_of_the_last_half_minute() -> None:
     meter = Meter("model m", 0.0)
-    meter.add(1_000_000_000, 4_000_000_000)  # it was quick at first
-    meter.look(1.0)
+    meter.add(1_000_000_000, 4_000_000_000)  # the first second is faster than the others
+    meter.sample(1.0)
     for second in range(2, 100):
         meter.add(1_000_000)
-        meter.look(float(second))
-    assert "1.0 MB/s" in meter.words(99.0)
+        meter.sample(float(second))
+    assert "1.0 MB/s" in meter.text(99.0)
 
 
-def test_files_are_counted_and_tell_the_time_left_where_there_are_no_bytes() -> None:
+def test_time_left_is_estimated_from_files_without_bytes() -> None:
     meter = Meter("relocate conda", 0.0)
     meter.add(5_000, 20_000, "files")
-    meter.look(10.0)
-    assert meter.words(10.0) == "5,000 of 20,000 files, about 30 s left"
+    meter.sample(10.0)
+    assert meter.text(10.0) == "5,000 of 20,000 files, about 30 s left"
     assert meter.share() == 0.25
 
 
-def test_what_reports_nothing_shows_its_seconds() -> None:
+def test_step_without_reports_shows_elapsed_seconds() -> None:
     meter = Meter("smoke", 5.0)
-    meter.look(17.0)
-    assert meter.words(17.0) == "12 s so far"
+    meter.sample(17.0)
+    assert meter.text(17.0) == "12 s so far"
 
 
-def test_a_total_that_was_too_small_is_left_out() -> None:
+def test_total_below_the_count_is_left_out() -> None:
     meter = Meter("x", 0.0)
     meter.add(300_000_000, 200_000_000)
-    meter.look(10.0)
-    assert meter.words(10.0) == "300 MB, 30 MB/s, 10 s so far"
+    meter.sample(10.0)
+    assert meter.text(10.0) == "300 MB, 30 MB/s, 10 s so far"
 
 
-def test_bytes_that_are_hashed_are_bytes_and_no_rate() -> None:
+def test_hashed_bytes_show_no_rate() -> None:
     meter = Meter("model m", 0.0)
     meter.add(1_200_000_000, 2_600_000_000, "bytes hashed")
-    meter.look(12.0)
-    assert meter.words(12.0) == "1.2 GB of 2.6 GB hashed, about 14 s left"
+    meter.sample(12.0)
+    assert meter.text(12.0) == "1.2 GB of 2.6 GB hashed, about 14 s left"
 
 
-def test_an_installer_shows_what_its_processes_have_written(tmp_path: Path) -> None:
-    """A real child writes five megabytes and holds still; what it wrote is kept when it has ended."""
+def test_bytes_written_by_children_are_counted(tmp_path: Path) -> None:
+    """A real child writes five megabytes and waits; its count remains after it has ended."""
     code = "import sys; open(sys.argv[1], 'wb').write(b'x' * 5_000_000); print('written', flush=True); sys.stdin.read()"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "file")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -153,46 +153,46 @@ def test_an_installer_shows_what_its_processes_have_written(tmp_path: Path) -> N
     child.stdout.readline()
     written = ChildWrites()
     if not hasattr(__import__("psutil").Process(), "io_counters"):
-        pytest.skip("this system counts no bytes of a process")
-    seen = written()
-    assert seen >= 5_000_000
+        pytest.skip("this system does not count the bytes of a process")
+    count = written()
+    assert count >= 5_000_000
     child.communicate(b"")
     assert written() >= 5_000_000
-    meter = Meter("environment e", 0.0, lambda: seen)
-    meter.look(10.0)
-    assert "5.0 MB written, 500 kB/s, 10 s so far" in meter.words(10.0)
+    meter = Meter("environment e", 0.0, lambda: count)
+    meter.sample(10.0)
+    assert "5.0 MB written, 500 kB/s, 10 s so far" in meter.text(10.0)
     meter.add(0, 50_000_000)
-    assert "5.0 MB of 50 MB written, 500 kB/s, about 1 min 30 s left" in meter.words(10.0)
+    assert "5.0 MB of 50 MB written, 500 kB/s, about 1 min 30 s left" in meter.text(10.0)
 
 
-def test_a_line_each_ten_seconds_and_none_after_the_end() -> None:
-    clock, said = Clock(), list[str]()
+def test_line_is_emitted_every_ten_seconds_until_the_end() -> None:
+    clock, lines = Clock(), list[str]()
     meter = Meter("x", 0.0)
-    with Ticker(meter, said.append, clock=lambda: clock.now, pause=clock.pause):
+    with Ticker(meter, lines.append, clock=lambda: clock.now, pause=clock.pause):
         clock.run(35)
         clock.end()
-    assert said == ["10 s so far", "20 s so far", "30 s so far"]
+    assert lines == ["10 s so far", "20 s so far", "30 s so far"]
 
 
-def test_something_else_that_is_said_puts_the_line_off() -> None:
-    clock, said = Clock(), list[str]()
-    with Ticker(Meter("x", 0.0), said.append, clock=lambda: clock.now, pause=clock.pause) as ticker:
-        clock.run(19, lambda: ticker.heard() if clock.now == 9 else None)
+def test_reset_restarts_the_interval() -> None:
+    clock, lines = Clock(), list[str]()
+    with Ticker(Meter("x", 0.0), lines.append, clock=lambda: clock.now, pause=clock.pause) as ticker:
+        clock.run(19, lambda: ticker.reset() if clock.now == 9 else None)
         clock.end()
-    assert said == ["19 s so far"]
+    assert lines == ["19 s so far"]
 
 
-def test_a_stream_that_is_gone_ends_no_work() -> None:
-    clock, tried = Clock(), list[float]()
+def test_error_of_the_stream_does_not_end_the_work() -> None:
+    clock, attempts = Clock(), list[float]()
 
-    def say(_: str) -> None:
-        tried.append(clock.now)
+    def emit(_: str) -> None:
+        attempts.append(clock.now)
         raise OSError(5, "Input/output error")
 
-    with Ticker(Meter("x", 0.0), say, clock=lambda: clock.now, pause=clock.pause):
+    with Ticker(Meter("x", 0.0), emit, clock=lambda: clock.now, pause=clock.pause):
         clock.run(25)
         clock.end()
-    assert tried == [10, 20]
+    assert attempts == [10, 20]
 
 
 class TestScreen:
@@ -200,18 +200,20 @@ class TestScreen:
         return Screen(json_output=json_output, quiet=quiet, color=False, clock=lambda: clock.now, pause=clock.pause)
 
     @pytest.mark.parametrize("json_output", [False, True])
-    def test_without_a_terminal_lines_go_to_stderr(self, capsys: pytest.CaptureFixture[str], json_output: bool) -> None:
+    def test_progress_lines_go_to_stderr_without_a_terminal(
+        self, capsys: pytest.CaptureFixture[str], json_output: bool
+    ) -> None:
         clock = Clock()
         screen = self.screen(clock, json_output=json_output)
         screen.listen(Work("model m"), None)
         clock.run(10, lambda: screen.progress(2_000_000, 100_000_000))
         clock.end()
         screen.end()
-        said = capsys.readouterr()
-        assert said.err == "  model m: 20 MB of 100 MB, 2.0 MB/s, about 40 s left\n"
-        assert said.out == ""
+        output = capsys.readouterr()
+        assert output.err == "  model m: 20 MB of 100 MB, 2.0 MB/s, about 40 s left\n"
+        assert output.out == ""
 
-    def test_quiet_says_nothing_and_starts_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_quiet_screen_prints_nothing_and_starts_no_thread(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = Clock()
         screen = self.screen(clock, quiet=True)
         screen.listen(Work("model m"), None)
@@ -219,14 +221,14 @@ class TestScreen:
         screen.end()
         assert capsys.readouterr() == ("", "")
 
-    def test_a_step_that_ends_at_once_says_its_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_step_that_ends_at_once_prints_no_progress(self, capsys: pytest.CaptureFixture[str]) -> None:
         screen = Screen(json_output=False, quiet=False, color=False)
         for number in range(20):
             screen.watch(Work(f"s{number}"), None)
         screen.end()
         assert capsys.readouterr() == ("", "")
 
-    def test_secrets_are_taken_out_of_a_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_secrets_are_removed_from_a_step_name(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = Clock()
         screen = self.screen(clock)
         with screen.during(f"asking hf_{'s' * 20}"):
@@ -234,7 +236,7 @@ class TestScreen:
             clock.end()
         assert "sssss" not in capsys.readouterr().err
 
-    def test_bars_of_a_model_are_lines_without_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_download_bars_become_lines_without_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = Clock()
         bars = DownloadBars(
             "m", {"a": 80_000_000, "b": 20_000_000}, wanted=True, clock=lambda: clock.now, pause=clock.pause
@@ -245,7 +247,7 @@ class TestScreen:
         assert capsys.readouterr() == ("", "  m: 20 MB of 100 MB, 2.0 MB/s, about 40 s left\n")
 
 
-# A screen on a terminal: the thread looks at once, and again whenever the other side of the pipe says so.
+# A screen on a terminal. Its thread takes a sample for each byte "g" on stdin; another byte ends it.
 LIVE = """
 import os, sys
 from provision.cli.output import Screen
@@ -262,7 +264,7 @@ screen.end()
 """
 
 
-def test_on_a_terminal_it_is_a_live_line_and_stdout_is_data_alone() -> None:
+def test_terminal_shows_a_live_line_and_stdout_holds_only_data() -> None:
     main, terminal = pty.openpty()
     environment = dict(os.environ) | {"TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
@@ -280,57 +282,57 @@ def test_on_a_terminal_it_is_a_live_line_and_stdout_is_data_alone() -> None:
     assert (process.returncode, stdout) == (0, b"data\n")
     assert "model m" in shown
     assert "20 MB of 100 MB" in shown
-    assert "\x1b[?25h" in shown, "the cursor is back"
+    assert "\x1b[?25h" in shown, "the cursor is visible again"
 
 
-def test_a_move_reports_its_files_and_bytes(tmp_path: Path, other_disk: Path) -> None:
+def test_folder_move_reports_files_and_bytes(tmp_path: Path, other_disk: Path) -> None:
     source = tmp_path / "cache"
     (source / "deep").mkdir(parents=True)
     for number in range(7):
         (source / "deep" / f"f{number}").write_bytes(bytes(10_000))
-    reported: dict[str, list[int]] = {}
+    reports: dict[str, list[int]] = {}
 
     def progress(count: int, total: int, unit: str = "bytes", /) -> None:
-        done = reported.setdefault(unit, [0, 0])
+        done = reports.setdefault(unit, [0, 0])
         done[0] += count
         done[1] = total
 
     FolderMove(Journal(tmp_path / "journal"), progress).run([MovePair(source, other_disk / "cache")])
-    assert reported == {"bytes": [70_000, 70_000], "files": [7, 7], "files proved": [7, 7]}
+    assert reports == {"bytes": [70_000, 70_000], "files": [7, 7], "files proved": [7, 7]}
 
 
-def test_hashing_reports_its_files_and_bytes(tmp_path: Path) -> None:
+def test_hashing_reports_files_and_bytes(tmp_path: Path) -> None:
     files = []
     for number in range(40):
         (tmp_path / str(number)).write_bytes(bytes(number * 100_000))
         files.append((str(tmp_path / str(number)), hashing.sha256(tmp_path / str(number))))
     meter = Meter("verify", 0.0)
-    assert hashing.differing(files, meter.add) == []
-    meter.look(1.0)
-    assert meter.words(1.0).startswith("40 of 40 files, 78 MB of 78 MB, 78 MB/s")
+    assert hashing.mismatched_files(files, meter.add) == []
+    meter.sample(1.0)
+    assert meter.text(1.0).startswith("40 of 40 files, 78 MB of 78 MB, 78 MB/s")
 
 
-def test_verify_passes_its_progress_to_the_hashing(tmp_path: Path, envs: Path, home: Path) -> None:
-    """The command's own steps, on a real small environment: each byte of a wheel is reported."""
+def test_deep_check_of_an_environment_reports_its_bytes_and_files(tmp_path: Path, envs: Path, home: Path) -> None:
+    """The steps are those of the command, on a small real environment."""
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
-    words = ["--root", str(tmp_path / "root"), "--envs", str(envs), "--host", str(tmp_path / "host.toml"), "--json"]
-    argv = [sys.executable, "-m", "provision", "setup", *words]
-    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    assert json.loads(done.stdout)["exit"] == 0, done.stderr
-    seen: dict[str, int] = {}
+    flags = ["--root", str(tmp_path / "root"), "--envs", str(envs), "--host", str(tmp_path / "host.toml"), "--json"]
+    argv = [sys.executable, "-m", "provision", "setup", *flags]
+    completed = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert json.loads(completed.stdout)["exit"] == 0, completed.stderr
+    counts: dict[str, int] = {}
 
     def progress(count: int, total: int, unit: str = "bytes", /) -> None:
-        seen[unit] = seen.get(unit, 0) + count
+        counts[unit] = counts.get(unit, 0) + count
 
     request = request_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
-    built: list[Any] = plan.steps(request, facts.probe(), Journal(tmp_path / "j"), progress)
-    step = next(each for each in built if each.name == "environment diffusers")
-    assert step.check(deep=True).state is State.OK
-    assert seen["bytes"] > 20_000
-    assert seen["files"] >= 5
+    steps: list[Any] = plan.steps(request, facts.probe(), Journal(tmp_path / "j"), progress)
+    environment = next(step for step in steps if step.name == "environment diffusers")
+    assert environment.check(deep=True).state is State.OK
+    assert counts["bytes"] > 20_000
+    assert counts["files"] >= 5
 
 
-def test_a_new_environment_tells_the_bytes_that_it_takes(tmp_path: Path, envs: Path) -> None:
+def test_new_environment_reports_its_expected_bytes(tmp_path: Path, envs: Path) -> None:
     with (envs / "torch.toml").open("a") as file:
         file.write("install_bytes = 5_000\n")
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")

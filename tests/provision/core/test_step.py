@@ -1,4 +1,4 @@
-"""The engine: look, decide, act, look again."""
+"""Tests how lists of steps are checked, applied and checked again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Thing:
-    """A step whose world is a variable."""
+class FakeStep:
+    """A step whose state is a variable; `acts` records its calls, and `does` is what `apply` does."""
 
     name: str = "thing"
     essential: bool = False
     local: bool = True
     state: State = State.DRIFTED
-    does: Callable[[Thing], None] = lambda self: setattr(self, "state", State.OK)
+    does: Callable[[FakeStep], None] = lambda self: setattr(self, "state", State.OK)
     acts: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
@@ -39,52 +39,52 @@ class Thing:
         self.does(self)
 
 
-def unheard(_: Step, __: Outcome | None) -> None: ...
+def ignore(_: Step, __: Outcome | None) -> None: ...
 
 
-def test_it_looks_acts_and_looks_again() -> None:
-    thing = Thing()
-    (outcome,) = step.converge([thing], listen=unheard)
-    assert thing.acts == ["check", "apply", "check"]
+def test_drifted_step_is_checked_applied_and_checked_again() -> None:
+    fake = FakeStep()
+    (outcome,) = step.converge([fake], listen=ignore)
+    assert fake.acts == ["check", "apply", "check"]
     assert (outcome.before, outcome.after, outcome.changed) == (State.DRIFTED, State.OK, True)
 
 
-def test_what_stands_is_not_touched() -> None:
-    thing = Thing(state=State.OK)
-    (outcome,) = step.converge([thing], listen=unheard)
-    assert thing.acts == ["check"]
+def test_step_that_is_ok_is_not_applied() -> None:
+    fake = FakeStep(state=State.OK)
+    (outcome,) = step.converge([fake], listen=ignore)
+    assert fake.acts == ["check"]
     assert not outcome.changed
 
 
-def test_a_step_that_stays_drifted_is_an_error() -> None:
-    outcomes = step.converge([Thing(does=lambda _: None)], listen=unheard)
+def test_step_that_stays_drifted_is_an_error() -> None:
+    outcomes = step.converge([FakeStep(does=lambda _: None)], listen=ignore)
     assert "still drifted" in (outcomes[0].error or "")
     assert step.exit_of(outcomes) is Exit.FAILED
 
 
-def test_a_blocked_step_is_not_applied_and_the_others_go_on() -> None:
-    blocked, other = Thing(state=State.BLOCKED), Thing("other")
-    outcomes = step.converge([blocked, other], listen=unheard)
+def test_blocked_step_is_not_applied_and_other_steps_continue() -> None:
+    blocked, other = FakeStep(state=State.BLOCKED), FakeStep("other")
+    outcomes = step.converge([blocked, other], listen=ignore)
     assert blocked.acts == ["check"]
     assert other.state is State.OK
     assert step.exit_of(outcomes) is Exit.BLOCKED
 
 
-def test_after_an_essential_failure_nothing_is_touched() -> None:
-    other = Thing("other")
-    step.converge([Thing(essential=True, state=State.BLOCKED), other], listen=unheard)
+def test_no_step_runs_after_a_failed_essential_step() -> None:
+    other = FakeStep("other")
+    step.converge([FakeStep(essential=True, state=State.BLOCKED), other], listen=ignore)
     assert other.acts == []
 
 
-def fail_with(error: BaseException) -> Callable[[Thing], None]:
-    def does(_: Thing) -> None:
+def fail_with(error: BaseException) -> Callable[[FakeStep], None]:
+    def does(_: FakeStep) -> None:
         raise error
 
     return does
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "text"),
     [
         (FirstlightError("no such luck"), Exit.FAILED, "no such luck"),
         (BlockedError("mount it"), Exit.BLOCKED, "mount it"),
@@ -95,35 +95,35 @@ def fail_with(error: BaseException) -> Callable[[Thing], None]:
         (OSError(errno.EIO, "Input/output error", "/data/f"), Exit.FAILED, "/data/f: Input/output error"),
     ],
 )
-def test_a_known_failure_becomes_an_outcome(error: BaseException, code: Exit, told: str) -> None:
-    outcomes = step.converge([Thing(does=fail_with(error))], listen=unheard)
-    assert told in (outcomes[0].error or "")
+def test_expected_error_becomes_an_outcome(error: BaseException, code: Exit, text: str) -> None:
+    outcomes = step.converge([FakeStep(does=fail_with(error))], listen=ignore)
+    assert text in (outcomes[0].error or "")
     assert outcomes[0].exit is step.exit_of(outcomes) is code
 
 
-def test_an_unknown_failure_and_an_interrupt_are_not_swallowed() -> None:
+def test_unexpected_error_and_interrupt_are_raised() -> None:
     for error in (ZeroDivisionError(), KeyboardInterrupt()):
         with pytest.raises(type(error)):
-            step.converge([Thing(does=fail_with(error))], listen=unheard)
+            step.converge([FakeStep(does=fail_with(error))], listen=ignore)
 
 
-def test_a_look_changes_nothing_and_drift_is_its_exit_code() -> None:
-    thing = Thing()
-    outcomes = step.look([thing, Thing(state=State.OK)], deep=True, listen=unheard)
-    assert thing.acts == ["deep"]
+def test_check_all_applies_nothing_and_its_exit_code_shows_drift() -> None:
+    fake = FakeStep()
+    outcomes = step.check_all([fake, FakeStep(state=State.OK)], deep=True, listen=ignore)
+    assert fake.acts == ["deep"]
     assert step.exit_of(outcomes) is Exit.CHANGES
-    assert step.exit_of(step.look([thing, Thing(state=State.BLOCKED)], listen=unheard)) is Exit.BLOCKED
+    assert step.exit_of(step.check_all([fake, FakeStep(state=State.BLOCKED)], listen=ignore)) is Exit.BLOCKED
     assert step.exit_of([]) is Exit.GOOD
 
 
-def test_nothing_is_applied_once_the_guard_refuses() -> None:
-    """The volume may be unmounted while a run is at work; only the essential step, which makes the marker, is free."""
+def test_only_essential_steps_are_applied_when_the_guard_raises() -> None:
+    """A volume can be unmounted during a run. The essential step makes the marker, so it runs without the guard."""
 
-    def gone() -> None:
+    def refuse() -> None:
         raise BlockedError("the volume is gone")
 
-    first, second = Thing("first", essential=True), Thing("second")
-    outcomes = step.converge([first, second], listen=lambda _, __: None, guard=gone)
+    first, second = FakeStep("first", essential=True), FakeStep("second")
+    outcomes = step.converge([first, second], listen=lambda _, __: None, guard=refuse)
     assert [(outcome.after, outcome.exit) for outcome in outcomes] == [
         (State.OK, Exit.GOOD),
         (State.BLOCKED, Exit.BLOCKED),
