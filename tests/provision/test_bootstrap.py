@@ -150,9 +150,9 @@ def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: p
     program = (
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(CHECKOUT)!r})\n"
-        "from provision import bootstrap; from provision.core import bootstrap_wait as waiting\n"
+        "from provision import bootstrap; from provision.core import bootstrap_wait\n"
         f"def apply(*_):\n"
-        f"  wait = waiting.Wait({str(home)!r}, 'dev.lock')\n"
+        f"  progress = bootstrap_wait.BootstrapProgress({str(home)!r}, 'dev.lock')\n"
         f"  progress.run([sys.executable, '-c', {code!r}], '', '', dict(os.environ))\n"
         "bootstrap.apply = apply\n"
         "bootstrap.find_defect = lambda *_: 'no toolbox yet'\n"

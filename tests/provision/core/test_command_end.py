@@ -78,7 +78,7 @@ def test_usage_error_without_advice_gets_a_default_next_act() -> None:
 
 def test_every_advice_in_the_code_is_recognized() -> None:
     """The last sentence of an error is its next act, if it contains a command in backquotes."""
-    for file in sorted(CHECKOUT.glob("provision/*.py")):
+    for file in sorted(CHECKOUT.glob("provision/**/*.py")):
         for text in re.findall(r"Error\(\s*f?\"([^\"]*`[^\"]*)\"\s*\)", file.read_text(encoding="utf-8")):
             if re.search(r"[.:] [A-Z][^.]*`[^`]*`\.?$", text):
                 assert command_end.next_of(text), f"{file.name}: {text}"
