@@ -1,4 +1,4 @@
-"""Files and folders through open directory descriptors.
+"""Reads, copies, compares and merges files and folders through open directory descriptors.
 
-Read, copied, compared, merged. What they hold is not known here.
+Knowledge about the content of the files does not belong here.
 """

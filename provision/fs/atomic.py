@@ -1,4 +1,4 @@
-"""Writes a file whole or not at all."""
+"""Writes a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 def write_atomic(
     path: Path, content: str | bytes, *, like: os.stat_result | None = None, private: bool = False
 ) -> None:
-    """Write a file so that a reader, or a crash, sees the old bytes or the new ones, never a part.
+    """Write a file so that a reader, or a crash, sees either the old bytes or all new ones.
 
     Args:
-        path: the file; the folders above it are made.
-        content: what it shall hold.
-        like: whose mode and owner it shall have, else the usual ones.
-        private: nobody else may read it, at no time.
+        path: the file; missing parent folders are made.
+        content: the new content.
+        like: the status of a file whose mode and owner the new file gets; default: those of any new file.
+        private: make the file readable for this user only, from its creation on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
-        narrow = private or like is not None
-        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if narrow else 0o666)) as file:
+        is_narrow = private or like is not None
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if is_narrow else 0o666)) as file:
             file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What a folder's file system can do, found out by doing it."""
+"""Tests the features of a folder's file system by using them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What was tried in a folder; None where it cannot be written, so nothing could be tried.
+    """Hold the features of a folder's file system; those that need a write are None if the folder is read-only.
 
-    `free_inodes` is None where the file system makes them as it goes; `same_as_home`: whether the home lies on it.
+    `free_inodes` is None if the file system has no fixed number of inodes. `same_as_home`: the home folder lies on the
+    same file system.
     """
 
     writable: bool
@@ -30,54 +31,61 @@ class Capabilities:
 
 
 def probe(folder: Path, home: Path) -> Capabilities:
-    """Try each thing in a folder of our own inside this one, and take it away again.
+    """Test each feature in a temporary folder inside this one, which is deleted afterwards.
 
     Raises:
-        OSError: the folder is not there.
+        OSError: the folder does not exist.
     """
     same = folder.stat().st_dev == home.stat().st_dev if home.exists() else False
     free_bytes, free_inodes = _free(folder)
     try:
-        own = Path(tempfile.mkdtemp(prefix=".firstlight-probe-", dir=folder))
+        scratch = Path(tempfile.mkdtemp(prefix=".firstlight-probe-", dir=folder))
     except OSError:
         return Capabilities(False, None, None, None, None, free_bytes, free_inodes, same)
     try:
-        (own / "file").write_text("#!/bin/sh\nexit 0\n")
+        (scratch / "file").write_text("#!/bin/sh\nexit 0\n")
         return Capabilities(
-            True, _symlink(own), _hardlink(own), _execute(own), _flock(own), free_bytes, free_inodes, same
+            True,
+            _symlink(scratch),
+            _hardlink(scratch),
+            _execute(scratch),
+            _flock(scratch),
+            free_bytes,
+            free_inodes,
+            same,
         )
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _symlink(own: Path) -> bool:
+def _symlink(scratch: Path) -> bool:
     with contextlib.suppress(OSError):
-        (own / "link").symlink_to("file")
-        return (own / "link").read_bytes() == (own / "file").read_bytes()
+        (scratch / "link").symlink_to("file")
+        return (scratch / "link").read_bytes() == (scratch / "file").read_bytes()
     return False
 
 
-def _hardlink(own: Path) -> bool:
+def _hardlink(scratch: Path) -> bool:
     with contextlib.suppress(OSError):
-        os.link(own / "file", own / "second")
-        return (own / "second").stat().st_nlink == 2
+        os.link(scratch / "file", scratch / "second")
+        return (scratch / "second").stat().st_nlink == 2
     return False
 
 
-def _execute(own: Path) -> bool:
+def _execute(scratch: Path) -> bool:
     if sys.platform == "win32":
         return True
     with contextlib.suppress(OSError):
-        (own / "file").chmod(0o700)
-        return subprocess.run([own / "file"], check=False, timeout=10).returncode == 0
+        (scratch / "file").chmod(0o700)
+        return subprocess.run([scratch / "file"], check=False, timeout=10).returncode == 0
     return False
 
 
-def _flock(own: Path) -> bool:
-    """Whether a lock that one holds keeps another out."""
+def _flock(scratch: Path) -> bool:
+    """Return whether a held lock blocks a second one."""
     import filelock
 
-    first, second = (filelock.FileLock(own / "lock", timeout=0, is_singleton=False) for _ in range(2))
+    first, second = (filelock.FileLock(scratch / "lock", timeout=0, is_singleton=False) for _ in range(2))
     try:
         with first:
             try:
@@ -92,5 +100,5 @@ def _flock(own: Path) -> bool:
 def _free(folder: Path) -> tuple[int, int | None]:
     if not hasattr(os, "statvfs"):
         return shutil.disk_usage(folder).free, None
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
+    system = os.statvfs(folder)
+    return system.f_bavail * system.f_frsize, system.f_favail if system.f_files else None

@@ -1,4 +1,4 @@
-"""What one file holds: copied in the kernel where it can be, compared byte by byte, dressed like its original."""
+"""Copies the content and metadata of one file, in the kernel if possible, and compares two files byte by byte."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20
 BY_DESCRIPTOR = os.chmod in os.supports_fd and os.utime in os.supports_fd
-_PIECE = 8 << 20  # between two looks at the keyboard
+_PIECE = 8 << 20  # bytes for each call into the kernel; an interrupt is handled between two calls
 _FICLONE = 0x40049409  # linux/fs.h
 _CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 _NO_ATTRIBUTES = {errno.EOPNOTSUPP, errno.ENOSYS}
-# The system's own labels belong to a place, not to a file.
+# Other attributes, such as SELinux labels, depend on the folder and not on the file.
 _KEPT_ATTRIBUTES = ("user.", "system.posix_acl_", "security.capability")
 
 
 def copy(
-    source: int, target: int, found: os.stat_result, progress: Callable[[int], None], *, clone: bool = True
+    source: int, target: int, status: os.stat_result, progress: Callable[[int], None], *, clone: bool = True
 ) -> bool:
-    """Copy what an open file holds into an empty one; holes stay holes.
+    """Copy the content of an open file into an empty one; holes stay holes.
 
     Args:
-        source: the open original.
-        target: the open copy.
-        found: the original's status.
-        progress: told the bytes.
-        clone: try to share blocks (btrfs, xfs).
+        source: the descriptor of the original.
+        target: the descriptor of the copy.
+        status: the status of the original.
+        progress: called with the bytes of each copied piece.
+        clone: try to share blocks between both files (btrfs, xfs).
 
     Returns:
-        Whether to try to share blocks the next time.
+        True if the next file should be tried with `clone` too.
     """
-    if found.st_size <= BLOCK and not tree.is_sparse(found):
-        _write(target, os.read(source, found.st_size))
-        progress(found.st_size)
+    if status.st_size <= BLOCK and not tree.is_sparse(status):
+        _write(target, os.read(source, status.st_size))
+        progress(status.st_size)
         return clone
     if clone and _cloned(source, target):
-        progress(found.st_size)
+        progress(status.st_size)
         return True
-    os.ftruncate(target, found.st_size)
-    for start, end in tree.extents(source, found.st_size) if tree.is_sparse(found) else [(0, found.st_size)]:
+    os.ftruncate(target, status.st_size)
+    for start, end in tree.extents(source, status.st_size) if tree.is_sparse(status) else [(0, status.st_size)]:
         _copy_range(source, target, start, end, progress)
     return False
 
 
 def _copy_range(source: int, target: int, start: int, end: int, progress: Callable[[int], None]) -> None:
-    """Copy a range inside the kernel, or block by block where it will not."""
+    """Copy a range with copy_file_range, or with read and write if the kernel refuses."""
     os.lseek(target, start, os.SEEK_SET)
     os.lseek(source, start, os.SEEK_SET)
     inside = hasattr(os, "copy_file_range")
@@ -66,30 +66,36 @@ def _copy_range(source: int, target: int, start: int, end: int, progress: Callab
         if count == 0:
             content = os.read(source, min(BLOCK, end - start))
             if not content:
-                return  # it has been cut: the next look sees it
+                return  # the original has been truncated; the next round of the tree copy detects it
             count = len(content)
             _write(target, content)
         start += count
         progress(count)
 
 
-def same(first: int, second: int, block: tuple[bytearray, bytearray], *, alone: bool = False) -> bool:
-    """Whether two open files are equal in every byte, and (unless content `alone` counts) in mode and time.
+def is_same(first: int, second: int, block: tuple[bytearray, bytearray], *, content_only: bool = False) -> bool:
+    """Return whether two open files are equal in content and, unless `content_only`, in mode and modification time.
 
-    Holes count as zeros, and are not read where both have them.
+    Holes count as zeros. A range that is a hole in both files is not read.
+
+    Args:
+        first: the descriptor of one file.
+        second: the descriptor of the other file.
+        block: two buffers of equal length to read into.
+        content_only: ignore mode and modification time.
     """
-    one, other = os.fstat(first), os.fstat(second)
-    if one.st_size != other.st_size:
+    status, other = os.fstat(first), os.fstat(second)
+    if status.st_size != other.st_size:
         return False
-    if not alone and (one.st_mtime_ns, one.st_mode) != (other.st_mtime_ns, other.st_mode):
+    if not content_only and (status.st_mtime_ns, status.st_mode) != (other.st_mtime_ns, other.st_mode):
         return False
-    if one.st_size <= BLOCK:
-        return os.read(first, one.st_size + 1) == os.read(second, one.st_size + 1)
-    if not (tree.is_sparse(one) and tree.is_sparse(other)):
-        return _same_range(first, second, 0, one.st_size, block)
-    # What either file has data in is read in both.
-    pieces = tree.extents(first, one.st_size) + tree.extents(second, one.st_size)
-    return all(_same_range(first, second, start, end, block) for start, end in pieces)
+    if status.st_size <= BLOCK:
+        return os.read(first, status.st_size + 1) == os.read(second, status.st_size + 1)
+    if not (tree.is_sparse(status) and tree.is_sparse(other)):
+        return _same_range(first, second, 0, status.st_size, block)
+    # A range with data in either file is read in both.
+    ranges = tree.extents(first, status.st_size) + tree.extents(second, status.st_size)
+    return all(_same_range(first, second, start, end, block) for start, end in ranges)
 
 
 def _same_range(first: int, second: int, start: int, end: int, block: tuple[bytearray, bytearray]) -> bool:
@@ -121,7 +127,7 @@ def _read_at(descriptor: int, block: bytearray, start: int) -> int:
 
 
 def _cloned(source: int, target: int) -> bool:
-    """Whether the file system let both files share their blocks (btrfs, xfs)."""
+    """Let both files share their blocks and return True; return False if the file system cannot (FICLONE)."""
     try:
         import fcntl
 
@@ -135,33 +141,35 @@ def _cloned(source: int, target: int) -> bool:
     return True
 
 
-def dress(target: int | str, source: int, found: os.stat_result, path: str) -> None:
-    """Give a file or folder the owner, attributes, mode and times of its original, in the order that keeps them.
+def copy_metadata(target: int | str, source: int, status: os.stat_result, path: str) -> None:
+    """Give a file or folder the owner, attributes, mode and times of its original.
+
+    They are set in this order, because a change of the owner clears the set-user-ID bit and the file capabilities.
 
     Args:
-        target: the open copy; its path where the system has no such acts on descriptors (BY_DESCRIPTOR).
-        source: the open original.
-        found: the original's status.
-        path: the original's path, for messages.
+        target: the descriptor of the copy; its path if the system cannot change metadata by descriptor (BY_DESCRIPTOR).
+        source: the descriptor of the original.
+        status: the status of the original.
+        path: the path of the original, for messages.
 
     Raises:
-        BlockedError: the other file system cannot hold one of them.
+        BlockedError: the owner or an attribute cannot be stored for the copy.
     """
-    made = os.stat(target)  # noqa: PTH116 (it is a descriptor, or on Windows a path)
-    if hasattr(os, "chown") and (made.st_uid, made.st_gid) != (found.st_uid, found.st_gid):
+    copy_status = os.stat(target)  # noqa: PTH116 (a descriptor, or on Windows a path)
+    if hasattr(os, "chown") and (copy_status.st_uid, copy_status.st_gid) != (status.st_uid, status.st_gid):
         try:
-            os.chown(target, found.st_uid, found.st_gid)
+            os.chown(target, status.st_uid, status.st_gid)
         except PermissionError:
-            # A group that we are not in is given up, as every copying tool does; an owner is not.
-            if made.st_uid != found.st_uid:
+            # A group that this user is not a member of is not kept, as in other copying tools. The owner must be kept.
+            if copy_status.st_uid != status.st_uid:
                 raise BlockedError(
-                    f"{path} belongs to user {found.st_uid}, and a copy there would not. Leave it where it is, "
-                    f"or change its owner: chown -R --no-dereference {made.st_uid} {path}"
+                    f"{path} belongs to user {status.st_uid}, and its copy cannot keep this owner. Leave it where it is, "
+                    f"or change its owner: chown -R --no-dereference {copy_status.st_uid} {path}"
                 ) from None
     if hasattr(os, "listxattr") and isinstance(target, int):
         _attributes(target, source, path)
-    os.chmod(target, stat.S_IMODE(found.st_mode))  # noqa: PTH101 (as above)
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+    os.chmod(target, stat.S_IMODE(status.st_mode))  # noqa: PTH101 (as above)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _attributes(target: int, source: int, path: str) -> None:
@@ -178,6 +186,6 @@ def _attributes(target: int, source: int, path: str) -> None:
             os.setxattr(target, name, os.getxattr(source, name))
         except OSError as error:
             raise BlockedError(
-                f"{path} has the extended attribute {name}, which cannot be kept there ({error.strerror}). "
-                f"If nobody needs it: setfattr -x {name} {path}"
+                f"{path} has the extended attribute {name}, which the copy cannot store ({error.strerror}). "
+                f"If it is not needed: setfattr -x {name} {path}"
             ) from None

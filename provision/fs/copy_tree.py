@@ -1,4 +1,4 @@
-"""Makes one folder the equal of another: contents, links, holes, modes, owners, times, attributes; then proves it."""
+"""Copies folders with contents, links, holes, modes, owners, times and attributes, and verifies the copies."""
 
 from __future__ import annotations
 
@@ -23,158 +23,166 @@ _Mark = tuple[int, int, int, int]
 
 
 class TreeCopy:
-    """Copies folders onto others, together: a file with names in several of them stays one file.
+    """Copies several folders together, so that hard links between them are kept.
 
-    What a killed copy left is taken where size and time agree, and proven by content like the rest.
+    A file that an earlier, interrupted copy has left is reused if size and modification time agree. Its content is
+    verified like that of every other file.
     """
 
     def __init__(
         self,
         pairs: Sequence[tuple[OpenDir, OpenDir]],
         progress: Callable[[int, str], None] | None = None,
-        wanted: Callable[[str], bool] | None = None,
+        is_selected: Callable[[str], bool] | None = None,
     ) -> None:
-        """Take (original, copy) folders, a callback of (count, unit), and the relative paths to copy (else all)."""
+        """Take the folders and the callbacks.
+
+        Args:
+            pairs: (original, copy) of each folder.
+            progress: called with (count, unit); the units are "bytes", "files" and "files proved".
+            is_selected: returns whether a relative path is to be copied; default: every path.
+        """
         self.pairs = pairs
         self.progress = progress or (lambda _, __: None)
-        self.wanted = wanted or (lambda _: True)
-        self._seen: dict[str, _Mark] = {}
-        self._unproven: set[str] = set()
+        self.is_selected = is_selected or (lambda _: True)
+        self._copied_marks: dict[str, _Mark] = {}
+        self._unverified: set[str] = set()
         self._copies: dict[tuple[int, int], tuple[OpenDir, str, int]] = {}
         self._block = (bytearray(copy_file.BLOCK), bytearray(copy_file.BLOCK))
         self._clone = True
 
     def run(self) -> None:
-        """Copy, prove, look at the originals again, until nothing has changed between two looks.
+        """Copy and verify in rounds, until a round finds no changed original and no different copy.
 
         Raises:
-            BlockedError: something keeps writing, or a thing cannot be kept there (owner, attribute).
-            FirstlightError: a copy differs though its original stands still.
-            OSError: what the systems say.
+            BlockedError: a program keeps writing, or the copy cannot store an owner or attribute.
+            FirstlightError: a copy differs although its original has not changed.
+            OSError: a file cannot be read or written.
         """
         for _ in range(_ROUNDS):
             changed = self.look()
-            wrong = self._prove()
-            if not changed and not wrong:
+            different = self._verify()
+            if not changed and not different:
                 return
-            for key in wrong:
-                self._seen.pop(key, None)
-        if wrong:
-            raise FirstlightError(f"{wrong[0]} does not come out the same as its original, {_ROUNDS} times over.")
-        raise BlockedError(f"{changed[0]} keeps changing. End what writes there, then run again.")
+            for key in different:
+                self._copied_marks.pop(key, None)
+        if different:
+            path = different[0].partition("/")[2]
+            raise FirstlightError(f"the copy of {path} still differs from its original after {_ROUNDS} attempts.")
+        raise BlockedError(f"{changed[0]} keeps changing. End the program that writes there, then run again.")
 
     def look(self) -> list[str]:
-        """Copy what is not as the original is now; return what that was."""
+        """Copy the entries that differ from their originals, and return their paths."""
         changed: list[str] = []
-        self._copies.clear()  # a file that has changed becomes a new file, with all its names
+        self._copies.clear()  # a changed file is copied anew, with all its hard links
         for number, (original, copy) in enumerate(self.pairs):
             self._folder(original, copy, str(number), copy, changed)
         return changed
 
-    def one(self, original: OpenDir, name: str, copy: OpenDir, new: str) -> None:
-        """Copy one entry that is no folder under another name, and prove it.
+    def copy_entry(self, original: OpenDir, name: str, copy: OpenDir, new: str) -> None:
+        """Copy one file or link to the name `new`, and verify it.
 
         Raises:
             FirstlightError: the copy differs.
         """
-        found = original.lstat(name)
-        if found is None:
+        status = original.lstat(name)
+        if status is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(original.path / name))
-        if stat.S_ISLNK(found.st_mode):
+        if stat.S_ISLNK(status.st_mode):
             copy.symlink(new, original.readlink(name) or "")
-            copy.dress(new, found)
+            copy.copy_owner_and_times(new, status)
             return
         self._file(original, copy, name, new)
         if not self.is_equal(original, copy, name, new):
-            raise FirstlightError(f"{copy.path / new} does not come out the same as {original.path / name}.")
+            raise FirstlightError(f"the copy {copy.path / new} differs from its original {original.path / name}.")
 
     def changed_since(self) -> bool:
-        """Whether an original was touched after the last look; writes nothing."""
+        """Return whether an original has changed since the last call of `look`; writes nothing."""
         for number, (original, _) in enumerate(self.pairs):
-            found = dict(marks(original, str(number)))
-            known = {key: mark for key, mark in self._seen.items() if key.startswith(f"{number}/")}
-            if {key: mark for key, mark in found.items() if self.wanted(key.partition("/")[2])} != known:
+            current = dict(marks(original, str(number)))
+            copied = {key: mark for key, mark in self._copied_marks.items() if key.startswith(f"{number}/")}
+            if {key: mark for key, mark in current.items() if self.is_selected(key.partition("/")[2])} != copied:
                 return True
         return False
 
     def _folder(self, original: OpenDir, copy: OpenDir, key: str, top: OpenDir, changed: list[str]) -> None:
-        there = {entry.name: entry for entry in copy.scan()}
+        entries = {entry.name: entry for entry in copy.scan()}
         before = _status(original)
-        if there and copy.descriptor is not None:
+        if entries and copy.descriptor is not None:
             os.fchmod(copy.descriptor, 0o700)
         for entry in original.scan():
-            name, below = entry.name, f"{key}/{entry.name}"
-            if not self.wanted(below.partition("/")[2]):
+            name, entry_key = entry.name, f"{key}/{entry.name}"
+            if not self.is_selected(entry_key.partition("/")[2]):
                 continue
-            found = entry.stat(follow_symlinks=False)
-            had = there.pop(name, None)
-            if stat.S_ISDIR(found.st_mode):
-                if found.st_dev != before.st_dev:
+            status = entry.stat(follow_symlinks=False)
+            existing = entries.pop(name, None)
+            if stat.S_ISDIR(status.st_mode):
+                if status.st_dev != before.st_dev:
                     raise BlockedError(f"{original.path / name} is a mount of its own. Unmount it, then run again.")
-                with _entered(original, copy, name, had, changed) as (first, second):
-                    self._folder(first, second, below, top, changed)
-            elif not self._is_there(below, found, had, top):
-                if had is not None:
+                with _open_pair(original, copy, name, existing, changed) as (first, second):
+                    self._folder(first, second, entry_key, top, changed)
+            elif not self._is_there(entry_key, status, existing, top):
+                if existing is not None:
                     tree.remove(copy, name)
                 changed.append(f"{original.path}{os.sep}{name}")
-                self._seen[below] = _mark(found)
-                self._unproven.add(below)
-                with contextlib.suppress(FileNotFoundError):  # taken away meanwhile: the next look sees it
-                    self._entry(original, copy, name, found, top, below)
+                self._copied_marks[entry_key] = _mark(status)
+                self._unverified.add(entry_key)
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile; the next call of `look` detects it
+                    self._entry(original, copy, name, status, top, entry_key)
                     self.progress(1, "files")
-        for name in there:
+        for name in entries:
             changed.append(f"{copy.path}{os.sep}{name}")
             tree.remove(copy, name)
         if original.descriptor is not None and copy.descriptor is not None:
-            copy_file.dress(copy.descriptor, original.descriptor, before, str(original.path))
+            copy_file.copy_metadata(copy.descriptor, original.descriptor, before, str(original.path))
 
-    def _is_there(self, key: str, found: os.stat_result, had: os.DirEntry[str] | None, top: OpenDir) -> bool:
-        """Whether this entry needs no copying: it was copied and has not changed since, or an earlier run did it."""
-        mark = _mark(found)
-        if had is None:
+    def _is_there(self, key: str, status: os.stat_result, existing: os.DirEntry[str] | None, top: OpenDir) -> bool:
+        """Return whether an entry needs no copy: it has not changed since this run, or an earlier one, copied it."""
+        mark = _mark(status)
+        if existing is None:
             return False
-        if key in self._seen:
-            return self._seen[key] == mark
-        copied = had.stat(follow_symlinks=False)
-        alike = stat.S_ISREG(found.st_mode) and stat.S_ISREG(copied.st_mode)
-        if not alike or (copied.st_size, copied.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
+        if key in self._copied_marks:
+            return self._copied_marks[key] == mark
+        copied = existing.stat(follow_symlinks=False)
+        alike = stat.S_ISREG(status.st_mode) and stat.S_ISREG(copied.st_mode)
+        if not alike or (copied.st_size, copied.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
             return False
-        if found.st_nlink > 1:
-            one = (found.st_dev, found.st_ino)
-            known = self._copies.setdefault(one, (top, key.partition("/")[2], copied.st_ino))
-            if copied.st_nlink == 1 or known[2] != copied.st_ino:
+        if status.st_nlink > 1:
+            inode = (status.st_dev, status.st_ino)
+            first_copy = self._copies.setdefault(inode, (top, key.partition("/")[2], copied.st_ino))
+            if copied.st_nlink == 1 or first_copy[2] != copied.st_ino:
                 return False
-        self._seen[key] = mark
-        self._unproven.add(key)
+        self._copied_marks[key] = mark
+        self._unverified.add(key)
         return True
 
     def _entry(
-        self, original: OpenDir, copy: OpenDir, name: str, found: os.stat_result, top: OpenDir, key: str
+        self, original: OpenDir, copy: OpenDir, name: str, status: os.stat_result, top: OpenDir, key: str
     ) -> None:
-        one = (found.st_dev, found.st_ino)
-        place = key.partition("/")[2]
-        if found.st_nlink > 1 and one in self._copies and self._copies[one][:2] != (top, place):
+        inode = (status.st_dev, status.st_ino)
+        path = key.partition("/")[2]
+        if status.st_nlink > 1 and inode in self._copies and self._copies[inode][:2] != (top, path):
             try:
-                self._copies[one][0].hardlink(self._copies[one][1], copy, name)
+                self._copies[inode][0].hardlink(self._copies[inode][1], copy, name)
             except OSError as error:
                 if error.errno not in CANNOT_LINK:
                     raise
             else:
                 return
-        if stat.S_ISREG(found.st_mode):
+        if stat.S_ISREG(status.st_mode):
             self._file(original, copy, name)
-        elif stat.S_ISLNK(found.st_mode):
+        elif stat.S_ISLNK(status.st_mode):
             target = original.readlink(name)
             if target is None:
-                return  # it has become something else: the next look sees it
+                return  # no longer a link; the next call of `look` detects it
             copy.symlink(name, target)
-            copy.dress(name, found)
+            copy.copy_owner_and_times(name, status)
         else:
-            copy.special(name, found)
-            copy.dress(name, found)
-        if found.st_nlink > 1:
-            made = copy.lstat(name)
-            self._copies[one] = (top, place, made.st_ino if made else 0)
+            copy.make_special(name, status)
+            copy.copy_owner_and_times(name, status)
+        if status.st_nlink > 1:
+            copied = copy.lstat(name)
+            self._copies[inode] = (top, path, copied.st_ino if copied else 0)
 
     def _file(self, original: OpenDir, copy: OpenDir, name: str, new: str | None = None) -> None:
         try:
@@ -182,62 +190,65 @@ class TreeCopy:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            return  # it has become a link: the next look sees it
+            return  # it has become a link; the next call of `look` detects it
         try:
-            found = os.fstat(source)
-            if not stat.S_ISREG(found.st_mode):
-                return  # it has become something else: the next look sees it
+            status = os.fstat(source)
+            if not stat.S_ISREG(status.st_mode):
+                return  # no longer a regular file; the next call of `look` detects it
             target = copy.open(new or name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 self._clone = copy_file.copy(
-                    source, target, found, lambda count: self.progress(count, "bytes"), clone=self._clone
+                    source, target, status, lambda count: self.progress(count, "bytes"), clone=self._clone
                 )
                 if copy_file.BY_DESCRIPTOR:
-                    copy_file.dress(target, source, found, f"{original.path}{os.sep}{name}")
+                    copy_file.copy_metadata(target, source, status, f"{original.path}{os.sep}{name}")
             finally:
                 os.close(target)
-            if not copy_file.BY_DESCRIPTOR:  # Windows: by the path, when nobody writes to it any more
-                copy_file.dress(f"{copy.path}{os.sep}{new or name}", source, found, f"{original.path}{os.sep}{name}")
+            if not copy_file.BY_DESCRIPTOR:  # Windows: by path, after the file is closed
+                copy_file.copy_metadata(
+                    f"{copy.path}{os.sep}{new or name}", source, status, f"{original.path}{os.sep}{name}"
+                )
         finally:
             os.close(source)
 
-    def _prove(self) -> list[str]:
-        """Read what was copied, and its originals, and compare; return the keys of what differs."""
-        wrong: list[str] = []
-        if self._unproven:
+    def _verify(self) -> list[str]:
+        """Compare the new copies with their originals byte by byte, and return the keys of those that differ."""
+        different: list[str] = []
+        if self._unverified:
             for number, (original, copy) in enumerate(self.pairs):
                 copy.sync_file_system()
-                self._prove_folder(original, copy, str(number), wrong)
-        self._unproven = set(wrong)
-        return wrong
+                self._verify_folder(original, copy, str(number), different)
+        self._unverified = set(different)
+        return different
 
-    def _prove_folder(self, original: OpenDir, copy: OpenDir, key: str, wrong: list[str]) -> None:
+    def _verify_folder(self, original: OpenDir, copy: OpenDir, key: str, different: list[str]) -> None:
         for entry in copy.scan():
-            below = f"{key}/{entry.name}"
+            entry_key = f"{key}/{entry.name}"
             try:
                 if entry.is_dir(follow_symlinks=False):
                     with original.enter(entry.name) as first, copy.enter(entry.name) as second:
-                        self._prove_folder(first, second, below, wrong)
-                elif below in self._unproven:
+                        self._verify_folder(first, second, entry_key, different)
+                elif entry_key in self._unverified:
                     self.progress(1, "files proved")
                     if self.is_equal(original, copy, entry.name, entry.name):
                         continue
-                    found = original.lstat(entry.name)
-                    if found is not None and self._seen.get(below) == _mark(found):
-                        wrong.append(below)  # else it has changed since, and the next look copies it again
+                    status = original.lstat(entry.name)
+                    # An original that has changed since the copy is copied again by the next call of `look`.
+                    if status is not None and self._copied_marks.get(entry_key) == _mark(status):
+                        different.append(entry_key)
             except (FileNotFoundError, NotADirectoryError):
-                wrong.append(below)
+                different.append(entry_key)
 
     def is_equal(self, original: OpenDir, copy: OpenDir, name: str, new: str) -> bool:
-        """Whether a file, or a link, is the same under two names, in content, mode and time."""
-        made = copy.lstat(new)
-        if made is None or not stat.S_ISREG(made.st_mode):
+        """Return whether a file and its copy agree in content, mode and time, or two links in their targets."""
+        copied = copy.lstat(new)
+        if copied is None or not stat.S_ISREG(copied.st_mode):
             return original.readlink(name) == copy.readlink(new)
         first = original.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             second = copy.open(new, os.O_RDONLY)
             try:
-                return copy_file.same(first, second, self._block)
+                return copy_file.is_same(first, second, self._block)
             finally:
                 os.close(second)
         finally:
@@ -245,14 +256,14 @@ class TreeCopy:
 
 
 @contextlib.contextmanager
-def _entered(
-    original: OpenDir, copy: OpenDir, name: str, had: os.DirEntry[str] | None, changed: list[str]
+def _open_pair(
+    original: OpenDir, copy: OpenDir, name: str, existing: os.DirEntry[str] | None, changed: list[str]
 ) -> Iterator[tuple[OpenDir, OpenDir]]:
-    """Open a folder and its copy, which is made where it is not there."""
-    if had is not None and not had.is_dir(follow_symlinks=False):
+    """Open a folder and its copy, and make the copy if it does not exist."""
+    if existing is not None and not existing.is_dir(follow_symlinks=False):
         copy.unlink(name)
-        had = None
-    if had is None:
+        existing = None
+    if existing is None:
         copy.make(name)
         changed.append(f"{original.path}{os.sep}{name}")
     with original.enter(name) as first, copy.enter(name) as second:
@@ -260,20 +271,20 @@ def _entered(
 
 
 def marks(folder: OpenDir, key: str = "") -> Iterator[tuple[str, _Mark]]:
-    """Every file and link of a tree (no folder), as (key/path, what changes when somebody touches it)."""
+    """Yield (key/path, mark) for every entry of a tree that is not a folder; a change of the entry changes its mark."""
     for entry in folder.scan():
-        below = f"{key}/{entry.name}"
+        entry_key = f"{key}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):
             with folder.enter(entry.name) as inner:
-                yield from marks(inner, below)
+                yield from marks(inner, entry_key)
         else:
-            yield below, _mark(entry.stat(follow_symlinks=False))
+            yield entry_key, _mark(entry.stat(follow_symlinks=False))
 
 
 def _status(folder: OpenDir) -> os.stat_result:
     return os.lstat(folder.path) if folder.descriptor is None else os.fstat(folder.descriptor)
 
 
-def _mark(found: os.stat_result) -> _Mark:
-    """What changes when somebody touches an entry."""
-    return (found.st_ctime_ns, found.st_size, found.st_ino, found.st_mtime_ns)
+def _mark(status: os.stat_result) -> _Mark:
+    """Return the mark of an entry: (change time, size, inode, modification time); a change of the entry changes it."""
+    return (status.st_ctime_ns, status.st_size, status.st_ino, status.st_mtime_ns)

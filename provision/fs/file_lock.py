@@ -1,4 +1,4 @@
-"""Holds a lock file while something is done."""
+"""Gives one process at a time access to a file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FOR_ALL = 0o666  # an empty file: whoever shares the cache may hold it
+FOR_ALL = 0o666  # the mode of an empty lock file: every user of a shared cache may lock it
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Read and write a file as if nobody else did: whoever comes meanwhile waits. The lock lies beside it."""
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `.NAME.lock` beside a file; other processes that want it wait."""
     import filelock
 
     path.parent.mkdir(parents=True, exist_ok=True)

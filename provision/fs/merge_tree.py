@@ -1,4 +1,4 @@
-"""Puts what lies in one folder into another that holds things too: nothing is discarded, the newest has the name."""
+"""Merges one folder into another: no version of a file is discarded, and the newest version keeps the name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _NOT_PLACED = {"same", "within"}
 
 @dataclass(frozen=True)
 class MergeEntry:
-    """One entry of the folder that is put into the other.
+    """Describe one entry of the merged folder, and what happens to it. A folder comes before its entries.
 
-    `action`: "same" (it was there), "added", "within" (it lies in a folder that was added), "newer" (it took the name,
-    what was there is at `other`), "older" (it is at `other`). A folder comes before what lies in it.
-    `mode`, `size` and `mtime_ns` are the entry's own; `twin` is an earlier entry that is the same file.
+    `action` is "same" (the target has an equal entry), "added" (the target has none), "within" (the entry lies in an
+    added folder), "newer" (the entry takes the name, and the target's version moves to `other`) or "older" (the entry
+    is placed at `other`). `mode`, `size` and `mtime_ns` are those of the entry. `twin` is the path of an earlier entry
+    that is a hard link to the same file.
     """
 
     path: str
@@ -40,22 +41,22 @@ class MergeEntry:
     twin: str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON types."""
+        """Return the entry as JSON types."""
         return asdict(self)
 
     @property
     def kept_at(self) -> str:
-        """Where in the merged folder this entry is."""
+        """Return the path of this entry in the target after the merge."""
         return (self.other or self.path) if self.action == "older" else self.path
 
 
 class TreeMerge:
-    """`original` into `target`, by way of `stage`, an empty folder of ours on the target's file system."""
+    """Merges `original` into `target` through `stage`, an empty folder on the target's file system."""
 
     def __init__(
         self, original: OpenDir, target: OpenDir, stage: OpenDir, progress: Callable[[int, str], None] | None = None
     ) -> None:
-        """Take the three open folders, and a callback of (count, "files compared" or a unit of the copy)."""
+        """Take the open folders, and a callback for (count, unit): "files compared", or a unit of TreeCopy."""
         self.progress = progress or (lambda _, __: None)
         self.original = original
         self.target = target
@@ -65,24 +66,24 @@ class TreeMerge:
         self._first: dict[int, str] = {}
 
     def look(self) -> list[MergeEntry]:
-        """Compare both, byte by byte where names meet, and say what is to be done."""
+        """Compare both folders, byte by byte where both have a name, and return an entry for each path."""
         self._marks = dict(marks(self.original))
         self._first.clear()
-        return list(self._look(self.original, self.target, ""))
+        return list(self._compare(self.original, self.target, ""))
 
     def bring(self, rows: Sequence[MergeEntry]) -> None:
-        """Copy to the stage what is not in the target yet, and prove it."""
+        """Copy the entries that the target lacks to the stage, and verify the copies."""
         needed = {row.path for row in rows if row.action not in _NOT_PLACED}
-        on_the_way = {above for path in needed for above in _above(path)}
+        parents = {parent for path in needed for parent in _parents(path)}
 
-        def wanted(path: str) -> bool:
-            return path in on_the_way or path in needed or any(above in needed for above in _above(path))
+        def is_selected(path: str) -> bool:
+            return path in parents or path in needed or any(parent in needed for parent in _parents(path))
 
-        TreeCopy([(self.original, self.stage)], self.progress, wanted).run()
+        TreeCopy([(self.original, self.stage)], self.progress, is_selected).run()
         self.stage.sync_file_system()
 
     def place(self, rows: Sequence[MergeEntry]) -> None:
-        """Give everything on the stage its name in the target. Each act leaves both contents under some name."""
+        """Rename the entries on the stage into the target; after each rename both versions still have a name."""
         for row in rows:
             if row.action in _NOT_PLACED:
                 continue
@@ -91,93 +92,93 @@ class TreeMerge:
                     stage.rename(name, target, _base(row.other))
                     continue
                 if row.action == "newer":
-                    _give_way(target, name, _base(row.other))
+                    _move_aside(target, name, _base(row.other))
                 stage.rename(name, target, name)
         self.target.sync_file_system()
 
     def changed_since(self) -> bool:
-        """Whether the original was touched after the look."""
+        """Return whether the original has changed since the call of `look`."""
         return dict(marks(self.original)) != self._marks
 
-    def _look(self, original: OpenDir, target: OpenDir, key: str) -> Iterator[MergeEntry]:
-        for entry in sorted(original.scan(), key=lambda each: each.name):
-            found, there = entry.stat(follow_symlinks=False), target.lstat(entry.name)
+    def _compare(self, original: OpenDir, target: OpenDir, key: str) -> Iterator[MergeEntry]:
+        for entry in sorted(original.scan(), key=lambda item: item.name):
+            status, existing = entry.stat(follow_symlinks=False), target.lstat(entry.name)
             path = f"{key}/{entry.name}".removeprefix("/")
-            self.progress(not stat.S_ISDIR(found.st_mode), "files compared")
+            self.progress(not stat.S_ISDIR(status.st_mode), "files compared")
 
             def row(
-                action: str, other: str | None = None, *, path: str = path, found: os.stat_result = found
+                action: str, other: str | None = None, *, path: str = path, status: os.stat_result = status
             ) -> MergeEntry:
-                place = f"{path.rpartition('/')[0]}/{other}".removeprefix("/") if other else None
-                return self._row(path, found, action, place)
+                other_path = f"{path.rpartition('/')[0]}/{other}".removeprefix("/") if other else None
+                return self._row(path, status, action, other_path)
 
-            if there is None:
+            if existing is None:
                 yield row("added")
-                if stat.S_ISDIR(found.st_mode):
+                if stat.S_ISDIR(status.st_mode):
                     with original.enter(entry.name) as inner:
                         yield from self._within(inner, path)
-            elif stat.S_ISDIR(found.st_mode) and stat.S_ISDIR(there.st_mode):
+            elif stat.S_ISDIR(status.st_mode) and stat.S_ISDIR(existing.st_mode):
                 yield row("same")
                 with original.enter(entry.name) as first, target.enter(entry.name) as second:
-                    yield from self._look(first, second, path)
-            elif self._is_same(original, target, entry.name, found, there):
+                    yield from self._compare(first, second, path)
+            elif self._is_same(original, target, entry.name, status, existing):
                 yield row("same")
-            elif found.st_mtime_ns > there.st_mtime_ns:
-                yield row("newer", _other_name(target, entry.name, there))
+            elif status.st_mtime_ns > existing.st_mtime_ns:
+                yield row("newer", _other_name(target, entry.name, existing))
             else:
-                other = _other_name(original, entry.name, found)
-                # A folder that a killed run has kept is not kept again; a file's place comes from its content.
-                kept = stat.S_ISDIR(found.st_mode) and target.lstat(other) is not None
-                yield row("same") if kept else row("older", other)
+                other = _other_name(original, entry.name, status)
+                # An interrupted run may have placed the folder already. A file's other name depends on its content.
+                is_placed = stat.S_ISDIR(status.st_mode) and target.lstat(other) is not None
+                yield row("same") if is_placed else row("older", other)
 
-    def _row(self, path: str, found: os.stat_result, action: str, other: str | None) -> MergeEntry:
+    def _row(self, path: str, status: os.stat_result, action: str, other: str | None) -> MergeEntry:
         twin = None
-        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-            first = self._first.setdefault(found.st_ino, path)
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            first = self._first.setdefault(status.st_ino, path)
             twin = first if first != path else None
-        mode = stat.S_IMODE(found.st_mode)
-        return MergeEntry(path, _kind(found), action, other, mode, found.st_size, found.st_mtime_ns, twin)
+        mode = stat.S_IMODE(status.st_mode)
+        return MergeEntry(path, _kind(status), action, other, mode, status.st_size, status.st_mtime_ns, twin)
 
     def _within(self, folder: OpenDir, key: str) -> Iterator[MergeEntry]:
-        for entry in sorted(folder.scan(), key=lambda each: each.name):
-            found = entry.stat(follow_symlinks=False)
-            yield self._row(f"{key}/{entry.name}", found, "within", None)
-            if stat.S_ISDIR(found.st_mode):
+        for entry in sorted(folder.scan(), key=lambda item: item.name):
+            status = entry.stat(follow_symlinks=False)
+            yield self._row(f"{key}/{entry.name}", status, "within", None)
+            if stat.S_ISDIR(status.st_mode):
                 with folder.enter(entry.name) as inner:
                     yield from self._within(inner, f"{key}/{entry.name}")
 
     def _is_same(
-        self, original: OpenDir, target: OpenDir, name: str, found: os.stat_result, there: os.stat_result
+        self, original: OpenDir, target: OpenDir, name: str, status: os.stat_result, existing: os.stat_result
     ) -> bool:
-        if stat.S_IFMT(found.st_mode) != stat.S_IFMT(there.st_mode):
+        if stat.S_IFMT(status.st_mode) != stat.S_IFMT(existing.st_mode):
             return False
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return original.readlink(name) == target.readlink(name)
-        if found.st_size != there.st_size:
+        if status.st_size != existing.st_size:
             return False
         first = original.open(name, os.O_RDONLY)
         try:
             second = target.open(name, os.O_RDONLY)
             try:
-                return copy_file.same(first, second, self._block, alone=True)
+                return copy_file.is_same(first, second, self._block, content_only=True)
             finally:
                 os.close(second)
         finally:
             os.close(first)
 
 
-def _above(path: str) -> Iterator[str]:
-    """Every folder in which a relative path lies."""
+def _parents(path: str) -> Iterator[str]:
+    """Yield the parent folders of a relative path, the nearest first."""
     while path := path.rpartition("/")[0]:
         yield path
 
 
-def _give_way(folder: OpenDir, name: str, other: str) -> None:
-    """Let what is under a name be under another one as well, or only, so that the name can be taken."""
-    found = folder.lstat(name)
-    if found is None:
+def _move_aside(folder: OpenDir, name: str, other: str) -> None:
+    """Make a hard link `other` to an entry, or rename the entry to it, so that another entry can take its name."""
+    status = folder.lstat(name)
+    if status is None:
         return
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         try:
             if folder.lstat(other) is None:
                 folder.hardlink(name, folder, other)
@@ -191,7 +192,7 @@ def _give_way(folder: OpenDir, name: str, other: str) -> None:
 
 @contextlib.contextmanager
 def holding(top: OpenDir, path: str) -> Iterator[tuple[OpenDir, str]]:
-    """Open the folder in which a relative path lies; yields it and the path's last name."""
+    """Open the parent folder of a relative path, and yield the folder and the last component of the path."""
     *parts, name = path.split("/")
     with contextlib.ExitStack() as stack:
         here = top
@@ -200,27 +201,30 @@ def holding(top: OpenDir, path: str) -> Iterator[tuple[OpenDir, str]]:
         yield here, name
 
 
-def _other_name(folder: OpenDir, name: str, found: os.stat_result) -> str:
-    """A name for what does not get its own: the same at every try, since it comes from the content."""
-    if stat.S_ISREG(found.st_mode):
+def _other_name(folder: OpenDir, name: str, status: os.stat_result) -> str:
+    """Return the new name for an entry that loses its own.
+
+    The name contains a hash of the content, so a repeated merge returns the same name.
+    """
+    if stat.S_ISREG(status.st_mode):
         digest = hashlib.sha256()
         descriptor = folder.open(name, os.O_RDONLY)
         with os.fdopen(descriptor, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    elif stat.S_ISLNK(found.st_mode):
+    elif stat.S_ISLNK(status.st_mode):
         digest = hashlib.sha256(os.fsencode(folder.readlink(name) or ""))
     else:
-        digest = hashlib.sha256(f"{found.st_mode} {found.st_mtime_ns}".encode())
+        digest = hashlib.sha256(f"{status.st_mode} {status.st_mtime_ns}".encode())
     suffix = f".firstlight-{digest.hexdigest()[:12]}"
-    whole = os.fsencode(name)
-    return os.fsdecode(whole[: _LONGEST_NAME - len(suffix)]) + suffix
+    encoded = os.fsencode(name)
+    return os.fsdecode(encoded[: _LONGEST_NAME - len(suffix)]) + suffix
 
 
-def _kind(found: os.stat_result) -> str:
-    if stat.S_ISDIR(found.st_mode):
+def _kind(status: os.stat_result) -> str:
+    if stat.S_ISDIR(status.st_mode):
         return "folder"
-    return "file" if stat.S_ISREG(found.st_mode) else "link" if stat.S_ISLNK(found.st_mode) else "special"
+    return "file" if stat.S_ISREG(status.st_mode) else "link" if stat.S_ISLNK(status.st_mode) else "special"
 
 
 def _base(path: str | None) -> str:

@@ -1,6 +1,6 @@
-"""An open folder, and what is done inside it: by its descriptor, so that a bent path leads nowhere else.
+"""Works on the entries of an open folder through its descriptor, so that a changed path cannot redirect the work.
 
-A name is always one component. On Windows, which has no such descriptors, the folder's path stands in.
+A name is always one path component. Windows has no such descriptors, so the folder's path is used there.
 """
 
 from __future__ import annotations
@@ -30,53 +30,55 @@ _BY_DESCRIPTOR = os.open in os.supports_dir_fd
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_FOLLOW | getattr(os, "O_CLOEXEC", 0)
-_SEARCH = _DIRECTORY | getattr(os, "O_PATH", 0)  # a folder on the way need not be readable
-_MOST_LINKS = 40  # as many as the kernel follows
+_SEARCH = _DIRECTORY | getattr(os, "O_PATH", 0)  # a parent folder need not be readable
+_MOST_LINKS = 40  # the limit of the Linux kernel (source: include/linux/namei.h, MAXSYMLINKS)
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 
 
-def _naming(act: Callable[Concatenate[OpenDir, str, _P], _R]) -> Callable[Concatenate[OpenDir, str, _P], _R]:
-    """Let an error name the whole path, not the one component that the system was given."""
+def _with_full_path(
+    method: Callable[Concatenate[OpenDir, str, _P], _R],
+) -> Callable[Concatenate[OpenDir, str, _P], _R]:
+    """Decorate a method so that its OSError names the full path instead of one component."""
 
-    @functools.wraps(act)
-    def named(self: OpenDir, name: str, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    @functools.wraps(method)
+    def wrapper(self: OpenDir, name: str, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            return act(self, name, *args, **kwargs)
+            return method(self, name, *args, **kwargs)
         except OSError as error:
             error.filename = str(self.path / name)
             raise
 
-    return cast("Callable[Concatenate[OpenDir, str, _P], _R]", named)
+    return cast("Callable[Concatenate[OpenDir, str, _P], _R]", wrapper)
 
 
 class OpenDir:
-    """One open folder. Close it, or use it in a `with`."""
+    """Represents one open folder. Close it, or use it in a `with` statement."""
 
     def __init__(self, descriptor: int | None, path: Path) -> None:
-        """Take the descriptor (None on Windows), and the path for messages."""
+        """Take the descriptor (None on Windows) and the path, which error messages name."""
         self.descriptor = descriptor
         self.path = path
 
     @classmethod
     def at(cls, path: Path) -> OpenDir:
-        """Open a folder; of the links on its way only root's and our own are followed.
+        """Open a folder; on its path, only links made by root or by this user are followed.
 
         Raises:
-            BlockedError: somebody else's link lies on the way.
-            OSError: it is not there, or no folder.
+            BlockedError: the path contains a link that another user made.
+            OSError: the folder does not exist, or the path is not a folder.
         """
         if not _BY_DESCRIPTOR:
             real = path.resolve(strict=True)
             return cls(None, real)
         return _walk(path)
 
-    @_naming
+    @_with_full_path
     def enter(self, name: str) -> OpenDir:
-        """Open a folder in this one; a link is refused.
+        """Open a folder in this one.
 
         Raises:
-            OSError: it is not there, no folder, or a link (ELOOP, ENOTDIR).
+            OSError: the name does not exist, is not a folder, or is a link (ELOOP, ENOTDIR).
         """
         if self.descriptor is None:
             path = self.path / name
@@ -86,34 +88,34 @@ class OpenDir:
         return OpenDir(os.open(name, _DIRECTORY, dir_fd=self.descriptor), self.path / name)
 
     def scan(self) -> list[os.DirEntry[str]]:
-        """What is in it, in no order; each with a `stat` that follows no link."""
+        """Return the entries of the folder in no order; call `stat` on them with follow_symlinks=False."""
         with os.scandir(self.path if self.descriptor is None else self.descriptor) as entries:
             return list(entries)
 
-    @_naming
+    @_with_full_path
     def open(self, name: str, flags: int, mode: int = 0o600) -> int:
-        """Open a file; a link is refused."""
+        """Open a file and return its descriptor; a link raises an OSError (ELOOP)."""
         return os.open(self._name(name), flags | _NO_FOLLOW | _BINARY, mode, dir_fd=self.descriptor)
 
     def lstat(self, name: str) -> os.stat_result | None:
-        """What is under a name, no link followed; None where nothing is."""
+        """Return the status of an entry without following a link; None if it does not exist."""
         try:
             return os.stat(self._name(name), dir_fd=self.descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def readlink(self, name: str) -> str | None:
-        """Where a link (or junction) leads; None where there is no link."""
+        """Return the target of a link or junction; None if the name is not a link."""
         return link_target(self._name(name), self.descriptor)
 
-    @_naming
+    @_with_full_path
     def make(self, name: str) -> None:
-        """Make a folder that only we can enter."""
+        """Make a folder that only this user can enter."""
         os.mkdir(self._name(name), 0o700, dir_fd=self.descriptor)
 
-    @_naming
+    @_with_full_path
     def symlink(self, name: str, target: str) -> None:
-        """Make a link to a folder; a junction where Windows grants no right to make links."""
+        """Make a link to a folder; a junction if Windows denies the privilege to make links."""
         try:
             os.symlink(target, self._name(name), target_is_directory=True, dir_fd=self.descriptor)
         except OSError as error:
@@ -123,9 +125,9 @@ class OpenDir:
 
             _winapi.CreateJunction(target, self._name(name))  # type: ignore[attr-defined,unused-ignore]
 
-    @_naming
+    @_with_full_path
     def unlink(self, name: str) -> None:
-        """Take a file or link away; a junction is a folder to Windows."""
+        """Delete a file or a link. Windows treats a junction as a folder, so `rmdir` deletes it."""
         try:
             os.unlink(self._name(name), dir_fd=self.descriptor)
         except PermissionError:
@@ -133,21 +135,22 @@ class OpenDir:
                 raise
             self.rmdir(name)
 
-    @_naming
+    @_with_full_path
     def rmdir(self, name: str) -> None:
-        """Take an empty folder away."""
+        """Delete an empty folder."""
         os.rmdir(self._name(name), dir_fd=self.descriptor)
 
-    @_naming
+    @_with_full_path
     def rename(self, name: str, other: OpenDir, new: str) -> None:
-        """Give it another name, in this or another open folder: the one place where a rename is made."""
+        """Rename an entry, within this folder or into another open folder."""
         os.rename(self._name(name), other._name(new), src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor)
 
     def exchange(self, name: str, other: OpenDir, new: str) -> None:
-        """Swap what two names stand for, at one instant.
+        """Swap two entries atomically (renameat2 with RENAME_EXCHANGE).
 
         Raises:
-            OSError: the system or the file system cannot (ENOSYS, EINVAL), or not between these (EXDEV).
+            OSError: the system or the file system does not support it (ENOSYS, EINVAL), or the entries lie on two file
+                systems (EXDEV).
         """
         call = getattr(_libc(), "renameat2", None)
         if self.descriptor is None or call is None:
@@ -157,9 +160,9 @@ class OpenDir:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(self.path / name))
 
-    @_naming
+    @_with_full_path
     def hardlink(self, name: str, other: OpenDir, new: str) -> None:
-        """Give a file a second name in another open folder."""
+        """Make a hard link to a file in another open folder."""
         os.link(
             self._name(name),
             other._name(new),
@@ -168,23 +171,23 @@ class OpenDir:
             follow_symlinks=False,
         )
 
-    @_naming
-    def special(self, name: str, found: os.stat_result) -> None:
-        """Make a pipe, socket or device like the one that was found."""
-        os.mknod(self._name(name), found.st_mode, found.st_rdev, dir_fd=self.descriptor)
+    @_with_full_path
+    def make_special(self, name: str, status: os.stat_result) -> None:
+        """Make a pipe, socket or device with the mode and device number of the original."""
+        os.mknod(self._name(name), status.st_mode, status.st_rdev, dir_fd=self.descriptor)
 
-    @_naming
-    def dress(self, name: str, found: os.stat_result) -> None:
-        """Give a link or special file the owner and times of its original."""
-        if os.chown in os.supports_dir_fd and (made := self.lstat(name)) and made.st_uid != found.st_uid:
-            os.chown(self._name(name), found.st_uid, found.st_gid, dir_fd=self.descriptor, follow_symlinks=False)
+    @_with_full_path
+    def copy_owner_and_times(self, name: str, status: os.stat_result) -> None:
+        """Give a link or special file the owner and times of its original, whose status is `status`."""
+        if os.chown in os.supports_dir_fd and (copy := self.lstat(name)) and copy.st_uid != status.st_uid:
+            os.chown(self._name(name), status.st_uid, status.st_gid, dir_fd=self.descriptor, follow_symlinks=False)
         if os.utime in os.supports_follow_symlinks:
-            times = (found.st_atime_ns, found.st_mtime_ns)
+            times = (status.st_atime_ns, status.st_mtime_ns)
             os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
 
-    @_naming
-    def stamp(self, name: str, mode: int, mtime_ns: int) -> None:
-        """Give a file or folder a mode and a time of change; of a link, the time alone."""
+    @_with_full_path
+    def set_mode_and_mtime(self, name: str, mode: int, mtime_ns: int) -> None:
+        """Set the mode and the modification time of a file or folder; of a link, only the time."""
         if self.readlink(name) is None:
             os.chmod(self._name(name), mode, dir_fd=self.descriptor)
         if os.utime in os.supports_follow_symlinks:
@@ -192,15 +195,15 @@ class OpenDir:
             os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
 
     def sync(self) -> None:
-        """Force the folder's names to the disk."""
+        """Write the folder's entries to the disk (fsync)."""
         if self.descriptor is not None:
             os.fsync(self.descriptor)
 
     def sync_file_system(self) -> None:
-        """Force all that was written to this file system to the disk, in one call where there is one.
+        """Write all pending data of this file system to the disk with syncfs, or of all file systems with sync.
 
         Raises:
-            OSError: the disk could not take it (EIO, ENOSPC).
+            OSError: the disk reports an error (EIO, ENOSPC).
         """
         call = getattr(_libc(), "syncfs", None)
         if self.descriptor is None or call is None:
@@ -212,7 +215,7 @@ class OpenDir:
             raise OSError(code, os.strerror(code), str(self.path))
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
@@ -228,7 +231,7 @@ class OpenDir:
 
 
 def link_target(path: str | Path, descriptor: int | None = None) -> str | None:
-    """Where a link (or junction) leads, as it is written; None where there is no link."""
+    """Return the target of a link or junction, as stored in it; None if the path is not a link."""
     try:
         return os.readlink(path, dir_fd=descriptor).removeprefix("\\\\?\\")
     except OSError:
@@ -241,7 +244,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def _walk(path: Path) -> OpenDir:
-    """Open a path component by component, no link followed by the system itself."""
+    """Open a path component by component; each link is checked here and never followed by the system."""
     todo = list(reversed(path.absolute().parts[1:]))
     real = Path(path.anchor or os.sep)
     here = os.open(real, _SEARCH)
@@ -250,7 +253,7 @@ def _walk(path: Path) -> OpenDir:
         while todo:
             part = todo.pop()
             if part == os.pardir:
-                # The folders so far are real, so their parents are what is meant.
+                # The path so far contains no link, so its parent is also the parent by name.
                 real = real.parent
                 above = os.open(os.pardir, _SEARCH, dir_fd=here)
                 os.close(here)

@@ -1,4 +1,4 @@
-"""What lies in a folder: how much, what cannot be moved, and taking it away; no link is ever followed."""
+"""Measures and deletes folders with all their entries; no link is followed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
     from provision.fs.open_dir import OpenDir
 
-_BLOCK = 4096  # what the smallest file or folder takes on common file systems
+_BLOCK = 4096  # the bytes that the smallest file or folder occupies on common file systems
 
 
 @dataclass
 class TreeSize:
-    """What a tree needs elsewhere: bytes in whole blocks (a file with several names counts once), and inodes.
+    """Hold the space that a copy of a tree needs: `bytes` in whole blocks, and `inodes`.
 
-    `files` are the names that are no folder, and `data` their bytes: what a copy reports.
-    `foreign` is the first entry that belongs to another user, `mount` the first other file system in it.
+    A file with several hard links counts once in both. `files` is the number of names that are not folders, and `data`
+    their bytes; the progress of a copy counts these. `foreign` is the first entry of another user, and `mount` the
+    first mount point in the tree.
     """
 
     bytes: int = 0
@@ -39,99 +40,99 @@ class TreeSize:
 
 
 def measure(folder: OpenDir) -> TreeSize:
-    """Count what lies in a folder; note the first entry of another owner, and the first other file system."""
+    """Return the size of a folder with all its entries, its first entry of another user and its first mount point."""
     amount = TreeSize(inodes=1)
-    here = os.lstat(folder.path) if folder.descriptor is None else os.fstat(folder.descriptor)
-    _measure(folder, here.st_dev, amount, set())
+    status = os.lstat(folder.path) if folder.descriptor is None else os.fstat(folder.descriptor)
+    _measure(folder, status.st_dev, amount, set())
     return amount
 
 
 def is_empty(folder: OpenDir) -> bool:
-    """Whether nothing but folders lies in it."""
+    """Return whether a folder contains nothing but folders."""
     for entry in folder.scan():
         if not entry.is_dir(follow_symlinks=False):
             return False
-        with folder.enter(entry.name) as below:
-            if not is_empty(below):
+        with folder.enter(entry.name) as inner:
+            if not is_empty(inner):
                 return False
     return True
 
 
 def remove(folder: OpenDir, name: str) -> None:
-    """Take away what is under a name, and all that lies in it; nothing there is no error."""
-    found = folder.lstat(name)
-    if found is None:
+    """Delete an entry and, if it is a folder, everything in it; a missing entry is no error."""
+    status = folder.lstat(name)
+    if status is None:
         return
-    if not stat.S_ISDIR(found.st_mode) or folder.readlink(name) is not None:
+    if not stat.S_ISDIR(status.st_mode) or folder.readlink(name) is not None:
         folder.unlink(name)
         return
-    with folder.enter(name) as below:
-        if below.descriptor is not None and found.st_mode & stat.S_IRWXU != stat.S_IRWXU:
-            os.fchmod(below.descriptor, 0o700)
-        for entry in below.scan():
-            remove(below, entry.name) if entry.is_dir(follow_symlinks=False) else below.unlink(entry.name)
+    with folder.enter(name) as inner:
+        if inner.descriptor is not None and status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.fchmod(inner.descriptor, 0o700)
+        for entry in inner.scan():
+            remove(inner, entry.name) if entry.is_dir(follow_symlinks=False) else inner.unlink(entry.name)
     folder.rmdir(name)
 
 
-def data_bytes(descriptor: int, found: os.stat_result) -> int:
-    """The bytes of a file that are no hole."""
-    if not is_sparse(found):
-        return found.st_size
-    return sum(end - start for start, end in extents(descriptor, found.st_size))
+def data_bytes(descriptor: int, status: os.stat_result) -> int:
+    """Return the bytes of a file outside its holes."""
+    if not is_sparse(status):
+        return status.st_size
+    return sum(end - start for start, end in extents(descriptor, status.st_size))
 
 
-def is_sparse(found: os.stat_result) -> bool:
-    """Whether fewer blocks are taken than the size needs: holes, or a file system that packs."""
-    blocks: int = getattr(found, "st_blocks", 0)
-    return hasattr(os, "SEEK_DATA") and blocks * 512 < found.st_size
+def is_sparse(status: os.stat_result) -> bool:
+    """Return whether a file occupies fewer blocks than its size needs: it has holes, or the file system compresses."""
+    blocks: int = getattr(status, "st_blocks", 0)
+    return hasattr(os, "SEEK_DATA") and blocks * 512 < status.st_size
 
 
 def extents(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """The pieces of a file that hold data, as (start, end); the whole file where the system cannot say."""
-    found = []
-    place = 0
-    while place < size:
+    """Return the data ranges of a file as (start, end); the whole file if the system does not report holes."""
+    ranges = []
+    offset = 0
+    while offset < size:
         try:
-            start = os.lseek(descriptor, place, os.SEEK_DATA)
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == 6:  # ENXIO: nothing but a hole follows
+            if error.errno == 6:  # ENXIO: the rest of the file is a hole
                 break
             return [(0, size)]
-        place = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-        if start < place:
-            found.append((start, place))
-    return found
+        offset = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        if start < offset:
+            ranges.append((start, offset))
+    return ranges
 
 
 def _measure(folder: OpenDir, device: int, amount: TreeSize, counted: set[int]) -> None:
     for entry in folder.scan():
-        found = entry.stat(follow_symlinks=False)
-        if hasattr(os, "geteuid") and os.geteuid() not in {0, found.st_uid}:
+        status = entry.stat(follow_symlinks=False)
+        if hasattr(os, "geteuid") and os.geteuid() not in {0, status.st_uid}:
             amount.foreign = amount.foreign or str(folder.path / entry.name)
-        amount.files += not stat.S_ISDIR(found.st_mode)
-        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-            if found.st_ino in counted:
+        amount.files += not stat.S_ISDIR(status.st_mode)
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            if status.st_ino in counted:
                 continue
-            counted.add(found.st_ino)
+            counted.add(status.st_ino)
         amount.inodes += 1
-        if stat.S_ISDIR(found.st_mode):
-            if found.st_dev != device:
+        if stat.S_ISDIR(status.st_mode):
+            if status.st_dev != device:
                 amount.mount = amount.mount or str(folder.path / entry.name)
                 continue
-            with folder.enter(entry.name) as below:
-                _measure(below, device, amount, counted)
-        elif stat.S_ISREG(found.st_mode):
-            size = _size(folder, entry.name, found)
+            with folder.enter(entry.name) as inner:
+                _measure(inner, device, amount, counted)
+        elif stat.S_ISREG(status.st_mode):
+            size = _size(folder, entry.name, status)
             amount.data += size
             amount.bytes += -(-size // _BLOCK) * _BLOCK
     amount.bytes += _BLOCK
 
 
-def _size(folder: OpenDir, name: str, found: os.stat_result) -> int:
-    if not is_sparse(found):
-        return found.st_size
+def _size(folder: OpenDir, name: str, status: os.stat_result) -> int:
+    if not is_sparse(status):
+        return status.st_size
     descriptor = folder.open(name, os.O_RDONLY)
     try:
-        return data_bytes(descriptor, found)
+        return data_bytes(descriptor, status)
     finally:
         os.close(descriptor)

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from provision.fs.atomic import write_atomic
-from provision.fs.file_lock import alone
+from provision.fs.file_lock import exclusive_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,7 +56,7 @@ def keep(root: Root, model: ModelSpec, listed: Iterable[ListedFile], source: str
 
     The official hub's word takes the place of a mirror's; no other word does.
     """
-    with alone(root.model_pins):
+    with exclusive_lock(root.model_pins):
         every = _read(root)
         mine = dict(every.get(_key(model), {}))
         for each in listed:

@@ -14,7 +14,7 @@ from provision.config.models import cache_folder
 from provision.core import layout, process
 from provision.core.errors import BlockedError, FirstlightError, from_os_error
 from provision.fs.atomic import write_atomic
-from provision.fs.file_lock import alone
+from provision.fs.file_lock import exclusive_lock
 from provision.models import architectures, safetensors, stand_in_files, stand_in_worker
 from provision.models.snapshots import link
 
@@ -131,7 +131,7 @@ def build(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Another build of the same is waited for, and is then there.
-        with alone(root.hub_in_use / ".locks" / folder.name / "build"):
+        with exclusive_lock(root.hub_in_use / ".locks" / folder.name / "build"):
             there = snapshot_of(root, name)
             if there is not None:
                 return there

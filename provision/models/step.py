@@ -10,7 +10,7 @@ from provision.core.errors import FirstlightError
 from provision.core.redact import redact
 from provision.core.step import Check, State
 from provision.fs.atomic import write_atomic
-from provision.fs.file_lock import alone
+from provision.fs.file_lock import exclusive_lock
 from provision.models import former_ids, load_line, stand_ins
 from provision.models.hub_client import HubError
 from provision.models.pull import Pull
@@ -166,7 +166,7 @@ def record(root: Root, model: str, reason: str | None) -> None:
     """Put a stand-in on record, or (None) take it off."""
     if reason is None and model not in recorded(root):
         return
-    with alone(root.stand_ins):
+    with exclusive_lock(root.stand_ins):
         kept = recorded(root)
         wanted = {name: why for name, why in kept.items() if name != model}
         if reason is not None:

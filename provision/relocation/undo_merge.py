@@ -144,10 +144,10 @@ class UndoMergeStep:
                         first_place.hardlink(first_name, place, name)
                 else:
                     with holding(merged, row.kept_at) as (kept, other):
-                        mirror.one(kept, other, place, name)
+                        mirror.copy_entry(kept, other, place, name)
         for row in reversed(rows):  # a folder's time after what lies in it
             with holding(back, row.path) as (place, name):
-                place.stamp(name, row.mode, row.mtime_ns)
+                place.set_mode_and_mtime(name, row.mode, row.mtime_ns)
 
     def _take_out(self, merged: OpenDir, row: MergeEntry) -> None:
         """Take one entry out of the merged folder; one that has been changed or filled since stays."""

@@ -249,7 +249,7 @@ class TestLedger:
         health.stopped.set()
         health.wait(9, "x")
         health.wait(9, "x", is_asked=False)
-        assert told == ["x: waiting 9 s, as it was asked to", "x: waiting 9 s"]
+        assert told == ["x: waiting 9 s, as Retry-After requests", "x: waiting 9 s"]
 
 
 def test_whoever_shares_the_cache_may_hold_a_lock(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_whoever_shares_the_cache_may_hold_a_lock(tmp_path: Path) -> None:
         lock = blob_lock.BlobLock(tmp_path / "locks" / "a.lock")
         assert lock.take()
         lock.release()
-        with file_lock.alone(tmp_path / "b.json"):
+        with file_lock.exclusive_lock(tmp_path / "b.json"):
             modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.lock")}
     finally:
         os.umask(before)

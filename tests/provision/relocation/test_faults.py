@@ -117,7 +117,7 @@ def test_a_wrong_copy_is_never_taken(source: Path, other_disk: Path, monkeypatch
             os.utime(copy.path / name, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     monkeypatch.setattr(TreeCopy, "_file", harm)
-    with pytest.raises(FirstlightError, match="does not come out the same"):
+    with pytest.raises(FirstlightError, match="still differs from its original"):
         moving(source, other_disk).apply()
     assert random_trees.read(source) == held
 
