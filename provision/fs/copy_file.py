@@ -163,8 +163,8 @@ def copy_metadata(target: int | str, source: int, status: os.stat_result, path: 
             # A group that this user is not a member of is not kept, as in other copying tools. The owner must be kept.
             if copy_status.st_uid != status.st_uid:
                 raise BlockedError(
-                    f"{path} belongs to user {status.st_uid}, and its copy cannot keep this owner. Leave it where it is, "
-                    f"or change its owner: chown -R --no-dereference {copy_status.st_uid} {path}"
+                    f"{path} belongs to user {status.st_uid}, and its copy cannot keep this owner. Leave it where it "
+                    f"is, or change its owner: chown -R --no-dereference {copy_status.st_uid} {path}"
                 ) from None
     if hasattr(os, "listxattr") and isinstance(target, int):
         _attributes(target, source, path)

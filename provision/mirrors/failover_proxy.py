@@ -249,7 +249,9 @@ class FailoverProxy:
             url = source.url if flat else f"{source.url.rstrip('/')}/{package}/"
             files = self._ask(source, url)
             self._listed[key] = [
-                file for file in files if normal(re.split(r"-\d", file.name)[0]) == package and urls.is_taken(file.url)
+                file
+                for file in files
+                if normal(re.split(r"-\d", file.name)[0]) == package and urls.is_allowed(file.url)
             ]
         return self._listed[key]
 

@@ -1,1 +1,4 @@
-"""HTTP: sessions, bodies, retries, and one file from several sources. It knows nothing of hubs or indexes."""
+"""Downloads over HTTP: sessions, response bodies, retries, and one file from several sources.
+
+Knowledge about hubs, indexes and channels does not belong here.
+"""

@@ -1,4 +1,4 @@
-"""Reads the body of a response as it arrives, into one buffer: a byte is copied once on its way to the hash."""
+"""Reads the body of a response into one reused buffer, so that each byte is copied once before it is hashed."""
 
 from __future__ import annotations
 
@@ -14,89 +14,94 @@ if TYPE_CHECKING:
     import urllib3
     from typing_extensions import Self
 
-# Large enough that few calls are made, small enough to be still in a core's cache when it is hashed and written:
-# of 2^17 … 2^20 this was the fastest, by a tenth against a fresh 2^20 for each read.
+# Large enough for few calls, and small enough to stay in a core's cache until it is hashed and written.
+# Measured: the fastest of 2^17 … 2^20, and a tenth faster than a new buffer of 2^20 for each read.
 _BLOCK = 1 << 19
 
 
 class StalledError(TimeoutError):
-    """Nothing came for as long as was asked to wait."""
+    """Report that no data arrived within the timeout."""
 
 
 class ConnectionBrokenError(Exception):
-    """The line ended before the body did."""
+    """Report that the connection ended before the body was complete."""
 
 
 class StallTimeout:
-    """Ends a reading that brings nothing for so many seconds: a socket's own limit starts anew with every byte.
+    """Aborts a read that returns no data within a timeout.
 
-    `end` is what ends it; `with` then raises StalledError.
+    A socket's own timeout restarts with every received byte, so it never ends a response that arrives byte by byte.
+    At the timeout `abort` is called, and the `with` block raises StalledError.
     """
 
-    def __init__(self, seconds: float, end: Callable[[], None]) -> None:
-        """Take what the class says."""
+    def __init__(self, seconds: float, abort: Callable[[], None]) -> None:
+        """Take the timeout in seconds, and the function that aborts the read."""
         self._seconds = seconds
-        self._end = end
-        self._until: float | None = None
+        self._abort = abort
+        self._deadline: float | None = None
         self._changed = threading.Condition()
-        self._is_over = self._has_ended = False
+        self._is_over = self._has_aborted = False
 
     def __enter__(self) -> Self:
-        """Begin."""
-        self.go_on()
+        """Start the timeout."""
+        self.start()
         threading.Thread(target=self._wait, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go; nothing is ended any more."""
+        """Stop the timeout.
+
+        Raises:
+            StalledError: the read was aborted.
+        """
         with self._changed:
             self._is_over = True
             self._changed.notify()
-        if self._has_ended:
+        if self._has_aborted:
             raise StalledError
 
-    def go_on(self) -> None:
-        """Something is waited for from now on."""
+    def start(self) -> None:
+        """Set the deadline to the full timeout from now: the next read begins."""
         with self._changed:
-            self._until = time.monotonic() + self._seconds
+            self._deadline = time.monotonic() + self._seconds
 
-    def rest(self) -> None:
-        """Nothing is waited for: what came is at work."""
+    def pause(self) -> None:
+        """Remove the deadline while received data is processed."""
         with self._changed:
-            self._until = None
+            self._deadline = None
 
     def _wait(self) -> None:
         with self._changed:
             while not self._is_over:
-                left = self._seconds if self._until is None else self._until - time.monotonic()
+                left = self._seconds if self._deadline is None else self._deadline - time.monotonic()
                 if left <= 0:
-                    self._has_ended = True
-                    with suppress(OSError, RuntimeError, ValueError):  # it has ended by itself
-                        self._end()
+                    self._has_aborted = True
+                    with suppress(OSError, RuntimeError, ValueError):  # the connection has ended already
+                        self._abort()
                     return
                 self._changed.wait(left)
 
 
 def blocks(raw: urllib3.BaseHTTPResponse, seconds: float) -> Iterator[bytes | memoryview]:
-    """What arrives, in pieces; one may not be kept when the next is asked for.
+    """Yield the body in blocks as they arrive; a block is valid only until the next one is requested.
 
-    The body must not be decoded on its way (ask for `Accept-Encoding: identity`).
+    The body must not be compressed (send `Accept-Encoding: identity`).
 
     Args:
         raw: the response.
-        seconds: how long it may bring nothing: a chunk's length, or what follows the last chunk, is nothing too.
+        seconds: the timeout for the next data. The length line of a chunk and a trailer do not count as data.
 
     Raises:
-        StalledError: nothing came for so long, or for the timeout of the request.
-        ConnectionBrokenError: the line ended.
-        urllib3.exceptions.HTTPError: as urllib3 says it.
+        StalledError: no data arrived within `seconds`, or within the timeout of the request.
+        ConnectionBrokenError: the connection ended before the body was complete.
+        urllib3.exceptions.HTTPError: another error of urllib3.
     """
-    # urllib3 hands out a new bytes for every read; what it reads from takes a buffer. It has no public name for it,
-    # so whatever is not as expected is read through urllib3.
+    # urllib3 allocates new bytes for every read, but its inner http.client response can read into a buffer. That inner
+    # response has no public name, so a response of another type or state is read through urllib3.
     inner = getattr(raw, "_fp", None)
     if isinstance(inner, http.client.HTTPResponse) and not inner.chunked and raw.length_remaining == inner.length:
         buffer = memoryview(bytearray(min(_BLOCK, inner.length or 0)))
-        # The end is left to urllib3, which gives the connection back.
+        # urllib3 reads the last block itself, since it then returns the connection to the pool.
         while inner.length is not None and inner.length > len(buffer):
             try:
                 count = inner.fp.readinto1(buffer)
@@ -111,6 +116,6 @@ def blocks(raw: urllib3.BaseHTTPResponse, seconds: float) -> Iterator[bytes | me
             yield buffer[:count]
     with StallTimeout(seconds, raw.shutdown) as watch:
         while block := raw.read1(_BLOCK):
-            watch.rest()
+            watch.pause()
             yield block
-            watch.go_on()
+            watch.start()

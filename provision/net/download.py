@@ -1,4 +1,4 @@
-"""Fetches one file over HTTP into a partial that survives a kill, from whoever delivers what is pinned."""
+"""Downloads one file from several sources into a partial file, and resumes it after an interrupt or a failure."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from provision.net.fetch import Source
     from provision.net.source_health import SourceHealth
 
-# (connect, silence) in seconds: a source that does not answer is left quickly while there is another, and later it is
-# given time.
+# (connect, read) timeouts in seconds. The first round leaves a silent source quickly for another one; the later rounds
+# give each source more time.
 _IMPATIENT = (3.0, 4.0)
 _PATIENT = (6.0, 60.0)
 _PATIENT_ROUNDS = 2
 _SHORTEST_WAIT_SECONDS = 0.2
-# Who is busy and says no time is sat out so often; from then on that counts as any other failure.
-_MOST_UNASKED_WAITS = 5
+# A busy source without Retry-After is waited for this often. After that its response counts as any other failure.
+_MOST_UNREQUESTED_WAITS = 5
 
 
 class DownloadError(FirstlightError):
-    """No source delivered; the partial stays for the next run.
+    """Report that no source delivered the file; the partial file is kept for the next run.
 
-    `refusals`: {source: (status, its code)} of those that show the file to some users alone; `others`: {source: why it
-    did not deliver} of the rest.
+    `refusals` has {source: (HTTP status, error code of the hub)} of the sources that show the file to certain users
+    only. `others` has {source: reason} of the other sources.
     """
 
     kind = "source"
 
     def __init__(self, message: str, refusals: Mapping[str, tuple[int, str]], others: Mapping[str, str]) -> None:
-        """Take what a person is told."""
+        """Take the message, and the failures of the sources."""
         super().__init__(message)
         self.refusals = dict(refusals)
         self.others = dict(others)
 
 
 class WrongContentError(FirstlightError):
-    """Every source that delivers sent another content than the pinned one."""
+    """Report that every source that delivered sent content with a wrong hash."""
 
     kind = "content"
 
@@ -63,54 +63,56 @@ def fetch(
     progress: Callable[[int], None],
     name: str,
 ) -> str:
-    """Fetch a file from the first candidate that delivers what is pinned, from the last good byte on.
+    """Download a file from the first source that delivers the pinned content, and resume a partial file.
 
-    A candidate that fails in the middle is followed by the next one, which goes on where it ended: the pinned hash
-    holds the two together. One that sent wrong content from its first byte to its last is not asked again in the run.
+    If a source fails in the middle, the next one continues from there; the pinned hash covers the bytes of both. A
+    source that sent a whole file with wrong content is banned for the run.
 
     Args:
-        session: carries proxies and TLS settings.
-        candidates: who may deliver, the best first; asked anew each round.
-        part: the partial; it stays when this fails.
-        size: the file's bytes where they are known.
-        pins: {kind of `hashing.content_hash`: the digests that are right}.
-        health: what became of the sources; those that it bans are left out.
-        progress: told the bytes that arrive.
-        name: what messages call the file.
+        session: the HTTP session, with its proxies and TLS settings.
+        candidates: returns the possible sources, the best first; called again in each round.
+        part: the path of the partial file; it is kept after a failure.
+        size: the size of the file in bytes, if it is known.
+        pins: {kind of `hashing.content_hash`: the pinned digests, of which one must match}.
+        health: the failures of the sources in this run; banned sources are not used.
+        progress: called with the number of received bytes.
+        name: the name of the file in messages.
 
     Returns:
-        The source that delivered its last byte. The file is at `part`.
+        The source that delivered the last byte. The complete file is at `part`.
 
     Raises:
-        DownloadError: nobody delivered.
-        WrongContentError: who delivered sent wrong content.
+        DownloadError: no source delivered.
+        WrongContentError: every source that delivered sent wrong content.
     """
     work = _Fetch(session, candidates, PartialFile(part, pins, size), health, progress, name)
     rounds = 0
     while rounds <= _PATIENT_ROUNDS:
         before, work.was_busy = work.partial.have, False
-        giver = work.round(patient=bool(rounds))
-        if giver is not None:
-            return giver
-        if not work.left():
+        source = work.round(patient=bool(rounds))
+        if source is not None:
+            return source
+        if not work.usable():
             break
-        # Whoever brings it further, or asks to be waited for, may be asked again.
+        # A round with progress, or with a source that asked for a retry, does not count.
         rounds += not (work.partial.have > before or work.was_busy)
-    said = "; ".join(f"{source}: {why}" for source, why in work.failures.items()) or "no source has it"
+    reasons = "; ".join(f"{source}: {reason}" for source, reason in work.failures.items()) or "no source has it"
     if work.wrong:
-        raise WrongContentError(f"{name} was not accepted: {said}.")
+        raise WrongContentError(f"{name} was not accepted: {reasons}.")
     raise DownloadError(
-        f"{name} could not be fetched: {said}. What arrived is kept; run again to go on.",
+        f"{name} could not be fetched: {reasons}. The received part is kept; run the same command again to resume.",
         work.refusals,
-        {source: why for source, why in work.failures.items() if source not in work.refusals},
+        {source: reason for source, reason in work.failures.items() if source not in work.refusals},
     )
 
 
 @dataclass
 class _Fetch:
-    """One file on its way; `failures` of this file, `dropped` who does not have it.
+    """Holds the state of one download.
 
-    `asked` in this round; `silent` who was given time and brought nothing; `busy` who asks to be asked later.
+    `failures` has the last reason of each failed source, and `wrong` the sources that sent wrong content. `dropped`
+    are the sources that do not have the file. `tried` are the sources of this round. `silent` are those that sent
+    nothing with the longer timeouts. `busy` are those that asked for a later retry.
     """
 
     session: requests.Session
@@ -123,47 +125,47 @@ class _Fetch:
     wrong: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    tried: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     busy: dict[str, _Busy] = field(default_factory=dict)
     was_busy: bool = False
 
-    def left(self) -> list[Source]:
-        """Who may still be asked, the best first."""
-        every = [each for each in self.candidates() if each.source not in self.dropped]
-        order = self.health.order(candidate.source for candidate in every)
-        return sorted((each for each in every if each.source in order), key=lambda each: order.index(each.source))
+    def usable(self) -> list[Source]:
+        """Return the sources that are neither dropped nor banned, the best first."""
+        sources = [source for source in self.candidates() if source.source not in self.dropped]
+        order = self.health.order(source.source for source in sources)
+        return sorted((item for item in sources if item.source in order), key=lambda item: order.index(item.source))
 
     def round(self, *, patient: bool) -> str | None:
-        """Ask each once that is not busy; the source that delivered, or None."""
-        self.asked.clear()
+        """Try each source that is not busy once, and return the name of the one that delivered, or None."""
+        self.tried.clear()
         for candidate in self._ready():
-            self.asked.add(candidate.source)
+            self.tried.add(candidate.source)
             before = self.partial.have
             try:
-                self._ask(candidate, patient=patient)
+                self._append(candidate, patient=patient)
             except SourceError as error:
-                self._note(candidate.source, error)
-                if patient and error.is_silence and self.partial.have == before:
+                self._record(candidate.source, error)
+                if patient and error.is_transient and self.partial.have == before:
                     self.silent.add(candidate.source)
                 continue
-            if self._is_right(candidate):
+            if self._accept(candidate):
                 return candidate.source
         return None
 
     def _ready(self) -> list[Source]:
-        """Who may be asked now. Nobody is waited for while another one may have it."""
-        every = self.left()
-        ready = [each for each in every if not self._is_busy(each)]
-        waiting = [each for each in every if each not in ready]
-        # Who brought nothing although it was given time does not stand for one that asks to be waited for.
-        if not waiting or any(each.source not in self.silent for each in ready):
+        """Return the sources that can be tried now; wait for a busy source only if no other one may deliver."""
+        sources = self.usable()
+        ready = [source for source in sources if not self._is_busy(source)]
+        waiting = [source for source in sources if source not in ready]
+        # A source that timed out is no reason to skip the wait for a busy one.
+        if not waiting or any(source.source not in self.silent for source in ready):
             return ready
-        first = min(waiting, key=lambda each: self.busy[each.source].until)
+        first = min(waiting, key=lambda source: self.busy[source.source].until)
         busy = self.busy[first.source]
-        left = max(0.0, busy.until - time.monotonic())
-        if not self.health.wait(left, f"{self.name} from {first.source}", is_asked=busy.is_asked):
-            self.dropped |= {each.source for each in every}
+        seconds = max(0.0, busy.until - time.monotonic())
+        if not self.health.wait(seconds, f"{self.name} from {first.source}", is_requested=busy.is_requested):
+            self.dropped |= {source.source for source in sources}
             return []
         return [first, *ready]
 
@@ -171,62 +173,67 @@ class _Fetch:
         busy = self.busy.get(candidate.source)
         return busy is not None and busy.until > time.monotonic()
 
-    def _is_another(self) -> bool:
-        """Whether somebody else could be asked now who is not known to bring nothing."""
-        return any(each.source not in self.asked | self.silent and not self._is_busy(each) for each in self.left())
+    def _has_alternative(self) -> bool:
+        """Return whether a source is left that is not busy, was not tried in this round and has not timed out."""
+        sources = self.usable()
+        return any(item.source not in self.tried | self.silent and not self._is_busy(item) for item in sources)
 
-    def _note(self, source: str, error: SourceError) -> None:
-        """Remember what a refusal means for this file, and for the run."""
+    def _record(self, source: str, error: SourceError) -> None:
+        """Record a failure for this file and, if it concerns other files too, for the run."""
         self.failures[source] = str(error)
         if error.refusal is not None:
             self.refusals[source] = error.refusal
         if error.wait is not None:
-            self._note_busy(source, error.wait)
-        elif error.is_silence:
+            self._record_busy(source, error.wait)
+        elif error.is_transient:
             self.health.mark_failed(source, str(error))
         elif error.is_wrong:
-            self._note_wrong(source, str(error))
+            self._record_wrong(source, str(error))
         else:
             self.dropped.add(source)
 
-    def _note_busy(self, source: str, wait: float) -> None:
-        """As long as it asks; twice as long each time where it asks for nothing."""
+    def _record_busy(self, source: str, wait: float) -> None:
+        """Set the time of the next try: after the requested wait, or a longer one that doubles with each response."""
         times = self.busy[source].times if source in self.busy else 0
-        own = _SHORTEST_WAIT_SECONDS * 2**times
-        is_asked = wait >= own
-        self.busy[source] = _Busy(time.monotonic() + max(wait, own), times + 1, is_asked)
-        self.was_busy |= is_asked or times < _MOST_UNASKED_WAITS
+        shortest = _SHORTEST_WAIT_SECONDS * 2**times
+        is_requested = wait >= shortest
+        self.busy[source] = _Busy(time.monotonic() + max(wait, shortest), times + 1, is_requested)
+        self.was_busy |= is_requested or times < _MOST_UNREQUESTED_WAITS
 
-    def _note_wrong(self, source: str, said: str) -> None:
-        self.failures[source] = said
+    def _record_wrong(self, source: str, reason: str) -> None:
+        self.failures[source] = reason
         self.wrong.add(source)
-        self.health.ban(source, f"of {self.name} {said}")
+        self.health.ban(source, f"{self.name}: {reason}")
 
-    def _ask(self, candidate: Source, *, patient: bool) -> None:
-        is_here = self.partial.is_whole or (self.partial.have and self.partial.wrong is None)
-        if not is_here:
-            patience = _PATIENT if patient else _IMPATIENT
+    def _append(self, candidate: Source, *, patient: bool) -> None:
+        is_complete = self.partial.is_whole or (self.partial.have and self.partial.wrong is None)
+        if not is_complete:
+            timeouts = _PATIENT if patient else _IMPATIENT
             file_fetch.append(
-                FetchOptions(self.session, self.progress, patience, self._is_another), candidate, self.partial
+                FetchOptions(self.session, self.progress, timeouts, self._has_alternative), candidate, self.partial
             )
 
-    def _is_right(self, candidate: Source) -> bool:
+    def _accept(self, candidate: Source) -> bool:
+        """Record a correct file and return True; else delete it, ban the source if it sent all bytes, return False."""
         partial, source = self.partial, candidate.source
         reason = partial.wrong
         if reason is None:
-            giver = source if source in partial.givers else next(iter(partial.givers), source)
-            self.health.deliver(self.name, giver, partial.have, self.failures)
+            deliverer = source if source in partial.sources else next(iter(partial.sources), source)
+            self.health.deliver(self.name, deliverer, partial.have, self.failures)
             return True
-        if partial.givers == {source}:
-            self._note_wrong(source, f"it sent {reason}")
+        if partial.sources == {source}:
+            self._record_wrong(source, f"it sent {reason}")
         partial.restart()
         return False
 
 
 @dataclass(frozen=True)
 class _Busy:
-    """Until when a source is not asked, how often it was busy, and whether it asked for this wait itself."""
+    """Hold the time until which a source is not tried, the number of its busy responses, and the origin of the wait.
+
+    `is_requested` is False if the source has not requested this wait with Retry-After.
+    """
 
     until: float
     times: int
-    is_asked: bool
+    is_requested: bool

@@ -1,4 +1,4 @@
-"""Asks one source for what is missing of a file, and says what its answer means where that does not come."""
+"""Downloads the missing part of a file from one source, and classifies the failure if the source does not deliver."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from provision.net.partial_file import Block, PartialFile, Progress
 
 _NO_ACCESS = {401, 403}
-# A source that sends less than this over so long is left while there is another.
+# A source that sends fewer bytes than this within these seconds is abandoned if another source is available.
 _SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place that may deliver a file: whose it is, where, and what is sent along."""
+    """Describe one server that can deliver a file: its name, the URL of the file, and request headers."""
 
     source: str
     url: str
@@ -36,171 +36,183 @@ class Source:
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """How sources are asked.
+    """Hold the options of a request.
 
-    `patience`: (to connect, of silence) in seconds. `is_another`: whether somebody else could be asked now.
+    `timeouts` are (connect, read) in seconds. `has_alternative` returns whether another source could be tried now.
     """
 
     session: requests.Session
     progress: Progress
-    patience: tuple[float, float]
-    is_another: Callable[[], bool]
+    timeouts: tuple[float, float]
+    has_alternative: Callable[[], bool]
 
 
 class SourceError(Exception):
-    """One candidate did not deliver.
+    """Report that a source did not deliver, with the kind of failure.
 
-    It was silent, or is busy for `wait` seconds, or all that it sent `is_wrong`; else it does not have the file.
-    `refusal`: (status, its code) where it shows the file to some users alone.
+    `is_transient`: a timeout, a broken connection, a short body or a slow source; a retry may succeed.
+    `is_wrong`: the source sent the whole file with wrong content.
+    `wait`: the source is busy, and is to be tried again after so many seconds.
+    `refusal`: (HTTP status, error code of the hub) if the source shows the file to certain users only.
+    Without any of these the source does not have the file.
     """
 
     def __init__(
         self,
         reason: str,
         *,
-        is_silence: bool = False,
+        is_transient: bool = False,
         is_wrong: bool = False,
         wait: float | None = None,
         refusal: tuple[int, str] | None = None,
     ) -> None:
-        """Take what the class says."""
+        """Take the reason as text, and the kind of failure."""
         super().__init__(reason)
-        self.is_silence = is_silence
+        self.is_transient = is_transient
         self.is_wrong = is_wrong
         self.wait = wait
         self.refusal = refusal
 
 
 class _Response(Enum):
-    """What a source has sent: the rest that it was asked for, the whole file, or nothing, as it has no such rest."""
+    """Name the kinds of response.
+
+    REST: the missing part that was requested. WHOLE: the whole file. NOTHING: the file has no bytes after those on
+    disk (status 416).
+    """
 
     REST = auto()
     WHOLE = auto()
     NOTHING = auto()
 
 
-def append(way: FetchOptions, candidate: Source, partial: PartialFile) -> None:
-    """Ask a candidate for what is not here yet, and add it.
+def append(options: FetchOptions, source: Source, partial: PartialFile) -> None:
+    """Request the bytes that a partial file lacks from a source, and append them.
 
-    What is here stays. It is forgotten only where the candidate sends the whole pinned file, and that begins otherwise.
+    The bytes on disk are kept. They are deleted only if the source sends the whole pinned file, and that file begins
+    with other bytes.
 
     Raises:
-        SourceError: it does not deliver, or all that it sends is wrong. What came stays where it may be right.
-        OSError: the disk is full, or cannot be written.
+        SourceError: the source does not deliver, or sends wrong content. Received bytes that may be correct are kept.
+        OSError: the disk is full or cannot be written.
     """
-    from_its_start = not partial.have
+    from_start = not partial.have
     while True:
-        mark = partial.mark()
+        checkpoint = partial.checkpoint()
         try:
-            sent = _take(way, candidate, partial, from_its_start=from_its_start)
+            kind = _receive(options, source, partial, from_start=from_start)
         except TooLargeError as error:
-            partial.back_to(mark)
-            which = "that may come" if partial.size is None else "that are right"
-            raise SourceError(f"it sends more than the {error.most:,} bytes {which}") from None
+            partial.roll_back(checkpoint)
+            limit = "half of the free space" if partial.size is None else "the pinned size"
+            raise SourceError(f"it sends more than {error.most:,} bytes ({limit})") from None
         except ContentMismatchError as error:
             if error.wrong is not None:
-                raise _otherwise(partial, error) from None
+                raise _mismatch(partial, error) from None
             partial.restart()
             continue
         reason = partial.wrong
-        if reason is None or (sent is _Response.REST and partial.size is not None):
-            return  # where every byte is here, and they are not right, nobody knows whose fault that is
-        partial.back_to(mark)
-        if sent is _Response.WHOLE:
+        if reason is None or (kind is _Response.REST and partial.size is not None):
+            return  # if a complete file is wrong, either the earlier bytes or the new ones can be the cause
+        partial.roll_back(checkpoint)
+        if kind is _Response.WHOLE:
             raise SourceError(f"it sent {reason}", is_wrong=True)
-        from_its_start = True  # what it has as a whole tells which of the two is wrong
+        from_start = True  # the whole file of the source shows whether the earlier bytes or the new ones are wrong
 
 
-def _take(way: FetchOptions, candidate: Source, partial: PartialFile, *, from_its_start: bool) -> _Response:
+def _receive(options: FetchOptions, source: Source, partial: PartialFile, *, from_start: bool) -> _Response:
     import requests
     import urllib3
 
-    # identity: a body that is compressed on the way would have other bytes than the ones that are pinned
-    asked = {**candidate.headers, "Accept-Encoding": "identity"}
-    if not from_its_start:
-        asked["Range"] = f"bytes={partial.have}-"
+    # identity, since a compressed body would have other bytes than the pinned ones
+    headers = {**source.headers, "Accept-Encoding": "identity"}
+    if not from_start:
+        headers["Range"] = f"bytes={partial.have}-"
     try:
-        with way.session.get(candidate.url, headers=asked, stream=True, timeout=way.patience) as response:
-            if response.status_code == 416 and partial.size is None and not from_its_start:
+        with options.session.get(source.url, headers=headers, stream=True, timeout=options.timeouts) as response:
+            if response.status_code == 416 and partial.size is None and not from_start:
                 return _Response.NOTHING
             if response.status_code >= 400:
-                raise _refusal(response)
-            sent = _Response.REST if response.status_code == 206 else _Response.WHOLE
-            first = 0 if from_its_start else partial.have
-            if sent is _Response.REST and not re.match(rf"bytes {first}-", response.headers.get("Content-Range", "")):
-                raise SourceError("it sends another range than it was asked for")
+                raise _status_error(response)
+            kind = _Response.REST if response.status_code == 206 else _Response.WHOLE
+            first = 0 if from_start else partial.have
+            if kind is _Response.REST and not re.match(rf"bytes {first}-", response.headers.get("Content-Range", "")):
+                raise SourceError("it sends another range than requested")
             size = _size(response, partial)
-            # A body that tells no length may have no end.
+            # A body without a declared length may be endless.
             most = partial.have + shutil.disk_usage(partial.path.parent).free // 2 if size is None else size
-            blocks = _blocks(response, way)
-            if sent is _Response.WHOLE and partial.have:
-                blocks = partial.rest_of(blocks, way.progress, most)
-            partial.add(blocks, candidate.source, way.progress, most)
+            blocks = _blocks(response, options)
+            if kind is _Response.WHOLE and partial.have:
+                blocks = partial.skip_present(blocks, options.progress, most)
+            partial.add(blocks, source.source, options.progress, most)
     except body.StalledError:
-        raise SourceError("it fell silent", is_silence=True) from None
+        raise SourceError("it timed out", is_transient=True) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError, body.ConnectionBrokenError, ValueError) as error:
-        raise SourceError(_silence(error), is_silence=True) from None
+        raise SourceError(_connection_failure(error), is_transient=True) from None
     if size is not None and partial.have != size:
-        raise SourceError(f"it sent {partial.have:,} of {size:,} bytes", is_silence=True)
-    return sent
+        raise SourceError(f"it sent {partial.have:,} of {size:,} bytes", is_transient=True)
+    return kind
 
 
-def _otherwise(partial: PartialFile, error: ContentMismatchError) -> SourceError:
-    """What it means that a whole file arrived that begins otherwise than what is here, and is not the pinned one."""
+def _mismatch(partial: PartialFile, error: ContentMismatchError) -> SourceError:
+    """Return the error for a whole file that differs from the bytes on disk and is not the pinned file."""
     if error.size < partial.have:
-        return SourceError("it sent less than is here already", is_silence=True)
+        return SourceError("it sent fewer bytes than the partial file holds", is_transient=True)
     if partial.size not in {None, error.size}:
-        return SourceError(f"it sent {error.size:,} of {partial.size:,} bytes", is_silence=True)
+        return SourceError(f"it sent {error.size:,} of {partial.size:,} bytes", is_transient=True)
     return SourceError(f"it sent {error.wrong}", is_wrong=True)
 
 
 def _size(response: requests.Response, partial: PartialFile) -> int | None:
-    """The whole file's bytes: those that are pinned, else those that a source tells.
+    """Return the size of the whole file in bytes: the declared one, else the pinned one; None if neither is known.
 
     Raises:
-        SourceError: it tells other ones than are pinned.
+        SourceError: the declared size is not the pinned one.
     """
-    told = response.headers.get("Content-Length", "")
+    declared = response.headers.get("Content-Length", "")
     if response.status_code == 206:
-        told = response.headers.get("Content-Range", "").rpartition("/")[2]
-    if not re.fullmatch(r"[0-9]{1,18}", told):
+        declared = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if not re.fullmatch(r"[0-9]{1,18}", declared):
         return partial.size
-    if partial.size not in {None, int(told)}:
-        raise SourceError(f"its file has {int(told):,} bytes, {partial.size:,} are right")
-    return int(told)
+    if partial.size not in {None, int(declared)}:
+        raise SourceError(f"its file has {int(declared):,} bytes, pinned are {partial.size:,}")
+    return int(declared)
 
 
-def _blocks(response: requests.Response, way: FetchOptions) -> Iterator[Block]:
-    """What arrives, as it arrives."""
+def _blocks(response: requests.Response, options: FetchOptions) -> Iterator[Block]:
+    """Yield the blocks of the body as they arrive.
+
+    Raises:
+        SourceError: the source is too slow, and another source could be tried.
+    """
     since, arrived = time.monotonic(), 0
-    for block in body.blocks(response.raw, way.patience[1]):
+    for block in body.blocks(response.raw, options.timeouts[1]):
         yield block
         arrived += len(block)
         if time.monotonic() - since > _SLOWEST_SECONDS:
-            if arrived < _SLOWEST_BYTES and way.is_another():
-                raise SourceError(f"it sends {arrived / _SLOWEST_SECONDS / 1000:.0f} kB a second", is_silence=True)
+            if arrived < _SLOWEST_BYTES and options.has_alternative():
+                raise SourceError(f"it sends {arrived / _SLOWEST_SECONDS / 1000:.0f} kB a second", is_transient=True)
             since, arrived = time.monotonic(), 0
 
 
-def _refusal(response: requests.Response) -> SourceError:
-    """What an answer that is no file means for this source."""
+def _status_error(response: requests.Response) -> SourceError:
+    """Return the error for a response with an HTTP error status."""
     code = response.headers.get("X-Error-Code", "")
-    said = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
+    status = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
     if response.history and response.status_code in _NO_ACCESS:
-        # The address that it sent us to has expired, most likely: it hands out a fresh one.
-        return SourceError(f"where it leads to, the answer is {said}", is_silence=True)
+        # The redirect's address has most likely expired. A new request gets a fresh one.
+        return SourceError(f"its redirect target answers {status}", is_transient=True)
     if response.status_code in _NO_ACCESS:
-        return SourceError(f"it answers {said}", refusal=(response.status_code, code))
+        return SourceError(f"it answers {status}", refusal=(response.status_code, code))
     if response.status_code not in BUSY:
-        return SourceError(f"it answers {said}")
+        return SourceError(f"it answers {status}")
     wait = retry_after(response.headers.get("Retry-After"))
     if wait > LONGEST_WAIT_SECONDS:
-        return SourceError(f"it answers {said}, and asks for {wait:,.0f} s of patience")
-    return SourceError(f"it answers {said}", wait=wait)
+        return SourceError(f"it answers {status} with a Retry-After of {wait:,.0f} s, which is too long")
+    return SourceError(f"it answers {status}", wait=wait)
 
 
-def _silence(error: Exception) -> str:
-    """Why nothing came, in a few words."""
+def _connection_failure(error: Exception) -> str:
+    """Return a short text for a failed connection."""
     import requests
     import urllib3
 
@@ -209,9 +221,9 @@ def _silence(error: Exception) -> str:
     if isinstance(
         error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError | body.ConnectionBrokenError
     ):
-        return "it broke off"
+        return "the connection broke"
     if isinstance(error, requests.ReadTimeout) or "timed out" in str(error):
-        return "it fell silent"
+        return "it timed out"
     if isinstance(error, requests.exceptions.SSLError):
         return "its certificate is not trusted"
     return f"it does not answer ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Sessions that no server can hold: a redirect's body is not read, and an answer whose head drips ends in time."""
+"""Provides HTTP sessions that a server cannot block: redirect bodies are not read, and slow headers time out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _POOL = 16
 _MOST_REDIRECTS = 5
-# A redirect's body is a line or two. One that is longer, or does not come, costs its connection.
+# The body of a redirect is short. If it is longer than this, or arrives later, the connection is closed.
 _SHORT_BYTES, _SHORT_SECONDS = 4096, 3.0
 
 
@@ -26,85 +26,87 @@ class Session(requests.Session):
     """A pooled session that takes proxies and CA settings from the environment."""
 
     def __init__(self) -> None:
-        """Have room for as many connections as files are fetched at once."""
+        """Set the redirect limit, and a pool with one connection for each parallel download."""
         super().__init__()
         self.max_redirects = _MOST_REDIRECTS
         for scheme in ("https://", "http://"):
             self.mount(scheme, _Adapter(pool_maxsize=_POOL))
 
     def resolve_redirects(self, resp: requests.Response, *rest: Any, **named: Any) -> Iterator[requests.Response]:  # noqa: ANN401 (as requests has it)
-        """As in requests, which would read the body of a redirect to its end before it follows it."""
+        """Follow redirects as requests does, but without reading the whole body of each redirect first."""
         if self.get_redirect_target(resp):
-            _let_go(resp)
+            _release(resp)
         yield from super().resolve_redirects(resp, *rest, **named)
 
 
 class TokenSession(Session):
-    """One that shows no password of ~/.netrc: neither in a token's place, nor where a redirect leads."""
+    """A session that never sends a password of ~/.netrc, neither instead of a token nor after a redirect."""
 
     def __init__(self) -> None:
-        """Have a way of its own to show who we are: without one, requests looks into ~/.netrc."""
+        """Set an authentication function, because requests reads ~/.netrc if there is none."""
         super().__init__()
-        self.auth = _as_it_is
+        self.auth = _unchanged
 
     def rebuild_auth(self, prepared_request: Any, response: Any) -> None:  # noqa: ANN401 (as requests has it)
-        """Let the token go to no other host."""
-        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]  # requests tells no types
+        """Remove the token from a request that a redirect sends to another host."""
+        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]  # requests has no types
             prepared_request.headers.pop("Authorization", None)
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _let_go(redirect: requests.Response) -> None:
-    """Have done with a redirect: its connection is used again where its body is short, and closed else."""
+def _release(redirect: requests.Response) -> None:
+    """Finish a redirect response; its connection is reused if its body is short, else closed."""
     with (
         suppress(body.StalledError, urllib3.exceptions.HTTPError),
         body.StallTimeout(_SHORT_SECONDS, redirect.raw.shutdown),
     ):
         redirect.raw.read(_SHORT_BYTES)
     redirect.close()
-    redirect._content = b""  # noqa: SLF001 (it has no public name; it is what requests would read)
+    redirect._content = b""  # noqa: SLF001 (the body that requests would read; it has no public name)
 
 
-class _Watched:
-    """A connection whose answer must have its whole head within the time that its server may be silent."""
+class _HeaderTimeout:
+    """Adds to a connection that all headers of a response must arrive within the read timeout."""
 
     sock: socket.socket
     timeout: object
 
     def getresponse(self) -> urllib3.HTTPResponse:
-        """The answer.
+        """Return the response.
+
+        The socket's own timeout is not enough: it restarts with every byte and every "100 Continue".
 
         Raises:
-            StalledError: its head does not end; every byte of it, and every "100 Continue", would be waited for anew.
+            StalledError: the headers are not complete within the timeout.
         """
-        end = getattr(self.sock, "shutdown", None)  # TLS within TLS has none
-        if end is None or not isinstance(self.timeout, int | float):
-            return super().getresponse()  # type: ignore[misc, no-any-return]  # of the class beside it
-        with body.StallTimeout(float(self.timeout), partial(end, socket.SHUT_RD)):
-            return super().getresponse()  # type: ignore[misc, no-any-return]  # of the class beside it
+        shutdown = getattr(self.sock, "shutdown", None)  # a socket of TLS within TLS has none
+        if shutdown is None or not isinstance(self.timeout, int | float):
+            return super().getresponse()  # type: ignore[misc, no-any-return]  # the method of the other base class
+        with body.StallTimeout(float(self.timeout), partial(shutdown, socket.SHUT_RD)):
+            return super().getresponse()  # type: ignore[misc, no-any-return]  # the method of the other base class
 
 
-class _Connection(_Watched, HTTPConnection):  # type: ignore[misc]  # two say what getresponse is
-    """Without TLS."""
+class _Connection(_HeaderTimeout, HTTPConnection):  # type: ignore[misc]  # both base classes define getresponse
+    """A connection without TLS, with the header timeout."""
 
 
-class _SecureConnection(_Watched, HTTPSConnection):  # type: ignore[misc]  # two say what getresponse is
-    """With TLS."""
+class _SecureConnection(_HeaderTimeout, HTTPSConnection):  # type: ignore[misc]  # both base classes define getresponse
+    """A connection with TLS, with the header timeout."""
 
 
 class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection  # type: ignore[assignment]  # urllib3 names its own
+    ConnectionCls = _Connection  # type: ignore[assignment]  # urllib3 declares its own class
 
 
 class _SecurePool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection  # type: ignore[assignment]  # urllib3 names its own
+    ConnectionCls = _SecureConnection  # type: ignore[assignment]  # urllib3 declares its own class
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Makes watched connections, also through a proxy; one of SOCKS makes its own."""
+    """Makes connections with the header timeout, also through an HTTP proxy; a SOCKS proxy uses its own classes."""
 
     def init_poolmanager(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 (as requests has it)
         super().init_poolmanager(*args, **named)

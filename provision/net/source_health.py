@@ -1,4 +1,4 @@
-"""What became of the sources in one run; every download of the run shares it."""
+"""Records the failures and deliveries of each source in one run; all downloads of the run share the record."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-# All waiting of a run together.
+# The limit for the sum of all waits of a run.
 MOST_WAITING_SECONDS = 1200.0
-_SAID_FROM_SECONDS = 5.0
+_REPORTED_FROM_SECONDS = 5.0  # a shorter wait is not reported to the user
 
 
 @dataclass
 class SourceHealth:
-    """Who delivered what, who failed, and who is not asked again.
+    """Holds the deliveries, the failed sources, which are tried last, and the banned ones, which are not used.
 
-    `tell` is told what takes long; `stopped` ends every waiting.
+    `delivered` has (file, source, bytes) of each file. `fallbacks` has a text for each file that another source than
+    the first delivered. `banned` and `failed` have the reason for each source. `tell` is called with the text of each
+    long wait. `stopped` ends every wait.
     """
 
     delivered: list[tuple[str, str, int]] = field(default_factory=list)
@@ -33,21 +35,23 @@ class SourceHealth:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def order(self, sources: Iterable[str]) -> list[str]:
-        """The sources that may be asked, those in trouble last."""
+        """Return the sources that are not banned, each once; failed ones come last."""
         with self._lock:
             usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
             return sorted(usable, key=lambda name: name in self.failed)
 
-    def wait(self, seconds: float, why: str, *, is_asked: bool = True) -> bool:
-        """Wait, within the patience of the run; files that wait together wait once.
+    def wait(self, seconds: float, reason: str, *, is_requested: bool = True) -> bool:
+        """Wait, if the total of all waits stays within the limit of the run.
+
+        Waits of several files at the same time count once.
 
         Args:
-            seconds: how long.
-            why: what for, in words.
-            is_asked: whether a source asks for it.
+            seconds: the length of the wait.
+            reason: the text that is shown to the user.
+            is_requested: the source has requested this wait with Retry-After.
 
         Returns:
-            Whether it did: not where the patience of the run is over, or the run is.
+            True after the full wait; False if the limit of the run would be exceeded, or the run was stopped.
         """
         with self._lock:
             now = time.monotonic()
@@ -56,30 +60,37 @@ class SourceHealth:
                 return False
             self._waited += more
             self._waits_until = max(self._waits_until, now + seconds)
-        if seconds >= _SAID_FROM_SECONDS:
-            self.tell(f"{why}: waiting {seconds:.0f} s{', as it was asked to' if is_asked else ''}")
+        if seconds >= _REPORTED_FROM_SECONDS:
+            self.tell(f"{reason}: waiting {seconds:.0f} s{', as Retry-After requests' if is_requested else ''}")
         return not self.stopped.wait(seconds)
 
     def ban(self, source: str, reason: str) -> None:
-        """It sent wrong content: it is not asked again in this run."""
+        """Exclude a source from the rest of the run, because it sent wrong content."""
         with self._lock:
             self.banned.setdefault(source, reason)
 
     def mark_failed(self, source: str, reason: str) -> None:
-        """It did not answer: the others are asked first from now on."""
+        """Record a failure of a source; the other sources come first from now on."""
         with self._lock:
             self.failed.setdefault(source, reason)
 
     def deliver(self, file: str, source: str, size: int, failures: Mapping[str, str]) -> None:
-        """A file is here, whole and right; `failures` are of the sources that were asked before."""
+        """Record a complete and verified file.
+
+        Args:
+            file: the name of the file.
+            source: the source that delivered it.
+            size: its size in bytes.
+            failures: {source: reason} of the sources that were tried before and failed.
+        """
         with self._lock:
             self.delivered.append((file, source, size))
             if failures:
-                before = "; ".join(f"{name}: {why}" for name, why in failures.items())
-                self.fallbacks[file] = f"{file} from {source} ({before})"
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+                self.fallbacks[file] = f"{file} from {source} ({reasons})"
 
     def summary(self) -> str:
-        """How many files came from where, such as "61 files from tuna, 1 from official"."""
+        """Return the number of files of each source as text, such as "61 files from tuna, 1 file from official"."""
         counts: dict[str, int] = {}
         for _, source, _ in self.delivered:
             counts[source] = counts.get(source, 0) + 1
@@ -87,8 +98,8 @@ class SourceHealth:
         return ", ".join(f"{count} {'file' if count == 1 else 'files'} from {name}" for name, count in ordered)
 
     def warnings(self) -> list[str]:
-        """What its owner must know: who sent wrong content, and which files another source had to deliver."""
-        said = [f"{name} is not asked again in this run: {reason}" for name, reason in self.banned.items()]
-        others = list(self.fallbacks.values())
-        more = [f"and {len(others) - 3} more files from another source than the first"] if len(others) > 3 else []
-        return [*said, *others[:3], *more]
+        """Return the warnings of the run: each banned source, and up to three files from a fallback source."""
+        bans = [f"{name} is not used again in this run: {reason}" for name, reason in self.banned.items()]
+        fallbacks = list(self.fallbacks.values())
+        more = [f"and {len(fallbacks) - 3} more files from a fallback source"] if len(fallbacks) > 3 else []
+        return [*bans, *fallbacks[:3], *more]

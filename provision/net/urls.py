@@ -1,4 +1,4 @@
-"""Which addresses are asked at all: https, or plain http where it stays near."""
+"""Decides which URLs may be used: https, or http to a loopback or private address."""
 
 from __future__ import annotations
 
@@ -8,45 +8,46 @@ from urllib.parse import urlsplit
 
 from provision.core.errors import SpecError
 
-# Where a country sells names one level below these, two hosts that share three labels are of one owner.
+# Second-level labels, such as `co` in `co.uk`, below which countries sell names. Two hosts below one of them have the
+# same owner only if three labels agree.
 _SHARED = {"edu", "com", "net", "org", "ac", "gov", "co"}
 
 
-def check_address(url: str, what: str) -> str:
-    """Return an address without its trailing slash.
+def check_address(url: str, setting: str) -> str:
+    """Return a URL without its trailing slash.
 
     Args:
-        url: the address.
-        what: where it was named, for the message.
+        url: the URL.
+        setting: the name of the setting that holds it, for the message.
 
     Raises:
-        SpecError: it is no URL, or plain http to an address that is neither loopback nor private; or it has an @ behind
-            its host, which then is most likely a part of a password.
+        SpecError: the text is not a URL, or http to an address that is neither loopback nor private, or it has an @
+            after its host, which is most likely a part of a password.
     """
-    if is_taken(url) and not re.search(r"://[^/?#]*[/?#].*@", url):
+    if is_allowed(url) and not re.search(r"://[^/?#]*[/?#].*@", url):
         return url.rstrip("/")
     shown = url
-    if "@" in url:  # whatever stands before it is not shown
+    if "@" in url:  # the text before the @ may be a password
         scheme = re.match(r"\w+://", url)
         shown = f"{scheme.group() if scheme else ''}…"
     raise SpecError(
-        f"{what} {shown!r} is not taken: it must be https, or http to a loopback or private address, and have no @ "
-        "behind its host (in a password, a slash is %2F)."
+        f"{setting} {shown!r} is not allowed: it must be https, or http to a loopback or private address, and have no "
+        "@ after its host (write a slash in a password as %2F)."
     )
 
 
-def is_taken(url: str) -> bool:
-    """Whether it is a URL of https, or of plain http to a loopback or private address."""
+def is_allowed(url: str) -> bool:
+    """Return whether a text is a URL of https, or of http to a loopback or private address."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
     except ValueError:
         return False
-    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_near(host)))
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_private(host)))
 
 
-def is_near(host: str) -> bool:
-    """Whether a host is this machine or lies in a private network, by its address alone: a name proves nothing."""
+def is_private(host: str) -> bool:
+    """Return whether a host is `localhost` or a loopback or private IP address; any other host name is not."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -55,18 +56,21 @@ def is_near(host: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host and port of an address, such as "mirror.example:8080"."""
+    """Return the host and port of a URL, such as "mirror.example:8080"."""
     return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 def same_site(one: str, other: str) -> bool:
-    """Whether two hosts are of one owner by their names: the last two labels, or three below a shared suffix."""
+    """Return whether two hosts belong to one owner by their names.
+
+    The last two labels must agree, or the last three below a suffix such as `co.uk`.
+    """
     return _site(one) == _site(other)
 
 
 def _site(host: str) -> str:
     name = host.partition(":")[0] if host.count(":") == 1 else host
-    if is_near(name):
+    if is_private(name):
         return host
     labels = name.split(".")
     count = 3 if len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _SHARED else 2

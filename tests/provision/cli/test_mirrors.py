@@ -165,7 +165,7 @@ class TestSetup:
         dying.faults = [Fault(big, stall_at=len(content[big]) // 2)]
         done = provision("setup", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "from other (dying: it fell silent" in done.stdout
+        assert "from other (dying: it timed out" in done.stdout
 
     def test_a_liar_is_named_loudly(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
@@ -177,7 +177,7 @@ class TestSetup:
         liar.faults = [Fault("/files/torch", flip=True)]
         done = provision("setup", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "liar is not asked again in this run: of torch-9.9+tiny-py3-none-any.whl it sent content" in done.stdout
+        assert "liar is not used again in this run: torch-9.9+tiny-py3-none-any.whl: it sent content" in done.stdout
         assert any(line.get("act") == "mirror" for line in journal(tmp_path))
 
     def test_the_machines_own_setting_stays(
@@ -252,7 +252,7 @@ class TestSetup:
         liar.faults = [Fault("safetensors", flip=True)]
         done = provision("setup", *flags, HF_TOKEN="hf_" + "s" * 20)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "liar is not asked again in this run: of model.safetensors" in done.stdout
+        assert "liar is not used again in this run: model.safetensors" in done.stdout
         assert "model.safetensors from honest" in done.stdout
         assert "hf_sss" not in str(liar.seen) + str(hub.seen) + done.stdout + done.stderr
 

@@ -77,7 +77,7 @@ class TestFaults:
         ("fault", "said"),
         [
             (Fault(WEIGHTS, flip=True), "it sent content with sha256"),
-            (Fault(WEIGHTS, body=b"<html>login</html>"), "3,000,000 are right"),
+            (Fault(WEIGHTS, body=b"<html>login</html>"), "pinned are 3,000,000"),
             (Fault(WEIGHTS, status=404), "answers 404"),
             (Fault("", status=404, headers={"X-Error-Code": "RepoNotFound"}), "its name is wrong, or it is private"),
             (Fault("", status=404, headers={"X-Error-Code": "RevisionNotFound"}), "does not have the pinned revision"),

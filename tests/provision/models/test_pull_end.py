@@ -248,7 +248,7 @@ class TestLedger:
         health = SourceHealth(tell=told.append)
         health.stopped.set()
         health.wait(9, "x")
-        health.wait(9, "x", is_asked=False)
+        health.wait(9, "x", is_requested=False)
         assert told == ["x: waiting 9 s, as Retry-After requests", "x: waiting 9 s"]
 
 

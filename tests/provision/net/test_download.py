@@ -1,4 +1,4 @@
-"""One file from several sources: the next one goes on, and no answer costs what is here already."""
+"""Tests the download of one file from several sources: the next source resumes it, and received bytes are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONTENT = bytes(range(256)) * 4096
-RIGHT = hashlib.sha256(CONTENT).hexdigest()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 def fetched(
@@ -33,107 +33,108 @@ def fetched(
     size: int | None = len(CONTENT),
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[str, SourceHealth]:
+    """Download the file, check its content, and return (source of the last byte, source health)."""
     health = health or SourceHealth()
-    giver = download.fetch(
+    source = download.fetch(
         session.Session(),
         lambda: [Source(f"m{number}", f"{server.url}/f") for number, server in enumerate(servers)],
         part,
         size=size,
-        pins={"sha256": {RIGHT}},
+        pins={"sha256": {SHA256}},
         health=health,
         progress=progress,
         name="f",
     )
     assert part.read_bytes() == CONTENT
-    return giver, health
+    return source, health
 
 
-def six_seconds_later() -> SimpleNamespace:
-    """A clock that is read when an answer begins; from its first block on, six seconds have passed."""
+def clock_with_slow_first_block() -> SimpleNamespace:
+    """Return a clock that shows 0 s when a response begins, and 6 s from its first block on."""
     readings = itertools.chain([0.0], itertools.repeat(6.0))
     return SimpleNamespace(monotonic=lambda: next(readings))
 
 
 class TestOneFile:
     @pytest.mark.parametrize(
-        ("fault", "why"),
+        ("fault", "reason"),
         [
             (Fault(status=404), "404"),
             (Fault(status=403), "403"),
             (Fault(status=429, headers={"Retry-After": "20"}), "429"),
-            (Fault(stall=True), "fell silent"),
-            (Fault(stall_at=500_000), "fell silent"),
-            (Fault(cut=500_000), "broke off"),
+            (Fault(stall=True), "timed out"),
+            (Fault(stall_at=500_000), "timed out"),
+            (Fault(cut=500_000), "the connection broke"),
             (Fault(body=b"<html>log in</html>"), "bytes"),
         ],
-        ids=["404", "403", "429", "stalls", "stalls half-way", "dies half-way", "another file"],
+        ids=["404", "403", "429", "timeout", "timeout in the middle", "broken connection", "another file"],
     )
-    def test_the_next_source_goes_on(self, play: Any, tmp_path: Path, fault: Fault, why: str) -> None:
+    def test_next_source_resumes_after_a_failure(self, play: Any, tmp_path: Path, fault: Fault, reason: str) -> None:
         bad, good = play({"/f": CONTENT}, fault), play({"/f": CONTENT})
-        giver, health = fetched(tmp_path / "part", bad, good)
-        assert giver == "m1"
-        assert why in health.fallbacks["f"]
+        source, health = fetched(tmp_path / "part", bad, good)
+        assert source == "m1"
+        assert reason in health.fallbacks["f"]
         if fault.cut or fault.stall_at:
-            assert good.seen[0][1]["Range"] == "bytes=500000-", "what came stays"
+            assert good.seen[0][1]["Range"] == "bytes=500000-", "received bytes are kept"
 
-    def test_a_dead_source_is_asked_last_from_then_on(self, play: Any, tmp_path: Path) -> None:
+    def test_failed_source_is_tried_last_afterwards(self, play: Any, tmp_path: Path) -> None:
         bad, good = play({"/f": CONTENT}), play({"/f": CONTENT})
         bad.close()
         _, health = fetched(tmp_path / "part", bad, good)
         assert health.order(["m0", "m1"]) == ["m1", "m0"]
 
-    def test_wrong_content_bans_its_source_for_the_run(self, play: Any, tmp_path: Path) -> None:
+    def test_source_of_wrong_content_is_banned_for_the_run(self, play: Any, tmp_path: Path) -> None:
         bad, good = play({"/f": CONTENT}, Fault(flip=True)), play({"/f": CONTENT})
         _, health = fetched(tmp_path / "part", bad, good)
         assert health.order(["m0", "m1"]) == ["m1"]
-        assert "m0 is not asked again in this run: of f it sent content with sha256" in health.warnings()[0]
+        assert "m0 is not used again in this run: f: it sent content with sha256" in health.warnings()[0]
         fetched(tmp_path / "other", bad, good, health=health)
         assert len(bad.seen) == 1
 
-    def test_nobody_is_banned_for_what_another_began(self, play: Any, tmp_path: Path) -> None:
-        liar, good = play({"/f": CONTENT}, Fault(flip=True, cut=300_000)), play({"/f": CONTENT})
-        giver, health = fetched(tmp_path / "part", liar, good)
-        assert (giver, health.banned) == ("m1", {})
+    def test_source_is_not_banned_for_wrong_bytes_of_another_source(self, play: Any, tmp_path: Path) -> None:
+        wrong, good = play({"/f": CONTENT}, Fault(flip=True, cut=300_000)), play({"/f": CONTENT})
+        source, health = fetched(tmp_path / "part", wrong, good)
+        assert (source, health.banned) == ("m1", {})
 
-    def test_one_alone_is_asked_again_while_it_brings_more(self, play: Any, tmp_path: Path) -> None:
+    def test_single_source_is_retried_while_it_sends_new_bytes(self, play: Any, tmp_path: Path) -> None:
         only = play({"/f": CONTENT}, Fault(cut=150_000))
         fetched(tmp_path / "part", only)
         assert len(only.seen) == 7
 
-    def test_a_busy_one_alone_is_waited_for(self, play: Any, tmp_path: Path) -> None:
+    def test_busy_single_source_is_retried(self, play: Any, tmp_path: Path) -> None:
         only = play({"/f": CONTENT})
         only.faults = [Fault(status=429, headers={"Retry-After": "0"}, times=1)]
         fetched(tmp_path / "part", only)
         assert len(only.seen) == 2
 
-    def test_a_crawling_source_is_left_for_another(
+    def test_slow_source_is_replaced_by_another(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fetch, "time", six_seconds_later())
+        monkeypatch.setattr(fetch, "time", clock_with_slow_first_block())
         slow, good = play({"/f": CONTENT}, Fault(crawl_at=20_000)), play({"/f": CONTENT})
-        giver, health = fetched(tmp_path / "part", slow, good)
-        assert giver == "m1"
+        source, health = fetched(tmp_path / "part", slow, good)
+        assert source == "m1"
         assert "kB a second" in health.fallbacks["f"]
 
-    def test_all_fail_with_every_reason(self, play: Any, tmp_path: Path) -> None:
+    def test_error_names_the_reason_of_each_source(self, play: Any, tmp_path: Path) -> None:
         servers = [play({"/f": CONTENT}, Fault(status=404)), play({"/f": CONTENT}, Fault(status=403))]
         with pytest.raises(download.DownloadError, match=r"m0: it answers 404.*; m1: it answers 403"):
             fetched(tmp_path / "part", *servers)
-        assert [len(server.seen) for server in servers] == [1, 1], "what is not there is not asked for again"
+        assert [len(server.seen) for server in servers] == [1, 1], "a source without the file is not tried again"
 
-    def test_only_wrong_content_is_an_error_of_its_own(self, play: Any, tmp_path: Path) -> None:
+    def test_wrong_content_from_every_source_raises_wrong_content_error(self, play: Any, tmp_path: Path) -> None:
         with pytest.raises(download.WrongContentError, match="pinned is"):
             fetched(tmp_path / "part", play({"/f": CONTENT}, Fault(flip=True)))
         assert not (tmp_path / "part").exists()
 
-    def test_a_stored_partial_is_gone_on_with(self, play: Any, tmp_path: Path) -> None:
+    def test_stored_partial_file_is_resumed(self, play: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(CONTENT[:700_000])
         only = play({"/f": CONTENT})
         fetched(tmp_path / "part", only)
         assert [headers.get("Range") for _, headers in only.seen] == ["bytes=700000-"]
 
     @pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size known", "size unknown"])
-    def test_a_whole_partial_of_a_killed_run_is_taken_by_its_hash(
+    def test_complete_partial_file_with_the_pinned_hash_needs_no_request(
         self, play: Any, tmp_path: Path, size: int | None
     ) -> None:
         (tmp_path / "part").write_bytes(CONTENT)
@@ -141,11 +142,11 @@ class TestOneFile:
         fetched(tmp_path / "part", only, size=size)
         assert not only.seen
 
-    def test_a_partial_that_is_too_long_is_begun_again(self, play: Any, tmp_path: Path) -> None:
+    def test_partial_file_longer_than_the_file_is_downloaded_again(self, play: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(CONTENT + b"more")
         fetched(tmp_path / "part", play({"/f": CONTENT}), size=None)
 
-    def test_a_rubbish_partial_is_begun_again(self, play: Any, tmp_path: Path) -> None:
+    def test_partial_file_with_other_content_is_downloaded_again(self, play: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(b"rubbish" * 1000)
         _, health = fetched(tmp_path / "part", play({"/f": CONTENT}))
         assert health.banned == {}
@@ -157,10 +158,10 @@ def part_of(tmp_path: Path, content: bytes = CONTENT[:700_000]) -> Path:
     return part
 
 
-class TestWhatIsHereStays:
-    """Nothing that a source says makes a partial go that is the beginning of the pinned file."""
+class TestPartialFileIsKept:
+    """No response of a source deletes a partial file that is the beginning of the pinned file."""
 
-    LIES = (
+    WRONG_RESPONSES = (
         Fault(no_range=True, cut=10),
         Fault(no_range=True, flip=True),
         Fault(status=206, headers={"Content-Range": f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}"}, body=CONTENT),
@@ -174,33 +175,35 @@ class TestWhatIsHereStays:
         Fault(status=200, body=CONTENT[:700_000] + bytes(20)),
     )
     NAMES = (
-        "breaks off",
+        "broken connection",
         "another file",
         "another range",
-        "no range",
-        "no such range",
+        "no content range",
+        "range not satisfiable",
         "short without a length",
         "endless",
-        "portal",
+        "login page",
         "a shorter file",
-        "what is here",
-        "what is here and more",
+        "the bytes of the partial file",
+        "the bytes of the partial file and more",
     )
 
     @pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size pinned", "not pinned"])
-    @pytest.mark.parametrize("fault", LIES, ids=NAMES)
-    def test_whatever_the_first_one_sends_the_next_one_goes_on(
+    @pytest.mark.parametrize("fault", WRONG_RESPONSES, ids=NAMES)
+    def test_next_source_resumes_after_any_wrong_response(
         self, play: Any, tmp_path: Path, fault: Fault, size: int | None
     ) -> None:
         bad, good = play({"/f": CONTENT}, fault), play({"/f": CONTENT})
         arrived: list[int] = []
-        giver, _ = fetched(part_of(tmp_path), bad, good, size=size, progress=arrived.append)
-        assert giver == "m1"
+        source, _ = fetched(part_of(tmp_path), bad, good, size=size, progress=arrived.append)
+        assert source == "m1"
         assert [headers.get("Range") for _, headers in good.seen] == ["bytes=700000-"]
 
     @pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size pinned", "not pinned"])
-    @pytest.mark.parametrize("fault", LIES, ids=NAMES)
-    def test_whatever_one_alone_sends(self, play: Any, tmp_path: Path, fault: Fault, size: int | None) -> None:
+    @pytest.mark.parametrize("fault", WRONG_RESPONSES, ids=NAMES)
+    def test_wrong_response_of_a_single_source_keeps_the_partial_file(
+        self, play: Any, tmp_path: Path, fault: Fault, size: int | None
+    ) -> None:
         part = part_of(tmp_path)
         with pytest.raises(FirstlightError):
             fetched(part, play({"/f": CONTENT}, fault), size=size)
@@ -209,16 +212,18 @@ class TestWhatIsHereStays:
     @pytest.mark.parametrize("no_range", [False, True], ids=["ranges", "no ranges"])
     @pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size pinned", "not pinned"])
     @pytest.mark.parametrize(
-        "content", [bytes(700_000), CONTENT + b"more", bytes(len(CONTENT))], ids=["rubbish", "too long", "as long"]
+        "content",
+        [bytes(700_000), CONTENT + b"more", bytes(len(CONTENT))],
+        ids=["other content", "too long", "same length"],
     )
-    def test_what_is_proven_wrong_goes(
+    def test_partial_file_proven_wrong_is_replaced(
         self, play: Any, tmp_path: Path, content: bytes, size: int | None, no_range: bool
     ) -> None:
         part = part_of(tmp_path, content)
         _, health = fetched(part, play({"/f": CONTENT}, Fault(no_range=no_range)), size=size)
         assert health.banned == {}
 
-    def test_one_that_ignores_ranges_and_tells_no_length_goes_on_too(self, raw: Any, tmp_path: Path) -> None:
+    def test_whole_file_without_range_and_length_completes_the_partial_file(self, raw: Any, tmp_path: Path) -> None:
         def script(server: Raw, line: socket.socket) -> None:
             head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
             server.send(line, head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT), CONTENT))
@@ -227,80 +232,80 @@ class TestWhatIsHereStays:
         fetched(part_of(tmp_path), raw(script), progress=arrived.append)
         assert sum(arrived) == len(CONTENT) - 700_000
 
-    def test_what_has_no_end_is_left_at_half_of_what_is_free(
+    def test_endless_body_is_abandoned_at_half_of_the_free_space(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4_000_000))
         endless, good = play({"/f": CONTENT}, Fault(chunked=1 << 26)), play({"/f": CONTENT})
         arrived: list[int] = []
-        giver, health = fetched(tmp_path / "part", endless, good, size=None, progress=arrived.append)
-        assert giver == "m1"
-        assert "it sends more than the 2,000,000 bytes that may come" in health.fallbacks["f"]
+        source, health = fetched(tmp_path / "part", endless, good, size=None, progress=arrived.append)
+        assert source == "m1"
+        assert "it sends more than 2,000,000 bytes (half of the free space)" in health.fallbacks["f"]
         assert sum(arrived) <= 2_000_000 + len(CONTENT)
-        assert "Range" not in good.seen[0][1], "what came of it is no beginning of anything"
+        assert "Range" not in good.seen[0][1], "bytes of an endless body are not kept"
 
 
 class TestWaiting:
-    def test_a_busy_one_is_waited_for_beside_one_that_is_dead(self, play: Any, tmp_path: Path) -> None:
+    def test_busy_source_is_waited_for_if_the_other_one_is_unreachable(self, play: Any, tmp_path: Path) -> None:
         busy = play({"/f": CONTENT}, Fault(status=429, headers={"Retry-After": "20"}, times=2))
         dead = play({})
         dead.close()
         health = SourceHealth()
-        _, slept = quick(health)
-        giver, _ = fetched(tmp_path / "part", busy, dead, health=health)
-        assert giver == "m0"
-        assert [round(each) for each in slept] == [20, 20]
+        _, waits = quick(health)
+        source, _ = fetched(tmp_path / "part", busy, dead, health=health)
+        assert source == "m0"
+        assert [round(seconds) for seconds in waits] == [20, 20]
 
-    def test_the_first_that_is_free_is_waited_for(self, play: Any, tmp_path: Path) -> None:
+    def test_source_with_the_shortest_wait_is_waited_for(self, play: Any, tmp_path: Path) -> None:
         long, short = (
             play({"/f": CONTENT}, Fault(status=429, headers={"Retry-After": wait}, times=1)) for wait in ("300", "20")
         )
         health = SourceHealth()
-        _, slept = quick(health)
-        giver, _ = fetched(tmp_path / "part", long, short, health=health)
-        assert giver == "m1"
-        assert [round(each) for each in slept] == [20]
+        _, waits = quick(health)
+        source, _ = fetched(tmp_path / "part", long, short, health=health)
+        assert source == "m1"
+        assert [round(seconds) for seconds in waits] == [20]
 
-    def test_who_asks_for_no_time_is_given_twice_as_much_each_time(
+    def test_wait_doubles_for_a_busy_source_without_retry_after(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         only = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=4))
         health = SourceHealth()
-        _, slept = quick(health)
+        _, waits = quick(health)
         monkeypatch.setattr(download, "time", Standing())
         fetched(tmp_path / "part", only, health=health)
-        assert slept == pytest.approx([0.2, 0.4, 0.8, 1.6])
+        assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6])
 
     @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}])
-    def test_a_fault_for_ever_is_not_sat_out_for_ever(self, play: Any, tmp_path: Path, headers: dict[str, str]) -> None:
+    def test_permanent_server_error_ends_the_retries(self, play: Any, tmp_path: Path, headers: dict[str, str]) -> None:
         only = play({"/f": CONTENT}, Fault(status=500, headers=headers))
         health = SourceHealth()
-        told, slept = quick(health)
+        texts, waits = quick(health)
         with pytest.raises(download.DownloadError, match="answers 500"):
             fetched(tmp_path / "part", only, health=health)
-        assert sum(slept) < 40
+        assert sum(waits) < 40
         assert len(only.seen) <= 9
-        assert told
-        assert not any("asked" in text for text in told)
+        assert texts
+        assert not any("Retry-After" in text for text in texts)
 
     @pytest.mark.parametrize("year", ["99999999999999999999", "9999", "0000"])
-    def test_a_date_that_no_clock_has_is_no_fault_of_ours(self, play: Any, tmp_path: Path, year: str) -> None:
+    def test_retry_after_date_out_of_range_is_ignored(self, play: Any, tmp_path: Path, year: str) -> None:
         headers = {"Retry-After": f"Mon, 01 Jan {year} 00:00:00 GMT"}
         bad, good = play({"/f": CONTENT}, Fault(status=503, headers=headers)), play({"/f": CONTENT})
         assert fetched(tmp_path / "part", bad, good)[0] == "m1"
 
-    def test_a_crawling_source_is_left_for_one_that_was_busy(
+    def test_slow_source_is_replaced_by_one_that_was_busy(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fetch, "time", six_seconds_later())
+        monkeypatch.setattr(fetch, "time", clock_with_slow_first_block())
         monkeypatch.setattr(download, "time", Ticking(1.0))
         slow = play({"/f": CONTENT}, Fault(crawl_at=40_000))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=1))
-        giver, health = fetched(tmp_path / "part", slow, busy)
-        assert giver == "m1"
+        source, health = fetched(tmp_path / "part", slow, busy)
+        assert source == "m1"
         assert "kB a second" in health.fallbacks["f"]
 
-    def test_a_crawling_source_is_not_left_for_one_that_is_busy_still(
+    def test_slow_source_is_kept_while_the_other_one_is_busy(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(fetch, "time", Ticking(6.0))
@@ -311,8 +316,8 @@ class TestWaiting:
         assert len(slow.seen) == 2
 
 
-class TestHolding:
-    """What would hold a worker for ever: every byte is an answer, and none of them says anything."""
+class TestBlockingServers:
+    """Servers that send meaningless bytes forever, so that a socket timeout alone would never end the request."""
 
     HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(CONTENT)
 
@@ -322,7 +327,7 @@ class TestHolding:
         server.drip(line, b"x")
         server.send(line, b"\r\n\r\n" + CONTENT)
 
-    def not_yet(self, line: socket.socket, server: Raw) -> None:
+    def informational(self, line: socket.socket, server: Raw) -> None:
         server.drip(line, b"HTTP/1.1 100 Continue\r\n\r\n")
         server.send(line, self.HEAD + b"\r\n" + CONTENT)
 
@@ -332,18 +337,18 @@ class TestHolding:
         server.drip(line, b"x")
         server.send(line, b"\r\n" + CONTENT + b"\r\n0\r\n\r\n")
 
-    @pytest.mark.parametrize("way", ["header", "not_yet", "chunk"])
-    def test_it_is_left_for_the_next(
-        self, raw: Any, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    @pytest.mark.parametrize("part", ["header", "informational", "chunk"])
+    def test_endless_response_part_times_out(
+        self, raw: Any, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
     ) -> None:
         monkeypatch.setattr(download, "_IMPATIENT", (3.0, 0.5))
-        slow = raw(lambda server, line: getattr(self, way)(line, server))
-        giver, health = fetched(tmp_path / "part", slow, play({"/f": CONTENT}))
-        assert giver == "m1"
-        assert "m0: it fell silent" in health.fallbacks["f"]
+        slow = raw(lambda server, line: getattr(self, part)(line, server))
+        source, health = fetched(tmp_path / "part", slow, play({"/f": CONTENT}))
+        assert source == "m1"
+        assert "m0: it timed out" in health.fallbacks["f"]
 
     @pytest.mark.parametrize("length", [b"Transfer-Encoding: chunked", b"Content-Length: 67108864"])
-    def test_the_body_of_a_redirect_is_not_read(self, raw: Any, play: Any, tmp_path: Path, length: bytes) -> None:
+    def test_body_of_a_redirect_is_not_read(self, raw: Any, play: Any, tmp_path: Path, length: bytes) -> None:
         far = play({"/g": CONTENT})
 
         def script(server: Raw, line: socket.socket) -> None:
@@ -356,7 +361,7 @@ class TestHolding:
         fetched(tmp_path / "part", near)
         assert near.sent < 32 << 20
 
-    def test_a_redirect_of_a_line_costs_no_connection(
+    def test_short_redirect_keeps_its_connection(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         played = play({"/g": CONTENT}, Fault("/f", status=302, headers={"Location": "/g"}, body=b"Found"))
@@ -371,7 +376,7 @@ class TestHolding:
         fetched(tmp_path / "part", played)
         assert len(lines) == 1
 
-    def test_redirects_have_an_end(self, play: Any, tmp_path: Path) -> None:
+    def test_redirect_loop_is_an_error(self, play: Any, tmp_path: Path) -> None:
         played = play({}, Fault("/f", status=302, headers={"Location": "/f"}))
         with pytest.raises(download.DownloadError, match="TooManyRedirects"):
             fetched(tmp_path / "part", played)
