@@ -1,1 +1,1 @@
-"""The files that people write (host.toml, models.toml, torch.toml), read strictly. No default is worked out here."""
+"""Reads the files that people write (host.toml, models.toml, torch.toml) strictly; defaults are not computed here."""

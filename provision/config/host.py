@@ -1,4 +1,4 @@
-"""What people write: host.toml, models.toml, torch.toml; read strictly, faults named by file, line and key."""
+"""Reads host.toml, and defines the records of relocated folders and provider profiles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from provision.config.toml import TAGS, Strict, load
 
-NAME = r"^[A-Za-z0-9][\w.-]*$"  # of an environment: one plain folder
+NAME = r"^[A-Za-z0-9][\w.-]*$"  # the name of an environment, which is also the name of its folder
 
 
 def _plain_folder(path: str) -> str:
-    """A folder inside another that it cannot leave."""
+    """Return a relative path that cannot leave its parent folder.
+
+    Raises:
+        ValueError: the path is absolute, empty, or contains `..`, a backslash or a zero byte.
+    """
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or "\0" in path:
         raise ValueError(f"{path!r} is not a plain relative path")
@@ -21,14 +25,18 @@ def _plain_folder(path: str) -> str:
 
 
 def _whole_path(path: str) -> str:
-    """A path from the top, or from the home."""
+    """Return a path that is absolute, or begins with `~/`.
+
+    Raises:
+        ValueError: the path is neither.
+    """
     if not (Path(path).is_absolute() or path.startswith("~/")) or "\0" in path or not Path(path).name:
         raise ValueError(f"{path!r} is neither absolute nor in the home (~/…)")
     return path
 
 
 class Folder(Strict):
-    """A folder of the user's own, and its place on the root."""
+    """Describe a folder that the user relocates: its path, and its path relative to the root."""
 
     path: Annotated[str, AfterValidator(_whole_path)]
     to: Annotated[str, AfterValidator(_plain_folder)]
@@ -46,7 +54,7 @@ Relocated = Annotated[
 
 
 class Sign(Strict):
-    """Something by which a host shows itself: a variable that is set, or a path that is there."""
+    """Describe a sign that identifies a provider: a variable that is set, or a path that exists."""
 
     env: str | None = None
     path: str | None = None
@@ -59,11 +67,12 @@ class Sign(Strict):
 
 
 class Profile(Strict):
-    """A kind of rented host: one of `any` and each of `all` tells it; `roots` may hold patterns.
+    """Describe a rental provider: the signs that identify it, and its folders.
 
-    `folder` lies in the root, where that itself is somebody's home.
-
-    `relocate` is what is moved where the user does not say; `environments` whether its folder can hold them.
+    A host matches if at least one sign of `any` and every sign of `all` is present. `roots` are paths or patterns of
+    the volume. `folder` is a folder in the volume, used if the volume itself is the user's home. `relocate` is the
+    default list of folders to relocate. `environments` is False if the volume cannot hold environments. `persists`,
+    `wiped` and `traps` describe the host to people, and `source` names the documentation of these facts.
     """
 
     title: str
@@ -87,7 +96,7 @@ Tool = Literal["pip", "conda", "torch", "hf"]
 
 
 class HostSpec(Strict):
-    """host.toml: every key is optional."""
+    """Holds the content of host.toml; every key is optional."""
 
     root: str | None = None
     env: Annotated[str, Field(pattern=NAME)] = "diffusers"
@@ -104,10 +113,10 @@ class HostSpec(Strict):
 
 
 def load_host(path: Path | None) -> HostSpec:
-    """Read `path`, else `host.toml` of the working folder, else take the defaults.
+    """Return the content of `path`, else of `host.toml` in the working folder, else the defaults.
 
     Raises:
-        SpecError: as `load`; also where a named file is not there.
+        SpecError: the named file does not exist, or its content is wrong (see `toml.load`).
     """
     if path is None:
         path = Path("host.toml")

@@ -1,4 +1,4 @@
-"""Reads an entry of models.toml: a repository, its revision, and its files with their hashes."""
+"""Defines the records of models.toml: a repository, its revision, and its files with their hashes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ from provision.config.toml import Strict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Weights, configuration and text. What is not named here may be a pickle, a library or a program.
-_TAKEN_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".bpe", ".vocab", "")
+# The suffixes of weights, configuration and text. A file with another one may be a pickle, a library or a program.
+_ACCEPTED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".md", ".jinja", ".yaml", ".yml", ".bpe", ".vocab", "")
 
-# A home or a flag to a shell, the folder of a repository, what Windows has no name for, and its devices.
-_NO_NAME = re.compile(r"^[~-]|^\.git$|[<>:\"|?*]|^(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
+# Names that are a home (~) or a flag (-) to a shell, the folder .git, names with characters that Windows forbids, and
+# the device names of Windows.
+_FORBIDDEN_NAME = re.compile(r"^[~-]|^\.git$|[<>:\"|?*]|^(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
 
 
 def _safe_path(path: str) -> str:
-    """A path inside a snapshot that can neither leave it nor carry code, and is that path on every system."""
+    """Return a path that stays inside a snapshot, cannot hold code, and is the same path on every system.
+
+    Raises:
+        ValueError: the path is absolute, leaves the snapshot, or has a forbidden name, character or suffix.
+    """
     pure = PurePosixPath(path)
-    control = any(unicodedata.category(each) in {"Cc", "Cf", "Cs"} for each in path)
+    control = any(unicodedata.category(character) in {"Cc", "Cf", "Cs"} for character in path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path or path == "." or control:
         raise ValueError(f"{path!r} is not a plain relative path")
-    if any(_NO_NAME.search(part) for part in pure.parts):
-        raise ValueError(f"{path!r} has a part that is no name of a file everywhere, or means something else")
-    # Some file systems drop a space or a dot at the end of a name: what they keep may have another suffix.
-    is_bent = any(part.endswith((" ", ".")) for part in pure.parts)
-    if is_bent or pure.name.startswith(".") or pure.suffix.lower() not in _TAKEN_SUFFIXES:
-        taken = ", ".join(filter(None, _TAKEN_SUFFIXES))
-        raise ValueError(f"{path!r} can carry code; only safetensors and text files are taken ({taken}, or no suffix)")
+    if any(_FORBIDDEN_NAME.search(part) for part in pure.parts):
+        raise ValueError(f"{path!r} has a part that is not a file name on every system, or has a special meaning")
+    # Some file systems drop a space or a dot at the end of a name. The rest of the name may have another suffix.
+    is_truncated = any(part.endswith((" ", ".")) for part in pure.parts)
+    if is_truncated or pure.name.startswith(".") or pure.suffix.lower() not in _ACCEPTED_SUFFIXES:
+        accepted = ", ".join(filter(None, _ACCEPTED_SUFFIXES))
+        raise ValueError(
+            f"{path!r} can carry code; only safetensors and text files are accepted ({accepted}, or no suffix)"
+        )
     return path
 
 
 class ModelFile(Strict):
-    """One file of a model. What is None is not known yet, and is asked of the official hub alone.
+    """Describe one file of a model. A value that is None is unknown, and is read from the official hub only.
 
-    A git hash is of the size and the content: where it is all that is pinned, the size is pinned too.
+    A git hash covers the size and the content. A file that is pinned by its git hash alone therefore needs its size.
     """
 
     path: Annotated[str, AfterValidator(_safe_path)]
@@ -50,7 +57,7 @@ class ModelFile(Strict):
 
     @property
     def locked(self) -> bool:
-        """Whether its content is pinned here."""
+        """Return whether the content of the file is pinned by a hash."""
         return self.sha256 is not None or self.git_sha1 is not None
 
     @model_validator(mode="after")
@@ -61,25 +68,29 @@ class ModelFile(Strict):
 
 
 def _one_path_each(files: Sequence[ModelFile]) -> None:
-    """Refuse two paths that one file system or another takes for the same, and a file where others need a folder."""
-    seen: dict[str, str] = {}
+    """Check that no two paths are equal on a file system that ignores case, and no file is also a folder.
+
+    Raises:
+        ValueError: two paths collide.
+    """
+    kinds: dict[str, str] = {}
     for file in files:
         for part in [file.path, *map(str, PurePosixPath(file.path).parents)][:-1]:
             key = unicodedata.normalize("NFC", part).casefold()
             kind = "file" if part == file.path else "folder"
-            if (kind == "file" and key in seen) or seen.get(key, f"folder {part}") != f"folder {part}":
+            if (kind == "file" and key in kinds) or kinds.get(key, f"folder {part}") != f"folder {part}":
                 raise ValueError(f"{file.path!r} is there twice, or differs from another path by its case alone")
-            seen[key] = f"{kind} {part}"
+            kinds[key] = f"{kind} {part}"
 
 
 _ALIAS = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
 
 
 class ModelSpec(Strict):
-    """One model of the manifest.
+    """Describe one model of the manifest.
 
-    `extras`: {name: files that NAME+EXTRA adds}; empty where the entry has them anyway. `aliases`: former names of the
-    entry and, with a slash, former ids of its repository.
+    `extras` has {name: the files that NAME+EXTRA adds}; the list is empty if the entry already contains them.
+    `aliases` are former names of the entry, and, with a slash, former ids of its repository.
     """
 
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
@@ -99,22 +110,25 @@ class ModelSpec(Strict):
 
     @property
     def folder(self) -> str:
-        """The name of its folder in a hub cache (the client's layout)."""
+        """Return the name of the repository's folder in a hub cache."""
         return cache_folder(self.repo)
 
     @property
     def former_repos(self) -> list[str]:
-        """The former ids of its repository."""
+        """Return the former ids of the repository."""
         return [alias for alias in self.aliases if "/" in alias]
 
     @property
     def bytes(self) -> int | None:
-        """The size of all its files; None where the size of one with weights is not pinned."""
+        """Return the size of all files in bytes; None if the size of a weights file is not pinned."""
         if any(file.size is None and file.path.endswith(".safetensors") for file in self.files):
             return None
         return sum(file.size or 0 for file in self.files)
 
 
 def cache_folder(repo: str) -> str:
-    """Return the name of a model repository's folder in a hub cache (the client's layout)."""
+    """Return the name of a model repository's folder in a hub cache.
+
+    Source: the cache layout of huggingface_hub, models--OWNER--NAME.
+    """
     return f"models--{repo.replace('/', '--')}"

@@ -1,4 +1,4 @@
-"""Reads TOML strictly: a wrong key or value names its file, line and key."""
+"""Reads TOML files into strict records; an error names the file, line and key."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ else:
 
 
 class Strict(BaseModel):
-    """Frozen, and unknown keys are refused."""
+    """Base of the records: frozen, without type conversion, and unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+# The tags of union members. pydantic puts them into the location of an error; the message leaves them out.
 TAGS = (
     "a name",
     "a folder",
     "a table",
-)  # of the union: they stand in a fault's location, and are taken out of its message
+)
 
 
 _S = TypeVar("_S", bound=BaseModel)
@@ -40,39 +41,44 @@ def load(path: Path, model: type[_S]) -> _S:
     """Read one TOML file into a record.
 
     Raises:
-        SpecError: it cannot be read, is no TOML, or a key or type is wrong; with file, line and key.
+        SpecError: the file cannot be read, is not valid TOML, or has a wrong key or type; with file, line and key.
     """
     text, data = _parse(path)
     return _validate(path, text, data, model, ())
 
 
 def load_tables(path: Path, model: type[_S]) -> dict[str, _S]:
-    """Read a TOML file whose top level is a table for each name.
+    """Return {name: record} of a TOML file that has one table for each name.
 
     Raises:
-        SpecError: as `load`.
+        SpecError: as in `load`.
     """
     text, data = _parse(path)
     return {name: _validate(path, text, table, model, (name,)) for name, table in data.items()}
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Read a TOML text as it is, whatever it means.
+    """Return the content of a TOML text without checking its keys.
 
     Raises:
-        ValueError: it is no TOML.
+        ValueError: the text is not valid TOML.
     """
     return tomllib.loads(text)
 
 
-def choose(name: str, available: Sequence[str], what: str) -> str:
-    """Return `name` where it exists.
+def choose(name: str, available: Sequence[str], kind: str) -> str:
+    """Return `name` if it is available.
+
+    Args:
+        name: the requested name.
+        available: the valid names.
+        kind: the word for such a name in the message, such as "model".
 
     Raises:
-        SpecError: it does not; the message lists what does.
+        SpecError: the name is unknown; the message lists the available ones.
     """
     if name not in available:
-        raise SpecError(f"unknown {what} {name!r}; there is: {', '.join(available) or 'none'}.")
+        raise SpecError(f"unknown {kind} {name!r}; there is: {', '.join(available) or 'none'}.")
     return name
 
 
@@ -96,17 +102,17 @@ def _validate(path: Path, text: str, data: object, model: type[_S], prefix: tupl
         location = (*prefix, *(part for part in first["loc"] if part not in TAGS))
         key = ".".join(str(part) for part in location)
         line = line_of(text, location)
-        known = ""
+        valid_keys = ""
         if first["type"] == "extra_forbidden":
-            known = f" Known keys: {', '.join(_fields(model, first['loc']))}."
+            valid_keys = f" Known keys: {', '.join(_fields(model, first['loc']))}."
             message = "unknown key"
         else:
             message = first["msg"].removeprefix("Value error, ")
-        raise SpecError(f"{path}, line {line}, key {key}: {message}.{known}") from None
+        raise SpecError(f"{path}, line {line}, key {key}: {message}.{valid_keys}") from None
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that stand beside the unknown one."""
+    """Return the valid keys of the table that contains the unknown key."""
     for part in location[:-1]:
         if isinstance(part, int):
             continue
@@ -119,11 +125,11 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 
 
 def line_of(text: str, location: Sequence[int | str]) -> int:
-    """The line (from 1) where a key stands in a TOML text; the nearest enclosing one where it is not written.
+    """Return the line number (from 1) of a key in a TOML text, or of the nearest enclosing table if it has no line.
 
     Args:
-        text: the file.
-        location: the keys and list indexes from the top, as a validator reports them.
+        text: the content of the file.
+        location: the keys and list indexes from the top level, as pydantic reports them.
     """
     names = [str(part) for part in location if isinstance(part, str)]
     indexes = [part for part in location if isinstance(part, int)]

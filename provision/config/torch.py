@@ -1,4 +1,4 @@
-"""Reads torch.toml: the builds of torch, and what they need."""
+"""Defines the records of torch.toml: the variants of PyTorch and their requirements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from provision.config.toml import Strict
 
 
 class Variant(Strict):
-    """One build of torch and the machines that it fits; `torch` is None for an environment without it."""
+    """Describe one variant of PyTorch, and the machines on which it runs.
+
+    `torch` is the version, or None for an environment without torch. `driver` is the oldest NVIDIA driver, and
+    `architectures` are the compute capabilities with machine code in the build. `instead` is the variant to use if no
+    source has this one, and `instead_cost` describes its drawback. `hashes` are sha256 digests of further wheels.
+    """
 
     name: str
     torch: str | None = None
@@ -28,7 +33,11 @@ class Variant(Strict):
 
 
 class TorchSpec(Strict):
-    """torch.toml: the Pythons that the locks hold wheels for, the variants, best first, and cards known by name."""
+    """Holds the content of torch.toml.
+
+    `python` lists the Python versions for which the locks have wheels. `variant` lists the variants, the best first.
+    `older_cards` has {part of a GPU's name: compute capability} for GPUs that are recognized by name.
+    """
 
     python: Annotated[list[str], Field(min_length=1)]
     variant: Annotated[list[Variant], Field(min_length=1)]

@@ -1,1 +1,1 @@
-"""Reads lock files: conda-lock's and pip's requirements. Installing is not done here."""
+"""Reads and writes lock files: conda-lock files and pip requirements; packages are not installed here."""

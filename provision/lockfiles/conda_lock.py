@@ -1,4 +1,4 @@
-"""Conda's two files of an environment: `environment.yml`, which people write, and `conda-lock.yml`, version 1."""
+"""Reads `environment.yml`, which people write, and reads and writes `conda-lock.yml`, version 1."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _HEADER = "# Written by `provision env lock`: every package by its hashes, at it
 
 @dataclass(frozen=True)
 class CondaPackage:
-    """One locked conda package of one platform; `url` is the channel's own address, whatever mirror serves it.
+    """Describe one locked conda package of one platform.
 
-    `size` in bytes and `timestamp` in seconds are known of a solution alone: the lock does not keep them.
+    `url` is its address on the official channel, even if a mirror serves it. `size` in bytes and `timestamp` in seconds
+    are known only for a package of a new solution, because the lock file does not store them.
     """
 
     name: str
@@ -42,13 +43,13 @@ class CondaPackage:
 
     @property
     def is_python(self) -> bool:
-        """Whether it is a Python package, so that pip sees it as installed."""
+        """Return whether the package depends on Python, so that pip lists it as installed."""
         return "python" in self.dependencies
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What environment.yml asks for; each dependency with the line where it stands."""
+    """Hold the content of environment.yml; each dependency is a pair of (requirement, line number)."""
 
     channels: tuple[str, ...]
     conda: tuple[tuple[str, int], ...]
@@ -57,45 +58,45 @@ class Environment:
 
 
 def subdir(system: str, machine: str) -> str | None:
-    """Conda's name for a platform, or None where it has none.
+    """Return conda's name for a platform, or None if conda has none.
 
     Args:
-        system: as `platform.system()` in lower case.
-        machine: as `platform.machine()`.
+        system: the value of `platform.system()` in lower case.
+        machine: the value of `platform.machine()`.
     """
     return _SUBDIRS.get((system, machine.lower()))
 
 
 def read_lock(path: Path, platform: str | None = None) -> list[CondaPackage]:
-    """The packages that a lock pins, of one platform or of all.
+    """Return the packages that a lock file pins, of one platform or of all.
 
     Raises:
-        SpecError: it cannot be read, is no lock of version 1, or does not know the platform.
+        SpecError: the file cannot be read, is not a lock file of version 1, or has no package of the platform.
     """
     text, data = _load(path)
-    again = f"Restore it: git checkout -- {path}"
+    remedy = f"Restore it: git checkout -- {path}"
     if not isinstance(data, dict) or data.get("version") != 1 or not isinstance(data.get("package"), list):
-        raise SpecError(f"{path} is no conda-lock file of version 1. {again}")
+        raise SpecError(f"{path} is no conda-lock file of version 1. {remedy}")
     packages = []
     for row in data["package"]:
         package = _package(row)
         if package is None:
             line = row.lc.line + 1 if hasattr(row, "lc") else _line_of(text, str(row))
-            raise SpecError(f"{path}, line {line}: no pinned conda package (name, version, url, md5, sha256). {again}")
+            raise SpecError(f"{path}, line {line}: no pinned conda package (name, version, url, md5, sha256). {remedy}")
         packages.append(package)
-    known = sorted({package.platform for package in packages})
-    if platform is not None and platform not in known:
-        raise SpecError(f"{path} is not locked for {platform}; it is for: {', '.join(known) or 'nothing'}.")
+    platforms = sorted({package.platform for package in packages})
+    if platform is not None and platform not in platforms:
+        raise SpecError(f"{path} is not locked for {platform}; it is for: {', '.join(platforms) or 'nothing'}.")
     return [package for package in packages if platform in {None, package.platform}]
 
 
 def lock_text(packages: Sequence[CondaPackage], channels: Sequence[str], sources: Sequence[str]) -> str:
-    """A lock of version 1, as conda-lock 4 reads it.
+    """Return the text of a lock file of version 1, which conda-lock 4 can read.
 
     Args:
-        packages: of every platform.
-        channels: names or addresses, the first preferred.
-        sources: the files that it was made from, relative to it.
+        packages: the packages of every platform.
+        channels: the names or URLs of the channels, the preferred one first.
+        sources: the files from which the lock was made, relative to the lock file.
     """
     rows = sorted(packages, key=lambda package: (package.name, package.platform))
     lines = [_HEADER.rstrip(), "version: 1", "metadata:", "  content_hash: {}", "  channels:"]
@@ -115,10 +116,10 @@ def lock_text(packages: Sequence[CondaPackage], channels: Sequence[str], sources
 
 
 def read_environment(path: Path) -> Environment:
-    """What an environment.yml asks for.
+    """Return the content of an environment.yml.
 
     Raises:
-        SpecError: it cannot be read, or a package is asked of conda and of pip; with the lines.
+        SpecError: the file cannot be read, has a wrong entry, or requires a package from both conda and pip.
     """
     _, data = _load(path)
     if not isinstance(data, dict) or not isinstance(data.get("dependencies"), list):
@@ -137,15 +138,15 @@ def _environment(path: Path, data: Any) -> Environment:  # noqa: ANN401 (ruamel'
             conda.append((entry, line))
         elif isinstance(entry, dict) and set(entry) == {"pip"} and isinstance(entry["pip"], list):
             section: Any = entry["pip"]
-            pip += [(str(each), section.lc.item(at)[0] + 1) for at, each in enumerate(section)]
+            pip += [(str(spec), section.lc.item(index)[0] + 1) for index, spec in enumerate(section)]
         else:
-            raise SpecError(f"{path}, line {line}: a dependency is a text, or a list under pip:.")
+            raise SpecError(f"{path}, line {line}: a dependency must be a text, or a list under pip:.")
     lines = {package_name(spec): (spec, line) for spec, line in conda}
     for spec, line in pip:
         if package_name(spec) in lines:
             other, first = lines[package_name(spec)]
             raise SpecError(
-                f"{path}: line {first} asks conda for {other}, line {line} asks pip for {spec}: the one would "
+                f"{path}: line {first} asks conda for {other}, line {line} asks pip for {spec}: one package would "
                 "overwrite the other. Keep one of the two lines."
             )
     channels = tuple(str(channel) for channel in data.get("channels") or ["conda-forge"])
@@ -157,12 +158,12 @@ def _environment(path: Path, data: Any) -> Environment:  # noqa: ANN401 (ruamel'
 
 
 def package_name(spec: str) -> str:
-    """The normalised name in a requirement such as `conda-forge::Some_Package>=1`."""
-    plain = re.match(r"\s*([A-Za-z0-9._-]*[A-Za-z0-9])", spec.rpartition("::")[2])
-    return re.sub(r"[-_.]+", "-", plain.group(1)).lower() if plain else ""
+    """Return the normalized package name of a requirement such as `conda-forge::Some_Package>=1`."""
+    name = re.match(r"\s*([A-Za-z0-9._-]*[A-Za-z0-9])", spec.rpartition("::")[2])
+    return re.sub(r"[-_.]+", "-", name.group(1)).lower() if name else ""
 
 
-def _package(row: Any) -> CondaPackage | None:  # noqa: ANN401 (whatever the file holds)
+def _package(row: Any) -> CondaPackage | None:  # noqa: ANN401 (any value that YAML can hold)
     if not isinstance(row, dict) or row.get("manager") != "conda":
         return None
     pins = row.get("hash")
@@ -200,5 +201,5 @@ def _line_of(text: str, word: str) -> int:
 
 
 def _quoted(text: str) -> str:
-    """Every version quoted: an unquoted 3.11 would be read as a number."""
+    """Return a text as a quoted YAML string; YAML would read an unquoted 3.11 as a number."""
     return "'" + text.replace("'", "''") + "'"

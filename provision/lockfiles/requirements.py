@@ -1,4 +1,4 @@
-"""Pinned wheels: what a lock asks for, and whether what is installed still is what each wheel recorded."""
+"""Reads lock files of pip requirements: pinned versions, markers and hashes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LockedPackage:
-    """One pinned package of a lock."""
+    """Describe one pinned package of a lock file."""
 
     name: str
     version: str
 
 
 def read_lock(lock: Path, python: str) -> list[LockedPackage]:
-    """The packages that a lock pins for this system and the given Python version.
+    """Return the packages that a lock file pins for this system and a Python version such as "3.11.7".
 
     Raises:
-        FirstlightError: the lock is not there, or a line is no pinned requirement.
+        FirstlightError: the file cannot be read, or a line is not a requirement.
     """
     from packaging.markers import default_environment
     from packaging.requirements import InvalidRequirement, Requirement
@@ -51,42 +51,48 @@ def read_lock(lock: Path, python: str) -> list[LockedPackage]:
 
 
 def hashes(text: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """{package: (version, the sha256 that are right for it)} of a lock's text; of two versions, the later entry's."""
-    found: dict[str, tuple[str, frozenset[str]]] = {}
+    """Return {package: (version, its sha256 digests)} of a lock file's text.
+
+    A package with two entries gets the version of the later one and the digests of both.
+    """
+    packages: dict[str, tuple[str, frozenset[str]]] = {}
     name = version = ""
     for line in text.splitlines():
         entry = re.match(r"([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", line)
         if entry:
             name, version = normal(entry.group(1)), entry.group(2)
-            found[name] = (version, found.get(name, ("", frozenset()))[1])
+            packages[name] = (version, packages.get(name, ("", frozenset()))[1])
         if name:
             digests = frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", line))
-            found[name] = (version, found[name][1] | digests)
-    return found
+            packages[name] = (version, packages[name][1] | digests)
+    return packages
 
 
 def without(lock: Path, names: Collection[str]) -> str:
-    """A lock's text without the entries of some packages, for uv to read.
+    """Return the text of a lock file without the entries of some packages.
 
     Args:
-        lock: a lock of pinned requirements, an entry's hashes indented below it.
-        names: normalised names.
+        lock: a lock file of pinned requirements, with the hashes of an entry indented below it.
+        names: the normalized names of the packages to leave out.
     """
     return split(lock.read_text(encoding="utf-8"), names)[1]
 
 
 def split(text: str, names: Collection[str]) -> tuple[str, str]:
-    """Return the entries of some packages of a lock's text, and the other lines; `names` are normalised."""
-    named: list[str] = []
+    """Return (the entries of some packages, the other lines) of a lock file's text; `names` are normalized."""
+    selected: list[str] = []
     others: list[str] = []
     lines = others
     for line in text.splitlines():
         if line and not line.startswith((" ", "\t", "#")):
-            lines = named if normal(re.split(r"[=\s;\[]", line, maxsplit=1)[0]) in names else others
+            lines = selected if normal(re.split(r"[=\s;\[]", line, maxsplit=1)[0]) in names else others
         lines.append(line)
-    return "\n".join(named) + "\n", "\n".join(others) + "\n"
+    return "\n".join(selected) + "\n", "\n".join(others) + "\n"
 
 
 def normal(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """Return the normalized name of a package, by which indexes compare names.
+
+    Source: the Python packaging specification of names (PEP 503): runs of -, _ and . become -, in lower case.
+    """
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""What people write, and how a fault in it is told."""
+"""Tests the files that people write (host.toml, models.toml, torch.toml), and the messages about errors in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from provision.core.errors import Exit, SpecError
 from tests.conftest import CHECKOUT
 
 
-def test_the_shipped_files_are_right() -> None:
+def test_shipped_manifest_and_torch_toml_are_valid() -> None:
     manifest = toml.load_tables(CHECKOUT / "envs/models.toml", models.ModelSpec)
     assert {"ddpm-cat-256", "stable-diffusion-v1-5", "stable-diffusion-v1-5@fp16"} <= set(manifest)
     unet = next(file for file in manifest["stable-diffusion-v1-5@fp16"].files if file.path.startswith("unet/diff"))
@@ -22,7 +22,7 @@ def test_the_shipped_files_are_right() -> None:
         assert (CHECKOUT / "envs/diffusers" / f"{variant.name}.lock").exists()
 
 
-def test_the_locks_carry_hashes_and_no_address() -> None:
+def test_lock_files_have_hashes_and_no_url() -> None:
     for lock in CHECKOUT.glob("envs/*/*.lock"):
         text = lock.read_text()
         assert "://" not in text, lock
@@ -31,7 +31,7 @@ def test_the_locks_carry_hashes_and_no_address() -> None:
         assert all(line.endswith("\\") for line in entries), f"{lock}: an entry has no hash"
 
 
-def test_no_host_file_means_the_defaults(tmp_path: Path) -> None:
+def test_defaults_apply_without_a_host_file(tmp_path: Path) -> None:
     assert host.load_host(None) == host.HostSpec()
     Path("host.toml").write_text('env = "other"\n')
     assert host.load_host(None).env == "other"
@@ -54,12 +54,12 @@ def test_no_host_file_means_the_defaults(tmp_path: Path) -> None:
         ("", ("a",), 1),
     ],
 )
-def test_the_line_of_a_key(text: str, location: tuple[int | str, ...], line: int) -> None:
+def test_line_of_returns_the_line_of_a_key_or_its_table(text: str, location: tuple[int | str, ...], line: int) -> None:
     assert toml.line_of(text, location) == line
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"root = 3\n", "line 1, key root: Input should be a valid string"),
         (
@@ -72,17 +72,17 @@ def test_the_line_of_a_key(text: str, location: tuple[int | str, ...], line: int
         (b"root = 'a'\nroot = 'b'\n", "is not valid TOML"),
     ],
 )
-def test_a_fault_is_told_by_file_line_and_key(tmp_path: Path, content: bytes, told: str) -> None:
+def test_error_names_file_line_and_key(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "host.toml"
     file.write_bytes(content)
     with pytest.raises(SpecError) as caught:
         toml.load(file, host.HostSpec)
     assert str(file) in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.exit is Exit.USAGE
 
 
-def test_an_unknown_key_of_an_inner_table_lists_its_own_keys(tmp_path: Path) -> None:
+def test_unknown_key_of_an_inner_table_lists_the_keys_of_that_table(tmp_path: Path) -> None:
     file = tmp_path / "torch.toml"
     file.write_text('python = ["3.11"]\n[[variant]]\nname = "cpu"\ntorch = "1"\ndrivers = "2"\n')
     with pytest.raises(
@@ -92,7 +92,7 @@ def test_an_unknown_key_of_an_inner_table_lists_its_own_keys(tmp_path: Path) -> 
         toml.load(file, torch_config.TorchSpec)
 
 
-def test_choose_lists_what_there_is() -> None:
+def test_choose_lists_the_available_names() -> None:
     assert toml.choose("a", ["a", "b"], "model") == "a"
     with pytest.raises(SpecError, match="unknown model 'c'; there is: a, b"):
         toml.choose("c", ["a", "b"], "model")
@@ -123,8 +123,8 @@ def test_choose_lists_what_there_is() -> None:
         "a\N{ZERO WIDTH SPACE}b.json",
     ],
 )
-def test_a_name_that_means_something_else_elsewhere_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=r"is no name of a file everywhere|is not a plain relative path"):
+def test_file_name_with_a_special_meaning_on_some_system_is_rejected(path: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a file name on every system|is not a plain relative path"):
         models.ModelFile(path=path)
 
 
@@ -132,11 +132,11 @@ def test_a_name_that_means_something_else_elsewhere_is_refused(path: str) -> Non
     "path",
     ["console.json", "com10.txt", "nullable.json", "a-b.json", "a~b.json", "git/config", "unet/aux_model.safetensors"],
 )
-def test_a_name_that_only_looks_like_one_is_taken(path: str) -> None:
+def test_file_name_similar_to_a_forbidden_one_is_accepted(path: str) -> None:
     assert models.ModelFile(path=path).path == path
 
 
-def test_a_git_hash_alone_needs_its_size(tmp_path: Path) -> None:
+def test_file_pinned_by_git_hash_alone_needs_its_size(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has a git_sha1 and no size: git hashes both, add the size"):
         models.ModelFile(path="a.json", git_sha1="1" * 40)
     assert models.ModelFile(path="a.json", git_sha1="1" * 40, size=0).locked
