@@ -75,7 +75,7 @@ def relocate(
         from provision.setup import plan
 
         request = request_of(root, host, envs, offline=True)
-        label, thing = tool_caches.named(path, to, request.home)
+        label, thing = tool_caches.parse_argument(path, to, request.home)
         request = plan.with_relocated(request, thing)
         only = {"volume", f"relocate {label}", "relink.sh"}
         return run_steps(

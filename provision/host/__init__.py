@@ -1,1 +1,1 @@
-"""What this host is: its facts, its provider, the build of torch that fits, and where its tools keep their caches."""
+"""Describes this host: its hardware, its provider, the fitting variant of PyTorch, and the caches of its tools."""

@@ -1,4 +1,4 @@
-"""What this machine is, read from /sys, /proc, NVML and nvidia-smi, in that order; nothing is changed."""
+"""Reads the facts of this machine from /sys, /proc, NVML and nvidia-smi, in that order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from provision.core.errors import FirstlightError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA card; what could not be read is None."""
+    """Describe one NVIDIA GPU; `compute_capability` is None if it could not be read."""
 
     name: str
     compute_capability: str | None = None
@@ -23,7 +23,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """One machine."""
+    """Describe one machine.
+
+    `cores` is the number of cores that this process may use, and `cpu_quota` the limit of its control group in cores,
+    or None. `memory_bytes` is the memory that this process may use.
+    """
 
     system: str
     machine: str
@@ -36,7 +40,7 @@ class HostFacts:
     gpus: tuple[Gpu, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON types."""
+        """Return the facts as JSON types."""
         return asdict(self)
 
 
@@ -44,15 +48,15 @@ def probe(sysroot: Path = Path("/")) -> HostFacts:
     """Read the machine's facts.
 
     Args:
-        sysroot: where /proc, /sys and /dev are; another folder in tests.
+        sysroot: the folder that contains proc, sys and dev; tests use another one.
     """
     driver = _driver(sysroot)
     gpus = _gpus(sysroot, driver)
-    for ask in (_nvml, _nvidia_smi):
+    for query in (_nvml, _nvidia_smi):
         if driver is None or (gpus and gpus[0].compute_capability is None):
-            asked_driver, asked = ask()
-            driver = driver or asked_driver
-            gpus = asked or gpus
+            other_driver, other_gpus = query()
+            driver = driver or other_driver
+            gpus = other_gpus or gpus
     return HostFacts(
         system=platform.system().lower(),
         machine=platform.machine(),
@@ -70,23 +74,23 @@ def _driver(sysroot: Path) -> str | None:
     text = _read(sysroot / "sys/module/nvidia/version")
     if text:
         return text.strip()
-    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _read(sysroot / "proc/driver/nvidia/version"))
-    return found.group(1) if found else None
+    match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _read(sysroot / "proc/driver/nvidia/version"))
+    return match.group(1) if match else None
 
 
 def _gpus(sysroot: Path, driver: str | None) -> tuple[Gpu, ...]:
-    """The cards whose device node is here: a container may see the driver and no card."""
+    """Return the GPUs; none without a device node, because a container may see the driver but no GPU."""
     if driver is None or not list((sysroot / "dev").glob("nvidia[0-9]*")):
         return ()
     names = []
     for file in sorted((sysroot / "proc/driver/nvidia/gpus").glob("*/information")):
-        found = re.search(r"^Model:\s*(.+?)\s*$", _read(file), re.MULTILINE)
-        names.append(found.group(1) if found else "unknown NVIDIA card")
+        match = re.search(r"^Model:\s*(.+?)\s*$", _read(file), re.MULTILINE)
+        names.append(match.group(1) if match else "unknown NVIDIA card")
     return tuple(Gpu(name) for name in names) or (Gpu("unknown NVIDIA card"),)
 
 
 def _nvml() -> tuple[str | None, tuple[Gpu, ...]]:
-    """What the driver's own library says; a container often has it and no nvidia-smi."""
+    """Return (driver version, GPUs) from NVML; a container often has this library but no nvidia-smi."""
     import pynvml
 
     try:
@@ -97,9 +101,9 @@ def _nvml() -> tuple[str | None, tuple[Gpu, ...]]:
     try:
         driver = _text(pynvml.nvmlSystemGetDriverVersion())
         for number in range(pynvml.nvmlDeviceGetCount()):
-            card = pynvml.nvmlDeviceGetHandleByIndex(number)
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(card)
-            gpus.append(Gpu(_text(pynvml.nvmlDeviceGetName(card)), f"{major}.{minor}"))
+            device = pynvml.nvmlDeviceGetHandleByIndex(number)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(device)
+            gpus.append(Gpu(_text(pynvml.nvmlDeviceGetName(device)), f"{major}.{minor}"))
     except pynvml.NVMLError:
         return None, ()
     finally:
@@ -108,7 +112,7 @@ def _nvml() -> tuple[str | None, tuple[Gpu, ...]]:
 
 
 def _text(value: str | bytes) -> str:
-    """Older libraries answer in bytes."""
+    """Return a value of NVML as text; older versions of the library return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
@@ -117,23 +121,23 @@ def _nvidia_smi() -> tuple[str | None, tuple[Gpu, ...]]:
         return None, ()
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
-        done = process.run(query, timeout_seconds=20, check=False)
+        completed = process.run(query, timeout_seconds=20, check=False)
     except FirstlightError:
         return None, ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in completed.stdout.splitlines()]
     rows = [row for row in rows if len(row) == 3 and re.fullmatch(r"\d+(\.\d+)+", row[2])]
-    if done.returncode != 0 or not rows:
+    if completed.returncode != 0 or not rows:
         return None, ()
     return rows[0][2], tuple(Gpu(name, cap if re.fullmatch(r"\d+\.\d+", cap) else None) for name, cap, _ in rows)
 
 
 def _cpu(sysroot: Path) -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _read(sysroot / "proc/cpuinfo"), re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or "unknown"
+    match = re.search(r"^model name\s*:\s*(.+)$", _read(sysroot / "proc/cpuinfo"), re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or "unknown"
 
 
 def _cpu_quota(sysroot: Path) -> float | None:
-    """The cores that the control group grants, where it grants fewer than it shows (cgroup v2, then v1)."""
+    """Return the CPU limit of the control group in cores, or None without a limit (cgroup v2, then v1)."""
     words = _read(sysroot / "sys/fs/cgroup/cpu.max").split()
     if len(words) == 2 and words[0].isdigit():
         return int(words[0]) / int(words[1])
@@ -143,21 +147,21 @@ def _cpu_quota(sysroot: Path) -> float | None:
 
 
 def _memory(sysroot: Path) -> int:
-    """Return the bytes of memory that this process may use: the machine's, or its control group's where that has fewer.
+    """Return the memory that this process may use, in bytes: that of the machine, or the smaller control group limit.
 
-    A container sees its group's limit at the top of /sys/fs/cgroup (version 2, then 1); no limit is "max", or a number
-    larger than any machine.
+    A container has the limit of its group at the top of /sys/fs/cgroup (version 2, then 1). Without a limit the value
+    is "max", or a number larger than the memory of any machine.
     """
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(sysroot / "proc/meminfo"), re.MULTILINE)
-    if found:
-        whole = int(found.group(1)) * 1024
+    match = re.search(r"^MemTotal:\s*(\d+) kB", _read(sysroot / "proc/meminfo"), re.MULTILINE)
+    if match:
+        total = int(match.group(1)) * 1024
     else:
         import psutil
 
-        whole = int(psutil.virtual_memory().total)
+        total = int(psutil.virtual_memory().total)
     files = ("memory.max", "memory/memory.limit_in_bytes")
     limits = [_read(sysroot / "sys/fs/cgroup" / file).strip() for file in files]
-    return min([whole, *(int(limit) for limit in limits if limit.isdigit() and limit != "0")])
+    return min([total, *(int(limit) for limit in limits if limit.isdigit() and limit != "0")])
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which kind of host this is, and where the root lies: by signs and a real mount, never by a guess."""
+"""Detects the provider of this host and selects the root, by signs and a real mount point, never by a guess."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProfileMatch:
-    """How one profile fits this host: `signs` that are here, and the root, or why there is none."""
+    """Describe how a profile fits this host.
+
+    `signs` are the signs that are present. `root` is the root if the profile matches, else None. `reason` explains
+    either result.
+    """
 
     name: str
     profile: host_config.Profile
@@ -29,10 +33,10 @@ class ProfileMatch:
 
 @dataclass(frozen=True)
 class ResolvedRoot:
-    """The root of this run, why it is this one, the profile that matched, and what is relocated.
+    """Hold the root of this run, the reason for it, the profile that matched, and the folders to relocate.
 
-    `named` is False where nobody has named a root and no profile knows one, so the user's data folder is taken;
-    `warning` says so where a sign of a host is here all the same.
+    `named` is False if the user named no root and no profile matched; the root then lies in the user's data folder.
+    `warning` is set in that case if a sign of a provider is present nevertheless.
     """
 
     root: layout.Root
@@ -46,20 +50,23 @@ class ResolvedRoot:
 def choose(
     flag: str | None, host: host_config.HostSpec, envs: Path, environ: Mapping[str, str], home: Path
 ) -> ResolvedRoot:
-    """The root: the flag's, else host.toml's, else the one that this home's links lead to, else a profile's, else ours.
+    """Return the root of this run.
+
+    The order is: the flag, host.toml, the root to which the links of this home lead, the root of the only matching
+    profile, and the user's data folder.
 
     Args:
-        flag: --root.
-        host: what the user wrote.
-        envs: the folder with the profiles.
-        environ: the variables by which hosts show themselves.
-        home: whose links are looked at.
+        flag: the value of --root, or None.
+        host: the content of host.toml.
+        envs: the `envs` folder, which contains the profiles.
+        environ: the environment variables; some are signs of a provider.
+        home: the home folder, whose links are read.
 
     Raises:
         SpecError: a profile cannot be read.
     """
-    every = detect(load(envs), environ)
-    matches = [match for match in every if match.root is not None]
+    candidates = detect(load(envs), environ)
+    matches = [match for match in candidates if match.root is not None]
     match = matches[0] if len(matches) == 1 else None
     linked = next(filter(None, map(layout.linked_root, tool_caches.link_paths(environ, home))), None)
     if flag or host.root:
@@ -70,26 +77,28 @@ def choose(
     elif match is not None and match.root is not None:
         root, reason = layout.Root(match.root), f"profile {match.name}: {match.reason}"
     else:
-        several = " and ".join(each.name for each in matches)
+        several = " and ".join(match.name for match in matches)
         reason = f"{several} both match: name one with --root" if several else "no profile matches and no root is named"
-        # A host whose volume is not mounted today looks like this.
-        near = [f"{each.profile.title}: {each.signs[0]} is here, but {each.reason}" for each in every if each.signs]
-        warning = f"{'; '.join(near) or reason}. Nothing here may survive: name a folder that does, --root DIR"
-        warned = warning if near or several else None
+        # This is the state of a provider's host whose volume is not mounted.
+        near = [
+            f"{item.profile.title}: {item.signs[0]} is here, but {item.reason}" for item in candidates if item.signs
+        ]
+        text = f"{'; '.join(near) or reason}. The files here may be deleted: name a persistent folder with --root DIR"
+        warning = text if near or several else None
         return ResolvedRoot(
-            layout.Root(layout.default_root()), reason, None, host.relocate or [], named=False, warning=warned
+            layout.Root(layout.default_root()), reason, None, host.relocate or [], named=False, warning=warning
         )
-    usual: list[host_config.Relocated] = ["huggingface"]
+    default: list[host_config.Relocated] = ["huggingface"]
     if match is not None and root.path == match.root:
-        usual = match.profile.relocate
-    return ResolvedRoot(root, reason, match, usual if host.relocate is None else host.relocate)
+        default = match.profile.relocate
+    return ResolvedRoot(root, reason, match, default if host.relocate is None else host.relocate)
 
 
 def load(envs: Path) -> dict[str, host_config.Profile]:
-    """Every profile of an envs/ folder, by its file's name.
+    """Return {name: profile} of an `envs` folder; the name is that of the file.
 
     Raises:
-        SpecError: one cannot be read.
+        SpecError: a profile cannot be read.
     """
     return {file.stem: toml.load(file, host_config.Profile) for file in sorted((envs / "hosts").glob("*.toml"))}
 
@@ -97,42 +106,42 @@ def load(envs: Path) -> dict[str, host_config.Profile]:
 def detect(
     profiles: Mapping[str, host_config.Profile], environ: Mapping[str, str], top: Path = Path("/")
 ) -> list[ProfileMatch]:
-    """How each profile fits.
+    """Return how each profile fits this host.
 
     Args:
-        profiles: by name.
-        environ: where hosts set their variables.
-        top: the file system's top; another folder in tests.
+        profiles: {name: profile}.
+        environ: the environment variables; some are signs of a provider.
+        top: the root of the file system; tests use another folder.
     """
     return [_match(name, profile, environ, top) for name, profile in profiles.items()]
 
 
 def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], top: Path) -> ProfileMatch:
-    here = [_text(sign) for sign in (*profile.any, *profile.all) if _is_here(sign, environ, top)]
-    absent = [_text(sign) for sign in profile.all if not _is_here(sign, environ, top)]
-    if not here or absent or (profile.any and not any(_is_here(sign, environ, top) for sign in profile.any)):
-        wanted = absent or [_text(sign) for sign in (*profile.any, *profile.all)]
-        return ProfileMatch(name, profile, (), None, f"no {' or '.join(wanted)}" if wanted else "it has no sign")
+    present = [_text(sign) for sign in (*profile.any, *profile.all) if _is_present(sign, environ, top)]
+    absent = [_text(sign) for sign in profile.all if not _is_present(sign, environ, top)]
+    if not present or absent or (profile.any and not any(_is_present(sign, environ, top) for sign in profile.any)):
+        missing = absent or [_text(sign) for sign in (*profile.any, *profile.all)]
+        return ProfileMatch(name, profile, (), None, f"no {' or '.join(missing)}" if missing else "it has no sign")
     if not profile.environments:
         return ProfileMatch(
-            name, profile, tuple(here), None, f"{profile.roots[0]} holds no environments: {profile.traps[0]}"
+            name, profile, tuple(present), None, f"{profile.roots[0]} holds no environments: {profile.traps[0]}"
         )
-    places = [found for pattern in profile.roots for found in sorted(top.glob(pattern.lstrip("/")))]
-    mounts = [place for place in places if _is_mount(place, top)]
+    folders = [path for pattern in profile.roots for path in sorted(top.glob(pattern.lstrip("/")))]
+    mounts = [folder for folder in folders if _is_mount(folder, top)]
     one_pattern = len(profile.roots) == 1
     if not mounts:
         return ProfileMatch(
-            name, profile, tuple(here), None, f"none of {', '.join(profile.roots)} is a mount of its own"
+            name, profile, tuple(present), None, f"none of {', '.join(profile.roots)} is a mount of its own"
         )
     if one_pattern and len(mounts) > 1:
         several = ", ".join(map(str, mounts))
-        return ProfileMatch(name, profile, tuple(here), None, f"there are several: {several}; name one with --root")
+        return ProfileMatch(name, profile, tuple(present), None, f"there are several: {several}; name one with --root")
     return ProfileMatch(
-        name, profile, tuple(here), mounts[0] / profile.folder, f"{here[0]} is here, {mounts[0]} is a mount"
+        name, profile, tuple(present), mounts[0] / profile.folder, f"{present[0]} is here, {mounts[0]} is a mount"
     )
 
 
-def _is_here(sign: host_config.Sign, environ: Mapping[str, str], top: Path) -> bool:
+def _is_present(sign: host_config.Sign, environ: Mapping[str, str], top: Path) -> bool:
     if sign.env is not None:
         return bool(environ.get(sign.env))
     return os.path.lexists(top / (sign.path or "").lstrip("/"))
@@ -142,9 +151,9 @@ def _text(sign: host_config.Sign) -> str:
     return f"${sign.env}" if sign.env is not None else str(sign.path)
 
 
-def _is_mount(place: Path, top: Path) -> bool:
-    """Another file system than the top's: an absent volume leaves a plain folder."""
+def _is_mount(folder: Path, top: Path) -> bool:
+    """Return whether a folder lies on another file system than `top`; the folder of an absent volume does not."""
     try:
-        return place.is_dir() and place.stat().st_dev != top.stat().st_dev
+        return folder.is_dir() and folder.stat().st_dev != top.stat().st_dev
     except OSError:
         return False

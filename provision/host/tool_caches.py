@@ -1,4 +1,4 @@
-"""What can be relocated by name: where each tool keeps its files on this host, and their place on the volume."""
+"""Defines the folders that can be relocated by name: the path of each tool's files, and their path on the volume."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from provision.config.host import Name, Relocated
 
-_OURS = (".firstlight", "envs", "pkgs")  # places on the volume that are taken
+_RESERVED = (".firstlight", "envs", "pkgs")  # the folders on the volume that firstlight uses itself
 
 
 @dataclass(frozen=True)
 class RelocatedFolder:
-    """One folder to relocate: its old path, its new one, and the variable that does the same without a link."""
+    """Describe one folder to relocate: its old path, its new path, and the variable that can replace the link."""
 
     source: Path
     target: Path
@@ -39,41 +39,46 @@ def places(
     bases: Sequence[Path],
     named: Sequence[Path] = (),
 ) -> dict[str, list[RelocatedFolder]]:
-    """The folders of each thing that a host relocates, by its label.
+    """Return {label: folders} for each entry of a host's `relocate` list.
 
     Args:
-        relocate: names, or folders of the user's own.
-        root: the volume.
-        environ: the tools' own variables say where they keep their files.
-        home: whose files they are.
+        relocate: names of tools, or folders of the user.
+        root: the root on the volume.
+        environ: the environment variables; some set the folder of a tool.
+        home: the home folder.
         bases: the conda installations of this machine.
-        named: folders of the home that the user has named to conda.
+        named: the folders in the home that conda's settings name.
 
     Raises:
-        SpecError: two of them would share a place, or one lies where the volume keeps its own things.
+        SpecError: two folders overlap, or a target lies in a folder that firstlight uses itself.
     """
-    found = {}
-    for each in relocate:
-        if isinstance(each, FolderSpec):
-            source = Path(each.path.replace("~", str(home), 1) if each.path.startswith("~") else each.path).absolute()
-            found[str(each.path)] = [RelocatedFolder(source, root.path / each.to)]
-        elif each == "conda":
-            found[each] = _conda(root, environ, home, bases, named)
+    folders = {}
+    for entry in relocate:
+        if isinstance(entry, FolderSpec):
+            path = entry.path.replace("~", str(home), 1) if entry.path.startswith("~") else entry.path
+            folders[str(entry.path)] = [RelocatedFolder(Path(path).absolute(), root.path / entry.to)]
+        elif entry == "conda":
+            folders[entry] = _conda(root, environ, home, bases, named)
         else:
-            found[each] = _named(each, root, environ, home)
-    _apart([place for group in found.values() for place in group], root)
-    return found
+            folders[entry] = _named(entry, root, environ, home)
+    _check_overlaps([folder for group in folders.values() for folder in group], root)
+    return folders
 
 
-def named(path: str, to: str | None, home: Path) -> tuple[str, Relocated]:
-    """What one word on the command line asks to be relocated, with its label: a known name, or a folder.
+def parse_argument(path: str, to: str | None, home: Path) -> tuple[str, Relocated]:
+    """Return (label, entry) for one argument of `provision relocate`: the name of a tool, or a folder.
+
+    Args:
+        path: the argument.
+        to: the value of --to, or None.
+        home: the home folder.
 
     Raises:
-        SpecError: the place is not a plain one, or a known name is given another.
+        SpecError: --to is not a plain relative path, or is given for a name.
     """
     if path in (*NAMES, "conda"):
         if to is not None:
-            raise SpecError(f"{path} has its own place on the root; --to is for folders of your own.")
+            raise SpecError(f"{path} has a fixed place on the root. Use --to only with a folder of your own.")
         return path, path
     source = Path(path).expanduser().absolute()
     inside = source.relative_to(home) if source.is_relative_to(home) else source.relative_to(source.anchor)
@@ -81,92 +86,102 @@ def named(path: str, to: str | None, home: Path) -> tuple[str, Relocated]:
     try:
         return label, FolderSpec(path=label, to=to or f"relocated/{inside}")
     except ValueError as error:
-        raise SpecError(f"{path} cannot go to {to}: it is not a plain place on the root.") from error
+        raise SpecError(f"{path} cannot go to {to}: it is not a relative path inside the root.") from error
 
 
 def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """The old paths of everything that has a name: by their links a home remembers its root."""
+    """Return the old paths of all named folders; the links there show to which root they were relocated."""
     root = layout.Root(home)
-    return [place.source for name in NAMES for place in _named(name, root, environ, home)]
+    return [folder.source for name in NAMES for folder in _named(name, root, environ, home)]
 
 
 NAMES: tuple[Name, ...] = ("huggingface", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets")
 
 
 def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path) -> list[RelocatedFolder]:
-    """Sources: each tool's documented variables and defaults."""
+    """Return the folders of one tool.
+
+    Source: the variables and defaults in the documentation of each tool.
+    """
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     hugging = Path(environ.get("HF_HOME") or cache / "huggingface")
     triton = Path(environ.get("TRITON_HOME") or home)
     temporary = Path(tempfile.gettempdir())
     if sys.platform == "win32":
         local = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-        own = {"pip": local / "pip" / "Cache", "uv": local / "uv" / "cache"}
+        caches = {"pip": local / "pip" / "Cache", "uv": local / "uv" / "cache"}
     else:
-        own = {"pip": home / "Library/Caches/pip" if sys.platform == "darwin" else cache / "pip", "uv": cache / "uv"}
-    known = {
+        caches = {"pip": home / "Library/Caches/pip" if sys.platform == "darwin" else cache / "pip", "uv": cache / "uv"}
+    folders = {
         "huggingface": [
             ("HF_HUB_CACHE", layout.hub_cache(environ, home), "huggingface/hub"),
             ("HF_XET_CACHE", hugging / "xet", "huggingface/xet"),
         ],
         "modules": [("HF_MODULES_CACHE", hugging / "modules", "huggingface/modules")],
         "datasets": [("HF_DATASETS_CACHE", hugging / "datasets", "huggingface/datasets")],
-        "pip": [("PIP_CACHE_DIR", own["pip"], "pip")],
-        "uv": [("UV_CACHE_DIR", own["uv"], "uv")],
+        "pip": [("PIP_CACHE_DIR", caches["pip"], "pip")],
+        "uv": [("UV_CACHE_DIR", caches["uv"], "uv")],
         "torch": [("TORCH_HOME", cache / "torch", "torch")],
         "triton": [("TRITON_CACHE_DIR", triton / ".triton" / "cache", "triton")],
         "inductor": [("TORCHINDUCTOR_CACHE_DIR", temporary / f"torchinductor_{_user()}", "inductor")],
     }
     return [
-        RelocatedFolder(Path(environ.get(variable) or usual).expanduser().absolute(), root.cache / place, variable)
-        for variable, usual, place in known[name]
+        RelocatedFolder(Path(environ.get(variable) or default).expanduser().absolute(), root.cache / target, variable)
+        for variable, default, target in folders[name]
     ]
 
 
 def _conda(
     root: layout.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path], named: Sequence[Path]
 ) -> list[RelocatedFolder]:
-    """Environments and packages of every conda that is ours, together: their files are hard links to each other."""
+    """Return the folders of environments and packages of every conda that this user can write.
+
+    They are relocated together, because their files are hard links to each other.
+    """
     tops = {base: base.name for base in bases if os.access(base, os.W_OK)}
     if bases or (home / ".conda").exists():
         tops[home / ".conda"] = "user"
     if environ.get("MAMBA_ROOT_PREFIX"):
         mamba = Path(environ["MAMBA_ROOT_PREFIX"])
         tops.setdefault(mamba, mamba.name)
-    found = []
+    folders = []
     for number, (top, name) in enumerate(tops.items()):
-        taken = name in list(tops.values())[:number]
+        is_duplicate = name in list(tops.values())[:number]
         for part in ("envs", "pkgs"):
-            place = root.path / "conda" / (f"{name}-{number}" if taken else name) / part
-            found.append(RelocatedFolder(top / part, place))
-    known = {place.source for place in found}
-    found += [
-        RelocatedFolder(folder, root.path / "conda" / "named" / folder.relative_to(home))
-        for folder in dict.fromkeys(named)
-        if folder not in known
+            target = root.path / "conda" / (f"{name}-{number}" if is_duplicate else name) / part
+            folders.append(RelocatedFolder(top / part, target))
+    sources = {folder.source for folder in folders}
+    folders += [
+        RelocatedFolder(path, root.path / "conda" / "named" / path.relative_to(home))
+        for path in dict.fromkeys(named)
+        if path not in sources
     ]
-    return found
+    return folders
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
+    except (KeyError, OSError):  # a user id without a name, as in some containers
         return str(os.getuid())
 
 
-def _apart(every: Sequence[RelocatedFolder], root: layout.Root) -> None:
-    """No two places are one, or one inside the other, on either side; none is the volume's own."""
-    for number, place in enumerate(every):
-        inside = place.target.relative_to(root.path).parts
-        if not inside or inside[0] in _OURS:
-            raise SpecError(f"{place.source} cannot go to {place.target}: firstlight keeps its own things there.")
-        if root.path.resolve().is_relative_to(place.source.resolve()) and not place.source.is_symlink():
-            raise SpecError(f"the root {root.path} lies inside {place.source}, which is to be moved onto it.")
-        for other in every[:number]:
-            if place.target.is_relative_to(other.target) or other.target.is_relative_to(place.target):
+def _check_overlaps(folders: Sequence[RelocatedFolder], root: layout.Root) -> None:
+    """Check that no sources and no targets are equal or nested, and that no target is reserved.
+
+    Raises:
+        SpecError: a check fails.
+    """
+    for number, folder in enumerate(folders):
+        inside = folder.target.relative_to(root.path).parts
+        if not inside or inside[0] in _RESERVED:
+            raise SpecError(f"{folder.source} cannot go to {folder.target}: firstlight keeps its own files there.")
+        if root.path.resolve().is_relative_to(folder.source.resolve()) and not folder.source.is_symlink():
+            raise SpecError(f"the root {root.path} lies inside {folder.source}, which is to be moved onto it.")
+        for other in folders[:number]:
+            if folder.target.is_relative_to(other.target) or other.target.is_relative_to(folder.target):
                 raise SpecError(
-                    f"{place.source} and {other.source} would both go to {place.target}. Name another `to`."
+                    f"{folder.source} and {other.source} would both go to {folder.target}. Name another `to`."
                 )
-            if place.source.is_relative_to(other.source) or other.source.is_relative_to(place.source):
-                raise SpecError(f"{place.source} and {other.source} lie one inside the other. Relocate one of them.")
+            if folder.source.is_relative_to(other.source) or other.source.is_relative_to(folder.source):
+                raise SpecError(f"{folder.source} and {other.source} are nested. Relocate only one of them.")

@@ -1,4 +1,4 @@
-"""Which build of torch a machine gets: by its system, its driver, and what its cards can run."""
+"""Selects the variant of PyTorch for a machine, by its system, its driver and its GPUs."""
 
 from __future__ import annotations
 
@@ -18,67 +18,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TorchChoice:
-    """The variant for a machine, then its stand-ins; why; and what its owner should know."""
+    """Hold the variant for a machine and its fallbacks, the best first; the reason; and a warning for the user."""
 
     variants: list[Variant]
     reason: str
     warning: str | None = None
 
 
-def choose(facts: HostFacts, torch: TorchSpec, wanted: str, locked: list[str]) -> TorchChoice:
-    """The variant for this machine, then what stands in where its wheel cannot be had; and why.
+def choose(facts: HostFacts, torch: TorchSpec, requested: str, locked: list[str]) -> TorchChoice:
+    """Return the variant for this machine with its fallback, which is used if no source has the variant's wheel.
 
     Args:
-        facts: the machine.
-        torch: the variants, best first.
-        wanted: "auto", or a variant's name.
-        locked: the variants that the environment has a lock for.
+        facts: the facts of the machine.
+        torch: the content of torch.toml, with the best variant first.
+        requested: "auto", or the name of a variant.
+        locked: the names of the variants that have a lock file.
 
     Raises:
-        SpecError: no such variant, or none fits.
+        SpecError: the requested variant is unknown or is for another system, or no variant fits the machine.
     """
-    known = {variant.name: variant for variant in torch.variant if variant.name in locked}
+    variants = {variant.name: variant for variant in torch.variant if variant.name in locked}
     warning = None
-    if wanted != "auto":
-        chosen = known[toml.choose(wanted, list(known), "variant")]
+    if requested != "auto":
+        chosen = variants[toml.choose(requested, list(variants), "variant")]
         reason = "chosen by you"
         if chosen.system != facts.system:
-            raise SpecError(f"the variant {wanted} is for {chosen.system}, this machine is {facts.system}.")
+            raise SpecError(f"the variant {requested} is for {chosen.system}, this machine is {facts.system}.")
     else:
-        unfit = {name: why for name, variant in known.items() if (why := _unfit(facts, variant, torch.older_cards))}
-        fitting = [variant for name, variant in known.items() if name not in unfit]
+        misfits = {
+            name: text for name, variant in variants.items() if (text := _misfit(facts, variant, torch.older_cards))
+        }
+        fitting = [variant for name, variant in variants.items() if name not in misfits]
         if not fitting:
-            have = ", ".join(f"{variant.name} ({variant.system})" for variant in known.values())
+            have = ", ".join(f"{variant.name} ({variant.system})" for variant in variants.values())
             raise SpecError(f"no lock fits this machine ({facts.system} {facts.machine}); there is: {have}.")
         chosen = fitting[0]
-        better = list(known)[: list(known).index(chosen.name)]
-        names: dict[str, list[str]] = {}
+        better = list(variants)[: list(variants).index(chosen.name)]
+        by_reason: dict[str, list[str]] = {}
         for name in better:
-            if known[name].system == facts.system:
-                names.setdefault(unfit[name], []).append(name)
-        reason = "; ".join(f"{', '.join(each)}: {why}" for why, each in names.items()) or "the first that fits"
+            if variants[name].system == facts.system:
+                by_reason.setdefault(misfits[name], []).append(name)
+        reason = "; ".join(f"{', '.join(names)}: {text}" for text, names in by_reason.items()) or "the first that fits"
         if facts.nvidia_driver and not chosen.architectures:
             cards = ", ".join(gpu.name for gpu in facts.gpus)
             here = f"{cards}, driver {facts.nvidia_driver}" if cards else f"driver {facts.nvidia_driver}, no card"
             warning = f"torch for the CPU, though this machine has {here}: {reason}"
-    instead = [known[chosen.instead]] if chosen.instead in known else []
-    return TorchChoice([chosen, *instead], reason, warning)
+    fallbacks = [variants[chosen.instead]] if chosen.instead in variants else []
+    return TorchChoice([chosen, *fallbacks], reason, warning)
 
 
 def is_older(version: str, than: str) -> bool:
-    """Whether a driver's version lies before another."""
+    """Return whether a driver version is older than another."""
     return _numbers(version) < _numbers(than)
 
 
-def _unfit(facts: HostFacts, variant: Variant, older_cards: Mapping[str, str]) -> str | None:
-    """Why a variant does not fit, or None."""
+def _misfit(facts: HostFacts, variant: Variant, older_cards: Mapping[str, str]) -> str | None:
+    """Return the reason why a variant does not fit the machine, or None if it fits."""
     if variant.system != facts.system or variant.machine not in {None, facts.machine.lower()}:
         return f"is for {variant.system} {variant.machine or ''}".rstrip()
     if variant.driver is None:
         return None
     if facts.nvidia_driver is None or not facts.gpus:
-        what = "card, and none is visible here" if facts.nvidia_driver else "driver, and none is here"
-        return f"needs an NVIDIA {what}"
+        missing = "card, and none is visible here" if facts.nvidia_driver else "driver, and none is here"
+        return f"needs an NVIDIA {missing}"
     for gpu in facts.gpus:
         capability = gpu.compute_capability or _capability(gpu.name, older_cards)
         if capability and not _runs(capability, variant.architectures):
@@ -89,15 +91,18 @@ def _unfit(facts: HostFacts, variant: Variant, older_cards: Mapping[str, str]) -
 
 
 def _capability(name: str, older_cards: Mapping[str, str]) -> str | None:
-    """The compute capability of a card by its name: the longest part of it that is known."""
-    known = [part for part in older_cards if re.search(rf"\b{re.escape(part)}", name)]
-    return older_cards[max(known, key=len)] if known else None
+    """Return the compute capability of a GPU by the longest part of its name in the table, or None."""
+    parts = [part for part in older_cards if re.search(rf"\b{re.escape(part)}", name)]
+    return older_cards[max(parts, key=len)] if parts else None
 
 
 def _runs(capability: str, architectures: Sequence[str]) -> bool:
-    """Machine code for X.Y runs on X.Z with Z >= Y (source: CUDA's programming guide, binary compatibility)."""
-    card = _numbers(capability)
-    return any(card[0] == _numbers(each)[0] and card >= _numbers(each) for each in architectures)
+    """Return whether a GPU can run machine code that was built for one of the architectures.
+
+    Code for X.Y runs on X.Z with Z >= Y (source: CUDA's programming guide, binary compatibility).
+    """
+    gpu = _numbers(capability)
+    return any(gpu[0] == _numbers(code)[0] and gpu >= _numbers(code) for code in architectures)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Facts, read from recorded machines laid out below a folder."""
+"""Tests the facts of recorded machines, whose /proc, /sys and /dev are laid out in a folder."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def _no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def machine(root: Path, **files: str) -> Path:
+    """Write the files of a machine below `root`; `__` in a name stands for a slash."""
     for path, text in files.items():
         file = root / path.replace("__", "/")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,7 @@ def machine(root: Path, **files: str) -> Path:
 
 
 def card(root: Path, name: str) -> None:
+    """Add a GPU with its device node to a machine."""
     folder = root / "proc/driver/nvidia/gpus/0000:00:04.0"
     folder.mkdir(parents=True)
     (folder / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 10\n")
@@ -41,46 +43,47 @@ def card(root: Path, name: str) -> None:
 
 
 def smi(tmp_path: Path, text: str, code: int = 0) -> None:
+    """Put an nvidia-smi on the PATH that prints a text and exits with a code."""
     program = tmp_path / "bin/nvidia-smi"
     program.write_text(f"#!/bin/sh\n/bin/cat <<'E'\n{text}\nE\nexit {code}\n")
     program.chmod(0o755)
 
 
-def test_a_machine_without_a_card(tmp_path: Path) -> None:
+def test_machine_without_a_gpu_has_no_driver_and_no_gpus(tmp_path: Path) -> None:
     root = machine(tmp_path / "root", proc__cpuinfo=CPUINFO, proc__meminfo="MemTotal:       2048 kB\n")
-    found = facts.probe(root)
-    assert (found.cpu, found.memory_bytes) == ("AMD EPYC 7B12", 2048 * 1024)
-    assert (found.nvidia_driver, found.gpus, found.cpu_quota) == (None, (), None)
-    assert found.cores == len(os.sched_getaffinity(0))
+    machine_facts = facts.probe(root)
+    assert (machine_facts.cpu, machine_facts.memory_bytes) == ("AMD EPYC 7B12", 2048 * 1024)
+    assert (machine_facts.nvidia_driver, machine_facts.gpus, machine_facts.cpu_quota) == (None, (), None)
+    assert machine_facts.cores == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(("text", "driver"), [(PROC_VERSION, "550.54.15"), (OPEN_VERSION, "580.65.06")])
-def test_a_card_in_a_container_without_nvidia_smi(tmp_path: Path, text: str, driver: str) -> None:
+def test_gpu_is_found_in_a_container_without_nvidia_smi(tmp_path: Path, text: str, driver: str) -> None:
     root = machine(tmp_path / "root", proc__driver__nvidia__version=text)
     card(root, "Tesla T4")
-    found = facts.probe(root)
-    assert found.nvidia_driver == driver
-    assert found.gpus == (Gpu("Tesla T4"),)
+    machine_facts = facts.probe(root)
+    assert machine_facts.nvidia_driver == driver
+    assert machine_facts.gpus == (Gpu("Tesla T4"),)
 
 
-def test_the_driver_is_there_and_the_card_was_not_given_to_the_container(tmp_path: Path) -> None:
+def test_driver_without_a_device_node_yields_no_gpu(tmp_path: Path) -> None:
     root = machine(tmp_path / "root", sys__module__nvidia__version="570.86.10\n")
-    found = facts.probe(root)
-    assert (found.nvidia_driver, found.gpus) == ("570.86.10", ())
+    machine_facts = facts.probe(root)
+    assert (machine_facts.nvidia_driver, machine_facts.gpus) == ("570.86.10", ())
 
 
-def test_nvidia_smi_adds_the_compute_capability(tmp_path: Path) -> None:
+def test_compute_capability_is_read_from_nvidia_smi(tmp_path: Path) -> None:
     root = machine(tmp_path / "root", sys__module__nvidia__version="535.129.03\n")
     card(root, "NVIDIA A100-SXM4-80GB")
     smi(tmp_path, "NVIDIA A100-SXM4-80GB, 8.0, 535.129.03\nNVIDIA A100-SXM4-80GB, 8.0, 535.129.03")
-    found = facts.probe(root)
-    assert found.gpus == (Gpu("NVIDIA A100-SXM4-80GB", "8.0"),) * 2
+    machine_facts = facts.probe(root)
+    assert machine_facts.gpus == (Gpu("NVIDIA A100-SXM4-80GB", "8.0"),) * 2
 
 
-def test_an_old_nvidia_smi_knows_no_capability(tmp_path: Path) -> None:
+def test_old_nvidia_smi_yields_no_compute_capability(tmp_path: Path) -> None:
     smi(tmp_path, "Tesla K80, [N/A], 470.223.02")
-    found = facts.probe(machine(tmp_path / "root"))
-    assert (found.nvidia_driver, found.gpus) == ("470.223.02", (Gpu("Tesla K80"),))
+    machine_facts = facts.probe(machine(tmp_path / "root"))
+    assert (machine_facts.nvidia_driver, machine_facts.gpus) == ("470.223.02", (Gpu("Tesla K80"),))
 
 
 @pytest.mark.parametrize(
@@ -91,10 +94,10 @@ def test_an_old_nvidia_smi_knows_no_capability(tmp_path: Path) -> None:
         ("", 0),
     ],
 )
-def test_an_nvidia_smi_that_fails_is_no_card(tmp_path: Path, text: str, code: int) -> None:
+def test_failing_nvidia_smi_yields_no_gpu(tmp_path: Path, text: str, code: int) -> None:
     smi(tmp_path, text, code)
-    found = facts.probe(machine(tmp_path / "root"))
-    assert (found.nvidia_driver, found.gpus) == (None, ())
+    machine_facts = facts.probe(machine(tmp_path / "root"))
+    assert (machine_facts.nvidia_driver, machine_facts.gpus) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_an_nvidia_smi_that_fails_is_no_card(tmp_path: Path, text: str, code: in
         ({"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "50000", "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000"}, 0.5),
     ],
 )
-def test_the_control_groups_quota(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+def test_cpu_quota_is_read_from_the_control_group(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
     assert facts.probe(machine(tmp_path / "root", **files)).cpu_quota == quota
 
 
@@ -120,19 +123,15 @@ def test_the_control_groups_quota(tmp_path: Path, files: dict[str, str], quota: 
         ({"sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712\n"}, 16_000_000 * 1024),
     ],
 )
-def test_a_control_groups_memory_limit_is_the_machines_memory(
-    tmp_path: Path, files: dict[str, str], memory: int
-) -> None:
+def test_memory_is_limited_by_the_control_group(tmp_path: Path, files: dict[str, str], memory: int) -> None:
     root = machine(tmp_path / "root", **files)
     (root / "proc").mkdir(parents=True, exist_ok=True)
     (root / "proc/meminfo").write_text("MemTotal:       16000000 kB\nMemFree:  1 kB\n")
     assert facts.probe(root).memory_bytes == memory
 
 
-def test_nvml_tells_what_a_container_without_nvidia_smi_can_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The readings of a V100, as the library gives them; older ones answer in bytes."""
+def test_nvml_is_read_in_a_container_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the values of a V100; the driver version is in bytes, as older versions of NVML return it."""
     readings = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
@@ -146,12 +145,12 @@ def test_nvml_tells_what_a_container_without_nvidia_smi_can_know(
         monkeypatch.setattr(f"pynvml.{name}", reading)
     root = machine(tmp_path / "root", sys__module__nvidia__version="535.129.03\n")
     card(root, "Tesla V100-SXM2-32GB")
-    found = facts.probe(root)
-    assert (found.nvidia_driver, found.gpus) == ("535.129.03", (Gpu("Tesla V100-SXM2-32GB", "7.0"),))
+    machine_facts = facts.probe(root)
+    assert (machine_facts.nvidia_driver, machine_facts.gpus) == ("535.129.03", (Gpu("Tesla V100-SXM2-32GB", "7.0"),))
     assert facts.probe(tmp_path / "nothing").gpus == (Gpu("Tesla V100-SXM2-32GB", "7.0"),), "as on WSL, without /proc"
 
 
-def test_an_nvml_that_fails_half_way_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_that_fails_after_its_start_yields_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pynvml
 
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""Which kind of host it is: by signs and a real mount; and what doctor says of it."""
+"""Tests the detection of the provider by signs and a real mount, and what `provision doctor` reports about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHIPPED = provider.load(ENVS)
 
 @pytest.fixture
 def top(tmp_path: Path) -> Iterator[Path]:
-    """The top of a host's file system, in which real file systems can be mounted."""
+    """Return a folder that acts as the root of a file system; other file systems can be mounted in it."""
     folder = tmp_path / "top"
     folder.mkdir()
     yield folder
@@ -38,14 +38,15 @@ def top(tmp_path: Path) -> Iterator[Path]:
 
 
 def mount(folder: Path) -> None:
+    """Mount a tmpfs at a folder, or skip the test without the right to do it."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=False, capture_output=True)
-    if done.returncode != 0:
+    completed = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=False, capture_output=True)
+    if completed.returncode != 0:
         pytest.skip("no right to mount a tmpfs")
 
 
-def show(top: Path, profile: host_config.Profile) -> dict[str, str]:
-    """Give a host the signs of a profile: paths in `top`, and the variables that are returned."""
+def make_signs(top: Path, profile: host_config.Profile) -> dict[str, str]:
+    """Make the signs of a profile: create its paths in `top`, and return its variables."""
     environ = {}
     for sign in (*profile.any[:1], *profile.all):
         if sign.env:
@@ -55,54 +56,54 @@ def show(top: Path, profile: host_config.Profile) -> dict[str, str]:
     return environ
 
 
-def test_every_host_of_the_table_has_a_profile() -> None:
+def test_every_supported_provider_has_a_profile() -> None:
     assert set(SHIPPED) == {
         "autodl", "gpushare", "featurize", "matpool", "openbayes", "runpod", "vast", "lambda", "paperspace",
         "sagemaker-studio", "sagemaker-notebook", "colab", "kaggle", "generic",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, each in SHIPPED.items() if each.any or each.all])
-def test_a_sign_and_a_mount_make_a_match(top: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, profile in SHIPPED.items() if profile.any or profile.all])
+def test_profile_matches_a_host_with_its_sign_and_its_mount(top: Path, name: str) -> None:
     profile = SHIPPED[name]
-    environ = show(top, profile)
-    place = top / profile.roots[0].lstrip("/").replace("*", "mine")
-    place.mkdir(parents=True, exist_ok=True)
-    only = {name: profile}
-    without = provider.detect(only, environ, top)[0]
-    assert without.root is None, "a plain folder is no volume"
-    assert without.signs
-    mount(place)
-    found = provider.detect(only, environ, top)[0]
+    environ = make_signs(top, profile)
+    folder = top / profile.roots[0].lstrip("/").replace("*", "mine")
+    folder.mkdir(parents=True, exist_ok=True)
+    profiles = {name: profile}
+    unmounted = provider.detect(profiles, environ, top)[0]
+    assert unmounted.root is None, "a plain folder is not a volume"
+    assert unmounted.signs
+    mount(folder)
+    match = provider.detect(profiles, environ, top)[0]
     if not profile.environments:
-        assert found.root is None
-        assert "holds no environments" in found.reason
+        assert match.root is None
+        assert "holds no environments" in match.reason
         return
-    assert found.root == place / profile.folder
-    assert provider.detect(only, {}, top / "elsewhere")[0].root is None, "without a sign a mount says nothing"
+    assert match.root == folder / profile.folder
+    assert provider.detect(profiles, {}, top / "elsewhere")[0].root is None, "a mount without a sign does not match"
 
 
-def test_a_mount_without_a_sign_says_nothing(top: Path) -> None:
+def test_mount_without_a_sign_does_not_match(top: Path) -> None:
     mount(top / "root/autodl-tmp")
     assert all(match.root is None for match in provider.detect(SHIPPED, {}, top))
 
 
-def test_all_signs_are_needed_where_a_profile_says_so(top: Path) -> None:
+def test_every_sign_of_all_is_required(top: Path) -> None:
     mount(top / "storage")
     assert provider.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root is None
     (top / "notebooks").mkdir()
     assert provider.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root == top / "storage"
 
 
-def test_several_places_are_not_guessed_from(top: Path) -> None:
+def test_several_mounts_of_one_pattern_need_the_root_flag(top: Path) -> None:
     for name in ("first", "second"):
         mount(top / "lambda/nfs" / name)
-    found = provider.detect({"lambda": SHIPPED["lambda"]}, {}, top)[0]
-    assert found.root is None
-    assert "name one with --root" in found.reason
+    match = provider.detect({"lambda": SHIPPED["lambda"]}, {}, top)[0]
+    assert match.root is None
+    assert "name one with --root" in match.reason
 
 
-def test_the_second_place_where_the_first_is_no_mount(top: Path) -> None:
+def test_second_root_is_used_if_the_first_is_not_a_mount(top: Path) -> None:
     (top / "hy-tmp").mkdir()
     (top / "hy-netdisk").mkdir()
     mount(top / "hy-nas")
@@ -111,26 +112,28 @@ def test_the_second_place_where_the_first_is_no_mount(top: Path) -> None:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Path:
-    """An envs/ folder whose one profile fits this machine, with a root on a real mount."""
+    """Make an envs/ folder whose only profile fits this machine, with a root on a real mount."""
     folder = tmp_path / "own envs/hosts"
     folder.mkdir(parents=True)
     shared = ("/dev/shm", "/run")  # noqa: S108 (a file system that every Linux has)
-    mounted = next(each for each in map(Path, shared) if each.stat().st_dev != Path("/").stat().st_dev)
+    mounted = next(path for path in map(Path, shared) if path.stat().st_dev != Path("/").stat().st_dev)
     text = 'title = "here"\npersists = "p"\nwiped = "w"\nsource = "s"\n'
     lines = f'any = [{{env = "HERE"}}]\nroots = ["{mounted}"]\nfolder = "firstlight-test"\nrelocate = ["pip"]\n'
     (folder / "here.toml").write_text(text + lines)
     return folder.parent
 
 
-def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: Path) -> None:
+def test_root_is_selected_by_flag_then_host_toml_then_links_then_profile(
+    hosts: Path, home: Path, tmp_path: Path
+) -> None:
     def chosen(flag: str | None = None, environ: dict[str, str] | None = None, **host: object) -> provider.ResolvedRoot:
         return provider.choose(flag, host_config.HostSpec(**host), hosts, environ or {}, home)  # type: ignore[arg-type]
 
-    nothing = chosen()
-    assert nothing.root.path == layout.default_root()
-    assert nothing.relocate == []
-    assert not nothing.named
-    assert nothing.warning is None
+    default = chosen()
+    assert default.root.path == layout.default_root()
+    assert default.relocate == []
+    assert not default.named
+    assert default.warning is None
     by_profile = chosen(environ={"HERE": "1"})
     assert by_profile.root.path.name == "firstlight-test"
     assert by_profile.relocate == ["pip"]
@@ -148,21 +151,21 @@ def test_the_order_in_which_a_root_is_found(hosts: Path, home: Path, tmp_path: P
     assert chosen(str(tmp_path / "flag")).relocate == ["huggingface"]
 
 
-def test_a_sign_without_its_mount_is_said(hosts: Path, home: Path) -> None:
+def test_sign_without_its_mount_yields_a_warning(hosts: Path, home: Path) -> None:
     file = hosts / "hosts/here.toml"
     file.write_text(re.sub(r"roots = .*", 'roots = ["/absent"]', file.read_text()))
-    found = provider.choose(None, host_config.HostSpec(), hosts, {"HERE": "1"}, home)
-    assert found.root.path == layout.default_root()
-    assert found.warning is not None
-    assert "$HERE is here, but none of /absent is a mount" in found.warning
+    resolved = provider.choose(None, host_config.HostSpec(), hosts, {"HERE": "1"}, home)
+    assert resolved.root.path == layout.default_root()
+    assert resolved.warning is not None
+    assert "$HERE is here, but none of /absent is a mount" in resolved.warning
 
 
-def test_doctor_says_what_matched_and_why(hosts: Path, home: Path, tmp_path: Path) -> None:
-    done = provision("doctor", "--envs", hosts, "--json", env={"HERE": "1"})
-    assert done.returncode == 0, done.stderr
-    whole = json.loads(done.stdout)
-    assert whole["profile"] == "here"
-    texts = {row["thing"]: row["text"] for row in whole["findings"]}
+def test_doctor_shows_the_matching_profile_and_its_reason(hosts: Path, home: Path, tmp_path: Path) -> None:
+    completed = provision("doctor", "--envs", hosts, "--json", env={"HERE": "1"})
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(completed.stdout)
+    assert report["profile"] == "here"
+    texts = {row["thing"]: row["text"] for row in report["findings"]}
     assert "$HERE is here" in texts["profile here"]
     assert "is a mount" in texts["profile here"]
     for thing in ("symlink", "hardlink", "execute", "flock", "free space", "free inodes", "file system", "survives"):
@@ -172,59 +175,59 @@ def test_doctor_says_what_matched_and_why(hosts: Path, home: Path, tmp_path: Pat
     assert not list(tmp_path.glob(".firstlight-probe*"))
 
 
-def test_doctor_tells_a_volume_that_is_not_mounted(home: Path, tmp_path: Path) -> None:
+def test_doctor_reports_a_volume_that_is_not_mounted(home: Path, tmp_path: Path) -> None:
     (home / ".cache/huggingface").mkdir(parents=True)
     (home / ".cache/huggingface/hub").symlink_to(tmp_path / "gone/cache/huggingface/hub")
-    done = provision("doctor")
-    assert done.returncode == 4
-    assert "not mounted" in done.stdout
+    completed = provision("doctor")
+    assert completed.returncode == 4
+    assert "not mounted" in completed.stdout
 
 
-def test_what_a_folder_can_do_is_tried(tmp_path: Path, home: Path) -> None:
-    found = capabilities.probe(tmp_path, home)
-    assert (found.writable, found.symlink, found.hardlink, found.execute, found.flock) == (True,) * 5
-    assert found.same_as_home
+def test_probe_finds_every_capability_of_a_normal_folder(tmp_path: Path, home: Path) -> None:
+    result = capabilities.probe(tmp_path, home)
+    assert (result.writable, result.symlink, result.hardlink, result.execute, result.flock) == (True,) * 5
+    assert result.same_as_home
     assert list(tmp_path.glob(".firstlight-probe*")) == []
 
 
-def test_a_folder_that_can_not(tmp_path: Path, home: Path) -> None:
-    place = tmp_path / "noexec"
-    place.mkdir()
+def test_probe_and_doctor_find_a_noexec_and_a_read_only_folder(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "noexec"
+    folder.mkdir()
     options = ["-o", "noexec,size=1m"]
-    done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", place], check=False, capture_output=True)
-    if done.returncode != 0:
+    completed = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], check=False, capture_output=True)
+    if completed.returncode != 0:
         pytest.skip("no right to mount a tmpfs")
     try:
-        found = capabilities.probe(place, home)
-        assert (found.execute, found.symlink, found.same_as_home) == (False, True, False)
-        told = provision("doctor", "--root", place)
-        assert told.returncode == 4
-        assert "cannot: an environment's programs start from it" in told.stdout
-        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
-        assert not capabilities.probe(place, home).writable
+        result = capabilities.probe(folder, home)
+        assert (result.execute, result.symlink, result.same_as_home) == (False, True, False)
+        doctor = provision("doctor", "--root", folder)
+        assert doctor.returncode == 4
+        assert "cannot: an environment's programs start from it" in doctor.stdout
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        assert not capabilities.probe(folder, home).writable
     finally:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", folder], check=True)
 
 
-def test_where_each_tool_keeps_its_files(home: Path, tmp_path: Path) -> None:
+def test_folders_of_each_tool_follow_its_defaults_and_variables(home: Path, tmp_path: Path) -> None:
     root = layout.Root(tmp_path / "root")
     base = home / "miniconda3"
     (base / "conda-meta").mkdir(parents=True)
-    found = tool_caches.places([*tool_caches.NAMES, "conda"], root, {}, home, [base])
-    usual = {
-        str(place.source.relative_to(home))
-        for group in found.values()
-        for place in group
-        if home in place.source.parents
+    folders = tool_caches.places([*tool_caches.NAMES, "conda"], root, {}, home, [base])
+    defaults = {
+        str(folder.source.relative_to(home))
+        for group in folders.values()
+        for folder in group
+        if home in folder.source.parents
     }
-    assert usual == {
+    assert defaults == {
         ".cache/huggingface/hub", ".cache/huggingface/xet", ".cache/huggingface/modules",
         ".cache/huggingface/datasets", ".cache/pip", ".cache/uv", ".cache/torch", ".triton/cache",
         "miniconda3/envs", "miniconda3/pkgs", ".conda/envs", ".conda/pkgs",
     }  # fmt: skip
     environ = {"HF_HOME": "/h", "PIP_CACHE_DIR": "/p", "TRITON_CACHE_DIR": "/t", "XDG_CACHE_HOME": "/x"}
     other = tool_caches.places(["huggingface", "pip", "triton", "uv"], root, environ, home, [])
-    assert [str(place.source) for group in other.values() for place in group] == [
+    assert [str(folder.source) for group in other.values() for folder in group] == [
         "/h/hub",
         "/h/xet",
         "/p",
@@ -233,7 +236,7 @@ def test_where_each_tool_keeps_its_files(home: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_folders_that_the_user_has_named_to_conda(home: Path, tmp_path: Path) -> None:
+def test_folders_named_in_conda_settings_are_relocated(home: Path, tmp_path: Path) -> None:
     text = "envs_dirs:\n- ~/my envs\n- /shared/envs\n- ~/miniconda3/envs\npkgs_dirs: [~/my pkgs]\n"
     (home / ".condarc").write_text(text)
     base = home / "miniconda3"
@@ -242,9 +245,10 @@ def test_folders_that_the_user_has_named_to_conda(home: Path, tmp_path: Path) ->
     named = activation.conda_folders(environ, home)
     assert named == [home / "third", home / "my envs", base / "envs", home / "my pkgs"]
     root = layout.Root(tmp_path / "root")
-    found = tool_caches.places(["conda"], root, {}, home, [base], named)["conda"]
-    assert {place.source for place in found} == {*named, base / "pkgs", home / ".conda/envs", home / ".conda/pkgs"}
-    assert root.path / "conda/named/my envs" in {place.target for place in found}
+    folders = tool_caches.places(["conda"], root, {}, home, [base], named)["conda"]
+    sources = {folder.source for folder in folders}
+    assert sources == {*named, base / "pkgs", home / ".conda/envs", home / ".conda/pkgs"}
+    assert root.path / "conda/named/my envs" in {folder.target for folder in folders}
 
 
 @pytest.mark.parametrize(
@@ -252,14 +256,16 @@ def test_folders_that_the_user_has_named_to_conda(home: Path, tmp_path: Path) ->
     [
         ([{"path": "~/a", "to": "x"}, {"path": "~/b", "to": "x"}], "would both go to"),
         ([{"path": "~/a", "to": "x"}, {"path": "~/b", "to": "x/y"}], "would both go to"),
-        ([{"path": "~/a", "to": "x"}, {"path": "~/a/b", "to": "y"}], "one inside the other"),
-        ([{"path": "~/a", "to": "envs"}], "keeps its own things there"),
-        ([{"path": "~/a", "to": ".firstlight/x"}], "keeps its own things there"),
+        ([{"path": "~/a", "to": "x"}, {"path": "~/a/b", "to": "y"}], "are nested"),
+        ([{"path": "~/a", "to": "envs"}], "keeps its own files there"),
+        ([{"path": "~/a", "to": ".firstlight/x"}], "keeps its own files there"),
         ([{"path": "/", "to": "x"}], "neither absolute nor in the home"),
     ],
 )
-def test_places_that_cannot_be(home: Path, tmp_path: Path, relocate: list[dict[str, str]], message: str) -> None:
+def test_overlapping_and_reserved_folders_are_rejected(
+    home: Path, tmp_path: Path, relocate: list[dict[str, str]], message: str
+) -> None:
     with pytest.raises((SpecError, ValueError), match=message):
         tool_caches.places(
-            [host_config.Folder(**each) for each in relocate], layout.Root(tmp_path / "root"), {}, home, []
+            [host_config.Folder(**entry) for entry in relocate], layout.Root(tmp_path / "root"), {}, home, []
         )

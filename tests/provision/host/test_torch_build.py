@@ -1,4 +1,4 @@
-"""Which build of torch a machine gets: recorded machines, read as the real ones are."""
+"""Tests which variant of PyTorch is selected for recorded machines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Bui
 
 @dataclass
 class Machine:
-    """What one machine shows: the driver in /sys or /proc, its cards, and what nvidia-smi prints."""
+    """Describe a recorded machine and the expected choice.
+
+    `variant`, `reason` and `warning` are expected. `sys` and `proc` are the driver version in /sys and /proc, `cards`
+    the GPUs, and `smi` the output of nvidia-smi.
+    """
 
     variant: str
     reason: str
@@ -151,6 +155,8 @@ MACHINES = {
 
 @pytest.fixture
 def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that writes the files of a machine and probes its facts."""
+
     def probe(machine: Machine) -> facts.HostFacts:
         root, bin_folder = tmp_path / "root", tmp_path / "bin"
         for path, text in (("sys/module/nvidia/version", machine.sys), ("proc/driver/nvidia/version", machine.proc)):
@@ -177,7 +183,7 @@ def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_a_machine_gets_the_build_that_runs_on_it(probed: Any, name: str) -> None:
+def test_first_variant_that_runs_on_the_machine_is_selected(probed: Any, name: str) -> None:
     machine = MACHINES[name]
     choice = torch_build.choose(probed(machine), TORCH, "auto", LOCKED)
     assert choice.variants[0].name == machine.variant, choice
@@ -186,22 +192,22 @@ def test_a_machine_gets_the_build_that_runs_on_it(probed: Any, name: str) -> Non
     assert machine.warning is None or machine.warning in (choice.warning or "")
 
 
-def test_every_variant_has_its_lock() -> None:
+def test_every_variant_has_a_lock_file() -> None:
     assert sorted(LOCKED) == sorted(variant.name for variant in TORCH.variant)
 
 
-def test_the_cpu_build_has_a_stand_in(probed: Any) -> None:
+def test_cpu_variant_has_a_fallback(probed: Any) -> None:
     choice = torch_build.choose(probed(Machine("", "")), TORCH, "auto", LOCKED)
     assert [variant.name for variant in choice.variants] == ["cpu", "cu130"]
 
 
-def test_a_person_overrules(probed: Any) -> None:
+def test_requested_variant_is_used(probed: Any) -> None:
     choice = torch_build.choose(probed(Machine("", "")), TORCH, "cu126", LOCKED)
     assert (choice.variants[0].name, choice.reason) == ("cu126", "chosen by you")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "machine", "told"),
+    ("requested", "machine", "message"),
     [
         (
             "auto",
@@ -212,6 +218,6 @@ def test_a_person_overrules(probed: Any) -> None:
         ("macos", Machine("", ""), "is for darwin, this machine is linux"),
     ],
 )
-def test_what_cannot_be_is_refused(probed: Any, wanted: str, machine: Machine, told: str) -> None:
-    with pytest.raises(SpecError, match=told):
-        torch_build.choose(probed(machine), TORCH, wanted, LOCKED)
+def test_unknown_or_unfit_variant_is_rejected(probed: Any, requested: str, machine: Machine, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        torch_build.choose(probed(machine), TORCH, requested, LOCKED)
