@@ -1,4 +1,4 @@
-"""Clocks that a test owns: no budget, deadline or rate of a test depends on how fast or busy the machine is."""
+"""Provides clocks that a test controls, so that no timeout or rate in it depends on the speed of the machine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GUARD_SECONDS = 600  # a limit against a hang is at least so long; nothing may be asserted of it
+GUARD_SECONDS = 600  # the shortest timeout against a hang in a test; no test may assert on such a timeout
 
 
 class Standing:
-    """Stands in for the module `time`: no time passes but what the test adds to `now`."""
+    """Replaces the module `time`; time passes only when the test adds to `now`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -29,7 +29,7 @@ class Standing:
 
 
 class Ticking(Standing):
-    """Stands in for the module `time`: each reading of the clock adds a step."""
+    """Replaces the module `time`; each reading of the clock advances it by a step in seconds."""
 
     def __init__(self, step: float) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class Ticking(Standing):
 
 
 class Until:
-    """Stands in for the module `time`: no time passes until a condition holds, then every deadline has passed.
+    """Replaces the module `time`; it stands at 0 until a condition holds, and is then past every deadline.
 
-    A few more readings of the clock come first, so that what was written until then is read.
+    After the condition holds, a few more readings return 0, so that data written before is still read.
     """
 
     _READINGS = 8
@@ -59,9 +59,9 @@ class Until:
 
 
 class Processor:
-    """Counts the processor time of this process, so other processes take nothing of its budgets; a test may add to it.
+    """Shows the CPU time of this process, so that other processes do not use up its time limits.
 
-    `own` puts it in the place of the module's clocks.
+    A test can add seconds to `added`. `own` replaces the clocks of the module `time` with it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What every test stands on: a temporary home, no way out of the machine, and the environment that make builds."""
+"""Gives every test a temporary home, a block on connections to other machines, and the real test environment."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEST_ROOT = CHECKOUT / ".cache" / "test-root"
-# The machine's own settings, before any test takes them away: where its torch wheel lies is known to pip alone.
+# The machine's variables before the tests remove them. Only pip's settings name the source of the torch wheel.
 MACHINE = dict(os.environ)
-# A port on which nothing listens: programs that we start go through it, and so nowhere.
+# A proxy address on which no server listens, so that child programs cannot connect to other machines.
 NOWHERE = "http://127.0.0.1:9"
-# What a shell may have set that changes what is installed, computed or printed.
+# Prefixes of variables that change which packages are installed, or what is computed or printed.
 FOREIGN = (
     *("HF_", "HUGGING", "XDG_", "UV_", "PIP_", "CONDA_", "MAMBA_", "VIRTUAL_ENV", "PYTHON", "PYTEST_XDIST_"),
     *("PYTEST_ADDOPTS", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "NVIDIA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS"),
@@ -30,7 +30,7 @@ FOREIGN = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of workers of `-n auto`: the cores that this process may use, but at least two.
+    """Return the number of workers for `-n auto`: the cores that this process may use, but at least two.
 
     Many tests wait for a process or a socket, so two workers are faster than one even on a single core.
     """
@@ -56,30 +56,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Take the machine's own settings away, for fixtures of any scope.
+    """Remove the machine's own settings, for fixtures of any scope.
 
-    A shell that starts us in the background has SIGINT ignored, and our children would inherit that.
-    A real torch computes with one thread: two workers with as many threads as cores each wait for one another, and in
-    sum they take longer. Where the number of threads is the point, a test sets it.
+    SIGINT gets its default handler, because a shell starts background processes with SIGINT ignored, and children would
+    inherit that. Real torch computes with one thread, because two workers with one thread per core slow each other
+    down. A test of the number of threads sets it itself.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(FOREIGN) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
-        # What a killed program leaves behind is deleted with the tests' own folders.
+        # Files that a killed program leaves are deleted together with the folders of the tests.
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # where there are more: the one that waits takes no core
-        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
-        mask = os.umask(0o022)  # what others may read of a cache is said by the user's umask; a test of it sets its own
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # with more threads, a waiting one must not occupy a core
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        mask = os.umask(0o022)  # the modes of cache files depend on the umask; a test of them sets its own
         yield
         os.umask(mask)
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary home and working folder, and no way out for the programs that we start."""
+    """Set a temporary home and working folder, and a dead proxy for child programs."""
     folder = tmp_path / "home"
     work = tmp_path / "work"
     folder.mkdir()
@@ -95,8 +95,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test that connects to anything but this machine, even where the code swallows the refusal."""
-    tried: list[str] = []
+    """Fail a test that connects to another machine, even if the code catches the error."""
+    attempts: list[str] = []
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
     def allowed(address: Any) -> bool:
@@ -106,8 +106,8 @@ def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def refuse(address: Any) -> None:
         if not allowed(address):
-            tried.append(str(address))
-            raise ConnectionRefusedError(f"tests never leave the machine: {address}")
+            attempts.append(str(address))
+            raise ConnectionRefusedError(f"tests must not connect to other machines: {address}")
 
     def guarded(self: socket.socket, address: Any) -> None:
         refuse(address)
@@ -125,14 +125,14 @@ def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(socket.socket, "connect_ex", guarded_ex)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
     yield
-    if tried:
-        pytest.fail(f"a test tried to leave the machine: {', '.join(tried)}")
+    if attempts:
+        pytest.fail(f"the test tried to connect to other machines: {', '.join(attempts)}")
 
 
 @pytest.fixture(scope="session")
 def measured_python() -> Path:
-    """The interpreter of the real environment (torch, diffusers) that `make test` builds in the checkout."""
+    """Return the interpreter of the real environment (torch, diffusers) that `make test` builds in the checkout."""
     python = TEST_ROOT / "envs" / "diffusers" / "bin" / "python"
     if not python.exists():
-        pytest.fail(f"{python} is not there: run the tests with `make test`, which builds it")
+        pytest.fail(f"{python} does not exist. Run the tests with `make test`, which builds it.")
     return python

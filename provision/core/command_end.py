@@ -214,7 +214,7 @@ def _write(text: str) -> None:
 
 
 def _end_after_closed_pipe() -> int:
-    """Return the exit code of a command whose reader has closed the pipe (`| head`)."""
+    """Drop stdout after the reader has closed the pipe (`| head`), and return the exit code."""
     _drop_stdout()
     return int(Exit.FAILED)
 

@@ -212,7 +212,7 @@ def format_duration(seconds: float) -> str:
 def _count_text(unit: str, count: int, total: int) -> str:
     """Return "COUNT of TOTAL UNIT"; a total below the count was an estimate, and is left out."""
     is_bytes = unit.partition(" ")[0] == _BYTES
-    done, whole = (format_bytes(count), format_bytes(total)) if is_bytes else (f"{count:,}", f"{total:,}")
-    text = f"{done} of {whole}" if total >= count > 0 else done
+    done_text, total_text = (format_bytes(count), format_bytes(total)) if is_bytes else (f"{count:,}", f"{total:,}")
+    text = f"{done_text} of {total_text}" if total >= count > 0 else done_text
     name = unit.removeprefix(_BYTES).strip() if is_bytes else unit
     return f"{text} {name}".rstrip()

@@ -99,14 +99,14 @@ def is_same(first: int, second: int, block: tuple[bytearray, bytearray], *, cont
 
 
 def _same_range(first: int, second: int, start: int, end: int, block: tuple[bytearray, bytearray]) -> bool:
-    one, other = block
+    buffer, other = block
     while start < end:
-        count = _read_at(first, one, start)
+        count = _read_at(first, buffer, start)
         if count <= 0 or _read_at(second, other, start) != count:
             return False
-        if count < len(one):
-            return one[:count] == other[:count] and start + count >= end
-        if one != other:
+        if count < len(buffer):
+            return buffer[:count] == other[:count] and start + count >= end
+        if buffer != other:
             return False
         start += count
     return True

@@ -94,7 +94,7 @@ def fetch(
             return source
         if not work.usable():
             break
-        # A round with progress, or with a source that asked for a retry, does not count.
+        # A round does not count if new bytes arrived, or if a busy source requested a later retry.
         rounds += not (work.partial.have > before or work.was_busy)
     reasons = "; ".join(f"{source}: {reason}" for source, reason in work.failures.items()) or "no source has it"
     if work.wrong:
@@ -112,7 +112,7 @@ class _Fetch:
 
     `failures` has the last reason of each failed source, and `wrong` the sources that sent wrong content. `dropped`
     are the sources that do not have the file. `tried` are the sources of this round. `silent` are those that sent
-    nothing with the longer timeouts. `busy` are those that asked for a later retry.
+    nothing with the longer timeouts. `busy` are those that requested a later retry.
     """
 
     session: requests.Session

@@ -23,7 +23,7 @@ _SHORT_BYTES, _SHORT_SECONDS = 4096, 3.0
 
 
 class Session(requests.Session):
-    """A pooled session that takes proxies and CA settings from the environment."""
+    """Pools connections, and takes proxies and CA settings from the environment."""
 
     def __init__(self) -> None:
         """Set the redirect limit, and a pool with one connection for each parallel download."""
@@ -40,7 +40,7 @@ class Session(requests.Session):
 
 
 class TokenSession(Session):
-    """A session that never sends a password of ~/.netrc, neither instead of a token nor after a redirect."""
+    """Sends no password of ~/.netrc, neither instead of a token nor after a redirect."""
 
     def __init__(self) -> None:
         """Set an authentication function, because requests reads ~/.netrc if there is none."""
@@ -90,11 +90,11 @@ class _HeaderTimeout:
 
 
 class _Connection(_HeaderTimeout, HTTPConnection):  # type: ignore[misc]  # both base classes define getresponse
-    """A connection without TLS, with the header timeout."""
+    """Adds the header timeout to a connection without TLS."""
 
 
 class _SecureConnection(_HeaderTimeout, HTTPSConnection):  # type: ignore[misc]  # both base classes define getresponse
-    """A connection with TLS, with the header timeout."""
+    """Adds the header timeout to a connection with TLS."""
 
 
 class _Pool(urllib3.HTTPConnectionPool):

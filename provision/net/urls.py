@@ -60,12 +60,12 @@ def host_of(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
-def same_site(one: str, other: str) -> bool:
+def same_site(host: str, other: str) -> bool:
     """Return whether two hosts belong to one owner by their names.
 
     The last two labels must agree, or the last three below a suffix such as `co.uk`.
     """
-    return _site(one) == _site(other)
+    return _site(host) == _site(other)
 
 
 def _site(host: str) -> str:

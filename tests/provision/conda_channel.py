@@ -1,4 +1,4 @@
-"""A real conda channel: this machine's own Python and the wheels of its ensurepip, repacked and served on loopback."""
+"""Builds a real conda channel from this machine's Python and the wheels of ensurepip, and serves it on loopback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLATFORM = str(subdir(sys.platform, os.uname().machine))
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLACEHOLDER = "/opt/placehold" * 18
 CANONICAL = "https://conda.anaconda.org/conda-forge"
-# Nothing that the tests run needs these; a smaller package is unpacked sooner, some fifty times.
+# Modules that the tests do not need. A smaller package unpacks faster, and it is unpacked about fifty times.
 _LEFT_OUT = {
     *("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages", "lib2to3", "__pycache__"),
     *("pydoc_data", "asyncio", "unittest", "multiprocessing", "sqlite3", "curses", "wsgiref", "dbm", "msilib"),
@@ -38,7 +38,7 @@ _LIBRARIES_LEFT_OUT = ("_test", "_xxtest", "_codecs_", "_curses", "_sqlite3", "_
 
 
 def build(folder: Path) -> None:
-    """Write the channel: python, pip and setuptools, a noarch package with a script, and one that wants CUDA."""
+    """Write the channel: python, the wheels of ensurepip, a noarch package with a script, and one that needs CUDA."""
     for subfolder in (PLATFORM, "noarch"):
         (folder / subfolder).mkdir(parents=True)
     _python(folder)
@@ -59,14 +59,14 @@ def build(folder: Path) -> None:
 
 
 def index(folder: Path) -> None:
-    """Write the channel's repodata, in a process of its own: the library can crash at its exit."""
+    """Write the channel's repodata in a child process, because the library can crash at its exit."""
     code = "import asyncio, os, pathlib, sys, rattler.index as i; asyncio.run(i.index_fs(pathlib.Path(sys.argv[1])));"
     subprocess.run([sys.executable, "-c", f"{code} os._exit(0)", str(folder)], check=True, capture_output=True)
 
 
 def locked(folder: Path, *names: str) -> list[CondaPackage]:
-    """What the channel holds, as a lock pins it, at the canonical addresses."""
-    found = []
+    """Return the packages of the channel (all, NAME or NAME=VERSION) as a lock pins them, with official URLs."""
+    packages = []
     for subfolder in (PLATFORM, "noarch"):
         repodata = json.loads((folder / subfolder / "repodata.json").read_text())
         for file, row in repodata["packages"].items():
@@ -74,17 +74,20 @@ def locked(folder: Path, *names: str) -> list[CondaPackage]:
             url = f"{CANONICAL}/{subfolder}/{file}"
             package = CondaPackage(row["name"], row["version"], PLATFORM, url, row["md5"], row["sha256"], dependencies)
             if not names or row["name"] in names or f"{row['name']}={row['version']}" in names:
-                found.append(package)
-    return found
+                packages.append(package)
+    return packages
 
 
 class _Quiet(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """A client that was killed half-way is what the tests are about."""
+        """Ignore the errors of killed clients, which the tests cause on purpose."""
 
 
 class Served:
-    """The channel on loopback; `seen` is what it was asked for, `faults` maps a part of a path to a status or bytes."""
+    """Serves a folder on loopback.
+
+    `seen` records the requested paths. `faults` has {part of a path: HTTP status or body} of wrong responses.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -137,7 +140,7 @@ def _handler(served: Served) -> type[SimpleHTTPRequestHandler]:
 
 
 def _python(folder: Path) -> None:
-    """The running CPython, so that it runs from any prefix."""
+    """Write the running CPython as a package that works from any prefix."""
     base = Path(sys.base_prefix)
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     files: dict[str, bytes] = {f"bin/python{MINOR}": Path(os.path.realpath(base / f"bin/python{MINOR}")).read_bytes()}
@@ -169,7 +172,7 @@ def _python(folder: Path) -> None:
 
 
 def _stripped(library: Path) -> bytes:
-    """Return a shared library without its debug symbols, which are most of it; as it is where there is no `strip`."""
+    """Return a shared library without its debug symbols, which are most of it; unchanged if `strip` is missing."""
     tool = shutil.which("strip")
     if tool is None:
         return library.read_bytes()
@@ -179,10 +182,10 @@ def _stripped(library: Path) -> bytes:
 
 
 def _noarch(folder: Path, wheel: Path) -> None:
-    """A wheel as a noarch package."""
+    """Write a wheel as a noarch package."""
     name, version = wheel.name.split("-")[:2]
     with zipfile.ZipFile(wheel) as archive:
-        files = {f"site-packages/{each}": archive.read(each) for each in archive.namelist() if not each.endswith("/")}
+        files = {f"site-packages/{name}": archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     points = next((text for path, text in files.items() if path.endswith("entry_points.txt")), b"").decode()
     section = points.partition("[console_scripts]")[2].partition("\n[")[0]
     scripts = [line.strip() for line in section.splitlines() if "=" in line]
@@ -199,7 +202,7 @@ def _pack(
     links: dict[str, str] | None = None,
     text: set[str] | None = None,
 ) -> Path:
-    """One `.tar.bz2` package, as conda's documentation of the format describes it."""
+    """Write one `.tar.bz2` package, in the format of conda's package specification, and return its path."""
     stem = f"{about['name']}-{about['version']}-0"
     noarch = about.get("noarch") or folder.name == "noarch"
     about = {"build": "0", "build_number": 0, "subdir": "noarch" if noarch else PLATFORM} | about
@@ -217,14 +220,14 @@ def _pack(
     info: dict[str, Any] = {"index": about, "paths": {"paths": rows, "paths_version": 1}, "about": {}}
     if scripts is not None or about.get("noarch") == "python":
         info["link"] = {"noarch": {"type": "python", "entry_points": scripts or []}, "package_metadata_version": 1}
-    whole = {f"info/{name}.json": json.dumps(content).encode() for name, content in info.items()}
-    whole["info/files"] = "\n".join([*files, *(links or {})]).encode() + b"\n"
+    metadata = {f"info/{name}.json": json.dumps(content).encode() for name, content in info.items()}
+    metadata["info/files"] = "\n".join([*files, *(links or {})]).encode() + b"\n"
     if text:
-        whole["info/has_prefix"] = "\n".join(f"{PLACEHOLDER} text {path}" for path in sorted(text)).encode() + b"\n"
+        metadata["info/has_prefix"] = "\n".join(f"{PLACEHOLDER} text {path}" for path in sorted(text)).encode() + b"\n"
     package = folder / f"{stem}.tar.bz2"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path, content in (whole | files).items():
+        for path, content in (metadata | files).items():
             member = tarfile.TarInfo(path)
             member.size = len(content)
             member.mode = 0o755 if path.startswith("bin/") else 0o644

@@ -1,4 +1,4 @@
-"""Small real parts: wheels that uv and pip install, a folder of environments, a hub on loopback."""
+"""Provides small real parts for tests: wheels, environment definitions, a hub, a channel and an index on loopback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-# Just what the smoke step asks of the two packages; the real ones are installed in test_real_setup.py.
+# The parts of torch and diffusers that the smoke test uses; test_real_setup.py installs the real packages.
 TORCH = """
 __version__ = "9.9+tiny"
 class cuda:
@@ -59,26 +59,26 @@ class DDPMScheduler:
 
 
 def write_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
-    """A pure Python wheel with a true RECORD."""
+    """Write a pure Python wheel with a correct RECORD, and return its path."""
     info = f"{name}-{version}.dist-info"
-    whole = dict(files)
-    whole[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    whole[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    content = dict(files)
+    content[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    content[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     rows = []
-    for path, text in whole.items():
+    for path, text in content.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
         rows.append(f"{path},sha256={digest},{len(text.encode())}")
     rows.append(f"{info}/RECORD,,")
-    whole[f"{info}/RECORD"] = "\n".join(rows) + "\n"
+    content[f"{info}/RECORD"] = "\n".join(rows) + "\n"
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in whole.items():
+        for path, text in content.items():
             archive.writestr(zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0)), text)
     return wheel
 
 
 def lock_text(*wheels: Path) -> str:
-    """A lock as `provision env lock` writes it: every entry has a marker and its hashes."""
+    """Return a lock file for wheels in the format of `provision env lock`: each entry has a marker and a hash."""
     lines = ["# a lock"]
     for wheel in wheels:
         name, version = wheel.name.split("-")[:2]
@@ -89,7 +89,7 @@ def lock_text(*wheels: Path) -> str:
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A find-links folder that pip, and pip alone, is told about."""
+    """Make a find-links folder with two small wheels; only pip's settings name it."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     write_wheel(folder, "torch", "9.9+tiny", {"torch/__init__.py": TORCH, "torch/big.txt": "x" * 20000})
@@ -101,7 +101,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def envs(tmp_path: Path, wheels: Path) -> Path:
-    """An envs/ folder with one environment of two small packages."""
+    """Make an envs/ folder with one environment definition of two small packages."""
     folder = tmp_path / "envs"
     (folder / "diffusers").mkdir(parents=True)
     minors = '["3.10", "3.11", "3.12", "3.13", "3.14"]'
@@ -113,7 +113,11 @@ def envs(tmp_path: Path, wheels: Path) -> Path:
 
 @dataclass
 class FakeHub:
-    """A hub on loopback that serves one repository; `faults` change what it does, `seen` is what it was asked."""
+    """Holds the content and the faults of a hub on loopback with one repository.
+
+    `faults` change its responses: "status" for every request, "tree" the listing, "content" a file, and "cut" the bytes
+    after which the first response for a file ends. `seen` records (method, path, Authorization) of each request.
+    """
 
     files: dict[str, bytes]
     repo: str = "owner/model"
@@ -176,9 +180,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one c
             entry = next(row for row in hub.entries() if row["path"] == path)
             etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
             headers = {"ETag": f'"{etag}"', "X-Repo-Commit": hub.revision, "Accept-Ranges": "bytes"}
-            asked = self.headers.get("Range")
-            if asked and asked != "bytes=0-0":
-                first = int(asked.removeprefix("bytes=").split("-")[0])
+            requested = self.headers.get("Range")
+            if requested and requested != "bytes=0-0":
+                first = int(requested.removeprefix("bytes=").split("-")[0])
                 headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
                 self.reply(206, content[first:], headers, body=body)
                 return
@@ -203,7 +207,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one c
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A running hub, and HF_ENDPOINT that names it."""
+    """Start a hub, and set HF_ENDPOINT to it."""
     served = FakeHub({"config.json": b'{"a": 1}\n', "model.safetensors": bytes(range(256)) * 4096})
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(served))
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -218,7 +222,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture(scope="session")
 def channel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A conda channel, built once."""
+    """Build a conda channel once for all tests, and return its parent folder."""
     folder = tmp_path_factory.mktemp("channel")
     conda_channel.build(folder / "conda-forge")
     return folder
@@ -226,7 +230,7 @@ def channel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
-    """The channel on loopback, and the setting of the machine's conda that names it as a mirror."""
+    """Serve the channel on loopback, and set CONDA_CHANNEL_ALIAS to it, as conda users set a mirror."""
     served = conda_channel.Served(channel_folder)
     monkeypatch.setenv("CONDA_CHANNEL_ALIAS", served.url)
     yield served
@@ -235,7 +239,7 @@ def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[con
 
 @pytest.fixture
 def conda_envs(envs: Path, channel_folder: Path) -> Path:
-    """The envs/ folder with a conda part as well."""
+    """Add a conda lock and an environment.yml to the envs/ folder."""
     packages = conda_channel.locked(channel_folder / "conda-forge", "python", "pip", "hello=1.0")
     text = conda_lock.lock_text(packages, ["conda-forge"], ["environment.yml"])
     (envs / "diffusers/conda-lock.yml").write_text(text)
@@ -245,7 +249,7 @@ def conda_envs(envs: Path, channel_folder: Path) -> Path:
 
 @pytest.fixture
 def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
-    """The wheels as an index on loopback, and no folder of them."""
+    """Serve the wheels as an index on loopback, and point pip's settings to it instead of the folder."""
     simple = tmp_path / "index"
     for wheel in wheels.glob("*.whl"):
         page = simple / wheel.name.split("-")[0]
@@ -263,7 +267,7 @@ def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def other_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system than the temporary one."""
+    """Make a folder on another file system than the temporary folder."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
     if folder.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("this machine has one file system only")
@@ -284,21 +288,23 @@ def source(home: Path) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
-    """A volume with a hub cache."""
-    found = Root(tmp_path / "root")
-    found.state.mkdir(parents=True)
-    found.hub.mkdir(parents=True)
-    return found
+    """Make a root with a hub cache."""
+    root = Root(tmp_path / "root")
+    root.state.mkdir(parents=True)
+    root.hub.mkdir(parents=True)
+    return root
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of 8 MB and 64 inodes."""
+    """Mount a real file system of 8 MB and 64 inodes."""
     mount = tmp_path / "small"
     mount.mkdir()
     options = "size=8m,nr_inodes=64"
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", mount], check=False, capture_output=True)
-    if done.returncode != 0:
+    completed = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", mount], check=False, capture_output=True
+    )
+    if completed.returncode != 0:
         pytest.skip("no right to mount a tmpfs")
     yield mount
     subprocess.run(["umount", mount], check=True)
@@ -306,16 +312,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def overlay(tmp_path: Path) -> Iterator[Path]:
-    """A real overlayfs whose lower layer holds the folder."""
+    """Mount a real overlayfs, as in a container; its lower layer holds miniconda3/envs/e."""
     layer, upper, work, merged = (tmp_path / name for name in ("layer", "upper", "work-layer", "merged"))
     for folder in (layer / "miniconda3/envs/e", upper, work, merged):
         folder.mkdir(parents=True)
     (layer / "miniconda3/envs/e/python").write_text("of the image")
     options = f"lowerdir={layer},upperdir={upper},workdir={work}"
-    done = subprocess.run(
+    completed = subprocess.run(
         ["mount", "-t", "overlay", "overlay", "-o", options, merged], check=False, capture_output=True
     )
-    if done.returncode != 0:
+    if completed.returncode != 0:
         pytest.skip("no right to mount an overlay")
     yield merged
     subprocess.run(["umount", merged], check=True)
@@ -323,7 +329,7 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Start a played server; it ends with the test."""
+    """Return a function that starts an HTTP server with content and faults; the server stops with the test."""
     silent_server.own(monkeypatch)
     started: list[Played] = []
 
@@ -332,12 +338,13 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return started[-1]
 
     yield start
-    for each in started:
-        each.close()
+    for server in started:
+        server.close()
 
 
 @pytest.fixture
 def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, socket.socket], None]], Raw]]:
+    """Return a function that starts a server with a script for its bytes; the server stops with the test."""
     silent_server.own(monkeypatch)
     started: list[Raw] = []
 
@@ -346,12 +353,12 @@ def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, so
         return started[-1]
 
     yield start
-    for each in started:
-        each.close()
+    for server in started:
+        server.close()
 
 
 @pytest.fixture
 def flags(tmp_path: Path, envs: Path) -> list[object]:
-    """Return the flags with which a command makes nothing but the root and its environment."""
+    """Return flags of a command for a root with one environment, without models and relocations."""
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
     return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]

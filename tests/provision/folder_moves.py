@@ -1,4 +1,4 @@
-"""A folder of the home and the step that moves it, as the tests of the move share them."""
+"""Provides the relocation step of one folder, and helpers that the tests of folder moves share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def moving(source: Path, volume: Path, variable: str | None = None) -> RelocateStep:
+    """Return the step that relocates `source` to the hub cache of a root; make the root's marker if it is missing."""
     root = Root(volume)
     if not root.marker.exists():
         VolumeStep(root, [], Journal(root.journal)).apply()
-    place = RelocatedFolder(source, root.hub, variable)
-    return RelocateStep("huggingface", [place], root, Path(os.environ["HOME"]), Journal(root.journal))
+    folder = RelocatedFolder(source, root.hub, variable)
+    return RelocateStep("huggingface", [folder], root, Path(os.environ["HOME"]), Journal(root.journal))
 
 
 def target(step: RelocateStep) -> Path:
@@ -29,11 +30,14 @@ def target(step: RelocateStep) -> Path:
 
 
 def leftovers(*folders: Path) -> list[str]:
+    """Return the temporary files and folders of firstlight that are left in the folders."""
     return [str(path) for folder in folders for path in folder.rglob(".*.firstlight-*")]
 
 
 def refuse(code: int) -> Callable[..., None]:
-    def refusing(*_: Any) -> None:
+    """Return a function that raises an OSError with an errno, whatever its arguments."""
+
+    def fail(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    return refusing
+    return fail

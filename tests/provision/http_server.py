@@ -1,4 +1,4 @@
-"""Loopback servers that play mirrors: whole, slow, behind, dead, lying."""
+"""Provides loopback servers that act as mirrors: complete, slow, outdated, unreachable or with wrong content."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ PORTAL = b"<html><head><title>Campus Network Login</title></head><body><form act
 
 @dataclass
 class Fault:
-    """What a server does instead; `path` is a part of the paths that it meets.
+    """Describe a faulty response of a server to each request whose path contains `path`.
 
-    `after` lets so many of them pass, `times` is how often it happens. `chunked`: a body of so many bytes whose length
-    nobody tells. `stall`, `stall_at`: it falls silent after the head, or after so many bytes (see silence.py).
-    `crawl_at`: after so many bytes it says nothing for as long as the client stays, and that is not yet silence.
+    `after` is the number of such requests without the fault, and `times` the number with it (None: all).
+    `status`, `headers` and `body` replace the response, and `flip` changes all bytes but the first.
+    `chunked` is the size of a body without a declared length. `cut` is the size after which the connection ends.
+    `stall` and `stall_at`: the server stops after the headers, or after so many bytes, and the client's read times out
+    at once (see silent_server.py). `crawl_at`: the server stops after so many bytes, and the read does not time out.
+    `bytes_a_second` limits the rate, and `no_range` ignores the Range header.
+    `without_agent` and `without_token`: the fault does not apply to requests with firstlight's User-Agent, or with a
+    token.
     """
 
     path: str = ""
@@ -50,7 +55,7 @@ class Fault:
 
 
 class Played:
-    """Serves {path: content} with ranges on one loopback port."""
+    """Serves {path: content} with ranges on a loopback port, and records the requests."""
 
     def __init__(self, content: dict[str, bytes], *faults: Fault) -> None:
         self.content = content
@@ -82,10 +87,10 @@ class Played:
 
     def fault_for(self, path: str, headers: Any) -> Fault | None:
         for fault in self.faults:
-            spared = (fault.without_agent and "firstlight" in headers.get("User-Agent", "")) or (
+            is_exempt = (fault.without_agent and "firstlight" in headers.get("User-Agent", "")) or (
                 fault.without_token and "Authorization" in headers
             )
-            if fault.path in path and not spared:
+            if fault.path in path and not is_exempt:
                 if fault.after > 0:
                     fault.after -= 1
                     continue
@@ -98,7 +103,7 @@ class Played:
 
 
 class Raw:
-    """A server that says what a script says, byte by byte, until the test is over."""
+    """Runs a script that sends bytes for each connection on a loopback port, until the test ends."""
 
     def __init__(self, script: Callable[[Raw, socket.socket], None]) -> None:
         self.over = threading.Event()
@@ -111,7 +116,7 @@ class Raw:
                 try:
                     script(raw, self.request)
                 except OSError:
-                    """It was left."""
+                    """The client has closed the connection."""
 
         self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -123,11 +128,11 @@ class Raw:
         self.sent += len(text)
 
     def drip(self, line: socket.socket, piece: bytes) -> None:
-        """Send a piece again and again until the client leaves; each is a third of a second on the test's clock.
+        """Send a piece again and again until the client closes the connection; each advances the test's clock by 0.3 s.
 
-        When the client has left, the clock may go on once more at most: too little to end another client's patience.
+        The clock may advance once more after the client has left, which is too little for a timeout of another client.
         """
-        for _ in range(60_000):  # an end for a test that hangs
+        for _ in range(60_000):  # a limit, so that a hanging test ends
             if self.over.is_set() or select.select([line], [], [], 0.01)[0]:
                 return
             self.send(line, piece)
@@ -140,7 +145,7 @@ class Raw:
 
 
 def index(wheels: Iterable[Path], *, hashes: bool = True, as_json: bool = False) -> dict[str, bytes]:
-    """What a whole index serves of these wheels: /simple/NAME/ and /files/FILE."""
+    """Return the {path: content} of a complete index of wheels: /simple/NAME/ and /files/FILE."""
     content: dict[str, bytes] = {}
     rows: dict[str, list[tuple[str, str]]] = {}
     for wheel in wheels:
@@ -161,7 +166,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, *_: object) -> None:
-        """Clients that leave early are what the tests are about."""
+        """Ignore the errors of clients that disconnect early, which the tests cause on purpose."""
 
 
 def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
@@ -199,11 +204,11 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
             kind = "application/vnd.pypi.simple.v1+json" if content.startswith(b"{") else "text/html"
             headers = {"Content-Type": kind if path.endswith("/") else "application/octet-stream"}
             headers |= played.headers.get(path, {})
-            asked = None if fault.no_range else re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            requested = None if fault.no_range else re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             status, part = 200, content
-            if asked:
-                first = int(asked.group(1))
-                last = min(int(asked.group(2) or len(content) - 1), len(content) - 1)
+            if requested:
+                first = int(requested.group(1))
+                last = min(int(requested.group(2) or len(content) - 1), len(content) - 1)
                 if first >= len(content):
                     self.reply(416, b"", {"Content-Range": f"bytes */{len(content)}"}, Fault(), body=body)
                     return

@@ -1,4 +1,4 @@
-"""A hub on loopback that plays repositories of real files, whole or with faults; and a manifest that pins them."""
+"""Builds the content of a hub with repositories of real files, and a manifest that pins these files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ REVISION = "1" * 40
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """{path: content} of a saved pipeline."""
+    """Return {path: content} of a saved pipeline."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
 
 def entry(path: str, content: bytes) -> dict[str, Any]:
-    """One file as a hub lists it."""
+    """Return the entry of a file in the listing of a hub."""
     row: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
     if path.endswith(".safetensors"):
         row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
@@ -32,7 +32,10 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
 
 
 def served(repo: str, files: dict[str, bytes], revision: str = REVISION, **changes: Any) -> tuple[Any, Any]:
-    """({path: content}, {path: headers}) of a hub with one repository; `changes` go into every row of its listing."""
+    """Return ({path: content}, {path: headers}) of a hub with one repository.
+
+    `changes` are added to every entry of its listing.
+    """
     rows = [{**entry(path, content), **changes} for path, content in files.items()]
     siblings = [{"rfilename": path} for path in files]
     info = json.dumps({"id": repo, "sha": revision, "siblings": siblings, "cardData": {"license": "mit"}}).encode()
@@ -41,16 +44,16 @@ def served(repo: str, files: dict[str, bytes], revision: str = REVISION, **chang
     content |= {f"/api/models/{repo}/revision/{name}": info for name in (revision, "main")}
     headers = {path: {"Content-Type": "application/json"} for path in content}
     for path, data in files.items():
-        place = f"/{repo}/resolve/{revision}/{path}"
+        url_path = f"/{repo}/resolve/{revision}/{path}"
         row = entry(path, data)
         etag = row["lfs"]["oid"] if "lfs" in row else row["oid"]
-        content[place] = data
-        headers[place] = {"ETag": f'"{etag}"', "X-Repo-Commit": revision, "Accept-Ranges": "bytes"}
+        content[url_path] = data
+        headers[url_path] = {"ETag": f'"{etag}"', "X-Repo-Commit": revision, "Accept-Ranges": "bytes"}
     return content, headers
 
 
 def start(play: Any, repo: str, files: dict[str, bytes], *faults: Fault, **changes: Any) -> Played:
-    """Serve one repository."""
+    """Start a hub with one repository."""
     content, headers = served(repo, files, **changes)
     played: Played = play(content, *faults)
     played.headers = headers
@@ -58,7 +61,7 @@ def start(play: Any, repo: str, files: dict[str, bytes], *faults: Fault, **chang
 
 
 def add(played: Played, repo: str, files: dict[str, bytes]) -> None:
-    """Serve one more."""
+    """Add a repository to a running hub."""
     content, headers = served(repo, files)
     played.content |= content
     played.headers |= headers
@@ -67,7 +70,7 @@ def add(played: Played, repo: str, files: dict[str, bytes]) -> None:
 def manifest_entry(
     name: str, repo: str, files: dict[str, bytes], *, variant: str | None = None, pinned: bool = True, extra: str = ""
 ) -> str:
-    """An entry of models.toml that pins these files."""
+    """Return an entry of models.toml for files, with their hashes if `pinned`; `extra` is appended as it is."""
     lines = [f'[{name}]\nrepo = "{repo}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"']
     lines += [f'variant = "{variant}"'] if variant else []
     lines += ["files = ["]

@@ -1,4 +1,4 @@
-"""A small model, a pull of it, and what became of it."""
+"""Provides a small model, pulls of it, and checks of their results."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ FILES = {
 
 
 def pull_of(root: Root, url: str, *, pinned: bool = True, trust: bool = False, tokens: tuple[str, ...] = ()) -> Pull:
+    """Return a pull of the model from the hub that HF_ENDPOINT names."""
     path = root.path / "models.toml"
     path.write_text(hub_server.manifest_entry("m", REPO, FILES, pinned=pinned))
-    found = Hubs(root, {"HF_ENDPOINT": url}, token_hosts=tokens)
-    return Pull(root, "m", manifest.load(path).pick("m"), found, trust)
+    hubs = Hubs(root, {"HF_ENDPOINT": url}, token_hosts=tokens)
+    return Pull(root, "m", manifest.load(path).pick("m"), hubs, trust)
 
 
 def hubs_of(root: Root, monkeypatch: pytest.MonkeyPatch, mirror: str, official: str) -> Hubs:
-    """The hubs of a host that has chosen a mirror: it comes first, the official one after it."""
+    """Return the hubs of a host with a selected mirror: first the mirror, then the official hub."""
     for module in ("hub_client", "hubs"):
         monkeypatch.setattr(f"provision.models.{module}.official_endpoint", lambda: official)
     record.write(
@@ -51,44 +52,47 @@ def hubs_of(root: Root, monkeypatch: pytest.MonkeyPatch, mirror: str, official: 
 
 
 def pull_from(root: Root, hubs: Hubs, text: str | None = None, *, pinned: bool = True, trust: bool = False) -> Pull:
-    """A pull of `m` as a manifest of this text has it."""
+    """Return a pull of the model `m` of a manifest; the default manifest has the model's files."""
     path = root.path / "models.toml"
     path.write_text(text or hub_server.manifest_entry("m", REPO, FILES, pinned=pinned))
     return Pull(root, "m", manifest.load(path).pick("m"), hubs, trust)
 
 
 def entry_of(*files: str) -> str:
-    """An entry whose files are given as TOML."""
+    """Return a manifest entry of the model with files given as TOML."""
     head = f'[m]\nrepo = "{REPO}"\nrevision = "{hub_server.REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
     return f"{head}files = [{', '.join(files)}]\n"
 
 
 def run(work: Pull) -> list[tuple[str, int]]:
-    told: list[tuple[str, int]] = []
-    work.run(work.plan(), lambda path, count: told.append((path, count)))
-    return told
+    """Run a pull, and return its progress reports as (path, bytes)."""
+    reports: list[tuple[str, int]] = []
+    work.run(work.plan(), lambda path, count: reports.append((path, count)))
+    return reports
 
 
 def is_whole(work: Pull) -> bool:
+    """Return whether every file of the model is present with its content."""
     return all(state.state == "ok" for state in work.look(Depth.HASH)) and all(
         (work.snapshot / path).read_bytes() == content for path, content in FILES.items()
     )
 
 
 def gets(played: Played, path: str) -> int:
-    return sum(method == "GET" and path in asked for method, asked, _ in played.requests)
+    """Return the number of GET requests whose path contains `path`."""
+    return sum(method == "GET" and path in request_path for method, request_path, _ in played.requests)
 
 
 def quick(health: SourceHealth) -> tuple[list[str], list[float]]:
-    """Let a run wait no time: (what it says of that, the seconds that it would have waited)."""
-    told: list[str] = []
-    slept: list[float] = []
+    """Skip the waits of a run, and return two lists that it fills: the texts about waits, and the skipped seconds."""
+    texts: list[str] = []
+    waits: list[float] = []
 
     class Stopped(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
-            slept.append(timeout or 0.0)
+            waits.append(timeout or 0.0)
             return self.is_set()
 
-    health.tell = told.append
+    health.tell = texts.append
     health.stopped = Stopped()
-    return told, slept
+    return texts, waits

@@ -1,4 +1,4 @@
-"""Trees with all that a file system can hold, and a reading of one that two equal trees share."""
+"""Builds trees with every kind of entry, and reads a tree into a value by which two trees can be compared."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-# Every byte but the two that no name can hold.
+# File names of any bytes except the two that a name cannot contain.
 NAMES = st.binary(min_size=1, max_size=60).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in {b".", b".."}
 )
 
 
 def fill(folder: Path) -> dict[str, object]:
-    """A tree of odd things; return its reading."""
+    """Build a tree with unusual names, links, holes, modes and special files, and return its description."""
     (folder / "blobs/deep/er").mkdir(parents=True)
     (folder / "empty/folder").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(os.urandom(3_000_000))
@@ -46,15 +46,15 @@ def fill(folder: Path) -> dict[str, object]:
     os.mkfifo(folder / "pipe")
     descriptor = os.open(folder, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(f"/proc/self/fd/{descriptor}/socket")  # the path itself may be too long for a socket
+        bound.bind(f"/proc/self/fd/{descriptor}/socket")  # the full path may be too long for a socket
     os.close(descriptor)
-    for number, path in enumerate(sorted(folder.rglob("*"), key=lambda each: -len(each.parts))):
+    for number, path in enumerate(sorted(folder.rglob("*"), key=lambda item: -len(item.parts))):
         os.utime(path, ns=(10**18 + number, 10**18 + number * 1001), follow_symlinks=False)
     return read(folder)
 
 
 def small(folder: Path) -> dict[str, object]:
-    """A few files, links and folders, for tests that move hundreds of trees."""
+    """Build a few files, links and folders, for tests that move hundreds of trees, and return the description."""
     (folder / "blobs/deep").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(os.urandom(2_500_000))
     (folder / "blobs/b").write_bytes(os.urandom(300))
@@ -65,31 +65,31 @@ def small(folder: Path) -> dict[str, object]:
 
 
 def read(folder: Path) -> dict[str, object]:
-    """{relative path: everything that counts} of a tree; entries that are one file say so."""
+    """Return {relative path: (kind, mode, owner, content, time, attributes, first hard link)} of a tree."""
     first: dict[int, str] = {}
-    found: dict[str, object] = {}
+    entries: dict[str, object] = {}
     for path in sorted(folder.rglob("*"), key=os.fsencode):
         name = str(path.relative_to(folder))
-        here = path.lstat()
-        kind = stat.S_IFMT(here.st_mode)
+        status = path.lstat()
+        kind = stat.S_IFMT(status.st_mode)
         content = None
         if kind == stat.S_IFREG:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
         elif kind == stat.S_IFLNK:
             content = str(path.readlink())
         names = os.listxattr(path, follow_symlinks=False) if kind != stat.S_IFLNK else []
-        attributes = {each: os.getxattr(path, each) for each in names if each.startswith("user.")}
-        one = first.setdefault(here.st_ino, name) if here.st_nlink > 1 and kind != stat.S_IFDIR else None
-        # A move makes entries in folders, whose times are then its own.
-        times = None if kind == stat.S_IFDIR else here.st_mtime_ns
-        found[name] = (kind, stat.S_IMODE(here.st_mode), here.st_uid, content, times, attributes, one)
-    return found
+        attributes = {key: os.getxattr(path, key) for key in names if key.startswith("user.")}
+        link = first.setdefault(status.st_ino, name) if status.st_nlink > 1 and kind != stat.S_IFDIR else None
+        # A move creates entries in folders, which changes the times of the folders.
+        mtime = None if kind == stat.S_IFDIR else status.st_mtime_ns
+        entries[name] = (kind, stat.S_IMODE(status.st_mode), status.st_uid, content, mtime, attributes, link)
+    return entries
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """{relative path: content or target} of files and links alone."""
+    """Return {relative path: hash of the content, or target} of the files and links of a tree."""
     return {
-        name: seen[3]
-        for name, seen in read(folder).items()
-        if isinstance(seen, tuple) and seen[0] in {stat.S_IFREG, stat.S_IFLNK}
+        name: entry[3]
+        for name, entry in read(folder).items()
+        if isinstance(entry, tuple) and entry[0] in {stat.S_IFREG, stat.S_IFLNK}
     }

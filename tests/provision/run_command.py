@@ -1,4 +1,4 @@
-"""The command in this process: what a start of an interpreter costs is spared where the process is not the subject."""
+"""Runs `provision` in this process, which avoids the start of an interpreter in tests that do not need one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 from provision.cli import main
 from tests.conftest import CHECKOUT
 
-# Takes the place of this process, so it has one of its own.
+# This command replaces its process (exec), so it needs its own one.
 REPLACES_ITS_PROCESS = ("env", "run")
 
 
 def provision(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `provision` as a person does: its arguments, its environment, its output and its exit code."""
+    """Run `provision` with arguments and added variables, and return its output and exit code."""
     argv = [str(word) for word in words]
     if tuple(argv[:2]) == REPLACES_ITS_PROCESS:
         return process(*argv, env=env)
-    where, streams = Path.cwd(), (sys.stdout, sys.stderr)
+    folder, streams = Path.cwd(), (sys.stdout, sys.stderr)
     for stream in streams:
         stream.flush()
-    kept = os.dup(1), os.dup(2)
+    duplicates = os.dup(1), os.dup(2)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, pytest.MonkeyPatch.context() as patch:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
@@ -40,15 +40,15 @@ def provision(*words: object, env: dict[str, str] | None = None) -> subprocess.C
             for stream in (sys.stdout, sys.stderr):
                 stream.close()
             sys.stdout, sys.stderr = streams
-            for number, keeper in enumerate(kept, start=1):
-                os.dup2(keeper, number)
-                os.close(keeper)
-            os.chdir(where)
+            for number, duplicate in enumerate(duplicates, start=1):
+                os.dup2(duplicate, number)
+                os.close(duplicate)
+            os.chdir(folder)
         return subprocess.CompletedProcess(argv, code, _read(out), _read(err))
 
 
 def process(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it in a process of its own."""
+    """Run `provision` in a child process, and return its output and exit code."""
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | (env or {})
     argv = [sys.executable, "-m", "provision", *map(str, words)]
     return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=600)
@@ -57,8 +57,8 @@ def process(*words: object, env: dict[str, str] | None = None) -> subprocess.Com
 def _run(argv: list[str]) -> int:
     try:
         main.app(argv)
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Silence as a played server means it: a client's patience ends when the server says nothing more, and never before."""
+"""Lets a client's read time out exactly when the test server stops sending, whatever the speed of the machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tests.clock import Standing
 if TYPE_CHECKING:
     import pytest
 
-# {a server's port: the ports of the clients to which it says nothing more}
+# {port of a server: the ports of the clients to which it has stopped sending}
 SILENT: dict[int, set[int]] = {}
-# The clock of `body.StallTimeout`, which a server that drips moves on.
+# The clock of `body.StallTimeout`, which `Raw.drip` advances.
 CLOCK = Standing()
-_GUARD_SECONDS = 600.0  # ends a test that hangs; nothing is asserted of it
+_GUARD_SECONDS = 600.0  # the timeout against a hang; no test asserts on it
 
 
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let clients in this process time out by what the played servers do, not by the clock.
+    """Replace the read timeout of sockets in this process.
 
-    A read from a played server waits until there is something to read, however slow the machine is. When the server
-    has fallen silent on this connection, and all that it sent was read, the read times out at once.
+    A read from a test server waits for data, however slow the machine is. After the server has stopped sending on the
+    connection, and the client has read all its data, the next read times out at once.
     """
     receive = socket.socket.recv_into
 
@@ -32,8 +32,8 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
         if not self.gettimeout() or self.family != socket.AF_INET:
             return receive(self, *args)
         silent, own_port = SILENT.get(self.getpeername()[1], set()), self.getsockname()[1]
-        ends = time.monotonic() + _GUARD_SECONDS
-        while not select.select([self], [], [], 0.01)[0] and time.monotonic() < ends:
+        deadline = time.monotonic() + _GUARD_SECONDS
+        while not select.select([self], [], [], 0.01)[0] and time.monotonic() < deadline:
             if own_port in silent and not select.select([self], [], [], 0)[0]:
                 raise TimeoutError("timed out")
         return receive(self, *args)

@@ -106,9 +106,9 @@ def test_deleted_file_is_restored(built: Path, deleted: str) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-    done = bootstrap(built)
-    assert done.returncode == 0, done.stderr
-    assert "installing the toolbox" in done.stderr
+    completed = bootstrap(built)
+    assert completed.returncode == 0, completed.stderr
+    assert "installing the toolbox" in completed.stderr
     assert runs(built, "import one; assert one.x == 1")
 
 
@@ -117,28 +117,28 @@ def test_wrong_hash_is_rejected_and_the_next_run_repairs(tmp_path: Path, built: 
     lock = checkout / "envs/toolbox/requirements.lock"
     correct = lock.read_text()
     lock.write_text(correct[:-9] + "0" * 8 + "\n")
-    done = bootstrap(checkout)
-    assert done.returncode == 1
-    assert "Hash mismatch" in done.stderr
-    assert "Traceback" not in done.stderr
+    completed = bootstrap(checkout)
+    assert completed.returncode == 1
+    assert "Hash mismatch" in completed.stderr
+    assert "Traceback" not in completed.stderr
     lock.write_text(correct)
     assert bootstrap(checkout).returncode == 0
     assert runs(checkout, "import one")
 
 
 def test_unfinished_run_is_started_again(tmp_path: Path, built: Path) -> None:
-    """The unfinished toolbox has a python without pip, and none of the locked packages."""
+    """Leave an unfinished toolbox that has a python without pip and none of the locked packages."""
     checkout = copy_of(built, tmp_path / "checkout")
     venv = checkout / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (venv / "firstlight.json").write_text('{"lock": null, "packages": {}}')
-    done = bootstrap(checkout)
-    assert done.returncode == 0, done.stderr
+    completed = bootstrap(checkout)
+    assert completed.returncode == 0, completed.stderr
     assert runs(checkout, "import one")
 
 
 def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Both a child and a grandchild are ended, because `provision.installers.uv` is a child that starts uv."""
+    """Start a child and a grandchild, as `provision.installers.uv` is a child that starts uv; both must end."""
     pids = tmp_path / "pids"
     code = (
         "import os, signal, subprocess, sys\n"
@@ -158,9 +158,11 @@ def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: p
         "bootstrap.find_defect = lambda *_: 'no toolbox yet'\n"
         "raise SystemExit(bootstrap.main([]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 130, done.stderr
-    assert "interrupted" in done.stderr
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert completed.returncode == 130, completed.stderr
+    assert "interrupted" in completed.stderr
     child, grandchild = map(int, pids.read_text().split())
     assert not psutil.pid_exists(child)
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -168,7 +170,7 @@ def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: p
 
 
 def test_error_message_contains_no_secret(tmp_path: Path) -> None:
-    """pip quotes the line of its settings that it cannot read, and the line may contain a password."""
+    """Fail like pip, which quotes the settings line that it cannot read; the line may contain a password."""
     code = "raise SystemExit('index-url = https://user:s3cretpw@pkgs.example/simple hf_" + "a" * 20 + "')"
     with pytest.raises(bootstrap_wait.BootstrapError) as caught:
         bootstrap_wait.BootstrapProgress(str(tmp_path), "dev.lock").run(
@@ -179,7 +181,7 @@ def test_error_message_contains_no_secret(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/a\nb", "/a ", "/\N{LATIN SMALL LETTER U WITH DIAERESIS}", "/a\\b", "/a b"])
 def test_path_line_adds_a_checkout_with_any_name_to_sys_path(path: str) -> None:
-    """The module `site` executes a line of a .pth file that begins with `import`, and takes any other as a folder."""
+    """Read the line like the module `site`: execute it if it begins with `import`, else take it as a folder."""
     (line,) = bootstrap_module._path_line(path).splitlines()
     if line.startswith("import "):
         before, added = list(sys.path), list(sys.path)
@@ -197,9 +199,9 @@ def test_venv_not_made_by_firstlight_is_not_changed(tmp_path: Path, built: Path)
     checkout = copy_of(built, tmp_path / "checkout")
     (checkout / ".venv").mkdir()
     (checkout / ".venv/precious").write_text("mine")
-    done = bootstrap(checkout)
-    assert done.returncode == 1
-    assert "was not made by firstlight" in done.stderr
+    completed = bootstrap(checkout)
+    assert completed.returncode == 1
+    assert "was not made by firstlight" in completed.stderr
     assert (checkout / ".venv/precious").read_text() == "mine"
 
 
@@ -208,9 +210,9 @@ def test_python_without_venv_yields_one_line_with_the_package_to_install(tmp_pat
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     site = next((tmp_path / "bare/lib").glob("python*/site-packages"))
     (site / "debian.pth").write_text("import sys; sys.modules['ensurepip'] = None  # as without python3-venv\n")
-    done = bootstrap(checkout, python=str(tmp_path / "bare/bin/python"))
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    completed = bootstrap(checkout, python=str(tmp_path / "bare/bin/python"))
+    assert completed.returncode == 1
+    (line,) = completed.stderr.splitlines()
     assert "apt-get install python3." in line
 
 
@@ -259,11 +261,11 @@ def test_settings_that_change_the_installation_have_no_effect(tmp_path: Path, ho
         "UV_SYSTEM_PYTHON": "1",
         "UV_NO_SUCH_VARIABLE": "1",
     }
-    done = bootstrap(checkout, isolated=True, **variables)
-    assert done.returncode == 0, done.stderr
+    completed = bootstrap(checkout, isolated=True, **variables)
+    assert completed.returncode == 0, completed.stderr
     assert runs(checkout, "import one; assert one.x == 1")
     assert not (tmp_path / "target").exists()
-    message = next(line for line in done.stderr.splitlines() if "no effect here" in line)
+    message = next(line for line in completed.stderr.splitlines() if "no effect here" in line)
     assert "PIP_CONSTRAINT, " in message
     assert "PYTHONPATH, " in message
     assert message.count("\n") == 0
@@ -278,11 +280,11 @@ def test_settings_that_change_the_installation_have_no_effect(tmp_path: Path, ho
 
 
 def test_commands_start_in_a_folder_with_special_characters(tmp_path: Path, built: Path) -> None:
-    """The path has a space, quotes, a dollar, a non-ASCII letter, and more than the 127 characters of a #! line."""
+    """Use a path with a space, quotes, a dollar, a non-ASCII letter, and more than the 127 characters of a #! line."""
     checkout = copy_of(built, tmp_path / ("x" * 120) / 'it\'s a $HOME; "ü"')
     links = str(built / "wheels")  # pip accepts no find-links path with a space
-    done = bootstrap(checkout, PIP_FIND_LINKS=links)
-    assert done.returncode == 0, done.stderr
+    completed = bootstrap(checkout, PIP_FIND_LINKS=links)
+    assert completed.returncode == 0, completed.stderr
     for command in ("provision", "bench"):
         argv = [str(checkout / ".venv/bin" / command), "one word", "$HOME"]
         for locale in ("C", "C.UTF-8"):
@@ -343,6 +345,6 @@ def test_long_run_shows_written_and_expected_bytes(
 
 
 def test_unknown_argument_is_rejected(built: Path) -> None:
-    done = bootstrap(built, "--nonsense")
-    assert done.returncode == 2
-    assert "--nonsense" in done.stderr
+    completed = bootstrap(built, "--nonsense")
+    assert completed.returncode == 2
+    assert "--nonsense" in completed.stderr

@@ -1,4 +1,4 @@
-"""Real pipelines of tiny architectures, saved by diffusers itself with the files that their repositories have."""
+"""Saves real pipelines of tiny architectures with diffusers, with the files that their repositories have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ENVS = CHECKOUT / "envs"
 REVISION = "1" * 40
-# Weights that half precision rounds, so that the two variants of one pipeline draw two pictures.
+# The added noise makes weights that fp16 must round, so that the fp32 and fp16 variants give different images.
 SAVE = """
 import sys
 import torch
@@ -46,14 +46,17 @@ def model(architecture: str, variant: str | None = None, *, checker: bool = Fals
 
 
 def save(python: Path, base: Path) -> dict[str, Path]:
-    """{name: folder} of pipelines as their repositories are: sd with two variants and a safety checker, ddpm flat."""
+    """Save two pipelines, and return {name: folder}.
+
+    "sd" has two variants and a safety checker, and "ddpm" has its files in one folder, as in their repositories.
+    """
     root = Root(base / "root")
     root.hub.mkdir(parents=True)
     sd = stand_ins.build(root, "tiny-sd", model("tiny-sd", checker=True), ENVS, python)
     ddpm = stand_ins.build(root, "tiny-ddpm", model("tiny-ddpm"), ENVS, python)
-    found = {"sd": base / "sd", "ddpm": base / "ddpm"}
-    argv = [str(python), "-c", SAVE, str(sd), str(ddpm), *map(str, found.values())]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr[-3000:]
-    (found["ddpm"] / "model_index.json").write_bytes((ddpm / "model_index.json").read_bytes())
-    return found
+    folders = {"sd": base / "sd", "ddpm": base / "ddpm"}
+    argv = [str(python), "-c", SAVE, str(sd), str(ddpm), *map(str, folders.values())]
+    completed = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    (folders["ddpm"] / "model_index.json").write_bytes((ddpm / "model_index.json").read_bytes())
+    return folders

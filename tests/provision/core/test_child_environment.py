@@ -49,7 +49,7 @@ def test_every_variable_of_the_installed_uv_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("table", ["", "[pip]\n"])
 def test_every_key_of_uv_toml_is_in_the_table(tmp_path: Path, table: str) -> None:
-    """uv lists the valid keys in its error about an unknown one."""
+    """Read the valid keys from uv's error about an unknown key."""
     file = tmp_path / "uv.toml"
     file.write_text(f"{table}no-such-key = 1\n")
     keys = set(

@@ -77,7 +77,7 @@ def test_usage_error_without_advice_gets_a_default_next_act() -> None:
 
 
 def test_every_advice_in_the_code_is_recognized() -> None:
-    """The last sentence of an error is its next act, if it contains a command in backquotes."""
+    """Check each error message whose last sentence contains a command in backquotes."""
     for file in sorted(CHECKOUT.glob("provision/**/*.py")):
         for text in re.findall(r"Error\(\s*f?\"([^\"]*`[^\"]*)\"\s*\)", file.read_text(encoding="utf-8")):
             if re.search(r"[.:] [A-Z][^.]*`[^`]*`\.?$", text):
@@ -126,10 +126,10 @@ class TestOneObject:
         assert " ".join(rest) == f"{parsed} --help".strip()
 
     def test_ctrl_d_at_a_prompt_is_an_interrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def ask(_: str) -> bool:
+        def abort(_: str) -> bool:
             raise typer.Abort
 
-        monkeypatch.setattr(typer, "confirm", ask)
+        monkeypatch.setattr(typer, "confirm", abort)
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
         assert (
             command_end.run(
@@ -175,10 +175,10 @@ class TestOneObject:
 
     def test_confirmation_needs_the_yes_flag_under_json(self, tmp_path: Path, flags: list[object]) -> None:
         assert run("provision", "setup", *flags).returncode == 0
-        place = ["--root", tmp_path / "root", "--host", tmp_path / "host.toml"]
-        report = object_of(run("provision", "env", "remove", "diffusers", *place, "--json"))
+        root_flags = ["--root", tmp_path / "root", "--host", tmp_path / "host.toml"]
+        report = object_of(run("provision", "env", "remove", "diffusers", *root_flags, "--json"))
         assert (report["error"]["kind"], report["error"]["next"]) == ("usage", "Pass --yes to confirm")
-        removed = run("provision", "env", "remove", "diffusers", *place, "--json", "--yes")
+        removed = run("provision", "env", "remove", "diffusers", *root_flags, "--json", "--yes")
         assert json.loads(removed.stdout)["prefix"] == str(tmp_path / "root/envs/diffusers")
 
     def test_secrets_are_removed_from_the_object(self, tmp_path: Path, flags: list[object]) -> None:

@@ -56,7 +56,7 @@ class Clock:
 
 
 class Work:
-    """A step that does no work."""
+    """Implements a step that does no work."""
 
     essential = local = False
 
@@ -144,7 +144,7 @@ def test_hashed_bytes_show_no_rate() -> None:
 
 
 def test_bytes_written_by_children_are_counted(tmp_path: Path) -> None:
-    """A real child writes five megabytes and waits; its count remains after it has ended."""
+    """Let a real child write five megabytes and wait; its count remains after it has ended."""
     code = "import sys; open(sys.argv[1], 'wb').write(b'x' * 5_000_000); print('written', flush=True); sys.stdin.read()"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "file")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -313,7 +313,7 @@ def test_hashing_reports_files_and_bytes(tmp_path: Path) -> None:
 
 
 def test_deep_check_of_an_environment_reports_its_bytes_and_files(tmp_path: Path, envs: Path, home: Path) -> None:
-    """The steps are those of the command, on a small real environment."""
+    """Run the steps of the command on a small real environment."""
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
     flags = ["--root", str(tmp_path / "root"), "--envs", str(envs), "--host", str(tmp_path / "host.toml"), "--json"]
     argv = [sys.executable, "-m", "provision", "setup", *flags]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeStep:
-    """A step whose state is a variable; `acts` records its calls, and `does` is what `apply` does."""
+    """Implements a step with its state in a variable; `acts` records the calls, and `apply` calls `does`."""
 
     name: str = "thing"
     essential: bool = False
@@ -117,7 +117,10 @@ def test_check_all_applies_nothing_and_its_exit_code_shows_drift() -> None:
 
 
 def test_only_essential_steps_are_applied_when_the_guard_raises() -> None:
-    """A volume can be unmounted during a run. The essential step makes the marker, so it runs without the guard."""
+    """Let the guard raise, as for a volume that is unmounted during a run.
+
+    The essential step makes the marker, so it runs without the guard.
+    """
 
     def refuse() -> None:
         raise BlockedError("the volume is gone")

@@ -141,7 +141,7 @@ def run_bytes(*words: object, env: dict[str, str]) -> tuple[int, bytes, bytes]:
 
 @pytest.mark.parametrize("closed", ["the terminal", "the readers of both streams"])
 def test_work_continues_after_the_terminal_has_closed(tmp_path: Path, flags: list[object], closed: str) -> None:
-    """SIGHUP is ignored, as under nohup: every write to the closed terminal fails, and the run still succeeds."""
+    """Ignore SIGHUP as nohup does: every write to the closed terminal fails, and the run still succeeds."""
     reader, writer = os.openpty() if closed == "the terminal" else os.pipe()
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     stdout: Any = writer if closed == "the terminal" else subprocess.DEVNULL

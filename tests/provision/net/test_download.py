@@ -159,7 +159,7 @@ def part_of(tmp_path: Path, content: bytes = CONTENT[:700_000]) -> Path:
 
 
 class TestPartialFileIsKept:
-    """No response of a source deletes a partial file that is the beginning of the pinned file."""
+    """Tests that no response deletes a partial file that is the beginning of the pinned file."""
 
     WRONG_RESPONSES = (
         Fault(no_range=True, cut=10),
@@ -317,7 +317,7 @@ class TestWaiting:
 
 
 class TestBlockingServers:
-    """Servers that send meaningless bytes forever, so that a socket timeout alone would never end the request."""
+    """Tests servers that send meaningless bytes forever, which a socket timeout alone would never end."""
 
     HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(CONTENT)
 
