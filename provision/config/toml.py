@@ -21,7 +21,7 @@ else:
 
 
 class Strict(BaseModel):
-    """Base of the records: frozen, without type conversion, and unknown keys are rejected."""
+    """Rejects unknown keys and converts no types; it is the base of all records, which are frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -14,7 +14,8 @@ class Variant(Strict):
 
     `torch` is the version, or None for an environment without torch. `driver` is the oldest NVIDIA driver, and
     `architectures` are the compute capabilities with machine code in the build. `instead` is the variant to use if no
-    source has this one, and `instead_cost` describes its drawback. `hashes` are sha256 digests of further wheels.
+    source has this one, and `instead_cost` describes its drawback. `hashes` are sha256 digests of further
+    wheels of torch that are accepted besides those in the lock file.
     """
 
     name: str

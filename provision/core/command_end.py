@@ -77,7 +77,7 @@ def fault_of(
     interrupted: str = INTERRUPTED,
     os_error: Callable[[OSError], FirstlightError] = from_os_error,
 ) -> Fault:
-    """Return the description of an exception.
+    """Return the description of the error that ended a command.
 
     Args:
         error: the exception.
@@ -178,7 +178,7 @@ def run_app(app: Callable[..., object], name: str) -> int:
 
 
 def interrupted_early() -> int:
-    """Print the end of a command that was interrupted before it started, and return its exit code."""
+    """Print the message of a command that was interrupted before it started, and return its exit code."""
     error = KeyboardInterrupt()
     _, is_json = command_of(sys.argv[1:])
     return _fail(error, fault_of(error, "interrupted before the command started; nothing was changed."), json=is_json)

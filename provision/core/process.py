@@ -61,7 +61,7 @@ def run(
 
     Args:
         argv: the program and its arguments; no shell is involved.
-        env: all environment variables of the program; default: `child_environment.child` of this process's.
+        env: all environment variables of the program; default: those that `child_environment.child` keeps.
         timeout_seconds: the time after which the program is killed; default: no limit.
         stdin: the text on the program's stdin; default: an empty stdin.
         check: raise an error if the exit code is not 0.

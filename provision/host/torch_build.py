@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TorchChoice:
-    """Hold the variant for a machine and its fallbacks, the best first; the reason; and a warning for the user."""
+    """Hold the variant for a machine with its fallback, the reason for it, and a warning for the user."""
 
     variants: list[Variant]
     reason: str

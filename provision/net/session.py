@@ -69,7 +69,7 @@ def _release(redirect: requests.Response) -> None:
 
 
 class _HeaderTimeout:
-    """Adds to a connection that all headers of a response must arrive within the read timeout."""
+    """Adds a timeout for all headers of a response together; it is as long as the read timeout."""
 
     sock: socket.socket
     timeout: object
