@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from provision.core.hashing import content_hash
 from provision.core.redact import redact
 from provision.mirrors.record import OFFICIAL
-from provision.net.urls import host_of, is_near, same_site
+from provision.net.urls import host_of, is_private, same_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -237,7 +237,7 @@ class Prober:
 
     def _stays(self, hops: Sequence[str]) -> None:
         for hop in hops:
-            if urlsplit(hop).scheme == "http" and not is_near(urlsplit(hop).hostname or ""):
+            if urlsplit(hop).scheme == "http" and not is_private(urlsplit(hop).hostname or ""):
                 raise UnusableError(f"leads to plain http ({host_of(hop)})")
         free = self.target.redirects or self.target.name == OFFICIAL
         if not free and not same_site(host_of(hops[-1]), host_of(self.target.url)):
