@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import time
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     from provision.core.errors import Exit
     from provision.core.progress import Progress
     from provision.core.step import Outcome
-    from provision.host import facts
-    from provision.setup.request import SetupRequest
+    from provision.environments.definition import EnvironmentDefinition
+    from provision.host.facts import HostFacts
+    from provision.setup.host_plan import HostPlan
     from provision.volume import run_lock
 
 RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")]
@@ -60,7 +60,7 @@ class OutputOptions:
         self.wait = wait
 
 
-def request_of(
+def resolve_host(
     root: str | None,
     host: Path | None,
     envs: Path | None,
@@ -68,54 +68,29 @@ def request_of(
     offline: bool = False,
     retry: bool = False,
     changes: Mapping[str, object] | None = None,
-) -> SetupRequest:
-    """What a run is asked for, from its flags and host.toml.
+) -> HostPlan:
+    """Resolve the host from a command's flags, as `host_plan.resolve` does; `--help` imports nothing of it."""
+    from provision.setup import host_plan
 
-    Args:
-        root: the flag, which beats host.toml.
-        host: the file that takes host.toml's place.
-        envs: the folder that takes the shipped envs/ folder's place.
-        offline: use no network.
-        retry: look again for a silent hub.
-        changes: what flags change in host.toml.
-    """
-    from provision.config import host as host_config
-    from provision.core import layout
-    from provision.host import provider
-    from provision.setup.request import SetupRequest
-
-    wanted = host_config.load_host(host)
-    shipped = (envs or layout.shipped_envs()).absolute()
-    name = str((changes or {}).get("env") or wanted.env)
-    if not re.fullmatch(host_config.NAME, name):
-        raise SpecError(f"{name!r} is no name of an environment.")
-    return SetupRequest(
-        chosen=provider.choose(root, wanted, shipped, os.environ, Path.home()),
-        host=wanted.model_copy(update={key: value for key, value in (changes or {}).items() if value is not None}),
-        envs=shipped,
-        home=Path.home(),
-        offline=offline,
-        retry=retry,
-    )
+    return host_plan.resolve(root, host, envs, offline=offline, retry=retry, changes=changes)
 
 
 def run_steps(
-    name: str, request: SetupRequest, show: OutputOptions, *, dry_run: bool = False, only: Collection[str] | None = None
+    name: str, plan: HostPlan, show: OutputOptions, *, dry_run: bool = False, only: Collection[str] | None = None
 ) -> Exit:
     """Run a command over the steps (`only` those of these names), print what became of them, return the exit code."""
     from provision.cli import output
-    from provision.host import facts
-    from provision.setup import plan
+    from provision.setup import plan as setup_plan
     from provision.volume.journal import Journal
 
     started = time.perf_counter()
     screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
     with screen.during("looking at this host"):
-        machine = facts.probe()
-    journal = Journal(request.root.journal, name)
+        machine = plan.definition.machine
+    journal = Journal(plan.root.journal, name)
 
     def build() -> list[step.Step]:
-        steps = plan.steps(request, machine, journal, screen.progress, screen.tell)
+        steps = setup_plan.steps(plan, journal, screen.progress, screen.tell)
         if only is not None:
             steps = [each for each in steps if each.name in only]
         if name == "repair":
@@ -123,13 +98,13 @@ def run_steps(
         return steps
 
     if show.verbose or (name == "env create" and not show.quiet):
-        _say_machine(request, machine)
-    return _run(_Command(name, request, build, show, dry_run), screen, started)
+        _say_machine(plan.definition.environment, machine)
+    return _run(_Command(name, plan, build, show, dry_run), screen, started)
 
 
 def run_list(
     name: str,
-    request: SetupRequest,
+    plan: HostPlan,
     build: Callable[[Progress], list[step.Step]],
     show: OutputOptions,
     *,
@@ -140,7 +115,7 @@ def run_list(
     from provision.cli import output
 
     screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
-    work = _Command(name, request, lambda: build(screen.progress), show, dry_run, all_or_nothing)
+    work = _Command(name, plan, lambda: build(screen.progress), show, dry_run, all_or_nothing)
     return _run(work, screen, time.perf_counter())
 
 
@@ -149,7 +124,7 @@ class _Command:
     """A command over a list of steps; `build` makes the list, again where another run was waited for."""
 
     name: str
-    request: SetupRequest
+    plan: HostPlan
     build: Callable[[], list[step.Step]]
     show: OutputOptions
     dry_run: bool = False
@@ -175,9 +150,9 @@ def _run(work: _Command, screen: output.Screen, started: float) -> Exit:
         _say_plan(steps, outcomes, show)
     seconds = time.perf_counter() - started
     if show.json:
-        print(output.to_json(name, work.request.chosen, outcomes, seconds))
+        print(output.to_json(name, work.plan.chosen, outcomes, seconds))
     else:
-        print(output.summary(name, work.request.chosen, outcomes, seconds))
+        print(output.summary(name, work.plan.chosen, outcomes, seconds))
     return step.exit_of(outcomes)
 
 
@@ -186,7 +161,7 @@ def _converge(work: _Command, steps: list[step.Step], screen: output.Screen) -> 
     from provision.core import step
     from provision.volume import marker, run_lock
 
-    root = work.request.root
+    root = work.plan.root
     looked = _looked(work, steps, screen)
     if looked is not None:
         return looked
@@ -240,10 +215,7 @@ def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: OutputOptio
             print(redact(f"  would    {each.name:<28} {each.describe()}"), file=lines)
 
 
-def _say_machine(request: SetupRequest, machine: facts.HostFacts) -> None:
-    from provision.setup import plan
-
-    wanted = plan.environment(request.envs, request.host, machine)
+def _say_machine(wanted: EnvironmentDefinition, machine: HostFacts) -> None:
     cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     memory = f"{machine.memory_bytes / 1e9:.1f} GB"
     print(f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {cards}", file=sys.stderr)

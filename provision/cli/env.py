@@ -24,7 +24,7 @@ from provision.cli.common import (
     confirmed,
     during,
     guard,
-    request_of,
+    resolve_host,
     run_steps,
     waiting,
 )
@@ -47,9 +47,9 @@ def list_(
         from provision.cli import output
         from provision.environments import discover
 
-        request = request_of(root, host, None)
+        plan = resolve_host(root, host, None)
         with during("looking at the environments", OutputOptions(json, False, False, False)):
-            found = discover.environments(request.root, request.home, os.environ)
+            found = discover.environments(plan.root, plan.home, os.environ)
         print(output.environments_json(found) if json else output.environments(found))
         return Exit.GOOD
 
@@ -64,10 +64,10 @@ def where(name: NameArgument = None, root: RootFlag = None, host: HostFlag = Non
         from provision.cli import output
         from provision.core import layout
 
-        request = request_of(root, host, None, changes={"env": name})
-        prefix = request.root.prefix(request.host.env)
+        plan = resolve_host(root, host, None, changes={"env": name})
+        prefix = plan.root.prefix(plan.host.env)
         is_there = layout.interpreter(prefix).exists()
-        told = output.told_json("env where", env=request.host.env, prefix=str(prefix), is_there=is_there)
+        told = output.told_json("env where", env=plan.host.env, prefix=str(prefix), is_there=is_there)
         print(told if json else prefix)
         return Exit.GOOD
 
@@ -97,10 +97,10 @@ def create(
         if interpreter is not None:
             toml.choose(interpreter, ["auto", "conda", "system"], "interpreter")
         changes = {"env": name, "variant": variant, "interpreter": interpreter}
-        request = request_of(root, host, envs, offline=offline, changes=changes)
-        env = request.host.env
+        plan = resolve_host(root, host, envs, offline=offline, changes=changes)
+        env = plan.host.env
         only = {"volume", "mirror settings", f"environment {env}", f"conda sees {env}"}
-        return run_steps("env create", request, OutputOptions(json, quiet, verbose, no_color, wait), only=only)
+        return run_steps("env create", plan, OutputOptions(json, quiet, verbose, no_color, wait), only=only)
 
     guard(act, json=json)
 
@@ -122,17 +122,17 @@ def remove(
         from provision.volume.journal import Journal
         from provision.volume.run_lock import holding
 
-        request = request_of(root, host, None, changes={"env": name})
-        prefix = request.root.prefix(name)
+        plan = resolve_host(root, host, None, changes={"env": name})
+        prefix = plan.root.prefix(name)
         show = OutputOptions(json, False, False, False, wait)
         with during(f"looking at {prefix}", show):
-            size = remove_environment.removable(prefix, request.root)
+            size = remove_environment.removable(prefix, plan.root)
         what = f"{prefix} ({size:,} bytes) with all that was added to it"
         if not confirmed(f"Remove {what}?", f"this removes {what}", yes, json):
             return Exit.GOOD
-        with holding(request.root, again(), waiting(show)) as has_waited, during(f"removing {prefix}", show):
-            size = remove_environment.removable(prefix, request.root) if has_waited else size
-            remove_environment.remove(prefix, request.root, request.home, Journal(request.root.journal, "env remove"))
+        with holding(plan.root, again(), waiting(show)) as has_waited, during(f"removing {prefix}", show):
+            size = remove_environment.removable(prefix, plan.root) if has_waited else size
+            remove_environment.remove(prefix, plan.root, plan.home, Journal(plan.root.journal, "env remove"))
         told = output.told_json("env remove", prefix=str(prefix), bytes=size)
         print(told if json else f"removed {prefix}, {size:,} bytes")
         return Exit.GOOD
@@ -155,14 +155,14 @@ def run(
         from provision.mirrors.tools import all_tools
         from provision.volume import variables
 
-        request = request_of(root, host, None, changes={"env": name})
-        prefix = request.root.prefix(request.host.env)
+        plan = resolve_host(root, host, None, changes={"env": name})
+        prefix = plan.root.prefix(plan.host.env)
         if not layout.interpreter(prefix).exists():
             raise BlockedError(
-                f"{prefix} is not there. Run `make setup`, or `{layout.program()} env create {request.host.env}`."
+                f"{prefix} is not there. Run `make setup`, or `{layout.program()} env create {plan.host.env}`."
             )
         environment = activation.activated(prefix, os.environ)
-        environment |= variables.for_child(request.root, os.environ, all_tools.variable_groups())
+        environment |= variables.for_child(plan.root, os.environ, all_tools.variable_groups())
         try:
             os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)
         except FileNotFoundError:

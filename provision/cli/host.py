@@ -23,7 +23,7 @@ from provision.cli.common import (
     confirmed,
     during,
     guard,
-    request_of,
+    resolve_host,
     run_list,
     run_steps,
     waiting,
@@ -46,10 +46,10 @@ def doctor(root: RootFlag = None, host: HostFlag = None, envs: EnvsFlag = None, 
         from provision.cli import output
         from provision.setup import doctor as host_doctor
 
-        request = request_of(root, host, envs)
+        plan = resolve_host(root, host, envs)
         with during("doctor", OutputOptions(json, False, False, False)):
-            findings = host_doctor.examine(request)
-        print(output.findings_json(request.chosen, findings) if json else output.findings(findings))
+            findings = host_doctor.examine(plan)
+        print(output.findings_json(plan.chosen, findings) if json else output.findings(findings))
         return Exit.BLOCKED if any(finding.state == "bad" for finding in findings) else Exit.GOOD
 
     guard(act, json=json)
@@ -72,14 +72,13 @@ def relocate(
 
     def act() -> Exit:
         from provision.host import tool_caches
-        from provision.setup import plan
 
-        request = request_of(root, host, envs, offline=True)
-        label, thing = tool_caches.parse_argument(path, to, request.home)
-        request = plan.with_relocated(request, thing)
+        plan = resolve_host(root, host, envs, offline=True)
+        label, thing = tool_caches.parse_argument(path, to, plan.home)
+        plan = plan.with_relocated(thing)
         only = {"volume", f"relocate {label}", "relink.sh"}
         return run_steps(
-            "relocate", request, OutputOptions(json, quiet, False, no_color, wait), dry_run=dry_run, only=only
+            "relocate", plan, OutputOptions(json, quiet, False, no_color, wait), dry_run=dry_run, only=only
         )
 
     guard(act, json=json)
@@ -106,20 +105,20 @@ def undo(
         from provision.volume.journal import Journal
         from provision.volume.journal_acts import RunUndone
 
-        request = request_of(root, host, None, offline=True)
+        plan = resolve_host(root, host, None, offline=True)
         if list_:
-            found = undo_runs.runs(request.root)
+            found = undo_runs.runs(plan.root)
             print(output.runs_json(found) if json else output.runs(found))
             return Exit.GOOD
         chosen: list[undo_runs.JournaledRun] = []
-        journal = Journal(request.root.journal, "undo")
+        journal = Journal(plan.root.journal, "undo")
 
         def build(progress: Progress) -> list[Step]:
-            chosen[:] = [undo_runs.choose(request.root, run)]
-            return undo_runs.steps(chosen[0], request.root, request.home, journal, progress)
+            chosen[:] = [undo_runs.choose(plan.root, run)]
+            return undo_runs.steps(chosen[0], plan.root, plan.home, journal, progress)
 
         show = OutputOptions(json, quiet, False, no_color, wait)
-        code = run_list("undo", request, build, show, dry_run=dry_run, all_or_nothing=True)
+        code = run_list("undo", plan, build, show, dry_run=dry_run, all_or_nothing=True)
         if code is Exit.GOOD and not dry_run and not chosen[0].undone:
             journal.record(RunUndone(chosen[0].name))
         lines = sys.stderr if json else sys.stdout
@@ -145,8 +144,8 @@ def gc(
         from provision.setup import undo as undo_runs
         from provision.volume.run_lock import holding
 
-        request = request_of(root, host, None, offline=True)
-        every = undo_runs.collectable(request.root)
+        plan = resolve_host(root, host, None, offline=True)
+        every = undo_runs.collectable(plan.root)
         total = sum(run.backup_bytes for run in every)
         lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in every]
         shown = "\n".join([*lines, f"{len(every)} backups, {total:,} bytes"])
@@ -154,7 +153,7 @@ def gc(
         dropped: list[str] = []
         question = "Drop them? What these runs changed in files cannot be undone then."
         if every and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
-            with holding(request.root, again(), waiting(OutputOptions(json, False, False, False, wait))):
+            with holding(plan.root, again(), waiting(OutputOptions(json, False, False, False, wait))):
                 for folder in undo_runs.collect(every):
                     dropped.append(str(folder))
                     print(f"dropped {folder}", file=sys.stderr if json else sys.stdout)

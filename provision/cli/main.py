@@ -19,7 +19,7 @@ from provision.cli.common import (
     VerboseFlag,
     WaitFlag,
     guard,
-    request_of,
+    resolve_host,
     run_steps,
 )
 from provision.cli.env import app as env_app
@@ -63,7 +63,7 @@ def _command(name: str, does: str) -> None:
         no_color: NoColorFlag = False,
     ) -> None:
         show = OutputOptions(json, quiet, verbose, no_color)
-        guard(lambda: run_steps(name, request_of(root, host, envs, offline=offline), show), json=json)
+        guard(lambda: run_steps(name, resolve_host(root, host, envs, offline=offline), show), json=json)
 
     app.command(name, help=does)(act)
 
@@ -87,7 +87,7 @@ def setup(
 ) -> None:
     """Make the host ready; what already stands is left alone."""
     show = OutputOptions(json, quiet, verbose, no_color, wait)
-    guard(lambda: run_steps("setup", request_of(root, host, envs, offline=offline, retry=True), show), json=json)
+    guard(lambda: run_steps("setup", resolve_host(root, host, envs, offline=offline, retry=True), show), json=json)
 
 
 @app.command()
@@ -105,4 +105,4 @@ def repair(
 ) -> None:
     """Mend what needs no network: the links after a wipe of the home, and the environment from the caches."""
     show = OutputOptions(json, quiet, verbose, no_color, wait)
-    guard(lambda: run_steps("repair", request_of(root, host, envs, offline=True), show, dry_run=dry_run), json=json)
+    guard(lambda: run_steps("repair", resolve_host(root, host, envs, offline=True), show, dry_run=dry_run), json=json)

@@ -22,7 +22,7 @@ from provision.cli.common import (
     WaitFlag,
     during,
     guard,
-    request_of,
+    resolve_host,
     run_list,
     run_steps,
 )
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from provision.core.step import Step
     from provision.mirrors.selection import MirrorSelector
     from provision.mirrors.tools.tool import Tool
-    from provision.setup.request import SetupRequest
+    from provision.setup.host_plan import HostPlan
 
 app = typer.Typer(help="Where packages and models come from.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,11 +53,10 @@ def list_(
     def act() -> Exit:
         from provision.cli import mirrors_output
         from provision.mirrors import record as mirror_record
-        from provision.setup import plan
 
-        request = request_of(root, host, envs, changes={"catalogue": catalogue})
-        known = plan.catalogue_of(request)
-        record = mirror_record.read(request.root) or mirror_record.MirrorRecord()
+        plan = resolve_host(root, host, envs, changes={"catalogue": catalogue})
+        known = plan.definition.catalogue
+        record = mirror_record.read(plan.root) or mirror_record.MirrorRecord()
         print(mirrors_output.catalogue_json(known, record) if json else mirrors_output.catalogue(known, record))
         return Exit.GOOD
 
@@ -79,9 +78,9 @@ def probe(
     def act() -> Exit:
         from provision.cli import mirrors_output
 
-        request = request_of(root, host, envs, changes={"catalogue": catalogue})
+        plan = resolve_host(root, host, envs, changes={"catalogue": catalogue})
         tools = _tools(tool)
-        chooser = _chooser(request)
+        chooser = _chooser(plan)
         asked = [each for tool in tools for each in chooser.asked(tool)]
         show = OutputOptions(json, False, False, no_color)
         with during(f"asking {len(asked)} mirrors", show):
@@ -118,21 +117,18 @@ def use(
         from provision.config import toml
         from provision.mirrors.record import OFFICIAL
         from provision.mirrors.tools import all_tools
-        from provision.setup import plan
 
-        request = request_of(root, host, envs, offline=offline, changes={"catalogue": catalogue})
-        known = plan.catalogue_of(request)
+        plan = resolve_host(root, host, envs, offline=offline, changes={"catalogue": catalogue})
+        known = plan.definition.catalogue
         toml.choose(name, ["auto", OFFICIAL, *known.names()], "mirror")
         tools = all_tools.names()
         meant = [each.name for each in _tools(tool)] if tool else known.tools_of(name) or tools
         for each in meant:
             toml.choose(name, ["auto", OFFICIAL, *known.of(each)], f"mirror of {each}")
-        request = plan.with_mirrors(
-            request, {each: name if each in meant else "keep" for each in tools}, nodefaults=nodefaults
-        )
+        plan = plan.with_mirrors({each: name if each in meant else "keep" for each in tools}, nodefaults=nodefaults)
         only = {"volume", "mirrors", "mirror settings"}
         return run_steps(
-            "mirrors use", request, OutputOptions(json, quiet, False, no_color, wait), dry_run=dry_run, only=only
+            "mirrors use", plan, OutputOptions(json, quiet, False, no_color, wait), dry_run=dry_run, only=only
         )
 
     guard(act, json=json)
@@ -155,14 +151,14 @@ def restore(
         from provision.mirrors import write_config
         from provision.volume.journal import Journal
 
-        request = request_of(root, host, None, offline=True)
-        journal = Journal(request.root.journal, "mirrors restore")
+        plan = resolve_host(root, host, None, offline=True)
+        journal = Journal(plan.root.journal, "mirrors restore")
         show = OutputOptions(json, quiet, False, no_color, wait)
 
         def build(_: Progress) -> list[Step]:
-            return write_config.restoring(request.root, journal, force=force)
+            return write_config.restoring(plan.root, journal, force=force)
 
-        return run_list("mirrors restore", request, build, show, dry_run=dry_run, all_or_nothing=True)
+        return run_list("mirrors restore", plan, build, show, dry_run=dry_run, all_or_nothing=True)
 
     guard(act, json=json)
 
@@ -180,9 +176,9 @@ def shellenv(
         from provision.volume import variables
 
         toml.choose(shell, variables.SHELLS, "shell")
-        request = request_of(root, host, None)
+        plan = resolve_host(root, host, None)
         sys.stdout.buffer.write(
-            variables.script(variables.for_child(request.root, os.environ, all_tools.variable_groups()), shell)
+            variables.script(variables.for_child(plan.root, os.environ, all_tools.variable_groups()), shell)
         )
         sys.stdout.flush()
         return Exit.GOOD
@@ -198,12 +194,11 @@ def _tools(asked: list[str] | None) -> list[Tool]:
     return [all_tools.by_name(toml.choose(name, names, "tool")) for name in asked or names]
 
 
-def _chooser(request: SetupRequest) -> MirrorSelector:
-    from provision.host import facts
+def _chooser(plan: HostPlan) -> MirrorSelector:
     from provision.mirrors import record as mirror_record
     from provision.mirrors.selection import MirrorSelector
-    from provision.setup import plan
+    from provision.setup.plan import needs_of
 
-    needed = plan.needs_of(request, facts.probe())
-    record = mirror_record.read(request.root) or mirror_record.MirrorRecord()
-    return MirrorSelector(plan.catalogue_of(request), needed, os.environ, request.home, record)
+    needed = needs_of(plan.definition)
+    record = mirror_record.read(plan.root) or mirror_record.MirrorRecord()
+    return MirrorSelector(plan.definition.catalogue, needed, os.environ, plan.home, record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +27,7 @@ from provision.cli.common import (
     confirmed,
     during,
     guard,
-    request_of,
+    resolve_host,
     waiting,
 )
 from provision.core.errors import Exit, FirstlightError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from provision.config.models import ModelSpec
     from provision.models.hubs import Hubs
     from provision.models.manifest import Manifest
-    from provision.setup.request import SetupRequest
+    from provision.setup.host_plan import HostPlan
 
 app = typer.Typer(help="The models in the Hugging Face cache.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -48,11 +48,11 @@ Name = Annotated[str, typer.Argument(help=f"{_NAME}.")]
 EndpointFlag = Annotated[str | None, typer.Option("--endpoint", help="This hub alone.", metavar="URL")]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _ModelContext:
-    """Where a command works: what is asked for, the models by name, which of them are meant."""
+    """Where a command works: the host, the models by name, which of them are meant."""
 
-    request: SetupRequest
+    plan: HostPlan
     manifest: Manifest
     asked: list[str]
 
@@ -79,7 +79,7 @@ def list_(
         from provision.models import inventory, stand_ins, step
 
         place = _place(None, root, host, envs, manifest)
-        known = place.request.root
+        known = place.plan.root
         recorded = step.recorded(known)
         built = [name for name in place.manifest.models if stand_ins.snapshot_of(known, name) is not None]
         reasons = {name: recorded.get(name) for name in built}
@@ -124,12 +124,12 @@ def pull(
         from provision.models.pull import Pull
 
         place = _place(names, root, host, envs, manifest)
-        known = place.request.root
+        known = place.plan.root
         picked = [(name, place.pick(name)) for name in place.names]
         hubs = Hubs(known, os.environ, offline=offline, token_hosts=frozenset(send_token_to or ()), endpoint=endpoint)
         _check_token_hosts(send_token_to or [], hubs)
         try:
-            inventory.cache_of(known, is_named=place.request.chosen.named)
+            inventory.cache_of(known, is_named=place.plan.chosen.named)
         except (FirstlightError, OSError) as error:
             if not (json and picked):
                 raise
@@ -142,17 +142,17 @@ def pull(
         rows: list[ModelRow] = []
         for name, model in picked:
             if stand_in:
-                python = layout.interpreter(known.prefix(place.request.host.env))
+                python = layout.interpreter(known.prefix(place.plan.host.env))
                 rows.append(
                     models_run.stand_in(
-                        known, name, model, place.request.envs, python, quiet=quiet or json, dry_run=dry_run
+                        known, name, model, place.plan.definition.envs, python, quiet=quiet or json, dry_run=dry_run
                     )
                 )
             else:
                 work = Pull(known, name, model, hubs, trust_mirror, place.manifest.revisions(model.repo))
                 rows.append(models_run.pull(work, say, quiet=quiet, dry_run=dry_run))
                 if rows[-1].state == "ok":
-                    rows[-1].load = load_line.of_model(known, model, load_line.known(place.request.envs, model))
+                    rows[-1].load = load_line.of_model(known, model, load_line.known(place.plan.definition.envs, model))
             if rows[-1].exit is Exit.BLOCKED:
                 break  # no other one would do better
         return _end("models pull", rows, json=json, quiet=quiet)
@@ -183,13 +183,14 @@ def verify(
         from provision.models.verify import Depth
 
         place = _place(names, root, host, envs, manifest)
-        known = place.request.root
+        known = place.plan.root
         wanted = Depth[toml.choose(depth, [each.name.lower() for each in Depth], "depth").upper()]
         said = "" if dry_run else models_run.heal(known, place.manifest)
         if not names:  # also what was pulled beside this host's own
             here = {each.asked for each in inventory.held(known, place.manifest) if each.state != "absent"}
             covered = {name.partition("+")[0] for name in here}
-            place.asked = sorted(here | {name for name in place.names if name.partition("+")[0] not in covered})
+            own = {name for name in place.names if name.partition("+")[0] not in covered}
+            place = replace(place, asked=sorted(here | own))
         hubs = Hubs(known, os.environ, offline=True)
         rows = [
             models_run.verify(Pull(known, name, place.pick(name), hubs), wanted, quiet=quiet) for name in place.names
@@ -218,8 +219,8 @@ def show(
 
         place = _place([name], root, host, envs, manifest)
         known, model = place.names[0], place.pick(name)
-        found = pipeline_info.read(inventory.snapshot_of(place.request.root, model), model, place.request.envs)
-        load = load_line.here(place.request.root, place.request.envs, known, model)
+        found = pipeline_info.read(inventory.snapshot_of(place.plan.root, model), model, place.plan.definition.envs)
+        load = load_line.here(place.plan.root, place.plan.definition.envs, known, model)
         print((models_output.structure_json if json else models_output.structure_lines)(known, model, found, load))
         return Exit.GOOD
 
@@ -239,21 +240,17 @@ def lock(
 
     def act() -> Exit:
         from provision.cli import output
-        from provision.config import models as models_config
-        from provision.config import toml
         from provision.mirrors import official as official_hub
         from provision.models import hub_client, lock_manifest
 
         place = _place(names, root, host, envs, manifest)
         official = hub_client.Hub(os.environ, endpoint=official_hub.official_endpoint())
-        added = place.request.host.manifest
+        own, shipped = place.plan.host.manifest, place.plan.definition.envs / "models.toml"
         rows = []
         for name in place.names:
             base = name.partition("+")[0]
             whole = place.manifest.models[base]
-            mine = Path(added).expanduser() if added else None
-            has_it = mine is not None and base in toml.load_tables(mine, models_config.ModelSpec)
-            path = mine if mine is not None and has_it else place.request.envs / "models.toml"
+            path = Path(own).expanduser() if own and base in place.manifest.added else shipped
             with during(f"locking {base}", OutputOptions(json, False, False, False)):
                 count = lock_manifest.lock(path, base, whole, official)
             rows.append({"name": base, "completed": count, "manifest": str(path)})
@@ -288,7 +285,7 @@ def remove(
         from provision.volume import run_lock
 
         place = _place(None, root, host, envs, manifest)
-        known = place.request.root
+        known = place.plan.root
         gone = remove_model.removal(known, place.manifest, name)
         is_here = bool(gone.links or gone.blobs)
         said = models_output.removal_line(name, gone) if is_here else f"{name}: nothing of it alone is here"
@@ -330,10 +327,10 @@ def seed(
 
         place = _place(None, root, host, envs, manifest)
         with during("looking at the models", OutputOptions(False, False, False, False)):
-            found = [each for each in inventory.held(place.request.root, place.manifest) if each.state == "whole"]
+            found = [each for each in inventory.held(place.plan.root, place.manifest) if each.state == "whole"]
         models = []
         for each in found:
-            snapshot = inventory.snapshot_of(place.request.root, each.model)
+            snapshot = inventory.snapshot_of(place.plan.root, each.model)
             paths_ = [file.path for file in each.model.files]
             models += [
                 seed_server.served(repo, each.model.revision, each.model.license, snapshot, paths_)
@@ -372,10 +369,8 @@ def _check_token_hosts(named: list[str], hubs: Hubs) -> None:
 def _place(
     names: list[str] | None, root: str | None, host: Path | None, envs: Path | None, manifest: str | None
 ) -> _ModelContext:
-    from provision.setup import plan
-
-    request = request_of(root, host, envs, changes={"manifest": manifest})
-    return _ModelContext(request, plan.manifest_of(request), names or list(request.host.models))
+    plan = resolve_host(root, host, envs, changes={"manifest": manifest})
+    return _ModelContext(plan, plan.definition.manifest, names or list(plan.host.models))
 
 
 def _end(command: str, rows: list[ModelRow], *, json: bool, quiet: bool, every_file: bool = False) -> Exit:

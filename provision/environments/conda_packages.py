@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, SpecError
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.environments.package_sources import PackageSources
     from provision.lockfiles.conda_lock import CondaPackage
+    from provision.lockfiles.folder import LockFolder
 
 
 @dataclass
 class CondaInstaller:
     """Install the conda part of one environment: `lock` for `platform` (conda's name of this machine), or nothing.
 
-    `folder` holds the locks, and `place` is where the environment lies in the end. `wanted` is the source of python
+    `locks` holds the lock files, and `place` is where the environment lies in the end. `wanted` is the source of python
     that is asked for.
     """
 
-    folder: Path
+    locks: LockFolder
     lock: Path | None
     platform: str | None
     wanted: PythonSource
@@ -37,7 +38,6 @@ class CondaInstaller:
     root: Root
     supply: PackageSources
     offline: bool
-    _locked: list[CondaPackage] | None = field(default=None, repr=False)
 
     def choose(self) -> tuple[PythonSource, str | None]:
         """Conda or system; and why the system's stands in where conda's was meant."""
@@ -45,8 +45,8 @@ class CondaInstaller:
         if wanted.is_system or (wanted.is_auto and lock is None):
             return PythonSource.SYSTEM, None
         if lock is None:
-            raise SpecError(f"{self.folder} has no conda-lock.yml, so its python cannot come from conda.")
-        reason = self._no_conda(lock)
+            raise SpecError(f"{self.locks.path} has no conda-lock.yml, so its python cannot come from conda.")
+        reason = self._no_conda()
         if reason is None:
             return PythonSource.CONDA, None
         if wanted.is_conda:
@@ -56,15 +56,14 @@ class CondaInstaller:
             )
         return PythonSource.SYSTEM, reason
 
-    def _no_conda(self, lock: Path) -> str | None:
+    def _no_conda(self) -> str | None:
         """Return why the conda part cannot be installed here and now, or None."""
         if self.platform is None:
             return "conda has no name for this platform"
+        every = self.locks.conda_packages()  # a lock that cannot be read is an error; one for other platforms is none
         try:
-            packages = conda_lock.read_lock(lock, self.platform)
+            packages = conda_lock.of_platform(self.locks.conda_file, every, self.platform)
         except SpecError as error:
-            if self.platform in {each.platform for each in conda_lock.read_lock(lock)}:
-                raise
             return str(error).rstrip(".")
         absent = rattler.not_cached(packages, self.root.pkgs)
         if absent and self.offline:
@@ -80,14 +79,14 @@ class CondaInstaller:
         """
         lock, platform = self.lock, self.platform
         if lock is None or platform is None:
-            raise SpecError(f"{self.folder} has no conda-lock.yml for this platform. Restore it.")
+            raise SpecError(f"{self.locks.path} has no conda-lock.yml for this platform. Restore it.")
         mirrored = self.supply.for_conda(self.packages())
         if self.offline and (absent := rattler.not_cached(self.packages(), self.root.pkgs)):
             raise BlockedError(
                 f"offline, and {absent[0].name} is not in {self.root.pkgs}. Run again without --offline."
             )
-        asked = self.folder / "environment.yml"
-        specs = [spec for spec, _ in conda_lock.read_environment(asked).conda] if asked.exists() else []
+        environment = self.locks.environment()
+        specs = [spec for spec, _ in environment.conda] if environment is not None else []
         rattler.install(
             lock,
             platform,
@@ -101,14 +100,11 @@ class CondaInstaller:
             full=bool(reinstall),
         )
 
-    def packages(self, owner: dict[str, object] | None = None) -> list[CondaPackage]:
+    def packages(self, owner: dict[str, object] | None = None) -> Sequence[CondaPackage]:
         """Return what the lock holds; nothing for an environment (`owner`) whose python is the system's."""
-        lock = self.lock
-        if lock is None or (owner is not None and not python_source(owner).is_conda):
+        if self.lock is None or (owner is not None and not python_source(owner).is_conda):
             return []
-        if self._locked is None:
-            self._locked = conda_lock.read_lock(lock, self.platform)
-        return self._locked
+        return self.locks.conda_packages(self.platform)
 
     def python(self, source: PythonSource = PythonSource.AUTO) -> str | None:
         """Return the version of the lock's python, or None where the environment has the system's."""

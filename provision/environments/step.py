@@ -70,7 +70,7 @@ class EnvStep:
         self.progress = progress
         self.supply = PackageSources(root, os.environ, home, journal, offline, progress)
         self.conda = CondaInstaller(
-            wanted.folder,
+            wanted.locks,
             wanted.conda_lock,
             wanted.platform,
             wanted.python_source,
@@ -123,10 +123,6 @@ class EnvStep:
                 self._build()
             else:
                 self._mend(owner)
-
-    def lock_file(self, variant: Variant) -> Path:
-        """The lock of one variant."""
-        return self.wanted.folder / f"{variant.name}.lock"
 
     def _harm(self, owner: dict[str, object], *, deep: bool) -> str | None:
         """What is wrong with an environment that we made, or None."""
@@ -258,7 +254,7 @@ class EnvStep:
             torch = next((each for each in packages if each.name == "torch"), None)
             if torch is None:
                 return None
-            pinned = requirements.hashes(self.lock_file(variant).read_text(encoding="utf-8"))
+            pinned = self.wanted.locks.hashes(variant.name)
             return PinnedPackage("torch", torch.version, pinned["torch"][1], version)
 
         return InstallRoutes(
@@ -292,7 +288,8 @@ class EnvStep:
             if packages:
                 # What conda holds is not shown to uv: it would put pip's files over conda's.
                 conda = {requirements.normal(each.name) for each in self.conda.packages(owner) if each.is_python}
-                pip.install(where, way, version, packages, requirements.without(self.lock_file(way.variant), conda))
+                text = requirements.without(self.wanted.locks.text(way.variant.name), conda)
+                pip.install(where, way, version, packages, text)
 
         variant = chain.follow(attempt, lambda: self._ready(chain, is_new=False), self.tell)
         if variant.name != self.wanted.variants[0].name and chain.passed:
@@ -301,16 +298,16 @@ class EnvStep:
 
     def _pip_packages(
         self, variant: Variant, version: str, owner: dict[str, object]
-    ) -> list[requirements.LockedPackage]:
+    ) -> Sequence[requirements.LockedPackage]:
         """What the lock wants from pip; what conda's part already holds is conda's.
 
         Raises:
             SpecError: the two want different versions of one package.
         """
-        lock = self.lock_file(variant)
+        lock = self.wanted.locks.pip_file(variant.name)
         if not lock.exists() and variant.torch is None:
             return []
-        packages = requirements.read_lock(lock, version)
+        packages = self.wanted.locks.packages(variant.name, version)
         conda = {requirements.normal(each.name): each.version for each in self.conda.packages(owner) if each.is_python}
         for package in packages:
             if conda.get(package.name, package.version) != package.version:

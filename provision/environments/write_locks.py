@@ -92,14 +92,11 @@ def lock(envs: Path, name: str, host: LockHost) -> list[Path]:
 def probe_files_of(lock_file: Path, python: str, variant: Variant | None) -> list[dict[str, object]]:
     """The files of a pip lock by which a mirror is judged; PEP 751's form of the lock tells their sizes and times."""
     # A build of its own such as 2.13.0+cpu lies on no index that is mirrored, and may be here for one Python alone.
-    own = {
-        name
-        for name, (version, _) in requirements.hashes(lock_file.read_text(encoding="utf-8")).items()
-        if "+" in version
-    }
+    text = lock_file.read_text(encoding="utf-8")
+    own = {name for name, (version, _) in requirements.hashes(text).items() if "+" in version}
     with tempfile.TemporaryDirectory() as scratch:
         asked = Path(scratch) / "requirements.txt"
-        asked.write_text(requirements.without(lock_file, own), encoding="utf-8")
+        asked.write_text(requirements.without(text, own), encoding="utf-8")
         return probe_files.of_pylock(_compile([asked], python, variant, name="pylock.toml", flags=["--no-deps"]))
 
 

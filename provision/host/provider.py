@@ -13,7 +13,7 @@ from provision.core import layout
 from provision.host import tool_caches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ProfileMatch:
 class ResolvedRoot:
     """Hold the root of this run, the reason for it, the profile that matched, and the folders to relocate.
 
+    `candidates` are all profiles with their matches, also those that do not match.
     `named` is False if the user named no root and no profile matched; the root then lies in the user's data folder.
     `warning` is set in that case if a sign of a provider is present nevertheless.
     """
@@ -42,6 +43,7 @@ class ResolvedRoot:
     root: layout.Root
     reason: str
     match: ProfileMatch | None
+    candidates: Sequence[ProfileMatch]
     relocate: list[host_config.Relocated]
     named: bool = True
     warning: str | None = None
@@ -86,12 +88,18 @@ def choose(
         text = f"{'; '.join(near) or reason}. The files here may be deleted: name a persistent folder with --root DIR"
         warning = text if near or several else None
         return ResolvedRoot(
-            layout.Root(layout.default_root()), reason, None, host.relocate or [], named=False, warning=warning
+            layout.Root(layout.default_root()),
+            reason,
+            None,
+            candidates,
+            host.relocate or [],
+            named=False,
+            warning=warning,
         )
     default: list[host_config.Relocated] = ["huggingface"]
     if match is not None and root.path == match.root:
         default = match.profile.relocate
-    return ResolvedRoot(root, reason, match, default if host.relocate is None else host.relocate)
+    return ResolvedRoot(root, reason, match, candidates, default if host.relocate is None else host.relocate)
 
 
 def load(envs: Path) -> dict[str, host_config.Profile]:

@@ -84,10 +84,26 @@ def read_lock(path: Path, platform: str | None = None) -> list[CondaPackage]:
             line = row.lc.line + 1 if hasattr(row, "lc") else _line_of(text, str(row))
             raise SpecError(f"{path}, line {line}: no pinned conda package (name, version, url, md5, sha256). {remedy}")
         packages.append(package)
-    platforms = sorted({package.platform for package in packages})
-    if platform is not None and platform not in platforms:
-        raise SpecError(f"{path} is not locked for {platform}; it is for: {', '.join(platforms) or 'nothing'}.")
-    return [package for package in packages if platform in {None, package.platform}]
+    return list(of_platform(path, packages, platform))
+
+
+def of_platform(path: Path, packages: Sequence[CondaPackage], platform: str | None) -> Sequence[CondaPackage]:
+    """Return those of a lock's packages that are for a platform; None: all of them.
+
+    Args:
+        path: the lock, for the message.
+        packages: of every platform.
+        platform: conda's name of it, such as linux-64.
+
+    Raises:
+        SpecError: the lock does not have the platform.
+    """
+    if platform is None:
+        return packages
+    names = sorted({package.platform for package in packages})
+    if platform not in names:
+        raise SpecError(f"{path} is not locked for {platform}; it is for: {', '.join(names) or 'nothing'}.")
+    return [package for package in packages if package.platform == platform]
 
 
 def lock_text(packages: Sequence[CondaPackage], channels: Sequence[str], sources: Sequence[str]) -> str:

@@ -21,11 +21,16 @@ class LockedPackage:
     version: str
 
 
-def read_lock(lock: Path, python: str) -> list[LockedPackage]:
-    """Return the packages that a lock file pins for this system and a Python version such as "3.11.7".
+def parse(text: str, python: str, lock: Path) -> list[LockedPackage]:
+    """Return the packages that a lock's text pins for this system and the given Python version.
+
+    Args:
+        text: the lock's.
+        python: such as 3.12.3.
+        lock: the file that the text is of, for the message.
 
     Raises:
-        FirstlightError: the file cannot be read, or a line is not a requirement.
+        FirstlightError: a line is no pinned requirement.
     """
     from packaging.markers import default_environment
     from packaging.requirements import InvalidRequirement, Requirement
@@ -33,11 +38,7 @@ def read_lock(lock: Path, python: str) -> list[LockedPackage]:
     environment: dict[str, str] = dict(default_environment())  # type: ignore[arg-type]  # a TypedDict of str
     environment |= {"python_full_version": python, "python_version": python.rpartition(".")[0]}
     packages = []
-    try:
-        lines = lock.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise FirstlightError(f"{lock} cannot be read: {error.strerror}. Restore it: git checkout -- {lock}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith(("#", " ", "\t")):
             continue
         try:
@@ -68,14 +69,14 @@ def hashes(text: str) -> dict[str, tuple[str, frozenset[str]]]:
     return packages
 
 
-def without(lock: Path, names: Collection[str]) -> str:
-    """Return the text of a lock file without the entries of some packages.
+def without(text: str, names: Collection[str]) -> str:
+    """Return a lock's text without the entries of some packages, for uv to read.
 
     Args:
-        lock: a lock file of pinned requirements, with the hashes of an entry indented below it.
-        names: the normalized names of the packages to leave out.
+        text: of a lock of pinned requirements, an entry's hashes indented below it.
+        names: normalised names.
     """
-    return split(lock.read_text(encoding="utf-8"), names)[1]
+    return split(text, names)[1]
 
 
 def split(text: str, names: Collection[str]) -> tuple[str, str]:

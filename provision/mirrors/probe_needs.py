@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from provision.mirrors import probe_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,3 +32,12 @@ class ProbeNeeds:
     platform: str | None
     conda: Sequence[CondaPackage]
     models: Sequence[ModelSpec]
+
+    @cached_property
+    def rows(self) -> probe_files.LockedRows:
+        """Return the probe files that the environment's folder names; the file is read once.
+
+        Raises:
+            SpecError: the file is wrong.
+        """
+        return probe_files.read(self.folder)

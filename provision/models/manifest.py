@@ -16,7 +16,7 @@ from provision.config import toml
 from provision.core.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from provision.config.models import ModelSpec
 
@@ -26,9 +26,10 @@ _ENTRY = re.compile(r"[A-Za-z0-9][\w.-]*(@(?P<variant>[\w-]+))?")
 class Manifest:
     """Models by the names of their entries, NAME or NAME@VARIANT."""
 
-    def __init__(self, models: dict[str, ModelSpec]) -> None:
-        """Take the entries."""
+    def __init__(self, models: dict[str, ModelSpec], added: Collection[str] = ()) -> None:
+        """Take the entries, and the names of those that are in the user's own file."""
         self.models = models
+        self.added = added
 
     def name(self, asked: str) -> str:
         """Return the one name of what is asked for: the entry's own, and each extra that adds files, once.
@@ -103,9 +104,10 @@ def load(shipped: Path, added: str | None = None) -> Manifest:
         SpecError: a file cannot be read, a key is wrong, or a name is none.
     """
     models = _read(shipped)
-    if added is not None:
-        models |= _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (no home: it stays as it is, and is not found)
-    return Manifest(models)
+    if added is None:
+        return Manifest(models)
+    own = _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (no home: it stays as it is, and is not found)
+    return Manifest(models | own, own.keys())
 
 
 def _read(path: Path) -> dict[str, ModelSpec]:

@@ -11,7 +11,7 @@ from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.fs import capabilities
 from provision.fs.open_dir import link_target
-from provision.host import facts, provider, tool_caches
+from provision.host import tool_caches
 from provision.relocation import preflight
 from provision.volume import links
 from provision.volume.marker import read_marker
@@ -19,7 +19,8 @@ from provision.volume.marker import read_marker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from provision.setup.request import SetupRequest
+    from provision.host.facts import HostFacts
+    from provision.setup.host_plan import HostPlan
 
 _LONG_PREFIX = 80  # a script's first line may have 127 characters, and the environment's own path comes on top
 _FEW_INODES = 200_000
@@ -40,13 +41,13 @@ class Finding:
         return {"state": self.state, "thing": self.thing, "text": self.text, "fix": self.fix}
 
 
-def examine(request: SetupRequest) -> list[Finding]:
+def examine(plan: HostPlan) -> list[Finding]:
     """Everything that a look at this host shows. The root is tried out in a folder of our own inside it."""
-    return [*_profiles(request), *_root(request), *_links(request), *_machine()]
+    return [*_profiles(plan), *_root(plan), *_links(plan), *_machine(plan.definition.machine)]
 
 
-def _profiles(request: SetupRequest) -> Iterator[Finding]:
-    matches = provider.detect(provider.load(request.envs), os.environ)
+def _profiles(plan: HostPlan) -> Iterator[Finding]:
+    matches = plan.chosen.candidates
     for match in matches:
         if match.root is not None:
             yield Finding("ok", f"profile {match.name}", f"{match.profile.title}: {match.reason}")
@@ -61,17 +62,17 @@ def _profiles(request: SetupRequest) -> Iterator[Finding]:
     if all(match.root is None for match in matches):
         names = ", ".join(match.name for match in matches if not match.signs and match.reason.startswith("no "))
         yield Finding("note", "profile", f"none matches; not here: {names}" if names else "none matches")
-    yield Finding("ok", "root", f"{request.root.path} ({request.chosen.reason})")
+    yield Finding("ok", "root", f"{plan.root.path} ({plan.chosen.reason})")
 
 
-def _root(request: SetupRequest) -> Iterator[Finding]:
-    root = request.root
+def _root(plan: HostPlan) -> Iterator[Finding]:
+    root = plan.root
     try:
         marker = read_marker(root)
     except BlockedError as error:
         yield Finding("bad", "volume", str(error), f"cat {root.marker}")
         return
-    leading = [link for link in tool_caches.link_paths(os.environ, request.home) if _leads_into(link, root.path)]
+    leading = [link for link in tool_caches.link_paths(os.environ, plan.home) if _leads_into(link, root.path)]
     if marker is not None:
         yield Finding("ok", "volume", f"marked {marker.get('created')}")
     elif leading:
@@ -83,7 +84,7 @@ def _root(request: SetupRequest) -> Iterator[Finding]:
     place = root.path
     while not place.exists():
         place = place.parent
-    yield from _capabilities(place, request.home)
+    yield from _capabilities(place, plan.home)
     if len(str(root.path)) > _LONG_PREFIX:
         yield Finding("note", "path", f"{root.path} is long: scripts of an environment may not start from it")
 
@@ -116,10 +117,10 @@ def _capabilities(place: Path, home: Path) -> Iterator[Finding]:
     yield Finding("ok", "file system", f"{other}: a folder is {'renamed' if can.same_as_home else 'copied'} there")
 
 
-def _links(request: SetupRequest) -> Iterator[Finding]:
-    if not request.root.links.exists():
+def _links(plan: HostPlan) -> Iterator[Finding]:
+    if not plan.root.links.exists():
         return
-    recorded = links.recorded(request.root, request.home)
+    recorded = links.recorded(plan.root, plan.home)
     wrong = [link for link in recorded if link_target(link.path) != str(link.target)]
     yield Finding("ok", "links", f"{len(recorded) - len(wrong)} of {len(recorded)} are right")
     for link in wrong:
@@ -130,8 +131,7 @@ def _links(request: SetupRequest) -> Iterator[Finding]:
         yield Finding("note", "busy", f"pid {pid} ({program}) uses {path}")
 
 
-def _machine() -> Iterator[Finding]:
-    machine = facts.probe()
+def _machine(machine: HostFacts) -> Iterator[Finding]:
     cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     driver = f", driver {machine.nvidia_driver}" if machine.nvidia_driver else ""
     yield Finding(

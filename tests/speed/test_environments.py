@@ -15,7 +15,8 @@ import pytest
 from provision.environments import installed_wheels, prefix
 from provision.installers import pip_settings
 from provision.installers import uv as uv_installer
-from provision.lockfiles import conda_lock, requirements
+from provision.lockfiles import conda_lock
+from provision.lockfiles.folder import LockFolder
 from provision.volume import environment_marker
 from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
 from tests.provision import conda_channel
@@ -160,7 +161,7 @@ def test_verify_against_sha256sum(
     version = prefix.python_version(measured_python)
     assert version is not None
     site = environment_marker.site_packages(env, version)
-    wanted = requirements.read_lock(LOCK, version)
+    wanted = LockFolder(LOCK.parent).packages(LOCK.stem, version)
     files = [file for file in site.rglob("*") if file.is_file() and file.suffix != ".pyc"]
     listing = "\0".join(map(str, files))
     tool: list[object] = ["xargs", "-0", "-P", os.cpu_count(), "-n", 400, "sha256sum"]
@@ -190,7 +191,7 @@ def test_a_quick_look_at_an_environment(
     version = prefix.python_version(measured_python)
     assert version is not None
     site = environment_marker.site_packages(env, version)
-    wanted = requirements.read_lock(LOCK, version)
+    wanted = LockFolder(LOCK.parent).packages(LOCK.stem, version)
     theirs = []
 
     def walk() -> None:

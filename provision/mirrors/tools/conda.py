@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from provision.installers import conda_settings
-from provision.mirrors import config_text, probe_files
+from provision.mirrors import config_text
 from provision.mirrors.mirror import Address, Mirror
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.prober import ProbeTarget, UnusableError
@@ -71,7 +71,7 @@ class Conda(Tool):
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
         """Return the files that are named for the platform, else the lock's first packages."""
         locked = {package.sha256: package for package in needs.conda}
-        named = probe_files.read(needs.folder).conda.get(needs.platform or "", [])
+        named = needs.rows.conda.get(needs.platform or "", [])
         rows = [row for row in named if row.sha256 in locked]
         if rows:
             return [

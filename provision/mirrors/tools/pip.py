@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.installers import pip_settings, uv, uv_settings
-from provision.mirrors import config_text, probe_files
+from provision.mirrors import config_text
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.record import OFFICIAL, MirrorSource
 from provision.mirrors.tools import probe_pages
@@ -42,7 +42,7 @@ class Pip(Tool):
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
         """Return the files that are named for the lock of the variant, else the lock's first packages."""
         # A lock may hold two versions of a package, for two Pythons: the hash tells.
-        named = probe_files.read(needs.folder).pip.get(needs.variant.name, [])
+        named = needs.rows.pip.get(needs.variant.name, [])
         rows = [row for row in named if row.sha256 in needs.hashes.get(row.name, ("", ()))[1]]
         if rows:
             return [ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size) for row in rows]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from provision.cli.common import OutputOptions, request_of, run_steps
+from provision.cli.common import OutputOptions, resolve_host, run_steps
 from provision.core.errors import Exit
 from provision.relocation.step import RelocateStep
 from tests.conftest import CHECKOUT, NOWHERE
@@ -152,8 +152,8 @@ def test_a_volume_that_goes_during_the_run_gets_no_more(
         (tmp_path / "root").mkdir()  # the mount point
 
     monkeypatch.setattr(RelocateStep, "apply", apply_then_unmount)
-    request = request_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
-    code = run_steps("setup", request, OutputOptions(json=False, quiet=True, verbose=False, no_color=True))
+    plan = resolve_host(str(tmp_path / "root"), tmp_path / "host.toml", envs)
+    code = run_steps("setup", plan, OutputOptions(json=False, quiet=True, verbose=False, no_color=True))
     assert code is not Exit.GOOD
     assert "blocked  environment diffusers" in (told := capsys.readouterr().out)
     assert "bears no .firstlight marker" in told

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from provision.cli.common import request_of
+from provision.cli.common import resolve_host
 from provision.cli.models_output import DownloadBars
 from provision.cli.output import Screen
 from provision.core import hashing
 from provision.core.progress import ChildWrites, Meter, Ticker, format_bytes, format_duration
 from provision.core.step import Check, State
-from provision.host import facts
 from provision.relocation.move import FolderMove, MovePair
 from provision.setup import plan
 from provision.volume.journal import Journal
@@ -324,8 +323,8 @@ def test_deep_check_of_an_environment_reports_its_bytes_and_files(tmp_path: Path
     def progress(count: int, total: int, unit: str = "bytes", /) -> None:
         counts[unit] = counts.get(unit, 0) + count
 
-    request = request_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
-    steps: list[Any] = plan.steps(request, facts.probe(), Journal(tmp_path / "j"), progress)
+    host = resolve_host(str(tmp_path / "root"), tmp_path / "host.toml", envs)
+    steps: list[Any] = plan.steps(host, Journal(tmp_path / "j"), progress)
     environment = next(step for step in steps if step.name == "environment diffusers")
     assert environment.check(deep=True).state is State.OK
     assert counts["bytes"] > 20_000
@@ -341,7 +340,7 @@ def test_new_environment_reports_its_expected_bytes(tmp_path: Path, envs: Path) 
     def progress(count: int, total: int, unit: str = "bytes", /) -> None:
         totals.append((unit, total))
 
-    request = request_of(str(tmp_path / "root"), tmp_path / "host.toml", envs)
-    for step in plan.steps(request, facts.probe(), Journal(tmp_path / "root/.firstlight/journal"), progress)[:2]:
+    host = resolve_host(str(tmp_path / "root"), tmp_path / "host.toml", envs)
+    for step in plan.steps(host, Journal(tmp_path / "root/.firstlight/journal"), progress)[:2]:
         step.apply()
     assert ("bytes", 5_000) in totals

@@ -26,10 +26,12 @@ from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
 from provision.installers import conda_settings, rattler
 from provision.lockfiles import conda_lock
+from provision.lockfiles.folder import LockFolder
 from provision.volume.environment_marker import read_owner
 from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT, NOWHERE
 from tests.provision import conda_channel
+from tests.provision.conda_channel import MINOR, PLATFORM
 from tests.provision.conftest import lock_text, write_wheel
 
 if TYPE_CHECKING:
@@ -37,10 +39,8 @@ if TYPE_CHECKING:
 
 
 def build(root: Path, envs: Path, *, interpreter: str = "auto", offline: bool = False) -> EnvStep:
-    variant = Variant(name="cpu", torch="9.9+tiny")
-    wanted = EnvironmentDefinition(
-        "diffusers", envs / "diffusers", [variant], [conda_channel.MINOR], interpreter, conda_channel.PLATFORM, "a test"
-    )
+    locks, variants, minors = LockFolder(envs / "diffusers"), [Variant(name="cpu", torch="9.9+tiny")], [MINOR]
+    wanted = EnvironmentDefinition("diffusers", locks, variants, minors, interpreter, PLATFORM, "a test")
     place = Root(root)
     return EnvStep(place, wanted, Path.home(), Journal(place.journal), offline=offline)
 
@@ -235,8 +235,8 @@ def test_a_channel_that_goes_down_half_way_leaves_nothing_named(step: EnvStep, c
 
 def test_a_lock_for_another_platform(step: EnvStep, conda_envs: Path, tmp_path: Path) -> None:
     lock = conda_envs / "diffusers/conda-lock.yml"
-    lock.write_text(lock.read_text().replace(conda_channel.PLATFORM, "osx-arm64"))
-    with pytest.raises(BlockedError, match=f"is not locked for {conda_channel.PLATFORM}; it is for: osx-arm64"):
+    lock.write_text(lock.read_text().replace(PLATFORM, "osx-arm64"))
+    with pytest.raises(BlockedError, match=f"is not locked for {PLATFORM}; it is for: osx-arm64"):
         build(tmp_path / "root", conda_envs, interpreter="conda").apply()
     step.apply()
     assert "is not locked for" in (step.check().fallback or "")
@@ -347,9 +347,7 @@ def test_the_solver_keeps_the_channels_own_addresses(
     channel_folder: Path, conda: conda_channel.Served, tmp_path: Path
 ) -> None:
     mirrored = conda_settings.mirrors(os.environ, tmp_path)
-    found = rattler.solve(
-        ["python", "hello"], ["conda-forge"], conda_channel.PLATFORM, [], mirrored, tmp_path / "cache"
-    )
+    found = rattler.solve(["python", "hello"], ["conda-forge"], PLATFORM, [], mirrored, tmp_path / "cache")
     assert {package.name for package in found} == {"python", "hello"}
     assert all(package.url.startswith(conda_channel.CANONICAL) for package in found)
     whole = {
@@ -362,9 +360,7 @@ def test_cuda_is_a_virtual_package(conda: conda_channel.Served, tmp_path: Path) 
     mirrored = conda_settings.mirrors(os.environ, tmp_path)
 
     def solve(*virtual: str) -> list[str]:
-        found = rattler.solve(
-            ["wants-cuda"], ["conda-forge"], conda_channel.PLATFORM, virtual, mirrored, tmp_path / "cache"
-        )
+        found = rattler.solve(["wants-cuda"], ["conda-forge"], PLATFORM, virtual, mirrored, tmp_path / "cache")
         return [package.name for package in found]
 
     assert solve("__cuda=12.8") == ["wants-cuda"]
@@ -375,7 +371,7 @@ def test_cuda_is_a_virtual_package(conda: conda_channel.Served, tmp_path: Path) 
 def test_a_channel_that_does_not_answer_the_solver(tmp_path: Path) -> None:
     mirrored = {"https://conda.anaconda.org/": f"{NOWHERE}/"}
     with pytest.raises(FirstlightError, match=r"(?s)^error sending request[^\n]*CONDA_CHANNEL_ALIAS.*--keep-conda"):
-        rattler.solve(["python"], ["conda-forge"], conda_channel.PLATFORM, [], mirrored, tmp_path / "cache")
+        rattler.solve(["python"], ["conda-forge"], PLATFORM, [], mirrored, tmp_path / "cache")
 
 
 def test_conda_settings_name_the_mirror(home: Path) -> None:

@@ -16,7 +16,7 @@ from provision.environments import prefix, write_locks
 from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
 from provision.installers import uv
-from provision.lockfiles import requirements
+from provision.lockfiles.folder import LockFolder
 from provision.lockfiles.requirements import LockedPackage
 from provision.volume.journal import Journal
 from tests.provision.conda_channel import PLATFORM
@@ -31,7 +31,9 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 def build(tmp_path: Path, envs: Path, *variants: Variant, offline: bool = False) -> EnvStep:
     chosen = variants or (Variant(name="cpu", torch="9.9+tiny"),)
     root = Root(tmp_path / "root")
-    wanted = EnvironmentDefinition("diffusers", envs / "diffusers", chosen, PYTHONS, "auto", PLATFORM, "a test")
+    wanted = EnvironmentDefinition(
+        "diffusers", LockFolder(envs / "diffusers"), chosen, PYTHONS, "auto", PLATFORM, "a test"
+    )
     return EnvStep(root, wanted, tmp_path / "home", Journal(root.journal), offline=offline)
 
 
@@ -92,6 +94,7 @@ def test_a_changed_lock_is_followed(tmp_path: Path, envs: Path, wheels: Path) ->
     next(wheels.glob("diffusers-*.whl")).unlink()
     write_wheel(wheels, "diffusers", "8.9", {"diffusers/__init__.py": "new = 1\n"})
     (envs / "diffusers/cpu.lock").write_text(lock_text(*sorted(wheels.glob("*.whl"))))
+    step = build(tmp_path, envs)  # another run
     assert "is 8.8, the lock wants 8.9" in step.check().detail
     step.apply()
     assert step.check(deep=True).state is State.OK
@@ -145,22 +148,21 @@ def test_the_first_supported_python_is_taken() -> None:
 
 
 def test_a_lock_is_read_for_one_python(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text(
+    (tmp_path / "cpu.lock").write_text(
         "# words\nA_b.c==1.0 \\\n    --hash=sha256:00\nold==1 ; python_full_version < '3.12' \\\n    --hash=sha256:00\n"
         "new==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:00\nwin==1 ; sys_platform == 'win32' \\\n"
     )
-    assert requirements.read_lock(lock, "3.11.7") == [LockedPackage("a-b-c", "1.0"), LockedPackage("old", "1")]
-    assert requirements.read_lock(lock, "3.12.1") == [LockedPackage("a-b-c", "1.0"), LockedPackage("new", "2")]
+    locks = LockFolder(tmp_path)
+    assert locks.packages("cpu", "3.11.7") == (LockedPackage("a-b-c", "1.0"), LockedPackage("old", "1"))
+    assert locks.packages("cpu", "3.12.1") == (LockedPackage("a-b-c", "1.0"), LockedPackage("new", "2"))
 
 
 def test_a_broken_lock_names_its_line(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text("fine==1\n<<<<<<< HEAD\n")
+    (tmp_path / "cpu.lock").write_text("fine==1\n<<<<<<< HEAD\n")
     with pytest.raises(FirstlightError, match=r"(?s)line 2.*git checkout"):
-        requirements.read_lock(lock, "3.11.7")
+        LockFolder(tmp_path).packages("cpu", "3.11.7")
     with pytest.raises(FirstlightError, match="cannot be read"):
-        requirements.read_lock(tmp_path / "absent", "3.11.7")
+        LockFolder(tmp_path).packages("absent", "3.11.7")
 
 
 def test_hashes_of_other_builds_are_added_to_torch_alone() -> None:

@@ -18,6 +18,7 @@ from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
 from provision.environments.torch_sources import PinnedPackage, TorchSource
 from provision.installers.uv import UvSources
+from provision.lockfiles.folder import LockFolder
 from provision.volume.journal import Journal
 from tests.provision import http_server
 from tests.provision.conda_channel import PLATFORM
@@ -35,7 +36,9 @@ CUDA = Variant(name="cu130", torch="9.9", download_bytes=2_900_000_000, install_
 
 def step_of(tmp_path: Path, envs: Path, said: list[str], *variants: Variant, offline: bool = False) -> EnvStep:
     root = Root(tmp_path / "root")
-    wanted = EnvironmentDefinition("diffusers", envs / "diffusers", variants, MINORS, "system", PLATFORM, "a test")
+    wanted = EnvironmentDefinition(
+        "diffusers", LockFolder(envs / "diffusers"), variants, MINORS, "system", PLATFORM, "a test"
+    )
 
     def tell(line: str) -> None:
         if not line.endswith("packages are locked by hash"):  # this machine's own pip may have such settings
@@ -226,7 +229,7 @@ class TestFollowing:
         root = Root(small_disk / "root")
         large = CUDA.model_copy(update={"install_bytes": 6_100_000_000})
         wanted = EnvironmentDefinition(
-            "diffusers", envs / "diffusers", [CPU, large], MINORS, "system", PLATFORM, "a test"
+            "diffusers", LockFolder(envs / "diffusers"), [CPU, large], MINORS, "system", PLATFORM, "a test"
         )
         step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
         with pytest.raises(BlockedError, match=r"about 6,100,000,000 are needed for environment diffusers \(cu130: "):
@@ -242,7 +245,7 @@ class TestFollowing:
         root = Root(small_disk / "root")
         unknown = CUDA.model_copy(update={"install_bytes": None, "download_bytes": None})
         wanted = EnvironmentDefinition(
-            "diffusers", envs / "diffusers", [CPU, unknown], MINORS, "system", PLATFORM, "a test"
+            "diffusers", LockFolder(envs / "diffusers"), [CPU, unknown], MINORS, "system", PLATFORM, "a test"
         )
         step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
         with pytest.raises(BlockedError, match="no space left"):

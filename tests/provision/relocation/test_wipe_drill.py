@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from provision.cli.common import OutputOptions, request_of, run_steps
+from provision.cli.common import OutputOptions, resolve_host, run_steps
 from provision.core.errors import Exit
 from tests.provision import random_trees
 from tests.provision.conftest import lock_text, write_wheel
@@ -54,8 +54,8 @@ class Host:
     weights: int
 
     def command(self, name: str) -> Exit:
-        request = request_of(str(self.root), self.toml, self.envs, offline=True)
-        return run_steps(name, request, OutputOptions(json=False, quiet=False, verbose=False, no_color=True))
+        plan = resolve_host(str(self.root), self.toml, self.envs, offline=True)
+        return run_steps(name, plan, OutputOptions(json=False, quiet=False, verbose=False, no_color=True))
 
     def works(self) -> None:
         for program in (self.root / "envs/diffusers/bin/greet", self.home / "miniconda3/envs/diffusers/bin/greet"):
@@ -117,10 +117,9 @@ def host(
             'models = ["model"]\nlogin = true\n'
             'relocate = ["huggingface", "conda", "pip", "uv", "torch", {path = "~/work", to = "work"}]\n'
         )
-        request = request_of(str(root), toml, conda_envs)
+        plan = resolve_host(str(root), toml, conda_envs)
         assert (
-            run_steps("setup", request, OutputOptions(json=False, quiet=True, verbose=False, no_color=True))
-            is Exit.GOOD
+            run_steps("setup", plan, OutputOptions(json=False, quiet=True, verbose=False, no_color=True)) is Exit.GOOD
         )
         hub.faults["status"] = 503
         made = Host(home, root, toml, conda_envs, loader.stdin, loader.stdout, 0)

@@ -17,6 +17,7 @@ from provision.environments.activation import CondaLinkStep
 from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
 from provision.host.tool_caches import RelocatedFolder
+from provision.lockfiles.folder import LockFolder
 from provision.models.snapshots import SnapshotStep
 from provision.relocation.relink_step import RecordStep
 from provision.relocation.step import RelocateStep
@@ -83,7 +84,8 @@ def test_every_step_and_its_undo_write_the_same_lines_as_ever(
 
     variant = Variant(name="cpu", torch="9.9+tiny")
     pythons = ["3.10", "3.11", "3.12", "3.13", "3.14"]
-    wanted = EnvironmentDefinition("diffusers", envs / "diffusers", (variant,), pythons, "auto", PLATFORM, "a test")
+    locks = LockFolder(envs / "diffusers")
+    wanted = EnvironmentDefinition("diffusers", locks, (variant,), pythons, "auto", PLATFORM, "a test")
     environment = EnvStep(root, wanted, home, journal, offline=False)
     environment.apply()
     CondaLinkStep(environment.prefix, home, [], journal).apply()

@@ -10,10 +10,11 @@ from provision.cli.output import Screen
 from provision.config import host as host_config
 from provision.core.errors import SpecError
 from provision.core.progress import no_progress
-from provision.host import provider
+from provision.host import facts, provider
 from provision.host.facts import HostFacts
 from provision.models.step import ModelStep
-from provision.setup import plan, request
+from provision.setup import plan
+from provision.setup.host_plan import HostDefinition, HostPlan
 from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT
 
@@ -21,19 +22,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def machine() -> HostFacts:
-    return HostFacts("linux", "x86_64", "host", "a CPU", 2, None, 1 << 30, None, ())
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, wherever the test runs."""
+    machine = HostFacts("linux", "x86_64", "host", "a CPU", 2, None, 1 << 30, None, ())
+    monkeypatch.setattr(facts, "probe", lambda: machine)
 
 
-def setup_request(root: Path, home: Path, **host: Any) -> request.SetupRequest:
-    wanted = host_config.HostSpec(**host)
-    chosen = provider.choose(str(root), wanted, CHECKOUT / "envs", {}, home)
-    return request.SetupRequest(chosen, wanted, CHECKOUT / "envs", home, offline=False, retry=False)
+def host_plan(root: Path, home: Path, **host: Any) -> HostPlan:
+    spec = host_config.HostSpec(**host)
+    chosen = provider.choose(str(root), spec, CHECKOUT / "envs", {}, home)
+    return HostPlan(HostDefinition(spec, CHECKOUT / "envs"), chosen, home, False, False, spec.mirror)
 
 
 def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
-    request = setup_request(tmp_path, home)
-    steps = plan.steps(request, machine(), Journal(tmp_path), no_progress)
+    host = host_plan(tmp_path, home)
+    steps = plan.steps(host, Journal(tmp_path), no_progress)
     assert [step.name for step in steps] == [
         "volume",
         "relocate huggingface",
@@ -51,7 +55,7 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
 
 def test_a_model_says_what_it_waits_for_and_knows_every_revision(tmp_path: Path, home: Path) -> None:
     screen = Screen(json_output=False, quiet=False, color=False)
-    steps = plan.steps(setup_request(tmp_path, home), machine(), Journal(tmp_path), no_progress, screen.tell)
+    steps = plan.steps(host_plan(tmp_path, home), Journal(tmp_path), no_progress, screen.tell)
     models = [step for step in steps if isinstance(step, ModelStep)]
     assert [model.pull.health.tell for model in models] == [screen.tell] * 2
     assert all(model.pull.spec.revision in model.pull.pinned for model in models)
@@ -64,14 +68,14 @@ def test_what_is_told_goes_beside_the_data(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_is_not_wished_for_is_not_planned(tmp_path: Path, home: Path) -> None:
-    request = setup_request(tmp_path, home, relocate=[], models=[], mirror="keep")
-    steps = plan.steps(request, machine(), Journal(tmp_path), no_progress)
+    host = host_plan(tmp_path, home, relocate=[], models=[], mirror="keep")
+    steps = plan.steps(host, Journal(tmp_path), no_progress)
     assert [step.name for step in steps] == ["volume", "environment diffusers", "smoke"]
 
 
 def test_a_root_inside_what_it_relocates_is_refused(home: Path) -> None:
     """Its files would move into a folder inside themselves."""
     root = home / ".cache/huggingface/hub/firstlight"
-    request = setup_request(root, home)
+    host = host_plan(root, home)
     with pytest.raises(SpecError, match="lies inside"):
-        plan.steps(request, machine(), Journal(root), no_progress)
+        plan.steps(host, Journal(root), no_progress)

@@ -1,0 +1,109 @@
+"""A run reads each file of the host's definition once, and a command reads no file that it does not need."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.conftest import CHECKOUT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.provision.conda_channel import Served
+    from tests.provision.conftest import FakeHub
+
+# Runs the command of its arguments; the last line of stderr lists every file that this process opened to read.
+COUNTING = """
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" and args[1] == "r" else None)
+from provision.cli import main
+try:
+    main.app(sys.argv[1:])
+finally:
+    print("\\n" + json.dumps(opened), file=sys.stderr)
+"""
+OWN = {"host.toml", "mirrors.toml", "models.toml"}
+TORCH = {"envs/torch.toml", "envs/diffusers/environment.yml"}
+LISTS = {"mirrors.toml", "models.toml", "envs/mirrors.toml", "envs/models.toml"}
+PROBE_FILES = "envs/diffusers/witnesses.toml"
+LOCKS = {"envs/diffusers/cpu.lock", "envs/diffusers/conda-lock.yml", PROBE_FILES}
+
+
+class Run(NamedTuple):
+    """The exit code of a command, and {file that a person or `env lock` wrote: the times that it was opened}."""
+
+    code: int
+    reads: dict[str, int]
+
+
+@pytest.fixture
+def flags(tmp_path: Path, conda_envs: Path, conda: Served, hub: FakeHub) -> list[str]:
+    """The flags of a host with a conda part, a mirror and a model; its owner adds a mirror and a model of their own."""
+    (conda_envs / "mirrors.toml").write_text('[pip.near]\nurl = "http://127.0.0.1:9"\n')
+    (conda_envs / "models.toml").write_text(hub.manifest())
+    (conda_envs / "diffusers/witnesses.toml").write_text("")
+    (tmp_path / "mirrors.toml").write_text('[pip.own]\nurl = "http://127.0.0.1:9"\n')
+    (tmp_path / "models.toml").write_text(hub.manifest("own"))
+    lines = ['models = ["model"]', "relocate = []"]
+    lines += [f'catalogue = "{tmp_path / "mirrors.toml"}"', f'manifest = "{tmp_path / "models.toml"}"']
+    (tmp_path / "host.toml").write_text("\n".join(lines) + "\n")
+    return ["--root", str(tmp_path / "root"), "--envs", str(conda_envs), "--host", str(tmp_path / "host.toml")]
+
+
+def run(tmp_path: Path, *words: str) -> Run:
+    argv = [sys.executable, "-c", COUNTING, *words]
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    opened = Counter(json.loads(done.stderr.splitlines()[-1]))
+    ours = {
+        path.removeprefix(f"{tmp_path}/"): count for path, count in opened.items() if path.startswith(str(tmp_path))
+    }
+    return Run(done.returncode, {path: count for path, count in ours.items() if path in OWN | TORCH | LISTS | LOCKS})
+
+
+def test_setup_reads_each_file_once(tmp_path: Path, flags: list[str]) -> None:
+    """It selects mirrors, builds the environment from both locks, pulls the model, and checks all of it again."""
+    every = dict.fromkeys(OWN | TORCH | LISTS | LOCKS, 1)
+    unprobed = {path: count for path, count in every.items() if path != PROBE_FILES}
+    assert run(tmp_path, "plan", "--verbose", *flags) == (3, unprobed)
+    assert run(tmp_path, "setup", "--quiet", *flags) == (0, every)
+    for command in ("status", "verify"):
+        assert run(tmp_path, command, "--verbose", *flags) == (0, unprobed), command
+
+
+@pytest.mark.parametrize("words", ["mirrors use auto", "mirrors probe --tool torch", "env create"])
+def test_a_command_of_one_subject_reads_each_file_once(tmp_path: Path, flags: list[str], words: str) -> None:
+    found = run(tmp_path, *words.split(), *flags)
+    assert (found.code, set(found.reads.values())) == (0, {1})
+    assert found.reads.keys() >= OWN | TORCH | {"envs/diffusers/cpu.lock"}
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        ("status", OWN | TORCH | LISTS),
+        ("models list", {"host.toml", "models.toml", "envs/models.toml"}),
+        ("mirrors list", {"host.toml", "mirrors.toml", "envs/mirrors.toml"}),
+        ("doctor", {"host.toml"}),
+        ("env where", {"host.toml"}),
+        ("shellenv", {"host.toml"}),
+        ("undo --list", {"host.toml"}),
+    ],
+)
+def test_a_command_reads_no_file_that_it_does_not_need(
+    tmp_path: Path, flags: list[str], words: str, needed: set[str]
+) -> None:
+    takes_envs = words in {"status", "models list", "mirrors list", "doctor"}
+    for path in (TORCH | LISTS | LOCKS) - needed:
+        (tmp_path / path).write_text("[broken")
+    found = run(tmp_path, *words.split(), *(flags if takes_envs else [*flags[:2], *flags[4:]]))
+    assert found.reads == dict.fromkeys(needed, 1)
+    assert found.code in {0, 3}
