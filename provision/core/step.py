@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from provision.core.errors import BlockedError, Exit, FirstlightError, from_os_error
 
@@ -51,6 +51,17 @@ class Step(Protocol):
 
     def apply(self) -> None:
         """Do the work; called only after `check` has returned DRIFTED."""
+
+
+@runtime_checkable
+class RetryStep(Protocol):
+    """A step that may be worth applying although its check finds nothing to do.
+
+    The reason counts in a look before `apply` only, so that one run tries once.
+    """
+
+    def retry_reason(self) -> str | None:
+        """Return why the step is to be applied, or None."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,8 @@ def _check(step: Step, *, deep: bool) -> Outcome:
     started = time.perf_counter()
     try:
         result = step.check(deep=deep)
+        if result.state is not State.BLOCKED and isinstance(step, RetryStep) and (reason := step.retry_reason()):
+            result = Check(State.DRIFTED, reason)
     except (FirstlightError, OSError) as error:
         return _failed(step, State.BLOCKED, error, started)
     codes = {State.OK: Exit.GOOD, State.DRIFTED: Exit.CHANGES, State.BLOCKED: Exit.BLOCKED}

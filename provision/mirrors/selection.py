@@ -178,8 +178,6 @@ class MirrorStep:
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a choice is not asked again)
         """Look whether there is a choice, and whether it is the one that is wanted."""
         record = mirror_record.read(self.root)
-        if self.again:
-            return Check(State.DRIFTED, "to be chosen")
         if record is not None and record.restored and set(self.wanted.values()) <= {"auto", "keep"}:
             return Check(State.OK, f"taken back by you; choose again with: {layout.program()} mirrors use auto")
         left = [tool for tool, asked in self.wanted.items() if not _stands(record, tool, asked)]
@@ -188,6 +186,10 @@ class MirrorStep:
         if left:
             return Check(State.DRIFTED, f"{', '.join(left)}: not chosen yet")
         return Check(State.OK, _told(record or MirrorRecord()))
+
+    def retry_reason(self) -> str | None:
+        """Return why to choose although a choice may stand, or None."""
+        return "to be chosen" if self.again else None
 
     def apply(self) -> None:
         """Ask, choose, and keep the choice."""
@@ -209,7 +211,6 @@ class MirrorStep:
         kept = replace(record, choices={**record.choices, **fresh}, restored=False, nodefaults=nodefaults)
         keep_backup(mirror_record.file_of(self.root), mirror_record.text_of(kept).encode(), self.journal)
         mirror_record.write(self.root, kept)
-        self.again = False
 
 
 def _stands(record: MirrorRecord | None, tool: str, asked: str) -> bool:

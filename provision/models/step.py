@@ -19,7 +19,7 @@ from provision.net.download import DownloadError
 from provision.net.source_health import SourceHealth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from provision.config.models import ModelSpec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from provision.models.architectures import Architecture
     from provision.models.hub_client import Hub
     from provision.models.hubs import Hubs
+    from provision.models.verify import FileState
 
 _SIGN_OF_LIFE_SECONDS = 1.0
 
@@ -40,7 +41,7 @@ class ModelStep:
         name: the model's name in the manifest.
         spec: its entry.
         hubs: where it may come from.
-        retry: look again for a hub that was silent before (setup does, status does not).
+        retry: where a stand-in is on record, try again once in this run (setup does, status does not).
         progress: told the bytes that arrive, and how many will; while files are hashed, their bytes.
         build: builds the stand-in, and reports its bytes; None: it is only put on record.
         tell: told what takes long.
@@ -89,19 +90,31 @@ class ModelStep:
             return self._whole(sum(state.size or 0 for state in states), ", every hash right" if deep else "")
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         detail = f"{wrong[0].path} {wrong[0].reason}{more}"
-        reason = recorded(self.root).get(self.model)
-        if reason is None or any(state.state != "missing" for state in wrong):
+        reason = self._stand_in_reason(states)
+        if reason is None:
             return Check(State.DRIFTED, detail)
-        if self.retry and (back := self._hub_that_is_back()):
-            return Check(State.DRIFTED, f"{back.shown} answers now")
-        built = stand_ins.snapshot_of(self.root, self.model)
-        if self.retry and self.build is not None and built is None:
-            return Check(State.DRIFTED, "its stand-in is not built")
-        if built is None:
+        if stand_ins.snapshot_of(self.root, self.model) is None:
             said = f"{self.model}: none of its files is here ({reason})"
             return Check(State.OK, "nothing is here; bench makes random weights", said)
         load = _to_load(load_line.of_stand_in(self.model, self.pull.spec, self.architecture))
         return Check(State.OK, f"stand-in: random weights{load}", f"{self.model}: random weights stand in ({reason})")
+
+    def retry_reason(self) -> str | None:
+        """Return why the pull or the build of the stand-in is to be tried again; None where nothing stands in."""
+        if not self.retry or self._stand_in_reason(self.pull.look(Depth.SIZE)) is None:
+            return None
+        if hub := self._hub_that_is_back():
+            return f"{hub.shown} answers now"
+        if self.build is not None and stand_ins.snapshot_of(self.root, self.model) is None:
+            return "its stand-in is not built"
+        return None
+
+    def _stand_in_reason(self, states: Sequence[FileState]) -> str | None:
+        """Return the recorded reason for a stand-in; None where there is none, or a file is here that is wrong."""
+        lacking = [state for state in states if state.state != "ok"]
+        if not lacking or any(state.state != "missing" for state in lacking):
+            return None
+        return recorded(self.root).get(self.model)
 
     def _whole(self, size: int, how: str) -> Check:
         """Describe a model whose files are all here; its former ids lead to it where the cache can be written."""
@@ -117,7 +130,6 @@ class ModelStep:
 
     def apply(self) -> None:
         """Pull what is missing; where the hub does not answer, build the stand-in and put it on record."""
-        self.retry = False
         try:
             plan = self.pull.plan(self._hashed)
             total = plan.bytes_wanted

@@ -62,6 +62,35 @@ def test_step_that_stays_drifted_is_an_error() -> None:
     assert step.exit_of(outcomes) is Exit.FAILED
 
 
+@dataclass
+class RetriedStep(FakeStep):
+    """A step that is worth applying whatever its check finds."""
+
+    def retry_reason(self) -> str | None:
+        self.acts.append("retry")
+        return "once more"
+
+
+@pytest.mark.parametrize("state", [State.OK, State.DRIFTED])
+def test_a_reason_to_retry_counts_before_apply_alone(state: State) -> None:
+    retried = RetriedStep(state=state)
+    (outcome,) = step.converge([retried], listen=ignore)
+    assert retried.acts == ["check", "retry", "apply", "check"]
+    assert (outcome.before, outcome.after, outcome.changed, outcome.error) == (State.DRIFTED, State.OK, True, None)
+
+
+def test_a_blocked_step_is_not_retried() -> None:
+    retried = RetriedStep(state=State.BLOCKED)
+    (outcome,) = step.check_all([retried], listen=ignore)
+    assert retried.acts == ["check"]
+    assert outcome.after is State.BLOCKED
+
+
+def test_a_look_names_the_reason_to_retry() -> None:
+    (outcome,) = step.check_all([RetriedStep(state=State.OK)], listen=ignore)
+    assert (outcome.after, outcome.detail, outcome.exit) == (State.DRIFTED, "once more", Exit.CHANGES)
+
+
 def test_blocked_step_is_not_applied_and_other_steps_continue() -> None:
     blocked, other = FakeStep(state=State.BLOCKED), FakeStep("other")
     outcomes = step.converge([blocked, other], listen=ignore)

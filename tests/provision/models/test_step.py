@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from provision.config import models, toml
+from provision.core import step as engine
 from provision.core.errors import BlockedError, FirstlightError, SpecError
 from provision.core.layout import Root
 from provision.core.step import State
@@ -163,10 +164,31 @@ def test_a_hub_that_is_none_becomes_a_stand_in(
     hub.faults.clear()
     assert step(root, tmp_path, hub).check().state is State.OK, "a status asks no network"
     later = step(root, tmp_path, hub, retry=True)
-    assert later.check().state is State.DRIFTED, "a setup sees that the hub is back"
+    assert later.retry_reason() == f"{hub.url} answers now"
+    assert step(root, tmp_path, hub).retry_reason() is None, "a status asks no network"
     later.apply()
     assert later.check().fallback is None
     assert json.loads(root.stand_ins.read_text()) == {}
+
+
+def test_one_run_tries_once_to_build_a_stand_in(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+    hub.faults["status"] = 404
+    step(root, tmp_path, hub).apply()
+    tries: list[int] = []
+
+    def build(_: object) -> Path:
+        tries.append(1)
+        raise FirstlightError("torch is not here")
+
+    later = step(root, tmp_path, hub, retry=True)
+    later.build = build
+    (outcome,) = engine.converge([later], listen=lambda *_: None)
+    assert (outcome.before, outcome.after, outcome.changed) == (State.DRIFTED, State.OK, True)
+    assert "none was built: torch is not here" in (outcome.fallback or "")
+    assert outcome.error is None
+    assert len(tries) == 1
+    (again,) = engine.look([later], listen=lambda *_: None)
+    assert (again.after, again.detail) == (State.DRIFTED, "its stand-in is not built"), "the next run tries again"
 
 
 def test_a_setup_says_what_it_waits_for(root: Root, tmp_path: Path, hub: FakeHub) -> None:
