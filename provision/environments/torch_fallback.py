@@ -81,7 +81,9 @@ class InstallRoutes:
             return InstallRoute(self.settled, None, _OWN)
         self.passed = []
         for variant in self.variants:
-            for way in self._ways(variant):
+            ways, reasons = self._ways(variant)
+            self.passed += reasons
+            for way in ways:
                 if way.key not in self._failed:
                     return way
                 self.passed.append(f"{way.source}: {self._failed[way.key]}")
@@ -140,19 +142,20 @@ class InstallRoutes:
             f"it, then run again: PIP_FIND_LINKS=… {layout.program()} setup. The installer's own words:\n{error}"
         )
 
-    def _ways(self, variant: Variant) -> list[InstallRoute]:
+    def _ways(self, variant: Variant) -> tuple[list[InstallRoute], list[str]]:
+        """Return the ways to a variant, the best first, and the reasons against the other sources."""
         pinned = self.pins(variant)
         if pinned is None:
-            return [InstallRoute(variant, None, _OWN)]
+            return [InstallRoute(variant, None, _OWN)], []
         pages = self.supply.torch_places(variant)
         if self.supply.offline:
             own = InstallRoute(variant, None, "the cache")
-            return [own, *(InstallRoute(variant, page.url, f"the cache of {page.name}") for page in pages)]
+            return [own, *(InstallRoute(variant, page.url, f"the cache of {page.name}") for page in pages)], []
         own_places = self.supply.places(self.uv, variant)
         session = partial(pip_settings.session, self.supply.environ, self.supply.settings)
         insecure = self.uv.environment.get("UV_INSECURE_HOST", "")
         answers = torch_sources.ask([*own_places, *pages], pinned, session, self.seconds, insecure)
-        self.passed += [f"{each.place.name} {each.reason}" for each in answers if not each.has]
+        reasons = [f"{each.place.name} {each.reason}" for each in answers if not each.has]
         ways = []
         own_answers = answers[: len(own_places)]
         sure = next((each.place for each in own_answers if each.has), None)
@@ -161,7 +164,7 @@ class InstallRoutes:
         # A page that did not answer clearly may answer the installer: 503 for a moment is no reason for gigabytes more.
         page_answers = answers[len(own_places) :]
         asked = [each for each in page_answers if each.has] + [each for each in page_answers if each.is_unclear]
-        return ways + [InstallRoute(variant, each.place.url, each.place.name) for each in asked]
+        return ways + [InstallRoute(variant, each.place.url, each.place.name) for each in asked], reasons
 
 
 def sizes(variant: Variant) -> str:

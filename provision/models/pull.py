@@ -60,7 +60,7 @@ class Pull:
 
     def __post_init__(self) -> None:
         """Know what is on record of its hashes."""
-        self._asking = FileResolver(self.root, self.name, self.spec, (), self.health, self.trust)
+        self._asking = FileResolver(self.root, self.name, self.spec, self.health, self.trust)
         self.spec = self._asking.spec
         self._stopped = threading.Event()
         self._told: set[str] = set()
@@ -91,7 +91,7 @@ class Pull:
         """
         self.health.stopped.clear()  # an earlier run has ended all waiting
         states = self.look(Depth.HASH, progress)
-        self._asking.hubs = self.hubs.every()
+        every = self.hubs.every()
         pairs = list(zip(self.spec.files, states, strict=True))
         wanted = [file for file, state in pairs if state.state != "ok"]
         doubted = [file for file, state in pairs if state.state == "ok" and self._asking.is_doubted(file)]
@@ -99,7 +99,7 @@ class Pull:
         needed: list[FileToFetch] = []
         hubs: list[Hub] = []
         if wanted:
-            found, hubs = self._asking.patiently(wanted)
+            found, hubs = self._asking.patiently(wanted, every)
             corrupt = {state.path for state in states if state.state == "corrupt"}
             needed = [
                 FileToFetch(file, listed, 0 if file.path in corrupt else self._have(file, listed))
@@ -107,9 +107,9 @@ class Pull:
             ]
         by_mirrors: Counter[str] = Counter()
         unproven = 0
-        official = [hub for hub in self._asking.hubs if hub.is_official]
+        official = [hub for hub in every if hub.is_official]
         try:  # its word alone may say that what is here is wrong, and what is here may stay where it says nothing
-            told, others = self._asking.once(doubted, official) if doubted else ([], [])
+            told, others = self._asking.once(doubted, official, every) if doubted else ([], [])
         except HubError:
             by_mirrors.update(self._asking.provisional[file.path] for file in doubted if file.locked)
             unproven = len(doubted) - by_mirrors.total()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FileResolver:
-    """The questions of one pull. `name` is what messages call the model; `hubs` are those that may be asked.
+    """The questions of one pull. `name` is what messages call the model.
 
     `trust`: also take a mirror's word for what nobody has pinned.
     """
@@ -28,7 +28,6 @@ class FileResolver:
     root: Root
     name: str
     manifest: ModelSpec
-    hubs: Sequence[Hub]
     health: SourceHealth
     trust: bool
     spec: ModelSpec = field(init=False)
@@ -50,24 +49,31 @@ class FileResolver:
         """Whether nobody has pinned a file, or nobody but a mirror."""
         return not file.locked or file.path in self.provisional
 
-    def patiently(self, wanted: Sequence[ModelFile]) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
+    def patiently(
+        self, wanted: Sequence[ModelFile], hubs: Sequence[Hub]
+    ) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
         """Of every hub; where the only ones that may have it are busy, as long as they ask to wait."""
-        hubs = list(self.hubs)
+        ordered = list(hubs)
         if any(self.is_doubted(file) for file in wanted):
-            hubs.sort(key=lambda hub: not hub.is_official)  # its word is worth more than a way that is short
+            ordered.sort(key=lambda hub: not hub.is_official)  # its word is worth more than a way that is short
         while True:
             try:
-                return self.once(wanted, hubs)
+                return self.once(wanted, ordered, hubs)
             except BusyError as error:
                 if not self.health.wait(error.wait, f"{self.name}: {error}"):
                     raise
 
     def once(
-        self, wanted: Sequence[ModelFile], hubs: Sequence[Hub]
+        self, wanted: Sequence[ModelFile], hubs: Sequence[Hub], every: Sequence[Hub]
     ) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
         """Each file as the first hub lists it that lists it as pinned; those hubs come first among those to be asked.
 
         A hub that lists one file otherwise is not believed for the others.
+
+        Args:
+            wanted: the files.
+            hubs: those that are asked for their listing, in this order.
+            every: those that may deliver the files.
 
         Raises:
             BusyError: a hub that may list what is missing asks to be asked later.
@@ -98,7 +104,7 @@ class FileResolver:
             if fresh:
                 pins.keep(self.root, self.manifest, fresh, hub.name)
         first = [hub for hub, _ in asked]
-        return [found[file.path] for file in wanted], [*first, *(hub for hub in self.hubs if hub not in first)]
+        return [found[file.path] for file in wanted], [*first, *(hub for hub in every if hub not in first)]
 
     def _lack(self, silent: Sequence[HubError], wrong: FirstlightError | None) -> FirstlightError:
         """Why not all is listed. Whoever asks for time may be the honest one: that goes before another one's word."""
