@@ -187,7 +187,7 @@ def test_one_run_tries_once_to_build_a_stand_in(root: Root, tmp_path: Path, hub:
     assert "none was built: torch is not here" in (outcome.fallback or "")
     assert outcome.error is None
     assert len(tries) == 1
-    (again,) = engine.look([later], listen=lambda *_: None)
+    (again,) = engine.check_all([later], listen=lambda *_: None)
     assert (again.after, again.detail) == (State.DRIFTED, "its stand-in is not built"), "the next run tries again"
 
 
