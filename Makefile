@@ -12,7 +12,7 @@ place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
 provision = $(bootstrap) && .venv/bin/python -I -m provision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan status verify repair doctor undo bench validate report test speed check fix lock
+.PHONY: help setup plan status verify repair doctor undo bench validate report picture test speed check fix docs lock
 
 help:  ## say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ validate: setup  ## say whether this host's GPUs are healthy and as fast as they
 report:  ## show the last run as Markdown
 	@$(bootstrap) && .venv/bin/python -I -m bench report
 
+picture: toolbox  ## render the last run of the benchmark as docs/images/quick.svg
+	@.venv/bin/python -I docs/picture.py
+
 test: test_root  ## set up what is missing, then run every test (TESTS='-n0 -x tests/bench': these, in one process)
 	@.venv/bin/python -I -m pytest -n auto $(TESTS)
 
@@ -59,6 +62,9 @@ check: toolbox  ## ruff, format, mypy and the import contract
 
 fix: toolbox  ## let ruff mend what it can
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+docs: toolbox  ## build the documentation into site/; a dead link or anchor fails
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -I -m mkdocs build --quiet --strict && echo "docs: site/index.html"
 
 lock: toolbox  ## write every lock anew
 	@.venv/bin/python -I -m provision env lock toolbox && .venv/bin/python -I -m provision env lock diffusers --keep-conda
