@@ -1,0 +1,173 @@
+"""The documents' snippets run: shell lines in a sandbox, Python under its interpreter, TOML and JSON by their readers.
+
+The Chinese documents have the same snippets (test_structure.py), so those of the English ones are run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.run import cases
+from provision.config.host import load_host
+from provision.mirrors import catalogue
+from provision.models import manifest
+from tests.bench.conftest import environment
+from tests.bench.test_pytest_plugin import BOTH
+from tests.conftest import CHECKOUT
+from tests.docs import markdown, sandbox
+from tests.provision import tiny_pipelines
+from tests.provision.http_server import Played
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.docs.markdown import Fence
+    from tests.docs.sandbox import Sandbox
+
+# Lines that no test of this file runs, each with its reason. test_names.py checks their commands and flags.
+MINUTES = "it measures for minutes; the tests of bench/cli run it with small models"
+NOT_RUN = {
+    "make bench": MINUTES,
+    "make bench SUITE=precision DEVICE=cpu": MINUTES,
+    "make validate": MINUTES,
+    "make validate SOAK=30m": MINUTES,
+    "make validate DEVICE=cpu": MINUTES,
+    ".venv/bin/bench run schedulers": MINUTES,
+    ".venv/bin/bench run quick --set steps=50 --find-max": MINUTES,
+    ".venv/bin/bench run quick --interleave dtype=bf16 dtype=bf16,layout=channels_last": MINUTES,
+    ".venv/bin/bench run --python P": MINUTES,
+    ".venv/bin/bench tune --model stable-diffusion-v1-5": MINUTES,
+    "make test": "it would run this test again",
+    ".venv/bin/provision models seed": "it serves until it is interrupted; models/test_seed_server.py runs it",
+    ".venv/bin/provision env lock NAME": "it solves against a whole package index; cli/test_env.py runs it",
+}
+# Lines that run in another form.
+INSTEAD = {
+    "git clone REPOSITORY firstlight && cd firstlight": f"git clone -q '{CHECKOUT}' firstlight && cd firstlight",
+    # These ask on a terminal, and there is none.
+    ".venv/bin/provision models remove stable-diffusion-v1-5": (
+        ".venv/bin/provision models remove stable-diffusion-v1-5 --yes"
+    ),
+    ".venv/bin/provision env remove NAME": ".venv/bin/provision env remove diffusers --yes",
+    # The cases need minutes; pytest collects them.
+    "pytest -p bench.pytest_plugin --pyargs bench.suites --diffusion-suite precision": (
+        "pytest -p bench.pytest_plugin --pyargs bench.suites --diffusion-suite precision --collect-only -q"
+    ),
+}
+# A plan of something to do ends with 3, and make with 2.
+EXPECTED_EXIT = {
+    "make plan": 2,
+    ".venv/bin/provision models pull stable-diffusion-v1-5@fp16 --dry-run": 3,
+    ".venv/bin/provision relocate ~/work --dry-run": 3,
+}
+PAGES = [page for page in markdown.ENGLISH if any(fence.language == "sh" for fence in markdown.fences(page))]
+# The page whose own first lines set the host up.
+BEGINNINGS = {"docs/new-host.md"}
+TOML: dict[str, Callable[[Path], object]] = {
+    "host.toml": load_host,
+    "mirrors.toml": lambda file: catalogue.load(CHECKOUT / "envs/mirrors.toml", str(file)),
+    "models.toml": lambda file: manifest.load(CHECKOUT / "envs/models.toml", str(file)),
+    "my.toml": lambda file: cases.load_suite(str(file)),
+}
+SNIPPETS = [(document, fence) for document in markdown.ENGLISH for fence in markdown.fences(document)]
+
+
+def of(language: str) -> pytest.MarkDecorator:
+    chosen = [(document, fence) for document, fence in SNIPPETS if fence.language == language]
+    names = [f"{markdown.name_of(document)} {fence.title}" for document, fence in chosen]
+    return pytest.mark.parametrize("fence", [fence for _, fence in chosen], ids=names)
+
+
+@pytest.fixture(scope="module")
+def pipelines(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of two small pipelines that diffusers has saved."""
+    return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture
+def box(tmp_path: Path, home: Path, pipelines: dict[str, Path]) -> Iterator[Sandbox]:
+    """A sandbox, and a hub that answers while it is used."""
+    hub = Played({})
+    yield sandbox.build(tmp_path / "box", home, hub, pipelines)
+    hub.close()
+
+
+def form(line: str, box: Sandbox, measured_python: Path) -> str:
+    """Return the line as the sandbox runs it: with its volume, and with real torch for the examples."""
+    line = INSTEAD.get(line, line).replace("ROOT/envs/diffusers/bin/python", str(measured_python))
+    line = line.replace("/data", str(box.volume))
+    return f"{line} --steps 2" if "examples/squirrel.py" in line or "examples/cat.py" in line else line
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("document", PAGES, ids=map(markdown.name_of, PAGES))
+def test_shell_lines_of_a_page_run_in_their_order(document: Path, box: Sandbox, measured_python: Path) -> None:
+    if markdown.name_of(document) not in BEGINNINGS:
+        done = box.run(f"make setup ROOT={box.volume}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    if document.name == "models.md":
+        assert box.run(".venv/bin/provision models pull ddpm-cat-256 stable-diffusion-v1-5").returncode == 0
+    for line in markdown.command_lines(document):
+        if line in NOT_RUN:
+            continue
+        done = box.run(form(line, box, measured_python))
+        assert done.returncode == EXPECTED_EXIT.get(line, 0), f"$ {line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("line", [*NOT_RUN, *INSTEAD, *EXPECTED_EXIT])
+def test_line_with_an_exception_is_in_a_document(line: str) -> None:
+    assert line in {each for document in PAGES for each in markdown.command_lines(document)}
+
+
+@pytest.mark.parametrize("document", markdown.DOCUMENTS, ids=map(markdown.name_of, markdown.DOCUMENTS))
+def test_every_snippet_has_a_language_that_is_tested(document: Path) -> None:
+    tested = {"sh", "python", "toml", "json", "text"}  # text is output, or a drawing
+    languages = [fence.language for fence in markdown.fences(document)]
+    if document.parent != CHECKOUT or document in markdown.READMES:
+        assert set(languages) <= tested
+        assert markdown.prose(document).count("```") == 0
+
+
+@of("toml")
+def test_toml_snippet_is_read_by_its_program(fence: Fence, tmp_path: Path) -> None:
+    file = tmp_path / fence.title
+    file.write_text(fence.text, encoding="utf-8")
+    assert TOML[fence.title](file)
+
+
+@of("json")
+def test_json_snippet_has_the_form_that_its_command_prints(fence: Fence) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *fence.title.split()], capture_output=True, text=True, check=False, env=environment()
+    )
+    shown, printed = json.loads(fence.text), json.loads(done.stdout)
+    assert done.returncode == printed["exit"] == shown["exit"]
+    assert {**printed, "error": {**printed["error"], "message": "…", "next": "…"}} == shown
+    assert printed["error"]["message"]
+    assert printed["error"]["next"]
+
+
+@pytest.mark.worker
+@of("python")
+def test_python_snippet_runs(fence: Fence, box: Sandbox, measured_python: Path, tmp_path: Path) -> None:
+    """A test file runs with our plugin; any other snippet runs under the environment's interpreter, without a hub."""
+    if fence.title.startswith("test_"):
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        (tmp_path / fence.title).write_text(fence.text, encoding="utf-8")
+        argv = [sys.executable, "-c", BOTH, str(measured_python), "-p", "no:cacheprovider"]
+        argv += ["-p", "bench.pytest_plugin", "--benchmark-disable", fence.title]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment())
+        assert "1 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
+        return
+    for line in (f"make setup ROOT={box.volume}", ".venv/bin/provision models pull stable-diffusion-v1-5@fp16"):
+        done = box.run(line)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (box.checkout / "snippet.py").write_text(fence.text, encoding="utf-8")
+    done = box.run(f"HF_HUB_OFFLINE=1 '{measured_python}' snippet.py")
+    assert done.returncode == 0, done.stderr[-3000:]
