@@ -1,0 +1,58 @@
+"""Expands records of command-line flags in the signature that typer reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def expand(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command whose flag records are expanded: each field is a parameter of its own.
+
+    A flag record is a frozen dataclass with fields of the form `name: Annotated[type, typer.Option(...)] = default`.
+    The command takes it as a keyword-only parameter that is annotated with the dataclass. typer reads a signature in
+    which the fields stand at the place of this parameter, in the order of the dataclass. A call collects the values of
+    the fields in the record again. A field without a default is a required flag.
+
+    All parameters of the result are keyword-only: typer passes each value by its name, and the flags of a record that
+    have a default may then stand before a parameter that has none.
+
+    Raises:
+        ValueError: a field has the name of another parameter, or of a field of another record.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    records: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if dataclasses.is_dataclass(hints[name]):
+            records[name] = hints[name]
+            parameters += _field_parameters(hints[name])
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @functools.wraps(command)
+    def expanded(**values: object) -> object:
+        collected = {
+            name: record(**{field.name: values.pop(field.name) for field in dataclasses.fields(record)})
+            for name, record in records.items()
+        }
+        return command(**values, **collected)
+
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
+
+
+def _field_parameters(record: type[Any]) -> Iterator[inspect.Parameter]:
+    hints = typing.get_type_hints(record, include_extras=True)
+    for field in dataclasses.fields(record):
+        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+        )
