@@ -14,6 +14,7 @@ import typer
 from bench.core.errors import BYTES_FOR_A_RUN
 from provision.core import command_end
 from provision.core.errors import FirstlightError, SpecError, from_os_error
+from provision.core.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,18 @@ HostFlag = Annotated[Path | None, typer.Option("--host", help="What this host ha
 EnvsFlag = Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")]
 OUT = Path("results")
 _REDRAW_SECONDS, _LINE_SECONDS = 1.0, 10.0
+
+
+def _print_version(is_given: bool) -> None:
+    """Print the version and end, if --version is given."""
+    if is_given:
+        print(f"bench {VERSION}")
+        raise typer.Exit
+
+
+VersionFlag = Annotated[
+    bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+]
 
 
 def said() -> str:

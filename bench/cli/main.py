@@ -22,6 +22,7 @@ from bench.cli.common import (
     PythonFlag,
     QuietFlag,
     RootFlag,
+    VersionFlag,
 )
 from bench.core.errors import Exit
 from bench.report import terminal
@@ -41,9 +42,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-
 app.command()(host_cli.validate)
 app.command()(host_cli.history)
+
+
+@app.callback()
+def _program(version: VersionFlag = False) -> None:
+    """Take the flags that stand before a command."""
 
 
 def main() -> None:

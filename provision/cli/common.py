@@ -15,6 +15,7 @@ import typer
 from provision.core import command_end
 from provision.core.errors import SpecError
 from provision.core.redact import redact
+from provision.core.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -47,6 +48,18 @@ CatalogueFlag = Annotated[str | None, typer.Option("--catalogue", help="More mir
 ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="More models of yours.", metavar="FILE")]
 
 _CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
+
+
+def _print_version(is_given: bool) -> None:
+    """Print the version and end, if --version is given."""
+    if is_given:
+        print(f"provision {VERSION}")
+        raise typer.Exit
+
+
+VersionFlag = Annotated[
+    bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+]
 
 
 class OutputOptions:

@@ -17,6 +17,7 @@ from provision.cli.common import (
     QuietFlag,
     RootFlag,
     VerboseFlag,
+    VersionFlag,
     WaitFlag,
     guard,
     resolve_host,
@@ -41,6 +42,11 @@ app.add_typer(mirrors_app, name="mirrors")
 app.add_typer(models_app, name="models")
 app.command()(shellenv)
 app.add_typer(host_app)  # without a name its commands stand beside ours
+
+
+@app.callback()
+def _program(version: VersionFlag = False) -> None:
+    """Take the flags that stand before a command."""
 
 
 def main() -> None:
