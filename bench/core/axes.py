@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-_ENVS = [Path(__file__).resolve().parent.parent.parent / place for place in ("envs", "provision/envs")]
-ARCHITECTURES = next((envs for envs in _ENVS if envs.is_dir()), _ENVS[0]) / "architectures"
+_ENVS = [Path(__file__).resolve().parent.parent.parent / place for place in ("provision/envs", "envs")]
+ARCHITECTURES = next((envs for envs in _ENVS if envs.is_dir()), _ENVS[-1]) / "architectures"
 
 # What an architecture is -> what can be done with it, first what it was trained for.
 TASKS: dict[str, tuple[str, ...]] = {

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu import diagnosis
+from provision.core import layout
 from provision.core.errors import BlockedError, SpecError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def choose(wanted: str, site: Machine, found: dict[str, Any] | None) -> str:
         return "cpu"
     answer = found or {}
     if "error" in answer:
-        raise BlockedError(f"the environment's torch does not start. Run `make verify`. It said:\n{answer['error']}")
+        verify = layout.next_command("verify")
+        raise BlockedError(f"the environment's torch does not start. Run `{verify}`. It said:\n{answer['error']}")
     if wanted == "mps":
         if not answer.get("mps"):
             raise BlockedError("this torch sees no Apple GPU (MPS). Use --device cpu.")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision.core import process
+from provision.core import layout, process
 from provision.core.errors import BlockedError
 
 if TYPE_CHECKING:
@@ -35,9 +35,12 @@ def run_here(request: Request, python: Path) -> Result:
     done = process.run([python, "-c", _WHERE], timeout_seconds=60, check=False)
     version, _, packages = done.stdout.strip().partition(" ")
     if done.returncode or version != mine:
+        remedy = f"Make the toolbox with that one: rm -r .venv, then make setup PYTHON={python}"
+        if layout.is_packaged():
+            remedy = "Install firstlight under that version, or leave out --in-process."
         raise BlockedError(
             f"--in-process takes the packages of {python} into this process, and it is {version or '?'}, this is "
-            f"{mine}. Make the toolbox with that one: rm -r .venv, then make setup PYTHON={python}"
+            f"{mine}. {remedy}"
         )
     if packages not in sys.path:
         sys.path.append(packages)  # behind our own: of what both have, ours is loaded already

@@ -74,17 +74,18 @@ def find_bench(run_request: RunRequest) -> BenchHost:
         BlockedError: there is no interpreter.
     """
     host = host_config.load_host(run_request.host)
-    envs = (run_request.envs or layout.shipped_envs()).absolute()
+    envs = layout.envs_folder(run_request.envs)
     root = find_root(run_request)
     python = run_request.python or layout.interpreter(root.prefix(host.env))
     if not python.exists():
-        raise BlockedError(f"{python} is not there. Run `make setup`, or name an interpreter with --python.")
+        setup = layout.next_command("setup")
+        raise BlockedError(f"{python} is not there. Run `{setup}`, or name an interpreter with --python.")
     return BenchHost(root, python.absolute(), facts.probe(), envs)
 
 
 def find_root(run_request: RunRequest) -> Root:
     """The persistent folder, as it is named or as this host's profile has it."""
-    envs = (run_request.envs or layout.shipped_envs()).absolute()
+    envs = layout.envs_folder(run_request.envs)
     return provider.choose(
         run_request.root, host_config.load_host(run_request.host), envs, os.environ, Path.home()
     ).root

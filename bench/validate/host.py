@@ -20,6 +20,7 @@ from bench.validate import history, judge
 from bench.validate.device import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, DeviceExamination
 from bench.validate.expectations import TOGETHER, Evidence, shown
 from bench.validate.rule_checks import is_wrong
+from provision.core import layout
 from provision.core.errors import BlockedError, FirstlightError, SpecError
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def _choose(wanted: str, bench: BenchHost, found: dict[str, Any]) -> _Selection:
         name = choose_device.choose(wanted, site, found)
         return _Selection({name: _named(found["devices"][int(name.partition(":")[2])])})
     if "error" in found:
-        raise BlockedError(f"the environment's torch does not start. Run `make verify`. It said:\n{found['error']}")
+        verify = layout.next_command("verify")
+        raise BlockedError(f"the environment's torch does not start. Run `{verify}`. It said:\n{found['error']}")
     cards = {f"cuda:{index}": _named(each) for index, each in enumerate(found["devices"])}
     has_cards = bool(cards or bench.machine.gpus or site.seen.on_bus or site.seen.loaded)
     if wanted == "cpu" or not has_cards:

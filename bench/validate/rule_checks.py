@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core.validation_records import CUT, PROCESS, UNABLE, Judgement, VerdictState
 from bench.validate.expectations import TOGETHER, UNCHECKED, expected, row, share_of, shown
+from bench.validate.rules import SETUP
+from provision.core import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,8 @@ _POWER = "software power cap"
 def judgement(name: str, rule: Rule, device: str, told: dict[str, Any], **changes: Any) -> Judgement:
     """A rule that holds, with its texts filled in; `changes` are fields of the judgement."""
     state = changes.pop("state", VerdictState(rule.state))
-    return Judgement(name, device, state, rule.says.format(**told), rule.advice.format(**told), **changes)
+    filled = told | {SETUP: layout.next_command("setup")}
+    return Judgement(name, device, state, rule.says.format(**filled), rule.advice.format(**filled), **changes)
 
 
 def is_wrong(reading: Reading) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bench.core.validation_records import Reading
 
 TABLE = Path(__file__).parent / "rules.toml"
+# The name that every text may hold: the command that sets a host up, as a checkout or a wheel has it.
+SETUP = "setup"
 
 Kind = Literal[
     "fault",
@@ -141,7 +143,7 @@ class Rule(toml.Strict):
         if idle := given - needed - possible:
             raise ValueError(f"{', '.join(sorted(idle))} means nothing to the kind {self.kind}")
         held = {name for text in (self.says, self.advice) for _, name, _, _ in string.Formatter().parse(text) if name}
-        if strange := held - names:
+        if strange := held - names - {SETUP}:
             raise ValueError(f"{{{'}, {'.join(sorted(strange))}}} is nothing that the kind {self.kind} tells")
         if bool(self.capped_by) != (self.capped_above is not None) or (self.capped_as_sold and not self.capped_by):
             raise ValueError("capped_by and capped_above go together, and capped_as_sold needs both")

@@ -159,7 +159,8 @@ def run(
         prefix = plan.root.prefix(plan.host.env)
         if not layout.interpreter(prefix).exists():
             raise BlockedError(
-                f"{prefix} is not there. Run `make setup`, or `{layout.program()} env create {plan.host.env}`."
+                f"{prefix} is not there. Run `{layout.next_command('setup')}`, "
+                f"or `{layout.program()} env create {plan.host.env}`."
             )
         environment = activation.activated(prefix, os.environ)
         environment |= variables.for_child(plan.root, os.environ, all_tools.variable_groups())
@@ -191,13 +192,15 @@ def lock(
         from provision.installers import conda_settings
         from provision.lockfiles import conda_lock
 
+        folder = layout.envs_folder(envs)
+        layout.require_own(folder)
         for each in platform or []:
             toml.choose(each, conda_lock.PLATFORMS, "platform")
         toml.choose(tool, ["rattler", "conda-lock"], "tool")
         mirrored = conda_settings.mirrors(os.environ, Path.home())
         host = write_locks.LockHost(platform, mirrored, virtual or [], keep_conda=keep_conda, tool=tool)
         with during(f"locking {name}", OutputOptions(json, False, False, False)):
-            written = [str(file) for file in write_locks.lock((envs or layout.shipped_envs()).absolute(), name, host)]
+            written = [str(file) for file in write_locks.lock(folder, name, host)]
         print(output.told_json("env lock", written=written) if json else "\n".join(written))
         return Exit.GOOD
 

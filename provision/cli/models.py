@@ -240,6 +240,7 @@ def lock(
 
     def act() -> Exit:
         from provision.cli import output
+        from provision.core import layout
         from provision.mirrors import official as official_hub
         from provision.models import hub_client, lock_manifest
 
@@ -251,6 +252,7 @@ def lock(
             base = name.partition("+")[0]
             whole = place.manifest.models[base]
             path = Path(own).expanduser() if own and base in place.manifest.added else shipped
+            layout.require_own(path.parent)
             with during(f"locking {base}", OutputOptions(json, False, False, False)):
                 count = lock_manifest.lock(path, base, whole, official)
             rows.append({"name": base, "completed": count, "manifest": str(path)})

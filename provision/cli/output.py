@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from provision.core import layout
 from provision.core.progress import ChildWrites, Meter, Ticker
 from provision.core.redact import redact
 from provision.core.step import State, exit_of
@@ -209,7 +210,8 @@ def summary(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], sec
     if wrong:
         head = f"{command}: {wrong} of {len(outcomes)} steps cannot go on"
     elif drifted:
-        head = f"{command}: {drifted} of {len(outcomes)} steps are not as they should be; `make setup` mends that"
+        head = f"{command}: {drifted} of {len(outcomes)} steps are not as they should be; "
+        head += f"`{layout.next_command('setup')}` mends that"
     elif changed:
         head = f"{command}: ready, {changed} of {len(outcomes)} steps changed"
     else:
@@ -280,4 +282,4 @@ def environments(found: Sequence[DiscoveredEnvironment]) -> str:
         if each.mixed:
             more = f", and {len(each.mixed) - _MIXED_SHOWN} more" if len(each.mixed) > _MIXED_SHOWN else ""
             lines.append(f"  MIXED: {'; '.join(each.mixed[:_MIXED_SHOWN])}{more}")
-    return "\n".join(lines) or "no environment is here; `make setup` makes one"
+    return "\n".join(lines) or f"no environment is here; `{layout.next_command('setup')}` makes one"

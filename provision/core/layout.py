@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from provision.core.errors import BlockedError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+# The `envs/` of an installed package, and that of a checkout. The wheel carries a copy inside `provision/`.
+_PACKAGED_ENVS = Path(__file__).resolve().parent.parent / "envs"
+_CHECKOUT_ENVS = _PACKAGED_ENVS.parent.parent / "envs"
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,49 @@ def tool_folder(name: str) -> Path:
     return platformdirs.user_cache_path("firstlight", appauthor=False) / name
 
 
+def is_packaged() -> bool:
+    """Return whether this code runs from an installed wheel, where there is no Makefile and no `envs/` to edit."""
+    return _PACKAGED_ENVS.is_dir()
+
+
 def shipped_envs() -> Path:
-    """Return the checkout's `envs/`, or its copy inside an installed distribution."""
-    beside = Path(__file__).resolve().parent.parent.parent / "envs"
-    return beside if beside.is_dir() else Path(__file__).resolve().parent.parent / "envs"
+    """Return the `envs/` that this code ships with: the copy inside an installed package, else the checkout's."""
+    return _PACKAGED_ENVS if is_packaged() else _CHECKOUT_ENVS
+
+
+def envs_folder(named: Path | None) -> Path:
+    """Return the absolute `envs/` folder of a command.
+
+    The order is: the folder that --envs names; for an installed package, `./envs` of the current folder if it has a
+    torch.toml; the shipped one. A root also has a folder `envs`, with the environments themselves and no torch.toml.
+    """
+    if named is not None:
+        return named.absolute()
+    own = Path("envs").absolute()
+    return own if is_packaged() and (own / "torch.toml").is_file() else shipped_envs()
+
+
+def require_own(envs: Path) -> None:
+    """Refuse to write into the `envs/` of an installed package.
+
+    Raises:
+        BlockedError: `envs` is that folder; the message gives the command that copies it.
+    """
+    if is_packaged() and envs.resolve() == _PACKAGED_ENVS:
+        copy = shlex.join(["cp", "-r", str(envs), "envs"])
+        raise BlockedError(
+            f"{envs} belongs to the installed package, and an upgrade replaces it. Make a copy in the current folder, "
+            f"which the next commands there use: `{copy}`. Then run this command again.",
+            next_act=copy,
+        )
+
+
+def next_command(target: str) -> str:
+    """Return the command that a message tells a person to run: make's in a checkout, else our own program's.
+
+    Args:
+        target: a target of the Makefile, such as "setup"; "bench" stands for `bench run`.
+    """
+    if not is_packaged():
+        return f"make {target}"
+    return f"{program('bench')} run" if target == "bench" else f"{program()} {target}"

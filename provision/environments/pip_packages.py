@@ -140,7 +140,8 @@ class PipInstaller:
             if self.offline:
                 reason = str(error).splitlines()[-1].strip().rstrip(".")
                 raise _NotCachedError(
-                    f"{self.place} cannot be made whole without the network: {reason}. Run `make setup`."
+                    f"{self.place} cannot be made whole without the network: {reason}. "
+                    f"Run `{layout.next_command('setup')}`."
                 ) from error
             if ours is not None:
                 raise process.CommandError(f"{self.place}: {ours}") from error

@@ -106,7 +106,8 @@ class SmokeStep:
         done = process.run([python, "-I", "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
         if done.returncode != 0:
             last = done.tail(1) or f"exit {done.returncode}"
-            raise FirstlightError(f"{python} cannot run a denoising step: {last}. Run `make verify`.")
+            verify = layout.next_command("verify")
+            raise FirstlightError(f"{python} cannot run a denoising step: {last}. Run `{verify}`.")
         try:
             result = json.loads(done.stdout.splitlines()[-1])
         except (IndexError, ValueError):
@@ -116,5 +117,6 @@ class SmokeStep:
     def _judge(self, result: dict[str, object]) -> Check:
         detail = "torch {torch}, diffusers {diffusers}: one denoising step on {device}".format(**result)
         if result["finite"] is not True:
-            return Check(State.BLOCKED, f"{detail} gave numbers that are not finite. Run `make verify`.")
+            verify = layout.next_command("verify")
+            return Check(State.BLOCKED, f"{detail} gave numbers that are not finite. Run `{verify}`.")
         return Check(State.OK, f"{detail} in {float(str(result['seconds'])):.1f} s")

@@ -209,7 +209,8 @@ class EnvStep:
             version = prefix.python_version(python)
             if version is None:
                 again = f"{layout.program()} env remove {self.wanted.name}"
-                raise FirstlightError(f"{python} still does not run. Run `{again}`, then `make setup`.")
+                setup = layout.next_command("setup")
+                raise FirstlightError(f"{python} still does not run. Run `{again}`, then `{setup}`.")
         else:
             whole = found is not None and self._fits(found, self.wanted.variants[0])
             version = found if found is not None and whole else self._venv(self.prefix, pip)

@@ -22,12 +22,14 @@ def record(envs: Path, python: Path, names: list[str]) -> None:
         names: the architectures.
 
     Raises:
+        BlockedError: the folder belongs to an installed package.
         FirstlightError: there is no such architecture, or the interpreter cannot describe it.
     """
+    layout.require_own(envs)
     for name in names:
         architecture = architectures.load(envs, name)
         architectures.record(envs, architecture, stand_ins.describe(architecture, python))
 
 
 if __name__ == "__main__":
-    record(layout.shipped_envs(), Path(sys.argv[1]), sys.argv[2:])
+    record(layout.envs_folder(None), Path(sys.argv[1]), sys.argv[2:])

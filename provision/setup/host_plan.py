@@ -143,7 +143,7 @@ def resolve(
         SpecError: host.toml or a provider profile is wrong, or the environment's name is none.
     """
     spec = host_config.load_host(host)
-    folder = (envs or layout.shipped_envs()).absolute()
+    folder = layout.envs_folder(envs)
     given = {key: value for key, value in (changes or {}).items() if value is not None}
     name = str(given.get("env") or spec.env)
     if not re.fullmatch(host_config.NAME, name):

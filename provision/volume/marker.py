@@ -8,6 +8,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.core.step import Check, State
 from provision.fs.atomic import write_atomic
@@ -49,7 +50,7 @@ def require(root: Root) -> None:
     if read_marker(root) is None:
         raise BlockedError(
             f"{root.path} bears no .firstlight marker: it is not mounted, or was never set up. "
-            "Mount it and run `make repair`, or run `make setup`.",
+            f"Mount it and run `{layout.next_command('repair')}`, or run `{layout.next_command('setup')}`.",
             kind="not-mounted",
         )
 
@@ -82,7 +83,7 @@ class VolumeStep:
             return Check(
                 State.BLOCKED,
                 f"{self.root.path} is not mounted (no .firstlight marker, yet {pointing[0]} leads into it). "
-                "Mount it, then run `make repair`.",
+                f"Mount it, then run `{layout.next_command('repair')}`.",
             )
         if self.root.path.exists() and not self.root.path.is_dir():
             return Check(State.BLOCKED, f"{self.root.path} is not a folder. Give another --root.")

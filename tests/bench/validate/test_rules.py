@@ -14,6 +14,7 @@ from bench.gpu.nvml import UNWELL
 from bench.run.verdict import conclude
 from bench.validate import rules
 from bench.validate.judge import judge
+from bench.validate.rule_checks import judgement
 from provision.config import toml
 from provision.core.errors import SpecError
 from tests.bench.conftest import a_host
@@ -231,6 +232,12 @@ def test_a_rule_speaks_and_decides(evidence: Evidence, rule: str, state: Verdict
     spoken = [each for each in judge(evidence) if each.rule == rule]
     assert [each.said for each in spoken if words in each.said], [each.said for each in spoken]
     assert conclude(judge(evidence)).state is state
+
+
+def test_advice_names_the_setup_command_of_a_checkout() -> None:
+    rule = rules.table()["numerics"]
+    found = judgement("numerics", rule, "cpu", {"name": "matmul", "value": "2", "limit": "1"})
+    assert "(`make setup`)" in found.advice
 
 
 def test_every_rule_has_its_case() -> None:
