@@ -1,1 +1,1 @@
-"""Cards from outside of torch: NVML, device nodes, data sheets, and why torch cannot use one."""
+"""Read facts about NVIDIA GPUs without torch: NVML, device nodes, data sheets, and why torch cannot use a GPU."""

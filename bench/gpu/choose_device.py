@@ -1,4 +1,4 @@
-"""Which device a run uses."""
+"""Choose the device of a run from the user's wish and from what torch can use."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ if TYPE_CHECKING:
     from bench.gpu.diagnosis import Machine
 
 
-def choose(wanted: str, site: Machine, found: dict[str, Any] | None) -> str:
-    """The device of a run.
+def choose(name: str, machine: Machine, torch_facts: dict[str, Any] | None) -> str:
+    """Return the device of a run: "cpu", "cuda:N" or "mps".
 
     Args:
-        wanted: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        site: the host, and what it shows of its cards.
-        found: what the interpreter's torch says (`worker_process.query`), None where it was not asked.
+        name: "auto", "cpu", "cuda", "cuda:N" or "mps". "auto" takes a GPU where torch can use one, else the CPU.
+        machine: the host and the visibility of its GPUs.
+        torch_facts: the answer of `worker_process.query`; None where torch was not queried.
 
     Raises:
-        SpecError: no such device name.
-        BlockedError: a wanted device cannot be used; the message tells the cause and the fix.
+        SpecError: `name` is not a device name.
+        BlockedError: the named device cannot be used; the message gives the cause and the fix.
     """
-    check_name(wanted)
-    if wanted == "cpu" or (wanted == "auto" and found is None):
+    check_name(name)
+    if name == "cpu" or (name == "auto" and torch_facts is None):
         return "cpu"
-    answer = found or {}
+    answer = torch_facts or {}
     if "error" in answer:
         verify = layout.next_command("verify")
-        raise BlockedError(f"the environment's torch does not start. Run `{verify}`. It said:\n{answer['error']}")
-    if wanted == "mps":
+        raise BlockedError(
+            f"the environment's torch does not start. Run `{verify}`. Its error output:
+{answer['error']}"
+        )
+    if name == "mps":
         if not answer.get("mps"):
-            raise BlockedError("this torch sees no Apple GPU (MPS). Use --device cpu.")
+            raise BlockedError("this torch finds no Apple GPU (MPS). Use --device cpu.")
         return "mps"
-    index = int(wanted.partition(":")[2] or 0)
-    why_not = diagnosis.cause(site, answer, index)
-    if wanted == "auto":
-        if why_not is None:
+    index = int(name.partition(":")[2] or 0)
+    fault = diagnosis.diagnose(machine, answer, index)
+    if name == "auto":
+        if fault is None:
             return "cuda:0"
-        return "mps" if answer.get("mps") and site.machine.system == "darwin" else "cpu"
-    if why_not is not None:
-        raise BlockedError(why_not.text)
+        return "mps" if answer.get("mps") and machine.facts.system == "darwin" else "cpu"
+    if fault is not None:
+        raise BlockedError(fault.text)
     count = len(answer["devices"])
     if index >= count:
-        raise BlockedError(f"there is no cuda:{index}: torch sees {count} of them (cuda:0 to cuda:{count - 1}).")
+        raise BlockedError(f"cuda:{index} does not exist: torch lists {count} of them, cuda:0 to cuda:{count - 1}.")
     return f"cuda:{index}"
 
 
-def check_name(wanted: str) -> None:
-    """Refuse a name that stands for no device.
+def check_name(name: str) -> None:
+    """Check the form of a device name; the device itself is not looked at.
 
     Raises:
-        SpecError: it does not; the message lists what does.
+        SpecError: no device has a name of this form; the message lists the valid forms.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", wanted):
-        raise SpecError(f"unknown device {wanted!r}; there is: auto, cpu, cuda, cuda:N, mps.")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise SpecError(f"unknown device {name!r}; use one of: auto, cpu, cuda, cuda:N, mps.")

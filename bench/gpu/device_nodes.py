@@ -1,4 +1,4 @@
-"""What a machine shows of its NVIDIA cards to whoever would use them: bus, nodes of /dev, the driver's library."""
+"""Read which NVIDIA GPUs a machine exposes: the PCI bus, the device nodes of /dev, and the driver's library (NVML)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from bench.gpu import nvml
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-CONTROL = ("nvidiactl", "nvidia-uvm")  # what CUDA opens beside a card's own node
-NUMBERED = re.compile(r"nvidia\d+")
-_VENDOR = "0x10de"  # NVIDIA, on the PCI bus
-_DISPLAY = "0x03"  # the class of what computes or draws: a card's sound and its hubs have others
+CONTROL = ("nvidiactl", "nvidia-uvm")  # CUDA opens these beside the node of each GPU
+NUMBERED = re.compile(r"nvidia\d+")  # the node of one GPU
+_VENDOR = "0x10de"  # NVIDIA's PCI vendor id
+_DISPLAY = "0x03"  # PCI class of display controllers; a card's audio and USB functions have other classes
 
 
 @dataclass(frozen=True)
 class DeviceNode:
-    """A file of /dev that CUDA opens; `fault`: why it does not open, as the system names it (EACCES), else None."""
+    """Record one file of /dev that CUDA opens.
+
+    `fault`: the errno name, such as EACCES, where opening fails; None where it opens. `mode` (octal) and `owner` are
+    filled in only where opening fails.
+    """
 
     name: str
     fault: str | None = None
@@ -33,42 +37,43 @@ class DeviceNode:
 
 @dataclass(frozen=True)
 class GpuVisibility:
-    """What a machine shows of its cards, beside its facts.
+    """Record which NVIDIA GPUs a machine exposes to a process.
 
-    `on_bus`: their PCI addresses. `loaded`: the kernel has the driver. `library`: the number with which NVML refuses,
-    None where it answers. `uncut`: a card is set to be used in instances (MIG), and has none. `visible`:
-    CUDA_VISIBLE_DEVICES. `contained`: this is a container, as far as that shows.
+    `on_bus`: the PCI addresses of the GPUs. `loaded`: the kernel has loaded the driver. `nvml_error`: the error number
+    with which NVML fails to start, None where it starts. `lacks_mig_instance`: a GPU is in MIG mode and has no
+    instance. `visible`: the value of CUDA_VISIBLE_DEVICES. `in_container`: a sign of a container is present.
     """
 
     on_bus: tuple[str, ...] = ()
     loaded: bool = False
     nodes: tuple[DeviceNode, ...] = ()
-    library: int | None = None
-    uncut: bool = False
+    nvml_error: int | None = None
+    lacks_mig_instance: bool = False
     visible: str | None = None
-    contained: bool = False
+    in_container: bool = False
 
 
-def look(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> GpuVisibility:
-    """See what there is; each node is opened once, and nothing else is done to it.
+def read_visibility(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> GpuVisibility:
+    """Read the GPU visibility of this machine. Each device node is opened and closed once; nothing is changed.
 
     Args:
-        root: where /sys, /proc and /dev are; another folder in tests.
-        environ: the variables of the process that will use the card.
+        root: the folder that contains /sys, /proc and /dev; tests pass another one.
+        environ: the environment variables of the process that will use the GPU.
     """
     marks = (root / ".dockerenv", root / "run/.containerenv")
     return GpuVisibility(
-        on_bus=tuple(sorted(_on_bus(root))),
+        on_bus=tuple(sorted(_pci_addresses(root))),
         loaded=(root / "sys/module/nvidia").exists() or (root / "proc/driver/nvidia/version").exists(),
         nodes=tuple(_nodes(root / "dev")),
-        library=nvml.refusal(),
-        uncut=nvml.has_no_instance(),
+        nvml_error=nvml.start_error(),
+        lacks_mig_instance=nvml.lacks_mig_instance(),
         visible=environ.get("CUDA_VISIBLE_DEVICES"),
-        contained=any(mark.exists() for mark in marks) or bool({"container", "KUBERNETES_SERVICE_HOST"} & set(environ)),
+        in_container=any(mark.exists() for mark in marks)
+        or bool({"container", "KUBERNETES_SERVICE_HOST"} & set(environ)),
     )
 
 
-def _on_bus(root: Path) -> Iterator[str]:
+def _pci_addresses(root: Path) -> Iterator[str]:
     for folder in (root / "sys/bus/pci/devices").glob("*"):
         if _read(folder / "vendor") == _VENDOR and _read(folder / "class").startswith(_DISPLAY):
             yield folder.name
@@ -81,12 +86,12 @@ def _nodes(folder: Path) -> Iterator[DeviceNode]:
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
-            yield _closed_node(file, errno.errorcode.get(error.errno or 0, str(error)))
+            yield _faulty_node(file, errno.errorcode.get(error.errno or 0, str(error)))
         else:
             yield DeviceNode(file.name)
 
 
-def _closed_node(file: Path, fault: str) -> DeviceNode:
+def _faulty_node(file: Path, fault: str) -> DeviceNode:
     try:
         status = file.stat()
     except OSError:

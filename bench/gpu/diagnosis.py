@@ -1,4 +1,4 @@
-"""Why torch cannot use a card of NVIDIA's: one cause of many, by what the machine shows, and what mends it."""
+"""Diagnose why torch cannot use an NVIDIA GPU, from what the machine exposes, and name the remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu import nvml
-from bench.gpu.device_nodes import CONTROL, NUMBERED, GpuVisibility, look
+from bench.gpu.device_nodes import CONTROL, NUMBERED, GpuVisibility, read_visibility
 from provision.config import toml
 from provision.config import torch as torch_config
 from provision.core.errors import SpecError
@@ -21,310 +21,333 @@ if TYPE_CHECKING:
     from provision.config.torch import TorchSpec
     from provision.host.facts import HostFacts
 
-# The oldest driver for a major version of CUDA that torch.toml has no variant of (source: NVIDIA's table of CUDA's
-# minor version compatibility).
+# {CUDA major version: its oldest driver}, for versions without a variant in torch.toml. Source: NVIDIA's table of
+# CUDA's minor version compatibility.
 _OLDER_CUDA = {"11": "450.80.02"}
-_ELSE = "Or use --device cpu."
+_USE_CPU = "Or use --device cpu."
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine, what it shows of its cards, and the builds of torch that could be installed on it (by `locked`)."""
+    """Record a machine: its facts, the visibility of its GPUs, and the builds of torch that it could install.
 
-    machine: HostFacts
-    seen: GpuVisibility = field(default_factory=GpuVisibility)
+    `torch`: the variants of torch.toml. `locked`: the names of the variants for which a lock file exists.
+    """
+
+    facts: HostFacts
+    visibility: GpuVisibility = field(default_factory=GpuVisibility)
     torch: TorchSpec | None = None
     locked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why a card cannot be used: a short name of the cause, what is so, and what to do."""
+    """Record why torch cannot use a GPU: a short name of the cause, the problem, and the fix."""
 
     name: str
-    said: str
+    problem: str
     fix: str
 
     @property
     def text(self) -> str:
-        """For a message."""
-        return f"{self.said}. {self.fix}"
+        """Return the problem and the fix as one message."""
+        return f"{self.problem}. {self.fix}"
 
 
 @dataclass(frozen=True)
-class _Question:
-    """A site, what torch said there, and of which card."""
+class _Evidence:
+    """Hold what a diagnosis is based on: a machine, the answer of its torch, and the index of the GPU."""
 
-    site: Machine
-    found: Mapping[str, Any]
+    machine: Machine
+    torch_facts: Mapping[str, Any]
     index: int
 
     @property
-    def card(self) -> str:
-        gpus = self.site.machine.gpus
+    def gpu_name(self) -> str:
+        gpus = self.machine.facts.gpus
         return gpus[min(self.index, len(gpus) - 1)].name if gpus else "an NVIDIA card"
 
     @property
     def torch(self) -> str:
-        return f"torch {self.found.get('torch')}"
+        return f"torch {self.torch_facts.get('torch')}"
 
     @property
     def driver(self) -> str | None:
-        return self.site.machine.nvidia_driver
+        return self.machine.facts.nvidia_driver
 
 
-def site(machine: HostFacts, envs: Path) -> Machine:
-    """A machine as it is now, with the builds that a folder of environments has locks for.
+def inspect_machine(facts: HostFacts, envs: Path) -> Machine:
+    """Read the GPU visibility of this machine and the builds of torch for which a lock file exists.
+
+    Args:
+        facts: the facts of this machine.
+        envs: the folder with torch.toml and the environment definitions.
 
     Raises:
-        SpecError: the folder's torch.toml is wrong.
+        SpecError: torch.toml in that folder is not valid.
     """
     file = envs / "torch.toml"
     torch = toml.load(file, torch_config.TorchSpec) if file.is_file() else None
-    return Machine(machine, look(), torch, tuple(sorted({lock.stem for lock in envs.glob("*/*.lock")})))
+    return Machine(facts, read_visibility(), torch, tuple(sorted({lock.stem for lock in envs.glob("*/*.lock")})))
 
 
-def cause(place: Machine, found: Mapping[str, Any], index: int = 0) -> Diagnosis | None:
-    """Why torch cannot use a card there, or None when it can.
+def diagnose(machine: Machine, torch_facts: Mapping[str, Any], index: int = 0) -> Diagnosis | None:
+    """Return why torch cannot use a GPU of this machine, or None where it can.
 
-    What torch can use is not asked further. Else what lies deepest comes first: the card and its driver, the way to it
-    (nodes and libraries), then the build of torch.
+    Where torch can use CUDA, only the GPU's compute capability is checked. Else the lowest faulty layer is named: the
+    GPU and its driver come first, then device nodes and libraries, then the build of torch.
 
     Args:
-        place: the machine.
-        found: what the interpreter's torch says (`worker_process.query`).
-        index: of the card, as torch counts.
+        machine: the machine.
+        torch_facts: the answer of `worker_process.query`.
+        index: the number of the GPU in torch's order.
     """
-    asked = _Question(place, found, index)
-    if found.get("available"):
-        devices = found.get("devices", [])
-        return _no_code(asked, devices[index]) if index < len(devices) else None
-    return next(filter(None, (ask(asked) for ask in _CAUSES)), None) or _unexplained(asked)
+    evidence = _Evidence(machine, torch_facts, index)
+    if torch_facts.get("available"):
+        devices = torch_facts.get("devices", [])
+        return _no_code(evidence, devices[index]) if index < len(devices) else None
+    return next(filter(None, (check(evidence) for check in _CHECKS)), None) or _unexplained(evidence)
 
 
-def _no_driver(asked: _Question) -> Diagnosis | None:
-    if asked.driver is not None:
+def _no_driver(evidence: _Evidence) -> Diagnosis | None:
+    if evidence.driver is not None:
         return None
-    bus = asked.site.seen.on_bus
+    bus = evidence.machine.visibility.on_bus
     if not bus:
-        seen = ", and no card of NVIDIA's is on its bus" if asked.site.machine.system == "linux" else ""
+        on_bus = ", and no NVIDIA card is on its PCI bus" if evidence.machine.facts.system == "linux" else ""
         fix = "Use --device cpu, or a host with a card."
-        return Diagnosis("no card", f"no NVIDIA driver is loaded on this machine{seen}", fix)
-    where = "on the container's host" if asked.site.seen.contained else "here"
+        return Diagnosis("no card", f"no NVIDIA driver is loaded on this machine{on_bus}", fix)
+    where = "on the container's host" if evidence.machine.visibility.in_container else "here"
     return Diagnosis(
         "no driver",
-        f"a card of NVIDIA's is on the bus ({bus[0]}), and no driver is loaded for it",
-        f"Install NVIDIA's driver {where}, or load it (`sudo modprobe nvidia`). {_ELSE}",
+        f"an NVIDIA card is on the PCI bus ({bus[0]}), but no driver is loaded for it",
+        f"Install NVIDIA's driver {where}, or load it (`sudo modprobe nvidia`). {_USE_CPU}",
     )
 
 
-def _mismatch(asked: _Question) -> Diagnosis | None:
-    if asked.site.seen.library != nvml.MISMATCH:
+def _driver_mismatch(evidence: _Evidence) -> Diagnosis | None:
+    visibility = evidence.machine.visibility
+    if visibility.nvml_error != nvml.MISMATCH:
         return None
-    again = "Start the container anew: it still has" if asked.site.seen.contained else "Restart the machine: it has"
+    restart = "Start the container again" if visibility.in_container else "Restart the machine"
     return Diagnosis(
         "driver mismatch",
-        f"the kernel runs driver {asked.driver}, and its libraries are of another version (NVML: driver/library "
-        "version mismatch)",
-        f"{again} both versions since the driver was updated. {_ELSE}",
+        f"the kernel runs driver {evidence.driver}, but the driver's libraries have another version (NVML: "
+        "driver/library version mismatch)",
+        f"{restart}: a driver update has left both versions in use. {_USE_CPU}",
     )
 
 
-def _no_node(asked: _Question) -> Diagnosis | None:
-    seen = asked.site.seen
-    there = {node.name for node in seen.nodes}
-    # The driver makes these when CUDA first asks for them: a torch without CUDA has not.
-    missing = [name for name in CONTROL if name not in there] if asked.found.get("cuda") else []
-    if not any(NUMBERED.fullmatch(name) for name in there):
+def _missing_node(evidence: _Evidence) -> Diagnosis | None:
+    visibility = evidence.machine.visibility
+    names = {node.name for node in visibility.nodes}
+    # The driver creates these nodes at the first use of CUDA; a CPU-only torch never uses it.
+    missing = [name for name in CONTROL if name not in names] if evidence.torch_facts.get("cuda") else []
+    if not any(NUMBERED.fullmatch(name) for name in names):
         missing.insert(0, "nvidia0")
-    # A driver that the kernel does not show (WSL's) has other ways than nodes: then its own word on cards counts.
-    if (not seen.loaded and asked.site.machine.gpus) or not missing:
+    # WSL's driver does not appear in the kernel and needs no device nodes; there the list of GPUs counts.
+    if (not visibility.loaded and evidence.machine.facts.gpus) or not missing:
         return None
-    shown = ", ".join(f"/dev/{name}" for name in missing)
+    paths = ", ".join(f"/dev/{name}" for name in missing)
     fix = "Start the container with its GPUs (`docker run --gpus all`, with NVIDIA's Container Toolkit on the host)."
-    if not seen.contained:
-        fix = f"Make them: `sudo nvidia-modprobe -c 0 -u`. Where this is a container: {fix[0].lower()}{fix[1:]}"
-    said = f"the NVIDIA driver {asked.driver} is loaded, but no card is in reach: no {shown}"
-    return Diagnosis("no node", said, f"{fix} {_ELSE}")
+    if not visibility.in_container:
+        fix = f"Create them: `sudo nvidia-modprobe -c 0 -u`. If this is a container: {fix[0].lower()}{fix[1:]}"
+    problem = f"the NVIDIA driver {evidence.driver} is loaded, but device nodes are missing: {paths}"
+    return Diagnosis("no node", problem, f"{fix} {_USE_CPU}")
 
 
-def _closed(asked: _Question) -> Diagnosis | None:
-    """A node that CUDA needs and that does not open; of the cards' own, one that opens is enough."""
-    nodes = asked.site.seen.nodes
-    cards = [node for node in nodes if NUMBERED.fullmatch(node.name)]
+def _faulty_node(evidence: _Evidence) -> Diagnosis | None:
+    """Return the fault of a device node that CUDA needs; of the GPUs' own nodes, one that opens is enough."""
+    nodes = evidence.machine.visibility.nodes
+    gpu_nodes = [node for node in nodes if NUMBERED.fullmatch(node.name)]
     needed = [node for node in nodes if node.name in CONTROL]
-    needed += [] if any(node.fault is None for node in cards) else cards[:1]
+    needed += [] if any(node.fault is None for node in gpu_nodes) else gpu_nodes[:1]
     for node in needed:
         if node.fault == "EACCES":
             return Diagnosis(
                 "permission",
-                f"/dev/{node.name} is not for this user (mode {node.mode}, {node.owner})",
-                "Join its group, where that may use it (`sudo usermod -aG GROUP $USER`, then log in again), or open it "
-                f"to all: `sudo chmod 666 /dev/nvidia*`. {_ELSE}",
+                f"this user has no permission to open /dev/{node.name} (mode {node.mode}, {node.owner})",
+                "Add the user to the node's group if the group has access (`sudo usermod -aG GROUP $USER`, then log in "
+                f"again), or give all users access: `sudo chmod 666 /dev/nvidia*`. {_USE_CPU}",
             )
         if node.fault == "EPERM":
             return Diagnosis(
                 "device rules",
-                f"/dev/{node.name} is here, and this container may not use it (its device rules)",
-                "Start the container anew with its GPUs (`docker run --gpus all`): the node alone is not enough, and a "
-                f"reload of systemd on the host takes a running container's devices away. {_ELSE}",
+                f"/dev/{node.name} exists, but the container's device rules forbid its use",
+                "Start the container again with its GPUs (`docker run --gpus all`): the node alone is not enough. A "
+                f"reload of systemd on the host also removes the devices of a running container. {_USE_CPU}",
             )
         if node.fault is not None:
             return Diagnosis(
                 "dead node",
-                f"/dev/{node.name} does not open ({node.fault}): its driver has failed, or the card has left the bus",
-                f"`sudo dmesg | grep -i nvrm` tells which. Restart the machine, or ask for another card. {_ELSE}",
+                f"/dev/{node.name} does not open ({node.fault}): the driver has failed, or the card has left the bus",
+                f"See `sudo dmesg | grep -i nvrm` for which. Restart the machine, or rent another card. {_USE_CPU}",
             )
     return None
 
 
-def _cpu_build(asked: _Question) -> Diagnosis | None:
-    if asked.found.get("cuda"):
-        return None
-    return Diagnosis("torch without CUDA", f"{asked.card} is here, but {asked.torch} is a CPU-only build", _take(asked))
-
-
-def _old_driver(asked: _Question) -> Diagnosis | None:
-    needed = _least_driver(asked.site.torch, str(asked.found.get("cuda")))
-    if asked.driver is None or needed is None or not torch_build.is_older(asked.driver, needed):
+def _cpu_build(evidence: _Evidence) -> Diagnosis | None:
+    if evidence.torch_facts.get("cuda"):
         return None
     return Diagnosis(
-        "driver too old",
-        f"{asked.torch} is built for CUDA {asked.found.get('cuda')}, which needs driver {needed} or newer; here is "
-        f"{asked.driver}",
-        f"Update the driver to {needed} or newer, or take a build that runs with this one: {_take(asked)}",
+        "torch without CUDA",
+        f"this machine has {evidence.gpu_name}, but {evidence.torch} is a CPU-only build",
+        _build_advice(evidence),
     )
 
 
-def _unseen(asked: _Question) -> Diagnosis | None:
-    """A variable that hides every card: CUDA stops at the first entry that is no card."""
-    visible = asked.site.seen.visible
+def _old_driver(evidence: _Evidence) -> Diagnosis | None:
+    oldest = _oldest_driver(evidence.machine.torch, str(evidence.torch_facts.get("cuda")))
+    if evidence.driver is None or oldest is None or not torch_build.is_older(evidence.driver, oldest):
+        return None
+    return Diagnosis(
+        "driver too old",
+        f"{evidence.torch} is built for CUDA {evidence.torch_facts.get('cuda')}, which needs driver {oldest} or newer; "
+        f"this machine has {evidence.driver}",
+        f"Update the driver to {oldest} or newer, or use a build for this driver: {_build_advice(evidence)}",
+    )
+
+
+def _hidden_devices(evidence: _Evidence) -> Diagnosis | None:
+    """Return the diagnosis for a CUDA_VISIBLE_DEVICES that hides every GPU: CUDA stops at the first invalid entry."""
+    visible = evidence.machine.visibility.visible
     if visible is None or re.match(r"\s*(\d|GPU-|MIG-)", visible):
         return None
     return Diagnosis(
         "hidden by a variable",
         f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every card",
-        f"`unset CUDA_VISIBLE_DEVICES`. {_ELSE}",
+        f"Run `unset CUDA_VISIBLE_DEVICES`. {_USE_CPU}",
     )
 
 
-def _uncut(asked: _Question) -> Diagnosis | None:
-    if not asked.site.seen.uncut:
+def _no_instance(evidence: _Evidence) -> Diagnosis | None:
+    if not evidence.machine.visibility.lacks_mig_instance:
         return None
-    where = "on the container's host" if asked.site.seen.contained else "here"
+    where = "on the container's host" if evidence.machine.visibility.in_container else "here"
     return Diagnosis(
         "no instance",
-        f"{asked.card} is set to be used in instances (MIG), and none of them is here",
-        f"Make one {where} (`sudo nvidia-smi mig -lgip` tells which there are, `sudo nvidia-smi mig -cgi PROFILE -C` "
-        f"makes it), or use the card as a whole: `sudo nvidia-smi -mig 0`. {_ELSE}",
+        f"{evidence.gpu_name} is in MIG mode and has no instance",
+        f"Create one {where} (`sudo nvidia-smi mig -lgip` lists the profiles, `sudo nvidia-smi mig -cgi PROFILE -C` "
+        f"creates an instance), or turn MIG mode off: `sudo nvidia-smi -mig 0`. {_USE_CPU}",
     )
 
 
-def _no_fabric(asked: _Question) -> Diagnosis | None:
-    """CUDA's error 802, of hosts whose cards are joined by switches (source: CUDA's cudaErrorSystemNotReady)."""
-    refusal = str(asked.found.get("refusal") or "")
+def _no_fabric_manager(evidence: _Evidence) -> Diagnosis | None:
+    """Return the diagnosis for CUDA's error 802, on hosts with NVSwitch (source: CUDA's cudaErrorSystemNotReady)."""
+    refusal = str(evidence.torch_facts.get("refusal") or "")
     if "802" not in refusal and "system not yet initialized" not in refusal:
         return None
     return Diagnosis(
         "fabric manager",
-        f"the cards of this host are joined by switches that nobody has set up ({refusal})",
-        "Start NVIDIA's Fabric Manager on the host, of the driver's own version: `sudo systemctl start "
-        f"nvidia-fabricmanager`. {_ELSE}",
+        f"the NVSwitch fabric that connects the cards of this host is not set up ({refusal})",
+        "Start NVIDIA's Fabric Manager of the driver's version on the host: `sudo systemctl start "
+        f"nvidia-fabricmanager`. {_USE_CPU}",
     )
 
 
-def _no_library(asked: _Question) -> Diagnosis | None:
-    if asked.site.seen.library != nvml.NO_LIBRARY:
+def _no_library(evidence: _Evidence) -> Diagnosis | None:
+    if evidence.machine.visibility.nvml_error != nvml.NO_LIBRARY:
         return None
     return Diagnosis(
         "no libraries",
-        f"driver {asked.driver} is loaded and the card's nodes are here, but not the driver's libraries",
-        "A container: start it with `--gpus all` and NVIDIA_DRIVER_CAPABILITIES=compute,utility. Else install the "
-        f"driver's libraries of the same version. {_ELSE}",
+        f"driver {evidence.driver} is loaded and the device nodes exist, but the driver's libraries are missing",
+        "In a container: start it with `--gpus all` and NVIDIA_DRIVER_CAPABILITIES=compute,utility. Else install the "
+        f"driver's libraries of the same version. {_USE_CPU}",
     )
 
 
-def _unexplained(asked: _Question) -> Diagnosis:
-    refusal = asked.found.get("refusal")
-    why = f"it says: {refusal}" if refusal else "it does not say why"
+def _unexplained(evidence: _Evidence) -> Diagnosis:
+    refusal = evidence.torch_facts.get("refusal")
+    reason = f"its error: {refusal}" if refusal else "it gives no reason"
     return Diagnosis(
         "unexplained",
-        f"{asked.torch}, built for CUDA {asked.found.get('cuda')}, cannot use {asked.card} with driver {asked.driver}; "
-        f"{why}",
-        f"`nvidia-smi` and `sudo dmesg | grep -i nvrm` may tell more. {_ELSE}",
+        f"{evidence.torch}, built for CUDA {evidence.torch_facts.get('cuda')}, cannot use {evidence.gpu_name} with "
+        f"driver {evidence.driver}; {reason}",
+        f"Look at the output of `nvidia-smi` and `sudo dmesg | grep -i nvrm`. {_USE_CPU}",
     )
 
 
-_CAUSES: tuple[Callable[[_Question], Diagnosis | None], ...] = (
+_CHECKS: tuple[Callable[[_Evidence], Diagnosis | None], ...] = (
     _no_driver,
-    _mismatch,
-    _no_node,
-    _closed,
+    _driver_mismatch,
+    _missing_node,
+    _faulty_node,
     _cpu_build,
     _old_driver,
-    _unseen,
-    _uncut,
-    _no_fabric,
+    _hidden_devices,
+    _no_instance,
+    _no_fabric_manager,
     _no_library,
 )
 
 
-def _no_code(asked: _Question, device: Mapping[str, Any]) -> Diagnosis | None:
-    """A card for which this torch has no machine code."""
+def _no_code(evidence: _Evidence, device: Mapping[str, Any]) -> Diagnosis | None:
+    """Return the diagnosis for a GPU for which this torch has no machine code; None where it has."""
     capability = str(device["capability"])
-    names = [str(name) for name in asked.found.get("architectures", [])]
+    names = [str(name) for name in evidence.torch_facts.get("architectures", [])]
     if supported(capability, names):
         return None
-    known = [(int(major), int(minor)) for name in names for major, minor in re.findall(r"_(\d+)(\d)[af]?$", name)]
-    card = tuple(int(part) for part in capability.split("."))
-    is_older = bool(known) and card < min(known)
-    age = "is too old for" if is_older else "is too new for" if known and card > max(known) else "has no code in"
+    built_for = [(int(major), int(minor)) for name in names for major, minor in re.findall(r"_(\d+)(\d)[af]?$", name)]
+    version = tuple(int(part) for part in capability.split("."))
+    is_older = bool(built_for) and version < min(built_for)
+    is_newer = bool(built_for) and version > max(built_for)
+    relation = "is too old for" if is_older else "is too new for" if is_newer else "has no code in"
     return Diagnosis(
         "card too old" if is_older else "no code for the card",
-        f"{device['name']} has compute capability {capability} and {age} {asked.torch}, which carries machine code for "
-        f"{', '.join(names) or 'none'}",
-        _take(asked, device),
+        f"{device['name']} has compute capability {capability} and {relation} {evidence.torch}, which contains machine "
+        f"code for {', '.join(names) or 'none'}",
+        _build_advice(evidence, device),
     )
 
 
 def supported(capability: str, architectures: list[str]) -> bool:
-    """Whether one of torch's architectures runs on a card: the same major and no newer minor, or PTX of an older one.
+    """Return whether code for one of torch's architectures runs on a GPU of this compute capability.
 
-    Source: NVIDIA's CUDA programming guide, binary and PTX compatibility.
+    Machine code (sm_XY) runs on the same major version with the same or a newer minor version. PTX (compute_XY) runs on
+    the same and every newer version. Source: NVIDIA's CUDA programming guide, binary and PTX compatibility.
+
+    Args:
+        capability: "major.minor", such as "9.0".
+        architectures: names such as "sm_90" and "compute_80"; other names are ignored.
     """
     major, minor = (int(part) for part in capability.split("."))
     for name in architectures:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name)
-        if not found:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name)
+        if not match:
             continue
-        built = (int(found.group(2)), int(found.group(3)))
-        if found.group(1) == "sm" and built[0] == major and built[1] <= minor:
+        built_for = (int(match.group(2)), int(match.group(3)))
+        if match.group(1) == "sm" and built_for[0] == major and built_for[1] <= minor:
             return True
-        if found.group(1) == "compute" and built <= (major, minor):
+        if match.group(1) == "compute" and built_for <= (major, minor):
             return True
     return False
 
 
-def _take(asked: _Question, device: Mapping[str, Any] | None = None) -> str:
-    """Which build to take, for a card whose compute capability torch has told; where none fits, why that is so."""
-    machine, torch = asked.site.machine, asked.site.torch
+def _build_advice(evidence: _Evidence, device: Mapping[str, Any] | None = None) -> str:
+    """Return the command that installs a fitting build of torch, or the reason why none fits.
+
+    Args:
+        evidence: the machine and its torch.
+        device: the name and the compute capability of the GPU as torch reports them; None: as the facts have them.
+    """
+    facts, torch = evidence.machine.facts, evidence.machine.torch
     if device is not None:
-        machine = replace(machine, gpus=(Gpu(str(device["name"]), str(device["capability"])),))
+        facts = replace(facts, gpus=(Gpu(str(device["name"]), str(device["capability"])),))
     if torch is None:
-        return f"Install a build of torch with CUDA that runs with driver {machine.nvidia_driver}. {_ELSE}"
+        return f"Install a build of torch with CUDA that runs with driver {facts.nvidia_driver}. {_USE_CPU}"
     try:
-        choice = torch_build.choose(machine, torch, "auto", list(asked.site.locked))
+        choice = torch_build.choose(facts, torch, "auto", list(evidence.machine.locked))
     except SpecError as error:
-        return f"No build that is locked here fits: {error} {_ELSE}"
-    chosen = choice.variants[0]
-    if not chosen.architectures:
-        return f"No build that is locked here fits: {choice.reason}. {_ELSE}"
-    return f"`provision env create --variant {chosen.name}` (torch {chosen.torch}). {_ELSE}"
+        return f"No locked build fits: {error} {_USE_CPU}"
+    variant = choice.variants[0]
+    if not variant.architectures:
+        return f"No locked build fits: {choice.reason}. {_USE_CPU}"
+    return f"`provision env create --variant {variant.name}` (torch {variant.torch}). {_USE_CPU}"
 
 
-def _least_driver(torch: TorchSpec | None, cuda: str) -> str | None:
-    """The oldest driver that a build for this CUDA starts with: of its major version; None where nothing tells."""
+def _oldest_driver(torch: TorchSpec | None, cuda: str) -> str | None:
+    """Return the oldest driver with which a build for this CUDA's major version starts; None where it is unknown."""
     major = cuda.partition(".")[0]
-    known = [variant for variant in (torch.variant if torch is not None else []) if variant.driver is not None]
-    same = [variant.driver for variant in known if re.fullmatch(rf"cu{major}\d", variant.name)]
-    return next(iter(same), _OLDER_CUDA.get(major))
+    variants = [variant for variant in (torch.variant if torch is not None else []) if variant.driver is not None]
+    drivers = [variant.driver for variant in variants if re.fullmatch(rf"cu{major}\d", variant.name)]
+    return next(iter(drivers), _OLDER_CUDA.get(major))

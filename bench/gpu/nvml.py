@@ -1,4 +1,4 @@
-"""What an NVIDIA card says of itself through its driver's library; every answer may be missing."""
+"""Read facts and samples of an NVIDIA GPU through NVML, the driver's library; every value may be missing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bench.core import validation_records
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Bits of nvmlClocksEventReasons (source: nvml.h). A card that is idle is well, and so is one at a clock that somebody
-# has set; but that explains why it is slow.
+# Bits of nvmlClocksEventReasons (source: nvml.h); the bit for an idle GPU is left out. A clock that was set by hand is
+# no fault, but it explains a slow GPU.
 REASONS = {
     0x2: "clocks set by hand",
     0x4: "software power cap",
@@ -23,18 +23,18 @@ REASONS = {
     0x40: "hardware thermal slowdown",
     0x80: "hardware power brake",
 }
-# Those that say that the card, or its cooling or supply, is not well.
-UNWELL = {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "hardware power brake"}
-_LOST = 15  # NVML_ERROR_GPU_IS_LOST: it does not answer on its bus any more (source: nvml.h)
+# The reasons that show a fault of the GPU, its cooling or its power supply.
+FAULT_REASONS = {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "hardware power brake"}
+_LOST = 15  # NVML_ERROR_GPU_IS_LOST: the GPU no longer answers on its bus (source: nvml.h)
 MISMATCH = 18  # NVML_ERROR_LIB_RM_VERSION_MISMATCH: the kernel's driver and the library differ (source: nvml.h)
 NO_LIBRARY = 12  # NVML_ERROR_LIBRARY_NOT_FOUND (source: nvml.h)
-_OFF_THE_BUS = 79  # the number of that error in the kernel's log (source: NVIDIA's list of XIDs)
-_VIRTUAL = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU: this machine has a share of the card (source: nvml.h)
-_MOST_EVENTS = 1000
+_OFF_THE_BUS = 79  # the XID of a lost GPU in the kernel's log (source: NVIDIA's list of XIDs)
+_VIRTUAL = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU: this machine has a share of the GPU (source: nvml.h)
+_MAX_EVENTS = 1000
 
 
-def refusal() -> int | None:
-    """The number with which the driver's library refuses to start; None where it starts."""
+def start_error() -> int | None:
+    """Return the error number with which NVML fails to start; None where it starts."""
     import pynvml
 
     try:
@@ -45,8 +45,8 @@ def refusal() -> int | None:
     return None
 
 
-def has_no_instance() -> bool:
-    """Whether a card is set to be used in instances (MIG), and none of them is here: CUDA then finds no device."""
+def lacks_mig_instance() -> bool:
+    """Return whether a GPU is in MIG mode and has no instance; CUDA finds no device then."""
     import pynvml
 
     try:
@@ -54,32 +54,34 @@ def has_no_instance() -> bool:
     except pynvml.NVMLError:
         return False
     try:
-        cards = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-        return any(_is_empty(pynvml, card) for card in cards)
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        return any(_is_empty(pynvml, handle) for handle in handles)
     except pynvml.NVMLError:
         return False
     finally:
         pynvml.nvmlShutdown()
 
 
-def _is_empty(nvml: Any, card: Any) -> bool:
+def _is_empty(nvml: Any, handle: Any) -> bool:
     try:
-        if nvml.nvmlDeviceGetMigMode(card)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+        if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             return False
-    except nvml.NVMLError:  # an older or smaller card, which has no such mode
+    except nvml.NVMLError:  # an older or smaller GPU without a MIG mode
         return False
-    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         with contextlib.suppress(nvml.NVMLError):
-            nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, number)
+            nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
             return False
     return True
 
 
 @dataclass(frozen=True)
 class NvmlSample:
-    """One look at a card: MHz, degrees Celsius, watts, joules since the driver came, bytes, {process: its bytes}.
+    """Record one sample of a GPU.
 
-    `reasons`: what keeps its clocks down; none where nothing does, None where the driver does not say.
+    Units: MHz, degrees Celsius, watts, joules since the driver was loaded, bytes. `reasons`: the names of what lowers
+    the clocks; empty where nothing does, None where the driver does not report it. `processes`: {process id: its
+    bytes}.
     """
 
     clock_mhz: float | None = None
@@ -92,11 +94,11 @@ class NvmlSample:
 
 
 class NvmlDevice:
-    """One card by its UUID. Where there is no library, no such card, or no permission, it says nothing."""
+    """Read one GPU, addressed by its UUID. Without NVML, the GPU or the permission, every value is None."""
 
     def __init__(self, uuid: str | None) -> None:
-        """Open it."""
-        self._card: Any = None
+        """Open the GPU; None opens nothing."""
+        self._handle: Any = None
         self._uuid = uuid
         self._events: Any = None
         self._xids: list[int] = []
@@ -110,30 +112,30 @@ class NvmlDevice:
             pynvml.nvmlInit()
         except pynvml.NVMLError:
             return
-        # torch tells a card's and a slice's alike, without what stands before it here.
+        # torch reports the UUID without the prefix that NVML needs, for a GPU and a MIG instance alike.
         names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]
         for name in names:
-            if self._card is None:
-                self._card = self._ask(partial(pynvml.nvmlDeviceGetHandleByUUID, name))
-        if self._card is None:
-            self._ask(pynvml.nvmlShutdown)
+            if self._handle is None:
+                self._handle = self._call(partial(pynvml.nvmlDeviceGetHandleByUUID, name))
+        if self._handle is None:
+            self._call(pynvml.nvmlShutdown)
             return
-        limit = self._ask(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._card))
+        limit = self._call(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._handle))
         self.power_limit_watts = limit / 1000 if limit is not None else None
 
     def read(self) -> NvmlSample | None:
-        """Look once; a few milliseconds."""
-        if self._card is None:
+        """Take one sample; this takes a few milliseconds. None where the GPU is not open."""
+        if self._handle is None:
             return None
-        nvml, card = self._nvml, self._card
-        power = self._ask(lambda: nvml.nvmlDeviceGetPowerUsage(card))
-        energy = self._ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(card))
-        bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card))
-        memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(card))
-        processes = self._ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(card))
+        nvml, handle = self._nvml, self._handle
+        power = self._call(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+        energy = self._call(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+        bits = self._call(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+        memory = self._call(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        processes = self._call(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
         return NvmlSample(
-            clock_mhz=self._ask(lambda: nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_SM)),
-            temperature=self._ask(lambda: nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU)),
+            clock_mhz=self._call(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            temperature=self._call(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             power_watts=power / 1000 if power is not None else None,
             energy_joules=energy / 1000 if energy is not None else None,
             used_bytes=int(memory.used) if memory is not None else None,
@@ -142,57 +144,57 @@ class NvmlDevice:
         )
 
     def watch(self) -> None:
-        """Collect the critical errors (XIDs) of the card from now on; where its driver tells none, none are."""
-        if self._card is None or self._events is not None:
+        """Start to collect the critical errors (XIDs) of the GPU; without effect where the driver reports none."""
+        if self._handle is None or self._events is not None:
             return
         nvml = self._nvml
-        events = self._ask(nvml.nvmlEventSetCreate)
+        events = self._call(nvml.nvmlEventSetCreate)
         if events is None:
             return
         try:
-            nvml.nvmlDeviceRegisterEvents(self._card, nvml.nvmlEventTypeXidCriticalError, events)
+            nvml.nvmlDeviceRegisterEvents(self._handle, nvml.nvmlEventTypeXidCriticalError, events)
         except nvml.NVMLError:
-            self._ask(lambda: nvml.nvmlEventSetFree(events))
+            self._call(lambda: nvml.nvmlEventSetFree(events))
             return
         self._events = events
 
     def describe(self, device: str, name: str = "", *, ours: int = 0) -> validation_records.DeviceFacts:
-        """What the card is, as its driver tells: what it does not tell is None.
+        """Return the facts of the GPU as the driver reports them; a value that it does not report is None.
 
         Args:
-            device: what torch calls it, "cuda:0".
-            name: what torch says that it is; the driver's word comes before it.
-            ours: how many of the processes on it are ours. In a container the driver tells other numbers than ours, or
-                no process at all: so they are counted, not looked for.
+            device: torch's name for it, such as "cuda:0".
+            name: torch's name of the model; used where the driver reports none.
+            ours: the number of firstlight's own processes on the GPU. In a container the driver reports other process
+                ids, or no process at all, so they are counted and not matched.
         """
-        if self._card is None:
+        if self._handle is None:
             return validation_records.DeviceFacts(device, name, uuid=self._uuid)
-        nvml, card, ask = self._nvml, self._card, self._ask
-        told = {field: ask(partial(question, nvml, card)) for field, question in _QUESTIONS.items()}
-        rows, pages = told.pop("rows"), told.pop("pages")
-        pending, failed = told.pop("page_pending"), None
+        nvml, handle, call = self._nvml, self._handle, self._call
+        facts = {field: call(partial(function, nvml, handle)) for field, function in _READERS.items()}
+        rows, pages = facts.pop("rows"), facts.pop("pages")
+        pending, failed = facts.pop("page_pending"), None
         if rows is not None:
             pages, pending, failed = rows[0] + rows[1], bool(rows[2]), bool(rows[3])
-        processes = told.pop("processes")
+        processes = facts.pop("processes")
         return validation_records.DeviceFacts(
             device,
-            _text(told.pop("name") or name),
-            uuid=_text(told.pop("uuid") or self._uuid),
-            driver=_text(told.pop("driver")) or None,
+            _text(facts.pop("name") or name),
+            uuid=_text(facts.pop("uuid") or self._uuid),
+            driver=_text(facts.pop("driver")) or None,
             driver_sees=True,
             pages_retired=pages,
             rows_pending=pending,
             rows_failed=failed,
             xids=self._drain(),
             others=None if processes is None or processes < ours else processes - ours,
-            **told,
+            **facts,
         )
 
     def _drain(self) -> tuple[int, ...]:
-        """All XIDs since the watch began."""
+        """Return all XIDs since the watch began."""
         nvml = self._nvml
-        for _ in range(_MOST_EVENTS if self._events is not None else 0):
-            event = self._ask(lambda: nvml.nvmlEventSetWait_v2(self._events, 0))  # none left is an error too: a timeout
+        for _ in range(_MAX_EVENTS if self._events is not None else 0):
+            event = self._call(lambda: nvml.nvmlEventSetWait_v2(self._events, 0))  # an empty queue raises a timeout
             if event is None:
                 break
             if event.eventType & nvml.nvmlEventTypeXidCriticalError:
@@ -200,17 +202,17 @@ class NvmlDevice:
         return tuple(self._xids)
 
     def close(self) -> None:
-        """Let go of the library."""
+        """Release the error events and NVML."""
         if self._events is not None:
-            self._ask(lambda: self._nvml.nvmlEventSetFree(self._events))
+            self._call(lambda: self._nvml.nvmlEventSetFree(self._events))
             self._events = None
-        if self._card is not None:
-            self._ask(self._nvml.nvmlShutdown)
-            self._card = None
+        if self._handle is not None:
+            self._call(self._nvml.nvmlShutdown)
+            self._handle = None
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
+    def _call(self, function: Callable[[], Any]) -> Any:
         try:
-            return question()
+            return function()
         except self._nvml.NVMLError as error:
             if getattr(error, "value", None) == _LOST and _OFF_THE_BUS not in self._xids:
                 self._xids.append(_OFF_THE_BUS)
@@ -218,58 +220,60 @@ class NvmlDevice:
 
 
 def _text(value: str | bytes | None) -> str:
-    """Older libraries answer in bytes."""
+    """Return text; older libraries return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
-def _retired(nvml: Any, card: Any) -> int:
+def _retired_pages(nvml: Any, handle: Any) -> int:
     causes = ("MULTIPLE_SINGLE_BIT_ECC_ERRORS", "DOUBLE_BIT_ECC_ERROR")
     return sum(
-        len(nvml.nvmlDeviceGetRetiredPages(card, getattr(nvml, f"NVML_PAGE_RETIREMENT_CAUSE_{cause}")))
+        len(nvml.nvmlDeviceGetRetiredPages(handle, getattr(nvml, f"NVML_PAGE_RETIREMENT_CAUSE_{cause}")))
         for cause in causes
     )
 
 
-def _errors(nvml: Any, card: Any, kind: str) -> int:
+def _ecc_errors(nvml: Any, handle: Any, kind: str) -> int:
     kind = getattr(nvml, f"NVML_MEMORY_ERROR_TYPE_{kind}")
-    return int(nvml.nvmlDeviceGetTotalEccErrors(card, kind, nvml.NVML_VOLATILE_ECC))
+    return int(nvml.nvmlDeviceGetTotalEccErrors(handle, kind, nvml.NVML_VOLATILE_ECC))
 
 
-def _is_slice(nvml: Any, card: Any) -> bool | None:
-    """Whether it is a part of a card: a slice, a card that is cut into slices, or a share that a hypervisor gave."""
-    found: list[bool] = []
-    for question in (
-        lambda: bool(nvml.nvmlDeviceIsMigDeviceHandle(card)),
-        lambda: nvml.nvmlDeviceGetMigMode(card)[0] == nvml.NVML_DEVICE_MIG_ENABLE,
-        lambda: nvml.nvmlDeviceGetVirtualizationMode(card) == _VIRTUAL,
+def _is_slice(nvml: Any, handle: Any) -> bool | None:
+    """Return whether the GPU is a MIG instance, is in MIG mode, or is a share from a hypervisor; None if unknown."""
+    answers: list[bool] = []
+    for function in (
+        lambda: bool(nvml.nvmlDeviceIsMigDeviceHandle(handle)),
+        lambda: nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE,
+        lambda: nvml.nvmlDeviceGetVirtualizationMode(handle) == _VIRTUAL,
     ):
         try:
-            found.append(question())
+            answers.append(function())
         except nvml.NVMLError:
-            continue  # what a card does not know it is not
-    return any(found) if found else None
+            continue  # a GPU without this function has no such mode
+    return any(answers) if answers else None
 
 
-# {field of a description: how the driver is asked for it}. Watts are told as milliwatts.
-_QUESTIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "name": lambda nvml, card: nvml.nvmlDeviceGetName(card),
-    "uuid": lambda nvml, card: nvml.nvmlDeviceGetUUID(card),
+# {field of DeviceFacts, or an intermediate value: the call that reads it}. NVML reports power in milliwatts.
+_READERS: dict[str, Callable[[Any, Any], Any]] = {
+    "name": lambda nvml, handle: nvml.nvmlDeviceGetName(handle),
+    "uuid": lambda nvml, handle: nvml.nvmlDeviceGetUUID(handle),
     "driver": lambda nvml, _: nvml.nvmlSystemGetDriverVersion(),
-    "compute_capability": lambda nvml, card: "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(card)),
-    "memory_bytes": lambda nvml, card: int(nvml.nvmlDeviceGetMemoryInfo(card).total),
+    "compute_capability": lambda nvml, handle: "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+    "memory_bytes": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
     "slice": _is_slice,
-    "ecc": lambda nvml, card: nvml.nvmlDeviceGetEccMode(card)[0] == nvml.NVML_FEATURE_ENABLED,
-    "ecc_corrected": lambda nvml, card: _errors(nvml, card, "CORRECTED"),
-    "ecc_uncorrected": lambda nvml, card: _errors(nvml, card, "UNCORRECTED"),
-    "rows": lambda nvml, card: nvml.nvmlDeviceGetRemappedRows(card),
-    "pages": _retired,
-    "page_pending": lambda nvml, card: nvml.nvmlDeviceGetRetiredPagesPendingStatus(card) == nvml.NVML_FEATURE_ENABLED,
-    "persistence": lambda nvml, card: nvml.nvmlDeviceGetPersistenceMode(card) == nvml.NVML_FEATURE_ENABLED,
-    "power_limit_watts": lambda nvml, card: nvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000,
-    "power_default_watts": lambda nvml, card: nvml.nvmlDeviceGetPowerManagementDefaultLimit(card) / 1000,
-    "pcie_generation": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkGeneration(card),
-    "pcie_width": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkWidth(card),
-    "pcie_generation_most": lambda nvml, card: nvml.nvmlDeviceGetMaxPcieLinkGeneration(card),
-    "pcie_width_most": lambda nvml, card: nvml.nvmlDeviceGetMaxPcieLinkWidth(card),
-    "processes": lambda nvml, card: len(nvml.nvmlDeviceGetComputeRunningProcesses(card)),
+    "ecc": lambda nvml, handle: nvml.nvmlDeviceGetEccMode(handle)[0] == nvml.NVML_FEATURE_ENABLED,
+    "ecc_corrected": lambda nvml, handle: _ecc_errors(nvml, handle, "CORRECTED"),
+    "ecc_uncorrected": lambda nvml, handle: _ecc_errors(nvml, handle, "UNCORRECTED"),
+    "rows": lambda nvml, handle: nvml.nvmlDeviceGetRemappedRows(handle),
+    "pages": _retired_pages,
+    "page_pending": lambda nvml, handle: (
+        nvml.nvmlDeviceGetRetiredPagesPendingStatus(handle) == nvml.NVML_FEATURE_ENABLED
+    ),
+    "persistence": lambda nvml, handle: nvml.nvmlDeviceGetPersistenceMode(handle) == nvml.NVML_FEATURE_ENABLED,
+    "power_limit_watts": lambda nvml, handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+    "power_default_watts": lambda nvml, handle: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1000,
+    "pcie_generation": lambda nvml, handle: nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle),
+    "pcie_width": lambda nvml, handle: nvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
+    "pcie_generation_most": lambda nvml, handle: nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
+    "pcie_width_most": lambda nvml, handle: nvml.nvmlDeviceGetMaxPcieLinkWidth(handle),
+    "processes": lambda nvml, handle: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
 }

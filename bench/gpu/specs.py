@@ -1,4 +1,4 @@
-"""What cards are on paper: figures with their sources, found by a card's name."""
+"""Look up the data sheet figures of a GPU by its name; each figure has a source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from provision.config import toml
 
 TABLE = Path(__file__).parent / "specs.toml"
-# A slice of a card (MIG, vGPU) has a part of its figures: which part, its name does not say.
+# A slice of a GPU (MIG, vGPU) has a part of its figures; the name does not give the share.
 _SLICE = re.compile(r"\bMIG\b|\bGRID\b|-\d+[ABCQ]\b")
 
 Figure = Annotated[float, Field(gt=0)]
@@ -25,17 +25,18 @@ def _pattern(text: str) -> str:
 
 
 class PcieSpec(toml.Strict):
-    """A card's link."""
+    """Record the PCIe link of a GPU."""
 
     generation: int
     lanes: int
 
 
 class GpuSpec(toml.Strict):
-    """One kind of card. TFLOP/s are 1e12 FLOPs a second, dense; GB/s and GB are of 1e9 bytes, memory of 2**30.
+    """Record the figures of one GPU model.
 
-    `tflops`: {dtype: the sheet's figure}. `measured`: {dtype: the best product that was ever measured on one}.
-    `unchecked`: the figures that no source confirms.
+    TFLOP/s are 1e12 FLOPs a second of dense products. GB/s are 1e9 bytes a second; memory is in GB of 2**30 bytes.
+    `match`: a regular expression for the name. `tflops`: {dtype: the data sheet's figure}. `measured`: {dtype: the best
+    rate of a matrix product that was ever measured on one}. `unchecked`: the figures that no source confirms.
     """
 
     match: Annotated[str, AfterValidator(_pattern)]
@@ -52,21 +53,22 @@ class GpuSpec(toml.Strict):
     sources: Annotated[list[str], Field(min_length=1)]
 
     def flops(self, dtype: str) -> float | None:
-        """FLOPs a second of the sheet in a dtype of a case; None where it has no figure."""
-        found = {str(name): figure for name, figure in self.tflops.items()}.get(dtype)
-        return found * 1e12 if found is not None else None
+        """Return the data sheet's FLOPs a second for the dtype of a case; None where it has no figure."""
+        tflops = {str(name): figure for name, figure in self.tflops.items()}.get(dtype)
+        return tflops * 1e12 if tflops is not None else None
 
 
 @cache
 def table() -> dict[str, GpuSpec]:
-    """Every card that is known."""
+    """Return {name: figures} of every GPU in the table."""
     return toml.load_tables(TABLE, GpuSpec)
 
 
 def find(name: str) -> tuple[str, GpuSpec] | None:
-    """The card of this name, as torch or the driver tells it; None where it is not known.
+    """Return the (key, figures) of a GPU by the name that torch or the driver reports; None where the table lacks it.
 
-    Of several that match, the one that matches most of the name. A slice of a card is not that card.
+    Where several entries match, the one with the longest match counts. A MIG or vGPU slice is never taken for the whole
+    GPU.
     """
     if _SLICE.search(name):
         return None

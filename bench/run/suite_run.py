@@ -100,10 +100,10 @@ def choose_device(run_request: RunRequest, bench: BenchHost, progress: Progress)
     # Where auto can only mean the CPU, torch need not be asked: that saves its import.
     ask = run_request.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
     found = worker_process.query(bench.python) if ask and run_request.device != "cpu" else None
-    site = diagnosis.Machine(bench.machine) if found is None else diagnosis.site(bench.machine, bench.envs)
+    site = diagnosis.Machine(bench.machine) if found is None else diagnosis.inspect_machine(bench.machine, bench.envs)
     chosen = device_choice.choose(run_request.device, site, found)
     if run_request.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
-        why_not = diagnosis.cause(site, found)
+        why_not = diagnosis.diagnose(site, found)
         progress.say(f"on the CPU: {why_not.text if why_not is not None else 'torch lists no card'}")
     return chosen
 

@@ -10,7 +10,7 @@ from bench.core.errors import BUDGET, Exit
 from bench.core.result import Status, Trust
 from bench.core.validation_records import Judgement, Verdict, VerdictState
 from bench.gpu import specs
-from bench.gpu.nvml import UNWELL
+from bench.gpu.nvml import FAULT_REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,7 +103,7 @@ def _gpu_disturbances(gpu: GpuLoadStats) -> Iterator[str]:
     if gpu.others:
         yield f"{gpu.others} other process{'es' if gpu.others > 1 else ''} used the card"
     for name, share in gpu.throttled.items():
-        if name in UNWELL and share > _CLEAN_THROTTLED_SHARE:
+        if name in FAULT_REASONS and share > _CLEAN_THROTTLED_SHARE:
             yield f"the card was slowed down {share:.0%} of the time ({name})"
 
 

@@ -124,7 +124,7 @@ class _Selection:
 
 
 def _choose(wanted: str, bench: BenchHost, found: dict[str, Any]) -> _Selection:
-    site = diagnosis.site(bench.machine, bench.envs)
+    site = diagnosis.inspect_machine(bench.machine, bench.envs)
     if wanted not in {"auto", "cpu"}:
         name = choose_device.choose(wanted, site, found)
         return _Selection({name: _named(found["devices"][int(name.partition(":")[2])])})
@@ -132,16 +132,16 @@ def _choose(wanted: str, bench: BenchHost, found: dict[str, Any]) -> _Selection:
         verify = layout.next_command("verify")
         raise BlockedError(f"the environment's torch does not start. Run `{verify}`. It said:\n{found['error']}")
     cards = {f"cuda:{index}": _named(each) for index, each in enumerate(found["devices"])}
-    has_cards = bool(cards or bench.machine.gpus or site.seen.on_bus or site.seen.loaded)
+    has_cards = bool(cards or bench.machine.gpus or site.visibility.on_bus or site.visibility.loaded)
     if wanted == "cpu" or not has_cards:
         return _Selection({"cpu": (bench.machine.cpu, None)})
-    faults = {name: diagnosis.cause(site, found, index) for index, name in enumerate(cards or ["cuda"])}
+    faults = {name: diagnosis.diagnose(site, found, index) for index, name in enumerate(cards or ["cuda"])}
     unusable = {name: why.text for name, why in faults.items() if why is not None}
     usable = {name: told for name, told in cards.items() if name not in unusable}
-    nodes = [node.name for node in site.seen.nodes if NUMBERED.fullmatch(node.name) and node.fault is None]
+    nodes = [node.name for node in site.visibility.nodes if NUMBERED.fullmatch(node.name) and node.fault is None]
     if (
         len(nodes) > len(cards) > 0
-        and site.seen.visible is None
+        and site.visibility.visible is None
         and not any("MIG" in name for name, _ in cards.values())
     ):
         unusable["cuda"] = (

@@ -1,4 +1,4 @@
-"""What a card says of itself: pynvml as it is where there is no driver, and with a card's answers put in its place."""
+"""Tests of reading a GPU through pynvml: with recorded answers, and with the real pynvml where there is no driver."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CARDS = CHECKOUT / "tests" / "data" / "cards"
-_FREE = ("nvmlErrorString",)  # pynvml's own, which asks no driver
+_UNPATCHED = ("nvmlErrorString",)  # needs no driver
 
 
-def not_found(*_: Any) -> Any:
+def raise_not_found(*_: Any) -> Any:
     raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 
 
 class Driver:
-    """pynvml whose functions answer as a file says; those that it does not name are not in that driver's library."""
+    """Replace pynvml's functions by recorded answers; a function without an answer raises "not found"."""
 
     def __init__(self, name: str, patch: pytest.MonkeyPatch) -> None:
         self.answers: dict[str, Any] = json.loads((CARDS / f"{name}.json").read_text(encoding="utf-8"))["answers"]
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         for function in dir(pynvml):
-            if function.startswith("nvml") and callable(getattr(pynvml, function)) and function not in _FREE:
+            if function.startswith("nvml") and callable(getattr(pynvml, function)) and function not in _UNPATCHED:
                 patch.setattr(pynvml, function, self._function(function))
 
     def _function(self, name: str) -> Callable[..., Any]:
-        def ask(*args: Any) -> Any:
-            self.asked.append(name)
+        def call(*args: Any) -> Any:
+            self.calls.append(name)
             if name not in self.answers:
-                return not_found()
+                return raise_not_found()
             answer = self.answers[name]
             if name == "nvmlEventSetWait_v2":
                 return SimpleNamespace(**answer.pop(0)) if answer else self.fail(pynvml.NVML_ERROR_TIMEOUT)
@@ -50,7 +50,7 @@ class Driver:
                 return SimpleNamespace(**answer)
             return answer if answer != "lost" else self.fail(pynvml.NVML_ERROR_GPU_IS_LOST)
 
-        return ask
+        return call
 
     @staticmethod
     def fail(number: int) -> Any:
@@ -61,15 +61,16 @@ class Driver:
         return str(self.answers["nvmlDeviceGetUUID"])
 
 
-def described(name: str, patch: pytest.MonkeyPatch, *, ours: int = 0) -> DeviceFacts:
+def recorded_facts(name: str, patch: pytest.MonkeyPatch, *, ours: int = 0) -> DeviceFacts:
+    """Return the facts of a recorded GPU."""
     driver = Driver(name, patch)
     card = nvml.NvmlDevice(driver.uuid)
     card.watch()
-    return card.describe("cuda:0", "as torch calls it", ours=ours)
+    return card.describe("cuda:0", "name from torch", ours=ours)
 
 
-def test_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert described("t4", monkeypatch) == DeviceFacts(
+def test_facts_of_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recorded_facts("t4", monkeypatch) == DeviceFacts(
         device="cuda:0",
         name="Tesla T4",
         uuid="GPU-00000000-0000-0000-0000-000000000004",
@@ -94,10 +95,10 @@ def test_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_an_a100_with_bad_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = described("a100", monkeypatch)
+def test_a100_with_memory_errors_reports_rows_and_xids(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = recorded_facts("a100", monkeypatch)
     assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (True, 0, 2)
-    assert (card.pages_retired, card.rows_pending) == (3, True), "rows that were replaced, and one that waits"
+    assert (card.pages_retired, card.rows_pending) == (3, True), "remapped rows, and a pending remap"
     assert card.xids == (63, 48)
     assert (specs.find(card.name) or ("",))[0] == "A100-SXM4-80GB"
 
@@ -106,7 +107,7 @@ def test_an_a100_with_bad_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ("rows", "pending", "failed"),
     [([0, 1, 0, 0], False, False), ([0, 1, 1, 0], True, False), ([0, 1, 0, 1], False, True)],
 )
-def test_a_row_that_could_not_be_replaced_waits_for_no_reset(
+def test_failed_row_remap_is_not_reported_as_pending(
     monkeypatch: pytest.MonkeyPatch, rows: list[int], *, pending: bool, failed: bool
 ) -> None:
     driver = Driver("h100", monkeypatch)
@@ -115,15 +116,15 @@ def test_a_row_that_could_not_be_replaced_waits_for_no_reset(
     assert (card.rows_pending, card.rows_failed) == (pending, failed)
 
 
-def test_a_4090_d_counts_no_errors_and_is_in_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = described("rtx4090d", monkeypatch)
+def test_rtx_4090_d_has_no_ecc_counts_and_no_specs(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = recorded_facts("rtx4090d", monkeypatch)
     assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (False, None, None)
     assert (card.pages_retired, card.rows_pending, card.rows_failed) == (None, None, None)
     assert (card.power_limit_watts, card.power_default_watts) == (350.0, 425.0)
     assert specs.find(card.name) is None
 
 
-def test_a_slice_is_found_by_its_number_and_says_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mig_instance_is_opened_by_uuid_and_marked_as_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("h100-mig", monkeypatch)
     card = nvml.NvmlDevice(driver.uuid.removeprefix("MIG-")).describe("cuda:0")
     assert (card.driver_sees, card.slice, card.ecc) == (True, True, None)
@@ -133,19 +134,21 @@ def test_a_slice_is_found_by_its_number_and_says_that_it_is_one(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("function", "answer"), [("nvmlDeviceGetMigMode", [1, 1]), ("nvmlDeviceGetVirtualizationMode", 2)]
 )
-def test_a_card_that_is_shared_out_is_a_slice(monkeypatch: pytest.MonkeyPatch, function: str, answer: Any) -> None:
+def test_gpu_in_mig_mode_or_vgpu_is_marked_as_slice(
+    monkeypatch: pytest.MonkeyPatch, function: str, answer: Any
+) -> None:
     driver = Driver("h100", monkeypatch)
     assert nvml.NvmlDevice(driver.uuid).describe("cuda:0").slice is False
     driver.answers[function] = answer
     assert nvml.NvmlDevice(driver.uuid).describe("cuda:0").slice is True
 
 
-@pytest.mark.parametrize(("there", "ours", "others"), [(1, 0, 1), (1, 1, 0), (3, 1, 2), (0, 0, 0), (0, 1, None)])
-def test_our_own_processes_are_no_others(
-    monkeypatch: pytest.MonkeyPatch, there: int, ours: int, others: int | None
+@pytest.mark.parametrize(("total", "ours", "others"), [(1, 0, 1), (1, 1, 0), (3, 1, 2), (0, 0, 0), (0, 1, None)])
+def test_own_processes_are_not_counted_as_others(
+    monkeypatch: pytest.MonkeyPatch, total: int, ours: int, others: int | None
 ) -> None:
     driver = Driver("h100", monkeypatch)
-    driver.answers["nvmlDeviceGetComputeRunningProcesses"] = [object()] * there
+    driver.answers["nvmlDeviceGetComputeRunningProcesses"] = [object()] * total
     assert nvml.NvmlDevice(driver.uuid).describe("cuda:0", ours=ours).others == others
 
 
@@ -154,13 +157,13 @@ def test_our_own_processes_are_no_others(
     [
         ({}, False),
         ({"nvmlDeviceGetMigMode": [1, 1]}, True),
-        ({"nvmlDeviceGetMigMode": [0, 1]}, False),  # from its next reset on
+        ({"nvmlDeviceGetMigMode": [0, 1]}, False),  # MIG mode is pending until the next reset
         ({"nvmlDeviceGetMigMode": "lost"}, False),
         ({"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetMigDeviceHandleByIndex": "slice"}, False),
         ({"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetCount": "lost"}, False),
     ],
 )
-def test_a_card_that_waits_to_be_cut_has_no_instance(
+def test_gpu_in_mig_mode_without_instance_is_detected(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], *, is_empty: bool
 ) -> None:
     driver = Driver("h100", monkeypatch)
@@ -170,45 +173,45 @@ def test_a_card_that_waits_to_be_cut_has_no_instance(
         "nvmlDeviceGetMaxMigDeviceCount": 2,
     }
     driver.answers |= changes
-    assert nvml.has_no_instance() is is_empty
-    assert driver.asked[-1] == "nvmlShutdown"
+    assert nvml.lacks_mig_instance() is is_empty
+    assert driver.calls[-1] == "nvmlShutdown"
 
 
-def test_errors_are_collected_from_the_watch_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xids_are_collected_after_watch_began(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
     card = nvml.NvmlDevice(driver.uuid)
-    assert card.describe("cuda:0").xids == (), "nobody watches yet"
+    assert card.describe("cuda:0").xids == (), "the watch has not begun"
     card.watch()
     card.watch()
-    assert driver.asked.count("nvmlEventSetCreate") == 1
+    assert driver.calls.count("nvmlEventSetCreate") == 1
     assert card.describe("cuda:0").xids == (63, 48)
     driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 2, "eventData": 5}, {"eventType": 8, "eventData": 79}]
-    assert card.describe("cuda:0").xids == (63, 48, 79), "what came before stays, and other events are none"
+    assert card.describe("cuda:0").xids == (63, 48, 79), "earlier XIDs stay, and events of other types are ignored"
     card.close()
-    assert driver.asked[-2:] == ["nvmlEventSetFree", "nvmlShutdown"]
+    assert driver.calls[-2:] == ["nvmlEventSetFree", "nvmlShutdown"]
 
 
-def test_a_driver_that_watches_nothing_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_without_event_support_gives_no_xids(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
     del driver.answers["nvmlDeviceRegisterEvents"]
     card = nvml.NvmlDevice(driver.uuid)
     card.watch()
-    assert driver.asked[-1] == "nvmlEventSetFree"
+    assert driver.calls[-1] == "nvmlEventSetFree"
     assert card.describe("cuda:0").xids == ()
 
 
-def test_a_card_that_has_left_its_bus_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_gpu_is_reported_as_xid_79(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
     card = nvml.NvmlDevice(driver.uuid)
     for name in driver.answers:
         if name.startswith("nvmlDeviceGet") and "Handle" not in name:
             driver.answers[name] = "lost"
-    found = card.describe("cuda:0", "NVIDIA A100-SXM4-80GB")
-    assert (found.xids, found.ecc_uncorrected, found.driver_sees) == ((79,), None, True)
-    assert (found.name, found.uuid) == ("NVIDIA A100-SXM4-80GB", "GPU-00000000-0000-0000-0000-0000000000a1")
+    facts = card.describe("cuda:0", "NVIDIA A100-SXM4-80GB")
+    assert (facts.xids, facts.ecc_uncorrected, facts.driver_sees) == ((79,), None, True)
+    assert (facts.name, facts.uuid) == ("NVIDIA A100-SXM4-80GB", "GPU-00000000-0000-0000-0000-0000000000a1")
 
 
-def test_an_older_library_answers_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_bytes_from_older_library_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("t4", monkeypatch)
     driver.answers["nvmlDeviceGetName"] = b"Tesla T4"
     driver.answers["nvmlSystemGetDriverVersion"] = b"418.87"
@@ -216,8 +219,8 @@ def test_an_older_library_answers_in_bytes(monkeypatch: pytest.MonkeyPatch) -> N
     assert (card.name, card.driver) == ("Tesla T4", "418.87")
 
 
-def test_without_a_driver_there_is_a_name_alone() -> None:
-    """The real library, on a machine without a card; where there is one, no card has this number."""
+def test_facts_without_driver_have_only_the_given_name() -> None:
+    """Use the real library; no GPU has this UUID."""
     card = nvml.NvmlDevice("GPU-none")
     card.watch()
     assert card.describe("cuda:0", "Tesla T4", ours=1) == DeviceFacts("cuda:0", "Tesla T4", uuid="GPU-none")
@@ -229,18 +232,16 @@ def test_without_a_driver_there_is_a_name_alone() -> None:
     ("bits", "reasons"),
     [(0, frozenset()), (0x2 | 0x4, {"clocks set by hand", "software power cap"}), (0x1, frozenset()), ("lost", None)],
 )
-def test_what_keeps_its_clocks_down_is_told_by_name(
-    monkeypatch: pytest.MonkeyPatch, bits: Any, reasons: set[str] | None
-) -> None:
+def test_throttle_reasons_are_named(monkeypatch: pytest.MonkeyPatch, bits: Any, reasons: set[str] | None) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers |= {"nvmlDeviceGetCurrentClocksThrottleReasons": bits, "nvmlDeviceGetComputeRunningProcesses": []}
-    found = nvml.NvmlDevice(driver.uuid).read()
-    assert found is not None
-    assert found.reasons == reasons
+    sample = nvml.NvmlDevice(driver.uuid).read()
+    assert sample is not None
+    assert sample.reasons == reasons
 
 
-def test_every_question_is_one_that_pynvml_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real functions, on a handle that no driver gave: each fails as NVML fails, and nothing else comes out."""
+def test_every_called_function_exists_in_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call the real functions with an invalid handle: each raises NVMLError and nothing else."""
     real = {name: getattr(pynvml, name) for name in ("nvmlInit", "nvmlShutdown")}
     assert all(callable(function) for function in real.values())
     monkeypatch.setattr(pynvml, "nvmlLib", None)

@@ -1,4 +1,4 @@
-"""The table of cards: by the names that drivers tell, and never one card's figures for another."""
+"""Tests of the table of GPUs: the names of drivers find the right entry, and no other GPU's figures."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from bench.gpu import specs
         ("NVIDIA B200", "B200"),
     ],
 )
-def test_a_card_is_found_by_its_name(name: str, key: str) -> None:
-    found = specs.find(name)
-    assert found is not None
-    assert found[0] == key
+def test_driver_name_finds_its_entry(name: str, key: str) -> None:
+    match = specs.find(name)
+    assert match is not None
+    assert match[0] == key
 
 
 @pytest.mark.parametrize(
@@ -57,33 +57,33 @@ def test_a_card_is_found_by_its_name(name: str, key: str) -> None:
         "",
     ],
 )
-def test_what_is_not_in_the_table_is_not_known(name: str) -> None:
+def test_name_of_other_gpu_or_slice_finds_nothing(name: str) -> None:
     assert specs.find(name) is None
 
 
-def test_the_most_specific_match_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longest_match_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = specs.table()["A10"]
     both = {"short": plain.model_copy(update={"match": "X1"}), "long": plain.model_copy(update={"match": "X1 Super"})}
     monkeypatch.setattr(specs, "table", lambda: both)
     assert [(specs.find(name) or ("",))[0] for name in ("NVIDIA X1", "NVIDIA X1 Super")] == ["short", "long"]
 
 
-def test_every_figure_has_a_source_or_is_marked() -> None:
+def test_every_entry_has_sources_and_valid_marks() -> None:
     for name, gpu in specs.table().items():
         assert all(source.strip() for source in gpu.sources), name
         assert set(gpu.unchecked) <= {*gpu.tflops, "bandwidth_gbs", "memory_gb", "power_watts", "pcie"}, name
         for dtype, figure in gpu.measured.items():
-            assert figure < gpu.tflops[dtype], f"{name}: more than its peak was measured"
+            assert figure < gpu.tflops[dtype], f"{name}: the measured rate is above the peak"
 
 
 def test_figures_are_dense() -> None:
-    """The sheets print twice as much for matrices that are half empty."""
+    """Check the ratio of fp16 to TF32: data sheets print twice as much for structured sparsity."""
     for name, gpu in specs.table().items():
         if "tf32" in gpu.tflops and "fp16" in gpu.tflops:
             assert gpu.tflops["fp16"] / gpu.tflops["tf32"] == pytest.approx(2, rel=0.03), name
 
 
-def test_flops_by_the_names_of_cases() -> None:
+def test_flops_are_found_by_the_dtype_of_a_case() -> None:
     (_, t4) = specs.find("Tesla T4") or pytest.fail("T4")
     assert t4.flops("fp16") == 65e12
     assert t4.flops("bf16") is None

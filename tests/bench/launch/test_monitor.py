@@ -263,4 +263,4 @@ def test_no_figures_no_trust() -> None:
 
 
 def test_every_reason_that_is_unwell_has_a_bit() -> None:
-    assert set(nvml.REASONS.values()) >= nvml.UNWELL
+    assert set(nvml.REASONS.values()) >= nvml.FAULT_REASONS

@@ -221,7 +221,7 @@ def test_a_card_that_torch_lost_is_missed(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
 ) -> None:
     nodes = tuple(DeviceNode(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
-    monkeypatch.setattr(diagnosis, "look", lambda: GpuVisibility(loaded=True, nodes=nodes, visible=visible))
+    monkeypatch.setattr(diagnosis, "read_visibility", lambda: GpuVisibility(loaded=True, nodes=nodes, visible=visible))
     found = validate()
     assert found.run.verdict.state is (FAIL if is_lost else PASS)
     said = [each.said for each in judged(found, "unusable")]

@@ -10,7 +10,7 @@ import pytest
 
 from bench.core.validation_records import UNABLE, DeviceFacts, VerdictState
 from bench.gpu import nvml, specs
-from bench.gpu.nvml import UNWELL
+from bench.gpu.nvml import FAULT_REASONS
 from bench.run.verdict import conclude
 from bench.validate import rules
 from bench.validate.judge import judge
@@ -311,7 +311,7 @@ def test_what_is_no_rule_is_refused_by_its_line(tmp_path: Path, text: str, old: 
 def test_every_reason_that_a_rule_names_is_one_of_the_drivers() -> None:
     named = {reason for rule in rules.table().values() for reason in (*rule.reasons, *rule.capped_by)}
     assert named <= set(nvml.REASONS.values())
-    assert {reason for rule in rules.table().values() for reason in rule.reasons} >= UNWELL
+    assert {reason for rule in rules.table().values() for reason in rule.reasons} >= FAULT_REASONS
 
 
 def test_every_field_that_a_rule_names_is_a_cards() -> None:
