@@ -105,7 +105,7 @@ def history(
             lines = [plain(line) | {"at": line.at.isoformat()} for line in validation_history.lines(found.runs)]
             print(dumps({"schema": 1, "lines": lines, "unread": list(found.unread)}))
             return Exit.GOOD
-        color, width = terminal.paper(no_color)
+        color, width = terminal.color_and_width(no_color)
         if found.runs:
             print(tables.trend(found, color=color, width=width), end="")
         else:

@@ -154,7 +154,7 @@ def run(
         if json:
             print(dumps(done))
         else:
-            color, width = terminal.paper(no_color)
+            color, width = terminal.color_and_width(no_color)
             print(tables.terminal(done, color=color, width=width), end="")
             if done.interleaved:
                 print(tables.comparison(compare.pairs(done), color=color, width=width), end="")
@@ -209,8 +209,8 @@ def tune(
         if json:
             print(dumps(tune_search.told(found)))
         else:
-            color, width = terminal.paper(no_color)
-            print(tables.tuned(found, color=color, width=width), end="")
+            color, width = terminal.color_and_width(no_color)
+            print(tables.tuning_table(found, color=color, width=width), end="")
             _keep_page(found.run, out)
         return found.exit
 
@@ -328,7 +328,7 @@ def compare_(
         if json:
             print(dumps({"schema": 1, **plain(found), "exit": int(found.exit)}))
         else:
-            color, width = terminal.paper(no_color)
+            color, width = terminal.color_and_width(no_color)
             print(tables.comparison(found, color=color, width=width), end="")
         return found.exit
 

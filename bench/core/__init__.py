@@ -1,1 +1,1 @@
-"""Data that the worker and its parent share: results, axes, statistics, and the protocol. Standard library alone."""
+"""Define the data that worker and parent share: results, axes, statistics, protocol. Only the standard library."""

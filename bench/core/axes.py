@@ -1,4 +1,4 @@
-"""The axes of a case, by the names that suites and reports use."""
+"""Define the axes of a case, with the value names that suites and reports use."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-_ENVS = [Path(__file__).resolve().parent.parent.parent / place for place in ("provision/envs", "envs")]
+_ENVS = [Path(__file__).resolve().parent.parent.parent / folder for folder in ("provision/envs", "envs")]
 ARCHITECTURES = next((envs for envs in _ENVS if envs.is_dir()), _ENVS[-1]) / "architectures"
 
-# What an architecture is -> what can be done with it, first what it was trained for.
+# {kind of architecture: its tasks}; the first task is the one that it was trained for.
 TASKS: dict[str, tuple[str, ...]] = {
     "unconditional": ("unconditional",),
     "text-to-image": ("text-to-image", "image-to-image"),
@@ -18,25 +18,26 @@ TASKS: dict[str, tuple[str, ...]] = {
     "controlnet": ("controlnet",),
 }
 
-# task -> diffusers' pipeline, and that of SDXL; "" where there is none
+# {task: (diffusers' pipeline class, the SDXL class)}; "" where there is none.
 PIPELINES = {
     "text-to-image": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
     "image-to-image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
     "inpainting": ("StableDiffusionInpaintPipeline", ""),
     "controlnet": ("StableDiffusionControlNetPipeline", ""),
 }
-# How much of an image's noise image-to-image starts from: diffusers' own default.
+# The share of the noise that image-to-image adds to its input image: diffusers' default.
 STRENGTH = 0.8
 
-# name -> torch's. fp32 is IEEE's on every card; tf32 keeps fp32 in memory and computes with TF32 in convolutions and
-# matrix products. What torch does by itself lies in between: TF32 in cuDNN's convolutions alone.
+# {name: torch's dtype}. fp32 means IEEE fp32 on every device. tf32 stores fp32 and computes convolutions and matrix
+# products in TF32. torch's default lies in between: TF32 in cuDNN's convolutions only.
 DTYPES = {"fp64": "float64", "fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-# How far one evaluation may be from fp32's, relative L2. Measured on real architectures with random weights: bf16
-# 1.0e-2, channels_last 1.8e-6, torch.compile 2.0e-6; fp16 and TF32 have 11 bits of mantissa, bf16 8. Five times that.
+# {dtype: the largest relative L2 distance of one evaluation from the same in fp32}. Measured on real architectures with
+# random weights: bf16 1.0e-2, channels_last 1.8e-6, torch.compile 2.0e-6. The limit is five times as much. fp16 and
+# TF32 have 11 bits of mantissa, bf16 has 8.
 TOLERANCES = {"fp64": 1e-5, "fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
 
-# name -> diffusers' class, and what is changed in the model's own scheduler configuration
+# {name: (diffusers' class, changes to the model's own scheduler configuration)}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {}),
     "ddim": ("DDIMScheduler", {}),
@@ -60,7 +61,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 LAYOUTS = ("contiguous", "channels_last")
 
-# name -> torch's SDPBackend that is forced; None: torch chooses; eager and sliced are diffusers' own.
+# {name: the forced SDPBackend of torch}; None: torch chooses. eager and sliced are implementations of diffusers.
 ATTENTIONS: dict[str, str | None] = {
     "sdpa": None,
     "math": "MATH",
@@ -71,7 +72,7 @@ ATTENTIONS: dict[str, str | None] = {
     "sliced": None,
 }
 
-# name -> torch.compile's mode; None: it is not compiled
+# {name: the mode of torch.compile}; None: not compiled
 COMPILES: dict[str, str | None] = {
     "eager": None,
     "compiled": "default",
@@ -85,20 +86,24 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 
 
 def architecture(model: str) -> dict[str, Any]:
-    """The configuration of a model's components; one that extends another has that one's components too."""
-    found: dict[str, Any] = json.loads((ARCHITECTURES / f"{model}.json").read_text(encoding="utf-8"))
-    if "base" in found:
-        base = architecture(found["base"])
-        return base | found | {"classes": base["classes"] | found["classes"]}
-    return found
+    """Return the configuration of an architecture's components; a file with a "base" extends that architecture.
+
+    Raises:
+        OSError: no file has this architecture.
+    """
+    config: dict[str, Any] = json.loads((ARCHITECTURES / f"{model}.json").read_text(encoding="utf-8"))
+    if "base" in config:
+        base = architecture(config["base"])
+        return base | config | {"classes": base["classes"] | config["classes"]}
+    return config
 
 
 def models() -> list[str]:
-    """Every architecture that has a loop here."""
-    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in ARCHITECTURES.glob("*.json")}
-    return sorted(name for name, told in found.items() if told["kind"] in TASKS)
+    """Return the sorted names of all architectures of a kind that bench can sample from."""
+    configs = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in ARCHITECTURES.glob("*.json")}
+    return sorted(name for name, config in configs.items() if config["kind"] in TASKS)
 
 
 def tasks(model: str) -> tuple[str, ...]:
-    """What can be done with a model; the first is what it was trained for."""
+    """Return the tasks of an architecture; the first is the one it was trained for."""
     return TASKS[architecture(model)["kind"]]

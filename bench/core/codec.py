@@ -1,4 +1,4 @@
-"""Frozen records as JSON, and back: whatever does not fit its type is refused."""
+"""Convert frozen records to JSON and back; a value that does not fit its type is rejected."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _T = TypeVar("_T")
 
 
 def dumps(record: object) -> str:
-    """A record as one line of JSON."""
+    """Return a record as one line of JSON."""
     return json.dumps(plain(record), ensure_ascii=False)
 
 
 def loads(text: str, kind: type[_T]) -> _T:
-    """Read a record back.
+    """Read a record from JSON.
 
     Raises:
-        ValueError: the text is no JSON, lacks a field, has an unknown one, or one of another type.
+        ValueError: the text is not JSON, a field is missing or unknown, or a value has another type.
     """
-    return typing.cast("_T", record(json.loads(text, parse_constant=_refuse), kind, kind.__name__))
+    return typing.cast("_T", record(json.loads(text, parse_constant=_reject), kind, kind.__name__))
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number")
+def _reject(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number")
 
 
 def plain(value: object) -> Any:
-    """A record, and whatever it holds, as JSON's own types."""
+    """Convert a record, and everything in it, to JSON's types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
@@ -44,13 +44,13 @@ def plain(value: object) -> Any:
     return value
 
 
-def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (one arm a kind of type)
-    """A value of a type from JSON's own types; the inverse of `plain`.
+def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (one branch per kind of type)
+    """Convert a value of JSON's types to a typed value; the inverse of `plain`.
 
     Args:
-        value: what was read.
-        kind: a type as a record's field names it.
-        where: what messages call it.
+        value: the value as read from JSON.
+        kind: the type, as a record's field declares it.
+        where: the place of the value, for messages, such as "Run.results[0].case".
 
     Raises:
         ValueError: the value does not fit the type.
@@ -72,14 +72,14 @@ def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (on
     if dataclasses.is_dataclass(kind):
         return _dataclass(value, kind, where)
     if issubclass(kind, Enum):
-        known = [member.value for member in kind]
-        if value not in known:
-            raise ValueError(f"{where} is {value!r}; there is: {', '.join(known)}")
+        values = [member.value for member in kind]
+        if value not in values:
+            raise ValueError(f"{where} is {value!r}; expected one of: {', '.join(values)}")
         return kind(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}, and no number")
+        raise ValueError(f"{where} is {value}, which is not a finite number")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} is {value!r}, not {kind.__name__}")
     return value
@@ -87,14 +87,14 @@ def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (on
 
 def _dataclass(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is not an object")  # noqa: TRY004 (as for every other misfit)
+        raise ValueError(f"{where} is not an object")  # noqa: TRY004 (all misfits raise the same error)
     hints = typing.get_type_hints(kind)
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(known))
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(value) - set(fields))
     if unknown:
         raise ValueError(f"{where} has the unknown field {unknown[0]}")
-    given = {name: record(item, hints[name], f"{where}.{name}") for name, item in value.items()}
+    arguments = {name: record(item, hints[name], f"{where}.{name}") for name, item in value.items()}
     try:
-        return kind(**given)
+        return kind(**arguments)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None

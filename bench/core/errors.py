@@ -1,16 +1,16 @@
-"""The exit codes of `bench`, and what a worker raises; the parent's errors are provision's."""
+"""Define the exit codes of `bench` and the errors of a worker; the parent raises provision's errors."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-BUDGET = "the budget leaves"  # in why a case has no figure for want of time
-PARTNER = "its partner could not be measured"  # why one of a pair has no figure
-BYTES_FOR_A_RUN = 16 * 1024 * 1024  # what a run and its pictures take at most
+BUDGET = "the budget leaves"  # part of the reason of a case that had no time
+PARTNER = "its partner could not be measured"  # the reason of a case whose pair failed
+BYTES_FOR_A_RUN = 16 * 1024 * 1024  # upper bound for the files of one run
 
 
 class Exit(IntEnum):
-    """What the exit code of `bench` means."""
+    """Name the exit codes of `bench`."""
 
     GOOD = 0
     FAILED = 1
@@ -21,7 +21,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-# What torch's messages say where a device has no such kernel.
+# Words of torch's messages where a device has no such kernel.
 _UNSUPPORTED = (
     "not implemented",
     "not supported",
@@ -35,10 +35,10 @@ _UNSUPPORTED = (
 
 
 class SkipError(Exception):
-    """The case cannot run here, or cannot end in time; the message says why."""
+    """Signal that the case cannot run on this device or cannot end in time; the message gives the reason."""
 
 
 def is_unsupported(error: Exception) -> bool:
-    """Return whether torch says that a device has no such kernel; any other failure is no fact of the device."""
+    """Return whether torch reports that the device has no such kernel; other failures do not prove that."""
     text = str(error).lower()
-    return isinstance(error, NotImplementedError) or any(each in text for each in _UNSUPPORTED)
+    return isinstance(error, NotImplementedError) or any(phrase in text for phrase in _UNSUPPORTED)

@@ -1,10 +1,10 @@
-"""The records of a benchmark: what is measured, what was found; frozen, standard library alone.
+"""Define the records of a run: cases and their results; frozen dataclasses, standard library alone.
 
 Schema history of a run:
-1 - first light.
-2 - more axes of a case; warm-up images, shares, the peak and the images before it, numerics against fp32, memory over
-    time, the GPU's readings, trust, validations. Every new field has a default: a run of schema 1 is read as it is.
-3 - which dtypes the device has kernels for, what was chosen for it, which cases must be measured. All have defaults.
+1 - the first version.
+2 - more axes of a case; warm-up images, shares, the peak rate and the images before it, numerics against fp32, memory
+over time, GPU readings, trust, validations. Every new field has a default, so a run of schema 1 is read as it is.
+3 - the dtypes that the device has kernels for, the choices made for it, the required cases. All have defaults.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCHEMA = 3
 
 
 class Status(str, Enum):
-    """How a case ended."""
+    """Name how the measurement of a case ended."""
 
     OK = "ok"
     SKIPPED = "skipped"
@@ -35,11 +35,12 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of a suite: what is computed, and how.
+    """Describe one case of a suite.
 
-    `height` and `width` are of the image, in pixels; `steps` is what a scheduler is asked for: how often the model is
-    evaluated is up to the scheduler. `task` is what a pipeline makes of the model ("" for what it was trained for),
-    `attention`, `compile`, `offload` and `vae` are of `bench.axes`. `threads`: 0 for as many as torch takes.
+    `height` and `width`: of the image, in pixels. `steps`: the number that the scheduler is set to; the scheduler
+    decides how often it evaluates the model for them. `task`: the task of the pipeline, "" for the one that the model
+    was trained for. `attention`, `compile`, `offload` and `vae`: names of `bench.core.axes`. `threads`: 0 for torch's
+    default.
     """
 
     model: str
@@ -61,7 +62,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the reports call it, and its pictures: every axis that is not as usual is in it."""
+        """Return the name in reports and picture files; every setting that is not the default is part of it."""
         task = f"-{self.task}" if self.task else ""
         parts = [
             f"{self.model}{task}-{self.device.replace(':', '')}-{self.dtype}",
@@ -74,17 +75,17 @@ class Case:
 
     @property
     def settings(self) -> list[str]:
-        """What of it can be tuned: its dtype, its batch, and whatever is not as usual."""
+        """Return the settings that can be tuned: the dtype, the batch, and every setting that is not the default."""
         return [self.dtype, f"batch {self.batch}", *self.unusual.values()]
 
     @property
     def is_reference(self) -> bool:
-        """Whether its numbers are what others are held against: fp32, and no setting that rounds otherwise."""
+        """Return whether other cases are compared with this one: fp32, and no setting that changes rounding."""
         return self.dtype == "fp32" and set(self.unusual) <= {"threads", "seed", "vae"}
 
     @property
     def unusual(self) -> dict[str, str]:
-        """{axis: value, as names have it} of the settings that differ from the library's own."""
+        """Return {axis: the value as it appears in names} of the settings that differ from the default."""
         settings = {
             "layout": (self.layout, "contiguous", ""),
             "attention": (self.attention, "sdpa", "attention-"),
@@ -99,7 +100,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Phases:
-    """Wall seconds of what happens once, before the samples; None where it was not reached."""
+    """Record the wall seconds of the phases before the samples; None where a phase was not reached."""
 
     imports_seconds: float | None = None
     load_seconds: float | None = None
@@ -108,10 +109,10 @@ class Phases:
 
 @dataclass(frozen=True)
 class Sample:
-    """One whole sampling loop.
+    """Record one timed image or batch: one whole sampling loop.
 
-    `seconds` is wall time between two synchronisations; `step_seconds` lie between the ends of consecutive
-    evaluations of the model; `cpu_seconds` is the process's CPU time, all threads together.
+    `seconds`: wall time between two synchronizations. `step_seconds`: the times between the ends of consecutive
+    evaluations of the model. `cpu_seconds`: CPU time of the process, all threads together.
     """
 
     seconds: float
@@ -121,11 +122,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peaks in bytes. Host peaks are of the phase, not of the process's life; None where it cannot be read.
+    """Record the peaks of memory in bytes; None where a value cannot be read.
 
-    `host_run_uss_peak_bytes` is memory that no other process shares, read every few milliseconds during an image that
-    is not timed. `device_used_bytes` is of the whole card and all who use it, `device_process_bytes` of the process,
-    both as NVML tells.
+    Host peaks are of the phase, not of the whole life of the process. `host_run_uss_peak_bytes`: memory that no other
+    process shares, read every few milliseconds during an image that is not timed. `device_used_bytes`: the memory in
+    use on the whole GPU, by all processes. `device_process_bytes`: the memory of this process on the GPU. NVML reports
+    both.
     """
 
     host_load_peak_bytes: int | None = None
@@ -139,13 +141,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """How much arithmetic the case is, and how much the machine does.
+    """Record the amount of arithmetic of a case, and the rates of the machine.
 
-    FLOPs count a multiply-add as two, as torch.utils.flop_counter does. `probe_flops_per_second` is the rate
-    of a short convolution in the case's dtype, from which the cost was predicted. `peak_flops_per_second` is
-    {probe: the best rate that it reached before, between and after the images}. `evaluations` of the model an image.
-    `copy_bytes_per_second`: what a copy in memory moved (read and written) at each of these askings: a machine that
-    becomes another one shows it there. `predicted_compile_seconds`: from one block that was compiled.
+    FLOPs count a multiply-add as two, as torch.utils.flop_counter does. `probe_flops_per_second`: the rate of a short
+    convolution in the case's dtype, from which the cost was predicted. `peak_flops_per_second`: {probe: the best rate
+    before, between and after the images}. `evaluations`: evaluations of the model per image. `copy_bytes_per_second`:
+    the rate of a copy in memory (read and written bytes) at each of these times; it shows a machine whose speed
+    changed. `predicted_compile_seconds`: predicted from one compiled block.
     """
 
     flops_per_step: int | None = None
@@ -160,12 +162,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Numerics:
-    """Whether the pictures are numbers, and right ones; where the kept one lies (beside the run's file).
+    """Record whether the pictures are finite and right, and the name of the kept picture (beside the run's file).
 
     `repeats`: the same seed gave the same numbers again. `forward_error`: the relative L2 distance of one evaluation of
-    the model from the same in fp32 with the library's own settings, at most `tolerance`; None with `not_compared`.
-    `psnr`: decibels of the picture against the same case's in fp32 (10 log10 of 1 over the mean squared difference of
-    pixels in [0, 1]), 100 where the two are equal; None where its run has no such case.
+    the model from the same in fp32 with the default settings, at most `tolerance`; None with `not_compared` as the
+    reason. `psnr`: decibels between the picture and that of the same case in fp32 (10 log10 of 1 over the mean squared
+    difference of pixels in [0, 1]), 100 where the two are equal; None where the run has no such case.
     """
 
     finite: bool
@@ -180,12 +182,12 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Host:
-    """What else the machine did while the samples were taken.
+    """Record the host load while the samples were taken; shares are from 0 to 1.
 
-    `cpu_share` is the CPU time of the process over wall time times threads; `steal_share` the part of all
-    CPU time that the hypervisor took away; `pressure_share` the part of the time in which some task of the machine
-    waited for a core (the kernel's PSI); `wait_share` the time that the process's own threads waited for one, over wall
-    time times threads. `harness_share` is what the parent used of one core meanwhile.
+    `cpu_share`: CPU time of the process over wall time times threads. `steal_share`: the part of all CPU time that the
+    hypervisor took away. `pressure_share`: the part of the time in which some task of the machine waited for a core
+    (the kernel's PSI). `wait_share`: the time that the process's own threads waited for a core, over wall time times
+    threads. `harness_share`: the part of one core that the parent process used meanwhile.
     """
 
     threads: int
@@ -200,7 +202,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Moment:
-    """One reading of memory: seconds since the worker was started, the phase, bytes of the process and of the card."""
+    """Record memory at one time: seconds since the worker started, the phase, bytes of the process and of the GPU."""
 
     at: float
     phase: str
@@ -210,7 +212,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whether a case's figures are its own: `contended` by other work, or `clean`; the reasons."""
+    """Record whether other work disturbed a case (`contended`) or not (`clean`), and the reasons."""
 
     state: str
     reasons: tuple[str, ...] = ()
@@ -218,7 +220,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest that fits, by bisection; `bound` says what ended the search: memory, or the time for it."""
+    """Record the largest batch and image that fit, found by bisection; a `bound` is what ended it: memory or time."""
 
     batch: int | None
     batch_bound: str
@@ -228,11 +230,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one case; `reason` says why it is not ok.
+    """Record the result of one case; `reason` explains a status that is not ok.
 
-    `warmups`: images before the loop was steady, after the first. `shares`: {component: its seconds} of one image that
-    is not among the samples, which took `shares_of_seconds`. `attempts`: how often it was measured until it was clean.
-    `required`: its suite is not done without it.
+    `warmups`: the images after the first one that were made before the loop was steady. `shares`: {component: its
+    seconds} of one image that is not a sample and took `shares_of_seconds`. `attempts`: how often the case was measured
+    until it was clean. `required`: the suite fails without this case.
     """
 
     case: Case
@@ -257,15 +259,16 @@ class Result:
 
     @property
     def cause(self) -> str:
-        """The first line of the reason; empty without one."""
+        """Return the first line of the reason; empty without one."""
         return next(iter((self.reason or "").splitlines()), "")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a search has found. `gain`: how many times as fast `best` is as `default`, and its 95 % interval.
+    """Record the result of a search for faster settings.
 
-    None where nothing is faster. `doubt`: why that is not to be believed; `notes`: what else a reader must know.
+    `gain`: how many times as fast `best` is as `default`, with its 95 % interval; None where no setting is faster.
+    `doubt`: the reason why the gain is not reliable. `notes`: further remarks for the reader.
     """
 
     default: Case
@@ -282,8 +285,8 @@ class Tuning:
 class Precision:
     """Record whether a device has kernels for a dtype, as torch reports and a short convolution confirms.
 
-    `flops_per_second` is the rate of that convolution, None where it could not be made; `slower`: how many times less
-    that is than in fp32. `fault`: what ended the probe (a signal, an exception, a deadline).
+    `flops_per_second`: the rate of that convolution, None where it could not run. `slower`: how many times as slow that
+    is as fp32. `fault`: what ended the probe (a signal, an exception, a deadline).
     """
 
     dtype: str
@@ -295,12 +298,12 @@ class Precision:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a suite on one machine. `started` is UTC, ISO 8601; `seconds` is the whole wall time.
+    """Record one run of a suite on one machine. `started` is in UTC, ISO 8601; `seconds` is the whole wall time.
 
-    `command`: what repeats it. `interleaved`: its cases are pairs whose images were made in turns. `tuning`: what a
-    search has found, whose tries its cases are. `validation`: of one that has no cases, but a host's health.
-    `precisions`: of the low dtypes that were probed before the cases. `notes`: what was chosen for the device, or left
-    out, in words.
+    `command`: the command that repeats the run. `interleaved`: the cases are pairs whose images were made in turns.
+    `tuning`: the result of a search whose trials are the cases. `validation`: the examination of a host, in a run
+    without cases. `precisions`: the lower dtypes that were probed before the cases. `notes`: what was chosen for the
+    device or left out.
     """
 
     schema: int

@@ -1,4 +1,4 @@
-"""The records of a verdict: what a card was seen doing, what was asked of a device, and what the rules make of it."""
+"""Define the records of a validation: facts and load of GPUs, readings, judgements, and the verdict."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 
-PROCESS = "process"  # the name of the reading that says how the process ended that asked a device
-# Marks among the figures of a reading (1.0 where one is there).
-CUT = "cut"  # its larger shapes had no time or no room: its value is a lower bound
-UNABLE = "unable"  # there is no such kernel or dtype on this device: what has no value then is no gap
+PROCESS = "process"  # the name of the reading that records how an examining process ended
+# Marks among the figures of a reading; a mark that is set has the value 1.0.
+CUT = "cut"  # larger shapes did not fit in time or memory, so the value is a lower bound
+UNABLE = "unable"  # the device has no such kernel or dtype, so a missing value is no gap
 
 
 class VerdictState(str, Enum):
-    """What a whole run says."""
+    """Name the verdicts of a run or of one judgement."""
 
     PASS = "pass"  # noqa: S105 (a verdict)
     WARN = "warn"
@@ -23,7 +23,7 @@ class VerdictState(str, Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The run in one word, and each reason for it."""
+    """Record the verdict of a run and its reasons."""
 
     state: VerdictState
     reasons: tuple[str, ...] = ()
@@ -31,11 +31,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GpuLoadStats:
-    """What the card said while the samples were taken; None where it does not say.
+    """Record the GPU's readings while the samples were taken; None where the driver does not report a value.
 
-    `throttled`: {reason: share of the readings}; where it names none, `reasons_told` says whether it names any at all
-    (None in files of before that was kept). `others`: processes on the card besides the worker.
-    `energy_source`: "counter" (the card's own) or "power" (its power, integrated).
+    `throttled`: {reason: its share of the readings}. `reasons_told`: whether the driver reports reasons at all, which
+    tells an empty `throttled` from an unknown one (None in older files). `others`: the number of other processes on the
+    GPU. `energy_source`: "counter" (the GPU's own) or "power" (its power, integrated over time).
     """
 
     clock_mhz_median: float | None = None
@@ -52,14 +52,14 @@ class GpuLoadStats:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a device is, as its driver tells; None where that does not say. A CPU is one too, with a name alone.
+    """Record the facts of a device as its driver reports them; None where it does not. A CPU has only a name.
 
-    `driver_sees`: whether the driver's library answers for it (a container may hide it). `slice`: it is a part of a
-    card (MIG). `ecc_corrected` and `ecc_uncorrected`: memory errors since the driver was loaded, `pages_retired`,
-    `rows_pending` and `rows_failed`: memory that was given up, that will be at the next reset, or that should have been
-    and could not. `xids`: hardware errors (the driver's numbers) that came while it was watched. `pcie_generation` and
-    `pcie_width` as they are under load, beside the most that card and slot can. `others`: processes on it that are not
-    ours.
+    `driver_sees`: whether NVML finds the device (a container may hide it). `slice`: the device is a part of a GPU (MIG,
+    vGPU). `ecc_corrected`, `ecc_uncorrected`: memory errors since the driver was loaded. `pages_retired`: memory pages
+    or rows that were replaced. `rows_pending`: more will be replaced at the next reset. `rows_failed`: a replacement
+    failed. `xids`: the driver's numbers of the hardware errors that came during the watch. `pcie_generation`,
+    `pcie_width`: the link under load; those with `_most`: the maximum of GPU and slot. `others`: the number of
+    processes on the device that are not firstlight's.
     """
 
     device: str
@@ -89,12 +89,13 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one question to a device has found.
+    """Record one reading: a value that one probe has measured on one device.
 
-    `probe` is the phase in which it was asked, `name` what exactly. `value` is the best of the raw `samples` (None
-    where there is none: then `why_not`, or `fault`), `unit` that of both: "FLOP/s", "B/s", "s" (seconds a step), or
-    "" for a share or a relative error. `limit`: what a relative error may be. `fault`: what is wrong by itself, such
-    as a NaN or a byte that did not come back. `figures`: what else belongs to it. `round`: of a soak.
+    `probe`: the phase of the examination. `name`: the measured quantity. `value`: the best of the raw `samples`; None
+    where there is none, with the reason in `why_not` or `fault`. `unit`: of `value` and `samples`: "FLOP/s", "B/s", "s"
+    (seconds per step), or "" for a share or a relative error. `limit`: the largest acceptable relative error. `fault`:
+    an error that is wrong in itself, such as a NaN or a changed byte. `figures`: further numbers of the reading.
+    `round`: the round of a soak.
     """
 
     probe: str
@@ -112,10 +113,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one rule makes of a device.
+    """Record what one rule concludes about a device.
 
-    `said` names the figure, what was expected and whose that is; `advice` what to do. `source`: where the expected
-    figure is from; `confidence`: "own" (this very card's best kept run), "measured", "sheet", or "unchecked".
+    `said`: the figure, the expected figure and its origin. `advice`: what to do. `source`: the source of the expected
+    figure. `confidence`: "own" (the best kept run of this very GPU), "measured", "sheet" (data sheet), or "unchecked".
     """
 
     rule: str
@@ -132,11 +133,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Validation:
-    """A host that was validated: its cards before and after, all readings, all judgements.
+    """Record the validation of a host: its devices before and after, all readings, all judgements.
 
-    `seconds`: {phase: of the device that took longest in it}. `watched`: {device: what it did under sustained load}.
-    `disturbed`: {device: why its figures are not its own}. `software`: {name: version}. `soak_seconds`: how long it was
-    repeated, None where it was not.
+    `seconds`: {phase: the seconds of the slowest device}. `watched`: {device: its load readings under sustained load}.
+    `disturbed`: {device: the other work that disturbed it}. `software`: {name: version}. `soak_seconds`: the length of
+    the soak, None without one.
     """
 
     cards: tuple[DeviceFacts, ...]

@@ -1,1 +1,1 @@
-"""Runs and validations as text, Markdown, HTML, charts and files for other programs."""
+"""Show runs and validations as text, Markdown, HTML, charts, and files for other programs."""

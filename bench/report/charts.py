@@ -1,4 +1,4 @@
-"""Charts of a run, as SVG that stands alone: matplotlib draws, no font and no script is asked for."""
+"""Draw the charts of a run with matplotlib, as SVG that refers to no font, script or other file."""
 
 from __future__ import annotations
 
@@ -24,29 +24,32 @@ _GIGABYTE = 1e9
 
 
 def step_times(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
-    """How the single steps lie: a box for the middle half, a line at the median, a dot for each outlier."""
-    shown = [(label(result.case), _milliseconds(result)) for result in results if _milliseconds(result)]
-    if not shown:
+    """Draw the distribution of step times: a box for the middle half, a line at the median, a dot for each outlier.
+
+    Return None where no result has step times.
+    """
+    boxes = [(label(result.case), _milliseconds(result)) for result in results if _milliseconds(result)]
+    if not boxes:
         return None
-    shown.reverse()  # the first case on top
-    figure, axes = _figure(max(_LEAST, _ROW * len(shown) + 0.7))
+    boxes.reverse()  # the first case on top
+    figure, axes = _figure(max(_LEAST, _ROW * len(boxes) + 0.7))
     axes.boxplot(
-        [values for _, values in shown],
+        [values for _, values in boxes],
         orientation="horizontal",
         widths=0.55,
         flierprops={"markersize": 2.5},
         medianprops={"color": "#c0392b"},
     )
-    axes.set_yticks(range(1, len(shown) + 1), [_short(name) for name, _ in shown])
-    if _spans_decades([value for _, values in shown for value in values]):
+    axes.set_yticks(range(1, len(boxes) + 1), [_short(name) for name, _ in boxes])
+    if _spans_decades([value for _, values in boxes for value in values]):
         _logarithmic(axes)
-    axes.set_xlabel("milliseconds a step")
+    axes.set_xlabel("milliseconds per step")
     axes.grid(visible=True, axis="x", alpha=0.3)
     return _svg(figure)
 
 
 def batch_scaling(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
-    """Images a second over the batch, for the cases that differ by it alone; None where there are none."""
+    """Draw images per second over the batch, for cases that differ only in it; None where there are none."""
     lines: dict[Case, list[tuple[int, float]]] = {}
     for result in results:
         rate = stats.images_per_second(result)
@@ -61,39 +64,40 @@ def batch_scaling(results: Sequence[Result], label: Callable[[Case], str]) -> st
     axes.set_xscale("log", base=2)
     batches = sorted({batch for points in lines.values() for batch, _ in points})
     axes.set_xticks(batches, [str(batch) for batch in batches])
-    return _lines(figure, axes, "batch", "images a second")
+    return _lines(figure, axes, "batch", "images per second")
 
 
 def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
-    """The memory of the worker, or of the card where there is one, from its start to its end."""
-    shown = [result for result in results if len(result.timeline) > 1]
-    if not shown:
+    """Draw the memory of the GPU, or of the worker process on a CPU, from start to end; None without readings."""
+    results_with_timeline = [result for result in results if len(result.timeline) > 1]
+    if not results_with_timeline:
         return None
-    figure, axes = _figure(max(3.4, _LEGEND_ROW * len(shown)))
-    for result in shown:
-        on_card = any(moment.device_bytes for moment in result.timeline)
+    figure, axes = _figure(max(3.4, _LEGEND_ROW * len(results_with_timeline)))
+    for result in results_with_timeline:
+        has_device = any(moment.device_bytes for moment in result.timeline)
         moments = [
-            (moment.at, ((moment.device_bytes if on_card else moment.host_bytes) or 0) / _GIGABYTE)
+            (moment.at, ((moment.device_bytes if has_device else moment.host_bytes) or 0) / _GIGABYTE)
             for moment in result.timeline
         ]
         axes.plot(*zip(*moments, strict=True), linewidth=1.2, label=_short(label(result.case)))
     return _lines(figure, axes, "seconds since the case began", "GB")
 
 
-def errors_over_time(longest: Result, found: Sequence[SchedulerAccuracy], label: Callable[[Case], str]) -> str:
-    """What each scheduler costs and how far it is from the longest solution: the lower left is best."""
+def errors_over_time(longest: Result, solutions: Sequence[SchedulerAccuracy], label: Callable[[Case], str]) -> str:
+    """Draw time per image against distance from the longest solution, a line per scheduler; lower left is best."""
     figure, axes = _figure(4.2)
-    schedulers = sorted({each.result.case.scheduler for each in found})
+    schedulers = sorted({solution.result.case.scheduler for solution in solutions})
     for number, scheduler in enumerate(schedulers):
         points = sorted(
-            (summary.median, each.error, each.result.case.steps)
-            for each in found
-            if each.result.case.scheduler == scheduler and (summary := stats.image_seconds(each.result)) is not None
+            (summary.median, solution.error, solution.result.case.steps)
+            for solution in solutions
+            if solution.result.case.scheduler == scheduler
+            and (summary := stats.image_seconds(solution.result)) is not None
         )
         seconds, errors, steps = zip(*points, strict=True)
         marker = "osD^vPX*<>h"[number % 11]
         axes.plot(seconds, errors, marker=marker, linewidth=1, label=f"{scheduler} {'/'.join(map(str, steps))} steps")
-    axes.set_xlabel("seconds an image")
+    axes.set_xlabel("seconds per image")
     axes.set_ylabel(f"distance from {_short(label(longest.case))}", fontsize=7)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -102,9 +106,9 @@ def errors_over_time(longest: Result, found: Sequence[SchedulerAccuracy], label:
     return _svg(figure)
 
 
-def against(found: Comparison) -> str | None:
-    """Each case over the same of a baseline: the change of its time with its interval, and what it must exceed."""
-    rows = [(row, row.ratio) for row in reversed(found.rows) if row.ratio is not None]
+def comparison_chart(comparison: Comparison) -> str | None:
+    """Draw the change of each case's time since the baseline, with its interval and threshold; None without ratios."""
+    rows = [(row, row.ratio) for row in reversed(comparison.rows) if row.ratio is not None]
     if not rows:
         return None
     figure, axes = _figure(max(_LEAST, _ROW * len(rows) + 0.9))
@@ -116,26 +120,26 @@ def against(found: Comparison) -> str | None:
         axes.errorbar(middle, height, xerr=[[middle - low], [high - middle]], fmt="o", color=color, markersize=4)
     axes.axvline(0, color="#66727f", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [_short(row.name) for row, _ in rows])
-    axes.set_xlabel("change of the seconds an image, per cent; grey: within the noise")
+    axes.set_xlabel("change of the seconds per image, per cent; grey: below the threshold")
     return _svg(figure)
 
 
-def trend(found: Sequence[Trend]) -> str | None:
-    """Each figure of one card over time, as a part of the best that it ever was; None where nothing was asked twice."""
-    shown = [each for each in found if len(each.points) > 1]
-    if not shown:
+def trend(trends: Sequence[Trend]) -> str | None:
+    """Draw each reading of one device over time, as a part of its best; None where no reading has two points."""
+    lines = [line for line in trends if len(line.points) > 1]
+    if not lines:
         return None
-    figure, axes = _figure(max(3.2, _LEGEND_ROW * len(shown) + 0.9))
-    for number, each in enumerate(shown):
-        shares, times = [100 * share for share in each.shares], [point.at for point in each.points]
-        style = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
-        axes.plot(times, shares, style, marker="o", markersize=3, label=_short(each.name))
+    figure, axes = _figure(max(3.2, _LEGEND_ROW * len(lines) + 0.9))
+    for number, line in enumerate(lines):
+        shares, times = [100 * share for share in line.shares], [point.at for point in line.points]
+        style = ("-", "--", ":")[number // 10 % 3]  # matplotlib has ten colours
+        axes.plot(times, shares, style, marker="o", markersize=3, label=_short(line.name))
     axes.tick_params(axis="x", labelsize=7, labelrotation=20)
-    return _lines(figure, axes, "when it was validated (UTC)", "per cent of its best")
+    return _lines(figure, axes, "time of the validation (UTC)", "per cent of its best")
 
 
 def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:
-    """A chart of lines, from zero on, with its legend."""
+    """Finish a line chart: axis labels, a vertical axis from zero, and a legend."""
     axes.set_xlabel(across)
     axes.set_ylabel(upward)
     axes.set_ylim(bottom=0)
@@ -145,12 +149,12 @@ def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:
 
 
 def _legend(axes: Any) -> None:
-    """Beside the lines, never over them."""
+    """Put the legend beside the lines, so that it hides none of them."""
     axes.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _logarithmic(axes: Any) -> None:
-    """A scale of decades whose ticks are plain numbers."""
+    """Set a logarithmic scale with plain numbers as ticks."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_xscale("log")
@@ -169,7 +173,7 @@ def _spans_decades(values: Sequence[float]) -> bool:
 
 def _short(text: str) -> str:
     short = text if len(text) <= _LONG_LABEL else f"{text[: _LONG_LABEL - 1]}…"
-    return short.replace("$", r"\$")  # between two of them matplotlib would read a formula
+    return short.replace("$", r"\$")  # matplotlib renders text between two dollar signs as a formula
 
 
 def _figure(height: float) -> tuple[Any, Any]:
@@ -186,7 +190,7 @@ def _svg(figure: Any) -> str:
     import matplotlib as mpl
 
     sink = io.StringIO()
-    # Text stays text, so that it can be searched; and the same run gives the same bytes.
+    # Text stays text, so that it can be searched. The fixed salt makes equal runs give equal bytes.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "firstlight", "font.family": "sans-serif"}):
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     text = sink.getvalue()

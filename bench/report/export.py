@@ -1,4 +1,4 @@
-"""A run in the forms of other programs: CSV, and the JSON of pytest-benchmark."""
+"""Export a run for other programs: CSV, and the JSON of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from bench.core.result import Result, Run
     from bench.core.validation_records import Validation
 
-# The version of pytest-benchmark whose files these are read by; it looks at no other field of it.
-_LIKE_VERSION = "5.2.0"
+# The version of pytest-benchmark whose format this is; its reader checks this field.
+_FORMAT_VERSION = "5.2.0"
 
 
 def csv_text(run: Run, price_per_hour: float | None = None) -> str:
-    """One row a case, one column a figure, seconds and bytes as they are; what is not known is empty."""
+    """Return a run as CSV: a row per case, a column per figure, in seconds and bytes; unknown values are empty."""
     sink = io.StringIO()
     rows = [_flat(result, price_per_hour) for result in run.results]
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -37,18 +37,18 @@ def csv_text(run: Run, price_per_hour: float | None = None) -> str:
 
 
 def readings_csv(validation: Validation) -> str:
-    """One row a reading of a validation, in its unit; what belongs to it and its raw samples as JSON."""
+    """Return the readings of a validation as CSV, each in its unit; figures and raw samples are JSON in a cell."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow([each.name for each in fields(Reading)])
+    writer.writerow([field.name for field in fields(Reading)])
     for reading in validation.readings:
-        kept = plain(reading)
-        writer.writerow([dumps(value) if isinstance(value, (list, dict)) else value for value in kept.values()])
+        values = plain(reading)
+        writer.writerow([dumps(value) if isinstance(value, (list, dict)) else value for value in values.values()])
     return sink.getvalue()
 
 
 def pytest_benchmark(run: Run) -> dict[str, Any]:
-    """What `pytest-benchmark compare` reads: a round is an image (a batch of them)."""
+    """Return a run in the JSON format of pytest-benchmark; a round is one image or batch."""
     software = next((result.software for result in run.results if result.software), {})
     return {
         "machine_info": {
@@ -75,12 +75,12 @@ def pytest_benchmark(run: Run) -> dict[str, Any]:
         },
         "benchmarks": [_benchmark(result) for result in run.results if result.status is Status.OK],
         "datetime": run.started,
-        "version": _LIKE_VERSION,
+        "version": _FORMAT_VERSION,
     }
 
 
 def extra_info(result: Result) -> dict[str, Any]:
-    """What a benchmark of pytest-benchmark says beside its times."""
+    """Return the values that pytest-benchmark stores beside the times of a case."""
     return {
         "status": result.status.value,
         "trust": trust.state if (trust := result.trust or verdict.trust(result)) else None,
@@ -160,15 +160,15 @@ def _benchmark(result: Result) -> dict[str, Any]:
 
 
 def _stats(seconds: Sequence[float]) -> dict[str, Any]:
-    """The figures of pytest-benchmark, by its own names and definitions (source: its Stats)."""
+    """Return pytest-benchmark's figures, by its own names and definitions (source: its class Stats)."""
     ordered = sorted(seconds)
     mean, median = statistics.fmean(ordered), statistics.median(ordered)
     deviation = statistics.stdev(ordered) if len(ordered) > 1 else 0.0
     first, _, third = statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
     spread = third - first
-    outside = [each for each in ordered if each < first - 1.5 * spread or each > third + 1.5 * spread]
-    inside = [each for each in ordered if each not in outside]
-    beyond = sum(abs(each - mean) > deviation for each in ordered)
+    outside = [value for value in ordered if value < first - 1.5 * spread or value > third + 1.5 * spread]
+    inside = [value for value in ordered if value not in outside]
+    far = sum(abs(value - mean) > deviation for value in ordered)
     return {
         "min": ordered[0],
         "max": ordered[-1],
@@ -180,8 +180,8 @@ def _stats(seconds: Sequence[float]) -> dict[str, Any]:
         "q1": first,
         "q3": third,
         "iqr_outliers": len(outside),
-        "stddev_outliers": beyond,
-        "outliers": f"{beyond};{len(outside)}",
+        "stddev_outliers": far,
+        "outliers": f"{far};{len(outside)}",
         "ld15iqr": min(inside),
         "hd15iqr": max(inside),
         "ops": 1 / mean if mean else 0.0,

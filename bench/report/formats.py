@@ -1,4 +1,4 @@
-"""The forms in which a kept run is shown: tables, Markdown, a page, files of other programs, a ticket."""
+"""Convert a kept run to each format of `bench report`: tables, Markdown, a page, other programs' files, a ticket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportContext:
-    """How a run is shown: its folder, what an hour costs, what it is held against, all validations of its host."""
+    """Hold what a report needs besides the run.
+
+    `folder`: the folder of the run and its pictures. `cost`: the price of an hour of the machine. `baseline`: the run
+    to compare with. `kept`: all validations of the run's host.
+    """
 
     folder: Path
     cost: float | None = None
@@ -25,70 +29,82 @@ class ReportContext:
     kept: Sequence[Run] = ()
 
 
-def terminal(run: Run, shown: ReportContext) -> str:
-    """Tables for a terminal."""
+def terminal(run: Run, context: ReportContext) -> str:
+    """Return the run as tables for a terminal."""
     from bench.report import tables, validation_tables
     from bench.report import terminal as report_terminal
 
-    color, width = report_terminal.paper(shown.no_color)
-    show = tables.terminal if run.validation is None else validation_tables.terminal
-    return show(run, color=color, width=width)
+    color, width = report_terminal.color_and_width(context.no_color)
+    render = tables.terminal if run.validation is None else validation_tables.terminal
+    return render(run, color=color, width=width)
 
 
 def markdown(run: Run, _: ReportContext) -> str:
-    """Markdown."""
+    """Return the run as Markdown."""
     from bench.report import tables, validation_tables
 
     return tables.markdown(run) if run.validation is None else validation_tables.markdown(run)
 
 
-def html(run: Run, shown: ReportContext) -> str:
-    """One page that needs nothing else.
+def html(run: Run, context: ReportContext) -> str:
+    """Return the run as one HTML page that needs no other file.
 
     Raises:
-        SpecError: what is wished for beside it a validation does not have.
+        SpecError: a price or a baseline is given for a validation.
     """
     from bench.report import html_page
 
-    _without_cases(run, "has no image that could cost something", shown.cost is not None)
-    _without_cases(run, "is held against earlier ones by itself", shown.baseline is not None)
-    return html_page.html(run, shown.folder, shown.cost, shown.baseline, shown.kept)
+    _check_has_cases(run, "no images to price. Leave out --price", context.cost is not None)
+    _check_has_cases(run, "no cases to compare. Leave out --against", context.baseline is not None)
+    return html_page.html(run, context.folder, context.cost, context.baseline, context.kept)
 
 
-def csv(run: Run, shown: ReportContext) -> str:
-    """A row a case, or a row a reading."""
+def csv(run: Run, context: ReportContext) -> str:
+    """Return the run as CSV with a row per case, or a validation with a row per reading.
+
+    Raises:
+        SpecError: a price is given for a validation.
+    """
     from bench.report import export
 
-    _without_cases(run, "has no image that could cost something", shown.cost is not None)
-    return export.csv_text(run, shown.cost) if run.validation is None else export.readings_csv(run.validation)
+    _check_has_cases(run, "no images to price. Leave out --price", context.cost is not None)
+    return export.csv_text(run, context.cost) if run.validation is None else export.readings_csv(run.validation)
 
 
 def json(run: Run, _: ReportContext) -> str:
-    """The run as it is kept."""
+    """Return the run as the JSON of its file."""
     from bench.core.codec import dumps
 
     return dumps(run)
 
 
 def pytest_benchmark(run: Run, _: ReportContext) -> str:
-    """What `pytest-benchmark compare` reads."""
+    """Return the run as JSON that `pytest-benchmark compare` reads.
+
+    Raises:
+        SpecError: the run is a validation.
+    """
     import json
 
     from bench.report import export
 
-    _without_cases(run, "has no cases; for its readings: --format csv", True)
+    _check_has_cases(run, "no cases. Use --format csv for its readings", True)
     return json.dumps(export.pytest_benchmark(run), indent=1)
 
 
 def ticket(run: Run, _: ReportContext) -> str:
-    """What a user can send to whoever owns the host."""
+    """Return the text that a user sends to the support of the host's provider.
+
+    Raises:
+        SpecError: the run is not a validation.
+    """
     from bench.report import support_ticket
 
     return support_ticket.text(run)
 
 
 def schema_text() -> str:
-    """What describes run.json."""
+    """Return the JSON Schema of run.json."""
     import json
 
     from bench.report import json_schema
@@ -96,9 +112,9 @@ def schema_text() -> str:
     return json.dumps(json_schema.of_run(), indent=1)
 
 
-def _without_cases(run: Run, why: str, is_asked: bool) -> None:
-    if run.validation is not None and is_asked:
-        raise SpecError(f"{run.id} is a validation: it {why}.")
+def _check_has_cases(run: Run, lack: str, is_needed: bool) -> None:
+    if run.validation is not None and is_needed:
+        raise SpecError(f"{run.id} is a validation, which has {lack}.")
 
 
 FORMS: dict[str, Callable[[Run, ReportContext], str]] = {

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: it opens from a mail, without a network, and prints well."""
+"""Render a run as one HTML page that needs no other file and no network, and that can be printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.validate.history import Trend
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_WORDS = {"pass": "Pass", "warn": "Pass, with doubts", "fail": "Fail", "could not judge": "Could not be judged"}
+_WORDS = {"pass": "Pass", "warn": "Pass, with warnings", "fail": "Fail", "could not judge": "Could not be judged"}
 
 
 def html(
@@ -30,14 +30,14 @@ def html(
     baseline: Run | None = None,
     kept: Sequence[Run] = (),
 ) -> str:
-    """The page.
+    """Return the HTML page of a run.
 
     Args:
         run: the run.
-        folder: where its pictures lie; one that is not there is left out.
-        price_per_hour: of the machine, for the cost of a thousand images.
-        baseline: what it is held against, for a chart.
-        kept: validations of its host, this one among them, for a table of them and a chart of each card.
+        folder: the folder of its pictures; an absent picture is left out.
+        price_per_hour: the price of an hour of the machine, for the cost of a thousand images.
+        baseline: the run to compare with, in a chart.
+        kept: the validations of the run's host, this one among them, for a table and a chart per device.
     """
     import jinja2
 
@@ -50,20 +50,20 @@ def html(
     )
     measured = [result for result in run.results if result.status is Status.OK and result.samples]
     figures = [
-        ("Time of a step", charts.step_times(measured, tables.label)),
-        ("Images a second over the batch", charts.batch_scaling(measured, tables.label)),
+        ("Time per step", charts.step_times(measured, tables.label)),
+        ("Images per second over the batch", charts.batch_scaling(measured, tables.label)),
         ("Memory over time", charts.memory_over_time(run.results, tables.label)),
         *(
             (
                 f"Schedulers: time against error, {longest.case.model}",
-                charts.errors_over_time(longest, found, tables.label),
+                charts.errors_over_time(longest, solutions, tables.label),
             )
-            for longest, found in image_quality.solved(measured, folder)
+            for longest, solutions in image_quality.solved(measured, folder)
         ),
     ]
     figures += _trends(kept)
     if baseline is not None:
-        figures.insert(0, (f"Against {baseline.id}", charts.against(compare.compare(baseline, run))))
+        figures.insert(0, (f"Compared with {baseline.id}", charts.comparison_chart(compare.compare(baseline, run))))
     return environment.get_template("run.html").render(
         run=run,
         word=_WORDS[run.verdict.state.value],
@@ -79,7 +79,7 @@ def html(
         notes=validation_tables.notes(run) if run.validation is not None else tables.notes(run),
         readings=validation_tables.rows(run),
         columns=validation_tables.COLUMNS,
-        gained=tables.gained(run.tuning) if run.tuning is not None else [],
+        gained=tables.gain_lines(run.tuning) if run.tuning is not None else [],
         priced=price_per_hour is not None,
         on_sheet=any(verdict.spec_share(result) is not None for result in measured),
         trend=tables.trend_rows(kept),
@@ -89,17 +89,17 @@ def html(
 
 
 def _trends(kept: Sequence[Run]) -> Iterator[tuple[str, str | None]]:
-    """A chart for each card (or processor) that was validated more than once."""
-    found: dict[str, list[Trend]] = {}
-    for each in history.trends(kept):
-        found.setdefault(each.whose, []).append(each)
-    for whose, trends in found.items():
-        name = trends[0].card if whose.endswith(trends[0].card) else f"{trends[0].card}, {whose}"
+    """Return the title and the chart of each device that was validated more than once."""
+    trends_of: dict[str, list[Trend]] = {}
+    for trend in history.trends(kept):
+        trends_of.setdefault(trend.whose, []).append(trend)
+    for device, trends in trends_of.items():
+        name = trends[0].card if device.endswith(trends[0].card) else f"{trends[0].card}, {device}"
         yield f"Over time: {name}", charts.trend(trends)
 
 
 def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
-    """What the tables show of one case, as numbers: the template forms them."""
+    """Return the values of one case for the tables; the template formats them."""
     steps, images = stats.step_seconds(result), stats.image_seconds(result)
     disturbed = verdict.contended(result)
     whole = result.shares_of_seconds
@@ -128,10 +128,10 @@ def _picture(result: Result, folder: Path) -> dict[str, str] | None:
 
 
 def _twin(twin: PrecisionPair, folder: Path) -> dict[str, str]:
-    """Both pictures of a pair, and how far they are apart."""
+    """Return both pictures of a pair and their distance."""
     one, two = (image_quality.read(result, folder) or b"" for result in (twin.result, twin.plain))
-    far = "equal" if twin.psnr == float("inf") else f"PSNR {twin.psnr:.1f} dB"
-    return {"name": tables.label(twin.result.case), "one": _encoded(one), "two": _encoded(two), "psnr": far}
+    distance = "equal" if twin.psnr == float("inf") else f"PSNR {twin.psnr:.1f} dB"
+    return {"name": tables.label(twin.result.case), "one": _encoded(one), "two": _encoded(two), "psnr": distance}
 
 
 def _encoded(content: bytes) -> str:
@@ -146,7 +146,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("host", machine.get("hostname")),
         ("system", f"{machine.get('system')} {machine.get('machine')}"),
-        ("processor", f"{machine.get('cpu')}, {machine.get('cores')} cores{f', {quota:g} granted' if quota else ''}"),
+        (
+            "processor",
+            f"{machine.get('cpu')}, {machine.get('cores')} cores{f', {quota:g} of them granted' if quota else ''}",
+        ),
         ("memory", f"{machine.get('memory_bytes', 0) / 1e9:.1f} GB"),
         ("cards", gpus),
         ("driver", machine.get("nvidia_driver")),

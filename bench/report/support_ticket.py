@@ -1,4 +1,4 @@
-"""The text for a provider: which card, what was measured against what, how to see it again; no name of the user's."""
+"""Write the text for a provider's support: the faulty device, figures with sources, commands; no user's name."""
 
 from __future__ import annotations
 
@@ -17,53 +17,57 @@ if TYPE_CHECKING:
     from bench.core.result import Run
     from bench.core.validation_records import DeviceFacts, GpuLoadStats, Judgement, Validation
 
-# A path from the top or from a home; those of the kernel are every machine's.
+# An absolute path or one from a home folder; the kernel's folders are the same on every machine.
 _PATH = re.compile(r"(?<![\w./\\])(?!//)(?:~|[A-Za-z]:)?[/\\](?!dev/|proc/|sys/)[^\s'\",;)\]]+")
 _COMPLAINTS = (VerdictState.FAIL, VerdictState.WARN)
-_TITLES = {  # the worst first; what could not be judged is no complaint
-    VerdictState.FAIL: "What is wrong:",
-    VerdictState.WARN: "What is not as it should be:",
-    VerdictState.NOT_JUDGED: "What could not be judged:",
+_TITLES = {  # worst first
+    VerdictState.FAIL: "Faults:",
+    VerdictState.WARN: "Warnings:",
+    VerdictState.NOT_JUDGED: "Could not be judged:",
 }
-_WORDS = {True: "yes", False: "no", None: "not told"}
+_WORDS = {True: "yes", False: "no", None: "unknown"}
 _LEAST_NAME = 3
 
 
 def text(run: Run) -> str:
-    """What a user can send to whoever owns the host, as it is: plain text, times in UTC.
+    """Return the text that a user can send to the provider's support: plain text, times in UTC.
 
-    One sentence where no rule speaks against the host: then there is nothing to send.
+    Return one sentence where no rule found a fault or a warning, for then there is nothing to send.
 
     Raises:
-        SpecError: the run is no validation.
+        SpecError: the run is not a validation.
     """
     if run.validation is None:
-        raise SpecError(f"{run.id} is no validation: there is a ticket for one alone. Run `bench validate` first.")
-    bad = {each.device for each in run.validation.judgements if each.state in _COMPLAINTS}
-    if not bad:
-        return f"There is nothing to report: no rule speaks against this host ({run.id}: {run.verdict.state.value}).\n"
-    return _impersonal("\n".join(_lines(run, run.validation, bad)), run) + "\n"
+        raise SpecError(
+            f"{run.id} is not a validation, and only a validation has a ticket. Run `bench validate` first."
+        )
+    faulty = {judgement.device for judgement in run.validation.judgements if judgement.state in _COMPLAINTS}
+    if not faulty:
+        return (
+            f"There is nothing to report: no fault and no warning on this host ({run.id}: {run.verdict.state.value}).\n"
+        )
+    return _impersonal("\n".join(_lines(run, run.validation, faulty)), run) + "\n"
 
 
-def _lines(run: Run, validation: Validation, bad: set[str]) -> Iterator[str]:
-    cards = [card for card in validation.cards if card.device in bad]
+def _lines(run: Run, validation: Validation, faulty: set[str]) -> Iterator[str]:
+    cards = [card for card in validation.cards if card.device in faulty]
     names = ", ".join(dict.fromkeys(card.name for card in cards)) or "a device that cannot be used"
     is_faulty = run.verdict.state is VerdictState.FAIL
-    yield f"Subject: {names}: {'faulty' if is_faulty else 'not as it should be'}"
+    yield f"Subject: {names}: {'faulty' if is_faulty else 'warnings'}"
     yield ""
     took = f"{_utc(run.started)} in {run.seconds:.0f} s"
     yield f"Validated {took} by firstlight, run {run.id}: {run.verdict.state.value}."
     yield ""
     for state, title in _TITLES.items():
-        yield from _said(validation, state, title)
-    for device in [*[card.device for card in cards], *sorted(bad - {card.device for card in cards})]:
+        yield from _judgements(validation, state, title)
+    for device in [*[card.device for card in cards], *sorted(faulty - {card.device for card in cards})]:
         card = next((each for each in validation.cards if each.device == device), None)
         yield ""
         yield f"{device}: {card.name if card is not None else 'could not be used'}"
         if card is not None:
             yield from _facts(card, validation)
     yield ""
-    yield "How to see it again:"
+    yield "How to reproduce it:"
     yield f"  {_command(run)}"
     yield from _commands(cards)
     software = ", ".join(f"{name} {version}" for name, version in validation.software.items())
@@ -71,15 +75,15 @@ def _lines(run: Run, validation: Validation, bad: set[str]) -> Iterator[str]:
         yield f"  with {software}"
 
 
-def _said(validation: Validation, state: VerdictState, title: str) -> Iterator[str]:
-    found = [each for each in validation.judgements if each.state is state]
-    if found:
+def _judgements(validation: Validation, state: VerdictState, title: str) -> Iterator[str]:
+    judgements = [judgement for judgement in validation.judgements if judgement.state is state]
+    if judgements:
         yield title
-        yield from (f"  - {each.device}: {each.said}." for each in found)
+        yield from (f"  - {judgement.device}: {judgement.said}." for judgement in judgements)
 
 
 def _facts(card: DeviceFacts, validation: Validation) -> Iterator[str]:
-    """What the card says of itself, and every figure that was held against another."""
+    """Yield the facts that the driver reports, and every figure that has an expected one."""
     if card.uuid is not None:
         yield f"  uuid: {card.uuid}"
     if card.driver is not None:
@@ -88,47 +92,53 @@ def _facts(card: DeviceFacts, validation: Validation) -> Iterator[str]:
         before = next((each for each in validation.before if each.device == card.device), card)
         yield f"  memory errors, corrected: {_change(before.ecc_corrected, card.ecc_corrected)}"
         yield f"  memory errors, uncorrectable: {_change(before.ecc_uncorrected, card.ecc_uncorrected)}"
-        yield f"  bad memory that waits for a reset: {_WORDS[card.rows_pending]}"
-        yield f"  bad memory that could not be replaced: {_WORDS[card.rows_failed]}"
-        yield f"  XIDs while it was validated: {', '.join(map(str, card.xids)) or 'none seen'}"
+        yield f"  faulty memory to be replaced at the next reset: {_WORDS[card.rows_pending]}"
+        yield f"  faulty memory that could not be replaced: {_WORDS[card.rows_failed]}"
+        yield f"  XIDs during the validation: {', '.join(map(str, card.xids)) or 'none'}"
         yield f"  PCIe under load: {_link(card.pcie_generation, card.pcie_width)}"
-        yield f"  PCIe at most: {_link(card.pcie_generation_most, card.pcie_width_most)}"
+        yield f"  maximum of PCIe: {_link(card.pcie_generation_most, card.pcie_width_most)}"
     if card.device in validation.watched:
         yield f"  under load: {_load(validation.watched[card.device])}"
     yield from (f"  {line}" for line in _figures(card, validation.judgements))
 
 
 def _figures(card: DeviceFacts, judgements: tuple[Judgement, ...]) -> Iterator[str]:
-    for each in judgements:
-        if each.device == card.device and each.source and each.value is not None and each.expected is not None:
-            name = each.said.partition(": ")[0]
-            yield f"{name}: {shown(each.value, each.unit)}, expected {shown(each.expected, each.unit)} ({each.source})"
+    for judgement in judgements:
+        if (
+            judgement.device == card.device
+            and judgement.source
+            and judgement.value is not None
+            and judgement.expected is not None
+        ):
+            name = judgement.said.partition(": ")[0]
+            value, expected = (shown(figure, judgement.unit) for figure in (judgement.value, judgement.expected))
+            yield f"{name}: {value}, expected {expected} ({judgement.source})"
 
 
-def _load(seen: GpuLoadStats) -> str:
+def _load(load: GpuLoadStats) -> str:
     parts = [
-        f"{seen.clock_mhz_median:.0f} MHz (least {seen.clock_mhz_minimum or seen.clock_mhz_median:.0f})"
-        if seen.clock_mhz_median is not None
+        f"{load.clock_mhz_median:.0f} MHz (lowest {load.clock_mhz_minimum or load.clock_mhz_median:.0f})"
+        if load.clock_mhz_median is not None
         else "",
-        f"{seen.temperature_maximum:.0f} °C at most" if seen.temperature_maximum is not None else "",
-        f"{seen.power_watts_mean:.0f} W" if seen.power_watts_mean is not None else "",
-        f"limit {seen.power_limit_watts:.0f} W" if seen.power_limit_watts is not None else "",
-        *(f"{name} {share:.0%} of the time" for name, share in seen.throttled.items()),
-        f"{seen.others} other processes" if seen.others else "",
+        f"highest {load.temperature_maximum:.0f} °C" if load.temperature_maximum is not None else "",
+        f"{load.power_watts_mean:.0f} W" if load.power_watts_mean is not None else "",
+        f"limit {load.power_limit_watts:.0f} W" if load.power_limit_watts is not None else "",
+        *(f"{name} {share:.0%} of the time" for name, share in load.throttled.items()),
+        f"{load.others} other processes" if load.others else "",
     ]
-    return ", ".join(filter(None, parts)) or "nothing told"
+    return ", ".join(filter(None, parts)) or "no data"
 
 
 def _command(run: Run) -> str:
-    """What repeats the run, without the places of this user's files."""
-    kept: list[str] = []
+    """Return the command that repeats the run, without the paths of this user's files."""
+    words: list[str] = []
     for word in (run.command or "bench validate").split():
         if _PATH.fullmatch(word.partition("=")[2] or word):
-            if kept and kept[-1].startswith("-"):
-                kept.pop()  # the flag that it belongs to
+            if words and words[-1].startswith("-"):
+                words.pop()  # the flag of this path
             continue
-        kept.append(word)
-    return " ".join(kept)
+        words.append(word)
+    return " ".join(words)
 
 
 def _commands(cards: list[DeviceFacts]) -> Iterator[str]:
@@ -144,7 +154,7 @@ def _change(before: int | None, after: int | None) -> str:
 
 
 def _count(value: int | None) -> str:
-    return "not told" if value is None else str(value)
+    return "unknown" if value is None else str(value)
 
 
 def _link(generation: int | None, width: int | None) -> str:
@@ -160,7 +170,7 @@ def _utc(started: str) -> str:
 
 
 def _impersonal(lines: str, run: Run) -> str:
-    """Without secrets, paths and the host's name."""
+    """Return the text without secrets, paths and the host's name."""
     lines = _PATH.sub("…", redact(lines))
     host = str(run.machine.get("hostname", ""))
     return re.sub(rf"(?<!\w){re.escape(host)}(?!\w)", "…", lines) if len(host) >= _LEAST_NAME else lines

@@ -1,4 +1,4 @@
-"""Shows a run: a table on the terminal, Markdown for a page. Imports neither torch nor a worker."""
+"""Show a run as tables for a terminal or as Markdown; this imports neither torch nor a worker."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 COLUMNS = ("case", "s/step", "images/s", "load s", "first s", "peak")
 ADVICE = (
-    "!: measured while something else used the machine: end that and run again, or compare with "
+    "!: other work used the machine during this measurement. Stop it and run again, or compare with "
     "`bench run --interleave A B`"
 )
-# Forty convolutions beside a load of 14 on 2 cores: 4.0 s, and 0.6 s with it (torch 2.13, libgomp).
+# Forty convolutions at a load of 14 on 2 cores take 4.0 s, and 0.6 s with the variable (torch 2.13, libgomp).
 SPINNING = (
-    "   threads that wait for each other spin, beside others for most of the time: "
-    "OMP_WAIT_POLICY=passive lets them sleep"
+    "   beside other work, torch's threads spend most of the time spinning while they wait for each other. "
+    "OMP_WAIT_POLICY=passive makes them sleep"
 )
 TREND = ("UTC", "device", "verdict", "product", "copy", "loop", "against first", "against best")
 
 
 def terminal(run: Run, *, color: bool, width: int | None) -> str:
-    """The run as a table for a terminal, with what is to be said below it.
+    """Return the run as a table for a terminal, with its notes below.
 
     Args:
         run: the run.
-        color: whether control codes are allowed.
-        width: columns, else as the terminal has.
+        color: whether colour codes are allowed.
+        width: the width in columns; None: that of the terminal.
     """
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not markup: what a machine or a model calls itself may hold brackets.
+    # Text, not markup: the name of a machine or model may contain brackets.
     table = Table(title=Text(f"{run.suite}: {machine_line(run)}"), title_justify="left")
     for name in COLUMNS:
         first = name == "case"
@@ -60,28 +60,28 @@ def terminal(run: Run, *, color: bool, width: int | None) -> str:
             min_width=12 if first else None,
         )
     for result in run.results:
-        if result.status is Status.SKIPPED:  # it has no figure: the notes have a line for it
+        if result.status is Status.SKIPPED:  # no figures; the notes list it
             continue
         cells = row(result)
-        # A reason is for the notes; in the table it would push the figures apart.
-        shown = cells if result.status is Status.OK else (cells[0], result.status.value)
-        table.add_row(*(Text(cell) for cell in shown))
-    return drawn(table, color=color, width=width) + "\n".join(notes(run)) + "\n"
+        # The notes give the reason; in the table it would widen the columns.
+        cells_shown = cells if result.status is Status.OK else (cells[0], result.status.value)
+        table.add_row(*(Text(cell) for cell in cells_shown))
+    return rendered(table, color=color, width=width) + "\n".join(notes(run)) + "\n"
 
 
-def drawn(what: RenderableType, *, color: bool, width: int | None) -> str:
-    """A table, or its title, as text for a terminal."""
+def rendered(renderable: RenderableType, *, color: bool, width: int | None) -> str:
+    """Return a table or a title as text for a terminal."""
     import io
 
     from rich.console import Console
 
     sink = io.StringIO()
-    Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False).print(what)
+    Console(file=sink, force_terminal=color, no_color=not color, width=width, highlight=False).print(renderable)
     return sink.getvalue()
 
 
 def markdown(run: Run) -> str:
-    """The run as Markdown."""
+    """Return the run as Markdown."""
     lines = [f"# {run.suite}: {run.id}", "", machine_line(run), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * (len(COLUMNS) - 1)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row(result)) + " |" for result in run.results]
@@ -94,60 +94,62 @@ def markdown(run: Run) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def comparison(found: Comparison, *, color: bool, width: int | None) -> str:
-    """Two runs held against each other, as a table for a terminal, with what is to be said below it."""
+def comparison(comparison_result: Comparison, *, color: bool, width: int | None) -> str:
+    """Return the comparison of two runs as a table for a terminal, with its notes below."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    for name in ("case", "before", "after", "change", "must exceed", ""):
+    for name in ("case", "before", "after", "change", "threshold", ""):
         table.add_column(name, justify="left" if name in {"case", ""} else "right", overflow="fold")
-    for each in found.rows:
+    for row in comparison_result.rows:
         change = ""
-        if each.ratio is not None:
-            change = f"{each.ratio.median - 1:+.1%} ({each.ratio.low - 1:+.1%} to {each.ratio.high - 1:+.1%})"
-        seconds = (f"{_figure(side.median)} s" if side is not None else "" for side in (each.before, each.after))
-        said = f"{each.state}: {each.reason}" if each.reason else each.state
-        table.add_row(*(Text(cell) for cell in (each.name, *seconds, change, f"{each.floor:.1%}", said)))
-    lines = [f"differs: {what}" for what in found.differs]
-    if found.alone:
-        lines.append(f"in one of the two alone: {', '.join(found.alone)}")
-    if not found.rows:
-        lines.append("the two have no case in common")
-    lines.append("seconds an image; the change of the medians with its 95 % bootstrap interval")
-    return drawn(table, color=color, width=width) + "\n".join(lines) + "\n"
+        if row.ratio is not None:
+            change = f"{row.ratio.median - 1:+.1%} ({row.ratio.low - 1:+.1%} to {row.ratio.high - 1:+.1%})"
+        seconds = (f"{_figure(side.median)} s" if side is not None else "" for side in (row.before, row.after))
+        state = f"{row.state}: {row.reason}" if row.reason else row.state
+        table.add_row(*(Text(cell) for cell in (row.name, *seconds, change, f"{row.floor:.1%}", state)))
+    lines = [f"differs: {software}" for software in comparison_result.differs]
+    if comparison_result.alone:
+        lines.append(f"only in one of the runs: {', '.join(comparison_result.alone)}")
+    if not comparison_result.rows:
+        lines.append("the two runs have no case in common")
+    lines.append("before, after: median seconds per image; change: of the medians, with its 95 % bootstrap interval")
+    return rendered(table, color=color, width=width) + "\n".join(lines) + "\n"
 
 
-def tuned(found: TuneResult, *, color: bool, width: int | None) -> str:
-    """A search as a table for a terminal, the fastest first, what was ruled out last; what was gained, and the code."""
+def tuning_table(result: TuneResult, *, color: bool, width: int | None) -> str:
+    """Return a search as a table for a terminal: fastest first, ruled out last; then the gain and the code."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"{found.default.case.model}: {machine_line(found.run)}"), title_justify="left")
-    for name in ("setting", "s/image", "times the default", "from fp32", "peak", ""):
+    table = Table(title=Text(f"{result.default.case.model}: {machine_line(result.run)}"), title_justify="left")
+    for name in ("setting", "s/image", "speedup", "error vs fp32", "peak", ""):
         table.add_column(name, justify="left" if name in {"setting", ""} else "right", overflow="fold")
-    usual = stats.least_image_seconds(found.default)
-    ruled_out = {each.case: why for each in found.tries if (why := verdict.ruled_out(each))}
-    for each in sorted(found.tries, key=lambda each: (each.case in ruled_out, stats.least_image_seconds(each))):
-        least = stats.least_image_seconds(each)
-        error = each.numerics.forward_error if each.numerics else None
+    default_seconds = stats.least_image_seconds(result.default)
+    ruled_out = {trial.case: reason for trial in result.tries if (reason := verdict.ruled_out(trial))}
+    for trial in sorted(result.tries, key=lambda trial: (trial.case in ruled_out, stats.least_image_seconds(trial))):
+        seconds = stats.least_image_seconds(trial)
+        error = trial.numerics.forward_error if trial.numerics else None
         cells = (
-            ", ".join(each.case.settings),
-            _figure(least) if each.samples else "",
-            f"{usual / least:.2f}" if each.samples else "",
+            ", ".join(trial.case.settings),
+            _figure(seconds) if trial.samples else "",
+            f"{default_seconds / seconds:.2f}" if trial.samples else "",
             f"{error:.1g}" if error is not None else "",
-            memory_of(each) if each.samples else "",
-            "ruled out" if each.case in ruled_out else "disturbed" if verdict.contended(each) else "",
+            memory_of(trial) if trial.samples else "",
+            "ruled out" if trial.case in ruled_out else "disturbed" if verdict.contended(trial) else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
-    lines = [f"{', '.join(case.settings)}: {why}" for case, why in ruled_out.items()]
-    lines += ["s/image is of the quickest of a try's images; the gain is measured once more, image by image in turns"]
-    lines += gained(found.tuning)
-    return drawn(table, color=color, width=width) + "\n".join([*lines, "", found.tuning.code]) + "\n"
+    lines = [f"{', '.join(case.settings)}: {reason}" for case, reason in ruled_out.items()]
+    lines += [
+        "s/image: the fastest image of each trial; the gain is measured again, with images of both settings in turns"
+    ]
+    lines += gain_lines(result.tuning)
+    return rendered(table, color=color, width=width) + "\n".join([*lines, "", result.tuning.code]) + "\n"
 
 
-def gained(tuning: Tuning) -> list[str]:
-    """What a search has found, in words."""
+def gain_lines(tuning: Tuning) -> list[str]:
+    """Return the lines that describe the gain of a search."""
     best = ", ".join(tuning.best.settings)
     if tuning.best == tuning.default:
         lines = [f"the default is the fastest setting: {best}"]
@@ -156,12 +158,12 @@ def gained(tuning: Tuning) -> list[str]:
     else:
         interval = f"({tuning.gain_low:.2f} to {tuning.gain_high:.2f})"
         lines = [f"{best}: {tuning.gain:.2f} times as fast as the default {interval}"]
-    lines += [f"not to be believed: {tuning.doubt}"] if tuning.doubt else []
+    lines += [f"not reliable: {tuning.doubt}"] if tuning.doubt else []
     return [*lines, *(note for note in tuning.notes if note != tuning.doubt)]
 
 
 def trend(kept: ValidationHistory, *, color: bool, width: int | None) -> str:
-    """The validations of a host as a table for a terminal, the newest last; below it what could not be read."""
+    """Return a host's validations as a table for a terminal, newest last; unreadable files are listed below it."""
     from rich.table import Table
     from rich.text import Text
 
@@ -170,13 +172,13 @@ def trend(kept: ValidationHistory, *, color: bool, width: int | None) -> str:
         table.add_column(name, justify="left" if name in TREND[:3] else "right", overflow="fold")
     for cells in trend_rows(kept.runs):
         table.add_row(*(Text(cell) for cell in cells))
-    lines = ["product: the fastest of its dtypes; against first, best: the same product in the oldest and the best run"]
-    lines += [f"passed over: {why}" for why in kept.unread]
-    return drawn(table, color=color, width=width) + "\n".join(lines) + "\n"
+    lines = ["product: the fastest dtype; against first, best: the change since the oldest run, and from the best run"]
+    lines += [f"passed over: {reason}" for reason in kept.unread]
+    return rendered(table, color=color, width=width) + "\n".join(lines) + "\n"
 
 
 def trend_rows(kept: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Each device of each validation as the cells of TREND; times in UTC."""
+    """Return a row with the cells of TREND for each device of each validation; times are in UTC."""
     return [
         (
             f"{line.at.astimezone(timezone.utc):%Y-%m-%d %H:%M}",
@@ -192,16 +194,16 @@ def trend_rows(kept: Sequence[Run]) -> list[tuple[str, ...]]:
     ]
 
 
-def _reading(found: Reading | None) -> str:
-    """A figure with its unit, and what it is of where the column does not say it all."""
-    if found is None or found.value is None:
+def _reading(reading: Reading | None) -> str:
+    """Return a figure with its unit, and with the rest of its name where the column does not give it."""
+    if reading is None or reading.value is None:
         return ""
-    what = found.name.removeprefix(f"{found.probe} ")
-    return shown(found.value, found.unit) + (f" ({what})" if what != found.name else "")
+    detail = reading.name.removeprefix(f"{reading.probe} ")
+    return shown(reading.value, reading.unit) + (f" ({detail})" if detail != reading.name else "")
 
 
 def row(result: Result) -> tuple[str, ...]:
-    """One case as the cells of COLUMNS; a case without a number says why instead."""
+    """Return one case as the cells of COLUMNS; a case without figures has its status and reason instead."""
     name = label(result.case) + (", real weights" if result.weights == "real" else "")
     steps = stats.step_seconds(result)
     if result.status is not Status.OK or steps is None:
@@ -214,10 +216,10 @@ def row(result: Result) -> tuple[str, ...]:
             "",
         )
     rate = stats.images_per_second(result)
-    doubt = " !" if verdict.contended(result) else ""
+    mark = " !" if verdict.contended(result) else ""
     return (
         name,
-        f"{_figure(steps.median)} ± {steps.spread:.1%}{doubt}",
+        f"{_figure(steps.median)} ± {steps.spread:.1%}{mark}",
         _figure(rate),
         _figure(result.phases.load_seconds),
         _figure(result.phases.first_image_seconds),
@@ -226,7 +228,7 @@ def row(result: Result) -> tuple[str, ...]:
 
 
 def label(case: Case) -> str:
-    """A case as a row of a table names it; the device is the whole run's."""
+    """Return a case's name for tables; the device is left out, since a run has one."""
     task = f" {case.task}" if case.task else ""
     name = f"{case.model}{task} {case.dtype} {case.scheduler} {case.height}x{case.width}, {case.steps} steps"
     name += f", batch {case.batch}" if case.batch > 1 else ""
@@ -234,7 +236,7 @@ def label(case: Case) -> str:
 
 
 def machine_line(run: Run) -> str:
-    """The machine and the software in one line."""
+    """Return the machine and the software in one line."""
     gpus = ", ".join(str(gpu["name"]) for gpu in run.machine.get("gpus", []))
     software = software_of(run)
     versions = ", ".join(f"{name} {version}" for name, version in software.items())
@@ -244,19 +246,19 @@ def machine_line(run: Run) -> str:
 
 
 def software_of(run: Run) -> dict[str, str]:
-    """{name: version} of what computed."""
+    """Return {name: version} of the software that computed."""
     validated = run.validation.software if run.validation is not None else {}
     return next((result.software for result in run.results if result.software), validated)
 
 
 def notes(run: Run) -> list[str]:
-    """What a reader must know beside the figures."""
+    """Return the lines below the figures: verdict, choices, left-out cases, warnings and the total time."""
     lines = [f"verdict: {run.verdict.state.value}", *(f"  {reason}" for reason in run.verdict.reasons)]
     lines += run.notes
     lines += left_out(run)
     measured = [result for result in run.results if result.status is Status.OK]
     if any(result.weights == "random" for result in measured):
-        lines.append("weights: random ones stand in where the real ones are absent; speed and memory are the same")
+        lines.append("weights: random where the real ones are absent; speed and memory are the same")
     if any(verdict.contended(result) for result in measured):
         lines.append(ADVICE)
     if any(verdict.contended(result) and result.case.device == "cpu" for result in measured):
@@ -264,30 +266,30 @@ def notes(run: Run) -> list[str]:
     counts = [len(result.samples) for result in measured]
     if counts:
         lines.append(
-            f"samples: {min(counts)} to {max(counts)} images a case (median {statistics.median(counts):g}); "
-            "s/step is the median of all steps ± half its 95 % bootstrap interval; first s is the first image"
+            f"samples: {min(counts)} to {max(counts)} images per case (median {statistics.median(counts):g}); "
+            "s/step: median of all steps ± half its 95 % bootstrap interval; first s: seconds of the first image"
         )
     lines.append(f"whole run: {run.seconds:.0f} s")
     return lines
 
 
 def left_out(run: Run) -> list[str]:
-    """The cases that were skipped: those that were not begun in one line, the others with their reasons."""
+    """Return the lines about skipped cases: those without time in one line, the others with their reasons."""
     skipped = [result for result in run.results if result.status is Status.SKIPPED]
     late = [label(result.case) for result in skipped if (result.reason or "").startswith(BUDGET)]
-    lines = [f"skipped {label(each.case)}: {each.reason}" for each in skipped if label(each.case) not in late]
+    lines = [f"skipped {label(result.case)}: {result.reason}" for result in skipped if label(result.case) not in late]
     return lines + (
-        [f"left out, no time was left (a larger --budget measures them): {'; '.join(late)}"] if late else []
+        [f"not measured, no time was left (raise --budget to measure them): {'; '.join(late)}"] if late else []
     )
 
 
 def _figure(value: float | None) -> str:
-    """Three digits."""
+    """Return a number with three significant digits."""
     return "" if value is None else f"{value:.3g}"
 
 
 def memory_of(result: Result) -> str:
-    """The peak of the device's memory, or of the host's where the device has none of its own."""
+    """Return the peak of the device's memory, or of the host's where the device has none of its own."""
     memory = result.memory
     if memory.device_peak_reserved_bytes:
         return f"{memory.device_peak_reserved_bytes / 1e9:.2f} GB"

@@ -1,4 +1,4 @@
-"""Decides how a report is shown on this terminal: its width, its colours, and the characters that it can show."""
+"""Decide how a report is printed on this terminal: its colours and its width."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import sys
 
 
-def paper(no_color: bool) -> tuple[bool, int | None]:
-    """(whether colours are wanted, columns where the terminal does not tell)."""
+def color_and_width(no_color: bool) -> tuple[bool, int | None]:
+    """Return (whether to use colours, the width in columns); a width of None means that of the terminal.
+
+    Output that is not a terminal gets 160 columns. `no_color` and the variable NO_COLOR turn colours off.
+    """
     color = sys.stdout.isatty() and not no_color and "NO_COLOR" not in os.environ
     return color, None if sys.stdout.isatty() else 160

@@ -1,4 +1,4 @@
-"""Shows a validation: what the rules made of each device, and every figure behind it."""
+"""Show a validation: the verdict of the rules on each device, and every reading behind it."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from bench.core.result import Run
     from bench.core.validation_records import DeviceFacts, Judgement, Reading, Validation
 
-COLUMNS = ("device", "reading", "figure", "expected", "of it")
-# The worst comes first.
+COLUMNS = ("device", "reading", "value", "expected", "share")
+# Worst first.
 _ORDER = (VerdictState.FAIL, VerdictState.NOT_JUDGED, VerdictState.WARN, VerdictState.PASS)
 
 
 def terminal(run: Run, *, color: bool, width: int | None) -> str:
-    """A validation as a table for a terminal, with what is to be done below it.
+    """Return a validation as a table for a terminal, with its notes below.
 
     Args:
         run: a validation.
-        color: whether control codes are allowed.
-        width: columns, else as the terminal has.
+        color: whether colour codes are allowed.
+        width: the width in columns; None: that of the terminal.
     """
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not markup: what a machine calls itself may hold brackets.
+    # Text, not markup: the name of a machine may contain brackets.
     title = Text(f"{run.suite}: {tables.machine_line(run)}")
     table = Table(title=title, title_justify="left")
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in COLUMNS[:2] else "right", overflow="fold")
     for cells in rows(run):
         table.add_row(*(Text(cell) for cell in cells))
-    shown_first = tables.drawn(table if table.row_count else title, color=color, width=width)
-    return shown_first + "\n".join(notes(run)) + "\n"
+    table_text = tables.rendered(table if table.row_count else title, color=color, width=width)
+    return table_text + "\n".join(notes(run)) + "\n"
 
 
 def markdown(run: Run) -> str:
-    """A validation as Markdown."""
+    """Return a validation as Markdown."""
     lines = [f"# {run.suite}: {run.id}", "", tables.machine_line(run), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows(run)]
@@ -51,35 +51,44 @@ def markdown(run: Run) -> str:
 
 
 def rows(run: Run) -> list[tuple[str, ...]]:
-    """Each reading as the cells of COLUMNS; a soak's rounds are summed up in `notes`."""
+    """Return each reading as the cells of COLUMNS; the rounds of a soak are summarized in `notes` instead."""
     validation = run.validation
-    return [] if validation is None else [_row(each, validation) for each in validation.readings if not each.round]
+    return (
+        []
+        if validation is None
+        else [_row(reading, validation) for reading in validation.readings if not reading.round]
+    )
 
 
 def _row(reading: Reading, validation: Validation) -> tuple[str, ...]:
-    judged = _expectation(reading, validation.judgements)
+    judgement = _expectation(reading, validation.judgements)
     name = f"{reading.name}, all at once" if reading.probe == TOGETHER else reading.name
-    if judged is None or not judged.expected or not judged.value:
-        return reading.device, name, told(reading), at_most(reading), ""
-    share = judged.expected / judged.value if reading.unit == "s" else judged.value / judged.expected
-    hoped = f"{shown(judged.expected, judged.unit)} ({judged.confidence})"
-    return reading.device, name, told(reading), hoped, f"{share:.0%}"
+    if judgement is None or not judgement.expected or not judgement.value:
+        return reading.device, name, figure_text(reading), limit_text(reading), ""
+    share = judgement.expected / judgement.value if reading.unit == "s" else judgement.value / judgement.expected
+    expected = f"{shown(judgement.expected, judgement.unit)} ({judgement.confidence})"
+    return reading.device, name, figure_text(reading), expected, f"{share:.0%}"
 
 
 def _expectation(reading: Reading, judgements: Sequence[Judgement]) -> Judgement | None:
-    """What a reading was held against: the judgement that has its very figure, and a source."""
-    of_it = (each for each in judgements if each.source is not None and each.device == reading.device)
-    return next((each for each in of_it if (each.value, each.unit) == (reading.value, reading.unit)), None)
+    """Return the judgement that compared this reading with an expected figure; None without one."""
+    candidates = (
+        judgement for judgement in judgements if judgement.source is not None and judgement.device == reading.device
+    )
+    return next(
+        (judgement for judgement in candidates if (judgement.value, judgement.unit) == (reading.value, reading.unit)),
+        None,
+    )
 
 
-def told(reading: Reading) -> str:
-    """A reading's figure in words; what is wrong with it, or why there is none."""
+def figure_text(reading: Reading) -> str:
+    """Return a reading's figure in words, or its fault, or the reason why there is none."""
     if reading.fault is not None:
         return f"FAULT: {_first_line(reading.fault)}"
     if reading.value is None and ONCE in reading.figures:
-        return "wrong once, and right when it was asked again"
+        return "wrong once, right when it was repeated"
     if reading.value is None:
-        return f"none: {_first_line(reading.why_not or 'it says nothing')}"
+        return f"no value: {_first_line(reading.why_not or 'no reason given')}"
     if reading.probe == "memory":
         tested, free = (reading.figures.get(key, 0.0) / 1e9 for key in ("tested_bytes", "free_bytes"))
         return f"{tested:.1f} of {free:.1f} GB free, no error"
@@ -89,25 +98,27 @@ def told(reading: Reading) -> str:
     return f"{reading.value:.0%}" if reading.limit is None else f"off by {reading.value:.1e}"
 
 
-def at_most(reading: Reading) -> str:
-    """The limit of a relative error; "" of what has none."""
+def limit_text(reading: Reading) -> str:
+    """Return the limit of a relative error; empty without one."""
     return f"at most {reading.limit:.1e}" if reading.limit is not None else ""
 
 
 def notes(run: Run) -> list[str]:
-    """What a reader must know beside the figures: the verdict, every rule that is not content, and what to do."""
+    """Return the lines below the figures: the verdict, every judgement that is not a pass, and the advice."""
     validation = run.validation
     if validation is None:
         return []
     lines = [f"verdict: {run.verdict.state.value}"]
-    judged = sorted(validation.judgements, key=lambda each: _ORDER.index(each.state))
-    for each in judged:
-        if each.state is not VerdictState.PASS:
-            lines.append(f"  {each.state.value}, {each.device}: {each.said}")
-            lines += [f"    {each.advice}"] if each.advice else []
-    # What passed and has no figure to show is a remark, such as a setting that costs a second.
-    remarks = [each for each in judged if each.state is VerdictState.PASS and each.source is None]
-    lines += [f"  {each.device}: {each.said}" for each in remarks]
+    judgements = sorted(validation.judgements, key=lambda judgement: _ORDER.index(judgement.state))
+    for judgement in judgements:
+        if judgement.state is not VerdictState.PASS:
+            lines.append(f"  {judgement.state.value}, {judgement.device}: {judgement.said}")
+            lines += [f"    {judgement.advice}"] if judgement.advice else []
+    # A pass without an expected figure is a remark, such as a setting that costs a second.
+    remarks = [
+        judgement for judgement in judgements if judgement.state is VerdictState.PASS and judgement.source is None
+    ]
+    lines += [f"  {judgement.device}: {judgement.said}" for judgement in remarks]
     lines += [text for card in validation.cards if (text := card_line(card))]
     lines += list(_watched(validation))
     lines += list(_rounds(validation))
@@ -116,47 +127,48 @@ def notes(run: Run) -> list[str]:
 
 
 def card_line(card: DeviceFacts) -> str:
-    """What the driver tells of a card, in one line; "" of a CPU."""
+    """Return the facts that the driver reports of a GPU, in one line; empty for a CPU."""
     if card.device == "cpu":
         return ""
     parts = [f"{card.device}: {card.name}", f"driver {card.driver}" if card.driver else ""]
     if card.power_limit_watts is not None:
-        parts.append(f"{card.power_limit_watts:.0f} W at most")
+        parts.append(f"power limit {card.power_limit_watts:.0f} W")
     if card.pcie_generation is not None and card.pcie_width is not None:
         parts.append(f"PCIe {card.pcie_generation} x{card.pcie_width}")
     if card.ecc is not None:
         errors = f"{card.ecc_corrected or 0} corrected and {card.ecc_uncorrected or 0} uncorrectable errors"
         parts.append(f"ECC on, {errors}" if card.ecc else "ECC off")
     parts += [f"XID {', '.join(map(str, card.xids))}"] if card.xids else []
-    parts += [] if card.driver_sees else ["the driver's library does not answer for it"]
+    parts += [] if card.driver_sees else ["NVML does not list it"]
     return ", ".join(part for part in parts if part)
 
 
 def _watched(validation: Validation) -> Iterator[str]:
+    """Yield a line per device: its clocks, heat, power and throttling under load."""
     for device, gpu in validation.watched.items():
         parts = [
             (gpu.clock_mhz_median, "{:.0f} MHz (median)"),
-            (gpu.clock_mhz_minimum, "{:.0f} MHz at least"),
-            (gpu.temperature_maximum, "{:.0f} °C at most"),
-            (gpu.power_watts_mean, "{:.0f} W"),
+            (gpu.clock_mhz_minimum, "lowest {:.0f} MHz"),
+            (gpu.temperature_maximum, "highest {:.0f} °C"),
+            (gpu.power_watts_mean, "{:.0f} W (mean)"),
         ]
-        known = [form.format(value) for value, form in parts if value is not None]
-        known += [f"{share:.0%} of the time slowed by {name}" for name, share in gpu.throttled.items()]
-        known += ["what keeps its clocks down it does not say"] if gpu.reasons_told is False else []
-        yield f"{device} under load: {', '.join(known) or 'it says nothing'}"
+        texts = [template.format(value) for value, template in parts if value is not None]
+        texts += [f"slowed by {name} {share:.0%} of the time" for name, share in gpu.throttled.items()]
+        texts += ["throttle reasons are not reported"] if gpu.reasons_told is False else []
+        yield f"{device} under load: {', '.join(texts) or 'no data'}"
 
 
 def _rounds(validation: Validation) -> Iterator[str]:
-    """How each figure went over a soak; memory counts what was tested in all."""
+    """Yield the lines of a soak: the range and the last value of each figure, and the total of tested memory."""
     if validation.soak_seconds is None:
         return
-    count = max((each.round for each in validation.readings), default=0)
+    count = max((reading.round for reading in validation.readings), default=0)
     yield f"soak: {count} rounds in {validation.soak_seconds:.0f} s"
-    found: dict[tuple[str, str], list[Reading]] = {}
-    for each in validation.readings:
-        if each.round and each.value is not None:
-            found.setdefault((each.device, each.name), []).append(each)
-    for (device, name), rounds in found.items():
+    rounds_of: dict[tuple[str, str], list[Reading]] = {}
+    for reading in validation.readings:
+        if reading.round and reading.value is not None:
+            rounds_of.setdefault((reading.device, reading.name), []).append(reading)
+    for (device, name), rounds in rounds_of.items():
         values = [reading.value or 0.0 for reading in rounds]
         if rounds[0].unit:
             least, most, last = (shown(value, rounds[0].unit) for value in (min(values), max(values), values[-1]))
@@ -167,5 +179,5 @@ def _rounds(validation: Validation) -> Iterator[str]:
 
 
 def _first_line(text: str) -> str:
-    """Of a message that may be a traceback."""
+    """Return the first line of a message, which may be a traceback."""
     return next(iter(text.splitlines()), "")

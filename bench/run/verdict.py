@@ -81,7 +81,7 @@ def _disturbances(result: Result, host: Host) -> Iterator[str]:
     yield from _crowds(host, result.case.device)
     copies = result.work.copy_bytes_per_second
     is_other = bool(copies) and max(copies) > _SAME_MACHINE * min(copies)
-    if is_other and stats.moved(result.samples) > _STEADY:  # a copy alone changes no image
+    if is_other and stats.level_shift(result.samples) > _STEADY:  # a copy alone changes no image
         yield f"the machine itself changed: it copied {copies[0] / 1e9:.0f}, then {copies[-1] / 1e9:.0f} GB a second"
     if host.gpu is not None:
         yield from _gpu_disturbances(host.gpu)

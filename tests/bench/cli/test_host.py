@@ -50,7 +50,7 @@ def test_this_cpu_from_the_command_to_its_history(measured_python: Path, tmp_pat
     assert set(run.validation.seconds) >= {"numerics", "product", "copy", "memory", "sustained", "threads", "loop"}
     assert run.validation.software["torch"]
     page = file.with_name("report.html").read_text()
-    assert "What was found" in page
+    assert "<h2>Readings</h2>" in page
     assert "matrix product bf16" in page
     told = json.loads(bench(tmp_path, "history", "--json", *root).stdout)
     (line,) = told["lines"]

@@ -248,7 +248,7 @@ def test_a_page_is_drawn_against_a_kept_run(tmp_path: Path) -> None:
     keep(tmp_path, a_run())
     drawn = bench("report", "--out", tmp_path, "--format", "html", "--against", "20260101T000000Z-tiny-abcdef")
     assert drawn.returncode == 0, drawn.stderr
-    assert "<h2>Against 20260101T000000Z-tiny-abcdef</h2>" in drawn.stdout
+    assert "<h2>Compared with 20260101T000000Z-tiny-abcdef</h2>" in drawn.stdout
     other = bench("report", "--out", tmp_path, "--against", "before")
     assert other.returncode == 2
     assert "for the figures: bench compare before" in other.stderr

@@ -1,4 +1,4 @@
-"""The records: what is written can be read back, and what does not fit is refused by its place."""
+"""Tests of the records: written JSON is read back, and a value that does not fit is rejected with its place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECORDS = (Case, Phases, Sample, Memory, Work, Numerics, Host, Result, Verdict, 
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    """Any value that a field of this type may hold; hypothesis alone would take defaults and NaN."""
+    """Build a strategy for the values of a type; hypothesis's own would also draw defaults and NaN."""
     inner = typing.get_args(kind)
     origin = typing.get_origin(kind)
     if kind in LEAVES:
@@ -54,19 +54,19 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_what_is_written_is_read_back(kind: Any, data: st.DataObject) -> None:
+def test_written_record_is_read_back_equal(kind: Any, data: st.DataObject) -> None:
     record = data.draw(values_of(kind))
     text = dumps(record)
     assert "\n" not in text
     assert loads(text, kind) == record
 
 
-def test_a_whole_run_is_read_back() -> None:
+def test_whole_run_is_read_back() -> None:
     run = a_run(a_result(), a_result(a_case(dtype="bf16"), reason="naïve | text", numerics=None, host=None))
     assert loads(dumps(run), Run) == run
 
 
-def test_whole_numbers_are_taken_for_seconds() -> None:
+def test_integer_is_read_as_float_seconds() -> None:
     sample = loads('{"seconds": 2, "step_seconds": [1, 1], "cpu_seconds": 0}', Sample)
     assert sample == Sample(2.0, (1.0, 1.0), 0.0)
     assert isinstance(sample.seconds, float)
@@ -81,15 +81,15 @@ REMOVED = object()
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "named"),
+    ("path", "value", "message"),
     [
         # an unknown field
         (("results", 0, "case", "colour"), "red", r"Run\.results\[0\]\.case .*colour"),
         (("extra",), 1, r"Run .*extra"),
-        # a missing one
+        # a missing field
         (("verdict",), REMOVED, r"Run: .*'verdict'"),
         (("results", 1, "case", "steps"), REMOVED, r"Run\.results\[1\]\.case: .*'steps'"),
-        # one of another type
+        # a value of another type
         (("results", 0, "samples", 1, "seconds"), "fast", r"Run\.results\[0\]\.samples\[1\]\.seconds is 'fast'"),
         (("results", 0, "samples", 1, "step_seconds", 2), None, r"samples\[1\]\.step_seconds\[2\] is None"),
         (("results", 0, "case", "steps"), 1.5, r"Run\.results\[0\]\.case\.steps is 1\.5, not int"),
@@ -101,29 +101,29 @@ REMOVED = object()
         (("results", 0), "gone", r"Run\.results\[0\] is not an object"),
         (("machine",), [], r"Run\.machine is not an object"),
         (("id",), None, r"Run\.id is None"),
-        # a word that is none of an enum's
+        # an unknown enum value
         (("results", 1, "status"), "fine", r"Run\.results\[1\]\.status.*fine"),
         (("verdict", "state"), "great", r"Run\.verdict\.state.*great"),
     ],
 )
-def test_a_misfit_is_named_by_its_place(path: tuple[str | int, ...], value: object, named: str) -> None:
-    whole = plain(a_run(a_result(), a_result()))
-    at = whole
+def test_misfit_is_rejected_with_its_place(path: tuple[str | int, ...], value: object, message: str) -> None:
+    run = plain(a_run(a_result(), a_result()))
+    parent = run
     for part in path[:-1]:
-        at = at[part]
+        parent = parent[part]
     if value is REMOVED:
-        del at[path[-1]]
+        del parent[path[-1]]
     else:
-        at[path[-1]] = value
-    with pytest.raises(ValueError, match=named):
-        loads(json.dumps(whole), Run)
+        parent[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        loads(json.dumps(run), Run)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"Run"', "[{}]"])
-def test_what_is_no_record_at_all_is_refused(text: str) -> None:
+def test_text_that_is_no_record_is_rejected(text: str) -> None:
     with pytest.raises(ValueError):
         loads(text, Run)
 
 
-def test_the_name_of_a_case_fits_a_file_name() -> None:
+def test_case_name_is_a_valid_file_name() -> None:
     assert a_case(device="cuda:1").name == "tiny-ddpm-cuda1-fp32-ddim4-16x16-b1"

@@ -1,4 +1,4 @@
-"""A run in the forms of other programs, as those read them."""
+"""Tests of the exported formats of a run: each is read as the other program reads it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tests.bench.conftest import a_case, a_result, a_run, command, environment
 from tests.conftest import CHECKOUT
 
 
-def rows(text: str) -> list[dict[str, str]]:
+def csv_rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_csv_has_a_row_a_case_and_a_column_a_figure() -> None:
+def test_csv_has_a_row_per_case_and_a_column_per_figure() -> None:
     bad = a_result(a_case(dtype="fp16"), status=Status.SKIPPED, reason='too "slow",\nby far', samples=(), host=None)
-    one, two = rows(export.csv_text(a_run(a_result(), bad), 3.6))
+    one, two = csv_rows(export.csv_text(a_run(a_result(), bad), 3.6))
     assert (one["case"], one["dtype"], one["status"], one["trust"]) == (a_case().name, "fp32", "ok", "clean")
     assert float(one["image_seconds_median"]) == 2.0
     assert float(one["images_per_second"]) == 0.5
-    assert float(one["cost_per_1000_images"]) == pytest.approx(2.0)  # 3.6 an hour is 0.001 a second
-    assert one["image_seconds_p90"] == "", "of three images it would be one of the two largest"
+    assert float(one["cost_per_1000_images"]) == pytest.approx(2.0)  # 3.6 per hour is 0.001 per second
+    assert one["image_seconds_p90"] == "", "fewer than 20 images have no p90"
     assert (two["status"], two["reason"], two["image_seconds_median"]) == ("skipped", 'too "slow",', "")
-    assert "cost_per_1000_images" not in rows(export.csv_text(a_run()))[0]
+    assert "cost_per_1000_images" not in csv_rows(export.csv_text(a_run()))[0]
 
 
 def test_pytest_benchmark_compares_two_runs(tmp_path: Path) -> None:
-    """By its own command."""
+    """Run the compare command of pytest-benchmark."""
     names = []
     for name, seconds in (("one", 2.0), ("two", 3.0)):
         result = a_result(samples=tuple(plain_sample(seconds * (1 + number / 100)) for number in range(8)))
@@ -49,9 +49,9 @@ def test_pytest_benchmark_compares_two_runs(tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(a_case().name) >= 2
-    found = rows((tmp_path / "out.csv").read_text())
-    assert [float(row["median"]) for row in found] == pytest.approx([2.07, 3.105])
-    assert [int(row["rounds"]) for row in found] == [8, 8]
+    rows = csv_rows((tmp_path / "out.csv").read_text())
+    assert [float(row["median"]) for row in rows] == pytest.approx([2.07, 3.105])
+    assert [int(row["rounds"]) for row in rows] == [8, 8]
 
 
 def plain_sample(seconds: float) -> Any:
@@ -60,23 +60,23 @@ def plain_sample(seconds: float) -> Any:
     return Sample(seconds, (), 1.0)
 
 
-def test_the_figures_are_those_of_pytest_benchmark_itself() -> None:
+def test_figures_equal_those_of_pytest_benchmark() -> None:
     from pytest_benchmark.stats import Stats
 
     seconds = [2.0, 2.1, 2.05, 2.2, 2.02, 2.08, 9.0]
-    theirs = Stats()
-    for each in seconds:
-        theirs.update(each)
-    result = a_result(samples=tuple(plain_sample(each) for each in seconds))
-    ours = export.pytest_benchmark(a_run(result))["benchmarks"][0]["stats"]
+    expected = Stats()
+    for sample in seconds:
+        expected.update(sample)
+    result = a_result(samples=tuple(plain_sample(sample) for sample in seconds))
+    exported = export.pytest_benchmark(a_run(result))["benchmarks"][0]["stats"]
     for name in ("min", "max", "mean", "stddev", "rounds", "median", "ops", "total", "stddev_outliers"):
-        assert ours[name] == pytest.approx(getattr(theirs, name)), name
+        assert exported[name] == pytest.approx(getattr(expected, name)), name
 
 
-def test_the_published_schema_is_that_of_the_records() -> None:
+def test_published_schema_equals_that_of_the_records() -> None:
     published = CHECKOUT / "docs" / "schema" / "run-3.json"
     assert json.loads(published.read_text()) == json.loads(json.dumps(json_schema.of_run())), (
-        "write it anew: bench report --format schema --to docs/schema/run-3.json"
+        "generate it again: bench report --format schema --to docs/schema/run-3.json"
     )
 
 
@@ -85,40 +85,40 @@ KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def fits(value: Any, kind: dict[str, Any], known: dict[str, Any]) -> bool:
-    """Whether a value is as a schema says, as far as ours go."""
+def fits(value: Any, kind: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    """Return whether a value fits a schema; supports the keywords that our schema uses."""
     if "$ref" in kind:
-        return fits(value, known[kind["$ref"].rpartition("/")[2]], known)
+        return fits(value, definitions[kind["$ref"].rpartition("/")[2]], definitions)
     if "anyOf" in kind:
-        return any(fits(value, each, known) for each in kind["anyOf"])
+        return any(fits(value, option, definitions) for option in kind["anyOf"])
     if "enum" in kind or not kind:
         return not kind or value in kind["enum"]
     if kind["type"] == "object":
-        return isinstance(value, dict) and fits_object(value, kind, known)
+        return isinstance(value, dict) and fits_object(value, kind, definitions)
     if kind["type"] == "array":
-        return isinstance(value, list) and all(fits(item, kind["items"], known) for item in value)
+        return isinstance(value, list) and all(fits(item, kind["items"], definitions) for item in value)
     return isinstance(value, KINDS[kind["type"]]) and (kind["type"] == "boolean" or not isinstance(value, bool))
 
 
-def fits_object(value: dict[str, Any], kind: dict[str, Any], known: dict[str, Any]) -> bool:
-    rest = kind["additionalProperties"]
+def fits_object(value: dict[str, Any], kind: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    additional = kind["additionalProperties"]
     for key, item in value.items():
-        wanted = kind.get("properties", {}).get(key, rest)
-        if wanted is False or not fits(item, wanted, known):
+        property_kind = kind.get("properties", {}).get(key, additional)
+        if property_kind is False or not fits(item, property_kind, definitions):
             return False
     return set(kind.get("required", [])) <= set(value)
 
 
-def test_a_run_is_as_its_schema_says() -> None:
-    whole = json_schema.of_run()
+def test_run_fits_its_schema_and_a_misfit_does_not() -> None:
+    schema = json_schema.of_run()
     host = Host(2, 0.9, None, None, gpu=GpuLoadStats(throttled={"x": 0.1}))
-    told = plain(a_run(a_result(host=host), Result(a_case(), Status.ERROR, phases=Phases(1.0))))
-    assert fits(told, whole, whole["$defs"])
-    told["results"][0]["status"] = "fine"
-    assert not fits(told, whole, whole["$defs"])
-    told["results"][0]["status"] = "ok"
-    told["results"][1]["unknown"] = 1
-    assert not fits(told, whole, whole["$defs"])
+    run = plain(a_run(a_result(host=host), Result(a_case(), Status.ERROR, phases=Phases(1.0))))
+    assert fits(run, schema, schema["$defs"])
+    run["results"][0]["status"] = "fine"
+    assert not fits(run, schema, schema["$defs"])
+    run["results"][0]["status"] = "ok"
+    run["results"][1]["unknown"] = 1
+    assert not fits(run, schema, schema["$defs"])
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,21 @@ def test_a_run_is_as_its_schema_says() -> None:
         ("schema", "{"),
     ],
 )
-def test_every_form_of_a_kept_run(tmp_path: Path, form: str, begins: str) -> None:
+def test_kept_run_is_reported_in_every_format(tmp_path: Path, form: str, begins: str) -> None:
     store.keep(a_run(), tmp_path / "results" / a_run().id)
     argv = command("report", "--format", form, "--out", tmp_path / "results")
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(begins)
-    there = subprocess.run(
+    to_file = subprocess.run(
         [*argv, "--to", tmp_path / "x"], capture_output=True, text=True, check=True, env=environment()
     )
-    assert there.stdout == ""
+    assert to_file.stdout == ""
     assert (tmp_path / "x").read_text().rstrip("\n") == done.stdout.rstrip("\n")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--format", "pdf"], "unknown format 'pdf'; there is: markdown, terminal, html"),
         (["--price", "cheap"], "--price cheap: an amount an hour"),
@@ -155,14 +155,14 @@ def test_every_form_of_a_kept_run(tmp_path: Path, form: str, begins: str) -> Non
         (["--price", "2.5/h"], "--price is for --format csv and html; markdown shows no cost"),
     ],
 )
-def test_a_wrong_word_is_told(tmp_path: Path, words: list[str], said: str) -> None:
+def test_invalid_option_is_rejected_with_message(tmp_path: Path, words: list[str], message: str) -> None:
     argv = command("report", *words, "--out", tmp_path)
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment())
     assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_a_baseline_is_kept_and_compared_by_name(tmp_path: Path) -> None:
+def test_baseline_is_kept_and_compared_by_name(tmp_path: Path) -> None:
     store.keep(a_run(), tmp_path / a_run().id)
 
     def bench(*words: object) -> subprocess.CompletedProcess[str]:
@@ -173,6 +173,6 @@ def test_a_baseline_is_kept_and_compared_by_name(tmp_path: Path) -> None:
     assert (kept.returncode, kept.stdout) == (0, f"kept: {tmp_path}/baselines/mine.json\n")
     done = bench("compare", "mine")
     assert (done.returncode, "same" in done.stdout) == (0, True), done.stderr
-    told = json.loads(bench("compare", "mine", a_run().id, "--json").stdout)
-    assert (told["exit"], told["rows"][0]["state"]) == (0, "same")
+    report = json.loads(bench("compare", "mine", a_run().id, "--json").stdout)
+    assert (report["exit"], report["rows"][0]["state"]) == (0, "same")
     assert bench("compare", "mine", "--fail-over", "much").returncode == 2

@@ -1,4 +1,4 @@
-"""A validation in its forms: a table, Markdown, a page, CSV, a ticket."""
+"""Tests of the formats of a validation: table, Markdown, page, CSV and ticket."""
 
 from __future__ import annotations
 
@@ -44,28 +44,29 @@ SIZES = {"tested_bytes": 35e9, "free_bytes": 70e9}
 
 
 def run_of(evidence: Evidence, **changes: Any) -> Run:
-    """A run as its rules judge it."""
-    judged = judge.judge(evidence)
-    known = {"watched": dict(evidence.watched), "judgements": judged, "seconds": {"product": 9.04, "copy": 3.0}}
-    run = validated(2, *evidence.readings, card=evidence.cards[0], **known | changes)
-    return replace(run, verdict=verdict.conclude(judged))
+    """Build the run of a validation, judged by the rules."""
+    judgements = judge.judge(evidence)
+    fields = {"watched": dict(evidence.watched), "judgements": judgements, "seconds": {"product": 9.04, "copy": 3.0}}
+    run = validated(2, *evidence.readings, card=evidence.cards[0], **fields | changes)
+    return replace(run, verdict=verdict.conclude(judgements))
 
 
 def cells(run: Run, name: str) -> tuple[str, ...]:
+    """Return the row of the reading with this name."""
     (row,) = [row for row in validation_tables.rows(run) if row[1] == name]
     return row
 
 
-def test_a_figure_stands_beside_what_is_expected_and_whose_that_is() -> None:
+def test_row_has_value_expected_figure_confidence_and_share() -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
     assert cells(run, "product bf16") == ("cuda:0", "product bf16", "120.0 TFLOP/s", "271.2 TFLOP/s (measured)", "44%")
     assert cells(run, "copy")[3:] == ("1529.2 GB/s (sheet)", "111%")
-    assert cells(run, "convolution bf16")[3:] == ("", ""), "no table tells"
+    assert cells(run, "convolution bf16")[3:] == ("", ""), "no table has an expected figure"
     assert cells(run, "matrix product bf16")[2:] == ("off by 1.1e-03", "at most 5.0e-03", "")
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("reading_", "text"),
     [
         (reading("memory", "memory", None, fault="1 word\nand more"), "FAULT: 1 word"),
         (reading("product", "product bf16", 120 * T, figures={CUT: 1.0}), "at least 120.0 TFLOP/s"),
@@ -73,17 +74,17 @@ def test_a_figure_stands_beside_what_is_expected_and_whose_that_is() -> None:
             reading("memory", "memory", 0.5, figures={"tested_bytes": 35e9, "free_bytes": 70e9}),
             "35.0 of 70.0 GB free, no error",
         ),
-        (reading("product", "product fp8", None, why_not="no kernel"), "none: no kernel"),
-        (reading("product", "process", None, figures={ONCE: 1.0}), "wrong once, and right when it was asked again"),
+        (reading("product", "product fp8", None, why_not="no kernel"), "no value: no kernel"),
+        (reading("product", "process", None, figures={ONCE: 1.0}), "wrong once, right when it was repeated"),
         (reading("threads", "scaling", 0.5), "50%"),
         (reading("loop", "loop", 0.045), "45.0 ms a step"),
     ],
 )
-def test_each_kind_of_reading_is_told_in_words(found: Reading, told: str) -> None:
-    assert validation_tables.told(found) == told
+def test_each_kind_of_reading_has_its_text(reading_: Reading, text: str) -> None:
+    assert validation_tables.figure_text(reading_) == text
 
 
-def test_the_worst_comes_first_with_what_is_to_be_done() -> None:
+def test_notes_list_worst_judgement_first_with_advice() -> None:
     run = run_of(replace(with_readings(card(persistence=False, power_limit_watts=300.0), SLOW_BF16)))
     lines = validation_tables.notes(run)
     assert lines[0] == "verdict: fail"
@@ -96,36 +97,33 @@ def test_the_worst_comes_first_with_what_is_to_be_done() -> None:
     assert lines[-1] == "whole run: 42 s"
 
 
-def test_what_the_driver_tells_is_in_a_line() -> None:
+def test_card_line_has_the_facts_of_the_driver() -> None:
     assert validation_tables.card_line(HEALTHY) == (
-        "cuda:0: NVIDIA A100-SXM4-80GB, driver 570.86, 400 W at most, PCIe 4 x16, "
+        "cuda:0: NVIDIA A100-SXM4-80GB, driver 570.86, power limit 400 W, PCIe 4 x16, "
         "ECC on, 0 corrected and 0 uncorrectable errors"
     )
     assert "XID 48, 63" in validation_tables.card_line(replace(HEALTHY, xids=(48, 63)))
     assert validation_tables.card_line(replace(HEALTHY, ecc=False)).endswith("ECC off")
-    assert validation_tables.card_line(DeviceFacts("cuda:0", "A card")).endswith(
-        "the driver's library does not answer for it"
-    )
+    assert validation_tables.card_line(DeviceFacts("cuda:0", "A card")).endswith("NVML does not list it")
     assert validation_tables.card_line(CPU) == ""
 
 
-def test_what_a_card_did_under_load_is_told() -> None:
-    seen = GpuLoadStats(clock_mhz_median=1410, clock_mhz_minimum=1300, temperature_maximum=61, power_watts_mean=395.2)
+def test_notes_have_clocks_heat_power_and_throttling() -> None:
+    load = GpuLoadStats(clock_mhz_median=1410, clock_mhz_minimum=1300, temperature_maximum=61, power_watts_mean=395.2)
     run = validated(
-        2, watched={"cuda:0": replace(seen, throttled={"software power cap": 0.25}), "cuda:1": GpuLoadStats()}
+        2, watched={"cuda:0": replace(load, throttled={"software power cap": 0.25}), "cuda:1": GpuLoadStats()}
     )
     lines = validation_tables.notes(run)
-    slowed = "25% of the time slowed by software power cap"
-    assert f"cuda:0 under load: 1410 MHz (median), 1300 MHz at least, 61 °C at most, 395 W, {slowed}" in lines
-    assert "cuda:1 under load: it says nothing" in lines
-    silent = validated(2, watched={"cuda:0": GpuLoadStats(clock_mhz_median=1410, reasons_told=False)})
-    assert (
-        "cuda:0 under load: 1410 MHz (median), what keeps its clocks down it does not say"
-        in validation_tables.notes(silent)
+    slowed = "slowed by software power cap 25% of the time"
+    assert f"cuda:0 under load: 1410 MHz (median), lowest 1300 MHz, highest 61 °C, 395 W (mean), {slowed}" in lines
+    assert "cuda:1 under load: no data" in lines
+    unreported = validated(2, watched={"cuda:0": GpuLoadStats(clock_mhz_median=1410, reasons_told=False)})
+    assert "cuda:0 under load: 1410 MHz (median), throttle reasons are not reported" in validation_tables.notes(
+        unreported
     )
 
 
-def test_rounds_are_summed_up_and_no_rows() -> None:
+def test_soak_rounds_are_summarized_in_notes_and_have_no_rows() -> None:
     rounds = [
         replace(each, round=number)
         for number, value in enumerate((250 * T, 240 * T, 245 * T), 1)
@@ -143,13 +141,13 @@ def test_rounds_are_summed_up_and_no_rows() -> None:
     assert not any("soak" in line for line in validation_tables.notes(validated(2)))
 
 
-def test_what_all_reach_at_once_says_so() -> None:
+def test_reading_of_all_devices_at_once_is_marked() -> None:
     run = validated(2, reading("product", "product bf16", 250 * T), reading(TOGETHER, "product bf16", 200 * T))
     assert [row[1] for row in validation_tables.rows(run)] == ["product bf16", "product bf16, all at once"]
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html"])
-def test_every_reading_and_every_note_is_in_every_form(form: str, tmp_path: Path) -> None:
+def test_every_reading_and_note_is_in_every_format(form: str, tmp_path: Path) -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
     text = formats.FORMS[form](run, formats.ReportContext(tmp_path))
     flat = " ".join(text.replace("&gt;", ">").replace("&#39;", "'").split())
@@ -158,12 +156,12 @@ def test_every_reading_and_every_note_is_in_every_form(form: str, tmp_path: Path
     assert all(" ".join(note.split()) in flat for note in validation_tables.notes(run))
 
 
-def test_a_cell_holds_no_column(tmp_path: Path) -> None:
+def test_column_separator_is_escaped_in_markdown(tmp_path: Path) -> None:
     run = validated(2, reading("product", "product bf16", None, why_not="a | b"))
     assert "a \\| b" in formats.markdown(run, formats.ReportContext(tmp_path))
 
 
-def test_csv_has_a_row_a_reading() -> None:
+def test_csv_has_a_row_per_reading() -> None:
     run = run_of(FINE)
     assert run.validation is not None
     rows = list(csv.DictReader(io.StringIO(export.readings_csv(run.validation))))
@@ -176,25 +174,25 @@ def test_csv_has_a_row_a_reading() -> None:
     ("form", "changes"),
     [("pytest-benchmark", {}), ("csv", {"cost": 2.5}), ("html", {"cost": 2.5}), ("html", {"baseline": a_run()})],
 )
-def test_what_is_of_cases_a_validation_does_not_have(form: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_options_for_cases_are_rejected_for_a_validation(form: str, changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="is a validation"):
         formats.FORMS[form](run_of(FINE), formats.ReportContext(tmp_path, **changes))
 
 
-def test_a_ticket_is_of_a_validation_alone(tmp_path: Path) -> None:
+def test_ticket_needs_a_validation(tmp_path: Path) -> None:
     assert "120.0 TFLOP/s" in formats.ticket(run_of(with_readings(FINE, SLOW_BF16)), formats.ReportContext(tmp_path))
-    with pytest.raises(SpecError, match="is no validation"):
+    with pytest.raises(SpecError, match="is not a validation"):
         formats.ticket(a_run(), formats.ReportContext(tmp_path))
 
 
-def test_a_validation_is_kept_as_its_schema_says() -> None:
+def test_validation_is_read_back_and_fits_the_schema() -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
     assert loads(dumps(run), Run) == run
     kind = json_schema.of_run()
     assert fits(plain(run), kind, kind["$defs"])
 
 
-def test_colours_are_for_a_terminal_alone(tmp_path: Path) -> None:
-    assert terminal.paper(no_color=True)[0] is False
+def test_output_that_is_no_terminal_has_no_colours(tmp_path: Path) -> None:
+    assert terminal.color_and_width(no_color=True)[0] is False
     assert "\x1b" not in formats.terminal(run_of(FINE), formats.ReportContext(tmp_path, no_color=True))
     assert A100.device in formats.terminal(run_of(FINE), formats.ReportContext(tmp_path))

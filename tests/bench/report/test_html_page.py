@@ -1,4 +1,4 @@
-"""The page of a run: whole in itself, right in its figures, and as a browser renders it."""
+"""Tests of the HTML page of a run: it needs no other file, its figures are right, and a browser renders it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
     from bench.core.result import Result
 
-# The smallest picture there is: one grey pixel.
+# The smallest PNG: one grey pixel.
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c4944415478da6368686800000304"
     "0181cbf2c1640000000049454e44ae426082"
 )
 FAST, SLOW = a_case(dtype="bf16"), a_case(scheduler="ddpm")
-# What a page of this kind must not do: ask for anything.
-ASKING = re.compile(r"""(?:src|href|action|poster|data)\s*=\s*["'](?!data:|#)|@import|url\((?!#)""")
+# References to other files, which the page must not have.
+REFERENCE = re.compile(r"""(?:src|href|action|poster|data)\s*=\s*["'](?!data:|#)|@import|url\((?!#)""")
 
 
 def timed(seconds: float, case: object = None, **changes: object) -> Result:
+    """Build a result whose samples all take this many seconds."""
     samples = tuple(Sample(seconds, (seconds / 4,) * 4, seconds) for _ in range(6))
     result = a_result(a_case() if case is None else case, samples=samples)  # type: ignore[arg-type]
     return replace(result, **changes)  # type: ignore[arg-type]
@@ -59,24 +60,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_page_asks_for_nothing(run: Run, folder: Path) -> None:
+def test_page_refers_to_no_other_file(run: Run, folder: Path) -> None:
     text = html_page.html(run, folder)
-    assert not ASKING.findall(text)
-    assert ASKING.search('<img src="http://a/b.png">'), "the pattern sees what it should"
+    assert not REFERENCE.findall(text)
+    assert REFERENCE.search('<img src="http://a/b.png">'), "the pattern matches a reference"
 
 
-def test_what_is_not_ours_is_text(run: Run, folder: Path) -> None:
+def test_foreign_text_is_escaped(run: Run, folder: Path) -> None:
     text = html_page.html(run, folder)
     assert "something &lt;b&gt;odd&lt;/b&gt;" in text
     assert "my suite.toml" in text
 
 
-def test_the_same_run_gives_the_same_page(run: Run, folder: Path) -> None:
+def test_equal_runs_give_equal_pages(run: Run, folder: Path) -> None:
     assert html_page.html(run, folder) == html_page.html(run, folder)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "absent.png", "text.png"])
-def test_a_picture_is_taken_from_the_runs_own_folder_alone(run: Run, folder: Path, name: str) -> None:
+def test_picture_outside_of_the_run_folder_is_left_out(run: Run, folder: Path, name: str) -> None:
     (folder.parent / "secret.png").write_bytes(PNG)
     (folder / "text.png").write_text("no picture")
     first = run.results[0]
@@ -86,7 +87,7 @@ def test_a_picture_is_taken_from_the_runs_own_folder_alone(run: Run, folder: Pat
     assert "<img" not in text
 
 
-def test_a_run_without_a_figure_has_a_page(folder: Path) -> None:
+def test_run_without_figures_has_a_page(folder: Path) -> None:
     nothing = a_result(status=Status.ERROR, reason="it broke", samples=(), numerics=None)
     text = html_page.html(a_run(nothing, verdict=Verdict(VerdictState.FAIL, ("it broke",))), folder)
     assert "it broke" in text
@@ -94,7 +95,7 @@ def test_a_run_without_a_figure_has_a_page(folder: Path) -> None:
     assert "<svg" not in text
 
 
-def test_charts_are_drawn_where_there_is_something_to_draw(run: Run) -> None:
+def test_charts_without_data_are_left_out(run: Run) -> None:
     steps = charts.step_times(run.results[:4], tables.label)
     assert steps is not None
     assert tables.label(FAST) in steps, "text stays text"
@@ -102,47 +103,47 @@ def test_charts_are_drawn_where_there_is_something_to_draw(run: Run) -> None:
     scaling = charts.batch_scaling(run.results[:4], tables.label)
     assert scaling is not None
     assert tables.label(FAST) in scaling
-    assert tables.label(SLOW) not in scaling, "one batch alone is no scaling"
+    assert tables.label(SLOW) not in scaling, "one batch size gives no scaling"
     assert charts.batch_scaling(run.results[:1], tables.label) is None
     assert charts.memory_over_time(run.results, tables.label) is not None
     assert charts.memory_over_time(run.results[1:], tables.label) is None
 
 
-def test_a_run_is_drawn_against_its_baseline(run: Run, folder: Path) -> None:
+def test_page_has_a_chart_against_the_baseline(run: Run, folder: Path) -> None:
     before = replace(run, id="before", results=tuple(timed(1.0, result.case) for result in run.results[:3]))
     text = html_page.html(run, folder, None, before)
-    assert "Against before" in text
-    assert "change of the seconds an image" in text
-    assert "Against" not in html_page.html(run, folder)
+    assert "Compared with before" in text
+    assert "change of the seconds per image" in text
+    assert "Compared with before" not in html_page.html(run, folder)
     nothing = replace(before, results=(timed(1.0, a_case(steps=9)),))
-    assert "Against" not in html_page.html(run, folder, None, nothing), "nothing in common"
+    assert "Compared with before" not in html_page.html(run, folder, None, nothing), "nothing in common"
 
 
-def test_a_card_of_the_table_has_its_share_of_the_sheet(folder: Path) -> None:
-    """34.5 MFLOP in 0.5 s, of 65 TFLOP/s."""
+def test_card_in_the_table_has_its_share_of_the_data_sheet(folder: Path) -> None:
+    """Use 34.5 MFLOP in 0.5 s, on a card with 65 TFLOP/s."""
     card = timed(2.0, a_case(dtype="fp16", device="cuda:0"), software={"device": "Tesla T4"})
-    assert "of sheet" in html_page.html(a_run(card), folder)
+    assert "of data sheet" in html_page.html(a_run(card), folder)
     unknown = replace(card, software={"device": "NVIDIA GeForce RTX 4090 D"})
-    assert "of sheet" not in html_page.html(a_run(unknown), folder)
+    assert "of data sheet" not in html_page.html(a_run(unknown), folder)
 
 
-def test_pictures_beside_fp32_are_told_how_far_they_are(folder: Path) -> None:
+def test_pictures_are_shown_with_their_distance_from_fp32(folder: Path) -> None:
     both = timed(2.0), timed(1.0, FAST)
     text = html_page.html(a_run(*both), folder)
-    assert "Beside fp32" in text
+    assert "Compared with fp32" in text
     assert f"{tables.label(FAST)} and fp32: equal" in text
 
 
 class TestRendered:
-    """In a real browser; `make test` goes without where there is none, .ci/run installs it."""
+    """Render the page in a real browser; skipped where none is installed. .ci/run installs one."""
 
     @pytest.fixture
-    def shown(self, run: Run, folder: Path, tmp_path: Path) -> dict[str, object]:
+    def rendered(self, run: Run, folder: Path, tmp_path: Path) -> dict[str, object]:
         browser = shutil.which("chromium")
         if browser is None:
             pytest.skip("no chromium here")
-        # What a person would do, and see: sort by seconds an image, twice, and read the first column.
-        look = """<script>
+        # Sort by seconds per image twice, and read the first column each time.
+        script = """<script>
         const read = () => [...document.querySelectorAll("#speed tbody tr")].map(row => row.cells[0].innerText);
         const button = document.querySelectorAll("#speed th button")[1];
         const seen = {first: read()};
@@ -157,34 +158,34 @@ class TestRendered:
         document.title = "seen:" + JSON.stringify(seen);
         </script></body>"""
         file = tmp_path / "page.html"
-        file.write_text(html_page.html(run, folder, 2.5).replace("</body>", look), encoding="utf-8")
+        file.write_text(html_page.html(run, folder, 2.5).replace("</body>", script), encoding="utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--disable-component-update", "--disable-sync", "--disable-quic", "--window-size=1200,900",
                  f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]  # fmt: skip
         done = subprocess.run([browser, *flags, file.as_uri()], capture_output=True, text=True, check=True, timeout=600)
-        found = re.search(r"<title>seen:(.*?)</title>", done.stdout, re.DOTALL)
-        assert found, done.stdout[:2000]
-        text = found.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+        match = re.search(r"<title>seen:(.*?)</title>", done.stdout, re.DOTALL)
+        assert match, done.stdout[:2000]
+        text = match.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
         return dict(json.loads(text))
 
-    def test_a_page_is_as_a_person_expects_it(self, shown: dict[str, object], run: Run) -> None:
+    def test_page_sorts_draws_and_fits_the_window(self, rendered: dict[str, object], run: Run) -> None:
         names = [tables.label(result.case) for result in run.results[:4]]
-        first, up, down = ([str(each) for each in shown[key]] for key in ("first", "up", "down"))  # type: ignore[attr-defined]
+        first, up, down = ([str(name) for name in rendered[key]] for key in ("first", "up", "down"))  # type: ignore[attr-defined]
         assert [name.split(" disturbed")[0] for name in first] == names
-        # 0.375 s an image at batch 4, then 1, 2 and 10 s.
+        # 0.375 s per image at batch 4, then 1, 2 and 10 s.
         assert [name.split(" disturbed")[0] for name in up] == [names[3], names[1], names[0], names[2]]
         assert down == up[::-1]
         assert "disturbed: its threads waited 30%" in first[1]
-        assert str(shown["verdict"]).startswith("Pass, with doubts")
-        assert "something <b>odd</b>" in str(shown["verdict"]), "shown, not obeyed"
-        assert shown["drawn"] is True
-        assert shown["charts"] == 3
-        assert set(shown["pictures"]) == {1}  # type: ignore[call-overload]
-        assert "skipped, predicted 9 s a step" in str(shown["left"])
-        assert shown["wide"] is True, "nothing sticks out"
+        assert str(rendered["verdict"]).startswith("Pass, with warnings")
+        assert "something <b>odd</b>" in str(rendered["verdict"]), "escaped text is shown as text"
+        assert rendered["drawn"] is True
+        assert rendered["charts"] == 3
+        assert set(rendered["pictures"]) == {1}  # type: ignore[call-overload]
+        assert "skipped, predicted 9 s a step" in str(rendered["left"])
+        assert rendered["wide"] is True, "no horizontal scrolling"
 
 
-def test_a_card_over_time_is_drawn_for_each_that_was_validated_twice(run: Run, folder: Path) -> None:
+def test_device_that_was_validated_twice_has_a_trend_chart(run: Run, folder: Path) -> None:
     kept = [validated(2), validated(3), validated(4, card=replace(A100, uuid="GPU-other"))]
     text = html_page.html(run, folder, kept=kept)
     assert "Over time: NVIDIA A100-SXM4-80GB, GPU-a100" in text
@@ -196,7 +197,7 @@ def test_a_card_over_time_is_drawn_for_each_that_was_validated_twice(run: Run, f
     assert 'id="trend"' not in alone
 
 
-def test_a_validation_has_a_page_too(folder: Path) -> None:
+def test_validation_has_a_page(folder: Path) -> None:
     bad = validated(2)
     text = html_page.html(
         replace(bad, verdict=Verdict(VerdictState.FAIL, ("cuda:0: it is slow.",))), folder, kept=[bad]
@@ -204,4 +205,4 @@ def test_a_validation_has_a_page_too(folder: Path) -> None:
     assert "<p>cuda:0: it is slow.</p>" in text
     assert 'id="trend"' in text
     assert "Over time" not in text
-    assert not ASKING.search(text)
+    assert not REFERENCE.search(text)

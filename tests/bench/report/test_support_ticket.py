@@ -1,4 +1,4 @@
-"""What a provider is told of a card: everything that speaks against it, and nothing of who rents it."""
+"""Tests of the support ticket: it has every fault of the device and no personal data of the user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WATCHED = GpuLoadStats(
 
 
 def run_of(evidence: Evidence, **changes: Any) -> Run:
-    """The run in which this was seen, judged by the rules as they are."""
+    """Build the run of a validation, judged by the rules."""
     judgements = judge.judge(evidence)
     validation = Validation(
         cards=evidence.cards,
@@ -46,21 +46,21 @@ def run_of(evidence: Evidence, **changes: Any) -> Run:
     return replace(run, **({"command": "bench validate --device cuda:0"} | changes))
 
 
-def test_a_slow_card_is_told_with_figure_expectation_and_source() -> None:
+def test_slow_gpu_is_reported_with_figure_expectation_and_source() -> None:
     text = support_ticket.text(run_of(with_readings(FINE, SLOW_BF16)))
     assert text.startswith("Subject: NVIDIA A100-SXM4-80GB: faulty\n")
     took = "2026-01-02 03:04:05 UTC in 42 s"
     assert f"Validated {took} by firstlight, run 20260102T030405Z-validate-abcdef: fail." in text
     elsewhere = run_of(with_readings(FINE, SLOW_BF16), started="2026-01-02T05:04:05+02:00")
     assert took in support_ticket.text(elsewhere)
-    assert "What is wrong:\n  - cuda:0: product bf16: 120.0 TFLOP/s is 44% of the 271.2 TFLOP/s" in text
+    assert "Faults:\n  - cuda:0: product bf16: 120.0 TFLOP/s is 44% of the 271.2 TFLOP/s" in text
     assert "  product bf16: 120.0 TFLOP/s, expected 271.2 TFLOP/s (the best that was measured on one" in text
-    assert "  product fp16: 270.0 TFLOP/s, expected" in text, "what is well is told too"
+    assert "  product fp16: 270.0 TFLOP/s, expected" in text, "good figures are listed too"
     assert all(line in text for line in ("  uuid: GPU-a100\n", "  driver: 570.86\n", "  with torch 2.9.0\n"))
-    assert "How to see it again:\n  bench validate --device cuda:0\n  nvidia-smi -q -i GPU-a100\n" in text
+    assert "How to reproduce it:\n  bench validate --device cuda:0\n  nvidia-smi -q -i GPU-a100\n" in text
 
 
-def test_errors_and_the_load_are_told_as_the_driver_has_them() -> None:
+def test_errors_and_load_are_listed_as_the_driver_reports_them() -> None:
     bad = replace(
         card(ecc_uncorrected=5, ecc_corrected=None, xids=(79, 31), pcie_width=8, rows_pending=True, rows_failed=False),
         before=(replace(A100, ecc_uncorrected=2, ecc_corrected=None),),
@@ -68,39 +68,35 @@ def test_errors_and_the_load_are_told_as_the_driver_has_them() -> None:
     )
     text = support_ticket.text(run_of(bad))
     for line in (
-        "memory errors, corrected: not told before, not told after",
+        "memory errors, corrected: unknown before, unknown after",
         "memory errors, uncorrectable: 2 before, 5 after",
-        "bad memory that waits for a reset: yes",
-        "bad memory that could not be replaced: no",
-        "XIDs while it was validated: 79, 31",
+        "faulty memory to be replaced at the next reset: yes",
+        "faulty memory that could not be replaced: no",
+        "XIDs during the validation: 79, 31",
         "PCIe under load: generation 4, lanes 8",
-        "PCIe at most: generation 4, lanes 16",
-        "under load: 1200 MHz (least 900), 91 °C at most, 250 W, limit 400 W, hardware power brake 60% of the time",
+        "maximum of PCIe: generation 4, lanes 16",
+        "under load: 1200 MHz (lowest 900), highest 91 °C, 250 W, limit 400 W, hardware power brake 60% of the time",
     ):
         assert f"\n  {line}\n" in text
 
 
-def test_the_worst_comes_first_and_what_is_open_is_no_complaint() -> None:
+def test_faults_come_before_warnings_and_open_questions() -> None:
     text = support_ticket.text(run_of(replace(card(ecc_uncorrected=1, others=1), disturbed={"cuda:0": "busy"})))
-    parts = [
-        text.index(title) for title in ("What is wrong:", "What is not as it should be:", "What could not be judged:")
-    ]
+    parts = [text.index(title) for title in ("Faults:", "Warnings:", "Could not be judged:")]
     assert parts == sorted(parts)
 
 
-def test_a_warning_is_not_called_a_fault() -> None:
-    assert support_ticket.text(run_of(card(pcie_width=8))).startswith(
-        "Subject: NVIDIA A100-SXM4-80GB: not as it should be\n"
-    )
+def test_subject_of_a_warning_is_not_faulty() -> None:
+    assert support_ticket.text(run_of(card(pcie_width=8))).startswith("Subject: NVIDIA A100-SXM4-80GB: warnings\n")
 
 
-def test_only_the_card_that_is_complained_of_is_described() -> None:
+def test_only_faulty_gpus_are_described() -> None:
     text = support_ticket.text(run_of(one_slow(120e12)))
     assert "uuid: GPU-b" in text
     assert "GPU-a100" not in text
 
 
-def test_a_card_that_torch_cannot_use_is_told_without_figures() -> None:
+def test_gpu_that_torch_cannot_use_is_reported_without_figures() -> None:
     lost = replace(FINE, cards=(), unusable={"cuda:0": "its driver is 470.10"}, readings=(), before=(), watched={})
     text = support_ticket.text(run_of(lost))
     assert text.startswith("Subject: a device that cannot be used: faulty\n")
@@ -112,19 +108,19 @@ def test_a_card_that_torch_cannot_use_is_told_without_figures() -> None:
     ("evidence", "state"),
     [(FINE, VerdictState.PASS), (card(name="NVIDIA GeForce RTX 4090 D"), VerdictState.NOT_JUDGED)],
 )
-def test_where_nothing_is_to_be_reported_one_sentence_says_so(evidence: Evidence, state: VerdictState) -> None:
+def test_healthy_host_has_one_sentence_and_no_ticket(evidence: Evidence, state: VerdictState) -> None:
     assert support_ticket.text(run_of(evidence)) == (
-        "There is nothing to report: no rule speaks against this host "
+        "There is nothing to report: no fault and no warning on this host "
         f"(20260102T030405Z-validate-abcdef: {state.value}).\n"
     )
 
 
-def test_a_run_of_cases_has_no_ticket() -> None:
+def test_run_of_cases_has_no_ticket() -> None:
     with pytest.raises(SpecError, match="`bench validate` first"):
         support_ticket.text(a_run())
 
 
-def test_nothing_of_who_rents_it_is_told() -> None:
+def test_ticket_has_no_paths_secrets_or_host_name() -> None:
     fault = f"RuntimeError in /home/ada/firstlight/bench/probes.py: https://ada:{SECRET}@hub.example/x, box-17.internal"
     broken = with_readings(FINE, replace(READINGS[0], value=None, fault=f"{fault}, /dev/nvidia0 and /proc/self stay"))
     run = run_of(
@@ -136,4 +132,4 @@ def test_nothing_of_who_rents_it_is_told() -> None:
     assert not [word for word in ("ada", SECRET, "box-17") if word in text], text
     assert "  bench validate --soak 30m --token hf_…\n" in text
     assert "/dev/nvidia0 and /proc/self stay" in text
-    assert "GB/s" in text, "a unit is no path"
+    assert "GB/s" in text, "a unit is not taken for a path"

@@ -1,4 +1,4 @@
-"""What a person reads of a run."""
+"""Tests of the tables and notes of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SKIPPED = a_result(
     host=None,
 )
 FAILED = a_result(
-    a_case(model="tiny-sd"), status=Status.OOM, reason="killed | for memory\nits last words", samples=(), weights=None
+    a_case(model="tiny-sd"), status=Status.OOM, reason="killed | for memory\nlast output", samples=(), weights=None
 )
 REASON = f"{tables.label(FAILED.case)}: killed | for memory"
 ALL = (CLEAN, DISTURBED, SKIPPED, FAILED)
@@ -38,13 +38,13 @@ def run() -> Run:
 
 
 def table_rows(markdown: str) -> dict[str, list[str]]:
-    """The cells of a Markdown table, by the case that the row names."""
+    """Return {case: its cells} of a Markdown table."""
     lines = [line for line in markdown.splitlines() if line.startswith("| ")]
     split = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return {cells[0].removesuffix(", real weights"): cells for cells in split}
 
 
-def test_markdown_has_a_row_for_every_case_and_every_row_has_every_column(run: Run) -> None:
+def test_markdown_has_a_full_row_for_every_case(run: Run) -> None:
     rows = table_rows(tables.markdown(run))
     for result in ALL:
         assert len(rows[tables.label(result.case)]) == len(tables.COLUMNS), rows
@@ -60,13 +60,13 @@ def test_figures_have_three_digits(run: Run) -> None:
     ]
 
 
-def test_a_case_without_a_number_says_why_in_its_row(run: Run) -> None:
+def test_case_without_figures_has_its_reason_in_the_row(run: Run) -> None:
     rows = table_rows(tables.markdown(run))
     assert rows[tables.label(SKIPPED.case)][1] == f"skipped: {SKIPPED.reason}"
     assert rows[tables.label(FAILED.case)][1] == r"oom: killed \| for memory"
 
 
-def test_the_terminal_names_every_case_and_each_reason(run: Run) -> None:
+def test_terminal_shows_every_case_and_reason(run: Run) -> None:
     shown = tables.terminal(run, color=False, width=160)
     for result in ALL:
         assert tables.label(result.case) in shown
@@ -74,25 +74,25 @@ def test_the_terminal_names_every_case_and_each_reason(run: Run) -> None:
     assert REASON in shown
 
 
-def test_cases_that_were_not_begun_are_one_line_and_no_rows() -> None:
+def test_cases_without_time_share_one_line_and_have_no_rows() -> None:
     late = [
         a_result(a_case(scheduler=name), status=Status.SKIPPED, reason="the budget leaves 2 s, and", samples=())
         for name in ("ddpm", "euler")
     ]
     shown = tables.terminal(a_run(CLEAN, *late), color=False, width=200)
     (line,) = [line for line in shown.splitlines() if tables.label(late[0].case) in line]
-    assert line.startswith("left out, no time was left")
+    assert line.startswith("not measured, no time was left")
     assert tables.label(late[1].case) in line
     assert shown.count(tables.label(late[1].case)) == 1
 
 
-def test_what_was_chosen_for_the_device_is_told() -> None:
+def test_choices_for_the_device_are_in_the_notes() -> None:
     line = "bf16: no kernels on this CPU, about 90 times slower than fp32, left out"
     assert line in tables.notes(a_run(CLEAN, notes=(line,)))
 
 
 @pytest.mark.parametrize("width", [200, 160, 120, 100, 80])
-def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int) -> None:
+def test_narrow_terminal_cuts_off_no_figure(width: int) -> None:
     long = a_case(
         model="stable-diffusion-v1-5", device="cuda:0", scheduler="dpmpp-karras", steps=20, height=512, width=512
     )
@@ -103,22 +103,22 @@ def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int) -> None:
     )
     shown = tables.terminal(a_run(result), color=False, width=width)
     for figure in ("0.123", "0.05", "12.3", "0.0123", "1.23"):
-        assert figure in shown, f"{figure} is not to be seen:\n{shown}"
+        assert figure in shown, f"{figure} is missing:\n{shown}"
 
 
-def test_without_colour_there_are_no_control_codes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What CI services set to have colours in their logs must not override the flag.
+def test_output_without_colour_has_no_control_codes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # CI services set these variables to get colours in logs; they must not override the flag.
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("CLICOLOR_FORCE", "1")
     assert not CONTROL.search(tables.terminal(run, color=False, width=120))
     assert not CONTROL.search(tables.markdown(run))
 
 
-def test_with_colour_there_are(run: Run) -> None:
+def test_output_with_colour_has_control_codes(run: Run) -> None:
     assert "\x1b[" in tables.terminal(run, color=True, width=120)
 
 
-def test_only_the_disturbed_case_is_marked(run: Run) -> None:
+def test_only_the_disturbed_case_is_marked_and_explained(run: Run) -> None:
     rows = table_rows(tables.markdown(run))
     assert rows[tables.label(DISTURBED.case)][1].endswith("!")
     assert not rows[tables.label(CLEAN.case)][1].endswith("!")
@@ -130,21 +130,21 @@ def test_only_the_disturbed_case_is_marked(run: Run) -> None:
     assert not any(note.startswith("!") for note in tables.notes(a_run(CLEAN)))
 
 
-def test_random_weights_are_told_where_there_are_any(run: Run) -> None:
-    assert any("random ones stand in" in note for note in tables.notes(run))
-    assert not any("random ones stand in" in note for note in tables.notes(a_run(DISTURBED)))
+def test_random_weights_are_noted_where_used(run: Run) -> None:
+    assert any("weights: random" in note for note in tables.notes(run))
+    assert not any("weights: random" in note for note in tables.notes(a_run(DISTURBED)))
 
 
-def test_the_notes_tell_the_verdict_the_samples_and_the_time(run: Run) -> None:
+def test_notes_have_verdict_samples_and_total_time(run: Run) -> None:
     notes = "\n".join(tables.notes(run))
     assert notes.startswith(f"verdict: fail\n  {REASON}\n")
-    assert "3 to 3 images a case (median 3)" in notes
+    assert "3 to 3 images per case (median 3)" in notes
     assert "whole run: 42 s" in notes
 
 
-def test_a_run_without_any_measurement_can_be_shown() -> None:
+def test_run_without_measurement_is_shown() -> None:
     run = a_run(SKIPPED, verdict=Verdict(VerdictState.NOT_JUDGED, ("no case was measured",)))
-    assert "images a case" not in tables.markdown(run)
+    assert "images per case" not in tables.markdown(run)
     assert "no case was measured" in tables.terminal(run, color=False, width=100)
 
 
@@ -156,17 +156,17 @@ def test_a_run_without_any_measurement_can_be_shown() -> None:
         (a_result(memory=Memory()), "not readable"),
     ],
 )
-def test_the_peak_is_the_devices_where_there_is_one(result: Result, shown: str) -> None:
+def test_peak_is_of_the_device_memory_where_there_is_one(result: Result, shown: str) -> None:
     assert tables.row(result)[5] == shown
 
 
-def test_kept_pictures_are_shown(run: Run) -> None:
+def test_markdown_links_kept_pictures(run: Run) -> None:
     other = a_result(numerics=Numerics(finite=True, image=None, image_sha256="1" * 64))
     assert f"![{CLEAN.case.name}](picture.png)" in tables.markdown(run)
     assert "![" not in tables.markdown(a_run(other))
 
 
-def test_the_machine_and_the_software_are_named() -> None:
+def test_machine_and_software_are_named() -> None:
     run = a_run(SKIPPED, CLEAN, machine=machine("A CPU", ["H200", "H200"]))
     line = tables.machine_line(run)
     assert line == "A CPU, 2 cores, 8 GB; H200, H200; python 3.11.7, torch 2.9.0, diffusers 0.35.0"
@@ -174,6 +174,6 @@ def test_the_machine_and_the_software_are_named() -> None:
 
 
 @pytest.mark.parametrize("word", ["[red]", "[/]", "[bold]A[/bold]", ":smile:"])
-def test_what_a_machine_calls_itself_is_no_markup(word: str) -> None:
+def test_machine_name_is_not_read_as_markup(word: str) -> None:
     shown = tables.terminal(a_run(machine=machine(f"CPU {word}")), color=False, width=160)
     assert f"CPU {word}" in shown

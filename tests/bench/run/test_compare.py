@@ -162,7 +162,7 @@ def test_the_tables_of_a_comparison() -> None:
     text = tables.comparison(found, color=False, width=160)
     assert "+25." in text
     assert "slower" in text
-    assert f"in one of the two alone: {a_case(dtype='bf16').name}" in text
+    assert f"only in one of the runs: {a_case(dtype='bf16').name}" in text
     assert "\x1b" not in text
     assert "no case in common" in tables.comparison(compare.Comparison((), (), ()), color=False, width=160)
 
@@ -186,7 +186,7 @@ def test_a_virtual_machine_whose_cores_were_moved_is_another_one() -> None:
 def test_the_chart_draws_the_interval_and_what_it_must_exceed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(charts, "_svg", lambda figure: figure)
     rows = [held(noisy(2.0), noisy(seconds, seed=1, noise=0.02)) for seconds in (2.6, 1.8)]
-    figure: Any = charts.against(compare.Comparison(tuple(rows), (), ()))
+    figure: Any = charts.comparison_chart(compare.Comparison(tuple(rows), (), ()))
     (axes,) = figure.axes
     bands, drawn = axes.patches, [each.get_segments()[0] for each in axes.collections]
     for row, band, segment in zip(reversed(rows), bands, drawn, strict=True):

@@ -141,7 +141,7 @@ def test_a_difference_that_noise_explains_changes_nothing(search: Callable[..., 
     found = search("seconds = 2.0 * case.batch * (1 - 0.02 * (case.dtype == 'bf16'))\n")
     assert found.tuning.gain is None
     assert found.best is found.default
-    told = tables.tuned(found, color=False, width=100)
+    told = tables.tuning_table(found, color=False, width=100)
     assert "the default is the fastest setting: fp32, batch 1" in told
 
 
@@ -157,7 +157,7 @@ def test_a_gain_on_a_disturbed_machine_is_measured_again_and_not_believed(search
     assert found.tuning.doubt == "its threads waited 40% of the time for a core"
     paced = [line for line in Path("asked").read_text().splitlines() if json.loads(line)["paced"]]
     assert len(paced) == 4
-    assert "not to be believed: its threads waited" in tables.tuned(found, color=False, width=100)
+    assert "not reliable: its threads waited" in tables.tuning_table(found, color=False, width=100)
 
 
 def test_a_best_that_dies_when_it_is_confirmed_is_told(search: Callable[..., TuneResult]) -> None:
@@ -201,7 +201,7 @@ def test_what_was_found_as_json(usual: Usual) -> None:
 
 
 def test_the_table_has_the_fastest_first_and_what_was_ruled_out_last(usual: Usual) -> None:
-    lines = tables.tuned(usual.found, color=False, width=160).splitlines()
+    lines = tables.tuning_table(usual.found, color=False, width=160).splitlines()
     rows = [line for line in lines if line.startswith("│")]
     assert "bf16, batch 2, channels_last" in rows[0]
     assert "2.31" in rows[0]
@@ -233,7 +233,7 @@ def test_a_setting_whose_numbers_nobody_knows_is_ruled_out(
 ) -> None:
     found = search(f"if case.dtype == 'bf16': numerics = Numerics(True, None, '0' * 64, {numbers})\n")
     assert found.tuning.best.dtype == "fp32"
-    assert why in tables.tuned(found, color=False, width=160)
+    assert why in tables.tuning_table(found, color=False, width=160)
 
 
 def test_what_was_compared_stands_beside_the_confirmed_times(usual: Usual) -> None:
