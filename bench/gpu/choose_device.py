@@ -32,8 +32,7 @@ def choose(name: str, machine: Machine, torch_facts: dict[str, Any] | None) -> s
     if "error" in answer:
         verify = layout.next_command("verify")
         raise BlockedError(
-            f"the environment's torch does not start. Run `{verify}`. Its error output:
-{answer['error']}"
+            f"the environment's torch does not start. Run `{verify}`. Its error output:\n{answer['error']}"
         )
     if name == "mps":
         if not answer.get("mps"):

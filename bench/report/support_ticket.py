@@ -61,7 +61,7 @@ def _lines(run: Run, validation: Validation, faulty: set[str]) -> Iterator[str]:
     for state, title in _TITLES.items():
         yield from _judgements(validation, state, title)
     for device in [*[card.device for card in cards], *sorted(faulty - {card.device for card in cards})]:
-        card = next((each for each in validation.cards if each.device == device), None)
+        card = next((facts for facts in validation.cards if facts.device == device), None)
         yield ""
         yield f"{device}: {card.name if card is not None else 'could not be used'}"
         if card is not None:
@@ -89,7 +89,7 @@ def _facts(card: DeviceFacts, validation: Validation) -> Iterator[str]:
     if card.driver is not None:
         yield f"  driver: {card.driver}"
     if card.driver_sees:
-        before = next((each for each in validation.before if each.device == card.device), card)
+        before = next((facts for facts in validation.before if facts.device == card.device), card)
         yield f"  memory errors, corrected: {_change(before.ecc_corrected, card.ecc_corrected)}"
         yield f"  memory errors, uncorrectable: {_change(before.ecc_uncorrected, card.ecc_uncorrected)}"
         yield f"  faulty memory to be replaced at the next reset: {_WORDS[card.rows_pending]}"

@@ -1,1 +1,1 @@
-"""The suites that are shipped, as data; `pytest --pyargs bench.suites` runs one with pytest-benchmark."""
+"""Provide the shipped suites as data; `pytest --pyargs bench.suites` runs one with pytest-benchmark."""

@@ -1,3 +1,3 @@
-"""Lets `pytest --pyargs bench.suites` find the plugin where firstlight is not installed as a package."""
+"""Register the plugin for `pytest --pyargs bench.suites` where firstlight is not installed as a package."""
 
 pytest_plugins = ["bench.pytest_plugin"]

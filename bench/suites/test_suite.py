@@ -1,4 +1,4 @@
-"""Every case of a suite as a test: measured in a fresh process, told to pytest-benchmark image by image."""
+"""Measure each case of a suite as a test, in a fresh process, and pass its samples to pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ CLOCK = Replay()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test a case."""
+    """Create one test per case."""
     cells = suites(metafunc.config).cells
     metafunc.parametrize("cell", cells, ids=[cell.case.name for cell in cells])
 
 
 @pytest.fixture(scope="session")
 def suite(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterator[Suites]:
-    """What measures; the run is kept when the last case has been measured."""
-    chosen = suites(pytestconfig)
-    # Time is kept for the cases that are run, and for no others.
+    """Measure the cases; keep the run after the last case."""
+    measured_suite = suites(pytestconfig)
+    # Only the cases that pytest runs get a share of the time.
     functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    run = {each.name for each in functions if "suite" in each.fixturenames}
-    chosen.cells = [cell for cell in chosen.cells if f"test_case[{cell.case.name}]" in run]
-    yield chosen
-    chosen.keep()
+    names = {function.name for function in functions if "suite" in function.fixturenames}
+    measured_suite.cells = [cell for cell in measured_suite.cells if f"test_case[{cell.case.name}]" in names]
+    yield measured_suite
+    measured_suite.keep()
 
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_case(cell: Cell, suite: Suites, benchmark: Any) -> None:
-    """A case fails where `bench run` would fail; what cannot run here is skipped with its reason."""
+    """Fail where `bench run` would fail; skip a case that cannot run here, with its reason."""
     benchmark.group = cell.case.model
     try:
         result = suite.measure(cell)

@@ -1,1 +1,1 @@
-"""Everything that runs under the measured interpreter: it needs torch and diffusers, and nothing of the toolbox."""
+"""Measure cases under the measured interpreter; this needs torch and diffusers, and none of firstlight's packages."""

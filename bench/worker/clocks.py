@@ -1,4 +1,4 @@
-"""The clocks of a device: the host's, a queue's, and CUDA's events."""
+"""Time a loop on a device: by the host's clock, around a queue, or with CUDA events."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """Times one loop: a whole, and the marks that the loop sets in between."""
+    """Time one loop: its whole duration, and the durations between the marks that the loop sets."""
 
     def start(self) -> None:
-        """Synchronise and begin."""
+        """Synchronize with the device and begin."""
 
     def mark(self) -> None:
-        """A step has ended (or the first begins); costs microseconds and waits for nothing."""
+        """Mark the begin of the first step or the end of a step; takes microseconds and waits for nothing."""
 
     def stop(self) -> tuple[float, tuple[float, ...]]:
-        """Synchronise and end: whole seconds, and the seconds between the marks."""
+        """Synchronize and end; return the whole seconds and the seconds between the marks."""
 
 
 class HostClock:
-    """For a device that works in step with the host: the CPU."""
+    """Time a device that computes synchronously with the host: the CPU."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        """Take the clock; tests pass their own."""
+        """Store the clock function; tests pass their own."""
         self._now = now
         self._began = 0.0
         self._marks: list[float] = []
@@ -37,20 +37,20 @@ class HostClock:
         self._began = self._now()
 
     def mark(self) -> None:
-        """Note the time."""
+        """Store the time."""
         self._marks.append(self._now())
 
     def stop(self) -> tuple[float, tuple[float, ...]]:
-        """End."""
+        """Return the whole seconds and the seconds between the marks."""
         whole = self._now() - self._began
         return whole, tuple(b - a for a, b in zip(self._marks, self._marks[1:], strict=False))
 
 
 class QueueClock:
-    """For a device that takes work in a queue and tells no times of its own (MPS): the whole alone is known."""
+    """Time a device that queues its work and has no timestamps (MPS): only the whole duration is known."""
 
     def __init__(self, wait: Callable[[], None], now: Callable[[], float] = time.perf_counter) -> None:
-        """Take what waits for the device."""
+        """Store the function that waits for the device."""
         self._wait = wait
         self._now = now
         self._began = 0.0
@@ -61,19 +61,19 @@ class QueueClock:
         self._began = self._now()
 
     def mark(self) -> None:
-        """The host is ahead of the device: its time would mean nothing."""
+        """Do nothing: the host is ahead of the device, so its time would be wrong."""
 
     def stop(self) -> tuple[float, tuple[float, ...]]:
-        """Wait until the device is done."""
+        """Wait until the device is idle; return the whole seconds and no steps."""
         self._wait()
         return self._now() - self._began, ()
 
 
 class CudaClock:
-    """For a CUDA device: events are recorded on its stream and read after the loop has ended."""
+    """Time a CUDA device: events are recorded on its stream and read after the loop has ended."""
 
     def __init__(self, torch: Any, device: str) -> None:
-        """Take torch and the device."""
+        """Store torch and the device."""
         self._torch = torch
         self._device = device
         self._began = 0.0
@@ -86,13 +86,13 @@ class CudaClock:
         self._began = time.perf_counter()
 
     def mark(self) -> None:
-        """Put an event on the stream."""
+        """Record an event on the stream."""
         event = self._torch.cuda.Event(enable_timing=True)
         event.record(self._torch.cuda.current_stream(self._device))
         self._events.append(event)
 
     def stop(self) -> tuple[float, tuple[float, ...]]:
-        """Wait until the device is done, then read the events (milliseconds)."""
+        """Wait until the device is idle, then read the events (milliseconds) and return seconds."""
         self._torch.cuda.synchronize(self._device)
         whole = time.perf_counter() - self._began
         pairs = zip(self._events, self._events[1:], strict=False)
@@ -100,14 +100,14 @@ class CudaClock:
 
 
 def clock_for(torch: Any, device: str) -> Clock:
-    """The clock that fits a device."""
+    """Return the clock for a device."""
     if device == "mps":
         return QueueClock(lambda: synchronize(torch, device))
     return CudaClock(torch, device) if device.startswith("cuda") else HostClock()
 
 
 def synchronize(torch: Any, device: str) -> None:
-    """Wait until a device has done all that it was told."""
+    """Wait until a device has finished all queued work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     elif device == "mps":

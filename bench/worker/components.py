@@ -1,4 +1,4 @@
-"""The components of a case: made on the meta device, where they cost nothing; counted; given seeded or real weights."""
+"""Build the components of a case on the meta device, count their FLOPs, and give them random or real weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from bench.core.result import Case
 
 _POOL = 1 << 20
-# The parts of a pipeline that take an image in; with these a VAE encodes before the loop.
+# {task: the number of images that the VAE encodes before the loop}
 _ENCODED = {"image-to-image": 1, "inpainting": 2}
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one batch: an evaluation of the model, the whole of an image's loop; and how many evaluations."""
+    """Record the FLOPs of one evaluation and of a whole batch, and the number of evaluations per image."""
 
     step: int
     batch: int
@@ -33,10 +33,10 @@ class Flops:
 
 
 class Model:
-    """The components of one case. `task` is what is done with them."""
+    """Hold the components of one case; `task` is the task of its pipeline."""
 
     def __init__(self, torch: Any, case: Case) -> None:
-        """Build the components without memory."""
+        """Build the components without memory, on the meta device."""
         self.torch = torch
         self.case = case
         self.config = architecture(case.model)
@@ -49,20 +49,20 @@ class Model:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width of what is denoised."""
+        """Return the height and the width of the denoised tensor."""
         return self.case.height // self.config["scale"], self.case.width // self.config["scale"]
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that the weights take in the case's dtype."""
-        parameters = sum(each.numel() for component in self.components.values() for each in component.parameters())
+        """Return the bytes of all weights in the case's dtype."""
+        parameters = sum(weight.numel() for component in self.components.values() for weight in component.parameters())
         return int(parameters * self.torch.finfo(self.dtype).bits // 8)
 
     def scheduler(self) -> Any:
-        """A new scheduler of the case, configured as the model's own is.
+        """Return a new scheduler of the case, with the configuration of the model's own.
 
         Raises:
-            SkipError: it needs a package that is not there.
+            SkipError: the scheduler needs a package that is not installed.
         """
         import diffusers
 
@@ -73,27 +73,27 @@ class Model:
             raise SkipError(f"{name} cannot be used here: {' '.join(str(error).split())[:200]}") from None
 
     def evaluations(self) -> int:
-        """How often a loop evaluates the model: more than its steps with a scheduler of second order.
+        """Return how often a loop evaluates the model; second-order schedulers evaluate more often than once per step.
 
         Raises:
-            SkipError: the scheduler cannot take so many steps.
+            SkipError: the scheduler does not support this number of steps.
         """
         scheduler = self.scheduler()
         try:
             scheduler.set_timesteps(self.case.steps)
         except ValueError as error:
-            raise SkipError(f"{self.case.scheduler} takes no {self.case.steps} steps: {error}") from None
-        every = len(scheduler.timesteps)
+            raise SkipError(f"{self.case.scheduler} does not support {self.case.steps} steps: {error}") from None
+        count = len(scheduler.timesteps)
         if self.task != "image-to-image":
-            return every
+            return count
         skipped = self.case.steps - min(int(self.case.steps * STRENGTH), self.case.steps)
-        return every - skipped * int(scheduler.order)
+        return count - skipped * int(scheduler.order)
 
     def flops(self) -> Flops:
-        """Count the arithmetic of an evaluation and of a whole batch on the meta device.
+        """Count the FLOPs of an evaluation and of a whole batch on the meta device.
 
         Raises:
-            SkipError: as `evaluations`.
+            SkipError: the scheduler does not support this number of steps.
         """
         torch, case = self.torch, self.case
         evaluations = self.evaluations()
@@ -110,13 +110,13 @@ class Model:
         return Flops(step, text + step * evaluations + vae, evaluations)
 
     def evaluate(self) -> None:
-        """One evaluation of what is denoised with, on the meta device."""
+        """Evaluate the denoising model once, on the meta device."""
         torch, case = self.torch, self.case
         with torch.device("meta"), torch.inference_mode():
             if self.task == "unconditional":
                 self.components["unet"](torch.empty(case.batch, 3, *self.latent_size), 1)
                 return
-            double = 2 * case.batch  # classifier-free guidance: with the prompt and without
+            double = 2 * case.batch  # classifier-free guidance evaluates with and without the prompt
             widths = [(encoder.config, tokens.shape) for encoder, tokens in self._encoders()]
             states = torch.cat([torch.empty(*shape, config.hidden_size) for config, shape in widths], -1)
             is_xl = "text_encoder_2" in self.components
@@ -129,33 +129,37 @@ class Model:
                 self.components["controlnet"](latents, 1, encoder_hidden_states=states, controlnet_cond=control)
 
     def _encoders(self) -> list[tuple[Any, Any]]:
-        """Each text encoder, with tokens as it takes them; on the device that is torch's default."""
+        """Return each text encoder with input tokens, on torch's default device."""
         torch, double = self.torch, 2 * self.case.batch
-        found = [self.components[name] for name in ("text_encoder", "text_encoder_2") if name in self.components]
-        return [(each, torch.zeros(double, each.config.max_position_embeddings, dtype=torch.long)) for each in found]
+        encoders = [self.components[name] for name in ("text_encoder", "text_encoder_2") if name in self.components]
+        return [
+            (encoder, torch.zeros(double, encoder.config.max_position_embeddings, dtype=torch.long))
+            for encoder in encoders
+        ]
 
     def load(self, weights: dict[str, Path]) -> None:
         """Give the components memory and weights, in the case's dtype and layout.
 
-        They lie on its device, or are kept back from it, where it is to be offloaded.
+        The components are placed on the case's device, or on the CPU where they are to be offloaded.
 
         Args:
-            weights: {architecture: snapshot folder}; empty: seeded random weights are made.
+            weights: {architecture: snapshot folder}; empty: seeded random weights are used.
         """
         offloaded = self.case.offload != "none"
         device = "cpu" if offloaded else self.case.device
         base = self.config.get("base", self.case.model)
         for name, component in self.components.items():
-            own = self.case.model if name in architecture_of_own(self.case.model) else base
-            made = self._read(name, weights[own]) if weights else component.to(self.dtype)
+            owner = self.case.model if name in architecture_of_own(self.case.model) else base
+            prepared = self._read(name, weights[owner]) if weights else component.to(self.dtype)
             if self.case.layout == "channels_last":
-                made.to(memory_format=self.torch.channels_last)  # costs nothing where there is no memory yet
-            self.components[name] = made.to(device, self.dtype) if weights else self._fill(made, device)
+                prepared.to(memory_format=self.torch.channels_last)  # costs nothing on the meta device
+            self.components[name] = prepared.to(device, self.dtype) if weights else self._fill(prepared, device)
 
     def _fill(self, component: Any, device: str) -> Any:
-        """Random weights in PyTorch's default range (uniform, one over the root of the fan-in), from one seeded pool.
+        """Fill a component with random weights in PyTorch's default range, from one seeded pool.
 
-        Speed and memory do not depend on the values, and a second spent here would be load time.
+        The range is uniform, one over the root of the fan-in. Speed and memory do not depend on the values, and any
+        time spent here would count as load time.
         """
         torch = self.torch
         component = component.to_empty(device=device)
@@ -166,7 +170,7 @@ class Model:
                 if weight.ndim < 2:
                     weight.fill_(1.0 if name.endswith("weight") else 0.0)
                     continue
-                # The pool is scaled, not the weight: a large one is then written once, and never read.
+                # Scaling the pool and not the weight writes a large weight once and never reads it.
                 _repeat(weight, pool[: weight.numel()] / math.sqrt(weight[0].numel()))
             for name, buffer in component.named_buffers():
                 if name.endswith("position_ids"):
@@ -174,10 +178,10 @@ class Model:
         return component
 
     def _read(self, name: str, weights: Path) -> Any:
-        """One component of a snapshot: safetensors alone, nothing from the network."""
-        flat = not (weights / name).is_dir()  # a model that stands alone
+        """Load one component from a snapshot; only safetensors files are read, and nothing from the network."""
+        flat = not (weights / name).is_dir()  # the snapshot is one component
         folder = weights if flat else weights / name
-        # Two variants of a model may share the folder: one that is plain is what a program without a wish loads.
+        # Two variants may share a folder; the plain one is diffusers' default, so fp16 is read only where it is alone.
         files = list(folder.glob("*.safetensors"))
         variant = "fp16" if files and all(".fp16." in file.name for file in files) else None
         kind = type(self.components[name])
@@ -186,24 +190,24 @@ class Model:
         )
         return component.eval()
 
-    def place_anew(self, chance: random.Random, seconds: float) -> None:
-        """Move a part of the weights to other memory, a quarter of them at most and for so long at most: on a CPU.
+    def place_anew(self, generator: random.Random, seconds: float) -> None:
+        """Reallocate up to a quarter of the weights, for at most this many seconds; on a CPU only.
 
-        Where its weights lie makes a UNet of one and the same process up to an eighth faster or slower (measured on a
-        shared 2-core AMD EPYC; a card's memory showed us nothing of the kind, and is left alone). A process that kept
-        its place would measure its luck: see Curtsinger and Berger, "Stabilizer" (2013).
+        The placement of the weights in memory makes a UNet in one process up to an eighth faster or slower (measured on
+        a shared 2-core AMD EPYC). GPUs showed no such effect, so their weights stay. A process that kept one placement
+        would measure its luck: see Curtsinger and Berger, "Stabilizer" (2013).
         """
         if self.case.device != "cpu":
             return
         weights = [weight for component in self.components.values() for weight in component.parameters()]
         ends = time.perf_counter() + seconds
-        for weight in chance.sample(weights, len(weights) // 4):
+        for weight in generator.sample(weights, len(weights) // 4):
             weight.data = weight.data.clone()
             if time.perf_counter() > ends:
                 return
 
     def noise(self, channels: int) -> Any:
-        """The start of every image of a case: drawn on the CPU, so that devices can be compared."""
+        """Return the initial noise of every image of a case; drawn on the CPU, so that devices can be compared."""
         torch, case = self.torch, self.case
         shape = (case.batch, channels, *self.latent_size)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(case.seed))
@@ -211,7 +215,7 @@ class Model:
 
 
 def _repeat(weight: Any, pool: Any) -> None:
-    """Fill a weight with a pool of numbers again and again, in the order of its indices, however it lies in memory."""
+    """Fill a weight with repetitions of a pool of numbers, in the order of its indices, for any memory layout."""
     if not weight.is_contiguous():
         row = weight[0].numel()
         rows = max(1, pool.numel() // row)
@@ -228,15 +232,15 @@ def _repeat(weight: Any, pool: Any) -> None:
 
 
 def architecture_of_own(model: str) -> set[str]:
-    """The components that a model brings itself, rather than by the one that it extends."""
-    found = architecture(model)
-    if "base" not in found:
-        return set(found["classes"])
-    return set(found["classes"]) - set(architecture(found["base"])["classes"])
+    """Return the components that a model has itself, without those of the architecture that it extends."""
+    config = architecture(model)
+    if "base" not in config:
+        return set(config["classes"])
+    return set(config["classes"]) - set(architecture(config["base"])["classes"])
 
 
 def set_precision(torch: Any, dtype: str) -> None:
-    """Let fp32 be IEEE's, or TF32 everywhere: torch's own default differs between convolutions and products."""
+    """Set fp32 to IEEE, or to TF32 everywhere: torch's default differs between convolutions and products."""
     if torch.version.cuda:
         torch.backends.cudnn.allow_tf32 = dtype == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
@@ -249,8 +253,8 @@ def _build(library: str, kind: str, config: dict[str, Any]) -> Any:
         return getattr(diffusers, kind)(**config)
     import transformers
 
-    made = getattr(transformers, kind)
-    return made(made.config_class(**config))
+    component_class = getattr(transformers, kind)
+    return component_class(component_class.config_class(**config))
 
 
 def _count(call: Callable[[], object]) -> int:

@@ -1,4 +1,4 @@
-"""The largest batch and the largest image that fit, found by trying."""
+"""Search the largest batch and the largest image that fit in memory."""
 
 from __future__ import annotations
 
@@ -16,110 +16,111 @@ from bench.worker import clocks, memory, sampling
 if TYPE_CHECKING:
     from bench.worker.components import Model
 
-_GRID = 64  # pixels; the images of a grid that every UNet here takes
-_MOST_BATCH, _MOST_SIZE = 4096, 16384
+_GRID = 64  # pixels; every UNet of the architectures accepts multiples of it
+_MAX_BATCH, _MAX_SIZE = 4096, 16384
 _CAUTION = 1.05
-_MEMORY, _TIME, _MOST = "memory", "time", "search"
+_MEMORY, _TIME, _LIMIT = "memory", "time", "search"
 
 
 @dataclass
 class _Search:
-    """One quantity: the largest that was seen to fit, and what ended the search."""
+    """Record the result of a search: the largest value that fitted, and what ended the search."""
 
     fits: int | None
     bound: str
 
 
 def largest(model: Model, until: float) -> Fit:
-    """The largest batch at the case's image, then the largest square image at batch 1, in one evaluation and a decode.
+    """Search the largest batch at the case's image, then the largest square image at batch 1.
 
-    What is tried doubles until it does not fit, then the gap is halved. On a card what does not fit fails, and that is
-    all. On a CPU the process would be killed, and its kernels stay broken after a failure: there each try's own peak
-    tells what the next one would take, and one that would not fit is not made.
+    Each try runs one evaluation and a decode. The value doubles until it does not fit, then the gap is halved. On a
+    GPU, a value that does not fit fails, without further harm. On a CPU the process would be killed, and torch's
+    kernels stay broken after a failure. So there the peak of each try predicts that of the next, and a value that would
+    not fit is not tried.
 
     Args:
-        model: the case's, with its weights.
+        model: the model of the case, with its weights.
         until: the time (time.perf_counter) after which nothing is tried.
     """
     if model.case.compile != "eager":
-        return Fit(None, "it is compiled for one size", None, "it is compiled for one size")
+        return Fit(None, "the model is compiled for one size", None, "the model is compiled for one size")
     half = time.perf_counter() + (until - time.perf_counter()) / 2
-    batch = _search(_Tries(model, "batch", 1), half, _MOST_BATCH)
-    size = _search(_Tries(model, "size", _GRID), until, _MOST_SIZE // _GRID)
+    batch = _search(_Tries(model, "batch", 1), half, _MAX_BATCH)
+    size = _search(_Tries(model, "size", _GRID), until, _MAX_SIZE // _GRID)
     return Fit(batch.fits, batch.bound, size.fits and size.fits * _GRID, size.bound)
 
 
 class _Tries:
-    """Tries values of one quantity. `power`: of a value, with which its time and memory grow at first guess."""
+    """Try values of one quantity. `power`: the assumed power of the value with which time and memory grow."""
 
-    def __init__(self, model: Model, what: str, unit: int) -> None:
-        self._model, self._what, self._unit = model, what, unit
-        self.power = 1 if what == "batch" else 2
+    def __init__(self, model: Model, quantity: str, unit: int) -> None:
+        self._model, self._quantity, self._unit = model, quantity, unit
+        self.power = 1 if quantity == "batch" else 2
         self._taken: list[tuple[int, int]] = []
         self._free = None if model.case.device.startswith("cuda") else memory.free_bytes()
 
     def __call__(self, value: int) -> float | None:
-        """The seconds that a value took, None where it does not fit."""
-        if self._free is not None and self._foretold(value) > self._free:
+        """Return the seconds that a value took; None where it does not fit."""
+        if self._free is not None and self._predicted(value) > self._free:
             return None
         before = memory.rss_bytes()
         memory.reset_host_peak()
         began = time.perf_counter()
-        if not _try(self._model, **{self._what: value * self._unit}):
+        if not _try(self._model, **{self._quantity: value * self._unit}):
             return None
-        took, peak = time.perf_counter() - began, memory.host_peak_bytes()
+        seconds, peak = time.perf_counter() - began, memory.host_peak_bytes()
         if peak is not None and before is not None:
             self._taken.append((value, peak - before))
             if self._free is not None and peak - before > self._free:
                 return None
-        return took
+        return seconds
 
-    def _foretold(self, value: int) -> float:
-        """What it would take: as the last one did, by the growth between the last two."""
+    def _predicted(self, value: int) -> float:
+        """Predict the bytes of a value from the last one and the growth between the last two."""
         if not self._taken:
             return 0.0
         power: float = self.power
-        last, taken = self._taken[-1]
+        last, last_bytes = self._taken[-1]
         if len(self._taken) > 1:
-            earlier, took = self._taken[-2]
-            if taken > took > 0 and last != earlier:
-                power = min(4.0, max(self.power, math.log(taken / took) / math.log(last / earlier)))
+            earlier, earlier_bytes = self._taken[-2]
+            if last_bytes > earlier_bytes > 0 and last != earlier:
+                power = min(4.0, max(self.power, math.log(last_bytes / earlier_bytes) / math.log(last / earlier)))
         growth: float = (value / last) ** power
-        return taken * growth * _CAUTION
+        return last_bytes * growth * _CAUTION
 
 
 def _search(fits: _Tries, until: float, most: int) -> _Search:
-    """Double from one, then halve the gap.
+    """Search the largest value that fits: double from one, then halve the gap.
 
     Args:
         fits: tries a value.
-        until: no value is tried that will not end before it.
-        most: the largest value.
+        until: the time (time.perf_counter) by which every try has to end.
+        most: the largest value to try.
     """
-    good, seconds, bad, value = None, 0.0, None, 1
+    largest_fit, seconds, smallest_misfit, value = None, 0.0, None, 1
     while True:
-        # An image's time grows between its convolutions' (2) and its attention's (4) power of the edge.
-        growth = (value / good) ** (2 * fits.power - 1) if good is not None else 1.0
-        if good is not None and time.perf_counter() + seconds * growth > until:
-            return _Search(good, _TIME)
+        # Time grows with the 2nd power of the edge (convolutions) to the 4th (attention).
+        growth = (value / largest_fit) ** (2 * fits.power - 1) if largest_fit is not None else 1.0
+        if largest_fit is not None and time.perf_counter() + seconds * growth > until:
+            return _Search(largest_fit, _TIME)
         took = fits(value)
         if took is None:
-            bad = value
+            smallest_misfit = value
         else:
-            good, seconds = value, took
-        if good is None:
+            largest_fit, seconds = value, took
+        if largest_fit is None:
             return _Search(None, _MEMORY)
-        if bad is None and good >= most:
-            return _Search(good, _MOST)
-        if bad is not None and bad - good <= 1:
-            return _Search(good, _MEMORY)
-        value = min(good * 2, most) if bad is None else (good + bad) // 2
+        if smallest_misfit is None and largest_fit >= most:
+            return _Search(largest_fit, _LIMIT)
+        if smallest_misfit is not None and smallest_misfit - largest_fit <= 1:
+            return _Search(largest_fit, _MEMORY)
+        value = min(largest_fit * 2, most) if smallest_misfit is None else (largest_fit + smallest_misfit) // 2
 
 
 def _try(model: Model, *, batch: int | None = None, size: int | None = None) -> bool:
     torch, case = model.torch, model.case
-    tried = copy.copy(model)
-    tried.case = replace(
+    trial = copy.copy(model)
+    trial.case = replace(
         case,
         batch=1 if size else batch or case.batch,
         height=size or case.height,
@@ -128,9 +129,9 @@ def _try(model: Model, *, batch: int | None = None, size: int | None = None) -> 
         steps=2 if model.task == "image-to-image" else 1,
     )
     try:
-        sampling.Loop(tried)(lambda: None)
+        sampling.Loop(trial)(lambda: None)
         clocks.synchronize(torch, case.device)
-    except (RuntimeError, MemoryError, ValueError, SkipError):  # whatever stops a size, it is not to be had
+    except (RuntimeError, MemoryError, ValueError, SkipError):  # a size that fails for any reason does not fit
         return False
     finally:
         gc.collect()

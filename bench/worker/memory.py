@@ -1,4 +1,4 @@
-"""Clocks and memory readings around a sampling loop; the loop itself is never synchronised."""
+"""Read the memory of this process, of the machine and of a device, and the peaks of a phase."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SELF = Path("/proc/self")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _V1_INACTIVE = "total_inactive_file"
-_NO_LIMIT = 1 << 60  # version 1 writes the largest multiple of a page where version 2 writes "max"
+_NO_LIMIT = 1 << 60  # no limit is "max" in version 2, and the largest multiple of a page in version 1
 _USS_SECONDS = 0.05
 
 
 def reset_host_peak() -> bool:
-    """Let the kernel forget the process's high-water mark. Returns whether it did (Linux 4.0 and later)."""
+    """Reset the process's high-water mark in the kernel; return whether that worked (Linux 4.0 and later)."""
     with contextlib.suppress(OSError):
         (_SELF / "clear_refs").write_text("5", encoding="ascii")
         return True
@@ -30,53 +30,53 @@ def reset_host_peak() -> bool:
 
 
 def host_peak_bytes() -> int | None:
-    """The high-water mark of resident memory since it was last reset."""
+    """Return the high-water mark of resident memory since the last reset."""
     return _status_bytes("VmHWM")
 
 
 def rss_bytes() -> int | None:
-    """Resident memory now."""
+    """Return the resident memory now."""
     return _status_bytes("VmRSS")
 
 
 def _status_bytes(name: str) -> int | None:
     try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", (_SELF / "status").read_text(encoding="ascii"), re.MULTILINE)
+        match = re.search(rf"^{name}:\s+(\d+) kB", (_SELF / "status").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return None
-    return int(found.group(1)) * 1024 if found else None
+    return int(match.group(1)) * 1024 if match else None
 
 
 def free_bytes() -> int | None:
-    """Return the bytes that the kernel would still give: of the machine, or of a control group that has fewer left."""
+    """Return the bytes that can still be allocated: of the machine, or of a control group that has less left."""
     left = [_number(_MEMINFO, r"^MemAvailable:\s+(\d+) kB", 1024), *(_left_of(*group) for group in _control_groups())]
-    return min((each for each in left if each is not None), default=None)
+    return min((count for count in left if count is not None), default=None)
 
 
 def _control_groups() -> list[tuple[Path, str, str, str]]:
-    """Return (folder, limit's file, usage's file, reclaimable row of memory.stat) of every group of this process.
+    """Return (folder, limit file, usage file, reclaimable row of memory.stat) of every group of this process.
 
-    A container sees its own group at the top; elsewhere /proc/self/cgroup names it, and its parents' limits hold too.
-    Source: the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
+    A container finds its own group at the top. Elsewhere /proc/self/cgroup names it, and the limits of its parents
+    apply too. Source: the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
     """
     try:
         rows = (_SELF / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         rows = []
-    named = {kinds: place for _, kinds, place in (row.split(":", 2) for row in rows if row.count(":") >= 2)}
-    found = []
-    for top, place, limit, usage, reclaimable in (
-        (_CGROUP, named.get("", "/"), "memory.max", "memory.current", "inactive_file"),
-        (_CGROUP / "memory", named.get("memory", "/"), "memory.limit_in_bytes", "memory.usage_in_bytes", _V1_INACTIVE),
+    paths = {kinds: path for _, kinds, path in (row.split(":", 2) for row in rows if row.count(":") >= 2)}
+    control_groups = []
+    for top, path, limit, usage, reclaimable in (
+        (_CGROUP, paths.get("", "/"), "memory.max", "memory.current", "inactive_file"),
+        (_CGROUP / "memory", paths.get("memory", "/"), "memory.limit_in_bytes", "memory.usage_in_bytes", _V1_INACTIVE),
     ):
-        own = top / place.lstrip("/")
+        own = top / path.lstrip("/")
         groups = [own, *(folder for folder in own.parents if folder.is_relative_to(top))]
-        found += [(folder, limit, usage, reclaimable) for folder in groups]
-    return found
+        control_groups += [(folder, limit, usage, reclaimable) for folder in groups]
+    return control_groups
 
 
 def _left_of(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
-    """Return the bytes that a control group may still take; the kernel reclaims inactive page cache first."""
+    """Return the bytes that a control group may still allocate; the kernel reclaims inactive page cache first."""
     most, used = _number(folder / limit, r"^(\d+)"), _number(folder / usage, r"^(\d+)")
     if most is None or used is None or most >= _NO_LIMIT:
         return None
@@ -85,19 +85,19 @@ def _left_of(folder: Path, limit: str, usage: str, reclaimable: str) -> int | No
 
 def _number(path: Path, pattern: str, unit: int = 1) -> int | None:
     try:
-        found = re.search(pattern, path.read_text(encoding="ascii"), re.MULTILINE)
+        match = re.search(pattern, path.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return None
-    return int(found.group(1)) * unit if found else None
+    return int(match.group(1)) * unit if match else None
 
 
 class Peaks:
-    """The peaks of one phase, without what is done in its pauses (a probe between two images)."""
+    """Collect the peaks of one phase, without what happens in its pauses (a probe between two images)."""
 
     def __init__(self, torch: Any, device: str) -> None:
         """Begin the phase."""
         if device.startswith("cuda"):
-            torch.cuda.empty_cache()  # what the allocator holds of a probe is no part of it
+            torch.cuda.empty_cache()  # the allocator's memory of a probe is not part of the phase
         self._torch = torch
         self._device = device
         self._host: int | None = None
@@ -107,22 +107,22 @@ class Peaks:
         self.resume()
 
     def pause(self) -> None:
-        """Take the peaks until now."""
+        """Collect the peaks until now."""
         if self._is_phase:
             self._host = _larger(self._host, host_peak_bytes())
         if self._device.startswith("cuda"):
             self._allocated = _larger(self._allocated, self._torch.cuda.max_memory_allocated(self._device))
-            if self._reserved is None:  # later ones hold what the allocator kept of a probe
+            if self._reserved is None:  # later values include memory that a probe has left with the allocator
                 self._reserved = int(self._torch.cuda.max_memory_reserved(self._device))
 
     def resume(self) -> None:
-        """Count from here."""
+        """Reset the peaks, so that they count from here."""
         self._is_phase = reset_host_peak()
         if self._device.startswith("cuda"):
             self._torch.cuda.reset_peak_memory_stats(self._device)
 
     def memory(self) -> Memory:
-        """The peaks of the phase that `pause` has ended; of the host none where its mark could not be reset."""
+        """Return the peaks of the phase, after `pause`; the host's are None where its mark could not be reset."""
         return Memory(
             host_run_peak_bytes=self._host,
             device_peak_allocated_bytes=self._allocated,
@@ -130,12 +130,12 @@ class Peaks:
         )
 
 
-def _larger(known: int | None, found: int | None) -> int | None:
-    return max((each for each in (known, found) if each is not None), default=None)
+def _larger(one: int | None, two: int | None) -> int | None:
+    return max((value for value in (one, two) if value is not None), default=None)
 
 
 def uss_bytes() -> int | None:
-    """The memory of this process that no other one shares."""
+    """Return the memory of this process that no other process shares."""
     try:
         text = (_SELF / "smaps_rollup").read_text(encoding="ascii")
     except OSError:
@@ -144,10 +144,10 @@ def uss_bytes() -> int | None:
 
 
 class UssPeak:
-    """Reads `uss_bytes` in a thread of its own while it is entered. It takes a core's time: not where time is taken."""
+    """Read `uss_bytes` in a thread while entered. The thread takes CPU time, so do not enter it while timing."""
 
     def __init__(self) -> None:
-        """Nothing is read yet."""
+        """Start with nothing read."""
         self.bytes: int | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

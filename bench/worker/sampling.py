@@ -1,4 +1,4 @@
-"""The sampling loops: one image of a case, by a loop that is written out or by diffusers' own pipeline."""
+"""Generate the images of a case, by a sampling loop written here or by diffusers' own pipeline."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 class Images(NamedTuple):
-    """Float in [0, 1] of shape (batch, 3, height, width), and the same before any clamping (pixels, or latents)."""
+    """Hold pixels, float in [0, 1] of shape (batch, 3, height, width), and the pixels or latents before clamping."""
 
     pixels: Any
     raw: Any
 
 
 class Loop:
-    """One image after another of a case.
+    """Generate one image after another of a case.
 
-    `parts`: {component: (object, name of its function that does the work)}, for whoever wants to time them.
+    `parts`: {component: (object, name of the function that does its work)}, for timing them.
     """
 
     def __init__(self, model: Model) -> None:
-        """Make ready everything that no image has a part in: settings, the scheduler, the first noise.
+        """Prepare everything that all images share: settings, the scheduler, the first noise.
 
         Raises:
-            SkipError: a setting is not to be had on this device.
+            SkipError: a setting is not available on this device.
         """
         self.model = model
         self.scheduler = model.scheduler()
@@ -43,12 +43,12 @@ class Loop:
             name: (component, "forward") for name, component in model.components.items() if name != "vae"
         }
         self.parts["scheduler"] = (self.scheduler, "step")
-        _settle(model)
+        _apply_settings(model)
         unconditional = model.task == "unconditional"
         self._image = _written_out(self) if unconditional else _by_pipeline(self)
 
     def __call__(self, mark: Mark) -> Images:
-        """Make one image (a batch of them).
+        """Generate one image (a batch of them).
 
         Args:
             mark: called when the first evaluation begins and after each one.
@@ -57,16 +57,16 @@ class Loop:
             return self._image(mark)
 
 
-def _settle(model: Model) -> None:
-    """Attention, compilation and the VAE's ways, as the case has them."""
+def _apply_settings(model: Model) -> None:
+    """Apply the case's attention, compilation and VAE settings."""
     case, components = model.case, model.components
     if case.offload != "none" and (model.task == "unconditional" or not case.device.startswith("cuda")):
-        raise SkipError(f"offload {case.offload}: only a pipeline on a CUDA device moves its parts to the host")
-    _settle_attention(model)
+        raise SkipError(f"offload {case.offload}: only a pipeline on a CUDA device supports offloading")
+    _apply_attention(model)
     for name in ("unet", "controlnet"):
         mode = COMPILES[case.compile]
         if name in components and mode is not None:
-            # The function, not the module: what is hooked on the module stays outside of what is compiled.
+            # Compile the function, not the module, so that hooks on the module stay outside of the compiled code.
             components[name].forward = model.torch.compile(components[name].forward, mode=mode)
     if case.vae != "whole":
         if "vae" not in components:
@@ -77,8 +77,8 @@ def _settle(model: Model) -> None:
             components["vae"].enable_tiling()
 
 
-def _settle_attention(model: Model) -> None:
-    """Put diffusers' own processors in, or try whether torch has the kernel that is to be forced."""
+def _apply_attention(model: Model) -> None:
+    """Set diffusers' attention processors, or check that torch has the kernel that the case forces."""
     case, torch = model.case, model.torch
     if case.attention in {"eager", "sliced"}:
         from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
@@ -93,15 +93,15 @@ def _settle_attention(model: Model) -> None:
         with _attention(model):
             torch.nn.functional.scaled_dot_product_attention(query, query, query)
     except RuntimeError as error:
-        why = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise SkipError(
-            f"attention {case.attention} is not to be had on {case.device} in {case.dtype}: {why}"
+            f"attention {case.attention} is not available on {case.device} in {case.dtype}: {reason}"
         ) from None
 
 
 @contextlib.contextmanager
 def _attention(model: Model) -> Iterator[None]:
-    """Force the kernel of the case, if it forces one."""
+    """Force the attention kernel of the case while entered, if it forces one."""
     backend = ATTENTIONS[model.case.attention]
     if backend is None:
         yield
@@ -113,7 +113,7 @@ def _attention(model: Model) -> Iterator[None]:
 
 
 def _written_out(loop: Loop) -> Callable[[Mark], Images]:
-    """The loop of the tutorials: UNet2DModel, a scheduler, nothing else."""
+    """Return the sampling loop of the tutorials: UNet2DModel and a scheduler."""
     model, scheduler = loop.model, loop.scheduler
     torch, case = model.torch, model.case
     unet, noise = model.components["unet"], model.noise(3)
@@ -135,7 +135,7 @@ def _written_out(loop: Loop) -> Callable[[Mark], Images]:
 
 
 def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
-    """The pipeline of the task. Its prompt is tokens: which words makes no difference to the time."""
+    """Return the sampling loop of the task's pipeline. The prompt is random tokens: words do not change the time."""
     model = loop.model
     torch, case = model.torch, model.case
     pipeline = _pipeline(loop)
@@ -143,13 +143,13 @@ def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
     if model.task in {"image-to-image", "inpainting"}:
         loop.parts["vae encode"] = (pipeline.vae, "encode")
     encoders = [(name, component) for name, component in model.components.items() if name.startswith("text_encoder")]
-    draw = torch.Generator().manual_seed(case.seed)
+    generator_of_inputs = torch.Generator().manual_seed(case.seed)
     tokens = {}
     for name, encoder in encoders:
         shape = (2, encoder.config.max_position_embeddings)
-        tokens[name] = torch.randint(0, encoder.config.vocab_size, shape, generator=draw).to(case.device)
-    given = _given(model, draw)
-    told = {
+        tokens[name] = torch.randint(0, encoder.config.vocab_size, shape, generator=generator_of_inputs).to(case.device)
+    inputs = _inputs(model, generator_of_inputs)
+    options = {
         "guidance_scale": float(model.config["guidance"]),
         "num_inference_steps": case.steps,
         "output_type": "pt",
@@ -175,20 +175,22 @@ def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
                 begun = True
                 mark()
 
-        def step_ends(_: object, __: int, ___: object, kept: dict[str, Any]) -> dict[str, Any]:
+        def step_ends(_: object, __: int, ___: object, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal latents
             mark()
-            latents = kept["latents"]
-            return kept
+            latents = tensors["latents"]
+            return tensors
 
         first = model.components["controlnet"] if model.task == "controlnet" else pipeline.unet
         hook = first.register_forward_pre_hook(first_step_begins)
         generator = torch.Generator(case.device).manual_seed(case.seed)
         try:
-            made = pipeline(**prompt(), **given, **told, generator=generator, callback_on_step_end=step_ends).images
+            images = pipeline(
+                **prompt(), **inputs, **options, generator=generator, callback_on_step_end=step_ends
+            ).images
         finally:
             hook.remove()
-        return Images(made.float(), latents)
+        return Images(images.float(), latents)
 
     return image
 
@@ -212,13 +214,13 @@ def _pipeline(loop: Loop) -> Any:
     return pipeline
 
 
-def _given(model: Model, draw: Any) -> dict[str, Any]:
-    """What a pipeline is given besides its prompt: the first noise, or an image, drawn once and for all."""
+def _inputs(model: Model, generator: Any) -> dict[str, Any]:
+    """Return the pipeline's inputs besides the prompt: the first noise, or an image, drawn once."""
     torch, case = model.torch, model.case
     size = {"height": case.height, "width": case.width}
     if model.task == "text-to-image":
         return {**size, "latents": model.noise(4)}
-    image = torch.rand((case.batch, 3, case.height, case.width), generator=draw)
+    image = torch.rand((case.batch, 3, case.height, case.width), generator=generator)
     if model.task == "image-to-image":
         return {"image": image, "strength": STRENGTH}
     if model.task == "inpainting":
@@ -229,9 +231,9 @@ def _given(model: Model, draw: Any) -> dict[str, Any]:
 
 
 def _pairs(batch: int, **states: Any) -> dict[str, Any]:
-    """Each of the states with the prompt, and its negative, for a whole batch."""
-    found = {}
+    """Return each state of the prompt and its negative, repeated for a whole batch."""
+    arguments = {}
     for name, both in states.items():
         rest = (1,) * (both.ndim - 1)
-        found[name], found[f"negative_{name}"] = (one.repeat(batch, *rest) for one in both.split(1))
-    return found
+        arguments[name], arguments[f"negative_{name}"] = (one.repeat(batch, *rest) for one in both.split(1))
+    return arguments

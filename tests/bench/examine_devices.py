@@ -197,7 +197,7 @@ def stopped() -> dict[str, Any]:
         "broken": lambda: raised(RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")),
         "wrong shape": lambda: device.product("fp32", torch.ones(2, 3), torch.ones(2, 3)),
     }
-    return {name: plain(checked_device.asked(BLANK, case)) for name, case in cases.items()}
+    return {name: plain(checked_device.guarded(BLANK, case)) for name, case in cases.items()}
 
 
 def looped() -> dict[str, Any]:

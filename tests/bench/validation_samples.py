@@ -1,4 +1,4 @@
-"""What cards and processors were seen doing, made by hand: healthy ones, from which a test's own differ."""
+"""Provide hand-made facts and readings of healthy GPUs and CPUs; a test changes what it is about."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = 1e12
 GB = 1e9
 
-# As such cards name themselves. Their speeds below are not measured: they stand where a healthy card's figures lie.
+# The names are those that drivers report. The speeds below are not measured; they are typical of a healthy card.
 A100 = DeviceFacts(
     device="cuda:0",
     name="NVIDIA A100-SXM4-80GB",
@@ -43,13 +43,14 @@ CPU = DeviceFacts("cpu", "A CPU")
 
 
 def reading(probe: str, name: str, value: float | None, **changes: Any) -> Reading:
-    """One answer of the first card."""
+    """Build a reading of the first GPU."""
     units = {"copy": "B/s", "pinned": "B/s", "links": "B/s", "loop": "s"}
     unit = units.get(probe, "FLOP/s" if probe in {"product", "convolution", "sustained", "together"} else "")
     return replace(Reading(probe, name, "cuda:0", unit, value, (value,) if value is not None else ()), **changes)
 
 
 def sustained(first: float, last: float, **changes: Any) -> Reading:
+    """Build the reading of a load whose rate goes from `first` to `last`."""
     figures = {"first_quarter": first, "last_quarter": last, "unequal": 0.0}
     return reading("sustained", "sustained bf16", (first + last) / 2, figures=figures, **changes)
 
@@ -80,22 +81,22 @@ FINE_CPU = Evidence((CPU,), CPU_READINGS, before=(CPU,), cores=2)
 
 
 def card(evidence: Evidence = FINE, **changes: Any) -> Evidence:
-    """With another card, which was so before; its readings stay."""
+    """Return the evidence with a changed GPU, before and after; its readings stay."""
     changed = (replace(evidence.cards[0], **changes),)
     return replace(evidence, cards=changed, before=changed)
 
 
 def watched(evidence: Evidence = FINE, **shares: float) -> Evidence:
-    """With these shares of throttle reasons, named with underscores."""
+    """Return the evidence with these shares of throttle reasons; a name has underscores for spaces."""
     throttled = {name.replace("_", " "): share for name, share in shares.items()}
     return replace(evidence, watched={"cuda:0": replace(CALM, throttled=throttled)})
 
 
 def with_readings(evidence: Evidence, *changed: Reading) -> Evidence:
-    """With other answers in the place of those to the same questions; what is new comes last."""
-    names = {(each.probe, each.name): each for each in changed}
-    kept = tuple(names.pop((each.probe, each.name), each) for each in evidence.readings)
-    return replace(evidence, readings=(*kept, *names.values()))
+    """Return the evidence with readings replaced by those of the same name; new ones come last."""
+    names = {(item.probe, item.name): item for item in changed}
+    unchanged = tuple(names.pop((item.probe, item.name), item) for item in evidence.readings)
+    return replace(evidence, readings=(*unchanged, *names.values()))
 
 
 OWN = {
@@ -115,25 +116,27 @@ SLOW_BF16 = reading("product", "product bf16", 120 * T)
 TWO = replace(
     FINE,
     cards=(A100, replace(A100, device="cuda:1", uuid="GPU-b")),
-    readings=(*READINGS, *(replace(each, device="cuda:1") for each in READINGS)),
+    readings=(*READINGS, *(replace(item, device="cuda:1") for item in READINGS)),
     watched={"cuda:0": CALM, "cuda:1": CALM},
 )
 
 
 def linked(name: str, value: float, size: float = 256e6, **changes: Any) -> Reading:
+    """Build the reading of a link."""
     return reading("links", name, value, figures={"bytes": size}, **changes)
 
 
 def one_slow(value: float) -> Evidence:
+    """Build the evidence of two GPUs, of which the second has this rate in bf16."""
     slow = tuple(
-        replace(each, value=value) if (each.device, each.name) == ("cuda:1", "product bf16") else each
-        for each in TWO.readings
+        replace(item, value=value) if (item.device, item.name) == ("cuda:1", "product bf16") else item
+        for item in TWO.readings
     )
     return replace(TWO, readings=slow)
 
 
 def validated(day: int, *readings: Reading, card: DeviceFacts = A100, **changes: Any) -> Run:
-    """The validation of a card on a day of January, with torch 2.9.0; `changes` are fields of the validation."""
+    """Build the run of a validation on a day of January, with torch 2.9.0; `changes` are fields of the validation."""
     validation = Validation((card,), (card,), readings or READINGS, (), software={"torch": "2.9.0"})
     return a_run(
         id=f"202601{day:02}T030405Z-validate-abcdef",

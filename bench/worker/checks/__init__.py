@@ -1,1 +1,1 @@
-"""What `bench validate` asks of a device, under the measured interpreter."""
+"""Examine a device for `bench validate`, under the measured interpreter."""

@@ -1,4 +1,4 @@
-"""Questions about a device's arithmetic: whether it is right, how fast it is, and whether it stays so under load."""
+"""Check the arithmetic of a device: whether it is right, how fast it is, and whether it stays so under load."""
 
 from __future__ import annotations
 
@@ -26,136 +26,141 @@ if TYPE_CHECKING:
 # The unit roundoff of a result, 2**-p for p bits of precision (IEEE 754; bf16 has 8, TF32 as fp16 has 11). An fp8
 # product takes exact inputs and gives bf16.
 _UNITS = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8, "fp16": 2.0**-11, "fp8": 2.0**-8}
-# The unit of a running sum: fp32's. In fp8 a Hopper card keeps about 14 bits of it (source: DeepSeek-V3 Technical
-# Report, arXiv 2412.19437, 3.3.2).
+# The unit roundoff of a running sum, where it is not that of fp32. For fp8 a Hopper card keeps about 14 bits of the sum
+# (source: DeepSeek-V3 Technical Report, arXiv 2412.19437, 3.3.2).
 _SUM_UNITS = {"fp8": 2.0**-14}
-# A sum of k products of numbers around zero is off by about the root of k times the unit, relative to its own size: its
-# roundings are as good as independent and cancel (sources: Higham and Mary, "A New Approach to Probabilistic Rounding
-# Error Analysis", SIAM J. Sci. Comput. 41, 2019; Ipsen and Zhou, arXiv 1906.10465). What may be is so many times that:
-# tensor cores cut off where others round (Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores",
-# 2021); Winograd's convolutions are off by up to 7 times the direct one's error (Lavin and Gray, arXiv 1509.09308,
-# table of accuracy); between attention's two products the weights are rounded once more, and scores before them.
+# The relative error of a sum of k products of numbers around zero is about the root of k times the unit roundoff, for
+# its roundings are nearly independent and cancel (sources: Higham and Mary, "A New Approach to Probabilistic Rounding
+# Error Analysis", SIAM J. Sci. Comput. 41, 2019; Ipsen and Zhou, arXiv 1906.10465). The limit is this many times that
+# error. Tensor cores truncate where others round (Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor
+# cores", 2021). Winograd convolutions have up to 7 times the error of direct ones (Lavin and Gray, arXiv 1509.09308,
+# table of accuracy). Attention rounds its scores, and its weights once more, between its two products.
 _MARGINS = {"matrix product": 4.0, "convolution": 16.0, "attention": 8.0}
-_OUTLIER = 8.0  # times the limit: a single number so far off is no rounding, however right the others are
-_ROWS = 256  # of a card's product are held against float64: some of every tile
+_OUTLIER = 8.0  # times the limit: rounding never puts a single number so far off
+_ROWS = 256  # rows of a card's product that are compared with float64: some of every tile
 _BURST_SECONDS = 0.25
 _FEWEST_BURSTS = 8.0
 _EDGES = (128, 256, 512, 1024, 2048, 4096, 8192)
-# m, n and k of the products: squares, and between them two that are as oblong as a transformer's.
+# m, n and k of the products: squares, and two oblong shapes as in a transformer.
 _SHAPES = (*((edge, edge, edge) for edge in _EDGES), (4096, 4096, 1280), (8192, 8192, 2048))
-# A card reaches its best with large ones: one of them tells the price, the largest come next, and the small ones last.
+# A card is fastest with large shapes. The first one gives the price; the largest follow, the small ones come last.
 _CARD_SHAPES = (
     *((2048, 2048, 2048), (8192, 8192, 8192), (8192, 8192, 2048)),
     *((4096, 4096, 4096), (4096, 4096, 1280), (1024, 1024, 1024)),
 )
-# Batch, channels and side of the 3x3 convolutions: those of the UNets here.
+# Batch, channels and side of the 3x3 convolutions, as in the UNets of the architectures.
 _CONVOLUTIONS = ((1, 64, 16), (1, 64, 64), (1, 256, 32), (1, 320, 64), (4, 320, 64), (8, 640, 64))
 _CARD_CONVOLUTIONS = ((1, 320, 64), (8, 640, 64), (4, 320, 64), (1, 256, 32))
 
 
 def numerics(device: Device, until: float) -> Iterator[Reading]:
-    """Products, convolutions and attention in each dtype, held against float64 of the same inputs on the CPU."""
-    asks = {"matrix product": _numerics_of_product, "convolution": _numerics_of_convolution, "attention": _attention}
+    """Yield the errors of products, convolutions and attention in each dtype, against float64 on the CPU."""
+    checks = {"matrix product": _numerics_of_product, "convolution": _numerics_of_convolution, "attention": _attention}
     for dtype in device.dtypes:
-        for name, ask in asks.items():
-            # No library has fp8 convolutions; and attention in fp32 is never told to use TF32.
+        for name, check in checks.items():
+            # No library has fp8 convolutions, and torch has no TF32 setting for attention.
             if name == "matrix product" or (dtype != "fp8" and (dtype, name) != ("tf32", "attention")):
                 blank = Reading("numerics", f"{name} {dtype}", device.name, "", None)
-                yield checked_device.asked(
-                    blank, partial(_in_time, until, device, dtype, partial(ask, device, dtype, blank))
+                yield checked_device.guarded(
+                    blank, partial(_in_time, until, device, dtype, partial(check, device, dtype, blank))
                 )
 
 
-def _in_time(until: float, device: Device, dtype: str, ask: Callable[[], Reading]) -> Reading:
+def _in_time(until: float, device: Device, dtype: str, check: Callable[[], Reading]) -> Reading:
     if time.perf_counter() >= until:
         raise SkipError(checked_device.NO_TIME)
     components.set_precision(device.torch, dtype)
-    return ask()
+    return check()
 
 
 def _numerics_of_product(device: Device, dtype: str, blank: Reading) -> Reading:
     m, n, k = (4096, 4096, 1024) if device.is_card else (_ROWS, 256, 1024)
     left, right = checked_device.operands(device, dtype, (m, n, k))
-    found = device.product(dtype, left, right)
+    result = device.product(dtype, left, right)
     number = device.torch.arange(_ROWS, device=device.name)
     step = m // _ROWS
-    rows = number * step + number % step  # at another place within each tile
-    return held(blank, found[rows], _wide(left.float()[rows]) @ _wide(right), k)
+    rows = number * step + number % step  # at a different place within each tile
+    return compared(blank, result[rows], _to_float64(left.float()[rows]) @ _to_float64(right), k)
 
 
 def _numerics_of_convolution(device: Device, dtype: str, blank: Reading) -> Reading:
     torch = device.torch
     batch, channels, side = (4, 128, 64) if device.is_card else (1, 64, 32)
     image, weight = _normal(device, dtype, (batch, channels, side, side), (channels, channels, 3, 3))
-    found = torch.nn.functional.conv2d(image, weight, padding=1)[-1:]
-    return held(blank, found, torch.nn.functional.conv2d(_wide(image[-1:]), _wide(weight), padding=1), channels * 9)
+    result = torch.nn.functional.conv2d(image, weight, padding=1)[-1:]
+    return compared(
+        blank, result, torch.nn.functional.conv2d(_to_float64(image[-1:]), _to_float64(weight), padding=1), channels * 9
+    )
 
 
 def _attention(device: Device, dtype: str, blank: Reading) -> Reading:
     tokens, width = 1024 if device.is_card else 256, 64
     shape = (2, 8, tokens, width)
     query, key, value = _normal(device, dtype, shape, shape, shape)
-    found = device.torch.nn.functional.scaled_dot_product_attention(query, key, value)[-1]
-    query, key, value = (_wide(each[-1]) for each in (query, key, value))
+    result = device.torch.nn.functional.scaled_dot_product_attention(query, key, value)[-1]
+    query, key, value = (_to_float64(tensor[-1]) for tensor in (query, key, value))
     weights = (query @ key.transpose(-1, -2) / width**0.5).softmax(-1)
-    return held(blank, found, weights @ value, tokens)
+    return compared(blank, result, weights @ value, tokens)
 
 
-def held(blank: Reading, found: Any, right: Any, terms: int) -> Reading:
-    """A reading with the relative L2 distance of a result from the right one, and what it may be.
+def compared(blank: Reading, result: Any, reference: Any, terms: int) -> Reading:
+    """Return a reading with the relative L2 distance of a result from the reference, and its limit.
 
     Args:
-        blank: "WHAT DTYPE" is its name.
-        found: what the device computed.
-        right: the same in float64, on the CPU.
-        terms: of the sums that it is made of.
+        blank: the reading without a value; its name is "OPERATION DTYPE".
+        result: the result of the device.
+        reference: the same in float64, on the CPU.
+        terms: the number of terms in each sum of the result.
     """
     name, _, dtype = blank.name.rpartition(" ")
     sums = terms**0.5 * _SUM_UNITS.get(dtype, _UNITS["fp32"])
     limit = _MARGINS[name] * (sums + _UNITS[dtype])
-    off = _wide(found) - right
-    if not bool(off.isfinite().all()):
-        return replace(blank, limit=limit, fault="it holds NaN or infinity")
-    error = float(off.norm() / right.norm())
-    usual = float(right.norm()) / right.numel() ** 0.5
-    most = float(off.abs().max()) / usual
+    difference = _to_float64(result) - reference
+    if not bool(difference.isfinite().all()):
+        return replace(blank, limit=limit, fault="the result contains NaN or infinity")
+    error = float(difference.norm() / reference.norm())
+    usual_size = float(reference.norm()) / reference.numel() ** 0.5
+    largest = float(difference.abs().max()) / usual_size
     fault = None
-    if error <= limit and most > _OUTLIER * limit:
-        fault = f"one of its {right.numel()} numbers is off by {most:.2g} of their usual size, {limit:.2g} is rounding"
+    if error <= limit and largest > _OUTLIER * limit:
+        fault = (
+            f"one of {reference.numel()} numbers is off by {largest:.2g} times their usual size; "
+            f"rounding gives {limit:.2g}"
+        )
     return replace(blank, value=error, limit=limit, fault=fault)
 
 
-def _wide(tensor: Any) -> Any:
-    return tensor.cpu().float().double()  # by float: fp8 has no other way
+def _to_float64(tensor: Any) -> Any:
+    return tensor.cpu().float().double()  # through float32: fp8 has no direct conversion
 
 
 def _normal(device: Device, dtype: str, *shapes: tuple[int, ...]) -> list[Any]:
     generator = device.torch.Generator(device.name).manual_seed(0)
     kind = getattr(device.torch, checked_device.KINDS[dtype])
-    return [device.torch.empty(each, device=device.name).normal_(generator=generator).to(kind) for each in shapes]
+    return [device.torch.empty(shape, device=device.name).normal_(generator=generator).to(kind) for shape in shapes]
 
 
 def product(device: Device, until: float) -> Iterator[Reading]:
-    """How fast matrix products are in each dtype, in the shape that is fastest."""
+    """Yield the rate of matrix products in each dtype, in the fastest shape."""
 
-    def ways(dtype: str) -> Iterator[checked_device.Variant]:
+    def variants_of(dtype: str) -> Iterator[checked_device.Variant]:
         ordered = sorted(_SHAPES, key=lambda shape: shape[0] * shape[1] * shape[2])
         for m, n, k in _CARD_SHAPES if device.is_card else ordered:
 
             def make(shape: tuple[int, int, int] = (m, n, k)) -> Callable[[], object]:
                 return partial(device.product, dtype, *checked_device.operands(device, dtype, shape))
 
-            room = 8 * (m * k + k * n + m * n)  # in fp32 as they are made, and in the dtype
+            room = 8 * (m * k + k * n + m * n)  # the fp32 originals, and the copies in the dtype
             yield checked_device.Variant(2.0 * m * n * k, {"m": float(m), "n": float(n), "k": float(k)}, room, make)
 
-    yield from _rates("product", device, device.dtypes, ways, until)
+    yield from _rates("product", device, device.dtypes, variants_of, until)
 
 
 def convolution(device: Device, until: float) -> Iterator[Reading]:
-    """How fast 3x3 convolutions are in each dtype, in the shape and layout that is fastest."""
+    """Yield the rate of 3x3 convolutions in each dtype, in the fastest shape and layout."""
     torch = device.torch
 
-    def ways(dtype: str) -> Iterator[checked_device.Variant]:
+    def variants_of(dtype: str) -> Iterator[checked_device.Variant]:
         for batch, channels, side in _CARD_CONVOLUTIONS if device.is_card else _CONVOLUTIONS:
             for layout in (torch.contiguous_format, torch.channels_last):
 
@@ -163,8 +168,8 @@ def convolution(device: Device, until: float) -> Iterator[Reading]:
                     shape: tuple[int, int, int] = (batch, channels, side), layout: Any = layout
                 ) -> Callable[[], object]:
                     batch, channels, side = shape
-                    made = _normal(device, dtype, (batch, channels, side, side), (channels, channels, 3, 3))
-                    image, weight = (each.to(memory_format=layout) for each in made)
+                    tensors = _normal(device, dtype, (batch, channels, side, side), (channels, channels, 3, 3))
+                    image, weight = (tensor.to(memory_format=layout) for tensor in tensors)
                     return partial(torch.nn.functional.conv2d, image, weight, padding=1)
 
                 is_last = float(layout is torch.channels_last)
@@ -172,21 +177,27 @@ def convolution(device: Device, until: float) -> Iterator[Reading]:
                 elements = 2 * batch * channels * side**2 + 9 * channels**2
                 flops = 2.0 * 9 * channels**2 * side**2 * batch
                 yield checked_device.Variant(
-                    flops, {key: float(each) for key, each in figures.items()}, 8 * elements, make
+                    flops, {key: float(figure) for key, figure in figures.items()}, 8 * elements, make
                 )
 
-    yield from _rates("convolution", device, [each for each in device.dtypes if each != "fp8"], ways, until)
+    yield from _rates("convolution", device, [dtype for dtype in device.dtypes if dtype != "fp8"], variants_of, until)
 
 
 def _rates(
-    probe: str, device: Device, dtypes: Any, ways: Callable[[str], Iterator[checked_device.Variant]], until: float
+    probe: str,
+    device: Device,
+    dtypes: Any,
+    variants_of: Callable[[str], Iterator[checked_device.Variant]],
+    until: float,
 ) -> Iterator[Reading]:
-    """A reading a dtype; what time one leaves, the next ones have."""
+    """Yield a reading per dtype; time that one dtype leaves goes to the next ones."""
     for number, dtype in enumerate(dtypes):
         now = time.perf_counter()
         components.set_precision(device.torch, dtype)
         blank = Reading(probe, f"{probe} {dtype}", device.name, "FLOP/s", None)
-        yield checked_device.timed_best(blank, device, list(ways(dtype)), now + (until - now) / (len(dtypes) - number))
+        yield checked_device.timed_best(
+            blank, device, list(variants_of(dtype)), now + (until - now) / (len(dtypes) - number)
+        )
 
 
 def sustained(device: Device, until: float, around: Around = contextlib.nullcontext) -> Iterator[Reading]:
@@ -195,60 +206,60 @@ def sustained(device: Device, until: float, around: Around = contextlib.nullcont
     The same kernel, inputs and settings give the same bits on one device (source: cuBLAS, "Results Reproducibility").
 
     Args:
-        device: is asked.
+        device: the device.
         until: the time (time.perf_counter) after which no burst is begun.
         around: makes a context for each burst.
     """
     dtype = "fp32" if not device.is_card else "bf16" if "bf16" in device.dtypes else "fp16"
     blank = Reading("sustained", f"sustained {dtype}", device.name, "FLOP/s", None)
     components.set_precision(device.torch, dtype)
-    yield checked_device.asked(blank, partial(_bursts, device, dtype, until, around, blank))
+    yield checked_device.guarded(blank, partial(_bursts, device, dtype, until, around, blank))
     device.let_go()
 
 
 def _bursts(device: Device, dtype: str, until: float, around: Around, blank: Reading) -> Reading:
     burst = min(_BURST_SECONDS, (until - time.perf_counter()) / _FEWEST_BURSTS)
     edge, left, right, seconds = _load(device, dtype, burst)
-    kept: list[Any] = []
+    latest: list[Any] = []
 
     def call() -> None:
-        kept[:] = [device.product(dtype, left, right)]
+        latest[:] = [device.product(dtype, left, right)]
 
     call()
-    first = kept[0]
-    times = checked_device.grouped(device, call, burst)
+    first = latest[0]
+    times = checked_device.calls_for(device, call, burst)
     rates: list[float] = []
     unequal = 0
     while not rates or time.perf_counter() + times * seconds < until:
         with around():
             rates.append(2.0 * edge**3 / device.timed(call, times))
-        unequal += not _same_bits(device.torch, kept[0], first)
+        unequal += not _same_bits(device.torch, latest[0], first)
     quarter = max(1, len(rates) // 4)
     figures = {
         "first_quarter": statistics.median(rates[:quarter]),
         "last_quarter": statistics.median(rates[-quarter:]),
         "unequal": float(unequal),
     }
-    fault = f"{unequal} of {len(rates)} bursts gave other bits than the first result" if unequal else None
+    fault = f"{unequal} of {len(rates)} bursts differ from the first result" if unequal else None
     return replace(blank, value=statistics.median(rates), samples=tuple(rates), figures=figures, fault=fault)
 
 
 def _load(device: Device, dtype: str, most_seconds: float) -> tuple[int, Any, Any, float]:
-    """The largest square product that takes no longer than that: its edge, its matrices, the seconds of a call.
+    """Return the largest square product within this time: its edge, its two matrices, the seconds of a call.
 
     Raises:
-        SkipError: the smallest does.
+        SkipError: the smallest product takes longer.
     """
     best: tuple[int, Any, Any, float] | None = None
     free = device.free_bytes()
     for edge in _EDGES:
         if best is not None and (best[3] * 8 > most_seconds or (free is not None and 32 * edge**2 > free)):
-            break  # twice the edge is eight times the work
+            break  # twice the edge takes eight times the work
         left, right = checked_device.operands(device, dtype, (edge, edge, edge))
         call = partial(device.product, dtype, left, right)
         device.timed(call)
         seconds = device.timed(call)
-        if seconds > most_seconds:  # longer than the one before foretold: other work took its time
+        if seconds > most_seconds:  # longer than predicted, since other work disturbed it
             break
         best = edge, left, right, seconds
     if best is None:
@@ -261,11 +272,11 @@ def _same_bits(torch: Any, one: Any, two: Any) -> bool:
 
 
 def threads(device: Device, until: float) -> Iterator[Reading]:
-    """What all threads of a CPU reach together, over what as many single ones would; in fp32 products."""
+    """Yield the rate of all CPU threads together over the sum of as many single ones; of fp32 products."""
     blank = Reading("threads", "scaling", device.name, "", None)
     whole = device.torch.get_num_threads()
     try:
-        yield checked_device.asked(blank, partial(_scaling, device, whole, until, blank))
+        yield checked_device.guarded(blank, partial(_scaling, device, whole, until, blank))
     finally:
         device.torch.set_num_threads(whole)
 
@@ -273,17 +284,17 @@ def threads(device: Device, until: float) -> Iterator[Reading]:
 def _scaling(device: Device, whole: int, until: float, blank: Reading) -> Reading:
     torch = device.torch
     if whole == 1:
-        raise SkipError("it computes with one thread")
+        raise SkipError("torch uses only one thread")
     counts = [*(2**power for power in range(whole.bit_length()) if 2**power < whole), whole]
     torch.set_num_threads(1)
     rounds = 3 * len(counts)
     edge, left, right, seconds = _load(device, "fp32", (until - time.perf_counter()) / rounds)
     best = dict.fromkeys(counts, 0.0)
-    # In turns: what the neighbours do meanwhile, they do to each.
+    # In turns, so that other work disturbs each count alike.
     while not all(best.values()) or time.perf_counter() + 2 * seconds * len(counts) < until:
         for count in counts:
             torch.set_num_threads(count)
-            device.timed(partial(device.product, "fp32", left, right))  # its threads are made ready
+            device.timed(partial(device.product, "fp32", left, right))  # starts the threads
             best[count] = max(best[count], 2.0 * edge**3 / device.timed(partial(device.product, "fp32", left, right)))
     figures = {str(count): rate for count, rate in best.items()}
     return replace(blank, value=best[whole] / best[1] / whole, figures=figures)

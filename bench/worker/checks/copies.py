@@ -1,4 +1,4 @@
-"""Questions about what a device moves: copies within its memory, and between it and the host."""
+"""Measure copies: within the memory of a device, and between a device and the host."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from bench.worker.checks.device import Device
 
-# From so many bytes on no cache holds both sides of a copy: of 64 MB a CPU's placements looked alike, and the largest
-# cache of a card in the table is that of a B200, 126 MB.
+# No cache holds both sides of a copy of this size. At 64 MB a CPU's cached and uncached placements looked alike; the
+# largest cache of a card in the table is that of a B200, 126 MB.
 _SIZES = (256 << 20, 1 << 30)
 
 
 def copy(device: Device, until: float) -> Iterator[Reading]:
-    """What a copy within the device's memory moves, as bytes read and written a second."""
+    """Yield the rate of a copy within the device's memory, in bytes read and written a second."""
     torch = device.torch
 
     def make(size: int) -> Callable[[], object]:
@@ -28,25 +28,29 @@ def copy(device: Device, until: float) -> Iterator[Reading]:
         return partial(torch.zeros_like(source).copy_, source)
 
     sizes = _SIZES if device.is_card else _SIZES[:1]
-    ways = [checked_device.Variant(2.0 * size, {"bytes": float(size)}, 2 * size, partial(make, size)) for size in sizes]
-    yield checked_device.timed_best(Reading("copy", "copy", device.name, "B/s", None), device, ways, until)
+    variants = [
+        checked_device.Variant(2.0 * size, {"bytes": float(size)}, 2 * size, partial(make, size)) for size in sizes
+    ]
+    yield checked_device.timed_best(Reading("copy", "copy", device.name, "B/s", None), device, variants, until)
 
 
 def pinned(device: Device, until: float) -> Iterator[Reading]:
-    """What goes from the host's page-locked memory to a card a second, and what comes back."""
+    """Yield the rates of copies from the host's page-locked memory to a card, and back, in bytes a second."""
     torch, size = device.torch, _SIZES[0]
 
-    def make(*, comes_back: bool) -> Callable[[], object]:
-        here = torch.zeros(size, dtype=torch.uint8, pin_memory=True)
-        there = torch.zeros(size, dtype=torch.uint8, device=device.name)
+    def make(*, to_host: bool) -> Callable[[], object]:
+        on_host = torch.zeros(size, dtype=torch.uint8, pin_memory=True)
+        on_device = torch.zeros(size, dtype=torch.uint8, device=device.name)
         return (
-            partial(here.copy_, there, non_blocking=True)
-            if comes_back
-            else partial(there.copy_, here, non_blocking=True)
+            partial(on_host.copy_, on_device, non_blocking=True)
+            if to_host
+            else partial(on_device.copy_, on_host, non_blocking=True)
         )
 
-    for left, name in ((2, "host to device"), (1, "device to host")):
+    for directions_left, name in ((2, "host to device"), (1, "device to host")):
         now = time.perf_counter()
-        way = checked_device.Variant(float(size), {"bytes": float(size)}, size, partial(make, comes_back=left == 1))
+        variant = checked_device.Variant(
+            float(size), {"bytes": float(size)}, size, partial(make, to_host=directions_left == 1)
+        )
         blank = Reading("pinned", name, device.name, "B/s", None)
-        yield checked_device.timed_best(blank, device, [way], now + (until - now) / left)
+        yield checked_device.timed_best(blank, device, [variant], now + (until - now) / directions_left)

@@ -1,4 +1,4 @@
-"""What the probes need of a device, for a CPU and a CUDA card; how a question to it is timed and guarded."""
+"""Access a CPU or a CUDA device for the checks; time their calls and turn errors into readings."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
     from bench.core.validation_records import Reading
 
-# name -> torch's. A tf32 product takes and gives fp32, an fp8 one gives bf16.
+# {name: torch's dtype}. A tf32 product has fp32 inputs and results; an fp8 product has bf16 results.
 KINDS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
 NO_TIME = "no time is left in its share of the budget"
-_GROUP_SECONDS = 0.02  # a thousand times what a clock or an event is wrong by
+_GROUP_SECONDS = 0.02  # a thousand times the error of a clock or an event
 _TRIES = 3
 _MOST_SAMPLES = 60
-_GROWTH = 1.05  # what a larger shape has to gain for a still larger one to be missed
-_CAUTION = 2.0  # a call may take so much longer than one of half its size foretells
-_ROOM = 4  # of the free memory a question takes a quarter at most
-# What torch's messages say where a device is well: there is no room, the card is another process's alone, or a library
-# is not the one that torch was built with.
+_GROWTH = 1.05  # a larger shape must gain this factor for the lack of a still larger one to matter
+_CAUTION = 2.0  # a call may take this factor longer than a smaller one predicts
+_ROOM = 4  # a variant takes at most a quarter of the free memory
+# Words of torch's messages that show no fault of the device: it has too little memory, another process holds the card
+# exclusively, or a library is not the one that torch was built with.
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "cannot allocate")
 _NOT_ITS_OWN = ("busy or unavailable", "version incompatib", "no kernel image", "NOT_INITIALIZED")
 
 
 class Device(Protocol):
-    """A device that is asked. `dtypes`: what its matrix products can be asked in, by the names of readings."""
+    """Access a device for the checks. `dtypes`: the dtypes of its matrix products, as readings name them."""
 
     torch: Any
     name: str
@@ -40,65 +40,65 @@ class Device(Protocol):
     is_card: bool
 
     def wait(self) -> None:
-        """Wait until it has done all that it was told."""
+        """Wait until the device has finished all queued work."""
 
     def timed(self, call: Callable[[], object], times: int = 1) -> float:
-        """The seconds that one of so many calls takes; none is waited for but the last."""
+        """Return the mean seconds of `times` calls; only the last one is waited for."""
 
     def free_bytes(self) -> int | None:
-        """What could still be allocated on it; None where nothing tells."""
+        """Return the bytes that can still be allocated on the device; None where that is unknown."""
 
     def let_go(self) -> None:
-        """Give back what the allocator holds and nobody uses."""
+        """Release the memory that the allocator caches."""
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
-        """A matrix product, of what `operands` has made."""
+        """Return the matrix product of two matrices from `operands`."""
 
 
 class Cpu:
-    """The host's own processor."""
+    """Access the host's CPU."""
 
     is_card = False
     dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")
 
     def __init__(self, torch: Any, name: str = "cpu") -> None:
-        """Take torch."""
+        """Store torch and the name."""
         self.torch, self.name = torch, name
 
     def wait(self) -> None:
-        """Nothing: it works in step with the host."""
+        """Do nothing: the CPU computes synchronously."""
 
     def timed(self, call: Callable[[], object], times: int = 1) -> float:
-        """By the host's clock."""
+        """Return the mean seconds of the calls, by the host's clock."""
         began = time.perf_counter()
         for _ in range(times):
             call()
         return (time.perf_counter() - began) / times
 
     def free_bytes(self) -> int | None:
-        """The machine's, or the control group's where that is less."""
+        """Return the free bytes of the machine, or of the control group where that has less."""
         return memory.free_bytes()
 
     def let_go(self) -> None:
-        """Nothing: its allocator holds nothing back."""
+        """Do nothing: the CPU allocator caches no memory."""
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
-        """A matrix product, of what `operands` has made."""
+        """Return the matrix product of two matrices from `operands`."""
         return _product(self.torch, dtype, left, right)
 
 
 class Cuda:
-    """A CUDA card: its own events tell the time."""
+    """Access a CUDA device; its events measure the time."""
 
     is_card = True
 
     def __init__(self, torch: Any, name: str) -> None:
-        """Take torch and the device's name; it becomes the current one."""
+        """Store torch and the device's name, and make it the current device."""
         self.torch, self.name = torch, name
         torch.cuda.set_device(name)
         capability = torch.cuda.get_device_capability(name)
         # Tensor cores: fp16 from 7.0, bf16 and TF32 from 8.0, fp8 from 8.9 (source: NVIDIA's CUDA programming guide,
-        # compute capabilities; torch asks for 8.9 in _scaled_mm).
+        # compute capabilities; torch requires 8.9 in _scaled_mm).
         ampere, ada = capability >= (8, 0), capability >= (8, 9)
         self.dtypes: tuple[str, ...] = (
             "fp32",
@@ -108,11 +108,11 @@ class Cuda:
         )
 
     def wait(self) -> None:
-        """Wait until it has done all that it was told."""
+        """Wait until the device has finished all queued work."""
         self.torch.cuda.synchronize(self.name)
 
     def timed(self, call: Callable[[], object], times: int = 1) -> float:
-        """By two events on its stream (they tell milliseconds)."""
+        """Return the mean seconds of the calls, by two events on the stream (in milliseconds)."""
         first, last = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.wait()
         first.record()
@@ -123,39 +123,39 @@ class Cuda:
         return float(first.elapsed_time(last)) / 1000.0 / times
 
     def free_bytes(self) -> int | None:
-        """As its driver tells: what other processes hold is not free."""
+        """Return the free bytes as the driver reports them, without the memory of other processes."""
         return int(self.torch.cuda.mem_get_info(self.name)[0])
 
     def let_go(self) -> None:
-        """Give back what the allocator holds and nobody uses; what a broken card says to that was said before."""
+        """Release the memory that the allocator caches; ignore errors of a broken device, which was reported before."""
         with contextlib.suppress(RuntimeError):
             self.torch.cuda.empty_cache()
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
-        """A matrix product, of what `operands` has made."""
+        """Return the matrix product of two matrices from `operands`."""
         return _product(self.torch, dtype, left, right)
 
 
 def of(torch: Any, name: str) -> Device:
-    """The device of a name ("cpu", "cuda:0"), ready to be asked."""
+    """Return access to the device of this name ("cpu", "cuda:0")."""
     return Cuda(torch, name) if name.startswith("cuda") else Cpu(torch, name)
 
 
 def operands(device: Device, dtype: str, shape: tuple[int, int, int]) -> tuple[Any, Any]:
-    """Two matrices of normal numbers, m by k and k by n: what is computed with zeros takes less power than work does.
+    """Return two matrices of normal numbers, m by k and k by n; zeros would take less power than real work.
 
     Args:
-        device: where they lie.
+        device: the device that holds them.
         dtype: a name of KINDS.
         shape: (m, n, k).
     """
     torch = device.torch
     m, n, k = shape
     generator = torch.Generator(device.name).manual_seed(0)
-    # In fp8 the right one lies column by column, as its kernels want it.
+    # The kernels for fp8 need the right matrix in column-major order.
     sizes = ((m, k), (n, k) if dtype == "fp8" else (k, n))
-    made = [torch.empty(size, device=device.name).normal_(generator=generator) for size in sizes]
-    left, right = (each.to(getattr(torch, KINDS[dtype])) for each in made)
+    tensors = [torch.empty(size, device=device.name).normal_(generator=generator) for size in sizes]
+    left, right = (tensor.to(getattr(torch, KINDS[dtype])) for tensor in tensors)
     return left, right.t() if dtype == "fp8" else right
 
 
@@ -163,17 +163,17 @@ def _product(torch: Any, dtype: str, left: Any, right: Any) -> Any:
     if dtype != "fp8":
         return torch.mm(left, right)
     one = torch.ones((), device=left.device)
-    told = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
-    # The way whose figure is on the sheets: sums stay in the tensor cores, and keep fewer bits there.
-    return torch._scaled_mm(left, right, **told, use_fast_accum=True)  # noqa: SLF001 (torch has no other name for it)
+    options = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
+    # Data sheets give the rate with fast accumulation: sums stay in the tensor cores, with fewer bits.
+    return torch._scaled_mm(left, right, **options, use_fast_accum=True)  # noqa: SLF001 (torch has no other name for it)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One of several ways to ask the same.
+    """Describe one of several variants of a measurement.
 
-    `amount`: FLOPs or bytes of a call. `figures`: what tells it from the others. `room_bytes` that it takes. `make`
-    allocates what it needs, and gives the call.
+    `amount`: the FLOPs or bytes of a call. `figures`: the parameters of the variant. `room_bytes`: the memory that it
+    needs. `make`: allocates that memory and returns the call.
     """
 
     amount: float
@@ -184,97 +184,98 @@ class Variant:
 
 @dataclass(frozen=True)
 class FastestVariant:
-    """The way that was fastest: its rate a second, as often as there was time for."""
+    """Record the fastest variant: its rates per second, one per sample, and its figures."""
 
     rates: tuple[float, ...]
     figures: dict[str, float]
 
 
-def fastest(device: Device, ways: Sequence[Variant], until: float) -> FastestVariant:
-    """Try ways, without those that the best one says there is no time for; then the best again.
+def fastest(device: Device, variants: Sequence[Variant], until: float) -> FastestVariant:
+    """Measure all variants for which time and memory suffice, then the fastest one again.
 
-    Where ways of more work than the best one's were left out, and the rate was still growing, the figure CUT says so.
+    The figure CUT marks the result where variants with more work than the fastest one were left out and the rate was
+    still growing.
 
     Args:
-        device: is asked.
-        ways: a small amount first.
+        device: the device.
+        variants: the variants, one with a small amount first.
         until: the time (time.perf_counter) after which nothing is begun.
 
     Raises:
-        SkipError: there is not even time, or memory, for the first.
+        SkipError: time or memory do not even suffice for the first one.
     """
-    best, again, rate, most, free = FastestVariant((), {}), None, 0.0, 0.0, device.free_bytes()
-    tried: list[tuple[float, float]] = []  # (amount, rate)
-    for way in ways:
+    best, chosen, rate, largest_skipped, free = FastestVariant((), {}), None, 0.0, 0.0, device.free_bytes()
+    measured: list[tuple[float, float]] = []  # (amount, rate)
+    for variant in variants:
         left = until - time.perf_counter()
-        price = way.amount / rate * _CAUTION if rate else 0.0
-        is_room = free is None or way.room_bytes * _ROOM <= free
+        price = variant.amount / rate * _CAUTION if rate else 0.0
+        is_room = free is None or variant.room_bytes * _ROOM <= free
         if left <= 0 or price * (_TRIES + 1) > left or not is_room:
-            most = max(most, way.amount)
+            largest_skipped = max(largest_skipped, variant.amount)
             continue
-        call = way.make()
-        device.timed(call)  # the first call makes the kernel ready
-        times = grouped(device, call, _GROUP_SECONDS)
-        rates = tuple(way.amount / device.timed(call, times) for _ in range(_TRIES))
+        call = variant.make()
+        device.timed(call)  # the first call is a warm-up
+        times = calls_for(device, call, _GROUP_SECONDS)
+        rates = tuple(variant.amount / device.timed(call, times) for _ in range(_TRIES))
         rate = max(rates)
-        tried.append((way.amount, rate))
+        measured.append((variant.amount, rate))
         if rate > max(best.rates, default=0.0):
-            best, again = FastestVariant(rates, way.figures), (way, call, times)
-    if again is None:
-        raise SkipError(NO_TIME if until <= time.perf_counter() else "there is no room for it")
-    way, call, times = again
-    smaller = max((found for amount, found in tried if amount < way.amount), default=0.0)
-    if most > way.amount and max(best.rates) > _GROWTH * smaller:
+            best, chosen = FastestVariant(rates, variant.figures), (variant, call, times)
+    if chosen is None:
+        raise SkipError(NO_TIME if until <= time.perf_counter() else "there is not enough free memory")
+    variant, call, times = chosen
+    smaller = max((rate_ for amount, rate_ in measured if amount < variant.amount), default=0.0)
+    if largest_skipped > variant.amount and max(best.rates) > _GROWTH * smaller:
         best = replace(best, figures=best.figures | {CUT: 1.0})
     rates = best.rates
-    while len(rates) < _MOST_SAMPLES and time.perf_counter() + way.amount / max(rates) * times < until:
-        rates += (way.amount / device.timed(call, times),)
+    while len(rates) < _MOST_SAMPLES and time.perf_counter() + variant.amount / max(rates) * times < until:
+        rates += (variant.amount / device.timed(call, times),)
     return replace(best, rates=rates)
 
 
-def grouped(device: Device, call: Callable[[], object], seconds: float) -> int:
-    """How many calls take about so long together. It is tried: one call's time may be far from the next one's."""
+def calls_for(device: Device, call: Callable[[], object], seconds: float) -> int:
+    """Return how many calls take about this many seconds together. It is measured, since calls differ much in time."""
     times = 1
     while device.timed(call, times) * times < seconds / 1.5:
         times *= 2
     return times
 
 
-def asked(blank: Reading, ask: Callable[[], Reading]) -> Reading:
-    """What a question has found; where it was stopped, the blank reading with what stopped it."""
+def guarded(blank: Reading, check: Callable[[], Reading]) -> Reading:
+    """Return the reading of a check; where an error stopped it, the blank reading with that error."""
     try:
-        return ask()
-    except Exception as error:  # the other questions go on
+        return check()
+    except Exception as error:  # the other checks go on
         return stopped(blank, error)
 
 
 def stopped(blank: Reading, error: Exception) -> Reading:
-    """A blank reading with what stopped it.
+    """Return a blank reading with the error that stopped its check.
 
-    An error that torch raises while it computes (a CUDA error above all) speaks against the device. Where there is no
-    room, no time, no such kernel, or some library fails, that is why there is no figure.
+    An error that torch raises while it computes (above all a CUDA error) is a fault of the device. Too little memory or
+    time, a missing kernel or a failing library is only the reason for a missing value.
     """
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
     if isinstance(error, (SkipError, MemoryError)):
-        return replace(blank, why_not=said)
+        return replace(blank, why_not=message)
     if not isinstance(error, RuntimeError):
-        return replace(blank, why_not=f"{type(error).__name__}: {said}")
+        return replace(blank, why_not=f"{type(error).__name__}: {message}")
     if is_unsupported(error):
-        return replace(blank, why_not=said, figures={UNABLE: 1.0})
+        return replace(blank, why_not=message, figures={UNABLE: 1.0})
     text = str(error).lower()
-    known = any(each.lower() in text for each in (*_NO_ROOM, *_NOT_ITS_OWN))
-    is_well = known or type(error).__name__ == "OutOfMemoryError"
-    return replace(blank, why_not=said) if is_well else replace(blank, fault=said)
+    is_known = any(phrase.lower() in text for phrase in (*_NO_ROOM, *_NOT_ITS_OWN))
+    is_well = is_known or type(error).__name__ == "OutOfMemoryError"
+    return replace(blank, why_not=message) if is_well else replace(blank, fault=message)
 
 
-def timed_best(blank: Reading, device: Device, ways: Sequence[Variant], until: float) -> Reading:
-    """A blank reading with the rate of the fastest way, or with what stopped it."""
+def timed_best(blank: Reading, device: Device, variants: Sequence[Variant], until: float) -> Reading:
+    """Return a reading with the rate of the fastest variant, or with the error that stopped it."""
 
-    def ask() -> Reading:
-        found = fastest(device, ways, until)
-        return replace(blank, value=max(found.rates), samples=found.rates, figures=found.figures)
+    def check() -> Reading:
+        result = fastest(device, variants, until)
+        return replace(blank, value=max(result.rates), samples=result.rates, figures=result.figures)
 
     try:
-        return asked(blank, ask)
+        return guarded(blank, check)
     finally:
         device.let_go()

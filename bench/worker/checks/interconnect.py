@@ -1,4 +1,4 @@
-"""Questions about what lies between devices: all of them summing at once, and copies from card to card."""
+"""Measure the links between devices: sums over all of them, and copies from card to card."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bench.core.worker_events import Emit
     from bench.worker.checks.device import Device
 
-# Each rank is a process of its own that sees this package alone, as the worker does.
+# Each rank is a process of its own that can import only this package, like the worker.
 _RANK = """
 import sys, types
 sys.path[:] = [entry for entry in sys.path if entry]
@@ -42,14 +42,14 @@ interconnect.rank()
 _CARD_SIZES = (1 << 20, 16 << 20, 64 << 20, 256 << 20)
 _HOST_SIZES = (1 << 20, 16 << 20, 64 << 20)
 _PEER_BYTES = 256 << 20
-_MOST_TIMES = 20
-_GRACE_SECONDS = 15.0  # beyond its time, before a rank that hangs is ended
-_CYCLE = 97  # the numbers that are summed: up to 590 ranks fp32 holds their sums exactly
+_MAX_TIMES = 20
+_GRACE_SECONDS = 15.0  # the grace period after which a hanging rank is killed
+_CYCLE = 97  # the summed numbers are below this; fp32 holds the sums of up to 590 ranks exactly
 
 
 @dataclass(frozen=True)
 class RankTask:
-    """What one rank is told. `meeting`: a file by which the ranks find each other."""
+    """Describe the task of one rank. `meeting`: the file through which the ranks connect."""
 
     rank: int
     devices: tuple[str, ...]
@@ -74,44 +74,46 @@ def run(request: Linking, emit: Emit) -> None:
 
 
 def all_reduce(devices: Sequence[str], seconds: float) -> Reading:
-    """What each device passes on a second while all of them sum what they have: the best of several sizes.
+    """Return the bus bandwidth of each device while all of them compute a sum: the best of several sizes.
 
-    The bandwidth is that of the bus: bytes * 2 (n - 1) / n over the seconds, which does not hang on the number of ranks
-    (source: NVIDIA/nccl-tests, doc/PERFORMANCE.md).
+    The bandwidth is bytes * 2 (n - 1) / n over the seconds, which does not depend on the number of ranks (source:
+    NVIDIA/nccl-tests, doc/PERFORMANCE.md).
 
     Args:
-        devices: a rank each; NCCL where all are cards, else gloo over the loopback.
-        seconds: that all of it may take.
+        devices: one rank each; NCCL where all are CUDA devices, else gloo over the loopback interface.
+        seconds: the time for all of it.
     """
     blank = Reading("links", f"all-reduce of {len(devices)}", devices[0], "B/s", None)
-    return checked_device.asked(blank, partial(_all_reduce, devices, seconds))
+    return checked_device.guarded(blank, partial(_all_reduce, devices, seconds))
 
 
 def _all_reduce(devices: Sequence[str], seconds: float) -> Reading:
     if len(devices) < 2:
-        raise SkipError("there is one device alone")
+        raise SkipError("there is only one device")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         ranks = []
         for number in range(len(devices)):
-            part = RankTask(number, tuple(devices), str(Path(folder) / "meeting"), seconds)
-            ranks.append(_Rank(part, Path(folder) / f"answer-{number}"))
+            task = RankTask(number, tuple(devices), str(Path(folder) / "meeting"), seconds)
+            ranks.append(_Rank(task, Path(folder) / f"answer-{number}"))
             stack.callback(ranks[-1].end)
         _wait(ranks, seconds + _GRACE_SECONDS)
         answers = [rank.answer() for rank in ranks]
-    told = [each for each in answers if each is not None]
-    # Whatever one of them found wrong counts for all, and explains why others were ended.
-    wrong = [each for each in told if each.fault is not None] or [each for each in told if each.value is None]
-    if not wrong and len(told) < len(ranks):
+    readings = [reading for reading in answers if reading is not None]
+    # The fault of one rank counts for all, and is the reason why others were killed.
+    failures = [reading for reading in readings if reading.fault is not None] or [
+        reading for reading in readings if reading.value is None
+    ]
+    if not failures and len(readings) < len(ranks):
         missing = answers.index(None)
-        raise SkipError(f"rank {missing} ended with exit {ranks[missing].process.returncode} and without an answer")
-    return (wrong or told)[0]  # the rates are agreed on
+        raise SkipError(f"rank {missing} ended with exit code {ranks[missing].process.returncode} and gave no reading")
+    return (failures or readings)[0]  # all ranks report the same rates
 
 
 class _Rank:
-    """The process of one rank."""
+    """Run the process of one rank."""
 
-    def __init__(self, part: RankTask, answer: Path) -> None:
-        """Start it."""
+    def __init__(self, task: RankTask, answer: Path) -> None:
+        """Start the process."""
         self._answer = answer
         environment = dict(os.environ) | {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
         with answer.open("wb") as file:
@@ -123,17 +125,17 @@ class _Rank:
             )
         assert self.process.stdin is not None  # noqa: S101 (opened as a pipe)
         with contextlib.suppress(BrokenPipeError):
-            # It stays open: its end tells the rank that we have ended.
-            self.process.stdin.write(dumps(part).encode() + b"\n")
+            # stdin stays open; its end of file shows the rank that this process has ended.
+            self.process.stdin.write(dumps(task).encode() + b"\n")
             self.process.stdin.flush()
 
     def answer(self) -> Reading | None:
-        """What it found; None where it has said nothing."""
+        """Return the reading of the rank; None where it has printed none."""
         text = self._answer.read_text(encoding="utf-8")
         return record(json.loads(text), Reading, "reading") if text.endswith("\n") else None
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None  # noqa: S101 (opened as a pipe)
@@ -142,7 +144,7 @@ class _Rank:
 
 
 def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
-    """Until all have ended, or one has failed (the others would wait for it), or the time is over."""
+    """Wait until all ranks have ended, one has failed (the others would wait for it), or the time is over."""
     until = time.monotonic() + seconds
     with concurrent.futures.ThreadPoolExecutor(len(ranks)) as pool:
         waiting = {pool.submit(rank.process.wait) for rank in ranks}
@@ -151,27 +153,27 @@ def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
                 left = until - time.monotonic()
                 first = concurrent.futures.FIRST_COMPLETED
                 done, waiting = concurrent.futures.wait(waiting, max(0.0, left), return_when=first)
-                if not done or any(each.result() for each in done):
+                if not done or any(process.result() for process in done):
                     return
         finally:
             for rank in ranks:
-                rank.process.kill()  # else the pool would wait for what hangs
+                rank.process.kill()  # else the pool would wait for a hanging rank
 
 
 def rank() -> None:
-    """The life of one rank: it reads a Part, sums with the others, and prints its reading."""
+    """Run one rank: read a RankTask from stdin, compute the sums with the others, and print the reading."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    part: RankTask = record(json.loads(sys.stdin.readline()), RankTask, "part")
+    task: RankTask = record(json.loads(sys.stdin.readline()), RankTask, "part")
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
     torch.set_grad_enabled(False)
-    blank = Reading("links", f"all-reduce of {len(part.devices)}", part.devices[0], "B/s", None)
-    reading = checked_device.asked(blank, partial(_sum, torch, part, blank))
+    blank = Reading("links", f"all-reduce of {len(task.devices)}", task.devices[0], "B/s", None)
+    reading = checked_device.guarded(blank, partial(_sum, torch, task, blank))
     answers.write(dumps(reading) + "\n")
     answers.flush()
-    os._exit(0 if reading.value is not None else 1)  # a library's teardown must not turn a good answer into a crash
+    os._exit(0 if reading.value is not None else 1)  # a library's teardown must not turn a good reading into a crash
 
 
 def _end_with_the_parent() -> None:
@@ -179,69 +181,69 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def _sum(torch: Any, part: RankTask, blank: Reading) -> Reading:
+def _sum(torch: Any, task: RankTask, blank: Reading) -> Reading:
     import torch.distributed as world
 
-    until = time.perf_counter() + part.seconds
-    device = checked_device.of(torch, part.devices[part.rank])
+    until = time.perf_counter() + task.seconds
+    device = checked_device.of(torch, task.devices[task.rank])
     if not device.is_card:
         torch.set_num_threads(1)
-    are_cards = all(each.startswith("cuda") for each in part.devices)
+    are_cards = all(device_name.startswith("cuda") for device_name in task.devices)
     try:
         world.init_process_group(
             "nccl" if are_cards else "gloo",
-            init_method=Path(part.meeting).as_uri(),
-            rank=part.rank,
-            world_size=len(part.devices),
-            timeout=timedelta(seconds=part.seconds + _GRACE_SECONDS),
+            init_method=Path(task.meeting).as_uri(),
+            rank=task.rank,
+            world_size=len(task.devices),
+            timeout=timedelta(seconds=task.seconds + _GRACE_SECONDS),
         )
-        return _sums(device, world, part, blank, until)
-    except world.DistError as error:  # no network, no shared memory: what lies between them is not set up
+        return _sums(device, world, task, blank, until)
+    except world.DistError as error:  # the ranks cannot connect: no network or no shared memory
         raise SkipError(" ".join(str(error).split())[:300]) from None
 
 
-def _sums(device: Device, world: Any, part: RankTask, blank: Reading, until: float) -> Reading:
-    ranks, best = len(part.devices), blank
+def _sums(device: Device, world: Any, task: RankTask, blank: Reading, until: float) -> Reading:
+    ranks, best = len(task.devices), blank
     for size in _CARD_SIZES if device.is_card else _HOST_SIZES:
         numbers = device.torch.arange(size // 4, device=device.name) % _CYCLE
-        mine = numbers.float() * (part.rank + 1)
-        call = partial(world.all_reduce, mine.clone())
-        device.timed(call)  # the first makes their connections
-        # All of them go by the slowest rank's time, and by how late it is where it is latest: below 0, time is left.
-        once, late = _agreed(device, world, [device.timed(call), time.perf_counter() - until])
-        times = max(1, min(_MOST_TIMES, int(-late / 4 / once)))
-        seconds = _agreed(device, world, [device.timed(call) for _ in range(times)])
-        world.all_reduce(mine)
-        if not is_sum(device.torch, mine, numbers, ranks):
+        own_numbers = numbers.float() * (task.rank + 1)
+        call = partial(world.all_reduce, own_numbers.clone())
+        device.timed(call)  # the first call opens the connections
+        # All ranks use the time of the slowest one, and the largest lateness; below 0, time is left.
+        call_seconds, lateness = _maxima_over_ranks(device, world, [device.timed(call), time.perf_counter() - until])
+        times = max(1, min(_MAX_TIMES, int(-lateness / 4 / call_seconds)))
+        seconds = _maxima_over_ranks(device, world, [device.timed(call) for _ in range(times)])
+        world.all_reduce(own_numbers)
+        if not is_sum(device.torch, own_numbers, numbers, ranks):
             figures = {"bytes": float(size), "ranks": float(ranks)}
-            return replace(blank, fault=f"the sum over {ranks} ranks is wrong, of {size} bytes each", figures=figures)
-        rates = tuple(size * 2 * (ranks - 1) / ranks / each for each in seconds)
+            return replace(blank, fault=f"the sum over {ranks} ranks is wrong ({size} bytes per rank)", figures=figures)
+        rates = tuple(size * 2 * (ranks - 1) / ranks / duration for duration in seconds)
         if best.value is None or max(rates) > best.value:
             best = replace(best, value=max(rates), samples=rates, figures={"bytes": float(size), "ranks": float(ranks)})
-        if -late < once * _MOST_TIMES:  # the next size takes several times as long
+        if -lateness < call_seconds * _MAX_TIMES:  # the next size takes several times as long
             break
     return best
 
 
-def _agreed(device: Device, world: Any, numbers: Sequence[float]) -> list[float]:
-    """The largest that any rank has, of each number."""
-    told = device.torch.tensor(numbers, device=device.name, dtype=device.torch.float64)
-    world.all_reduce(told, op=world.ReduceOp.MAX)
-    return [float(each) for each in told.cpu()]
+def _maxima_over_ranks(device: Device, world: Any, numbers: Sequence[float]) -> list[float]:
+    """Return the maximum over all ranks of each number."""
+    maxima = device.torch.tensor(numbers, device=device.name, dtype=device.torch.float64)
+    world.all_reduce(maxima, op=world.ReduceOp.MAX)
+    return [float(number) for number in maxima.cpu()]
 
 
-def is_sum(torch: Any, found: Any, numbers: Any, ranks: int) -> bool:
-    """Whether that is what ranks have in sum where the first has the numbers, the second twice each, and so on."""
-    return bool(torch.equal(found, numbers.float() * (ranks * (ranks + 1) // 2)))
+def is_sum(torch: Any, result: Any, numbers: Any, ranks: int) -> bool:
+    """Return whether the result equals the sum over ranks, where rank r contributes r + 1 times the numbers."""
+    return bool(torch.equal(result, numbers.float() * (ranks * (ranks + 1) // 2)))
 
 
 def peers(torch: Any, devices: Sequence[str], until: float) -> Iterator[Reading]:
-    """What a copy from each card to each other one moves a second, and whether it arrives."""
+    """Yield the rate of a copy from each card to each other card, and check that the bytes arrive."""
     pairs = [(one, two) for one in devices for two in devices if one != two]
     for number, (one, two) in enumerate(pairs):
         now = time.perf_counter()
         blank = Reading("links", f"peer {one} to {two}", one, "B/s", None)
-        yield checked_device.asked(
+        yield checked_device.guarded(
             blank, partial(_peer, torch, (one, two), now + (until - now) / (len(pairs) - number), blank)
         )
 
@@ -250,8 +252,8 @@ def _peer(torch: Any, pair: tuple[str, str], until: float, blank: Reading) -> Re
     if time.perf_counter() >= until:
         raise SkipError(checked_device.NO_TIME)
     other, device = checked_device.of(torch, pair[1]), checked_device.of(torch, pair[0])
-    source, right = (torch.arange(_PEER_BYTES // 8, device=name) for name in pair)
-    target = torch.zeros_like(right)
+    source, expected = (torch.arange(_PEER_BYTES // 8, device=name) for name in pair)
+    target = torch.zeros_like(expected)
 
     def copy() -> None:
         target.copy_(source)
@@ -259,9 +261,9 @@ def _peer(torch: Any, pair: tuple[str, str], until: float, blank: Reading) -> Re
 
     device.timed(copy)
     rates: tuple[float, ...] = ()
-    while not rates or (len(rates) < _MOST_TIMES and time.perf_counter() < until):
+    while not rates or (len(rates) < _MAX_TIMES and time.perf_counter() < until):
         rates += (_PEER_BYTES / device.timed(copy),)
     direct = torch.cuda.can_device_access_peer(*pair)
     figures = {"bytes": float(_PEER_BYTES), "direct": float(direct)}
-    fault = None if torch.equal(target, right) else "what arrived is not what was sent"
+    fault = None if torch.equal(target, expected) else "the received bytes differ from the sent ones"
     return replace(blank, value=max(rates), samples=rates, figures=figures, fault=fault)

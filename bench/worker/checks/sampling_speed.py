@@ -68,7 +68,7 @@ def loop(
             name = f"loop {kind.model} {kind.dtype} batch {batch}"
             blank = Reading("loop", name, device.name, "s", None)
             left = whole - number * len(BATCHES) - turn
-            yield checked_device.asked(blank, partial(_asked, made, batch, _Time(until, left, built), blank))
+            yield checked_device.guarded(blank, partial(_asked, made, batch, _Time(until, left, built), blank))
             built = built or made.is_built
         del made
         gc.collect()

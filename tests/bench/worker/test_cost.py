@@ -1,4 +1,4 @@
-"""The price of a case: its rate, and the first image that is watched."""
+"""Tests of the price of a case: the rate that it is predicted from, and the check during the first image."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def image(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs the first image of a case, whose steps take what the test says."""
+    """Return a function that runs the first image of a case, with the given step times."""
 
     def run(steps: list[float], *, limit: float, device: str = "cpu") -> None:
         now = [0.0]
         monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-        look = cost.guard(a_case(device=device), len(steps), 3, limit)
-        look()
+        check = cost.guard(a_case(device=device), len(steps), 3, limit)
+        check()
         for seconds in steps:
             now[0] += seconds
-            look()
+            check()
 
     return run
 
@@ -43,37 +43,38 @@ def test_slow_steps_skip_a_case_after_the_second(image: Callable[..., None]) -> 
         image([10.0, 10.0, 10.0, 10.0], limit=100.0)
 
 
-def test_two_steps_are_enough_to_tell(image: Callable[..., None]) -> None:
+def test_two_slow_steps_skip_a_case(image: Callable[..., None]) -> None:
     with pytest.raises(SkipError, match=r"predicted 50 s a step, 300 s"):
         image([60.0, 50.0], limit=200.0)
 
 
-def test_the_hosts_clock_does_not_price_a_card(image: Callable[..., None]) -> None:
+def test_gpu_is_not_priced_by_the_hosts_clock(image: Callable[..., None]) -> None:
     image([100.0, 100.0], limit=1.0, device="cuda:0")
 
 
 def torch_of(*capability: int) -> Any:
+    """Build a torch whose GPU has this compute capability."""
     return SimpleNamespace(cuda=SimpleNamespace(get_device_capability=lambda _: capability))
 
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "rate", "fp32", "price"),
     [
-        ((8, 0), "bf16", 1e10, 1e13, 1e13),  # the probe was disturbed: no kernel is a thousand times slower
+        ((8, 0), "bf16", 1e10, 1e13, 1e13),  # the probe was disturbed: a kernel is never a thousand times slower
         ((8, 0), "bf16", 1e12, 1e13, 1e12),
-        ((8, 0), "bf16", 1e10, None, 1e10),  # nothing is known
-        ((7, 5), "bf16", 1e10, 1e13, 1e10),  # it is emulated there
-        ((8, 9), "fp64", 1e12, 8e13, 1e12),  # a sixty-fourth, as NVIDIA has it
+        ((8, 0), "bf16", 1e10, None, 1e10),  # the rate of fp32 is unknown
+        ((7, 5), "bf16", 1e10, 1e13, 1e10),  # bf16 is emulated there
+        ((8, 9), "fp64", 1e12, 8e13, 1e12),  # a sixty-fourth, as NVIDIA documents it
     ],
 )
-def test_a_rate_far_below_fp32_is_a_disturbed_probe(
+def test_rate_far_below_fp32_is_replaced_by_that_of_fp32(
     capability: tuple[int, int], dtype: str, rate: float, fp32: float | None, price: float
 ) -> None:
     case = a_case(device="cuda:0", dtype=dtype)
     assert cost.believed(torch_of(*capability), case, rate, fp32) == price
 
 
-def test_the_cpus_own_time_is_believed() -> None:
+def test_rate_of_a_cpu_is_never_replaced() -> None:
     assert cost.believed(None, a_case(dtype="fp16"), 1e9, 1e12) == 1e9
 
 
@@ -81,28 +82,30 @@ def test_the_cpus_own_time_is_believed() -> None:
     ("capability", "fp16", "bf16"),
     [((6, 0), True, False), ((6, 1), False, False), ((7, 5), True, False), ((8, 9), True, True)],
 )
-def test_a_cards_capability_says_which_dtypes_it_has(capability: tuple[int, int], *, fp16: bool, bf16: bool) -> None:
+def test_compute_capability_determines_dtypes_with_kernels(
+    capability: tuple[int, int], *, fp16: bool, bf16: bool
+) -> None:
     torch = torch_of(*capability)
     assert [device_probe.has_kernels(torch, "cuda:0", name) for name in ("fp32", "fp16", "bf16")] == [True, fp16, bf16]
 
 
-def test_a_torch_that_cannot_say_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_unknown_where_torch_does_not_report_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    old = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace()))
-    assert device_probe.has_kernels(old, "cpu", "bf16") is None
-    no = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)))
-    assert device_probe.has_kernels(no, "cpu", "bf16") is False
+    old_torch = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace()))
+    assert device_probe.has_kernels(old_torch, "cpu", "bf16") is None
+    without_bf16 = SimpleNamespace(ops=SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)))
+    assert device_probe.has_kernels(without_bf16, "cpu", "bf16") is False
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert device_probe.has_kernels(no, "cpu", "bf16") is False, "it asks the processor there, too"
-    assert device_probe.has_kernels(no, "cpu", "fp16") is None
-    assert device_probe.has_kernels(no, "mps", "fp16") is True
+    assert device_probe.has_kernels(without_bf16, "cpu", "bf16") is False, "torch also checks the processor on ARM"
+    assert device_probe.has_kernels(without_bf16, "cpu", "fp16") is None
+    assert device_probe.has_kernels(without_bf16, "mps", "fp16") is True
 
 
 @pytest.mark.parametrize(
     ("device", "offload", "fits"),
     [("cuda:0", "none", False), ("cuda:0", "sequential", True), ("cpu", "none", True)],
 )
-def test_a_model_that_is_larger_than_its_card_cannot_run_there(device: str, offload: str, *, fits: bool) -> None:
+def test_weights_larger_than_the_gpu_skip_a_case(device: str, offload: str, *, fits: bool) -> None:
     card = SimpleNamespace(total_memory=4_000_000_000)
     torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: card))
     case = a_case(device=device, offload=offload)
@@ -112,15 +115,13 @@ def test_a_model_that_is_larger_than_its_card_cannot_run_there(device: str, offl
 
 
 @pytest.mark.parametrize(("cpus", "rate"), [(None, 64e9), (4.0, 4e9), (0.5, 0.5e9), (100.0, 64e9)])
-def test_threads_that_have_no_cpu_compute_no_faster(
-    monkeypatch: pytest.MonkeyPatch, cpus: float | None, rate: float
-) -> None:
+def test_rate_is_limited_by_the_granted_cpus(monkeypatch: pytest.MonkeyPatch, cpus: float | None, rate: float) -> None:
     monkeypatch.setattr(device_probe, "_rate", lambda *_: 1e9)
     torch = SimpleNamespace(get_num_threads=lambda: 64, set_num_threads=lambda _: None)
     assert device_probe.rate(torch, "cpu", "fp32", cpus) == rate
 
 
-def test_seconds_of_waiting_are_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_time_counts_unless_its_clock_is_too_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     walls = itertools.count()
     fine = SimpleNamespace(resolution=1e-9)
     clock = SimpleNamespace(

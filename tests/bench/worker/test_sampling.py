@@ -1,4 +1,4 @@
-"""The loops of every task and scheduler, and what one more image tells of a case: shares, numbers, memory, room."""
+"""Tests of the sampling loops of every task and scheduler, and of the checks after the samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOPS = {
     "tiny-inpainting inpainting": 4,
     "tiny-controlnet controlnet": 4,
     "tiny-ddpm unconditional": 4,
-    # Of second order: every step but the last is evaluated twice.
+    # Second order: every step but the last evaluates the model twice.
     "heun on a pipeline": 7,
     "kdpm2 written out": 7,
     "pndm on a pipeline": 5,
@@ -32,9 +32,9 @@ LOOPS = {
 
 @pytest.mark.worker
 @pytest.mark.parametrize(("name", "evaluations"), LOOPS.items())
-def test_a_loop_evaluates_the_model_as_often_as_foretold(found: dict[str, Any], name: str, evaluations: int) -> None:
+def test_loop_evaluates_the_model_as_often_as_predicted(found: dict[str, Any], name: str, evaluations: int) -> None:
     loop = found["loops"][name]
-    assert (loop["foretold"], loop["marks"]) == (evaluations, evaluations + 1)  # and one when it begins
+    assert (loop["predicted"], loop["marks"]) == (evaluations, evaluations + 1)  # one more mark at the begin
 
 
 @pytest.mark.worker
@@ -48,10 +48,10 @@ def test_every_task_scheduler_and_setting_makes_an_image(found: dict[str, Any]) 
         assert 0 <= loop["low"] < loop["high"] <= 1, name
         assert loop["same"], f"{name}: the same seed gave another image"
         assert loop["is whole again"], name
-        assert loop["foretold"] + 1 == loop["marks"], name
-    # What this CPU, or what the model, does not have says so.
-    assert {name: why for name, why in skipped.items() if "attention" not in name} == {
-        "offload model": "offload model: only a pipeline on a CUDA device moves its parts to the host",
+        assert loop["predicted"] + 1 == loop["marks"], name
+    # A setting that this CPU or the model does not have is skipped with its reason.
+    assert {name: reason for name, reason in skipped.items() if "attention" not in name} == {
+        "offload model": "offload model: only a pipeline on a CUDA device supports offloading",
         "vae of none": "vae tiling: tiny-ddpm has no VAE",
     }
     assert {name.split()[1] for name in skipped if name.startswith("attention")} == {"efficient", "cudnn"}
@@ -61,7 +61,7 @@ def test_every_task_scheduler_and_setting_makes_an_image(found: dict[str, Any]) 
 
 
 @pytest.mark.worker
-def test_the_parts_of_a_pipeline_are_known(found: dict[str, Any]) -> None:
+def test_parts_of_each_pipeline_are_timed(found: dict[str, Any]) -> None:
     loops = found["loops"]
     assert set(loops["tiny-ddpm unconditional"]["parts"]) == {"unet", "scheduler"}
     assert set(loops["tiny-sd image-to-image"]["parts"]) == {
@@ -74,7 +74,7 @@ def test_the_parts_of_a_pipeline_are_known(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_what_is_slow_is_told_by_its_share(found: dict[str, Any]) -> None:
+def test_shares_add_up_to_at_most_the_image(found: dict[str, Any]) -> None:
     result = result_of(found, "tiny-sd")
     assert result.shares_of_seconds is not None
     assert 0 < sum(result.shares.values()) <= result.shares_of_seconds
@@ -83,7 +83,7 @@ def test_what_is_slow_is_told_by_its_share(found: dict[str, Any]) -> None:
 
 @pytest.mark.worker
 @pytest.mark.parametrize("name", ["tiny-sd", "tiny channels_last", "tiny fp16", "tiny sliced"])
-def test_an_evaluation_is_held_against_fp32(found: dict[str, Any], name: str) -> None:
+def test_evaluation_is_compared_with_fp32(found: dict[str, Any], name: str) -> None:
     numerics = result_of(found, name).numerics
     assert numerics is not None
     assert numerics.not_compared is None
@@ -92,45 +92,45 @@ def test_an_evaluation_is_held_against_fp32(found: dict[str, Any], name: str) ->
     assert numerics.forward_error < numerics.tolerance
     assert numerics.repeats is True
     if name in {"tiny-sd", "tiny fp16"}:
-        assert numerics.forward_error > 1e-4, "half the bits are gone, and nothing is seen of it"
+        assert numerics.forward_error > 1e-4, "16-bit dtypes must show an error"
 
 
 @pytest.mark.worker
-def test_what_others_are_compared_with_is_not_compared_itself(found: dict[str, Any]) -> None:
+def test_reference_case_is_not_compared(found: dict[str, Any]) -> None:
     numerics = result_of(found, "tiny").numerics
     assert numerics is not None
     assert numerics.not_compared == "it is what others are compared with"
 
 
 @pytest.mark.worker
-def test_numbers_that_are_too_far_from_fp32_are_an_error(found: dict[str, Any]) -> None:
+def test_error_above_tolerance_is_a_failed_case(found: dict[str, Any]) -> None:
     result = result_of(found, "wrong")
     assert result.status is Status.ERROR
     assert "from fp32's (relative L2), 1e-09 is what bf16 may" in (result.reason or "")
-    assert result.samples, "what was measured is kept"
+    assert result.samples, "the samples are kept"
 
 
 @pytest.mark.worker
-def test_tf32_is_for_cards_alone(found: dict[str, Any]) -> None:
+def test_tf32_on_a_cpu_is_skipped(found: dict[str, Any]) -> None:
     assert result_of(found, "tf32").reason == "TF32 is a format of NVIDIA's cards alone"
 
 
 @pytest.mark.worker
-def test_threads_are_as_many_as_the_case_has(found: dict[str, Any]) -> None:
+def test_number_of_threads_is_that_of_the_case(found: dict[str, Any]) -> None:
     host = result_of(found, "threads").host
     assert host is not None
     assert host.threads == 2
 
 
 @pytest.mark.worker
-def test_the_machines_own_peak_is_asked_beside_the_images(found: dict[str, Any]) -> None:
+def test_peak_rate_is_measured_beside_the_images(found: dict[str, Any]) -> None:
     peaks = result_of(found, "tiny").work.peak_flops_per_second
     assert set(peaks) == {"matrix product", "convolution"}
     assert all(rate > 0 for rate in peaks.values())
 
 
 @pytest.mark.worker
-def test_memory_is_told_of_its_phase(found: dict[str, Any]) -> None:
+def test_memory_peaks_are_recorded(found: dict[str, Any]) -> None:
     memory = result_of(found, "tiny").memory
     assert memory.host_run_uss_peak_bytes is not None
     assert memory.host_run_peak_bytes is not None
@@ -138,17 +138,17 @@ def test_memory_is_told_of_its_phase(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_a_paced_worker_makes_an_image_a_word(found: dict[str, Any]) -> None:
+def test_paced_worker_makes_one_image_per_go(found: dict[str, Any]) -> None:
     result: Result = record(found["paced"], Result, "paced")
     assert result.status is Status.OK
     assert len(result.samples) + len(result.warmups) == 3
 
 
 @pytest.mark.worker
-def test_weights_lie_elsewhere_and_are_the_same(found: dict[str, Any]) -> None:
+def test_moved_weights_keep_values_and_strides(found: dict[str, Any]) -> None:
     placed = found["placed"]
     quarter = placed["all"] // 4
-    assert placed["in no time"] == 1, "it stops when its time is over"
+    assert placed["in no time"] == 1, "it stops when the time is used up"
     assert quarter <= placed["moved"] <= quarter + 1
     assert placed["of a card"] == 0
     assert placed["same"]
@@ -156,7 +156,7 @@ def test_weights_lie_elsewhere_and_are_the_same(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_the_largest_that_fits_is_found_by_trying(found: dict[str, Any]) -> None:
+def test_largest_batch_and_image_are_found(found: dict[str, Any]) -> None:
     fits = found["fits"]
     assert (fits["some"]["batch_bound"], fits["some"]["size_bound"]) == ("memory", "memory")
     assert 4 < fits["some"]["batch"] < 1000
@@ -164,4 +164,4 @@ def test_the_largest_that_fits_is_found_by_trying(found: dict[str, Any]) -> None
     assert fits["some"]["size"] % 64 == 0
     assert (fits["none"]["batch"], fits["none"]["size"]) == (None, None), fits
     assert fits["no time"] == {"batch": 1, "batch_bound": "time", "size": 64, "size_bound": "time"}
-    assert fits["compiled"]["batch_bound"] == "it is compiled for one size"
+    assert fits["compiled"]["batch_bound"] == "the model is compiled for one size"

@@ -1,4 +1,4 @@
-"""What lies between devices: real ranks that sum over the loopback, and one that cannot take part."""
+"""Tests of the links between devices: real ranks that sum over the loopback interface, and a rank that fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.worker
 
 
-def linked(python: Path, folder: Path, *devices: str, seconds: float = 600.0) -> list[Any]:
+def link_events(python: Path, folder: Path, *devices: str, seconds: float = 600.0) -> list[Any]:
+    """Run a worker that measures the links between these devices; return its events."""
     request = {"links": {"devices": devices, "asked_at": time.time(), "budget_seconds": seconds}}
     done = subprocess.run(
         worker_process.worker_command(python),
@@ -36,9 +37,9 @@ def linked(python: Path, folder: Path, *devices: str, seconds: float = 600.0) ->
 
 
 def test_two_ranks_sum_over_the_loopback(measured_python: Path, tmp_path: Path) -> None:
-    first, told, last = linked(measured_python, tmp_path, "cpu", "cpu")
+    first, event, last = link_events(measured_python, tmp_path, "cpu", "cpu")
     assert first == {"phase": "links"}
-    reading: Reading = record(told["reading"], Reading, "reading")
+    reading: Reading = record(event["reading"], Reading, "reading")
     assert (reading.probe, reading.name, reading.device, reading.unit) == ("links", "all-reduce of 2", "cpu", "B/s")
     assert (reading.fault, reading.why_not) == (None, None)
     assert reading.value == max(reading.samples)
@@ -48,13 +49,13 @@ def test_two_ranks_sum_over_the_loopback(measured_python: Path, tmp_path: Path) 
     assert last["examined"]["seconds"]["links"] > 0
 
 
-def test_a_device_alone_has_nobody_to_sum_with(measured_python: Path, tmp_path: Path) -> None:
-    reading = linked(measured_python, tmp_path, "cpu")[1]["reading"]
-    assert (reading["value"], reading["why_not"]) == (None, "there is one device alone")
+def test_single_device_has_no_links(measured_python: Path, tmp_path: Path) -> None:
+    reading = link_events(measured_python, tmp_path, "cpu")[1]["reading"]
+    assert (reading["value"], reading["why_not"]) == (None, "there is only one device")
 
 
-def test_a_rank_that_fails_ends_the_others(measured_python: Path, tmp_path: Path) -> None:
-    """It does not hang until its deadline of an hour, and tells the reason of the one that failed."""
-    reading = linked(measured_python, tmp_path, "cpu", "cuda:7", seconds=3600.0)[1]["reading"]
+def test_failed_rank_ends_the_others(measured_python: Path, tmp_path: Path) -> None:
+    """Check that the others end before their deadline of an hour, with the reason of the failed one."""
+    reading = link_events(measured_python, tmp_path, "cpu", "cuda:7", seconds=3600.0)[1]["reading"]
     assert reading["value"] is None
     assert "cuda" in (reading["why_not"] or reading["fault"]).lower()

@@ -79,13 +79,13 @@ def test_a_single_wrong_number_is_found(asked: dict[str, Any]) -> None:
     assert [each.name for each in found] == [f"matrix product {dtype}" for dtype in DTYPES]
     for reading in found:
         is_far = (reading.value or 0.0) > (reading.limit or 0.0)
-        assert is_far or "one of its 65536 numbers is off by 1 of" in (reading.fault or "")
+        assert is_far or "one of 65536 numbers is off by 1 times" in (reading.fault or "")
     assert found[1].fault is not None, "in bf16 one number hides in the distance of all"
 
 
 def test_no_number_and_a_wrong_scale_are_found(asked: dict[str, Any]) -> None:
     for reading in readings(asked["numbers"]["NaN"]):
-        assert (reading.value, reading.fault) == (None, "it holds NaN or infinity")
+        assert (reading.value, reading.fault) == (None, "the result contains NaN or infinity")
     for reading in readings(asked["numbers"]["all off"]):
         assert reading.value == pytest.approx(0.05, rel=0.01)
         assert (reading.value or 0.0) > (reading.limit or 1.0)
@@ -108,12 +108,12 @@ def test_memory_is_written_with_each_pattern_before_it_is_looked_at(asked: dict[
 def test_a_flipped_bit_is_found(asked: dict[str, Any]) -> None:
     reading = only(asked["memories"]["flipped"])
     place = ((1 << 20) + 7) * 8
-    assert f"come back: 4; the first at byte {place} of" in (reading.fault or "")
-    assert "its bits 17 flipped, in the pattern own address" in (reading.fault or "")
+    assert f"8 bytes: 4; the first is at byte {place} of" in (reading.fault or "")
+    assert "bits 17 flipped, pattern: own address" in (reading.fault or "")
     assert reading.figures["errors"] == 4
     once = only(asked["memories"]["flipped in one"])
-    assert "come back: 1; the first at byte 24 of" in (once.fault or "")
-    assert "its bits 63 flipped, in the pattern 0xAA" in (once.fault or "")
+    assert "8 bytes: 1; the first is at byte 24 of" in (once.fault or "")
+    assert "bits 63 flipped, pattern: 0xAA" in (once.fault or "")
 
 
 def test_an_address_line_that_is_stuck_is_found(asked: dict[str, Any]) -> None:
@@ -124,8 +124,8 @@ def test_an_address_line_that_is_stuck_is_found(asked: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("small", "no more than 1048576 bytes are free"),
-        ("untold", "nothing tells how much memory is free"),
+        ("small", "only 1048576 bytes are free"),
+        ("untold", "the amount of free memory is unknown"),
         ("late", checked_device.NO_TIME),
     ],
 )
@@ -156,7 +156,7 @@ def test_the_fastest_way_is_kept(asked: dict[str, Any], name: str, best: float, 
 
 
 def test_a_way_for_which_there_is_no_room_or_time_is_not_tried(asked: dict[str, Any]) -> None:
-    assert only([asked["ways"]["no room"]]).why_not == "there is no room for it"
+    assert only([asked["ways"]["no room"]]).why_not == "there is not enough free memory"
     assert only([asked["ways"]["no time"]]).why_not == checked_device.NO_TIME
     assert asked["ways"]["asked in no time"] == 0
 
@@ -228,7 +228,7 @@ def test_a_burst_that_differs_in_one_bit_is_found(asked: dict[str, Any]) -> None
     bursts = len(reading.samples)
     assert bursts >= 3
     assert reading.figures["unequal"] == bursts // 3
-    assert reading.fault == f"{bursts // 3} of {bursts} bursts gave other bits than the first result"
+    assert reading.fault == f"{bursts // 3} of {bursts} bursts differ from the first result"
 
 
 def test_no_question_is_begun_when_the_time_is_over(asked: dict[str, Any]) -> None:
@@ -244,7 +244,7 @@ def test_threads_are_told_in_relation_to_one(asked: dict[str, Any]) -> None:
     assert min(rates) == 1
     assert reading.value == pytest.approx(rates[most] / rates[1] / most)
     assert asked["threads after"], "it leaves torch's own number"
-    assert only(asked["thread"]).why_not == "it computes with one thread"
+    assert only(asked["thread"]).why_not == "torch uses only one thread"
 
 
 def test_loops_tell_seconds_a_step(asked: dict[str, Any]) -> None:
@@ -261,12 +261,12 @@ def test_loops_tell_seconds_a_step(asked: dict[str, Any]) -> None:
 
 def test_an_image_that_is_no_number_is_found(asked: dict[str, Any]) -> None:
     for reading in readings(asked["loops"]["poisoned"]):
-        assert (reading.value, reading.fault) == (None, "the image holds NaN or infinity")
+        assert (reading.value, reading.fault) == (None, "the image contains NaN or infinity")
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("late", "s are what building it takes"), ("no time", "a step takes about"), ("no room", "its weights take")],
+    [("late", "building the model takes"), ("no time", "a step takes about"), ("no room", "the weights take")],
 )
 def test_a_loop_that_is_not_asked_says_its_price(asked: dict[str, Any], name: str, why: str) -> None:
     found = readings(asked["loops"][name])
