@@ -1,4 +1,4 @@
-"""Tests of the records: written JSON is read back, and a value that does not fit is rejected with its place."""
+"""Test the records: written JSON is read back, and a value that does not fit is rejected with its place."""
 
 from __future__ import annotations
 

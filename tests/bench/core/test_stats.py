@@ -1,4 +1,4 @@
-"""Tests of the statistics: the median and its confidence interval, ratios, drift and rates."""
+"""Test the statistics: the median and its confidence interval, ratios, drift and rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the choice of a run's device, and of the cause that a message names where the device cannot be used."""
+"""Test the choice of a run's device, and of the cause that a message names where the device cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the diagnosis of a GPU that torch cannot use: each cause is found from its signs and has its own fix."""
+"""Test the diagnosis of a GPU that torch cannot use: each cause is found from its signs and has its own fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of reading a GPU through pynvml: with recorded answers, and with the real pynvml where there is no driver."""
+"""Test reading a GPU through pynvml: with recorded answers, and with the real pynvml where there is no driver."""
 
 from __future__ import annotations
 

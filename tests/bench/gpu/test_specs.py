@@ -1,4 +1,4 @@
-"""Tests of the table of GPUs: the names of drivers find the right entry, and no other GPU's figures."""
+"""Test the table of GPUs: the names of drivers find the right entry, and no other GPU's figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the exported formats of a run: each is read as the other program reads it."""
+"""Test the exported formats of a run: each is read as the other program reads it."""
 
 from __future__ import annotations
 

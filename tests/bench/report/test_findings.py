@@ -1,4 +1,4 @@
-"""Tests of the formats of a validation: table, Markdown, page, CSV and ticket."""
+"""Test the formats of a validation: table, Markdown, page, CSV and ticket."""
 
 from __future__ import annotations
 

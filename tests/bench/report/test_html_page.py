@@ -1,4 +1,4 @@
-"""Tests of the HTML page of a run: it needs no other file, its figures are right, and a browser renders it."""
+"""Test the HTML page of a run: it needs no other file, its figures are right, and a browser renders it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the support ticket: it has every fault of the device and no personal data of the user."""
+"""Test the support ticket: it has every fault of the device and no personal data of the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the tables and notes of a run."""
+"""Test the tables and notes of a run."""
 
 from __future__ import annotations
 

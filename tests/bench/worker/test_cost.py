@@ -1,4 +1,4 @@
-"""Tests of the price of a case: the rate that it is predicted from, and the check during the first image."""
+"""Test the price of a case: the rate that it is predicted from, and the check during the first image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clocks and the memory readings."""
+"""Test the clocks, the memory readings and the host load."""
 
 from __future__ import annotations
 

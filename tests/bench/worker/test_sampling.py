@@ -1,4 +1,4 @@
-"""Tests of the sampling loops of every task and scheduler, and of the checks after the samples."""
+"""Test the sampling loops of every task and scheduler, and of the checks after the samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a loop is warm, when its median is known, and where its time goes."""
+"""Test timing: the end of the warm-up, the number of samples, and the shares of the parts."""
 
 from __future__ import annotations
 

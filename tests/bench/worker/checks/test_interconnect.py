@@ -1,4 +1,4 @@
-"""Tests of the links between devices: real ranks that sum over the loopback interface, and a rank that fails."""
+"""Test the links between devices: real ranks that sum over the loopback interface, and a rank that fails."""
 
 from __future__ import annotations
 
