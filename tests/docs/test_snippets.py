@@ -66,6 +66,8 @@ EXPECTED_EXIT = {
     ".venv/bin/provision models pull stable-diffusion-v1-5@fp16 --dry-run": 3,
     ".venv/bin/provision relocate ~/work --dry-run": 3,
 }
+# The sandbox's environment has no real torch, which the examples need.
+IN_ENVIRONMENT = ".venv/bin/provision env run -- python"
 PAGES = [page for page in markdown.ENGLISH if any(fence.language == "sh" for fence in markdown.fences(page))]
 # The page whose own first lines set the host up.
 BEGINNINGS = {"docs/new-host.md"}
@@ -100,7 +102,7 @@ def box(tmp_path: Path, home: Path, pipelines: dict[str, Path]) -> Iterator[Sand
 
 def form(line: str, box: Sandbox, measured_python: Path) -> str:
     """Return the line as the sandbox runs it: with its volume, and with real torch for the examples."""
-    line = INSTEAD.get(line, line).replace("ROOT/envs/diffusers/bin/python", str(measured_python))
+    line = INSTEAD.get(line, line).replace(f"{IN_ENVIRONMENT} examples/", f"{measured_python} examples/")
     line = line.replace("/data", str(box.volume))
     return f"{line} --steps 2" if "examples/squirrel.py" in line or "examples/cat.py" in line else line
 

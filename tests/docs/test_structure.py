@@ -62,7 +62,7 @@ def test_links_of_a_readme_lead_to_files_and_sections(readme: Path) -> None:
     slug = slugs.slugify(case="lower")
     for target in re.findall(r"\]\(([^)]+)\)", markdown.prose(readme)):
         place, _, anchor = target.partition("#")
-        file = readme.parent / place
+        file = readme.parent / (place or readme.name)
         assert file.is_file(), target
         assert not anchor or anchor in {slug(section.title, "-") for section in markdown.sections(file)}, target
 
