@@ -115,7 +115,7 @@ class SettingsStep:
                 record = self._write(target, record)
         for name, value in self._variables(record).items():
             if _kept(self.root, name) != value:
-                variables.keep(self.root, name, value, self.journal)
+                variables.set_value(self.root, name, value, self.journal)
 
     def _targets(self, record: MirrorRecord) -> list[ConfigFile]:
         if record.restored or not record.choices:
@@ -126,7 +126,7 @@ class SettingsStep:
     def _variables(self, record: MirrorRecord) -> dict[str, str | None]:
         """What each of our variables should be; None: not set."""
         told = {} if record.restored else mirror_variables(record)
-        held = variables.kept(self.root)
+        held = variables.read(self.root)
         return {name: told.get(name) for name in _variable_names() if name in told or name in held}
 
     def _write(self, target: ConfigFile, record: MirrorRecord) -> MirrorRecord:
@@ -232,15 +232,15 @@ class RestoreChoiceStep:
         record = mirror_record.read(self.root)
         if record is not None and not record.restored:
             return Check(State.DRIFTED, "mirrors are chosen")
-        if set(_variable_names()) & set(variables.kept(self.root)):
+        if set(_variable_names()) & set(variables.read(self.root)):
             return Check(State.DRIFTED, "variables name a mirror")
         return Check(State.OK, "every tool asks what it asked before")
 
     def apply(self) -> None:
         """Forget them."""
         for name in _variable_names():
-            if name in variables.kept(self.root):
-                variables.keep(self.root, name, None, self.journal)
+            if name in variables.read(self.root):
+                variables.set_value(self.root, name, None, self.journal)
         record = MirrorRecord(restored=True)
         keep_backup(mirror_record.file_of(self.root), mirror_record.text_of(record).encode(), self.journal)
         mirror_record.write(self.root, record)
@@ -315,7 +315,7 @@ def _folders(path: Path, record: MirrorRecord) -> tuple[str, ...]:
 
 
 def _kept(root: Root, name: str) -> str | None:
-    return variables.kept(root).get(name)
+    return variables.read(root).get(name)
 
 
 def _more(count: int) -> str:

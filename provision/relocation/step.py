@@ -149,7 +149,7 @@ class RelocateStep:
                 State.BLOCKED, f"{place.source} cannot become a link: {obstacle}. Change that, then run again."
             )
         note = f"{place.source} cannot become a link ({obstacle}): {place.variable}={place.target} does it instead"
-        if variables.kept(self.root).get(place.variable) == str(place.target):
+        if variables.read(self.root).get(place.variable) == str(place.target):
             return Check(State.OK, note, f"{note}; in a shell: . {self.root.variables}")
         return Check(State.DRIFTED, note)
 
@@ -160,7 +160,7 @@ class RelocateStep:
         with OpenDir.at(place.source) as source, OpenDir.at(place.target) as target:
             if tree.is_empty(target):
                 TreeCopy([(source, target)], lambda count, unit: self.progress(count, 0, unit)).run()
-        variables.keep(self.root, place.variable, str(place.target), self.journal)
+        variables.set_value(self.root, place.variable, str(place.target), self.journal)
 
     @functools.cached_property
     def _recorded(self) -> set[Path]:

@@ -351,7 +351,7 @@ class UndoVariable(_UndoStep):
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper)
         """Look at its value."""
-        now = variables.kept(self.root).get(self.variable)
+        now = variables.read(self.root).get(self.variable)
         if now == self.was:
             return Check(State.OK, f"{self.variable} is as it was")
         if now == self.value:
@@ -360,7 +360,7 @@ class UndoVariable(_UndoStep):
 
     def apply(self) -> None:
         """Write the earlier value."""
-        every = {name: value for name, value in variables.kept(self.root).items() if name != self.variable}
+        every = {name: value for name, value in variables.read(self.root).items() if name != self.variable}
         self.journal.record(acts.VariableRestore(self.variable))
         variables.write(self.root, every | ({self.variable: self.was} if self.was else {}))
 

@@ -1,1 +1,1 @@
-"""The root that survives: its marker, its lock, its journal, and the links that lead to it."""
+"""The root on the volume: its marker, run lock, journal, variables, and the record of links into it."""

@@ -1,4 +1,4 @@
-"""Changes the user's files and folders under the journal: backups, and folders that are made."""
+"""Journaled changes of the user's files and folders: new folders, and backups of changed files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_folders(path: Path, journal: Journal) -> None:
-    """Make a folder and those above it; undo takes away what is empty then."""
+    """Make a folder and its missing parents, each recorded in the journal; undo removes those that are empty."""
     missing = []
     while not path.exists():
         missing.append(path)
@@ -28,13 +28,19 @@ def make_folders(path: Path, journal: Journal) -> None:
 
 
 def keep_backup(path: Path, after: bytes | None, journal: Journal) -> None:
-    """Keep the bytes and mode of a file of the user's that is about to become `after` (None: to be taken away)."""
+    """Back up the bytes and mode of a user's file that is about to change, and record the change in the journal.
+
+    Args:
+        path: the file; it may be absent.
+        after: the content that the file will have; None where it will be removed.
+        journal: the journal of this run.
+    """
     journal.record(FileBackup(path))
-    kept = None
+    backup = None
     mode = None
     if path.exists():
-        kept = journal.backup / f"file-{uuid.uuid4().hex[:8]}"
-        write_atomic(kept, path.read_bytes(), private=True)
+        backup = journal.backup / f"file-{uuid.uuid4().hex[:8]}"
+        write_atomic(backup, path.read_bytes(), private=True)
         mode = stat.S_IMODE(path.stat().st_mode)
     digest = None if after is None else hashlib.sha256(after).hexdigest()
-    journal.record(FileChange(path, kept, mode, digest))
+    journal.record(FileChange(path, backup, mode, digest))

@@ -1,4 +1,4 @@
-"""Reads the marker that firstlight writes into an environment that it made, and finds its packages."""
+"""The marker file of an environment that firstlight made, and the environment's site-packages folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARKER_NAME = ".firstlight.json"
 
 
 def read_owner(where: Path) -> dict[str, object] | None:
-    """What firstlight wrote into an environment that it made, or None."""
+    """Return the content of an environment's marker; None where firstlight did not make the environment."""
     try:
         owner = json.loads((where / MARKER_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -25,18 +25,18 @@ def read_owner(where: Path) -> dict[str, object] | None:
 
 
 def python_source(owner: Mapping[str, object]) -> PythonSource:
-    """Return the source of the python of an environment that `read_owner` describes."""
+    """Return the origin of an environment's Python, from the marker that `read_owner` returns."""
     return PythonSource.CONDA if owner.get("interpreter") == "conda" else PythonSource.SYSTEM
 
 
 def site_packages(prefix: Path, version: str) -> Path:
-    """The environment's site-packages, for a Python version such as "3.11.7"."""
+    """Return the environment's site-packages folder for a Python version such as "3.11.7"."""
     if sys.platform == "win32":
         return prefix / "Lib" / "site-packages"
     return prefix / "lib" / f"python{version.rpartition('.')[0]}" / "site-packages"
 
 
 def site_folders(prefix: Path) -> list[Path]:
-    """Return every site-packages folder of an environment that is there; of two names of one folder, the real one."""
-    found = [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("Lib/site-packages")]
-    return sorted({folder.resolve() for folder in found if folder.is_dir()})
+    """Return the existing site-packages folders of an environment, each once, with links resolved."""
+    folders = [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("Lib/site-packages")]
+    return sorted({folder.resolve() for folder in folders if folder.is_dir()})

@@ -1,4 +1,4 @@
-"""The append-only journal of what a run is about to change, on the volume, fsynced before each change."""
+"""The append-only journal of a run on the volume; each act is synced to the disk before its change is made."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 
     from provision.volume.journal_acts import ReadAct
 
-# 1: started and pid. 2: with the command, host and home; paths of any bytes (as JSON escapes); acts that undo reads.
+# Schema 1 has the start time and pid. Schema 2 adds the command, the host, the home, paths of any bytes (as JSON
+# escapes), and the acts that undo reads.
 SCHEMA = 2
 
 
 class Journal:
-    """One file a run, made at the first record: a run that changes nothing leaves nothing."""
+    """Write the journal of one run. The first record creates the file, so a run without changes leaves none."""
 
     def __init__(self, folder: Path, command: str = "") -> None:
-        """Keep the folder and the command that runs; write nothing yet."""
+        """Store the journal folder and the name of the command; write nothing yet."""
         self.folder = folder
         self.command = command
         self.path: Path | None = None
 
     @property
     def backup(self) -> Path:
-        """Where this run keeps earlier bytes. Only after the first record."""
+        """Return the folder for this run's backups. It is known only after the first record."""
         assert self.path is not None  # noqa: S101 (for the type alone)
         return self.folder.with_name("backup") / self.path.stem
 
     def record(self, act: Act) -> None:
-        """Write one line and force it to the disk before the caller acts."""
+        """Append one act and sync it to the disk, so that it is there before the caller makes the change."""
         lines: list[dict[str, object]] = []
         if self.path is None:
             lines.append(self._begin())
@@ -67,7 +68,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class JournalHeader:
-    """The fields of a journal's first line that readers use; None where the line lacks one, as in schema 1."""
+    """Hold the fields of a journal's first line that readers use; None where the line lacks one, as in schema 1."""
 
     started: str | None
     command: str | None
@@ -76,7 +77,7 @@ class JournalHeader:
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """One act, and its time in seconds since the epoch (0 where the line has none)."""
+    """Hold one act and its time in seconds since the epoch (0 where the line has no time)."""
 
     at: float
     act: ReadAct
@@ -84,16 +85,17 @@ class JournalEntry:
 
 @dataclass(frozen=True)
 class JournalFile:
-    """One journal as it was read."""
+    """Hold the header and the entries of one journal."""
 
     header: JournalHeader
     entries: tuple[JournalEntry, ...]
 
 
 def read_journal(path: Path) -> JournalFile:
-    """Read a journal of any schema. Lines that are no JSON object are skipped: a kill may have cut the last one.
+    """Read a journal of any schema.
 
-    The first line that is left is the header. An act in its place is not an entry.
+    Lines that are not a JSON object are skipped, since a killed run may leave an incomplete last line. The first line
+    that remains is the header, even if it is an act.
     """
     rows = []
     for line in path.read_bytes().splitlines():
@@ -125,7 +127,7 @@ def _plain(value: object) -> object:
 
 
 def _act(row: Mapping[str, object]) -> ReadAct:
-    """Return the act that a JSON object holds; keys that its record lacks are ignored."""
+    """Return the act of a JSON object; keys that the act's record does not have are ignored."""
     name = str(row.get("act"))
     records = _records().get(name)
     if records is None:
@@ -146,10 +148,10 @@ def _act(row: Mapping[str, object]) -> ReadAct:
 
 @cache
 def _records() -> dict[str, list[tuple[type[Act], dict[str, Callable[[object], object]]]]]:
-    """Return {name of an act: its records, each with a reader a field}.
+    """Return {name of an act: [(record class, {field: reader})]}.
 
-    The record with the most keys comes first, for it has those of the others too. A reader makes the field's value
-    from JSON, or raises TypeError.
+    The record class with the most fields comes first, since an object with all its keys may match the others too.
+    A reader converts a JSON value to the field's value, or raises TypeError.
     """
     records: dict[str, list[tuple[type[Act], dict[str, Callable[[object], object]]]]] = {}
     for record in sorted(get_args(Act), key=lambda record: -len(fields(record))):

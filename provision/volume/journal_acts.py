@@ -1,8 +1,8 @@
-"""The acts of a journal, a frozen record each.
+"""The acts of a journal, one frozen record for each kind of change.
 
-A record is written before its change is made, so that a killed run names all that it may have changed. The fields of
-a record are the keys of its JSON object, in their order; two records may share the name of an act and differ in keys.
-The acts of an undo are never undone in turn: their journal is no run of its own.
+A record is written before its change is made, so the journal of a killed run names every possible change. The fields
+of a record are the keys of its JSON object, in their order. Two records may share the name of an act and differ in
+their keys. The acts that undo itself writes cannot be undone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar, TypeAlias
 
 @dataclass(frozen=True)
 class VolumeMark:
-    """Written before the volume gets its marker. Undo leaves the marker."""
+    """Written before the volume gets its marker. Undo keeps the marker."""
 
     act: ClassVar[str] = "mark"
     volume: Path
@@ -40,10 +40,10 @@ class TargetCreation:
 
 @dataclass(frozen=True)
 class MoveAct:
-    """An act on one folder that moves from `source` to `target`; `whole` is where its complete data lies then.
+    """Describe one act of a folder move from `source` to `target`; `whole` is the path of the complete data.
 
-    Undo handles all acts of one pair together: it parts a merged folder, moves a moved one back, and removes the copy
-    that a killed run left.
+    Undo handles all acts of one move together. It splits a merged folder, moves a moved folder back, and removes the
+    copy that a killed run left.
     """
 
     source: Path
@@ -52,7 +52,7 @@ class MoveAct:
 
 @dataclass(frozen=True)
 class FolderCopy(MoveAct):
-    """Written before a folder is copied to `partial`, beside its target. Undo removes an unfinished copy."""
+    """Written before a folder is copied to `partial`, beside its target. Undo removes an incomplete copy."""
 
     act: ClassVar[str] = "copy"
     partial: Path
@@ -61,7 +61,7 @@ class FolderCopy(MoveAct):
 
 @dataclass(frozen=True)
 class CopyPlacement(MoveAct):
-    """Written before the verified copy gets the target's name. Undo moves the folder back."""
+    """Written before the verified copy is renamed from `partial` to the target. Undo moves the folder back."""
 
     act: ClassVar[str] = "place"
     partial: Path
@@ -78,7 +78,7 @@ class FolderRename(MoveAct):
 
 @dataclass(frozen=True)
 class FolderSwap(MoveAct):
-    """Written before a link takes the folder's path, and the folder the name `aside`. Undo moves the folder back."""
+    """Written before the folder is renamed to `aside` and a link takes its path. Undo moves the folder back."""
 
     act: ClassVar[str] = "move"
     aside: Path
@@ -96,7 +96,7 @@ class OriginalRemoval(MoveAct):
 
 @dataclass(frozen=True)
 class MergeCopy(MoveAct):
-    """Written before the files that the target lacks are copied to `partial`. Undo removes an unfinished copy."""
+    """Written before the files that the target lacks are copied to `partial`. Undo removes an incomplete copy."""
 
     act: ClassVar[str] = "bring"
     partial: Path
@@ -105,7 +105,7 @@ class MergeCopy(MoveAct):
 
 @dataclass(frozen=True)
 class FolderMerge(MoveAct):
-    """Written before copied files get their names in a filled target. Undo parts the two folders by the manifest."""
+    """Written before copied files are renamed into a target with content. Undo splits the folders by the manifest."""
 
     act: ClassVar[str] = "merge"
     manifest: Path
@@ -114,9 +114,9 @@ class FolderMerge(MoveAct):
 
 @dataclass(frozen=True)
 class MoveLink:
-    """Written before `path`, a moved folder's old path, is linked to the target.
+    """Written before `path`, the old path of a moved folder, becomes a link to the target.
 
-    `was` is the text of the link that it replaces, None without one. Undo restores that link, or removes the new one.
+    `was` is the text of the link that is replaced, None without one. Undo restores that link, or removes the new one.
     """
 
     act: ClassVar[str] = "link"
@@ -128,7 +128,7 @@ class MoveLink:
 
 @dataclass(frozen=True)
 class EnvironmentLink:
-    """Written before conda's folder gets a link to an environment. Undo removes the link."""
+    """Written before a link to an environment is made in conda's folder of environments. Undo removes the link."""
 
     act: ClassVar[str] = "link"
     path: Path
@@ -137,9 +137,9 @@ class EnvironmentLink:
 
 @dataclass(frozen=True)
 class LinkBatch:
-    """Written before the links of a wiped home are made again, all in one record. Undo removes every link.
+    """Written once before all links of a wiped home are made again. Undo removes every link.
 
-    `paths` and `targets` are of one length.
+    `paths` and `targets` have the same length.
     """
 
     act: ClassVar[str] = "links"
@@ -149,7 +149,7 @@ class LinkBatch:
 
 @dataclass(frozen=True)
 class LinkRecord:
-    """Written before links.json and relink.sh list a link. Undo of the link itself removes it from them."""
+    """Written before a link is added to links.json and relink.sh. The undo of the link itself removes it from them."""
 
     act: ClassVar[str] = "remember"
     path: Path
@@ -158,7 +158,7 @@ class LinkRecord:
 
 @dataclass(frozen=True)
 class FileBackup:
-    """Written before a file is copied to the backup. Undo reads the FileChange that follows instead."""
+    """Written before a file is copied to the backup. Undo ignores it and uses the FileChange that follows."""
 
     act: ClassVar[str] = "backup"
     path: Path
@@ -168,7 +168,8 @@ class FileBackup:
 class FileChange:
     """Written before a file is written or removed. Undo restores the bytes and the mode of the run's first change.
 
-    `backup` and `mode` are None where the file did not exist; `sha256` is of the new bytes, None where it is removed.
+    `backup` is the path of the earlier bytes. `backup` and `mode` are None where the file did not exist.
+    `sha256` is of the new bytes, None where the file is removed.
     """
 
     act: ClassVar[str] = "file"
@@ -180,7 +181,7 @@ class FileChange:
 
 @dataclass(frozen=True)
 class VariableChange:
-    """Written before a variable of the volume changes; None means not set. Undo sets the earlier value."""
+    """Written before a variable of the volume changes from `was` to `value`; None means unset. Undo sets `was`."""
 
     act: ClassVar[str] = "variable"
     name: str
@@ -190,7 +191,7 @@ class VariableChange:
 
 @dataclass(frozen=True)
 class EnvironmentBuild:
-    """Written before an environment is built or repaired. Undo leaves the environment."""
+    """Written before an environment is built or repaired. Undo keeps the environment."""
 
     act: ClassVar[str] = "environment"
     prefix: Path
@@ -207,9 +208,9 @@ class EnvironmentRemoval:
 
 @dataclass(frozen=True)
 class PackageDownload:
-    """Written after an installation, for every package file that came through the relay: its source and bytes.
+    """Written after an installation for each package file from the failover proxy. Undo ignores it.
 
-    Undo ignores it.
+    `source` is the name of the mirror that delivered the file. `size` is in bytes.
     """
 
     act: ClassVar[str] = "fetched"
@@ -220,7 +221,10 @@ class PackageDownload:
 
 @dataclass(frozen=True)
 class MirrorWarning:
-    """Written after an installation, for every failure of a mirror, without secrets. Undo ignores it."""
+    """Written after an installation for each failure of a mirror. `event` describes it without secrets.
+
+    Undo ignores it.
+    """
 
     act: ClassVar[str] = "mirror"
     event: str
@@ -228,7 +232,7 @@ class MirrorWarning:
 
 @dataclass(frozen=True)
 class SnapshotRepair:
-    """Written before missing snapshots and refs of a hub repository are rebuilt. Undo leaves them."""
+    """Written before missing snapshots and refs of a hub repository are rebuilt at `path`. Undo keeps them."""
 
     act: ClassVar[str] = "snapshots"
     path: Path
@@ -260,7 +264,7 @@ class FolderRemoval:
 
 @dataclass(frozen=True)
 class LinkRemoval:
-    """Written by undo before a link is removed, or led back to its earlier target."""
+    """Written by undo before a link is removed, or gets its earlier target."""
 
     act: ClassVar[str] = "unlink"
     path: Path
@@ -268,7 +272,7 @@ class LinkRemoval:
 
 @dataclass(frozen=True)
 class LinkReplacement:
-    """Written by undo before a link makes way for the folder itself, whose complete data lies at `whole`."""
+    """Written by undo before a link is replaced by the folder, whose complete data is at `whole`."""
 
     act: ClassVar[str] = "unlink"
     path: Path
@@ -277,7 +281,7 @@ class LinkReplacement:
 
 @dataclass(frozen=True)
 class MergeSplit:
-    """Written by undo before the files that came from `source` are copied out of a merged target to `partial`."""
+    """Written by undo before files that came from `source` are copied from the merged `target` to `partial`."""
 
     act: ClassVar[str] = "part"
     source: Path
@@ -288,7 +292,7 @@ class MergeSplit:
 
 @dataclass(frozen=True)
 class MergeCleanup:
-    """Written by undo before the files that `whole` holds again are removed from the merged folder."""
+    """Written by undo before files that are at `whole` again are removed from the merged folder `path`."""
 
     act: ClassVar[str] = "clear"
     path: Path
@@ -297,7 +301,7 @@ class MergeCleanup:
 
 @dataclass(frozen=True)
 class RunUndone:
-    """Written by undo at its end. From then on the run of this name is not undone again unless it is named."""
+    """Written by undo at its end. From then on, undo takes back the run named `run` only on explicit request."""
 
     act: ClassVar[str] = "undone"
     run: str
@@ -305,16 +309,16 @@ class RunUndone:
 
 @dataclass(frozen=True)
 class UnknownAct:
-    """An act that this version does not write. It counts as an act of its run; undo ignores it."""
+    """Hold the name of an act that has no record class here. It counts as an act of its run; undo ignores it."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class IncompleteAct:
-    """An act of a name that this version writes, without one of its fields. Undo refuses the run.
+    """Hold a known act that lacks the field `field`. Undo refuses the run.
 
-    Schema 1 wrote `link`, `copy` and `drop` with other keys.
+    Such acts come from schema 1, which wrote `link`, `copy` and `drop` with other keys.
     """
 
     name: str

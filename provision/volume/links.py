@@ -1,4 +1,4 @@
-"""The links that this volume's hosts should have, and the script that restores them with nothing but a POSIX shell."""
+"""The record of the symbolic links that a host should have into the volume."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ SCHEMA = 1
 
 @dataclass(frozen=True, order=True)
 class Link:
-    """One link: its path on the host, and where it leads."""
+    """Describe one symbolic link: its path on the host and its target on the volume."""
 
     path: Path
     target: Path
 
 
 def recorded(root: Root, home: Path) -> list[Link]:
-    """The links on record, their paths in this home and on this root.
+    """Return the recorded links, sorted, with paths in this home and targets on this root.
 
     Raises:
         BlockedError: the record cannot be read.
     """
     try:
-        kept = json.loads(root.links.read_text(encoding="ascii"))
-        rows = [(str(row["path"]), str(row["target"])) for row in kept["links"]]
+        content = json.loads(root.links.read_text(encoding="ascii"))
+        rows = [(str(row["path"]), str(row["target"])) for row in content["links"]]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (ValueError, KeyError, TypeError):
         raise BlockedError(f"{root.links} cannot be read. Look at it: cat {root.links}; or move it away.") from None
-    return sorted(Link(_full(path, home), root.path / target) for path, target in rows)
+    return sorted(Link(_absolute(path, home), root.path / target) for path, target in rows)
 
 
-def _full(path: str, home: Path) -> Path:
+def _absolute(path: str, home: Path) -> Path:
     return home / path[2:] if path.startswith("~/") else Path(path)
 
 
 def relative_to_home(path: Path, home: Path) -> str:
-    """Return a path as ~/… where it lies below the home."""
+    """Return a path below the home as ~/…, and any other path unchanged."""
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)

@@ -1,4 +1,4 @@
-"""The persistent folder: its marker, and the guard that tells it from an unmounted one."""
+"""The marker of a root, which proves that the volume is mounted, and the step that makes it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SCHEMA = 1
 
 
 def read_marker(root: Root) -> dict[str, object] | None:
-    """The marker's content, or None where there is none.
+    """Return the marker's content, or None where there is no marker.
 
     Raises:
-        BlockedError: it is there and is not ours.
+        BlockedError: the marker is there, but firstlight cannot read it.
     """
     try:
         marker = json.loads(root.marker.read_text(encoding="utf-8"))
@@ -42,52 +42,52 @@ def read_marker(root: Root) -> dict[str, object] | None:
 
 
 def require(root: Root) -> None:
-    """The volume is there.
+    """Check that the volume is mounted.
 
     Raises:
-        BlockedError: its marker is not: it is not mounted, or was never set up.
+        BlockedError: the root has no marker, so the volume is not mounted or was never set up.
     """
     if read_marker(root) is None:
         raise BlockedError(
-            f"{root.path} bears no .firstlight marker: it is not mounted, or was never set up. "
+            f"{root.path} has no .firstlight marker: it is not mounted, or was never set up. "
             f"Mount it and run `{layout.next_command('repair')}`, or run `{layout.next_command('setup')}`.",
             kind="not-mounted",
         )
 
 
 class VolumeStep:
-    """The root exists, can be written, and bears the marker."""
+    """Ensure that the root exists and has its marker."""
 
     name = "volume"
     essential = True
-    local = False  # a repair never makes a marker: a volume without one is not mounted
+    local = False  # repair must not make a marker, since a missing marker means that the volume is not mounted
 
     def __init__(self, root: Root, links: Sequence[Path], journal: Journal, warning: str | None = None) -> None:
-        """Take the root, the links of this home that should lead into it, and what its owner should know of it."""
+        """Store the root, the home's links that should lead into it, and a warning for the user about the root."""
         self.warning = warning
         self.root = root
         self.links = links
         self.journal = journal
 
     def describe(self) -> str:
-        """The plan's line."""
-        return f"make {self.root.path} the persistent folder and mark it"
+        """Return the plan's line for this step."""
+        return f"make the folder {self.root.path} with the .firstlight marker"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper to see)
-        """Look for the marker, and for signs that the volume is only absent."""
+        """Check the marker. Without a marker, a link into the root shows that the volume is only not mounted."""
         marker = read_marker(self.root)
         if marker is not None:
             return Check(State.OK, f"{self.root.path}, marked {marker.get('created', 'earlier')}", self.warning)
-        pointing = [link for link in self.links if self._leads_here(link)]
-        if pointing:
+        links = [link for link in self.links if self._is_link_into_root(link)]
+        if links:
             return Check(
                 State.BLOCKED,
-                f"{self.root.path} is not mounted (no .firstlight marker, yet {pointing[0]} leads into it). "
+                f"{self.root.path} is not mounted (no .firstlight marker, yet {links[0]} leads into it). "
                 f"Mount it, then run `{layout.next_command('repair')}`.",
             )
         if self.root.path.exists() and not self.root.path.is_dir():
             return Check(State.BLOCKED, f"{self.root.path} is not a folder. Give another --root.")
-        return Check(State.DRIFTED, f"{self.root.path} bears no marker yet")
+        return Check(State.DRIFTED, f"{self.root.path} has no marker yet")
 
     def apply(self) -> None:
         """Make the folder and its marker."""
@@ -97,7 +97,7 @@ class VolumeStep:
         marker = {"schema": SCHEMA, "id": uuid.uuid4().hex, "created": created}
         write_atomic(self.root.marker, json.dumps(marker, indent=1) + "\n")
 
-    def _leads_here(self, link: Path) -> bool:
+    def _is_link_into_root(self, link: Path) -> bool:
         try:
             target = str(link.readlink())
         except OSError:

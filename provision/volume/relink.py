@@ -1,4 +1,4 @@
-"""Writes relink.sh and relink.ps1, which restore the links with nothing but a shell."""
+"""Writes relink.sh and relink.ps1, the scripts that make the recorded links again with nothing but a shell."""
 
 from __future__ import annotations
 
@@ -19,49 +19,54 @@ if TYPE_CHECKING:
 
 
 def write(root: Root, home: Path, links: Iterable[Link]) -> None:
-    """Put these links on record, and write the scripts that restore them."""
+    """Write the record of these links, and the scripts that restore them."""
     for path, content in files(root, home, links).items():
         write_atomic(path, content)
 
 
 def files(root: Root, home: Path, links: Iterable[Link]) -> dict[Path, bytes]:
-    """What the record and the scripts should hold."""
-    kept = sorted(set(links))
+    """Return {path: content} of the record and the scripts for these links."""
+    ordered = sorted(set(links))
     marker = read_marker(root) or {}
     rows = [
         {
             "path": relative_to_home(link.path, home),
             "target": os.path.relpath(link.target, root.path).replace(os.sep, "/"),
         }
-        for link in kept
+        for link in ordered
     ]
     record = {"schema": SCHEMA, "root": str(root.path), "links": rows}
     return {
         root.links: (json.dumps(record, indent=1) + "\n").encode("ascii"),
-        root.relink: shell_script(root, home, str(marker.get("id")), kept),
-        root.relink.with_suffix(".ps1"): powershell_script(root, home, str(marker.get("id")), kept),
+        root.relink: shell_script(root, home, str(marker.get("id")), ordered),
+        root.relink.with_suffix(".ps1"): powershell_script(root, home, str(marker.get("id")), ordered),
     }
 
 
 def forget(root: Root, home: Path, path: Path) -> None:
-    """Take one link off the record."""
-    kept = recorded(root, home)
-    if any(link.path == path for link in kept):
-        write(root, home, [link for link in kept if link.path != path])
+    """Remove one link from the record and the scripts."""
+    links = recorded(root, home)
+    if any(link.path == path for link in links):
+        write(root, home, [link for link in links if link.path != path])
 
 
 def shell_script(root: Root, home: Path, volume: str, links: Sequence[Link]) -> bytes:
-    """relink.sh: a link that is right costs no process, any byte may be in a path, nothing foreign is touched."""
+    """Return relink.sh for these links.
+
+    The script starts no process for a correct link, accepts any bytes in a path, and changes nothing that firstlight
+    did not make. `volume` is the id in the marker.
+    """
     calls = []
     for link in links:
-        inside = link.path.is_relative_to(home)
+        is_in_home = link.path.is_relative_to(home)
         path = (
             b'"$home"' + shell_quoted("/" + str(link.path.relative_to(home)))
-            if inside
+            if is_in_home
             else shell_quoted(str(link.path))
         )
-        place = os.path.relpath(link.target, root.path)
-        calls.append(b'link %s "$root"%s %s' % (path, shell_quoted("/" + place), shell_quoted(f"{root.path}/{place}")))
+        target = os.path.relpath(link.target, root.path)
+        recorded_target = shell_quoted(f"{root.path}/{target}")
+        calls.append(b'link %s "$root"%s %s' % (path, shell_quoted("/" + target), recorded_target))
     return _SHELL % {
         b"root": shell_quoted(str(root.path)),
         b"id": shell_quoted(volume),
@@ -71,13 +76,13 @@ def shell_script(root: Root, home: Path, volume: str, links: Sequence[Link]) -> 
 
 
 def powershell_script(root: Root, home: Path, volume: str, links: Sequence[Link]) -> bytes:
-    """relink.ps1, the same for Windows: junctions, which need no right."""
+    """Return relink.ps1 for these links; it makes junctions, which need no administrator rights on Windows."""
     calls = []
     for link in links:
-        inside = link.path.is_relative_to(home)
+        is_in_home = link.path.is_relative_to(home)
         path = (
             f"(Join-Path $HOME {powershell_quoted(str(link.path.relative_to(home)))})"
-            if inside
+            if is_in_home
             else powershell_quoted(str(link.path))
         )
         calls.append(
@@ -92,9 +97,9 @@ def powershell_script(root: Root, home: Path, volume: str, links: Sequence[Link]
 
 
 _SHELL = b"""#!/bin/sh
-# Made by firstlight, and made anew when its links change. Restores the links of this volume after a wipe of the home.
-#   sh relink.sh        says what it did         sh relink.sh -q     only what it changed or could not
-# Exit: 0 all links are right, 1 one could not be made, 3 something not ours stands in a link's place, 4 no volume.
+# Written by firstlight whenever its links change. Makes the links into this volume again after a wipe of the home.
+#   sh relink.sh        prints changes and a summary         sh relink.sh -q     prints only changes and problems
+# Exit code: 0 all links are right; 1 a link could not be made; 3 the path of a link is taken; 4 no volume.
 root=%(root)s
 id=%(id)s
 home=${HOME:-%(home)s}
@@ -112,7 +117,7 @@ marked() {
 
 say() { printf '%%s\\n' "$*"; }
 
-# PATH TARGET: make the link, and the folders that it needs.
+# make PATH TARGET: make the link, its parent folder and its target.
 make() {
     parent=${1%%/*}
     if { [ -d "$parent" ] || mkdir -p -- "$parent"; } &&
@@ -125,26 +130,26 @@ make() {
     fi
 }
 
-# PATH TARGET RECORDED: RECORDED is what the link said when the volume was mounted where it was then.
+# link PATH TARGET RECORDED: make the link unless it is right. RECORDED is TARGET at the earlier mount point.
 link() {
     if [ -h "$1" ]; then
         if [ "$1" -ef "$2" ] 2>/dev/null; then
             right=$((right + 1))
             return
         fi
-        found=$(readlink "$1"; printf x)
-        found=${found%%??}
-        case $found in
+        current=$(readlink "$1"; printf x)
+        current=${current%%??}
+        case $current in
         "$2" | "$3")
             rm -f -- "$1"
             make "$1" "$2" ;;
         *)
             left=$((left + 1))
-            say "left alone: $1 is a link to $found" ;;
+            say "left alone: $1 is a link to $current" ;;
         esac
     elif [ -d "$1" ] && ! rmdir -- "$1" 2>/dev/null; then
         left=$((left + 1))
-        say "left alone: $1 is a folder that holds something; 'provision repair' merges it"
+        say "left alone: $1 is a folder that is not empty; 'provision repair' merges it"
     elif [ -e "$1" ]; then
         left=$((left + 1))
         say "left alone: $1 is a file"
@@ -154,11 +159,11 @@ link() {
 }
 
 if ! marked "$root"; then
-    # The volume may be mounted elsewhere now: this script lies on it.
+    # The volume may be mounted elsewhere now. Its path follows from the path of this script, which is on the volume.
     case $0 in */*) here=${0%%/*} ;; *) here=. ;; esac
     cd -- "$here/.." && root=$PWD
     if ! marked "$root"; then
-        say "relink: $root bears no .firstlight marker: the volume is not mounted. Nothing was linked." >&2
+        say "relink: $root has no .firstlight marker: the volume is not mounted. Nothing was linked." >&2
         exit 4
     fi
 fi
@@ -171,7 +176,7 @@ fi
 """
 
 _POWERSHELL = """\
-# Made by firstlight, and made anew when its links change. Restores the links of this volume after a wipe of the home.
+# Written by firstlight whenever its links change. Makes the links into this volume again after a wipe of the home.
 $root = %(root)s
 $id = %(id)s
 function Test-Volume($folder) {
@@ -181,7 +186,7 @@ function Test-Volume($folder) {
 if (-not (Test-Volume $root)) {
     $root = Split-Path -Parent $PSScriptRoot
     if (-not (Test-Volume $root)) {
-        [Console]::Error.WriteLine("relink: $root bears no .firstlight marker: the volume is not mounted.")
+        [Console]::Error.WriteLine("relink: $root has no .firstlight marker: the volume is not mounted.")
         exit 4
     }
 }
@@ -195,7 +200,7 @@ function Restore-Link($path, $target) {
         return
     }
     if ($item -and (-not $item.PSIsContainer -or @(Get-ChildItem -Force -LiteralPath $path).Count)) {
-        Write-Output "left alone: $path holds something; 'provision repair' merges it"
+        Write-Output "left alone: $path is a file or a folder that is not empty; 'provision repair' merges it"
         $script:left++
         return
     }

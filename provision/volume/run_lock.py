@@ -1,4 +1,4 @@
-"""One run at a time writes to a volume, also where several hosts mount it; the second is told who the first is."""
+"""The run lock: one run at a time may change a root, also where several hosts mount the volume."""
 
 from __future__ import annotations
 
@@ -21,35 +21,41 @@ if TYPE_CHECKING:
 
     from provision.core.layout import Root
 
-_TELL_SECONDS = 10.0
+_REPORT_SECONDS = 10.0  # between two reports of a wait
 _PAUSE_SECONDS = 0.2
-_EXAMPLE = 600  # seconds, in the message that names the flag
+_EXAMPLE_SECONDS = 600  # the example value in the message that suggests --wait
 
 
 @dataclass(frozen=True)
 class LockWait:
-    """Wait for the run that holds the lock for at most `seconds`, and show it; tests pass their own clock."""
+    """Describe how to wait for the run that holds the lock.
+
+    `seconds` is the longest wait. `report` is called with a progress message every ten seconds.
+    `clock` and `pause` exist so that tests can replace the real time.
+    """
 
     seconds: float = 0.0
-    tell: Callable[[str], None] = lambda _: None
+    report: Callable[[str], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
 
 
 @contextlib.contextmanager
 def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[bool]:
-    """Be the one run that writes to the root; yields whether another one was waited for.
+    """Hold the run lock of a root; yield whether the lock was free only after a wait.
+
+    While the lock is held, `root.holder` names this run's pid, host and start time.
 
     Args:
-        root: the volume.
-        again: the command to come back with.
-        waiting: for how long another run is waited for.
+        root: the root to lock.
+        again: the command that the error message suggests.
+        waiting: how long to wait for another run.
 
     Raises:
-        BlockedError: another run is; with its pid, host and start.
+        BlockedError: another run holds the lock; the message has its pid, host and start time.
     """
     root.state.mkdir(parents=True, exist_ok=True)
-    held, has_waited = _wait(root, again, waiting)
+    lock, has_waited = _wait(root, again, waiting)
     record = {
         "pid": os.getpid(),
         "host": platform.node(),
@@ -60,71 +66,81 @@ def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[
         yield has_waited
     finally:
         root.holder.unlink(missing_ok=True)
-        held.release()
+        lock.release()
 
 
 def _wait(root: Root, again: str, waiting: LockWait) -> tuple[filelock.BaseFileLock, bool]:
-    """Take the lock, now or when it comes free; and whether it was not free at once."""
+    """Take the lock as soon as it is free.
+
+    Returns:
+        The lock, and whether it was free only after a wait.
+    """
     began = waiting.clock()
-    told: float | None = None
+    reported: float | None = None
     while True:
-        held, if_dead = _take(root)
-        if held is not None:
-            return held, told is not None
+        lock, advice = _take(root)
+        if lock is not None:
+            return lock, reported is not None
         now = waiting.clock()
         left = began + waiting.seconds - now
         if not left > 0:
-            still = f"still holds {root.lock} after {waiting.seconds:g} s" if waiting.seconds else f"holds {root.lock}"
+            state = f"still holds {root.lock} after {waiting.seconds:g} s" if waiting.seconds else f"holds {root.lock}"
             raise BlockedError(
-                f"{_who(root)} {still}. Wait for it, then run `{again}`{if_dead}; to wait here, add --wait {_EXAMPLE}.",
+                f"{_holder_text(root)} {state}. Wait for its end, then run `{again}`{advice}; to wait here, "
+                f"add --wait {_EXAMPLE_SECONDS}.",
                 kind="locked",
-                next_act=f"{again} --wait {_EXAMPLE}",
+                next_act=f"{again} --wait {_EXAMPLE_SECONDS}",
             )
-        if told is None or now - told >= _TELL_SECONDS:
-            waiting.tell(f"waiting for the lock, up to {left:.0f} s more: {_who(root)} holds {root.lock}")
-            told = now
+        if reported is None or now - reported >= _REPORT_SECONDS:
+            waiting.report(f"waiting for the lock, up to {left:.0f} s more: {_holder_text(root)} holds {root.lock}")
+            reported = now
         waiting.pause(min(_PAUSE_SECONDS, left))
 
 
 def _take(root: Root) -> tuple[filelock.BaseFileLock | None, str]:
-    """The lock where it is free; and what to do where its holder is dead and the file system does not know it."""
+    """Try to take the lock once.
+
+    Returns:
+        The lock, or None where another run holds it; and advice for a lock file that a dead run may have left.
+    """
     import filelock
 
-    held: filelock.BaseFileLock = filelock.FileLock(root.lock, timeout=0)
+    lock: filelock.BaseFileLock = filelock.FileLock(root.lock, timeout=0)
     try:
-        held.acquire()
+        lock.acquire()
     except filelock.Timeout:
         return None, ""
-    except NotImplementedError:  # a file system without flock: the record itself has to be the lock
-        return _by_record(root), f", or, if it is dead, rm {root.lock}"
-    return held, ""
+    except NotImplementedError:  # a file system without flock, where the existence of the lock file is the lock
+        return _take_soft(root), f", or, if that run is dead, rm {root.lock}"
+    return lock, ""
 
 
-def _by_record(root: Root) -> filelock.BaseFileLock | None:
+def _take_soft(root: Root) -> filelock.BaseFileLock | None:
+    """Create the lock file, or return None where it exists. The lock file of a killed run of this host is removed."""
     import filelock
     import psutil
 
-    found = _read(root)
-    if found.get("host") == platform.node() and not psutil.pid_exists(int(str(found.get("pid", 0)))):
-        root.lock.unlink(missing_ok=True)  # the run that made it was killed
-    held = filelock.SoftFileLock(root.lock, timeout=0)
+    holder = _read_holder(root)
+    if holder.get("host") == platform.node() and not psutil.pid_exists(int(str(holder.get("pid", 0)))):
+        root.lock.unlink(missing_ok=True)
+    lock = filelock.SoftFileLock(root.lock, timeout=0)
     try:
-        held.acquire()
+        lock.acquire()
     except filelock.Timeout:
         return None
-    return held
+    return lock
 
 
-def _who(root: Root) -> str:
-    found = _read(root)
-    if not found:
+def _holder_text(root: Root) -> str:
+    holder = _read_holder(root)
+    if not holder:
         return "another run"
-    return f"pid {found.get('pid')} on {found.get('host')}, at work since {found.get('started')},"
+    return f"pid {holder.get('pid')} on {holder.get('host')}, at work since {holder.get('started')},"
 
 
-def _read(root: Root) -> dict[str, object]:
+def _read_holder(root: Root) -> dict[str, object]:
     try:
-        found = json.loads(root.holder.read_text(encoding="utf-8"))
+        holder = json.loads(root.holder.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}

@@ -1,4 +1,7 @@
-"""Variables that do what a link or a file cannot: kept on the volume, for what we start and every shell that asks."""
+"""Environment variables that are stored on the volume, for child processes, shells and environments.
+
+They take effect where neither a link nor a settings file can.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,10 @@ SHELLS = ("bash", "zsh", "fish", "powershell")
 
 @dataclass(frozen=True)
 class VariableGroup:
-    """Name a variable, and `others` that are set along with it. Where the user has set `first`, none of them is set.
+    """Describe variables that are set together. Where the user has set `first`, none of the group is set.
 
-    `at_start`: python sets them when it starts in an environment. `at_activation`: conda sets them when it enters one.
+    `at_start`: Python sets them when it starts in an environment.
+    `at_activation`: the activation scripts of a conda environment set them.
     """
 
     first: str
@@ -35,104 +39,110 @@ class VariableGroup:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return every variable of the group."""
+        """Return the names of all variables of the group."""
         return (self.first, *self.others)
 
-    def held(self, every: Mapping[str, str]) -> list[str]:
-        """Return the variables of the group that have a value; none where `first` has none."""
-        return [name for name in self.names if name in every] if self.first in every else []
+    def names_in(self, values: Mapping[str, str]) -> list[str]:
+        """Return the variables of the group that `values` has; none where it lacks `first`."""
+        return [name for name in self.names if name in values] if self.first in values else []
 
 
-def kept(root: Root) -> dict[str, str]:
-    """The variables of this volume; a record that cannot be read holds none, and is written anew."""
+def read(root: Root) -> dict[str, str]:
+    """Return {variable: value} of the volume. An unreadable record counts as empty; the next write replaces it."""
     try:
-        found = json.loads(root.variables.with_suffix(".json").read_text(encoding="utf-8"))
-        return {str(name): str(value) for name, value in found["variables"].items()}
+        content = json.loads(root.variables.with_suffix(".json").read_text(encoding="utf-8"))
+        return {str(name): str(value) for name, value in content["variables"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def keep(root: Root, name: str, value: str | None, journal: Journal) -> None:
-    """Add one, or drop it (None), and write the file that a POSIX shell, or fish, reads: `. FILE`, `source FILE`."""
-    was = kept(root)
-    journal.record(VariableChange(name, value, was.get(name)))
-    others = {key: each for key, each in was.items() if key != name}
+def set_value(root: Root, name: str, value: str | None, journal: Journal) -> None:
+    """Set a variable of the volume, or remove it (None), and record the change in the journal."""
+    earlier = read(root)
+    journal.record(VariableChange(name, value, earlier.get(name)))
+    others = {key: text for key, text in earlier.items() if key != name}
     write(root, others | ({} if value is None else {name: value}))
 
 
-def write(root: Root, every: dict[str, str]) -> None:
-    """Let these be the variables of the volume."""
+def write(root: Root, values: dict[str, str]) -> None:
+    """Replace the variables of the volume; write the JSON record and the file that a shell reads with `source FILE`."""
     write_atomic(
-        root.variables.with_suffix(".json"), json.dumps({"schema": SCHEMA, "variables": every}, indent=1) + "\n"
+        root.variables.with_suffix(".json"), json.dumps({"schema": SCHEMA, "variables": values}, indent=1) + "\n"
     )
-    # `export NAME=VALUE` is what sh, bash, zsh and fish all read alike.
-    text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(every.items()))
+    # sh, bash, zsh and fish all understand `export NAME=VALUE`.
+    text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
     write_atomic(root.variables, text)
 
 
 def for_child(root: Root, environ: Mapping[str, str], groups: Iterable[VariableGroup]) -> dict[str, str]:
-    """The variables of this volume for a program that has this environment, sorted by name.
+    """Return the variables of the volume for a process with the environment `environ`, sorted by name.
 
     A group of `groups` is left out where the environment has another value for its first variable.
     """
-    found = kept(root)
+    values = read(root)
     for group in groups:
-        if environ.get(group.first, "") not in {"", found.get(group.first)}:
-            found = {name: value for name, value in found.items() if name not in group.names}
-    return dict(sorted(found.items()))
+        if environ.get(group.first, "") not in {"", values.get(group.first)}:
+            values = {name: value for name, value in values.items() if name not in group.names}
+    return dict(sorted(values.items()))
 
 
-def script(every: Mapping[str, str], shell: str) -> bytes:
-    """What a shell evaluates to have these variables.
+def script(values: Mapping[str, str], shell: str) -> bytes:
+    """Return a script that sets these variables in a shell.
 
     Args:
-        every: in the order of the lines; values may hold any bytes, as paths do.
+        values: {variable: value}; a value may have any bytes, as a path may.
         shell: one of SHELLS.
+
+    Returns:
+        One line for each variable, in the order of `values`.
     """
     lines = []
-    for name, value in every.items():
-        word = name.encode()
+    for name, value in values.items():
+        variable = name.encode()
         if shell == "powershell":
-            lines.append(b"$env:" + word + b" = " + powershell_quoted(value).encode("utf-8", "surrogateescape"))
+            lines.append(b"$env:" + variable + b" = " + powershell_quoted(value).encode("utf-8", "surrogateescape"))
         elif shell == "fish":
-            lines.append(b"set -gx " + word + b" " + fish_quoted(value) + b";")
+            lines.append(b"set -gx " + variable + b" " + fish_quoted(value) + b";")
         else:
-            lines.append(b"export " + word + b"=" + shell_quoted(value))
+            lines.append(b"export " + variable + b"=" + shell_quoted(value))
     return b"".join(line + b"\n" for line in lines)
 
 
-def start_line(every: Mapping[str, str], groups: Iterable[VariableGroup]) -> str:
-    """Return the line of a .pth file by which python itself sets variables when it starts; "" where there are none.
+def start_line(values: Mapping[str, str], groups: Iterable[VariableGroup]) -> str:
+    """Return the line of a .pth file with which Python sets variables when it starts; "" where there are none.
 
-    A value of the user's wins: where the first variable of a group is set, nothing of the group is set. An empty value
-    counts as not set, as in `hooks`: the client of the hub would build addresses without a host from it. The others are
-    set along with the first one, each only where the user has not set it. Python runs the line in every start that runs
-    `site` (a bare interpreter, -I, a notebook's kernel, cron), so it must be short, in ASCII, and never raise.
+    A group is not set where the user has set its first variable to a non-empty value. An empty value counts as unset,
+    as in `hooks`, since the client of the hub would build addresses without a host from it. Each further variable of
+    the group is set only where the user has not set it.
+
+    Python runs the line whenever it runs `site`: as a bare interpreter, with -I, in a notebook's kernel, from cron. So
+    the line must be short, in ASCII, and never raise.
     """
     parts = []
-    for first, *others in filter(None, (group.held(every) for group in groups)):
-        more = "".join(f', "{name}": os.environ.get("{name}", {every[name]!a})' for name in others)
-        parts.append(f'os.environ.get("{first}") or os.environ.update({{"{first}": {every[first]!a}{more}}})')
+    for first, *others in filter(None, (group.names_in(values) for group in groups)):
+        more = "".join(f', "{name}": os.environ.get("{name}", {values[name]!a})' for name in others)
+        parts.append(f'os.environ.get("{first}") or os.environ.update({{"{first}": {values[first]!a}{more}}})')
     return f"import os; {'; '.join(parts)}\n" if parts else ""
 
 
-def hooks(every: Mapping[str, str], groups: Iterable[VariableGroup]) -> list[tuple[str, str, str]]:
-    """(folder, suffix, text) of the scripts that conda runs when an environment is entered and left.
+def hooks(values: Mapping[str, str], groups: Iterable[VariableGroup]) -> list[tuple[str, str, str]]:
+    """Return (folder, suffix, text) of the scripts that conda runs at activation and deactivation.
 
-    They set what is not set yet, and take away only what they may have set.
+    Activation sets a group only where its first variable is unset or empty. Deactivation unsets a group only where its
+    first variable has the value that activation sets.
     """
     enter, leave, enter_fish, leave_fish = "", "", "", ""
-    for names in filter(None, (group.held(every) for group in groups)):
+    for names in filter(None, (group.names_in(values) for group in groups)):
         first = names[0]
-        told, ours = shlex.quote(every[first]), fish_quoted(every[first]).decode("utf-8", "surrogateescape")
-        exports = "".join(f"  export {name}={shlex.quote(every[name])}\n" for name in names)
+        quoted, fish = shlex.quote(values[first]), fish_quoted(values[first]).decode("utf-8", "surrogateescape")
+        exports = "".join(f"  export {name}={shlex.quote(values[name])}\n" for name in names)
         enter += f'if [ -z "${{{first}-}}" ]; then\n{exports}fi\n'
-        leave += f'if [ "${{{first}-}}" = {told} ]; then\n  unset {" ".join(names)}\nfi\n'
+        leave += f'if [ "${{{first}-}}" = {quoted} ]; then\n  unset {" ".join(names)}\nfi\n'
         sets = "".join(
-            f"  set -gx {name} {fish_quoted(every[name]).decode('utf-8', 'surrogateescape')}\n" for name in names
+            f"  set -gx {name} {fish_quoted(values[name]).decode('utf-8', 'surrogateescape')}\n" for name in names
         )
         enter_fish += f'if test -z "${first}"\n{sets}end\n'
-        leave_fish += f'if test "${first}" = {ours}\n  set -e {" ".join(names)}\nend\n'
+        leave_fish += f'if test "${first}" = {fish}\n  set -e {" ".join(names)}\nend\n'
     return [
         ("activate.d", ".sh", enter),
         ("deactivate.d", ".sh", leave),

@@ -156,7 +156,7 @@ def test_a_volume_that_goes_during_the_run_gets_no_more(
     code = run_steps("setup", plan, OutputOptions(json=False, quiet=True, verbose=False, no_color=True))
     assert code is not Exit.GOOD
     assert "blocked  environment diffusers" in (told := capsys.readouterr().out)
-    assert "bears no .firstlight marker" in told
+    assert "has no .firstlight marker" in told
     assert [path.name for path in (tmp_path / "root").rglob("*")] == []
 
 

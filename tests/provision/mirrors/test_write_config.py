@@ -102,7 +102,7 @@ def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: byt
     apply(root, home)
     take_back(root)
     assert snapshot(home) == before
-    assert variables.kept(root) == {}
+    assert variables.read(root) == {}
 
 
 homes = (
@@ -314,7 +314,7 @@ class TestShellenv:
     def test_the_command_prints_them_in_order_and_nothing_else(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
         for name, value in (("ZED", "z"), *write_config.mirror_variables(overridden()).items()):
-            variables.keep(root, name, value, journal)
+            variables.set_value(root, name, value, journal)
         done = provision("shellenv", "--root", root.path, HF_ENDPOINT="")
         assert done.stdout.splitlines() == [
             "export CONDA_CHANNEL_ALIAS='https://m.example/cloud'",
@@ -330,7 +330,7 @@ class TestShellenv:
     def test_what_the_user_has_set_goes_before(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
         for name, value in write_config.mirror_variables(overridden()).items():
-            variables.keep(root, name, value, journal)
+            variables.set_value(root, name, value, journal)
         found = variables.for_child(
             root,
             {"HF_ENDPOINT": "https://mine", "PIP_INDEX_URL": "https://m.example/simple"},

@@ -90,7 +90,7 @@ def test_every_step_and_its_undo_write_the_same_lines_as_ever(
     environment.apply()
     CondaLinkStep(environment.prefix, home, [], journal).apply()
     RecordStep(root, home, [moves[0]], journal).apply()
-    variables.keep(root, "HF_ENDPOINT", "http://127.0.0.1", journal)
+    variables.set_value(root, "HF_ENDPOINT", "http://127.0.0.1", journal)
     (home / ".bashrc").write_bytes(b"alias x=y")
     (home / ".bashrc").chmod(0o640)
     for file, content in ((home / ".bashrc", b"alias x=z"), (home / "new.conf", b"a = 1")):

@@ -1,4 +1,4 @@
-"""The bytes of a journal: every act that a run records, and a header with fixed values."""
+"""The bytes of a journal: each kind of act, and a header with fixed values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from provision.volume.journal import Journal, JournalEntry, JournalHeader, read_
 JOURNALS = Path(__file__).resolve().parents[2] / "data" / "journals"
 HOME, VOLUME = Path("/home/user"), Path("/data/volume")
 BACKUP = VOLUME / ".firstlight/backup/20261201T080000Z-4242"
-# A name of any bytes: not UTF-8, a line's end, a quotation mark, a backslash, a separator that JSON may hold raw.
+# A name with bytes that are not UTF-8, a line end, a quotation mark, a backslash, and a line separator (U+2028).
 ODD = os.fsdecode(b'w\xff\xfe "x"\n\\' + "文件\u2028".encode())
 DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
@@ -93,9 +93,7 @@ GOLDEN = {"setup": ("setup", 1796112000, 4242, SETUP), "undo": ("undo", 17961156
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))
-def test_a_journal_is_written_byte_by_byte_as_it_always_was(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_journal_has_the_bytes_of_the_golden_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command, start, pid, records = GOLDEN[name]
     times = iter(start + number + 0.5 for number in range(len(records)))
     with monkeypatch.context() as patch:
@@ -112,7 +110,7 @@ def test_a_journal_is_written_byte_by_byte_as_it_always_was(
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))
-def test_a_journal_is_read_into_the_records_that_were_written(name: str) -> None:
+def test_golden_journal_is_read_into_the_written_records(name: str) -> None:
     command, start, pid, records = GOLDEN[name]
     journal = read_journal(JOURNALS / f"{name}.jsonl")
     assert journal.header == JournalHeader(f"20261201T0{8 + pid - 4242}0000Z", command, "gpu-host")
@@ -121,16 +119,16 @@ def test_a_journal_is_read_into_the_records_that_were_written(name: str) -> None
     ]
 
 
-def test_the_golden_journals_hold_every_record() -> None:
+def test_golden_journals_have_every_kind_of_record() -> None:
     assert {type(record) for record in (*SETUP, *UNDO)} == set(get_args(acts.Act))
     names = {kind.act for kind in get_args(acts.Act)}
     assert len(names) == 26
     for name in names:
         keys = [set(kind.__dataclass_fields__) for kind in get_args(acts.Act) if kind.act == name]
-        assert len({frozenset(each) for each in keys}) == len(keys), f"two records of {name} have the same keys"
+        assert len({frozenset(names) for names in keys}) == len(keys), f"two records of {name} have the same keys"
 
 
-def test_a_journal_of_schema_1_is_read() -> None:
+def test_journal_of_schema_1_is_read() -> None:
     journal = read_journal(JOURNALS / "schema-1.jsonl")
     assert journal.header == JournalHeader("20260301T070000Z", None, None)
     link = acts.IncompleteAct("link", "path")
@@ -164,7 +162,7 @@ def test_a_journal_of_schema_1_is_read() -> None:
         (b'{"at": 2.5, "act": "folder", "pa', None),
     ],
 )
-def test_an_odd_line_is_an_unknown_act_an_incomplete_one_or_none(
+def test_irregular_line_is_an_unknown_act_an_incomplete_act_or_skipped(
     tmp_path: Path, line: bytes, entry: JournalEntry | None
 ) -> None:
     path = tmp_path / "odd.jsonl"
@@ -173,7 +171,7 @@ def test_an_odd_line_is_an_unknown_act_an_incomplete_one_or_none(
     assert list(read_journal(path).entries) == [*read_journal(golden).entries, *([entry] if entry else [])]
 
 
-def test_an_empty_journal_has_a_header_without_values(tmp_path: Path) -> None:
+def test_empty_journal_has_a_header_without_values(tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.touch()
     journal = read_journal(path)

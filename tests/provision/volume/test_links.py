@@ -1,4 +1,4 @@
-"""relink.sh under every shell that is here, the block at login, and the record of links."""
+"""relink.sh in each installed shell, the login block, and the record of links."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ SHELLS = [shell for shell in ("dash", "bash", "busybox", "zsh", "ksh") if shutil
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
-    found = Root(tmp_path / "a volume's (own)")
-    VolumeStep(found, [], Journal(found.journal)).apply()
-    return found
+    root = Root(tmp_path / "a volume's (own)")
+    VolumeStep(root, [], Journal(root.journal)).apply()
+    return root
 
 
-def relink(root: Root, home: Path, *words: str, shell: str = "sh") -> subprocess.CompletedProcess[bytes]:
-    """Run the script with nothing but the system's own programs in reach."""
+def relink(root: Root, home: Path, *flags: str, shell: str = "sh") -> subprocess.CompletedProcess[bytes]:
+    """Run relink.sh with only the system's own programs on the PATH."""
     argv = {"busybox": ["busybox", "sh"], "zsh": ["zsh", "--emulate", "sh"]}.get(shell, [shell])
     environ = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
-    return subprocess.run([*argv, root.relink, *words], capture_output=True, env=environ, check=False)
+    return subprocess.run([*argv, root.relink, *flags], capture_output=True, env=environ, check=False)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_wiped_home_gets_its_links_back(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
+def test_relink_makes_all_links_in_a_wiped_home(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
     outside = tmp_path / "opt/env's"
-    wanted = [
+    expected = [
         Link(home / ".cache/pip", root.cache / "pip"),
         Link(home / 'it\'s "$HOME" `x`', root.path / "odd"),
         Link(home / "new\nline", root.path / "new\nline"),
@@ -56,13 +56,13 @@ def test_a_wiped_home_gets_its_links_back(root: Root, home: Path, tmp_path: Path
         Link(home / " trailing\n", root.path / "t"),
         Link(outside, root.path / "outside"),
     ]
-    relink_script.write(root, home, wanted)
-    assert links.recorded(root, home) == sorted(wanted)
+    relink_script.write(root, home, expected)
+    assert links.recorded(root, home) == sorted(expected)
     first = relink(root, home, shell=shell)
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == b""
-    assert {link.path: link.path.readlink() for link in wanted} == {link.path: link.target for link in wanted}
-    assert all(link.target.is_dir() for link in wanted)
+    assert {link.path: link.path.readlink() for link in expected} == {link.path: link.target for link in expected}
+    assert all(link.target.is_dir() for link in expected)
     assert b"8 made" in first.stdout
     again = relink(root, home, shell=shell)
     assert (again.returncode, again.stderr) == (0, b"")
@@ -72,20 +72,20 @@ def test_a_wiped_home_gets_its_links_back(root: Root, home: Path, tmp_path: Path
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.sets(random_trees.NAMES, min_size=1, max_size=5))
-def test_any_name(root: Root, home: Path, names: set[bytes]) -> None:
+def test_relink_makes_links_with_any_name(root: Root, home: Path, names: set[bytes]) -> None:
     shutil.rmtree(home)
     home.mkdir()
-    wanted = [Link(Path(os.fsdecode(os.fsencode(home) + b"/" + name)), root.cache / "x") for name in names]
-    relink_script.write(root, home, wanted)
+    expected = [Link(Path(os.fsdecode(os.fsencode(home) + b"/" + name)), root.cache / "x") for name in names]
+    relink_script.write(root, home, expected)
     done = relink(root, home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {os.fsencode(path.name) for path in home.iterdir()} == names
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_nothing_foreign_is_touched(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
-    wanted = [Link(home / name, root.path / name) for name in ("link", "folder", "file", "empty", "good")]
-    relink_script.write(root, home, wanted)
+def test_relink_leaves_files_folders_and_links_of_the_user(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
+    expected = [Link(home / name, root.path / name) for name in ("link", "folder", "file", "empty", "good")]
+    relink_script.write(root, home, expected)
     (home / "link").symlink_to(tmp_path)
     (home / "folder").mkdir()
     (home / "folder/mine").write_text("mine")
@@ -93,7 +93,7 @@ def test_nothing_foreign_is_touched(root: Root, home: Path, tmp_path: Path, shel
     (home / "empty").mkdir()
     done = relink(root, home, shell=shell)
     assert done.returncode == 3
-    assert done.stdout.count(b"left alone") == 4  # three of them, and the last line
+    assert done.stdout.count(b"left alone") == 4  # one line for each of the three, and the summary
     assert (home / "link").readlink() == tmp_path
     assert (home / "folder/mine").read_text() == (home / "file").read_text() == "mine"
     assert (home / "empty").readlink() == root.path / "empty"
@@ -101,7 +101,7 @@ def test_nothing_foreign_is_touched(root: Root, home: Path, tmp_path: Path, shel
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_without_the_marker_it_refuses(root: Root, home: Path, shell: str) -> None:
+def test_relink_without_the_marker_fails_and_makes_no_link(root: Root, home: Path, shell: str) -> None:
     relink_script.write(root, home, [Link(home / "x", root.path / "x")])
     root.marker.unlink()
     done = relink(root, home, shell=shell)
@@ -111,7 +111,9 @@ def test_without_the_marker_it_refuses(root: Root, home: Path, shell: str) -> No
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_volume_that_is_mounted_elsewhere_now(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
+def test_relink_updates_links_of_a_volume_with_a_new_mount_point(
+    root: Root, home: Path, tmp_path: Path, shell: str
+) -> None:
     relink_script.write(root, home, [Link(home / "x", root.path / "x")])
     relink(root, home, shell=shell)
     moved = Root(tmp_path / "elsewhere")
@@ -121,7 +123,7 @@ def test_a_volume_that_is_mounted_elsewhere_now(root: Root, home: Path, tmp_path
     assert (home / "x").readlink() == moved.path / "x"
 
 
-def test_a_link_whose_folder_is_gone_gets_one(root: Root, home: Path) -> None:
+def test_relink_makes_a_missing_target_folder(root: Root, home: Path) -> None:
     relink_script.write(root, home, [Link(home / "x", root.path / "x")])
     relink(root, home)
     (root.path / "x").rmdir()
@@ -129,7 +131,7 @@ def test_a_link_whose_folder_is_gone_gets_one(root: Root, home: Path) -> None:
     assert (root.path / "x").is_dir()
 
 
-def test_another_home_gets_the_same_links(root: Root, home: Path, tmp_path: Path) -> None:
+def test_relink_makes_the_same_links_in_another_home(root: Root, home: Path, tmp_path: Path) -> None:
     relink_script.write(root, home, [Link(home / ".cache/pip", root.cache / "pip")])
     other = tmp_path / "other home"
     other.mkdir()
@@ -138,27 +140,27 @@ def test_another_home_gets_the_same_links(root: Root, home: Path, tmp_path: Path
     assert links.recorded(root, other) == [Link(other / ".cache/pip", root.cache / "pip")]
 
 
-def test_a_record_that_cannot_be_read_is_said(root: Root, home: Path) -> None:
+def test_unreadable_record_of_links_is_an_error(root: Root, home: Path) -> None:
     root.links.write_text("{")
     with pytest.raises(BlockedError, match=r"links\.json cannot be read"):
         links.recorded(root, home)
 
 
-def logging_in(root: Root, home: Path, shell: str = "bash", *, wanted: bool = True) -> LoginStep:
+def login_step(root: Root, home: Path, shell: str = "bash", *, wanted: bool = True) -> LoginStep:
     return LoginStep(root, home, {"SHELL": f"/bin/{shell}"}, Journal(root.journal), wanted=wanted)
 
 
 @pytest.mark.parametrize("shell", [shell for shell in ("bash", "zsh", "fish") if shutil.which(shell)])
-def test_a_login_restores_the_links(root: Root, home: Path, shell: str) -> None:
+def test_login_makes_the_links_and_works_without_the_volume(root: Root, home: Path, shell: str) -> None:
     relink_script.write(root, home, [Link(home / "x", root.path / "x")])
-    step = logging_in(root, home, shell)
+    step = login_step(root, home, shell)
     assert step.check().state is State.DRIFTED
     step.apply()
     assert step.check().state is State.OK
     root.variables.write_text("export FIRST='a light'\n")
     environ = {"HOME": str(home), "PATH": os.environ["PATH"]}
-    tell = 'printf "<%s>" "$FIRST"'
-    done = subprocess.run([shell, "-i", "-c", tell], env=environ, capture_output=True, text=True, check=False)
+    show = 'printf "<%s>" "$FIRST"'
+    done = subprocess.run([shell, "-i", "-c", show], env=environ, capture_output=True, text=True, check=False)
     assert "<a light>" in done.stdout, done.stderr
     assert (home / "x").readlink() == root.path / "x"
     shutil.move(root.path, root.path.with_name("unmounted"))
@@ -173,67 +175,75 @@ def test_a_login_restores_the_links(root: Root, home: Path, shell: str) -> None:
     before=st.binary(max_size=200).filter(lambda text: BEGIN not in text and END not in text),
     mode=st.sampled_from([0o644, 0o600, 0o755]),
 )
-def test_not_a_byte_of_the_start_file_is_changed(root: Root, home: Path, before: bytes, mode: int) -> None:
+def test_login_block_is_added_and_removed_without_another_changed_byte(
+    root: Root, home: Path, before: bytes, mode: int
+) -> None:
     file = home / ".bashrc"
     file.write_bytes(before)
     file.chmod(mode)
-    logging_in(root, home).apply()
+    login_step(root, home).apply()
     assert file.read_bytes().startswith(before)
     assert file.stat().st_mode & 0o777 == mode
-    assert logging_in(root, home).check().state is State.OK
-    out = logging_in(root, home, wanted=False)
-    assert out.check().state is State.DRIFTED
-    out.apply()
+    assert login_step(root, home).check().state is State.OK
+    removal = login_step(root, home, wanted=False)
+    assert removal.check().state is State.DRIFTED
+    removal.apply()
     assert file.read_bytes() == before
     assert file.stat().st_mode & 0o777 == mode
 
 
-def test_a_start_file_that_was_not_there_goes_again(root: Root, home: Path) -> None:
-    logging_in(root, home).apply()
+def test_start_file_that_was_created_for_the_login_block_is_removed_again(root: Root, home: Path) -> None:
+    login_step(root, home).apply()
     assert (home / ".bashrc").exists()
-    logging_in(root, home, wanted=False).apply()
+    login_step(root, home, wanted=False).apply()
     assert not (home / ".bashrc").exists()
 
 
-def test_a_start_file_that_is_a_link_stays_one(root: Root, home: Path, tmp_path: Path) -> None:
+def test_start_file_that_is_a_link_stays_a_link(root: Root, home: Path, tmp_path: Path) -> None:
     dotfiles = tmp_path / "dotfiles"
     dotfiles.write_text("alias x=y\n")
     (home / ".bashrc").symlink_to(dotfiles)
-    logging_in(root, home).apply()
+    login_step(root, home).apply()
     assert (home / ".bashrc").is_symlink()
     assert "relink.sh" in dotfiles.read_text()
 
 
-def test_lines_after_the_block_stay_after_it(root: Root, home: Path, tmp_path: Path) -> None:
+def test_lines_after_the_login_block_stay_when_it_is_rewritten_and_removed(
+    root: Root, home: Path, tmp_path: Path
+) -> None:
     file = home / ".bashrc"
     file.write_text("before\n")
-    logging_in(root, home).apply()
+    login_step(root, home).apply()
     with file.open("a") as end:
         end.write("after\n")
     moved = Root(tmp_path / "moved")
     shutil.copytree(root.path, moved.path)
-    again = logging_in(moved, home)
-    assert again.check().state is State.DRIFTED, "the root has moved, so the block is written anew"
+    again = login_step(moved, home)
+    assert again.check().state is State.DRIFTED, "the block names the path of the root, which has moved"
     again.apply()
     assert str(moved.relink) in file.read_text()
     assert str(root.relink) not in file.read_text().replace(str(moved.relink), "")
-    logging_in(moved, home, wanted=False).apply()
+    login_step(moved, home, wanted=False).apply()
     assert file.read_text() == "before\nafter\n"
 
 
-@pytest.mark.parametrize("left", [BEGIN + b"\nhalf\n", END, END + b"\n" + BEGIN])
-def test_a_harmed_block_is_left_to_a_person(root: Root, home: Path, left: bytes) -> None:
-    (home / ".bashrc").write_bytes(b"a\n" + left)
+@pytest.mark.parametrize(
+    "block",
+    [BEGIN + b"\nhalf\n", END, END + b"\n" + BEGIN],
+    ids=["begin without end", "end without begin", "end before begin"],
+)
+def test_damaged_login_block_blocks_the_step(root: Root, home: Path, block: bytes) -> None:
+    (home / ".bashrc").write_bytes(b"a\n" + block)
     for wanted in (True, False):
-        found = logging_in(root, home, wanted=wanted).check()
-        assert found.state is State.BLOCKED
-        assert "harmed" in found.detail
+        check = login_step(root, home, wanted=wanted).check()
+        assert check.state is State.BLOCKED
+        assert "harmed" in check.detail
 
 
-def test_powershell_quotes_any_path(root: Root, home: Path) -> None:
+def test_powershell_script_quotes_special_characters_in_paths(root: Root, home: Path) -> None:
     paths: Sequence[str] = ["it's", "$env:x", "`n", "中文"]
     text = relink_script.powershell_script(
-        root, home, "id", [Link(home / each, root.path / each) for each in paths]
+        root, home, "id", [Link(home / path, root.path / path) for path in paths]
     ).decode()
     assert "Restore-Link (Join-Path $HOME 'it''s') (Join-Path $root 'it''s')" in text
     assert "'$env:x'" in text

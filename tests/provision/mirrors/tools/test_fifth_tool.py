@@ -94,7 +94,7 @@ def test_fifth_tool_is_probed_written_and_taken_back(tmp_path: Path, home: Path,
     settings.apply()
     assert settings.check().state is State.OK
     assert (home / ".cargo/config").read_text() == server.url
-    assert variables.kept(root) == {"CARGO_INDEX": server.url, "CARGO_PLAIN": "1"}
+    assert variables.read(root) == {"CARGO_INDEX": server.url, "CARGO_PLAIN": "1"}
     line = next(prefix.glob("lib/*/site-packages/firstlight-mirrors.pth")).read_text()
     assert f'os.environ.get("CARGO_INDEX") or os.environ.update({{"CARGO_INDEX": {server.url!r}' in line
     assert "CARGO_PLAIN" in (prefix / "etc/conda/activate.d/firstlight-mirrors.sh").read_text()
@@ -105,7 +105,7 @@ def test_fifth_tool_is_probed_written_and_taken_back(tmp_path: Path, home: Path,
         if back.check().state is State.DRIFTED:
             back.apply()
     assert not (home / ".cargo").exists()
-    assert variables.kept(root) == {}
+    assert variables.read(root) == {}
 
 
 def test_own_setting_of_fifth_tool_stays(tmp_path: Path, home: Path, play: Any) -> None:
