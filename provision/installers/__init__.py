@@ -1,1 +1,1 @@
-"""How pip, uv and conda are configured on this machine, and how they are started."""
+"""The installers pip, uv and rattler: the machine's settings for them, and the code that runs them."""

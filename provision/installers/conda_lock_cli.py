@@ -1,4 +1,4 @@
-"""Locks conda's part with conda-lock itself, for those who want its solver: it needs conda and a venv of its own."""
+"""Solves conda packages with the program conda-lock, as an alternative to rattler; it needs conda and its own venv."""
 
 from __future__ import annotations
 
@@ -27,12 +27,21 @@ _SOLVERS = ("conda", "mamba", "micromamba")
 def solve(
     specs: Sequence[str], channels: Sequence[str], platforms: Sequence[str], mirrored: Mapping[str, str]
 ) -> list[CondaPackage]:
-    """Solve specs with conda-lock; the addresses are the channels' own, though it writes those of a mirror.
+    """Solve specs with conda-lock.
+
+    Args:
+        specs: the requested packages, in conda's syntax.
+        channels: the names or addresses of the channels.
+        platforms: conda's names of the platforms.
+        mirrored: {official address of a channel: address of its mirror}. conda-lock writes addresses of the mirror.
+
+    Returns:
+        The packages, with official addresses.
 
     Raises:
-        BlockedError: no conda, mamba or micromamba is here; conda-lock would try to download one.
-        CommandError: conda-lock failed.
-        SpecError: what it wrote is no lock of version 1.
+        BlockedError: no conda, mamba or micromamba is installed; conda-lock would try to download one.
+        CommandError: conda-lock has failed.
+        SpecError: the output of conda-lock is not a lock of version 1.
     """
     solver = os.environ.get("CONDA_EXE") or next(filter(None, map(shutil.which, _SOLVERS)), None)
     if solver is None or shutil.which(solver) is None:
@@ -41,22 +50,25 @@ def solve(
             f"{layout.program()} env lock (rattler solves, and writes the same format)."
         )
     with tempfile.TemporaryDirectory() as scratch:
-        asked, written, names = (Path(scratch) / name for name in ("environment.yml", "conda-lock.yml", "names.json"))
-        asked.write_text(json.dumps({"channels": list(channels), "dependencies": list(specs)}), encoding="utf-8")
-        names.write_text("{}", encoding="utf-8")  # else it fetches a table of pip's names, which we do not ask for
-        argv: list[str | Path] = [_tool(), "lock", "--file", asked, "--lockfile", written, "--conda", solver]
+        inputs, lock, names = (Path(scratch) / name for name in ("environment.yml", "conda-lock.yml", "names.json"))
+        inputs.write_text(json.dumps({"channels": list(channels), "dependencies": list(specs)}), encoding="utf-8")
+        names.write_text("{}", encoding="utf-8")  # without a table of pip's names, conda-lock would download one
+        argv: list[str | Path] = [_tool(), "lock", "--file", inputs, "--lockfile", lock, "--conda", solver]
         argv += ["--pypi_to_conda_lookup_file", names.as_uri()]
         argv += [word for platform in platforms for word in ("--platform", platform)]
         process.run(argv, env=child_environment.child(os.environ) | {"CONDA_EXE": solver})
-        packages = conda_lock.read_lock(written)
-    return [replace(package, url=conda_settings.canonical(package.url, mirrored)) for package in packages]
+        packages = conda_lock.read_lock(lock)
+    return [replace(package, url=conda_settings.official_url(package.url, mirrored)) for package in packages]
 
 
 def _tool() -> Path:
-    """conda-lock, from the PATH or installed by hash beside the toolbox, with which it cannot share a folder."""
-    found = shutil.which("conda-lock")
-    if found:
-        return Path(found)
+    """Return the path of conda-lock: from the PATH, or installed from its lock file into a venv.
+
+    The venv is beside the toolbox, since the packages of the two conflict.
+    """
+    program = shutil.which("conda-lock")
+    if program:
+        return Path(program)
     folder = layout.tool_folder("conda-lock")
     uv = uv_installer.for_uv(os.environ, folder.parent / "uv", offline=False)
     python = layout.interpreter(folder)

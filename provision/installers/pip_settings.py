@@ -1,4 +1,4 @@
-"""Where this machine gets packages from: its pip settings, carried over to uv, which ignores them."""
+"""The machine's settings of pip, and a session for HTTP requests with the same proxy and certificates."""
 
 from __future__ import annotations
 
@@ -15,39 +15,44 @@ if TYPE_CHECKING:
 
 
 def pip_settings(environ: Mapping[str, str]) -> dict[str, list[str]]:
-    """{option: values} of this machine's pip, files and environment together."""
+    """Return {option: values} of this machine's pip, from its files and environment variables together."""
     return child_environment.parse_pip_config(pip_config_list(environ))
 
 
 def official_index() -> str:
-    """The official index, as the installed pip has it."""
+    """Return the address of the official index, from the installed pip."""
     from pip._internal.models.index import PyPI
 
     return PyPI.simple_url
 
 
 def session(environ: Mapping[str, str], settings: Mapping[str, list[str]]) -> requests.Session:
-    """How we ask ourselves what uv would ask: with the machine's proxy and certificates, and by our name."""
+    """Return a session that uses the proxy and certificates that uv uses, with the User-Agent `firstlight`.
+
+    Args:
+        environ: the environment variables.
+        settings: the pip settings, as `pip_settings` returns them.
+    """
     from provision.net import session as http_session
 
-    asking = http_session.Session()
-    asking.headers["User-Agent"] = "firstlight"
+    http = http_session.Session()
+    http.headers["User-Agent"] = "firstlight"
     certificates = [environ.get("SSL_CERT_FILE"), *settings.get("cert", [])]
-    if first := next((each for each in certificates if each and Path(each).exists()), None):
-        asking.verify = first
+    if first := next((path for path in certificates if path and Path(path).exists()), None):
+        http.verify = first
     if "client-cert" in settings:
-        asking.cert = settings["client-cert"][0]
+        http.cert = settings["client-cert"][0]
     if "proxy" in settings:
-        asking.proxies = dict.fromkeys(("http", "https"), settings["proxy"][0])
-    return asking
+        http.proxies = dict.fromkeys(("http", "https"), settings["proxy"][0])
+    return http
 
 
-def says_no_index(settings: Mapping[str, list[str]]) -> bool:
-    """Whether pip asks no index at all here."""
+def forbids_index(settings: Mapping[str, list[str]]) -> bool:
+    """Return whether pip's option no-index is on, with which pip uses no index."""
     return settings.get("no-index", ["0"])[0].lower() in {"1", "true", "yes", "on"}
 
 
 def pip_config_list(environ: Mapping[str, str]) -> str:
-    """What the toolbox's pip says of its configuration, files and environment together."""
+    """Return the output of `pip config list` of the toolbox's pip, with its files and environment variables."""
     pip = [sys.executable, "-I", "-m", "pip", "--disable-pip-version-check", "config", "list"]
     return process.run(pip, env=child_environment.for_pip_config(environ), timeout_seconds=60).stdout

@@ -1,4 +1,4 @@
-"""The parent's side of rattler: which mirror serves a channel, and one worker process a request."""
+"""Installs and solves conda packages with rattler, in one worker process for each request."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from provision.core import child_environment, process
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.redact import redact
-from provision.installers.conda_settings import served
+from provision.installers.conda_settings import mirror_url
 from provision.lockfiles.conda_lock import CondaPackage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-_ANSWER_SECONDS = 5
-# Isolated, a python looks for a module neither in the current folder nor where PYTHONPATH says.
+_TIMEOUT_SECONDS = 5
+# With -I, Python ignores the current folder and PYTHONPATH, so the folder of this package is passed as an argument.
 _LAUNCH = """
 import runpy, sys
 sys.path.insert(0, sys.argv[1])
@@ -30,28 +30,33 @@ _NO_SPACE = re.compile(r"os error 28|No space left|os error 122")
 
 
 def unreachable(packages: Sequence[CondaPackage], mirrored: Mapping[str, str]) -> str | None:
-    """Why packages cannot be fetched, asked with one of them; None when they can."""
+    """Request one of the packages, and return the reason why it cannot be downloaded, or None.
+
+    Args:
+        packages: the packages; without any, nothing is requested.
+        mirrored: {official address of a channel: address of its mirror}.
+    """
     import requests
 
     if not packages:
         return None
-    url = served(min(packages, key=lambda package: package.url).url, mirrored)
+    url = mirror_url(min(packages, key=lambda package: package.url).url, mirrored)
     try:
-        # Some mirrors refuse HEAD; of the body nothing is read.
-        with requests.get(url, timeout=_ANSWER_SECONDS, stream=True) as answer:
-            return None if answer.ok else f"{redact(url)} answers {answer.status_code}"
+        # A GET request whose body is not read, since some mirrors reject HEAD.
+        with requests.get(url, timeout=_TIMEOUT_SECONDS, stream=True) as response:
+            return None if response.ok else f"{redact(url)} answers {response.status_code}"
     except requests.RequestException as error:
         return f"{redact(url)} does not answer ({type(error).__name__})"
 
 
 def not_cached(packages: Iterable[CondaPackage], pkgs: Path) -> list[CondaPackage]:
-    """The packages that are not unpacked in the package cache."""
-    absent = []
+    """Return the packages that are not unpacked in the package cache `pkgs`."""
+    missing = []
     for package in packages:
         stem = package.url.rpartition("/")[2].removesuffix(".conda").removesuffix(".tar.bz2")
         if not (pkgs / stem / "info" / "index.json").exists():
-            absent.append(package)
-    return absent
+            missing.append(package)
+    return missing
 
 
 def install(
@@ -67,27 +72,27 @@ def install(
     kept: Iterable[str] = (),
     full: bool = False,
 ) -> None:
-    """Make `prefix` hold exactly the conda packages of a lock, every one checked against its sha256.
+    """Install exactly the conda packages of a lock into `prefix`, and verify the sha256 sum of each.
 
     Args:
-        lock: a conda-lock.yml.
-        platform: conda's name of it.
-        prefix: where the files are put.
-        pkgs: the package cache; on the prefix's file system its files are hard-linked.
-        mirrored: as `mirrors` returns it.
-        final: what the files call the prefix, where it will be renamed.
-        specs: what was asked for, for conda's own record.
-        reinstall: packages whose files are put anew.
-        kept: packages that are not in the lock and stay nevertheless.
-        full: hash what is cached before it is used.
+        lock: path of a conda-lock.yml.
+        platform: conda's name of the platform.
+        prefix: the folder into which the files are written.
+        pkgs: the package cache; its files are hard-linked where the prefix is on the same file system.
+        mirrored: {official address of a channel: address of its mirror}.
+        final: the path that installed files contain as the prefix; the caller renames `prefix` to it.
+        specs: the requested specs, for conda's own record in the prefix.
+        reinstall: names of packages whose files are written again.
+        kept: names of packages that stay although they are not in the lock.
+        full: verify the checksums of cached packages before they are used.
 
     Raises:
         BlockedError: no space is left.
-        FirstlightError: a package could not be had, or is not what the lock says.
+        FirstlightError: a package cannot be downloaded, or its content does not match the lock.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     pkgs.mkdir(parents=True, exist_ok=True)
-    _ask(
+    _run_worker(
         {
             "action": "install",
             "lock": str(lock),
@@ -113,7 +118,18 @@ def solve(
     mirrored: Mapping[str, str],
     cache: Path,
 ) -> list[CondaPackage]:
-    """Solve specs for one platform; the addresses are the channels' own, whatever mirror was asked.
+    """Solve specs for one platform.
+
+    Args:
+        specs: the requested packages, in conda's syntax.
+        channels: the names or addresses of the channels.
+        platform: conda's name of the platform.
+        virtual: virtual packages, such as `__cuda=12.8`.
+        mirrored: {official address of a channel: address of its mirror}.
+        cache: the folder for downloaded repodata.
+
+    Returns:
+        The packages, with official addresses.
 
     Raises:
         FirstlightError: a channel does not answer, or there is no solution.
@@ -128,34 +144,38 @@ def solve(
         "cache": str(cache),
     }
     try:
-        return [CondaPackage(**row) for row in _ask(request, cache)["packages"]]
+        return [CondaPackage(**row) for row in _run_worker(request, cache)["packages"]]
     except FirstlightError as error:
         lines = str(error).splitlines()
         if not any("error sending request" in line for line in lines):
             raise
         raise FirstlightError(
             f"{lines[1].removeprefix('Caused by: ') if len(lines) > 1 else lines[0]}: {lines[-1]}. Name a mirror "
-            "(channel_alias in ~/.condarc, or CONDA_CHANNEL_ALIAS), or leave conda's part as it is: --keep-conda."
+            "(channel_alias in ~/.condarc, or CONDA_CHANNEL_ALIAS), or keep the locked conda packages: --keep-conda."
         ) from None
 
 
-def _ask(request: Mapping[str, object], where: Path) -> dict[str, Any]:
-    """Run one request. Only the answer's file counts: the worker may crash once it is written."""
+def _run_worker(request: Mapping[str, object], folder: Path) -> dict[str, Any]:
+    """Run a worker process for one request and return its result; `folder` is named if the disk is full.
+
+    The exit code is ignored if there is a result file, since the library may crash after it is written.
+    """
     with tempfile.TemporaryDirectory(prefix="firstlight-") as scratch:
-        answer_file = Path(scratch) / "answer.json"
-        text = json.dumps({**request, "answer": str(answer_file)})
-        # The relay listens on loopback: no proxy leads there.
-        spared = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
-        environment = child_environment.child(os.environ) | {"no_proxy": spared, "NO_PROXY": spared}
+        result_file = Path(scratch) / "answer.json"
+        text = json.dumps({**request, "answer": str(result_file)})
+        # The failover proxy listens on loopback, which a proxy of the machine cannot reach.
+        no_proxy = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
+        environment = child_environment.child(os.environ) | {"no_proxy": no_proxy, "NO_PROXY": no_proxy}
         argv = [sys.executable, "-I", "-c", _LAUNCH, str(Path(__file__).resolve().parent.parent.parent)]
-        done = process.run(argv, env=environment, stdin=text, check=False)
+        worker = process.run(argv, env=environment, stdin=text, check=False)
         try:
-            answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
+            result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise FirstlightError(f"rattler ended without an answer (exit {done.returncode}):\n{done.tail()}") from None
-    if "error" not in answer:
-        return answer
-    message = redact(str(answer["error"]))
+            reason = f"rattler ended without a result (exit code {worker.returncode}):\n{worker.tail()}"
+            raise FirstlightError(reason) from None
+    if "error" not in result:
+        return result
+    message = redact(str(result["error"]))
     if _NO_SPACE.search(message):
-        raise BlockedError(f"{where}: no space left. Free some, or give another --root, then run again.")
+        raise BlockedError(f"{folder}: no space left. Free some, or give another --root, then run again.")
     raise FirstlightError(f"conda packages: {message}")

@@ -1,6 +1,6 @@
-"""What runs rattler: a process of its own, since the library can crash at the interpreter's exit, its work done.
+"""The worker process that runs rattler; separate, since the library can crash when the interpreter exits.
 
-Reads one request as JSON from standard input, writes one answer to the file that the request names, and ends at once.
+It reads one request as JSON from standard input, writes one result to the file that the request names, and exits.
 """
 
 from __future__ import annotations
@@ -16,30 +16,37 @@ from provision.lockfiles.conda_lock import CondaPackage
 
 
 def client(mirrors: dict[str, str]) -> Any:  # noqa: ANN401 (rattler is imported where it is used)
-    """A client that asks each mirror in place of its channel; the records keep the channel's own address."""
+    """Return a client that downloads from each channel's mirror; package records keep the official addresses."""
     import rattler
     from rattler.networking.middleware import MirrorMiddleware, RetryMiddleware
 
-    wares: list[Any] = [RetryMiddleware(2)]
+    middleware: list[Any] = [RetryMiddleware(2)]
     if mirrors:
-        wares.append(MirrorMiddleware({channel: [mirror] for channel, mirror in mirrors.items()}))
-    return rattler.Client(wares, user_agent="firstlight", timeout=60)
+        middleware.append(MirrorMiddleware({channel: [mirror] for channel, mirror in mirrors.items()}))
+    return rattler.Client(middleware, user_agent="firstlight", timeout=60)
 
 
 async def install(request: dict[str, Any]) -> dict[str, object]:
-    """Make a prefix hold exactly the conda packages of a lock.
+    """Install exactly the conda packages of a lock into a prefix.
 
     Args:
-        request: `lock` (a conda-lock.yml), `platform`, `prefix` (where it is made), `final` (what its files call it),
-            `pkgs` (the package cache), `mirrors`, `specs` (what was asked for), `reinstall` (packages to link anew),
-            `kept` (what the user added), `full` (hash what is cached before it is used).
+        request: `lock` (path of a conda-lock.yml), `platform`, `prefix` (the folder to write), `final` (the path that
+            installed files contain as the prefix), `pkgs` (the package cache), `mirrors` ({channel: mirror}), `specs`
+            (the requested specs), `reinstall` (packages to write again), `kept` (packages that stay although they are
+            not in the lock), `full` (verify the checksums of cached packages).
+
+    Returns:
+        {"packages": the number of packages}.
+
+    Raises:
+        ValueError: the lock has no packages for the platform.
     """
     import rattler
 
     mode = rattler.ValidationMode.full() if request["full"] else rattler.ValidationMode.fast()
     environment = rattler.LockFile.from_path(request["lock"]).default_environment()
     platforms = environment.platforms() if environment else []
-    platform = next((each for each in platforms if each.name == request["platform"]), None)
+    platform = next((candidate for candidate in platforms if candidate.name == request["platform"]), None)
     records = environment.conda_repodata_records_for_platform(platform) if environment and platform else None
     if records is None:
         raise ValueError(f"{request['lock']} is not locked for {request['platform']}")
@@ -51,7 +58,7 @@ async def install(request: dict[str, Any]) -> dict[str, object]:
         package_cache=rattler.PackageCache.new_layered([request["pkgs"]], validation_mode=mode),
         reinstall_packages=set(request["reinstall"]) or None,
         ignored_packages=set(request["kept"]) or None,
-        requested_specs=[rattler.MatchSpec(spec)._match_spec for spec in request["specs"]],  # noqa: SLF001 (it wants the inner one)
+        requested_specs=[rattler.MatchSpec(spec)._match_spec for spec in request["specs"]],  # noqa: SLF001 (takes no MatchSpec)
         execute_link_scripts=False,
         show_progress=False,
     )
@@ -62,7 +69,14 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
     """Solve specs for one platform.
 
     Args:
-        request: `specs`, `channels`, `platform`, `virtual` (such as `__cuda=12.8`), `mirrors`, `cache`.
+        request: `specs`, `channels`, `platform`, `virtual` (such as `__cuda=12.8`), `mirrors` ({channel: mirror}),
+            `cache` (the folder for repodata).
+
+    Returns:
+        {"packages": the fields of a `CondaPackage` for each package}.
+
+    Raises:
+        ValueError: a package has no md5 or sha256 sum in its channel.
     """
     import rattler
 
@@ -72,8 +86,8 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
         default_config=rattler.SourceConfig(sharded_enabled=False),
     )
     virtual, build = [], rattler.BuildString("0")
-    for each in request["virtual"]:
-        name, _, version = each.partition("=")
+    for text in request["virtual"]:
+        name, _, version = text.partition("=")
         virtual.append(rattler.GenericVirtualPackage(rattler.PackageName(name), rattler.Version(version or "0"), build))
     records = await rattler.solve(
         sources=request["channels"],
@@ -85,8 +99,8 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
     packages = []
     for record in records:
         if record.md5 is None or record.sha256 is None:
-            raise ValueError(f"{record.url} has no md5 and sha256 in its channel")
-        named = {spec.partition(" ")[0]: spec.partition(" ")[2].strip() or "*" for spec in record.depends}
+            raise ValueError(f"{record.url} has no md5 or no sha256 sum in its channel")
+        dependencies = {spec.partition(" ")[0]: spec.partition(" ")[2].strip() or "*" for spec in record.depends}
         package = CondaPackage(
             record.name.source,
             str(record.version),
@@ -94,7 +108,7 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
             record.url,
             record.md5.hex(),
             record.sha256.hex(),
-            named,
+            dependencies,
             record.size,
             record.timestamp.timestamp() if record.timestamp else None,
         )
@@ -103,17 +117,17 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Serve one request and end without the interpreter's own exit."""
+    """Run one request, write its result or error, and exit without the interpreter's own shutdown."""
     request = json.loads(sys.stdin.read())
     action = {"install": install, "solve": solve}[request["action"]]
     try:
-        answer = asyncio.run(action(request))
-    except BaseException as error:  # what the library raises has no common base; the parent decides
-        answer = {"error": str(error) or type(error).__name__}
-    answer_file = Path(request["answer"])
-    part = answer_file.with_suffix(".part")
-    part.write_text(json.dumps(answer), encoding="utf-8")
-    part.replace(answer_file)
+        result = asyncio.run(action(request))
+    except BaseException as error:  # the library's exceptions have no common base class; the parent raises the error
+        result = {"error": str(error) or type(error).__name__}
+    result_file = Path(request["answer"])
+    part = result_file.with_suffix(".part")
+    part.write_text(json.dumps(result), encoding="utf-8")
+    part.replace(result_file)
     sys.stderr.flush()
     os._exit(0)
 

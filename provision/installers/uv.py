@@ -1,4 +1,4 @@
-"""How uv is started: its environment, its sources, and its private configuration."""
+"""Runs uv with an environment and a configuration file that carry over the machine's sources of packages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from provision.core import child_environment, process
 from provision.core.redact import redact
 from provision.installers import uv_settings
-from provision.installers.pip_settings import pip_settings, says_no_index
+from provision.installers.pip_settings import forbids_index, pip_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# pip's option -> uv's variable, and what joins several values there (uv's documentation of its environment).
+# {option of pip: (variable of uv, separator of several values)} (source: uv's documentation of its environment).
 _CARRIED = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "pypi-url": ("UV_DEFAULT_INDEX", " "),
@@ -38,10 +38,11 @@ _WHOLE_NUMBERS = {"UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES"}
 
 @dataclass(frozen=True)
 class UvSources:
-    """Hold how uv is started so that it sees the sources of the machine's pip.
+    """Hold the inputs of a uv process that uses the same sources as the machine's pip.
 
-    `environment` is its whole environment, `config` what is kept of uv's own files.
-    `dropped`: settings that a user may expect to work and that have no effect here.
+    `environment` is the complete environment of the process. `flags` are further command-line flags.
+    `config` are the settings from uv's own files that are carried over.
+    `dropped` describes settings that a user may expect to work but that have no effect here.
     """
 
     environment: dict[str, str]
@@ -53,17 +54,17 @@ class UvSources:
 def for_uv(
     environ: Mapping[str, str], cache: Path, *, offline: bool, settings: Mapping[str, list[str]] | None = None
 ) -> UvSources:
-    """Carry the machine's settings of sources over to uv, and nothing else of its settings.
+    """Carry over the machine's sources of packages to uv, and no other settings.
 
-    What the machine has set for uv itself goes before what it has set for pip: a default index of uv's own takes the
-    place of pip's. Indexes are searched together, as pip does it: the lock's hashes, not the order of the indexes,
-    decide what is taken. A folder of wheels that is not there is left out: pip passes it over, uv ends there.
+    A setting for uv itself takes precedence over the same setting for pip; so uv's own default index replaces pip's.
+    All indexes are searched together, as in pip: the checksums of the lock decide which file is used, not the order
+    of the indexes. A missing folder of wheels is left out, since uv fails there and pip ignores it.
 
     Args:
-        environ: ours.
-        cache: where uv keeps its downloads when the machine names no place.
-        offline: only what is cached may be used.
-        settings: as `pip_settings` returns them, where they were asked for already.
+        environ: the environment variables of this process.
+        cache: uv's cache folder where the machine sets none.
+        offline: use only cached files.
+        settings: the pip settings, as `pip_settings` returns them; None reads them.
     """
     env = {name: value for name, value in child_environment.child(environ).items() if not name.startswith("PIP_")}
     settings = pip_settings(environ) if settings is None else settings
@@ -83,32 +84,32 @@ def for_uv(
     env.setdefault("UV_CACHE_DIR", str(cache))
     env |= {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_PYTHON_DOWNLOADS": "never"}
     env |= {"UV_NO_PROGRESS": "1", "UV_NO_CONFIG": "1"}
-    # uv finds its target by --python alone; a venv or conda env that happens to be active must not matter.
+    # uv must find its target only by --python, so an active venv or conda environment must have no effect.
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", "UV_CONFIG_FILE"):
         env.pop(variable, None)
     if offline:
         env["UV_OFFLINE"] = "1"
     in_pip = [f"pip's {key}" for key in settings if child_environment.PIP.get(key) == child_environment.REPORTED]
     by_variable = child_environment.dropped(environ)
-    named = {f"pip's {name[len('PIP_') :].lower().replace('_', '-')}" for name in by_variable}
-    dropped = [*by_variable, *(each for each in in_pip if each not in named), *dropped, *absent]
-    return UvSources(env, ("--no-index",) if says_no_index(settings) else (), config, tuple(dropped))
+    repeated = {f"pip's {name[len('PIP_') :].lower().replace('_', '-')}" for name in by_variable}
+    dropped = [*by_variable, *(option for option in in_pip if option not in repeated), *dropped, *absent]
+    return UvSources(env, ("--no-index",) if forbids_index(settings) else (), config, tuple(dropped))
 
 
 def _drop_absent_folders(env: dict[str, str]) -> list[str]:
-    """Leave the folders of wheels that are not there out of UV_FIND_LINKS; return them in words."""
-    told = [each for each in env.get("UV_FIND_LINKS", "").split(",") if each]
-    places = [each if "://" in each else os.path.expanduser(each) for each in told]  # noqa: PTH111 (no Path)
-    there = [each for each in places if "://" in each or os.path.exists(each)]  # noqa: PTH110 (nor here)
-    if told:
-        env["UV_FIND_LINKS"] = ",".join(there)
+    """Remove missing folders of wheels from UV_FIND_LINKS in `env`; return a text for each of them."""
+    values = [value for value in env.get("UV_FIND_LINKS", "").split(",") if value]
+    links = [link if "://" in link else os.path.expanduser(link) for link in values]  # noqa: PTH111 (no Path)
+    present = [link for link in links if "://" in link or os.path.exists(link)]  # noqa: PTH110 (nor here)
+    if values:
+        env["UV_FIND_LINKS"] = ",".join(present)
     if not env.get("UV_FIND_LINKS"):
         env.pop("UV_FIND_LINKS", None)
-    return [f"find-links {redact(each)} (it is not there)" for each in places if each not in there]
+    return [f"find-links {redact(link)} (no such folder)" for link in links if link not in present]
 
 
 def _for_uv(variable: str, value: str) -> str | None:
-    """Return a value of pip's in the form that uv takes, or None where uv has no such value."""
+    """Convert a value of pip's option to the value of uv's variable; return None where uv has no such value."""
     if variable in _WHOLE_NUMBERS:
         try:
             return str(math.ceil(float(value)))
@@ -117,19 +118,19 @@ def _for_uv(variable: str, value: str) -> str | None:
     if variable == "UV_KEYRING_PROVIDER":
         return value if value in {"disabled", "subprocess"} else None
     if variable in {"SSL_CERT_FILE", "SSL_CLIENT_CERT"}:
-        return os.path.expanduser(value)  # noqa: PTH111 (as pip does)
+        return os.path.expanduser(value)  # noqa: PTH111 (pip uses the same function)
     return value
 
 
 def run_uv(arguments: Sequence[str | Path], uv: UvSources, stdin: str | None = None) -> process.Completed:
-    """Run uv to its end; of uv's own files it reads only what `uv` carries.
+    """Run uv to its end. The settings of uv's own files apply only as far as `uv.config` has them.
 
     Raises:
-        CommandError: it failed.
+        CommandError: uv has failed.
     """
     if not uv.config:
         return process.run([uv_binary(), *arguments], env=uv.environment, stdin=stdin)
-    # The file may hold a password: its folder is open to its owner alone, and goes when uv has ended.
+    # The file may contain a password. Only its owner can read the temporary folder, which is removed when uv ends.
     with tempfile.TemporaryDirectory(prefix="firstlight-") as scratch:
         file = Path(scratch) / "uv.toml"
         file.write_text(uv_settings.write(uv.config), encoding="utf-8")
@@ -137,49 +138,56 @@ def run_uv(arguments: Sequence[str | Path], uv: UvSources, stdin: str | None = N
 
 
 def own_index(
-    environ: Mapping[str, str], settings: Mapping[str, list[str]], home: Path, ours: str | None = None
+    environ: Mapping[str, str], settings: Mapping[str, list[str]], home: Path, written: str | None = None
 ) -> str | None:
-    """What this machine itself says of the index that packages come from, or None; `ours` does not count."""
-    known = {"", None, ours}
+    """Return the machine's first own setting of a package index as text, or None.
+
+    Args:
+        environ: the environment variables.
+        settings: the pip settings, as `pip_settings` returns them.
+        home: the user's home folder.
+        written: the index that firstlight has written, which does not count.
+    """
+    ignored = {"", None, written}
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", *_MORE_INDEXES):
-        if environ.get(name) not in known:
+        if environ.get(name) not in ignored:
             return f"{name}={redact(environ[name])}"
     for option in ("index-url", "extra-index-url"):
         values = settings.get(option, [])
-        if values and values != [ours]:
+        if values and values != [written]:
             return f"pip's {option} = {redact(' '.join(values))}"
-    if says_no_index(settings):
+    if forbids_index(settings):
         return "pip's no-index"
-    return _own_uv(environ, home, ours)
+    return _own_uv(environ, home, written)
 
 
 _MORE_INDEXES = ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_NO_INDEX")
 
 
-def _own_uv(environ: Mapping[str, str], home: Path, ours: str | None) -> str | None:
+def _own_uv(environ: Mapping[str, str], home: Path, written: str | None) -> str | None:
     for file in uv_settings.paths(environ, home):
         try:
-            held = uv_settings.parse(file.read_text(encoding="utf-8-sig"))
+            settings = uv_settings.parse(file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             continue
-        tables = [held, held["pip"] if isinstance(held.get("pip"), dict) else {}]
-        named = [table.get(key) for table in tables for key in ("index-url", "extra-index-url", "no-index")]
-        indexes = held.get("index")
-        named += [each.get("url") for each in indexes if isinstance(each, dict)] if isinstance(indexes, list) else []
-        if any(value not in (None, False, [], ours) for value in named):
+        tables = [settings, settings["pip"] if isinstance(settings.get("pip"), dict) else {}]
+        values = [table.get(key) for table in tables for key in ("index-url", "extra-index-url", "no-index")]
+        indexes = settings.get("index")
+        values += [row.get("url") for row in indexes if isinstance(row, dict)] if isinstance(indexes, list) else []
+        if any(value not in (None, False, [], written) for value in values):
             return f"{file}'s index"
     return None
 
 
 def uv_binary() -> Path:
-    """The uv of the toolbox."""
+    """Return the path of the toolbox's uv."""
     import uv
 
     return Path(uv.find_uv_bin())
 
 
 def main(lock: str) -> int:
-    """Install a lock into the toolbox itself; the second half of the bootstrap."""
+    """Install a lock file into the toolbox itself, as the second half of the bootstrap; return the exit code."""
     target = Path(sys.prefix)
     uv = for_uv(os.environ, target.parent / ".cache" / "uv", offline=False)
     argv: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes"]
@@ -193,7 +201,7 @@ def main(lock: str) -> int:
 
 
 def base_python() -> Path:
-    """The interpreter that the toolbox was made from."""
+    """Return the path of the interpreter from which the toolbox's venv was made."""
     return Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
 
 

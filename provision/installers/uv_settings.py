@@ -1,4 +1,4 @@
-"""Reads uv's own files, and writes one that holds no more than where packages come from."""
+"""Reads uv's own settings files, and writes one that has only the sources of packages."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from provision.core import child_environment
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# The keys whose values are addresses: a relative one is relative to its file.
-_PLACES = ("index-url", "extra-index-url", "find-links")
-# Of an index, what says where it is and how it is asked (source: uv's documentation of indexes). A value of them is a
-# text, a boolean or a list of numbers, which TOML writes as JSON does.
+# The keys whose values are addresses or paths; a relative path is relative to the folder of its file.
+_ADDRESS_KEYS = ("index-url", "extra-index-url", "find-links")
+# The keys of an index that define its address and access (source: uv's documentation of indexes). Their values are
+# strings, booleans or lists of numbers, for which TOML and JSON have the same syntax.
 _INDEX_KEYS = ("name", "url", "default", "explicit", "format", "authenticate", "ignore-error-codes")
-_TRUE = ("1", "true", "t", "yes", "y", "on")  # (source: uv's parser of its boolean variables)
+_TRUE = ("1", "true", "t", "yes", "y", "on")  # source: uv's parser of its boolean variables
 
 
 def paths(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Return the configuration files that uv reads outside of a project, the user's first.
+    """Return the paths of the settings files that uv reads outside of a project, the user's first.
 
     Source: uv's documentation of its configuration files.
     """
@@ -34,17 +34,17 @@ def paths(environ: Mapping[str, str], home: Path) -> list[Path]:
             Path(environ.get("APPDATA") or home / "AppData/Roaming") / "uv" / "uv.toml",
             Path(environ.get("SYSTEMDRIVE") or "C:") / "/ProgramData" / "uv" / "uv.toml",
         ]
-    folders = [each for each in (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if each]
+    folders = [folder for folder in (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if folder]
     system = [Path(folder) / "uv" / "uv.toml" for folder in [*folders, "/etc"]]
     user = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "uv" / "uv.toml"
     return [user, next((file for file in system if file.exists()), system[-1])]
 
 
 def read(environ: Mapping[str, str], home: Path) -> tuple[dict[str, Any], list[str]]:
-    """Merge uv's files as uv does, and leave out what would change the result of an installation.
+    """Merge uv's settings files as uv does, without settings that would change the result of an installation.
 
     Returns:
-        The kept keys; and what is left out, in words: "exclude-newer of FILE".
+        The settings that are kept, and a text for each setting that is left out, such as "exclude-newer of FILE".
     """
     if environ.get("UV_NO_CONFIG", "").lower() in _TRUE:
         return {}, []
@@ -52,67 +52,69 @@ def read(environ: Mapping[str, str], home: Path) -> tuple[dict[str, Any], list[s
     dropped: list[str] = []
     for file in paths(environ, home):
         try:
-            held = parse(file.read_text(encoding="utf-8-sig"))
+            settings = parse(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             dropped.append(f"{file} (it cannot be read: {error})")
             continue
-        in_pip = held.get("pip")
-        tables = [(kept, held), (kept.setdefault("pip", {}), in_pip if isinstance(in_pip, dict) else {})]
+        pip_table = settings.get("pip")
+        tables = [(kept, settings), (kept.setdefault("pip", {}), pip_table if isinstance(pip_table, dict) else {})]
         for merged, table in tables:
-            dropped += [f"{key} of {file}" for key in _take(merged, table, file.absolute().parent)]
+            dropped += [f"{key} of {file}" for key in _merge_table(merged, table, file.absolute().parent)]
     if not kept.get("pip"):
         kept.pop("pip", None)
     return kept, dropped
 
 
-def _take(merged: dict[str, Any], table: Mapping[str, Any], folder: Path) -> list[str]:
-    """Merge what is kept of a table, and return the keys that a user may miss."""
-    missed = []
+def _merge_table(merged: dict[str, Any], table: Mapping[str, Any], folder: Path) -> list[str]:
+    """Merge the settings of a table that are kept; return the keys that are left out and that a user may miss."""
+    dropped = []
     for key, value in table.items():
-        verdict = child_environment.UV_TOML.get(key, child_environment.IGNORED)
-        if verdict == child_environment.KEPT:
+        effect = child_environment.UV_TOML.get(key, child_environment.IGNORED)
+        if effect == child_environment.KEPT:
             _merge(merged, key, _absolute(key, value, folder))
             rows = value if key == "index" and isinstance(value, list) else []
-            missed += ["an index's exclude-newer" for row in rows if isinstance(row, dict) and "exclude-newer" in row]
-        elif verdict == child_environment.REPORTED:
-            missed.append(key)
-    return missed
+            dropped += ["an index's exclude-newer" for row in rows if isinstance(row, dict) and "exclude-newer" in row]
+        elif effect == child_environment.REPORTED:
+            dropped.append(key)
+    return dropped
 
 
-def write(held: Mapping[str, Any], table: str = "") -> str:
-    """Return keys as TOML; `table` is what they lie in, such as "tool.uv"."""
-    plain = {key: value for key, value in held.items() if not _is_table(value)}
+def write(settings: Mapping[str, Any], table: str = "") -> str:
+    """Return settings as TOML; `table` is the name of the table that contains them, such as "tool.uv"."""
+    plain = {key: value for key, value in settings.items() if not _is_table(value)}
     lines = [f"[{table}]"] if table and plain else []
-    lines += [f"{key} = {_value(value)}" for key, value in plain.items()]
-    inside = f"{table}." if table else ""
-    for key, value in held.items():
+    lines += [f"{key} = {_toml_value(value)}" for key, value in plain.items()]
+    parent = f"{table}." if table else ""
+    for key, value in settings.items():
         if isinstance(value, dict):
-            lines.append(write(value, f"{inside}{key}"))
+            lines.append(write(value, f"{parent}{key}"))
         elif _is_table(value):
             for row in value:
-                lines += [f"[[{inside}{key}]]", *(f"{name} = {_value(each)}" for name, each in row.items())]
+                lines += [f"[[{parent}{key}]]", *(f"{name} = {_toml_value(item)}" for name, item in row.items())]
     return "\n".join(lines) + "\n"
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Read TOML with whichever parser is there: the toolbox installs itself with this module.
+    """Parse TOML with the first available parser.
+
+    The bootstrap runs this module before the toolbox has all its packages, and Python 3.10 has no tomllib.
 
     Raises:
-        ValueError: it is no TOML.
+        ValueError: the text is not valid TOML.
     """
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):
         try:
-            found: dict[str, Any] = importlib.import_module(name).loads(text)
+            content: dict[str, Any] = importlib.import_module(name).loads(text)
         except ImportError:
             continue
-        return found
-    raise ValueError("this python has no parser of TOML")
+        return content
+    raise ValueError("this Python has no TOML parser")
 
 
 def _merge(merged: dict[str, Any], key: str, value: object) -> None:
-    """Join lists, the earlier file's first; of other values the earlier file's stays."""
+    """Merge one setting: lists are joined, the earlier file's first; another value stays as in the earlier file."""
     if isinstance(value, list) and isinstance(merged.get(key), list):
         merged[key] = [*merged[key], *value]
     else:
@@ -120,47 +122,47 @@ def _merge(merged: dict[str, Any], key: str, value: object) -> None:
 
 
 def _absolute(key: str, value: object, folder: Path) -> object:
-    if key in _PLACES and isinstance(value, str):
-        return _place(value, folder)
-    if key in _PLACES and isinstance(value, list):
-        return [_place(each, folder) if isinstance(each, str) else each for each in value]
+    if key in _ADDRESS_KEYS and isinstance(value, str):
+        return _absolute_path(value, folder)
+    if key in _ADDRESS_KEYS and isinstance(value, list):
+        return [_absolute_path(item, folder) if isinstance(item, str) else item for item in value]
     if key == "index" and isinstance(value, list):
-        rows = [each for each in value if isinstance(each, dict) and isinstance(each.get("url"), str)]
+        rows = [row for row in value if isinstance(row, dict) and isinstance(row.get("url"), str)]
         kept = [{name: row[name] for name in row if name in _INDEX_KEYS} for row in rows]
-        return [each | {"url": _place(each["url"], folder)} for each in kept]
+        return [row | {"url": _absolute_path(row["url"], folder)} for row in kept]
     return value
 
 
-def _place(value: str, folder: Path) -> str:
+def _absolute_path(value: str, folder: Path) -> str:
     return value if "://" in value else os.path.join(folder, value)  # noqa: PTH118 (it may end in a slash)
 
 
 def _is_table(value: object) -> bool:
-    rows = isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+    rows = isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
     return rows or isinstance(value, dict)
 
 
-def _value(value: object) -> str:
-    """Return a string, number, boolean or list of these as TOML, which writes them as JSON does."""
+def _toml_value(value: object) -> str:
+    """Return a string, number, boolean or list of these as TOML, which has the same syntax for them as JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def indexes(held: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], bool]:
-    """Return the indexes that kept keys name, each with its `url`; and whether they forbid any index."""
-    in_pip = held.get("pip") or {}
-    rows = [dict(row) for row in held.get("index", []) if not row.get("explicit")]
-    for table in (held, in_pip):
+def indexes(settings: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], bool]:
+    """Return the indexes in kept settings, each with its `url`, and whether the settings forbid any index."""
+    pip_table = settings.get("pip") or {}
+    rows = [dict(row) for row in settings.get("index", []) if not row.get("explicit")]
+    for table in (settings, pip_table):
         if isinstance(table.get("index-url"), str):
             rows.append({"url": table["index-url"], "default": True})
         extra = table.get("extra-index-url", [])
         rows += [{"url": url} for url in (extra if isinstance(extra, list) else [extra]) if isinstance(url, str)]
-    return rows, bool(held.get("no-index") or in_pip.get("no-index"))
+    return rows, bool(settings.get("no-index") or pip_table.get("no-index"))
 
 
-def find_links(held: Mapping[str, Any]) -> list[str]:
-    """Return the folders and pages of files that kept keys name."""
-    found = []
-    for table in (held, held.get("pip") or {}):
+def find_links(settings: Mapping[str, Any]) -> list[str]:
+    """Return the folders and pages of links in kept settings."""
+    links = []
+    for table in (settings, settings.get("pip") or {}):
         value = table.get("find-links", [])
-        found += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
-    return found
+        links += [link for link in (value if isinstance(value, list) else [value]) if isinstance(link, str)]
+    return links

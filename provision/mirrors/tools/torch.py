@@ -40,7 +40,7 @@ class Torch(Tool):
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:  # noqa: ARG002 (none is ours)
         """Return pip's no-index, with which pip takes no page of torch either."""
-        return "pip's no-index" if pip_settings.says_no_index(machine.pip) else None
+        return "pip's no-index" if pip_settings.forbids_index(machine.pip) else None
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:
         """Return the page that the variant names."""

@@ -384,7 +384,7 @@ def test_conda_settings_name_the_mirror(home: Path) -> None:
         f"{channels}/bio/": "https://b.example/bio/",
         f"{channels}/": "https://a.example/cloud/",
     }
-    assert conda_settings.served(f"{channels}/bio/x", conda_settings.mirrors({}, home)) == "https://b.example/bio/x"
+    assert conda_settings.mirror_url(f"{channels}/bio/x", conda_settings.mirrors({}, home)) == "https://b.example/bio/x"
     assert (
         conda_settings.mirrors({"CONDA_CHANNEL_ALIAS": "https://c.example"}, home)[f"{channels}/"]
         == "https://c.example/"

@@ -1,4 +1,4 @@
-"""The programs that we start take nothing from the current folder, whatever lies in it."""
+"""Child processes import no module from the current folder."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _shadowing_modules() -> None:
     Path("provision/__init__.py").write_text(FOREIGN)
 
 
-def test_conda_packages_are_installed_by_our_own_code(tmp_path: Path) -> None:
+def test_rattler_worker_ignores_modules_of_the_current_folder(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="conda packages: 'cache'"):
-        rattler._ask({"action": "solve", "platform": "none"}, tmp_path)
+        rattler._run_worker({"action": "solve", "platform": "none"}, tmp_path)
 
 
-def test_the_smoke_step_imports_the_environments_own_packages(root: Root) -> None:
+def test_smoke_test_ignores_modules_of_the_current_folder(root: Root) -> None:
     python = root.prefix("diffusers") / "bin/python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)

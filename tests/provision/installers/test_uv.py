@@ -1,4 +1,4 @@
-"""The machine's pip settings, as uv gets them."""
+"""The machine's sources of packages that are carried over from pip's settings to uv."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def carried(home: Path, config: str, **environ: str) -> uv_installer.UvSources:
+def uv_sources(home: Path, config: str, **environ: str) -> uv_installer.UvSources:
+    """Return the sources for uv on a machine with this pip.conf and these further variables."""
     file = home / ".config/pip/pip.conf"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(config)
     return uv_installer.for_uv(dict(os.environ) | environ, home / "cache", offline=False)
 
 
-def test_index_links_and_certificate_come_over(tmp_path: Path, home: Path) -> None:
+def test_index_links_and_certificate_of_pip_are_carried_over(tmp_path: Path, home: Path) -> None:
     (home / "one").mkdir()
     (tmp_path / "two").mkdir()
-    uv = carried(
+    uv = uv_sources(
         home,
         "[global]\nindex-url = https://pip.example/simple\nextra-index-url =\n  https://a.example\n  https://b.example\n"
         f"find-links = ~/one\n  {tmp_path}/two\n  https://links.example\ncert = ~/ca.pem\ntrusted-host = pip.example\n",
@@ -38,62 +39,66 @@ def test_index_links_and_certificate_come_over(tmp_path: Path, home: Path) -> No
     assert uv["UV_INSECURE_HOST"] == "pip.example"
 
 
-def test_a_folder_of_wheels_that_is_not_there_is_left_out_and_said(tmp_path: Path, home: Path) -> None:
-    """A volume that is not mounted: pip passes it over with a warning, uv would end there."""
-    uv = carried(home, f"[global]\nfind-links = {tmp_path}\n  /not/mounted\n")
+def test_missing_folder_of_wheels_is_left_out_and_reported(tmp_path: Path, home: Path) -> None:
+    """Check a folder on a volume that is not mounted: pip ignores it with a warning, and uv would fail."""
+    uv = uv_sources(home, f"[global]\nfind-links = {tmp_path}\n  /not/mounted\n")
     assert uv.environment["UV_FIND_LINKS"] == str(tmp_path)
-    assert "find-links /not/mounted (it is not there)" in uv.dropped
-    assert "UV_FIND_LINKS" not in carried(home, "[global]\nfind-links = /not/mounted\n").environment
+    assert "find-links /not/mounted (no such folder)" in uv.dropped
+    assert "UV_FIND_LINKS" not in uv_sources(home, "[global]\nfind-links = /not/mounted\n").environment
 
 
 @pytest.mark.parametrize("own", ["variable", "file", "none"])
-def test_a_default_index_of_uvs_own_takes_the_place_of_pips(home: Path, own: str) -> None:
+def test_default_index_of_uv_replaces_the_index_of_pip(home: Path, own: str) -> None:
     environ = {"UV_INDEX_URL": "https://uv.example"} if own == "variable" else {}
     if own == "file":
         (home / ".config/uv").mkdir(parents=True)
         (home / ".config/uv/uv.toml").write_text('[[index]]\nurl = "https://uv.example"\ndefault = true\n')
-    uv = carried(home, "[global]\nindex-url = https://pip.example\n", **environ).environment
+    uv = uv_sources(home, "[global]\nindex-url = https://pip.example\n", **environ).environment
     assert uv.get("UV_DEFAULT_INDEX") == ("https://pip.example" if own == "none" else None)
 
 
-def test_the_environment_beats_the_file(home: Path) -> None:
-    uv = carried(home, "[global]\nindex-url = https://file.example\n", PIP_INDEX_URL="https://env.example").environment
+def test_pip_variable_overrides_pip_conf(home: Path) -> None:
+    uv = uv_sources(
+        home, "[global]\nindex-url = https://file.example\n", PIP_INDEX_URL="https://env.example"
+    ).environment
     assert uv["UV_DEFAULT_INDEX"] == "https://env.example"
 
 
-def test_install_beats_global() -> None:
+def test_install_section_overrides_global_section() -> None:
     text = "install.index-url='https://install'\nglobal.index-url='https://global'\n"
     assert child_environment.parse_pip_config(text)["index-url"] == ["https://install"]
 
 
-def test_what_the_machine_set_for_uv_itself_stays(home: Path) -> None:
-    uv = carried(home, "[global]\nindex-url = https://pip.example\n", UV_DEFAULT_INDEX="https://uv.example").environment
+def test_variable_of_uv_overrides_pip_conf(home: Path) -> None:
+    uv = uv_sources(
+        home, "[global]\nindex-url = https://pip.example\n", UV_DEFAULT_INDEX="https://uv.example"
+    ).environment
     assert uv["UV_DEFAULT_INDEX"] == "https://uv.example"
 
 
-def test_nothing_switches_the_hashes_off(home: Path) -> None:
-    uv = carried(home, "", UV_NO_VERIFY_HASHES="1", VIRTUAL_ENV="/venv", CONDA_PREFIX="/conda").environment
+def test_variables_that_disable_checksums_or_select_a_target_are_removed(home: Path) -> None:
+    uv = uv_sources(home, "", UV_NO_VERIFY_HASHES="1", VIRTUAL_ENV="/venv", CONDA_PREFIX="/conda").environment
     assert not {"UV_NO_VERIFY_HASHES", "VIRTUAL_ENV", "CONDA_PREFIX"} & set(uv)
     assert uv["UV_PYTHON_DOWNLOADS"] == "never"
 
 
 @pytest.mark.parametrize(("value", "flags"), [("1", ("--no-index",)), ("true", ("--no-index",)), ("0", ())])
-def test_no_index_becomes_a_flag(home: Path, value: str, flags: tuple[str, ...]) -> None:
-    assert carried(home, "", PIP_NO_INDEX=value).flags == flags
+def test_no_index_of_pip_becomes_a_flag_of_uv(home: Path, value: str, flags: tuple[str, ...]) -> None:
+    assert uv_sources(home, "", PIP_NO_INDEX=value).flags == flags
 
 
-def test_offline_is_said_to_uv(home: Path) -> None:
+def test_offline_run_sets_uv_offline(home: Path) -> None:
     assert uv_installer.for_uv(dict(os.environ), home, offline=True).environment["UV_OFFLINE"] == "1"
 
 
-def test_uv_really_finds_wheels_in_two_folders_of_pip(tmp_path: Path, home: Path) -> None:
+def test_uv_installs_wheels_from_two_find_links_folders_of_pip(tmp_path: Path, home: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
     wheels = [write_wheel(one, "first", "1.0", {"first.py": ""}), write_wheel(two, "second", "2.0", {"second.py": ""})]
     lock = tmp_path / "lock"
     lock.write_text(lock_text(*wheels))
-    uv = carried(home, f"[global]\nno-index = true\nfind-links = {one}\n  {two}\n")
+    uv = uv_sources(home, f"[global]\nno-index = true\nfind-links = {one}\n  {two}\n")
     target = tmp_path / "target"
     argv: list[str | Path] = [
         uv_installer.uv_binary(),
@@ -111,6 +116,6 @@ def test_uv_really_finds_wheels_in_two_folders_of_pip(tmp_path: Path, home: Path
     assert (target / "second.py").exists()
 
 
-def test_secrets_are_taken_out() -> None:
+def test_redact_removes_tokens_and_passwords() -> None:
     text = redact("hf_abcdefghij at https://user:secret@pip.example/simple")
     assert text == "hf_… at https://…@pip.example/simple"
