@@ -81,7 +81,7 @@ def probe(
         plan = resolve_host(root, host, envs, changes={"catalogue": catalogue})
         tools = _tools(tool)
         chooser = _chooser(plan)
-        asked = [each for tool in tools for each in chooser.asked(tool)]
+        asked = [each for tool in tools for each in chooser.targets(tool)]
         show = OutputOptions(json, False, False, no_color)
         with during(f"asking {len(asked)} mirrors", show):
             found = chooser.probe(asked)
@@ -156,7 +156,7 @@ def restore(
         show = OutputOptions(json, quiet, False, no_color, wait)
 
         def build(_: Progress) -> list[Step]:
-            return write_config.restoring(plan.root, journal, force=force)
+            return write_config.restore_steps(plan.root, journal, force=force)
 
         return run_list("mirrors restore", plan, build, show, dry_run=dry_run, all_or_nothing=True)
 

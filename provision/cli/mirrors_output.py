@@ -43,7 +43,7 @@ def catalogue(known: Catalogue, record: MirrorRecord) -> str:
 
 def probes_json(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice]) -> str:
     """`mirrors probe` for programs."""
-    tools = {tool: [each.to_dict() for each in found if each.asked_of.tool == tool] for tool in chosen}
+    tools = {tool: [each.to_dict() for each in found if each.target.tool == tool] for tool in chosen}
     whole = {"schema": SCHEMA, "tools": tools, "chosen": {tool: _choice(each) for tool, each in chosen.items()}}
     return json.dumps(whole, ensure_ascii=False)
 
@@ -58,7 +58,7 @@ def print_probes(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice
 
     console = Console(no_color=not color, highlight=False, soft_wrap=False)
     for tool, choice in chosen.items():
-        mine = [each for each in found if each.asked_of.tool == tool]
+        mine = [each for each in found if each.target.tool == tool]
         best = ranked(mine)
         if mine:
             table = Table(title=tool, title_justify="left")
@@ -71,7 +71,7 @@ def print_probes(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice
                 rate = "" if each.megabytes_per_second is None else f"{each.megabytes_per_second:g}"
                 amiss = escape(redact(each.error or "; ".join(each.missing)))
                 held = f"{each.held}/{each.asked}" if each.error is None else ""
-                table.add_row(each.asked_of.name, held, rate, each.final_host or "", amiss)
+                table.add_row(each.target.name, held, rate, each.final_host or "", amiss)
             console.print(table)
         console.print(f"{tool}: {_said(choice)}", soft_wrap=True)
 

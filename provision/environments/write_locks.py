@@ -86,7 +86,7 @@ def lock(envs: Path, name: str, host: LockHost) -> list[Path]:
             name = variant.name if variant else "requirements"
             written.append(_write(folder / f"{name}.lock", add_hashes(text, variant) if variant else text))
             chosen[name] = probe_files_of(written[-1], torch.python[0], variant)
-    return [*written, *probe_files.write(folder, chosen, probe_files.of_solution(solved))]
+    return [*written, *probe_files.write(folder, chosen, probe_files.select_from_solution(solved))]
 
 
 def probe_files_of(lock_file: Path, python: str, variant: Variant | None) -> list[dict[str, object]]:
@@ -97,7 +97,9 @@ def probe_files_of(lock_file: Path, python: str, variant: Variant | None) -> lis
     with tempfile.TemporaryDirectory() as scratch:
         asked = Path(scratch) / "requirements.txt"
         asked.write_text(requirements.without(text, own), encoding="utf-8")
-        return probe_files.of_pylock(_compile([asked], python, variant, name="pylock.toml", flags=["--no-deps"]))
+        return probe_files.select_from_pylock(
+            _compile([asked], python, variant, name="pylock.toml", flags=["--no-deps"])
+        )
 
 
 @dataclass(frozen=True)

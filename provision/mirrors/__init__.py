@@ -1,1 +1,1 @@
-"""Package and model mirrors: the catalogue, the probe, the selection, and what is written into the tools' settings."""
+"""Mirrors of packages and models: catalogue, probe, selection, failover proxy, and the settings files of the tools."""

@@ -1,4 +1,4 @@
-"""The catalogue of mirrors: envs/mirrors.toml, and what a user adds to it."""
+"""The catalogue of mirrors: envs/mirrors.toml, and a file of the same form with the user's own mirrors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Hold the mirrors of each tool, by the name of the tool, in the order that decides between equals."""
+    """Hold the mirrors as {tool: {name: mirror}}. Between equally good mirrors, the first one is chosen."""
 
     mirrors: Mapping[str, Mapping[str, Mirror]] = field(default_factory=dict)
 
     def of(self, tool: str) -> Mapping[str, Mirror]:
-        """Return the mirrors of one tool, without those that are switched off."""
+        """Return {name: mirror} for one tool, without mirrors whose `enabled` is false."""
         return {name: mirror for name, mirror in self.mirrors.get(tool, {}).items() if mirror.enabled}
 
     def names(self) -> list[str]:
-        """Return the name of every mirror, once."""
+        """Return the names of all mirrors, without duplicates."""
         return list(dict.fromkeys(name for tool in all_tools.names() for name in self.of(tool)))
 
     def tools_of(self, name: str) -> list[str]:
@@ -41,27 +41,28 @@ class Catalogue:
 
 
 def load(shipped: Path, added: str | None = None) -> Catalogue:
-    """Load the shipped catalogue with what a user adds: an entry of the same name takes the shipped one's place.
+    """Load the shipped catalogue and the user's; a user's entry replaces the shipped entry of the same name.
 
     Args:
-        shipped: envs/mirrors.toml; may be absent.
-        added: another file of the same form.
+        shipped: path of envs/mirrors.toml; the file may be absent.
+        added: path of the user's catalogue, which has the same form.
 
     Raises:
-        SpecError: a file cannot be read, a key or address in it is wrong, or a name means something else.
+        SpecError: a file cannot be read, a key or address in it is wrong, or a mirror has a reserved name.
     """
     from pathlib import Path
 
     first = _read(shipped) if shipped.exists() else {}
     if added is None:
         return Catalogue(first)
-    more = _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (no home: it stays as it is, and is not found)
-    return Catalogue({tool: {**first.get(tool, {}), **more[tool]} for tool in all_tools.names()})
+    # Without a home folder, expanduser returns the path unchanged; the file is then reported as not found.
+    user_mirrors = _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (Path.expanduser raises there)
+    return Catalogue({tool: {**first.get(tool, {}), **user_mirrors[tool]} for tool in all_tools.names()})
 
 
 def _read(path: Path) -> dict[str, dict[str, Mirror]]:
-    """Read one file; every tool has a key, also where the file names no mirror of it."""
-    # The model follows the list of tools: a table for each tool, whose rows have the form that the tool gives them.
+    """Return {tool: {name: mirror}} of one file; a tool without mirrors in the file has an empty table."""
+    # The pydantic model is built from the list of tools: one table for each, with rows of the tool's `mirror_model`.
     tables: dict[str, Any] = {
         tool.name: (GenericAlias(dict, (str, tool.mirror_model)), Field(default_factory=dict))
         for tool in all_tools.TOOLS
@@ -71,5 +72,5 @@ def _read(path: Path) -> dict[str, dict[str, Mirror]]:
     for tool, rows in mirrors.items():
         for name in rows:
             if name in {OFFICIAL, "auto", "keep"}:
-                raise SpecError(f"{path}, key {tool}.{name}: {name!r} has a meaning of its own. Give another name.")
+                raise SpecError(f"{path}, key {tool}.{name}: {name!r} is a reserved name. Give the mirror another one.")
     return mirrors

@@ -1,7 +1,7 @@
-"""An index on loopback, alive while an installer works: each file from the first source that delivers it, verified.
+"""The failover proxy: a local server through which uv and rattler download, with several sources and verification.
 
-uv and rattler ask one address and give up where it fails. Here they ask us; we ask the sources, one after another,
-go on with the next where one dies in the middle, compare the hash, and only then hand the file over.
+uv and rattler use one address and end when it fails. The proxy takes their requests instead. It tries the sources one
+after another, resumes a partial file from the next source, verifies the checksum, and only then sends the file.
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ if TYPE_CHECKING:
     from provision.mirrors.record import MirrorSource
     from provision.net.source_health import SourceHealth
 
-# A name that never resolves (RFC 2606), reached through us as its proxy: uv keys its cache by the index's address, so
-# what is cached stays usable offline, and whichever mirror is chosen.
+# A host name that never resolves (RFC 2606); uv reaches it through this server as its HTTP proxy. uv keys its cache by
+# the index's address. With this constant address the cache stays valid offline and after a change of the mirror.
 INDEX = "http://firstlight.invalid/simple"
-_PAGE_SECONDS = (3.0, 4.0)
+_PAGE_TIMEOUTS = (3.0, 4.0)  # seconds to connect, seconds without data
 _LARGEST_PAGE = 64 << 20
-_AT_ONCE = 8
+_DOWNLOADS_AT_ONCE = 8
 
 
 class FailoverProxy:
-    """Serves what locks pin; `with` starts and ends it.
+    """Serve the files that locks pin; `with` starts and stops the server.
 
     Args:
-        session: how the sources are asked.
-        store: where files arrive; what is whole in it is used, a partial is gone on with. Emptied by `finish`.
-        health: what became of the sources.
-        progress: told the bytes that arrive, and how many will.
+        session: sends the requests to the sources.
+        store: the folder for downloads. Complete files in it are used and partial files are resumed. `finish` removes
+            the folder.
+        health: the failures and deliveries of the sources in this run.
+        progress: called with the number of bytes that have just arrived, and the total number that is expected.
     """
 
     def __init__(
         self, session: requests.Session, store: Path, health: SourceHealth, progress: Callable[[int, int], None]
     ) -> None:
-        """Take what the class says."""
+        """Store the arguments; start nothing."""
         self.session = session
         self.store = store
         self.health = health
@@ -64,25 +65,30 @@ class FailoverProxy:
         self._total = 0
         self._hashes: dict[str, tuple[str, frozenset[str]]] = {}
         self._sources: Sequence[MirrorSource] = ()
-        self._listed: dict[tuple[str, str], list[index_page.IndexFile]] = {}
+        self._page_cache: dict[tuple[str, str], list[index_page.IndexFile]] = {}
         self._conda: dict[str, CondaPackage] = {}
         self._conda_sources: Sequence[MirrorSource] = ()
         self._locks: dict[str, threading.Lock] = {}
-        self._gate = threading.Lock()
-        self._slots = threading.Semaphore(_AT_ONCE)
+        self._locks_guard = threading.Lock()
+        self._slots = threading.Semaphore(_DOWNLOADS_AT_ONCE)
         self._server: ThreadingHTTPServer | None = None
 
     def wheels(self, hashes: Mapping[str, tuple[str, frozenset[str]]], sources: Sequence[MirrorSource]) -> None:
-        """Serve the packages of a pip lock ({name: (version, sha256s)}) from these sources."""
+        """Serve the packages of a pip lock from these sources.
+
+        Args:
+            hashes: {package: (version, sha256 sums of its files)}.
+            sources: the indexes and pages of links, the first one preferred.
+        """
         self._hashes = dict(hashes)
         self._sources = sources
         self.failures.clear()
 
     def conda(self, packages: Sequence[CondaPackage], sources: Sequence[MirrorSource]) -> dict[str, str]:
-        """Serve conda packages from these sources' `channels`.
+        """Serve conda packages from the `channels` of these sources.
 
         Returns:
-            {channel's own address: where it is served now}, as rattler takes its mirrors.
+            {address of a channel host: address of this server}, the form in which rattler takes mirrors.
         """
         self._conda = {urlsplit(package.url).path.lstrip("/"): package for package in packages}
         self._conda_sources = sources
@@ -91,26 +97,27 @@ class FailoverProxy:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Return the address of this server, without a trailing slash."""
         assert self._server is not None  # noqa: S101 (for the type alone)
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Let uv ask us for its index, and whatever else the machine told it as before."""
+        """Return uv's environment with this server as its index; all other sources of the machine keep working."""
         env = cached_only(environ)
         plain = re.findall(r"http://([^/\s,]+)", f"{env.get('UV_FIND_LINKS', '')} {env.get('UV_INDEX', '')}")
-        spared = {part for name in ("NO_PROXY", "no_proxy") for part in env.get(name, "").split(",") if part.strip()}
-        if "*" in spared:  # it would spare us as well: then no proxy is used for anything else either
-            spared = {"localhost"}
+        excluded = {part for name in ("NO_PROXY", "no_proxy") for part in env.get(name, "").split(",") if part.strip()}
+        if "*" in excluded:
+            # "*" would exclude this server too. Without the other proxy variables, all other hosts stay excluded.
+            excluded = {"localhost"}
             for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
                 env.pop(name, None)
-        hosts = ",".join(sorted(spared | {host.rpartition("@")[2].partition(":")[0] for host in plain}))
+        hosts = ",".join(sorted(excluded | {host.rpartition("@")[2].partition(":")[0] for host in plain}))
         env |= {"NO_PROXY": hosts, "no_proxy": hosts, "HTTP_PROXY": self.url, "http_proxy": self.url}
-        # Silence is our business: a file comes at once when it is whole, however long that takes.
+        # This server sends nothing until a file is complete, which may take long. It does its own timeouts and retries.
         return env | {"UV_HTTP_TIMEOUT": "86400", "UV_HTTP_RETRIES": "0"}
 
     def __enter__(self) -> Self:
-        """Listen on loopback."""
+        """Start to listen on loopback."""
         self.store.mkdir(parents=True, exist_ok=True)
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -118,22 +125,25 @@ class FailoverProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening; what has arrived stays for the next run."""
+        """Stop listening; downloaded and partial files stay for the next run."""
         assert self._server is not None  # noqa: S101 (for the type alone)
         self._server.shutdown()
         self._server.server_close()
 
     def finish(self) -> None:
-        """The installer has what it needs: drop what was kept for it."""
+        """Remove the stored files; call it when the installation has succeeded."""
         shutil.rmtree(self.store, ignore_errors=True)
 
     def page(self, package: str) -> tuple[bytes, bool] | None:
-        """The page of one package in JSON (PEP 691), and whether every locked file is on it; None where it has none."""
+        """Return the index page of one package in JSON (PEP 691), and whether it lists every locked file.
+
+        Return None where the package is not locked or no source lists a file of it.
+        """
         package = normal(package)
-        _, right = self._hashes.get(package, ("", frozenset()))
-        files = list(self._files(package, right)) if right else []
+        _, locked = self._hashes.get(package, ("", frozenset()))
+        files = list(self._files(package, locked)) if locked else []
         if not files:
-            self.failures[package] = f"no source lists {package}" if right else f"{package} is not locked"
+            self.failures[package] = f"no source lists {package}" if locked else f"{package} is not locked"
             return None
         rows = [
             {
@@ -143,49 +153,54 @@ class FailoverProxy:
             }
             for file in files
         ]
-        whole = {"meta": {"api-version": "1.0"}, "name": package, "files": rows}
-        return json.dumps(whole).encode(), {file.sha256 for file in files} >= right
+        content = {"meta": {"api-version": "1.0"}, "name": package, "files": rows}
+        return json.dumps(content).encode(), {file.sha256 for file in files} >= locked
 
     def tag(self, package: str) -> str:
-        """What changes when other files of a package are locked: its page is a function of that alone."""
-        _, right = self._hashes.get(normal(package), ("", frozenset()))
-        return hashlib.sha256("".join(sorted(right)).encode()).hexdigest()[:32]
+        """Return the ETag of a package's page, a hash of the locked checksums, on which a complete page depends."""
+        _, locked = self._hashes.get(normal(package), ("", frozenset()))
+        return hashlib.sha256("".join(sorted(locked)).encode()).hexdigest()[:32]
 
     def wheel(self, package: str, name: str) -> Path | None:
-        """The file of a package, whole and verified; None where no source delivers it."""
+        """Return the path of a package's file, complete and verified; None where no source delivers it."""
         if not index_page.PLAIN_NAME.fullmatch(name):
-            return None  # whoever is on this machine can ask us: a path would lead out of the store
-        _, right = self._hashes.get(package, ("", frozenset()))
-        sizes = [file.size for file in self._known(package) if file.name == name and file.size]
+            return None  # any local program can send requests here, and a name with a path would leave the store
+        _, locked = self._hashes.get(package, ("", frozenset()))
+        sizes = [file.size for file in self._cached_files(package) if file.name == name and file.size]
 
-        def candidates() -> Iterator[Source]:
+        def sources() -> Iterator[Source]:
             for source in self._in_order():
                 for file in self._list(source, package):
-                    if file.name == name and (file.sha256 is None or file.sha256 in right):
+                    if file.name == name and (file.sha256 is None or file.sha256 in locked):
                         yield Source(source.name, file.url)
 
-        return self._fetch(name, candidates, right, sizes[0] if sizes else None)
+        return self._fetch(name, sources, locked, sizes[0] if sizes else None)
 
     def conda_package(self, path: str) -> Path | None:
-        """A conda package by its path below the channels' host, whole and verified."""
+        """Return the path of a conda package, complete and verified; None where no source delivers it.
+
+        Args:
+            path: the package's path on the host of its channel.
+        """
         package = self._conda.get(path)
         if package is None:
             return None
         channel, _, rest = path.partition("/")
 
-        def candidates() -> Iterator[Source]:
+        def sources() -> Iterator[Source]:
             for source in self._conda_sources:
                 if source.is_official:
                     yield Source(source.name, package.url)
                 elif channel in source.channels:
                     yield Source(source.name, f"{source.channels[channel]}/{rest}")
 
-        return self._fetch(path.rpartition("/")[2], candidates, frozenset({package.sha256}), package.size)
+        return self._fetch(path.rpartition("/")[2], sources, frozenset({package.sha256}), package.size)
 
     def _fetch(
-        self, name: str, candidates: Callable[[], Iterator[Source]], right: frozenset[str], size: int | None
+        self, name: str, sources: Callable[[], Iterator[Source]], hashes: frozenset[str], size: int | None
     ) -> Path | None:
-        with self._gate:
+        """Download a file into the store, unless it is there; return None and store the reason where that fails."""
+        with self._locks_guard:
             lock = self._locks.setdefault(name, threading.Lock())
         target = self.store / name
         with lock, self._slots:
@@ -193,20 +208,20 @@ class FailoverProxy:
                 return target
             self._total += size or 0
 
-            def arrived(count: int) -> None:
+            def add_progress(count: int) -> None:
                 self._progress(count, self._total)
 
             part = target.with_name(f"{name}.part")
-            pins = {"sha256": right}
+            pins = {"sha256": hashes}
             try:
                 download.fetch(
                     self.session,
-                    candidates,
+                    sources,
                     part,
                     size=size,
                     pins=pins,
                     health=self.health,
-                    progress=arrived,
+                    progress=add_progress,
                     name=name,
                 )
             except FirstlightError as error:
@@ -219,63 +234,65 @@ class FailoverProxy:
             return target
 
     def _in_order(self) -> list[MirrorSource]:
+        """Return the sources that may be used; those that have failed in this run come last."""
         order = self.health.order(source.name for source in self._sources)
-        return sorted((each for each in self._sources if each.name in order), key=lambda each: order.index(each.name))
+        usable = (source for source in self._sources if source.name in order)
+        return sorted(usable, key=lambda source: order.index(source.name))
 
-    def _files(self, package: str, right: frozenset[str]) -> Iterator[index_page.IndexFile]:
-        """Every locked file of a package, each once; further sources are asked while some are missing."""
-        found: dict[str, index_page.IndexFile] = {}
+    def _files(self, package: str, locked: frozenset[str]) -> Iterator[index_page.IndexFile]:
+        """Yield every locked file of a package once; read the page of a further source while files are missing."""
+        files: dict[str, index_page.IndexFile] = {}
         for source in self._in_order():
-            if {file.sha256 for file in found.values()} >= right:
+            if {file.sha256 for file in files.values()} >= locked:
                 break
-            if found and source.name in self.health.failed:
+            if files and source.name in self.health.failed:
                 break
             for file in self._list(source, package):
-                if file.sha256 is None or file.sha256 in right:
-                    known = found.get(file.name)
-                    found[file.name] = file if known is None or known.sha256 is None else known
-        yield from found.values()
+                if file.sha256 is None or file.sha256 in locked:
+                    earlier = files.get(file.name)
+                    files[file.name] = file if earlier is None or earlier.sha256 is None else earlier
+        yield from files.values()
 
-    def _known(self, package: str) -> Iterator[index_page.IndexFile]:
-        for (_, listed), files in list(self._listed.items()):
-            if listed == package:
+    def _cached_files(self, package: str) -> Iterator[index_page.IndexFile]:
+        for (_, page_package), files in list(self._page_cache.items()):
+            if page_package == package:
                 yield from files
 
     def _list(self, source: MirrorSource, package: str) -> list[index_page.IndexFile]:
-        """What a source lists of a package, asked once; a page that links everything is asked once for all."""
-        flat = source.kind == "find-links"
+        """Return the files of a package that a source lists; each page is requested once for each package."""
+        is_flat = source.kind == "find-links"
         key = (source.name, package)
-        if key not in self._listed:
-            url = source.url if flat else f"{source.url.rstrip('/')}/{package}/"
-            files = self._ask(source, url)
-            self._listed[key] = [
+        if key not in self._page_cache:
+            url = source.url if is_flat else f"{source.url.rstrip('/')}/{package}/"
+            files = self._read_page(source, url)
+            self._page_cache[key] = [
                 file
                 for file in files
                 if normal(re.split(r"-\d", file.name)[0]) == package and urls.is_allowed(file.url)
             ]
-        return self._listed[key]
+        return self._page_cache[key]
 
-    def _ask(self, source: MirrorSource, url: str) -> list[index_page.IndexFile]:
+    def _read_page(self, source: MirrorSource, url: str) -> list[index_page.IndexFile]:
         import requests
         import urllib3
 
         try:
             with self.session.get(
-                url, headers={"Accept": index_page.ACCEPT}, timeout=_PAGE_SECONDS, stream=True
-            ) as answer:
-                if not answer.ok:
+                url, headers={"Accept": index_page.ACCEPT}, timeout=_PAGE_TIMEOUTS, stream=True
+            ) as response:
+                if not response.ok:
                     return []
-                content = answer.raw.read(_LARGEST_PAGE, decode_content=True)
-                return index_page.read(content, answer.headers.get("Content-Type", ""), answer.url)
+                content = response.raw.read(_LARGEST_PAGE, decode_content=True)
+                return index_page.read(content, response.headers.get("Content-Type", ""), response.url)
         except index_page.NoIndexError:
             return []
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            self.health.mark_failed(source.name, f"its page does not come ({type(error).__name__})")
+            self.health.mark_failed(source.name, f"its index page cannot be read ({type(error).__name__})")
             return []
 
 
 def cached_only(environ: Mapping[str, str]) -> dict[str, str]:
-    """Uv's environment to use what earlier runs got through a relay."""
+    """Return uv's environment for an offline run that uses files which earlier runs got through the proxy."""
     return {key: value for key, value in environ.items() if key not in {"UV_INDEX_URL", "UV_EXTRA_INDEX_URL"}} | {
         "UV_DEFAULT_INDEX": INDEX
     }
@@ -285,10 +302,10 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: object) -> None:
-        """An installer that was interrupted leaves its connections: nothing to say."""
+        """Print nothing: an interrupted installer closes its connections, which is no error here."""
 
 
-def _handler(relay: FailoverProxy) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
+def _handler(proxy: FailoverProxy) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -300,24 +317,24 @@ def _handler(relay: FailoverProxy) -> type[BaseHTTPRequestHandler]:  # noqa: C90
                 self.page(rest)
             elif kind == "files":
                 package, _, name = rest.partition("/")
-                self.file(relay.wheel(package, name))
+                self.file(proxy.wheel(package, name))
             elif kind == "conda":
-                self.file(relay.conda_package(rest))
+                self.file(proxy.conda_package(rest))
             else:
                 self.reply(404, {})
 
         def page(self, package: str) -> None:
-            tag = f'"{relay.tag(package)}"'
+            tag = f'"{proxy.tag(package)}"'
             headers = {"ETag": tag, "Cache-Control": "max-age=0"}
             if self.headers.get("If-None-Match") == tag:
                 self.reply(304, headers)
                 return
-            found = relay.page(package)
-            if found is None:
+            page = proxy.page(package)
+            if page is None:
                 self.reply(404, {})
                 return
-            content, whole = found
-            headers = headers if whole else {"Cache-Control": "no-store"}
+            content, is_complete = page
+            headers = headers if is_complete else {"Cache-Control": "no-store"}
             self.reply(200, headers | {"Content-Type": "application/vnd.pypi.simple.v1+json"}, content)
 
         def file(self, path: Path | None) -> None:
@@ -332,7 +349,7 @@ def _handler(relay: FailoverProxy) -> type[BaseHTTPRequestHandler]:  # noqa: C90
                 self.end_headers()
                 shutil.copyfileobj(file, self.wfile, 1 << 20)
             with suppress(OSError):
-                path.unlink()  # the installer keeps it: a volume need not hold it twice
+                path.unlink()  # the installer caches the file, so a second copy on the volume would waste space
 
         def reply(self, status: int, headers: Mapping[str, str], content: bytes = b"") -> None:
             self.send_response(status)

@@ -1,4 +1,4 @@
-"""Reads the page of an index, in JSON or HTML, or a listing of files: which files there are, and by which hashes."""
+"""Reads an index page or a page of links, in JSON or HTML, into its files and their checksums."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from provision.core.errors import FirstlightError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What a page is asked for (source: PEP 691, with the weights that pip and uv send).
+# The Accept header of a request for an index page (source: PEP 691, with the weights that pip and uv send).
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 PLAIN_NAME = re.compile(r"[\w.+!-]+\.(whl|tar\.gz|zip)")
 
 
 class NoIndexError(FirstlightError):
-    """What came is no page of an index: a login page, most likely."""
+    """Signal that a response is not an index page; it is most likely a login page."""
 
 
 @dataclass(frozen=True)
 class IndexFile:
-    """One file of a page. `sha256` is None where the page does not tell it, `size` likewise."""
+    """Describe one file that a page lists. `sha256` and `size` (bytes) are None where the page lacks them."""
 
     name: str
     url: str
@@ -35,9 +35,9 @@ class IndexFile:
 
 @dataclass
 class _Anchors(HTMLParser):
-    """Collects every link with its attributes."""
+    """Collect the attributes of every link, and the title, of an HTML page."""
 
-    found: list[dict[str, str | None]] = field(default_factory=list)
+    links: list[dict[str, str | None]] = field(default_factory=list)
     title: str = ""
 
     def __post_init__(self) -> None:
@@ -45,41 +45,41 @@ class _Anchors(HTMLParser):
         self._in_title = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep what a link says."""
+        """Store the attributes of a link."""
         if tag == "a":
-            self.found.append(dict(attrs))
+            self.links.append(dict(attrs))
         self._in_title = tag == "title"
 
     def handle_data(self, data: str) -> None:
-        """Keep the title, which names a login page better than we could."""
+        """Store the title, by which a user recognizes a login page in the error message."""
         if self._in_title:
             self.title = " ".join(f"{self.title} {data}".split())
             self._in_title = False
 
 
 def read(content: bytes, content_type: str, url: str) -> list[IndexFile]:
-    """The files of a page.
+    """Return the files that a page lists.
 
     Args:
-        content: the body.
-        content_type: as the server named it.
-        url: where the page lay in the end; its links are relative to it.
+        content: the body of the response.
+        content_type: the Content-Type header of the response.
+        url: the address of the page after redirects; its links are relative to it.
 
     Raises:
-        NoIndexError: it is neither JSON of an index nor HTML that links a file.
+        NoIndexError: the content is neither index JSON nor HTML with a link to a file.
     """
     if "json" in content_type:
-        return list(_of_json(content, url))
+        return list(_json_files(content, url))
     parser = _Anchors()
     parser.feed(content.decode("utf-8", "replace"))
-    files = [file for file in (_of_anchor(each, url) for each in parser.found) if file is not None]
+    files = [file for file in (_link_file(attributes, url) for attributes in parser.links) if file is not None]
     if not files:
-        named = f" ({parser.title[:60]!r})" if parser.title else ""
-        raise NoIndexError(f"it answers with a page that links no file{named}: a login page, or no index")
+        title = f" ({parser.title[:60]!r})" if parser.title else ""
+        raise NoIndexError(f"its page links no file{title}: it is a login page, or not an index")
     return files
 
 
-def _of_json(content: bytes, url: str) -> Iterator[IndexFile]:
+def _json_files(content: bytes, url: str) -> Iterator[IndexFile]:
     try:
         rows = json.loads(content)["files"]
         for row in rows:
@@ -89,10 +89,10 @@ def _of_json(content: bytes, url: str) -> Iterator[IndexFile]:
                 digest = row.get("hashes", {}).get("sha256")
                 yield IndexFile(name, urljoin(url, str(row["url"])), digest, size if isinstance(size, int) else None)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise NoIndexError("it answers with JSON that is no page of an index") from None
+        raise NoIndexError("its JSON page is not an index page") from None
 
 
-def _of_anchor(attributes: dict[str, str | None], url: str) -> IndexFile | None:
+def _link_file(attributes: dict[str, str | None], url: str) -> IndexFile | None:
     target, fragment = urldefrag(urljoin(url, attributes.get("href") or ""))
     name = unquote(urlsplit(target).path.rpartition("/")[2])
     if not PLAIN_NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""One mirror of the catalogue, in the form that every tool's mirrors share."""
+"""One entry of the mirror catalogue, with the keys that all tools share."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ Address = Annotated[str, AfterValidator(_address)]
 class Mirror(toml.Strict):
     """Describe one mirror of one tool.
 
-    `redirects`: it leads to other hosts by design. `reach`: the only network from which it answers.
-    `source`: the list that names it.
+    `redirects` is true where the mirror sends downloads to other hosts by design.
+    `reach` names the only network from which the mirror answers.
+    `source` is the public list that names the mirror.
     """
 
     url: Address
@@ -41,5 +42,5 @@ class Mirror(toml.Strict):
     note: str = ""
 
     def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (conda's and torch's need it)
-        """Return the mirror, called `name`, as a source of the files that `needs` locks."""
+        """Return this mirror under the name `name`, as a source of the files that `needs` locks."""
         return MirrorSource(name, self.url)

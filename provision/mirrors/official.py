@@ -1,10 +1,10 @@
-"""The official hub, as huggingface_hub names it."""
+"""The address of the official hub."""
 
 from __future__ import annotations
 
 
 def official_endpoint() -> str:
-    """The official hub, as the installed client has it."""
+    """Return the address of the official hub, from the installed huggingface_hub."""
     from huggingface_hub import constants
 
-    return constants._HF_DEFAULT_ENDPOINT  # noqa: SLF001 (ENDPOINT itself follows HF_ENDPOINT)
+    return constants._HF_DEFAULT_ENDPOINT  # noqa: SLF001 (the public ENDPOINT changes with HF_ENDPOINT)

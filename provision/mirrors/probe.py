@@ -1,4 +1,4 @@
-"""Asks every mirror at once whether it answers, whether it holds the locked files, and how fast: a few MB, seconds."""
+"""Probes all mirrors at the same time for the locked files and speed: a few MB in less than ten seconds."""
 
 from __future__ import annotations
 
@@ -17,39 +17,43 @@ if TYPE_CHECKING:
     from provision.mirrors.probe_files import ProbeFile
     from provision.mirrors.prober import ProbeResult, ProbeTarget
 
-# Seconds. When nobody has sent a status by then, there is no way out; and when all of it ends.
-_FIRST_WORD, _ALL = 2.5, 9.0
+# Without any response status after this time, the machine has no network and the probe ends.
+_FIRST_RESPONSE_SECONDS = 2.5
+_TOTAL_SECONDS = 9.0
 
 
-def ranked(found: Sequence[ProbeResult]) -> list[ProbeResult]:
-    """Those that can be used, the best first: by completeness, then by rate; equals in the order of the catalogue."""
-    usable = [each for each in found if each.error is None and each.held]
-    return sorted(usable, key=lambda each: (-each.held / each.asked, -(each.megabytes_per_second or 0.0)))
+def ranked(results: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Return the usable results, the best first: by share of the files, then by MB/s, then in the given order."""
+    usable = [result for result in results if result.error is None and result.held]
+    return sorted(usable, key=lambda result: (-result.held / result.asked, -(result.megabytes_per_second or 0.0)))
 
 
 def probe(
-    every: Sequence[ProbeTarget],
+    targets: Sequence[ProbeTarget],
     probe_files: Mapping[str, Sequence[ProbeFile]],
     session: Callable[[], requests.Session],
 ) -> list[ProbeResult]:
-    """Ask all of them at once, each on one connection; it ends within ten seconds, whatever they do.
+    """Probe all targets at the same time, each on one connection, and end within ten seconds in any case.
 
     Args:
-        every: whom to ask; the answers come in this order.
-        probe_files: {tool: the locked files by which its mirrors are judged}.
-        session: makes one for each; no token is sent with it.
+        targets: the mirrors and official sources.
+        probe_files: {tool: the locked files that its mirrors must have}.
+        session: returns a new session for each target. The session must not send a token.
+
+    Returns:
+        One result for each target, in the order of `targets`.
     """
-    probers = [Prober(target, probe_files.get(target.tool, ()), session()) for target in every]
+    probers = [Prober(target, probe_files.get(target.tool, ()), session()) for target in targets]
     started = time.monotonic()
-    shared = ProbeRun(started + _ALL)
+    shared = ProbeRun(started + _TOTAL_SECONDS)
     for prober in probers:
         prober.shared = shared
-        look = all_tools.by_name(prober.target.tool).probe
-        # A name that does not resolve holds its thread longer than we wait: as a daemon it ends with us.
-        threading.Thread(target=prober.run, args=(look,), daemon=True).start()
+        tool_probe = all_tools.by_name(prober.target.tool).probe
+        # A name lookup may block its thread for longer than the probe lasts. A daemon thread does not delay the exit.
+        threading.Thread(target=prober.run, args=(tool_probe,), daemon=True).start()
     with shared.changed:
-        shared.changed.wait_for(lambda: shared.ended == len(probers) or shared.first_word, _FIRST_WORD)
-        if shared.first_word:
-            shared.changed.wait_for(lambda: shared.ended == len(probers), started + _ALL - time.monotonic())
+        shared.changed.wait_for(lambda: shared.ended == len(probers) or shared.has_response, _FIRST_RESPONSE_SECONDS)
+        if shared.has_response:
+            shared.changed.wait_for(lambda: shared.ended == len(probers), started + _TOTAL_SECONDS - time.monotonic())
     seconds = time.monotonic() - started
     return [prober.result or prober.unfinished(seconds) for prober in probers]

@@ -1,4 +1,4 @@
-"""The few locked files by which a mirror is judged: the largest, the newest and the smallest of each lock."""
+"""The probe files: the few locked files that a probe downloads, the largest, newest and smallest of each lock."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _HEADER = """\
 # Written by `provision env lock`: the locked files by which `provision mirrors probe` judges a mirror. Do not edit.
 """
 _FILE = "witnesses.toml"
-# What a machine of the kind that most users have would take of a universal lock.
+# Wheels of a universal lock that fit the most common machines: Python 3.11 on Linux x86-64, macOS arm64 or Windows.
 _FITTING = re.compile(
     r"-(none-any|(cp311|cp3\d+-abi3)-\S*(manylinux\S*_x86_64|macosx\S*(arm64|universal2)|win_amd64))\.whl$"
 )
-_HASHED_WHOLE = 300_000  # bytes: a smaller file is fetched as a whole, so that its hash can be had
+_WHOLE_BYTES = 300_000  # a probe downloads a file of at most this size whole, and compares its checksum
 
 
 class LockedRow(toml.Strict):
-    """Name one file of a lock, and why it was taken."""
+    """Describe one file of a lock. `why` is the reason for its selection, such as "largest"."""
 
     why: str
     name: str
@@ -40,7 +40,7 @@ class LockedRow(toml.Strict):
 
 
 class LockedRows(toml.Strict):
-    """Hold the rows of each lock of an environment: pip's by the name of the lock, conda's by platform."""
+    """Hold the probe files of an environment: `pip` by the name of the lock, `conda` by platform."""
 
     pip: dict[str, list[LockedRow]] = Field(default_factory=dict)
     conda: dict[str, list[LockedRow]] = Field(default_factory=dict)
@@ -48,9 +48,10 @@ class LockedRows(toml.Strict):
 
 @dataclass(frozen=True)
 class ProbeFile:
-    """One locked file. `hashes`: any of them is right. `path`: below the channel, or in the repository.
+    """Describe one locked file that a probe looks for.
 
-    `kind` is that of `hashes`: sha256, or git_sha1.
+    `hashes` are the checksums of which the file must have one; `kind` is their algorithm, sha256 or git_sha1.
+    `size` is in bytes. `path` is the address of a conda package, or OWNER/NAME/resolve/REVISION/FILE on a hub.
     """
 
     name: str
@@ -63,25 +64,29 @@ class ProbeFile:
 
     @property
     def is_small(self) -> bool:
-        """Whether it is fetched as a whole, to have its hash."""
-        return self.size is not None and self.size <= _HASHED_WHOLE
+        """Return whether a probe downloads the whole file to compare its checksum."""
+        return self.size is not None and self.size <= _WHOLE_BYTES
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
 
 
 def read(folder: Path) -> LockedRows:
-    """Read the rows of an environment's folder; none where no file names them.
+    """Read the probe files of an environment's folder; return empty tables where the folder has no such file.
 
     Raises:
-        SpecError: the file is wrong.
+        SpecError: the file is not valid.
     """
     path = folder / _FILE
     return toml.load(path, LockedRows) if path.exists() else LockedRows()
 
 
-def of_pylock(text: str) -> list[dict[str, object]]:
-    """Choose from a lock in PEP 751's form, which tells sizes and times: rows for `write`."""
+def select_from_pylock(text: str) -> list[dict[str, object]]:
+    """Select probe files from a lock in the format of PEP 751, which has sizes and upload times.
+
+    Returns:
+        The rows for `write`.
+    """
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
     files = []
@@ -94,37 +99,51 @@ def of_pylock(text: str) -> list[dict[str, object]]:
                 continue
             if {"size", "upload-time"} <= set(wheel) and _FITTING.search(name):
                 files.append(_row(normal(package["name"]), package["version"], name, wheel))
-    return _chosen(files)
+    return _select(files)
 
 
 def _row(name: str, version: str, file: str, wheel: Mapping[str, Any]) -> dict[str, object]:
     digest = str(wheel["hashes"]["sha256"])
-    what = {"name": name, "version": version, "file": file, "sha256": digest, "size": int(wheel["size"])}
-    return what | {"time": wheel["upload-time"].timestamp()}
+    row = {"name": name, "version": version, "file": file, "sha256": digest, "size": int(wheel["size"])}
+    return row | {"time": wheel["upload-time"].timestamp()}
 
 
-def of_solution(packages: Iterable[CondaPackage]) -> dict[str, list[dict[str, object]]]:
-    """Choose from solved conda packages: rows for `write`, by platform."""
+def select_from_solution(packages: Iterable[CondaPackage]) -> dict[str, list[dict[str, object]]]:
+    """Select probe files from solved conda packages.
+
+    Returns:
+        {platform: the rows for `write`}.
+    """
     by_platform: dict[str, list[dict[str, object]]] = {}
-    for each in packages:
-        if each.size is not None:
-            file = each.url.rpartition("/")[2]
-            row = {"name": each.name, "version": each.version, "file": file, "sha256": each.sha256, "size": each.size}
-            by_platform.setdefault(each.platform, []).append(row | {"time": each.timestamp or 0})
-    return {platform: _chosen(rows) for platform, rows in by_platform.items()}
+    for package in packages:
+        if package.size is not None:
+            file = package.url.rpartition("/")[2]
+            row: dict[str, object] = {"name": package.name, "version": package.version, "file": file}
+            row |= {"sha256": package.sha256, "size": package.size, "time": package.timestamp or 0}
+            by_platform.setdefault(package.platform, []).append(row)
+    return {platform: _select(rows) for platform, rows in by_platform.items()}
 
 
 def write(
     folder: Path, pip: Mapping[str, list[dict[str, object]]], conda: Mapping[str, list[dict[str, object]]]
 ) -> list[Path]:
-    """Write the probe files of an environment, unless none are known; a lock that was not made anew keeps its rows."""
+    """Write the probe files of an environment. A lock without new rows keeps the rows that the file has.
+
+    Args:
+        folder: the folder of the environment's lock files.
+        pip: {name of the lock: its new rows}.
+        conda: {platform: its new rows}.
+
+    Returns:
+        The written path; nothing where there are no rows at all, and no file is written.
+    """
     from provision.fs.atomic import write_atomic
 
-    kept = read(folder)
+    earlier = read(folder)
     tables: dict[str, Mapping[str, object]] = {}
-    for kind, fresh, old in (("pip", pip, kept.pip), ("conda", conda, kept.conda)):
-        for name in sorted({*fresh, *old}):
-            rows = fresh.get(name) or [row.model_dump() for row in old.get(name, [])]
+    for kind, new, old in (("pip", pip, earlier.pip), ("conda", conda, earlier.conda)):
+        for name in sorted({*new, *old}):
+            rows = new.get(name) or [row.model_dump() for row in old.get(name, [])]
             tables |= {f"{kind}.{name} {number}": row for number, row in enumerate(rows)}
     lines = [_HEADER.rstrip()]
     for title, row in tables.items():
@@ -141,13 +160,13 @@ def _quoted(value: object) -> str:
     return f'"{value}"'
 
 
-def _chosen(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The largest, the two newest and the smallest, each once."""
+def _select(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the largest row, the two newest and the smallest, without duplicate packages."""
     by_size = sorted(rows, key=lambda row: (int(str(row["size"])), str(row["file"])))
     by_time = sorted(rows, key=lambda row: (float(str(row["time"])), str(row["file"])))
-    asked = [("largest", by_size[-1:]), ("newest", by_time[-1:]), ("newest but one", by_time[-2:-1])]
-    found: dict[object, dict[str, object]] = {}
-    for why, some in [*asked, ("smallest", by_size[:1])]:
-        for row in some:
-            found.setdefault(row["name"], row | {"why": why})
-    return list(found.values())
+    groups = [("largest", by_size[-1:]), ("newest", by_time[-1:]), ("newest but one", by_time[-2:-1])]
+    selected: dict[object, dict[str, object]] = {}
+    for why, group in [*groups, ("smallest", by_size[:1])]:
+        for row in group:
+            selected.setdefault(row["name"], row | {"why": why})
+    return list(selected.values())

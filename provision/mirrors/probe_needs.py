@@ -1,4 +1,4 @@
-"""The locked files of one host, which its mirrors must hold."""
+"""The locked packages and pinned models of one host, which a mirror must have."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeNeeds:
-    """Hold the locks of an environment and the models of a host. Each tool picks its probe files from them.
+    """Hold the locks of an environment and the models of a host. Each tool selects its probe files from them.
 
-    `folder` holds the locks of the environment. `variant` is its build of torch.
-    `hashes` is {package: (version, sha256s)} of the pip lock.
-    `platform` is conda's name of this machine, and `conda` are the locked packages of that platform.
+    `folder` is the folder of the environment's lock files. `variant` is its build of PyTorch.
+    `hashes` is {package: (version, sha256 sums)} of the pip lock.
+    `platform` is conda's name for this machine's platform, and `conda` are the locked packages of that platform.
     """
 
     folder: Path

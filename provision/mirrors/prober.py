@@ -1,4 +1,4 @@
-"""Looks at one mirror on one connection: what it answers, which locked files it holds, and how fast."""
+"""The probe of one mirror on one connection: its responses, the locked files that it has, and its speed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 
     from provision.mirrors.probe_files import ProbeFile
 
-# Seconds.
-_CONNECT, _SILENCE = 2.0, 2.5
+_CONNECT_SECONDS, _READ_SECONDS = 2.0, 2.5
+# The download that measures the speed ends at the first of these two limits.
 _RATE_BYTES, _RATE_SECONDS = 2 << 20, 1.0
-_RATES_AT_ONCE = 6
+_RATES_AT_ONCE = 6  # speed measurements at the same time
 
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """One mirror, or the official source, of one tool, which goes by its name.
+    """Describe what is probed: one mirror, or the official source, of the tool named `tool`.
 
-    `kind`: of a torch mirror. `channels`: where conda's channels lie. `redirects`: it may lead to another host.
+    `kind` is "index" or "find-links"; only torch mirrors differ in it.
+    `channels` is {conda channel: its address}. `redirects` allows redirects and links to other hosts.
+    `reach` names the only network from which the mirror answers.
     """
 
     tool: str
@@ -45,12 +47,13 @@ class ProbeTarget:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What was found of one: `held` of `asked` locked files.
+    """Hold the result of one probe: the target has `held` of the `asked` probe files.
 
-    `error`: why it cannot be used. `missing`: what it lacks.
+    `error` is the reason why the target cannot be used, or None. `missing` describes each missing file.
+    `final_host` is the host that served the largest file, after redirects. `kind` is the kind that the probe detected.
     """
 
-    asked_of: ProbeTarget
+    target: ProbeTarget
     reachable: bool = False
     held: int = 0
     asked: int = 0
@@ -62,14 +65,14 @@ class ProbeResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it holds every file that was asked for."""
+        """Return whether the target can be used and has every probe file."""
         return self.error is None and self.held == self.asked > 0
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON types."""
+        """Return the result as plain JSON types, without secrets."""
         return {
-            "name": self.asked_of.name,
-            "url": redact(self.asked_of.url),
+            "name": self.target.name,
+            "url": redact(self.target.url),
             "reachable": self.reachable,
             "has_locked_files": self.is_complete,
             "held": self.held,
@@ -83,26 +86,27 @@ class ProbeResult:
 
 @dataclass
 class ProbeRun:
-    """Hold what the probers of one run share.
+    """Hold the state that the probers of one run share.
 
-    `deadline` is a time of the monotonic clock. `ended` counts the probers that are done. `first_word` is set when the
-    first mirror answers. `measuring` limits how many rates are measured at once.
+    `deadline` is in seconds of the monotonic clock. `ended` counts the finished probers.
+    `has_response` is true once any mirror has sent a response status.
+    `measuring` limits the number of speed measurements at the same time.
     """
 
     deadline: float
     ended: int = 0
-    first_word: bool = False
+    has_response: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
     measuring: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_RATES_AT_ONCE))
 
 
 class UnusableError(Exception):
-    """Give the reason why a mirror cannot be used."""
+    """Signal that a mirror cannot be used; the text is the reason."""
 
 
 @dataclass
-class Answer:
-    """Hold a response, of which `content` may be the beginning alone."""
+class Response:
+    """Hold one response. `content` may be only the beginning of the body. `seconds` is the request's duration."""
 
     status: int
     headers: Mapping[str, str]
@@ -112,9 +116,9 @@ class Answer:
 
 
 class Prober:
-    """Look at one mirror on one connection, without a second try. Its tool says which addresses are asked.
+    """Probe one mirror on one connection, without retries. The mirror's tool selects the requests.
 
-    `findings` is the result so far, `result` the final one.
+    `findings` is the result so far. `result` is the final result, None until the probe has ended.
     """
 
     shared: ProbeRun
@@ -128,70 +132,87 @@ class Prober:
         self.findings = ProbeResult(target, asked=len(probe_files), kind=target.kind)
 
     def run(self, probe: Callable[[Prober], None]) -> None:
-        """Call `probe` (see `Tool.probe`) on this mirror, and leave the result. It never raises."""
+        """Call `probe` (see `Tool.probe`) on this mirror and set `result`. Never raise."""
         import requests
         import urllib3
 
         try:
             probe(self)
-            self._must_hold_something()
+            self._require_a_file()
         except UnusableError as error:
-            self.keep(error=str(error))
+            self.update(error=str(error))
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            self.keep(error=self._why(error))
-        except Exception as error:  # whatever a server sends, one mirror's answer ends no probe
-            self.keep(error=f"its answer makes no sense ({type(error).__name__})")
+            self.update(error=self._reason(error))
+        except Exception as error:  # an unexpected response of one mirror must not end the probe of the others
+            self.update(error=f"sends an invalid response ({type(error).__name__})")
         with self.shared.changed:
             self.result = replace(self.findings, reachable=self.reachable)
             self.shared.ended += 1
             self.shared.changed.notify_all()
 
-    def _must_hold_something(self) -> None:
+    def _require_a_file(self) -> None:
         if not self.findings.held:
-            raise UnusableError("; ".join(self.findings.missing[:2]) or "holds none of the locked files")
+            raise UnusableError("; ".join(self.findings.missing[:2]) or "has none of the locked files")
 
     def unfinished(self, seconds: float) -> ProbeResult:
-        """Return the findings of a mirror that is not done when the time is over."""
-        why = f"is not done within {seconds:.1f} s" if self.reachable else f"does not answer within {seconds:.1f} s"
-        return replace(self.findings, reachable=self.reachable, error=self._hint(why))
+        """Return the findings of a mirror whose probe has not ended after `seconds`, with that as the error."""
+        reason = (
+            f"does not finish within {seconds:.1f} s" if self.reachable else f"does not answer within {seconds:.1f} s"
+        )
+        return replace(self.findings, reachable=self.reachable, error=self._with_reach(reason))
 
     def compare(self, url: str, probe_file: ProbeFile) -> str:
-        """Fetch a small file, and return the reason why it is not there, or "".
+        """Download a small file and compare its checksum with the lock.
+
+        Returns:
+            The reason why the file is missing, or "" where it is there.
 
         Raises:
-            UnusableError: its content does not match the locked hash.
+            UnusableError: the content does not match the locked checksum.
         """
-        answer = self.get(url, limit=(probe_file.size or 0) + 1)
-        if answer.status != 200:
-            return f"answers {answer.status}"
-        digest = content_hash(probe_file.kind, len(answer.content))
-        digest.update(answer.content)
+        response = self.get(url, limit=(probe_file.size or 0) + 1)
+        if response.status != 200:
+            return f"answers {response.status}"
+        digest = content_hash(probe_file.kind, len(response.content))
+        digest.update(response.content)
         if digest.hexdigest() not in probe_file.hashes:
             raise UnusableError(f"serves {probe_file} with a WRONG HASH")
         return ""
 
     def check_size(self, url: str, probe_file: ProbeFile) -> str:
-        """Fetch one byte for the size of a file, and return the reason why it is not there, or ""."""
-        return self._why_not(self.get(url, limit=1, first=0), probe_file)
+        """Request one byte of a file to compare its size with the lock.
+
+        Returns:
+            The reason why the file is missing or different, or "".
+        """
+        return self._missing_reason(self.get(url, limit=1, first=0), probe_file)
 
     def measure(self, url: str, probe_file: ProbeFile | None) -> str:
-        """Keep the rate of a ranged GET, and return the reason why the file is not there, or ""."""
+        """Measure the speed with a ranged GET and store it in the findings, in MB/s.
+
+        Args:
+            url: the address of a large file.
+            probe_file: the file whose size must match; None skips this check.
+
+        Returns:
+            The reason why the file is missing or different, or "".
+        """
         with self.shared.measuring:
-            answer = self.get(url, limit=_RATE_BYTES, first=0, seconds=_RATE_SECONDS)
-        reason = self._why_not(answer, probe_file)
+            response = self.get(url, limit=_RATE_BYTES, first=0, seconds=_RATE_SECONDS)
+        reason = self._missing_reason(response, probe_file)
         if reason:
             return reason
-        rate = len(answer.content) / max(answer.seconds, 1e-6) / 1e6
-        self.keep(megabytes_per_second=float(f"{rate:.3g}"), final_host=host_of(answer.url))
+        rate = len(response.content) / max(response.seconds, 1e-6) / 1e6
+        self.update(megabytes_per_second=float(f"{rate:.3g}"), final_host=host_of(response.url))
         return ""
 
-    def _why_not(self, answer: Answer, probe_file: ProbeFile | None) -> str:
-        if answer.status not in {200, 206}:
-            return f"answers {answer.status}"
-        whole = re.search(r"/(\d+)$", answer.headers.get("Content-Range", ""))
-        size = whole.group(1) if whole else answer.headers.get("Content-Length", "")
+    def _missing_reason(self, response: Response, probe_file: ProbeFile | None) -> str:
+        if response.status not in {200, 206}:
+            return f"answers {response.status}"
+        total = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+        size = total.group(1) if total else response.headers.get("Content-Length", "")
         if probe_file is not None and probe_file.size is not None and size.isdecimal() and int(size) != probe_file.size:
-            return f"its file has {int(size):,} bytes, locked are {probe_file.size:,}"
+            return f"its file has {int(size):,} bytes, the lock has {probe_file.size:,}"
         return ""
 
     def get(
@@ -202,66 +223,80 @@ class Prober:
         first: int | None = None,
         seconds: float | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """Send one GET, which reads at most `limit` bytes for at most `seconds`.
+    ) -> Response:
+        """Send one GET request and read at most `limit` bytes of the body for at most `seconds`.
+
+        Args:
+            url: the address.
+            limit: the largest number of bytes to read.
+            first: offset of the first byte of a range request; None requests the whole file.
+            seconds: the longest time to read; None reads until the deadline of the run.
+            headers: the request headers; None asks for a body without compression.
 
         Raises:
-            UnusableError: it leads to another site, or the time of the run is over.
+            UnusableError: the address is on another site, or the deadline of the run has passed.
         """
         left = self.shared.deadline - time.monotonic()
         if left <= 0:
-            raise UnusableError("is not done in time")
-        asked = dict(headers or {"Accept-Encoding": "identity"})
+            raise UnusableError("does not finish in time")
+        request_headers = dict(headers or {"Accept-Encoding": "identity"})
         if first is not None:
-            asked["Range"] = f"bytes={first}-{first + limit - 1}"
+            request_headers["Range"] = f"bytes={first}-{first + limit - 1}"
         started = time.monotonic()
         until = min(self.shared.deadline, started + (seconds or left))
-        timeout = (min(_CONNECT, left), min(_SILENCE, left))
-        with self.session.get(url, headers=asked, timeout=timeout, stream=True) as answer:
-            self._heard()
-            self._stays([*(each.url for each in answer.history), answer.url])
+        timeout = (min(_CONNECT_SECONDS, left), min(_READ_SECONDS, left))
+        with self.session.get(url, headers=request_headers, timeout=timeout, stream=True) as response:
+            self._mark_reachable()
+            self._check_hosts([*(hop.url for hop in response.history), response.url])
             content = bytearray()
             while len(content) < limit and time.monotonic() < until:
-                block = answer.raw.read1(min(1 << 16, limit - len(content)), decode_content=True)
+                block = response.raw.read1(min(1 << 16, limit - len(content)), decode_content=True)
                 if not block:
                     break
                 content += block
-            return Answer(answer.status_code, answer.headers, answer.url, bytes(content), time.monotonic() - started)
+            elapsed = time.monotonic() - started
+            return Response(response.status_code, response.headers, response.url, bytes(content), elapsed)
 
-    def _heard(self) -> None:
+    def _mark_reachable(self) -> None:
         if not self.reachable:
             self.reachable = True
             with self.shared.changed:
-                self.shared.first_word = True
+                self.shared.has_response = True
                 self.shared.changed.notify_all()
 
-    def _stays(self, hops: Sequence[str]) -> None:
-        for hop in hops:
-            if urlsplit(hop).scheme == "http" and not is_private(urlsplit(hop).hostname or ""):
-                raise UnusableError(f"leads to plain http ({host_of(hop)})")
-        free = self.target.redirects or self.target.name == OFFICIAL
-        if not free and not same_site(host_of(hops[-1]), host_of(self.target.url)):
-            raise UnusableError(f"leads to {host_of(hops[-1])}")
+    def _check_hosts(self, urls: Sequence[str]) -> None:
+        """Check the addresses of a request and its redirects, in their order.
 
-    def keep(self, **changes: object) -> None:
-        """Put values into the findings, each by its field's name."""
-        self.findings = replace(self.findings, **changes)  # type: ignore[arg-type]  # each by its field's name
+        Raises:
+            UnusableError: one is plain http outside of the private network, or the last one is on a site that the
+                target may not use.
+        """
+        for url in urls:
+            if urlsplit(url).scheme == "http" and not is_private(urlsplit(url).hostname or ""):
+                raise UnusableError(f"redirects or links to plain http ({host_of(url)})")
+        any_site = self.target.redirects or self.target.name == OFFICIAL
+        if not any_site and not same_site(host_of(urls[-1]), host_of(self.target.url)):
+            raise UnusableError(f"redirects or links to {host_of(urls[-1])}")
 
-    def _why(self, error: Exception) -> str:
+    def update(self, **changes: object) -> None:
+        """Replace fields of the findings; a keyword is the name of a field of `ProbeResult`."""
+        self.findings = replace(self.findings, **changes)  # type: ignore[arg-type]  # mypy cannot match the names
+
+    def _reason(self, error: Exception) -> str:
         import requests
         import urllib3
 
         if isinstance(error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError):
-            return "breaks off"
+            return "closes the connection in the middle of a response"
         if isinstance(error, requests.exceptions.SSLError):
-            return "its certificate is not trusted"
+            return "has a TLS certificate that this machine does not trust"
         if isinstance(error, requests.exceptions.ProxyError):
-            return "does not answer: the proxy of this machine does not lead there"
+            return "does not answer: the proxy of this machine cannot reach it"
         if isinstance(error, requests.TooManyRedirects):
-            return "leads in a circle"
+            return "redirects in a loop"
         if self.reachable or isinstance(error, requests.ReadTimeout):
-            return self._hint("fell silent")
-        return self._hint(f"does not answer ({type(error).__name__})")
+            return self._with_reach("stops sending data (timeout)")
+        return self._with_reach(f"does not answer ({type(error).__name__})")
 
-    def _hint(self, why: str) -> str:
-        return f"{why}; it answers in {self.target.reach} alone" if self.target.reach else why
+    def _with_reach(self, reason: str) -> str:
+        return f"{reason}; it answers only inside {self.target.reach}" if self.target.reach else reason

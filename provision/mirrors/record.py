@@ -1,4 +1,4 @@
-"""Which mirrors this volume uses, and what was written for them: kept on the volume, read by all that fetches."""
+"""The record on the volume: the mirror that is chosen for each tool, and the files that were changed for it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 SCHEMA = 1
-OFFICIAL = "official"  # the source that a tool asks on its own
+OFFICIAL = "official"  # the source that a tool uses by default
 
 
 @dataclass(frozen=True)
 class MirrorSource:
-    """Where a tool may get its files.
+    """Describe a source of one tool's files: a mirror or the official source.
 
-    `url` is "" for the official one, which the tool itself knows. `kind`: of a torch mirror, index or find-links.
-    `channels`: where conda's channels lie, without a trailing slash. `defaults`: where main, r and msys2 lie.
+    `url` is "" for the official source, whose address the tool has by default.
+    `kind` is "index" or "find-links"; only torch mirrors differ in it.
+    `channels` is {conda channel: its address, without a trailing slash}.
+    `defaults` is the address below which conda's channels main, r and msys2 are.
     """
 
     name: str
@@ -33,19 +35,23 @@ class MirrorSource:
 
     @property
     def is_official(self) -> bool:
-        """Whether nothing is overridden."""
+        """Return whether this is the official source, for which no setting is overridden."""
         return self.name == OFFICIAL
 
     @property
-    def bases(self) -> set[str]:
-        """Every address that we write for it into conda's settings."""
+    def conda_addresses(self) -> set[str]:
+        """Return every address that firstlight writes into conda's settings for this source."""
         channels = {url.removesuffix(f"/{name}") for name, url in self.channels.items()}
-        return {each for each in (self.url, self.defaults, *channels) if each}
+        return {address for address in (self.url, self.defaults, *channels) if address}
 
 
 @dataclass(frozen=True)
 class MirrorChoice:
-    """The sources of one tool, the chosen one first, then who is asked where it fails; `why` for people."""
+    """Hold the sources of one tool: the chosen one first, then the fallbacks in their order.
+
+    `asked` is the value from host.toml or the command: auto, official or the name of a mirror.
+    `sources` is empty where the machine's own setting is kept. `why` gives the reason in words.
+    """
 
     asked: str
     sources: tuple[MirrorSource, ...]
@@ -53,13 +59,18 @@ class MirrorChoice:
 
     @property
     def first(self) -> MirrorSource:
-        """The chosen one."""
+        """Return the chosen source; the official one where there are no sources."""
         return self.sources[0] if self.sources else MirrorSource(OFFICIAL)
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file of which we changed the content: what it was (`kept`: a file on the volume; None: absent), and is now."""
+    """Describe one settings file that firstlight changed, with its content before and after.
+
+    `kept` is the path of the original content on the volume, None where the file did not exist.
+    `mode` is the original file mode. `sha256` is of the content that firstlight wrote.
+    `folders` are the folders that were created for the file, the innermost first.
+    """
 
     path: str
     kept: str | None
@@ -70,7 +81,12 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class MirrorRecord:
-    """What stands on the volume. `restored`: the user took it all back, so setup leaves it alone."""
+    """Hold all that mirrors.json on the volume records.
+
+    `choices` is {tool: its choice}. `written` are the changed settings files.
+    `nodefaults` leaves conda's default channels out.
+    `restored` is true after `mirrors restore`; setup then chooses no mirror by itself.
+    """
 
     choices: dict[str, MirrorChoice] = field(default_factory=dict)
     written: tuple[WrittenFile, ...] = ()
@@ -78,30 +94,30 @@ class MirrorRecord:
     restored: bool = False
 
     def chosen(self, tool: str) -> MirrorSource:
-        """The source of a tool; the official one where nothing was chosen."""
+        """Return the chosen source of a tool; the official one where nothing was chosen."""
         return self.choices[tool].first if tool in self.choices else MirrorSource(OFFICIAL)
 
     def sources(self, tool: str) -> tuple[MirrorSource, ...]:
-        """Every source that a tool may use, the chosen one first."""
+        """Return every source that a tool may use, the chosen one first."""
         return self.choices[tool].sources if tool in self.choices else ()
 
 
-def file_of(root: Root) -> Path:
-    """Where it is kept."""
+def record_path(root: Root) -> Path:
+    """Return the path of the record on the volume."""
     return root.state / "mirrors.json"
 
 
 def read(root: Root) -> MirrorRecord | None:
-    """What was chosen, or None where nothing was yet; a record that cannot be read counts as none."""
+    """Read the record; return None where there is none, or where it cannot be read."""
     try:
-        found = json.loads(file_of(root).read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA:
+        content = json.loads(record_path(root).read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
             return None
         return MirrorRecord(
-            {tool: _choice(row) for tool, row in found["choices"].items()},
-            tuple(WrittenFile(**(row | {"folders": tuple(row["folders"])})) for row in found["written"]),
-            nodefaults=bool(found["nodefaults"]),
-            restored=bool(found["restored"]),
+            {tool: _choice(row) for tool, row in content["choices"].items()},
+            tuple(WrittenFile(**(row | {"folders": tuple(row["folders"])})) for row in content["written"]),
+            nodefaults=bool(content["nodefaults"]),
+            restored=bool(content["restored"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -112,11 +128,11 @@ def _choice(row: dict[str, Any]) -> MirrorChoice:
 
 
 def write(root: Root, record: MirrorRecord) -> None:
-    """Keep it."""
-    write_atomic(file_of(root), text_of(record))
+    """Write the record to the volume."""
+    write_atomic(record_path(root), to_json(record))
 
 
-def text_of(record: MirrorRecord) -> str:
-    """The record as it is kept."""
-    whole = {"schema": SCHEMA, **asdict(record)}
-    return json.dumps(whole, indent=1, sort_keys=True) + "\n"
+def to_json(record: MirrorRecord) -> str:
+    """Return the text of the record's file."""
+    content = {"schema": SCHEMA, **asdict(record)}
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

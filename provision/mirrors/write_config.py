@@ -1,4 +1,4 @@
-"""Writes the chosen mirrors where tools look, in the environment and in the user's files, and takes it all back."""
+"""The steps that write the chosen mirrors into the tools' settings files, and the steps that restore those files."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from provision.core.step import Step
     from provision.volume.journal import Journal
 
-_EDITED = "edited since"
+_EDITED = "edited since"  # in place of a sha256 sum, which it never equals
 
 
 def mirror_variables(record: MirrorRecord) -> dict[str, str]:
-    """Return the variables that name the chosen mirrors, in the order of the tools."""
-    found: dict[str, str] = {}
+    """Return {variable: value} for the chosen mirrors, in the order of the tools."""
+    values: dict[str, str] = {}
     for tool in all_tools.TOOLS:
         source = record.chosen(tool.name)
         if not source.is_official:
-            found |= tool.variables(source)
-    return found
+            values |= tool.variables(source)
+    return values
 
 
 def targets(
     record: MirrorRecord, prefix: Path, home: Path, environ: Mapping[str, str], *, conda_is_here: bool
 ) -> list[ConfigFile]:
-    """Return every file that names a mirror: those of the environment first, then the user's.
+    """Return every settings file that names a mirror: those of the environment first, then the user's.
 
-    Besides the files of each tool there are those that set variables in an environment: one that python runs when it
-    starts, and in conda's environments the scripts that run at activation.
+    These are the files of each tool, and the files that set variables in an environment. The latter are a .pth file
+    that Python runs when it starts, and the activation scripts of a conda environment.
     """
     owner = read_owner(prefix)
     source = None if owner is None else python_source(owner)
@@ -69,12 +69,12 @@ def _variable_files(scope: ConfigScope) -> Iterator[ConfigFile]:
 
 
 def _variable_names() -> list[str]:
-    """Return every variable that we may have set."""
+    """Return the names of all variables that firstlight sets for mirrors."""
     return [name for group in all_tools.variable_groups() for name in group.names]
 
 
 class SettingsStep:
-    """Every file that tells a tool of its mirror says the chosen one, and nothing of the user's is lost in it."""
+    """Ensure that every settings file and variable names the chosen mirror, and keep the user's own settings."""
 
     name = "mirror settings"
     essential = False
@@ -83,93 +83,98 @@ class SettingsStep:
     def __init__(
         self, root: Root, prefix: Path, home: Path, environ: Mapping[str, str], journal: Journal, *, conda_is_here: bool
     ) -> None:
-        """Take the environment, and the home whose files are meant."""
+        """Store the environment's prefix, the home folder and variables of the user, and the run's journal.
+
+        `conda_is_here` is true where conda is installed; then the user's .condarc is written even if it is absent.
+        """
         self.root, self.prefix, self.home, self.environ = root, prefix, home, environ
         self.journal = journal
         self.conda_is_here = conda_is_here
 
     def describe(self) -> str:
-        """The plan's line."""
+        """Return the plan's line for this step."""
         return "write the chosen mirrors into pip's, conda's and uv's settings"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (files are read whole)
-        """Compare each file with what it should hold."""
+        """Compare each settings file and variable with the chosen mirrors."""
         record = mirror_record.read(self.root) or MirrorRecord()
         drifted = [str(target.path) for target in self._targets(record) if _differs(target, record)]
-        drifted += [name for name, value in self._variables(record).items() if _kept(self.root, name) != value]
-        own = [f"{tool}: {choice.why}" for tool, choice in record.choices.items() if not choice.sources]
-        for name, told in ({} if record.restored else mirror_variables(record)).items():
-            if self.environ.get(name) not in {None, "", told}:
-                own.append(f"{name} is set in this shell and wins over the mirror: unset {name}")
+        drifted += [name for name, value in self._variables(record).items() if _value(self.root, name) != value]
+        notes = [f"{tool}: {choice.why}" for tool, choice in record.choices.items() if not choice.sources]
+        for name, value in ({} if record.restored else mirror_variables(record)).items():
+            if self.environ.get(name) not in {None, "", value}:
+                notes.append(f"{name} is set in this shell and wins over the mirror: unset {name}")
         if drifted:
-            return Check(State.DRIFTED, f"{drifted[0]} does not say it{_more(len(drifted) - 1)}")
+            return Check(State.DRIFTED, f"{drifted[0]} does not name the chosen mirror{_more(len(drifted) - 1)}")
         overridden = any(not choice.first.is_official for choice in record.choices.values())
-        detail = f"{len(record.written)} files say it" if overridden else "nothing is overridden"
-        return Check(State.OK, detail, "; ".join(own) or None)
+        detail = f"{len(record.written)} files name the chosen mirrors" if overridden else "nothing is overridden"
+        return Check(State.OK, detail, "; ".join(notes) or None)
 
     def apply(self) -> None:
-        """Write what is not as it should be; the earlier bytes are kept for `mirrors restore`, and for `undo`."""
+        """Write the files and variables that differ; keep the earlier bytes for `mirrors restore` and `undo`."""
         record = mirror_record.read(self.root) or MirrorRecord()
         for target in self._targets(record):
             if _differs(target, record):
                 record = self._write(target, record)
         for name, value in self._variables(record).items():
-            if _kept(self.root, name) != value:
+            if _value(self.root, name) != value:
                 variables.set_value(self.root, name, value, self.journal)
 
     def _targets(self, record: MirrorRecord) -> list[ConfigFile]:
         if record.restored or not record.choices:
             return []
-        every = targets(record, self.prefix, self.home, self.environ, conda_is_here=self.conda_is_here)
-        return [replace(target, path=target.path.resolve()) for target in every]
+        files = targets(record, self.prefix, self.home, self.environ, conda_is_here=self.conda_is_here)
+        return [replace(file, path=file.path.resolve()) for file in files]
 
     def _variables(self, record: MirrorRecord) -> dict[str, str | None]:
-        """What each of our variables should be; None: not set."""
-        told = {} if record.restored else mirror_variables(record)
-        held = variables.read(self.root)
-        return {name: told.get(name) for name in _variable_names() if name in told or name in held}
+        """Return {variable: the value that it should have, None for unset}."""
+        expected = {} if record.restored else mirror_variables(record)
+        present = variables.read(self.root)
+        return {name: expected.get(name) for name in _variable_names() if name in expected or name in present}
 
     def _write(self, target: ConfigFile, record: MirrorRecord) -> MirrorRecord:
+        """Write one settings file; return the record with the file, which is written to the volume first."""
         path = target.path
-        now = _read(path)
-        base, known = _base(path, record)
+        present = _read(path)
+        base, written = _base(path, record)
         content = target.render(base or b"")
         after = content if content or base is not None else None
-        folders = known.folders if known else _folders(path, record)
-        is_pristine = known is None or base == _original(known)
-        if known is None:
-            known = WrittenFile(str(path), self._keep_original(base, record), _mode(path), "", folders)
-        # Where somebody has written since, no content is ours alone: then `restore` asks before it takes it away.
-        known = replace(known, sha256=_digest(after) if is_pristine else _EDITED)
-        others = tuple(each for each in record.written if each.path != str(path))
-        is_back = is_pristine and after == base
-        whole = replace(record, written=others if is_back else (*others, known))
-        keep_backup(mirror_record.file_of(self.root), mirror_record.text_of(whole).encode(), self.journal)
-        mirror_record.write(self.root, whole)
+        folders = written.folders if written else _folders(path, record)
+        is_original = written is None or base == _original(written)
+        if written is None:
+            written = WrittenFile(str(path), self._keep_original(base, record), _mode(path), "", folders)
+        # A file that was edited after firstlight wrote it has the user's content too. `restore` must not replace it
+        # without --force, so no content may count as firstlight's own.
+        written = replace(written, sha256=_digest(after) if is_original else _EDITED)
+        others = tuple(file for file in record.written if file.path != str(path))
+        is_restored = is_original and after == base
+        updated = replace(record, written=others if is_restored else (*others, written))
+        keep_backup(mirror_record.record_path(self.root), mirror_record.to_json(updated).encode(), self.journal)
+        mirror_record.write(self.root, updated)
         make_folders(path.parent, self.journal)
         keep_backup(path, after, self.journal)
         if after is None:
-            _remove(path, known.folders)
-        elif after != now:
-            write_atomic(path, after, like=path.stat() if now is not None else None)
-        return whole
+            _remove(path, written.folders)
+        elif after != present:
+            write_atomic(path, after, like=path.stat() if present is not None else None)
+        return updated
 
     def _keep_original(self, content: bytes | None, record: MirrorRecord) -> str | None:
         if content is None:
             return None
-        place = self.root.state / "mirrors" / f"original-{len(record.written) + 1}-{_digest(content)[:12]}"
-        write_atomic(place, content, private=True)
-        return str(place)
+        backup = self.root.state / "mirrors" / f"original-{len(record.written) + 1}-{_digest(content)[:12]}"
+        write_atomic(backup, content, private=True)
+        return str(backup)
 
 
 class RestoreFileStep:
-    """A file that we changed holds the bytes, and has the mode, from before us; or is absent again."""
+    """Ensure that a settings file has its original bytes and mode, or is absent again."""
 
     essential = False
     local = True
 
     def __init__(self, written: WrittenFile, journal: Journal, *, force: bool) -> None:
-        """Take what was written; `force`: what the user changed since is kept beside it."""
+        """Store the changed file. `force` restores also a file that the user has edited, and keeps the edited copy."""
         self.name = f"restore {Path(written.path).name}"
         self.written = written
         self.path = Path(written.path)
@@ -177,112 +182,115 @@ class RestoreFileStep:
         self.force = force
 
     def describe(self) -> str:
-        """The plan's line."""
-        return f"put back {self.path}" if self.written.kept else f"take {self.path} away"
+        """Return the plan's line for this step."""
+        return f"restore {self.path}" if self.written.kept else f"remove {self.path}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read whole)
-        """Compare it with what we left and with what was before us."""
-        now, before = _read(self.path), _original(self.written)
-        mode_is_right = now is None or self.written.mode is None or _mode(self.path) == self.written.mode
-        if now == before and mode_is_right:
-            return Check(State.OK, f"{self.path} is as it was")
-        if now is None or now == before or _digest(now) == self.written.sha256 or self.force:
-            return Check(State.DRIFTED, f"{self.path} holds what was written for mirrors")
-        old, new = ((text or b"").decode(errors="replace").splitlines() for text in (now, before))
+        """Compare the file with its original content and with the content that firstlight wrote."""
+        present, original = _read(self.path), _original(self.written)
+        mode_is_right = present is None or self.written.mode is None or _mode(self.path) == self.written.mode
+        if present == original and mode_is_right:
+            return Check(State.OK, f"{self.path} has its original content")
+        if present is None or present == original or _digest(present) == self.written.sha256 or self.force:
+            return Check(State.DRIFTED, f"{self.path} does not have its original content and mode")
+        old, new = ((text or b"").decode(errors="replace").splitlines() for text in (present, original))
         diff = "\n".join(difflib.unified_diff(old, new, f"{self.path} now", f"{self.path} before", lineterm=""))
         return Check(
-            State.BLOCKED, f"{self.path} was changed since. --force keeps it beside, and puts the earlier back:\n{diff}"
+            State.BLOCKED,
+            f"{self.path} was edited after firstlight wrote it. Add --force to restore the original; the edited file "
+            f"is kept beside it as {self.path.name}.firstlight-kept-N:\n{diff}",
         )
 
     def apply(self) -> None:
-        """Write the earlier bytes."""
-        now, before = _read(self.path), _original(self.written)
-        if now is not None and now != before and _digest(now) != self.written.sha256:
-            places = (self.path.with_name(f"{self.path.name}.firstlight-kept-{n}") for n in range(1, 1000))
-            aside = next(place for place in places if not place.exists())
-            write_atomic(aside, now, like=self.path.stat())
+        """Write the original bytes and mode, or remove the file; keep an edited file beside it."""
+        present, original = _read(self.path), _original(self.written)
+        if present is not None and present != original and _digest(present) != self.written.sha256:
+            copies = (self.path.with_name(f"{self.path.name}.firstlight-kept-{n}") for n in range(1, 1000))
+            copy = next(path for path in copies if not path.exists())
+            write_atomic(copy, present, like=self.path.stat())
         make_folders(self.path.parent, self.journal)
-        keep_backup(self.path, before, self.journal)
-        if before is None:
+        keep_backup(self.path, original, self.journal)
+        if original is None:
             _remove(self.path, self.written.folders)
             return
-        write_atomic(self.path, before, like=self.path.stat() if now is not None else None)
+        write_atomic(self.path, original, like=self.path.stat() if present is not None else None)
         if self.written.mode is not None:
             self.path.chmod(self.written.mode)
 
 
 class RestoreChoiceStep:
-    """No mirror is chosen any more, and setup chooses none by itself."""
+    """Ensure that no mirror is chosen or named by a variable, and that setup chooses none by itself."""
 
     name = "mirrors"
     essential = False
     local = True
 
     def __init__(self, root: Root, journal: Journal) -> None:
-        """Take the volume."""
+        """Store the root and the run's journal."""
         self.root = root
         self.journal = journal
 
     def describe(self) -> str:
-        """The plan's line."""
-        return "forget the chosen mirrors"
+        """Return the plan's line for this step."""
+        return "remove the chosen mirrors from the record and the variables"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper)
-        """Look at the record, and at the variables."""
+        """Check the record and the variables."""
         record = mirror_record.read(self.root)
         if record is not None and not record.restored:
             return Check(State.DRIFTED, "mirrors are chosen")
         if set(_variable_names()) & set(variables.read(self.root)):
             return Check(State.DRIFTED, "variables name a mirror")
-        return Check(State.OK, "every tool asks what it asked before")
+        return Check(State.OK, "no mirror is chosen, and no variable names one")
 
     def apply(self) -> None:
-        """Forget them."""
+        """Unset the variables, and write a record without choices that is marked as restored."""
         for name in _variable_names():
             if name in variables.read(self.root):
                 variables.set_value(self.root, name, None, self.journal)
         record = MirrorRecord(restored=True)
-        keep_backup(mirror_record.file_of(self.root), mirror_record.text_of(record).encode(), self.journal)
+        keep_backup(mirror_record.record_path(self.root), mirror_record.to_json(record).encode(), self.journal)
         mirror_record.write(self.root, record)
 
 
-def restoring(root: Root, journal: Journal, *, force: bool) -> list[Step]:
-    """What takes everything back, the choice last."""
+def restore_steps(root: Root, journal: Journal, *, force: bool) -> list[Step]:
+    """Return the steps that restore every changed settings file, and last the step that removes the choices."""
     record = mirror_record.read(root) or MirrorRecord()
-    return [*(RestoreFileStep(each, journal, force=force) for each in record.written), RestoreChoiceStep(root, journal)]
+    return [*(RestoreFileStep(file, journal, force=force) for file in record.written), RestoreChoiceStep(root, journal)]
 
 
 def _differs(target: ConfigFile, record: MirrorRecord) -> bool:
-    base, known = _base(target.path, record)
+    base, written = _base(target.path, record)
     try:
-        wanted = target.render(base or b"")
+        content = target.render(base or b"")
     except SpecError as error:
         raise SpecError(f"{target.path}: {error}") from None
-    now = _read(target.path)
-    if now is None and wanted == (base or b""):
-        return False  # it was taken away, and nothing of ours belongs into it
-    if not wanted and known is not None and _original(known) is None:
-        return now is not None
-    return wanted != (now or b"")
+    present = _read(target.path)
+    if present is None and content == (base or b""):
+        return False  # the file was removed, and there is no setting to write into it
+    if not content and written is not None and _original(written) is None:
+        return present is not None
+    return content != (present or b"")
 
 
 def _base(path: Path, record: MirrorRecord) -> tuple[bytes | None, WrittenFile | None]:
-    """The content that ours is put into: what was before us, unless somebody else has written since.
+    """Return the content to which the settings are added, and the file's entry in the record.
 
-    A file that was wiped comes back with what the user had in it.
+    The content is the original one, unless the file was edited after firstlight wrote it; then it is the present one.
+    So a file that was lost in a wipe gets the user's settings again.
     """
-    now = _read(path)
-    known = next((each for each in record.written if each.path == str(path)), None)
-    if known is None:
-        return now, None
-    before = _original(known)
-    if now is None or now == before or _digest(now) == known.sha256:
-        return before, known
-    return now, known
+    present = _read(path)
+    written = next((file for file in record.written if file.path == str(path)), None)
+    if written is None:
+        return present, None
+    original = _original(written)
+    if present is None or present == original or _digest(present) == written.sha256:
+        return original, written
+    return present, written
 
 
 def _remove(path: Path, folders: Sequence[str]) -> None:
-    """Take a file away, and the folders that were made for it where nothing else has come into them."""
+    """Remove a file, and the folders that were created for it if they are empty."""
     path.unlink(missing_ok=True)
     for folder in map(Path, folders):
         if folder.is_dir() and not any(folder.iterdir()):
@@ -309,12 +317,12 @@ def _mode(path: Path) -> int | None:
 
 
 def _folders(path: Path, record: MirrorRecord) -> tuple[str, ...]:
-    """The folders above a file that we make, or have made for another one: the innermost first."""
-    made = {each for written in record.written for each in written.folders}
-    return tuple(str(folder) for folder in path.parents if not folder.exists() or str(folder) in made)
+    """Return the missing parent folders of a file and those that firstlight created earlier, the innermost first."""
+    created = {folder for file in record.written for folder in file.folders}
+    return tuple(str(folder) for folder in path.parents if not folder.exists() or str(folder) in created)
 
 
-def _kept(root: Root, name: str) -> str | None:
+def _value(root: Root, name: str) -> str | None:
     return variables.read(root).get(name)
 
 

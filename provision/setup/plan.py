@@ -122,7 +122,7 @@ def steps(
 def _mirrors(plan: HostPlan, journal: Journal, *, conda_is_here: bool) -> tuple[list[Step], list[Step]]:
     """What chooses the mirrors, before the environment is made, and what writes them down, after it."""
     root, known = plan.root, plan.definition.catalogue
-    wanted = selection.wanted_of(_by_tool(plan.mirror), known)
+    wanted = selection.requested_mirrors(_by_tool(plan.mirror), known)
     there = record.read(root) is not None
     choosing_is_wanted = plan.rechoose or (known.names() and set(wanted.values()) != {"keep"})
     chooser = selection.MirrorStep(

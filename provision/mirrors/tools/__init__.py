@@ -1,1 +1,1 @@
-"""One class for each tool whose files mirrors serve: its settings, addresses, probe, configuration files, variables."""
+"""The tools for which mirrors are chosen, a class each: settings, official source, probe, settings files, variables."""

@@ -1,4 +1,4 @@
-"""Every tool, in the order of output and of plans."""
+"""The list of all tools, in the order of output and plans."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TOOLS: tuple[Tool, ...] = (
 
 
 def names() -> list[str]:
-    """Return the name of every tool."""
+    """Return the names of all tools."""
     return [tool.name for tool in TOOLS]
 
 
 def by_name(name: str) -> Tool:
-    """Return the tool of a name from `names`."""
+    """Return the tool with this name, which must be one of `names`."""
     return next(tool for tool in TOOLS if tool.name == name)
 
 
 def variable_groups() -> list[VariableGroup]:
-    """Return the variables of every tool."""
+    """Return the variable groups of all tools."""
     return [group for tool in TOOLS for group in tool.variable_groups]

@@ -1,4 +1,4 @@
-"""conda: the channels of its packages."""
+"""The tool conda: its channels, and .condarc."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from provision.mirrors.record import MirrorRecord
 
 _REPODATA_BYTES = 1024
-_MAGIC = (b"{", b"\x28\xb5\x2f\xfd")  # JSON, or zstd's frame
+_MAGIC = (b"{", b"\x28\xb5\x2f\xfd")  # the first bytes of repodata: JSON, or a zstd frame
 
 
 class CondaMirror(Mirror):
-    """Describe a mirror of channels. One lies at `url`/CHANNEL, unless it lies `elsewhere` or the mirror `lacks` it.
+    """Describe a mirror of conda channels. A channel's address is `url`/CHANNEL.
 
-    `defaults` holds main, r and msys2, where the mirror has them.
+    `elsewhere` is {channel: its other base address}. `lacks` are the channels that the mirror does not have.
+    `defaults` is the base address of the channels main, r and msys2, None where the mirror lacks them.
     """
 
     defaults: Address | None = None
@@ -39,40 +40,43 @@ class CondaMirror(Mirror):
     lacks: list[str] = Field(default_factory=list)
 
     def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:
-        """Return the mirror as a source of the locked channels and of conda-forge; a channel it lacks is official."""
+        """Return the mirror as a source of the locked channels and of conda-forge.
+
+        A channel that the mirror lacks gets its official address.
+        """
         channels = dict.fromkeys([*locked_channels(needs), "conda-forge", *self.elsewhere])
-        places = {channel: place for channel in channels if (place := self.channel(channel))}
-        places |= {channel: f"{conda_settings.CHANNELS}/{channel}" for channel in self.lacks}
-        return MirrorSource(name, self.url.rstrip("/"), channels=places, defaults=self.defaults)
+        addresses = {channel: address for channel in channels if (address := self.channel(channel))}
+        addresses |= {channel: f"{conda_settings.CHANNELS}/{channel}" for channel in self.lacks}
+        return MirrorSource(name, self.url.rstrip("/"), channels=addresses, defaults=self.defaults)
 
     def channel(self, name: str) -> str | None:
-        """Return the address of a channel, without a trailing slash; None where the mirror does not have it."""
+        """Return the address of a channel, without a trailing slash; None where the mirror lacks the channel."""
         if name in self.lacks:
             return None
         return f"{self.elsewhere.get(name, self.url).rstrip('/')}/{name}"
 
 
 class Conda(Tool):
-    """Answer for conda's channels."""
+    """Implement the tool conda, whose mirrors have channels."""
 
     name = "conda"
     mirror_model: ClassVar[type[Mirror]] = CondaMirror
     variable_groups = (VariableGroup("CONDA_CHANNEL_ALIAS"),)
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return the first setting of a channel's address in conda's variables and .condarc."""
-        return conda_settings.own_channels(machine.environ, machine.home, record.chosen(self.name).bases)
+        """Return the first channel address that the user has set, in a conda variable or .condarc; None without one."""
+        return conda_settings.own_channels(machine.environ, machine.home, record.chosen(self.name).conda_addresses)
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:
-        """Return conda's own host with the locked channels."""
+        """Return conda's default host with the locked channels."""
         channels = {name: f"{conda_settings.CHANNELS}/{name}" for name in locked_channels(needs)}
         return MirrorSource(OFFICIAL, conda_settings.CHANNELS, channels=channels)
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the files that are named for the platform, else the lock's first packages."""
+        """Return the selected probe files of the platform, or the first three locked packages where there are none."""
         locked = {package.sha256: package for package in needs.conda}
-        named = needs.rows.conda.get(needs.platform or "", [])
-        rows = [row for row in named if row.sha256 in locked]
+        selected = needs.rows.conda.get(needs.platform or "", [])
+        rows = [row for row in selected if row.sha256 in locked]
         if rows:
             return [
                 ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size, locked[row.sha256].url)
@@ -84,7 +88,7 @@ class Conda(Tool):
         ]
 
     def target(self, source: MirrorSource, needs: ProbeNeeds) -> ProbeTarget | None:
-        """Return how the locked channels of a source are probed, or None where one of them is not there."""
+        """Return the probe target for the locked channels, or None where the source lacks one of them."""
         locked = locked_channels(needs)
         channels = {name: source.channels[name] for name in locked if name in source.channels}
         if set(channels) != set(locked):
@@ -92,21 +96,21 @@ class Conda(Tool):
         return ProbeTarget(self.name, source.name, source.url, source.kind, channels)
 
     def probe(self, prober: Prober) -> None:
-        """Read the beginning of each channel's list of packages, then look for the probe files."""
+        """Read the first bytes of each channel's repodata, then probe the probe files."""
         for name, base in prober.target.channels.items():
-            answer = prober.get(f"{base}/noarch/repodata.json", limit=_REPODATA_BYTES, first=0)
-            if answer.status not in {200, 206}:
-                raise UnusableError(f"answers {answer.status} for the channel {name}")
-            if not answer.content.startswith(_MAGIC):
-                raise UnusableError(f"answers for the channel {name} with something else than its list of packages")
+            response = prober.get(f"{base}/noarch/repodata.json", limit=_REPODATA_BYTES, first=0)
+            if response.status not in {200, 206}:
+                raise UnusableError(f"answers {response.status} for the channel {name}")
+            if not response.content.startswith(_MAGIC):
+                raise UnusableError(f"sends no repodata for the channel {name}")
         probe_paths.check(prober, {file: _channel_url(prober.target, file) for file in prober.probe_files})
 
     def variables(self, source: MirrorSource) -> dict[str, str]:
-        """Return where channels lie."""
+        """Return the variable with the base address of the channels."""
         return {"CONDA_CHANNEL_ALIAS": source.url}
 
     def config_files(self, scope: ConfigScope) -> list[ConfigFile]:
-        """Return .condarc of a conda environment, and the user's where conda is here or the file is there."""
+        """Return the .condarc of a conda environment, and the user's .condarc if conda is installed or it exists."""
         source = scope.record.chosen(self.name)
         is_windows = sys.platform == "win32"
         values = (
@@ -126,7 +130,7 @@ class Conda(Tool):
 
 
 def locked_channels(needs: ProbeNeeds) -> list[str]:
-    """Return the names of the channels that the locked packages come from, sorted."""
+    """Return the sorted names of the channels of the locked packages."""
     paths = [package.url.removeprefix(f"{conda_settings.CHANNELS}/") for package in needs.conda]
     return sorted({path.partition("/")[0] for path in paths})
 
@@ -137,7 +141,7 @@ def settings(source: MirrorSource, *, nodefaults: bool, is_windows: bool = False
     Args:
         source: the mirror.
         nodefaults: leave the default channels out.
-        is_windows: the default channels hold msys2 as well.
+        is_windows: add msys2 to the default channels.
     """
     values: dict[str, Any] = {"channel_alias": source.url}
     values["custom_channels"] = {name: url.removesuffix(f"/{name}") for name, url in source.channels.items()}

@@ -1,4 +1,4 @@
-"""The client of the hub: the models' files."""
+"""The tool hf: huggingface_hub, the client that downloads models from a hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Hf(Tool):
-    """Answer for the client of the hub, which reads variables alone: python sets them when it starts."""
+    """Implement the tool hf. Its client has no settings file, so Python sets its variables when it starts."""
 
     name = "hf"
     variable_groups = (
@@ -34,23 +34,26 @@ class Hf(Tool):
     )
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return HF_ENDPOINT, in words."""
+        """Return the user's HF_ENDPOINT as text, without secrets; None where only firstlight has set it."""
         endpoint = self.own_endpoint(machine.environ, record)
         return f"HF_ENDPOINT={redact(endpoint)}" if endpoint else None
 
     def own_endpoint(self, environ: Mapping[str, str], record: MirrorRecord) -> str | None:
-        """Return the endpoint that the user has set, or None. The chosen mirror does not count."""
+        """Return the endpoint that the user has set, or None. The endpoint of the chosen mirror does not count."""
         endpoint = environ.get("HF_ENDPOINT")
         if endpoint and endpoint.rstrip("/") != record.chosen(self.name).url.rstrip("/"):
             return endpoint
         return None
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (one hub serves every model)
-        """Return the official hub, as the installed client has it."""
+        """Return the official hub, with the address from the installed client."""
         return MirrorSource(OFFICIAL, official.official_endpoint())
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the largest and the smallest pinned file of the models; `path` is OWNER/NAME/resolve/REVISION/FILE."""
+        """Return the largest and the smallest pinned file of the models.
+
+        The `path` of each probe file is OWNER/NAME/resolve/REVISION/FILE.
+        """
         pinned = [
             ProbeFile(
                 file.path,
@@ -69,11 +72,12 @@ class Hf(Tool):
         return list(dict.fromkeys([*ordered[-1:], *ordered[:1]]))
 
     def probe(self, prober: Prober) -> None:
-        """Look for the probe files at their revision."""
+        """Probe the pinned files at their revision."""
         base = prober.target.url.rstrip("/")
         probe_paths.check(prober, {probe_file: f"{base}/{probe_file.path}" for probe_file in prober.probe_files})
 
     def variables(self, source: MirrorSource) -> dict[str, str]:
-        """Return the endpoint, and what keeps the client with it."""
-        # The client would ask its own data hosts past the mirror, and show the mirror the user's token.
+        """Return the endpoint, and the two variables that keep downloads on the mirror and the token off it."""
+        # With Xet, the client downloads from Hugging Face's own data hosts and bypasses the mirror. With an implicit
+        # token, it sends the user's token to the mirror.
         return {"HF_ENDPOINT": source.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}

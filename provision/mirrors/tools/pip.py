@@ -1,4 +1,4 @@
-"""pip and uv: the index of Python packages."""
+"""The tool pip, with uv: their index of Python packages."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 
 
 class Pip(Tool):
-    """Answer for pip, and for uv, which installs from the same index."""
+    """Implement the tool pip. uv installs from the same index, so its settings are written too."""
 
     name = "pip"
-    # pip reads a file inside an environment. uv reads none there: conda's environments set its variable.
+    # pip reads a settings file inside an environment. uv reads none there, so activation sets its variable.
     variable_groups = (VariableGroup("PIP_INDEX_URL"), VariableGroup("UV_DEFAULT_INDEX", at_activation=True))
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return the first setting of an index in pip's or uv's variables and files."""
+        """Return the first index that the user has set, in a variable or file of pip or uv; None without one."""
         return uv.own_index(machine.environ, machine.pip, machine.home, record.chosen(self.name).url or None)
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (one index serves every lock)
-        """Return the official index, as the installed pip has it."""
+        """Return the official index, with the address from the installed pip."""
         return MirrorSource(OFFICIAL, pip_settings.official_index())
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the files that are named for the lock of the variant, else the lock's first packages."""
-        # A lock may hold two versions of a package, for two Pythons: the hash tells.
-        named = needs.rows.pip.get(needs.variant.name, [])
-        rows = [row for row in named if row.sha256 in needs.hashes.get(row.name, ("", ()))[1]]
+        """Return the selected probe files of the variant's lock, or the lock's first three packages."""
+        # Rows are matched by checksum, since a lock may have two versions of a package for two versions of Python.
+        selected = needs.rows.pip.get(needs.variant.name, [])
+        rows = [row for row in selected if row.sha256 in needs.hashes.get(row.name, ("", ()))[1]]
         if rows:
             return [ProbeFile(row.name, row.version, row.why, frozenset({row.sha256}), row.size) for row in rows]
         first = sorted(name for name, (version, _) in needs.hashes.items() if "+" not in version)[:3]
         return [ProbeFile(name, needs.hashes[name][0], "locked", needs.hashes[name][1]) for name in first]
 
     def probe(self, prober: Prober) -> None:
-        """Read the page of each package."""
+        """Read the index page of each probe file's package, then probe the files that it links."""
         base = prober.target.url.rstrip("/")
         files = {
             probe_file: probe_pages.linked_files(prober, f"{base}/{probe_file.name}/", probe_file)
@@ -59,11 +59,11 @@ class Pip(Tool):
         probe_pages.check(prober, files)
 
     def variables(self, source: MirrorSource) -> dict[str, str]:
-        """Return the index, for pip and for uv."""
+        """Return the variables of pip and uv with the address of the index."""
         return {"PIP_INDEX_URL": source.url, "UV_DEFAULT_INDEX": source.url}
 
     def config_files(self, scope: ConfigScope) -> list[ConfigFile]:
-        """Return pip's file in the environment, which names torch's page too, and the user's files of pip and uv."""
+        """Return the user's files of pip and uv, and the environment's pip.conf, which names torch's page too."""
         index = scope.record.chosen(self.name).url or None
         torch = scope.record.chosen(Torch.name)
         links = [] if torch.is_official else [Torch.page(torch)]
@@ -81,7 +81,7 @@ class Pip(Tool):
 
 
 def _user_file(home: Path, environ: Mapping[str, str]) -> Path:
-    """Return the user's file of pip (source: pip's documentation of its configuration files)."""
+    """Return the path of the user's pip.conf or pip.ini (source: pip's documentation of its configuration files)."""
     if environ.get("PIP_CONFIG_FILE") not in {None, "", os.devnull}:
         return Path(environ["PIP_CONFIG_FILE"])
     if sys.platform == "win32":

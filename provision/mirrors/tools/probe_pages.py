@@ -1,4 +1,4 @@
-"""Probes an index or a page of links: which locked wheels it links, and by which hashes."""
+"""The probe of an index or a page of links: the locked wheels that it links, and their checksums."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ _PAGE_BYTES = 32 << 20
 def linked_files(prober: Prober, url: str, probe_file: ProbeFile) -> list[IndexFile]:
     """Return the locked files of a package that the page at `url` links.
 
+    A page without checksums is matched by the locked version in the file names.
+
     Raises:
-        UnusableError: there is no page of an index.
+        UnusableError: the response is not a page of an index.
     """
-    answer = prober.get(url, limit=_PAGE_BYTES, headers={"Accept": index_page.ACCEPT})
-    if answer.status == 404 and prober.findings.asked > 1:
+    response = prober.get(url, limit=_PAGE_BYTES, headers={"Accept": index_page.ACCEPT})
+    if response.status == 404 and prober.findings.asked > 1:
         return []
-    if answer.status != 200:
-        raise UnusableError(f"answers {answer.status}")
+    if response.status != 200:
+        raise UnusableError(f"answers {response.status}")
     try:
-        files = index_page.read(answer.content, answer.headers.get("Content-Type", ""), answer.url)
+        files = index_page.read(response.content, response.headers.get("Content-Type", ""), response.url)
     except index_page.NoIndexError as error:
         raise UnusableError(str(error)) from None
     locked = [file for file in files if file.sha256 in probe_file.hashes]
     if locked or any(file.sha256 for file in files):
         if not locked and (newest := _newest(files)):
-            prober.keep(missing=(*prober.findings.missing, f"lacks {probe_file}; its newest is {newest}"))
+            prober.update(missing=(*prober.findings.missing, f"lacks {probe_file}; its newest version is {newest}"))
         return locked
-    return [file for file in files if f"-{probe_file.version}-" in file.name]  # its pages carry no hashes
+    return [file for file in files if f"-{probe_file.version}-" in file.name]
 
 
 def check(prober: Prober, files: Mapping[ProbeFile, Sequence[IndexFile]]) -> None:
-    """Count the probe files that have links, compare the hash of a small one, and measure with the largest.
+    """Count the probe files that have links, compare the checksum of a small one, and measure with the largest.
 
     Args:
-        prober: the mirror.
+        prober: the probe of one mirror.
         files: {probe file: its links, as `linked_files` returns them}.
     """
-    held = {probe_file: links for probe_file, links in files.items() if links}
+    linked = {probe_file: links for probe_file, links in files.items() if links}
     text = " ".join(prober.findings.missing)
     lacks = [f"lacks {name}" for name, links in files.items() if not links and f"lacks {name}" not in text]
-    prober.keep(held=len(held), missing=(*prober.findings.missing, *lacks))
-    small = next((probe_file for probe_file in held if probe_file.is_small), None)
+    prober.update(held=len(linked), missing=(*prober.findings.missing, *lacks))
+    small = next((probe_file for probe_file in linked if probe_file.is_small), None)
     if small is not None:
-        prober.compare(held[small][0].url, small)
-    if held:
-        largest = max(held, key=lambda probe_file: probe_file.size or 0)
-        prober.measure(held[largest][0].url, None if small is largest else largest)
+        prober.compare(linked[small][0].url, small)
+    if linked:
+        largest = max(linked, key=lambda probe_file: probe_file.size or 0)
+        prober.measure(linked[largest][0].url, None if small is largest else largest)
 
 
 def _newest(files: Sequence[IndexFile]) -> str | None:

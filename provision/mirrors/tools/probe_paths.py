@@ -1,4 +1,4 @@
-"""Probes files whose addresses follow from the lock, as those of a channel or a hub."""
+"""The probe of a channel or a hub, where the address of each file follows from the lock."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ if TYPE_CHECKING:
 
 
 def check(prober: Prober, urls: Mapping[ProbeFile, str | None]) -> None:
-    """Fetch small files whole, for their hash; of a larger one a byte, for its size; of the largest, for the rate.
+    """Probe each file, count the files that the mirror has, and store the reason for each missing one.
+
+    A small file is downloaded whole to compare its checksum. The largest file measures the speed. Of any other file,
+    one byte is requested to compare its size.
 
     Args:
-        prober: the mirror.
-        urls: {probe file: its address; None where its channel is not there}.
+        prober: the probe of one mirror.
+        urls: {probe file: its address; None where the mirror lacks its channel}.
     """
     largest = max(urls, key=lambda probe_file: probe_file.size or 0, default=None)
     for probe_file, url in urls.items():
-        reason = "its channel is not there"
+        reason = "the mirror has no such channel"
         if url is not None and probe_file.is_small:
             reason = prober.compare(url, probe_file)
         elif url is not None:
             reason = prober.measure(url, probe_file) if probe_file is largest else prober.check_size(url, probe_file)
         if reason:
-            prober.keep(missing=(*prober.findings.missing, f"lacks {probe_file}: {reason}"))
+            prober.update(missing=(*prober.findings.missing, f"lacks {probe_file}: {reason}"))
         else:
-            prober.keep(held=prober.findings.held + 1)
+            prober.update(held=prober.findings.held + 1)

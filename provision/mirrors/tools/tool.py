@@ -1,4 +1,4 @@
-"""The shape that every tool has: what it is asked about its mirrors, and the records that the answers take."""
+"""The interface of a tool for which mirrors are chosen, and the records that its methods take and return."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """Hold where the settings of this machine lie: its variables, and the home of its user."""
+    """Hold the sources of this machine's settings: the environment variables and the user's home folder."""
 
     environ: Mapping[str, str]
     home: Path
 
     @cached_property
     def pip(self) -> dict[str, list[str]]:
-        """Return {option: values} of this machine's pip, which is started for them once."""
+        """Return {option: values} of this machine's pip. The first access runs pip; the result is cached."""
         return pip_settings.pip_settings(self.environ)
 
 
 class Stage(IntEnum):
-    """Order the configuration files: those of the environment first, then the user's. The record keeps this order."""
+    """Order the settings files: those of the environment first, then the user's. The record keeps this order."""
 
     ENVIRONMENT = 0
     PYTHON_START = 1
@@ -50,7 +50,7 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """Name a file, and how its content is made from the content before; an empty content stands for no file."""
+    """Describe one settings file. `render` returns the new content from the earlier one; b"" means no file."""
 
     path: Path
     render: Callable[[bytes], bytes]
@@ -59,9 +59,10 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class ConfigScope:
-    """Hold what configuration files are written for: the chosen mirrors, one environment and one user.
+    """Hold the inputs of the settings files: the chosen mirrors, one environment and one user.
 
-    `python_source` is that of the environment at `prefix`; None where firstlight made none there.
+    `python_source` is the origin of the Python at `prefix`; None where firstlight has made no environment there.
+    `conda_is_here` is true where conda is installed.
     """
 
     record: MirrorRecord
@@ -73,10 +74,11 @@ class ConfigScope:
 
 
 class Tool(ABC):
-    """Answer for one tool whose files mirrors serve.
+    """Define one tool whose downloads can come from a mirror.
 
-    `name` is its key in the catalogue, in host.toml, in the record on the volume and in JSON.
-    `mirror_model` is the form of its mirrors in the catalogue. `variable_groups` are the variables that it reads.
+    `name` is the tool's key in the catalogue, in host.toml, in the record on the volume and in JSON.
+    `mirror_model` is the model of its mirrors in the catalogue.
+    `variable_groups` are the variables that firstlight sets for the tool.
     """
 
     name: ClassVar[str]
@@ -85,7 +87,7 @@ class Tool(ABC):
 
     @abstractmethod
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return the user's own setting of a source, in words, or None. What `record` wrote does not count.
+        """Return the user's own setting of a source as text, or None. A setting that `record` wrote does not count.
 
         Raises:
             SpecError: a settings file cannot be read.
@@ -93,32 +95,32 @@ class Tool(ABC):
 
     @abstractmethod
     def official(self, needs: ProbeNeeds) -> MirrorSource:
-        """Return the official source with its address, "" where there is none."""
+        """Return the official source; its address is "" where the tool has none."""
 
     @abstractmethod
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the few locked files by which its mirrors are judged.
+        """Return the few locked files that a probe looks for.
 
         Raises:
-            SpecError: the file that names them is wrong.
+            SpecError: the file with the selected probe files is not valid.
         """
 
     @abstractmethod
     def probe(self, prober: Prober) -> None:
-        """Look for the probe files on one mirror, and keep what it holds in the findings of `prober`.
+        """Probe one mirror for the probe files, and store the results in the findings of `prober`.
 
         Raises:
             UnusableError: the mirror cannot be used.
         """
 
     def target(self, source: MirrorSource, needs: ProbeNeeds) -> ProbeTarget | None:  # noqa: ARG002 (conda's needs it)
-        """Return how a source is probed, or None where it cannot serve what `needs` locks."""
+        """Return the probe target for a source, or None where the source cannot serve the locked files."""
         return ProbeTarget(self.name, source.name, source.url, source.kind)
 
     def variables(self, source: MirrorSource) -> dict[str, str]:  # noqa: ARG002 (a tool may read none)
-        """Return the variables of `variable_groups` that name a mirror, in their order."""
+        """Return {variable: value} for a mirror, with the variables of `variable_groups` in their order."""
         return {}
 
     def config_files(self, scope: ConfigScope) -> list[ConfigFile]:  # noqa: ARG002 (a tool may read none)
-        """Return the files that name its chosen mirror."""
+        """Return the settings files that name the chosen mirror of this tool."""
         return []

@@ -1,4 +1,4 @@
-"""PyTorch's own wheels: builds such as 2.13.0+cpu, which lie in an index or on a page of their own."""
+"""The tool torch: PyTorch's own builds, such as 2.13.0+cpu, which have an index or a page of links of their own."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
 
 
 class TorchMirror(Mirror):
-    """Describe a mirror of PyTorch's wheels.
+    """Describe a mirror of PyTorch's builds.
 
-    `{variant}` in its url stands for the build, such as cpu or cu126.
-    `kind`: an index with a page for torch, or one page that links every file.
+    `{variant}` in `url` is replaced by the variant, such as cpu or cu126.
+    `kind` is "index" (an index with a page for torch) or "find-links" (one page that links every file).
     """
 
     kind: Literal["index", "find-links"] = "index"
 
     def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:
-        """Return the mirror as a source of one build of torch."""
+        """Return the mirror as a source of the variant that `needs` locks."""
         return MirrorSource(name, self.url.replace("{variant}", needs.variant.name), self.kind)
 
 
 class Torch(Tool):
-    """Answer for PyTorch's wheels. pip and uv install them; pip's file names their page (`Pip.config_files`)."""
+    """Implement the tool torch. pip and uv install its builds; pip's settings file names their page."""
 
     name = "torch"
     mirror_model: ClassVar[type[Mirror]] = TorchMirror
 
-    def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:  # noqa: ARG002 (none is ours)
-        """Return pip's no-index, with which pip takes no page of torch either."""
+    def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:  # noqa: ARG002 (no such setting is written)
+        """Return pip's no-index setting, which forbids the pages of torch as well; None without it."""
         return "pip's no-index" if pip_settings.forbids_index(machine.pip) else None
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:
-        """Return the page that the variant names."""
+        """Return the page of links of the variant."""
         return MirrorSource(OFFICIAL, needs.variant.find_links or "", "find-links")
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the builds with a local version, such as 2.13.0+cpu: no other index has them."""
+        """Return the packages with a local version, such as 2.13.0+cpu, which no general index has."""
         packages = needs.hashes.items()
-        return [ProbeFile(name, version, "build", right) for name, (version, right) in packages if "+" in version]
+        return [ProbeFile(name, version, "build", hashes) for name, (version, hashes) in packages if "+" in version]
 
     def probe(self, prober: Prober) -> None:
-        """Probe the kind that the catalogue names, then the other one; the findings keep the kind that is right."""
+        """Probe as the kind from the catalogue, then as the other kind; store the kind that works in the findings."""
         base = prober.target.url.rstrip("/")
         kinds = [("index", f"{base}/torch/"), ("find-links", f"{base}/")]
         kinds = kinds if prober.target.kind == "index" else kinds[::-1]
@@ -67,11 +67,11 @@ class Torch(Tool):
                     raise
                 continue
             if any(files.values()) or is_last:
-                prober.keep(kind=kind)
+                prober.update(kind=kind)
                 probe_pages.check(prober, files)
                 return
 
     @staticmethod
     def page(source: MirrorSource) -> str:
-        """Return the page of a source that links the files of torch."""
+        """Return the address of the page on which a source links the files of torch."""
         return source.url if source.kind == "find-links" else f"{source.url.rstrip('/')}/torch/"

@@ -62,8 +62,8 @@ PLAYED = {
     "portal": (Fault(body=PORTAL), "links no file"),
     "refuses": (Fault(status=403), "answers 403"),
     "gone": (Fault(status=404), "lacks"),
-    "stalls": (Fault(stall=True), "fell silent"),
-    "dies": (Fault("/simple/", cut=5), "breaks off"),
+    "stalls": (Fault(stall=True), "stops sending data"),
+    "dies": (Fault("/simple/", cut=5), "closes the connection"),
     "lies": (Fault("/files/", flip=True), "WRONG HASH"),
 }
 
@@ -329,7 +329,7 @@ class TestUse:
         assert done.returncode == 0, done.stdout + done.stderr
         assert not (home / ".config").exists()
         status = provision("status", *flags).stdout
-        assert "taken back by you" in status
+        assert "no mirrors since `mirrors restore`" in status
 
     def test_a_variable_of_this_shell_that_wins_is_told(
         self, play: Any, far: Path, flags: list[object], wheels: Path

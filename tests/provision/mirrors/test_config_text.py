@@ -1,4 +1,4 @@
-"""What is written into pip's, conda's and uv's files: real readers read it, and nothing of the user's is lost."""
+"""The text that is written into pip's, conda's and uv's settings files; the user's settings and comments stay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ words = st.text("abcdefgh é中-", min_size=1, max_size=8).map(str.strip).filter
 
 @st.composite
 def ini(draw: st.DrawFn) -> bytes:
-    """A pip.conf with comments, odd spacing, blank lines, several values, either line end."""
+    """Draw a pip.conf with comments, unusual spaces, blank lines, several values, and either line end."""
     end = draw(ends)
     lines: list[str] = []
     for section in draw(st.lists(st.sampled_from(["global", "install", "list", "freeze"]), unique=True)):
@@ -45,7 +45,7 @@ def ini(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def yaml(draw: st.DrawFn) -> bytes:
-    """A .condarc with comments, lists of any indentation, a mapping of the user's own, either line end."""
+    """Draw a .condarc with comments, lists of any indentation, the user's own mapping, and either line end."""
     end = draw(ends)
     lines = draw(st.lists(words.map(lambda word: f"# {word}"), max_size=2))
     indent = " " * draw(st.integers(0, 4))
@@ -59,7 +59,7 @@ def yaml(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def toml(draw: st.DrawFn) -> bytes:
-    """A uv.toml with comments, tables, indexes of the user's own, either line end."""
+    """Draw a uv.toml with comments, tables, the user's own indexes, and either line end."""
     end = draw(ends)
     lines = draw(st.lists(words.map(lambda word: f"# {word}"), max_size=2))
     lines += draw(st.lists(st.sampled_from(["offline = false", "native-tls   =  true # x"]), unique=True))
@@ -70,28 +70,33 @@ def toml(draw: st.DrawFn) -> bytes:
     return (end.join(lines) + draw(st.sampled_from(["", end]))).encode()
 
 
-def plain(content: bytes) -> dict[str, dict[str, str]]:
-    found = configparser.RawConfigParser()
-    found.read_string(content.decode())
-    return {section: dict(found[section]) for section in found.sections()}
+def parse_ini(content: bytes) -> dict[str, dict[str, str]]:
+    parser = configparser.RawConfigParser()
+    parser.read_string(content.decode())
+    return {section: dict(parser[section]) for section in parser.sections()}
 
 
 class TestPip:
     @hypothesis_settings(max_examples=400, deadline=None)
     @given(ini())
-    def test_every_line_of_the_user_stays_and_comes_out_as_it_was(self, content: bytes) -> None:
+    def test_index_is_added_and_removed_without_another_changed_byte(self, content: bytes) -> None:
         written = config_text.pip_config(content, INDEX)
-        assert plain(written) == {**plain(content), "global": {**plain(content).get("global", {}), "index-url": INDEX}}
+        before = parse_ini(content)
+        assert parse_ini(written) == {**before, "global": {**before.get("global", {}), "index-url": INDEX}}
         assert config_text.pip_config(written, INDEX) == written
         assert config_text.pip_config(written, None) == content
 
-    def test_an_index_of_the_users_own_gets_another_value_in_its_place(self) -> None:
+    def test_index_of_the_user_is_replaced_in_place(self) -> None:
         before = b"# mine\r\n[install]\r\nindex_url :\r\n   https://a\r\n   https://b\r\ntimeout=3\r\n"
         after = config_text.pip_config(before, INDEX)
         assert after == b"# mine\r\n[install]\r\nindex_url :" + INDEX.encode() + b"\r\ntimeout=3\r\n"
 
-    @pytest.mark.parametrize("content", [b"[global]\nx=1\n[global]\ny=2\n", b"no section\n", b"\xff\xfe"])
-    def test_what_pip_cannot_read_is_left_alone(self, content: bytes) -> None:
+    @pytest.mark.parametrize(
+        "content",
+        [b"[global]\nx=1\n[global]\ny=2\n", b"no section\n", b"\xff\xfe"],
+        ids=["duplicate section", "no section", "not UTF-8"],
+    )
+    def test_file_that_pip_cannot_read_is_rejected(self, content: bytes) -> None:
         with pytest.raises(SpecError, match="pip cannot read it"):
             config_text.pip_config(content, INDEX)
 
@@ -99,7 +104,7 @@ class TestPip:
 class TestConda:
     @hypothesis_settings(max_examples=300, deadline=None)
     @given(yaml())
-    def test_every_key_of_the_user_stays(self, content: bytes) -> None:
+    def test_channels_are_set_and_every_key_and_comment_of_the_user_stays(self, content: bytes) -> None:
         def load(text: bytes) -> dict[str, Any]:
             return dict(YAML(typ="safe").load(text.decode()) or {})
 
@@ -107,7 +112,7 @@ class TestConda:
         after = load(written)
         custom = {**before.get("custom_channels", {}), **VALUES["custom_channels"]}
         assert after == {**before, **VALUES, "custom_channels": custom}
-        assert list(after)[: len(before)] == list(before), "in the user's order"
+        assert list(after)[: len(before)] == list(before), "the user's order stays"
         assert config_text.condarc(written, VALUES) == written
         for comment in (line.partition(b"#")[2] for line in content.splitlines() if b"#" in line):
             assert comment.strip() in written
@@ -115,12 +120,14 @@ class TestConda:
             assert content in written
             assert config_text.condarc(written, {}) == content
 
-    @pytest.mark.parametrize("content", [b"- a\n", b"a: [\n", b"a: 1\na: 2\n"])
-    def test_what_conda_cannot_read_is_left_alone(self, content: bytes) -> None:
-        with pytest.raises(SpecError, match="it is no"):
+    @pytest.mark.parametrize(
+        "content", [b"- a\n", b"a: [\n", b"a: 1\na: 2\n"], ids=["a list", "not YAML", "duplicate key"]
+    )
+    def test_file_that_conda_cannot_read_is_rejected(self, content: bytes) -> None:
+        with pytest.raises(SpecError, match=r"it is not (a mapping|valid YAML)"):
             config_text.condarc(content, VALUES)
 
-    def test_default_channels_can_be_left_out(self) -> None:
+    def test_nodefaults_replaces_the_default_channels(self) -> None:
         values = conda.settings(MirrorSource("m", "https://m/c", defaults="https://m/p"), nodefaults=True)
         assert values["channels"] == ["conda-forge", "nodefaults"]
         assert "default_channels" not in values
@@ -129,7 +136,7 @@ class TestConda:
 class TestUv:
     @hypothesis_settings(max_examples=300, deadline=None)
     @given(toml())
-    def test_every_key_of_the_user_stays(self, content: bytes) -> None:
+    def test_index_is_added_and_removed_without_another_changed_byte(self, content: bytes) -> None:
         before, written = parse_toml(content.decode()), config_text.uv_config(content, INDEX)
         after = parse_toml(written.decode())
         assert after.pop("index") == [*before.pop("index", []), {"url": INDEX, "default": True}]
@@ -140,14 +147,15 @@ class TestUv:
     @pytest.mark.parametrize(
         "content",
         [b'index-url = "https://a" # c\n', b'[[index]]\nurl = "https://a" # c\ndefault = true\n'],
+        ids=["index-url", "index table"],
     )
-    def test_a_default_of_the_users_own_gets_another_value_in_its_place(self, content: bytes) -> None:
+    def test_default_index_of_the_user_is_replaced_in_place(self, content: bytes) -> None:
         assert config_text.uv_config(content, INDEX) == content.replace(b"https://a", INDEX.encode())
 
-    def test_indexes_written_inline_are_merged(self) -> None:
-        found = parse_toml(config_text.uv_config(b'index = [{url = "https://a"}]\n', INDEX).decode())
-        assert found["index"] == [{"url": "https://a"}, {"url": INDEX, "default": True}]
+    def test_index_is_added_to_an_inline_array_of_indexes(self) -> None:
+        settings = parse_toml(config_text.uv_config(b'index = [{url = "https://a"}]\n', INDEX).decode())
+        assert settings["index"] == [{"url": "https://a"}, {"url": INDEX, "default": True}]
 
-    def test_what_uv_cannot_read_is_left_alone(self) -> None:
+    def test_file_that_is_not_toml_is_rejected(self) -> None:
         with pytest.raises(SpecError, match="not valid TOML"):
             config_text.uv_config(b"a = \n", INDEX)

@@ -1,4 +1,4 @@
-"""Failover while packages are fetched: real uv and real rattler through played mirrors."""
+"""The failover proxy: real uv installs through it from test mirrors with faults."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def fleet(wheels_folder: Path) -> dict[str, bytes]:
-    """What a whole index holds: ten packages."""
+def index_content(wheels_folder: Path) -> dict[str, bytes]:
+    """Return {path: content} of a complete index with ten packages."""
     return index(sorted(wheels_folder.glob("*.whl")))
 
 
@@ -42,8 +42,8 @@ def wheels_folder(tmp_path: Path) -> Path:
     return folder
 
 
-class Installed:
-    """An environment into which real uv installs through a relay."""
+class ProxyInstallation:
+    """Install a lock with real uv through a failover proxy into a new environment."""
 
     def __init__(self, tmp_path: Path, lock: str, mirrors: list[MirrorSource]) -> None:
         self.lock, self.mirrors = lock, mirrors
@@ -71,12 +71,12 @@ class Installed:
             process.run(argv, env=failover_proxy.cached_only(uv.environment), stdin=self.lock)
             return self.names
         session = pip_settings.session(os.environ, {})
-        with failover_proxy.FailoverProxy(session, self.store, self.health, lambda _, __: None) as running:
-            running.wheels(requirements.hashes(self.lock), self.mirrors)
+        with failover_proxy.FailoverProxy(session, self.store, self.health, lambda _, __: None) as proxy:
+            proxy.wheels(requirements.hashes(self.lock), self.mirrors)
             try:
-                process.run(argv, env=running.environment(uv.environment), stdin=self.lock)
+                process.run(argv, env=proxy.environment(uv.environment), stdin=self.lock)
             finally:
-                self.failures = dict(running.failures)
+                self.failures = dict(proxy.failures)
         return self.names
 
     @property
@@ -84,11 +84,12 @@ class Installed:
         return sorted(path.stem for path in self.prefix.glob("lib/*/site-packages/part*.py"))
 
 
-def named(*servers: Played) -> list[MirrorSource]:
+def sources_of(*servers: Played) -> list[MirrorSource]:
+    """Return the servers as sources with the names m0, m1, …"""
     return [MirrorSource(f"m{number}", f"{server.url}/simple") for number, server in enumerate(servers)]
 
 
-EVERY = [f"part{number}" for number in range(10)]
+ALL_PACKAGES = [f"part{number}" for number in range(10)]
 
 
 class TestUv:
@@ -109,120 +110,126 @@ class TestUv:
         ids=[
             "404",
             "429",
-            "lies",
-            "breaks off",
-            "stalls",
-            "redirects away",
-            "lacks a page",
-            "portal",
+            "wrong content",
+            "connection closed early",
+            "stalled files",
+            "redirect to a closed port",
+            "one page missing",
+            "login page",
             "403",
-            "stalls at once",
+            "all requests stalled",
         ],
     )
-    def test_an_install_ends_whatever_its_first_mirror_does(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes], fault: Fault
+    def test_installation_completes_from_the_second_mirror_when_the_first_fails(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes], fault: Fault
     ) -> None:
-        bad, good = play(fleet, fault), play(fleet)
-        installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(bad, good))
-        assert installed.run() == EVERY
-        assert {source for _, source, _ in installed.health.delivered} >= {"m1"}
-        assert bool(installed.health.banned) == fault.flip
+        bad, good = play(index_content, fault), play(index_content)
+        installation = ProxyInstallation(
+            tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), sources_of(bad, good)
+        )
+        assert installation.run() == ALL_PACKAGES
+        assert {source for _, source, _ in installation.health.delivered} >= {"m1"}
+        assert bool(installation.health.banned) == fault.flip
         if fault.after:
-            assert sum(source == "m0" for _, source, _ in installed.health.delivered) >= 5 - fault.flip * 5
+            assert sum(source == "m0" for _, source, _ in installation.health.delivered) >= 5 - fault.flip * 5
 
     @pytest.mark.parametrize("as_json", [True, False], ids=["json", "html"])
-    @pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
-    def test_every_kind_of_page_is_read(
+    @pytest.mark.parametrize("hashes", [True, False], ids=["checksums", "no checksums"])
+    def test_index_pages_in_each_format_are_read(
         self, play: Any, tmp_path: Path, wheels_folder: Path, *, as_json: bool, hashes: bool
     ) -> None:
         files = sorted(wheels_folder.glob("*.whl"))
-        installed = Installed(tmp_path, lock_text(*files), named(play(index(files, hashes=hashes, as_json=as_json))))
-        assert installed.run() == EVERY
+        mirror = play(index(files, hashes=hashes, as_json=as_json))
+        assert ProxyInstallation(tmp_path, lock_text(*files), sources_of(mirror)).run() == ALL_PACKAGES
 
-    def test_a_page_that_links_every_file_serves_too(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+    def test_page_of_links_is_a_source(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
         files = sorted(wheels_folder.glob("*.whl"))
         content = index(files)
         links = "".join(f'<a href="/files/{file.name}">{file.name}</a>' for file in files)
         flat = play(content | {"/all": links.encode()})
-        installed = Installed(tmp_path, lock_text(*files), [MirrorSource("flat", f"{flat.url}/all", "find-links")])
-        assert installed.run() == EVERY
+        source = MirrorSource("flat", f"{flat.url}/all", "find-links")
+        assert ProxyInstallation(tmp_path, lock_text(*files), [source]).run() == ALL_PACKAGES
 
-    def test_what_is_cached_needs_no_mirror_again_whichever_it_was(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes]
+    def test_cached_packages_need_no_request_after_a_change_of_the_mirror_or_offline(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
         lock = lock_text(*sorted(wheels_folder.glob("*.whl")))
-        Installed(tmp_path, lock, named(play(fleet))).run()
-        other = play(fleet)
-        again = Installed(tmp_path, lock, named(other))
-        assert again.run() == EVERY
-        assert not other.seen, "the page is a function of the lock"
-        assert Installed(tmp_path, lock, []).run(offline=True) == EVERY
+        ProxyInstallation(tmp_path, lock, sources_of(play(index_content))).run()
+        other = play(index_content)
+        again = ProxyInstallation(tmp_path, lock, sources_of(other))
+        assert again.run() == ALL_PACKAGES
+        assert not other.seen, "the ETag of a page depends only on the lock"
+        assert ProxyInstallation(tmp_path, lock, []).run(offline=True) == ALL_PACKAGES
 
-    def test_when_nobody_serves_it_the_reason_is_ours(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes]
+    def test_failure_of_all_sources_is_reported_by_the_proxy(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
-        liar = play(fleet, Fault("/files/part3", flip=True))
-        installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(liar))
+        wrong = play(index_content, Fault("/files/part3", flip=True))
+        installation = ProxyInstallation(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), sources_of(wrong))
         with pytest.raises(process.CommandError):
-            installed.run()
-        assert "pinned is" in installed.failures["part3-1.0-py3-none-any.whl"]
+            installation.run()
+        assert "pinned is" in installation.failures["part3-1.0-py3-none-any.whl"]
 
-    def test_what_arrived_before_a_kill_is_used(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, fleet: dict[str, bytes]
+    def test_partial_file_of_a_killed_run_is_resumed(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
-        installed = Installed(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), named(play(fleet)))
-        whole = fleet["/files/part2-1.0-py3-none-any.whl"]
-        installed.store.mkdir()
-        (installed.store / "part2-1.0-py3-none-any.whl.part").write_bytes(whole[:400])
-        assert installed.run() == EVERY
-        served: Any = installed.health.delivered
-        assert len(served) == 10
-        assert not list(installed.store.iterdir()), "what uv has is not kept a second time"
+        lock = lock_text(*sorted(wheels_folder.glob("*.whl")))
+        installation = ProxyInstallation(tmp_path, lock, sources_of(play(index_content)))
+        content = index_content["/files/part2-1.0-py3-none-any.whl"]
+        installation.store.mkdir()
+        (installation.store / "part2-1.0-py3-none-any.whl.part").write_bytes(content[:400])
+        assert installation.run() == ALL_PACKAGES
+        deliveries: Any = installation.health.delivered
+        assert len(deliveries) == 10
+        assert not list(installation.store.iterdir()), "the store keeps no file that uv has"
 
-    def test_a_proxy_for_everything_else_stays(self, tmp_path: Path) -> None:
-        with failover_proxy.FailoverProxy(requests.Session(), tmp_path, SourceHealth(), lambda _, __: None) as running:
-            found = running.environment(
+    def test_proxies_of_the_machine_stay_for_other_hosts(self, tmp_path: Path) -> None:
+        with failover_proxy.FailoverProxy(requests.Session(), tmp_path, SourceHealth(), lambda _, __: None) as proxy:
+            environment = proxy.environment(
                 {"https_proxy": "http://p:1", "NO_PROXY": "corp", "UV_FIND_LINKS": "http://h:8/x"}
             )
-            assert (found["https_proxy"], found["http_proxy"]) == ("http://p:1", running.url)
-            assert found["NO_PROXY"] == found["no_proxy"] == "corp,h"
-            assert "https_proxy" not in running.environment({"https_proxy": "http://p:1", "no_proxy": "*"})
+            assert (environment["https_proxy"], environment["http_proxy"]) == ("http://p:1", proxy.url)
+            assert environment["NO_PROXY"] == environment["no_proxy"] == "corp,h"
+            assert "https_proxy" not in proxy.environment({"https_proxy": "http://p:1", "no_proxy": "*"})
 
 
-def test_nobody_is_led_out_of_the_store(tmp_path: Path) -> None:
+def test_request_for_a_path_outside_of_the_store_gets_404(tmp_path: Path) -> None:
     (tmp_path / "secret.whl").write_bytes(b"mine")
     store = tmp_path / "store"
-    with failover_proxy.FailoverProxy(requests.Session(), store, SourceHealth(), lambda _, __: None) as running:
+    with failover_proxy.FailoverProxy(requests.Session(), store, SourceHealth(), lambda _, __: None) as proxy:
         (store / "half-1.whl.part").write_bytes(b"not verified")
         for name in ("..%2Fsecret.whl", "../secret.whl", f"{tmp_path}/secret.whl", "half-1.whl.part"):
-            with closing(HTTPConnection(urlsplit(running.url).netloc)) as line:
-                line.request("GET", f"/files/x/{name}")
-                assert line.getresponse().status == 404
+            with closing(HTTPConnection(urlsplit(proxy.url).netloc)) as connection:
+                connection.request("GET", f"/files/x/{name}")
+                assert connection.getresponse().status == 404
 
 
 class TestPages:
-    """What a page holds is decided by the lock, not by a mirror."""
+    """Check that the lock decides the content of a page."""
 
-    def page(self, tmp_path: Path, right: set[str], mirrors: list[MirrorSource]) -> list[str]:
+    def page(self, tmp_path: Path, locked: set[str], mirrors: list[MirrorSource]) -> list[str]:
+        """Return the names of the files on the page of part3."""
         with failover_proxy.FailoverProxy(
             requests.Session(), tmp_path / "store", SourceHealth(), lambda _, __: None
-        ) as running:
-            running.wheels({"part3": ("1.0", frozenset(right))}, mirrors)
-            found = running.page("part3")
-            return [row["filename"] for row in json.loads(found[0])["files"]] if found else []
+        ) as proxy:
+            proxy.wheels({"part3": ("1.0", frozenset(locked))}, mirrors)
+            page = proxy.page("part3")
+            return [row["filename"] for row in json.loads(page[0])["files"]] if page else []
 
-    def test_what_one_mirror_lacks_the_next_one_lists(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+    def test_page_combines_mirrors_until_all_locked_files_are_listed(
+        self, play: Any, tmp_path: Path, wheels_folder: Path
+    ) -> None:
         wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
         other = wheels_folder / "part3-1.0-cp27-none-any.whl"
         other.write_bytes(b"for another python")
-        right = {hashlib.sha256(each.read_bytes()).hexdigest() for each in (wheel, other)}
-        half, whole = play(index([other])), play(index([wheel, other]))
-        assert set(self.page(tmp_path, right, named(half, whole))) == {wheel.name, other.name}
-        half.seen.clear()
-        whole.seen.clear()
-        self.page(tmp_path, right, named(whole, half))
-        assert not half.seen, "who lists all of it is enough"
+        locked = {hashlib.sha256(file.read_bytes()).hexdigest() for file in (wheel, other)}
+        incomplete, complete = play(index([other])), play(index([wheel, other]))
+        assert set(self.page(tmp_path, locked, sources_of(incomplete, complete))) == {wheel.name, other.name}
+        incomplete.seen.clear()
+        complete.seen.clear()
+        self.page(tmp_path, locked, sources_of(complete, incomplete))
+        assert not incomplete.seen, "one complete mirror is enough"
 
-    def test_what_is_not_locked_is_not_offered(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+    def test_files_that_are_not_locked_are_not_listed(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
         wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
-        assert self.page(tmp_path, {"0" * 64}, named(play(index([wheel])))) == []
+        assert self.page(tmp_path, {"0" * 64}, sources_of(play(index([wheel])))) == []

@@ -1,4 +1,4 @@
-"""Which mirror is taken: judged by what it holds, then by its rate; played mirrors on loopback."""
+"""The probe: completeness, checksums, speed and failures of mirrors, with servers on loopback."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine a mirror is no worse: no look ends but by what its server does."""
-    for name in ("_FIRST_WORD", "_ALL"):
+def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all time limits so long that only the servers decide the result, also on a slow machine."""
+    for name in ("_FIRST_RESPONSE_SECONDS", "_TOTAL_SECONDS"):
         monkeypatch.setattr(probe, name, 600.0)
-    for name in ("_CONNECT", "_SILENCE", "_RATE_SECONDS"):
+    for name in ("_CONNECT_SECONDS", "_READ_SECONDS", "_RATE_SECONDS"):
         monkeypatch.setattr(prober, name, 600.0)
 
 
-class Own(threading.local):
-    """Stands in for the module `time`: each look, a thread of its own, has its own clock."""
+class ThreadClock(threading.local):
+    """Replace the module `time` with a clock for each thread; each mirror is probed in its own thread."""
 
     now = 0.0
 
@@ -48,23 +48,23 @@ class Own(threading.local):
         return self.now
 
 
-class Timed(requests.Session):
-    """Reads from some servers take a second by the clock of the thread that reads."""
+class TimedSession(requests.Session):
+    """Add one second to the thread's clock for each request of the largest file from a slow server."""
 
-    def __init__(self, clock: Own, *slow: Played) -> None:
+    def __init__(self, clock: ThreadClock, *slow: Played) -> None:
         super().__init__()
         self._clock, self._slow = clock, tuple(f"{server.url}/files/big" for server in slow)
 
-    def get(self, url: str | bytes, **named: Any) -> requests.Response:
-        answer = super().get(url, **named)
+    def get(self, url: str | bytes, **options: Any) -> requests.Response:
+        response = super().get(url, **options)
         self._clock.now += 1.0 if str(url).startswith(self._slow) else 0.001
-        return answer
+        return response
 
 
 def session() -> requests.Session:
-    asking = requests.Session()
-    asking.headers["User-Agent"] = "firstlight"
-    return asking
+    http = requests.Session()
+    http.headers["User-Agent"] = "firstlight"
+    return http
 
 
 @pytest.fixture
@@ -79,50 +79,65 @@ def files(tmp_path: Path) -> list[Path]:
     ]
 
 
-def of_wheel(wheel: Path) -> ProbeFile:
+def probe_file_of(wheel: Path) -> ProbeFile:
     name, version = wheel.name.split("-")[:2]
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     return ProbeFile(name, version, "locked", frozenset({digest}), wheel.stat().st_size)
 
 
-def ask(
-    files: list[Path], servers: dict[str, Played], make: Callable[[], requests.Session] = session, **more: Any
+def probe_indexes(
+    files: list[Path],
+    servers: dict[str, Played],
+    new_session: Callable[[], requests.Session] = session,
+    **options: Any,
 ) -> dict[str, ProbeResult]:
-    every = [ProbeTarget("pip", name, f"{server.url}/simple", **more) for name, server in servers.items()]
-    found = probe.probe(every, {"pip": [of_wheel(file) for file in files]}, make)
-    return {each.asked_of.name: each for each in found}
+    """Probe servers as indexes for these wheels; `options` are further fields of each target."""
+    targets = [ProbeTarget("pip", name, f"{server.url}/simple", **options) for name, server in servers.items()]
+    results = probe.probe(targets, {"pip": [probe_file_of(file) for file in files]}, new_session)
+    return {result.target.name: result for result in results}
 
 
 class TestPip:
-    def test_a_whole_mirror_holds_all_and_has_a_rate(self, play: Any, files: list[Path]) -> None:
+    def test_complete_mirror_has_all_files_and_a_speed(self, play: Any, files: list[Path]) -> None:
         server = play(index(files))
-        found = ask(files, {"full": server})["full"]
-        assert (found.held, found.asked, found.error, found.is_complete) == (3, 3, None, True)
-        assert (found.megabytes_per_second or 0) > 0
-        assert found.final_host == server.url.removeprefix("http://")
+        result = probe_indexes(files, {"full": server})["full"]
+        assert (result.held, result.asked, result.error, result.is_complete) == (3, 3, None, True)
+        assert (result.megabytes_per_second or 0) > 0
+        assert result.final_host == server.url.removeprefix("http://")
         assert all("firstlight" in headers["User-Agent"] for _, headers in server.seen)
-        assert len(server.seen) == len(set(server.paths)), "nothing is asked twice"
+        assert len(server.seen) == len(set(server.paths)), "no path is requested twice"
 
     @pytest.mark.parametrize(
-        ("fault", "why"),
+        ("fault", "reason"),
         [
             (Fault(status=404), "lacks big 2.0"),
             (Fault(status=403), "answers 403"),
             (Fault(status=500), "answers 500"),
             (Fault(body=PORTAL), "links no file ('Campus Network Login')"),
             (Fault(status=302, headers={"Location": "http://127.0.0.1:9/login"}), "does not answer"),
-            (Fault("/simple/", stall=True), "fell silent"),
+            (Fault("/simple/", stall=True), "stops sending data (timeout)"),
             (Fault("/files/small", flip=True), "serves small 1.0 with a WRONG HASH"),
-            (Fault("/simple/", cut=10), "breaks off"),
+            (Fault("/simple/", cut=10), "closes the connection in the middle of a response"),
         ],
-        ids=["404", "403", "500", "portal", "away to nowhere", "stalls after headers", "tamperer", "dies"],
+        ids=[
+            "404",
+            "403",
+            "500",
+            "login page",
+            "redirect to a closed port",
+            "no data after the headers",
+            "wrong content",
+            "connection closed early",
+        ],
     )
-    def test_what_cannot_be_used_says_why(self, play: Any, files: list[Path], fault: Fault, why: str) -> None:
-        found = ask(files, {"bad": play(index(files), fault)})["bad"]
-        assert why in (found.error or "")
-        assert not found.is_complete
+    def test_unusable_mirror_has_the_reason_as_error(
+        self, play: Any, files: list[Path], fault: Fault, reason: str
+    ) -> None:
+        result = probe_indexes(files, {"bad": play(index(files), fault)})["bad"]
+        assert reason in (result.error or "")
+        assert not result.is_complete
 
-    def test_a_redirect_to_another_host_is_a_failure_unless_it_is_its_trade(self, play: Any, files: list[Path]) -> None:
+    def test_redirect_to_another_host_needs_a_mirror_with_redirects(self, play: Any, files: list[Path]) -> None:
         other = play(index(files))
         content = index(files)
         for name in ("big", "small", "new"):
@@ -131,31 +146,35 @@ class TestPip:
             Fault(f"/simple/{name}/", status=302, headers={"Location": f"{other.url}/simple/{name}/"})
             for name in ("big", "small", "new")
         ]
-        assert "leads to 127.0.0.1" in (ask(files, {"r": play(content, *faults)})["r"].error or "")
-        trade = ask(files, {"r": play(content, *faults)}, redirects=True)["r"]
-        assert (trade.is_complete, trade.final_host) == (True, other.url.removeprefix("http://"))
+        rejected = probe_indexes(files, {"r": play(content, *faults)})["r"]
+        assert "redirects or links to 127.0.0.1" in (rejected.error or "")
+        allowed = probe_indexes(files, {"r": play(content, *faults)}, redirects=True)["r"]
+        assert (allowed.is_complete, allowed.final_host) == (True, other.url.removeprefix("http://"))
 
-    def test_files_on_another_host_are_one_too(self, play: Any, files: list[Path]) -> None:
+    def test_links_to_files_on_another_host_are_rejected(self, play: Any, files: list[Path]) -> None:
         other = play(index(files))
         content = {
             path: body.replace(b"../../files/", f"{other.url}/files/".encode()) for path, body in index(files).items()
         }
-        assert "leads to" in (ask(files, {"r": play(content)})["r"].error or "")
+        assert "redirects or links to" in (probe_indexes(files, {"r": play(content)})["r"].error or "")
 
-    def test_a_server_that_wants_a_user_agent_gets_ours(self, play: Any, files: list[Path]) -> None:
-        assert ask(files, {"m": play(index(files), Fault(status=403, without_agent=True))})["m"].is_complete
+    def test_requests_have_the_user_agent_of_firstlight(self, play: Any, files: list[Path]) -> None:
+        server = play(index(files), Fault(status=403, without_agent=True))
+        assert probe_indexes(files, {"m": server})["m"].is_complete
 
-    def test_a_stale_index_is_told_with_its_newest(self, play: Any, files: list[Path], tmp_path: Path) -> None:
+    def test_missing_file_is_reported_with_the_newest_version_of_the_index(
+        self, play: Any, files: list[Path], tmp_path: Path
+    ) -> None:
         old = tmp_path / "old"
         old.mkdir()
         stale = [*files[:2], write_wheel(old, "new", "8.5", {})]
-        found = ask(files, {"stale": play(index(stale))})["stale"]
-        assert (found.held, found.missing) == (2, ("lacks new 9.0; its newest is 8.5",))
+        result = probe_indexes(files, {"stale": play(index(stale))})["stale"]
+        assert (result.held, result.missing) == (2, ("lacks new 9.0; its newest version is 8.5",))
 
-    def test_the_whole_one_goes_before_the_faster_one(
+    def test_complete_mirror_ranks_before_a_faster_incomplete_one(
         self, play: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock = Own()
+        clock = ThreadClock()
         for module in (probe, prober):
             monkeypatch.setattr(module, "time", clock)
         servers = {
@@ -163,46 +182,47 @@ class TestPip:
             "slow": play(index(files)),
             "fast": play(index(files)),
         }
-        found = ask(files, servers, lambda: Timed(clock, servers["slow"]))
-        assert [each.asked_of.name for each in ranked(list(found.values()))] == ["fast", "slow", "fast, lacks one"]
+        results = probe_indexes(files, servers, lambda: TimedSession(clock, servers["slow"]))
+        names = [result.target.name for result in ranked(list(results.values()))]
+        assert names == ["fast", "slow", "fast, lacks one"]
 
-    def test_nothing_is_read_beyond_a_few_megabytes(self, play: Any, files: list[Path]) -> None:
+    def test_only_two_megabytes_of_the_largest_file_are_requested(self, play: Any, files: list[Path]) -> None:
         server = play(index(files))
-        ask(files, {"m": server})
+        probe_indexes(files, {"m": server})
         ranges = [headers.get("Range") for path, headers in server.seen if "big" in path and path.startswith("/files")]
         assert ranges == ["bytes=0-2097151"]
 
-    def test_half_of_them_stalling_hide_none_of_the_others(self, play: Any, files: list[Path]) -> None:
+    def test_stalling_mirrors_do_not_hide_the_other_mirrors(self, play: Any, files: list[Path]) -> None:
         content = index(files)
-        every = []
+        targets = []
         for number in range(37):
             faults = [Fault(stall=True)] if number % 2 else []
-            every.append(ProbeTarget("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
-        found = probe.probe(every, {"pip": [of_wheel(file) for file in files]}, session)
-        assert [each.error for each in found[1::2]] == ["fell silent"] * 18
-        assert len(ranked(found)) == 19
+            targets.append(ProbeTarget("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
+        results = probe.probe(targets, {"pip": [probe_file_of(file) for file in files]}, session)
+        assert [result.error for result in results[1::2]] == ["stops sending data (timeout)"] * 18
+        assert len(ranked(results)) == 19
 
-    def test_when_nobody_answers_it_is_over_at_once(self, files: list[Path], play: Any) -> None:
-        dead = [play({}) for _ in range(20)]
-        for each in dead:
-            each.close()
-        found = ask(files, {f"m{number}": each for number, each in enumerate(dead)})
-        assert {each.reachable for each in found.values()} == {False}
+    def test_probe_ends_when_no_mirror_is_reachable(self, files: list[Path], play: Any) -> None:
+        closed = [play({}) for _ in range(20)]
+        for server in closed:
+            server.close()
+        results = probe_indexes(files, {f"m{number}": server for number, server in enumerate(closed)})
+        assert {result.reachable for result in results.values()} == {False}
 
-    def test_what_hangs_in_its_name_holds_nobody(
+    def test_blocking_name_lookup_does_not_block_the_probe(
         self, files: list[Path], monkeypatch: pytest.MonkeyPatch, play: Any
     ) -> None:
-        def hangs(*_: object, **__: object) -> None:
-            play_over.wait()
+        def block(*_: object, **__: object) -> None:
+            test_is_over.wait()
 
-        play_over = threading.Event()
-        monkeypatch.setattr(requests.Session, "get", hangs)
-        monkeypatch.setattr(probe, "_FIRST_WORD", 0.1)
+        test_is_over = threading.Event()
+        monkeypatch.setattr(requests.Session, "get", block)
+        monkeypatch.setattr(probe, "_FIRST_RESPONSE_SECONDS", 0.1)
         for module in (probe, prober):
             monkeypatch.setattr(module, "time", Standing())
-        found = ask(files, {"m": play({})})["m"]
-        play_over.set()
-        assert "does not answer within" in (found.error or "")
+        result = probe_indexes(files, {"m": play({})})["m"]
+        test_is_over.set()
+        assert "does not answer within" in (result.error or "")
 
 
 class TestConda:
@@ -232,13 +252,16 @@ class TestConda:
         [
             (None, None, ()),
             (Fault("repodata", status=404), "answers 404 for the channel conda-forge", ()),
-            (Fault("repodata", body=PORTAL), "something else than its list of packages", ()),
+            (Fault("repodata", body=PORTAL), "sends no repodata for the channel conda-forge", ()),
             (Fault("p.conda", status=404), None, ("lacks python 3: answers 404",)),
-            (Fault("p.conda", body=b"<html>"), None, ("lacks python 3: its file has 6 bytes, locked are 500,000",)),
+            (Fault("p.conda", body=b"<html>"), None, ("lacks python 3: its file has 6 bytes, the lock has 500,000",)),
             (Fault("tz.conda", flip=True), "serves tz 1 with a WRONG HASH", ()),
         ],
+        ids=["complete", "no repodata", "login page", "file missing", "file of another size", "wrong content"],
     )
-    def test_a_channel(self, play: Any, fault: Fault | None, error: str | None, missing: tuple[str, ...]) -> None:
+    def test_channel_is_usable_or_has_the_reason_as_error(
+        self, play: Any, fault: Fault | None, error: str | None, missing: tuple[str, ...]
+    ) -> None:
         big, small = b"p" * 500_000, b"tz"
         content = {
             "/c/noarch/repodata.json": b'{"info": {}}' + b" " * 5000,
@@ -246,15 +269,15 @@ class TestConda:
             "/c/noarch/tz.conda": small,
         }
         server = play(content, *([fault] if fault else []))
-        asked = ProbeTarget("conda", "m", f"{server.url}", channels={"conda-forge": f"{server.url}/c"})
-        (found,) = probe.probe([asked], {"conda": self.probe_files(big, small)}, session)
-        assert (found.error or "").endswith(error or "")
-        assert (found.error is None) == (error is None)
-        assert found.missing == missing
+        target = ProbeTarget("conda", "m", f"{server.url}", channels={"conda-forge": f"{server.url}/c"})
+        (result,) = probe.probe([target], {"conda": self.probe_files(big, small)}, session)
+        assert (result.error or "").endswith(error or "")
+        assert (result.error is None) == (error is None)
+        assert result.missing == missing
         assert sum(path.endswith("repodata.json") for path in server.paths) == 1
 
 
-def test_a_hub_is_judged_by_pinned_files_and_its_final_host_is_told(play: Any) -> None:
+def test_hub_is_probed_by_pinned_files_and_the_result_has_the_final_host(play: Any) -> None:
     weights, config = b"w" * 400_000, b"{}"
     data = play({"/blob": weights})
     path = "/o/m/resolve/abc/w.safetensors"
@@ -262,38 +285,38 @@ def test_a_hub_is_judged_by_pinned_files_and_its_final_host_is_told(play: Any) -
         {path: weights, "/o/m/resolve/abc/c.json": config},
         Fault(path, status=302, headers={"Location": f"{data.url}/blob"}),
     )
-    known = [
+    pinned = [
         ProbeFile("w", "", "pinned", frozenset({"0" * 64}), len(weights), path[1:]),
         ProbeFile("c", "", "pinned", frozenset({git_sha1(config)}), 2, "o/m/resolve/abc/c.json", "git_sha1"),
     ]
-    (found,) = probe.probe([ProbeTarget("hf", "m", hub.url, redirects=True)], {"hf": known}, session)
-    assert (found.is_complete, found.final_host) == (True, data.url.removeprefix("http://"))
+    (result,) = probe.probe([ProbeTarget("hf", "m", hub.url, redirects=True)], {"hf": pinned}, session)
+    assert (result.is_complete, result.final_host) == (True, data.url.removeprefix("http://"))
     assert "Authorization" not in str(hub.seen)
 
 
 @pytest.mark.parametrize("kind", ["index", "find-links"])
-@pytest.mark.parametrize("shape", ["index", "find-links"])
-def test_both_shapes_of_a_torch_mirror_are_tried(play: Any, tmp_path: Path, kind: str, shape: str) -> None:
+@pytest.mark.parametrize("actual_kind", ["index", "find-links"])
+def test_probe_detects_the_kind_of_a_torch_mirror(play: Any, tmp_path: Path, kind: str, actual_kind: str) -> None:
     wheel = write_wheel(tmp_path, "torch", "9.9+cpu", {})
     link = f'<a href="/files/{wheel.name.replace("+", "%2B")}">x</a>'.encode()
-    page = "/whl/torch/" if shape == "index" else "/whl/"
+    page = "/whl/torch/" if actual_kind == "index" else "/whl/"
     server = play({page: link, f"/files/{wheel.name.replace('+', '%2B')}": wheel.read_bytes()})
-    asked = ProbeTarget("torch", "m", f"{server.url}/whl", kind)
-    (found,) = probe.probe([asked], {"torch": [of_wheel(wheel)]}, session)
-    assert (found.error, found.kind, found.held) == (None, shape, 1)
+    target = ProbeTarget("torch", "m", f"{server.url}/whl", kind)
+    (result,) = probe.probe([target], {"torch": [probe_file_of(wheel)]}, session)
+    assert (result.error, result.kind, result.held) == (None, actual_kind, 1)
 
 
-def test_the_shipped_probe_files_are_of_the_shipped_locks() -> None:
-    """The largest among them; for every lock there is one that is fetched whole, so that its hash is compared."""
+def test_shipped_probe_files_match_the_shipped_locks() -> None:
+    """Check that each lock has its largest and newest files, and one file small enough to compare its checksum."""
     folder = CHECKOUT / "envs/diffusers"
     manifest = list(toml.load_tables(CHECKOUT / "envs/models.toml", models.ModelSpec).values())
     for lock in folder.glob("*.lock"):
         needs = ProbeNeeds(folder, Variant(name=lock.stem), requirements.hashes(lock.read_text()), None, [], manifest)
-        found = Pip().probe_files(needs)
-        assert {"largest", "newest"} <= {each.why for each in found}, lock
-        assert any(each.is_small for each in found), lock
+        files = Pip().probe_files(needs)
+        assert {"largest", "newest"} <= {file.why for file in files}, lock
+        assert any(file.is_small for file in files), lock
         assert len(Hf().probe_files(needs)) == 2
     for platform in ("linux-64", "osx-64", "osx-arm64", "win-64"):
         locked = conda_lock.read_lock(folder / "conda-lock.yml", platform)
-        found = Conda().probe_files(ProbeNeeds(folder, Variant(name="cpu"), {}, platform, locked, []))
-        assert {each.why for each in found} >= {"largest", "newest"}
+        files = Conda().probe_files(ProbeNeeds(folder, Variant(name="cpu"), {}, platform, locked, []))
+        assert {file.why for file in files} >= {"largest", "newest"}

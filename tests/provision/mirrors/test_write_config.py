@@ -1,4 +1,4 @@
-"""`provision mirrors`: chosen, written where real tools read it, and taken back to the last byte."""
+"""The settings files of the chosen mirrors: real tools read them, and restore returns every byte."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]
     return run_command.provision(*argv, env=environ)
 
 
-def overridden(pip: str = "https://m.example/simple") -> MirrorRecord:
+def record_of(pip: str = "https://m.example/simple") -> MirrorRecord:
+    """Return a record that chooses mirrors for pip, conda and hf."""
     conda = MirrorSource(
         "m",
         "https://m.example/cloud",
         channels={"nvidia": "https://n.example/nvidia"},
         defaults="https://m.example/pkgs",
     )
-    named = {"pip": MirrorSource("m", pip), "conda": conda, "hf": MirrorSource("m", "https://hub.example")}
+    sources = {"pip": MirrorSource("m", pip), "conda": conda, "hf": MirrorSource("m", "https://hub.example")}
     return MirrorRecord(
-        {tool: MirrorChoice("m", (source, MirrorSource("official")), "by test") for tool, source in named.items()}
+        {tool: MirrorChoice("m", (source, MirrorSource("official")), "by test") for tool, source in sources.items()}
     )
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
-    found = Root(tmp_path / "root")
-    found.state.mkdir(parents=True)
-    return found
+    root = Root(tmp_path / "root")
+    root.state.mkdir(parents=True)
+    return root
 
 
 def apply(root: Root, home: Path) -> write_config.SettingsStep:
@@ -68,8 +69,8 @@ def apply(root: Root, home: Path) -> write_config.SettingsStep:
     return step
 
 
-def take_back(root: Root, *, force: bool = False) -> None:
-    for step in write_config.restoring(root, Journal(root.journal, "t"), force=force):
+def restore(root: Root, *, force: bool = False) -> None:
+    for step in write_config.restore_steps(root, Journal(root.journal, "t"), force=force):
         if step.check().state is State.DRIFTED:
             step.apply()
         assert step.check().state is State.OK
@@ -83,7 +84,7 @@ def snapshot(home: Path) -> dict[str, tuple[bytes | None, int]]:
 
 
 def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: bytes | None, mode: int) -> None:
-    """Two mirrors one after the other, then back: not one byte, mode or folder is another."""
+    """Write the settings of two mirrors one after the other, restore, and compare every byte, mode and folder."""
     home, root = base / "home", Root(base / "root")
     home.mkdir()
     root.state.mkdir(parents=True)
@@ -93,14 +94,14 @@ def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: byt
             (home / name).write_bytes(content)
             (home / name).chmod(mode)
     before = snapshot(home)
-    mirror_record.write(root, overridden())
+    mirror_record.write(root, record_of())
     apply(root, home)
     assert snapshot(home) != before
     first = mirror_record.read(root)
     assert first is not None
-    mirror_record.write(root, MirrorRecord(overridden("https://other.example").choices, first.written))
+    mirror_record.write(root, MirrorRecord(record_of("https://other.example").choices, first.written))
     apply(root, home)
-    take_back(root)
+    restore(root)
     assert snapshot(home) == before
     assert variables.read(root) == {}
 
@@ -116,7 +117,7 @@ homes = (
 class TestRestore:
     @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(*homes)
-    def test_use_then_restore_changes_not_one_byte(
+    def test_restore_after_use_returns_every_byte(
         self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
     ) -> None:
         use_and_restore(tmp_path_factory.mktemp("h"), ini, yaml, toml, mode)
@@ -124,68 +125,68 @@ class TestRestore:
     @pytest.mark.long
     @hypothesis_settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(*homes)
-    def test_a_thousand_times(
+    def test_restore_after_use_returns_every_byte_in_a_thousand_examples(
         self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
     ) -> None:
         use_and_restore(tmp_path_factory.mktemp("h"), ini, yaml, toml, mode)
 
-    def test_what_the_user_changed_since_is_shown_not_lost(self, root: Root, home: Path) -> None:
+    def test_edited_file_blocks_restore_and_is_kept_with_force(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, overridden())
+        mirror_record.write(root, record_of())
         apply(root, home)
         (home / ".condarc").write_text("mine: now\n")
-        steps = write_config.restoring(root, Journal(root.journal, "t"), force=False)
-        found = next(step.check() for step in steps if "condarc" in step.name)
-        assert found.state is State.BLOCKED
-        assert "-mine: now" in found.detail
-        assert "+channels: [a]" in found.detail
-        take_back(root, force=True)
+        steps = write_config.restore_steps(root, Journal(root.journal, "t"), force=False)
+        check = next(step.check() for step in steps if "condarc" in step.name)
+        assert check.state is State.BLOCKED
+        assert "-mine: now" in check.detail
+        assert "+channels: [a]" in check.detail
+        restore(root, force=True)
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert (home / ".condarc.firstlight-kept-1").read_text() == "mine: now\n"
 
-    def test_after_a_wipe_repair_writes_it_again_and_restore_still_knows(self, root: Root, home: Path) -> None:
-        mirror_record.write(root, overridden())
+    def test_files_lost_in_a_wipe_are_written_again_and_restore_removes_them(self, root: Root, home: Path) -> None:
+        mirror_record.write(root, record_of())
         apply(root, home)
         for path in (home / ".config/pip/pip.conf", home / ".condarc"):
             path.unlink()
         apply(root, home)
         assert b"m.example" in (home / ".condarc").read_bytes()
-        take_back(root)
+        restore(root)
         assert not (home / ".condarc").exists()
 
-    def test_a_file_that_was_wiped_comes_back_with_its_mode(self, root: Root, home: Path) -> None:
+    def test_restore_returns_a_lost_file_with_its_mode(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
         (home / ".condarc").chmod(0o600)
-        mirror_record.write(root, overridden())
+        mirror_record.write(root, record_of())
         apply(root, home)
         (home / ".condarc").unlink()
-        take_back(root)
+        restore(root)
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert stat.S_IMODE((home / ".condarc").stat().st_mode) == 0o600
 
-    def test_an_edit_beside_ours_is_kept_when_the_mirror_changes(self, root: Root, home: Path) -> None:
-        mirror_record.write(root, overridden())
+    def test_users_edit_of_a_written_file_stays_when_the_mirror_changes(self, root: Root, home: Path) -> None:
+        mirror_record.write(root, record_of())
         apply(root, home)
         file = home / ".config/pip/pip.conf"
         file.write_text(file.read_text() + "[list]\nformat = columns\n")
         record = mirror_record.read(root)
         assert record is not None
-        mirror_record.write(root, MirrorRecord(overridden("https://other.example").choices, record.written))
+        mirror_record.write(root, MirrorRecord(record_of("https://other.example").choices, record.written))
         apply(root, home)
         edited = file.read_text()
         assert "format = columns" in edited
         assert "https://other.example" in edited
         assert "https://m.example" not in edited
-        steps = write_config.restoring(root, Journal(root.journal, "t"), force=False)
-        found = next(step.check() for step in steps if "pip" in step.name)
-        assert found.state is State.BLOCKED, "the edit is the user's"
-        take_back(root, force=True)
+        steps = write_config.restore_steps(root, Journal(root.journal, "t"), force=False)
+        check = next(step.check() for step in steps if "pip" in step.name)
+        assert check.state is State.BLOCKED, "the file has an edit of the user"
+        restore(root, force=True)
         assert file.with_name("pip.conf.firstlight-kept-1").read_text() == edited
         assert not file.exists()
 
-    def test_back_at_the_official_one_the_file_is_the_users_alone(self, root: Root, home: Path) -> None:
+    def test_choice_of_the_official_source_leaves_the_file_to_the_user(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, overridden())
+        mirror_record.write(root, record_of())
         apply(root, home)
         first = mirror_record.read(root)
         assert first is not None
@@ -195,62 +196,66 @@ class TestRestore:
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert not (home / ".config").exists()
         (home / ".condarc").write_text("channels: [b]\n")
-        take_back(root)
+        restore(root)
         assert (home / ".condarc").read_text() == "channels: [b]\n"
 
-    def test_a_wiped_file_comes_back_with_what_the_user_had(self, root: Root, home: Path) -> None:
+    def test_lost_file_is_written_again_with_the_users_settings(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, overridden())
+        mirror_record.write(root, record_of())
         apply(root, home)
         (home / ".condarc").unlink()
         apply(root, home)
         assert "channels: [a]" in (home / ".condarc").read_text()
-        take_back(root)
+        restore(root)
         assert (home / ".condarc").read_text() == "channels: [a]\n"
 
-    def test_a_linked_file_stays_a_link(self, root: Root, home: Path, tmp_path: Path) -> None:
+    def test_settings_file_that_is_a_link_stays_a_link(self, root: Root, home: Path, tmp_path: Path) -> None:
         (tmp_path / "dotfiles").write_text("channels: [a]\n")
         (home / ".condarc").symlink_to(tmp_path / "dotfiles")
-        mirror_record.write(root, overridden())
+        mirror_record.write(root, record_of())
         apply(root, home)
         assert (home / ".condarc").is_symlink()
-        take_back(root)
+        restore(root)
         assert (tmp_path / "dotfiles").read_text() == "channels: [a]\n"
 
-    def test_the_record_goes_before_the_file(self, root: Root, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Killed between the two, the next run knows what was before."""
+    def test_run_killed_before_it_writes_a_file_can_be_restored(
+        self, root: Root, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Interrupt the write of a file; the record on the volume must already have the original content."""
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, overridden())
+        mirror_record.write(root, record_of())
         write = atomic.write_atomic
 
-        def killed(path: Path, content: Any, **more: Any) -> None:
+        def interrupted_write(path: Path, content: Any, **options: Any) -> None:
             if path.is_relative_to(home):
                 raise KeyboardInterrupt
-            write(path, content, **more)
+            write(path, content, **options)
 
-        monkeypatch.setattr(write_config, "write_atomic", killed)
+        monkeypatch.setattr(write_config, "write_atomic", interrupted_write)
         with pytest.raises(KeyboardInterrupt):
             apply(root, home)
         monkeypatch.undo()
         monkeypatch.setenv("HOME", str(home))
         apply(root, home)
-        take_back(root)
+        restore(root)
         assert (home / ".condarc").read_text() == "channels: [a]\n"
 
 
-class TestRealReaders:
-    def test_pip_uv_and_conda_read_what_was_written(self, root: Root, home: Path, tmp_path: Path, play: Any) -> None:
+class TestRealTools:
+    def test_pip_uv_and_conda_settings_use_the_written_mirror(
+        self, root: Root, home: Path, tmp_path: Path, play: Any
+    ) -> None:
         wheel = write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})
         mirror = play(index([wheel]))
-        mirror_record.write(root, overridden(f"{mirror.url}/simple"))
+        mirror_record.write(root, record_of(f"{mirror.url}/simple"))
         apply(root, home)
         prefix = tmp_path / "venv"
         subprocess.run([sys.executable, "-m", "venv", prefix], check=True)
         pip: list[str | Path] = [prefix / "bin/python", "-m", "pip", "--disable-pip-version-check"]
-        said = subprocess.run([*pip, "install", "hello"], capture_output=True, text=True, check=False)
-        assert f"Looking in indexes: {mirror.url}/simple" in said.stdout, said.stderr
-        assert "Successfully installed hello-1.0" in said.stdout
-        seen = len(mirror.seen)
+        done = subprocess.run([*pip, "install", "hello"], capture_output=True, text=True, check=False)
+        assert f"Looking in indexes: {mirror.url}/simple" in done.stdout, done.stderr
+        assert "Successfully installed hello-1.0" in done.stdout
+        requests = len(mirror.seen)
         uv: list[str | Path] = [
             uv_installer.uv_binary(),
             "pip",
@@ -261,15 +266,15 @@ class TestRealReaders:
             "--python",
             prefix / "bin/python",
         ]
-        said = subprocess.run(
+        done = subprocess.run(
             uv, capture_output=True, text=True, check=False, env={**os.environ, "UV_CACHE_DIR": str(tmp_path / "c")}
         )
-        assert said.returncode == 0, said.stderr
-        assert len(mirror.seen) > seen
+        assert done.returncode == 0, done.stderr
+        assert len(mirror.seen) > requests
         assert conda_settings.mirrors({}, home)["https://conda.anaconda.org/"] == "https://m.example/cloud/"
         assert conda_settings.mirrors({}, home)["https://conda.anaconda.org/nvidia/"] == "https://n.example/nvidia/"
 
-    def test_rattler_installs_through_the_condarc_that_was_written(
+    def test_rattler_installs_from_the_mirror_in_the_written_condarc(
         self, root: Root, home: Path, tmp_path: Path, conda: conda_channel.Served, conda_envs: Path
     ) -> None:
         mirror = MirrorSource("m", conda.url, channels={"conda-forge": f"{conda.url}/conda-forge"})
@@ -289,31 +294,31 @@ class TestRealReaders:
 
 
 class TestShellenv:
-    HARD = '/vol ume/it\'s "$HOME" `x` \\ % 中'
+    SPECIAL = '/vol ume/it\'s "$HOME" `x` \\ % 中'
 
     @pytest.mark.parametrize("shell", SHELLS)
-    def test_every_shell_reads_what_was_meant(self, root: Root, shell: str) -> None:
+    def test_value_with_special_characters_is_the_same_in_each_shell(self, root: Root, shell: str) -> None:
         import shutil
 
         if shutil.which(shell) is None:
             pytest.skip(f"no {shell} here")
         name = "powershell" if shell == "pwsh" else shell
-        text = variables.script({"ONE": self.HARD, "TWO": "2"}, name)
+        text = variables.script({"ONE": self.SPECIAL, "TWO": "2"}, name)
         show = "[Console]::Out.Write($env:ONE)" if shell == "pwsh" else 'printf %s "$ONE"'
         flag = "-Command" if shell == "pwsh" else "-c"
         done = subprocess.run([shell, flag, text + show.encode()], capture_output=True, check=True)
-        assert done.stdout.decode() == self.HARD
+        assert done.stdout.decode() == self.SPECIAL
 
-    def test_a_path_of_any_bytes_survives(self) -> None:
-        hard = os.fsdecode(b"/v\xff'")
+    def test_path_that_is_not_utf8_is_the_same_in_bash(self) -> None:
+        path = os.fsdecode(b"/v\xff'")
         done = subprocess.run(
-            ["bash", "-c", variables.script({"A": hard}, "bash") + b'printf %s "$A"'], capture_output=True, check=True
+            ["bash", "-c", variables.script({"A": path}, "bash") + b'printf %s "$A"'], capture_output=True, check=True
         )
         assert done.stdout == b"/v\xff'"
 
-    def test_the_command_prints_them_in_order_and_nothing_else(self, root: Root) -> None:
+    def test_shellenv_prints_only_the_variables_sorted_by_name(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
-        for name, value in (("ZED", "z"), *write_config.mirror_variables(overridden()).items()):
+        for name, value in (("ZED", "z"), *write_config.mirror_variables(record_of()).items()):
             variables.set_value(root, name, value, journal)
         done = provision("shellenv", "--root", root.path, HF_ENDPOINT="")
         assert done.stdout.splitlines() == [
@@ -327,31 +332,33 @@ class TestShellenv:
         ]
         assert provision("shellenv", "--root", root.path, "--shell", "csh").returncode == 2
 
-    def test_what_the_user_has_set_goes_before(self, root: Root) -> None:
+    def test_group_with_a_value_of_the_user_is_left_out_for_a_child(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
-        for name, value in write_config.mirror_variables(overridden()).items():
+        for name, value in write_config.mirror_variables(record_of()).items():
             variables.set_value(root, name, value, journal)
-        found = variables.for_child(
+        values = variables.for_child(
             root,
             {"HF_ENDPOINT": "https://mine", "PIP_INDEX_URL": "https://m.example/simple"},
             all_tools.variable_groups(),
         )
-        assert not any(name.startswith("HF_") for name in found)
-        assert "PIP_INDEX_URL" in found
+        assert not any(name.startswith("HF_") for name in values)
+        assert "PIP_INDEX_URL" in values
 
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-    def test_activation_sets_what_is_not_set_and_takes_away_what_it_set(self, tmp_path: Path, shell: str) -> None:
+    def test_activation_sets_unset_variables_and_deactivation_unsets_only_those(
+        self, tmp_path: Path, shell: str
+    ) -> None:
         import shutil
 
         if shutil.which(shell) is None:
             pytest.skip(f"no {shell} here")
-        told = {
-            key: value for key, value in write_config.mirror_variables(overridden()).items() if key.startswith("HF_")
+        values = {
+            name: value for name, value in write_config.mirror_variables(record_of()).items() if name.startswith("HF_")
         }
         suffix = ".fish" if shell == "fish" else ".sh"
         enter, leave = tmp_path / f"a{suffix}", tmp_path / f"d{suffix}"
-        for folder, each, text in variables.hooks(told, all_tools.variable_groups()):
-            if each == suffix:
+        for folder, hook_suffix, text in variables.hooks(values, all_tools.variable_groups()):
+            if hook_suffix == suffix:
                 (enter if folder == "activate.d" else leave).write_text(text)
         show = 'echo "[$HF_ENDPOINT|$HF_HUB_DISABLE_XET]"'
         source = "source" if shell == "fish" else "."

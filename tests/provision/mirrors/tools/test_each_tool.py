@@ -1,4 +1,4 @@
-"""Each tool answers for itself: its own settings, address, probe files, configuration files and variables."""
+"""Each tool's class: own settings, official source, probe files, settings files and variables."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 URL = "https://m.example/x"
 CHOSEN = MirrorSource("m", URL, channels={"conda-forge": f"{URL}/conda-forge"})
 RECORD = MirrorRecord({name: MirrorChoice("m", (CHOSEN,), "by test") for name in all_tools.names()})
-EACH = pytest.mark.parametrize("tool", all_tools.TOOLS, ids=all_tools.names())
-PYTHONS = [None, PythonSource.SYSTEM, PythonSource.CONDA]
+FOR_EACH_TOOL = pytest.mark.parametrize("tool", all_tools.TOOLS, ids=all_tools.names())
+PYTHON_SOURCES = [None, PythonSource.SYSTEM, PythonSource.CONDA]
 
 
 def package(channel: str, name: str) -> CondaPackage:
@@ -52,13 +52,13 @@ def scope(home: Path, record: MirrorRecord, source: PythonSource | None, *, cond
     return ConfigScope(record, home / "prefix", source, home, {}, conda_is_here)
 
 
-def test_names_are_those_of_host_toml() -> None:
+def test_names_of_the_tools_are_the_names_in_host_toml() -> None:
     assert tuple(all_tools.names()) == get_args(host.Tool)
     assert all(all_tools.by_name(tool.name) is tool for tool in all_tools.TOOLS)
 
 
-@EACH
-def test_variables_are_those_that_are_taken_back(tool: Tool) -> None:
+@FOR_EACH_TOOL
+def test_variables_of_a_mirror_are_the_variables_that_restore_unsets(tool: Tool) -> None:
     names = [name for group in tool.variable_groups for name in group.names]
     assert list(tool.variables(CHOSEN)) == names
 
@@ -77,7 +77,7 @@ def test_variables_are_those_that_are_taken_back(tool: Tool) -> None:
         (Hf(), {"HF_ENDPOINT": f"{URL}/"}, None),
     ],
 )
-def test_own_setting_is_the_users_and_never_the_chosen_mirror(
+def test_own_setting_is_the_users_and_not_the_chosen_mirror(
     tool: Tool, environ: dict[str, str], setting: str | None, home: Path
 ) -> None:
     assert tool.own_setting(MachineSettings({"HOME": str(home), **environ}, home), RECORD) == setting
@@ -86,21 +86,21 @@ def test_own_setting_is_the_users_and_never_the_chosen_mirror(
 def test_settings_of_pip_are_read_once_and_only_for_tools_that_need_them(
     monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    started: list[Mapping[str, str]] = []
+    calls: list[Mapping[str, str]] = []
 
-    def start(environ: Mapping[str, str]) -> dict[str, list[str]]:
-        started.append(environ)
+    def read_settings(environ: Mapping[str, str]) -> dict[str, list[str]]:
+        calls.append(environ)
         return {}
 
-    monkeypatch.setattr(pip_settings, "pip_settings", start)
+    monkeypatch.setattr(pip_settings, "pip_settings", read_settings)
     machine = MachineSettings({}, home)
     assert [tool.own_setting(machine, RECORD) for tool in (Conda(), Hf())] == [None, None]
-    assert started == []
+    assert calls == []
     assert [tool.own_setting(machine, RECORD) for tool in (Pip(), Torch())] == [None, None]
-    assert started == [{}]
+    assert calls == [{}]
 
 
-def test_official_source_is_the_installers_own(tmp_path: Path) -> None:
+def test_official_source_is_the_default_of_the_installer(tmp_path: Path) -> None:
     locked = needs(tmp_path, package("bioconda", "b"), package("conda-forge", "a"))
     sources = {tool.name: tool.official(locked) for tool in all_tools.TOOLS}
     channels = {name: f"{conda_settings.CHANNELS}/{name}" for name in ("bioconda", "conda-forge")}
@@ -112,7 +112,7 @@ def test_official_source_is_the_installers_own(tmp_path: Path) -> None:
     }
 
 
-def test_probe_files_come_from_the_part_of_the_locks_that_the_tool_installs(tmp_path: Path) -> None:
+def test_probe_files_come_from_the_locks_that_the_tool_installs(tmp_path: Path) -> None:
     locked = needs(tmp_path, package("conda-forge", "c"))
     names = {tool.name: [file.name for file in tool.probe_files(locked)] for tool in all_tools.TOOLS}
     assert names == {"pip": ["a"], "conda": ["c"], "torch": ["torch"], "hf": ["l", "s"]}
@@ -128,7 +128,7 @@ def test_mirror_without_a_locked_channel_is_not_probed(tmp_path: Path) -> None:
     assert Conda().target(MirrorSource("m", URL, channels={"conda-forge": f"{URL}/conda-forge"}), locked) is None
 
 
-def test_channel_that_a_mirror_lacks_stays_official(tmp_path: Path) -> None:
+def test_channel_that_a_mirror_lacks_has_its_official_address(tmp_path: Path) -> None:
     mirror = CondaMirror(url=URL, lacks=["nvidia"], elsewhere={"pytorch": "https://e.example"})
     assert mirror.source_for("m", needs(tmp_path)).channels == {
         "conda-forge": f"{URL}/conda-forge",
@@ -137,7 +137,7 @@ def test_channel_that_a_mirror_lacks_stays_official(tmp_path: Path) -> None:
     }
 
 
-def test_mirror_of_torch_is_that_of_the_build(tmp_path: Path) -> None:
+def test_address_of_a_torch_mirror_has_the_variant(tmp_path: Path) -> None:
     mirror = TorchMirror(url="https://m.example/{variant}/", kind="find-links")
     source = mirror.source_for("m", needs(tmp_path))
     assert source == MirrorSource("m", "https://m.example/cpu/", "find-links")
@@ -145,8 +145,10 @@ def test_mirror_of_torch_is_that_of_the_build(tmp_path: Path) -> None:
     assert Torch.page(MirrorSource("m", "https://m.example/cpu/")) == "https://m.example/cpu/torch/"
 
 
-@pytest.mark.parametrize("source", PYTHONS)
-def test_files_of_an_environment_are_written_where_there_is_one(home: Path, source: PythonSource | None) -> None:
+@pytest.mark.parametrize("source", PYTHON_SOURCES)
+def test_environment_files_are_returned_only_for_an_existing_environment(
+    home: Path, source: PythonSource | None
+) -> None:
     files = {
         tool.name: {file.stage: file.path.name for file in tool.config_files(scope(home, RECORD, source))}
         for tool in all_tools.TOOLS
@@ -160,14 +162,14 @@ def test_files_of_an_environment_are_written_where_there_is_one(home: Path, sour
     assert files == {"pip": pip, "conda": conda, "torch": {}, "hf": {}}
 
 
-def test_file_of_conda_is_written_where_conda_is(home: Path) -> None:
-    nowhere = scope(home, RECORD, None, conda_is_here=False)
-    assert Conda().config_files(nowhere) == []
+def test_condarc_without_conda_is_returned_only_if_it_exists(home: Path) -> None:
+    without_conda = scope(home, RECORD, None, conda_is_here=False)
+    assert Conda().config_files(without_conda) == []
     (home / ".condarc").write_text("")
-    assert [file.path for file in Conda().config_files(nowhere)] == [home / ".condarc"]
+    assert [file.path for file in Conda().config_files(without_conda)] == [home / ".condarc"]
 
 
-def test_files_name_the_mirror_and_nothing_where_the_source_is_official(home: Path) -> None:
+def test_files_have_the_mirror_and_are_empty_for_the_official_source(home: Path) -> None:
     official_record = MirrorRecord(
         {name: MirrorChoice(OFFICIAL, (MirrorSource(OFFICIAL),), "") for name in all_tools.names()}
     )
@@ -178,7 +180,7 @@ def test_files_name_the_mirror_and_nothing_where_the_source_is_official(home: Pa
             assert file.render(b"") == b""
 
 
-def test_page_of_torch_stands_in_pips_file_of_the_environment_alone(home: Path) -> None:
+def test_page_of_torch_is_only_in_the_environments_pip_conf(home: Path) -> None:
     files = Pip().config_files(scope(home, RECORD, PythonSource.SYSTEM))
     texts = {file.stage: file.render(b"").decode() for file in files}
     assert f"find-links = {URL}/torch/" in texts[Stage.ENVIRONMENT]

@@ -1,4 +1,4 @@
-"""A tool that is added to the list is probed, chosen, written and taken back, and no other module changes."""
+"""A new class in the list of tools is enough for a fifth tool: it is probed, chosen, written and restored."""
 
 from __future__ import annotations
 
@@ -60,17 +60,18 @@ class Cargo(Tool):
 
 
 @pytest.fixture(autouse=True)
-def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fifth_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(all_tools, "TOOLS", (*all_tools.TOOLS, Cargo()))
 
 
-def mirrors_of(tmp_path: Path, url: str) -> catalogue.Catalogue:
+def catalogue_with(tmp_path: Path, url: str) -> catalogue.Catalogue:
+    """Return a catalogue with one mirror of cargo, named near."""
     file = tmp_path / "mirrors.toml"
     file.write_text(f'[cargo.near]\nurl = "{url}"\n')
     return catalogue.load(file)
 
 
-def test_fifth_tool_is_probed_written_and_taken_back(tmp_path: Path, home: Path, play: Any) -> None:
+def test_fifth_tool_is_probed_written_and_restored(tmp_path: Path, home: Path, play: Any) -> None:
     server = play({"/crate-1": CONTENT})
     root = Root(tmp_path / "root")
     root.state.mkdir(parents=True)
@@ -78,17 +79,17 @@ def test_fifth_tool_is_probed_written_and_taken_back(tmp_path: Path, home: Path,
     (prefix / "lib/python3.11/site-packages").mkdir(parents=True)
     (prefix / ".firstlight.json").write_text('{"interpreter": "conda"}')
     journal = Journal(root.journal, "t")
-    known = mirrors_of(tmp_path, server.url)
-    wanted = selection.wanted_of("auto", known)
-    assert list(wanted) == ["pip", "conda", "torch", "hf", "cargo"]
+    mirrors = catalogue_with(tmp_path, server.url)
+    requested = selection.requested_mirrors("auto", mirrors)
+    assert list(requested) == ["pip", "conda", "torch", "hf", "cargo"]
     needs = ProbeNeeds(tmp_path, Variant(name="cpu"), {}, None, [], [])
     environ = {"PATH": os.environ["PATH"], "HOME": str(home)}
-    step = selection.MirrorStep(root, wanted, known, lambda: needs, environ, home, journal, offline=False)
+    step = selection.MirrorStep(root, requested, mirrors, lambda: needs, environ, home, journal, offline=False)
     assert step.check().state is State.DRIFTED
     step.apply()
     assert "cargo near" in step.check().detail
-    kept = json.loads(mirror_record.file_of(root).read_text())["choices"]["cargo"]
-    assert [source["name"] for source in kept["sources"]] == ["near", "official"]
+    choice = json.loads(mirror_record.record_path(root).read_text())["choices"]["cargo"]
+    assert [source["name"] for source in choice["sources"]] == ["near", "official"]
 
     settings = write_config.SettingsStep(root, prefix, home, environ, journal, conda_is_here=False)
     settings.apply()
@@ -101,24 +102,24 @@ def test_fifth_tool_is_probed_written_and_taken_back(tmp_path: Path, home: Path,
     groups = all_tools.variable_groups()
     assert variables.for_child(root, {"CARGO_INDEX": "mine"}, groups) == {}
 
-    for back in write_config.restoring(root, journal, force=False):
-        if back.check().state is State.DRIFTED:
-            back.apply()
+    for restore_step in write_config.restore_steps(root, journal, force=False):
+        if restore_step.check().state is State.DRIFTED:
+            restore_step.apply()
     assert not (home / ".cargo").exists()
     assert variables.read(root) == {}
 
 
 def test_own_setting_of_fifth_tool_stays(tmp_path: Path, home: Path, play: Any) -> None:
-    known: catalogue.Catalogue = mirrors_of(tmp_path, play({}).url)
-    near: Mirror = known.of("cargo")["near"]
+    mirrors: catalogue.Catalogue = catalogue_with(tmp_path, play({}).url)
+    near: Mirror = mirrors.of("cargo")["near"]
     assert near.enabled
     needs = ProbeNeeds(tmp_path, Variant(name="cpu"), {}, None, [], [])
     environ = {"PATH": os.environ["PATH"], "HOME": str(home), "CARGO_INDEX": "mine"}
-    selector = selection.MirrorSelector(known, needs, environ, home, mirror_record.MirrorRecord())
+    selector = selection.MirrorSelector(mirrors, needs, environ, home, mirror_record.MirrorRecord())
     assert selector.auto(all_tools.by_name("cargo"), []).why == "this machine's own setting stays: mine"
 
 
-def test_variables_of_two_groups_share_one_line_of_python() -> None:
+def test_start_line_of_two_groups_is_one_line() -> None:
     values = {"HF_ENDPOINT": "https://hub", "CARGO_INDEX": "https://crates"}
     environ: dict[str, str] = {}
     line = variables.start_line(values, all_tools.variable_groups())
