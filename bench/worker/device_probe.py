@@ -1,4 +1,4 @@
-"""Short questions to a machine: what torch can use, and how fast a dtype is before a case is priced."""
+"""Probe a machine briefly: what torch can use, the rate of a dtype, and the peak rate beside the images."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ if TYPE_CHECKING:
 _AMPERE = (8, 0)
 _CALLS = 4
 _ENOUGH_SECONDS = 0.02
-_PATIENCE_SECONDS = 1.0
-_LANES = {"AVX512": 16, "AVX2": 8, "SVE256": 8}  # numbers of fp32 that an instruction takes
-_FINE_SECONDS = 1e-4  # a coarser clock (Windows counts CPU time in 1/64 s) cannot time a call
+_LIMIT_SECONDS = 1.0
+_LANES = {"AVX512": 16, "AVX2": 8, "SVE256": 8}  # {instruction set: fp32 numbers per instruction}
+_FINE_SECONDS = 1e-4  # a coarser clock cannot time a call (Windows counts CPU time in 1/64 s)
 _PROBE_SECONDS = 0.02
-_ASK_SECONDS = 0.05
-_MOST_ASKS = 5
-_COPY_BYTES = 256 << 20  # what lies in no cache: of 64 MB two kinds of placement looked nearly alike
-_CHANNELS, _SIDE = 256, 64  # of a convolution in the middle of the UNets
+_PEAK_SECONDS = 0.05
+_MAX_CALLS = 5
+_COPY_BYTES = 256 << 20  # larger than any cache: at 64 MB cached and uncached placements looked nearly alike
+_CHANNELS, _SIDE = 256, 64  # those of a convolution in the middle of the UNets
 
 
 def query(torch: Any) -> dict[str, Any]:
-    """What this torch is and what it can compute on, as plain JSON types."""
+    """Return facts about this torch and its devices, in JSON's types.
+
+    `refusal`: the first line of CUDA's error where a torch with CUDA finds no device.
+    """
     built = torch.version.cuda
     available = bool(built) and torch.cuda.is_available()
     count = torch.cuda.device_count() if available else 0
@@ -62,7 +65,7 @@ def query(torch: Any) -> dict[str, Any]:
 
 
 def _refusal(torch: Any) -> str | None:
-    """Why a torch with CUDA finds no card, in its own words: the first line."""
+    """Return the first line of the error with which CUDA fails to start; None where it starts."""
     try:
         torch.cuda.init()
     except RuntimeError as error:
@@ -71,21 +74,22 @@ def _refusal(torch: Any) -> str | None:
 
 
 def rate(torch: Any, device: str, dtype: str, cpus: float | None = None) -> float:
-    """FLOPs a second of a 3x3 convolution as the UNets have it, doubled in size until it can be timed.
+    """Return the FLOPs a second of a 3x3 convolution like those of the UNets, doubled in size until it can be timed.
 
-    The first call is a warm-up outside of what counts: cuDNN loads its libraries there. Of each size the least of
-    several calls counts. The first size takes a fraction of a millisecond where the dtype has kernels; where it has
-    none (fp16 on most CPUs) even that takes long enough, and the rate is known without hanging.
+    The first call is a warm-up that does not count, since cuDNN loads its libraries there. Of each size the fastest of
+    several calls counts. The first size takes a fraction of a millisecond where the dtype has kernels. Where it has
+    none (fp16 on most CPUs), even that size takes long enough to give the rate.
 
-    On a CPU one thread computes, its own CPU time counts, and the rate is multiplied by the threads of the case. Wall
-    time would be wrong by 50 to 1,000 times beside other processes: the threads of a convolution wait for each other
-    (measured on 2 shared cores: calls of 0.8 ms took 64 to 147 ms, and 31 ms of CPU time, spent on spinning).
+    On a CPU one thread computes, its own CPU time counts, and the rate is multiplied by the number of the case's
+    threads. Wall time would be wrong by 50 to 1,000 times beside other processes, for the threads of a convolution wait
+    for each other (measured on 2 shared cores: calls of 0.8 ms took 64 to 147 ms, and 31 ms of CPU time, spent on
+    spinning).
 
     Args:
         torch: the library, set to the precision that fp32 has in this dtype.
-        device: as a case names it.
-        dtype: of the convolution.
-        cpus: how many CPUs the control group grants, if it does: more threads compute no faster.
+        device: the device name of a case.
+        dtype: the dtype of the convolution.
+        cpus: the number of CPUs that the control group grants, None without a limit; more threads compute no faster.
 
     Raises:
         RuntimeError: the device cannot compute in this dtype.
@@ -101,7 +105,7 @@ def rate(torch: Any, device: str, dtype: str, cpus: float | None = None) -> floa
 
 
 def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], object]], float]) -> float:
-    """The best rate over the sizes, by a clock."""
+    """Return the best rate over the sizes, by the given clock."""
     kind = getattr(torch, DTYPES[dtype])
     channels, side, best = 64, 8, 0.0
     weight = torch.full((channels, channels, 3, 3), 0.01, device=device, dtype=kind)
@@ -115,15 +119,15 @@ def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], obj
                 began = time.perf_counter()
             seconds = min(timed(call) for _ in range(_CALLS))
             best = max(best, 2.0 * channels * channels * 9 * side * side / seconds)
-            if seconds > _ENOUGH_SECONDS or side >= 512 or time.perf_counter() - began > _PATIENCE_SECONDS:
+            if seconds > _ENOUGH_SECONDS or side >= 512 or time.perf_counter() - began > _LIMIT_SECONDS:
                 return best
             side *= 2
 
 
 def precisions(torch: Any, query: PrecisionQuery, emit: Emit) -> None:
-    """Emit the device's capabilities, then for each dtype the kernels that torch reports, and its rate.
+    """Emit the capabilities of the device, then what torch reports of each dtype, and its rate.
 
-    A kernel may end this process: the events before that stand.
+    Each result is emitted at once, for a kernel may crash this process.
     """
     device = query.device
     torch.set_grad_enabled(False)
@@ -159,20 +163,20 @@ def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:
         return dtype == "fp16" or None
     machine = platform.machine().lower()
     if machine not in {"x86_64", "amd64"} and (machine, dtype) not in {("aarch64", "bf16"), ("arm64", "bf16")}:
-        return None  # fp16 on ARM has kernels of torch's own, of which the question below says nothing
-    ask = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
-    return bool(ask()) if ask is not None else None
+        return None  # fp16 on ARM has torch's own kernels, which oneDNN does not report
+    is_supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
+    return bool(is_supported()) if is_supported is not None else None
 
 
 class Peak:
-    """The best rate that a matrix product and a convolution ever reached on a device, in FLOPs a second; and copies.
+    """Measure the best FLOPs a second of a matrix product and a convolution on a device, and the rate of copies.
 
-    A machine's speed drifts with its neighbours, so it is asked before, between and after the images, and the best is
-    kept: a share of anything less could be above one.
+    The speed of a machine drifts with other work. So the peak is measured before, between and after the images, and the
+    best is kept: a share of anything less could exceed one.
     """
 
     def __init__(self, torch: Any, device: str, dtype: str, rate: float) -> None:
-        """Choose sizes that take a fiftieth of a second at `rate`: they fill a card, and are small where it is slow."""
+        """Choose sizes that take a fiftieth of a second at `rate`: large enough for a GPU, small on a slow device."""
         kind = getattr(torch, DTYPES[dtype])
         self._torch, self._device = torch, device
         edge = int((rate * _PROBE_SECONDS / 2) ** (1 / 3))
@@ -187,7 +191,7 @@ class Peak:
         self.seconds = 0.0
 
     def ask(self) -> None:
-        """Ask each, a few times."""
+        """Measure each of them a few times."""
         began = time.perf_counter()
         torch, kind, edge, (batch, side) = self._torch, self._kind, self._edge, self._convolution
         with torch.inference_mode():
@@ -204,7 +208,7 @@ class Peak:
         self.seconds += time.perf_counter() - began
 
     def _copy(self) -> None:
-        """What a copy in memory moves; nothing where there is no room for it."""
+        """Measure the rate of a copy within the memory; skipped where there is no room for it."""
         torch = self._torch
         try:
             source = torch.zeros(_COPY_BYTES, device=self._device, dtype=torch.uint8)
@@ -212,14 +216,14 @@ class Peak:
         except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is the latter
             return
         call = partial(target.copy_, source)
-        seconds = min(_timed(torch, self._device, call) for _ in range(_MOST_ASKS))
+        seconds = min(_timed(torch, self._device, call) for _ in range(_MAX_CALLS))
         self.copies.append(2 * _COPY_BYTES / seconds)
 
     def _keep(self, name: str, flops: float, call: Callable[[], object]) -> None:
-        ends = time.perf_counter() + _ASK_SECONDS
-        for number in range(_MOST_ASKS):
+        ends = time.perf_counter() + _PEAK_SECONDS
+        for number in range(_MAX_CALLS):
             seconds = _timed(self._torch, self._device, call)
-            if number:  # the first call makes the kernel ready
+            if number:  # the first call is a warm-up
                 self.best[name] = max(self.best.get(name, 0.0), flops / seconds)
             if number and time.perf_counter() > ends:
                 return
@@ -234,7 +238,7 @@ def _timed(torch: Any, device: str, call: Callable[[], object]) -> float:
 
 
 def _worked(call: Callable[[], object]) -> float:
-    """Seconds of CPU time that this thread spends on a call; of wall time where the clock is too coarse."""
+    """Return the CPU seconds that this thread spends on a call; wall seconds where the CPU clock is too coarse."""
     is_fine = time.get_clock_info("thread_time").resolution <= _FINE_SECONDS
     clock = time.thread_time if is_fine else time.perf_counter
     began = clock()

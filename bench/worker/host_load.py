@@ -1,4 +1,4 @@
-"""Measures what other processes did while images were made: CPU time, pressure, and waiting for a core."""
+"""Measure the host load while images are made: stolen CPU time, pressure, and waiting for a core."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PRESSURE = Path("/proc/pressure/cpu")
 
 
 class HostLoad:
-    """The load of the machine while images are made: only what happens within `watched` counts."""
+    """Accumulate the host load of the times within `watched`; nothing else counts."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
+        """Start with nothing measured."""
         self._stolen = self._ticks = 0
         self._pressed: float | None = 0.0
         self._waited: float | None = 0.0
@@ -44,12 +44,12 @@ class HostLoad:
             self._waited = _sum(self._waited, _since(waited, _waited_seconds()))
 
     def host(self, threads: int, cpu_seconds: float, wall_seconds: float) -> Host:
-        """What was seen.
+        """Return the accumulated load.
 
         Args:
-            threads: how many the case computes with.
-            cpu_seconds: what the process used while the samples were taken.
-            wall_seconds: how long they took.
+            threads: the number of threads of the case.
+            cpu_seconds: the CPU time of the process during the samples.
+            wall_seconds: the duration of the samples.
         """
         try:
             load = float(Path("/proc/loadavg").read_text(encoding="ascii").split()[0])
@@ -67,8 +67,8 @@ class HostLoad:
         )
 
 
-def _sum(known: float | None, more: float | None) -> float | None:
-    return None if known is None or more is None else known + more
+def _sum(total: float | None, more: float | None) -> float | None:
+    return None if total is None or more is None else total + more
 
 
 def _since(first: float | None, last: float | None) -> float | None:
@@ -76,7 +76,7 @@ def _since(first: float | None, last: float | None) -> float | None:
 
 
 def _cpu_ticks() -> tuple[int, int] | None:
-    """(stolen, all) ticks since boot, from /proc/stat: user nice system idle iowait irq softirq steal."""
+    """Return (stolen, all) ticks since boot, from /proc/stat: user nice system idle iowait irq softirq steal."""
     try:
         words = _STAT.read_text(encoding="ascii").splitlines()[0].split()[1:9]
     except (OSError, IndexError):
@@ -86,20 +86,20 @@ def _cpu_ticks() -> tuple[int, int] | None:
 
 
 def _pressure_seconds() -> float | None:
-    """Seconds since boot in which some task waited for a core (source: the kernel's accounting/psi.rst)."""
+    """Return the seconds since boot in which some task waited for a core (source: the kernel's accounting/psi.rst)."""
     try:
-        found = re.search(r"^some .*total=(\d+)", _PRESSURE.read_text(encoding="ascii"), re.MULTILINE)
+        match = re.search(r"^some .*total=(\d+)", _PRESSURE.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return None
-    return int(found.group(1)) / 1e6 if found else None
+    return int(match.group(1)) / 1e6 if match else None
 
 
 def _waited_seconds() -> float | None:
-    """Seconds in which this process's threads were ready and had no core (source: the kernel's sched-stats.rst)."""
+    """Return the seconds in which this process's threads waited for a core (source: the kernel's sched-stats.rst)."""
     waited = 0
     try:
         for thread in (_SELF / "task").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
                 waited += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""Whether a case's numbers are right: finite, the same again, and near to fp32's."""
+"""Check the numbers of a case: whether they are finite, repeatable, and near to those in fp32."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def look(pixels: Any, raw: Any, path: str | None) -> Numerics:
-    """Whether every number is finite, also before it is clamped to a picture; the first picture is kept as PNG.
+    """Return whether all numbers are finite, also before clamping; keep the first picture as PNG.
 
     Args:
         pixels: float in [0, 1], of shape (batch, 3, height, width).
-        raw: the same before it was clamped, or the latents that it was decoded from.
-        path: where the picture is kept, None for nowhere.
+        raw: the pixels before clamping, or the latents that they were decoded from.
+        path: the file of the picture; None for none.
     """
     finite = bool(pixels.isfinite().all()) and bool(raw.isfinite().all())
     kept = (pixels[0].nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().contiguous()
@@ -36,13 +36,13 @@ def look(pixels: Any, raw: Any, path: str | None) -> Numerics:
 
 
 def digest(raw: Any) -> str:
-    """The hash of every bit of an image before it was clamped."""
+    """Return the hash of every bit of an image before clamping."""
     return hashlib.sha256(raw.cpu().double().contiguous().numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The inputs and the output of one evaluation of a model, copied."""
+    """Store copies of the inputs and the output of one evaluation of a model."""
 
     args: tuple[Any, ...]
     named: dict[str, Any]
@@ -56,7 +56,7 @@ def first_evaluation(model: Any) -> Iterator[list[Evaluation]]:
 
     def keep(_: object, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if not kept:
-            kept.append(Evaluation(_each(args, _copy), _each(named, _copy), _sample(output).clone()))
+            kept.append(Evaluation(_map_leaves(args, _copy), _map_leaves(named, _copy), _sample(output).clone()))
 
     hook = model.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -66,61 +66,64 @@ def first_evaluation(model: Any) -> Iterator[list[Evaluation]]:
 
 
 def forward_error(model: Model, kept: Evaluation) -> float:
-    """The relative L2 distance of an evaluation from the same one in fp32, eager, contiguous, with the same weights.
+    """Return the relative L2 distance of an evaluation from the same in fp32, eager, contiguous, with the same weights.
 
-    Each layer's weights are in fp32 while that layer computes and no longer: no room is needed for a second UNet, and
-    they lie where the layer before had its own, as a host takes seconds to find 3 GB of new pages. Its settings are
-    gone afterwards: nothing can be measured after.
+    The weights of each layer are in fp32 only while that layer computes, so no memory for a second UNet is needed. All
+    layers use the same buffer, since a host takes seconds to allocate 3 GB of new pages. The model's settings are lost
+    afterwards, so nothing can be measured after it.
 
     Args:
-        model: the case's.
-        kept: an evaluation of its UNet.
+        model: the model of the case.
+        kept: a stored evaluation of its UNet.
     """
     torch, unet = model.torch, model.components["unet"]
-    vars(unet).pop("forward", None)  # what was compiled
-    first = next(unet.parameters())  # its dtype is what a model calls its own, and turns its inputs into: it stays wide
+    vars(unet).pop("forward", None)  # removes the compiled function
+    first = next(unet.parameters())  # a model converts its inputs to the dtype of this weight, so it stays in fp32
     first.data = first.data.to(torch.float32).contiguous()
-    layers = {part: own for part in unet.modules() if (own := list(part.parameters(recurse=False)))}
-    wide = _Wide(torch, max(sum(weight.numel() for weight in own) for own in layers.values()))
+    layers = {part: weights for part in unet.modules() if (weights := list(part.parameters(recurse=False)))}
+    wide = _Wide(torch, max(sum(weight.numel() for weight in weights) for weights in layers.values()))
     for part in unet.modules():
         if hasattr(part, "set_processor"):
-            part.set_processor(_usual_processor())
-    for part, own in layers.items():
-        narrow = [weight for weight in own if weight is not first]
-        if narrow:
-            part.register_forward_pre_hook(partial(wide.enter, narrow))
-            part.register_forward_hook(partial(wide.leave, narrow))
+            part.set_processor(_default_processor())
+    for part, weights in layers.items():
+        other_weights = [weight for weight in weights if weight is not first]
+        if other_weights:
+            part.register_forward_pre_hook(partial(wide.enter, other_weights))
+            part.register_forward_hook(partial(wide.leave, other_weights))
     if torch.version.cuda:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     as_fp32 = partial(_to_fp32, torch)
-    right = _sample(unet(*_each(kept.args, as_fp32), **_each(kept.named, as_fp32))).cpu().double()
-    return float((kept.output.cpu().double() - right).norm() / right.norm())
+    args, named = _map_leaves(kept.args, as_fp32), _map_leaves(kept.named, as_fp32)
+    reference = _sample(unet(*args, **named)).cpu().double()
+    return float((kept.output.cpu().double() - reference).norm() / reference.norm())
 
 
 class _Wide:
-    """Room for one layer's weights in fp32, and for another's where one computes within the other."""
+    """Hold a buffer for one layer's weights in fp32, and another where a layer computes within a layer."""
 
     def __init__(self, torch: Any, most: int) -> None:
-        """Nothing is taken yet. `most`: the weights of the largest layer."""
+        """Start without buffers. `most`: the number of weights of the largest layer."""
         self._torch, self._most = torch, most
         self._free: list[Any] = []
         self._taken: list[tuple[Any, list[Any]]] = []
 
-    def enter(self, own: list[Any], *_: object) -> None:
-        """A layer computes: its weights are in fp32."""
+    def enter(self, weights: list[Any], *_: object) -> None:
+        """Convert the layer's weights to fp32 before it computes."""
         torch = self._torch
-        room = self._free.pop() if self._free else torch.empty(self._most, dtype=torch.float32, device=own[0].device)
-        self._taken.append((room, [weight.data for weight in own]))
-        for weight in own:
+        buffer = (
+            self._free.pop() if self._free else torch.empty(self._most, dtype=torch.float32, device=weights[0].device)
+        )
+        self._taken.append((buffer, [weight.data for weight in weights]))
+        for weight in weights:
             count = weight.numel()
-            weight.data = room[:count].view(weight.shape).copy_(weight.data)
-            room = room[count:]
+            weight.data = buffer[:count].view(weight.shape).copy_(weight.data)
+            buffer = buffer[count:]
 
-    def leave(self, own: list[Any], *_: object) -> None:
-        """It is done: they are what they were."""
-        room, kept = self._taken.pop()
-        self._free.append(room)
-        for weight, data in zip(own, kept, strict=True):
+    def leave(self, weights: list[Any], *_: object) -> None:
+        """Restore the layer's weights after it has computed."""
+        buffer, originals = self._taken.pop()
+        self._free.append(buffer)
+        for weight, data in zip(weights, originals, strict=True):
             weight.data = data
 
 
@@ -128,7 +131,7 @@ def _to_fp32(torch: Any, value: Any) -> Any:
     return value.to(torch.float32) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
-def _usual_processor() -> Any:
+def _default_processor() -> Any:
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     return AttnProcessor2_0()
@@ -142,12 +145,12 @@ def _copy(value: Any) -> Any:
     return value.clone() if hasattr(value, "clone") else value
 
 
-def _each(value: Any, change: Any) -> Any:
-    """A change of every leaf of what a model is called with."""
+def _map_leaves(value: Any, change: Any) -> Any:
+    """Return the arguments of a model with every leaf replaced by `change(leaf)`."""
     if isinstance(value, dict):
-        return {name: _each(item, change) for name, item in value.items()}
+        return {name: _map_leaves(item, change) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return _like(value, [_each(item, change) for item in value])
+        return _like(value, [_map_leaves(item, change) for item in value])
     return change(value)
 
 

@@ -1,4 +1,4 @@
-"""Times whole loops: warm-up until they are steady, then samples until their median is known."""
+"""Time whole sampling loops: warm-up until they are steady, then samples until their median is known."""
 
 from __future__ import annotations
 
@@ -24,42 +24,45 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 60
 STEADY = 0.02
-_WARM = 0.03  # of so much at most the last three images differ when a loop is warm
-_MOST_WARMUPS = 5
+_WARM = 0.03  # three consecutive images within this share end the warm-up
+_MAX_WARMUPS = 5
 _PAUSE_SECONDS = 10.0
 
 
 @dataclass
 class TimedImages:
-    """The images that were timed, in their order."""
+    """Hold the timed images, in their order."""
 
     every: list[Sample] = field(default_factory=list)
 
     @property
     def warmups(self) -> list[Sample]:
-        """Those before the loop was steady."""
+        """Return the images before the loop was steady."""
         return self.every[: self._first()]
 
     @property
     def samples(self) -> list[Sample]:
-        """Those that count: from the first of three that agree on; where none do, all but the first few."""
+        """Return the samples: from the first of three consecutive images within 3 %, else all but the first few."""
         return self.every[self._first() :]
 
     def _first(self) -> int:
-        seconds = [each.seconds for each in self.every]
-        for first in range(min(_MOST_WARMUPS, len(seconds) - MIN_SAMPLES) + 1):
-            three = seconds[first : first + MIN_SAMPLES]
-            if max(three) - min(three) <= _WARM * min(three):
+        seconds = [sample.seconds for sample in self.every]
+        for first in range(min(_MAX_WARMUPS, len(seconds) - MIN_SAMPLES) + 1):
+            window = seconds[first : first + MIN_SAMPLES]
+            if max(window) - min(window) <= _WARM * min(window):
                 return first
-        return max(0, min(_MOST_WARMUPS, len(seconds) - MIN_SAMPLES))
+        return max(0, min(_MAX_WARMUPS, len(seconds) - MIN_SAMPLES))
 
 
 def until(share: float, limit: float = float("inf")) -> Callable[[TimedImages], bool]:
-    """Whether another image is wanted: until six or more tell the median within 2 %, or time is up; never below three.
+    """Return a function that decides whether another image is made.
+
+    Sampling stops when at least six samples give the median to within 2 %, or when the time is used up. It never stops
+    below three images, except at the limit.
 
     Args:
-        share: the time (time.perf_counter) after which none is begun, once there are three.
-        limit: the time until which an image has to have ended, even the third.
+        share: the time (time.perf_counter) after which no image is begun, once there are three.
+        limit: the time by which every image has to end, even the third.
     """
 
     def more(images: TimedImages) -> bool:
@@ -87,10 +90,10 @@ def take(
     """Time one image after another.
 
     Args:
-        loop: one image; it is handed the clock's mark and nothing else.
-        clock: of the device.
-        more: whether another one is wanted; it may wait.
-        emit: receives the event of each image.
+        loop: makes one image; its argument is the clock's mark.
+        clock: the clock of the device.
+        more: decides whether another image is made; it may wait.
+        emit: receives an event for each image.
         between: called every few seconds, between two images.
         around: makes a context for each image, outside of its time.
     """
@@ -111,10 +114,10 @@ def take(
 
 
 class PhaseTimer:
-    """Times the parts of a loop, while it is entered: on a CUDA device by its events, else by the host's clock."""
+    """Time the parts of a loop while entered: by events on a CUDA device, else by the host's clock."""
 
     def __init__(self, torch: Any, device: str, parts: dict[str, tuple[Any, str]]) -> None:
-        """Take {name: (object, its function)}."""
+        """Store {name: (object, name of its function)}."""
         self._torch = torch
         self._device = device
         self._parts = parts
@@ -129,24 +132,24 @@ class PhaseTimer:
     def __exit__(self, *_: object) -> None:
         for owner, function in self._parts.values():
             vars(owner).pop(function, None)
-        for name, kept in self._kept.items():
-            setattr(*self._parts[name], kept)
+        for name, original in self._kept.items():
+            setattr(*self._parts[name], original)
 
     def seconds(self) -> dict[str, float]:
-        """{name: seconds in all}; the device has to be idle."""
+        """Return {name: seconds in all}; the device has to be idle."""
         return {name: sum(self._between(*pair) for pair in pairs) for name, pairs in self._marks.items()}
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         owner, function = self._parts[name]
-        if function in vars(owner):  # it is compiled, or hooked: what stood there comes back
+        if function in vars(owner):  # a compiled or hooked function is restored at the end
             self._kept[name] = call
 
-        @functools.wraps(call)  # with its signature: a pipeline looks there for what a scheduler takes
+        @functools.wraps(call)  # keeps the signature, which a pipeline inspects for the scheduler's arguments
         def timed(*args: Any, **named: Any) -> Any:
             begin = self._now()
-            found = call(*args, **named)
+            result = call(*args, **named)
             self._marks[name].append((begin, self._now()))
-            return found
+            return result
 
         return timed
 

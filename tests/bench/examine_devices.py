@@ -1,4 +1,4 @@
-"""What test_probe.py asks of the probes with real torch, in one process: also of devices that are not well."""
+"""Run the checks for checks/test_run.py with real torch, in one process, also on devices with planted faults."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ TINY = (
     sampling_speed.Kind("tiny-sd", "bf16", "dpmpp-karras", 64),
 )
 MEMORY = 64 << 20
-# A word of the second block, and a bit of it.
+# The index of an 8-byte word in the second block, and the number of one bit.
 WORD, BIT = (1 << 20) + 7, 17
 
 
 class Changed(checked_device.Cpu):
-    """A CPU whose products are changed: all, or those of every third burst."""
+    """Imitate a CPU with wrong products: all of them, or those of every third burst."""
 
     def __init__(self, change: Callable[[Any], Any]) -> None:
         super().__init__(torch)
         self._change, self._bursts, self.is_well = change, 0, False
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
-        found = super().product(dtype, left, right)
-        return found if self.is_well else self._change(found)
+        result = super().product(dtype, left, right)
+        return result if self.is_well else self._change(result)
 
     def __enter__(self) -> None:
         self._bursts += 1
@@ -57,7 +57,7 @@ class Changed(checked_device.Cpu):
 
 
 class Small(checked_device.Cpu):
-    """A CPU that says how much memory is free."""
+    """Imitate a CPU with a given amount of free memory."""
 
     def __init__(self, free: int | None) -> None:
         super().__init__(torch)
@@ -68,35 +68,37 @@ class Small(checked_device.Cpu):
 
 
 class Counted(checked_device.Cpu):
-    """A CPU on which a call takes a second for each number of a tensor, and nothing takes time."""
+    """Imitate a CPU on which a call takes as many seconds as it returns, while no real time passes."""
 
     def __init__(self) -> None:
         super().__init__(torch)
-        self.asked: list[float] = []
+        self.seconds_of_calls: list[float] = []
 
     def timed(self, call: Callable[[], object], times: int = 1) -> float:
-        seconds = float(call())  # type: ignore[arg-type]  # the test's own
-        self.asked.append(seconds)
+        seconds = float(call())  # type: ignore[arg-type]  # the calls of this test return seconds
+        self.seconds_of_calls.append(seconds)
         return seconds
 
     def free_bytes(self) -> int | None:
         return 1000
 
 
-def one_off(found: Any) -> Any:
-    """One number is off by its usual size: a flipped bit of its exponent."""
-    found[3, 5] += 32.0 * (1 if found[3, 5] > 0 else -1)
-    return found
+def one_off(result: Any) -> Any:
+    """Change one number by its usual size, like a flipped bit of its exponent."""
+    result[3, 5] += 32.0 * (1 if result[3, 5] > 0 else -1)
+    return result
 
 
-def no_number(found: Any) -> Any:
-    found[3, 5] = float("nan")
-    return found
+def no_number(result: Any) -> Any:
+    """Replace one number by NaN."""
+    result[3, 5] = float("nan")
+    return result
 
 
-def last_bit(found: Any) -> Any:
-    found.view(torch.int32)[0, 0] ^= 1
-    return found
+def last_bit(result: Any) -> Any:
+    """Flip the last bit of one number."""
+    result.view(torch.int32)[0, 0] ^= 1
+    return result
 
 
 def all_of(readings: Iterator[Reading]) -> list[Any]:
@@ -108,37 +110,42 @@ def soon(seconds: float = 600.0) -> float:
 
 
 def numbers() -> dict[str, Any]:
-    """What is right, and each way in which it may be wrong."""
-    found = {"well": all_of(compute.numerics(checked_device.of(torch, "cpu"), soon()))}
-    for name, change in (("one off", one_off), ("NaN", no_number), ("all off", lambda each: each * 1.05)):
-        found[name] = [each for each in all_of(compute.numerics(Changed(change), soon())) if "product" in each["name"]]
+    """Check the arithmetic of a correct CPU, and of CPUs with each kind of error."""
+    readings = {"well": all_of(compute.numerics(checked_device.of(torch, "cpu"), soon()))}
+    for name, change in (("one off", one_off), ("NaN", no_number), ("all off", lambda reading: reading * 1.05)):
+        readings[name] = [
+            reading for reading in all_of(compute.numerics(Changed(change), soon())) if "product" in reading["name"]
+        ]
     fp8 = Reading("numerics", "matrix product fp8", "cpu", "", None)
-    found["fp8"] = plain(compute._numerics_of_product(checked_device.of(torch, "cpu"), "fp8", fp8))
-    return found
+    readings["fp8"] = plain(compute._numerics_of_product(checked_device.of(torch, "cpu"), "fp8", fp8))
+    return readings
 
 
 def flipped(_: Any, chunks: Any) -> None:
+    """Flip one bit of one word."""
     chunks[0][WORD] ^= 1 << BIT
 
 
 def flipped_in_one(pattern: str, chunks: Any) -> None:
+    """Flip one bit in one pattern only."""
     if pattern == "0xAA":
         chunks[0][3] ^= -(1 << 63)
 
 
 def aliased(_: str, chunks: Any) -> None:
-    """An address line is stuck: what was meant for one half of a block lies in the other as well."""
+    """Imitate a stuck address line: the data of one half of a block is also in the other."""
     half = 1 << 19
     chunks[0][:half] = chunks[0][half : 2 * half]
 
 
 def memories() -> dict[str, Any]:
+    """Test the memory of CPUs with and without errors."""
     device, written = Small(MEMORY), []
 
     def seen(name: str, chunks: Any) -> None:
         written.append((name, len({int(word) for word in chunks[0][:1000]}), sum(map(len, chunks))))
 
-    found = {
+    readings = {
         "well": all_of(memory_patterns.memory(device, soon(), seen)),
         "flipped": all_of(memory_patterns.memory(device, soon(), flipped)),
         "flipped in one": all_of(memory_patterns.memory(device, soon(), flipped_in_one)),
@@ -150,40 +157,41 @@ def memories() -> dict[str, Any]:
 
     def late(pattern: str, _: object) -> None:
         if pattern == "own address inverted":
-            CLOCK.added += 3600  # it takes more time than there is
+            CLOCK.added += 3600  # more time than the limit
 
-    found["slow"] = all_of(memory_patterns.memory(Small(MEMORY // 4), soon(), late))
-    return found | {"written": written}
+    readings["slow"] = all_of(memory_patterns.memory(Small(MEMORY // 4), soon(), late))
+    return readings | {"written": written}
 
 
 def ways() -> dict[str, Any]:
-    """What is tried of several ways, where their time and room are the test's own."""
+    """Measure the fastest of several variants, with given times and memory."""
 
-    def way(amount: float, seconds: float, room: int = 0) -> checked_device.Variant:
+    def variant(amount: float, seconds: float, room: int = 0) -> checked_device.Variant:
         return checked_device.Variant(amount, {"amount": amount}, room, lambda: lambda: seconds)
 
-    device, found = Counted(), {}
-    for name, given in {
-        "second": [way(10, 2.0), way(100, 10.0), way(400, 50.0)],
-        "third has no room": [way(10, 2.0), way(100, 10.0), way(400, 20.0, 251)],
-        "it grows no more": [way(10, 1.0), way(100, 9.8), way(400, 20.0, 251)],
-        "second has no time": [way(10, 2.0), way(1e6, 1.0)],
-        "no room": [way(10, 1.0, 251)],
+    device, readings = Counted(), {}
+    for name, variants in {
+        "second": [variant(10, 2.0), variant(100, 10.0), variant(400, 50.0)],
+        "third has no room": [variant(10, 2.0), variant(100, 10.0), variant(400, 20.0, 251)],
+        "it grows no more": [variant(10, 1.0), variant(100, 9.8), variant(400, 20.0, 251)],
+        "second has no time": [variant(10, 2.0), variant(1e6, 1.0)],
+        "no room": [variant(10, 1.0, 251)],
     }.items():
-        found[name] = plain(checked_device.timed_best(BLANK, device, given, soon()))
-    asked = len(device.asked)
-    found["no time"] = plain(checked_device.timed_best(BLANK, device, [way(10, 1.0)], soon(0.0)))
-    return found | {"asked in no time": len(device.asked) - asked}
+        readings[name] = plain(checked_device.timed_best(BLANK, device, variants, soon()))
+    calls_before = len(device.seconds_of_calls)
+    readings["no time"] = plain(checked_device.timed_best(BLANK, device, [variant(10, 1.0)], soon(0.0)))
+    return readings | {"asked in no time": len(device.seconds_of_calls) - calls_before}
 
 
 def burst() -> list[Any]:
+    """Run the load on a CPU with a wrong bit in every third burst."""
     device = Changed(last_bit)
     device.is_well = True
     return all_of(compute.sustained(device, soon(2.0), lambda: device))
 
 
 def stopped() -> dict[str, Any]:
-    """What each error becomes: torch's own where that can be had on a CPU."""
+    """Return the reading that each error becomes; torch raises those that a CPU can cause."""
 
     def raised(error: Exception) -> Any:
         raise error
@@ -201,8 +209,9 @@ def stopped() -> dict[str, Any]:
 
 
 def looped() -> dict[str, Any]:
+    """Measure sampling loops: normal, without time, without memory, and with NaN."""
     device = checked_device.of(torch, "cpu")
-    found = {
+    readings = {
         "well": all_of(sampling_speed.loop(device, soon(), TINY)),
         "late": all_of(sampling_speed.loop(device, soon(0.0), TINY)),
         "no time": all_of(
@@ -218,23 +227,23 @@ def looped() -> dict[str, Any]:
 
     components.Model._fill = poisoned  # type: ignore[method-assign]
     try:
-        found["poisoned"] = all_of(sampling_speed.loop(device, soon(), TINY[:1]))
+        readings["poisoned"] = all_of(sampling_speed.loop(device, soon(), TINY[:1]))
     finally:
         components.Model._fill = FILL  # type: ignore[method-assign]
-    return found
+    return readings
 
 
 def sums() -> list[bool]:
-    """What two ranks have in sum, right and with one number wrong."""
+    """Check a right and a wrong sum of two ranks."""
     numbers = torch.arange(1000)
     right = numbers.float() * 3
     wrong = right.clone()
     wrong[700] += 1
-    return [interconnect.is_sum(torch, each, numbers, 2) for each in (right, wrong)]
+    return [interconnect.is_sum(torch, tensor, numbers, 2) for tensor in (right, wrong)]
 
 
 def examined() -> dict[str, Any]:
-    """A whole examination, in this process."""
+    """Run a whole examination in this process."""
     events: list[WorkerEvent] = []
     request = Examination("cpu", time.time(), 3.0, ("copy", "numerics", "pinned"))
     run.examine(request, events.append, iter(["again 1.5 copy threads\n", "enough\n", "again 1 copy\n"]))
@@ -244,10 +253,10 @@ def examined() -> dict[str, Any]:
         yield from copies.copy(device, until)
         raise RuntimeError("CUDA error: the device was lost")
 
-    fallen: list[WorkerEvent] = []
+    events_of_lost: list[WorkerEvent] = []
     run.CHECKS["copy"] = broken._replace(probe=lost)
     try:
-        run.examine(replace(request, asked_at=time.time()), fallen.append, iter([]))
+        run.examine(replace(request, asked_at=time.time()), events_of_lost.append, iter([]))
     finally:
         run.CHECKS["copy"] = broken
     try:
@@ -255,18 +264,18 @@ def examined() -> dict[str, Any]:
         refused = ""
     except ValueError as error:
         refused = str(error)
-    return {"events": lines(events), "lost": lines(fallen), "refused": refused, "taken": lines(taken(request))}
+    return {"events": lines(events), "lost": lines(events_of_lost), "refused": refused, "taken": lines(taken(request))}
 
 
 def lines(events: list[WorkerEvent]) -> list[dict[str, Any]]:
-    """Return the events as their lines have them."""
+    """Return the events in JSON's types, as their lines contain them."""
     return [json.loads(worker_events.encode(event)) for event in events]
 
 
 def taken(request: Examination) -> list[WorkerEvent]:
-    """An examination of a card that another process holds alone."""
+    """Examine a GPU that another process holds exclusively."""
     events: list[WorkerEvent] = []
-    kept = checked_device.of
+    original = checked_device.of
 
     def busy(torch: Any, name: str) -> checked_device.Device:
         raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
@@ -275,17 +284,18 @@ def taken(request: Examination) -> list[WorkerEvent]:
     try:
         run.examine(request, events.append, iter(["again 1 copy\n"]))
     finally:
-        checked_device.of = kept
+        checked_device.of = original
     return events
 
 
 def main() -> None:
+    """Run everything and print the results as one line of JSON."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     CLOCK.own()
     torch.set_grad_enabled(False)
     device = checked_device.of(torch, "cpu")
-    found = {
+    results = {
         "numbers": numbers(),
         "memories": memories(),
         "ways": ways(),
@@ -298,14 +308,14 @@ def main() -> None:
         "thread": all_of(compute.threads(device, soon(1.0))),
     }
     torch.set_num_threads(2)
-    found |= {
+    results |= {
         "threads": all_of(compute.threads(device, soon(1.0))),
         "threads after": torch.get_num_threads() == 2,
         "late": [all_of(probe(device, soon(0.0))) for probe in (compute.numerics, compute.sustained, compute.threads)],
     }
     torch.set_num_threads(1)
-    found |= {"loops": looped(), "sums": sums(), "examined": examined()}
-    out.write(json.dumps(found, allow_nan=False))
+    results |= {"loops": looped(), "sums": sums(), "examined": examined()}
+    out.write(json.dumps(results, allow_nan=False))
     out.flush()
 
 

@@ -1,4 +1,4 @@
-"""What test_measurement.py asks of real torch and diffusers, in one process: importing them takes longest."""
+"""Measure cases for test_measurement.py with real torch and diffusers, in one process, since importing them is slow."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CAT = Case("ddpm-cat-256", "cpu", "fp32", "ddpm", steps=50, batch=1, height=64, 
 SD = Case("stable-diffusion-v1-5", "cpu", "fp32", "dpmpp-karras", steps=20, batch=1, height=512, width=512)
 FOLDER = Path(sys.argv[1])
 FILL = components.Model._fill
-# Every task, with the tiny model of it.
+# (tiny model, task) for every task.
 TASKS = [(model, task) for model in axes.models() if model.startswith("tiny-") for task in axes.tasks(model)]
 
 
-def measured(
+def measure_case(
     case: Case,
     *,
     limit_seconds: float = 1e6,
@@ -47,7 +47,7 @@ def measured(
     rate_known: float | None = None,
     asked_at: float | None = None,
 ) -> Any:
-    """One case, with the shortest number of samples; its result and its events as plain JSON."""
+    """Measure a case with the fewest samples; return its result and its events, in JSON's types."""
     path = str(FOLDER / image) if image else None
     folders = {case.model: str(weights)} if weights else {}
     request = protocol.Request(
@@ -65,7 +65,7 @@ def measured(
 
 
 def architecture(case: Case) -> Any:
-    """The size of a model and the arithmetic of one step, all of it on the meta device."""
+    """Return the size of a model and the FLOPs of a step, computed on the meta device."""
     model = components.Model(torch, case)
     parameters = {name: list(component.parameters()) for name, component in model.components.items()}
     flops = model.flops()
@@ -78,7 +78,7 @@ def architecture(case: Case) -> Any:
 
 
 def snapshot(name: str, case: Case, *, seed: int, variant: str | None = None, pickled: bool = False) -> Path:
-    """A model's folder as the hub keeps it, with the weights that a random one of this seed would have."""
+    """Write the snapshot folder of a model, with random weights of this seed."""
     folder = FOLDER / name
     model = components.Model(torch, replace(case, seed=seed))
     model.load({})
@@ -92,26 +92,26 @@ def snapshot(name: str, case: Case, *, seed: int, variant: str | None = None, pi
     return folder
 
 
-def poisoned(self: components.Model, component: Any, device: str) -> Any:
-    """Random weights, one of which is no number."""
+def fill_with_nan(self: components.Model, component: Any, device: str) -> Any:
+    """Fill a component with random weights, one of which is NaN."""
     component = FILL(self, component, device)
     next(component.parameters()).view(-1)[0] = float("nan")
     return component
 
 
 def out_of_memory(self: components.Model, component: Any, device: str) -> Any:
-    """What torch's CPU allocator says, on a request that no machine can meet."""
+    """Raise the error of torch's CPU allocator, by a request that no machine can meet."""
     torch.empty(1 << 60)
     return component
 
 
-def taken_once(*_: object) -> timing.TimedImages:
-    """A machine on which one image takes all the time that there is."""
+def single_image(*_: object) -> timing.TimedImages:
+    """Imitate a machine on which one image takes all the time."""
     return timing.TimedImages([Sample(250.0, (62.5,) * 4, 250.0)])
 
 
 def loops() -> dict[str, Any]:
-    """Every task, scheduler, attention and VAE setting: how many evaluations were foretold, and how many there were."""
+    """Make an image for every task, scheduler, attention and VAE setting; return predicted and real evaluations."""
     tiny = Case("tiny-sd", "cpu", "fp32", "ddim", steps=4, batch=2, height=64, width=64)
     cases = {f"{model} {task}": replace(tiny, model=model, task=task) for model, task in TASKS}
     cases |= {f"{name} on a pipeline": replace(tiny, scheduler=name) for name in axes.SCHEDULERS}
@@ -128,24 +128,24 @@ def loops() -> dict[str, Any]:
         "offload model": replace(tiny, offload="model"),
         "vae of none": replace(tiny, model="tiny-ddpm", vae="tiling"),
     }
-    return {name: looped(case) for name, case in cases.items()}
+    return {name: make_image(case) for name, case in cases.items()}
 
 
 @functools.cache
-def built(name: str, _attention: str, _vae: str) -> components.Model:
-    """A tiny model with its weights; these two settings change its components."""
+def tiny_model(name: str, _attention: str, _vae: str) -> components.Model:
+    """Return a tiny model with its weights; the two settings change its components."""
     model = components.Model(torch, Case(name, "cpu", "fp32", "ddim", steps=4, batch=2, height=64, width=64))
     model.load({})
     return model
 
 
-def looped(case: Case) -> Any:
-    """One image, without a measurement around it."""
-    model = copy.copy(built(case.model, case.attention, case.vae))
+def make_image(case: Case) -> Any:
+    """Make one image, without measuring it."""
+    model = copy.copy(tiny_model(case.model, case.attention, case.vae))
     model.case = case
     model.task = case.task or axes.tasks(case.model)[0]
     try:
-        foretold = model.evaluations()
+        predicted = model.evaluations()
         loop = sampling.Loop(model)
     except SkipError as error:
         return {"skipped": str(error)}
@@ -155,7 +155,7 @@ def looped(case: Case) -> Any:
     with parts:
         again = loop(lambda: None).raw
     return {
-        "foretold": foretold,
+        "predicted": predicted,
         "marks": len(marks),
         "shape": list(pixels.shape),
         "finite": bool(raw.isfinite().all()),
@@ -167,164 +167,165 @@ def looped(case: Case) -> Any:
     }
 
 
-def paced() -> Any:
-    """A worker that makes images at a word: three, then another word."""
+def run_paced() -> Any:
+    """Run a paced worker: three times "go", then another word."""
     words = iter(["go\n", "go\n", "go\n", "no\n"])
     request = protocol.Request(TINY, time.time(), 0.0, 1e6, {}, None, paced=True, compare=False)
-    kept = sys.stdin
+    stdin = sys.stdin
     sys.stdin = type("Words", (), {"readline": lambda _: next(words)})()
     try:
         return plain(measurement.measure(request, lambda _: None))
     finally:
-        sys.stdin = kept
+        sys.stdin = stdin
 
 
-def placed() -> dict[str, Any]:
-    """A model whose weights are moved between two images."""
+def move_weights() -> dict[str, Any]:
+    """Move the weights of a model between two images."""
     model = components.Model(torch, replace(TINY, layout="channels_last"))
     model.load({})
     loop = sampling.Loop(model)
     before = loop(lambda: None).raw
     weights = list(model.components["unet"].parameters())
-    places = [each.data_ptr() for each in weights]
-    strides = [each.stride() for each in weights]
-    kept = [each.data for each in weights]  # a place that is in use is not given again
+    addresses = [weight.data_ptr() for weight in weights]
+    strides = [weight.stride() for weight in weights]
+    tensors = [weight.data for weight in weights]  # keeps the memory in use, so that it is not reused
 
     def moved(seconds: float) -> int:
         model.place_anew(random.Random(0), seconds)  # noqa: S311 (a sampling)
-        return sum(each.data_ptr() != place for each, place in zip(weights, places, strict=True))
+        return sum(weight.data_ptr() != address for weight, address in zip(weights, addresses, strict=True))
 
-    found = {"all": len(weights), "in no time": moved(0.0), "moved": moved(math.inf)}
+    counts = {"all": len(weights), "in no time": moved(0.0), "moved": moved(math.inf)}
     model.case = replace(model.case, device="cuda:0")
     again = moved(math.inf)
-    return found | {
-        "of a card": again - found["moved"],
+    return counts | {
+        "of a card": again - counts["moved"],
         "same": bool((loop(lambda: None).raw == before).all()),
-        "strides": strides == [each.stride() for each in weights] and len(kept) == len(weights),
+        "strides": strides == [weight.stride() for weight in weights] and len(tensors) == len(weights),
     }
 
 
-def fits() -> dict[str, Any]:
-    """The largest that fits into a memory that the test makes small, and into none."""
+def find_largest() -> dict[str, Any]:
+    """Search the largest batch and image in a small memory, and in none."""
     model = components.Model(torch, replace(TINY_SD, dtype="fp32", batch=1))
     model.load({})
     free = device_memory.free_bytes
-    found = {}
+    sizes = {}
     try:
         for name, memory in (("some", 100 << 20), ("none", -1)):
             device_memory.free_bytes = functools.partial(int, memory)
-            found[name] = plain(max_size.largest(model, math.inf))
+            sizes[name] = plain(max_size.largest(model, math.inf))
     finally:
         device_memory.free_bytes = free
-    found["no time"] = plain(max_size.largest(model, time.perf_counter()))
+    sizes["no time"] = plain(max_size.largest(model, time.perf_counter()))
     compiled = components.Model(torch, replace(TINY_SD, compile="compiled"))
-    found["compiled"] = plain(max_size.largest(compiled, math.inf))
-    return found
+    sizes["compiled"] = plain(max_size.largest(compiled, math.inf))
+    return sizes
 
 
 def next_of(ahead: Iterator[float], _: object) -> float:
-    """What the next call takes, by the test's own clock: it is not made."""
+    """Return the next duration instead of making the call."""
     return next(ahead)
 
 
-def probed() -> dict[str, Any]:
-    """The probe by a clock that the test owns: with a first call of 5 s, and with neighbours at every second call."""
+def run_probe() -> dict[str, Any]:
+    """Run the probe by a clock of this test: with a first call of 5 s, and with other work in every second call."""
     rates = {}
     for name, first in {"quiet": [], "slow start": [5.0], "neighbours": [5.0, 1.0, 2.0, 1.0]}.items():
         ahead = itertools.chain(first, itertools.cycle([0.001, 0.001, 1.0, 1.0] if len(first) > 1 else [0.001]))
         rates[name] = device_probe._rate(torch, "cpu", "fp32", functools.partial(next_of, ahead))
     torch.set_num_threads(2)
     two = device_probe.rate(torch, "cpu", "fp32")
-    found = {"rates": rates, "threads kept": torch.get_num_threads(), "two": two}
+    result = {"rates": rates, "threads kept": torch.get_num_threads(), "two": two}
     torch.set_num_threads(1)
     kernels = {name: device_probe.has_kernels(torch, "cpu", name) for name in ("fp32", "bf16", "fp16")}
-    return found | {"one": device_probe.rate(torch, "cpu", "fp32"), "kernels": kernels}
+    return result | {"one": device_probe.rate(torch, "cpu", "fp32"), "kernels": kernels}
 
 
-def refused(*_: object) -> float:
-    """A device without kernels for a dtype, or a machine without a compiler."""
+def raise_unsupported(*_: object) -> float:
+    """Raise the error of a device without kernels for a dtype, or of a machine without a compiler."""
     raise RuntimeError("not implemented for 'Half'\nand a trace")
 
 
-def filled(*_: object) -> float:
-    """A card whose memory a neighbour has."""
+def raise_out_of_memory(*_: object) -> float:
+    """Raise the error of a GPU whose memory another process holds."""
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
 def main() -> None:
-    """Answer everything, as one line of JSON."""
+    """Measure everything and print the results as one line of JSON."""
     Processor().own()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    probe = probed()
-    # The probe is real, and once for each dtype is enough.
+    probe = run_probe()
+    # Run the real probe once per dtype.
     device_probe.rate = functools.cache(device_probe.rate)
-    device_probe._ASK_SECONDS, device_probe._PROBE_SECONDS, device_probe._COPY_BYTES = 0.005, 0.002, 1 << 20
-    found: dict[str, Any] = {"query": device_probe.query(torch), "probe": probe}
-    found["cat"] = architecture(CAT)
-    found["cat 256"] = architecture(replace(CAT, height=256, width=256))
-    found["cat batch 3"] = architecture(replace(CAT, batch=3))
-    found["sd"] = architecture(SD)
+    device_probe._PEAK_SECONDS, device_probe._PROBE_SECONDS, device_probe._COPY_BYTES = 0.005, 0.002, 1 << 20
+    results: dict[str, Any] = {"query": device_probe.query(torch), "probe": probe}
+    results["cat"] = architecture(CAT)
+    results["cat 256"] = architecture(replace(CAT, height=256, width=256))
+    results["cat batch 3"] = architecture(replace(CAT, batch=3))
+    results["sd"] = architecture(SD)
     whole = snapshot("whole", TINY, seed=0)
     other = snapshot("other", TINY, seed=1, variant="fp16")
     pickled = snapshot("pickled", TINY, seed=0, pickled=True)
     parts = snapshot("parts", TINY_SD, seed=0)
-    found["tiny"] = measured(TINY, image="tiny.png")
-    found["tiny again"] = measured(TINY)
-    found["tiny seed 1"] = measured(replace(TINY, seed=1))
-    found["tiny channels_last"] = measured(replace(TINY, layout="channels_last"))
-    found["tiny ddpm"] = measured(replace(TINY, scheduler="ddpm"))
-    found["tiny dpmpp-karras"] = measured(replace(TINY, scheduler="dpmpp-karras", batch=2))
-    found["tiny-sd"] = measured(TINY_SD, image="sd.png")
-    found["tiny-sd again"] = measured(TINY_SD)
-    found["whole"] = measured(TINY, weights=whole)
-    found["other"] = measured(TINY, weights=other)
-    found["pickled"] = measured(TINY, weights=pickled)
-    found["parts"] = measured(TINY_SD, weights=parts)
-    found["tiny fp16"] = measured(replace(TINY_SD, dtype="fp16"))
-    found["tiny sliced"] = measured(replace(TINY_SD, dtype="fp32", attention="sliced"))
-    found["tf32"] = measured(replace(TINY, dtype="tf32"))
-    found["wrong"] = with_patch(axes, "TOLERANCES", dict.fromkeys(axes.TOLERANCES, 1e-9), replace(TINY, dtype="bf16"))
-    found["threads"] = measured(replace(TINY, threads=2))
+    results["tiny"] = measure_case(TINY, image="tiny.png")
+    results["tiny again"] = measure_case(TINY)
+    results["tiny seed 1"] = measure_case(replace(TINY, seed=1))
+    results["tiny channels_last"] = measure_case(replace(TINY, layout="channels_last"))
+    results["tiny ddpm"] = measure_case(replace(TINY, scheduler="ddpm"))
+    results["tiny dpmpp-karras"] = measure_case(replace(TINY, scheduler="dpmpp-karras", batch=2))
+    results["tiny-sd"] = measure_case(TINY_SD, image="sd.png")
+    results["tiny-sd again"] = measure_case(TINY_SD)
+    results["whole"] = measure_case(TINY, weights=whole)
+    results["other"] = measure_case(TINY, weights=other)
+    results["pickled"] = measure_case(TINY, weights=pickled)
+    results["parts"] = measure_case(TINY_SD, weights=parts)
+    results["tiny fp16"] = measure_case(replace(TINY_SD, dtype="fp16"))
+    results["tiny sliced"] = measure_case(replace(TINY_SD, dtype="fp32", attention="sliced"))
+    results["tf32"] = measure_case(replace(TINY, dtype="tf32"))
+    results["wrong"] = with_patch(axes, "TOLERANCES", dict.fromkeys(axes.TOLERANCES, 1e-9), replace(TINY, dtype="bf16"))
+    results["threads"] = measure_case(replace(TINY, threads=2))
     torch.set_num_threads(1)
-    found["loops"] = loops()
-    found["paced"] = paced()
-    found["placed"] = placed()
-    found["fits"] = fits()
+    results["loops"] = loops()
+    results["paced"] = run_paced()
+    results["placed"] = move_weights()
+    results["fits"] = find_largest()
     too_long = replace(CAT, steps=1000)
-    found["too long"] = with_patch(device_probe, "rate", lambda *_: 1e10, too_long, limit_seconds=5.0)
-    found["no dtype"] = with_patch(device_probe, "rate", refused, TINY)
-    found["filled"] = with_patch(device_probe, "rate", filled, TINY)
-    # A machine whose probe promises far too much: the first image tells, after two steps.
+    results["too long"] = with_patch(device_probe, "rate", lambda *_: 1e10, too_long, limit_seconds=5.0)
+    results["no dtype"] = with_patch(device_probe, "rate", raise_unsupported, TINY)
+    results["filled"] = with_patch(device_probe, "rate", raise_out_of_memory, TINY)
+    # The probe's rate is far too high: the first image shows that after two steps.
     clock, many = Ticking(0.01), replace(TINY, steps=1000)
     with patched(measurement, "time", clock), patched(cost, "time", clock):
         high = {"limit_seconds": 2.0, "asked_at": clock.now}
-        found["overrated"] = with_patch(device_probe, "rate", lambda *_: 1e12, many, **high)
-    # A probe that somebody disturbed; what the device did before is known.
-    found["underrated"] = with_patch(device_probe, "rate", lambda *_: 1e3, TINY, rate_known=1e12)
-    found["too few"] = with_patch(timing, "take", taken_once, TINY)
+        results["overrated"] = with_patch(device_probe, "rate", lambda *_: 1e12, many, **high)
+    # The probe was disturbed, and an earlier rate of the device is known.
+    results["underrated"] = with_patch(device_probe, "rate", lambda *_: 1e3, TINY, rate_known=1e12)
+    results["too few"] = with_patch(timing, "take", single_image, TINY)
     with patched(compile_cost, "time", Ticking(31.0)):
-        found["compiled"] = measured(replace(TINY, compile="compiled"), limit_seconds=30.0)
-    found["no compiler"] = with_patch(torch, "compile", refused, replace(TINY, compile="compiled"))
-    found["poisoned"] = with_patch(components.Model, "_fill", poisoned, TINY, image="nan.png")
-    found["no memory"] = with_patch(components.Model, "_fill", out_of_memory, TINY)
-    sys.stdout.write(json.dumps(found) + "\n")
+        results["compiled"] = measure_case(replace(TINY, compile="compiled"), limit_seconds=30.0)
+    results["no compiler"] = with_patch(torch, "compile", raise_unsupported, replace(TINY, compile="compiled"))
+    results["poisoned"] = with_patch(components.Model, "_fill", fill_with_nan, TINY, image="nan.png")
+    results["no memory"] = with_patch(components.Model, "_fill", out_of_memory, TINY)
+    sys.stdout.write(json.dumps(results) + "\n")
 
 
 @contextmanager
 def patched(owner: Any, name: str, instead: Any) -> Iterator[None]:
-    kept = getattr(owner, name)
+    """Replace one attribute while entered."""
+    original = getattr(owner, name)
     setattr(owner, name, instead)
     try:
         yield
     finally:
-        setattr(owner, name, kept)
+        setattr(owner, name, original)
 
 
 def with_patch(owner: Any, name: str, instead: Any, case: Case, **rest: Any) -> Any:
-    """A measurement with one thing replaced."""
+    """Measure a case with one attribute replaced."""
     with patched(owner, name, instead):
-        return measured(case, **rest)
+        return measure_case(case, **rest)
 
 
 main()

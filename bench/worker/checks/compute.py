@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     Around = Callable[[], AbstractContextManager[object]]
 
-# The unit roundoff of a result, 2**-p for p bits of precision (IEEE 754; bf16 has 8, TF32 as fp16 has 11). An fp8
-# product takes exact inputs and gives bf16.
+# The unit roundoff of a result: 2**-p for p bits of precision (IEEE 754; bf16 has 8, TF32 and fp16 have 11). An fp8
+# product has exact inputs and a bf16 result.
 _UNITS = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8, "fp16": 2.0**-11, "fp8": 2.0**-8}
 # The unit roundoff of a running sum, where it is not that of fp32. For fp8 a Hopper card keeps about 14 bits of the sum
 # (source: DeepSeek-V3 Technical Report, arXiv 2412.19437, 3.3.2).
@@ -201,7 +201,7 @@ def _rates(
 
 
 def sustained(device: Device, until: float, around: Around = contextlib.nullcontext) -> Iterator[Reading]:
-    """One product again and again, in bursts: how fast each is, and whether its result is the first one's, bit for bit.
+    """Yield the rate of one product that is repeated in bursts, and check that its result stays equal bit by bit.
 
     The same kernel, inputs and settings give the same bits on one device (source: cuBLAS, "Results Reproducibility").
 

@@ -1,4 +1,4 @@
-"""Questions about the work itself: seconds a step of the sampling loops, at batch 1 and 4, with random weights."""
+"""Measure the seconds per step of the sampling loops, at batch 1 and 4, with random weights."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from bench.worker.checks.device import Device
 
 BATCHES = (1, 4)
-_WARM, _FEWEST = 1, 3  # steps: those that do not count, and those that do
-_MOST_OF_A_CPU, _MOST_OF_A_CARD = 8, 20
-# What importing diffusers and building a first UNet without its weights take on a shared 2-core host.
+_WARM, _FEWEST = 1, 3  # steps: those of the warm-up, and the least number that counts
+_MAX_STEPS_CPU, _MAX_STEPS_CARD = 8, 20
+# The time to import diffusers and to build a first UNet without its weights, on a shared 2-core host.
 _BUILD_SECONDS = 5.0
-_CAUTION = 1.5  # of a model's weights, which is what else a step needs
-_REACH = 0.5  # of what a good convolution reaches a whole UNet does about so much (0.4 to 0.7 on a 2-core host)
+_CAUTION = 1.5  # times the weights: the memory that a step needs in all
+_REACH = 0.5  # the rate of a whole UNet over that of a good convolution (0.4 to 0.7 on a 2-core host)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A model as it is asked for: the shapes are those of the suites."""
+    """Describe a model to sample from; the shapes are those of the suites."""
 
     model: str
     dtype: str
@@ -40,7 +40,7 @@ class Kind:
     size: int
 
     def case(self, device: str, batch: int, steps: int) -> Case:
-        """A case of it."""
+        """Return the case of this model with a batch and a number of steps."""
         return Case(self.model, device, self.dtype, self.scheduler, steps, batch, self.size, self.size)
 
 
@@ -51,33 +51,35 @@ ON_A_CARD = (Kind("ddpm-cat-256", "fp16", "ddim", 256), Kind("stable-diffusion-v
 def loop(
     device: Device, until: float, kinds: Sequence[Kind] = (), known: Mapping[str, float] | None = None
 ) -> Iterator[Reading]:
-    """Seconds a step of each loop that there is time for.
+    """Yield the seconds per step of each loop for which there is time.
 
     Args:
-        device: is asked.
-        until: the time (time.perf_counter) after which none is begun that will not end before it.
-        kinds: which, else those of the device.
-        known: {dtype: FLOPs a second that its convolutions have reached before}. A probe that finds less was disturbed.
+        device: the device.
+        until: the time (time.perf_counter) by which every loop has to end.
+        kinds: the models; empty: those for the device.
+        known: {dtype: the FLOPs a second that convolutions have reached before}. A probe with less was disturbed.
     """
     kinds = kinds or (ON_A_CARD if device.is_card else ON_A_CPU)
-    whole = len(kinds) * len(BATCHES)
-    built = False
+    total = len(kinds) * len(BATCHES)
+    is_imported = False
     for number, kind in enumerate(kinds):
-        made = _LazyImages(device, kind, (known or {}).get(kind.dtype, 0.0))
+        images = _LazyImages(device, kind, (known or {}).get(kind.dtype, 0.0))
         for turn, batch in enumerate(BATCHES):
             name = f"loop {kind.model} {kind.dtype} batch {batch}"
             blank = Reading("loop", name, device.name, "s", None)
-            left = whole - number * len(BATCHES) - turn
-            yield checked_device.guarded(blank, partial(_asked, made, batch, _Time(until, left, built), blank))
-            built = built or made.is_built
-        del made
+            left = total - number * len(BATCHES) - turn
+            yield checked_device.guarded(
+                blank, partial(_timed_loop, images, batch, _Time(until, left, is_imported), blank)
+            )
+            is_imported = is_imported or images.is_built
+        del images
         gc.collect()
         device.let_go()
 
 
 @dataclass(frozen=True)
 class _Time:
-    """Until when there is time for so many loops, and whether the libraries have been imported."""
+    """Record the end of the time for a number of loops, and whether the libraries have been imported."""
 
     until: float
     loops: int
@@ -85,43 +87,43 @@ class _Time:
 
     @property
     def left(self) -> float:
-        """Seconds for all of them."""
+        """Return the seconds left for all loops."""
         return self.until - time.perf_counter()
 
     @property
     def share(self) -> float:
-        """Seconds for the next one: half of what would be fair, since those after it take longer."""
+        """Return the seconds for the next loop: half of an equal share, since the later loops take longer."""
         return self.left / self.loops / 2
 
 
 class _Images:
-    """A model on a device, built without memory, and the predicted cost of a step. Its weights come at first use."""
+    """Keep a model on a device and predict the cost of its steps; its weights are loaded at their first use."""
 
     def __init__(self, device: Device, kind: Kind, model: components.Model, rate: float) -> None:
-        """Count the arithmetic. `rate`: FLOPs a second, until a step was timed."""
+        """Count the FLOPs of a model without weights. `rate`: FLOPs a second, until a step has been timed."""
         self.device, self.kind = device, kind
         self._model, self._rate, self._is_loaded = model, rate, False
         flops = model.flops()
         self._step, self._rest = flops.step, flops.batch - flops.step * flops.evaluations
 
     def seconds(self, batch: int, steps: int) -> float:
-        """What so many steps and an image will take, by what the device has reached."""
+        """Return the predicted seconds of this many steps and the rest of an image, from the measured rate."""
         return batch * (self._step * steps + self._rest) / self._rate
 
     def step_seconds(self, batch: int) -> float:
-        """What a step will take."""
+        """Return the predicted seconds of a step."""
         return batch * self._step / self._rate
 
     def flops(self, batch: int) -> float:
-        """Of a step."""
+        """Return the FLOPs of a step."""
         return float(batch * self._step)
 
     def learn(self, batch: int, seconds: float) -> None:
-        """A step took so long: the next price is by that."""
+        """Set the rate from the measured seconds of a step."""
         self._rate = self.flops(batch) / seconds
 
     def variant(self, batch: int, steps: int) -> components.Model:
-        """It, with its weights, for another batch."""
+        """Return the model with its weights, for another batch."""
         if not self._is_loaded:
             self._load()
         variant = copy.copy(self._model)
@@ -134,13 +136,13 @@ class _Images:
         size = sum(weight.numel() for weight in parts) * model.dtype.itemsize
         free = self.device.free_bytes()
         if free is not None and size * _CAUTION > free:
-            raise SkipError(f"its weights take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+            raise SkipError(f"the weights take {size / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free")
         model.load({})
         self._is_loaded = True
 
 
 class _LazyImages:
-    """The images of one kind: built when a loop of it first has time."""
+    """Build the images of one kind when a loop first has time for them."""
 
     def __init__(self, device: Device, kind: Kind, known: float) -> None:
         """Build nothing yet. `known`: FLOPs a second that the device's convolutions have reached in this dtype."""
@@ -149,11 +151,11 @@ class _LazyImages:
 
     @property
     def is_built(self) -> bool:
-        """Return whether the model is built."""
+        """Return whether the model has been built."""
         return self._images is not None
 
     def get(self, time_: _Time) -> _Images:
-        """Return the images; build the model and price it at the first call, without memory.
+        """Return the images; the first call builds the model without memory and prices it.
 
         Raises:
             SkipError: there is no time for it.
@@ -165,7 +167,9 @@ class _LazyImages:
 
 def _build(device: Device, kind: Kind, known: float, time_: _Time) -> _Images:
     if not time_.is_ready and time_.left < _BUILD_SECONDS:
-        raise SkipError(f"{_BUILD_SECONDS:.0f} s are what building it takes, and {max(time_.left, 0):.1f} s are left")
+        raise SkipError(
+            f"building the model takes {_BUILD_SECONDS:.0f} s, and only {max(time_.left, 0):.1f} s are left"
+        )
     import diffusers
 
     diffusers.utils.logging.set_verbosity_error()
@@ -176,55 +180,55 @@ def _build(device: Device, kind: Kind, known: float, time_: _Time) -> _Images:
     return _Images(device, kind, model, rate)
 
 
-def _asked(lazy: _LazyImages, batch: int, time_: _Time, blank: Reading) -> Reading:
-    made = lazy.get(time_)
-    wanted = _WARM + (_MOST_OF_A_CARD if made.device.is_card else _MOST_OF_A_CPU)
-    # Twice its price: a probe may be so far off, and a loop that was given up has no figure at all.
-    while wanted > _WARM + _FEWEST and 2 * made.seconds(batch, wanted) > time_.share:
-        wanted -= 1
-    price = made.seconds(batch, wanted)
+def _timed_loop(lazy: _LazyImages, batch: int, time_: _Time, blank: Reading) -> Reading:
+    images = lazy.get(time_)
+    count = _WARM + (_MAX_STEPS_CARD if images.device.is_card else _MAX_STEPS_CPU)
+    # Twice the price, since a probe may be that far off and a loop that is given up has no figure.
+    while count > _WARM + _FEWEST and 2 * images.seconds(batch, count) > time_.share:
+        count -= 1
+    price = images.seconds(batch, count)
     if price > time_.left:
-        raise SkipError(_priced(made.step_seconds(batch), price, time_.left))
-    variant = made.variant(batch, wanted)
-    found, finite = _image(made, variant, time_)
-    steps = found[_WARM:]
+        raise SkipError(_priced(images.step_seconds(batch), price, time_.left))
+    variant = images.variant(batch, count)
+    durations, finite = _image(images, variant, time_)
+    steps = durations[_WARM:]
     median = statistics.median(steps)
-    made.learn(batch, median)
+    images.learn(batch, median)
     return replace(
         blank,
         value=median if finite else None,
         samples=steps,
-        figures={"flops_per_second": made.flops(batch) / median, "steps": float(len(steps))},
-        fault=None if finite else "the image holds NaN or infinity",
+        figures={"flops_per_second": images.flops(batch) / median, "steps": float(len(steps))},
+        fault=None if finite else "the image contains NaN or infinity",
     )
 
 
-def _image(made: _Images, variant: components.Model, time_: _Time) -> tuple[tuple[float, ...], bool]:
-    """One image: the seconds of its steps, and whether each of its numbers is one."""
-    made.device.wait()
+def _image(images: _Images, variant: components.Model, time_: _Time) -> tuple[tuple[float, ...], bool]:
+    """Make one image; return the seconds of its steps, and whether all its numbers are finite."""
+    images.device.wait()
     components.set_precision(variant.torch, variant.case.dtype)
-    clock = clocks.clock_for(variant.torch, made.device.name)
+    clock = clocks.clock_for(variant.torch, images.device.name)
     make = sampling.Loop(variant)
     clock.start()
-    pixels, raw = make(_both(clock.mark, _guard(made, variant.case, time_)))
+    pixels, raw = make(_both(clock.mark, _guard(images, variant.case, time_)))
     _, seconds = clock.stop()
     return seconds, numerics.look(pixels, raw, None).finite
 
 
-def _guard(made: _Images, case: Case, time_: _Time) -> Callable[[], None]:
-    """Looks at the second step, where the host's clock tells: a price by a probe may be far off."""
+def _guard(images: _Images, case: Case, time_: _Time) -> Callable[[], None]:
+    """Return a function that checks the price after the second step on a CPU, since a probe may be far off."""
     marks: list[float] = []
 
-    def look() -> None:
+    def check() -> None:
         marks.append(time.perf_counter())
-        if len(marks) != 3 or made.device.is_card:
+        if len(marks) != 3 or images.device.is_card:
             return
-        made.learn(case.batch, marks[2] - marks[1])
-        price = made.seconds(case.batch, case.steps - 2)
+        images.learn(case.batch, marks[2] - marks[1])
+        price = images.seconds(case.batch, case.steps - 2)
         if price > time_.left:
             raise SkipError(_priced(marks[2] - marks[1], price, time_.left))
 
-    return look
+    return check
 
 
 def _both(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], None]:

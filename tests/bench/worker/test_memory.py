@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def test_the_host_clock_times_the_whole_and_the_steps() -> None:
+def test_host_clock_times_the_loop_and_its_steps() -> None:
     times = iter([10.0, 11.0, 13.0, 16.0, 20.0])
     clock = clocks.HostClock(lambda: next(times))
     clock.start()
@@ -31,7 +31,7 @@ def test_the_host_clock_times_the_whole_and_the_steps() -> None:
     assert clock.stop() == (10.0, (2.0, 3.0))
 
 
-def test_a_clock_forgets_the_loop_before() -> None:
+def test_host_clock_starts_anew_for_each_loop() -> None:
     times = iter(float(second) for second in range(100))
     clock = clocks.HostClock(lambda: next(times))
     for _ in range(2):
@@ -41,7 +41,7 @@ def test_a_clock_forgets_the_loop_before() -> None:
         assert clock.stop() == (3.0, (1.0,))
 
 
-def test_a_loop_without_marks_has_no_steps() -> None:
+def test_loop_without_marks_has_no_steps() -> None:
     times = iter([1.0, 3.5])
     clock = clocks.HostClock(lambda: next(times))
     clock.start()
@@ -49,7 +49,7 @@ def test_a_loop_without_marks_has_no_steps() -> None:
 
 
 class Cuda:
-    """Stands in for torch.cuda: notes what is asked of it, in order. Event number n ends at n squared milliseconds."""
+    """Stand in for torch.cuda: record the calls in order. Event number n ends at n squared milliseconds."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -80,7 +80,7 @@ class Event:
         return float(end.number**2 - self.number**2)
 
 
-def test_the_cuda_clock_waits_for_the_device_before_and_after_and_never_in_between() -> None:
+def test_cuda_clock_synchronizes_only_at_both_ends() -> None:
     cuda = Cuda()
     clock = clocks.CudaClock(SimpleNamespace(cuda=cuda), "cuda:1")
     clock.start()
@@ -96,11 +96,11 @@ def test_the_cuda_clock_waits_for_the_device_before_and_after_and_never_in_betwe
         "read 1 2",
         "read 2 3",
     ]
-    assert steps == (0.003, 0.005)  # milliseconds have become seconds
+    assert steps == (0.003, 0.005)  # milliseconds are converted to seconds
     assert whole > 0
 
 
-def test_the_cuda_clock_forgets_the_loop_before() -> None:
+def test_cuda_clock_starts_anew_for_each_loop() -> None:
     clock = clocks.CudaClock(SimpleNamespace(cuda=Cuda()), "cuda:0")
     for expected in (0.003, 0.007):
         clock.start()
@@ -113,21 +113,21 @@ def test_the_cuda_clock_forgets_the_loop_before() -> None:
     ("device", "kind"),
     [("cpu", clocks.HostClock), ("cuda:0", clocks.CudaClock), ("cuda:7", clocks.CudaClock)],
 )
-def test_each_device_has_its_clock(device: str, kind: type) -> None:
+def test_each_device_gets_its_clock(device: str, kind: type) -> None:
     assert isinstance(clocks.clock_for(SimpleNamespace(cuda=Cuda()), device), kind)
 
 
-# Its own process: the high-water mark of the tests' own process belongs to whoever ran before. The memory is
-# taken from the system at once and given back at once (mmap), which a Python object's need not be.
+# A process of its own, since earlier tests have raised the high-water mark of this one. mmap allocates and frees memory
+# at once, which Python objects need not do.
 PEAKS = """
 import json, mmap
 from bench.worker import memory as device_memory
 
 def grow(size):
-    room = mmap.mmap(-1, size)
-    for at in range(0, size, 4096):
-        room[at] = 1
-    room.close()
+    area = mmap.mmap(-1, size)
+    for offset in range(0, size, 4096):
+        area[offset] = 1
+    area.close()
 
 start = device_memory.host_peak_bytes()
 grow(192 << 20)
@@ -139,18 +139,18 @@ print(json.dumps([start, high, reset, low, device_memory.host_peak_bytes()]))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_the_host_peak_is_of_its_phase() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_host_peak_is_of_its_phase() -> None:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, env=environment)
     start, high, reset, low, second = json.loads(done.stdout)
     assert reset is True
     assert high - start > 180 * MIB
-    assert high - low > 180 * MIB, "the mark was not lowered"
-    assert 60 * MIB < second - low < 100 * MIB, "the second phase shows the first one's peak"
+    assert high - low > 180 * MIB, "the reset did not lower the mark"
+    assert 60 * MIB < second - low < 100 * MIB, "the second phase has the peak of the first"
 
 
-def test_where_proc_cannot_be_read_nothing_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_peak_without_proc_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_SELF", tmp_path / "absent")
     assert memory.host_peak_bytes() is None
     assert memory.reset_host_peak() is False
@@ -192,7 +192,7 @@ def test_where_proc_cannot_be_read_nothing_is_made_up(tmp_path: Path, monkeypatc
         ),
     ],
 )
-def test_free_memory_is_what_the_nearest_limit_leaves(
+def test_free_memory_respects_the_tightest_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], free: int
 ) -> None:
     for name, text in ({"proc/meminfo": "MemAvailable:   16000 kB\n"} | files).items():
@@ -205,14 +205,14 @@ def test_free_memory_is_what_the_nearest_limit_leaves(
     assert memory.free_bytes() == free
 
 
-def test_a_peak_that_is_not_of_its_phase_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_that_cannot_be_reset_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "reset_host_peak", lambda: False)
     peaks = memory.Peaks(SimpleNamespace(), "cpu")
     peaks.pause()
     assert peaks.memory() == Memory()
 
 
-def test_what_is_done_in_a_pause_is_not_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_pause_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     host, allocated, reserved = iter([100, 90]), iter([5, 7]), iter([6, 60])
     resets: list[str] = []
     monkeypatch.setattr(memory, "reset_host_peak", lambda: True)
@@ -227,33 +227,33 @@ def test_what_is_done_in_a_pause_is_not_of_the_phase(monkeypatch: pytest.MonkeyP
     for _ in range(2):
         peaks.pause()
         peaks.resume()
-    # What the allocator holds after a pause is the probe's, too: the first reading is the one that counts.
+    # After a pause the allocator also holds memory of the probe, so the first reading counts.
     assert peaks.memory() == Memory(
         host_run_peak_bytes=100, device_peak_allocated_bytes=7, device_peak_reserved_bytes=6
     )
     assert resets == ["empty", *["cuda:2"] * 3]
 
 
-def test_only_a_cuda_device_has_its_allocator_reset() -> None:
-    asked: list[str] = []
-    torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=asked.append, empty_cache=lambda: None))
+def test_only_the_allocator_of_a_cuda_device_is_reset() -> None:
+    resets_of: list[str] = []
+    torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=resets_of.append, empty_cache=lambda: None))
     memory.Peaks(torch, "cpu")
     memory.Peaks(torch, "cuda:2")
-    assert asked == ["cuda:2"]
+    assert resets_of == ["cuda:2"]
 
 
-def test_memory_of_its_own_is_what_no_other_process_shares() -> None:
+def test_uss_peak_includes_memory_of_this_process() -> None:
     before = memory.uss_bytes()
     assert before is not None
-    held = bytearray(os.urandom(1 << 20) * 64)
+    block = bytearray(os.urandom(1 << 20) * 64)
     with memory.UssPeak() as peak:
-        assert held[-1] is not None
+        assert block[-1] is not None
     assert peak.bytes is not None
     assert peak.bytes - before > 32 << 20
     assert (memory.rss_bytes() or 0) > peak.bytes / 2
 
 
-def test_the_clock_of_a_queue_waits_for_it() -> None:
+def test_queue_clock_waits_for_the_device_at_both_ends() -> None:
     times, waits = itertools.count(), []
     clock = clocks.QueueClock(lambda: waits.append(0), lambda: float(next(times)))
     clock.start()
@@ -262,7 +262,7 @@ def test_the_clock_of_a_queue_waits_for_it() -> None:
     assert len(waits) == 2
 
 
-def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_core_is_measured_while_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     thread = tmp_path / "self" / "task" / "7"
     thread.mkdir(parents=True)
     (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=1000000\nfull total=0\n")
@@ -271,61 +271,61 @@ def test_time_without_a_core_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "pressure")
     times = iter([100.0, 104.0])
     monkeypatch.setattr("bench.worker.host_load.time", SimpleNamespace(monotonic=lambda: next(times)))
-    neighbours = host_load.HostLoad()
-    with neighbours.watched():
+    load = host_load.HostLoad()
+    with load.watched():
         (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=3000000\n")
         (thread / "schedstat").write_text("9000000000 5000000000 9\n")
     (thread / "schedstat").write_text("9000000000 99000000000 9\n")
-    found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
-    assert (found.pressure_share, found.wait_share) == (0.5, 0.5)
+    host = load.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
+    assert (host.pressure_share, host.wait_share) == (0.5, 0.5)
 
 
-def test_where_the_kernel_does_not_tell_waiting_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_none_where_the_kernel_does_not_report_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_load, "_SELF", tmp_path / "absent")
     monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "absent")
-    neighbours = host_load.HostLoad()
-    with neighbours.watched():
+    load = host_load.HostLoad()
+    with load.watched():
         pass
-    found = neighbours.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
-    assert (found.pressure_share, found.wait_share) == (None, None)
+    host = load.host(threads=2, cpu_seconds=4.0, wall_seconds=4.0)
+    assert (host.pressure_share, host.wait_share) == (None, None)
 
 
 @pytest.fixture
 def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A /proc/stat that a test writes: user nice system idle iowait irq softirq steal guest guest_nice."""
+    """Provide a /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice."""
     file = tmp_path / "stat"
     file.write_text("cpu 100 0 100 800 0 0 0 50 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
     monkeypatch.setattr(host_load, "_STAT", file)
     return file
 
 
-def test_the_neighbours_are_what_changed_while_images_were_made(stat: Path) -> None:
-    neighbours = host_load.HostLoad()
-    with neighbours.watched():
+def test_steal_is_measured_while_entered(stat: Path) -> None:
+    load = host_load.HostLoad()
+    with load.watched():
         # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
         stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
     stat.write_text("cpu 160 0 110 810 0 0 0 900 999 0\n")
-    found = neighbours.host(threads=4, cpu_seconds=6.0, wall_seconds=2.0)
-    assert found.steal_share == pytest.approx(0.20)
-    assert found.cpu_share == pytest.approx(0.75)
-    assert found.threads == 4
+    host = load.host(threads=4, cpu_seconds=6.0, wall_seconds=2.0)
+    assert host.steal_share == pytest.approx(0.20)
+    assert host.cpu_share == pytest.approx(0.75)
+    assert host.threads == 4
 
 
-def test_no_time_has_no_share(stat: Path) -> None:
-    found = host_load.HostLoad().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
-    assert found.cpu_share is None
-    assert found.steal_share is None
+def test_shares_of_zero_time_are_none(stat: Path) -> None:
+    host = host_load.HostLoad().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
+    assert host.cpu_share is None
+    assert host.steal_share is None
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu 1 2 3\n"], ids=["absent", "empty", "an old kernel"])
-def test_without_the_kernels_ticks_steal_is_unknown(stat: Path, text: str | None) -> None:
+def test_steal_is_none_without_ticks_of_the_kernel(stat: Path, text: str | None) -> None:
     if text is None:
         stat.unlink()
     else:
         stat.write_text(text)
-    neighbours = host_load.HostLoad()
-    with neighbours.watched():
+    load = host_load.HostLoad()
+    with load.watched():
         pass
-    found = neighbours.host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)
-    assert found.steal_share is None
-    assert found.cpu_share == 0.5
+    host = load.host(threads=2, cpu_seconds=1.0, wall_seconds=1.0)
+    assert host.steal_share is None
+    assert host.cpu_share == 0.5
