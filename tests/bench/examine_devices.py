@@ -102,10 +102,12 @@ def last_bit(result: Any) -> Any:
 
 
 def all_of(readings: Iterator[Reading]) -> list[Any]:
+    """Return the readings in JSON's types."""
     return [plain(reading) for reading in readings]
 
 
 def soon(seconds: float = 600.0) -> float:
+    """Return the time (time.perf_counter) after this many seconds."""
     return time.perf_counter() + seconds
 
 
@@ -151,7 +153,7 @@ def memories() -> dict[str, Any]:
         "flipped in one": all_of(memory_patterns.memory(device, soon(), flipped_in_one)),
         "aliased": all_of(memory_patterns.memory(device, soon(), aliased)),
         "small": all_of(memory_patterns.memory(Small(1 << 20), soon())),
-        "untold": all_of(memory_patterns.memory(Small(None), soon())),
+        "unknown": all_of(memory_patterns.memory(Small(None), soon())),
         "late": all_of(memory_patterns.memory(device, soon(0.0))),
     }
 
@@ -163,7 +165,7 @@ def memories() -> dict[str, Any]:
     return readings | {"written": written}
 
 
-def ways() -> dict[str, Any]:
+def variants_of_a_rate() -> dict[str, Any]:
     """Measure the fastest of several variants, with given times and memory."""
 
     def variant(amount: float, seconds: float, room: int = 0) -> checked_device.Variant:
@@ -173,14 +175,14 @@ def ways() -> dict[str, Any]:
     for name, variants in {
         "second": [variant(10, 2.0), variant(100, 10.0), variant(400, 50.0)],
         "third has no room": [variant(10, 2.0), variant(100, 10.0), variant(400, 20.0, 251)],
-        "it grows no more": [variant(10, 1.0), variant(100, 9.8), variant(400, 20.0, 251)],
+        "rate grows no more": [variant(10, 1.0), variant(100, 9.8), variant(400, 20.0, 251)],
         "second has no time": [variant(10, 2.0), variant(1e6, 1.0)],
         "no room": [variant(10, 1.0, 251)],
     }.items():
         readings[name] = plain(checked_device.timed_best(BLANK, device, variants, soon()))
     calls_before = len(device.seconds_of_calls)
     readings["no time"] = plain(checked_device.timed_best(BLANK, device, [variant(10, 1.0)], soon(0.0)))
-    return readings | {"asked in no time": len(device.seconds_of_calls) - calls_before}
+    return readings | {"calls in no time": len(device.seconds_of_calls) - calls_before}
 
 
 def burst() -> list[Any]:
@@ -264,7 +266,12 @@ def examined() -> dict[str, Any]:
         refused = ""
     except ValueError as error:
         refused = str(error)
-    return {"events": lines(events), "lost": lines(events_of_lost), "refused": refused, "taken": lines(taken(request))}
+    return {
+        "events": lines(events),
+        "lost": lines(events_of_lost),
+        "refused": refused,
+        "busy": lines(examine_busy_gpu(request)),
+    }
 
 
 def lines(events: list[WorkerEvent]) -> list[dict[str, Any]]:
@@ -272,7 +279,7 @@ def lines(events: list[WorkerEvent]) -> list[dict[str, Any]]:
     return [json.loads(worker_events.encode(event)) for event in events]
 
 
-def taken(request: Examination) -> list[WorkerEvent]:
+def examine_busy_gpu(request: Examination) -> list[WorkerEvent]:
     """Examine a GPU that another process holds exclusively."""
     events: list[WorkerEvent] = []
     original = checked_device.of
@@ -298,7 +305,7 @@ def main() -> None:
     results = {
         "numbers": numbers(),
         "memories": memories(),
-        "ways": ways(),
+        "variants": variants_of_a_rate(),
         "stopped": stopped(),
         "product": all_of(compute.product(device, soon(1.5))),
         "convolution": all_of(compute.convolution(device, soon(1.5))),

@@ -230,7 +230,7 @@ def next_of(ahead: Iterator[float], _: object) -> float:
 def run_probe() -> dict[str, Any]:
     """Run the probe by a clock of this test: with a first call of 5 s, and with other work in every second call."""
     rates = {}
-    for name, first in {"quiet": [], "slow start": [5.0], "neighbours": [5.0, 1.0, 2.0, 1.0]}.items():
+    for name, first in {"quiet": [], "slow start": [5.0], "other work": [5.0, 1.0, 2.0, 1.0]}.items():
         ahead = itertools.chain(first, itertools.cycle([0.001, 0.001, 1.0, 1.0] if len(first) > 1 else [0.001]))
         rates[name] = device_probe._rate(torch, "cpu", "fp32", functools.partial(next_of, ahead))
     torch.set_num_threads(2)

@@ -144,9 +144,9 @@ class _Images:
 class _LazyImages:
     """Build the images of one kind when a loop first has time for them."""
 
-    def __init__(self, device: Device, kind: Kind, known: float) -> None:
-        """Build nothing yet. `known`: FLOPs a second that the device's convolutions have reached in this dtype."""
-        self._device, self._kind, self._known = device, kind, known
+    def __init__(self, device: Device, kind: Kind, earlier_rate: float) -> None:
+        """Build nothing yet. `earlier_rate`: FLOPs a second that convolutions have reached in this dtype."""
+        self._device, self._kind, self._earlier_rate = device, kind, earlier_rate
         self._images: _Images | None = None
 
     @property
@@ -161,11 +161,11 @@ class _LazyImages:
             SkipError: there is no time for it.
         """
         if self._images is None:
-            self._images = _build(self._device, self._kind, self._known, time_)
+            self._images = _build(self._device, self._kind, self._earlier_rate, time_)
         return self._images
 
 
-def _build(device: Device, kind: Kind, known: float, time_: _Time) -> _Images:
+def _build(device: Device, kind: Kind, earlier_rate: float, time_: _Time) -> _Images:
     if not time_.is_ready and time_.left < _BUILD_SECONDS:
         raise SkipError(
             f"building the model takes {_BUILD_SECONDS:.0f} s, and only {max(time_.left, 0):.1f} s are left"
@@ -176,7 +176,7 @@ def _build(device: Device, kind: Kind, known: float, time_: _Time) -> _Images:
     torch = device.torch
     components.set_precision(torch, kind.dtype)
     model = components.Model(torch, kind.case(device.name, 1, _WARM + _FEWEST))
-    rate = _REACH * max(known, device_probe.rate(torch, device.name, kind.dtype))
+    rate = _REACH * max(earlier_rate, device_probe.rate(torch, device.name, kind.dtype))
     return _Images(device, kind, model, rate)
 
 
