@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from provision.mirrors.catalogue import Catalogue
-    from provision.mirrors.prober import ProbeResult
+    from provision.mirrors.probe_mirror import ProbeResult
     from provision.mirrors.record import MirrorChoice, MirrorRecord
 
 SCHEMA = 1
@@ -54,12 +54,12 @@ def print_probes(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice
     from rich.markup import escape
     from rich.table import Table
 
-    from provision.mirrors.probe import ranked
+    from provision.mirrors.selection import rank
 
     console = Console(no_color=not color, highlight=False, soft_wrap=False)
     for tool, choice in chosen.items():
         mine = [each for each in found if each.target.tool == tool]
-        best = ranked(mine)
+        best = rank(mine)
         if mine:
             table = Table(title=tool, title_justify="left")
             table.add_column("mirror", no_wrap=True)

@@ -21,7 +21,7 @@ from provision.core.errors import FirstlightError
 from provision.lockfiles.requirements import normal
 from provision.mirrors import index_page
 from provision.net import download, urls
-from provision.net.fetch import Source
+from provision.net.resumable_request import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,7 +214,7 @@ class FailoverProxy:
             part = target.with_name(f"{name}.part")
             pins = {"sha256": hashes}
             try:
-                download.fetch(
+                download.download(
                     self.session,
                     sources,
                     part,

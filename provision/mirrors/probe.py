@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from provision.mirrors.prober import Prober, ProbeRun
+from provision.mirrors.probe_mirror import Prober, ProbeRun
 from provision.mirrors.tools import all_tools
 
 if TYPE_CHECKING:
@@ -15,17 +15,11 @@ if TYPE_CHECKING:
     import requests
 
     from provision.mirrors.probe_files import ProbeFile
-    from provision.mirrors.prober import ProbeResult, ProbeTarget
+    from provision.mirrors.probe_mirror import ProbeResult, ProbeTarget
 
 # Without any response status after this time, the machine has no network and the probe ends.
 _FIRST_RESPONSE_SECONDS = 2.5
 _TOTAL_SECONDS = 9.0
-
-
-def ranked(results: Sequence[ProbeResult]) -> list[ProbeResult]:
-    """Return the usable results, the best first: by share of the files, then by MB/s, then in the given order."""
-    usable = [result for result in results if result.error is None and result.held]
-    return sorted(usable, key=lambda result: (-result.held / result.asked, -(result.megabytes_per_second or 0.0)))
 
 
 def probe(

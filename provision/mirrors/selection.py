@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.mirrors.catalogue import Catalogue
     from provision.mirrors.probe_files import ProbeFile
+    from provision.mirrors.probe_mirror import ProbeResult, ProbeTarget
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.prober import ProbeResult, ProbeTarget
     from provision.mirrors.tools.tool import Tool
     from provision.volume.journal import Journal
 
@@ -53,6 +53,12 @@ def requested_mirrors(value: str | Mapping[str, str], catalogue: Catalogue) -> d
     for tool, name in value.items():
         toml.choose(name, ["auto", "keep", OFFICIAL, *catalogue.of(tool)], f"mirror of {tool}")
     return {tool: value.get(tool, "auto") for tool in tools}
+
+
+def rank(results: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Return the usable results, the best first: by share of the files, then by MB/s, then in the given order."""
+    usable = [result for result in results if result.error is None and result.held]
+    return sorted(usable, key=lambda result: (-result.held / result.asked, -(result.megabytes_per_second or 0.0)))
 
 
 @dataclass
@@ -117,7 +123,7 @@ class MirrorSelector:
         own_setting = self.own_setting(tool)
         if own_setting:
             return MirrorChoice("auto", (), f"this machine's own setting stays: {own_setting}")
-        ranked = mirror_probe.ranked([result for result in results if result.target.tool == tool.name])
+        ranked = rank([result for result in results if result.target.tool == tool.name])
         if not ranked:
             why = "no mirror can be used" if self.probe_files[tool.name] else "the locks have no file to probe"
             return MirrorChoice("auto", (MirrorSource(OFFICIAL),), why)

@@ -18,7 +18,7 @@ from provision.models.pull_plan import FileToFetch, PullPlan, content_name
 from provision.models.resolver import FileResolver
 from provision.models.verify import Depth, FileState
 from provision.net import download
-from provision.net.fetch import Source
+from provision.net.resumable_request import Source
 from provision.net.source_health import SourceHealth
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class Pull:
             Source(hub.name, hub.file_url(self.spec.repo, self.spec.revision, file.path), hub.headers())
             for hub in plan.hubs
         ]
-        download.fetch(
+        download.download(
             session,
             lambda: places,
             part,

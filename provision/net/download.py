@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from provision.core.errors import FirstlightError
-from provision.net import fetch as file_fetch
-from provision.net.fetch import FetchOptions, SourceError
+from provision.net import resumable_request
 from provision.net.partial_file import PartialFile
+from provision.net.resumable_request import FetchOptions, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from provision.net.fetch import Source
+    from provision.net.resumable_request import Source
     from provision.net.source_health import SourceHealth
 
 # (connect, read) timeouts in seconds. The first round leaves a silent source quickly for another one; the later rounds
@@ -52,7 +52,7 @@ class WrongContentError(FirstlightError):
     kind = "content"
 
 
-def fetch(
+def download(
     session: requests.Session,
     candidates: Callable[[], Iterable[Source]],
     part: Path,
@@ -209,7 +209,7 @@ class _Fetch:
         is_complete = self.partial.is_whole or (self.partial.have and self.partial.wrong is None)
         if not is_complete:
             timeouts = _PATIENT if patient else _IMPATIENT
-            file_fetch.append(
+            resumable_request.append(
                 FetchOptions(self.session, self.progress, timeouts, self._has_alternative), candidate, self.partial
             )
 

@@ -15,8 +15,8 @@ from provision.volume.variables import VariableGroup
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.prober import Prober
     from provision.mirrors.record import MirrorRecord
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from provision.mirrors import index_page
-from provision.mirrors.prober import UnusableError
+from provision.mirrors.probe_mirror import UnusableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from provision.mirrors.index_page import IndexFile
     from provision.mirrors.probe_files import ProbeFile
-    from provision.mirrors.prober import Prober
+    from provision.mirrors.probe_mirror import Prober
 
 _PAGE_BYTES = 32 << 20
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from provision.mirrors.probe_files import ProbeFile
-    from provision.mirrors.prober import Prober
+    from provision.mirrors.probe_mirror import Prober
 
 
 def check(prober: Prober, urls: Mapping[ProbeFile, str | None]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from provision.installers import pip_settings
 from provision.mirrors.mirror import Mirror
-from provision.mirrors.prober import ProbeTarget
+from provision.mirrors.probe_mirror import ProbeTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from provision.core.python_source import PythonSource
     from provision.mirrors.probe_files import ProbeFile
+    from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.prober import Prober
     from provision.mirrors.record import MirrorRecord, MirrorSource
     from provision.volume.variables import VariableGroup
 

@@ -12,11 +12,11 @@ import requests
 from provision.config import models, toml
 from provision.config.torch import Variant
 from provision.lockfiles import conda_lock, requirements
-from provision.mirrors import probe, prober
-from provision.mirrors.probe import ranked
+from provision.mirrors import probe, probe_mirror
 from provision.mirrors.probe_files import ProbeFile
+from provision.mirrors.probe_mirror import ProbeResult, ProbeTarget
 from provision.mirrors.probe_needs import ProbeNeeds
-from provision.mirrors.prober import ProbeResult, ProbeTarget
+from provision.mirrors.selection import rank
 from provision.mirrors.tools.conda import Conda
 from provision.mirrors.tools.hf import Hf
 from provision.mirrors.tools.pip import Pip
@@ -36,7 +36,7 @@ def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_FIRST_RESPONSE_SECONDS", "_TOTAL_SECONDS"):
         monkeypatch.setattr(probe, name, 600.0)
     for name in ("_CONNECT_SECONDS", "_READ_SECONDS", "_RATE_SECONDS"):
-        monkeypatch.setattr(prober, name, 600.0)
+        monkeypatch.setattr(probe_mirror, name, 600.0)
 
 
 class ThreadClock(threading.local):
@@ -175,7 +175,7 @@ class TestPip:
         self, play: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = ThreadClock()
-        for module in (probe, prober):
+        for module in (probe, probe_mirror):
             monkeypatch.setattr(module, "time", clock)
         servers = {
             "fast, lacks one": play(index(files[:2])),
@@ -183,7 +183,7 @@ class TestPip:
             "fast": play(index(files)),
         }
         results = probe_indexes(files, servers, lambda: TimedSession(clock, servers["slow"]))
-        names = [result.target.name for result in ranked(list(results.values()))]
+        names = [result.target.name for result in rank(list(results.values()))]
         assert names == ["fast", "slow", "fast, lacks one"]
 
     def test_only_two_megabytes_of_the_largest_file_are_requested(self, play: Any, files: list[Path]) -> None:
@@ -200,7 +200,7 @@ class TestPip:
             targets.append(ProbeTarget("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
         results = probe.probe(targets, {"pip": [probe_file_of(file) for file in files]}, session)
         assert [result.error for result in results[1::2]] == ["stops sending data (timeout)"] * 18
-        assert len(ranked(results)) == 19
+        assert len(rank(results)) == 19
 
     def test_probe_ends_when_no_mirror_is_reachable(self, files: list[Path], play: Any) -> None:
         closed = [play({}) for _ in range(20)]
@@ -218,7 +218,7 @@ class TestPip:
         test_is_over = threading.Event()
         monkeypatch.setattr(requests.Session, "get", block)
         monkeypatch.setattr(probe, "_FIRST_RESPONSE_SECONDS", 0.1)
-        for module in (probe, prober):
+        for module in (probe, probe_mirror):
             monkeypatch.setattr(module, "time", Standing())
         result = probe_indexes(files, {"m": play({})})["m"]
         test_is_over.set()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from provision.core.errors import FirstlightError
-from provision.net import download, fetch, session
-from provision.net.fetch import Source
+from provision.net import download, resumable_request, session
+from provision.net.resumable_request import Source
 from provision.net.source_health import SourceHealth
 from tests.clock import Standing, Ticking
 from tests.provision.http_server import PORTAL, Fault, Played, Raw
@@ -35,7 +35,7 @@ def fetched(
 ) -> tuple[str, SourceHealth]:
     """Download the file, check its content, and return (source of the last byte, source health)."""
     health = health or SourceHealth()
-    source = download.fetch(
+    source = download.download(
         session.Session(),
         lambda: [Source(f"m{number}", f"{server.url}/f") for number, server in enumerate(servers)],
         part,
@@ -110,7 +110,7 @@ class TestOneFile:
     def test_slow_source_is_replaced_by_another(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fetch, "time", clock_with_slow_first_block())
+        monkeypatch.setattr(resumable_request, "time", clock_with_slow_first_block())
         slow, good = play({"/f": CONTENT}, Fault(crawl_at=20_000)), play({"/f": CONTENT})
         source, health = fetched(tmp_path / "part", slow, good)
         assert source == "m1"
@@ -297,7 +297,7 @@ class TestWaiting:
     def test_slow_source_is_replaced_by_one_that_was_busy(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fetch, "time", clock_with_slow_first_block())
+        monkeypatch.setattr(resumable_request, "time", clock_with_slow_first_block())
         monkeypatch.setattr(download, "time", Ticking(1.0))
         slow = play({"/f": CONTENT}, Fault(crawl_at=40_000))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=1))
@@ -308,8 +308,8 @@ class TestWaiting:
     def test_slow_source_is_kept_while_the_other_one_is_busy(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fetch, "time", Ticking(6.0))
-        monkeypatch.setattr(fetch, "_SLOWEST_BYTES", 1 << 30)
+        monkeypatch.setattr(resumable_request, "time", Ticking(6.0))
+        monkeypatch.setattr(resumable_request, "_SLOWEST_BYTES", 1 << 30)
         slow = play({"/f": CONTENT}, Fault(cut=10_000, times=1))
         busy = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "300"}))
         assert fetched(tmp_path / "part", busy, slow)[0] == "m1"

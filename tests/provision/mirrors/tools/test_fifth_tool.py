@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.mirrors.mirror import Mirror
-    from provision.mirrors.prober import Prober
+    from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.record import MirrorRecord
     from provision.mirrors.tools.tool import ConfigScope, MachineSettings
 
