@@ -262,7 +262,7 @@ def test_printed_line_loads_the_model(volume: Root) -> None:
     ):
         built = model(architecture, "fp16" if "@" in entry else None)
         stand_ins.build(volume, entry, built, ENVS, volume.prefix("diffusers") / "bin/python")
-        line = load_line.of_stand_in(entry, built, load_line.known(ENVS, built))
+        line = load_line.of_stand_in(entry, built, load_line.architecture_of(ENVS, built))
         assert line is not None
         lines.append(line)
         kinds.append(kind)

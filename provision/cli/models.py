@@ -1,4 +1,4 @@
-"""The commands `provision models`."""
+"""Defines the commands `provision models …`."""
 
 from __future__ import annotations
 
@@ -40,25 +40,29 @@ if TYPE_CHECKING:
     from provision.models.manifest import Manifest
     from provision.setup.host_plan import HostPlan
 
-app = typer.Typer(help="The models in the Hugging Face cache.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Manage the models of the Hugging Face cache.", no_args_is_help=True, rich_markup_mode=None)
 
 _NAME = "NAME[@VARIANT][+EXTRA...]; NAME is an entry of the manifest or the id of its repository"
-Names = Annotated[list[str] | None, typer.Argument(help=f"{_NAME}; without any, this host's.")]
+Names = Annotated[list[str] | None, typer.Argument(help=f"{_NAME}. Default: the models of host.toml.")]
 Name = Annotated[str, typer.Argument(help=f"{_NAME}.")]
-EndpointFlag = Annotated[str | None, typer.Option("--endpoint", help="This hub alone.", metavar="URL")]
+EndpointFlag = Annotated[str | None, typer.Option("--endpoint", help="Use this hub only.", metavar="URL")]
 
 
 @dataclass(frozen=True)
 class _ModelContext:
-    """Where a command works: the host, the models by name, which of them are meant."""
+    """Hold the host plan, the manifest, and the models that the command line names."""
 
     plan: HostPlan
     manifest: Manifest
-    asked: list[str]
+    requested: list[str]
+
+    @property
+    def envs(self) -> Path:
+        return self.plan.definition.envs
 
     @property
     def names(self) -> list[str]:
-        return list(dict.fromkeys(self.manifest.name(each) for each in self.asked))
+        return list(dict.fromkeys(self.manifest.name(name) for name in self.requested))
 
     def pick(self, name: str) -> ModelSpec:
         return self.manifest.pick(name)
@@ -72,21 +76,21 @@ def list_(
     manifest: ManifestFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Show the models of the manifest, what of them is here, and what else is in the cache."""
+    """List the models of the manifest with their state, and the other content of the cache."""
 
     def act() -> Exit:
         from provision.cli import models_output
         from provision.models import inventory, stand_ins, step
 
-        place = _place(None, root, host, envs, manifest)
-        known = place.plan.root
-        recorded = step.recorded(known)
-        built = [name for name in place.manifest.models if stand_ins.snapshot_of(known, name) is not None]
+        context = _context(None, root, host, envs, manifest)
+        used_root = context.plan.root
+        recorded = step.recorded(used_root)
+        built = [name for name in context.manifest.models if stand_ins.snapshot_of(used_root, name) is not None]
         reasons = {name: recorded.get(name) for name in built}
-        found = inventory.held(known, place.manifest)
-        others = inventory.others(known, place.manifest)
+        cached = inventory.cached_models(used_root, context.manifest)
+        unlisted = inventory.unlisted(used_root, context.manifest)
         show = models_output.list_json if json else models_output.list_lines
-        print(show(found, others, reasons))
+        print(show(cached, unlisted, reasons))
         return Exit.GOOD
 
     guard(act, json=json)
@@ -97,13 +101,13 @@ def pull(
     names: Names = None,
     endpoint: EndpointFlag = None,
     trust_mirror: Annotated[
-        bool, typer.Option("--trust-mirror", help="Take a mirror's word for files that nobody has pinned.")
+        bool, typer.Option("--trust-mirror", help="Accept a mirror's hashes for files without a pinned hash.")
     ] = False,
     send_token_to: Annotated[
-        list[str] | None, typer.Option("--send-token-to", help="A host that may see your token.", metavar="HOST")
+        list[str] | None, typer.Option("--send-token-to", help="Also send your token to this host.", metavar="HOST")
     ] = None,
     stand_in: Annotated[
-        bool, typer.Option("--stand-in", help="Build it with random weights instead, as stand-in/NAME.")
+        bool, typer.Option("--stand-in", help="Build a stand-in with random weights instead, as stand-in/NAME.")
     ] = False,
     root: RootFlag = None,
     host: HostFlag = None,
@@ -114,7 +118,7 @@ def pull(
     quiet: QuietFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Fetch models into the cache: what is there is hashed, what is missing or corrupt is fetched and verified."""
+    """Download models into the cache. Present files are hashed; missing or corrupt ones are downloaded and verified."""
 
     def act() -> Exit:
         from provision.cli import models_run
@@ -123,38 +127,46 @@ def pull(
         from provision.models.hubs import Hubs
         from provision.models.pull import Pull
 
-        place = _place(names, root, host, envs, manifest)
-        known = place.plan.root
-        picked = [(name, place.pick(name)) for name in place.names]
-        hubs = Hubs(known, os.environ, offline=offline, token_hosts=frozenset(send_token_to or ()), endpoint=endpoint)
+        context = _context(names, root, host, envs, manifest)
+        used_root = context.plan.root
+        picked = [(name, context.pick(name)) for name in context.names]
+        token_hosts = frozenset(send_token_to or ())
+        hubs = Hubs(used_root, os.environ, offline=offline, token_hosts=token_hosts, endpoint=endpoint)
         _check_token_hosts(send_token_to or [], hubs)
         try:
-            inventory.cache_of(known, is_named=place.plan.chosen.named)
+            inventory.cache_of(used_root, is_named=context.plan.chosen.named)
         except (FirstlightError, OSError) as error:
             if not (json and picked):
                 raise
-            return _end("models pull", models_run.refused(picked, error), json=json, quiet=quiet)
+            return _end("models pull", models_run.failed_rows(picked, error), json=json, quiet=quiet)
 
-        def say(text: str) -> None:
+        def emit(text: str) -> None:
             if dry_run or not quiet:
                 print(redact(text), file=sys.stderr if json else sys.stdout, flush=True)
 
         rows: list[ModelRow] = []
         for name, model in picked:
             if stand_in:
-                python = layout.interpreter(known.prefix(place.plan.host.env))
+                python = layout.interpreter(used_root.prefix(context.plan.host.env))
                 rows.append(
                     models_run.stand_in(
-                        known, name, model, place.plan.definition.envs, python, quiet=quiet or json, dry_run=dry_run
+                        used_root,
+                        name,
+                        model,
+                        context.envs,
+                        python,
+                        quiet=quiet or json,
+                        dry_run=dry_run,
                     )
                 )
             else:
-                work = Pull(known, name, model, hubs, trust_mirror, place.manifest.revisions(model.repo))
-                rows.append(models_run.pull(work, say, quiet=quiet, dry_run=dry_run))
+                work = Pull(used_root, name, model, hubs, trust_mirror, context.manifest.revisions(model.repo))
+                rows.append(models_run.pull(work, emit, quiet=quiet, dry_run=dry_run))
                 if rows[-1].state == "ok":
-                    rows[-1].load = load_line.of_model(known, model, load_line.known(place.plan.definition.envs, model))
+                    architecture = load_line.architecture_of(context.envs, model)
+                    rows[-1].load = load_line.of_model(used_root, model, architecture)
             if rows[-1].exit is Exit.BLOCKED:
-                break  # no other one would do better
+                break  # the next model would fail for the same reason
         return _end("models pull", rows, json=json, quiet=quiet)
 
     guard(act, json=json)
@@ -163,7 +175,7 @@ def pull(
 @app.command()
 def verify(
     names: Names = None,
-    depth: Annotated[str, typer.Option("--depth", help="size, header or hash.")] = "hash",
+    depth: Annotated[str, typer.Option("--depth", help="The depth of the check: size, header or hash.")] = "hash",
     root: RootFlag = None,
     host: HostFlag = None,
     envs: EnvsFlag = None,
@@ -172,7 +184,7 @@ def verify(
     quiet: QuietFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Prove that every byte is right, without the network; lost links and refs are mended (not with --dry-run)."""
+    """Verify all files of the models without the network, and repair lost links and refs (not with --dry-run)."""
 
     def act() -> Exit:
         from provision.cli import models_run
@@ -182,21 +194,23 @@ def verify(
         from provision.models.pull import Pull
         from provision.models.verify import Depth
 
-        place = _place(names, root, host, envs, manifest)
-        known = place.plan.root
-        wanted = Depth[toml.choose(depth, [each.name.lower() for each in Depth], "depth").upper()]
-        said = "" if dry_run else models_run.heal(known, place.manifest)
-        if not names:  # also what was pulled beside this host's own
-            here = {each.asked for each in inventory.held(known, place.manifest) if each.state != "absent"}
-            covered = {name.partition("+")[0] for name in here}
-            own = {name for name in place.names if name.partition("+")[0] not in covered}
-            place = replace(place, asked=sorted(here | own))
-        hubs = Hubs(known, os.environ, offline=True)
+        context = _context(names, root, host, envs, manifest)
+        used_root = context.plan.root
+        level = Depth[toml.choose(depth, [level.name.lower() for level in Depth], "depth").upper()]
+        repair = "" if dry_run else models_run.repair(used_root, context.manifest)
+        if not names:  # the present models that host.toml does not name are verified as well
+            cached = inventory.cached_models(used_root, context.manifest)
+            present = {entry.name for entry in cached if entry.state != "absent"}
+            bases = {name.partition("+")[0] for name in present}
+            absent = {name for name in context.names if name.partition("+")[0] not in bases}
+            context = replace(context, requested=sorted(present | absent))
+        hubs = Hubs(used_root, os.environ, offline=True)
         rows = [
-            models_run.verify(Pull(known, name, place.pick(name), hubs), wanted, quiet=quiet) for name in place.names
+            models_run.verify(Pull(used_root, name, context.pick(name), hubs), level, quiet=quiet)
+            for name in context.names
         ]
-        if said and not json:
-            print(said)
+        if repair and not json:
+            print(repair)
         return _end("models verify", rows, json=json, quiet=quiet, every_file=True)
 
     guard(act, json=json)
@@ -211,17 +225,18 @@ def show(
     manifest: ManifestFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Show what a model is made of: components, parameters, scheduler, licence. Nothing of it is loaded."""
+    """Show the components, parameters, scheduler and licence of a model, without loading it."""
 
     def act() -> Exit:
         from provision.cli import models_output
         from provision.models import inventory, load_line, pipeline_info
 
-        place = _place([name], root, host, envs, manifest)
-        known, model = place.names[0], place.pick(name)
-        found = pipeline_info.read(inventory.snapshot_of(place.plan.root, model), model, place.plan.definition.envs)
-        load = load_line.here(place.plan.root, place.plan.definition.envs, known, model)
-        print((models_output.structure_json if json else models_output.structure_lines)(known, model, found, load))
+        context = _context([name], root, host, envs, manifest)
+        canonical, model = context.names[0], context.pick(name)
+        structure = pipeline_info.read(inventory.snapshot_of(context.plan.root, model), model, context.envs)
+        load = load_line.of_cached(context.plan.root, context.envs, canonical, model)
+        report = models_output.structure_json if json else models_output.structure_lines
+        print(report(canonical, model, structure, load))
         return Exit.GOOD
 
     guard(act, json=json)
@@ -229,14 +244,14 @@ def show(
 
 @app.command()
 def lock(
-    names: Annotated[list[str], typer.Argument(help="Models of the manifest.")],
+    names: Annotated[list[str], typer.Argument(help="The names of models in the manifest.")],
     root: RootFlag = None,
     host: HostFlag = None,
     envs: EnvsFlag = None,
     manifest: ManifestFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write the sizes and hashes that the official hub tells into the manifest; nothing is fetched."""
+    """Write the sizes and hashes that the official hub lists into the manifest; nothing is downloaded."""
 
     def act() -> Exit:
         from provision.cli import output
@@ -244,21 +259,21 @@ def lock(
         from provision.mirrors import official as official_hub
         from provision.models import hub_client, lock_manifest
 
-        place = _place(names, root, host, envs, manifest)
+        context = _context(names, root, host, envs, manifest)
         official = hub_client.Hub(os.environ, endpoint=official_hub.official_endpoint())
-        own, shipped = place.plan.host.manifest, place.plan.definition.envs / "models.toml"
+        own, shipped = context.plan.host.manifest, context.envs / "models.toml"
         rows = []
-        for name in place.names:
+        for name in context.names:
             base = name.partition("+")[0]
-            whole = place.manifest.models[base]
-            path = Path(own).expanduser() if own and base in place.manifest.added else shipped
+            entry = context.manifest.models[base]
+            path = Path(own).expanduser() if own and base in context.manifest.added else shipped
             layout.require_own(path.parent)
             with during(f"locking {base}", OutputOptions(json, False, False, False)):
-                count = lock_manifest.lock(path, base, whole, official)
+                count = lock_manifest.lock(path, base, entry, official)
             rows.append({"name": base, "completed": count, "manifest": str(path)})
             if not json:
-                told = f"{count} files were completed in {path}" if count else "every file is pinned already"
-                print(f"{base}: {told}")
+                text = f"{count} files are now pinned in {path}" if count else "every file is pinned already"
+                print(f"{base}: {text}")
         if json:
             print(output.told_json("models lock", models=rows))
         return Exit.GOOD
@@ -268,7 +283,7 @@ def lock(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="NAME[@VARIANT], NAME+EXTRA (the extra alone), or stand-in/NAME.")],
+    name: Annotated[str, typer.Argument(help="NAME[@VARIANT], NAME+EXTRA (only the extra), or stand-in/NAME.")],
     yes: YesFlag = False,
     root: RootFlag = None,
     host: HostFlag = None,
@@ -278,7 +293,7 @@ def remove(
     json: JsonFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Take a model out of the cache; what another model or revision needs stays."""
+    """Remove a model from the cache, except for files that another model or revision needs."""
 
     def act() -> Exit:
         from provision.cli import models_output
@@ -286,26 +301,26 @@ def remove(
         from provision.models import stand_ins, step
         from provision.volume import run_lock
 
-        place = _place(None, root, host, envs, manifest)
-        known = place.plan.root
-        gone = remove_model.removal(known, place.manifest, name)
-        is_here = bool(gone.links or gone.blobs)
-        said = models_output.removal_line(name, gone) if is_here else f"{name}: nothing of it alone is here"
-        code = Exit.CHANGES if dry_run and is_here else Exit.GOOD
+        context = _context(None, root, host, envs, manifest)
+        used_root = context.plan.root
+        removal = remove_model.removal(used_root, context.manifest, name)
+        is_present = bool(removal.links or removal.blobs)
+        summary = models_output.removal_line(name, removal) if is_present else f"{name}: no removable file is present"
+        code = Exit.CHANGES if dry_run and is_present else Exit.GOOD
         if not json:
-            print(said)
+            print(summary)
         removed = False
-        if is_here and not dry_run and confirmed("Remove it?", f"this removes {name} from the cache", yes, json):
+        if is_present and not dry_run and confirmed("Remove it?", f"this removes {name} from the cache", yes, json):
             patience = waiting(OutputOptions(json, False, False, False, wait))
-            alone = run_lock.holding(known, again(), patience) if known.marker.is_file() else nullcontext()
-            with alone:
-                remove_model.remove(known, place.manifest, name)
-            for recorded in step.recorded(known):
+            exclusive = run_lock.holding(used_root, again(), patience) if used_root.marker.is_file() else nullcontext()
+            with exclusive:
+                remove_model.remove(used_root, context.manifest, name)
+            for recorded in step.recorded(used_root):
                 if stand_ins.repo_of(recorded) == name:
-                    step.record(known, recorded, None)
+                    step.record(used_root, recorded, None)
             removed = True
         if json:
-            print(models_output.removal_json(name, gone, int(code), removed=removed))
+            print(models_output.removal_json(name, removal, int(code), removed=removed))
         return code
 
     guard(act, json=json)
@@ -313,62 +328,62 @@ def remove(
 
 @app.command()
 def seed(
-    bind: Annotated[str, typer.Option("--bind", help="The address to listen at.")] = "0.0.0.0",  # noqa: S104 (the LAN is what it is for)
-    port: Annotated[int, typer.Option("--port", help="The port; 0: a free one.")] = 8090,
+    bind: Annotated[str, typer.Option("--bind", help="The address of the server.")] = "0.0.0.0",  # noqa: S104 (made for the local network)
+    port: Annotated[int, typer.Option("--port", help="The port; 0 selects a free one.")] = 8090,
     root: RootFlag = None,
     host: HostFlag = None,
     envs: EnvsFlag = None,
     manifest: ManifestFlag = None,
 ) -> None:
-    """Serve the manifest's models that are here to other hosts, read-only, as a hub that they name by HF_ENDPOINT."""
+    """Serve the complete models of this host to other hosts, read-only, as a hub for --endpoint or HF_ENDPOINT."""
 
     def act() -> Exit:
         from provision.cli import models_output
         from provision.core import layout
         from provision.models import inventory, seed_server
 
-        place = _place(None, root, host, envs, manifest)
-        with during("looking at the models", OutputOptions(False, False, False, False)):
-            found = [each for each in inventory.held(place.plan.root, place.manifest) if each.state == "whole"]
+        context = _context(None, root, host, envs, manifest)
+        with during("checking the models", OutputOptions(False, False, False, False)):
+            cached = inventory.cached_models(context.plan.root, context.manifest)
+            complete = [entry for entry in cached if entry.state == "whole"]
         models = []
-        for each in found:
-            snapshot = inventory.snapshot_of(place.plan.root, each.model)
-            paths_ = [file.path for file in each.model.files]
+        for entry in complete:
+            snapshot = inventory.snapshot_of(context.plan.root, entry.model)
+            paths = [file.path for file in entry.model.files]
             models += [
-                seed_server.served(repo, each.model.revision, each.model.license, snapshot, paths_)
-                for repo in (each.model.repo, *each.model.former_repos)
+                seed_server.served(repo, entry.model.revision, entry.model.license, snapshot, paths)
+                for repo in (entry.model.repo, *entry.model.former_repos)
             ]
         if not models:
             raise FirstlightError(
-                f"no model of the manifest is whole here. Pull one first: `{layout.program()} models pull`."
+                f"no model of the manifest is complete on this host. Pull one first: `{layout.program()} models pull`."
             )
-        with seed_server.server(models, bind, port) as running:
-            known = seed_server.addresses() if bind == "0.0.0.0" else [bind]  # noqa: S104
-            print(
-                models_output.seed_lines([each.asked for each in found], known, running.server_address[1]), flush=True
-            )
-            running.serve_forever()
+        with seed_server.server(models, bind, port) as server:
+            hosts = seed_server.addresses() if bind == "0.0.0.0" else [bind]  # noqa: S104
+            names = [entry.name for entry in complete]
+            print(models_output.seed_lines(names, hosts, server.server_address[1]), flush=True)
+            server.serve_forever()
         return Exit.GOOD
 
     guard(act)
 
 
-def _check_token_hosts(named: list[str], hubs: Hubs) -> None:
-    """Refuse a word that would change nothing: the host that is meant is asked under another name, or not at all."""
+def _check_token_hosts(hosts: list[str], hubs: Hubs) -> None:
+    """Raise SpecError for a --send-token-to that has no effect, because the pull uses no hub on that host."""
     from provision.core.errors import SpecError
     from provision.models.hub_client import is_host
 
-    for each in named:
+    for host in hosts:
         try:
-            found = any(is_host(each, hub.endpoint) for hub in hubs.every())
+            is_used = any(is_host(host, hub.endpoint) for hub in hubs.every())
         except ValueError:
-            found = False
-        if not found:
-            asked = ", ".join(hub.shown for hub in hubs.every())
-            raise SpecError(f"--send-token-to {each}: no hub of this pull is there. Asked are: {asked}.")
+            is_used = False
+        if not is_used:
+            shown = ", ".join(hub.shown for hub in hubs.every())
+            raise SpecError(f"--send-token-to {host}: this pull uses no hub on that host. Its hubs are: {shown}.")
 
 
-def _place(
+def _context(
     names: list[str] | None, root: str | None, host: Path | None, envs: Path | None, manifest: str | None
 ) -> _ModelContext:
     plan = resolve_host(root, host, envs, changes={"manifest": manifest})

@@ -1,4 +1,4 @@
-"""Shows models: what is here, what a pull will do and did, what a check found, what a model is made of."""
+"""Formats models for people and programs: lists, plans, results of pulls and checks, components, progress bars."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ SCHEMA = 1
 
 @dataclass
 class ModelRow:
-    """Hold the outcome of one model. `state`: ok, missing, corrupt, failed, or stand-in; `exit` is of its `error`.
+    """Hold the result of one model.
 
-    `load`: the line of Python that loads it.
+    `state` is ok, missing, corrupt, failed or stand-in. `exit` is the exit code of `error`. `detail` is a text for the
+    user. `load` is the line of Python that loads the model.
     """
 
     name: str
@@ -41,22 +42,22 @@ class ModelRow:
     bytes_fetched: int = 0
     seconds: float = 0.0
     files: Sequence[FileState] = field(default_factory=list)
-    said: str = ""
+    detail: str = ""
     error: str | None = None
     exit: Exit = Exit.FAILED
     load: str | None = None
 
     @property
     def bytes_total(self) -> int | None:
-        """The bytes of its files; None where the size of one is not known."""
+        """Return the bytes of all its files; None if the size of a file is unknown."""
         sizes = {file.path: file.size for file in self.model.files}
-        sizes |= {each.path: each.size for each in self.files if each.size is not None}
-        known = [size for size in sizes.values() if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        sizes |= {file.path: file.size for file in self.files if file.size is not None}
+        known_sizes = [size for size in sizes.values() if size is not None]
+        return sum(known_sizes) if len(known_sizes) == len(sizes) else None
 
 
 def rows_json(command: str, rows: Sequence[ModelRow], code: int) -> str:
-    """`models pull` and `models verify` for programs."""
+    """Return the JSON of `models pull` and `models verify`."""
     models = [
         {
             "name": row.name,
@@ -66,8 +67,8 @@ def rows_json(command: str, rows: Sequence[ModelRow], code: int) -> str:
             "bytes_fetched": row.bytes_fetched,
             "bytes_total": row.bytes_total,
             "seconds": round(row.seconds, 3),
-            "files": [{"path": each.path, "size": each.size, "state": each.state} for each in row.files],
-            "detail": row.said,
+            "files": [{"path": file.path, "size": file.size, "state": file.state} for file in row.files],
+            "detail": row.detail,
             "error": row.error,
             "load": row.load,
         }
@@ -77,182 +78,194 @@ def rows_json(command: str, rows: Sequence[ModelRow], code: int) -> str:
 
 
 def row_lines(row: ModelRow, *, every_file: bool) -> str:
-    """One model in lines: its state, then each file that is not as it should be, or `every_file`."""
-    lines = [f"  {row.state:<8} {row.name:<32} {row.error or row.said}  ({row.seconds:.2f} s)"]
+    """Return the lines of one model: its state, then its corrupt and failed files, or with `every_file` all files."""
+    lines = [f"  {row.state:<8} {row.name:<32} {row.error or row.detail}  ({row.seconds:.2f} s)"]
     lines += [f"    load it: {row.load}"] if row.load else []
-    if all(each.state == "missing" for each in row.files):
+    if all(file.state == "missing" for file in row.files):
         return redact(lines[0])
-    for each in row.files:
-        if every_file or each.state in {"corrupt", "failed"}:
-            size = "" if each.size is None else f"{each.size:,} bytes"
-            lines.append(f"    {each.state:<8} {each.path:<52} {each.reason or size}")
+    for file in row.files:
+        if every_file or file.state in {"corrupt", "failed"}:
+            size = "" if file.size is None else f"{file.size:,} bytes"
+            lines.append(f"    {file.state:<8} {file.path:<52} {file.reason or size}")
     return redact("\n".join(lines))
 
 
 def plan_line(name: str, plan: PullPlan) -> str:
-    """What a pull will do, before it does it."""
-    here = sum(state.state == "ok" for state in plan.states)
+    """Return the line that announces a pull."""
+    present = sum(state.state == "ok" for state in plan.states)
     if plan.is_done:
-        doubts = [f"{plan.unproven} pinned by nobody"] if plan.unproven else []
-        doubts += [f"{count} by the word of {mirror}" for mirror, count in plan.by_mirrors.items()]
-        proof = ", ".join(["every pinned hash right", *doubts]) if doubts else "every hash right"
-        return f"{name}: all {here} files are here, {proof}"
-    partial = sum(each.have for each in plan.needed)
-    begun = f", {partial:,} bytes of them are here from an earlier run" if partial else ""
+        unconfirmed = [f"{plan.unproven} without a pinned hash"] if plan.unproven else []
+        unconfirmed += [f"{count} with a hash from {mirror} only" for mirror, count in plan.by_mirrors.items()]
+        proof = ", ".join(["every pinned hash matches", *unconfirmed]) if unconfirmed else "every hash matches"
+        return f"{name}: all {present} files are present, {proof}"
+    partial = sum(file.have for file in plan.needed)
+    resumed = f", resuming {partial:,} bytes of an earlier run" if partial else ""
     corrupt = sum(state.state == "corrupt" for state in plan.states)
-    bad = f"; {corrupt} are corrupt, and are kept beside" if corrupt else ""
+    set_aside = f"; {corrupt} are corrupt and are kept under another name" if corrupt else ""
     source = f"{plan.hubs[0].name} ({plan.hubs[0].endpoint})" if plan.hubs else "nowhere"
     return (
-        f"{name}: {here} of {len(plan.states)} files are here{bad}; {plan.bytes_wanted:,} bytes to fetch from "
-        f"{source}{begun}; {plan.free:,} bytes are free"
+        f"{name}: {present} of {len(plan.states)} files are present{set_aside}; {plan.bytes_wanted:,} bytes to fetch "
+        f"from {source}{resumed}; {plan.free:,} bytes are free"
     )
 
 
-def list_lines(found: Sequence[CachedModel], others: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
-    """`models list` for people."""
+def list_lines(cached: Sequence[CachedModel], unlisted: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
+    """Return the lines of `models list`.
+
+    Args:
+        cached: the entries of the manifest and the state of their files.
+        unlisted: {name: bytes} of the other content of the cache.
+        stand_ins: {model: the recorded reason, or None} of the stand-ins that are built.
+    """
     lines = []
-    for each in found:
-        known = "? GB" if each.model.bytes is None else f"{each.model.bytes / 1e9:.2f} GB"
-        said = {"whole": "here", "absent": "-"}.get(each.state, f"{len(each.there)} of {len(each.states)} files")
-        unpinned = sum(not file.locked for file in each.model.files)
-        notes = [f"not pinned yet: {unpinned} of its files" if unpinned else "", each.model.note]
-        name = each.asked.partition("+")[0]
-        if name in stand_ins and each.state != "whole":
-            said = f"stand-in ({stand_ins[name]})" if stand_ins[name] else "stand-in"
-        variant = each.model.variant or "-"
-        lines.append(f"  {each.asked:<34} {variant:<5} {known:>9}  {each.model.license:<22} {said}")
+    for row in cached:
+        size = "? GB" if row.model.bytes is None else f"{row.model.bytes / 1e9:.2f} GB"
+        state = {"whole": "present", "absent": "-"}.get(row.state, f"{len(row.present)} of {len(row.states)} files")
+        unpinned = sum(not file.locked for file in row.model.files)
+        notes = [f"{unpinned} of its files have no pinned hash" if unpinned else "", row.model.note]
+        name = row.name.partition("+")[0]
+        if name in stand_ins and row.state != "whole":
+            state = f"stand-in ({stand_ins[name]})" if stand_ins[name] else "stand-in"
+        variant = row.model.variant or "-"
+        lines.append(f"  {row.name:<34} {variant:<5} {size:>9}  {row.model.license:<22} {state}")
         lines += [f"      {note}" for note in notes if note]
-    if others:
+    if unlisted:
         lines.append("also in the cache:")
-        lines += [f"  {name:<63} {size / 1e9:>8.2f} GB" for name, size in others.items()]
+        lines += [f"  {name:<63} {size / 1e9:>8.2f} GB" for name, size in unlisted.items()]
     return redact("\n".join(lines))
 
 
-def list_json(found: Sequence[CachedModel], others: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
-    """`models list` for programs."""
+def list_json(cached: Sequence[CachedModel], unlisted: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
+    """Return the JSON of `models list`."""
     models = [
         {
-            "name": each.asked,
-            "repo": each.model.repo,
-            "revision": each.model.revision,
-            "variant": each.model.variant,
-            "license": each.model.license,
-            "bytes": each.model.bytes,
-            "unpinned": sum(not file.locked for file in each.model.files),
-            "state": each.state,
-            "stand_in": each.asked.partition("+")[0] in stand_ins,
-            "note": each.model.note,
+            "name": row.name,
+            "repo": row.model.repo,
+            "revision": row.model.revision,
+            "variant": row.model.variant,
+            "license": row.model.license,
+            "bytes": row.model.bytes,
+            "unpinned": sum(not file.locked for file in row.model.files),
+            "state": row.state,
+            "stand_in": row.name.partition("+")[0] in stand_ins,
+            "note": row.model.note,
         }
-        for each in found
+        for row in cached
     ]
-    return redact(json.dumps({"schema": SCHEMA, "models": models, "others": dict(others)}))
+    return redact(json.dumps({"schema": SCHEMA, "models": models, "others": dict(unlisted)}))
 
 
-def structure_lines(name: str, model: ModelSpec, found: PipelineStructure, load: str | None) -> str:
-    """A model as people know it from printing a pipeline."""
+def structure_lines(name: str, model: ModelSpec, structure: PipelineStructure, load: str | None) -> str:
+    """Return the components of a model, similar to a printed pipeline."""
     variant = f"{model.variant}, " if model.variant else ""
     lines = [
-        f"{found.pipeline or name}: {model.repo} at {model.revision[:7]} ({variant}{model.license})",
-        f"  read from {found.read_from}",
+        f"{structure.pipeline or name}: {model.repo} at {model.revision[:7]} ({variant}{model.license})",
+        f"  read from {structure.read_from}",
     ]
-    shown = [
+    table = [
         (
-            each.name,
-            each.kind or "?",
-            "" if each.parameters is None else f"{each.parameters:,}",
-            each.dtype or "",
-            "" if each.bytes is None else f"{each.bytes / 1e6:,.1f} MB",
+            component.name,
+            component.kind or "?",
+            "" if component.parameters is None else f"{component.parameters:,}",
+            component.dtype or "",
+            "" if component.bytes is None else f"{component.bytes / 1e6:,.1f} MB",
         )
-        for each in found.components
+        for component in structure.components
     ]
-    wide = [max([len(row[column]) for row in shown], default=0) for column in range(5)]
-    to_the = "<<><>"
-    for row in shown:
-        cells = [f"{text:{side}{width}}" for text, side, width in zip(row, to_the, wide, strict=True)]
+    widths = [max([len(row[column]) for row in table], default=0) for column in range(5)]
+    alignments = "<<><>"
+    for row in table:
+        cells = [f"{text:{side}{width}}" for text, side, width in zip(row, alignments, widths, strict=True)]
         lines.append(f"  {'  '.join(cells)}".rstrip())
-    total = sum(each.parameters or 0 for each in found.components)
-    size = sum(each.bytes or 0 for each in found.components)
-    lines.append(f"  in all: {total:,} parameters, {size / 1e6:,.1f} MB of weights")
-    if found.scheduler:
-        lines.append(f"  scheduler: {found.scheduler[0]}")
-        lines += [f"    {key} = {value}" for key, value in sorted(found.scheduler[1].items())]
+    total = sum(component.parameters or 0 for component in structure.components)
+    size = sum(component.bytes or 0 for component in structure.components)
+    lines.append(f"  total: {total:,} parameters, {size / 1e6:,.1f} MB of weights")
+    if structure.scheduler:
+        lines.append(f"  scheduler: {structure.scheduler[0]}")
+        lines += [f"    {key} = {value}" for key, value in sorted(structure.scheduler[1].items())]
     lines += [f"  {model.note}"] if model.note else []
     lines += [f"  load it: {load}"] if load else []
-    return redact("\n".join([*lines, *(f"  amiss: {fault}" for fault in found.faults)]))
+    return redact("\n".join([*lines, *(f"  fault: {fault}" for fault in structure.faults)]))
 
 
-def structure_json(name: str, model: ModelSpec, found: PipelineStructure, load: str | None) -> str:
-    """The same for programs."""
-    scheduler = {"class": found.scheduler[0], "settings": found.scheduler[1]} if found.scheduler else None
-    whole = {
+def structure_json(name: str, model: ModelSpec, structure: PipelineStructure, load: str | None) -> str:
+    """Return the JSON of `models show`."""
+    scheduler = {"class": structure.scheduler[0], "settings": structure.scheduler[1]} if structure.scheduler else None
+    document = {
         "schema": SCHEMA,
         "name": name,
         "repo": model.repo,
         "revision": model.revision,
         "variant": model.variant,
         "license": model.license,
-        "pipeline": found.pipeline,
-        "read_from": found.read_from,
-        "components": [asdict(each) for each in found.components],
+        "pipeline": structure.pipeline,
+        "read_from": structure.read_from,
+        "components": [asdict(component) for component in structure.components],
         "scheduler": scheduler,
         "load": load,
-        "faults": found.faults,
+        "faults": structure.faults,
     }
-    return redact(json.dumps(whole))
+    return redact(json.dumps(document))
 
 
-def removal_line(name: str, gone: Removal) -> str:
-    """What a removal frees."""
-    files = len(gone.links) or len(gone.blobs)
-    return f"{name}: {files} files go, {gone.bytes:,} bytes come free"
+def removal_line(name: str, removal: Removal) -> str:
+    """Return the line with the files and bytes of a removal."""
+    files = len(removal.links) or len(removal.blobs)
+    return f"{name}: {files} files are removed, {removal.bytes:,} bytes become free"
 
 
-def removal_json(name: str, gone: Removal, code: int, *, removed: bool) -> str:
-    """The same for programs."""
-    files = len(gone.links) or len(gone.blobs)
-    told = {"name": name, "files": files, "bytes": gone.bytes, "removed": removed, "exit": code}
-    return redact(json.dumps({"schema": SCHEMA, "command": "models remove", **told}))
+def removal_json(name: str, removal: Removal, code: int, *, removed: bool) -> str:
+    """Return the JSON of `models remove`."""
+    files = len(removal.links) or len(removal.blobs)
+    values = {"name": name, "files": files, "bytes": removal.bytes, "removed": removed, "exit": code}
+    return redact(json.dumps({"schema": SCHEMA, "command": "models remove", **values}))
 
 
 def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int) -> str:
-    """How other hosts are pointed at this one."""
-    lines = [f"serving {', '.join(names)}, read-only, until Ctrl-C. On another host:"]
+    """Return the lines that show how another host uses this one as a hub."""
+    lines = [f"serving {', '.join(names)}, read-only, until Ctrl-C. On another host run:"]
     pull = f"provision models pull {names[0]} --endpoint"
-    lines += [f"  {pull} http://{each}:{port}" for each in hosts or ["THIS-HOST"]]
+    lines += [f"  {pull} http://{host}:{port}" for host in hosts or ["THIS-HOST"]]
     first = hosts[0] if hosts else "THIS-HOST"
     lines += [
-        "or for good, in a catalogue of yours (host.toml: catalogue = FILE):",
+        "or add it permanently to your own catalogue (host.toml: catalogue = FILE):",
         f'  [hf.lan]\n  url = "http://{first}:{port}"',
-        "What the manifest pins is verified there; a model with files that are not pinned takes --trust-mirror.",
+        "The other host verifies pinned files. For a model with unpinned files it needs --trust-mirror.",
     ]
     return "\n".join(lines)
 
 
 class DownloadBars:
-    """A bar a file and one for all, on a terminal's stderr; elsewhere a line each ten seconds."""
+    """Shows a progress bar for each file and one for all on a terminal's stderr, else a line every ten seconds."""
 
     def __init__(
         self,
-        what: str,
+        title: str,
         sizes: Mapping[str, int],
         done: int = 0,
         *,
-        wanted: bool,
+        shown: bool,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], bool] | None = None,
     ) -> None:
-        """Take what is at work, {path: bytes that will come}, and the bytes of them that are done.
+        """Prepare the bars without showing them.
 
-        `clock`, `pause`: as Ticker has them.
+        Args:
+            title: the text before the bar for all files.
+            sizes: {path: bytes to come}.
+            done: the bytes that are done already.
+            shown: whether anything is shown.
+            clock: as for `Ticker`.
+            pause: as for `Ticker`.
         """
         self._sizes = sizes
         self._tasks: dict[str, int] = {}
         self._bar = None
         self._ticker: Ticker | None = None
-        if not wanted:
+        if not shown:
             return
         if not sizes or not sys.stderr.isatty() or os.environ.get("TERM") in {None, "", "dumb"}:
-            self._meter = Meter(what, clock())
+            self._meter = Meter(title, clock())
             self._meter.add(done, sum(sizes.values()))
             self._ticker = Ticker(self._meter, self._print, clock=clock, pause=pause)
             return
@@ -274,10 +287,10 @@ class DownloadBars:
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._whole = self._bar.add_task(what, total=sum(sizes.values()), completed=done)
+        self._whole = self._bar.add_task(title, total=sum(sizes.values()), completed=done)
 
     def __enter__(self) -> Self:
-        """Draw."""
+        """Show the bars."""
         if self._bar is not None:
             self._bar.start()
         if self._ticker is not None:
@@ -287,14 +300,14 @@ class DownloadBars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bars from the terminal."""
         if self._bar is not None:
             self._bar.stop()
         if self._ticker is not None:
             self._ticker.__exit__(kind, error, trace)
 
     def advance(self, path: str, count: int) -> None:
-        """Bytes of a file have come."""
+        """Add bytes of a file to its bar and to the bar for all."""
         if self._ticker is not None:
             self._meter.add(count)
         if self._bar is None:
@@ -309,6 +322,6 @@ class DownloadBars:
         if task.finished:
             self._bar.update(TaskID(self._tasks[path]), visible=False)
 
-    def _print(self, words: str) -> None:
-        sys.stderr.write(f"  {redact(self._meter.name)}: {words}\n")
+    def _print(self, text: str) -> None:
+        sys.stderr.write(f"  {redact(self._meter.name)}: {text}\n")
         sys.stderr.flush()

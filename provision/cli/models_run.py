@@ -1,4 +1,4 @@
-"""Pulls, verifies or builds one model for a command, and says what became of it."""
+"""Pulls, verifies or builds one model for a command, and returns the result as a row."""
 
 from __future__ import annotations
 
@@ -27,65 +27,79 @@ if TYPE_CHECKING:
     from provision.models.pull import Pull
     from provision.models.pull_plan import PullPlan
 
-_WORDS = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Depth.HASH: "every hash"}
+_CHECKED = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Depth.HASH: "every hash"}
 
 
-def pull(work: Pull, say: Callable[[str], None], *, quiet: bool, dry_run: bool) -> ModelRow:
-    """Say the plan, and carry it out; what fails becomes the row's error."""
+def pull(work: Pull, emit: Callable[[str], None], *, quiet: bool, dry_run: bool) -> ModelRow:
+    """Report the plan of a pull, and run it; an error becomes the error of the row.
+
+    Args:
+        work: the pull.
+        emit: called with each line for the user.
+        quiet: show no progress.
+        dry_run: only report the plan.
+    """
     started = time.perf_counter()
     row = ModelRow(work.name, work.spec)
-    work.health.tell = say
+    work.health.tell = emit
     try:
         with _hashing(work, quiet=quiet) as bars:
             plan = work.plan(bars.advance)
-        say(models_output.plan_line(work.name, plan))
+        emit(models_output.plan_line(work.name, plan))
         if dry_run:
             row.files = plan.states
-            row.state, row.said = ("ok", "nothing to do") if plan.is_done else ("missing", "not fetched: a dry run")
+            row.state, row.detail = ("ok", "nothing to do") if plan.is_done else ("missing", "not downloaded: dry run")
             return row
-        sizes = {each.file.path: each.listed.size - each.have for each in plan.fetched}
-        with DownloadBars(work.name, sizes, wanted=not quiet) as bars:
+        sizes = {target.file.path: target.listed.size - target.have for target in plan.fetched}
+        with DownloadBars(work.name, sizes, shown=not quiet) as bars:
             work.run(plan, bars.advance)
         model_step.record(work.root, work.name, None)
         row.files = work.look(Depth.SIZE)
         row.state = _worst(row)
-        said = [work.health.summary() or "everything was here", *work.health.warnings(), *_doubts(plan), *work.notes]
-        row.said = "; ".join(said)
-    except BrokenPipeError:  # nobody listens any more
+        details = [
+            work.health.summary() or "all files were present",
+            *work.health.warnings(),
+            *_unconfirmed(plan),
+            *work.notes,
+        ]
+        row.detail = "; ".join(details)
+    except BrokenPipeError:  # the reader of stdout has ended
         raise
     except (FirstlightError, OSError) as error:
-        known = from_os_error(error) if isinstance(error, OSError) else error
-        row.files, row.error, row.exit = work.look(Depth.SIZE), str(known), known.exit
-        if type(known) is HubError and not work.hubs.offline:
-            row.error += f". Look for another: {layout.program()} mirrors probe --tool hf"
+        failure = from_os_error(error) if isinstance(error, OSError) else error
+        row.files, row.error, row.exit = work.look(Depth.SIZE), str(failure), failure.exit
+        if type(failure) is HubError and not work.hubs.offline:
+            row.error += f". To find another hub: {layout.program()} mirrors probe --tool hf"
     row.bytes_fetched = work.arrived
     row.seconds = time.perf_counter() - started
     return row
 
 
-def refused(models: Iterable[tuple[str, ModelSpec]], error: FirstlightError | OSError) -> list[ModelRow]:
-    """What became of models of which none could be begun."""
-    known = from_os_error(error) if isinstance(error, OSError) else error
-    return [ModelRow(name, model, error=str(known), exit=known.exit) for name, model in models]
+def failed_rows(models: Iterable[tuple[str, ModelSpec]], error: FirstlightError | OSError) -> list[ModelRow]:
+    """Return the rows of models whose pull could not start because of an error."""
+    failure = from_os_error(error) if isinstance(error, OSError) else error
+    return [ModelRow(name, model, error=str(failure), exit=failure.exit) for name, model in models]
 
 
 def verify(work: Pull, depth: Depth, *, quiet: bool) -> ModelRow:
-    """Look at every file without the network."""
+    """Check every file of a model without the network."""
     started = time.perf_counter()
     row = ModelRow(work.name, work.spec)
     with _hashing(work, quiet=quiet) as bars:
         row.files = work.look(depth, bars.advance)
     row.state = _worst(row)
-    wrong = sum(each.state != "ok" for each in row.files)
-    row.said = f"not right: {wrong} of {len(row.files)} files" if wrong else f"{_WORDS[depth]} is right"
+    invalid = sum(file.state != "ok" for file in row.files)
+    row.detail = f"invalid: {invalid} of {len(row.files)} files" if invalid else f"{_CHECKED[depth]} matches"
     unpinned = sum(not file.locked for file in work.spec.files)
-    if unpinned and not wrong:
-        row.said += f", but {unpinned} of {len(row.files)} files are pinned by nobody: a pull asks the official hub"
-    if all(each.state == "missing" for each in row.files):
-        row.said = f"not here. To fetch it: {layout.program()} models pull {work.name}"
-    told = {pins.source(work.root, work.spec, file.path) for file in work.spec.files} - {None, "official"}
-    if told:
-        row.said += f"; some are pinned by the word of {', '.join(sorted(map(str, told)))} alone"
+    if unpinned and not invalid:
+        row.detail += (
+            f", but {unpinned} of {len(row.files)} files have no pinned hash; a pull gets it from the official hub"
+        )
+    if all(file.state == "missing" for file in row.files):
+        row.detail = f"absent. To download it: {layout.program()} models pull {work.name}"
+    mirrors = {pins.source(work.root, work.spec, file.path) for file in work.spec.files} - {None, "official"}
+    if mirrors:
+        row.detail += f"; some hashes come from {', '.join(sorted(map(str, mirrors)))} only"
     row.seconds = time.perf_counter() - started
     return row
 
@@ -93,22 +107,22 @@ def verify(work: Pull, depth: Depth, *, quiet: bool) -> ModelRow:
 def stand_in(
     root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, quiet: bool, dry_run: bool
 ) -> ModelRow:
-    """Build a model's architecture with random weights.
+    """Build the stand-in of a model.
 
     Raises:
-        SpecError: nothing is known of its architecture.
+        SpecError: the architecture is unknown.
     """
     started = time.perf_counter()
     row = ModelRow(name, model)
     architecture = architectures.load(envs, model.architecture)
     repo, size = stand_ins.repo_of(name), stand_ins.size_of(model, architecture)
     if dry_run:
-        row.state, row.said = "missing", f"not built: a dry run; {size:,} bytes of random weights"
+        row.state, row.detail = "missing", f"not built: dry run; {size:,} bytes of random weights"
         return row
     try:
-        with DownloadBars(name, {repo: size}, wanted=not quiet) as bars:
+        with DownloadBars(name, {repo: size}, shown=not quiet) as bars:
             snapshot = stand_ins.build(root, name, model, envs, python, lambda count, _: bars.advance(repo, count))
-        row.state, row.said = "stand-in", f"random weights, as {repo}; this is not {model.repo}"
+        row.state, row.detail = "stand-in", f"random weights, as {repo}; this is not {model.repo}"
         row.load = load_line.of_stand_in(name, model, architecture)
         files = sorted(path for path in snapshot.rglob("*") if path.is_file())
         row.files = [
@@ -120,35 +134,38 @@ def stand_in(
     return row
 
 
-def heal(root: Root, known: Manifest) -> str:
-    """Mend refs, snapshots and links; a cache that cannot be written is looked at as it is. What was done, or ""."""
+def repair(root: Root, manifest: Manifest) -> str:
+    """Repair refs, snapshots and links, and return the result as text; empty if nothing was to be done.
+
+    A cache that cannot be written stays as it is.
+    """
     step = SnapshotStep(
-        root, [pins.apply(root, model) for model in known.every()], Journal(root.journal, "models verify")
+        root, [pins.apply(root, model) for model in manifest.with_all_extras()], Journal(root.journal, "models verify")
     )
-    found = step.check()
-    if found.state is not State.DRIFTED:
+    check = step.check()
+    if check.state is not State.DRIFTED:
         return ""
     try:
         step.apply()
     except OSError as error:
-        return f"not mended: {found.detail} ({error.strerror})"
-    return f"mended: {found.detail}"
+        return f"not repaired: {check.detail} ({error.strerror})"
+    return f"repaired: {check.detail}"
 
 
-def _doubts(plan: PullPlan) -> list[str]:
-    """What is here and was not held against the official hub's word."""
-    found = [f"{plan.unproven} files are pinned by nobody"] if plan.unproven else []
-    found += [f"{count} files are pinned by the word of {mirror} alone" for mirror, count in plan.by_mirrors.items()]
-    return [*found, "the official hub could not be asked about them"] if found else []
+def _unconfirmed(plan: PullPlan) -> list[str]:
+    """Return the warnings about present files that the official hub has not confirmed."""
+    warnings = [f"{plan.unproven} files have no pinned hash"] if plan.unproven else []
+    warnings += [f"{count} files have a hash from {mirror} only" for mirror, count in plan.by_mirrors.items()]
+    return [*warnings, "the official hub could not be reached to confirm them"] if warnings else []
 
 
 def _hashing(work: Pull, *, quiet: bool) -> DownloadBars:
-    here = [work.snapshot / file.path for file in work.spec.files]
-    sizes = {path.relative_to(work.snapshot).as_posix(): path.stat().st_size for path in here if path.is_file()}
-    what = "hashing" if sizes else "asking where its files are"
-    return DownloadBars(f"{work.name}: {what}", sizes, wanted=not quiet)
+    paths = [work.snapshot / file.path for file in work.spec.files]
+    sizes = {path.relative_to(work.snapshot).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+    activity = "hashing" if sizes else "reading the listings of the hubs"
+    return DownloadBars(f"{work.name}: {activity}", sizes, shown=not quiet)
 
 
 def _worst(row: ModelRow) -> str:
-    states = {each.state for each in row.files}
+    states = {file.state for file in row.files}
     return next((state for state in ("failed", "corrupt", "missing") if state in states), "ok")

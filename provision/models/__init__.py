@@ -1,1 +1,1 @@
-"""Models in the Hugging Face cache: pulled, verified, listed, removed, and what stands in for them."""
+"""Pulls, verifies, lists and removes the models of the Hugging Face cache, and builds their stand-ins."""

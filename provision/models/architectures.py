@@ -1,4 +1,4 @@
-"""What a model is made of, as envs/architectures/NAME.json tells it: known without the model and without torch."""
+"""Reads envs/architectures/NAME.json: the components of a model, known without its files and without torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture.
+    """Describe one architecture.
 
-    `pipeline`: diffusers' class of the whole, None for a model that stands alone. `classes`: {component: (library,
-    class)}; `beside`: those of them that a pipeline does without, as a safety checker. `configs`: {component: its
-    configuration}. `parameters`: {component: how many}. `tokenizers`: {component: class}. `processors`: {component:
-    (class, settings)}. `scheduler`: its class, and its settings; None where there is none. `is_flat`: the repository
-    keeps its one model at the top, not in a folder of the component's name. `description`: what the worker of stand-ins
-    told of it when it was recorded; None where it must be asked.
+    `pipeline`: the class of the pipeline in diffusers; None for a model that is loaded without a pipeline.
+    `classes`: {component: (library, class)}.
+    `configs`: {component: its configuration}.
+    `parameters`: {component: number of parameters}.
+    `tokenizers`: {component: class}.
+    `scheduler`: (class, settings); None if the model has no scheduler.
+    `optional`: the components of `classes` that a pipeline can be loaded without, such as a safety checker.
+    `processors`: {component: (class, settings)}.
+    `is_flat`: the repository keeps the files of its only model at the top, not in a folder named after the component.
+    `description`: the recorded answer of the worker (stand_in_worker.py); None if the worker must be run.
     """
 
     name: str
@@ -34,7 +38,7 @@ class Architecture:
     parameters: dict[str, int]
     tokenizers: dict[str, str] = field(default_factory=dict)
     scheduler: tuple[str, dict[str, Any]] | None = None
-    beside: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
     processors: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     is_flat: bool = False
     description: dict[str, Any] | None = None
@@ -50,66 +54,72 @@ def load(envs: Path, name: str) -> Architecture:
 
     Args:
         envs: the folder of environments, models and architectures.
-        name: as a model of the manifest names it.
+        name: the name of the architecture in the manifest.
 
     Raises:
-        SpecError: there is none of this name, or it cannot be read.
+        SpecError: the file is missing or cannot be read.
     """
     path = envs / "architectures" / f"{name}.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        beside = _classes(found.get("beside", {}))
-        classes = _classes(found["classes"]) | beside
-        native = dict(found.get("native", {}))
-        kind = native.pop("class", None)
-        made = Architecture(
+        content = json.loads(path.read_text(encoding="utf-8"))
+        optional = _classes(content.get("beside", {}))
+        classes = _classes(content["classes"]) | optional
+        native = dict(content.get("native", {}))
+        scheduler_class = native.pop("class", None)
+        architecture = Architecture(
             name,
-            found.get("pipeline"),
+            content.get("pipeline"),
             classes,
-            {part: found[part] for part in classes},
-            {part: int(found["parameters"][part]) for part in classes},
-            found.get("tokenizers", {}),
-            (str(kind), {**found.get("scheduler", {}), **native}) if kind else None,
-            frozenset(beside),
-            {part: (str(kind), found[part]) for part, kind in found.get("processors", {}).items()},
-            found.get("pipeline") is None or found.get("layout") == "flat",
+            {component: content[component] for component in classes},
+            {component: int(content["parameters"][component]) for component in classes},
+            content.get("tokenizers", {}),
+            (str(scheduler_class), {**content.get("scheduler", {}), **native}) if scheduler_class else None,
+            frozenset(optional),
+            {component: (str(kind), content[component]) for component, kind in content.get("processors", {}).items()},
+            content.get("pipeline") is None or content.get("layout") == "flat",
         )
     except FileNotFoundError:
-        raise SpecError(f"{path} is not there: nothing is known of the architecture {name!r}.") from None
+        raise SpecError(f"{path} does not exist: the architecture {name!r} is unknown.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError(f"{path} cannot be read as an architecture ({type(error).__name__}: {error}).") from None
-    return _described(made, recorded(envs, name))
+        raise SpecError(f"{path} is not a valid architecture ({type(error).__name__}: {error}).") from None
+    return _with_description(architecture, recorded_path(envs, name))
 
 
-def recorded(envs: Path, name: str) -> Path:
-    """Return the file that holds what the worker told of an architecture."""
+def recorded_path(envs: Path, name: str) -> Path:
+    """Return the path of the file that holds the worker's description of an architecture."""
     return envs / "architectures" / "recorded" / f"{name}.json"
 
 
 def record(envs: Path, architecture: Architecture, description: Mapping[str, Any]) -> None:
-    """Write what the worker told of an architecture, one tensor a line."""
-    path = recorded(envs, architecture.name)
+    """Write the worker's description of an architecture to its file, with one tensor per line."""
+    path = recorded_path(envs, architecture.name)
     text = json.dumps({"of": fingerprint(architecture), **description}, indent=1)
-    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
+    text = re.sub(r"\[[^][{}]*\]", lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def fingerprint(architecture: Architecture) -> str:
-    """The hash of all that the worker's answer depends on, except for the versions of the packages."""
+    """Return the hash of everything that determines the worker's description.
+
+    The versions of the packages are not part of it.
+    """
     return hashlib.sha256(json.dumps(architecture.request, sort_keys=True).encode()).hexdigest()
 
 
-def _classes(told: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    return {part: (str(library), str(kind)) for part, (library, kind) in told.items()}
+def _classes(rows: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    return {component: (str(library), str(kind)) for component, (library, kind) in rows.items()}
 
 
-def _described(made: Architecture, path: Path) -> Architecture:
-    """The architecture with its recorded description, where there is one, and it is of these settings."""
+def _with_description(architecture: Architecture, path: Path) -> Architecture:
+    """Return the architecture with its recorded description.
+
+    It is returned unchanged if nothing is recorded, or if the record belongs to other settings.
+    """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told.pop("of") == fingerprint(made):
-            return replace(made, description=told)
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if description.pop("of") == fingerprint(architecture):
+            return replace(architecture, description=description)
     except (OSError, ValueError, KeyError, AttributeError):
         pass
-    return made
+    return architecture

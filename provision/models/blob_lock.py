@@ -1,4 +1,4 @@
-"""Locks between processes: one that is tried, as the hub's own client has it, and one that is waited for."""
+"""Locks a blob of the hub cache against other processes, as huggingface_hub does."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 class BlobLock:
-    """The lock that the hub's own client takes for a blob: nobody fetches what another fetches already."""
+    """Locks one blob with huggingface_hub's own lock file, so that two processes never download the same blob."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock's file; the folders above it are made."""
+        """Take the path of the lock file, and create the folders above it."""
         import filelock
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(path, thread_local=False, mode=FOR_ALL)
 
     def take(self) -> bool:
-        """Whether it is ours now."""
+        """Take the lock without waiting; return False if another process holds it."""
         import filelock
 
         try:
@@ -31,5 +31,5 @@ class BlobLock:
         return True
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         self._lock.release()

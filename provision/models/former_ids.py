@@ -1,4 +1,4 @@
-"""Links in the hub cache that let a repository be loaded by its former ids, such as the one before it moved."""
+"""Keeps links in the hub cache that let a renamed repository be loaded by its former ids."""
 
 from __future__ import annotations
 
@@ -14,61 +14,67 @@ if TYPE_CHECKING:
 
     from provision.config.models import ModelSpec
 
-_MARK = "firstlight-aliases"  # beside refs: the folders' names of the links that we have made
+_MARK = "firstlight-aliases"  # a file in the repository's folder: the names of the links that firstlight has made
 
 
 def missing(hub: Path, model: ModelSpec) -> list[str]:
-    """Return the former ids for which neither a link nor anything else is there, of a model that is."""
+    """Return the former ids of a model that have neither a link nor anything else in the cache.
+
+    The list is empty if the model itself is not in the cache.
+    """
     if not (hub / model.folder).is_dir():
         return []
-    places = {repo: hub / cache_folder(repo) for repo in model.former_repos}
-    return [repo for repo, place in places.items() if not (place.exists() or place.is_symlink())]
+    paths = {repo: hub / cache_folder(repo) for repo in model.former_repos}
+    return [repo for repo, path in paths.items() if not (path.exists() or path.is_symlink())]
 
 
 def can_be_made(hub: Path, model: ModelSpec) -> bool:
-    """Return whether a link and its mark can be written: a cache that others fill may be read-only."""
+    """Return whether a link and its mark can be written; a cache that other users fill may be read-only."""
     return os.access(hub, os.W_OK | os.X_OK) and os.access(hub / model.folder, os.W_OK | os.X_OK)
 
 
 def make(hub: Path, model: ModelSpec) -> list[str]:
-    """Link every former id of a model's repository to its folder, by a relative link: both lie in one cache.
+    """Link every former id of a model's repository to its folder.
+
+    The links are relative, since both ends are in one cache.
 
     Returns:
-        What its owner should know: a former id is taken by something that is not ours, which stays; or no link can be
-        written.
+        Warnings for the user: a former id is taken by something that firstlight has not made, which stays; or the
+        cache cannot be written.
     """
     folder = hub / model.folder
-    lost = missing(hub, model)
-    if lost and not can_be_made(hub, model):
-        return [f"{hub} cannot be written, so {model.repo} is not found as {', '.join(lost)}"]
-    for repo in lost:
+    missing_ids = missing(hub, model)
+    if missing_ids and not can_be_made(hub, model):
+        return [f"{hub} is read-only, so {model.repo} cannot be loaded as {', '.join(missing_ids)}"]
+    for repo in missing_ids:
         name = cache_folder(repo)
-        # The mark first: killed between the two, we know of a link that is not there, never the other way round.
+        # The mark is written first: a kill in between may leave a mark without its link, but never an unmarked link.
         write_atomic(folder / _MARK, "\n".join(sorted({*_marked(folder), name})) + "\n")
-        with suppress(FileExistsError):  # another process was quicker
+        with suppress(FileExistsError):  # another process has made it
             (hub / name).symlink_to(model.folder, target_is_directory=True)
-    places = {repo: hub / cache_folder(repo) for repo in model.former_repos}
+    paths = {repo: hub / cache_folder(repo) for repo in model.former_repos}
     return [
-        f"{place} is not ours and stays: from_pretrained({repo!r}) loads that"
-        for repo, place in places.items()
-        if not leads_to(place, model.folder)
+        f"{path} was not made by firstlight and stays: from_pretrained({repo!r}) loads it"
+        for repo, path in paths.items()
+        if not leads_to(path, model.folder)
     ]
 
 
 def owned(hub: Path, folder: str) -> list[Path]:
-    """Return the links to a repository's folder that we have made."""
+    """Return the links to a repository's folder that firstlight has made."""
     return [hub / name for name in _marked(hub / folder) if leads_to(hub / name, folder)]
 
 
-def leads_to(place: Path, folder: str) -> bool:
-    """Return whether a path is a link to a folder beside it."""
+def leads_to(path: Path, folder: str) -> bool:
+    """Return whether a path is a link to the folder of this name beside it."""
     try:
-        return str(place.readlink()) == folder
+        return str(path.readlink()) == folder
     except OSError:
         return False
 
 
 def _marked(folder: Path) -> list[str]:
+    """Return the names in the mark of a repository's folder; names that are not links of a hub cache are left out."""
     try:
         names = (folder / _MARK).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What is left to the hub's own client: its listing of a snapshot, beside the files that are here already."""
+"""Runs huggingface_hub once on a complete snapshot, so that it stores its own listing of the snapshot."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ _FOR_ALL = 0o044
 
 
 def load() -> None:
-    """Import it: it takes a fifth of a second, which may pass while files arrive."""
+    """Import huggingface_hub; the import takes 0.2 seconds, which can pass while files are downloaded."""
     from huggingface_hub import snapshot_download  # noqa: F401
 
 
 def list_snapshot(repo: str, revision: str, paths: Iterable[str], cache: Path, endpoint: str) -> bool:
-    """Let it see that all files of a snapshot are here: it keeps its listing, and asks for none of them.
+    """Let huggingface_hub store its listing of a snapshot whose files are all present; it downloads none of them.
 
-    It gets no token, as it would follow a listing's next page to any host with it. Returns whether it could.
+    It gets no token, because it follows a listing's next page to any host and would send the token there.
+
+    Args:
+        repo: the id of the repository.
+        revision: the commit.
+        paths: the files of the snapshot.
+        cache: the hub cache.
+        endpoint: the URL of the hub.
+
+    Returns:
+        True after success; False if the hub gave an answer with which huggingface_hub cannot work.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    constants.HF_HUB_DISABLE_XET = True  # it would ask its own data hosts, past the mirror
+    constants.HF_HUB_DISABLE_XET = True  # Xet downloads from its own data hosts, not from the mirror
     try:
         snapshot_download(
             repo,
@@ -34,21 +44,24 @@ def list_snapshot(repo: str, revision: str, paths: Iterable[str], cache: Path, e
             cache_dir=cache,
             endpoint=endpoint,
             token=False,
-            allow_patterns=[_literally(path) for path in paths],
+            allow_patterns=[_escaped(path) for path in paths],
         )
-    except Exception:  # whatever this hub's answers do to the client
+    except Exception:  # a hub's answer may raise any error in the client
         return False
     return True
 
 
 def open_listings(repo: Path) -> None:
-    """Let everybody read its listings: it writes them for their owner, and nobody else could use a shared cache."""
+    """Make the listings of a repository readable for every user.
+
+    huggingface_hub writes them readable for their owner only, so other users could not use a shared cache.
+    """
     for tree in (repo / "trees").glob("*.json"):
-        with suppress(OSError):  # another user's is that user's to open
+        with suppress(OSError):  # only its owner can change the mode of a file
             if tree.stat().st_mode & _FOR_ALL != _FOR_ALL:
                 tree.chmod(0o644)
 
 
-def _literally(path: str) -> str:
-    """A path as a pattern that means itself."""
-    return "".join(f"[{each}]" if each in "*?[" else each for each in path)
+def _escaped(path: str) -> str:
+    """Return a path as a pattern that matches this path only."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in path)

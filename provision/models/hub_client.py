@@ -1,4 +1,4 @@
-"""Speaks to a Hugging Face hub: where it is, whether it answers, what it lists, and who gets the token."""
+"""Lists the files of a repository on a Hugging Face hub, and decides which hub gets the user's token."""
 
 from __future__ import annotations
 
@@ -21,40 +21,43 @@ if TYPE_CHECKING:
 
     import requests
 
-# How often what is busy or breaks off is asked again.
+# The number of requests to a hub that is busy or breaks the connection.
 _TRIES = 3
-_PATIENT_SECONDS = 5.0
-_MOST_PAGES = 1000
-_SHORT_WAIT_SECONDS = 5.0
-# A listing of the largest repository is some megabytes; one that does not end is none.
-_LONGEST_ANSWER = 64 << 20
-_SLOWEST_ANSWER_SECONDS = 60.0
+_RETRY_TIMEOUT_SECONDS = 5.0  # a request with a shorter timeout is not retried
+_MAX_PAGES = 1000
+_SHORT_WAIT_SECONDS = 5.0  # a longer Retry-After is left to the caller, which tries another hub first
+# The listing of the largest repository has some megabytes; a larger response is not a listing.
+_MAX_RESPONSE_BYTES = 64 << 20
+_MAX_RESPONSE_SECONDS = 60.0
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 class HubError(FirstlightError):
-    """The hub did not answer as a hub, or does not have it."""
+    """Report that a hub is unavailable, is not a hub, or does not have the repository, revision or file."""
 
     kind = "source"
 
 
 class BusyError(HubError):
-    """The hub asks to be asked again, `wait` seconds from now."""
+    """Report that a hub is busy; the request is to be repeated after `wait` seconds."""
 
     def __init__(self, message: str, wait: float) -> None:
-        """Take what a person is told."""
+        """Take the message, and the wait in seconds."""
         super().__init__(message)
         self.wait = wait
 
 
 class AccessError(HubError):
-    """The hub has it, and does not show it to this user."""
+    """Report that a hub does not give this user access to a repository."""
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One file as a hub lists it. `blob` is the name of its blob: sha256 for large files, git sha1 else."""
+    """Describe one file in the listing of a hub.
+
+    `blob` is the name of its blob: the sha256 of a large file, the git sha1 of a small one. `size` is in bytes.
+    """
 
     path: str
     size: int
@@ -62,12 +65,12 @@ class ListedFile:
 
     @property
     def kind(self) -> str:
-        """The kind of hash that `blob` is."""
+        """Return the kind of hash of `blob`: sha256 or git_sha1."""
         return "sha256" if len(self.blob) == 64 else "git_sha1"
 
 
 class Hub:
-    """One endpoint. It is asked at most once for a sign of life; silence is remembered."""
+    """Requests listings from one endpoint. After a connection failure it is not contacted again."""
 
     def __init__(
         self,
@@ -78,34 +81,41 @@ class Hub:
         name: str | None = None,
         token_hosts: Collection[str] = (),
     ) -> None:
-        """Take the endpoint from `HF_ENDPOINT`, else the official one; `endpoint` goes before, and has a name.
+        """Take the endpoint: `endpoint`, else HF_ENDPOINT, else the official hub.
 
-        `token_hosts`: hosts that may see the user's token besides the official one, by the user's word.
+        Args:
+            environ: the environment variables.
+            offline: make no request.
+            endpoint: the URL of the hub.
+            name: its name in messages and records; None: "official", or the URL without credentials.
+            token_hosts: the hosts besides the official one to which the user has allowed the token to be sent.
 
         Raises:
-            SpecError: the endpoint is no URL, or plain http to a public address.
+            SpecError: the endpoint is not a URL, or is plain http to a public address.
         """
         self.official = official_endpoint()
         self.endpoint = check_address(endpoint or environ.get("HF_ENDPOINT") or self.official, "HF_ENDPOINT")
-        # It is kept in files and shown to people: without what stands before its host.
+        # The name is stored in files and shown to the user, so it must not contain a password.
         self.name = name or ("official" if self.is_official else redact(self.endpoint))
         self.offline = offline
-        self.silence: str | None = "this run is offline" if offline else None
-        self.is_named_for_token = any(is_host(each, self.endpoint) for each in token_hosts)
-        implicit = environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() not in _TRUE
-        self._may_see_token = self.is_named_for_token or (self.is_official and implicit)
+        self.unavailable: str | None = "this run is offline" if offline else None
+        self.is_token_host = any(is_host(host, self.endpoint) for host in token_hosts)
+        is_implicit_allowed = environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() not in _TRUE
+        self._may_see_token = self.is_token_host or (self.is_official and is_implicit_allowed)
 
     @property
     def is_official(self) -> bool:
-        """Whether the endpoint is the official one, the only one whose word is taken for a hash."""
+        """Return whether this is the official hub, the only one whose hashes are trusted by default."""
         return self.endpoint == self.official
 
     @property
     def token(self) -> str | None:
-        """The user's token, for the official endpoint and those that the user named.
+        """Return the user's token if this hub may get it, else None.
+
+        The official hub may get it, and the hosts that the user has named.
 
         Raises:
-            FirstlightError: it is nothing that a request can carry.
+            FirstlightError: the token has characters that an HTTP header cannot carry.
         """
         if not self._may_see_token:
             return None
@@ -113,91 +123,93 @@ class Hub:
 
         token = get_token()
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise FirstlightError("your Hugging Face token holds characters that no token has. Set HF_TOKEN anew.")
+            raise FirstlightError("The Hugging Face token contains invalid characters. Set HF_TOKEN to a valid token.")
         return token
 
     def headers(self) -> dict[str, str]:
-        """What every request carries."""
+        """Return the headers of every request, with the token if this hub may get it."""
         token = self.token
         return {"User-Agent": "firstlight", **({"Authorization": f"Bearer {token}"} if token else {})}
 
-    def _asking(self) -> dict[str, str]:
-        return {**self.headers(), "Accept-Encoding": "identity"}  # it is read as it comes
+    def _request_headers(self) -> dict[str, str]:
+        return {**self.headers(), "Accept-Encoding": "identity"}  # the body is read without decoding
 
     def file_url(self, repo: str, revision: str, path: str) -> str:
-        """Where one file of a snapshot lies."""
+        """Return the URL of one file of a snapshot."""
         return f"{self.endpoint}/{repo}/resolve/{revision}/{quote(path)}"
 
     def listing(self, repo: str, revision: str, *, seconds: float = 10.0) -> dict[str, ListedFile]:
-        """Every file of a snapshot.
+        """Return {path: file} of all files of a snapshot.
 
         Args:
             repo: "owner/name".
             revision: a commit.
-            seconds: how long the hub may take to connect, and again to answer.
+            seconds: the timeout to connect, and again to read.
 
         Raises:
-            HubError: it did not answer, or not as a hub.
+            BusyError: the hub is busy for more than a few seconds.
+            AccessError: this user has no access to the repository.
+            HubError: the hub is unavailable, does not have the revision, or its response is not a listing.
         """
         url = f"{self.endpoint}/api/models/{repo}/tree/{revision}?recursive=true&expand=false"
-        found: dict[str, ListedFile] = {}
-        for _ in range(_MOST_PAGES):
-            told, links = self._get(url, repo, seconds)
+        files: dict[str, ListedFile] = {}
+        for _ in range(_MAX_PAGES):
+            rows, links = self._get(url, repo, seconds)
             try:
-                found |= {entry.path: entry for entry in map(_listed, told) if entry is not None}
-                following = urlsplit(links.get("next", {}).get("url", ""))
+                files |= {entry.path: entry for entry in map(_listed, rows) if entry is not None}
+                next_url = urlsplit(links.get("next", {}).get("url", ""))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise self._is_no_hub(repo) from None
-            if not following.query:
+                raise self._invalid_response(repo) from None
+            if not next_url.query:
                 break
-            # Its own next page, wherever the link leads: a mirror may pass the official one on, and a token goes along.
-            url = f"{self.endpoint}/api/models/{repo}/tree/{revision}?{following.query}"
-        return found
+            # Only the query of the link is used: a mirror may copy the official hub's link, which would leak the token.
+            url = f"{self.endpoint}/api/models/{repo}/tree/{revision}?{next_url.query}"
+        return files
 
     def resolve(self, repo: str, revision: str) -> tuple[str, str]:
-        """The commit that a branch or tag stands for, and the licence that the repository names ("" for none).
+        """Return the commit of a branch or tag, and the licence of the repository ("" if it names none).
 
         Raises:
-            HubError: it did not answer, or not as a hub.
+            HubError: as for `listing`.
         """
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
-        told, _ = self._get(url, repo, 10.0)
+        info, _ = self._get(url, repo, 10.0)
         try:
-            card = told.get("cardData") or {}
-            return str(told["sha"]), str(card.get("license") or "")
+            card = info.get("cardData") or {}
+            return str(info["sha"]), str(card.get("license") or "")
         except (KeyError, TypeError, AttributeError):
-            raise self._is_no_hub(repo) from None
+            raise self._invalid_response(repo) from None
 
-    def _is_no_hub(self, repo: str) -> HubError:
-        return HubError(f"{self.shown} does not answer as a hub for {repo}")
+    def _invalid_response(self, repo: str) -> HubError:
+        return HubError(f"{self.shown} sent an invalid response for {repo}")
 
     @property
     def shown(self) -> str:
-        """The endpoint, without what stands before its host."""
+        """Return the endpoint for messages, without a user name and password."""
         return redact(self.endpoint)
 
     def _get(self, url: str, repo: str, seconds: float) -> tuple[Any, dict[str, dict[str, str]]]:
-        """What an address answers, as JSON, and its links; asked again where it is busy or breaks off."""
+        """Return the JSON of a response and its links. Retry if the hub is busy or breaks the connection."""
         import requests
         import urllib3
 
-        if self.silence is not None:
-            raise HubError(self.silence)
-        patience = _TRIES if seconds >= _PATIENT_SECONDS else 1
+        if self.unavailable is not None:
+            raise HubError(self.unavailable)
+        attempts = _TRIES if seconds >= _RETRY_TIMEOUT_SECONDS else 1
         with self.session() as session:
-            for attempt in range(1, patience + 1):
+            for attempt in range(1, attempts + 1):
                 wait = 0.0
                 try:
                     with session.get(
-                        url, headers=self._asking(), timeout=(min(3.0, seconds), seconds), stream=True
+                        url, headers=self._request_headers(), timeout=(min(3.0, seconds), seconds), stream=True
                     ) as response:
                         if response.status_code < 400:
                             return self._read(response, repo, seconds), response.links
                         wait = retry_after(response.headers.get("Retry-After"), attempt - 1)
                         refusal = self.refusal(repo, response.status_code, response.headers.get("X-Error-Code", ""))
-                        if response.status_code not in BUSY or attempt == patience:
+                        if response.status_code not in BUSY or attempt == attempts:
                             raise refusal
-                        if wait > _SHORT_WAIT_SECONDS:  # another hub may be asked meanwhile
+                        if wait > _SHORT_WAIT_SECONDS:  # another hub can be tried meanwhile
                             raise BusyError(str(refusal), wait) if wait <= LONGEST_WAIT_SECONDS else refusal
                 except (
                     requests.RequestException,
@@ -206,82 +218,87 @@ class Hub:
                     body.StalledError,
                     ValueError,
                 ) as error:
-                    if attempt == patience or not _broke_off(error):
+                    if attempt == attempts or not _is_broken_connection(error):
                         kind = "" if isinstance(error, requests.ConnectionError) else f" ({type(error).__name__})"
-                        self.silence = f"{self.shown} does not answer{kind}"
-                        raise HubError(self.silence) from None
+                        self.unavailable = f"{self.shown} does not answer{kind}"
+                        raise HubError(self.unavailable) from None
                 time.sleep(wait)
         raise AssertionError  # the last attempt has returned or raised
 
     def _read(self, response: requests.Response, repo: str, seconds: float) -> Any:  # noqa: ANN401 (JSON is any of six types)
         content = bytearray()
-        ends = time.monotonic() + _SLOWEST_ANSWER_SECONDS
+        deadline = time.monotonic() + _MAX_RESPONSE_SECONDS
         for block in body.blocks(response.raw, seconds):
             content += block
-            if len(content) > _LONGEST_ANSWER or time.monotonic() > ends:
-                raise self._is_no_hub(repo)
+            if len(content) > _MAX_RESPONSE_BYTES or time.monotonic() > deadline:
+                raise self._invalid_response(repo)
         try:
             return json.loads(bytes(content))
         except (ValueError, RecursionError):
-            raise self._is_no_hub(repo) from None
+            raise self._invalid_response(repo) from None
 
     def refusal(self, repo: str, status: int, code: str) -> HubError:
-        """What a status means for a person (source: the hub's X-Error-Code)."""
+        """Return the error for an HTTP status, with the user's next step.
+
+        Source: the hub's header X-Error-Code. `code` is its value, or empty.
+        """
         page = f"{self.shown}/{repo}"
-        seen = self.is_official or self.is_named_for_token
-        way = "and set HF_TOKEN (or `hf auth login`)"
-        if not seen:  # a token that is set would not help
-            way = (
-                f"and pull it from the official hub, or show your token here: --send-token-to {host_of(self.endpoint)}"
+        gets_token = self.is_official or self.is_token_host
+        remedy = "set HF_TOKEN (or run `hf auth login`)"
+        if not gets_token:  # setting only HF_TOKEN would not help, since it is not sent to this hub
+            remedy = (
+                "pull it from the official hub, or allow the token for this hub: "
+                f"--send-token-to {host_of(self.endpoint)}"
             )
         if code == "GatedRepo" or status == 403:
-            have = "the token that you gave does not have it" if self.token else "no token is sent to it"
+            reason = "the token has no access to it" if self.token else "no token was sent"
             return AccessError(
-                f"{repo} is gated, and {have}. Accept its terms at {page}, make a token that may read it, {way}"
+                f"{repo} is gated, and {reason}. Accept its terms at {page}, create a token that can read it, "
+                f"and {remedy}"
             )
         if status == 401 or code == "RepoNotFound":
-            how = "the token that you gave does not open it" if self.token else "no token is sent to it"
+            reason = "the token has no access to it" if self.token else "no token was sent"
             return AccessError(
-                f"{self.shown} shows no {repo}: its name is wrong, or it is private, and {how}. Look at {page}, {way} "
-                "if it is yours"
+                f"{self.shown} does not show {repo}: its name is wrong, or it is private and {reason}. Check {page}. "
+                f"If it is private, {remedy}"
             )
         if code == "RevisionNotFound":
             return HubError(f"{self.shown} does not have the pinned revision of {repo} any more")
         return HubError(f"{self.shown} answers {status} for {repo}")
 
     def session(self) -> requests.Session:
-        """What it is asked with: proxies and CA settings are taken from the environment, no password of ~/.netrc is."""
+        """Return a session that uses the proxy and CA settings of the environment, but no password of ~/.netrc."""
         from provision.net import session as http_session
 
         return http_session.TokenSession()
 
 
 def is_host(named: str, endpoint: str) -> bool:
-    """Whether a person's word names the host of an endpoint: as a URL, with its port, or without one.
+    """Return whether `named` is the host of an endpoint.
 
     Args:
-        named: "HOST", "HOST:PORT" or a URL.
+        named: "HOST", "HOST:PORT" or a URL. A URL must also have the endpoint's scheme and port.
         endpoint: the URL of a hub.
     """
-    found = urlsplit(endpoint)
+    url = urlsplit(endpoint)
     try:
-        asked = urlsplit(named if "://" in named else f"//{named}")
-        port = asked.port
-    except ValueError:  # it names nothing
+        named_url = urlsplit(named if "://" in named else f"//{named}")
+        port = named_url.port
+    except ValueError:  # not a host
         return False
-    if asked.scheme:  # a token that may go there by https does not go there by http
-        is_it = (asked.scheme, _port(asked)) == (found.scheme, _port(found))
+    if named_url.scheme:  # a token that is allowed over https must not be sent over http
+        is_match = (named_url.scheme, _port(named_url)) == (url.scheme, _port(url))
     else:
-        is_it = port in {None, _port(found)}
-    return is_it and asked.hostname == found.hostname
+        is_match = port in {None, _port(url)}
+    return is_match and named_url.hostname == url.hostname
 
 
 def _port(url: SplitResult) -> int | None:
     return url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
-def _broke_off(error: Exception) -> bool:
-    """Whether somebody answered, and then no more: asked again, it may go well."""
+def _is_broken_connection(error: Exception) -> bool:
+    """Return whether a server answered and then broke the connection, so that a retry may succeed."""
     import requests
     import urllib3
 
@@ -289,19 +306,24 @@ def _broke_off(error: Exception) -> bool:
         error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError | body.ConnectionBrokenError
     ):
         return True
-    reasons = [each for each in error.args if isinstance(each, Exception)]
+    causes = [cause for cause in error.args if isinstance(cause, Exception)]
     return isinstance(error, requests.ConnectionError) and any(
-        isinstance(each, urllib3.exceptions.ProtocolError) for each in reasons
+        isinstance(cause, urllib3.exceptions.ProtocolError) for cause in causes
     )
 
 
 def _listed(entry: dict[str, object]) -> ListedFile | None:
+    """Return the file of a row of a listing; None for a folder.
+
+    Raises:
+        ValueError, KeyError, TypeError: the row is invalid.
+    """
     if entry["type"] != "file":
         return None
     lfs = entry.get("lfs")
     blob = lfs["oid"] if isinstance(lfs, dict) else entry["oid"]
     size = lfs["size"] if isinstance(lfs, dict) else entry["size"]
-    # A blob's hash becomes the name of a file.
+    # The hash becomes the name of a file, so it must not be a path.
     if not (isinstance(blob, str) and _BLOB.fullmatch(blob) and type(size) is int and size >= 0):
         raise ValueError("not a listing")
     return ListedFile(str(entry["path"]), size, blob)

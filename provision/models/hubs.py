@@ -1,4 +1,4 @@
-"""Where an environment's packages come from in one run: this machine's own settings, else the chosen mirrors."""
+"""Selects the hubs from which models are pulled: only HF_ENDPOINT, or the chosen mirrors and the official hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Hubs:
-    """The hubs that models may come from, the best first. Each is asked at most once for a sign of life."""
+    """Holds the hubs of one run, the best first. A hub that failed to connect is not contacted again."""
 
     def __init__(
         self,
@@ -28,37 +28,44 @@ class Hubs:
         token_hosts: Collection[str] = (),
         endpoint: str | None = None,
     ) -> None:
-        """Take the volume, whose choice is followed unless the machine names a hub itself (HF_ENDPOINT).
+        """Take the root, whose recorded mirror choice applies unless the host sets HF_ENDPOINT itself.
 
-        `token_hosts`: hosts that may see the user's token besides the official one. `endpoint`: this hub alone.
+        Args:
+            root: the root.
+            environ: the environment variables.
+            offline: make no request.
+            token_hosts: the hosts besides the official one that may get the user's token.
+            endpoint: use this hub only.
         """
         self.root = root
         self.endpoint = endpoint
         self.token_hosts = token_hosts
         self.environ = environ
         self.offline = offline
-        self._known: dict[str, Hub] = {}
+        self._hubs: dict[str, Hub] = {}
 
     def every(self) -> list[Hub]:
-        """The machine's own hub alone, else the chosen ones with the official one among them.
+        """Return the hubs to use, the best first.
+
+        This is only the hub of `endpoint` or HF_ENDPOINT, or else the chosen mirrors together with the official hub.
 
         Raises:
-            SpecError: HF_ENDPOINT is no address that is taken.
+            SpecError: HF_ENDPOINT is not an allowed address.
         """
         if self.endpoint is not None:
             return [self._hub(self.endpoint, None)]
         record = mirror_record.read(self.root) or mirror_record.MirrorRecord()
-        own = Hf().own_endpoint(self.environ, record)
-        if own:
-            return [self._hub(own, None)]
-        named = [self._hub(source.url, source.name) for source in record.sources(Hf.name) if not source.is_official]
+        own_endpoint = Hf().own_endpoint(self.environ, record)
+        if own_endpoint:
+            return [self._hub(own_endpoint, None)]
+        mirrors = [self._hub(source.url, source.name) for source in record.sources(Hf.name) if not source.is_official]
         official = self._hub(official_endpoint(), OFFICIAL)
-        first = record.chosen(Hf.name).is_official
-        return [official, *named] if first else [*named, official]
+        is_official_first = record.chosen(Hf.name).is_official
+        return [official, *mirrors] if is_official_first else [*mirrors, official]
 
     def _hub(self, endpoint: str, name: str | None) -> Hub:
-        if endpoint not in self._known:
-            self._known[endpoint] = Hub(
+        if endpoint not in self._hubs:
+            self._hubs[endpoint] = Hub(
                 self.environ, offline=self.offline, endpoint=endpoint, name=name, token_hosts=self.token_hosts
             )
-        return self._known[endpoint]
+        return self._hubs[endpoint]

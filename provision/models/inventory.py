@@ -1,4 +1,4 @@
-"""What is in the hub cache, what of it may go, and the writing of hashes into a manifest."""
+"""Lists the content of the hub cache, and computes the files that a removal deletes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Removal:
-    """What a removal takes away: links, blobs that nothing else needs, folders; and the bytes that come free.
+    """List the paths that a removal deletes.
 
-    `pins`: the hashes by which its files are pinned: who fetches one of them holds the lock of that name.
-    `aliases`: our links to its repository by former ids.
+    `links` are files of snapshots; `blobs` are needed by nothing else; `folders` are removed once they are empty.
+    `bytes` is the disk space that becomes free.
+    `pins`: the hashes to which the removed files are pinned. A pull locks a file under its pinned hash.
+    `aliases`: the links of firstlight to the repository by its former ids.
     """
 
     links: list[Path]
@@ -39,7 +41,7 @@ class Removal:
 
     @property
     def locks(self) -> set[tuple[Path, str]]:
-        """(repository, name of the lock) of all that goes."""
+        """Return {(repository, name of the lock)} of all removed blobs."""
         repos = {blob.parent.parent for blob in self.blobs}
         return {(blob.parent.parent, blob_of(blob)) for blob in self.blobs} | {
             (repo, pin) for repo in repos for pin in self.pins
@@ -48,101 +50,111 @@ class Removal:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """One entry of the manifest and what is here of it; `asked` names it with the extras that are here."""
+    """Describe one entry of the manifest and the state of its files in the cache.
 
-    asked: str
+    `name` is the entry's name with the extras that are present.
+    """
+
+    name: str
     model: ModelSpec
     states: list[FileState] = field(default_factory=list)
 
     @property
     def state(self) -> str:
-        """One word: whole, partly or absent."""
-        if all(each.state == "ok" for each in self.states):
+        """Return whole, partly or absent."""
+        if all(file.state == "ok" for file in self.states):
             return "whole"
         return "partly" if _has_weights(self.states) else "absent"
 
     @property
-    def there(self) -> list[FileState]:
-        """The files that are here."""
-        return [each for each in self.states if each.size is not None]
+    def present(self) -> list[FileState]:
+        """Return the files that are present."""
+        return [file for file in self.states if file.size is not None]
 
 
-def held(root: Root, manifest: Manifest) -> list[CachedModel]:
-    """Every entry of the manifest, and what is here of it by size alone.
+def cached_models(root: Root, manifest: Manifest) -> list[CachedModel]:
+    """Return every entry of the manifest with the state of its files, compared by size only.
 
-    Entries that share a repository share its small files: an entry is here where weights of its own are.
+    Entries of one repository share its small files. So an entry counts as present if weights of its own are present.
     """
-    found = []
-    for name, whole in manifest.models.items():
-        snapshot = snapshot_of(root, whole)
+    cached = []
+    for name, entry in manifest.models.items():
+        snapshot = snapshot_of(root, entry)
         extras = []
-        if _has_weights(verify.look(snapshot, whole.files, Depth.SIZE)):
+        if _has_weights(verify.look(snapshot, entry.files, Depth.SIZE)):
             extras = [
-                extra for extra, files in whole.extras.items() if any((snapshot / each.path).exists() for each in files)
+                extra for extra, files in entry.extras.items() if any((snapshot / file.path).exists() for file in files)
             ]
-        asked = "+".join([name, *extras])
-        model = model_pins.apply(root, manifest.pick(asked))
-        found.append(CachedModel(asked, model, verify.look(snapshot, model.files, Depth.SIZE)))
-    return found
+        full_name = "+".join([name, *extras])
+        model = model_pins.apply(root, manifest.pick(full_name))
+        cached.append(CachedModel(full_name, model, verify.look(snapshot, model.files, Depth.SIZE)))
+    return cached
 
 
 def _has_weights(states: Sequence[FileState]) -> bool:
-    return any(each.size is not None and each.path.endswith(".safetensors") for each in states)
+    return any(state.size is not None and state.path.endswith(".safetensors") for state in states)
 
 
 def snapshot_of(root: Root, model: ModelSpec) -> Path:
-    """Where a model's pinned revision lies, or would."""
+    """Return the snapshot folder of a model's pinned revision; it may not exist."""
     return root.hub_in_use / model.folder / "snapshots" / model.revision
 
 
-def others(root: Root, manifest: Manifest) -> dict[str, int]:
-    """{repository, or repository@commit: bytes} of what is in the cache beside the manifest's models and the stand-ins.
+def unlisted(root: Root, manifest: Manifest) -> dict[str, int]:
+    """Return {name: bytes} of everything in the cache that is neither a model of the manifest nor a stand-in.
 
-    A commit is of a repository of ours, at which the manifest pins nothing (any more).
+    The name is the repository, or REPOSITORY@COMMIT for a commit that the manifest does not pin (any more).
     """
-    ours: dict[str, set[str]] = {}
+    pinned: dict[str, set[str]] = {}
     for model in manifest.models.values():
-        ours.setdefault(model.folder, set()).add(model.revision)
-    found = {}
+        pinned.setdefault(model.folder, set()).add(model.revision)
+    sizes = {}
     for kind in ("models", "datasets", "spaces"):
         for folder in sorted(root.hub_in_use.glob(f"{kind}--*")):
             name = folder.name.removeprefix(f"{kind}--").replace("--", "/")
-            if any(former_ids.leads_to(folder, each) for each in ours):
-                continue  # a former id of ours
-            if folder.name in ours:
+            if any(former_ids.leads_to(folder, pinned_folder) for pinned_folder in pinned):
+                continue  # a link by a former id
+            if folder.name in pinned:
                 for snapshot in sorted((folder / "snapshots").glob("*")):
-                    if snapshot.name not in ours[folder.name]:
-                        gone = removal_of_snapshot(snapshot)
-                        found[f"{name}@{snapshot.name[:12]}"] = gone.bytes
+                    if snapshot.name not in pinned[folder.name]:
+                        removal = removal_of_snapshot(snapshot)
+                        sizes[f"{name}@{snapshot.name[:12]}"] = removal.bytes
             elif not name.startswith(f"{stand_ins.OWNER}/"):
-                found[name if kind == "models" else f"{kind}/{name}"] = bytes_in(folder / "blobs")
-    return found
+                sizes[name if kind == "models" else f"{kind}/{name}"] = bytes_in(folder / "blobs")
+    return sizes
 
 
 def removal_of_snapshot(snapshot: Path) -> Removal:
-    """A whole snapshot."""
+    """Return the removal of a whole snapshot."""
     return removal_of_links(snapshot, files_below(snapshot), set(), set())
 
 
 def removal_of_links(snapshot: Path, links: list[Path], pinned: set[str], unnamed: set[str]) -> Removal:
-    """Links of one snapshot, whose files are `pinned` so; the blobs, also `unnamed` ones, that no other link names."""
+    """Return the removal of files of one snapshot, with the blobs that no other snapshot file needs.
+
+    Args:
+        snapshot: the folder of the snapshot.
+        links: the files of it that are removed.
+        pinned: the hashes to which these files are pinned.
+        unnamed: blobs without a link that are removed as well, such as partial files.
+    """
     repo = snapshot.parent.parent
-    rest = set(files_below(repo / "snapshots")) - set(links)
-    # In one step: a blob may itself lead into a store that repositories share, and what lies there is not ours to take.
+    other_links = set(files_below(repo / "snapshots")) - set(links)
+    # Links are followed one step: a blob may be a link into a store that repositories share, which must stay.
     names = {verify.blob_name(link) for link in links} | unnamed
-    needed = {verify.blob_name(link) for link in rest}
-    every = _entries(repo / "blobs")
-    blobs = [path for path in every if blob_of(path) in names - needed]
+    needed = {verify.blob_name(link) for link in other_links}
+    entries = _entries(repo / "blobs")
+    blobs = [path for path in entries if blob_of(path) in names - needed]
     folders = []
-    if not rest and len(blobs) == len(every) and repo.exists():
+    if not other_links and len(blobs) == len(entries) and repo.exists():
         folders = [repo]
-    elif links and not any(link.is_relative_to(snapshot) for link in rest):
-        folders = [snapshot]  # an empty one would be filled anew from what other snapshots keep
-    return Removal(links, blobs, folders, sum(_own_bytes(each) for each in blobs), frozenset(pinned))
+    elif links and not any(link.is_relative_to(snapshot) for link in other_links):
+        folders = [snapshot]  # an empty folder would be filled again from blobs of other snapshots
+    return Removal(links, blobs, folders, sum(_own_bytes(blob) for blob in blobs), frozenset(pinned))
 
 
 def pins_of(file: ModelFile) -> list[str]:
-    """Return the hashes that a file is pinned to."""
+    """Return the hashes to which a file is pinned."""
     return [pin for pin in (file.sha256, file.git_sha1) if pin]
 
 
@@ -154,32 +166,35 @@ def _entries(blobs: Path) -> list[Path]:
 
 
 def blob_of(path: Path) -> str:
-    """The blob that a file of `blobs/` is, or is a part of."""
+    """Return the name of the blob to which a file of `blobs/` belongs; it may be a partial or corrupt file."""
     return path.name.removesuffix(PART).removesuffix(CORRUPT)
 
 
 def _own_bytes(blob: Path) -> int:
-    """What its removal frees: of a link into a shared store nothing."""
+    """Return the bytes that a removal of the blob frees; a link into a shared store frees none."""
     return 0 if blob.is_symlink() else blob.stat().st_size
 
 
 def cache_of(root: Root, *, is_named: bool) -> Path:
-    """The hub cache that is to be filled.
+    """Return the hub cache that a pull fills.
+
+    Args:
+        root: the root.
+        is_named: the user has named the root, so it must be set up.
 
     Raises:
-        BlockedError: the root that was named is not set up, or a link on the way to the cache leads nowhere.
+        BlockedError: the named root is not set up, or the path of the cache has a dangling link.
     """
     if is_named and not root.marker.is_file():
         raise BlockedError(
-            f"{root.path} is not set up, or its volume is not mounted: what is pulled would not be found there. "
-            "Mount it, or run setup first."
+            f"{root.path} is not set up, or its volume is not mounted. Mount the volume, or run `make setup` first."
         )
     cache = root.hub_in_use
-    for place in (cache, *cache.parents):
-        if place.is_symlink() and not place.exists():
+    for path in (cache, *cache.parents):
+        if path.is_symlink() and not path.exists():
             raise BlockedError(
-                f"{place} leads to {place.readlink()}, which is not there: its volume is not mounted. Mount it, or "
-                "run repair."
+                f"{path} is a link to {path.readlink()}, which does not exist: its volume is not mounted. Mount it, "
+                "or run `make repair`."
             )
     return cache
 
@@ -190,7 +205,7 @@ def files_below(snapshots: Path) -> list[Path]:
 
 
 def bytes_in(folder: Path) -> int:
-    """Return the bytes of the files right inside a folder; 0 where it cannot be read."""
+    """Return the bytes of the files directly in a folder; 0 if it cannot be read."""
     try:
         return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder) if entry.is_file())
     except OSError:

@@ -1,4 +1,4 @@
-"""The line of Python that loads a model: what a person pastes after a setup or a pull."""
+"""Builds the line of Python code that loads a model, to be pasted after a setup or a pull."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def line(repo: str, model: ModelSpec, architecture: Architecture | None, revisio
     """Return the line that loads exactly the files of an entry.
 
     Args:
-        repo: the id to load by: the model's own, or a stand-in's.
-        model: its entry.
-        architecture: what it is made of; None where that is not known.
-        revision: the commit, where refs/main does not name it.
+        repo: the id to load: the model's own, or its stand-in's.
+        model: the entry of the manifest.
+        architecture: its architecture; None if it is unknown.
+        revision: the commit; None if refs/main names it.
 
     Returns:
-        None where it is not known which class loads it.
+        The line; None if the class that loads the model is unknown.
     """
-    named = {"revision": revision, "variant": model.variant}
-    shown = [json.dumps(repo), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value)]
-    kind, is_generator = "DiffusionPipeline", False
+    options = {"revision": revision, "variant": model.variant}
+    arguments = [json.dumps(repo), *(f"{key}={json.dumps(value)}" for key, value in options.items() if value)]
+    class_name, is_flat_pipeline = "DiffusionPipeline", False
     if architecture is None:
         if not any(file.path == "model_index.json" for file in model.files):
             return None
     elif architecture.is_flat:
-        _, kind = next(iter(architecture.classes.values()))
-        is_generator = architecture.pipeline is not None
-    if not is_generator:  # small ones are run as they are stored
-        shown.append("torch_dtype=torch.float16")
+        _, class_name = next(iter(architecture.classes.values()))
+        is_flat_pipeline = architecture.pipeline is not None
+    if not is_flat_pipeline:  # small pipelines run in their stored dtype
+        arguments.append("torch_dtype=torch.float16")
     if architecture is not None:
-        lacking = architecture.beside - stand_ins.parts_of(model, architecture)
-        shown += [f"{part}=None" for part in sorted(lacking)]
-    return f"{kind}.from_pretrained({', '.join(shown)})"
+        missing = architecture.optional - stand_ins.parts_of(model, architecture)
+        arguments += [f"{component}=None" for component in sorted(missing)]
+    return f"{class_name}.from_pretrained({', '.join(arguments)})"
 
 
 def of_model(root: Root, model: ModelSpec, architecture: Architecture | None) -> str | None:
-    """Return the line for a model of this cache: with its revision where refs/main names another one that is here."""
+    """Return the line for a model in this cache, with its revision if refs/main names another present one."""
     folder = root.hub_in_use / model.folder
     main = snapshots.main(folder)
     is_other = bool(main) and main != model.revision and (folder / "snapshots" / main).is_dir()
@@ -59,18 +59,18 @@ def of_stand_in(name: str, model: ModelSpec, architecture: Architecture | None) 
     return line(stand_ins.repo_of(name), model, architecture)
 
 
-def here(root: Root, envs: Path, name: str, model: ModelSpec) -> str | None:
-    """Return the line for a model, or for its stand-in where that is here and the model is not."""
-    architecture = known(envs, model)
+def of_cached(root: Root, envs: Path, name: str, model: ModelSpec) -> str | None:
+    """Return the line for a model, or for its stand-in if only the stand-in is complete."""
+    architecture = architecture_of(envs, model)
     snapshot = root.hub_in_use / model.folder / "snapshots" / model.revision
-    is_whole = all(each.state == "ok" for each in verify.look(snapshot, model.files, Depth.SIZE))
+    is_whole = all(file.state == "ok" for file in verify.look(snapshot, model.files, Depth.SIZE))
     if not is_whole and stand_ins.snapshot_of(root, name) is not None:
         return of_stand_in(name, model, architecture)
     return of_model(root, model, architecture)
 
 
-def known(envs: Path, model: ModelSpec) -> Architecture | None:
-    """Return a model's architecture; None where there is no file of it."""
+def architecture_of(envs: Path, model: ModelSpec) -> Architecture | None:
+    """Return a model's architecture; None if it is unknown."""
     try:
         return architectures.load(envs, model.architecture)
     except SpecError:

@@ -1,4 +1,4 @@
-"""Writes the pins of a model into a manifest."""
+"""Writes the sizes and hashes of a model's files into a manifest."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ if TYPE_CHECKING:
 
 
 def lock(path: Path, name: str, model: ModelSpec, hub: Hub) -> int:
-    """Write into a manifest what the official hub says of files that are not pinned there; all else stays as it is.
+    """Add the sizes and hashes that the official hub lists to the files of a manifest's entry.
+
+    Everything else in the manifest stays as it is, including comments.
 
     Args:
-        path: the manifest that has the entry.
-        name: the model's.
-        model: the entry with its extras' files.
-        hub: the official one.
+        path: the manifest.
+        name: the name of the entry.
+        model: the entry with the files of its extras.
+        hub: the official hub.
 
     Returns:
-        How many files were completed.
+        The number of files to which a size or hash was added.
 
     Raises:
-        HubError: it does not answer, or does not have a file.
-        FirstlightError: it lists other content than what is pinned already.
+        HubError: the hub is unavailable.
+        SpecError: the manifest has no such entry.
+        FirstlightError: the hub does not have a file, or lists another size or hash than the pinned one.
     """
     import tomlkit
 
@@ -37,20 +40,20 @@ def lock(path: Path, name: str, model: ModelSpec, hub: Hub) -> int:
     if name not in document:
         raise SpecError(f"{path} has no entry {name!r}.")
     entry = document[name]
-    count = 0
+    completed = 0
     for row in [*entry["files"], *(row for extra in entry.get("extras", {}).values() for row in extra)]:
         listed = listing.get(str(row["path"]))
         if listed is None:
-            raise FirstlightError(f"{hub.endpoint} has no {row['path']} in {model.repo} at {model.revision}.")
+            raise FirstlightError(f"{hub.endpoint} has no file {row['path']} in {model.repo} at {model.revision}.")
         before = dict(row)
-        for key, told in (("size", listed.size), (listed.kind, listed.blob)):
-            if row.get(key, told) != told:
+        for key, value in (("size", listed.size), (listed.kind, listed.blob)):
+            if row.get(key, value) != value:
                 raise FirstlightError(
-                    f"{hub.endpoint} lists {row['path']} of {model.repo} with {key} {told}, {path} pins {row[key]}. "
-                    "Nothing was written: find out which of the two is right."
+                    f"{hub.endpoint} lists {row['path']} of {model.repo} with {key} {value}, but {path} pins "
+                    f"{row[key]}. Nothing was written. Correct the manifest if the hub is right."
                 )
-            row[key] = told
-        count += dict(row) != before
-    if count:
+            row[key] = value
+        completed += dict(row) != before
+    if completed:
         write_atomic(path, tomlkit.dumps(document), like=path.stat())
-    return count
+    return completed

@@ -1,7 +1,8 @@
-"""The models that can be asked for: envs/models.toml, what a user adds to it, and the names by which they are found.
+"""Reads the manifest: envs/models.toml, the user's own manifest, and the names by which their models are found.
 
-A model's name is NAME[@VARIANT][+EXTRA...]. NAME is an entry's, a former name of it, or the id of its repository. NAME
-alone is the entry that `from_pretrained(REPO)` loads; where a repository has variants alone, the first of them.
+The name of a model is NAME[@VARIANT][+EXTRA...]. NAME is the name of an entry, a former name of it, or the id of its
+repository. NAME without a variant is the entry that `from_pretrained(REPO)` loads. If a repository has only variants,
+it is the first of them.
 """
 
 from __future__ import annotations
@@ -24,69 +25,71 @@ _ENTRY = re.compile(r"[A-Za-z0-9][\w.-]*(@(?P<variant>[\w-]+))?")
 
 
 class Manifest:
-    """Models by the names of their entries, NAME or NAME@VARIANT."""
+    """Holds the known models by the names of their entries, NAME or NAME@VARIANT."""
 
     def __init__(self, models: dict[str, ModelSpec], added: Collection[str] = ()) -> None:
         """Take the entries, and the names of those that are in the user's own file."""
         self.models = models
         self.added = added
 
-    def name(self, asked: str) -> str:
-        """Return the one name of what is asked for: the entry's own, and each extra that adds files, once.
+    def name(self, requested: str) -> str:
+        """Return the canonical name of a model: its entry's name, and each extra that adds files, once.
 
         Args:
-            asked: NAME[@VARIANT][+EXTRA...], as the module says.
+            requested: NAME[@VARIANT][+EXTRA...], as in the module's docstring.
 
         Raises:
             SpecError: there is no such model, variant or extra.
         """
-        head, *extras = asked.split("+")
-        entry = self._entry(head)
-        known = self.models[entry].extras
+        base, *extras = requested.split("+")
+        entry = self._entry(base)
+        entry_extras = self.models[entry].extras
         for extra in extras:
-            toml.choose(extra, list(known), f"extra of {entry}")
-        return "+".join([entry, *(extra for extra in dict.fromkeys(extras) if known[extra])])
+            toml.choose(extra, list(entry_extras), f"extra of {entry}")
+        return "+".join([entry, *(extra for extra in dict.fromkeys(extras) if entry_extras[extra])])
 
-    def pick(self, asked: str) -> ModelSpec:
-        """Return one entry, with the extras that are asked for among its files.
+    def pick(self, requested: str) -> ModelSpec:
+        """Return one entry, with the files of the requested extras added to its files.
 
-        Every former id of the repository is among its aliases, whichever entry names it.
+        Its aliases are the former ids of its repository that any entry names.
 
         Args:
-            asked: as for `name`.
+            requested: as for `name`.
 
         Raises:
             SpecError: there is no such model, variant or extra.
         """
-        entry, *extras = self.name(asked).split("+")
+        entry, *extras = self.name(requested).split("+")
         model = self.models[entry]
         files = [*model.files, *(file for extra in extras for file in model.extras[extra])]
-        former = [repo for each in self.models.values() if each.repo == model.repo for repo in each.former_repos]
-        return model.model_copy(update={"files": files, "extras": {}, "aliases": list(dict.fromkeys(former))})
+        former_repos = [
+            repo for other in self.models.values() if other.repo == model.repo for repo in other.former_repos
+        ]
+        return model.model_copy(update={"files": files, "extras": {}, "aliases": list(dict.fromkeys(former_repos))})
 
     def revisions(self, repo: str) -> set[str]:
-        """Every commit of a repository that an entry pins."""
+        """Return the commits of a repository that entries pin."""
         return {model.revision for model in self.models.values() if model.repo == repo}
 
-    def every(self) -> Iterable[ModelSpec]:
-        """Every entry with all of its extras."""
+    def with_all_extras(self) -> Iterable[ModelSpec]:
+        """Return every entry with the files of all its extras."""
         return [self.pick("+".join([name, *model.extras])) for name, model in self.models.items()]
 
-    def _entry(self, asked: str) -> str:
-        if asked in self.models:
-            return asked
-        base, at, variant = asked.partition("@")
+    def _entry(self, requested: str) -> str:
+        if requested in self.models:
+            return requested
+        base, separator, variant = requested.partition("@")
         stems = {
             _stem(name) for name, model in self.models.items() if base in {_stem(name), model.repo, *model.aliases}
         }
-        alike = [name for name in self.models if _stem(name) in stems]
-        if not alike:
-            return toml.choose(asked, list(self.models), "model")
-        if at:
-            found = [name for name in alike if self.models[name].variant == variant]
-            known = [each for name in alike if (each := self.models[name].variant)]
-            return found[0] if found else toml.choose(variant, known, f"variant of {base}")
-        return next((name for name in alike if "@" not in name), alike[0])
+        candidates = [name for name in self.models if _stem(name) in stems]
+        if not candidates:
+            return toml.choose(requested, list(self.models), "model")
+        if separator:
+            matches = [name for name in candidates if self.models[name].variant == variant]
+            variants = [candidate_variant for name in candidates if (candidate_variant := self.models[name].variant)]
+            return matches[0] if matches else toml.choose(variant, variants, f"variant of {base}")
+        return next((name for name in candidates if "@" not in name), candidates[0])
 
 
 def _stem(name: str) -> str:
@@ -94,28 +97,30 @@ def _stem(name: str) -> str:
 
 
 def load(shipped: Path, added: str | None = None) -> Manifest:
-    """The shipped manifest with what a user adds: an entry of the same name takes the shipped one's place.
+    """Read the shipped manifest and the user's own; an entry of the user replaces the shipped one of the same name.
 
     Args:
         shipped: envs/models.toml.
-        added: another file of the same form.
+        added: the user's manifest; None if there is none.
 
     Raises:
-        SpecError: a file cannot be read, a key is wrong, or a name is none.
+        SpecError: a file cannot be read, a key is wrong, or a name is invalid.
     """
     models = _read(shipped)
     if added is None:
         return Manifest(models)
-    own = _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (no home: it stays as it is, and is not found)
+    own = _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (without a home, ~ stays in the path)
     return Manifest(models | own, own.keys())
 
 
 def _read(path: Path) -> dict[str, ModelSpec]:
-    found = toml.load_tables(path, models_config.ModelSpec)
-    for name, model in found.items():
-        matched = _ENTRY.fullmatch(name)
-        if not matched:
-            raise SpecError(f"{path}, key {name}: a name is letters, digits, . _ and -, or NAME@VARIANT. Rename it.")
-        if matched["variant"] and matched["variant"] != model.variant:
-            raise SpecError(f'{path}, key {name}: this name takes variant = "{matched["variant"]}". Add it.')
-    return found
+    models = toml.load_tables(path, models_config.ModelSpec)
+    for name, model in models.items():
+        match = _ENTRY.fullmatch(name)
+        if not match:
+            raise SpecError(
+                f"{path}, key {name}: a name consists of letters, digits, . _ and -, or is NAME@VARIANT. Rename it."
+            )
+        if match["variant"] and match["variant"] != model.variant:
+            raise SpecError(f'{path}, key {name}: this name requires variant = "{match["variant"]}". Add it.')
+    return models

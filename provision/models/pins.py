@@ -1,4 +1,4 @@
-"""The hashes that the manifest does not name: told by a hub at the first pull, kept on the volume, and held to."""
+"""Records on the volume the hashes that the manifest does not pin; the first pull takes them from a hub's listing."""
 
 from __future__ import annotations
 
@@ -20,52 +20,58 @@ _OFFICIAL = "official"
 
 
 def apply(root: Root, model: ModelSpec) -> ModelSpec:
-    """The model with what is on record of its files; what the manifest says goes before.
+    """Return the model with the recorded sizes and hashes of its files; values of the manifest take precedence.
 
-    A record that contradicts the manifest is none, and neither is one that is no hash or size.
+    A record is ignored if it contradicts the manifest, or has an invalid hash or size.
     """
-    kept = _read(root).get(_key(model), {})
-    return model.model_copy(update={"files": [_with(file, kept.get(file.path, {})) for file in model.files]})
+    rows = _read(root).get(_key(model), {})
+    return model.model_copy(update={"files": [_with(file, rows.get(file.path, {})) for file in model.files]})
 
 
 def _with(file: ModelFile, row: dict[str, Any]) -> ModelFile:
-    said = file.model_dump(exclude_none=True)
-    known = {name: row[name] for name in ("size", "sha256", "git_sha1") if row.get(name) is not None}
-    if file.locked or any(said.get(name, value) != value for name, value in known.items()):
+    pinned = file.model_dump(exclude_none=True)
+    recorded = {name: row[name] for name in ("size", "sha256", "git_sha1") if row.get(name) is not None}
+    if file.locked or any(pinned.get(name, value) != value for name, value in recorded.items()):
         return file
     try:
-        return type(file).model_validate({**known, **said})
+        return type(file).model_validate({**recorded, **pinned})
     except ValueError:
         return file
 
 
 def source(root: Root, model: ModelSpec, path: str) -> str | None:
-    """By whose word a file is pinned that the manifest does not pin."""
-    told = _read(root).get(_key(model), {}).get(path, {}).get("from")
-    return str(told) if told else None
+    """Return the name of the hub that supplied the recorded hash of a file; None without a record."""
+    hub = _read(root).get(_key(model), {}).get(path, {}).get("from")
+    return str(hub) if hub else None
 
 
 def by_mirrors(root: Root, model: ModelSpec) -> dict[str, str]:
-    """{path: whose word} of the files that are pinned by the word of somebody other than the official hub."""
-    kept = _read(root).get(_key(model), {})
-    return {path: str(row["from"]) for path, row in kept.items() if row.get("from") not in (None, _OFFICIAL)}
+    """Return {path: hub} of the files whose recorded hashes come from another hub than the official one."""
+    rows = _read(root).get(_key(model), {})
+    return {path: str(row["from"]) for path, row in rows.items() if row.get("from") not in (None, _OFFICIAL)}
 
 
 def keep(root: Root, model: ModelSpec, listed: Iterable[ListedFile], source: str) -> None:
-    """Keep what a hub says of files that are not pinned yet; `source` is the hub's name.
+    """Record a hub's sizes and hashes of files that are not pinned yet.
 
-    The official hub's word takes the place of a mirror's; no other word does.
+    A hash of the official hub replaces one of a mirror. Nothing else replaces a recorded hash.
+
+    Args:
+        root: the root that holds the record.
+        model: the entry of the manifest.
+        listed: the files in the listing of the hub.
+        source: the name of the hub.
     """
     with exclusive_lock(root.model_pins):
-        every = _read(root)
-        mine = dict(every.get(_key(model), {}))
-        for each in listed:
-            row = {"size": each.size, each.kind: each.blob, "from": source}
-            if source == _OFFICIAL and mine.get(each.path, {}).get("from") != _OFFICIAL:
-                mine[each.path] = row
-            mine.setdefault(each.path, row)
-        if mine and mine != every.get(_key(model)):
-            _write(root, {**_document(root), "pins": {**every, _key(model): mine}})
+        pins = _read(root)
+        rows = dict(pins.get(_key(model), {}))
+        for file in listed:
+            row = {"size": file.size, file.kind: file.blob, "from": source}
+            if source == _OFFICIAL and rows.get(file.path, {}).get("from") != _OFFICIAL:
+                rows[file.path] = row
+            rows.setdefault(file.path, row)
+        if rows and rows != pins.get(_key(model)):
+            _write(root, {**_document(root), "pins": {**pins, _key(model): rows}})
 
 
 def _write(root: Root, document: dict[str, Any]) -> None:
@@ -78,7 +84,7 @@ def _key(model: ModelSpec) -> str:
 
 
 def _read(root: Root) -> dict[str, dict[str, dict[str, Any]]]:
-    """What is on record; what is no table of tables is left out: a person may have edited it."""
+    """Return the recorded pins; parts that are not tables are left out, because the user may have edited the file."""
     pins = _document(root).get("pins")
     if not isinstance(pins, dict):
         return {}
@@ -88,7 +94,7 @@ def _read(root: Root) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _document(root: Root) -> dict[str, Any]:
     try:
-        found = json.loads(root.model_pins.read_text(encoding="utf-8"))
+        document = json.loads(root.model_pins.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}

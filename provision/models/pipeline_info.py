@@ -1,4 +1,4 @@
-"""What a pipeline is made of, as people know it from printing one: read from the cache, else from its architecture."""
+"""Reads the components of a model from the cache, else from its architecture, in the form of a printed pipeline."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _BYTES = {"F16": 2, "F32": 4}
 _CACHE = "the cache"
 _DEPTH = 3  # of lists in a setting; schedulers have one
 _LONGEST_NAME = 80  # of a component
-# Names of element types as diffusers says them.
+# {dtype in a safetensors file: its short name}.
 DTYPES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
 @dataclass(frozen=True)
 class Component:
-    """One part. `parameters`, `dtype` and `bytes` are None where it has no weights, or nothing is known of them."""
+    """Describe one component.
+
+    `parameters`, `dtype` and `bytes` are None if it has no weights, or if its weights are not known.
+    """
 
     name: str
     library: str | None
@@ -35,7 +38,10 @@ class Component:
 
 @dataclass(frozen=True)
 class PipelineStructure:
-    """A whole model. `read_from`: "the cache", or "the architecture"."""
+    """Describe the components of a model.
+
+    `read_from` is "the cache" or "the architecture". `faults` are the parts that are missing or invalid.
+    """
 
     pipeline: str | None
     components: list[Component]
@@ -45,15 +51,15 @@ class PipelineStructure:
 
 
 def read(snapshot: Path, model: ModelSpec, envs: Path) -> PipelineStructure:
-    """The structure of a model.
+    """Return the structure of a model.
 
     Args:
-        snapshot: where it lies in the cache, or would.
-        model: its entry.
+        snapshot: the folder of its snapshot; it may not exist.
+        model: its entry in the manifest.
         envs: the folder with the architectures.
 
     Raises:
-        SpecError: it is not in the cache, and nothing is known of its architecture.
+        SpecError: the model is not in the cache, and its architecture is unknown.
     """
     if (snapshot / "model_index.json").is_file() or (snapshot / "config.json").is_file():
         return _of_cache(snapshot, model)
@@ -63,67 +69,78 @@ def read(snapshot: Path, model: ModelSpec, envs: Path) -> PipelineStructure:
 def _of_cache(snapshot: Path, model: ModelSpec) -> PipelineStructure:
     faults: list[str] = []
     index = _json(snapshot / "model_index.json", faults) if (snapshot / "model_index.json").exists() else {}
-    parts = _parts(index, faults)
-    if not parts:
+    classes = _classes(index, faults)
+    if not classes:
         config = _json(snapshot / "config.json", faults)
-        told = config.get("_class_name") or config.get("architectures")
-        kind = _name(told[0] if told and isinstance(told, list) else told or None, "the class in config.json", faults)
+        declared = config.get("_class_name") or config.get("architectures")
+        class_name = _name(
+            declared[0] if declared and isinstance(declared, list) else declared or None,
+            "the class in config.json",
+            faults,
+        )
         return PipelineStructure(
-            None, [_component(snapshot, "", "model", (None, kind), model, faults)], None, _CACHE, faults
+            None, [_component(snapshot, "", "model", (None, class_name), model, faults)], None, _CACHE, faults
         )
     scheduler = None
     components = []
-    for name, (library, kind) in parts.items():
+    for name, (library, class_name) in classes.items():
         if name == "scheduler":
-            scheduler = (kind, _settings(snapshot, faults))
+            scheduler = (class_name, _settings(snapshot, faults))
             continue
-        # A repository with one model keeps it flat, beside the index.
-        flat = not (snapshot / name).is_dir() and (snapshot / "config.json").exists()
-        components.append(_component(snapshot, "" if flat else name, name, (library, kind), model, faults))
+        # A repository with one model keeps its files at the top, beside the index.
+        is_flat = not (snapshot / name).is_dir() and (snapshot / "config.json").exists()
+        components.append(_component(snapshot, "" if is_flat else name, name, (library, class_name), model, faults))
     pipeline = _name(index.get("_class_name"), "the pipeline in model_index.json", faults)
     return PipelineStructure(pipeline, components, scheduler, _CACHE, faults)
 
 
-def _parts(index: dict[str, Any], faults: list[str]) -> dict[str, tuple[str | None, str]]:
-    """{component: (library, class)} of a pipeline's index; a null class is a part that was left out."""
-    found: dict[str, tuple[str | None, str]] = {}
-    for name, told in index.items():
-        if name.startswith("_") or not isinstance(told, list) or len(told) != 2 or not told[1]:
+def _classes(index: dict[str, Any], faults: list[str]) -> dict[str, tuple[str | None, str]]:
+    """Return {component: (library, class)} of a pipeline's index; a component with a null class is left out."""
+    classes: dict[str, tuple[str | None, str]] = {}
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or not value[1]:
             continue
-        # It names a folder, and an argument of the pipeline.
+        # The name of a component is also a folder and a Python argument.
         if not (name.isidentifier() and name.isascii() and len(name) <= _LONGEST_NAME):
-            faults.append(f"model_index.json has {ascii(name)[:_LONGEST_NAME]}, which cannot be a component")
+            faults.append(
+                f"model_index.json has {ascii(name)[:_LONGEST_NAME]}, which is not a valid name of a component"
+            )
             continue
-        library = _name(told[0], f"the library of {name} in model_index.json", faults)
-        kind = _name(told[1], f"the class of {name} in model_index.json", faults)
-        if kind is not None:
-            found[name] = (library, kind)
-    return found
+        library = _name(value[0], f"the library of {name} in model_index.json", faults)
+        class_name = _name(value[1], f"the class of {name} in model_index.json", faults)
+        if class_name is not None:
+            classes[name] = (library, class_name)
+    return classes
 
 
 def _settings(snapshot: Path, faults: list[str]) -> dict[str, Any]:
-    """The scheduler's settings, those that can be shown."""
-    places = (snapshot / "scheduler" / "scheduler_config.json", snapshot / "scheduler_config.json")
-    file = next((each for each in places if each.exists()), None)
-    told = _json(file, faults) if file else {}
-    found = {
+    """Return the scheduler's settings that can be printed; the others are reported as a fault."""
+    paths = (snapshot / "scheduler" / "scheduler_config.json", snapshot / "scheduler_config.json")
+    file = next((path for path in paths if path.exists()), None)
+    config = _json(file, faults) if file else {}
+    settings = {
         key: value
-        for key, value in told.items()
-        if not key.startswith("_") and key.isprintable() and _can_be_shown(value, _DEPTH)
+        for key, value in config.items()
+        if not key.startswith("_") and key.isprintable() and _is_printable(value, _DEPTH)
     }
-    if len(found) < sum(not key.startswith("_") for key in told):
-        faults.append("scheduler_config.json has settings that cannot be shown")
-    return found
+    if len(settings) < sum(not key.startswith("_") for key in config):
+        faults.append("scheduler_config.json has settings that cannot be printed")
+    return settings
 
 
 def _component(
-    snapshot: Path, folder: str, name: str, told: tuple[str | None, str | None], model: ModelSpec, faults: list[str]
+    snapshot: Path,
+    folder: str,
+    name: str,
+    library_and_class: tuple[str | None, str | None],
+    model: ModelSpec,
+    faults: list[str],
 ) -> Component:
     if not (snapshot / folder).is_dir():
         faults.append(f"{name} is not in the cache")
-        return Component(name, *told)
+        return Component(name, *library_and_class)
     count, size = 0, 0
-    kinds: dict[str, int] = {}
+    dtypes: dict[str, int] = {}
     for file in _weights(snapshot, folder, name, model, faults):
         try:
             tensors = safetensors.read_header(file)
@@ -133,64 +150,66 @@ def _component(
             continue
         for tensor in tensors.values():
             count += tensor.elements
-            kinds[tensor.dtype] = kinds.get(tensor.dtype, 0) + tensor.elements
-    if not kinds:
-        return Component(name, *told)
-    dtype = max(kinds, key=lambda each: kinds[each])
-    return Component(name, *told, count, DTYPES.get(dtype, dtype.lower()), size)
+            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.elements
+    if not dtypes:
+        return Component(name, *library_and_class)
+    dtype = max(dtypes, key=lambda dtype: dtypes[dtype])
+    return Component(name, *library_and_class, count, DTYPES.get(dtype, dtype.lower()), size)
 
 
 def _weights(snapshot: Path, folder: str, name: str, model: ModelSpec, faults: list[str]) -> list[Path]:
-    """The weights that are this model's own: those that its entry names, else those of its variant."""
+    """Return the weights of this model: the files that its entry lists, else those named by its variant."""
     files = sorted((snapshot / folder).glob("*.safetensors"))
     named = {snapshot / file.path for file in model.files if file.path.endswith(".safetensors")}
-    wanted = [file for file in named if file.parent == snapshot / folder]
+    listed = [file for file in named if file.parent == snapshot / folder]
     variant = model.variant
     own = [file for file in files if file in named] or [
         file for file in files if (f".{variant}." in file.name if variant else file.name.count(".") == 1)
     ]
-    if not own and (files or wanted):
-        faults.append(f"{name}: its {variant or 'fp32'} weights are not here")
+    if not own and (files or listed):
+        faults.append(f"{name}: its {variant or 'fp32'} weights are missing")
     return own
 
 
-def _of_architecture(found: architectures.Architecture, model: ModelSpec) -> PipelineStructure:
+def _of_architecture(architecture: architectures.Architecture, model: ModelSpec) -> PipelineStructure:
     dtype = stand_ins.dtype_of(model)
-    parts = stand_ins.parts_of(model, found)
+    component_names = stand_ins.parts_of(model, architecture)
     components = [
-        Component(name, library, kind, count, DTYPES[dtype], count * _BYTES[dtype])
-        for name, (library, kind) in found.classes.items()
-        if name in parts
-        for count in (found.parameters[name],)
+        Component(name, library, class_name, count, DTYPES[dtype], count * _BYTES[dtype])
+        for name, (library, class_name) in architecture.classes.items()
+        if name in component_names
+        for count in (architecture.parameters[name],)
     ]
-    others = found.tokenizers | {name: kind for name, (kind, _) in found.processors.items()}
-    components += [Component(name, "transformers", kind) for name, kind in others.items()]
-    return PipelineStructure(found.pipeline, components, found.scheduler, "the architecture")
+    without_weights = architecture.tokenizers | {
+        name: class_name for name, (class_name, _) in architecture.processors.items()
+    }
+    components += [Component(name, "transformers", class_name) for name, class_name in without_weights.items()]
+    return PipelineStructure(architecture.pipeline, components, architecture.scheduler, "the architecture")
 
 
 def _json(path: Path, faults: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         faults.append(f"{path.name} cannot be read")
         return {}
-    return found
+    return content
 
 
-def _name(told: object, what: str, faults: list[str]) -> str | None:
-    """A name that a file tells, where it is one; what a terminal would obey is none."""
-    if told is None or (isinstance(told, str) and told.isprintable()):
-        return told
-    faults.append(f"{what} is no name")
+def _name(value: object, description: str, faults: list[str]) -> str | None:
+    """Return a name from a file; None if it is absent, or is not printable text, which is reported as a fault."""
+    if value is None or (isinstance(value, str) and value.isprintable()):
+        return value
+    faults.append(f"{description} is not a valid name")
     return None
 
 
-def _can_be_shown(value: object, depth: int) -> bool:
+def _is_printable(value: object, depth: int) -> bool:
     if isinstance(value, str):
         return value.isprintable()
     if isinstance(value, list | dict):
-        inner = value.values() if isinstance(value, dict) else value
-        return depth > 0 and all(_can_be_shown(each, depth - 1) for each in inner)
+        items = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_printable(item, depth - 1) for item in items)
     return True

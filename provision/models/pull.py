@@ -1,4 +1,4 @@
-"""Pulls a model into the hub cache: a plan, then every missing file, verified, shared with whoever pulls it too."""
+"""Downloads the missing files of a model into the hub cache, verifies them, and shares them with parallel pulls."""
 
 from __future__ import annotations
 
@@ -35,19 +35,21 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     Progress = Callable[[str, int], None]
 
-AT_ONCE = 4
-_HEADROOM = 1.1
+AT_ONCE = 4  # files that are downloaded at the same time
+_HEADROOM = 1.1  # the required free space as a multiple of the downloaded bytes
 _POLL_SECONDS = 0.2
+# The suffixes of a partial file, and of a file that was set aside because its content is wrong.
 PART, CORRUPT = ".firstlight-part", ".firstlight-corrupt"
 
 
 @dataclass
 class Pull:
-    """One model on its way into a hub cache.
+    """Pulls one model into a hub cache.
 
-    `trust`: also take files that nobody has pinned from a hub that is not the official one. `pinned`: every revision of
-    its repository that the manifest pins. `arrived`: the bytes that came over the network. `notes`: what its owner
-    should know besides.
+    `trust`: accept a mirror's hash for a file without a pinned hash.
+    `pinned`: the revisions of the repository that the manifest pins.
+    `arrived`: the bytes that were downloaded.
+    `notes`: further messages for the user.
     """
 
     root: Root
@@ -59,109 +61,130 @@ class Pull:
     health: SourceHealth = field(default_factory=SourceHealth)
 
     def __post_init__(self) -> None:
-        """Know what is on record of its hashes."""
-        self._asking = FileResolver(self.root, self.name, self.spec, self.health, self.trust)
-        self.spec = self._asking.spec
+        """Read the recorded pins."""
+        self._resolver = FileResolver(self.root, self.name, self.spec, self.health, self.trust)
+        self.spec = self._resolver.spec
         self._stopped = threading.Event()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self.arrived = 0
         self.notes: list[str] = []
 
     @property
     def folder(self) -> Path:
-        """The model's folder in the hub cache."""
+        """Return the model's folder in the hub cache."""
         return self.root.hub_in_use / self.spec.folder
 
     @property
     def snapshot(self) -> Path:
-        """The folder of the pinned revision."""
+        """Return the folder of the pinned revision."""
         return self.folder / "snapshots" / self.spec.revision
 
     def look(self, depth: Depth, progress: Progress | None = None) -> list[FileState]:
-        """The state of every file, without the network."""
+        """Return the state of every file without the network.
+
+        `progress` is called with (path, bytes) while files are hashed.
+        """
         return verify.look(self.snapshot, self.spec.files, depth, progress)
 
     def plan(self, progress: Progress | None = None) -> PullPlan:
-        """What there is, hashed, and what is missing; a hub is asked only where something is.
+        """Hash the present files, and look up the missing ones at the hubs.
+
+        Present files that the official hub has not confirmed are compared with its listing, too. If every file is
+        present and confirmed, no request is made.
+
+        Args:
+            progress: called with (path, bytes) while files are hashed.
 
         Raises:
-            HubError: no hub answers with all of it.
-            FirstlightError: the hubs that answer list other content than the pinned one.
-            BlockedError: it does not fit.
+            HubError: the hubs that answer do not list all missing files.
+            FirstlightError: a hub lists other content than the pinned one.
+            BlockedError: the free disk space is not sufficient.
         """
-        self.health.stopped.clear()  # an earlier run has ended all waiting
+        self.health.stopped.clear()  # set at the end of an earlier `run`
         states = self.look(Depth.HASH, progress)
-        every = self.hubs.every()
+        every_hub = self.hubs.every()
         pairs = list(zip(self.spec.files, states, strict=True))
-        wanted = [file for file, state in pairs if state.state != "ok"]
-        doubted = [file for file, state in pairs if state.state == "ok" and self._asking.is_doubted(file)]
-        free = shutil.disk_usage(_standing(self.folder)).free
+        missing = [file for file, state in pairs if state.state != "ok"]
+        unconfirmed = [file for file, state in pairs if state.state == "ok" and self._resolver.is_unconfirmed(file)]
+        free = shutil.disk_usage(_existing(self.folder)).free
         needed: list[FileToFetch] = []
         hubs: list[Hub] = []
-        if wanted:
-            found, hubs = self._asking.patiently(wanted, every)
+        if missing:
+            resolved, hubs = self._resolver.resolve(missing, every_hub)
             corrupt = {state.path for state in states if state.state == "corrupt"}
             needed = [
                 FileToFetch(file, listed, 0 if file.path in corrupt else self._have(file, listed))
-                for file, listed in found
+                for file, listed in resolved
             ]
         by_mirrors: Counter[str] = Counter()
         unproven = 0
-        official = [hub for hub in every if hub.is_official]
-        try:  # its word alone may say that what is here is wrong, and what is here may stay where it says nothing
-            told, others = self._asking.once(doubted, official, every) if doubted else ([], [])
+        official = [hub for hub in every_hub if hub.is_official]
+        try:  # only the official hub can prove a present file wrong; without its answer the file stays
+            confirmed, order = (
+                self._resolver.resolve_once(unconfirmed, official, every_hub) if unconfirmed else ([], [])
+            )
         except HubError:
-            by_mirrors.update(self._asking.provisional[file.path] for file in doubted if file.locked)
-            unproven = len(doubted) - by_mirrors.total()
+            by_mirrors.update(self._resolver.provisional[file.path] for file in unconfirmed if file.locked)
+            unproven = len(unconfirmed) - by_mirrors.total()
         else:
-            hubs = hubs or others
-            here = {file.path: file for file in doubted}
-            # Compared as it was looked at: the official hub's word has no pins of a mirror's beside it.
-            wrong = {
+            hubs = hubs or order
+            present = {file.path: file for file in unconfirmed}
+            # Compared by the pins with which the files were hashed: the resolver returns them without a mirror's pins.
+            mismatches = {
                 file.path: FileToFetch(file, listed, 0)
-                for file, listed in told
-                if not self._is_as(here[file.path], listed)
+                for file, listed in confirmed
+                if not self._matches_listing(present[file.path], listed)
             }
-            needed += wrong.values()
-            states = [_now_wrong(state) if state.path in wrong else state for state in states]
-        self._asking.apply_pins()
-        self.spec = self._asking.spec
+            needed += mismatches.values()
+            states = [_corrupt(state) if state.path in mismatches else state for state in states]
+        self._resolver.apply_pins()
+        self.spec = self._resolver.spec
         plan = PullPlan(states, needed, hubs, free, unproven, by_mirrors)
-        # A size that nobody has pinned is one hub's word: it must not be what stops a pull.
-        sure = sum(each.listed.size - each.have for each in plan.fetched if each.size is not None)
-        if free < round(sure * _HEADROOM):
+        # A size without a pin comes from one hub's listing, and a wrong one must not stop the pull.
+        trusted_bytes = sum(target.listed.size - target.have for target in plan.fetched if target.size is not None)
+        if free < round(trusted_bytes * _HEADROOM):
             raise BlockedError(
-                f"{self.folder}: {free:,} bytes are free, {round(sure * _HEADROOM):,} are needed for {self.name}. "
-                "Free some, or give another --root, then run again."
+                f"{self.folder}: {free:,} bytes are free, {round(trusted_bytes * _HEADROOM):,} are needed for "
+                f"{self.name}. Free some space, or use another --root, then run again."
             )
         return plan
 
     def run(self, plan: PullPlan, progress: Progress) -> None:
-        """Fetch what the plan says, several files at once, and link it. An interrupt ends it at once.
+        """Download the files of the plan, several at the same time, and link them into the snapshot.
+
+        An interrupt ends all downloads at once.
+
+        Args:
+            plan: the result of `plan`.
+            progress: called with (path, bytes) while files arrive.
 
         Raises:
-            DownloadError: nobody delivered a file; what arrived of it stays.
-            WrongContentError: who delivered sent wrong content.
-            BlockedError: the disk is full, or cannot be written.
+            DownloadError: no hub delivered a file; the received part is kept.
+            WrongContentError: every hub that delivered a file sent wrong content.
+            BlockedError: the disk is full or cannot be written.
         """
         try:
             if plan.needed:
                 (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
                 self._fetch_all(plan, progress)
                 self._list_by_client(plan)
-            note = snapshots.name_main(self.folder, self.spec.revision, self.pinned)
+            note = snapshots.set_main(self.folder, self.spec.revision, self.pinned)
             self.notes += [note] if note else []
             self.notes += former_ids.make(self.root.hub_in_use, self.spec)
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
 
-    def _is_as(self, file: ModelFile, listed: ListedFile) -> bool:
-        """Whether what is here is what a hub lists; a blob bears its hash, which was compared, as its name."""
+    def _matches_listing(self, file: ModelFile, listed: ListedFile) -> bool:
+        """Return whether a present file has the content that a hub lists.
+
+        The name of its blob is its hash, which has been compared already.
+        """
         path = self.snapshot / file.path
         compared = verify.pins_of(file, path).get(listed.kind)
         return listed.blob in {compared, hashing.hash_file(path, listed.kind) if compared is None else compared}
 
     def _have(self, file: ModelFile, listed: ListedFile) -> int:
+        """Return the number of present bytes of a file, from a complete blob or a partial file."""
         for name in (listed.blob, content_name(file, listed) + PART):
             blob = self.folder / "blobs" / name
             if blob.exists():
@@ -169,14 +192,17 @@ class Pull:
         return 0
 
     def _fetch_all(self, plan: PullPlan, progress: Progress) -> None:
-        """Threads that end with us: one that waits for a silent server must not hold an interrupt up."""
-        waiting = deque(sorted(plan.fetched, key=lambda each: -each.listed.size))
-        faults: list[BaseException] = []
+        """Download the files in daemon threads.
+
+        Such a thread may wait for a silent server, and must not delay the end of the program after an interrupt.
+        """
+        queue = deque(sorted(plan.fetched, key=lambda file: -file.listed.size))
+        errors: list[BaseException] = []
         self._stopped.clear()
         self.health.stopped.clear()
         threading.Thread(target=hf_listing.load, daemon=True).start()
 
-        def told(path: str, count: int) -> None:
+        def report(path: str, count: int) -> None:
             if self._stopped.is_set():
                 raise _StoppedError
             self.arrived += count
@@ -184,153 +210,170 @@ class Pull:
 
         with plan.hubs[0].session() as session:
             workers = [
-                threading.Thread(target=self._work, args=(session, plan, waiting, told, faults), daemon=True)
-                for _ in range(min(AT_ONCE, len(waiting)))
+                threading.Thread(target=self._work, args=(session, plan, queue, report, errors), daemon=True)
+                for _ in range(min(AT_ONCE, len(queue)))
             ]
             for worker in workers:
                 worker.start()
             try:
                 for worker in workers:
                     while worker.is_alive():
-                        worker.join(_POLL_SECONDS)  # in turns, so that an interrupt arrives
+                        worker.join(_POLL_SECONDS)  # with a timeout, so that an interrupt can be handled
             finally:
                 self._stopped.set()
                 self.health.stopped.set()
-        if faults:
-            raise self._fault(plan, faults)
+        if errors:
+            raise self._error(plan, errors)
 
-    def _fault(self, plan: PullPlan, faults: list[BaseException]) -> BaseException:
-        """The one that stops everything, else what a hub wants of this user, else all of them in one."""
-        soft = [each for each in faults if isinstance(each, download.DownloadError | download.WrongContentError)]
-        if len(soft) < len(faults):
-            return next(each for each in faults if each not in soft)
-        refused = [each for each in soft if isinstance(each, download.DownloadError) and each.refusals]
-        if len(refused) == len(soft):
-            refusing = next((hub for hub in plan.hubs if hub.name in refused[0].refusals), None)
-            if refusing is not None:
-                found = refusing.refusal(self.spec.repo, *refused[0].refusals[refusing.name])
-                others = "; ".join(f"{name}: {why}" for name, why in refused[0].others.items())
-                return type(found)(f"{found}. Of the other hubs, {others}") if others else found
-        more = f" And {len(soft) - 3} more files." if len(soft) > 3 else ""
-        told = " ".join(map(str, soft[:3])) + more
-        wrong = isinstance(soft[0], download.WrongContentError)
-        return download.WrongContentError(told) if wrong else download.DownloadError(told, {}, {})
+    def _error(self, plan: PullPlan, errors: list[BaseException]) -> BaseException:
+        """Return the error to raise for the errors of all files.
+
+        An error that stops the whole pull has priority over a hub's refusal with the user's next step. Otherwise the
+        errors of the files are joined in one message.
+        """
+        file_errors = [
+            error for error in errors if isinstance(error, download.DownloadError | download.WrongContentError)
+        ]
+        if len(file_errors) < len(errors):
+            return next(error for error in errors if error not in file_errors)
+        refusals = [error for error in file_errors if isinstance(error, download.DownloadError) and error.refusals]
+        if len(refusals) == len(file_errors):
+            refusing_hub = next((hub for hub in plan.hubs if hub.name in refusals[0].refusals), None)
+            if refusing_hub is not None:
+                refusal = refusing_hub.refusal(self.spec.repo, *refusals[0].refusals[refusing_hub.name])
+                others = "; ".join(f"{name}: {reason}" for name, reason in refusals[0].others.items())
+                return type(refusal)(f"{refusal}. Of the other hubs, {others}") if others else refusal
+        more = f" And {len(file_errors) - 3} more files." if len(file_errors) > 3 else ""
+        text = " ".join(map(str, file_errors[:3])) + more
+        is_wrong_content = isinstance(file_errors[0], download.WrongContentError)
+        return download.WrongContentError(text) if is_wrong_content else download.DownloadError(text, {}, {})
 
     def _work(
         self,
         session: requests.Session,
         plan: PullPlan,
-        waiting: deque[FileToFetch],
-        told: Progress,
-        faults: list[BaseException],
+        queue: deque[FileToFetch],
+        report: Progress,
+        errors: list[BaseException],
     ) -> None:
-        """Take file after file; those at which another process works come last, and are then there already."""
-        busy = 0
+        """Download one file after another.
+
+        Files that another process downloads are moved to the end of the queue; they are complete when their turn comes
+        again.
+        """
+        locked_in_a_row = 0
         while not self._stopped.is_set():
             try:
-                each = waiting.popleft()
+                target = queue.popleft()
             except IndexError:
                 return
             try:
-                lock = self._lock(each.content)
+                lock = self._lock(target.content)
                 if not lock.take():
-                    waiting.append(each)
-                    busy += 1
-                    if busy > len(waiting):
-                        self._tell_once(f"{each.file.path} is being fetched by another process; waiting for it")
+                    queue.append(target)
+                    locked_in_a_row += 1
+                    if locked_in_a_row > len(queue):
+                        self._report_once(f"{target.file.path} is being downloaded by another process; waiting for it")
                         time.sleep(_POLL_SECONDS)
                     continue
-                busy = 0
+                locked_in_a_row = 0
                 try:
-                    self._fetch(session, each, plan, told)
+                    self._fetch(session, target, plan, report)
                 finally:
                     lock.release()
             except _StoppedError:
                 return
-            except BaseException as error:  # it is raised again where the threads were started
-                faults.append(error)
+            except BaseException as error:  # _fetch_all raises it in the main thread
+                errors.append(error)
                 if not isinstance(error, download.DownloadError | download.WrongContentError):
-                    self._stopped.set()  # the disk is full, most likely: no other file would do better
+                    self._stopped.set()  # most likely the disk is full, so other files would fail as well
                     self.health.stopped.set()
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _report_once(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
             self.health.tell(text)
 
-    def _fetch(self, session: requests.Session, each: FileToFetch, plan: PullPlan, told: Progress) -> None:
-        """Fetch one content, and name it for every file that has it."""
-        file, listed, proof = each.file, each.listed, each.proof
-        paths = [other.file.path for other in plan.needed if other.content == each.content]
+    def _fetch(self, session: requests.Session, target: FileToFetch, plan: PullPlan, report: Progress) -> None:
+        """Download one content, and link it for every file that has this content."""
+        file, listed, proof = target.file, target.listed, target.proof
+        paths = [other.file.path for other in plan.needed if other.content == target.content]
         blobs = self.folder / "blobs"
         blob = blobs / listed.blob
         if blob.exists():
-            if all(hashing.hash_file(blob, kind) in right for kind, right in proof.items()):
-                self._place(paths, blob.name)  # another run has fetched it
+            if all(hashing.hash_file(blob, kind) in digests for kind, digests in proof.items()):
+                self._link(paths, blob.name)  # another run has downloaded it
                 return
             blob.replace(blob.with_name(blob.name + CORRUPT))
-        part = blobs / (each.content + PART)
-        places = [
+        part = blobs / (target.content + PART)
+        sources = [
             Source(hub.name, hub.file_url(self.spec.repo, self.spec.revision, file.path), hub.headers())
             for hub in plan.hubs
         ]
         download.download(
             session,
-            lambda: places,
+            lambda: sources,
             part,
-            size=each.size,
+            size=target.size,
             pins=proof,
             health=self.health,
-            progress=lambda count: told(file.path, count),
+            progress=lambda count: report(file.path, count),
             name=file.path,
         )
-        # A listing's word for a hash that nobody has pinned is no name: it could be any.
+        # The blob is named by a verified hash. The hash in a listing counts only if it is the proof.
         name = listed.blob if listed.kind in proof else hashing.hash_file(part, listed.kind)
         part.replace(blobs / name)
-        self._place(paths, name)
+        self._link(paths, name)
 
-    def _place(self, paths: Sequence[str], blob: str) -> None:
-        """Name a verified blob at once: what a run that fails later has brought can be seen, used and removed."""
+    def _link(self, paths: Sequence[str], blob: str) -> None:
+        """Link a verified blob at once, so that it can be used and removed even if the run fails later."""
         snapshots.link(self.folder, self.spec.revision, [(path, blob) for path in paths])
 
     def _lock(self, blob: str) -> BlobLock:
         return BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
 
     def _list_by_client(self, plan: PullPlan) -> None:
-        """What it finds missing it would fetch unproven: it is let in where nothing is missing, and looked after."""
-        before = self._seen()
+        """Let huggingface_hub store its listing of the snapshot.
+
+        huggingface_hub downloads missing files without checking our hashes. So it is called only if all files are
+        present, and the files are verified afterwards.
+
+        Raises:
+            FirstlightError: files were removed or changed meanwhile.
+        """
+        before = self._identities()
         if None in before.values():
-            raise FirstlightError(f"{self.name}: files went away while others arrived. Run again.")
-        good = set(self.health.order(hub.name for hub in plan.hubs))
+            raise FirstlightError(f"{self.name}: files were removed during the download. Run again.")
+        usable = set(self.health.order(hub.name for hub in plan.hubs))
         for hub in plan.hubs:
-            if hub.name in good and hf_listing.list_snapshot(
+            if hub.name in usable and hf_listing.list_snapshot(
                 self.spec.repo, self.spec.revision, before, self.root.hub_in_use, hub.endpoint
             ):
                 break
         hf_listing.open_listings(self.folder)
-        if self._seen() != before and any(state.state != "ok" for state in self.look(Depth.HASH)):
-            raise FirstlightError(f"{self.name}: files changed while others arrived. Run again.")
+        if self._identities() != before and any(state.state != "ok" for state in self.look(Depth.HASH)):
+            raise FirstlightError(f"{self.name}: files were changed during the download. Run again.")
 
-    def _seen(self) -> dict[str, tuple[int, ...] | None]:
-        """{path: what tells one file from another, None where it is not there}."""
-        found: dict[str, tuple[int, ...] | None] = {}
+    def _identities(self) -> dict[str, tuple[int, ...] | None]:
+        """Return {path: (device, inode, size, mtime in ns)} of each file; None for a missing one."""
+        identities: dict[str, tuple[int, ...] | None] = {}
         for file in self.spec.files:
             try:
-                told = (self.snapshot / file.path).stat()
-                found[file.path] = (told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns)
+                status = (self.snapshot / file.path).stat()
+                identities[file.path] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             except OSError:
-                found[file.path] = None
-        return found
+                identities[file.path] = None
+        return identities
 
 
 class _StoppedError(Exception):
-    """Another file's fault, or an interrupt, ends this one too; what arrived stays."""
+    """Report that an interrupt or the error of another file has stopped a download; the received part is kept."""
 
 
-def _now_wrong(state: FileState) -> FileState:
-    return replace(state, state="corrupt", reason="is not what the hub lists")
+def _corrupt(state: FileState) -> FileState:
+    return replace(state, state="corrupt", reason="does not match the listing of the official hub")
 
 
-def _standing(path: Path) -> Path:
-    """The nearest folder that is there."""
-    return next(each for each in (path, *path.parents) if each.exists())
+def _existing(path: Path) -> Path:
+    """Return the nearest parent folder that exists, or the path itself."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,4 +1,4 @@
-"""What a pull will fetch: the files, their sources, and their bytes."""
+"""Describes the plan of a pull: the files to download, their hubs and their bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileToFetch:
-    """One file that is to be fetched, as the hub lists it; `have` bytes of it are here from an earlier run."""
+    """Describe one file to download, as the hub lists it; `have` bytes of it are present from an earlier run."""
 
     file: ModelFile
     listed: ListedFile
@@ -23,12 +23,18 @@ class FileToFetch:
 
     @property
     def size(self) -> int | None:
-        """The bytes that are right; None where a hash is pinned and no size: a listing's word is none then."""
+        """Return the right number of bytes, or None.
+
+        It is None if a hash is pinned and no size: the size of a listing is not trusted then.
+        """
         return self.file.size if self.file.locked else self.listed.size
 
     @property
     def proof(self) -> dict[str, set[str]]:
-        """{kind of hash: the right one}: the strongest that is pinned; a listing's word counts where none is."""
+        """Return {kind of hash: {right hash}} for the strongest pinned hash.
+
+        The hash of the listing counts only if none is pinned.
+        """
         if self.file.sha256 is not None:
             return {"sha256": {self.file.sha256}}
         if self.file.git_sha1 is not None:
@@ -37,24 +43,27 @@ class FileToFetch:
 
     @property
     def content(self) -> str:
-        """What is fetched, by its hash: files of one content are fetched once. The partial and its lock bear this name.
+        """Return the name of the content, its hash. Files with the same content are downloaded once.
 
-        A listing may name another blob each time; what has arrived must be found again.
+        The partial file and its lock have this name. So a later run finds them, even if the listing names another blob.
         """
         return content_name(self.file, self.listed)
 
 
 def content_name(file: ModelFile, listed: ListedFile) -> str:
-    """Return the name of a file's content: its pinned hash, else the name that the hub lists."""
+    """Return the name of a file's content: its pinned hash, else the blob in the listing."""
     return file.sha256 or file.git_sha1 or listed.blob
 
 
 @dataclass(frozen=True)
 class PullPlan:
-    """What a pull would do. `states` of all files; `needed` of them are fetched, from the first of `hubs` that can.
+    """Describe what a pull does.
 
-    `unproven`: how many files are here that nobody has pinned, and no hub was asked about; `by_mirrors`: {whose word:
-    how many} of those that nobody but a mirror has pinned.
+    `states` are of all files. `needed` are the files to download, each from the first of `hubs` that delivers it.
+    `free`
+    is the free disk space in bytes.
+    `unproven`: the number of present files that have no pinned hash and that no hub could confirm.
+    `by_mirrors`: {hub: number} of the present files whose hash only this mirror has supplied.
     """
 
     states: list[FileState]
@@ -66,18 +75,18 @@ class PullPlan:
 
     @property
     def fetched(self) -> list[FileToFetch]:
-        """The first of each content that is needed."""
-        found: dict[str, FileToFetch] = {}
-        for each in self.needed:
-            found.setdefault(each.content, each)
-        return list(found.values())
+        """Return one file for each content that is needed."""
+        files: dict[str, FileToFetch] = {}
+        for file in self.needed:
+            files.setdefault(file.content, file)
+        return list(files.values())
 
     @property
     def bytes_wanted(self) -> int:
-        """The bytes that would arrive."""
-        return sum(each.listed.size - each.have for each in self.fetched)
+        """Return the number of bytes to download."""
+        return sum(file.listed.size - file.have for file in self.fetched)
 
     @property
     def is_done(self) -> bool:
-        """Whether every file is there and right."""
-        return all(each.state == "ok" for each in self.states)
+        """Return whether every file is present and right."""
+        return all(state.state == "ok" for state in self.states)

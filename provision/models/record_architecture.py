@@ -1,6 +1,6 @@
-"""Records what architectures are made of, so that their stand-ins are built without an import of torch.
+"""Records the tensors and configurations of architectures, so that their stand-ins are built without importing torch.
 
-After a lock or an architecture changed:
+Run it after a lock file or an architecture has changed:
 python -m provision.models.record_architecture ROOT/envs/diffusers/bin/python NAME...
 """
 
@@ -14,16 +14,16 @@ from provision.models import architectures, stand_ins
 
 
 def record(envs: Path, python: Path, names: list[str]) -> None:
-    """Ask an environment's interpreter what architectures are made of, and write that beside them.
+    """Let an environment's interpreter describe architectures, and write the descriptions beside them.
 
     Args:
         envs: the folder with the architectures.
         python: the interpreter of an environment that has diffusers.
-        names: the architectures.
+        names: the names of the architectures.
 
     Raises:
         BlockedError: the folder belongs to an installed package.
-        FirstlightError: there is no such architecture, or the interpreter cannot describe it.
+        FirstlightError: an architecture does not exist, or the interpreter cannot describe it.
     """
     layout.require_own(envs)
     for name in names:

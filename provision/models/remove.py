@@ -1,4 +1,4 @@
-"""Removes a model from the hub cache, and nothing that another entry needs."""
+"""Removes a model from the hub cache, except for files that another entry needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from provision.models.inventory import (
     Removal,
     blob_of,
     bytes_in,
+    cached_models,
     files_below,
-    held,
     pins_of,
     removal_of_links,
     removal_of_snapshot,
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 
 def removal(root: Root, manifest: Manifest, name: str) -> Removal:
-    """What goes when a model goes: nothing that another entry that is here, or another snapshot, still needs.
+    """Return the removal of a model: nothing that a present entry or another snapshot needs.
 
     Args:
-        root: the volume.
+        root: the root.
         manifest: the models by name.
-        name: one of them, as `Manifest.name` takes it; or stand-in/NAME; or repository@commit of `others`.
+        name: the name of a model as for `Manifest.name`, or stand-in/NAME, or REPOSITORY@COMMIT as `unlisted` returns
+            it.
 
     Raises:
         SpecError: there is no such model.
@@ -46,91 +47,96 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         blobs = sorted((folder / "blobs").glob("*"))
         return Removal(files_below(folder / "snapshots"), blobs, [folder] if blobs else [], bytes_in(folder / "blobs"))
     try:
-        known = manifest.name(name)
+        canonical = manifest.name(name)
     except SpecError:
         if "@" in name and "/" in name:
             return removal_of_snapshot(_other_snapshot(root, manifest, name))
         raise
-    if "+" in name and "+" not in known:
-        raise SpecError(f"{name}: these files are part of {known}, and go with it alone. Name that, or keep them.")
-    name = known
+    if "+" in name and "+" not in canonical:
+        raise SpecError(f"{name}: its files are part of {canonical} and cannot be removed alone. Remove {canonical}.")
+    name = canonical
     model = manifest.pick(name)
     base = name.partition("+")[0]
     snapshot = snapshot_of(root, model)
-    others_here = [
-        each.model
-        for each in held(root, manifest)
-        if each.model.repo == model.repo and each.asked.partition("+")[0] != base and each.state != "absent"
+    other_models = [
+        cached.model
+        for cached in cached_models(root, manifest)
+        if cached.model.repo == model.repo and cached.name.partition("+")[0] != base and cached.state != "absent"
     ]
-    kept = {file.path for other in others_here if other.revision == model.revision for file in other.files}
-    whole = manifest.models[base]
-    if "+" in name:  # an extra alone goes: the model stays
-        kept |= {file.path for file in whole.files}
-        going = {file.path for extra in name.split("+")[1:] for file in whole.extras[extra]}
+    kept = {file.path for other in other_models if other.revision == model.revision for file in other.files}
+    full_entry = manifest.models[base]
+    if "+" in name:  # only the extra is removed
+        kept |= {file.path for file in full_entry.files}
+        removed = {file.path for extra in name.split("+")[1:] for file in full_entry.extras[extra]}
     else:
-        going = {file.path for file in _every_file(root, manifest, base)}
-    links = [snapshot / path for path in sorted(going - kept) if (snapshot / path).is_symlink()]
-    # What an unfinished pull has left has no name yet: it goes where no other entry may want it.
-    mine = {pin for file in _every_file(root, manifest, base) if file.path in going - kept for pin in pins_of(file)}
-    theirs = {
+        removed = {file.path for file in _all_files(root, manifest, base)}
+    links = [snapshot / path for path in sorted(removed - kept) if (snapshot / path).is_symlink()]
+    # A partial file of an unfinished pull has no link yet. It is removed if no other entry can need it.
+    own_pins = {
+        pin for file in _all_files(root, manifest, base) if file.path in removed - kept for pin in pins_of(file)
+    }
+    other_pins = {
         pin
         for other, entry in manifest.models.items()
         if other != base and entry.repo == model.repo
-        for file in _every_file(root, manifest, other)
+        for file in _all_files(root, manifest, other)
         for pin in pins_of(file)
     }
-    gone = removal_of_links(snapshot, links, mine, mine - theirs)
-    is_last = "+" not in name and not others_here
-    return replace(gone, aliases=former_ids.owned(root.hub_in_use, model.folder)) if is_last else gone
+    plan = removal_of_links(snapshot, links, own_pins, own_pins - other_pins)
+    is_last = "+" not in name and not other_models
+    return replace(plan, aliases=former_ids.owned(root.hub_in_use, model.folder)) if is_last else plan
 
 
 def _other_snapshot(root: Root, manifest: Manifest, name: str) -> Path:
     repo, _, commit = name.partition("@")
     folder = root.hub_in_use / f"models--{repo.replace('/', '--')}" / "snapshots"
-    found = [path for path in sorted(folder.glob("*")) if commit and path.name.startswith(commit)]
-    if len(found) != 1:
-        raise SpecError(f"{name}: {len(found)} snapshots of that name are here. Look: provision models list")
-    pinned = [each for each, model in manifest.models.items() if snapshot_of(root, model) == found[0]]
-    if pinned:
-        raise SpecError(f"{name} is what {pinned[0]} is pinned to: name that.")
-    return found[0]
+    matches = [path for path in sorted(folder.glob("*")) if commit and path.name.startswith(commit)]
+    if len(matches) != 1:
+        raise SpecError(f"{name} matches {len(matches)} snapshots in the cache. Run: provision models list")
+    entries = [entry for entry, model in manifest.models.items() if snapshot_of(root, model) == matches[0]]
+    if entries:
+        raise SpecError(f"{name} is the pinned revision of {entries[0]}. Run: provision models remove {entries[0]}")
+    return matches[0]
 
 
-def _every_file(root: Root, manifest: Manifest, name: str) -> list[ModelFile]:
-    """The files of an entry and of all its extras, with what is on record of their hashes."""
+def _all_files(root: Root, manifest: Manifest, name: str) -> list[ModelFile]:
+    """Return the files of an entry and of all its extras, with their recorded hashes."""
     return pins.apply(root, manifest.pick("+".join([name, *manifest.models[name].extras]))).files
 
 
 def remove(root: Root, manifest: Manifest, name: str) -> None:
-    """Take away what `removal` names, as it is now: another run may have come to need some of it since it was shown.
+    """Delete what `removal` lists.
 
-    The links go first: what a kill leaves is a blob without a name, never a name without its blob.
+    The removal is computed again under the locks of its blobs, since another run may need some of them by now.
+    Links are deleted before blobs: a kill may leave a blob without a link, but never a link without its blob.
 
     Raises:
-        BlockedError: somebody fetches one of the files now.
+        BlockedError: another run downloads one of the files.
         SpecError: there is no such model.
     """
-    shown = removal(root, manifest, name)
-    with ExitStack() as held_locks:
-        for repo, blob in sorted(shown.locks):
+    expected = removal(root, manifest, name)
+    with ExitStack() as locks:
+        for repo, blob in sorted(expected.locks):
             lock = BlobLock(root.hub_in_use / ".locks" / repo.name / f"{blob}.lock")
             if not lock.take():
                 raise BlockedError(
-                    f"{repo / 'blobs' / blob} is being fetched by another run. Wait for it, then run again."
+                    f"{repo / 'blobs' / blob} is being downloaded by another run. Wait for its end, then run again."
                 )
-            held_locks.callback(lock.release)
-        gone = removal(root, manifest, name)  # under its locks, nobody gives a blob another name
-        for link in [*gone.aliases, *gone.links]:
+            locks.callback(lock.release)
+        plan = removal(root, manifest, name)  # under the locks, no other run can link a blob
+        for link in [*plan.aliases, *plan.links]:
             link.unlink(missing_ok=True)
-        for blob_file in gone.blobs:
-            if (blob_file.parent.parent, blob_of(blob_file)) in shown.locks:
+        for blob_file in plan.blobs:
+            if (blob_file.parent.parent, blob_of(blob_file)) in expected.locks:
                 blob_file.unlink(missing_ok=True)
-        for folder in gone.folders:
+        for folder in plan.folders:
             _remove_empty(folder)
 
 
 def _remove_empty(folder: Path) -> None:
-    """A snapshot, or a repository, of which every file went: what is left are listings, refs and empty folders."""
-    inner = [folder / "snapshots", folder / "blobs"] if (folder / "blobs").is_dir() else [folder]
-    if not any(path.is_file() or path.is_symlink() for each in inner for path in each.rglob("*")):
+    """Remove a snapshot or repository that has no file left, only listings, refs and empty folders."""
+    content_folders = [folder / "snapshots", folder / "blobs"] if (folder / "blobs").is_dir() else [folder]
+    if not any(
+        path.is_file() or path.is_symlink() for content_folder in content_folders for path in content_folder.rglob("*")
+    ):
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""What hubs list of a model, held against what is pinned: whom to ask first, and whose word counts for what."""
+"""Compares the listings of hubs with the pins, and selects the hub of each file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class FileResolver:
-    """The questions of one pull. `name` is what messages call the model.
+    """Compares the listings of hubs with the pins of one model, for one pull.
 
-    `trust`: also take a mirror's word for what nobody has pinned.
+    `name` is the name of the model in messages. `trust`: also accept a mirror's hash for a
+    file without a pinned hash.
     """
 
     root: Root
@@ -33,124 +34,153 @@ class FileResolver:
     spec: ModelSpec = field(init=False)
 
     def __post_init__(self) -> None:
-        """Know what is on record of its hashes."""
+        """Read the recorded pins."""
         self._listings: dict[str, dict[str, ListedFile]] = {}
         self.apply_pins()
 
     def apply_pins(self) -> None:
-        """What the manifest pins stays as it is; of the rest, what a mirror's word alone stands for is provisional."""
-        self.spec = pins.apply(self.root, self.manifest)
-        self._said = {file.path: file for file in self.manifest.files}
-        pinned_now = {file.path for file in self.spec.files if file.locked and not self._said[file.path].locked}
-        by_mirrors = pins.by_mirrors(self.root, self.manifest)
-        self.provisional = {path: mirror for path, mirror in by_mirrors.items() if path in pinned_now}
+        """Read the recorded pins again.
 
-    def is_doubted(self, file: ModelFile) -> bool:
-        """Whether nobody has pinned a file, or nobody but a mirror."""
+        Pins of the manifest take precedence. Hashes that only a mirror has supplied are provisional.
+        """
+        self.spec = pins.apply(self.root, self.manifest)
+        self._manifest_files = {file.path: file for file in self.manifest.files}
+        recorded = {file.path for file in self.spec.files if file.locked and not self._manifest_files[file.path].locked}
+        by_mirrors = pins.by_mirrors(self.root, self.manifest)
+        self.provisional = {path: mirror for path, mirror in by_mirrors.items() if path in recorded}
+
+    def is_unconfirmed(self, file: ModelFile) -> bool:
+        """Return whether a file has no pinned hash, or a hash that only a mirror has supplied."""
         return not file.locked or file.path in self.provisional
 
-    def patiently(
-        self, wanted: Sequence[ModelFile], hubs: Sequence[Hub]
+    def resolve(
+        self, files: Sequence[ModelFile], hubs: Sequence[Hub]
     ) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
-        """Of every hub; where the only ones that may have it are busy, as long as they ask to wait."""
+        """Find each file in the listings of the hubs; wait for busy hubs if only they may have it.
+
+        Args:
+            files: the files to find.
+            hubs: the hubs to use.
+
+        Returns:
+            As `resolve_once`.
+
+        Raises:
+            BusyError, HubError, FirstlightError: as for `resolve_once`; BusyError after the wait limit of the run.
+        """
         ordered = list(hubs)
-        if any(self.is_doubted(file) for file in wanted):
-            ordered.sort(key=lambda hub: not hub.is_official)  # its word is worth more than a way that is short
+        if any(self.is_unconfirmed(file) for file in files):
+            ordered.sort(key=lambda hub: not hub.is_official)  # its hashes are worth more than a faster mirror
         while True:
             try:
-                return self.once(wanted, ordered, hubs)
+                return self.resolve_once(files, ordered, hubs)
             except BusyError as error:
                 if not self.health.wait(error.wait, f"{self.name}: {error}"):
                     raise
 
-    def once(
-        self, wanted: Sequence[ModelFile], hubs: Sequence[Hub], every: Sequence[Hub]
+    def resolve_once(
+        self, files: Sequence[ModelFile], hubs: Sequence[Hub], every: Sequence[Hub]
     ) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
-        """Each file as the first hub lists it that lists it as pinned; those hubs come first among those to be asked.
+        """Find each file in the listings of the hubs; each file comes from the first hub that lists it as pinned.
 
-        A hub that lists one file otherwise is not believed for the others.
+        A hub that lists one file with another size or hash is banned for all files. Hashes of files without a pin are
+        recorded.
+
+        Returns:
+            ([(file, its listing)] in the order of `files`, all hubs, those that list the files first).
 
         Args:
-            wanted: the files.
-            hubs: those that are asked for their listing, in this order.
-            every: those that may deliver the files.
+            files: the files to find.
+            hubs: the hubs whose listings are read, in this order.
+            every: the hubs that may deliver the files.
 
         Raises:
-            BusyError: a hub that may list what is missing asks to be asked later.
-            HubError: nobody lists all of it.
-            FirstlightError: who does lists other content than the pinned one.
+            BusyError: a hub is busy that may list the missing files.
+            HubError: no hub lists all files.
+            FirstlightError: a hub lists other content than the pinned one.
         """
-        found: dict[str, tuple[ModelFile, ListedFile]] = {}
-        asked: list[tuple[Hub, list[ListedFile]]] = []
-        silent: list[HubError] = []
-        wrong: FirstlightError | None = None
+        matches: dict[str, tuple[ModelFile, ListedFile]] = {}
+        used: list[tuple[Hub, list[ListedFile]]] = []
+        failures: list[HubError] = []
+        mismatch: FirstlightError | None = None
         for hub in hubs:
             try:
-                listed, lacking = self._listed(hub, [file for file in wanted if file.path not in found])
+                hub_matches, missing = self._match_listing(hub, [file for file in files if file.path not in matches])
             except HubError as error:
-                silent.append(error)
+                failures.append(error)
             except FirstlightError as error:
                 self.health.ban(hub.name, str(error))
-                wrong = error
+                mismatch = error
             else:
-                found |= {file.path: (file, each) for file, each in listed}
-                silent += lacking
-                asked += [(hub, [each for file, each in listed if not file.locked])] if listed else []
-            if len(found) == len(wanted):
+                matches |= {file.path: (file, listed_file) for file, listed_file in hub_matches}
+                failures += missing
+                used += (
+                    [(hub, [listed_file for file, listed_file in hub_matches if not file.locked])]
+                    if hub_matches
+                    else []
+                )
+            if len(matches) == len(files):
                 break
         else:
-            raise self._lack(silent, wrong)
-        for hub, fresh in asked:
-            if fresh:
-                pins.keep(self.root, self.manifest, fresh, hub.name)
-        first = [hub for hub, _ in asked]
-        return [found[file.path] for file in wanted], [*first, *(hub for hub in every if hub not in first)]
+            raise self._failure(failures, mismatch)
+        for hub, unpinned in used:
+            if unpinned:
+                pins.keep(self.root, self.manifest, unpinned, hub.name)
+        preferred = [hub for hub, _ in used]
+        return [matches[file.path] for file in files], [*preferred, *(hub for hub in every if hub not in preferred)]
 
-    def _lack(self, silent: Sequence[HubError], wrong: FirstlightError | None) -> FirstlightError:
-        """Why not all is listed. Whoever asks for time may be the honest one: that goes before another one's word."""
-        busy = [each for each in silent if isinstance(each, BusyError)]
+    def _failure(self, failures: Sequence[HubError], mismatch: FirstlightError | None) -> FirstlightError:
+        """Return the error if not all files were found.
+
+        A busy hub has priority over a mismatch, because the busy one may list the right content.
+        """
+        busy = [failure for failure in failures if isinstance(failure, BusyError)]
         if busy:
-            return min(busy, key=lambda each: each.wait)
-        if wrong is not None:
-            return wrong
-        return silent[0] if len(silent) == 1 else HubError("; ".join(map(str, silent)) or "no official hub is asked")
+            return min(busy, key=lambda failure: failure.wait)
+        if mismatch is not None:
+            return mismatch
+        return (
+            failures[0]
+            if len(failures) == 1
+            else HubError("; ".join(map(str, failures)) or "the official hub is not used in this run")
+        )
 
-    def _listed(
-        self, hub: Hub, wanted: Sequence[ModelFile]
+    def _match_listing(
+        self, hub: Hub, files: Sequence[ModelFile]
     ) -> tuple[list[tuple[ModelFile, ListedFile]], list[HubError]]:
-        """What a hub lists of these files, and why not more."""
+        """Return the files that a hub lists as pinned, and the first failure if some are missing."""
         listing = self._listing(hub)
-        found: list[tuple[ModelFile, ListedFile]] = []
-        lacking: list[HubError] = []
-        for file in wanted:
+        matches: list[tuple[ModelFile, ListedFile]] = []
+        failures: list[HubError] = []
+        for file in files:
             try:
-                found.append(self._pinned(file, listing, hub))
+                matches.append(self._check_pin(file, listing, hub))
             except HubError as error:
-                lacking.append(error)
-        return found, lacking[:1]
+                failures.append(error)
+        return matches, failures[:1]
 
     def _listing(self, hub: Hub) -> dict[str, ListedFile]:
         if hub.endpoint not in self._listings:
             self._listings[hub.endpoint] = hub.listing(self.spec.repo, self.spec.revision)
         return self._listings[hub.endpoint]
 
-    def _pinned(self, file: ModelFile, listing: dict[str, ListedFile], hub: Hub) -> tuple[ModelFile, ListedFile]:
-        if hub.is_official and file.path in self.provisional:  # its word goes before a mirror's
-            file = self._said[file.path]
+    def _check_pin(self, file: ModelFile, listing: dict[str, ListedFile], hub: Hub) -> tuple[ModelFile, ListedFile]:
+        if hub.is_official and file.path in self.provisional:  # its hash replaces the mirror's
+            file = self._manifest_files[file.path]
         listed = listing.get(file.path)
         if listed is None:
             raise HubError(f"{hub.shown} does not have {file.path} of {self.spec.repo}")
         if not file.locked and not hub.is_official and not self.trust:
             raise HubError(
-                f"{file.path} is not pinned yet, and {hub.shown} is not the official hub: pull it from there, or "
-                "take this one's word with --trust-mirror"
+                f"{file.path} has no pinned hash, and {hub.shown} is not the official hub. Pull it from the official "
+                "hub, or accept this mirror's hash with --trust-mirror"
             )
-        offered = {"size": listed.size, listed.kind: listed.blob}
-        for what, offer in offered.items():
-            pin = getattr(file, what)
-            if pin is not None and pin != offer:
+        listed_values = {"size": listed.size, listed.kind: listed.blob}
+        for key, value in listed_values.items():
+            pin = getattr(file, key)
+            if pin is not None and pin != value:
                 raise FirstlightError(
-                    f"{hub.shown} lists {file.path} of {self.spec.repo} with {what} {offer}, "
-                    f"pinned is {pin}. It was not fetched. Use another endpoint: HF_ENDPOINT=…"
+                    f"{hub.shown} lists {file.path} of {self.spec.repo} with {key} {value}, "
+                    f"pinned is {pin}. The file was not fetched. Use another hub: HF_ENDPOINT=URL"
                 )
         return file, listed

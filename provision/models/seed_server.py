@@ -1,6 +1,6 @@
-"""Serves the models of a hub cache to other hosts, read-only, as a hub: they pull from it and verify what comes.
+"""Serves the models of a hub cache to other hosts, read-only, as a hub; they verify what they download.
 
-Source of the protocol: huggingface_hub's requests, as its client makes them for a snapshot.
+Source of the protocol: the requests of huggingface_hub for a snapshot.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
-_LARGEST_BODY = 1 << 20
+_LARGEST_BODY = 1 << 20  # bytes of a request
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One model that is served: {path: blob} of its pinned revision."""
+    """Describe one model: {path: blob} of its pinned revision."""
 
     repo: str
     revision: str
@@ -36,7 +36,7 @@ class ServedModel:
     files: Mapping[str, Path]
 
     def listing(self) -> list[dict[str, object]]:
-        """Its files as a hub lists them: large ones by sha256, small ones by git's sha1."""
+        """Return the files as a hub lists them: large ones with their sha256, small ones with git's sha1."""
         rows = []
         for path, blob in sorted(self.files.items()):
             size = blob.stat().st_size
@@ -48,41 +48,43 @@ class ServedModel:
 
 
 def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[str]) -> ServedModel:
-    """What can be served of a model: the files whose blobs bear their hashes.
+    """Return the servable files of a model: those whose blob is named by a hash.
 
-    A blob is where the link leads in one step: it may itself lead into a store that repositories share, where it bears
-    another hash.
+    A link is followed one step, since a blob may be a link into a store that repositories share, where it has another
+    hash as its name.
     """
     files = {}
     for path in paths:
-        named = snapshot / path
-        if named.is_symlink() and named.is_file() and _BLOB.fullmatch(named.readlink().name):
-            files[path] = named.parent / named.readlink()
+        link = snapshot / path
+        if link.is_symlink() and link.is_file() and _BLOB.fullmatch(link.readlink().name):
+            files[path] = link.parent / link.readlink()
     return ServedModel(repo, revision, license_, files)
 
 
 def server(models: list[ServedModel], host: str, port: int) -> ThreadingHTTPServer:
-    """A server of these models; `serve_forever` runs it.
+    """Return a server of these models; `serve_forever` runs it.
 
     Raises:
-        OSError: the port is taken, or the address is not this machine's.
+        OSError: the port is in use, or the host does not have the address.
     """
-    return _Server((host, port), _handler({each.repo: each for each in models}, models))
+    return _Server((host, port), _handler({model.repo: model for model in models}, models))
 
 
 def addresses() -> list[str]:
-    """This machine's own addresses in its networks, for people on other hosts."""
+    """Return the IPv4 addresses of this host in its networks, to be shown to the user."""
     import psutil
 
-    found = []
+    addresses_found = []
     for rows in psutil.net_if_addrs().values():
-        found += [row.address for row in rows if row.family == socket.AF_INET and not row.address.startswith("127.")]
-    return sorted(found)
+        addresses_found += [
+            row.address for row in rows if row.family == socket.AF_INET and not row.address.startswith("127.")
+        ]
+    return sorted(addresses_found)
 
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        """Say what went wrong, unless a client went away: that is its own affair."""
+        """Print the traceback of an error, unless the client has closed the connection."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -101,9 +103,9 @@ def _handler(repos: Mapping[str, ServedModel], models: list[ServedModel]) -> typ
             self.answer(body=True)
 
         def do_POST(self) -> None:
-            """`paths-info`, which a caching proxy asks for: the listing of some files."""
-            asked = self.body()
-            if asked is None:
+            """Answer `paths-info`, the listing of some files, which a caching proxy requests."""
+            content = self.body()
+            if content is None:
                 return
             match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", urlsplit(self.path).path)
             model = self.model(match.group(1), match.group(2)) if match else None
@@ -111,13 +113,16 @@ def _handler(repos: Mapping[str, ServedModel], models: list[ServedModel]) -> typ
                 self.missing("RepoNotFound")
                 return
             with suppress(ValueError, TypeError, AttributeError, RecursionError):
-                paths = json.loads(asked).get("paths", [])
+                paths = json.loads(content).get("paths", [])
                 self.json([row for row in model.listing() if row["path"] in paths], body=True)
                 return
             self.reply(400, b"", {}, body=True)
 
         def body(self) -> bytes | None:
-            """What a request brought; None: it was refused, and the connection ends, for the rest of it is not read."""
+            """Return the body of a request; None after an error response.
+
+            After an error the connection is closed, because the rest of the body was not read.
+            """
             length = self.headers.get("Content-Length", "0")
             if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]+", length):
                 self.reply(411, b"", {"Connection": "close"}, body=True)
@@ -151,14 +156,19 @@ def _handler(repos: Mapping[str, ServedModel], models: list[ServedModel]) -> typ
                 self.missing("RepoNotFound", body=body)
 
         def model(self, repo: str, revision: str) -> ServedModel | None:
-            every = [each for each in models if each.repo == repo and revision in {each.revision, "main"}]
-            if not every:
+            candidates = [
+                candidate for candidate in models if candidate.repo == repo and revision in {candidate.revision, "main"}
+            ]
+            if not candidates:
                 return None
-            # Entries of one repository at one revision, such as two variants, are one snapshot.
+            # Entries with the same repository and revision, such as two variants, form one snapshot.
             files = {
-                path: blob for each in every if each.revision == every[0].revision for path, blob in each.files.items()
+                path: blob
+                for candidate in candidates
+                if candidate.revision == candidates[0].revision
+                for path, blob in candidate.files.items()
             }
-            return ServedModel(repo, every[0].revision, every[0].license, files)
+            return ServedModel(repo, candidates[0].revision, candidates[0].license, files)
 
         def info(self, model: ServedModel, *, body: bool) -> None:
             names = [{"rfilename": path} for path in sorted(model.files)]
@@ -174,7 +184,7 @@ def _handler(repos: Mapping[str, ServedModel], models: list[ServedModel]) -> typ
                 first, last = 0, size - 1
                 match = _RANGE.fullmatch(self.headers.get("Range", ""))
                 if match and match.group(2) and int(match.group(2)) < int(match.group(1)):
-                    match = None  # no range at all (RFC 9110, 14.1.1), and so ignored
+                    match = None  # an invalid range is ignored (RFC 9110, 14.1.1)
                 if match:
                     first = int(match.group(1))
                     last = min(last, int(match.group(2))) if match.group(2) else last
@@ -198,9 +208,9 @@ def _handler(repos: Mapping[str, ServedModel], models: list[ServedModel]) -> typ
 
         def send(self, file: BinaryIO, first: int, count: int) -> None:
             self.wfile.flush()
-            # By sendfile where there is one: the bytes do not pass through this process.
+            # sendfile, where the system has it, does not copy the bytes through this process.
             if self.connection.sendfile(file, first, count) < count:
-                self.close_connection = True  # the file was cut meanwhile: what was promised does not come
+                self.close_connection = True  # the file became shorter than the declared length
 
         def json(self, value: object, *, body: bool) -> None:
             self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=body)

@@ -1,4 +1,4 @@
-"""Names the commit of a repository that a program gets which names none: refs/main."""
+"""Links blobs into snapshots, repairs lost snapshots, and sets refs/main, the commit that is loaded by default."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.volume.journal import Journal
 
-_MARK = "firstlight-main"  # beside refs: the revisions that we have named main
+_MARK = "firstlight-main"  # a file in the repository's folder: the revisions to which firstlight has set main
 
 
-def name_main(folder: Path, revision: str, pinned: Collection[str]) -> str | None:
-    """Let `main` name a revision: offline, a program that names none takes that.
+def set_main(folder: Path, revision: str, pinned: Collection[str]) -> str | None:
+    """Set refs/main to a revision, so that a program that names no revision loads it offline.
 
-    What somebody else has named stays, and so does a revision of ours that is pinned still: two entries of the manifest
-    would name theirs in turn.
+    A main that firstlight has not set stays. One that firstlight has set to another pinned revision stays as well,
+    since otherwise two entries of the manifest would overwrite each other's main.
 
     Args:
-        folder: the repository's in a hub cache.
+        folder: the repository's folder in a hub cache.
         revision: the commit.
-        pinned: every commit of this repository that the manifest pins.
+        pinned: the commits of this repository that the manifest pins.
 
     Returns:
-        What its owner should know: `main` names another one that is here too.
+        A note for the user if main stays at another commit that is present; else None.
     """
     mark = folder / _MARK
-    named, ours = main(folder), _text(mark).split()
-    if named == revision:
+    current, own = main(folder), _text(mark).split()
+    if current == revision:
         return None
-    is_here = bool(named) and (folder / "snapshots" / named).is_dir()
-    if is_here and (named not in ours or named in pinned):
+    is_present = bool(current) and (folder / "snapshots" / current).is_dir()
+    if is_present and (current not in own or current in pinned):
         return (
-            f"refs/main names {named[:7]}, which is here too: what names no revision loads that; ours is "
+            f"refs/main is {current[:7]}, which is present too and is loaded by default. To load the pulled files: "
             f"revision={revision[:7]}…"
         )
-    # The mark first, with both: killed between the two, we know what is ours whichever it names.
-    write_atomic(mark, f"{named} {revision}" if is_here else revision)
+    # The mark is written first and has both: after a kill in between, either value of main is in the mark.
+    write_atomic(mark, f"{current} {revision}" if is_present else revision)
     write_atomic(folder / "refs" / "main", revision)
     return None
 
 
 def main(folder: Path) -> str:
-    """Return the commit that `main` of a repository names; empty where it names none."""
+    """Return the commit of a repository's refs/main; empty if the file does not exist."""
     return _text(folder / "refs" / "main")
 
 
@@ -71,22 +71,22 @@ _REPO = re.compile(r"(models|datasets|spaces)--.+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TREE_FORMAT = 1  # huggingface_hub's TREE_CACHE_FORMAT_VERSION
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, bytes where they are known)}
+_Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, size in bytes, None if unknown)}
 
 
 @dataclass
 class _Missing:
-    """What one repository lacks: (path in the snapshot, blob) by commit, and the commit that `main` should name."""
+    """List the lost links of a repository, (path in the snapshot, blob) by commit, and the new commit of main."""
 
     links: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     main: str | None = None
 
 
 class SnapshotStep:
-    """Every blob that a known listing names has its names in a snapshot, and `main` leads to one.
+    """Makes sure that every listed blob is linked in its snapshot, and that main names a present snapshot.
 
-    The client writes a listing of each commit to `trees/`; the manifest pins those of our models. A snapshot that is
-    gone, and whose blobs are named by another one, was removed by somebody: it stays away.
+    huggingface_hub writes a listing of each commit to `trees/`. The manifest pins the files of its models.
+    A missing snapshot whose blobs are linked by another one is not rebuilt, because the user has removed it.
     """
 
     name = "hub cache"
@@ -94,29 +94,29 @@ class SnapshotStep:
     local = True
 
     def __init__(self, root: Root, manifest: Iterable[ModelSpec], journal: Journal) -> None:
-        """Take the models whose hashes are pinned."""
+        """Take the models of the manifest, with their recorded hashes."""
         self.root = root
         self.manifest = list(manifest)
         self.journal = journal
 
     def describe(self) -> str:
-        """The plan's line."""
+        """Return the line of the plan."""
         return f"rebuild the snapshots and refs of {self.root.hub_in_use} from its blobs"
 
-    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (blobs are hashed by the models' own steps)
-        """Look for names that are gone, and for refs that lead nowhere."""
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (the steps of the models hash the blobs)
+        """Look for lost links, and for a main that names no present snapshot."""
         repos = self._repos()
-        lacking = {repo.name: missing for repo in repos if (missing := self._missing(repo)) is not None}
-        if not lacking:
-            return Check(State.OK, f"{len(repos)} repositories, every snapshot in its place")
-        name, missing = next(iter(lacking.items()))
+        incomplete = {repo.name: missing for repo in repos if (missing := self._missing(repo)) is not None}
+        if not incomplete:
+            return Check(State.OK, f"{len(repos)} repositories, all snapshots complete")
+        name, missing = next(iter(incomplete.items()))
         count = sum(len(links) for links in missing.links.values())
-        what = f"{count} files of its snapshots" if count else "a refs/main that leads to one"
-        more = f", and {len(lacking) - 1} more repositories lack some" if len(lacking) > 1 else ""
-        return Check(State.DRIFTED, f"{name} lacks {what}{more}")
+        lost = f"{count} files of its snapshots" if count else "a valid refs/main"
+        more = f", and {len(incomplete) - 1} more repositories are incomplete" if len(incomplete) > 1 else ""
+        return Check(State.DRIFTED, f"{name} lacks {lost}{more}")
 
     def apply(self) -> None:
-        """Make the links, relative ones as the client makes them, and the refs."""
+        """Make the lost links, relative ones as huggingface_hub makes them, and set main."""
         for repo in self._repos():
             missing = self._missing(repo)
             if missing is None:
@@ -128,19 +128,19 @@ class SnapshotStep:
                 write_atomic(repo / "refs" / "main", missing.main)
 
     def _repos(self) -> list[Path]:
-        """The repositories that are looked after: every one on the volume; in the home's own cache, ours alone."""
+        """Return the repositories to check: all on the volume, but only the manifest's in the home's own cache."""
         hub = self.root.hub_in_use
-        ours = {f"models--{model.repo.replace('/', '--')}" for model in self.manifest}
-        return [repo for repo in _repos(hub) if hub == self.root.hub or repo.name in ours]
+        folders = {f"models--{model.repo.replace('/', '--')}" for model in self.manifest}
+        return [repo for repo in _repos(hub) if hub == self.root.hub or repo.name in folders]
 
     def _missing(self, repo: Path) -> _Missing | None:
         blobs = _sizes(repo / "blobs")
-        nameless = {blob for blob in blobs if _BLOB.fullmatch(blob)} - set(_named_blobs(repo / "snapshots"))
+        unlinked = {blob for blob in blobs if _BLOB.fullmatch(blob)} - set(_linked_blobs(repo / "snapshots"))
         listings = self._listings(repo)
-        found = _Missing()
+        missing = _Missing()
         for commit, files in listings.items():
             snapshot = repo / "snapshots" / commit
-            if not (_holds_names(snapshot) or nameless & {blob for blob, _ in files.values()}):
+            if not (_has_files(snapshot) or unlinked & {blob for blob, _ in files.values()}):
                 continue
             links = [
                 (path, blob)
@@ -148,21 +148,21 @@ class SnapshotStep:
                 if blob in blobs and size in {None, blobs[blob]} and _is_inside(path) and not (snapshot / path).exists()
             ]
             if links:
-                found.links[commit] = links
-        found.main = _main(repo, listings, found.links)
-        return found if found.links or found.main else None
+                missing.links[commit] = links
+        missing.main = _main(repo, listings, missing.links)
+        return missing if missing.links or missing.main else None
 
     def _listings(self, repo: Path) -> dict[str, _Listing]:
-        """{commit: its listing}, the commit that is most likely `main` last."""
-        found: dict[str, _Listing] = {}
+        """Return {commit: its listing}; the commit that is most likely main comes last."""
+        listings: dict[str, _Listing] = {}
         trees = [path for path in (repo / "trees").glob("*.json") if _COMMIT.fullmatch(path.stem)]
         for tree in sorted(trees, key=lambda path: path.stat().st_mtime_ns):
             listing = _read_tree(tree)
             if listing is not None:
-                found[tree.stem] = listing
+                listings[tree.stem] = listing
         for model in self.manifest:
             if repo.name == f"models--{model.repo.replace('/', '--')}":
-                listed = found.pop(model.revision, {})
+                listed = listings.pop(model.revision, {})
                 sizes = dict(listed.values())
                 pinned = {
                     file.path: (blob, sizes.get(blob) if file.size is None else file.size)
@@ -170,75 +170,81 @@ class SnapshotStep:
                     for blob in (file.sha256, file.git_sha1)
                     if blob is not None and (repo / "blobs" / blob).exists()
                 }
-                found[model.revision] = listed | pinned
-        return found
+                listings[model.revision] = listed | pinned
+        return listings
 
 
 def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
-    """Give blobs their names in a snapshot, by relative links as the client makes them.
+    """Link blobs into a snapshot, with relative links as huggingface_hub makes them.
 
-    A link takes its place at once, and several processes may do this together.
+    Each link is replaced atomically, and several processes may do this at the same time.
 
     Args:
         repo: the repository's folder in the cache.
-        commit: the snapshot's.
+        commit: the commit of the snapshot.
         files: (path in the snapshot, blob).
     """
     _sweep(repo)
     for path, blob in files:
-        named = repo / "snapshots" / commit / path
-        target = os.path.relpath(repo / "blobs" / blob, named.parent)
-        if _target(named) == target:
+        linked = repo / "snapshots" / commit / path
+        target = os.path.relpath(repo / "blobs" / blob, linked.parent)
+        if _target(linked) == target:
             continue
-        if named.exists() and not named.is_symlink():
-            _set_aside(repo, named)
-        while _target(named) != target:
-            named.parent.mkdir(parents=True, exist_ok=True)
-            made = _temporary(repo)
-            made.symlink_to(target)
-            # Another host, which knows of no process of this number, may sweep it away: then once more.
+        if linked.exists() and not linked.is_symlink():
+            _set_aside(repo, linked)
+        while _target(linked) != target:
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(repo)
+            temporary.symlink_to(target)
+            # Another host may delete the temporary link, since it sees no process with this number: try again.
             with suppress(FileNotFoundError):
-                made.replace(named)
-            made.unlink(missing_ok=True)
+                temporary.replace(linked)
+            temporary.unlink(missing_ok=True)
 
 
-def _target(named: Path) -> str | None:
-    """Where a link leads; None where there is none."""
+def _target(path: Path) -> str | None:
+    """Return the target of a link; None if the path is not a link."""
     try:
-        return str(named.readlink())
+        return str(path.readlink())
     except OSError:
         return None
 
 
-def _set_aside(repo: Path, named: Path) -> None:
-    """Keep a copy that is not the verified one. What is moved may by now be the right link of another process."""
+def _set_aside(repo: Path, path: Path) -> None:
+    """Rename a file that is in the place of a link; it is kept.
+
+    Another process may have replaced it with the right link meanwhile; then the link is deleted, to be made again.
+    """
     moved = _temporary(repo)
     with suppress(FileNotFoundError):  # another process has moved it
-        named.replace(moved)
+        path.replace(moved)
         if moved.is_symlink():
             moved.unlink()
         else:
-            moved.replace(named.with_name(f"{named.name}.firstlight-corrupt"))
+            moved.replace(path.with_name(f"{path.name}.firstlight-corrupt"))
 
 
 def _temporary(repo: Path) -> Path:
-    """A name of this process alone. It is in no snapshot, where what a kill leaves would count as a file of it."""
+    """Return a path that only this process uses.
+
+    It is outside of every snapshot, where a temporary file that a kill leaves would count as a file of the snapshot.
+    """
     return repo / f".firstlight-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _sweep(repo: Path) -> None:
-    """Take away the links that killed processes were about to place; a copy that one was setting aside stays."""
+    """Delete the temporary links of killed processes; a file that was being set aside is kept."""
     import psutil
 
-    for left in repo.glob(".firstlight-*-*"):
-        pid = left.name.split("-")[1]
-        if left.is_symlink() and not (pid.isdecimal() and psutil.pid_exists(int(pid))):
-            left.unlink(missing_ok=True)
+    for path in repo.glob(".firstlight-*-*"):
+        pid = path.name.split("-")[1]
+        if path.is_symlink() and not (pid.isdecimal() and psutil.pid_exists(int(pid))):
+            path.unlink(missing_ok=True)
 
 
 def _repos(hub: Path) -> list[Path]:
     try:
-        # A link to a folder beside it is a former id of that repository, not another one.
+        # A link to a folder beside it is a former id, not another repository.
         return sorted(
             path
             for path in hub.iterdir()
@@ -249,15 +255,15 @@ def _repos(hub: Path) -> list[Path]:
 
 
 def _sizes(blobs: Path) -> dict[str, int]:
-    """{name: bytes}; a blob may be a link to one that repositories share."""
+    """Return {name: bytes} of the blobs; a blob may be a link into a store that repositories share."""
     try:
         return {entry.name: entry.stat().st_size for entry in os.scandir(blobs) if entry.is_file()}
     except OSError:
         return {}
 
 
-def _named_blobs(snapshots: Path) -> Iterator[str]:
-    """The blobs that a link leads to, in one step; a link that leads nowhere names none."""
+def _linked_blobs(snapshots: Path) -> Iterator[str]:
+    """Return the blobs to which links lead, followed one step; dangling links are left out."""
     for base, _, files in os.walk(snapshots):
         for name in files:
             target = _target(Path(base) / name)
@@ -265,45 +271,45 @@ def _named_blobs(snapshots: Path) -> Iterator[str]:
                 yield Path(target).name
 
 
-def _holds_names(snapshot: Path) -> bool:
-    """Whether a snapshot is there: of one that was removed, folders without a file may be left."""
+def _has_files(snapshot: Path) -> bool:
+    """Return whether a snapshot has a file; a removed one may have left empty folders."""
     return any(files for _, _, files in os.walk(snapshot))
 
 
-def _main(repo: Path, listings: Iterable[str], healed: Container[str]) -> str | None:
-    """The commit that `main` shall name; None where it is right, or nothing better is known."""
+def _main(repo: Path, listings: Iterable[str], repaired: Container[str]) -> str | None:
+    """Return the commit to which main is to be set; None if main is right, or no better commit is known."""
 
-    def is_there(commit: str) -> bool:
-        return commit in healed or (repo / "snapshots" / commit).is_dir()
+    def is_present(commit: str) -> bool:
+        return commit in repaired or (repo / "snapshots" / commit).is_dir()
 
     refs = repo / "refs"
     try:
-        told = (refs / "main").read_text(encoding="utf-8", errors="replace")
+        text = (refs / "main").read_text(encoding="utf-8", errors="replace")
     except OSError:
         if refs.is_dir() and any(path.is_file() for path in refs.rglob("*")):
-            return None  # what was pulled is known by another ref
-        told = ""
-    commit = told.strip()  # as an editor leaves it; the client takes every byte
-    if _COMMIT.fullmatch(commit) and is_there(commit):
-        return None if told == commit else commit
-    there = [commit for commit in listings if is_there(commit)]
-    return there[-1] if there else None
+            return None  # another ref names the snapshot
+        text = ""
+    commit = text.strip()  # an editor may add a line end, which huggingface_hub would take as part of the commit
+    if _COMMIT.fullmatch(commit) and is_present(commit):
+        return None if text == commit else commit
+    present = [commit for commit in listings if is_present(commit)]
+    return present[-1] if present else None
 
 
 def _read_tree(path: Path) -> _Listing | None:
-    """A listing as the client keeps it; None where it is of another format, or harmed."""
+    """Return a listing that huggingface_hub has stored; None if it has another format or is damaged."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["format_version"] != _TREE_FORMAT:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["format_version"] != _TREE_FORMAT:
             return None
         return {
             str(name): (str(info.get("lfs_sha256") or info["blob_id"]), int(info.get("lfs_size") or info["size"]))
-            for name, info in kept["files"].items()
+            for name, info in tree["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def _is_inside(path: str) -> bool:
-    """Whether a name of a listing stays inside the snapshot."""
+    """Return whether a path of a listing stays inside the snapshot."""
     return not Path(path).is_absolute() and ".." not in Path(path).parts

@@ -1,7 +1,7 @@
-"""Writes the files of a stand-in as the repository of its model has them: configurations, tokenizers, random weights.
+"""Writes the files of a stand-in in the layout of its model's repository: configurations, tokenizers, random weights.
 
-Every number is of one seeded pool, in PyTorch's default range (uniform, one over the root of the fan-in), and in half
-precision under the plain file names: a program that loads them gets the precision that it asks for.
+All weights repeat one seeded pool of random numbers in PyTorch's default range: uniform, at most 1 / sqrt(fan-in). They
+are in half precision under the plain file names; a program that loads them gets the dtype that it requests.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from provision.models.architectures import Architecture
 
-BYTES = 2  # of a number in half precision
+BYTES = 2  # size of a number in half precision
 _SEED = 0
-# A prime, so that no row of a weight repeats another; its bytes stay in a core's second cache while they are written
-# again and again: blocks of 64 KiB are written three to nine times as fast as blocks of 4 MiB (2 shared cores, ext4).
+# The size of the pool is a prime, so that no row of a weight repeats another. Its 64 KiB stay in a core's second-level
+# cache: they are written three to nine times as fast as blocks of 4 MiB (measured on 2 shared cores, ext4).
 _POOL = 32749
-# Above every cosine: the checker's random weights flag no image.
-_NEVER = {"concept_embeds_weights": 2.0, "special_care_embeds_weights": 2.0}
-# The parts that a pipeline takes and may lack.
+# Thresholds above every cosine, so that the safety checker's random weights flag no image.
+_UNREACHABLE_THRESHOLDS = {"concept_embeds_weights": 2.0, "special_care_embeds_weights": 2.0}
+# {pipeline: the components that may be null in its index}.
 _OPTIONAL = {
     "StableDiffusionPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
     "StableDiffusionInpaintPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
@@ -39,7 +39,7 @@ Shapes = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """One file: its place in the repository, and the sha256 of its content."""
+    """Describe one file: its path in the repository, and the sha256 of its content."""
 
     path: str
     sha256: str
@@ -51,40 +51,40 @@ def write(
     description: Mapping[str, Any],
     *,
     variant: str | None,
-    parts: frozenset[str],
+    components: frozenset[str],
     progress: Callable[[int], None],
 ) -> list[WrittenFile]:
     """Write every file of a stand-in.
 
     Args:
-        folder: where the repository's files go.
-        architecture: what is written.
-        description: what the worker tells of it.
-        variant: of the weights' file names.
-        parts: the components with weights that are written; the others are left out.
-        progress: told the bytes of weights that were written.
+        folder: the folder for the files of the repository.
+        architecture: the architecture.
+        description: the worker's description of it.
+        variant: the variant in the names of the weights files; None for plain names.
+        components: the components with weights to write; the others are left out.
+        progress: called with the number of bytes of weights that were written.
 
     Returns:
         The files with their hashes.
     """
     weights: dict[str, Shapes] = {}
-    for name, told in description["components"].items():
-        if name not in parts:
+    for name, component in description["components"].items():
+        if name not in components:
             continue
-        place = "" if architecture.is_flat else f"{name}/"
+        prefix = "" if architecture.is_flat else f"{name}/"
         library, _ = architecture.classes[name]
-        _dump(folder / place / "config.json", _versioned(told["config"], library, description))
+        _dump(folder / prefix / "config.json", _versioned(component["config"], library, description))
         stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
-        weights[f"{place}{stem}{f'.{variant}' if variant else ''}.safetensors"] = told["tensors"]
+        weights[f"{prefix}{stem}{f'.{variant}' if variant else ''}.safetensors"] = component["tensors"]
     for name in architecture.tokenizers:
         _write_tokenizer(folder / name)
-    for name, (kind, settings) in architecture.processors.items():
-        _dump(folder / name / "preprocessor_config.json", {"image_processor_type": kind, **settings})
+    for name, (class_name, settings) in architecture.processors.items():
+        _dump(folder / name / "preprocessor_config.json", {"image_processor_type": class_name, **settings})
     if architecture.scheduler:
-        place = "scheduler_config.json" if architecture.is_flat else "scheduler/scheduler_config.json"
-        _dump(folder / place, _versioned(description["scheduler"], "diffusers", description))
+        path = "scheduler_config.json" if architecture.is_flat else "scheduler/scheduler_config.json"
+        _dump(folder / path, _versioned(description["scheduler"], "diffusers", description))
     if architecture.pipeline:
-        _dump(folder / "model_index.json", _index(architecture, description["diffusers"], parts))
+        _dump(folder / "model_index.json", _index(architecture, description["diffusers"], components))
     small = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     written = [
         WrittenFile(path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
@@ -97,12 +97,12 @@ def _versioned(config: Mapping[str, Any], library: str, description: Mapping[str
     return {**config, **({"_diffusers_version": description["diffusers"]} if library == "diffusers" else {})}
 
 
-def _index(architecture: Architecture, version: str, parts: frozenset[str]) -> dict[str, Any]:
+def _index(architecture: Architecture, version: str, components: frozenset[str]) -> dict[str, Any]:
     index: dict[str, Any] = {"_class_name": architecture.pipeline, "_diffusers_version": version}
     index |= {name: [None, None] for name in _OPTIONAL.get(architecture.pipeline or "", ())}
-    index |= {name: list(architecture.classes[name]) for name in sorted(parts)}
-    index |= {name: ["transformers", kind] for name, kind in architecture.tokenizers.items()}
-    index |= {name: ["transformers", kind] for name, (kind, _) in architecture.processors.items()}
+    index |= {name: list(architecture.classes[name]) for name in sorted(components)}
+    index |= {name: ["transformers", class_name] for name, class_name in architecture.tokenizers.items()}
+    index |= {name: ["transformers", class_name] for name, (class_name, _) in architecture.processors.items()}
     if architecture.scheduler:
         index["scheduler"] = ["diffusers", architecture.scheduler[0]]
     if index.get("safety_checker") == [None, None]:
@@ -111,7 +111,7 @@ def _index(architecture: Architecture, version: str, parts: frozenset[str]) -> d
 
 
 def _write_weights(folder: Path, files: Mapping[str, Shapes], progress: Callable[[int], None]) -> list[WrittenFile]:
-    """Write the files one after another, and hash their content at the same time, on another core."""
+    """Write the files one after another, and hash the same content at the same time on another core."""
     pool = _Pool()
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as hashing:
@@ -122,14 +122,14 @@ def _write_weights(folder: Path, files: Mapping[str, Shapes], progress: Callable
                     for block in pool.content(shapes):
                         _write_all(out, block)
                         progress(len(block))
-            return [WrittenFile(path, done.result()) for path, done in hashes.items()]
+            return [WrittenFile(path, digest.result()) for path, digest in hashes.items()]
         finally:
             stopped.set()
 
 
 def _write_all(out: Any, block: memoryview) -> None:  # noqa: ANN401 (an unbuffered file)
     while block:
-        block = block[out.write(block) :]  # a disk that fills up takes a part, then says so
+        block = block[out.write(block) :]  # a disk that becomes full takes a part of the block first
 
 
 def _hash(pool: _Pool, shapes: Shapes, stopped: threading.Event) -> str:
@@ -142,17 +142,17 @@ def _hash(pool: _Pool, shapes: Shapes, stopped: threading.Event) -> str:
 
 
 class _Pool:
-    """Random numbers, scaled for every fan-in that was asked for: few differ."""
+    """Holds the pool of random numbers, scaled for each fan-in; a model has few different ones."""
 
     def __init__(self) -> None:
-        """Draw them."""
+        """Generate the numbers."""
         import numpy as np
 
-        self._drawn = np.random.default_rng(_SEED).uniform(-1, 1, _POOL)
+        self._uniform = np.random.default_rng(_SEED).uniform(-1, 1, _POOL)
         self._scaled: dict[int, memoryview] = {}
 
     def content(self, shapes: Shapes) -> Iterator[memoryview]:
-        """A safetensors file of tensors of these shapes, in blocks."""
+        """Return the content of a safetensors file with tensors of these shapes, in blocks."""
         yield memoryview(_header(shapes))
         for name, shape in shapes.items():
             yield from self._tensor(name, shape)
@@ -163,18 +163,18 @@ class _Pool:
         if shape[:1] == ["I64"]:
             yield memoryview(np.arange(math.prod(shape[1:]), dtype="<i8").tobytes())
         elif len(shape) < 2:
-            value = _NEVER.get(name, float(name.endswith("weight")))
+            value = _UNREACHABLE_THRESHOLDS.get(name, float(name.endswith("weight")))
             yield memoryview(np.full(math.prod(shape), value, "<f2").tobytes())
         else:
-            whole = self._of(math.prod(shape[1:]))
-            again, rest = divmod(math.prod(shape), _POOL)
-            for _ in range(again):
-                yield whole
-            yield whole[: rest * BYTES]
+            block = self._scaled_for(math.prod(shape[1:]))
+            repetitions, rest = divmod(math.prod(shape), _POOL)
+            for _ in range(repetitions):
+                yield block
+            yield block[: rest * BYTES]
 
-    def _of(self, fan_in: int) -> memoryview:
+    def _scaled_for(self, fan_in: int) -> memoryview:
         if fan_in not in self._scaled:
-            self._scaled[fan_in] = memoryview((self._drawn / math.sqrt(fan_in)).astype("<f2").tobytes())
+            self._scaled[fan_in] = memoryview((self._uniform / math.sqrt(fan_in)).astype("<f2").tobytes())
         return self._scaled[fan_in]
 
 
@@ -182,33 +182,33 @@ def _header(shapes: Shapes) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
-        is_whole = shape[:1] == ["I64"]
-        sizes = shape[1:] if is_whole else shape
-        begin, end = end, end + math.prod(sizes) * (8 if is_whole else BYTES)
-        header[name] = {"dtype": "I64" if is_whole else "F16", "shape": sizes, "data_offsets": [begin, end]}
+        is_integer = shape[:1] == ["I64"]
+        sizes = shape[1:] if is_integer else shape
+        begin, end = end, end + math.prod(sizes) * (8 if is_integer else BYTES)
+        header[name] = {"dtype": "I64" if is_integer else "F16", "shape": sizes, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_tokenizer(place: Path) -> None:
-    """The smallest CLIP tokenizer: bytes, bytes that end a word, a few pairs, the begin and the end.
+def _write_tokenizer(folder: Path) -> None:
+    """Write the smallest CLIP tokenizer: all bytes, all bytes at the end of a word, a few merges, begin and end tokens.
 
-    Source of the bytes' letters: byte-level BPE as OpenAI published it with GPT-2.
+    Source of the letters that represent the bytes: the byte-level BPE that OpenAI published with GPT-2.
     """
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    letters = [chr(byte) for byte in plain] + [chr(256 + number) for number in range(len(others))]
-    pairs = [("t", "h"), ("th", "e</w>"), ("a", "n"), ("i", "n")]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in pairs)]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    other_bytes = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(other_bytes))]
+    merges = [("t", "h"), ("th", "e</w>"), ("a", "n"), ("i", "n")]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
     begin, end = "<|startoftext|>", "<|endoftext|>"
-    _dump(place / "vocab.json", {word: number for number, word in enumerate([*words, begin, end])})
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
-    (place / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _dump(folder / "vocab.json", {token: number for number, token in enumerate([*tokens, begin, end])})
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": end}
-    _dump(place / "special_tokens_map.json", special)
+    _dump(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
-    _dump(place / "tokenizer_config.json", special | settings)
+    _dump(folder / "tokenizer_config.json", special | settings)
 
 
 def _dump(path: Path, value: object) -> None:

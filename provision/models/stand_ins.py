@@ -1,4 +1,4 @@
-"""Stand-ins: an architecture with seeded random weights in the hub cache, under a name that cannot be mistaken."""
+"""Builds stand-ins in the hub cache: models of a real architecture with random weights, under an id of their own."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from provision.models.architectures import Architecture
 
 OWNER = "stand-in"
-_FORMAT = 2  # 1: a folder for each component also where the repository is flat, weights in full precision
-_HEADROOM = 1.1
-_LITTLE = 1 / 3  # of what is free
+_FORMAT = 2  # format 1 had a folder for each component of a flat repository, and weights in full precision
+_HEADROOM = 1.1  # the required free space as a multiple of the weights
+_AUTOMATIC_SHARE = 1 / 3  # an automatic build uses at most this part of the free space
 _STAGING = ".firstlight-stand-in-"
 _TIMEOUT_SECONDS = 1800.0
-_STEP = 1 << 24  # bytes between two words of progress
-_SAID = """\
+_REPORT_BYTES = 1 << 24  # bytes between two progress reports
+_README = """\
 # {name}: a stand-in
 
 This is NOT {repo}. It has the architecture of {architecture} with seeded random weights, made on this machine
@@ -41,17 +41,17 @@ Progress = Callable[[int, int], None]
 
 
 def repo_of(name: str) -> str:
-    """Return the id by which a stand-in is loaded: `from_pretrained("stand-in/NAME")`, or NAME.VARIANT of a variant."""
-    return f"{OWNER}/{name.partition('+')[0].replace('@', '.')}"  # an id has no @
+    """Return the id of a stand-in for `from_pretrained`: stand-in/NAME, or stand-in/NAME.VARIANT."""
+    return f"{OWNER}/{name.partition('+')[0].replace('@', '.')}"  # @ is not allowed in an id
 
 
 def folder_of(root: Root, name: str) -> Path:
-    """Its folder in the hub cache."""
+    """Return the folder of a stand-in in the hub cache."""
     return root.hub_in_use / cache_folder(repo_of(name))
 
 
 def snapshot_of(root: Root, name: str) -> Path | None:
-    """Its snapshot, where it was built."""
+    """Return the snapshot of a stand-in; None if it is not built or incomplete."""
     folder = folder_of(root, name)
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
@@ -61,14 +61,14 @@ def snapshot_of(root: Root, name: str) -> Path | None:
     links = [path for path in sorted(snapshot.rglob("*")) if path.is_symlink()]
     if not all(map(_is_written, links)):
         return None
-    named = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in links}
-    # Its revision is made of its files: one that lacks some, of a build that went wrong, has another.
-    is_whole = named and revision == _revision(named) and all(path.exists() for path in links)
+    blobs = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in links}
+    # The revision is the hash of all files, so an incomplete stand-in does not match it.
+    is_whole = blobs and revision == _revision(blobs) and all(path.exists() for path in links)
     return snapshot if is_whole else None
 
 
 def _is_written(path: Path) -> bool:
-    """Return whether a file has its size: after a power cut, one may be there and have none of its bytes."""
+    """Return whether a file has its full size; after a power cut, a file may exist without its content."""
     try:
         if path.suffix != ".safetensors":
             return path.stat().st_size > 0
@@ -79,19 +79,23 @@ def _is_written(path: Path) -> bool:
 
 
 def dtype_of(model: ModelSpec) -> str:
-    """The element type of a model's real weights, by its variant: F16 or F32."""
+    """Return the dtype of a model's real weights, by its variant: F16 or F32."""
     return "F16" if model.variant == "fp16" else "F32"
 
 
 def parts_of(model: ModelSpec, architecture: Architecture) -> frozenset[str]:
-    """Return the components with weights that an entry has: a safety checker only where its files are among it."""
+    """Return the components with weights that an entry has; a safety checker only if the entry lists its files."""
     folders = {file.path.partition("/")[0] for file in model.files}
-    return frozenset(part for part in architecture.classes if part not in architecture.beside or part in folders)
+    return frozenset(
+        component
+        for component in architecture.classes
+        if component not in architecture.optional or component in folders
+    )
 
 
 def size_of(model: ModelSpec, architecture: Architecture) -> int:
-    """The bytes of a stand-in's weights."""
-    return sum(architecture.parameters[part] for part in parts_of(model, architecture)) * stand_in_files.BYTES
+    """Return the bytes of a stand-in's weights."""
+    return sum(architecture.parameters[component] for component in parts_of(model, architecture)) * stand_in_files.BYTES
 
 
 def build(
@@ -102,62 +106,64 @@ def build(
     python: Path,
     progress: Progress = lambda *_: None,
     *,
-    unasked: bool = False,
+    is_automatic: bool = False,
 ) -> Path:
-    """Build a stand-in, unless it is there.
+    """Build a stand-in, unless it is present.
 
     Args:
-        root: the volume.
-        name: the model's, in the manifest.
+        root: the root.
+        name: the name of the model in the manifest.
         model: its entry.
         envs: the folder with the architectures.
-        python: the interpreter of an environment that has diffusers; it is asked where nothing is recorded.
-        progress: told (bytes that were written since, bytes in all).
-        unasked: nobody asked for it by name: then it is built only where it takes little of the free space.
+        python: the interpreter of an environment that has diffusers; it is used if no description is recorded.
+        progress: called with (bytes written since the last call, bytes in total).
+        is_automatic: the user has not requested this stand-in; it is built only if a third of the free space suffices.
 
     Returns:
         Its snapshot.
 
     Raises:
-        SpecError: nothing is known of its architecture.
-        BlockedError: it does not fit, or the disk cannot be written.
-        FirstlightError: the environment cannot describe it.
+        SpecError: the architecture is unknown.
+        BlockedError: the free space is not sufficient, or the disk cannot be written.
+        FirstlightError: the environment cannot describe the architecture.
     """
     architecture = architectures.load(envs, model.architecture)
-    there = snapshot_of(root, name)
-    if there is not None:
-        return there
+    snapshot = snapshot_of(root, name)
+    if snapshot is not None:
+        return snapshot
     folder = folder_of(root, name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Another build of the same is waited for, and is then there.
+        # Another build of this stand-in may hold the lock; afterwards its result is used.
         with exclusive_lock(root.hub_in_use / ".locks" / folder.name / "build"):
-            there = snapshot_of(root, name)
-            if there is not None:
-                return there
-            return _build(root, name, model, architecture, python, progress, unasked=unasked)
+            snapshot = snapshot_of(root, name)
+            if snapshot is not None:
+                return snapshot
+            return _build(root, name, model, architecture, python, progress, is_automatic=is_automatic)
     except OSError as error:
         raise from_os_error(error, needed_bytes=size_of(model, architecture)) from error
 
 
 def describe(architecture: Architecture, python: Path) -> dict[str, Any]:
-    """Ask an environment's interpreter what an architecture is made of.
+    """Let an environment's interpreter describe an architecture.
 
     Raises:
-        FirstlightError: it is not there, or it cannot tell.
+        FirstlightError: the interpreter is missing, or cannot describe the architecture.
     """
     if not python.exists():
-        raise FirstlightError(f"{python} is not there: a stand-in takes an environment with diffusers.")
-    done = process.run(
+        raise FirstlightError(
+            f"{python} does not exist: a stand-in needs an environment with diffusers. Run `make setup`."
+        )
+    completed = process.run(
         [python, "-I", Path(stand_in_worker.__file__)],
         stdin=json.dumps(architecture.request),
         timeout_seconds=_TIMEOUT_SECONDS,
         check=False,
     )
-    if done.returncode:
-        raise FirstlightError(f"the stand-in of {architecture.name} could not be built by {python}: {done.tail(4)}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    if completed.returncode:
+        raise FirstlightError(f"{python} could not build the stand-in of {architecture.name}: {completed.tail(4)}")
+    description: dict[str, Any] = json.loads(completed.stdout)
+    return description
 
 
 def _build(
@@ -168,40 +174,40 @@ def _build(
     python: Path,
     progress: Progress,
     *,
-    unasked: bool,
+    is_automatic: bool,
 ) -> Path:
     folder = folder_of(root, name)
     prefix = f"{_STAGING}{repo_of(name).partition('/')[2]}-"
-    for left in folder.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)  # of a run that was killed: nobody else builds this one now
-    _check_room(folder.parent, name, size_of(model, architecture), unasked=unasked)
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a killed run; the lock excludes a parallel build
+    _check_room(folder.parent, name, size_of(model, architecture), is_automatic=is_automatic)
     description = architecture.description or describe(architecture, python)
     staging = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         _write(staging, name, model, architecture, description, progress)
-        shutil.rmtree(folder, ignore_errors=True)  # a broken one of an earlier run: it holds nothing but random numbers
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete stand-in of an earlier run
         staging.chmod(0o755)
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    found = snapshot_of(root, name)
-    if found is None:
-        raise FirstlightError(f"{folder} was built, and is not whole. Remove it, then run again.")
-    return found
+    snapshot = snapshot_of(root, name)
+    if snapshot is None:
+        raise FirstlightError(f"{folder} is incomplete after its build. Remove it, then run again.")
+    return snapshot
 
 
-def _check_room(cache: Path, name: str, size: int, *, unasked: bool) -> None:
+def _check_room(cache: Path, name: str, size: int, *, is_automatic: bool) -> None:
     needed = round(size * _HEADROOM)
     free = shutil.disk_usage(cache).free
     if free < needed:
         raise BlockedError(
             f"{cache}: {free:,} bytes are free, {needed:,} are needed for the stand-in of {name}. "
-            "Free some, or give another --root, then run again."
+            "Free some space, or use another --root, then run again."
         )
-    if unasked and needed > free * _LITTLE:
+    if is_automatic and needed > free * _AUTOMATIC_SHARE:
         raise FirstlightError(
-            f"its {needed:,} bytes are more than a third of what is free. To build it: {layout.program()} models pull "
-            f"--stand-in {name}"
+            f"its {needed:,} bytes are more than a third of the free space. To build it: {layout.program()} models "
+            f"pull --stand-in {name}"
         )
 
 
@@ -213,34 +219,42 @@ def _write(
     description: dict[str, Any],
     progress: Progress,
 ) -> None:
-    """Write the files, make blobs of them by their hashes, and a snapshot by the hash of them all."""
+    """Write the files, move them to blobs that are named by their hashes, and link these in a snapshot."""
     files, blobs = staging / "files", staging / "blobs"
     blobs.mkdir()
     files.mkdir()
-    text = _SAID.format(name=repo_of(name), repo=model.repo, architecture=model.architecture)
+    text = _README.format(name=repo_of(name), repo=model.repo, architecture=model.architecture)
     (files / "README.md").write_text(text, encoding="utf-8")
-    total, unsaid = size_of(model, architecture), 0
+    total, unreported = size_of(model, architecture), 0
 
-    def tell(count: int) -> None:
-        nonlocal unsaid
-        unsaid += count
-        if unsaid >= _STEP:
-            progress(unsaid, total)
-            unsaid = 0
+    def report(count: int) -> None:
+        nonlocal unreported
+        unreported += count
+        if unreported >= _REPORT_BYTES:
+            progress(unreported, total)
+            unreported = 0
 
     written = stand_in_files.write(
-        files, architecture, description, variant=model.variant, parts=parts_of(model, architecture), progress=tell
+        files,
+        architecture,
+        description,
+        variant=model.variant,
+        components=parts_of(model, architecture),
+        progress=report,
     )
-    progress(unsaid, total)
-    named = {each.path: each.sha256 for each in written}
-    for path, blob in named.items():
+    progress(unreported, total)
+    hashes = {file.path: file.sha256 for file in written}
+    for path, blob in hashes.items():
         (files / path).replace(blobs / blob)
     shutil.rmtree(files)
-    revision = _revision(named)
-    link(staging, revision, named.items())
+    revision = _revision(hashes)
+    link(staging, revision, hashes.items())
     write_atomic(staging / "refs" / "main", revision)
 
 
-def _revision(named: dict[str, str]) -> str:
-    """The hash of what it is made of, {path: blob}, and of how it is made: one of an older form is built anew."""
-    return hashlib.sha256(json.dumps([_FORMAT, named], sort_keys=True).encode()).hexdigest()[:40]
+def _revision(blobs: dict[str, str]) -> str:
+    """Return the hash of {path: blob} and of the format.
+
+    A stand-in of an older format has another revision, so that it is built again.
+    """
+    return hashlib.sha256(json.dumps([_FORMAT, blobs], sort_keys=True).encode()).hexdigest()[:40]

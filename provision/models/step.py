@@ -1,4 +1,4 @@
-"""The step that puts a pinned model into the hub cache, or says plainly that random weights stand in for it."""
+"""Defines the setup step that pulls a model, or builds its stand-in if no hub delivers the model."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ _SIGN_OF_LIFE_SECONDS = 1.0
 
 
 class ModelStep:
-    """Every file of one model lies in the hub cache, or a stand-in is on record with its reason.
+    """Makes sure that all files of a model are in the hub cache, or that its stand-in is recorded with a reason.
 
     Args:
-        root: the volume.
-        name: the model's name in the manifest.
+        root: the root.
+        name: the name of the model in the manifest.
         spec: its entry.
-        hubs: where it may come from.
-        retry: where a stand-in is on record, try again once in this run (setup does, status does not).
-        progress: told the bytes that arrive, and how many will; while files are hashed, their bytes.
-        build: builds the stand-in, and reports its bytes; None: it is only put on record.
-        tell: told what takes long.
-        pinned: every revision of its repository that the manifest pins.
-        architecture: what it is made of; None where that is not known.
+        hubs: the hubs to use.
+        retry: if a stand-in is recorded, try the hub again once in this run (setup does, status does not).
+        progress: called with (bytes, total) while files arrive, and with the bytes of files while they are hashed.
+        build: builds the stand-in and reports its bytes; None: the stand-in is only recorded.
+        tell: called with the text of each long wait.
+        pinned: the revisions of the model's repository that the manifest pins.
+        architecture: its architecture; None if it is unknown.
     """
 
     essential = False
@@ -66,7 +66,7 @@ class ModelStep:
         pinned: Collection[str] = (),
         architecture: Architecture | None = None,
     ) -> None:
-        """Take what the class says."""
+        """Take the arguments that the class describes."""
         self.name = f"model {name}"
         self.root = root
         self.model = name
@@ -77,27 +77,29 @@ class ModelStep:
         self.architecture = architecture
 
     def describe(self) -> str:
-        """The plan's line."""
+        """Return the line of the plan."""
         spec = self.pull.spec
         known = f"{spec.bytes / 1e9:.2f} GB, " if spec.bytes else ""
         return f"pull {spec.repo} ({known}{spec.license}) from {self.pull.hubs.every()[0].shown}"
 
     def check(self, *, deep: bool = False) -> Check:
-        """Look at every file's presence and size; `deep` hashes each against its pin."""
+        """Check the presence and size of every file; with `deep`, hash each file and compare it with its pin."""
         states = self.pull.look(Depth.HASH if deep else Depth.SIZE, self._hashed)
         wrong = [state for state in states if state.state != "ok"]
         if not wrong:
-            return self._whole(sum(state.size or 0 for state in states), ", every hash right" if deep else "")
+            return self._whole(sum(state.size or 0 for state in states), ", every hash matches" if deep else "")
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         detail = f"{wrong[0].path} {wrong[0].reason}{more}"
         reason = self._stand_in_reason(states)
         if reason is None:
             return Check(State.DRIFTED, detail)
         if stand_ins.snapshot_of(self.root, self.model) is None:
-            said = f"{self.model}: none of its files is here ({reason})"
-            return Check(State.OK, "nothing is here; bench makes random weights", said)
+            said = f"{self.model}: none of its files is present ({reason})"
+            return Check(State.OK, "absent; bench uses random weights", said)
         load = _to_load(load_line.of_stand_in(self.model, self.pull.spec, self.architecture))
-        return Check(State.OK, f"stand-in: random weights{load}", f"{self.model}: random weights stand in ({reason})")
+        return Check(
+            State.OK, f"stand-in: random weights{load}", f"{self.model}: stand-in with random weights ({reason})"
+        )
 
     def retry_reason(self) -> str | None:
         """Return why the pull or the build of the stand-in is to be tried again; None where nothing stands in."""
@@ -117,19 +119,19 @@ class ModelStep:
         return recorded(self.root).get(self.model)
 
     def _whole(self, size: int, how: str) -> Check:
-        """Describe a model whose files are all here; its former ids lead to it where the cache can be written."""
+        """Return the state of a complete model: drifted if a link by a former id is missing and can be made."""
         hub, spec, said = self.root.hub_in_use, self.pull.spec, list(self.pull.health.warnings())
         if lost := former_ids.missing(hub, spec):
             if former_ids.can_be_made(hub, spec):
-                return Check(State.DRIFTED, f"{spec.repo} is not found as {lost[0]}")
-            said.append(f"{hub} cannot be written, so {spec.repo} is not found as {lost[0]}")
+                return Check(State.DRIFTED, f"{spec.repo} cannot be loaded as {lost[0]}")
+            said.append(f"{hub} is read-only, so {spec.repo} cannot be loaded as {lost[0]}")
         fetched = self.pull.health.summary()
         how += f": {fetched}" if fetched else ""
         load = _to_load(load_line.of_model(self.root, spec, self.architecture))
         return Check(State.OK, f"{spec.repo}, {size:,} bytes{how}{load}", "; ".join(said) or None)
 
     def apply(self) -> None:
-        """Pull what is missing; where the hub does not answer, build the stand-in and put it on record."""
+        """Pull the missing files; if no hub delivers them, build the stand-in and record it."""
         try:
             plan = self.pull.plan(self._hashed)
             total = plan.bytes_wanted
@@ -140,7 +142,7 @@ class ModelStep:
             record(self.root, self.model, None)
 
     def _hashed(self, _path: str, count: int) -> None:
-        """Bytes of a file that is here have been hashed."""
+        """Report the bytes of a present file that were hashed."""
         self.progress(count, self.pull.spec.bytes or 0, "bytes hashed")
 
     def _stand_in(self, reason: str) -> str:
@@ -149,7 +151,7 @@ class ModelStep:
         try:
             self.build(self.progress)
         except FirstlightError as error:
-            return f"{reason}; none was built: {error}"
+            return f"{reason}; no stand-in was built: {error}"
         return reason
 
     def _hub_that_is_back(self) -> Hub | None:
@@ -166,7 +168,7 @@ def _to_load(line: str | None) -> str:
 
 
 def recorded(root: Root) -> dict[str, str]:
-    """{model: why random weights stand in for it on this volume}."""
+    """Return {model: the reason for its stand-in} of this root."""
     try:
         kept = json.loads(root.stand_ins.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -175,7 +177,7 @@ def recorded(root: Root) -> dict[str, str]:
 
 
 def record(root: Root, model: str, reason: str | None) -> None:
-    """Put a stand-in on record, or (None) take it off."""
+    """Record the reason for a model's stand-in; None deletes the record."""
     if reason is None and model not in recorded(root):
         return
     with exclusive_lock(root.stand_ins):

@@ -1,4 +1,4 @@
-"""Looks at a model's files without the network: are they there, are their headers sane, is every byte right."""
+"""Checks a model's files without the network: their presence, size, header or hash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 
 class Depth(IntEnum):
-    """How closely a file is looked at. Where the whole hash is right, so is the header."""
+    """Name the depths of a check. Each depth includes the ones before it.
+
+    HASH replaces HEADER if a hash is known, since a file with the right hash has the right header.
+    """
 
     SIZE = 0
     HEADER = 1
@@ -31,7 +34,10 @@ class Depth(IntEnum):
 
 @dataclass(frozen=True)
 class FileState:
-    """What is known of one file: `state` is ok, missing, corrupt or failed (it cannot be read); `size` in bytes."""
+    """Describe the state of one file.
+
+    `state` is ok, missing, corrupt, or failed (the file cannot be read). `size` is in bytes.
+    """
 
     path: str
     size: int | None
@@ -42,50 +48,57 @@ class FileState:
 def look(
     snapshot: Path, files: Sequence[ModelFile], depth: Depth, progress: Callable[[str, int], None] | None = None
 ) -> list[FileState]:
-    """The state of each file of a snapshot, in their order.
+    """Return the state of each file of a snapshot, in the order of `files`.
 
     Args:
         snapshot: the folder of the revision.
-        files: what should be in it.
-        depth: how closely.
-        progress: told (path, bytes) while files are hashed; what it raises ends the look.
+        files: the files that it should have.
+        depth: the depth of the check.
+        progress: called with (path, bytes) while files are hashed; an exception that it raises ends the check.
     """
     if depth < Depth.HASH:
-        return [_look(snapshot, file, depth, None) for file in files]
-    # The largest first, so that the last thread to end has little left; hashing lets other threads run.
+        return [_check(snapshot, file, depth, None) for file in files]
+    # The largest files come first, so that all threads end at about the same time. Hashing releases the GIL.
     sized = sorted(files, key=lambda file: -_size(snapshot / file.path))
     with ThreadPoolExecutor(min(_cores(), len(files))) as pool:
-        found = dict(
+        states = dict(
             zip(
                 [file.path for file in sized],
-                pool.map(lambda file: _look(snapshot, file, depth, progress), sized),
+                pool.map(lambda file: _check(snapshot, file, depth, progress), sized),
                 strict=True,
             )
         )
-    return [found[file.path] for file in files]
+    return [states[file.path] for file in files]
 
 
 def pins_of(file: ModelFile, path: Path) -> dict[str, str]:
-    """The hashes that a file must have; where nobody named one, the name of its blob, which is its hash."""
+    """Return {kind: hash} that a file must have; without a pin, the name of its blob, which is its hash.
+
+    It is empty if no hash is known.
+    """
     pins = {kind: pin for kind, pin in (("sha256", file.sha256), ("git_sha1", file.git_sha1)) if pin}
     if not pins:
-        blob = blob_name(path) if path.is_symlink() else ""  # a copy's own name is no hash, whatever its length
+        # The name of a real file is not a hash, even if it has the length of one.
+        blob = blob_name(path) if path.is_symlink() else ""
         kind = {64: "sha256", 40: "git_sha1"}.get(len(blob)) if _HEX.fullmatch(blob) else None
         return {kind: blob} if kind else {}
-    # One pass is enough to prove it, and sha256 is the stronger proof.
+    # One hash is enough, and sha256 is the stronger one.
     return {"sha256": pins["sha256"]} if "sha256" in pins else pins
 
 
 def blob_name(path: Path) -> str:
-    """The blob that a snapshot's link leads to, by its name in its own repository: that may lead to a shared store."""
+    """Return the name of the blob to which a snapshot's link leads.
+
+    The link is followed one step, since a blob may be a link into a store that repositories share.
+    """
     return path.readlink().name if path.is_symlink() else path.name
 
 
-def _look(snapshot: Path, file: ModelFile, depth: Depth, progress: Callable[[str, int], None] | None) -> FileState:
+def _check(snapshot: Path, file: ModelFile, depth: Depth, progress: Callable[[str, int], None] | None) -> FileState:
     path = snapshot / file.path
     try:
         size = path.stat().st_size
-        reason = _wrong(path, size, file, depth, progress)
+        reason = _fault(path, size, file, depth, progress)
     except (FileNotFoundError, NotADirectoryError):
         return FileState(file.path, None, "missing", "is missing")
     except OSError as error:
@@ -93,11 +106,11 @@ def _look(snapshot: Path, file: ModelFile, depth: Depth, progress: Callable[[str
     return FileState(file.path, size, "corrupt" if reason else "ok", reason)
 
 
-def _wrong(
+def _fault(
     path: Path, size: int, file: ModelFile, depth: Depth, progress: Callable[[str, int], None] | None
 ) -> str | None:
     if not path.is_file():
-        return "is no file"
+        return "is not a regular file"
     if file.size is not None and size != file.size:
         return f"has {size:,} bytes, pinned are {file.size:,}"
     pins = pins_of(file, path) if depth >= Depth.HASH else {}
@@ -107,9 +120,9 @@ def _wrong(
         except safetensors.WeightsError as error:
             return str(error)
     if depth >= Depth.HASH:
-        told = None if progress is None else lambda count: progress(file.path, count)
+        report = None if progress is None else lambda count: progress(file.path, count)
         for kind, pin in pins.items():
-            if hashing.hash_file(path, kind, told) != pin:
+            if hashing.hash_file(path, kind, report) != pin:
                 return f"does not have its pinned {kind}"
     return None
 
@@ -122,5 +135,5 @@ def _size(path: Path) -> int:
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -97,7 +97,7 @@ def steps(
     if host.login or login.check().state is not State.OK:
         built.append(login)
     if host.models or "huggingface" in places:
-        built.append(SnapshotStep(root, [pins.apply(root, each) for each in known_models.every()], journal))
+        built.append(SnapshotStep(root, [pins.apply(root, each) for each in known_models.with_all_extras()], journal))
     python = layout.interpreter(root.prefix(host.env))
     built += [
         ModelStep(
@@ -107,10 +107,10 @@ def steps(
             hubs,
             retry=plan.retry,
             progress=progress,
-            build=partial(stand_ins.build, root, name, model, envs, python, unasked=True),
+            build=partial(stand_ins.build, root, name, model, envs, python, is_automatic=True),
             tell=tell,
             pinned=known_models.revisions(model.repo),
-            architecture=load_line.known(envs, model),
+            architecture=load_line.architecture_of(envs, model),
         )
         for name, model in picked.items()
     ]

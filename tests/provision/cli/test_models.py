@@ -1,4 +1,4 @@
-"""The commands of models against a hub on loopback: what is said, what is left, what never leaks."""
+"""Tests the commands `provision models …` against a loopback hub: output, cache, and the secrecy of tokens."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ SMALL = {path: content for path, content in FILES.items() if path != WEIGHTS}
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of provision with extra environment variables."""
     return run_command.provision(*argv, env=environ)
 
 
 @pytest.fixture
 def envs(envs: Path) -> Path:
+    """Return an envs/ folder with two models; the first has an extra."""
     extra = 'extras.half = [{path = "unet/model.fp16.safetensors"}]\n'
     text = manifest_entry("m", REPO, SMALL, extra=extra) + manifest_entry("half", REPO, FP16, variant="fp16")
     (envs / "models.toml").write_text(text)
@@ -46,6 +48,7 @@ def envs(envs: Path) -> Path:
 
 @pytest.fixture
 def hub(play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
+    """Start a hub with both models, to which HF_ENDPOINT points."""
     played = hub_server.start(play, REPO, {**SMALL, **FP16})
     monkeypatch.setenv("HF_ENDPOINT", played.url)
     return played
@@ -53,41 +56,43 @@ def hub(play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
 
 @pytest.fixture
 def flags(envs: Path, tmp_path: Path) -> list[object]:
+    """Return the flags for a host.toml with one model."""
     (tmp_path / "host.toml").write_text('relocate = []\nmodels = ["m"]\n')
     return ["--host", tmp_path / "host.toml", "--envs", envs]
 
 
 def cache(home: Path) -> Path:
+    """Return the folder of the repository in the home's cache."""
     return home / ".cache/huggingface/hub" / f"models--{REPO.replace('/', '--')}"
 
 
-def test_pull_says_its_plan_then_what_became_of_it(hub: Played, flags: list[object], home: Path) -> None:
-    dry = provision("models", "pull", "--dry-run", *flags)
-    assert dry.returncode == 3
+def test_pull_prints_its_plan_then_its_result(hub: Played, flags: list[object], home: Path) -> None:
+    dry_run = provision("models", "pull", "--dry-run", *flags)
+    assert dry_run.returncode == 3
     total = sum(map(len, SMALL.values()))
-    assert f"m: 0 of 3 files are here; {total:,} bytes to fetch from" in dry.stdout
+    assert f"m: 0 of 3 files are present; {total:,} bytes to fetch from" in dry_run.stdout
     assert not cache(home).exists()
-    done = provision("models", "pull", *flags)
-    assert done.returncode == 0, done.stderr
-    assert f"3 files from {hub.url}" in done.stdout
+    completed = provision("models", "pull", *flags)
+    assert completed.returncode == 0, completed.stderr
+    assert f"3 files from {hub.url}" in completed.stdout
     load = f'DiffusionPipeline.from_pretrained("{REPO}", torch_dtype=torch.float16, safety_checker=None)'
-    assert f"load it: {load}\n" in done.stdout
+    assert f"load it: {load}\n" in completed.stdout
     assert (cache(home) / "snapshots" / REVISION / "vae/model.safetensors").read_bytes() == FILES[
         "vae/model.safetensors"
     ]
-    again = provision("models", "pull", "--json", *flags)
-    row = json.loads(again.stdout)["models"][0]
+    second = provision("models", "pull", "--json", *flags)
+    row = json.loads(second.stdout)["models"][0]
     assert (row["state"], row["bytes_fetched"], row["bytes_total"], row["load"]) == ("ok", 0, total, load)
-    assert {each["state"] for each in row["files"]} == {"ok"}
+    assert {file["state"] for file in row["files"]} == {"ok"}
 
 
-def test_a_plan_names_a_hub_without_its_password(flags: list[object]) -> None:
-    done = provision("plan", *flags, HF_ENDPOINT="http://user:s3cretpw@127.0.0.1:9")
-    assert "from http://…@127.0.0.1:9" in done.stdout
-    assert "s3cretpw" not in done.stdout + done.stderr
+def test_plan_shows_a_hub_without_its_password(flags: list[object]) -> None:
+    completed = provision("plan", *flags, HF_ENDPOINT="http://user:s3cretpw@127.0.0.1:9")
+    assert "from http://…@127.0.0.1:9" in completed.stdout
+    assert "s3cretpw" not in completed.stdout + completed.stderr
 
 
-def test_a_size_that_is_not_pinned_is_not_a_number(flags: list[object], envs: Path) -> None:
+def test_unknown_size_is_null_in_json(flags: list[object], envs: Path) -> None:
     (envs / "models.toml").write_text(
         f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
         'files = [{path = "model_index.json", size = 7}, {path = "unet/model.safetensors"}]\n'
@@ -96,21 +101,21 @@ def test_a_size_that_is_not_pinned_is_not_a_number(flags: list[object], envs: Pa
     assert row["bytes"] is None
 
 
-def test_the_object_of_a_pull(hub: Played, flags: list[object]) -> None:
+def test_json_of_a_failed_pull(hub: Played, flags: list[object]) -> None:
     hub.faults.append(Fault("vae/", status=404))
-    done = provision("models", "pull", "--json", *flags)
-    told = json.loads(done.stdout)
-    assert (told["schema"], told["command"], told["exit"], done.returncode) == (1, "models pull", 1, 1)
-    row = told["models"][0]
+    completed = provision("models", "pull", "--json", *flags)
+    document = json.loads(completed.stdout)
+    assert (document["schema"], document["command"], document["exit"], completed.returncode) == (1, "models pull", 1, 1)
+    row = document["models"][0]
     assert (row["name"], row["repo"], row["revision"], row["state"]) == ("m", REPO, REVISION, "failed")
     assert "answers 404" in row["error"]
-    assert [each["state"] for each in row["files"] if each["path"].startswith("vae")] == ["missing"]
+    assert [file["state"] for file in row["files"] if file["path"].startswith("vae")] == ["missing"]
 
 
-def test_one_model_that_fails_does_not_hold_up_the_next(hub: Played, flags: list[object]) -> None:
+def test_failed_model_does_not_stop_the_next_one(hub: Played, flags: list[object]) -> None:
     hub.faults.append(Fault("vae/", status=404))
-    done = provision("models", "pull", "m", "half", "--json", *flags)
-    assert [row["state"] for row in json.loads(done.stdout)["models"]] == ["failed", "ok"]
+    completed = provision("models", "pull", "m", "half", "--json", *flags)
+    assert [row["state"] for row in json.loads(completed.stdout)["models"]] == ["failed", "ok"]
 
 
 class TestVerify:
@@ -119,31 +124,31 @@ class TestVerify:
         assert provision("models", "pull", *flags).returncode == 0
         hub.requests.clear()
 
-    def test_every_byte_without_the_network(self, hub: Played, flags: list[object]) -> None:
-        done = provision("models", "verify", *flags)
-        assert (done.returncode, hub.requests) == (0, [])
-        assert "every hash is right" in done.stdout
-        assert "vae/model.safetensors" in done.stdout
+    def test_every_file_is_verified_without_the_network(self, hub: Played, flags: list[object]) -> None:
+        completed = provision("models", "verify", *flags)
+        assert (completed.returncode, hub.requests) == (0, [])
+        assert "every hash matches" in completed.stdout
+        assert "vae/model.safetensors" in completed.stdout
 
-    def test_a_flipped_bit_is_found_by_the_hash_alone(self, flags: list[object], home: Path) -> None:
+    def test_flipped_bit_is_detected_only_by_the_hash(self, flags: list[object], home: Path) -> None:
         blob = (cache(home) / "snapshots" / REVISION / "vae/model.safetensors").resolve()
         content = bytearray(blob.read_bytes())
         content[-1] ^= 1
         blob.write_bytes(content)
         assert provision("models", "verify", "--depth", "size", *flags).returncode == 0
-        done = provision("models", "verify", "--json", *flags)
-        told = json.loads(done.stdout)["models"][0]
-        assert (done.returncode, told["state"]) == (3, "corrupt")
-        assert [each["path"] for each in told["files"] if each["state"] == "corrupt"] == ["vae/model.safetensors"]
+        completed = provision("models", "verify", "--json", *flags)
+        row = json.loads(completed.stdout)["models"][0]
+        assert (completed.returncode, row["state"]) == (3, "corrupt")
+        assert [file["path"] for file in row["files"] if file["state"] == "corrupt"] == ["vae/model.safetensors"]
         assert provision("models", "pull", *flags).returncode == 0
         assert provision("models", "verify", *flags).returncode == 0
 
-    def test_the_header_is_looked_at_between_the_two(self, flags: list[object]) -> None:
-        done = provision("models", "verify", "--depth", "header", *flags)
-        assert done.returncode == 3
-        assert "header" in done.stdout, "the files of this test are no safetensors at all"
+    def test_depth_header_detects_an_invalid_header(self, flags: list[object]) -> None:
+        completed = provision("models", "verify", "--depth", "header", *flags)
+        assert completed.returncode == 3
+        assert "header" in completed.stdout, "the files of this test are not safetensors files"
 
-    def test_lost_links_and_refs_are_mended_without_the_network(
+    def test_lost_links_and_refs_are_repaired_without_the_network(
         self, hub: Played, flags: list[object], home: Path
     ) -> None:
         for name in (
@@ -153,14 +158,14 @@ class TestVerify:
         ):
             (cache(home) / name).unlink()
         assert provision("models", "verify", "--dry-run", *flags).returncode == 3
-        done = provision("models", "verify", *flags)
-        assert (done.returncode, hub.requests) == (0, [])
-        assert "mended" in done.stdout
+        completed = provision("models", "verify", *flags)
+        assert (completed.returncode, hub.requests) == (0, [])
+        assert "repaired" in completed.stdout
         assert (cache(home) / "refs/main").read_text() == REVISION
 
-    def test_another_user_reads_a_shared_cache(self, flags: list[object], home: Path, tmp_path: Path) -> None:
+    def test_another_user_can_read_a_shared_cache(self, flags: list[object], home: Path, tmp_path: Path) -> None:
         if os.geteuid() != 0:
-            pytest.skip("it takes root to become somebody else")
+            pytest.skip("only root can become another user")
         script = (
             "import os, sys; from huggingface_hub import snapshot_download\n"
             "os.setgid(65534); os.setuid(65534)\n"
@@ -173,10 +178,12 @@ class TestVerify:
             if folder != Path("/"):
                 folder.chmod(folder.stat().st_mode | 0o055)
         argv = [sys.executable, "-c", script, REPO, REVISION, str(cache(home).parent)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ) | {"HOME": "/"})
+        completed = subprocess.run(
+            argv, capture_output=True, text=True, check=False, env=dict(os.environ) | {"HOME": "/"}
+        )
         subprocess.run(["chmod", "-R", "u+w", str(cache(home))], check=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip().endswith(REVISION)
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stdout.strip().endswith(REVISION)
 
 
 class TestRemove:
@@ -184,16 +191,16 @@ class TestRemove:
     def _pulled(self, hub: Played, flags: list[object]) -> None:
         assert provision("models", "pull", "m", "half", *flags).returncode == 0
 
-    def test_only_what_nothing_else_needs_goes(self, flags: list[object], home: Path) -> None:
+    def test_remove_deletes_only_files_that_no_other_model_needs(self, flags: list[object], home: Path) -> None:
         snapshot = cache(home) / "snapshots" / REVISION
         freed = (snapshot / "vae/model.safetensors").stat().st_size + (snapshot / "unet/config.json").stat().st_size
-        asked = provision("models", "remove", "m", *flags)
-        assert asked.returncode == 2
-        assert "--yes" in asked.stderr
+        refused = provision("models", "remove", "m", *flags)
+        assert refused.returncode == 2
+        assert "--yes" in refused.stderr
         assert provision("models", "remove", "m", "--dry-run", *flags).returncode == 3
         assert (snapshot / "vae/model.safetensors").exists()
-        done = provision("models", "remove", "m", "--yes", *flags)
-        assert f"{freed:,} bytes come free" in done.stdout
+        completed = provision("models", "remove", "m", "--yes", *flags)
+        assert f"{freed:,} bytes become free" in completed.stdout
         assert sorted(path.name for path in snapshot.rglob("*") if path.is_file()) == [
             "model.fp16.safetensors",
             "model_index.json",
@@ -202,33 +209,33 @@ class TestRemove:
         assert provision("models", "remove", "half", "--yes", *flags).returncode == 0
         assert not cache(home).exists()
 
-    def test_what_a_user_put_there_stays(self, flags: list[object], home: Path) -> None:
-        mine = cache(home) / "snapshots" / REVISION / "mine.txt"
-        mine.write_text("keep")
+    def test_remove_keeps_a_file_of_the_user(self, flags: list[object], home: Path) -> None:
+        users_file = cache(home) / "snapshots" / REVISION / "mine.txt"
+        users_file.write_text("keep")
         for name in ("m", "half"):
             assert provision("models", "remove", name, "--yes", *flags).returncode == 0
-        assert mine.read_text() == "keep"
+        assert users_file.read_text() == "keep"
 
-    def test_what_another_revision_needs_stays(self, flags: list[object], home: Path) -> None:
-        other = cache(home) / "snapshots" / ("2" * 40) / "model_index.json"
-        other.parent.mkdir()
-        other.symlink_to((cache(home) / "snapshots" / REVISION / "model_index.json").readlink())
+    def test_remove_keeps_the_files_of_another_revision(self, flags: list[object], home: Path) -> None:
+        link = cache(home) / "snapshots" / ("2" * 40) / "model_index.json"
+        link.parent.mkdir()
+        link.symlink_to((cache(home) / "snapshots" / REVISION / "model_index.json").readlink())
         for name in ("m", "half"):
             assert provision("models", "remove", name, "--yes", *flags).returncode == 0
-        assert other.read_bytes() == FILES["model_index.json"]
+        assert link.read_bytes() == FILES["model_index.json"]
 
-    def test_what_somebody_fetches_is_left_alone(self, flags: list[object], home: Path) -> None:
+    def test_remove_is_blocked_while_another_run_downloads_a_file(self, flags: list[object], home: Path) -> None:
         import filelock
 
         blob = (cache(home) / "snapshots" / REVISION / "vae/model.safetensors").resolve()
         with filelock.FileLock(cache(home).parent / ".locks" / cache(home).name / f"{blob.name}.lock"):
-            done = provision("models", "remove", "m", "--yes", *flags)
-        assert done.returncode == 4
-        assert "is being fetched by another run" in done.stderr
+            completed = provision("models", "remove", "m", "--yes", *flags)
+        assert completed.returncode == 4
+        assert "is being downloaded by another run" in completed.stderr
         assert blob.exists()
 
 
-def test_lock_completes_the_manifest_and_keeps_the_rest(
+def test_lock_adds_hashes_and_keeps_the_rest_of_the_manifest(
     play: Any, tmp_path: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from typer.testing import CliRunner
@@ -240,27 +247,27 @@ def test_lock_completes_the_manifest_and_keeps_the_rest(
     played = hub_server.start(play, REPO, FILES)
     for module in (hub_client, official):
         monkeypatch.setattr(module, "official_endpoint", lambda: played.url)
-    mine = tmp_path / "mine.toml"
-    mine.write_text("# mine\n" + manifest_entry("own", REPO, FILES, pinned=False))
-    argv = ["lock", "own", "--manifest", str(mine), *map(str, flags)]
-    done = CliRunner().invoke(app, argv)
-    assert done.exit_code == 0, done.output
-    assert mine.read_text().startswith("# mine\n")
-    files = load_tables(mine, ModelSpec)["own"].files
+    user_manifest = tmp_path / "mine.toml"
+    user_manifest.write_text("# mine\n" + manifest_entry("own", REPO, FILES, pinned=False))
+    argv = ["lock", "own", "--manifest", str(user_manifest), *map(str, flags)]
+    result = CliRunner().invoke(app, argv)
+    assert result.exit_code == 0, result.output
+    assert user_manifest.read_text().startswith("# mine\n")
+    files = load_tables(user_manifest, ModelSpec)["own"].files
     assert all(file.locked and file.size == len(FILES[file.path]) for file in files)
-    before = mine.read_bytes()
+    before = user_manifest.read_bytes()
     assert "pinned already" in CliRunner().invoke(app, argv).output
-    assert mine.read_bytes() == before
-    other = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
+    assert user_manifest.read_bytes() == before
+    changed_hub = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
     for module in (hub_client, official):
-        monkeypatch.setattr(module, "official_endpoint", lambda: other.url)
+        monkeypatch.setattr(module, "official_endpoint", lambda: changed_hub.url)
     refused = CliRunner().invoke(app, argv)
     assert refused.exit_code == 1
     assert "Nothing was written" in refused.output
-    assert mine.read_bytes() == before
+    assert user_manifest.read_bytes() == before
 
 
-def test_no_token_in_anything_that_is_printed_or_kept(
+def test_token_is_never_printed_or_stored(
     hub: Played, flags: list[object], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -273,7 +280,7 @@ def test_no_token_in_anything_that_is_printed_or_kept(
         provision("models", "list", "--json", *flags),
         provision("models", "pull", "--endpoint", f"http://user:{TOKEN}@127.0.0.1:9", "half", *flags),
     ]
-    assert any(token for _, _, token in hub.requests), "the token was in play"
+    assert any(token for _, _, token in hub.requests), "the token was sent to the named host"
     assert [run.returncode for run in runs[:4]] == [1, 0, 0, 0]
     assert not any(TOKEN in run.stdout + run.stderr for run in runs)
     for path in [*home.rglob("*"), *tmp_path.rglob("*")]:
@@ -281,27 +288,25 @@ def test_no_token_in_anything_that_is_printed_or_kept(
             assert TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_a_root_that_is_not_mounted_is_not_filled(hub: Played, flags: list[object], tmp_path: Path) -> None:
-    done = provision("models", "pull", *flags, "--root", tmp_path / "volume")
-    assert done.returncode == 4
-    assert "not set up, or its volume is not mounted" in done.stderr
+def test_pull_into_an_unmounted_root_is_blocked(hub: Played, flags: list[object], tmp_path: Path) -> None:
+    completed = provision("models", "pull", *flags, "--root", tmp_path / "volume")
+    assert completed.returncode == 4
+    assert "not set up, or its volume is not mounted" in completed.stderr
     assert not hub.requests
 
 
-def test_a_link_that_leads_nowhere_is_not_followed(
-    hub: Played, flags: list[object], tmp_path: Path, home: Path
-) -> None:
+def test_pull_through_a_dangling_link_is_blocked(hub: Played, flags: list[object], tmp_path: Path, home: Path) -> None:
     (home / ".cache/huggingface").mkdir(parents=True)
     (home / ".cache/huggingface/hub").symlink_to(tmp_path / "gone/hub")
-    done = provision("models", "pull", *flags)
-    assert done.returncode == 4
-    assert "its volume is not mounted" in done.stderr
+    completed = provision("models", "pull", *flags)
+    assert completed.returncode == 4
+    assert "its volume is not mounted" in completed.stderr
     assert not (tmp_path / "gone").exists()
 
 
 def test_another_host_pulls_from_a_seed(hub: Played, flags: list[object], tmp_path: Path) -> None:
-    # A shell that starts us in the background has SIGINT ignored, and the seed would inherit that.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell ignores SIGINT in its background jobs, and the seed would inherit that.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert provision("models", "pull", "m", "half", *flags).returncode == 0
     argv = [sys.executable, "-m", "provision", "models", "seed", "--bind", "127.0.0.1", "--port", "0", *map(str, flags)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as seed:
@@ -309,59 +314,59 @@ def test_another_host_pulls_from_a_seed(hub: Played, flags: list[object], tmp_pa
             assert seed.stdout is not None
             lines = [seed.stdout.readline() for _ in range(2)]
             url = lines[1].split()[-1]
-            other = tmp_path / "other"
-            other.mkdir()
-            done = provision("models", "pull", "half", "--endpoint", url, *flags, HOME=str(other))
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert provision("models", "verify", "half", *flags, HOME=str(other)).returncode == 0
-            third = tmp_path / "third"
-            third.mkdir()
+            second_home = tmp_path / "other"
+            second_home.mkdir()
+            completed = provision("models", "pull", "half", "--endpoint", url, *flags, HOME=str(second_home))
+            assert completed.returncode == 0, completed.stdout + completed.stderr
+            assert provision("models", "verify", "half", *flags, HOME=str(second_home)).returncode == 0
+            third_home = tmp_path / "third"
+            third_home.mkdir()
             script = (
                 "import sys; from huggingface_hub import snapshot_download\n"
                 "print(snapshot_download(sys.argv[1], endpoint=sys.argv[2], token=False))\n"
             )
-            client = subprocess.run(
+            snapshot_process = subprocess.run(
                 [sys.executable, "-c", script, REPO, url],
                 capture_output=True,
                 text=True,
                 check=False,
-                env=dict(os.environ) | {"HOME": str(third)},
+                env=dict(os.environ) | {"HOME": str(third_home)},
             )
-            assert client.returncode == 0, client.stderr
-            names = sorted(path.name for path in Path(client.stdout.strip()).rglob("*") if path.is_file())
+            assert snapshot_process.returncode == 0, snapshot_process.stderr
+            names = sorted(path.name for path in Path(snapshot_process.stdout.strip()).rglob("*") if path.is_file())
             assert names == ["config.json", "model.fp16.safetensors", "model.safetensors", "model_index.json"]
         finally:
-            signal.signal(signal.SIGINT, heard)
+            signal.signal(signal.SIGINT, handler)
             seed.send_signal(signal.SIGINT)
             try:
                 assert seed.wait(600) == 130
             finally:
-                seed.kill()  # else leaving it would wait for ever
+                seed.kill()  # otherwise the `with` block would wait forever
 
 
-def test_show_reads_what_is_here_and_else_the_architecture(hub: Played, flags: list[object]) -> None:
+def test_show_reads_the_cache_or_the_architecture(hub: Played, flags: list[object]) -> None:
     absent = json.loads(provision("models", "show", "m", "--json", *flags).stdout)
     assert (absent["read_from"], absent["pipeline"]) == ("the architecture", "StableDiffusionPipeline")
     assert absent["components"][0]["parameters"] == 200_644
     provision("models", "pull", *flags)
-    here = json.loads(provision("models", "show", "m", "--json", *flags).stdout)
-    assert here["read_from"] == "the cache"
+    present = json.loads(provision("models", "show", "m", "--json", *flags).stdout)
+    assert present["read_from"] == "the cache"
 
 
-def test_list_tells_what_is_here(hub: Played, flags: list[object], home: Path) -> None:
+def test_list_shows_the_state_of_each_model(hub: Played, flags: list[object], home: Path) -> None:
     rows = json.loads(provision("models", "list", "--json", *flags).stdout)["models"]
     assert [(row["name"], row["state"]) for row in rows] == [("m", "absent"), ("half", "absent")]
     provision("models", "pull", "m+half", "--trust-mirror", *flags)
     (home / ".cache/huggingface/hub/models--some--other/blobs").mkdir(parents=True)
-    told = json.loads(provision("models", "list", "--json", *flags).stdout)
-    assert [(row["name"], row["state"]) for row in told["models"]] == [("m+half", "whole"), ("half", "whole")]
-    assert told["others"] == {"some/other": 0}
+    document = json.loads(provision("models", "list", "--json", *flags).stdout)
+    assert [(row["name"], row["state"]) for row in document["models"]] == [("m+half", "whole"), ("half", "whole")]
+    assert document["others"] == {"some/other": 0}
     assert "m+half" in provision("models", "list", *flags).stdout
 
 
-@pytest.mark.parametrize(("state", "said"), [("ok", "here"), ("missing", "stand-in (no hub)")])
-def test_a_whole_model_is_here_whatever_stands_in_for_it(envs: Path, state: str, said: str) -> None:
+@pytest.mark.parametrize(("state", "text"), [("ok", "present"), ("missing", "stand-in (no hub)")])
+def test_complete_model_is_listed_as_present_even_with_a_stand_in(envs: Path, state: str, text: str) -> None:
     model = load_tables(envs / "models.toml", ModelSpec)["m"]
-    found = [CachedModel("m", model, [FileState("vae/model.safetensors", 1, state)])]
-    assert models_output.list_lines(found, {}, {"m": "no hub"}).endswith(said)
-    assert json.loads(models_output.list_json(found, {}, {"m": "no hub"}))["models"][0]["stand_in"]
+    cached = [CachedModel("m", model, [FileState("vae/model.safetensors", 1, state)])]
+    assert models_output.list_lines(cached, {}, {"m": "no hub"}).endswith(text)
+    assert json.loads(models_output.list_json(cached, {}, {"m": "no hub"}))["models"][0]["stand_in"]

@@ -1,4 +1,4 @@
-"""The commands of models where something is in the way, or another run comes between."""
+"""Tests the commands `provision models …` on a blocked cache, and together with other runs."""
 
 from __future__ import annotations
 
@@ -30,185 +30,191 @@ if TYPE_CHECKING:
     from tests.provision.http_server import Played
 
 VOCABULARY = b'{"v": 1}' * 2000
-ONE = {"a/model.safetensors": b"A" * 5000, "vocab.json": VOCABULARY}
-OTHER = {"b/model.safetensors": b"B" * 4000, "vocab.json": VOCABULARY}
+FIRST = {"a/model.safetensors": b"A" * 5000, "vocab.json": VOCABULARY}
+SECOND = {"b/model.safetensors": b"B" * 4000, "vocab.json": VOCABULARY}
 
 
 @pytest.fixture
 def hub(play: Any) -> Played:
-    played: Played = hub_server.start(play, REPO, {**FILES, **ONE, **OTHER})
+    """Start a hub with the files of two models that share a vocabulary."""
+    played: Played = hub_server.start(play, REPO, {**FILES, **FIRST, **SECOND})
     return played
 
 
 @pytest.fixture
 def flags(tmp_path: Path, envs: Path, hub: Played) -> list[str]:
-    text = hub_server.manifest_entry("m", REPO, ONE) + hub_server.manifest_entry("n", REPO, OTHER)
+    """Return the flags for a manifest with both models."""
+    text = hub_server.manifest_entry("m", REPO, FIRST) + hub_server.manifest_entry("n", REPO, SECOND)
     (envs / "models.toml").write_text(text)
     (tmp_path / "host.toml").write_text("relocate = []\n")
     return ["--host", str(tmp_path / "host.toml"), "--envs", str(envs)]
 
 
 def pull(*argv: str) -> Any:
+    """Run `provision models pull`."""
     return CliRunner().invoke(models.app, ["pull", *argv])
 
 
-class TestOneObject:
-    """Whatever is in the way, a program that asked for JSON gets an object with a row for each model."""
+class TestJsonOfABlockedPull:
+    """Tests that --json prints one object with a row for each model, whatever blocks the pull."""
 
     @pytest.fixture
     def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Return the path of the hub cache, which HF_HUB_CACHE names."""
         folder = tmp_path / "hub"
         monkeypatch.setenv("HF_HUB_CACHE", str(folder))
         return folder
 
-    def told(self, hub: Played, flags: list[str]) -> tuple[int, list[tuple[str, str]], str]:
-        done = pull("m", "n", "--json", "--endpoint", hub.url, *flags)
-        told = json.loads(done.stdout)
-        assert told["exit"] == done.exit_code
-        rows = [(row["name"], row["state"]) for row in told["models"]]
-        return done.exit_code, rows, told["models"][0]["error"]
+    def pulled_rows(self, hub: Played, flags: list[str]) -> tuple[int, list[tuple[str, str]], str]:
+        """Pull both models; return the exit code, (name, state) of each row, and the first error."""
+        result = pull("m", "n", "--json", "--endpoint", hub.url, *flags)
+        document = json.loads(result.stdout)
+        assert document["exit"] == result.exit_code
+        rows = [(row["name"], row["state"]) for row in document["models"]]
+        return result.exit_code, rows, document["models"][0]["error"]
 
     @pytest.mark.parametrize("target", ["nowhere", "hub"], ids=["dangling", "looping"])
-    def test_a_link_that_leads_nowhere(
+    def test_dangling_link_blocks_the_pull(
         self, hub: Played, flags: list[str], cache: Path, tmp_path: Path, target: str
     ) -> None:
         cache.symlink_to(tmp_path / target)
-        code, rows, error = self.told(hub, flags)
+        code, rows, error = self.pulled_rows(hub, flags)
         assert (code, rows) == (4, [("m", "failed"), ("n", "failed")])
         assert "its volume is not mounted" in error
 
-    def test_a_root_that_is_not_set_up(self, hub: Played, flags: list[str], tmp_path: Path) -> None:
-        code, rows, error = self.told(hub, [*flags, "--root", str(tmp_path / "volume")])
+    def test_root_without_setup_blocks_the_pull(self, hub: Played, flags: list[str], tmp_path: Path) -> None:
+        code, rows, error = self.pulled_rows(hub, [*flags, "--root", str(tmp_path / "volume")])
         assert (code, rows) == (4, [("m", "failed"), ("n", "failed")])
         assert "is not set up" in error
 
-    def test_a_name_that_is_too_long(
+    def test_too_long_name_fails_the_pull(
         self, hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / ("n" * 300)))
-        code, rows, error = self.told(hub, flags)
+        code, rows, error = self.pulled_rows(hub, flags)
         assert (code, rows) == (1, [("m", "failed"), ("n", "failed")])
         assert "File name too long" in error
 
-    def test_a_file_in_the_place_of_a_folder(self, hub: Played, flags: list[str], cache: Path) -> None:
+    def test_file_in_the_place_of_a_folder_blocks_the_pull(self, hub: Played, flags: list[str], cache: Path) -> None:
         cache.mkdir()
         (cache / f"models--{REPO.replace('/', '--')}").write_text("x")
-        code, rows, error = self.told(hub, flags)
-        assert (code, rows) == (4, [("m", "failed")]), "no other one would do better"
+        code, rows, error = self.pulled_rows(hub, flags)
+        assert (code, rows) == (4, [("m", "failed")]), "the next model would fail for the same reason"
         assert "a file is in the place of a folder" in error
 
-    def test_what_the_plan_cannot_read(
+    def test_read_error_of_the_plan_fails_the_pull(
         self, hub: Played, flags: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(_: object) -> None:
             raise OSError(5, os.strerror(5), "a disk")
 
         monkeypatch.setattr("shutil.disk_usage", fail)
-        code, rows, error = self.told(hub, flags)
+        code, rows, error = self.pulled_rows(hub, flags)
         assert (code, rows) == (1, [("m", "failed"), ("n", "failed")])
         assert "a disk: Input/output error" in error
 
-    def test_without_json_it_is_an_error(self, flags: list[str], cache: Path, tmp_path: Path) -> None:
+    def test_dangling_link_without_json_is_an_error_on_stderr(
+        self, flags: list[str], cache: Path, tmp_path: Path
+    ) -> None:
         cache.symlink_to(tmp_path / "nowhere")
-        done = pull("m", *flags)
-        assert (done.exit_code, done.stdout) == (4, "")
-        assert "its volume is not mounted" in done.stderr
+        result = pull("m", *flags)
+        assert (result.exit_code, result.stdout) == (4, "")
+        assert "its volume is not mounted" in result.stderr
 
 
-@pytest.mark.parametrize("is_marked", [True, False], ids=["a root", "the home's own cache"])
-def test_what_another_run_has_come_to_need_stays(
+@pytest.mark.parametrize("is_marked", [True, False], ids=["root with setup", "root without setup"])
+def test_remove_keeps_a_blob_that_became_needed_during_the_confirmation(
     hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_marked: bool
 ) -> None:
-    """While a person is asked, another entry is pulled that shares a file."""
+    """Pull an entry that shares a file while the user is asked for confirmation."""
     root = Root(tmp_path / "volume")
     if is_marked:
         root.state.mkdir(parents=True)
         root.marker.write_text(json.dumps({"schema": 1, "id": "x"}))
         root.hub.mkdir(parents=True)
-    chosen = [*flags, "--root", str(root.path)]
-    known = manifest.load(tmp_path / "envs/models.toml")
+    root_flags = [*flags, "--root", str(root.path)]
+    entries = manifest.load(tmp_path / "envs/models.toml")
 
-    def pulled(name: str) -> Pull:
-        return Pull(root, name, known.pick(name), Hubs(root, {"HF_ENDPOINT": hub.url}))
+    def pull_of(name: str) -> Pull:
+        return Pull(root, name, entries.pick(name), Hubs(root, {"HF_ENDPOINT": hub.url}))
 
-    first = pulled("m")
+    first = pull_of("m")
     first.run(first.plan(), lambda *_: None)
 
     def confirm(_: str) -> bool:
-        other = pulled("n")
-        other.run(other.plan(), lambda *_: None)
+        second = pull_of("n")
+        second.run(second.plan(), lambda *_: None)
         return True
 
     monkeypatch.setattr("typer.confirm", confirm)
     terminal = SimpleNamespace(isatty=lambda: True)
     monkeypatch.setattr(common, "sys", SimpleNamespace(stdin=terminal, exit=sys.exit, argv=[]))
-    done = CliRunner().invoke(models.app, ["remove", "m", *chosen])
-    assert done.exit_code == 0, done.output
-    assert [state.state for state in pulled("n").look(Depth.HASH)] == ["ok", "ok"]
+    result = CliRunner().invoke(models.app, ["remove", "m", *root_flags])
+    assert result.exit_code == 0, result.output
+    assert [state.state for state in pull_of("n").look(Depth.HASH)] == ["ok", "ok"]
     assert not (first.folder / "snapshots" / REVISION / "a/model.safetensors").exists()
     assert [state.state for state in first.look(Depth.SIZE)] == ["missing", "ok"]
 
 
-def test_what_is_needed_a_moment_before_its_lock_is_ours_stays(
+def test_remove_keeps_a_blob_that_became_needed_before_locking(
     hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Root(tmp_path / "volume")
     root.hub.mkdir(parents=True)
     root.state.mkdir()
-    known = manifest.load(tmp_path / "envs/models.toml")
-    first, other = (Pull(root, name, known.pick(name), Hubs(root, {"HF_ENDPOINT": hub.url})) for name in "mn")
+    entries = manifest.load(tmp_path / "envs/models.toml")
+    first, second = (Pull(root, name, entries.pick(name), Hubs(root, {"HF_ENDPOINT": hub.url})) for name in "mn")
     first.run(first.plan(), lambda *_: None)
 
-    class Late(BlobLock):
+    class LateLock(BlobLock):
         def take(self) -> bool:
-            if not (other.snapshot / "b").exists():
-                other.run(other.plan(), lambda *_: None)
+            if not (second.snapshot / "b").exists():
+                second.run(second.plan(), lambda *_: None)
             return super().take()
 
-    monkeypatch.setattr(remove, "BlobLock", Late)
-    remove.remove(root, known, "m")
-    assert [state.state for state in other.look(Depth.HASH)] == ["ok", "ok"]
+    monkeypatch.setattr(remove, "BlobLock", LateLock)
+    remove.remove(root, entries, "m")
+    assert [state.state for state in second.look(Depth.HASH)] == ["ok", "ok"]
     assert [state.state for state in first.look(Depth.SIZE)] == ["missing", "ok"]
 
 
-def test_what_is_fetched_under_the_pin_of_another_hash_is_left_alone(
+def test_remove_is_blocked_by_a_download_under_another_kind_of_hash(
     hub: Played, flags: list[str], tmp_path: Path
 ) -> None:
-    """The lock bears the pin of what is fetched; the blob bears git's hash."""
+    """Hold the lock that is named by the pinned sha256, while the blob is named by git's hash."""
     root = Root(tmp_path / "volume")
     root.hub.mkdir(parents=True)
     root.state.mkdir()
     digest = hashlib.sha256(VOCABULARY).hexdigest()
-    text = hub_server.manifest_entry("m", REPO, ONE)
+    text = hub_server.manifest_entry("m", REPO, FIRST)
     row = next(line for line in text.splitlines() if "vocab" in line)
     pinned = f'  {{path = "vocab.json", size = {len(VOCABULARY)}, sha256 = "{digest}"}},'
     (tmp_path / "envs/models.toml").write_text(text.replace(row, pinned))
-    known = manifest.load(tmp_path / "envs/models.toml")
-    work = Pull(root, "m", known.pick("m"), Hubs(root, {"HF_ENDPOINT": hub.url}))
+    entries = manifest.load(tmp_path / "envs/models.toml")
+    work = Pull(root, "m", entries.pick("m"), Hubs(root, {"HF_ENDPOINT": hub.url}))
     work.run(work.plan(), lambda *_: None)
     lock = BlobLock(root.hub_in_use / ".locks" / work.spec.folder / f"{digest}.lock")
     assert lock.take()
-    with pytest.raises(BlockedError, match="is being fetched by another run"):
-        remove.remove(root, known, "m")
+    with pytest.raises(BlockedError, match="is being downloaded by another run"):
+        remove.remove(root, entries, "m")
     lock.release()
     assert [state.state for state in work.look(Depth.HASH)] == ["ok", "ok"]
-    remove.remove(root, known, "m")
+    remove.remove(root, entries, "m")
     assert not work.folder.exists()
 
 
-def test_two_entries_of_one_repository_do_not_take_turns_at_main(
-    hub: Played, flags: list[str], tmp_path: Path, home: Path
-) -> None:
+def test_second_pinned_revision_does_not_change_main(hub: Played, flags: list[str], tmp_path: Path, home: Path) -> None:
     new = "2" * 40
-    content, headers = hub_server.served(REPO, OTHER, new)
+    content, headers = hub_server.served(REPO, SECOND, new)
     hub.content |= content
     hub.headers |= headers
     (tmp_path / "envs/models.toml").write_text(
-        hub_server.manifest_entry("m", REPO, ONE) + hub_server.manifest_entry("n", REPO, OTHER).replace(REVISION, new)
+        hub_server.manifest_entry("m", REPO, FIRST)
+        + hub_server.manifest_entry("n", REPO, SECOND).replace(REVISION, new)
     )
     main = home / ".cache/huggingface/hub" / f"models--{REPO.replace('/', '--')}" / "refs/main"
     for name in ("m", "n", "m"):
-        done = pull(name, "--endpoint", hub.url, *flags)
-        assert done.exit_code == 0, done.output
+        result = pull(name, "--endpoint", hub.url, *flags)
+        assert result.exit_code == 0, result.output
         assert main.read_text() == REVISION
-        assert ("refs/main names 1111111" in done.stdout) is (name == "n")
+        assert ("refs/main is 1111111" in result.stdout) is (name == "n")

@@ -238,7 +238,7 @@ class TestScreen:
     def test_download_bars_become_lines_without_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = Clock()
         bars = DownloadBars(
-            "m", {"a": 80_000_000, "b": 20_000_000}, wanted=True, clock=lambda: clock.now, pause=clock.pause
+            "m", {"a": 80_000_000, "b": 20_000_000}, shown=True, clock=lambda: clock.now, pause=clock.pause
         )
         with bars:
             clock.run(10, lambda: bars.advance("a", 2_000_000))

@@ -1,4 +1,4 @@
-"""Former ids of a repository in the hub cache, and two variants that share one snapshot."""
+"""Tests the links for the former ids of a repository, and two variants that share one snapshot."""
 
 from __future__ import annotations
 
@@ -33,62 +33,69 @@ HALF = {**SMALL, "unet/model.fp16.safetensors": b"half" * 1000}
 
 
 @pytest.fixture
-def known(tmp_path: Path, root: Root, play: Any) -> Manifest:
-    """Both variants in a manifest, and pulled."""
+def both_pulled(tmp_path: Path, root: Root, play: Any) -> Manifest:
+    """Return a manifest with two variants of a repository, both pulled."""
     played = hub_server.start(play, REPO, {**PLAIN, **HALF})
     text = hub_server.manifest_entry("m", REPO, PLAIN, extra=f'aliases = ["{OLD}"]\n')
     text += hub_server.manifest_entry('"m@half"', REPO, HALF, variant="half")
     (tmp_path / "models.toml").write_text(text)
-    found = manifest.load(tmp_path / "models.toml")
+    both = manifest.load(tmp_path / "models.toml")
     for name in ("m", "m@half"):
-        pull(root, found, name, played.url)
-    return found
+        pull(root, both, name, played.url)
+    return both
 
 
-def pull(root: Root, known: Manifest, name: str, url: str = "http://127.0.0.1:9") -> list[str]:
-    work = Pull(root, name, known.pick(name), Hubs(root, {"HF_ENDPOINT": url}), pinned=known.revisions(REPO))
+def pull(root: Root, both_pulled: Manifest, name: str, url: str = "http://127.0.0.1:9") -> list[str]:
+    """Pull a model of the manifest, and return the notes for the user."""
+    work = Pull(
+        root, name, both_pulled.pick(name), Hubs(root, {"HF_ENDPOINT": url}), pinned=both_pulled.revisions(REPO)
+    )
     work.run(work.plan(), lambda *_: None)
     return work.notes
 
 
 def link(root: Root) -> Path:
+    """Return the path of the link for the former id."""
     return root.hub / "models--former--model"
 
 
 def names(root: Root) -> list[str]:
+    """Return the names of the files in all snapshots, sorted."""
     return sorted(path.name for path in (root.hub / "models--owner--model").rglob("snapshots/*/**/*") if path.is_file())
 
 
-def test_a_cache_that_cannot_be_written_serves_the_model_without_its_former_id(
-    root: Root, known: Manifest, monkeypatch: pytest.MonkeyPatch
+def test_missing_link_in_a_read_only_cache_is_a_warning(
+    root: Root, both_pulled: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is mounted read-only, and was filled before the model moved."""
+    """Check a read-only cache that was filled before the repository was renamed."""
     link(root).unlink()
     monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
-    step = ModelStep(root, "m", known.pick("m"), Hubs(root, {}), retry=True, progress=lambda *_: None)
+    step = ModelStep(root, "m", both_pulled.pick("m"), Hubs(root, {}), retry=True, progress=lambda *_: None)
     check = step.check()
     assert check.state is State.OK
-    assert f"is not found as {OLD}" in (check.fallback or "")
-    (note,) = former_ids.make(root.hub, known.pick("m"))
-    assert note.endswith(f"cannot be written, so {REPO} is not found as {OLD}")
+    assert f"cannot be loaded as {OLD}" in (check.fallback or "")
+    (note,) = former_ids.make(root.hub, both_pulled.pick("m"))
+    assert note.endswith(f"is read-only, so {REPO} cannot be loaded as {OLD}")
 
 
-def test_pulled_model_is_loaded_by_its_former_id(root: Root, known: Manifest) -> None:
-    assert str(link(root).readlink()) == "models--owner--model", "relative: the cache may move"
+def test_pulled_model_is_loaded_by_its_former_id(root: Root, both_pulled: Manifest) -> None:
+    assert str(link(root).readlink()) == "models--owner--model", "the link is relative, since the cache may move"
     folder = snapshot_download(OLD, cache_dir=root.hub, local_files_only=True)
     assert folder.endswith(hub_server.REVISION)
-    assert pull(root, known, "m") == []
-    assert OLD not in inventory.others(root, known)
-    step = SnapshotStep(root, [pins.apply(root, each) for each in known.every()], Journal(root.journal))
+    assert pull(root, both_pulled, "m") == []
+    assert OLD not in inventory.unlisted(root, both_pulled)
+    step = SnapshotStep(
+        root, [pins.apply(root, model) for model in both_pulled.with_all_extras()], Journal(root.journal)
+    )
     assert step.check().detail.startswith("1 repositories"), "a link is not another repository"
 
 
-def test_lost_link_is_drift_and_comes_back(root: Root, known: Manifest) -> None:
+def test_lost_link_is_drift_and_is_made_again(root: Root, both_pulled: Manifest) -> None:
     link(root).unlink()
     step = ModelStep(
         root,
         "m",
-        known.pick("m"),
+        both_pulled.pick("m"),
         Hubs(root, {"HF_ENDPOINT": "http://127.0.0.1:9"}),
         retry=False,
         progress=lambda *_: None,
@@ -101,17 +108,19 @@ def test_lost_link_is_drift_and_comes_back(root: Root, known: Manifest) -> None:
     assert link(root).is_symlink()
 
 
-def test_line_names_the_revision_where_main_names_another_that_is_here(root: Root, known: Manifest) -> None:
+def test_load_line_names_the_revision_if_main_is_another_present_one(root: Root, both_pulled: Manifest) -> None:
     folder = root.hub / "models--owner--model"
     (folder / "snapshots" / ("2" * 40)).mkdir()
     (folder / "refs/main").write_text("2" * 40)
-    line = load_line.of_model(root, known.pick("m"), None)
+    line = load_line.of_model(root, both_pulled.pick("m"), None)
     assert line is not None
     assert f'revision="{hub_server.REVISION}"' in line
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling"])
-def test_what_a_user_has_under_the_former_id_stays(root: Root, known: Manifest, kind: str, tmp_path: Path) -> None:
+def test_users_folder_or_link_with_the_former_id_stays(
+    root: Root, both_pulled: Manifest, kind: str, tmp_path: Path
+) -> None:
     link(root).unlink()
     if kind == "folder":
         link(root).mkdir()
@@ -120,68 +129,68 @@ def test_what_a_user_has_under_the_former_id_stays(root: Root, known: Manifest, 
         (tmp_path / "own").mkdir()
         link(root).symlink_to(tmp_path / ("own" if kind == "link" else "gone"))
     before = link(root).lstat()
-    (note,) = pull(root, known, "m")
-    assert "is not ours and stays" in note
+    (note,) = pull(root, both_pulled, "m")
+    assert "was not made by firstlight and stays" in note
     for name in ("m", "m@half"):
-        remove.remove(root, known, name)
+        remove.remove(root, both_pulled, name)
     assert link(root).lstat().st_ino == before.st_ino
 
 
-def test_link_that_a_user_made_to_our_folder_is_not_removed(root: Root, known: Manifest) -> None:
+def test_users_link_to_the_model_folder_is_not_removed(root: Root, both_pulled: Manifest) -> None:
     (root.hub / "models--owner--model" / "firstlight-aliases").unlink()
     assert former_ids.owned(root.hub, "models--owner--model") == []
     for name in ("m", "m@half"):
-        remove.remove(root, known, name)
+        remove.remove(root, both_pulled, name)
     assert link(root).is_symlink()
 
 
-@pytest.mark.parametrize("first", ["m", "m@half", REPO, f"{OLD}@half"])
-def test_removal_keeps_what_the_other_variant_needs(root: Root, known: Manifest, first: str) -> None:
-    remove.remove(root, known, first)
-    is_half = first.endswith("@half")
+@pytest.mark.parametrize("removed", ["m", "m@half", REPO, f"{OLD}@half"])
+def test_removal_keeps_the_files_of_the_other_variant(root: Root, both_pulled: Manifest, removed: str) -> None:
+    remove.remove(root, both_pulled, removed)
+    is_half = removed.endswith("@half")
     kept = "model.safetensors" if is_half else "model.fp16.safetensors"
     assert names(root) == sorted(["config.json", kept, "model_index.json"])
-    assert link(root).is_symlink(), "it leads to the other one too"
+    assert link(root).is_symlink(), "the link belongs to the other variant, too"
     assert (root.hub / "models--owner--model/refs/main").read_text() == hub_server.REVISION
     other = "m" if is_half else "m@half"
-    assert {each.asked: each.state for each in inventory.held(root, known)}[other] == "whole"
-    remove.remove(root, known, other)
+    assert {cached.name: cached.state for cached in inventory.cached_models(root, both_pulled)}[other] == "whole"
+    remove.remove(root, both_pulled, other)
     assert [path.name for path in root.hub.iterdir() if path.name != ".locks"] == []
 
 
-def test_commit_of_another_revision_is_still_removed_by_its_name(root: Root, known: Manifest) -> None:
-    old = root.hub / "models--owner--model/snapshots" / ("2" * 40) / "x.json"
-    old.parent.mkdir()
-    old.write_text("x")
-    remove.remove(root, known, f"{REPO}@2222")
-    assert not old.exists()
-    with pytest.raises(SpecError, match="is what m is pinned to"):
-        remove.removal(root, known, f"{REPO}@1111")
+def test_unpinned_revision_is_removed_by_its_commit(root: Root, both_pulled: Manifest) -> None:
+    unpinned_file = root.hub / "models--owner--model/snapshots" / ("2" * 40) / "x.json"
+    unpinned_file.parent.mkdir()
+    unpinned_file.write_text("x")
+    remove.remove(root, both_pulled, f"{REPO}@2222")
+    assert not unpinned_file.exists()
+    with pytest.raises(SpecError, match="is the pinned revision of m"):
+        remove.removal(root, both_pulled, f"{REPO}@1111")
 
 
-def test_extra_that_is_part_of_an_entry_does_not_take_the_entry_along(root: Root, known: Manifest) -> None:
-    model = known.models["m"].model_copy(update={"extras": {"checker": []}})
-    changed = manifest.Manifest({**known.models, "m": model})
-    with pytest.raises(SpecError, match="are part of m, and go with it alone"):
+def test_removal_of_an_extra_that_is_part_of_the_entry_is_refused(root: Root, both_pulled: Manifest) -> None:
+    model = both_pulled.models["m"].model_copy(update={"extras": {"checker": []}})
+    changed = manifest.Manifest({**both_pulled.models, "m": model})
+    with pytest.raises(SpecError, match="are part of m and cannot be removed alone"):
         remove.removal(root, changed, "m+checker")
     assert len(names(root)) == 4
 
 
-def test_seed_serves_the_former_id_too(
-    root: Root, known: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_seed_serves_the_former_id(
+    root: Root, both_pulled: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it would serve is looked at where the server is made."""
+    """Replace the server by a function that records the models to serve."""
     from provision.models import seed_server
 
     served: list[str] = []
 
     def server(models: list[seed_server.ServedModel], *_: object) -> None:
-        served.extend(each.repo for each in models)
-        raise SpecError("enough")
+        served.extend(model.repo for model in models)
+        raise SpecError("end of the test")
 
     monkeypatch.setattr(seed_server, "server", server)
     root.marker.write_text('{"schema": 1, "id": "x"}')
     (tmp_path / "host.toml").write_text("models = []\n")
     argv = ["seed", "--root", str(root.path), "--host", str(tmp_path / "host.toml"), "--envs", str(tmp_path)]
-    assert "enough" in CliRunner().invoke(models_cli.app, argv).output
+    assert "end of the test" in CliRunner().invoke(models_cli.app, argv).output
     assert served == [REPO, OLD] * 2

@@ -1,4 +1,4 @@
-"""The names of models: entries, variants, extras, former names and the ids of repositories; and what they hold."""
+"""Tests the names of models (entries, variants, extras, former names, repository ids) and the shipped manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SD = "stable-diffusion-v1-5"
 
 
 @pytest.mark.parametrize(
-    ("asked", "name"),
+    ("requested", "name"),
     [
         (SD, SD),
         (f"{SD}/{SD}", SD),
@@ -38,14 +38,14 @@ SD = "stable-diffusion-v1-5"
         ("lllyasviel/sd-controlnet-canny", "sd-controlnet-canny"),
     ],
 )
-def test_every_name_of_a_model_leads_to_its_entry(asked: str, name: str) -> None:
-    assert SHIPPED.name(asked) == name
-    assert SHIPPED.pick(asked) == SHIPPED.pick(name)
+def test_every_name_of_a_model_selects_its_entry(requested: str, name: str) -> None:
+    assert SHIPPED.name(requested) == name
+    assert SHIPPED.pick(requested) == SHIPPED.pick(name)
     assert SHIPPED.name(name) == name
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "message"),
     [
         ("x", "unknown model 'x'; there is: ddpm-cat-256"),
         ("x@fp16", "unknown model 'x@fp16'"),
@@ -56,76 +56,79 @@ def test_every_name_of_a_model_leads_to_its_entry(asked: str, name: str) -> None
         ("", "unknown model ''"),
     ],
 )
-def test_unknown_name_is_an_error_that_lists_what_exists(asked: str, said: str) -> None:
-    with pytest.raises(SpecError, match=f"^{said}".replace("+", r"\+")):
-        SHIPPED.pick(asked)
+def test_error_of_an_unknown_name_lists_the_known_ones(requested: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"^{message}".replace("+", r"\+")):
+        SHIPPED.pick(requested)
 
 
-def test_repository_with_variants_alone_is_found_by_its_name(tmp_path: Path) -> None:
+def test_repository_without_a_plain_entry_is_found_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(entry('"m@fp16"', 'variant = "fp16"'))
-    known = manifest.load(tmp_path / "m.toml")
-    assert [known.name(asked) for asked in ("m", "o/m", "m@fp16")] == ["m@fp16"] * 3
+    models = manifest.load(tmp_path / "m.toml")
+    assert [models.name(requested) for requested in ("m", "o/m", "m@fp16")] == ["m@fp16"] * 3
 
 
-def test_own_entry_keeps_its_name_where_ours_has_it_as_a_former_one(tmp_path: Path) -> None:
+def test_name_of_a_users_entry_goes_before_a_former_name(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(entry(f"{SD}-fp32"))
-    known = manifest.load(ENVS / "models.toml", str(tmp_path / "mine.toml"))
-    assert known.pick(f"{SD}-fp32").repo == "o/m"
+    models = manifest.load(ENVS / "models.toml", str(tmp_path / "mine.toml"))
+    assert models.pick(f"{SD}-fp32").repo == "o/m"
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "said"),
+    ("name", "more", "message"),
     [
         ('"a+b"', "", "Rename it"),
         ('"a/b"', "", "Rename it"),
-        ('"m@fp16"', "", 'takes variant = "fp16"'),
-        ('"m@fp16"', 'variant = "bf16"', 'takes variant = "fp16"'),
+        ('"m@fp16"', "", 'requires variant = "fp16"'),
+        ('"m@fp16"', 'variant = "bf16"', 'requires variant = "fp16"'),
         ("m", 'aliases = ["../x"]', "aliases"),
         ("m", 'aliases = ["a/b/c"]', "aliases"),
     ],
 )
-def test_name_that_cannot_be_asked_for_is_refused(tmp_path: Path, name: str, more: str, said: str) -> None:
+def test_invalid_name_of_an_entry_is_refused(tmp_path: Path, name: str, more: str, message: str) -> None:
     (tmp_path / "m.toml").write_text(entry(name, more))
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         manifest.load(tmp_path / "m.toml")
 
 
 def entry(name: str, more: str = "") -> str:
+    """Return an entry of a manifest as TOML."""
     text = f'[{name}]\nrepo = "o/m"\nrevision = "{"1" * 40}"\nlicense = "mit"\narchitecture = "tiny-sd"\n{more}\n'
     return text + 'files = [{path = "model_index.json"}]\n'
 
 
 @pytest.mark.parametrize("name", list(SHIPPED.models))
-def test_entry_holds_one_file_of_weights_for_each_component_that_is_loaded(name: str) -> None:
-    """Those that `from_pretrained` takes by the entry's variant, and no others."""
+def test_entry_has_one_weights_file_for_each_loaded_component(name: str) -> None:
+    """`from_pretrained` loads exactly these files for the entry's variant."""
     model = SHIPPED.models[name]
     architecture = architectures.load(ENVS, model.architecture)
-    wanted = set()
-    for part in stand_ins.parts_of(model, architecture):
-        stem = "diffusion_pytorch_model" if architecture.classes[part][0] == "diffusers" else "model"
-        place = "" if architecture.is_flat else f"{part}/"
-        wanted.add(f"{place}{stem}{f'.{model.variant}' if model.variant else ''}.safetensors")
-        wanted.add(f"{place}config.json")
+    expected = set()
+    for component in stand_ins.parts_of(model, architecture):
+        stem = "diffusion_pytorch_model" if architecture.classes[component][0] == "diffusers" else "model"
+        prefix = "" if architecture.is_flat else f"{component}/"
+        expected.add(f"{prefix}{stem}{f'.{model.variant}' if model.variant else ''}.safetensors")
+        expected.add(f"{prefix}config.json")
     paths = {file.path for file in model.files}
     assert {
         path for path in paths if path.endswith((".safetensors", "/config.json")) or path == "config.json"
-    } == wanted
+    } == expected
     folders = {*architecture.tokenizers, *architecture.processors} if architecture.pipeline else set()
     assert folders <= {path.partition("/")[0] for path in paths}
     if "@" not in name:
-        assert architecture.beside <= stand_ins.parts_of(model, architecture), "from_pretrained(REPO) takes it as well"
+        assert architecture.optional <= stand_ins.parts_of(model, architecture), (
+            "from_pretrained(REPO) loads the optional components, too"
+        )
 
 
-def test_line_says_the_class_the_variant_and_what_is_left_out() -> None:
-    shown = {
-        name: load_line.line(model.repo, model, load_line.known(ENVS, model))
+def test_load_line_has_the_class_the_variant_and_the_omitted_components() -> None:
+    lines = {
+        name: load_line.line(model.repo, model, load_line.architecture_of(ENVS, model))
         for name in (*SHIPPED.models, f"{SD}@fp16+safety-checker")
         for model in (SHIPPED.pick(name),)
     }
     half = "torch_dtype=torch.float16"
     lean = f'DiffusionPipeline.from_pretrained("{SD}/{SD}", variant="fp16", {half}'
     xl = 'DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0"'
-    assert shown == {
+    assert lines == {
         "ddpm-cat-256": 'UNet2DModel.from_pretrained("google/ddpm-cat-256")',
         SD: f'DiffusionPipeline.from_pretrained("{SD}/{SD}", {half})',
         f"{SD}@fp16": f"{lean}, safety_checker=None)",
@@ -140,9 +143,9 @@ def test_line_says_the_class_the_variant_and_what_is_left_out() -> None:
     }
 
 
-def test_model_of_an_unknown_architecture_has_a_line_where_it_is_a_pipeline() -> None:
+def test_pipeline_of_an_unknown_architecture_has_a_load_line() -> None:
     model = SHIPPED.pick(SD).model_copy(update={"architecture": "none"})
-    assert load_line.known(ENVS, model) is None
+    assert load_line.architecture_of(ENVS, model) is None
     assert load_line.line("o/m", model, None) == 'DiffusionPipeline.from_pretrained("o/m", torch_dtype=torch.float16)'
-    alone = model.model_copy(update={"files": [file for file in model.files if "index" not in file.path]})
-    assert load_line.line("o/m", alone, None) is None
+    without_index = model.model_copy(update={"files": [file for file in model.files if "index" not in file.path]})
+    assert load_line.line("o/m", without_index, None) is None

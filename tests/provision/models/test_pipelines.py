@@ -1,4 +1,4 @@
-"""Real diffusers on real small pipelines: what was pulled, or built as a stand-in, is loaded with the network off."""
+"""Tests that real diffusers loads small pulled pipelines and stand-ins offline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.provision.tiny_pipelines import ENVS, model
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What a picture is: two steps of a pipeline from a seed, as a hash of its float pixels.
+# Prints the hash of the float pixels of one image for each pipeline: two steps from a fixed seed.
 DRAW = """
 import hashlib, json, sys
 import numpy, torch, diffusers
@@ -38,39 +38,42 @@ print(json.dumps([draw(where, **named) for where, named in json.loads(sys.argv[1
 """
 
 
-def draw(python: Path, *asked: tuple[object, dict[str, object]], **environ: str) -> list[str]:
-    argv = [str(python), "-c", DRAW, json.dumps([[str(where), named] for where, named in asked])]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: list[str] = json.loads(done.stdout)
-    return found
+def draw(python: Path, *pipelines: tuple[object, dict[str, object]], **environ: str) -> list[str]:
+    """Return the hash of one image for each (folder or id, arguments of from_pretrained)."""
+    argv = [str(python), "-c", DRAW, json.dumps([[str(model_id), options] for model_id, options in pipelines])]
+    completed = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    hashes: list[str] = json.loads(completed.stdout)
+    return hashes
 
 
 @pytest.fixture(scope="module")
 def saved(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of small pipelines that diffusers has saved."""
     return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="module")
 def before(saved: dict[str, Path], measured_python: Path) -> list[str]:
-    """The pictures of the pipelines as they were saved: sd, its fp16 variant, ddpm."""
+    """Return the image hashes of the pipelines as they were saved: sd, its fp16 variant, ddpm."""
     return draw(measured_python, (saved["sd"], {}), (saved["sd"], {"variant": "fp16"}), (saved["ddpm"], {}))
 
 
 def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
-    every = hub_server.files_of(folder)
+    """Return {path: content} of a saved pipeline with the weights of one variant."""
+    files = hub_server.files_of(folder)
     return {
         path: content
-        for path, content in every.items()
+        for path, content in files.items()
         if not path.endswith(".safetensors") or (".fp16." in path) == (variant is not None)
     }
 
 
 @pytest.mark.parametrize("fault", [None, Fault("/resolve/", cut=100_000)])
-def test_a_pulled_pipeline_draws_the_same_picture_offline(
+def test_pulled_pipeline_makes_the_same_image_offline(
     saved: dict[str, Path], before: list[str], measured_python: Path, root: Root, play: Any, fault: Fault | None
 ) -> None:
-    """Bit for bit, through whatever the wire did."""
+    """Compare every pixel, with and without broken connections."""
     entries = {
         "tiny-sd": ("owner/tiny-sd", sd_files(saved["sd"], None), None),
         "tiny-half": ("owner/tiny-half", sd_files(saved["sd"], "fp16"), "fp16"),
@@ -79,119 +82,133 @@ def test_a_pulled_pipeline_draws_the_same_picture_offline(
     played = hub_server.start(play, "owner/none", {}, *([fault] if fault else []))
     text = ""
     for name, (repo, files, variant) in entries.items():
-        every = hub_server.files_of(saved["sd"]) if "ddpm" not in name else files
-        hub_server.add(played, repo, every)
+        repo_files = hub_server.files_of(saved["sd"]) if "ddpm" not in name else files
+        hub_server.add(played, repo, repo_files)
         text += hub_server.manifest_entry(name, repo, files, variant=variant)
     (root.path / "models.toml").write_text(text)
-    known = manifest.load(root.path / "models.toml")
+    models = manifest.load(root.path / "models.toml")
     for name in entries:
-        work = Pull(root, name, known.pick(name), Hubs(root, {"HF_ENDPOINT": played.url}))
-        work.run(work.plan(), lambda *_: None)
+        pull = Pull(root, name, models.pick(name), Hubs(root, {"HF_ENDPOINT": played.url}))
+        pull.run(pull.plan(), lambda *_: None)
     played.close()
-    named: dict[str, object] = {"cache_dir": str(root.hub)}
-    half: dict[str, object] = {**named, "variant": "fp16"}
-    drawn = draw(
+    options: dict[str, object] = {"cache_dir": str(root.hub)}
+    half: dict[str, object] = {**options, "variant": "fp16"}
+    hashes = draw(
         measured_python,
-        ("owner/tiny-sd", named),
+        ("owner/tiny-sd", options),
         ("owner/tiny-half", half),
-        ("owner/tiny-ddpm", named),
+        ("owner/tiny-ddpm", options),
         HF_HUB_OFFLINE="1",
     )
-    assert drawn == before
-    assert len(set(drawn)) == 3
+    assert hashes == before
+    assert len(set(hashes)) == 3
 
 
-def test_a_stand_in_draws_and_cannot_be_mistaken(measured_python: Path, root: Root) -> None:
-    """Of an architecture that nobody has recorded."""
+def test_stand_in_makes_an_image_and_has_its_own_id(measured_python: Path, root: Root) -> None:
+    """Its architecture has no recorded description."""
     snapshot = stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, measured_python)
     assert snapshot.parent.parent.name == "models--stand-in--tiny"
     assert "NOT owner/x" in (snapshot / "README.md").read_text()
-    again = Root(root.path / "again")
-    again.hub.mkdir(parents=True)
-    other = stand_ins.build(again, "tiny", model("tiny-sdxl"), ENVS, measured_python)
-    assert other.name == snapshot.name, "the same seed makes the same bytes anywhere"
-    named: dict[str, object] = {"cache_dir": str(root.hub)}
-    one, two = draw(measured_python, ("stand-in/tiny", named), (other, {}), HF_HUB_OFFLINE="1")
-    assert one == two
+    other_root = Root(root.path / "again")
+    other_root.hub.mkdir(parents=True)
+    rebuilt = stand_ins.build(other_root, "tiny", model("tiny-sdxl"), ENVS, measured_python)
+    assert rebuilt.name == snapshot.name, "the same seed gives the same bytes on every host"
+    options: dict[str, object] = {"cache_dir": str(root.hub)}
+    offline_image, rebuilt_image = draw(measured_python, ("stand-in/tiny", options), (rebuilt, {}), HF_HUB_OFFLINE="1")
+    assert offline_image == rebuilt_image
     assert not list(root.hub.glob(".firstlight-*"))
 
 
-def test_what_show_says_of_a_stand_in_is_what_the_architecture_says(measured_python: Path, root: Root) -> None:
-    built = model("tiny-sd", "fp16")
-    told = pipeline_info.read(root.path, built, ENVS)
-    snapshot = stand_ins.build(root, "tiny", built, ENVS, measured_python)
-    read = pipeline_info.read(snapshot, built, ENVS)
-    assert (told.read_from, read.read_from) == ("the architecture", "the cache")
-    assert told.pipeline == read.pipeline == "StableDiffusionPipeline"
-    assert told.scheduler is not None
-    assert read.scheduler is not None
-    assert told.scheduler[0] == read.scheduler[0] == "PNDMScheduler"
-    one, two = (
-        {each.name: (each.kind, each.parameters, each.dtype) for each in found.components} for found in (told, read)
+def test_components_of_a_stand_in_equal_those_of_its_architecture(measured_python: Path, root: Root) -> None:
+    entry = model("tiny-sd", "fp16")
+    declared = pipeline_info.read(root.path, entry, ENVS)
+    snapshot = stand_ins.build(root, "tiny", entry, ENVS, measured_python)
+    built_structure = pipeline_info.read(snapshot, entry, ENVS)
+    assert (declared.read_from, built_structure.read_from) == ("the architecture", "the cache")
+    assert declared.pipeline == built_structure.pipeline == "StableDiffusionPipeline"
+    assert declared.scheduler is not None
+    assert built_structure.scheduler is not None
+    assert declared.scheduler[0] == built_structure.scheduler[0] == "PNDMScheduler"
+    declared_components, built_components = (
+        {component.name: (component.kind, component.parameters, component.dtype) for component in structure.components}
+        for structure in (declared, built_structure)
     )
-    assert one == two
-    assert not read.faults
+    assert declared_components == built_components
+    assert not built_structure.faults
 
 
-def test_every_architecture_has_the_parameters_that_it_tells(measured_python: Path) -> None:
-    """Counted by the real classes on the meta device; and each model of the manifest has its architecture."""
+def test_every_architecture_has_its_declared_number_of_parameters(measured_python: Path) -> None:
+    """Count the parameters of the real classes on the meta device; also check that each model has its architecture."""
     script = (
         "import json, sys, torch, diffusers, transformers\n"
         "from diffusers.pipelines import stable_diffusion\n"
         "def count(library, kind, config):\n"
         "    with torch.device('meta'):\n"
-        "        if library == 'diffusers': made = getattr(diffusers, kind)(**config)\n"
+        "        if library == 'diffusers': model = getattr(diffusers, kind)(**config)\n"
         "        else:\n"
         "            cls = getattr({'transformers': transformers}.get(library, stable_diffusion), kind)\n"
-        "            made = cls(cls.config_class(**config))\n"
-        "    return sum(each.numel() for each in made.parameters())\n"
+        "            model = cls(cls.config_class(**config))\n"
+        "    return sum(tensor.numel() for tensor in model.parameters())\n"
         "print(json.dumps([count(*row) for row in json.loads(sys.stdin.read())]))\n"
     )
-    known = [architectures.load(ENVS, file.stem) for file in sorted((ENVS / "architectures").glob("*.json"))]
-    rows = [(each.name, part, *each.classes[part], each.configs[part]) for each in known for part in each.classes]
-    done = subprocess.run(
+    known_architectures = [
+        architectures.load(ENVS, file.stem) for file in sorted((ENVS / "architectures").glob("*.json"))
+    ]
+    rows = [
+        (architecture.name, part, *architecture.classes[part], architecture.configs[part])
+        for architecture in known_architectures
+        for part in architecture.classes
+    ]
+    completed = subprocess.run(
         [str(measured_python), "-I", "-c", script, stand_in_worker.__file__],
         input=json.dumps([row[2:] for row in rows]),
         capture_output=True,
         text=True,
         check=True,
     )
-    counted = {row[:2]: count for row, count in zip(rows, json.loads(done.stdout), strict=True)}
-    assert counted == {(each.name, part): count for each in known for part, count in each.parameters.items()}
-    named = {each.architecture for each in manifest.load(ENVS / "models.toml").models.values()}
-    assert named <= {each.name for each in known}
+    counted = {row[:2]: count for row, count in zip(rows, json.loads(completed.stdout), strict=True)}
+    assert counted == {
+        (architecture.name, part): count
+        for architecture in known_architectures
+        for part, count in architecture.parameters.items()
+    }
+    used = {architecture.architecture for architecture in manifest.load(ENVS / "models.toml").models.values()}
+    assert used <= {architecture.name for architecture in known_architectures}
 
 
-def test_shipped_records_say_what_the_real_classes_say(measured_python: Path) -> None:
-    """Where this fails after a lock changed, run provision.models.record_architecture, as its docstring says."""
-    names = sorted(file.stem for file in architectures.recorded(ENVS, "x").parent.glob("*.json"))
-    assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= set(names), "the first setup builds these"
-    known = {name: architectures.load(ENVS, name) for name in names}
+def test_shipped_descriptions_equal_those_of_the_real_classes(measured_python: Path) -> None:
+    """If this fails after a lock file has changed, run provision.models.record_architecture as its docstring shows."""
+    names = sorted(file.stem for file in architectures.recorded_path(ENVS, "x").parent.glob("*.json"))
+    assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= set(names), "the first setup builds these stand-ins"
+    known_architectures = {name: architectures.load(ENVS, name) for name in names}
     script = (
         "import json, runpy, sys; describe = runpy.run_path(sys.argv[1])['describe']\n"
-        "print(json.dumps([describe(**each) for each in json.loads(sys.stdin.read())]))\n"
+        "print(json.dumps([describe(**request) for request in json.loads(sys.stdin.read())]))\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [str(measured_python), "-I", "-c", script, stand_in_worker.__file__],
-        input=json.dumps([each.request for each in known.values()]),
+        input=json.dumps([architecture.request for architecture in known_architectures.values()]),
         capture_output=True,
         text=True,
         check=True,
     )
-    told = dict(zip(names, json.loads(done.stdout), strict=True))
-    assert {name: {**(each.description or {}), "diffusers": ""} for name, each in known.items()} == {
-        name: {**each, "diffusers": ""} for name, each in told.items()
-    }
+    descriptions = dict(zip(names, json.loads(completed.stdout), strict=True))
+    assert {
+        name: {**(architecture.description or {}), "diffusers": ""}
+        for name, architecture in known_architectures.items()
+    } == {name: {**description, "diffusers": ""} for name, description in descriptions.items()}
 
 
-def test_a_stand_in_that_cannot_be_built_says_why(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FirstlightError, match="is not there: a stand-in takes an environment"):
+def test_failed_build_of_a_stand_in_gives_the_reason(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FirstlightError, match="does not exist: a stand-in needs an environment"):
         stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, layout.interpreter(tmp_path))
-    with pytest.raises(FirstlightError, match="nothing is known of the architecture 'x'"):
+    with pytest.raises(FirstlightError, match="the architecture 'x' is unknown"):
         stand_ins.build(root, "tiny", model("x"), ENVS, layout.interpreter(tmp_path))
-    bare = tmp_path / "python"
-    bare.write_text("#!/bin/sh\necho 'ModuleNotFoundError: diffusers' >&2; exit 1\n")
-    bare.chmod(0o755)
-    with pytest.raises(FirstlightError, match=r"could not be built by .*ModuleNotFoundError"):
-        stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, bare)
+    failing_python = tmp_path / "python"
+    failing_python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: diffusers' >&2; exit 1\n")
+    failing_python.chmod(0o755)
+    with pytest.raises(FirstlightError, match=r"could not build the stand-in of .*ModuleNotFoundError"):
+        stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, failing_python)
     assert [path.name for path in root.hub.iterdir()] == [".locks"], "nothing is left behind"

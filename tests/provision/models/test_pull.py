@@ -1,4 +1,4 @@
-"""A model's pull over loopback: every fault ends in the right model or the right message, and loses nothing."""
+"""Tests pulls from a loopback hub with faults: each ends in the right files or the right error."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ class TestFaults:
         ids=[
             "cut every 100 kB",
             "429 with Retry-After",
-            "429 without",
+            "429 without Retry-After",
             "500",
             "503 with a date",
             "429 for the listing",
             "503 for the listing",
             "slow",
             "stalls",
-            "truncated under a right length",
+            "shorter than its declared length",
             "no ranges",
-            "no ranges and cut",
+            "no ranges and cut off",
         ],
     )
-    def test_what_passes_is_sat_out(self, root: Root, play: Any, fault: Fault) -> None:
+    def test_temporary_fault_is_retried_until_the_pull_is_complete(self, root: Root, play: Any, fault: Fault) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
         run(work)
         assert is_whole(work)
-        assert not list(work.folder.rglob("*.firstlight-*")), "nothing is left behind"
+        assert not list(work.folder.rglob("*.firstlight-*")), "no partial file is left"
 
     @pytest.mark.parametrize(
-        ("fault", "said"),
+        ("fault", "reason"),
         [
             (Fault(WEIGHTS, flip=True), "it sent content with sha256"),
             (Fault(WEIGHTS, body=b"<html>login</html>"), "pinned are 3,000,000"),
@@ -83,28 +83,30 @@ class TestFaults:
             (Fault("", status=404, headers={"X-Error-Code": "RevisionNotFound"}), "does not have the pinned revision"),
             (Fault("", status=401, headers={"X-Error-Code": "GatedRepo"}), "is gated.*Accept its terms"),
             (Fault("", status=403), "is gated"),
-            (Fault(WEIGHTS, status=401, headers={"X-Error-Code": "GatedRepo"}), "is gated.*no token is sent"),
+            (Fault(WEIGHTS, status=401, headers={"X-Error-Code": "GatedRepo"}), "is gated.*no token was sent"),
             (Fault(WEIGHTS, status=403, headers={"X-Error-Code": "GatedRepo"}), "is gated"),
-            (Fault("/tree/", body=b"<html>login</html>"), "does not answer as a hub"),
+            (Fault("/tree/", body=b"<html>login</html>"), "sent an invalid response for"),
             (Fault("/tree/", status=418), "answers 418"),
         ],
     )
-    def test_what_does_not_pass_is_said(self, root: Root, play: Any, fault: Fault, said: str) -> None:
+    def test_permanent_fault_is_an_error_with_its_reason(
+        self, root: Root, play: Any, fault: Fault, reason: str
+    ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
-        with pytest.raises(FirstlightError, match=said) as caught:
+        with pytest.raises(FirstlightError, match=reason) as raised:
             run(work)
-        assert "hf_" not in str(caught.value)
+        assert "hf_" not in str(raised.value)
         assert not (work.snapshot / WEIGHTS).exists()
         assert work.look(Depth.SIZE)[2].state == "missing"
 
-    def test_a_listing_of_another_size_or_hash_is_not_followed(self, root: Root, play: Any) -> None:
+    def test_listing_with_another_size_or_hash_stops_the_pull(self, root: Root, play: Any) -> None:
         for changes in ({"size": 5}, {"oid": "2" * 40}):
             played = hub_server.start(play, REPO, FILES, **changes)
-            with pytest.raises(FirstlightError, match="It was not fetched"):
+            with pytest.raises(FirstlightError, match="The file was not fetched"):
                 run(pull_of(root, played.url))
             assert not gets(played, "/resolve/")
 
-    def test_names_that_lead_out_are_never_asked_for(self, root: Root, play: Any) -> None:
+    def test_paths_outside_of_the_snapshot_are_never_requested(self, root: Root, play: Any) -> None:
         files = {**FILES, "../../../evil.json": b"{}", "unet/../../x.json": b"{}"}
         played = hub_server.start(play, REPO, files)
         work = pull_of(root, played.url)
@@ -112,17 +114,17 @@ class TestFaults:
         assert is_whole(work)
         assert not any("evil" in path or "/x.json" in path for path in played.paths)
 
-    def test_dead_data_hosts_of_xet_are_not_asked(self, root: Root, play: Any) -> None:
+    def test_data_hosts_of_xet_are_not_contacted(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, xetHash="9" * 64)
-        dead = '<http://127.0.0.1:9/cas>; rel="xet-reconstruction-info", <http://127.0.0.1:9/a>; rel="xet-auth"'
+        unreachable = '<http://127.0.0.1:9/cas>; rel="xet-reconstruction-info", <http://127.0.0.1:9/a>; rel="xet-auth"'
         for path in played.headers:
             if "/resolve/" in path:
-                played.headers[path] |= {"X-Xet-Hash": "9" * 64, "Link": dead}
+                played.headers[path] |= {"X-Xet-Hash": "9" * 64, "Link": unreachable}
         work = pull_of(root, played.url)
         run(work)
         assert is_whole(work)
 
-    def test_where_no_hub_answers_any_more_the_links_are_made_all_the_same(
+    def test_links_are_made_even_if_huggingface_hub_cannot_list_the_snapshot(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         played = hub_server.start(play, REPO, FILES)
@@ -133,31 +135,31 @@ class TestFaults:
         assert (work.folder / "refs/main").read_text() == REVISION
         assert not (work.snapshot / WEIGHTS).readlink().is_absolute()
 
-    def test_the_client_asks_for_no_weights(self, root: Root, play: Any) -> None:
+    def test_huggingface_hub_requests_no_weights(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         assert gets(played, WEIGHTS) == 1
         assert gets(played, "vae/model.safetensors") == 1
 
-    def test_two_mirrors_share_a_file_by_its_hash(self, root: Root, play: Any) -> None:
+    def test_second_mirror_resumes_the_file_of_the_first(self, root: Root, play: Any) -> None:
         from provision.mirrors import record
         from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
 
         first = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, cut=1_000_000, times=1), Fault(WEIGHTS, status=404))
         second = hub_server.start(play, REPO, FILES)
-        named = (MirrorSource("one", first.url), MirrorSource("two", second.url))
-        record.write(root, MirrorRecord({"hf": MirrorChoice("auto", named, "")}))
+        sources = (MirrorSource("one", first.url), MirrorSource("two", second.url))
+        record.write(root, MirrorRecord({"hf": MirrorChoice("auto", sources, "")}))
         path = root.path / "models.toml"
         path.write_text(hub_server.manifest_entry("m", REPO, FILES))
         work = Pull(root, "m", manifest.load(path).pick("m"), Hubs(root, {}))
         run(work)
         assert is_whole(work)
-        asked = [headers.get("Range") for path, headers in second.seen if WEIGHTS in path and "Range" in headers]
-        assert "bytes=1000000-" in asked
+        ranges = [headers.get("Range") for path, headers in second.seen if WEIGHTS in path and "Range" in headers]
+        assert "bytes=1000000-" in ranges
 
 
 class TestResume:
-    def test_a_partial_of_an_earlier_run_is_gone_on_with(self, root: Root, play: Any) -> None:
+    def test_partial_file_of_an_earlier_run_is_resumed(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
@@ -169,7 +171,7 @@ class TestResume:
         assert is_whole(work)
         assert work.arrived == plan.bytes_wanted
 
-    def test_a_wrong_partial_costs_its_bytes_and_no_more(self, root: Root, play: Any) -> None:
+    def test_wrong_partial_file_is_replaced(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
         part.parent.mkdir(parents=True)
@@ -177,62 +179,66 @@ class TestResume:
         run(work)
         assert is_whole(work)
 
-    def test_only_what_is_corrupt_is_fetched_again(self, root: Root, play: Any) -> None:
+    def test_only_the_corrupt_file_is_downloaded_again(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         run(work)
         blob = (work.snapshot / WEIGHTS).resolve()
-        harmed = bytearray(FILES[WEIGHTS])
-        harmed[77] ^= 1
-        blob.write_bytes(harmed)
+        corrupt = bytearray(FILES[WEIGHTS])
+        corrupt[77] ^= 1
+        blob.write_bytes(corrupt)
         played.requests.clear()
         run(work)
         assert is_whole(work)
         assert (gets(played, WEIGHTS), gets(played, "vae/model.safetensors")) == (1, 0)
-        assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(harmed), "nothing is deleted"
+        assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(corrupt), "the corrupt file is kept"
 
-    def test_what_is_whole_asks_nobody(self, root: Root, play: Any) -> None:
+    def test_complete_model_makes_no_request(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         played.requests.clear()
         assert pull_of(root, played.url).plan().is_done
         assert not played.requests
 
-    def test_killed_at_a_hundred_moments(self, root: Root, play: Any, tmp_path: Path) -> None:
-        """Real kills of a real pull; whoever comes next goes on, and in the end every byte is right."""
+    def test_pull_killed_a_hundred_times_is_completed_by_the_next_run(
+        self, root: Root, play: Any, tmp_path: Path
+    ) -> None:
+        """Kill real processes after a random number of bytes; no received byte is lost."""
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
-        chance = random.Random(3)  # noqa: S311 (it chooses where to kill)
+        generator = random.Random(3)  # noqa: S311 (it selects when to kill)
         kills = 0
         while kills < 100:
-            before = sum(path.stat().st_size for path in work.folder.rglob("blobs/*"))
+            bytes_before = sum(path.stat().st_size for path in work.folder.rglob("blobs/*"))
             if os.fork() == 0:
-                _killed_after(work, chance.randrange(1, 120_000) if kills % 10 else chance.randrange(1, 30))
+                _killed_after(work, generator.randrange(1, 120_000) if kills % 10 else generator.randrange(1, 30))
             _, status = os.wait()
             if not os.WIFSIGNALED(status):
                 assert is_whole(work)
                 for path in work.folder.rglob("*"):
                     if path.is_symlink() or path.is_file():
                         path.unlink()
-                chance.random()
+                generator.random()
                 continue
-            chance.random()
+            generator.random()
             kills += 1
-            assert sum(path.stat().st_size for path in work.folder.rglob("blobs/*")) >= before, "no byte is lost"
+            assert sum(path.stat().st_size for path in work.folder.rglob("blobs/*")) >= bytes_before, (
+                "no received byte is lost"
+            )
             assert all(state.state in {"ok", "missing"} for state in work.look(Depth.HASH))
         run(work)
         assert is_whole(work)
         assert not list(work.folder.rglob("*.firstlight-*"))
 
 
-# What changes a file system, by the names that the interpreter itself gives these acts (sys.audit).
-ACTS = {f"os.{act}" for act in ("rename", "mkdir", "remove", "rmdir", "symlink", "link", "chmod", "truncate")}
-EVERY = [pytest.param(3, id="every third"), pytest.param(1, id="all", marks=pytest.mark.long)]
+# The audit events of changes of a file system (source: Python's table of audit events).
+CHANGES = {f"os.{change}" for change in ("rename", "mkdir", "remove", "rmdir", "symlink", "link", "chmod", "truncate")}
+STRIDES = [pytest.param(3, id="every third write"), pytest.param(1, id="every write", marks=pytest.mark.long)]
 
 
-@pytest.mark.parametrize("stride", EVERY)
-def test_killed_before_every_act(root: Root, play: Any, stride: int) -> None:
-    """The plan, the locks, the blobs, the links, the listing and the refs: each act is the last one once."""
+@pytest.mark.parametrize("stride", STRIDES)
+def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, play: Any, stride: int) -> None:
+    """Kill the process before each write once: of the plan, locks, blobs, links, listing and refs."""
     played = hub_server.start(play, REPO, FILES)
     number = 0
     while True:
@@ -247,26 +253,26 @@ def test_killed_before_every_act(root: Root, play: Any, stride: int) -> None:
                 os._exit(1)
         _, status = os.wait()
         assert all(state.state in {"ok", "missing"} for state in work.look(Depth.HASH)), number
-        again = pull_of(root, played.url, pinned=False, trust=True)
-        run(again)
-        assert is_whole(again), number
-        assert (again.folder / "refs/main").read_text() == REVISION
-        assert not list(again.folder.rglob("*.firstlight-*")), number
+        next_pull = pull_of(root, played.url, pinned=False, trust=True)
+        run(next_pull)
+        assert is_whole(next_pull), number
+        assert (next_pull.folder / "refs/main").read_text() == REVISION
+        assert not list(next_pull.folder.rglob("*.firstlight-*")), number
         if not os.WIFSIGNALED(status):
             assert os.WEXITSTATUS(status) == 0
             break
-        shutil.rmtree(again.folder)
+        shutil.rmtree(next_pull.folder)
         root.model_pins.unlink()
-    assert number > 30, "hardly an act was seen"
+    assert number > 30, "almost no write was observed"
 
 
 def _killed_before(number: int) -> None:
-    """Die before the nth act that changes a file system, or opens a file to write."""
+    """Kill this process before its n-th change of a file system; opening a file for writing counts."""
     left = [number]
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in ACTS or writes:
+        if event in CHANGES or writes:
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -275,49 +281,52 @@ def _killed_before(number: int) -> None:
 
 
 def _killed_after(work: Pull, count: int) -> None:
-    """In a forked process: pull in small pieces, and die once so many bytes have come."""
+    """Run a pull in small blocks in a forked process, and kill the process after so many bytes."""
     from provision.net import body
 
     body._BLOCK = 1 << 14
     left = [count]
 
-    def told(_: str, arrived: int) -> None:
+    def count_down(_: str, arrived: int) -> None:
         left[0] -= arrived
         if left[0] <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        work.run(work.plan(), told)
+        work.run(work.plan(), count_down)
         os._exit(0)
     except BaseException:
         os._exit(1)
 
 
-def test_two_pulls_at_once_fetch_each_byte_once(root: Root, play: Any) -> None:
+def test_two_parallel_pulls_download_each_byte_once(root: Root, play: Any) -> None:
     played = hub_server.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=4_000_000))
-    works = [pull_of(root, played.url) for _ in range(2)]
-    plans = [work.plan() for work in works]
+    pulls = [pull_of(root, played.url) for _ in range(2)]
+    plans = [one_pull.plan() for one_pull in pulls]
     threads = [
-        threading.Thread(target=work.run, args=(plan, lambda *_: None)) for work, plan in zip(works, plans, strict=True)
+        threading.Thread(target=one_pull.run, args=(plan, lambda *_: None))
+        for one_pull, plan in zip(pulls, plans, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert is_whole(works[0])
-    assert sum(work.arrived for work in works) == sum(len(content) for content in FILES.values())
+    assert is_whole(pulls[0])
+    assert sum(one_pull.arrived for one_pull in pulls) == sum(len(content) for content in FILES.values())
     assert gets(played, WEIGHTS) == 1
 
 
 class TestRefusals:
-    def test_what_does_not_fit_is_not_begun(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pull_without_enough_space_downloads_nothing(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         played = hub_server.start(play, REPO, FILES)
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(3_500_000))
         with pytest.raises(BlockedError, match="3,500,000 bytes are free, 3,7"):
             run(pull_of(root, played.url))
         assert not gets(played, "/resolve/")
 
-    def test_a_disk_that_fills_keeps_what_arrived(self, small_disk: Path, play: Any) -> None:
+    def test_full_disk_keeps_the_received_part(self, small_disk: Path, play: Any) -> None:
         root = Root(small_disk / "root")
         root.state.mkdir(parents=True)
         root.hub.mkdir(parents=True)
@@ -331,7 +340,7 @@ class TestRefusals:
         run(work)
         assert is_whole(work)
 
-    def test_an_interrupt_ends_at_once_and_the_next_pull_goes_on(self, root: Root, play: Any) -> None:
+    def test_interrupt_ends_the_pull_at_once_and_the_next_one_resumes(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, stall_at=1_000_000))
         work = pull_of(root, played.url)
         script = (
@@ -343,28 +352,30 @@ class TestRefusals:
             "spec = manifest.load(root.path / 'models.toml').pick('m')\n"
             "work = Pull(root, 'm', spec, Hubs(root, {'HF_ENDPOINT': sys.argv[3]}))\n"
             "count = [0]\n"
-            "def told(path, arrived):\n"
+            "def report(path, arrived):\n"
             "    count[0] += arrived if 'unet/model' in path else 0\n"
             "    if count[0] >= 1_000_000: _thread.interrupt_main()\n"
-            "work.run(work.plan(), told)\n"
+            "work.run(work.plan(), report)\n"
         )
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-c", script, str(CHECKOUT), str(root.path), played.url],
             capture_output=True,
             timeout=600,
             check=False,
         )
-        assert b"KeyboardInterrupt" in done.stderr
+        assert b"KeyboardInterrupt" in completed.stderr
         assert [path.stat().st_size for path in (work.folder / "blobs").glob(f"*{pull.PART}")] == [1_000_000]
         played.faults.clear()
         run(work)
         assert is_whole(work)
 
-    def test_gated_and_absent_are_told_apart(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_token_without_access_is_an_access_error(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         played = hub_server.start(play, REPO, FILES, Fault("", status=403, headers={"X-Error-Code": "GatedRepo"}))
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
-        with pytest.raises(AccessError, match="the token that you gave does not have it"):
+        with pytest.raises(AccessError, match="the token has no access to it"):
             run(pull_of(root, played.url))
 
 
@@ -373,7 +384,7 @@ class _Usage:
         self.free = free
 
 
-def test_the_listing_for_others_can_be_read_by_others(root: Root, play: Any) -> None:
+def test_stored_listing_is_readable_for_all_users(root: Root, play: Any) -> None:
     work = pull_of(root, hub_server.start(play, REPO, FILES).url)
     run(work)
     trees = list((work.folder / "trees").glob("*.json"))

@@ -1,4 +1,4 @@
-"""What a pull finds in a cache that others use too: their locks, refs and races; and secrets that stay ours."""
+"""Tests pulls in a cache that other processes and users share (locks, refs, races), and the secrecy of tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from provision.mirrors import official as official_hub
 from provision.models import blob_lock, manifest, snapshots, stand_ins, step
 from provision.models.hub_client import Hub, is_host
 from provision.models.hubs import Hubs
-from provision.models.inventory import others
+from provision.models.inventory import unlisted
 from provision.models.remove import removal, remove
 from tests.conftest import CHECKOUT
 from tests.provision import hub_server
@@ -39,8 +39,8 @@ OLD = "2" * 40
 
 
 class TestLocks:
-    @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC], ids=["not ours", "no space"])
-    def test_a_lock_that_cannot_be_had_is_a_fault_and_nothing_is_taken_unverified(
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC], ids=["no permission", "no space"])
+    def test_lock_that_cannot_be_created_stops_the_pull(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:
         def refuse(self: blob_lock.BlobLock) -> bool:
@@ -56,25 +56,25 @@ class TestLocks:
         assert not gets(played, "/resolve/")
         assert not list(work.snapshot.rglob("*.json"))
 
-    def test_waiting_for_another_process_is_said_once(self, root: Root, play: Any) -> None:
+    def test_wait_for_another_process_is_reported_once(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         plan = work.plan()
-        name = next(each.listed.blob for each in plan.needed if each.file.path == WEIGHTS)
-        held = blob_lock.BlobLock(root.hub_in_use / ".locks" / work.spec.folder / f"{name}.lock")
-        assert held.take()
-        told: list[str] = []
+        name = next(target.listed.blob for target in plan.needed if target.file.path == WEIGHTS)
+        lock = blob_lock.BlobLock(root.hub_in_use / ".locks" / work.spec.folder / f"{name}.lock")
+        assert lock.take()
+        messages: list[str] = []
 
-        def tell(text: str) -> None:
-            told.append(text)
-            held.release()
+        def release_lock(text: str) -> None:
+            messages.append(text)
+            lock.release()
 
-        work.health.tell = tell
+        work.health.tell = release_lock
         work.run(plan, lambda *_: None)
         assert is_whole(work)
-        assert told == [f"{WEIGHTS} is being fetched by another process; waiting for it"]
+        assert messages == [f"{WEIGHTS} is being downloaded by another process; waiting for it"]
 
-    def test_records_of_two_processes_are_both_kept(self, root: Root, play: Any) -> None:
+    def test_records_of_two_parallel_processes_are_both_kept(self, root: Root, play: Any) -> None:
         script = (
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\n"
@@ -82,30 +82,31 @@ class TestLocks:
             "from provision.models.hub_client import ListedFile\n"
             "from provision.core.layout import Root\n"
             "from types import SimpleNamespace\n"
-            "root, me = Root(Path(sys.argv[2])), sys.argv[3]\n"
+            "root, prefix = Root(Path(sys.argv[2])), sys.argv[3]\n"
             "for number in range(25):\n"
-            "    spec = SimpleNamespace(repo=f'owner/{me}{number}', revision='1' * 40)\n"
+            "    spec = SimpleNamespace(repo=f'owner/{prefix}{number}', revision='1' * 40)\n"
             "    pins.keep(root, spec, [ListedFile('a.json', 1, '3' * 40)], 'official')\n"
-            "    models.record(root, f'{me}{number}', 'silent')\n"
+            "    models.record(root, f'{prefix}{number}', 'silent')\n"
         )
-        running = [
+        processes = [
             subprocess.Popen([sys.executable, "-c", script, str(CHECKOUT), str(root.path), name]) for name in "ab"
         ]
-        assert [each.wait() for each in running] == [0, 0]
+        assert [process.wait() for process in processes] == [0, 0]
         assert len(step.recorded(root)) == 50
         assert root.model_pins.read_text().count('"from"') == 50
 
-    def test_another_user_may_pull_what_is_whole(self, root: Root, play: Any, tmp_path: Path) -> None:
+    def test_pull_of_a_complete_model_writes_nothing(self, root: Root, play: Any, tmp_path: Path) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
-        before = {path: path.lstat().st_mtime_ns for path in work.folder.rglob("*")}
-        again = pull_of(root, "http://127.0.0.1:9")
-        again.run(again.plan(), lambda *_: None)
-        assert {path: path.lstat().st_mtime_ns for path in work.folder.rglob("*")} == before, "no write"
+        mtimes = {path: path.lstat().st_mtime_ns for path in work.folder.rglob("*")}
+        next_pull = pull_of(root, "http://127.0.0.1:9")
+        next_pull.run(next_pull.plan(), lambda *_: None)
+        assert {path: path.lstat().st_mtime_ns for path in work.folder.rglob("*")} == mtimes, "nothing was written"
 
 
 class TestMain:
-    def other(self, work: Any) -> None:
+    def add_older_commit(self, work: Any) -> None:
+        """Add another commit to the repository, to which main is set."""
         snapshot = work.folder / "snapshots" / OLD
         snapshot.mkdir(parents=True)
         (work.folder / "refs").mkdir(exist_ok=True)
@@ -115,24 +116,24 @@ class TestMain:
         blob.write_bytes(b"old")
         (snapshot / "old.json").symlink_to(blob)
 
-    def test_what_we_have_named_moves_with_the_manifest(self, root: Root, play: Any) -> None:
+    def test_main_that_firstlight_has_set_follows_the_manifest(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
-        self.other(work)
+        self.add_older_commit(work)
         (work.folder / "firstlight-main").write_text(OLD)
         run(work)
         assert (work.folder / "refs/main").read_text() == REVISION
 
-    def test_what_somebody_else_has_named_stays_and_is_said(self, root: Root, play: Any) -> None:
+    def test_main_that_another_program_has_set_stays_with_a_note(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
-        self.other(work)
+        self.add_older_commit(work)
         run(work)
         assert (work.folder / "refs/main").read_text() == OLD
-        assert work.notes == [
-            "refs/main names 2222222, which is here too: what names no revision loads that; ours is revision=1111111…"
-        ]
+        (note,) = work.notes
+        assert note.startswith("refs/main is 2222222, which is present too")
+        assert note.endswith("To load the pulled files: revision=1111111…")
 
     @pytest.mark.parametrize("text", ["", "no commit", "3" * 40])
-    def test_a_dead_one_is_named_anew(self, root: Root, play: Any, text: str) -> None:
+    def test_invalid_main_is_replaced(self, root: Root, play: Any, text: str) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         (work.folder / "refs").mkdir(parents=True)
         (work.folder / "refs/main").write_text(text)
@@ -141,60 +142,61 @@ class TestMain:
 
 
 class TestRemoval:
-    def known(self, root: Root) -> manifest.Manifest:
+    def manifest_of(self, root: Root) -> manifest.Manifest:
+        """Return the manifest of a root."""
         return manifest.load(root.path / "models.toml")
 
-    def test_an_older_commit_is_listed_and_can_go(self, root: Root, play: Any) -> None:
+    def test_older_commit_is_listed_and_can_be_removed(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
-        TestMain().other(work)
+        TestMain().add_older_commit(work)
         run(work)
         name = f"{REPO}@{OLD[:12]}"
-        assert others(root, self.known(root)) == {name: 3}
-        remove(root, self.known(root), name)
+        assert unlisted(root, self.manifest_of(root)) == {name: 3}
+        remove(root, self.manifest_of(root), name)
         assert not (work.folder / "snapshots" / OLD).exists()
         assert is_whole(work)
-        assert others(root, self.known(root)) == {}
-        with pytest.raises(FirstlightError, match="0 snapshots of that name are here"):
-            removal(root, self.known(root), name)
-        with pytest.raises(FirstlightError, match="is what m is pinned to"):
-            removal(root, self.known(root), f"{REPO}@{REVISION}")
+        assert unlisted(root, self.manifest_of(root)) == {}
+        with pytest.raises(FirstlightError, match="matches 0 snapshots in the cache"):
+            removal(root, self.manifest_of(root), name)
+        with pytest.raises(FirstlightError, match="is the pinned revision of m"):
+            removal(root, self.manifest_of(root), f"{REPO}@{REVISION}")
 
-    def test_what_another_commit_shares_stays(self, root: Root, play: Any) -> None:
+    def test_removal_keeps_a_blob_that_another_commit_shares(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         snapshots.link(work.folder, OLD, [("same.safetensors", (work.snapshot / WEIGHTS).readlink().name)])
-        remove(root, self.known(root), "m")
+        remove(root, self.manifest_of(root), "m")
         assert (work.folder / "snapshots" / OLD / "same.safetensors").read_bytes() == FILES[WEIGHTS]
-        assert not work.snapshot.exists(), "an empty folder would be filled anew from what the other one keeps"
+        assert not work.snapshot.exists(), "an empty folder would be filled again from the blobs of the other commit"
 
-    def test_what_an_unfinished_pull_has_left_can_go(self, root: Root, play: Any) -> None:
+    def test_removal_deletes_the_files_of_an_unfinished_pull(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES, Fault("vae/", status=404), Fault("unet/c", cut=4)).url)
         with pytest.raises(FirstlightError):
             run(work)
         (work.folder / "blobs" / f"{git_sha1(FILES['unet/config.json'])}.firstlight-part").write_bytes(b"{")
-        gone = removal(root, self.known(root), "m")
-        assert gone.bytes >= len(FILES[WEIGHTS])
-        remove(root, self.known(root), "m")
+        plan = removal(root, self.manifest_of(root), "m")
+        assert plan.bytes >= len(FILES[WEIGHTS])
+        remove(root, self.manifest_of(root), "m")
         assert not work.folder.exists()
 
-    def test_what_another_entry_has_begun_stays(self, root: Root, play: Any) -> None:
+    def test_removal_keeps_the_partial_file_of_another_entry(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         other = {"half.safetensors": b"half" * 100}
         text = hub_server.manifest_entry("m", REPO, FILES) + hub_server.manifest_entry("half", REPO, other)
         (root.path / "models.toml").write_text(text)
-        digest = self.known(root).models["half"].files[0].sha256
+        digest = self.manifest_of(root).models["half"].files[0].sha256
         part = work.folder / "blobs" / f"{digest}.firstlight-part"
         part.write_bytes(b"half")
-        stranger = work.folder / "blobs" / ("7" * 40)
-        stranger.write_bytes(b"?")
-        remove(root, self.known(root), "m")
+        unknown_blob = work.folder / "blobs" / ("7" * 40)
+        unknown_blob.write_bytes(b"?")
+        remove(root, self.manifest_of(root), "m")
         assert part.exists()
-        assert stranger.exists()
+        assert unknown_blob.exists()
         assert not list(work.snapshot.rglob("*.json"))
 
     @pytest.mark.parametrize("pinned", [True, False])
-    def test_a_store_that_repositories_share_is_not_ours_to_take(self, root: Root, play: Any, pinned: bool) -> None:
+    def test_removal_keeps_a_shared_store(self, root: Root, play: Any, pinned: bool) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url, pinned=pinned, trust=True)
         run(work)
         root.model_pins.unlink(missing_ok=True)
@@ -203,19 +205,19 @@ class TestRemoval:
         store.parent.mkdir(parents=True)
         blob.replace(store)
         blob.symlink_to(store)
-        gone = removal(root, self.known(root), "m")
-        assert gone.bytes < len(FILES[WEIGHTS]), "what stays frees nothing"
-        remove(root, self.known(root), "m")
+        plan = removal(root, self.manifest_of(root), "m")
+        assert plan.bytes < len(FILES[WEIGHTS]), "the shared store does not count as freed"
+        remove(root, self.manifest_of(root), "m")
         assert store.read_bytes() == FILES[WEIGHTS]
         assert not work.folder.exists()
 
 
 class TestStandIns:
-    def test_one_that_lacks_a_part_is_not_there(self, root: Root) -> None:
+    def test_stand_in_without_one_of_its_files_is_incomplete(self, root: Root) -> None:
         folder = stand_ins.folder_of(root, "m")
-        named = {"unet/a.json": "1" * 64, "vae/b.json": "2" * 64}
-        revision = stand_ins._revision(named)
-        for path, blob in named.items():
+        blobs = {"unet/a.json": "1" * 64, "vae/b.json": "2" * 64}
+        revision = stand_ins._revision(blobs)
+        for path, blob in blobs.items():
             (folder / "blobs").mkdir(parents=True, exist_ok=True)
             (folder / "blobs" / blob).write_bytes(b"{}")
             snapshots.link(folder, revision, [(path, blob)])
@@ -227,7 +229,9 @@ class TestStandIns:
 
 
 class TestSecrets:
-    def test_none_of_an_address_is_kept(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_password_in_an_endpoint_is_never_stored(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         played = hub_server.start(play, REPO, FILES)
         url = played.url.replace("http://", f"http://user:{TOKEN}@")
         work = pull_of(root, url, pinned=False, trust=True)
@@ -251,14 +255,14 @@ class TestSecrets:
             "http://user:SECRETKEY@[::1]:8080/x",
         ],
     )
-    def test_no_form_of_one_is_shown(self, secret: str) -> None:
-        shown = redact(f"before {secret} after")
+    def test_redact_removes_every_form_of_secret(self, secret: str) -> None:
+        redacted = redact(f"before {secret} after")
         for part in ("a" * 34, "eyJ", "b" * 34, "SECRETKEY"):
-            assert part not in shown
-        assert shown.startswith("before ")
-        assert shown.endswith(" after")
+            assert part not in redacted
+        assert redacted.startswith("before ")
+        assert redacted.endswith(" after")
 
-    def test_what_is_no_secret_is_left_as_it_is(self) -> None:
+    def test_redact_keeps_text_without_a_secret(self) -> None:
         for text in (
             "http://127.0.0.1:8090/owner/name@rev",
             "http://[::1]:8080/owner/name@rev",
@@ -267,36 +271,38 @@ class TestSecrets:
         ):
             assert redact(text) == text
 
-    def test_a_token_of_any_form_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_redact_removes_the_users_token_in_any_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "plain-as-day")
         assert redact("it was plain-as-day here") == "it was hf_… here"
 
-    def test_escapes_of_a_server_do_not_reach_the_terminal(self) -> None:
+    def test_redact_removes_control_characters(self) -> None:
         assert redact("it answers \x1b[2J\x9b31m403\tGo\n") == "it answers [2J31m403\tGo\n"
 
-    def test_a_password_of_netrc_is_shown_to_no_host_of_a_redirect(self, root: Root, play: Any, home: Path) -> None:
+    def test_password_of_netrc_is_not_sent_to_a_redirect_target(self, root: Root, play: Any, home: Path) -> None:
         (home / ".netrc").write_text(f"default login me password {TOKEN}\n")
-        far = play({"/data": FILES[WEIGHTS]})
-        near = Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{far.url}/data"})
-        played = hub_server.start(play, REPO, FILES, near)
+        target_server = play({"/data": FILES[WEIGHTS]})
+        redirect = Fault(
+            f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{target_server.url}/data"}
+        )
+        played = hub_server.start(play, REPO, FILES, redirect)
         run(pull_of(root, played.url))
-        assert {token for _, _, token in [*far.requests, *played.requests]} == {None}
+        assert {token for _, _, token in [*target_server.requests, *played.requests]} == {None}
 
-    def test_a_token_that_is_not_to_be_sent_unasked_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_disabled_implicit_token_is_sent_only_to_named_hosts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         official = official_hub.official_endpoint()
         assert Hub({}, endpoint=official).token == TOKEN
         assert Hub({"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, endpoint=official).token is None
-        named = Hub({"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, endpoint=official, token_hosts=[official])
-        assert named.token == TOKEN, "the user's own word goes before"
+        hub = Hub({"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, endpoint=official, token_hosts=[official])
+        assert hub.token == TOKEN, "a host that the user has named gets the token"
 
-    def test_a_token_that_no_request_can_carry_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_token_with_invalid_characters_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_\N{GREEK SMALL LETTER ALPHA}")
-        with pytest.raises(FirstlightError, match="characters that no token has"):
+        with pytest.raises(FirstlightError, match="token contains invalid characters"):
             Hub({}, endpoint=official_hub.official_endpoint()).headers()
 
     @pytest.mark.parametrize(
-        ("named", "endpoint", "is_it"),
+        ("named", "endpoint", "is_match"),
         [
             ("mirror.example", "https://mirror.example:8443/hub", True),
             ("MIRROR.example:8443", "https://mirror.example:8443/hub", True),
@@ -316,51 +322,51 @@ class TestSecrets:
             (":99999", "https://host", False),
         ],
     )
-    def test_a_host_is_named_in_any_form(self, named: str, endpoint: str, is_it: bool) -> None:
-        assert is_host(named, endpoint) is is_it
+    def test_token_host_matches_in_any_form(self, named: str, endpoint: str, is_match: bool) -> None:
+        assert is_host(named, endpoint) is is_match
 
 
-def test_one_hub_alone_is_asked_where_one_is_named(root: Root, play: Any) -> None:
-    assert [each.endpoint for each in Hubs(root, {}, endpoint="http://127.0.0.1:9").every()] == ["http://127.0.0.1:9"]
+def test_named_endpoint_is_the_only_hub(root: Root, play: Any) -> None:
+    assert [hub.endpoint for hub in Hubs(root, {}, endpoint="http://127.0.0.1:9").every()] == ["http://127.0.0.1:9"]
 
 
 class TestCommands:
     @pytest.fixture
     def flags(self, tmp_path: Path, envs: Path, play: Any) -> list[str]:
-        played = hub_server.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=6_000_000))
-        self.played = played
+        hub = hub_server.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=6_000_000))
+        self.hub = hub
         text = hub_server.manifest_entry("m", REPO, FILES) + hub_server.manifest_entry("n", REPO, FILES)
         (envs / "models.toml").write_text(text)
         (tmp_path / "host.toml").write_text("relocate = []\n")
-        return ["--host", str(tmp_path / "host.toml"), "--envs", str(envs), "--endpoint", played.url]
+        return ["--host", str(tmp_path / "host.toml"), "--envs", str(envs), "--endpoint", hub.url]
 
-    def test_three_commands_at_once_fetch_each_byte_once(self, flags: list[str], home: Path) -> None:
+    def test_three_parallel_commands_download_each_byte_once(self, flags: list[str], home: Path) -> None:
         argv = [sys.executable, "-m", "provision", "models", "pull", "m", "--json", *flags]
-        running = [subprocess.Popen(argv, stdout=subprocess.PIPE, env=dict(os.environ)) for _ in range(3)]
-        rows = [json.loads(each.communicate()[0])["models"][0] for each in running]
+        processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, env=dict(os.environ)) for _ in range(3)]
+        rows = [json.loads(process.communicate()[0])["models"][0] for process in processes]
         assert [row["state"] for row in rows] == ["ok"] * 3
         assert sum(row["bytes_fetched"] for row in rows) == sum(map(len, FILES.values()))
-        assert gets(self.played, WEIGHTS) == 1
+        assert gets(self.hub, WEIGHTS) == 1
 
-    def test_what_blocks_all_is_told_in_the_object_too(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_blocked_pull_is_reported_in_json(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-        done = CliRunner().invoke(models.app, ["pull", "m", "n", "--json", *flags])
-        told = json.loads(done.stdout)
-        assert (done.exit_code, told["exit"]) == (4, 4)
-        assert [row["name"] for row in told["models"]] == ["m"], "the next one would not fit either"
-        assert "bytes are free" in told["models"][0]["error"]
+        result = CliRunner().invoke(models.app, ["pull", "m", "n", "--json", *flags])
+        document = json.loads(result.stdout)
+        assert (result.exit_code, document["exit"]) == (4, 4)
+        assert [row["name"] for row in document["models"]] == ["m"], "the next model would not fit either"
+        assert "bytes are free" in document["models"][0]["error"]
 
-    def test_a_host_for_the_token_that_is_not_asked_is_told(self, flags: list[str]) -> None:
-        done = CliRunner().invoke(models.app, ["pull", "m", "--send-token-to", "huggingface.example", *flags])
-        assert done.exit_code == 2
-        assert "no hub of this pull is there. Asked are: http://127.0.0.1" in done.stderr
+    def test_token_host_that_no_hub_uses_is_refused(self, flags: list[str]) -> None:
+        result = CliRunner().invoke(models.app, ["pull", "m", "--send-token-to", "huggingface.example", *flags])
+        assert result.exit_code == 2
+        assert "this pull uses no hub on that host. Its hubs are: http://127.0.0.1" in result.stderr
 
-    def test_a_fault_of_ours_shows_no_secret(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_internal_error_shows_no_secret(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object, **__: object) -> None:
             raise ZeroDivisionError(f"with {TOKEN}")
 
         monkeypatch.setattr("provision.cli.models_run.pull", fail)
-        done = CliRunner().invoke(models.app, ["pull", "m", *flags])
-        assert done.exit_code == 1
-        assert "ZeroDivisionError: with hf_…" in done.stderr
-        assert TOKEN not in done.stderr
+        result = CliRunner().invoke(models.app, ["pull", "m", *flags])
+        assert result.exit_code == 1
+        assert "ZeroDivisionError: with hf_…" in result.stderr
+        assert TOKEN not in result.stderr

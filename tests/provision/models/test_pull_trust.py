@@ -1,4 +1,4 @@
-"""Whom a pull trusts: who sees the token, and whose word is taken for a hash."""
+"""Tests which hubs get the token, and whose hashes are accepted."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ class TestTokens:
     def _token(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
 
-    def test_a_mirror_never_sees_it(self, root: Root, play: Any) -> None:
+    def test_mirror_never_gets_the_token(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         assert {token for _, _, token in played.requests} == {None}
 
-    def test_the_official_hub_does(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_official_hub_gets_the_token(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         played = hub_server.start(play, REPO, FILES)
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         run(pull_of(root, played.url))
-        ours = played.requests[: len(FILES) + 1]
-        assert {token for _, _, token in ours} == {f"Bearer {TOKEN}"}
-        assert {token for _, _, token in played.requests[len(ours) :]} <= {None}, "the client that links needs none"
+        own_requests = played.requests[: len(FILES) + 1]
+        assert {token for _, _, token in own_requests} == {f"Bearer {TOKEN}"}
+        assert {token for _, _, token in played.requests[len(own_requests) :]} <= {None}, (
+            "huggingface_hub gets no token"
+        )
 
-    def test_a_host_that_the_user_names_does(self, root: Root, play: Any) -> None:
+    def test_host_that_the_user_names_gets_the_token(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url, tokens=(played.url.removeprefix("http://"),)))
         assert {token for _, _, token in played.requests[: len(FILES) + 1]} == {f"Bearer {TOKEN}"}
 
-    def test_a_repository_that_only_the_token_opens_is_linked_all_the_same(
+    def test_private_repository_is_pulled_with_the_token(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         played = hub_server.start(play, REPO, FILES, Fault("", status=401, without_token=True))
@@ -54,39 +56,45 @@ class TestTokens:
         run(work)
         assert is_whole(work)
 
-    def test_it_does_not_travel_with_a_redirect(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        far = play({"/data": FILES[WEIGHTS]})
-        near = Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{far.url}/data"})
-        played = hub_server.start(play, REPO, FILES, near)
+    def test_redirect_target_does_not_get_the_token(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target_server = play({"/data": FILES[WEIGHTS]})
+        redirect = Fault(
+            f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{target_server.url}/data"}
+        )
+        played = hub_server.start(play, REPO, FILES, redirect)
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         work = pull_of(root, played.url)
         run(work)
         assert is_whole(work)
-        assert far.requests
-        assert {token for _, _, token in far.requests} == {None}
+        assert target_server.requests
+        assert {token for _, _, token in target_server.requests} == {None}
 
-    def test_an_expired_redirect_is_asked_for_anew(self, root: Root, play: Any) -> None:
-        far = play({"/data": FILES[WEIGHTS]}, Fault("/data", status=403, times=1))
-        near = Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{far.url}/data"})
-        work = pull_of(root, hub_server.start(play, REPO, FILES, near).url)
+    def test_expired_redirect_is_requested_again(self, root: Root, play: Any) -> None:
+        target_server = play({"/data": FILES[WEIGHTS]}, Fault("/data", status=403, times=1))
+        redirect = Fault(
+            f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{target_server.url}/data"}
+        )
+        work = pull_of(root, hub_server.start(play, REPO, FILES, redirect).url)
         run(work)
         assert is_whole(work)
-        assert len(far.requests) == 2
+        assert len(target_server.requests) == 2
 
-    def test_a_page_of_the_listing_is_asked_where_the_first_was(
+    def test_next_page_of_a_listing_is_requested_from_the_same_hub(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        far = play({})
+        other_server = play({})
         played = hub_server.start(play, REPO, FILES)
         tree = f"/api/models/{REPO}/tree/{REVISION}"
-        played.headers[tree] |= {"Link": f'<{far.url}{tree}?cursor=2>; rel="next"'}
+        played.headers[tree] |= {"Link": f'<{other_server.url}{tree}?cursor=2>; rel="next"'}
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
-        monkeypatch.setattr(hub_client, "_MOST_PAGES", 2)
+        monkeypatch.setattr(hub_client, "_MAX_PAGES", 2)
         run(pull_of(root, played.url))
-        assert {token for _, _, token in far.requests} <= {None}
+        assert {token for _, _, token in other_server.requests} <= {None}
         assert played.paths.count(tree) >= 2
 
-    def test_a_password_of_netrc_does_not_take_its_place(
+    def test_password_of_netrc_is_not_sent_instead_of_the_token(
         self, root: Root, play: Any, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (home / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
@@ -96,7 +104,7 @@ class TestTokens:
 
 
 class TestPins:
-    def test_an_unpinned_file_is_pinned_by_the_official_hub(
+    def test_unpinned_file_gets_its_hash_from_the_official_hub(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         official, mirror = (hub_server.start(play, REPO, FILES) for _ in range(2))
@@ -107,26 +115,26 @@ class TestPins:
         (work.snapshot / WEIGHTS).resolve().unlink()
         run(work)
         assert is_whole(work)
-        assert gets(mirror, WEIGHTS) == 1, "what is pinned may come from a mirror"
+        assert gets(mirror, WEIGHTS) == 1, "a pinned file may come from a mirror"
 
-    def test_a_mirror_is_not_trusted_unasked(self, root: Root, play: Any) -> None:
+    def test_hash_of_a_mirror_is_refused_by_default(self, root: Root, play: Any) -> None:
         mirror = hub_server.start(play, REPO, FILES)
         with pytest.raises(HubError, match="--trust-mirror"):
             run(pull_of(root, mirror.url, pinned=False))
         assert not gets(mirror, "/resolve/")
 
-    def test_a_mirror_that_is_trusted_is_on_record(self, root: Root, play: Any) -> None:
+    def test_accepted_hash_of_a_mirror_is_recorded_with_its_source(self, root: Root, play: Any) -> None:
         mirror = hub_server.start(play, REPO, FILES)
         work = pull_of(root, mirror.url, pinned=False, trust=True)
         run(work)
         assert is_whole(work)
         assert pins.source(root, work.spec, WEIGHTS) == mirror.url
 
-    def test_its_word_is_held_to(self, root: Root, play: Any) -> None:
+    def test_changed_hash_from_trusted_mirror_is_rejected(self, root: Root, play: Any) -> None:
         mirror = hub_server.start(play, REPO, FILES)
         run(pull_of(root, mirror.url, pinned=False, trust=True))
-        other = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
-        work = pull_of(root, other.url, pinned=False, trust=True)
+        changed_mirror = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
+        work = pull_of(root, changed_mirror.url, pinned=False, trust=True)
         (work.snapshot / WEIGHTS).resolve().unlink()
-        with pytest.raises(FirstlightError, match="It was not fetched"):
+        with pytest.raises(FirstlightError, match="The file was not fetched"):
             run(work)

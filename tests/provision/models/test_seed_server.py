@@ -1,4 +1,4 @@
-"""The seed: what it serves of a cache, byte for byte, and what it makes of requests that are none."""
+"""Tests the seed: the bytes and listings that it serves, and its answers to invalid requests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ INFO = f"/api/models/{REPO}"
 
 
 @dataclass
-class Answer:
+class Response:
+    """Hold the status, headers and body of a response."""
+
     status: int
     headers: dict[str, str]
     content: bytes
@@ -43,52 +45,55 @@ class Answer:
 
 @dataclass
 class Seed:
-    """A seed on loopback."""
+    """Hold the port of a running seed, and the open connections to it."""
 
     port: int
     open: list[http.client.HTTPConnection] = field(default_factory=list)
 
     def connect(self) -> http.client.HTTPConnection:
+        """Open a connection, which the fixture closes."""
         self.open.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=600))
         return self.open[-1]
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        return answer(self.connect(), method, path, body, **headers)
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Response:
+        """Send a request on a new connection."""
+        return send(self.connect(), method, path, body, **headers)
 
 
-def answer(
+def send(
     line: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None, **headers: str
-) -> Answer:
+) -> Response:
+    """Send a request, and return the whole response."""
     line.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    got = line.getresponse()
-    return Answer(got.status, dict(got.getheaders()), got.read())
+    response = line.getresponse()
+    return Response(response.status, dict(response.getheaders()), response.read())
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """The folder of one repository in a hub cache."""
+    """Return the folder of one repository in a hub cache."""
     folder = tmp_path / "hub/models--owner--model"
     (folder / "blobs").mkdir(parents=True)
     for path, content in FILES.items():
         (folder / "blobs" / BLOBS[path]).write_bytes(content)
     with (folder / "blobs" / ("f" * 64)).open("wb") as large:
-        large.truncate(256 << 20)  # it takes no space, and more than the sockets hold
+        large.truncate(256 << 20)  # a sparse file, larger than the buffers of the sockets
     link(folder, REVISION, [*BLOBS.items(), (LARGE, "f" * 64)])
     return folder
 
 
 @pytest.fixture
 def seed(cache: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Seed]:
-    """It serves the cache; whatever it is asked, it prints nothing."""
+    """Start a seed of the cache; at the end of the test it must have printed nothing."""
     model = seed_server.served(REPO, REVISION, "mit", cache / "snapshots" / REVISION, [*FILES, LARGE, "absent.json"])
     running = seed_server.server([model], "127.0.0.1", 0)
-    running.daemon_threads = False  # so that its end waits for every answer
+    running.daemon_threads = False  # so that the shutdown waits for every response
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    made = Seed(running.server_address[1])
-    yield made
-    for each in made.open:
-        each.close()
+    running_seed = Seed(running.server_address[1])
+    yield running_seed
+    for connection in running_seed.open:
+        connection.close()
     running.shutdown()
     running.server_close()
     thread.join()
@@ -96,35 +101,37 @@ def seed(cache: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Seed]:
 
 
 def reset(line: http.client.HTTPConnection) -> None:
-    """Go away without a word, as a client does that is killed."""
+    """Close a connection with a TCP reset, as a killed client does."""
     line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     line.close()
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_every_byte_and_its_hash(seed: Seed, path: str) -> None:
+def test_file_is_served_with_its_bytes_and_hash(seed: Seed, path: str) -> None:
     for revision in (REVISION, "main"):
-        got = seed.ask("GET", f"/{REPO}/resolve/{revision}/{path}")
-        assert (got.status, got.content) == (200, FILES[path])
-    assert got.headers["ETag"] == got.headers["X-Linked-Etag"] == f'"{BLOBS[path]}"'
-    assert got.headers["X-Repo-Commit"] == REVISION
-    head = seed.ask("HEAD", f"{PLACE}/{path}")
+        response = seed.request("GET", f"/{REPO}/resolve/{revision}/{path}")
+        assert (response.status, response.content) == (200, FILES[path])
+    assert response.headers["ETag"] == response.headers["X-Linked-Etag"] == f'"{BLOBS[path]}"'
+    assert response.headers["X-Repo-Commit"] == REVISION
+    head = seed.request("HEAD", f"{PLACE}/{path}")
     assert (head.status, head.content) == (200, b"")
-    assert head.headers["Content-Length"] == str(len(FILES[path])) == got.headers["Content-Length"]
+    assert head.headers["Content-Length"] == str(len(FILES[path])) == response.headers["Content-Length"]
 
 
-def test_what_it_lists(seed: Seed) -> None:
-    tree = {row["path"]: row for row in json.loads(seed.ask("GET", f"{INFO}/tree/{REVISION}?recursive=True").content)}
+def test_listing_has_all_served_files(seed: Seed) -> None:
+    tree = {
+        row["path"]: row for row in json.loads(seed.request("GET", f"{INFO}/tree/{REVISION}?recursive=True").content)
+    }
     assert set(tree) == {*FILES, LARGE}
     assert (tree["empty.txt"]["oid"], tree["empty.txt"]["size"]) == (BLOBS["empty.txt"], 0)
     assert tree["w.safetensors"]["lfs"]["oid"] == BLOBS["w.safetensors"]
     for place in (INFO, f"{INFO}/revision/main"):
-        info = json.loads(seed.ask("GET", place).content)
+        info = json.loads(seed.request("GET", place).content)
         assert (info["sha"], len(info["siblings"])) == (REVISION, len(tree))
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "begin", "end"),
+    ("range_header", "status", "begin", "end"),
     [
         ("bytes=100-", 206, 100, 10240),
         ("bytes=100-199", 206, 100, 200),
@@ -138,20 +145,20 @@ def test_what_it_lists(seed: Seed) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_range_is_resumed_and_an_impossible_one_ignored(
-    seed: Seed, asked: str, status: int, begin: int, end: int
+def test_valid_range_is_served_and_an_invalid_one_ignored(
+    seed: Seed, range_header: str, status: int, begin: int, end: int
 ) -> None:
     line = seed.connect()
-    got = answer(line, "GET", f"{PLACE}/w.safetensors", Range=asked)
-    assert (got.status, got.content) == (status, FILES["w.safetensors"][begin:end])
-    told = {206: f"bytes {begin}-{end - 1}/10240", 416: "bytes */10240"}
-    assert got.headers.get("Content-Range") == told.get(status)
-    assert answer(line, "GET", INFO).status == 200, "the connection is kept"
+    response = send(line, "GET", f"{PLACE}/w.safetensors", Range=range_header)
+    assert (response.status, response.content) == (status, FILES["w.safetensors"][begin:end])
+    content_ranges = {206: f"bytes {begin}-{end - 1}/10240", 416: "bytes */10240"}
+    assert response.headers.get("Content-Range") == content_ranges.get(status)
+    assert send(line, "GET", INFO).status == 200, "the connection stays open"
 
 
-def test_an_empty_file_has_no_range(seed: Seed) -> None:
-    assert seed.ask("GET", f"{PLACE}/empty.txt", Range="bytes=0-").status == 416
-    assert seed.ask("GET", f"{PLACE}/empty.txt", Range="bytes=4-2").status == 200
+def test_range_of_an_empty_file_is_refused(seed: Seed) -> None:
+    assert seed.request("GET", f"{PLACE}/empty.txt", Range="bytes=0-").status == 416
+    assert seed.request("GET", f"{PLACE}/empty.txt", Range="bytes=4-2").status == 200
 
 
 @pytest.mark.parametrize(
@@ -177,23 +184,23 @@ def test_an_empty_file_has_no_range(seed: Seed) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_nothing_else_is_there(seed: Seed, method: str, path: str) -> None:
-    got = seed.ask(method, path)
-    assert (got.status, got.content) == (404, b"")
+def test_other_paths_are_not_found(seed: Seed, method: str, path: str) -> None:
+    response = seed.request(method, path)
+    assert (response.status, response.content) == (404, b"")
     if "/tree/" in path:
-        assert got.headers["X-Error-Code"] == "RevisionNotFound"
+        assert response.headers["X-Error-Code"] == "RevisionNotFound"
 
 
-def test_the_listing_of_some_files(seed: Seed) -> None:
+def test_paths_info_lists_the_requested_files(seed: Seed) -> None:
     line = seed.connect()
     place = f"{INFO}/paths-info/{REVISION}"
-    got = answer(line, "POST", place, json.dumps({"paths": ["w.safetensors", "absent.json"]}).encode())
-    assert [row["path"] for row in json.loads(got.content)] == ["w.safetensors"]
+    response = send(line, "POST", place, json.dumps({"paths": ["w.safetensors", "absent.json"]}).encode())
+    assert [row["path"] for row in json.loads(response.content)] == ["w.safetensors"]
     for wrong in (b"", b"[]", b"{", b"3", b'{"paths": 3}', b"[" * 10**5):
-        assert answer(line, "POST", place, wrong).status == 400, wrong[:9]
-    assert answer(line, "POST", f"{INFO}/paths-info/{'2' * 40}", b"{}").status == 404
-    assert answer(line, "POST", f"{PLACE}/empty.txt", b"{}").status == 404
-    assert answer(line, "GET", INFO).status == 200, "every body was read, and the connection is kept"
+        assert send(line, "POST", place, wrong).status == 400, wrong[:9]
+    assert send(line, "POST", f"{INFO}/paths-info/{'2' * 40}", b"{}").status == 404
+    assert send(line, "POST", f"{PLACE}/empty.txt", b"{}").status == 404
+    assert send(line, "GET", INFO).status == 200, "every body was read, and the connection stays open"
 
 
 @pytest.mark.parametrize(
@@ -204,38 +211,38 @@ def test_the_listing_of_some_files(seed: Seed) -> None:
         ("Content-Length", "-1", 411),
         ("Transfer-Encoding", "chunked", 411),
     ],
-    ids=["too large", "beyond all", "negative", "chunked"],
+    ids=["too large", "too many digits", "negative", "chunked"],
 )
-def test_a_body_that_is_not_read_ends_the_connection(seed: Seed, header: str, value: str, status: int) -> None:
-    asked = f"POST {INFO}/paths-info/main HTTP/1.1\r\nHost: x\r\n{header}: {value}\r\n\r\n"
+def test_unread_body_closes_the_connection(seed: Seed, header: str, value: str, status: int) -> None:
+    head = f"POST {INFO}/paths-info/main HTTP/1.1\r\nHost: x\r\n{header}: {value}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", seed.port), timeout=600) as line:
-        line.sendall(asked.encode())
-        got = b"".join(iter(lambda: line.recv(4096), b""))
-    assert got.startswith(f"HTTP/1.1 {status} ".encode())
-    assert b"\r\nConnection: close\r\n" in got
+        line.sendall(head.encode())
+        response = b"".join(iter(lambda: line.recv(4096), b""))
+    assert response.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"\r\nConnection: close\r\n" in response
 
 
-def test_a_client_that_goes_away_is_no_fault(seed: Seed) -> None:
+def test_client_that_disconnects_causes_no_error(seed: Seed) -> None:
     idle, busy = seed.connect(), seed.connect()
-    assert answer(idle, "GET", INFO).status == 200
+    assert send(idle, "GET", INFO).status == 200
     busy.request("GET", f"{PLACE}/{LARGE}")
-    got = busy.getresponse()
-    assert got.read(1 << 20) == bytes(1 << 20)
+    response = busy.getresponse()
+    assert response.read(1 << 20) == bytes(1 << 20)
     reset(idle)
-    got.close()
+    response.close()
     reset(busy)
-    assert seed.ask("GET", INFO).status == 200
+    assert seed.request("GET", INFO).status == 200
 
 
-def test_another_fault_is_told(seed: Seed, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_error_is_printed(seed: Seed, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (cache / "blobs" / BLOBS["empty.txt"]).unlink()
     with pytest.raises(http.client.RemoteDisconnected):
-        seed.ask("GET", f"{PLACE}/empty.txt")
+        seed.request("GET", f"{PLACE}/empty.txt")
     assert "FileNotFoundError" in capfd.readouterr().err
 
 
-def test_a_blob_in_a_shared_store_keeps_its_own_name(tmp_path: Path) -> None:
-    """hf-xet keeps one copy for all repositories, under a hash of its own."""
+def test_blob_in_a_shared_store_keeps_its_own_name(tmp_path: Path) -> None:
+    """Keep the blob in a store of all repositories, under another hash, as the Xet client does."""
     content = FILES["w.safetensors"]
     store = tmp_path / "hub/blobs/ab" / ("ab" + "c" * 62)
     store.parent.mkdir(parents=True)
@@ -245,13 +252,13 @@ def test_a_blob_in_a_shared_store_keeps_its_own_name(tmp_path: Path) -> None:
     blob.parent.mkdir(parents=True)
     blob.symlink_to(os.path.relpath(store, blob.parent))
     link(folder, REVISION, [("unet/w.safetensors", blob.name)])
-    found = seed_server.served(REPO, REVISION, "mit", folder / "snapshots" / REVISION, ["unet/w.safetensors"])
-    row: dict[str, Any] = found.listing()[0]
+    model = seed_server.served(REPO, REVISION, "mit", folder / "snapshots" / REVISION, ["unet/w.safetensors"])
+    row: dict[str, Any] = model.listing()[0]
     assert (row["lfs"]["oid"], row["size"]) == (BLOBS["w.safetensors"], len(content))
-    assert found.files["unet/w.safetensors"].read_bytes() == content
+    assert model.files["unet/w.safetensors"].read_bytes() == content
 
 
-def test_what_bears_no_hash_is_not_served(tmp_path: Path) -> None:
+def test_file_without_a_hash_as_name_is_not_served(tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
     (snapshot / "copy.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Stand-ins as files: layout, numbers, progress; and what a kill, a full disk or an older form leaves."""
+"""Tests the files of stand-ins: layout, numbers and progress, after a kill, on a full disk, and in an older format."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PARAMETERS = 40 * 81 + 80 + 210_000 + 17
 
 @pytest.fixture
 def envs(tmp_path: Path) -> Path:
-    """An architecture of a UNet that lies flat, with a record of what it is made of."""
+    """Return a folder with the architecture of a flat UNet and its recorded description."""
     folder = tmp_path / "data"
     (folder / "architectures").mkdir(parents=True)
-    told = {
+    definition = {
         "pipeline": "DDPMPipeline",
         "layout": "flat",
         "classes": {"unet": ["diffusers", "UNet2DModel"]},
@@ -42,21 +42,24 @@ def envs(tmp_path: Path) -> Path:
         "unet": {"sample_size": 8},
         "native": {"class": "DDPMScheduler"},
     }
-    (folder / "architectures/a.json").write_text(json.dumps(told))
-    part = {"config": {"_class_name": "UNet2DModel", "sample_size": 8}, "tensors": SHAPES}
-    described = {"diffusers": "0.1", "components": {"unet": part}, "scheduler": {"_class_name": "DDPMScheduler"}}
-    architectures.record(folder, architectures.load(folder, "a"), described)
+    (folder / "architectures/a.json").write_text(json.dumps(definition))
+    unet = {"config": {"_class_name": "UNet2DModel", "sample_size": 8}, "tensors": SHAPES}
+    description = {"diffusers": "0.1", "components": {"unet": unet}, "scheduler": {"_class_name": "DDPMScheduler"}}
+    architectures.record(folder, architectures.load(folder, "a"), description)
     return folder
 
 
 def build(root: Root, envs: Path, name: str = "a", *, variant: str | None = None) -> tuple[Path, list[tuple[int, int]]]:
-    told: list[tuple[int, int]] = []
-    nowhere = root.path / "no python"
-    return stand_ins.build(root, name, model("a", variant), envs, nowhere, lambda *said: told.append(said)), told
+    """Build a stand-in; return its snapshot, and the progress reports as (bytes, total)."""
+    reports: list[tuple[int, int]] = []
+    missing_python = root.path / "no python"
+    return stand_ins.build(
+        root, name, model("a", variant), envs, missing_python, lambda *report: reports.append(report)
+    ), reports
 
 
-def test_recorded_architecture_is_built_without_an_environment(root: Root, envs: Path) -> None:
-    snapshot, told = build(root, envs)
+def test_stand_in_with_a_recorded_description_needs_no_environment(root: Root, envs: Path) -> None:
+    snapshot, reports = build(root, envs)
     files = {path.name: path for path in snapshot.iterdir()}
     layout = {
         "README.md",
@@ -65,19 +68,19 @@ def test_recorded_architecture_is_built_without_an_environment(root: Root, envs:
         "model_index.json",
         "scheduler_config.json",
     }
-    assert set(files) == layout, "as the repository has them"
+    assert set(files) == layout, "the layout of the repository"
     assert all(path.resolve().name == hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
     tensors = safetensors.read_header(files["diffusion_pytorch_model.safetensors"])
-    assert {name: [*each.shape] for name, each in tensors.items()} == {
+    assert {name: [*tensor.shape] for name, tensor in tensors.items()} == {
         name: [size for size in shape if size != "I64"] for name, shape in SHAPES.items()
     }
     assert json.loads(files["config.json"].read_text())["_diffusers_version"] == "0.1"
     assert json.loads(files["model_index.json"].read_text())["unet"] == ["diffusers", "UNet2DModel"]
-    assert sum(count for count, _ in told) == files["diffusion_pytorch_model.safetensors"].stat().st_size
-    assert {total for _, total in told} == {2 * PARAMETERS}
+    assert sum(count for count, _ in reports) == files["diffusion_pytorch_model.safetensors"].stat().st_size
+    assert {total for _, total in reports} == {2 * PARAMETERS}
 
 
-def test_numbers_are_random_norms_are_one_and_no_picture_is_flagged(root: Root, envs: Path) -> None:
+def test_weights_are_random_norms_are_one_and_no_image_is_flagged(root: Root, envs: Path) -> None:
     import numpy as np
 
     snapshot, _ = build(root, envs)
@@ -93,64 +96,63 @@ def test_numbers_are_random_norms_are_one_and_no_picture_is_flagged(root: Root, 
     assert tensor("position_ids").tolist() == [[*range(7)]]
     assert set(tensor("norm.weight")) == {1.0}
     assert set(tensor("conv_in.bias")) == {0.0}
-    assert set(tensor("concept_embeds_weights")) == {2.0}, "no cosine is above it"
+    assert set(tensor("concept_embeds_weights")) == {2.0}, "no cosine exceeds the threshold"
     big = tensor("big.weight")
     assert len({row.tobytes() for row in big}) == 700, "no row repeats another"
     assert 0.9 < abs(big).max() * 300**0.5 <= 1.01
     assert abs(float(big.mean(dtype="f8"))) < 0.001
 
 
-def test_variant_has_its_own_id_and_its_file_names(root: Root, envs: Path) -> None:
+def test_variant_has_its_own_id_and_file_names(root: Root, envs: Path) -> None:
     snapshot, _ = build(root, envs, "a@fp16+x", variant="fp16")
     assert snapshot.parent.parent.name == "models--stand-in--a.fp16"
     assert (snapshot / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert stand_ins.snapshot_of(root, "a") is None
 
 
-def test_stand_in_of_an_older_form_is_built_anew(root: Root, envs: Path) -> None:
+def test_stand_in_of_an_older_format_is_built_again(root: Root, envs: Path) -> None:
     snapshot, _ = build(root, envs)
-    named = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in snapshot.rglob("*")}
-    former = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:40]
-    snapshot.rename(snapshot.with_name(former))
-    (snapshot.parent.parent / "refs/main").write_text(former)
+    blobs = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in snapshot.rglob("*")}
+    old_revision = hashlib.sha256(json.dumps(blobs, sort_keys=True).encode()).hexdigest()[:40]
+    snapshot.rename(snapshot.with_name(old_revision))
+    (snapshot.parent.parent / "refs/main").write_text(old_revision)
     assert stand_ins.snapshot_of(root, "a") is None
     assert build(root, envs)[0] == snapshot
 
 
 @pytest.mark.parametrize("path", ["unet/diffusion_pytorch_model.safetensors", "model_index.json"])
-def test_a_file_that_a_power_cut_left_without_its_bytes_is_built_anew(root: Root, envs: Path, path: str) -> None:
+def test_stand_in_with_an_empty_file_is_built_again(root: Root, envs: Path, path: str) -> None:
+    """Empty a file, as a power cut may do."""
     snapshot, _ = build(root, envs)
     (file,) = snapshot.rglob(path.rpartition("/")[2])
     file.resolve().write_bytes(b"")
     assert stand_ins.snapshot_of(root, "a") is None
-    again, _ = build(root, envs)
-    assert (again / file.relative_to(snapshot)).stat().st_size > 0
+    rebuilt, _ = build(root, envs)
+    assert (rebuilt / file.relative_to(snapshot)).stat().st_size > 0
 
 
-def test_record_of_other_settings_is_not_taken(root: Root, envs: Path) -> None:
+def test_recorded_description_of_other_settings_is_ignored(root: Root, envs: Path) -> None:
     path = envs / "architectures/a.json"
     path.write_text(path.read_text().replace('"sample_size": 8', '"sample_size": 16'))
-    with pytest.raises(FirstlightError, match="is not there: a stand-in takes an environment"):
+    with pytest.raises(FirstlightError, match="does not exist: a stand-in needs an environment"):
         build(root, envs)
     assert not list(root.hub.glob("*stand-in*"))
 
 
-def test_full_disk_leaves_nothing_and_says_how_much_is_needed(
-    small_disk: Path, envs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_leaves_no_files(small_disk: Path, envs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Root(small_disk)
     root.hub.mkdir(parents=True)
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 200_000))
     with pytest.raises(BlockedError, match="bytes are free"):
         build(root, envs)
     free = shutil.disk_usage(small_disk)._replace(free=10**12)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)  # another program takes the room meanwhile
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)  # another program uses the space meanwhile
     with pytest.raises(BlockedError, match="no space left"):
         build(root, envs)
     assert not list(root.hub.glob("*stand-in*"))
 
 
-def test_interrupted_build_leaves_nothing_and_the_next_sweeps_what_a_kill_left(
+def test_interrupted_build_leaves_no_files_and_deletes_those_of_a_killed_one(
     root: Root, envs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root.hub / ".firstlight-stand-in-a-killed/files").mkdir(parents=True)
@@ -167,11 +169,13 @@ def test_interrupted_build_leaves_nothing_and_the_next_sweeps_what_a_kill_left(
     assert [path.name for path in root.hub.glob(".firstlight-*")] == [".firstlight-stand-in-ab-other"]
 
 
-def test_shipped_records_are_of_the_shipped_architectures() -> None:
-    """Else the first setup imports torch, transformers and diffusers to ask for what is in the file."""
+def test_shipped_descriptions_belong_to_the_shipped_architectures() -> None:
+    """Otherwise the first setup would import torch, transformers and diffusers for the description."""
     for name in ("ddpm-cat-256", "stable-diffusion-v1-5"):
-        found = architectures.load(ENVS, name)
-        assert found.description is not None, f"run: python -m provision.models.record_architecture PYTHON {name}"
-        for part, count in found.parameters.items():
-            shapes = found.description["components"][part]["tensors"]
+        architecture = architectures.load(ENVS, name)
+        assert architecture.description is not None, (
+            f"run: python -m provision.models.record_architecture PYTHON {name}"
+        )
+        for component, count in architecture.parameters.items():
+            shapes = architecture.description["components"][component]["tensors"]
             assert sum(math.prod(shape) for shape in shapes.values()) == count

@@ -1,4 +1,4 @@
-"""Models from a hub on loopback: pinned, resumed, verified; and what a silent or lying hub gets."""
+"""Tests the setup step of a model against a loopback hub: pinned, resumed and verified files, and failing hubs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
-    found = Root(tmp_path / "root")
-    found.state.mkdir(parents=True)
-    return found
+    volume_root = Root(tmp_path / "root")
+    volume_root.state.mkdir(parents=True)
+    return volume_root
 
 
 def step(root: Root, tmp_path: Path, hub: FakeHub, *, pinned: bool = True, retry: bool = False) -> ModelStep:
+    """Return the step of a model in the hub's manifest."""
     file = tmp_path / "models.toml"
     file.write_text(hub.manifest(pinned=pinned))
     model = toml.load_tables(file, models.ModelSpec)["model"]
@@ -46,39 +47,38 @@ def step(root: Root, tmp_path: Path, hub: FakeHub, *, pinned: bool = True, retry
 
 
 def weight_requests(hub: FakeHub) -> list[str]:
+    """Return the paths of the requests for weights."""
     return [path for method, path, _ in hub.seen if method == "GET" and path.endswith(".safetensors")]
 
 
-def test_a_pull_is_whole_verified_and_found_by_the_client(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_pulled_model_is_complete_and_loaded_by_huggingface_hub(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     from huggingface_hub import snapshot_download
 
     model = step(root, tmp_path, hub)
     assert model.check().state is State.DRIFTED
     model.apply()
-    found = model.check(deep=True)
-    assert (found.state, found.fallback) == (State.OK, None)
-    assert len(weight_requests(hub)) == 1, "the weights were fetched once, and never by the hub's client"
+    check = model.check(deep=True)
+    assert (check.state, check.fallback) == (State.OK, None)
+    assert len(weight_requests(hub)) == 1, "the weights were downloaded once, and never by huggingface_hub"
     folder = snapshot_download(hub.repo, revision=hub.revision, cache_dir=root.hub_in_use, local_files_only=True)
     assert (Path(folder) / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
-def test_no_token_goes_to_a_mirror(root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_never_gets_the_token(root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 20)
     step(root, tmp_path, hub).apply()
     assert hub.seen
     assert {token for _, _, token in hub.seen} == {None}
 
 
-def test_the_official_hub_gets_the_token(
-    root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_official_hub_gets_the_token(root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 20)
     monkeypatch.setattr(hub_client, "official_endpoint", lambda: hub.url)
     step(root, tmp_path, hub).apply()
     assert next(token for _, path, token in hub.seen if "/tree/" in path) == "Bearer hf_" + "a" * 20
 
 
-def test_a_cut_line_is_resumed_not_begun_again(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_broken_connection_is_resumed(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     size = len(hub.files["model.safetensors"])
     hub.faults["cut"] = {"model.safetensors": size // 2}
     model = step(root, tmp_path, hub)
@@ -87,7 +87,7 @@ def test_a_cut_line_is_resumed_not_begun_again(root: Root, tmp_path: Path, hub: 
     assert len(weight_requests(hub)) == 2
 
 
-def test_a_stored_partial_is_hashed_before_it_is_trusted(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_wrong_partial_file_is_detected_by_its_hash(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     content = hub.files["model.safetensors"]
     model = step(root, tmp_path, hub)
     blob = model.pull.folder / "blobs" / hashlib.sha256(content).hexdigest()
@@ -107,24 +107,24 @@ def test_wrong_content_is_refused(root: Root, tmp_path: Path, hub: FakeHub) -> N
     assert not list(root.hub_in_use.glob("**/snapshots/*/model.safetensors"))
 
 
-def test_a_hub_that_lists_another_hash_is_not_even_asked_for_the_file(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_file_with_another_listed_hash_is_not_requested(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     model = step(root, tmp_path, hub)
     hub.files["model.safetensors"] = b"x" * len(hub.files["model.safetensors"])
-    with pytest.raises(FirstlightError, match="It was not fetched"):
+    with pytest.raises(FirstlightError, match="The file was not fetched"):
         model.apply()
     assert not weight_requests(hub)
 
 
-def test_an_unpinned_model_is_not_taken_from_a_mirror(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_unpinned_model_is_not_pulled_from_a_mirror(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     model = step(root, tmp_path, hub, pinned=False)
     model.apply()
-    found = model.check()
-    assert found.state is State.OK
-    assert "not the official hub" in (found.fallback or "")
+    check = model.check()
+    assert check.state is State.OK
+    assert "not the official hub" in (check.fallback or "")
     assert not weight_requests(hub)
 
 
-def test_an_unpinned_model_is_locked_by_the_official_hub(
+def test_unpinned_model_gets_its_hashes_from_the_official_hub(
     root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_client, "official_endpoint", lambda: hub.url)
@@ -134,10 +134,10 @@ def test_an_unpinned_model_is_locked_by_the_official_hub(
     blob = (model.pull.snapshot / "model.safetensors").resolve()
     blob.write_bytes(bytes(blob.stat().st_size))
     assert model.check().state is State.OK
-    assert model.check(deep=True).state is State.DRIFTED, "its blob's name is its lock"
+    assert model.check(deep=True).state is State.DRIFTED, "the name of the blob is its hash"
 
 
-def test_a_corrupt_blob_is_moved_aside_and_fetched_again(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_corrupt_blob_is_set_aside_and_downloaded_again(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     model = step(root, tmp_path, hub)
     model.apply()
     blob = (model.pull.snapshot / "model.safetensors").resolve()
@@ -145,24 +145,24 @@ def test_a_corrupt_blob_is_moved_aside_and_fetched_again(root: Root, tmp_path: P
     assert model.check(deep=True).state is State.DRIFTED
     model.apply()
     assert model.check(deep=True).state is State.OK
-    assert list(blob.parent.glob("*.firstlight-corrupt")), "nothing is deleted"
+    assert list(blob.parent.glob("*.firstlight-corrupt")), "the corrupt file is kept"
 
 
 @pytest.mark.parametrize(
     "faults",
     [{"status": 503}, {"status": 404}, {"status": 401}, {"tree": "<html>log in</html>"}, {"tree": '{"a": 1}'}],
-    ids=["503", "404", "401", "portal", "object"],
+    ids=["503", "404", "401", "login page", "not a list"],
 )
-def test_a_hub_that_is_none_becomes_a_stand_in(
+def test_failing_hub_leads_to_a_recorded_stand_in(
     root: Root, tmp_path: Path, hub: FakeHub, faults: dict[str, object]
 ) -> None:
     hub.faults.update(faults)
     model = step(root, tmp_path, hub)
     model.apply()
-    assert "none of its files is here" in (model.check().fallback or "")
-    assert "stand-in" not in model.check().detail, "none was built"
+    assert "none of its files is present" in (model.check().fallback or "")
+    assert "stand-in" not in model.check().detail, "no stand-in was built"
     hub.faults.clear()
-    assert step(root, tmp_path, hub).check().state is State.OK, "a status asks no network"
+    assert step(root, tmp_path, hub).check().state is State.OK, "without retry, the hub is not contacted"
     later = step(root, tmp_path, hub, retry=True)
     assert later.retry_reason() == f"{hub.url} answers now"
     assert step(root, tmp_path, hub).retry_reason() is None, "a status asks no network"
@@ -171,7 +171,7 @@ def test_a_hub_that_is_none_becomes_a_stand_in(
     assert json.loads(root.stand_ins.read_text()) == {}
 
 
-def test_one_run_tries_once_to_build_a_stand_in(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_stand_in_is_built_at_most_once_in_a_run(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     hub.faults["status"] = 404
     step(root, tmp_path, hub).apply()
     tries: list[int] = []
@@ -191,18 +191,24 @@ def test_one_run_tries_once_to_build_a_stand_in(root: Root, tmp_path: Path, hub:
     assert (again.after, again.detail) == (State.DRIFTED, "its stand-in is not built"), "the next run tries again"
 
 
-def test_a_setup_says_what_it_waits_for(root: Root, tmp_path: Path, hub: FakeHub) -> None:
-    told: list[str] = []
-    waiting = step(root, tmp_path, hub)
+def test_long_wait_is_reported(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+    messages: list[str] = []
+    first_step = step(root, tmp_path, hub)
     model = ModelStep(
-        root, "model", waiting.pull.spec, waiting.pull.hubs, retry=False, progress=lambda *_: None, tell=told.append
+        root,
+        "model",
+        first_step.pull.spec,
+        first_step.pull.hubs,
+        retry=False,
+        progress=lambda *_: None,
+        tell=messages.append,
     )
     model.pull.health.stopped.set()
     model.pull.health.wait(300, "model")
-    assert told == ["model: waiting 300 s, as Retry-After requests"]
+    assert messages == ["model: waiting 300 s, as Retry-After requests"]
 
 
-def test_no_space_is_told_before_anything_is_fetched(
+def test_missing_space_is_an_error_before_the_download(
     root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -214,7 +220,7 @@ def test_no_space_is_told_before_anything_is_fetched(
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://example.com", "nonsense", "http://8.8.8.8"])
-def test_an_endpoint_that_anybody_could_change_is_refused(url: str) -> None:
+def test_insecure_endpoint_is_refused(url: str) -> None:
     with pytest.raises(SpecError, match="is not allowed"):
         check_address(url, "HF_ENDPOINT")
 
@@ -230,22 +236,22 @@ def test_an_endpoint_that_anybody_could_change_is_refused(url: str) -> None:
         "u:SECRET@x://host",
     ],
 )
-def test_a_password_of_a_refused_endpoint_is_not_shown(url: str) -> None:
-    with pytest.raises(SpecError, match="is not allowed") as caught:
+def test_error_of_a_refused_endpoint_hides_the_password(url: str) -> None:
+    with pytest.raises(SpecError, match="is not allowed") as raised:
         check_address(url, "HF_ENDPOINT")
-    assert "SECRET" not in str(caught.value)
+    assert "SECRET" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "url",
     ["https://example.com/", "http://127.0.0.1:80", "http://192.168.1.2", "http://localhost", "https://u:p@host/x"],
 )
-def test_a_sound_endpoint_is_taken(url: str) -> None:
+def test_secure_or_private_endpoint_is_accepted(url: str) -> None:
     assert check_address(url, "HF_ENDPOINT") == url.rstrip("/")
 
 
 @pytest.mark.parametrize("path", ["../x.json", "/x.json", "a/../../x", "x.bin", "x.ckpt", "x.py", "a//b.json", "x.pkl"])
-def test_the_manifest_takes_no_dangerous_path(tmp_path: Path, hub: FakeHub, path: str) -> None:
+def test_manifest_refuses_a_dangerous_path(tmp_path: Path, hub: FakeHub, path: str) -> None:
     hub.files = {path: b""}
     file = tmp_path / "models.toml"
     file.write_text(hub.manifest())

@@ -1,4 +1,4 @@
-"""How a model's files are looked at: their headers, their hashes; and what a manifest may name."""
+"""Tests the checks of a model's files (headers, sizes, hashes), and the paths that a manifest may have."""
 
 from __future__ import annotations
 
@@ -24,71 +24,75 @@ if TYPE_CHECKING:
 
 
 def write(path: Path, header: dict[str, Any], data: bytes) -> Path:
+    """Write a safetensors file with a header and data."""
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
 
 
 def tensor(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
+    """Return the header's row of a tensor."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-def test_a_sound_header_is_read(tmp_path: Path) -> None:
+def test_valid_header_is_read(tmp_path: Path) -> None:
     header = {
         "__metadata__": {"format": "pt"},
         "b": tensor(8, 12, [2], "F16"),
         "a": tensor(0, 8, [2]),
         "s": tensor(12, 12, [0]),
     }
-    found = safetensors.read_header(write(tmp_path / "w", header, bytes(12)))
-    assert (found["a"].elements, found["b"].dtype, found["s"].elements) == (2, "F16", 0)
+    tensors = safetensors.read_header(write(tmp_path / "w", header, bytes(12)))
+    assert (tensors["a"].elements, tensors["b"].dtype, tensors["s"].elements) == (2, "F16", 0)
 
 
-def test_it_reads_what_the_real_library_writes(tmp_path: Path, measured_python: Path) -> None:
+def test_file_of_the_real_library_is_read(tmp_path: Path, measured_python: Path) -> None:
     script = (
         "import sys, numpy as np; from safetensors.numpy import save_file\n"
         "save_file({'x': np.zeros((2, 3), 'float16'), 'y': np.zeros((), 'int64')}, sys.argv[1])\n"
     )
     subprocess.run([str(measured_python), "-c", script, str(tmp_path / "w")], check=True)
-    found = safetensors.read_header(tmp_path / "w")
-    assert (found["x"].shape, found["y"].shape, found["y"].dtype) == ((2, 3), (), "I64")
+    tensors = safetensors.read_header(tmp_path / "w")
+    assert (tensors["x"].shape, tensors["y"].shape, tensors["y"].dtype) == ((2, 3), (), "I64")
 
 
 @pytest.mark.parametrize(
-    ("header", "data", "said"),
+    ("header", "data", "reason"),
     [
-        ({"a": tensor(0, 8, [2])}, bytes(4), "has 4 bytes of tensors, its header tells 8"),
+        ({"a": tensor(0, 8, [2])}, bytes(4), "has 4 bytes of tensors, and its header declares 8"),
         ({"a": tensor(0, 8, [2])}, bytes(12), "has 12 bytes of tensors"),
         ({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, bytes(12), "has an overlap before b"),
         ({"a": tensor(4, 12, [2])}, bytes(12), "has a gap before a"),
-        ({"a": tensor(0, 8, [3])}, bytes(8), "another length than its shape"),
-        ({"\x1b[2J": tensor(0, 8, [3])}, bytes(8), r"holds '\\x1b\[2J' with"),
+        ({"a": tensor(0, 8, [3])}, bytes(8), "a length that does not match its shape"),
+        ({"\x1b[2J": tensor(0, 8, [3])}, bytes(8), r"has the tensor '\\x1b\[2J' with"),
         ({"\ud800": tensor(4, 12, [2])}, bytes(12), r"has a gap before '\\ud800'"),
-        ({"a": tensor(0, 8, [2], "Q9")}, bytes(8), "cannot be read"),
-        ({"a": tensor(0, 8, [-2])}, bytes(8), "cannot be read"),
-        ({"a": {"dtype": "F32"}}, bytes(8), "cannot be read"),
-        ({"a": 7}, bytes(8), "cannot be read"),
+        ({"a": tensor(0, 8, [2], "Q9")}, bytes(8), "has an invalid header"),
+        ({"a": tensor(0, 8, [-2])}, bytes(8), "has an invalid header"),
+        ({"a": {"dtype": "F32"}}, bytes(8), "has an invalid header"),
+        ({"a": 7}, bytes(8), "has an invalid header"),
     ],
 )
-def test_what_is_wrong_with_a_header_is_said(tmp_path: Path, header: dict[str, Any], data: bytes, said: str) -> None:
-    with pytest.raises(safetensors.WeightsError, match=said):
+def test_error_of_an_invalid_header_has_the_reason(
+    tmp_path: Path, header: dict[str, Any], data: bytes, reason: str
+) -> None:
+    with pytest.raises(safetensors.WeightsError, match=reason):
         safetensors.read_header(write(tmp_path / "w", header, data))
 
 
-def test_a_header_that_no_model_has_is_not_read(tmp_path: Path) -> None:
+def test_too_long_header_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "w"
-    for length, said in (
-        (6_000_001, "has a header of 6,000,001 bytes, more than the 6,000,000"),
+    for length, reason in (
+        (6_000_001, "has a header of 6,000,001 bytes, more than the limit of 6,000,000"),
         (1 << 62, "longer"),
     ):
         path.write_bytes(struct.pack("<Q", length) + b"{}")
         if length < 1 << 30:
             os.truncate(path, 8 + length)
-        with pytest.raises(safetensors.WeightsError, match=said):
+        with pytest.raises(safetensors.WeightsError, match=reason):
             safetensors.read_header(path)
 
 
-def test_the_longest_header_takes_little_memory(tmp_path: Path) -> None:
+def test_longest_header_needs_little_memory(tmp_path: Path) -> None:
     rows = {f"t{number:07}": tensor(0, 0, [0]) for number in range(85_000)}
     path = write(tmp_path / "w", rows, b"")
     assert 5_000_000 < path.stat().st_size < 6_000_000
@@ -97,12 +101,12 @@ def test_the_longest_header_takes_little_memory(tmp_path: Path) -> None:
         "assert len(weights.read_header(Path(sys.argv[1]))) == 85_000\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text()).group(1))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True)
-    assert int(done.stdout) / 1024 < 150
+    completed = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True)
+    assert int(completed.stdout) / 1024 < 150
 
 
 @given(st.binary(max_size=200))
-def test_rubbish_is_refused_and_never_crashes(content: bytes) -> None:
+def test_random_bytes_are_refused(content: bytes) -> None:
     import tempfile
     from pathlib import Path
 
@@ -116,7 +120,7 @@ def test_rubbish_is_refused_and_never_crashes(content: bytes) -> None:
         assert len(content) >= 8
 
 
-def test_the_depths_find_what_they_are_for(tmp_path: Path) -> None:
+def test_each_depth_detects_its_kind_of_fault(tmp_path: Path) -> None:
     good = write(tmp_path / "good.safetensors", {"a": tensor(0, 8, [2])}, bytes(8))
     digest = hashlib.sha256(good.read_bytes()).hexdigest()
     size = good.stat().st_size
@@ -138,24 +142,25 @@ def test_the_depths_find_what_they_are_for(tmp_path: Path) -> None:
     assert state(Depth.SIZE) == "corrupt"
 
 
-def test_the_order_of_the_files_stays(tmp_path: Path) -> None:
+def test_states_are_in_the_order_of_the_files(tmp_path: Path) -> None:
     names = [f"{number}.json" for number in range(20)]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(bytes(number * 100))
-    found = verify.look(tmp_path, [ModelFile(path=name) for name in names], Depth.HASH)
-    assert [each.path for each in found] == names
+    states = verify.look(tmp_path, [ModelFile(path=name) for name in names], Depth.HASH)
+    assert [state.path for state in states] == names
 
 
 ENTRY = '[m]\nrepo = "o/m"\nrevision = "{}"\nlicense = "mit"\narchitecture = "x"\nfiles = [{}]\n'
 
 
 def entry(*paths: str, extra: str = "") -> str:
+    """Return an entry of a manifest as TOML."""
     rows = ", ".join(f"{{path = {json.dumps(path)}}}" for path in paths)
     return ENTRY.format("a" * 40, rows) + extra
 
 
 @pytest.mark.parametrize(
-    ("paths", "said"),
+    ("paths", "reason"),
     [
         (["a.bin"], "can carry code"),
         (["a.CKPT"], "can carry code"),
@@ -191,13 +196,13 @@ def entry(*paths: str, extra: str = "") -> str:
         (["unet/a.json", "unet"], "there twice"),
     ],
 )
-def test_paths_that_are_refused(tmp_path: Path, paths: list[str], said: str) -> None:
+def test_manifest_refuses_dangerous_and_colliding_paths(tmp_path: Path, paths: list[str], reason: str) -> None:
     (tmp_path / "models.toml").write_text(entry(*paths))
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=reason):
         manifest.load(tmp_path / "models.toml")
 
 
-def test_weights_configuration_and_text_are_taken(tmp_path: Path) -> None:
+def test_manifest_accepts_weights_configuration_and_text(tmp_path: Path) -> None:
     suffixes = ("safetensors", "json", "txt", "model", "md", "jinja", "yaml", "yml", "bpe", "vocab")
     paths = ["LICENSE", "a.b/NOTICE", "x.safetensors.index.json", *(f"{suffix}/x.{suffix}" for suffix in suffixes)]
     paths.append("CONFIG.JSON")
@@ -205,43 +210,43 @@ def test_weights_configuration_and_text_are_taken(tmp_path: Path) -> None:
     assert [file.path for file in manifest.load(tmp_path / "models.toml").pick("m").files] == paths
 
 
-def test_extras_are_asked_for_by_a_plus(tmp_path: Path) -> None:
+def test_extra_adds_its_files(tmp_path: Path) -> None:
     extra = 'extras.checker = [{path = "checker/a.json"}]\n'
     (tmp_path / "models.toml").write_text(entry("unet/a.json", "b.json", extra=extra))
-    known = manifest.load(tmp_path / "models.toml")
-    assert [file.path for file in known.pick("m").files] == ["unet/a.json", "b.json"]
-    assert [file.path for file in known.pick("m+checker").files] == ["unet/a.json", "b.json", "checker/a.json"]
+    models = manifest.load(tmp_path / "models.toml")
+    assert [file.path for file in models.pick("m").files] == ["unet/a.json", "b.json"]
+    assert [file.path for file in models.pick("m+checker").files] == ["unet/a.json", "b.json", "checker/a.json"]
     with pytest.raises(SpecError, match="unknown extra of m 'x'; there is: checker"):
-        known.pick("m+x")
+        models.pick("m+x")
     (tmp_path / "models.toml").write_text(entry("a.json", extra='extras.checker = [{path = "A.json"}]\n'))
     with pytest.raises(SpecError, match="by its case alone"):
         manifest.load(tmp_path / "models.toml")
 
 
-def test_a_manifest_of_ones_own_adds_to_ours(tmp_path: Path) -> None:
+def test_users_manifest_adds_entries(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(entry("a.json"))
     (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", "[mine]"))
     assert set(manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml")).models) == {"m", "mine"}
     (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", '["a+b"]'))
-    with pytest.raises(SpecError, match="a name is letters, digits"):
+    with pytest.raises(SpecError, match="a name consists of letters, digits"):
         manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml"))
 
 
 class TestNames:
-    """Forty characters are a hash only in the name of a blob, and only of sixteen letters."""
+    """Tests that 40 characters are a hash only if they are hexadecimal and the name of a blob."""
 
     NAME = "diffusion_pytorch_model.fp16.safetensors"
 
     @pytest.mark.parametrize("is_link", [False, True])
-    def test_a_name_as_long_as_a_hash_is_none(self, tmp_path: Path, is_link: bool) -> None:
+    def test_file_name_with_the_length_of_a_hash_is_not_a_hash(self, tmp_path: Path, is_link: bool) -> None:
         header = json.dumps({"a": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]}}).encode()
         blob = tmp_path / "blobs" / self.NAME if is_link else tmp_path / self.NAME
         blob.parent.mkdir(exist_ok=True)
         blob.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         if is_link:
             (tmp_path / self.NAME).symlink_to(blob)
-        assert [each.state for each in verify.look(tmp_path, [ModelFile(path=self.NAME)], Depth.HASH)] == ["ok"]
+        assert [state.state for state in verify.look(tmp_path, [ModelFile(path=self.NAME)], Depth.HASH)] == ["ok"]
 
-    def test_a_copys_own_name_is_no_hash(self, tmp_path: Path) -> None:
+    def test_name_of_a_real_file_is_not_a_hash(self, tmp_path: Path) -> None:
         (tmp_path / ("a" * 40)).write_bytes(b"x")
-        assert [each.state for each in verify.look(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]
+        assert [state.state for state in verify.look(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]
