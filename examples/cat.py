@@ -1,4 +1,4 @@
-"""Draw a cat with the denoising loop written out: a scheduler, a UNet, and noise."""
+"""Draw a cat with an explicit denoising loop: a scheduler, a UNet, and noise."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # with PYTHONSAFEPATH, Python does not add this folder
 
 import host
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=50)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--device", help="cuda, mps or cpu; the first of them that is there")
+parser.add_argument("--device", help="cuda, mps or cpu; default: the first of them that is available")
 parser.add_argument("--model", default="google/ddpm-cat-256")
 parser.add_argument("output", nargs="?", default="cat.png")
-asked = parser.parse_args()
-model = host.find(asked.model)
+arguments = parser.parse_args()
+model = host.find(arguments.model)
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 
-device = host.device(asked.device)
+device = host.device(arguments.device)
 scheduler = DDPMScheduler.from_pretrained(model)
 unet = UNet2DModel.from_pretrained(model).to(device)
-scheduler.set_timesteps(asked.steps)
+scheduler.set_timesteps(arguments.steps)
 
-torch.manual_seed(asked.seed)
+torch.manual_seed(arguments.seed)
 size = unet.config.sample_size
 sample = torch.randn((1, 3, size, size)).to(device)
-for number, t in enumerate(scheduler.timesteps, start=1):
+for step, timestep in enumerate(scheduler.timesteps, start=1):
     with torch.no_grad():
-        residual = unet(sample, t).sample
-    sample = scheduler.step(residual, t, sample).prev_sample
-    print(f"\rstep {number} of {asked.steps}", end="", file=sys.stderr, flush=True)
+        residual = unet(sample, timestep).sample
+    sample = scheduler.step(residual, timestep, sample).prev_sample
+    print(f"\rstep {step} of {arguments.steps}", end="", file=sys.stderr, flush=True)
 print(file=sys.stderr)
 
 pixels = (sample / 2 + 0.5).clamp(0, 1).squeeze()
 pixels = (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-Image.fromarray(pixels).save(asked.output)
-print(asked.output)
+Image.fromarray(pixels).save(arguments.output)
+print(arguments.output)
