@@ -1,0 +1,103 @@
+"""Every scenario by its name, its recording, and what is said of each disk after a power loss."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.torture import crash, disk, write_log
+from tests.torture.config_scenarios import CONFIG
+from tests.torture.pull_scenario import PULL
+from tests.torture.scenarios import FOLDERS, Field, Patched, Reading, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.torture.crash import Crash
+    from tests.torture.write_log import Recording
+
+SCENARIOS: dict[str, Scenario] = FOLDERS | CONFIG | PULL
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A scenario with its recording, and the readings before and after it."""
+
+    name: str
+    field: Field
+    recording: Recording
+    before: Reading
+    after: Reading
+
+    @property
+    def scenario(self) -> Scenario:
+        return SCENARIOS[self.name]
+
+
+@dataclass
+class Report:
+    """What became of the disks: how many, those that lost something, and those from which no way led on."""
+
+    states: int = 0
+    ways: int = 0
+    losses: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+def recorded(name: str, library: Path, base: Path) -> Recorded:
+    """Lay a scenario's folders, and record its act."""
+    scenario, place = SCENARIOS[name], Field(base)
+    for top in (place.home, place.volume):
+        disk.clear(top)
+    with Patched(scenario, place):
+        scenario.lay(place)
+        before = place.read()
+        tops = {place.home: 0, place.volume: int(scenario.two_disks)}
+        argv = [sys.executable, "-I", "-B", str(Path(__file__).with_name("act.py")), name, str(base)]
+        found = write_log.record(library, argv, tops, base / "log")
+        return Recorded(name, place, found, before, place.read())
+
+
+def examine(work: Recorded, disks: Iterable[Crash]) -> Report:
+    """Look at each disk for what is lost, then go on from it in every way."""
+    report = Report()
+    scenario, place = work.scenario, work.field
+    places = tuple(str(path) for path in scenario.kept(place))
+    before = disk.contents(work.recording.before)
+    every = {path: content for path, content in before.items() if path in work.before}
+    owned = every if scenario.owned is None else {content.decode(): content for content in scenario.owned}
+    with Patched(scenario, place):
+        for each in disks:
+            report.states += 1
+            there = {content for path, content in disk.contents(each.disk).items() if _is_below(path, places)}
+            lost = sorted(path for path, content in owned.items() if content not in there)
+            if lost:
+                report.losses.append(f"{work.name}: {each.name}: lost {', '.join(lost)}")
+            for way, end in scenario.ends.items():
+                each.disk.write()
+                report.ways += 1
+                try:
+                    end(place, work.before, work.after)
+                except Exception as error:
+                    report.stuck.append(f"{work.name}: {each.name}: {way}: {type(error).__name__}: {error}")
+                    report.reasons[f"{way}: {type(error).__name__}: {str(error)[:150]}"] += 1
+    return report
+
+
+def is_safe(report: Report) -> None:
+    """Nothing was lost, and every way got to its end."""
+    assert not report.losses, "\n".join(report.losses[:5])
+    assert not report.stuck, "\n".join(report.stuck[:5])
+
+
+def everything(work: Recorded, seeds: int) -> Report:
+    """Look at every disk that the models know."""
+    return examine(work, crash.states(work.recording, seeds=seeds))
+
+
+def _is_below(path: str, places: tuple[str, ...]) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)

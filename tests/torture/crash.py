@@ -1,0 +1,221 @@
+"""The disks that a power loss may leave of a recording, by two models of a file system.
+
+ORDERED, as ext4 with data=ordered: changes of names, sizes, modes and times reach the disk in their order, and an fsync
+of anything brings all of them that were made before it on that file system. The bytes of a file reach it by their own
+fsync, or late: a file may be there with its name, and be empty or cut.
+
+STRICT, as POSIX has it: nothing is there but what was forced. A file's bytes, mode and time by an fsync of the file; a
+name by an fsync of its folder (not of the file); both by syncfs or sync. Of the rest any part may be there, later
+changes before earlier ones; bytes may be absent, or zeros under the full size.
+
+In both, one change of names (a rename, an exchange) is there as a whole or not at all, as every journaling file system
+has it, and a change that has happened before a power loss is not taken back by it. The model knows no disk that lies
+about its cache, no damaged blocks, and no bytes of other files in the place of lost ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.torture.disk import Data, Disk, Names, Size, Status, Step, Sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from tests.torture.write_log import Recording
+
+ORDERED, STRICT = "ordered", "strict"
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A disk after a power loss; `name` is the model, the number of steps that had been made, and the way."""
+
+    name: str
+    disk: Disk
+
+
+def states(
+    recording: Recording,
+    *,
+    seeds: int,
+    only: Callable[[int], bool] = lambda _: True,
+    models: Collection[str] = (ORDERED, STRICT),
+) -> Iterator[Crash]:
+    """Every different disk after a power loss at any step.
+
+    Args:
+        recording: what was done.
+        seeds: the random ways for each step and model.
+        only: the steps that are looked at.
+        models: of the file system.
+    """
+    seen = set[bytes]()
+    for count in range(len(recording.steps) + 1):
+        if not only(count):
+            continue
+        for name, disk in _at(recording, count, seeds):
+            digest = disk.digest()
+            if digest not in seen and name.partition(" ")[0] in models:
+                seen.add(digest)
+                yield Crash(name, disk)
+
+
+def state(recording: Recording, name: str) -> Crash:
+    """Return the disk of one name, as `states` gives it."""
+    _, count, _ = name.split(" ", 2)
+    seeds = int(name.rpartition("random ")[2]) + 1 if "random" in name else 0
+    return next(Crash(each, disk) for each, disk in _at(recording, int(count), seeds) if each == name)
+
+
+def _at(recording: Recording, count: int, seeds: int) -> Iterator[tuple[str, Disk]]:
+    steps = recording.steps[:count]
+    for way, kept in _ordered(steps, seeds, count):
+        yield f"{ORDERED} {count} {way}", _disk(recording.before, steps, kept)
+    for way, kept in _strict(steps, seeds, count):
+        yield f"{STRICT} {count} {way}", _disk(recording.before, steps, kept)
+
+
+# {number of a step that is there: how many of its bytes, or None: all; -1: zeros in their place}
+_Kept = dict[int, int | None]
+
+
+def _ordered(steps: Sequence[Step], seeds: int, count: int) -> Iterator[tuple[str, _Kept]]:
+    barriers, durable = _barriers(steps), _durable_data(steps)
+    names = {number for number, step in enumerate(steps) if not isinstance(step, Data | Sync)}
+    forced = {number for number in names if number < barriers.get(steps[number].file_system, 0)}
+    pending = [number for number, step in enumerate(steps) if isinstance(step, Data) and number not in durable]
+    data = dict.fromkeys(durable)
+    yield "all dropped", dict.fromkeys(forced) | data
+    yield "names kept, bytes dropped", dict.fromkeys(names) | data
+    yield "all kept", dict.fromkeys(names) | data | dict.fromkeys(pending)
+    file_systems = sorted({step.file_system for step in steps})
+    if len(file_systems) > 1:
+        for one in file_systems:
+            kept = forced | {number for number in names if steps[number].file_system == one}
+            yield f"names of file system {one} kept", dict.fromkeys(kept) | data
+            bytes_too = [number for number in pending if steps[number].file_system == one]
+            yield f"file system {one} kept", dict.fromkeys(kept) | data | dict.fromkeys(bytes_too)
+    for seed in range(seeds):
+        chance = random.Random(f"{ORDERED} {count} {seed}")  # noqa: S311 (it chooses what is lost)
+        ends = {one: chance.randint(barriers.get(one, 0), len(steps)) for one in file_systems}
+        kept = forced | {number for number in names if number < ends[steps[number].file_system]}
+        yield f"random {seed}", dict.fromkeys(kept) | data | _some_bytes(steps, pending, chance)
+
+
+def _strict(steps: Sequence[Step], seeds: int, count: int) -> Iterator[tuple[str, _Kept]]:
+    forced: _Kept = dict.fromkeys(_forced(steps))
+    pending = [number for number, step in enumerate(steps) if number not in forced and not isinstance(step, Sync)]
+    names = [number for number in pending if not isinstance(steps[number], Data)]
+    data = [number for number in pending if isinstance(steps[number], Data)]
+    yield "all dropped", forced
+    yield "names kept, bytes dropped", forced | dict.fromkeys(names)
+    yield "names kept, bytes zero", forced | dict.fromkeys(names) | dict.fromkeys(data, -1)
+    yield "later names kept, bytes dropped", forced | dict.fromkeys(names[len(names) // 2 :])
+    yield "later names kept, bytes kept", forced | dict.fromkeys(names[len(names) // 2 :]) | dict.fromkeys(data)
+    modes = [number for number in pending if isinstance(steps[number], Status)]
+    first = {_node(steps[number]): number for number in reversed(modes)}
+    yield "first modes kept", forced | dict.fromkeys((set(pending) - set(modes)) | set(first.values()))
+    yield "the last change alone", forced | dict.fromkeys(pending[-1:])
+    for seed in range(seeds):
+        chance = random.Random(f"{STRICT} {count} {seed}")  # noqa: S311
+        match seed % 3:
+            case 0:  # one change is late
+                late = chance.choice(pending) if pending else None
+                yield f"random {seed}", forced | dict.fromkeys(number for number in pending if number != late)
+            case 1:  # a few changes are early
+                early = chance.sample(pending, min(len(pending), chance.randint(1, 3)))
+                yield f"random {seed}", forced | dict.fromkeys(early)
+            case _:
+                part = chance.random()
+                kept: _Kept = dict.fromkeys(number for number in names if chance.random() < part)
+                some = {number: chance.choice([None, -1]) for number in data if chance.random() < part}
+                yield f"random {seed}", forced | kept | some
+
+
+def _some_bytes(steps: Sequence[Step], pending: Sequence[int], chance: random.Random) -> _Kept:
+    """Of each file a beginning of what was written to it, cut at any byte."""
+    kept: _Kept = {}
+    for node in {step.node for step in map(steps.__getitem__, pending) if isinstance(step, Data)}:
+        own = [number for number in pending if _node(steps[number]) == node]
+        whole = chance.randint(0, len(own))
+        kept |= dict.fromkeys(own[:whole])
+        if whole < len(own):
+            cut = steps[own[whole]]
+            assert isinstance(cut, Data)
+            kept[own[whole]] = chance.randint(0, len(cut.content))
+    return kept
+
+
+def _node(step: Step) -> int | None:
+    return step.node if isinstance(step, Data | Size | Status) else None
+
+
+def _barriers(steps: Sequence[Step]) -> dict[int, int]:
+    """{file system: the number of its last step that forced anything}."""
+    return {step.file_system: number for number, step in enumerate(steps) if isinstance(step, Sync)}
+
+
+def _durable_data(steps: Sequence[Step]) -> set[int]:
+    return {number for number in _forced(steps) if isinstance(steps[number], Data)}
+
+
+def _forced(steps: Sequence[Step]) -> set[int]:
+    """The steps that a later one has forced to the disk."""
+    found = set[int]()
+    whole, nodes = set[int](), set[int]()
+    for number in reversed(range(len(steps))):
+        step = steps[number]
+        match step:
+            case Sync(file_system, None):
+                whole.add(file_system)
+            case Sync(_, node) if node is not None:
+                nodes.add(node)
+            case Names(file_system, changes):
+                if file_system in whole or any(change.folder in nodes for change in changes):
+                    found.add(number)
+            case Data() | Size() | Status():
+                if step.file_system in whole or step.node in nodes:
+                    found.add(number)
+    return found
+
+
+def _disk(before: Disk, steps: Sequence[Step], kept: _Kept) -> Disk:
+    found = before.copy()
+    for step in steps:  # an inode that was made is there, or nothing leads to it
+        if isinstance(step, Names) and step.made is not None:
+            found.add(*step.made)
+    count = Counter(number for below in before.names.values() for number in below.values())
+    for number, step in enumerate(steps):
+        if number not in kept:
+            continue
+        if isinstance(step, Names):
+            _rename(found, step, count)
+        elif isinstance(step, Data) and kept[number] is not None:
+            size = kept[number] or 0
+            content = bytes(len(step.content)) if size < 0 else step.content[:size]
+            found.apply(Data(step.file_system, step.node, step.offset, content))
+        else:
+            found.apply(step)
+    return found
+
+
+def _rename(disk: Disk, step: Names, count: Counter[int]) -> None:
+    """Change names where that can be: what was to move is there, or has no name yet."""
+    moved = {change.after for change in step.changes if change.before is not None} - {None}
+    for change in step.changes:
+        leaves = change.before is not None and (change.after is None or change.before in moved)
+        now = disk.names[change.folder].get(change.name)
+        if leaves and now != change.before and (now is not None or count[change.before or 0]):
+            return
+    for change in step.changes:
+        below = disk.names[change.folder]
+        was = below.pop(change.name, None)
+        if was is not None:
+            count[was] -= 1
+        if change.after is not None:
+            below[change.name] = change.after
+            count[change.after] += 1

@@ -1,0 +1,173 @@
+"""Builds the recorder, runs a program under it, and reads its log as steps of a disk."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.torture import disk
+from tests.torture.disk import Data, Disk, NameChange, Names, Node, Size, Status, Step, Sync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_FIXED = struct.Struct("<c10Q")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a program did to some folders: the disk before it, and its steps."""
+
+    before: Disk
+    steps: tuple[Step, ...]
+
+    def after(self) -> Disk:
+        """Return the disk that all steps lead to."""
+        found = self.before.copy()
+        for step in self.steps:
+            found.apply(step)
+        return found
+
+
+def build(folder: Path) -> Path:
+    """Compile the recorder with gcc.
+
+    Raises:
+        FileNotFoundError: there is no gcc.
+        subprocess.CalledProcessError: it cannot compile it.
+    """
+    library = folder / "recorder.so"
+    source = Path(__file__).with_name("recorder.c")
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+    argv = ["gcc", *flags, "-o", str(library), str(source), "-ldl", "-lpthread"]
+    subprocess.run(argv, check=True, capture_output=True, text=True)
+    return library
+
+
+def record(
+    library: Path, argv: Sequence[str], tops: Mapping[Path, int], log: Path, environ: Mapping[str, str] | None = None
+) -> Recording:
+    """Run a program under the recorder.
+
+    Args:
+        library: the recorder.
+        argv: the program.
+        tops: the folders that count, each with the number of the file system that it stands for.
+        log: a file outside of them.
+        environ: variables of the program, besides this process's.
+
+    Raises:
+        AssertionError: the program failed, or changed something that was not recorded.
+    """
+    log.unlink(missing_ok=True)
+    before, numbers = disk.read(tops)
+    own = {**os.environ, **(environ or {}), "LD_PRELOAD": str(library), "WRITE_LOG": str(log)}
+    done = subprocess.run(argv, env=own, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = _Reader(before, numbers, {before.tops[top]: number for top, number in tops.items()})
+    found = Recording(before, tuple(steps.read(log.read_bytes())))
+    real, _ = disk.read(tops)
+    seen, there = found.after(), {path: node for path, _, node in real.entries()}
+    different = [
+        path
+        for path, _, node in seen.entries()
+        if path not in there or (node.mode, node.content) != (there[path].mode, there[path].content)
+    ]
+    missing = set(there) - {path for path, _, _ in seen.entries()}
+    assert not different, f"something wrote to these past the recorder: {different}"
+    assert not missing, f"something made these past the recorder: {missing}"
+    return found
+
+
+class _Reader:
+    """Follows nodes by device and inode; an inode that is made again is another node."""
+
+    def __init__(self, before: Disk, numbers: dict[tuple[int, int], int], tops: dict[int, int]) -> None:
+        self.now = before.copy()
+        self.numbers = dict(numbers)
+        self.fresh = itertools.count(len(numbers))
+        self.file_systems = {number: file_system for top, file_system in tops.items() for number in _below(before, top)}
+
+    def read(self, log: bytes) -> Iterator[Step]:
+        half: list[tuple[list[int], bytes, bytes]] = []
+        for kind, fields, first, second in _records(log):
+            if kind == b"N":
+                half.append((fields, first, second))
+                if fields[7]:
+                    continue
+                steps, half = list(self._names(half)), []
+            else:
+                steps = list(self._other(kind, fields, first, second))
+            for step in steps:
+                self.now.apply(step)
+                yield step
+
+    def _names(self, rows: list[tuple[list[int], bytes, bytes]]) -> Iterator[Step]:
+        changes, made, file_system = [], None, 0
+        if not any((fields[0], fields[1]) in self.numbers for fields, _, _ in rows):
+            for fields, _, _ in rows:
+                if fields[6]:
+                    self.numbers.pop((fields[2], fields[3]), None)
+            return
+        for fields, raw, target in rows:
+            one, name = (fields[2], fields[3]), os.fsdecode(raw)
+            assert (fields[0], fields[1]) in self.numbers, "something was renamed into or out of the folders"
+            folder = self.numbers[fields[0], fields[1]]
+            file_system = self.file_systems[folder]
+            after = None
+            if fields[3] and fields[6]:
+                after = self.numbers[one] = next(self.fresh)
+                self.file_systems[after] = file_system
+                content = target if stat.S_ISLNK(fields[4]) else b""
+                made = (after, Node(fields[4], content, fields[9]))
+            elif fields[3]:
+                after = self.numbers[one]
+            changes.append(NameChange(folder, name, self.now.names[folder].get(name), after))
+        yield Names(file_system, tuple(changes), made)
+
+    def _other(self, kind: bytes, fields: list[int], first: bytes, second: bytes) -> Iterator[Step]:
+        number = self.numbers.get((fields[0], fields[1]))
+        if kind == b"Y":
+            for file_system in set(self.file_systems.values()):
+                yield Sync(file_system, None)
+            return
+        if number is None:
+            return
+        where = self.file_systems[number]
+        if kind == b"W":
+            yield Data(where, number, fields[2], first)
+        elif kind == b"T":
+            yield Size(where, number, fields[2])
+        elif kind == b"A":
+            yield Status(where, number, fields[3], fields[5])
+        elif kind == b"X":
+            yield Status(where, number, attribute=(first, None if fields[2] else second))
+        else:
+            yield Sync(where, number if kind == b"S" else None)
+
+
+def _below(before: Disk, top: int) -> Iterator[int]:
+    yield top
+    for number in before.names.get(top, {}).values():
+        yield from _below(before, number)
+
+
+def _records(log: bytes) -> Iterator[tuple[bytes, list[int], bytes, bytes]]:
+    at = 0
+    while at < len(log):
+        (rest,) = struct.unpack_from("<I", log, at)
+        kind, *fields = _FIXED.unpack_from(log, at + 4)
+        place = at + 4 + _FIXED.size
+        texts = []
+        for _ in range(2):
+            (size,) = struct.unpack_from("<I", log, place)
+            texts.append(log[place + 4 : place + 4 + size])
+            place += 4 + size
+        yield kind, fields, *texts
+        at += 4 + rest
