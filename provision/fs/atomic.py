@@ -6,6 +6,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from provision.fs import durable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,7 +23,7 @@ def write_atomic(
         like: the status of a file whose mode and owner the new file gets; default: those of any new file.
         private: make the file readable for this user only, from its creation on.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folders(path.parent)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
         is_narrow = private or like is not None
@@ -34,5 +36,6 @@ def write_atomic(
                 os.chown(part, like.st_uid, like.st_gid)
             part.chmod(stat.S_IMODE(like.st_mode))
         part.replace(path)
+        durable.sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)

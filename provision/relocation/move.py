@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.progress import no_progress
-from provision.fs import tree
+from provision.fs import durable, tree
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.merge_tree import TreeMerge
 from provision.fs.open_dir import OpenDir, link_target
@@ -317,12 +317,13 @@ class FolderMove:
     def _manifest(self, rows: list[dict[str, object]]) -> Path:
         """Keep what a merge does, so that undo can part it again."""
         folder = self.journal.backup
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(folder)
         path = folder / f"merge-{sum(1 for _ in folder.iterdir())}.json"
         with path.open("x", encoding="ascii") as file:
             json.dump(rows, file)
             file.flush()
             os.fsync(file.fileno())
+        durable.sync_folder(folder)
         return path
 
 

@@ -7,6 +7,7 @@ import stat
 import uuid
 from typing import TYPE_CHECKING
 
+from provision.fs import durable
 from provision.fs.atomic import write_atomic
 from provision.volume.journal_acts import FileBackup, FileChange, FolderCreation
 
@@ -25,6 +26,7 @@ def make_folders(path: Path, journal: Journal) -> None:
     for folder in reversed(missing):
         journal.record(FolderCreation(folder))
         folder.mkdir(exist_ok=True)
+        durable.sync_folder(folder.parent)
 
 
 def keep_backup(path: Path, after: bytes | None, journal: Journal) -> None:

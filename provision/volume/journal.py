@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from provision.fs import durable
 from provision.volume.journal_acts import Act, IncompleteAct, UnknownAct
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Journal:
     def record(self, act: Act) -> None:
         """Append one act and sync it to the disk, so that it is there before the caller makes the change."""
         lines: list[dict[str, object]] = []
-        if self.path is None:
+        is_new = self.path is None
+        if is_new:
             lines.append(self._begin())
         lines.append({"at": time.time(), **_row(act)})
         assert self.path is not None  # noqa: S101 (for the type alone)
@@ -49,9 +51,11 @@ class Journal:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            durable.sync_folder(self.folder)
 
     def _begin(self) -> dict[str, object]:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(self.folder)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         names = (f"{stamp}-{os.getpid()}{suffix}.jsonl" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         self.path = next(path for path in map(self.folder.joinpath, names) if not path.exists())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.core.step import Check, State
+from provision.fs import durable
 from provision.fs.atomic import write_atomic
 from provision.volume.journal_acts import VolumeMark
 
@@ -91,7 +92,7 @@ class VolumeStep:
 
     def apply(self) -> None:
         """Make the folder and its marker."""
-        self.root.state.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(self.root.state)
         self.journal.record(VolumeMark(self.root.path))
         created = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
         marker = {"schema": SCHEMA, "id": uuid.uuid4().hex, "created": created}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
+from provision.fs import durable
 from provision.fs.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[
     Raises:
         BlockedError: another run holds the lock; the message has its pid, host and start time.
     """
-    root.state.mkdir(parents=True, exist_ok=True)
+    durable.make_folders(root.state)
     lock, has_waited = _wait(root, again, waiting)
     record = {
         "pid": os.getpid(),

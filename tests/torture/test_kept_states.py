@@ -1,0 +1,136 @@
+"""States in which something was lost, or no command got to its end, each kept with what tells it.
+
+A state is found by what is on the disk, not by the number of a step: what is forced to the disk may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Callable  # noqa: TC003 (a dataclass's field)
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.torture import all_scenarios, crash
+
+if TYPE_CHECKING:
+    from tests.torture.all_scenarios import Recorded
+    from tests.torture.crash import Crash
+    from tests.torture.disk import Node
+
+_MOST = 3  # states of a kind
+HUB, CACHE = "home/.cache/hub", "volume/data/cache/huggingface"
+TARGET, PARTIAL, ASIDE = f"{CACHE}/hub", f"{CACHE}/.hub.firstlight-partial", "home/.cache/.hub.firstlight-aside"
+MIRRORS = "volume/data/.firstlight/mirrors.json"
+BLOBS = f"{TARGET}/models--owner--model/blobs"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A state by its paths below the base."""
+
+    name: str
+    base: str
+    nodes: dict[str, Node]
+    numbers: dict[str, int]
+
+    def link(self, path: str) -> str | None:
+        """Where a link leads, from the base; None where there is none."""
+        node = self.nodes.get(path)
+        if node is None or not stat.S_ISLNK(node.mode):
+            return None
+        return node.content.decode().removeprefix(f"{self.base}/")
+
+    def content(self, path: str) -> bytes | None:
+        node = self.nodes.get(path)
+        return None if node is None else node.content
+
+    @property
+    def journals(self) -> list[list[dict[str, object]]]:
+        """The lines of each journal that are whole."""
+        texts = [node.content for path, node in sorted(self.nodes.items()) if path.endswith(".jsonl")]
+        return [[json.loads(line) for line in text.splitlines() if line.endswith(b"}")] for text in texts]
+
+    def has_recorded(self, act: str) -> bool:
+        return any(row.get("act") == act for rows in self.journals for row in rows)
+
+    def below(self, folder: str) -> set[str]:
+        return {path.removeprefix(f"{folder}/") for path in self.nodes if path.startswith(f"{folder}/")}
+
+
+def is_strict(state: Seen) -> bool:
+    return state.name.startswith(crash.STRICT)
+
+
+def is_undone_on_record(state: Seen) -> bool:
+    return state.has_recorded("undone")
+
+
+def is_wrong_with_the_right_size(state: Seen) -> bool:
+    """The copy has the size and the time of its original, and zeros."""
+    made, whole = state.nodes.get(f"{PARTIAL}/blobs/a"), state.nodes.get(f"{HUB}/blobs/a")
+    if made is None or whole is None or len(made.content) != len(whole.content):
+        return False
+    return made.mtime_ns == whole.mtime_ns and made.content != whole.content
+
+
+def other_name(state: Seen, name: str) -> str | None:
+    return next((path for path in state.nodes if path.startswith(f"{TARGET}/{name}.firstlight-")), None)
+
+
+def is_linked_only(state: Seen) -> bool:
+    """What gives way has its other name, and its own still."""
+    other = other_name(state, "blobs/a")
+    return other is not None and state.numbers[other] == state.numbers.get(f"{TARGET}/blobs/a")
+
+
+def is_change_recorded_and_not_made(state: Seen) -> bool:
+    """The record of the mirrors is as the last change but one has left it."""
+    now = hashlib.sha256(state.content(MIRRORS) or b"").hexdigest()
+    written = [
+        [row["sha256"] for row in rows if row.get("act") == "file" and str(row["path"]).endswith("/mirrors.json")]
+        for rows in state.journals
+    ]
+    return any(len(digests) > 1 and digests[-2] == now for digests in written)
+
+
+def is_taken_back_on_record(state: Seen) -> bool:
+    return b'"restored": true' in (state.content(MIRRORS) or b"")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kind of state of a scenario: what is on the disk, and how it is told."""
+
+    scenario: str
+    what: str
+    tells: Callable[[Seen], bool]
+
+
+KEPT = [
+    Kept(
+        "move, one disk",
+        "the folder is moved, and the folders above its place have an fsync of their own",
+        lambda state: is_strict(state) and state.link(HUB) == TARGET,
+    ),
+]
+
+
+def seen(work: Recorded, state: Crash) -> Seen:
+    base = str(work.field.base)
+    rows = [(path.removeprefix(f"{base}/"), number, node) for path, number, node in state.disk.entries()]
+    return Seen(state.name, base, {path: node for path, _, node in rows}, {path: number for path, number, _ in rows})
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(kept.scenario for kept in KEPT))
+def test_command_goes_on_from_the_states_that_once_stopped_it(record: Callable[[str], Recorded], name: str) -> None:
+    work = record(name)
+    states = list(crash.states(work.recording, seeds=0))
+    pictures = [seen(work, state) for state in states]
+    for kept in (kept for kept in KEPT if kept.scenario == name):
+        kinds = [state for state, picture in zip(states, pictures, strict=True) if kept.tells(picture)]
+        assert kinds, f"{name}: no state in which {kept.what}"
+        all_scenarios.is_safe(all_scenarios.examine(work, kinds[:: -(-len(kinds) // _MOST)]))
