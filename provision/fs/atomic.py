@@ -30,11 +30,11 @@ def write_atomic(
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if is_narrow else 0o666)) as file:
             file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
-        if like is not None:
-            if hasattr(os, "chown") and like.st_uid != os.geteuid():
-                os.chown(part, like.st_uid, like.st_gid)
-            part.chmod(stat.S_IMODE(like.st_mode))
+            if like is not None:
+                if hasattr(os, "chown") and like.st_uid != os.geteuid():
+                    os.chown(part, like.st_uid, like.st_gid)
+                part.chmod(stat.S_IMODE(like.st_mode))
+            os.fsync(file.fileno())  # the mode and the owner as well
         part.replace(path)
         durable.sync_folder(path.parent)
     finally:

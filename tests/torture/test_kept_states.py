@@ -116,6 +116,11 @@ KEPT = [
         "the folder is moved, and the folders above its place have an fsync of their own",
         lambda state: is_strict(state) and state.link(HUB) == TARGET,
     ),
+    Kept(
+        "settings",
+        "a file has its new content, and its mode",
+        lambda state: is_strict(state) and b"m.example" in (state.content("home/.condarc") or b""),
+    ),
 ]
 
 
