@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import SpecError
 from provision.core.step import Check, State
+from provision.fs import durable
 from provision.fs.atomic import write_atomic
 from provision.mirrors import record as mirror_record
 from provision.mirrors.record import MirrorRecord, WrittenFile
@@ -292,9 +293,15 @@ def _base(path: Path, record: MirrorRecord) -> tuple[bytes | None, WrittenFile |
 def _remove(path: Path, folders: Sequence[str]) -> None:
     """Remove a file, and the folders that were created for it if they are empty."""
     path.unlink(missing_ok=True)
+    durable.sync_folder(path.parent)
     for folder in map(Path, folders):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+            durable.sync_folder(folder.parent)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _original(written: WrittenFile) -> bytes | None:

@@ -240,6 +240,7 @@ class FolderMove:
         """Take the old folder away, the last act of a move."""
         self.journal.record(acts.OriginalRemoval(*each.ends, each.pair.source.with_name(aside), whole=each.pair.target))
         tree.remove(each.home, aside)
+        each.home.sync()
         if aside == each.name:
             self._link(each)
             self._use(each)

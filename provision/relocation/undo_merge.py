@@ -103,6 +103,11 @@ class UndoMergeStep:
                 for row in reversed(rows):
                     if self._is_left(row) and self._is_back(merged, back, row):
                         self._take_out(merged, row)
+            # What a killed merge has prepared.
+            tree.remove(there, self.pair.partial.name)
+            if home.readlink(self.pair.aside.name) == str(target):
+                home.unlink(self.pair.aside.name)
+            merged.sync_file_system()
         relink.forget(self.root, self.home, source)
 
     def _rows(self) -> list[MergeEntry]:

@@ -12,7 +12,7 @@ from provision.core import layout
 from provision.core.errors import SpecError
 from provision.core.progress import no_progress
 from provision.core.step import Check, State
-from provision.fs import tree
+from provision.fs import durable, tree
 from provision.fs.atomic import write_atomic
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation.move import FolderMove, MovePair
@@ -232,6 +232,7 @@ class UndoMove(_UndoStep):
             if link_target(target) == str(source):
                 there.unlink(target.name)
             tree.remove(there, self.pair.partial.name)
+            there.sync()
         relink.forget(self.root, self.home, source)
 
 
@@ -266,6 +267,7 @@ class UndoLink(_UndoStep):
             parent.unlink(self.path.name)
             if self.was:
                 parent.symlink(self.path.name, self.was)
+            parent.sync()
         relink.forget(self.root, self.home, self.path)
 
 
@@ -302,6 +304,7 @@ class UndoFile(_UndoStep):
         self.journal.record(acts.FileRestore(self.path))
         if self.backup is None:
             self.path.unlink()
+            durable.sync_folder(self.path.parent)
             return
         write_atomic(self.path, self.backup.read_bytes(), like=self.path.stat() if self.path.exists() else None)
         if self.mode is not None:
@@ -333,6 +336,7 @@ class UndoFolder(_UndoStep):
         """Take it away."""
         self.journal.record(acts.FolderRemoval(self.path))
         self.path.rmdir()
+        durable.sync_folder(self.path.parent)
 
 
 class UndoVariable(_UndoStep):

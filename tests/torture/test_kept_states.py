@@ -121,6 +121,21 @@ KEPT = [
         "a file has its new content, and its mode",
         lambda state: is_strict(state) and b"m.example" in (state.content("home/.condarc") or b""),
     ),
+    Kept(
+        "undo of move, one disk",
+        "the run is on record as undone, and nothing later is forced",
+        is_undone_on_record,
+    ),
+    Kept(
+        "undo of merge, one disk",
+        "the run is on record as undone, and nothing later is forced",
+        is_undone_on_record,
+    ),
+    Kept(
+        "settings restored",
+        "the choice is taken back on record, and nothing later is forced",
+        is_taken_back_on_record,
+    ),
 ]
 
 
