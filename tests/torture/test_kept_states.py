@@ -123,6 +123,11 @@ KEPT = [
     ),
     Kept(
         "undo of move, one disk",
+        "the link that undo has prepared leads to itself",
+        lambda state: state.link(HUB) == HUB,
+    ),
+    Kept(
+        "undo of move, one disk",
         "the run is on record as undone, and nothing later is forced",
         is_undone_on_record,
     ),
