@@ -47,6 +47,7 @@ class TreeCopy:
         self.is_selected = is_selected or (lambda _: True)
         self._copied_marks: dict[str, _Mark] = {}
         self._unverified: set[str] = set()
+        self._different: set[str] = set()
         self._copies: dict[tuple[int, int], tuple[OpenDir, str, int]] = {}
         self._block = (bytearray(copy_file.BLOCK), bytearray(copy_file.BLOCK))
         self._clone = True
@@ -66,6 +67,7 @@ class TreeCopy:
                 return
             for key in different:
                 self._copied_marks.pop(key, None)
+            self._different.update(different)
         if different:
             path = different[0].partition("/")[2]
             raise FirstlightError(f"the copy of {path} still differs from its original after {_ROUNDS} attempts.")
@@ -143,6 +145,8 @@ class TreeCopy:
             return False
         if key in self._copied_marks:
             return self._copied_marks[key] == mark
+        if key in self._different:  # a power loss leaves a file with the right size and time and the wrong content
+            return False
         copied = existing.stat(follow_symlinks=False)
         alike = stat.S_ISREG(status.st_mode) and stat.S_ISREG(copied.st_mode)
         if not alike or (copied.st_size, copied.st_mtime_ns) != (status.st_size, status.st_mtime_ns):

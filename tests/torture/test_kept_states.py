@@ -141,6 +141,11 @@ KEPT = [
         "the choice is taken back on record, and nothing later is forced",
         is_taken_back_on_record,
     ),
+    Kept(
+        "move, two disks",
+        "a copied file has its size and time without its content",
+        is_wrong_with_the_right_size,
+    ),
 ]
 
 
