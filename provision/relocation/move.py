@@ -214,6 +214,7 @@ class FolderMove:
             with _nothing_left_on_a_full_disk(rest):
                 mirror.run()
             for each in rest:
+                each.there.sync_file_system()  # the last look has set the modes of folders anew
                 self.journal.record(acts.CopyPlacement(*each.ends, each.pair.partial, whole=each.pair.source))
                 _remove_empty(each.there, each.new)
                 each.there.rename(each.partial, each.there, each.new)

@@ -146,6 +146,11 @@ KEPT = [
         "a copied file has its size and time without its content",
         is_wrong_with_the_right_size,
     ),
+    Kept(
+        "move, two disks",
+        "the copy has its name",
+        lambda state: is_strict(state) and f"{TARGET}/blobs" in state.nodes and f"{HUB}/link" in state.nodes,
+    ),
 ]
 
 
