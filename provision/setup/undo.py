@@ -215,7 +215,8 @@ class UndoMove(_UndoStep):
                 State.BLOCKED, f"{source} leads to {found} now, and not to {target}. Look at it: ls -l {source}"
             )
         if found is None and source.is_dir() and not there:
-            return Check(State.OK, f"{source} is a folder, as it was")
+            left = os.path.lexists(self.pair.partial)
+            return Check(State.DRIFTED if left else State.OK, f"{source} is a folder, as it was")
         if not there:
             return Check(State.BLOCKED, f"{target} is gone, so nothing can be moved back to {source}")
         return Check(State.DRIFTED, f"{source} lies at {target}")
@@ -223,6 +224,9 @@ class UndoMove(_UndoStep):
     def apply(self) -> None:
         """Take the link away, move the folder, take away the link that the move left."""
         source, target = self.pair.source, self.pair.target
+        if self.pair.unfinished and link_target(source) == str(target):
+            # A killed move has left the original beside the link: what it holds goes back with the rest.
+            FolderMove(self.journal, self.progress).run([self.pair])
         with OpenDir.at(target.parent) as there:
             if self.committed and (os.path.lexists(target) or self._back.unfinished):
                 if link_target(source) == str(target):
@@ -232,6 +236,8 @@ class UndoMove(_UndoStep):
                 FolderMove(self.journal, self.progress).run([self._back])
             if link_target(target) == str(source):
                 there.unlink(target.name)
+            if link_target(self.pair.aside) == str(target):
+                self.pair.aside.unlink()  # a killed move has prepared it
             tree.remove(there, self.pair.partial.name)
             there.sync()
         relink.forget(self.root, self.home, source)

@@ -151,6 +151,21 @@ KEPT = [
         "the copy has its name",
         lambda state: is_strict(state) and f"{TARGET}/blobs" in state.nodes and f"{HUB}/link" in state.nodes,
     ),
+    Kept(
+        "move, two disks",
+        "the copy is to be placed",
+        lambda state: PARTIAL in state.nodes and state.has_recorded("place"),
+    ),
+    Kept(
+        "move, two disks",
+        "the link is prepared",
+        lambda state: state.link(ASIDE) == TARGET,
+    ),
+    Kept(
+        "move, two disks",
+        "the original waits beside the link",
+        lambda state: f"{ASIDE}/blobs/a" in state.nodes and state.link(HUB) == TARGET,
+    ),
 ]
 
 
