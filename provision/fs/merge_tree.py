@@ -96,6 +96,18 @@ class TreeMerge:
                 stage.rename(name, target, name)
         self.target.sync_file_system()
 
+    def is_placed(self, row: MergeEntry) -> bool:
+        """Return whether the target holds an entry already, under its own name or as an earlier run has kept it."""
+        if row.action != "older" or row.kind == "folder":
+            return row.action == "same"
+        with holding(self.original, row.path) as (original, name), holding(self.target, row.path) as (target, _):
+            status, existing = original.lstat(name), target.lstat(_base(row.other))
+            return (
+                status is not None
+                and existing is not None
+                and self._is_same(original, target, name, status, existing, _base(row.other))
+            )
+
     def changed_since(self) -> bool:
         """Return whether the original has changed since the call of `look`."""
         return dict(marks(self.original)) != self._marks
@@ -148,17 +160,23 @@ class TreeMerge:
                     yield from self._within(inner, f"{key}/{entry.name}")
 
     def _is_same(
-        self, original: OpenDir, target: OpenDir, name: str, status: os.stat_result, existing: os.stat_result
+        self,
+        original: OpenDir,
+        target: OpenDir,
+        name: str,
+        status: os.stat_result,
+        existing: os.stat_result,
+        other: str | None = None,
     ) -> bool:
         if stat.S_IFMT(status.st_mode) != stat.S_IFMT(existing.st_mode):
             return False
         if not stat.S_ISREG(status.st_mode):
-            return original.readlink(name) == target.readlink(name)
+            return original.readlink(name) == target.readlink(other or name)
         if status.st_size != existing.st_size:
             return False
         first = original.open(name, os.O_RDONLY)
         try:
-            second = target.open(name, os.O_RDONLY)
+            second = target.open(other or name, os.O_RDONLY)
             try:
                 return copy_file.is_same(first, second, self._block, content_only=True)
             finally:

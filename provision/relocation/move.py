@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.progress import Progress
+    from provision.fs.merge_tree import MergeEntry
     from provision.volume.journal import Journal
 
 # The file system, or the system, knows no exchange; a rename may still do.
@@ -254,16 +255,14 @@ class FolderMove:
         ):
             amount = tree.measure(original)
             preflight.movable(amount)
+            self.journal.record(acts.MergeCopy(*each.ends, each.pair.partial, whole=each.home.path / name))
             with _staging(each) as stage:
                 totals = {"files compared": amount.files}
                 merge = TreeMerge(original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit))
                 rows = merge.look()
-                self.journal.record(acts.MergeCopy(*each.ends, each.pair.partial, whole=each.home.path / name))
-                with _nothing_left_on_a_full_disk([each]):
-                    merge.bring(rows)
-                manifest = self._manifest([row.to_dict() for row in rows])
-                self.journal.record(acts.FolderMerge(*each.ends, manifest, whole=each.home.path / name))
-                merge.place(rows)
+                # What waited aside and is all in the target leaves nothing for undo to part.
+                if name == each.name or not all(merge.is_placed(row) for row in rows):
+                    self._bring(each, name, merge, rows)
             tree.remove(each.there, each.partial)
             self.conflicts += [str(each.pair.target / row.other) for row in rows if row.other]
             if name != each.name:
@@ -276,6 +275,13 @@ class FolderMove:
         if changed:
             self._merge(each, aside)
         self._drop(each, aside)
+
+    def _bring(self, each: _OpenPair, name: str, merge: TreeMerge, rows: list[MergeEntry]) -> None:
+        with _nothing_left_on_a_full_disk([each]):
+            merge.bring(rows)
+        manifest = self._manifest([row.to_dict() for row in rows])
+        self.journal.record(acts.FolderMerge(*each.ends, manifest, whole=each.home.path / name))
+        merge.place(rows)
 
     def _link(self, each: _OpenPair) -> None:
         """The old path is a link to the target, which is there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from provision.core.step import Check, State
@@ -92,6 +93,7 @@ class UndoMergeStep:
                 home.make(spare)
                 with home.enter(spare) as back:
                     self._copy_back(merged, back, rows)
+                    _dress_top(back, merged)
                     back.sync_file_system()
                 self.journal.record(LinkReplacement(source, whole=source.with_name(spare)))
                 if link_target(source) is not None:
@@ -192,3 +194,19 @@ class UndoMergeStep:
         if row.action == "newer" and row.other is not None:
             return os.path.lexists(self.pair.target / row.other)
         return row.action != "same" and self._is_there(row)
+
+
+def _is_linked_only(merged: OpenDir, row: MergeEntry) -> bool:
+    """Return whether what was to give way has its second name, and its own still: the merge was killed between."""
+    if row.action != "newer" or row.other is None:
+        return False
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), holding(merged, row.path) as (kept, name):
+        first, second = kept.lstat(name), kept.lstat(row.other.rpartition("/")[2])
+        return first is not None and second is not None and os.path.samestat(first, second)
+    return False
+
+
+def _dress_top(back: OpenDir, merged: OpenDir) -> None:
+    """Give the folder that comes back the mode of the merged one: the record has no mode of the folder itself."""
+    if back.descriptor is not None and merged.descriptor is not None:
+        os.fchmod(back.descriptor, stat.S_IMODE(os.fstat(merged.descriptor).st_mode))

@@ -166,6 +166,16 @@ KEPT = [
         "the original waits beside the link",
         lambda state: f"{ASIDE}/blobs/a" in state.nodes and state.link(HUB) == TARGET,
     ),
+    Kept(
+        "move, two disks",
+        "a part of the original waits beside the link",
+        lambda state: 0 < len(state.below(ASIDE)) < len(state.below(TARGET)) and state.link(HUB) == TARGET,
+    ),
+    Kept(
+        "merge, one disk",
+        "a part of the merged folder waits beside the link",
+        lambda state: 0 < len(state.below(ASIDE)) < 6 and state.link(HUB) == TARGET,
+    ),
 ]
 
 
