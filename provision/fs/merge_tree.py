@@ -83,7 +83,16 @@ class TreeMerge:
         self.stage.sync_file_system()
 
     def place(self, rows: Sequence[MergeEntry]) -> None:
-        """Rename the entries on the stage into the target; after each rename both versions still have a name."""
+        """Rename the entries on the stage into the target; after each rename both versions still have a name.
+
+        An older version is on the disk under its other name before its own name is taken.
+        """
+        newer = [row for row in rows if row.action == "newer"]
+        for row in newer:
+            with holding(self.target, row.path) as (target, name):
+                _move_aside(target, name, _base(row.other), link=row.kind != "folder")
+        if newer:
+            self.target.sync_file_system()
         for row in rows:
             if row.action in _NOT_PLACED:
                 continue
@@ -91,8 +100,6 @@ class TreeMerge:
                 if row.action == "older":
                     stage.rename(name, target, _base(row.other))
                     continue
-                if row.action == "newer":
-                    _move_aside(target, name, _base(row.other))
                 stage.rename(name, target, name)
         self.target.sync_file_system()
 
@@ -191,14 +198,21 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _move_aside(folder: OpenDir, name: str, other: str) -> None:
-    """Make a hard link `other` to an entry, or rename the entry to it, so that another entry can take its name."""
+def _move_aside(folder: OpenDir, name: str, other: str, *, link: bool) -> None:
+    """Make a hard link `other` to an entry (`link`), or rename the entry to it, so that its name can be taken.
+
+    A folder cannot take a name that a file still has, so its predecessor is renamed.
+    """
     status = folder.lstat(name)
     if status is None:
         return
-    if not stat.S_ISDIR(status.st_mode):
+    kept = folder.lstat(other)
+    if not link and kept is not None and (kept.st_dev, kept.st_ino) == (status.st_dev, status.st_ino):
+        folder.unlink(name)  # a rename between two names of one file does nothing
+        return
+    if link and not stat.S_ISDIR(status.st_mode):
         try:
-            if folder.lstat(other) is None:
+            if kept is None:
                 folder.hardlink(name, folder, other)
         except OSError as error:
             if error.errno not in CANNOT_LINK:

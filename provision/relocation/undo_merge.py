@@ -73,7 +73,8 @@ class UndoMergeStep:
         source, target = self.pair.source, self.pair.target
         left = [row for row in rows if self._is_left(row) and (row.kind != "folder" or row.action not in _LISTED)]
         if not left:
-            return Check(State.OK, f"{source} is a folder, as it was")
+            prepared = os.path.lexists(self.pair.partial) or link_target(self.pair.aside) == str(target)
+            return Check(State.DRIFTED if prepared else State.OK, f"{source} is a folder, as it was")
         absent = [row.path for row in left if not os.path.lexists(source / row.path)]
         if absent:
             listed = "\n".join(f"  not there: {source / path}" for path in absent[:_SHOWN])
@@ -103,7 +104,7 @@ class UndoMergeStep:
             self.journal.record(MergeCleanup(target, whole=source))
             with home.enter(source.name) as back:
                 for row in reversed(rows):
-                    if self._is_left(row) and self._is_back(merged, back, row):
+                    if self._is_left(row) and (_is_linked_only(merged, row) or self._is_back(merged, back, row)):
                         self._take_out(merged, row)
             # What a killed merge has prepared.
             tree.remove(there, self.pair.partial.name)
@@ -163,6 +164,9 @@ class UndoMergeStep:
                 with contextlib.suppress(OSError):
                     kept.rmdir(name)
             elif row.action == "newer" and row.other is not None:
+                if _is_linked_only(merged, row):
+                    kept.unlink(row.other.rpartition("/")[2])
+                    return
                 if kept.lstat(name) is not None and not self._is_there(row):
                     return
                 if row.kind == "folder":

@@ -176,6 +176,30 @@ KEPT = [
         "a part of the merged folder waits beside the link",
         lambda state: 0 < len(state.below(ASIDE)) < 6 and state.link(HUB) == TARGET,
     ),
+    Kept(
+        "merge, one disk",
+        "the stage is made, and nothing is on it",
+        lambda state: PARTIAL in state.nodes and not state.below(PARTIAL),
+    ),
+    Kept(
+        "merge, one disk",
+        "what gives way has two names",
+        is_linked_only,
+    ),
+    Kept(
+        "merge, one disk",
+        "what gave way has its other name alone",
+        lambda state: (
+            is_strict(state) and other_name(state, "clash") is not None and f"{TARGET}/clash" not in state.nodes
+        ),
+    ),
+    Kept(
+        "merge, one disk",
+        "the newer file has the name",
+        lambda state: (
+            is_strict(state) and state.content(f"{TARGET}/blobs/a") == b"hub " * 3000 and f"{HUB}/new" in state.nodes
+        ),
+    ),
 ]
 
 

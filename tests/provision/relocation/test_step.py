@@ -191,6 +191,20 @@ def test_a_home_that_came_back_is_merged(source: Path, volume: Path) -> None:
     assert len(held) == 9
 
 
+def test_newer_folder_takes_the_name_of_a_file_there(source: Path, volume: Path) -> None:
+    step = moving(source, volume)
+    old = target(step)
+    old.mkdir(parents=True)
+    (old / "kind").write_text("a file there")
+    os.utime(old / "kind", (1000, 1000))
+    (source / "kind").mkdir(parents=True)
+    (source / "kind/inner").write_text("a folder here")
+    step.apply()
+    assert step.check().state is State.OK
+    assert (old / "kind/inner").read_text() == "a folder here"
+    assert next(old.glob("kind.firstlight-*")).read_text() == "a file there"
+
+
 def test_an_empty_folder_makes_way_for_the_link(source: Path, volume: Path) -> None:
     (source / "left/over").mkdir(parents=True)
     step = moving(source, volume)
