@@ -22,7 +22,7 @@ from provision.volume import relink, variables
 from provision.volume.journal import read_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from provision.core.layout import Root
@@ -129,8 +129,10 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                     if path not in moved and once(f"link {path}")
                 ]
             case acts.FileChange() if once(f"file {act.path}"):
-                first = next(each for each in run.acts if isinstance(each, acts.FileChange) and each.path == act.path)
-                built.append(UndoFile(act.path, first.backup, first.mode, act.sha256, journal))
+                changes = [each for each in run.acts if isinstance(each, acts.FileChange) and each.path == act.path]
+                # A run that was killed has recorded its last change and not made it.
+                digests = tuple(dict.fromkeys(change.sha256 for change in changes))
+                built.append(UndoFile(act.path, changes[0].backup, changes[0].mode, digests, journal))
             case acts.FolderCreation() | acts.TargetCreation() if once(f"folder {act.path}"):
                 built.append(UndoFolder(act.path, journal))
             case acts.VariableChange() if once(f"variable {act.name}"):
@@ -281,12 +283,14 @@ class UndoLink(_UndoStep):
 class UndoFile(_UndoStep):
     """A file of the user's holds its earlier bytes with its earlier mode, or is absent again."""
 
-    def __init__(self, path: Path, backup: Path | None, mode: int | None, digest: str | None, journal: Journal) -> None:
-        """Take the file, its backup and mode (None: it was not there), and the sha256 of what the run left in it."""
+    def __init__(
+        self, path: Path, backup: Path | None, mode: int | None, digests: Collection[str | None], journal: Journal
+    ) -> None:
+        """Take the file, its backup and mode (None: it was not there), and the sha256 of all that the run wrote."""
         super().__init__(journal)
         self.name = f"file {path.name}"
         self.path = path
-        self.backup, self.mode, self.digest = backup, mode, digest
+        self.backup, self.mode, self.digests = backup, mode, digests
 
     def describe(self) -> str:
         """The plan's line."""
@@ -300,7 +304,7 @@ class UndoFile(_UndoStep):
         before = self.backup.read_bytes() if self.backup else None
         if now == before:
             return Check(State.OK, f"{self.path} is as it was")
-        if (None if now is None else hashlib.sha256(now).hexdigest()) == self.digest:
+        if (None if now is None else hashlib.sha256(now).hexdigest()) in self.digests:
             return Check(State.DRIFTED, f"{self.path} holds what the run wrote")
         old, new = ((text or b"").decode(errors="replace").splitlines() for text in (now, before))
         diff = "\n".join(difflib.unified_diff(old, new, f"{self.path} now", f"{self.path} before", lineterm=""))

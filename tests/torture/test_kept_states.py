@@ -200,6 +200,11 @@ KEPT = [
             is_strict(state) and state.content(f"{TARGET}/blobs/a") == b"hub " * 3000 and f"{HUB}/new" in state.nodes
         ),
     ),
+    Kept(
+        "settings",
+        "a change is on record and not made",
+        is_change_recorded_and_not_made,
+    ),
 ]
 
 
