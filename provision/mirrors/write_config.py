@@ -190,7 +190,9 @@ class RestoreFileStep:
         """Compare the file with its original content and with the content that firstlight wrote."""
         present, original = _read(self.path), _original(self.written)
         mode_is_right = present is None or self.written.mode is None or _mode(self.path) == self.written.mode
-        if present == original and mode_is_right:
+        # An interrupted run may have made the folders of a file and not the file.
+        has_empty_folders = present is None and any(map(_is_empty, map(Path, self.written.folders)))
+        if present == original and mode_is_right and not has_empty_folders:
             return Check(State.OK, f"{self.path} has its original content")
         if present is None or present == original or _digest(present) == self.written.sha256 or self.force:
             return Check(State.DRIFTED, f"{self.path} does not have its original content and mode")
@@ -295,7 +297,7 @@ def _remove(path: Path, folders: Sequence[str]) -> None:
     path.unlink(missing_ok=True)
     durable.sync_folder(path.parent)
     for folder in map(Path, folders):
-        if folder.is_dir() and not any(folder.iterdir()):
+        if _is_empty(folder):
             folder.rmdir()
             durable.sync_folder(folder.parent)
 

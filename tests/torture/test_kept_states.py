@@ -205,6 +205,11 @@ KEPT = [
         "a change is on record and not made",
         is_change_recorded_and_not_made,
     ),
+    Kept(
+        "settings",
+        "the folder of a file is made and not the file",
+        lambda state: "home/.config/uv" in state.nodes and not state.below("home/.config/uv"),
+    ),
 ]
 
 
