@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from provision.core import hashing
 from provision.core.errors import BlockedError, FirstlightError, from_os_error
+from provision.fs import durable
 from provision.models import former_ids, hf_listing, snapshots, verify
 from provision.models.blob_lock import BlobLock
 from provision.models.hub_client import HubError, ListedFile
@@ -322,6 +323,7 @@ class Pull:
         )
         # The blob is named by a verified hash. The hash in a listing counts only if it is the proof.
         name = listed.blob if listed.kind in proof else hashing.hash_file(part, listed.kind)
+        durable.sync_file(part)  # a blob's name is taken for its content: it must not stand for what was lost
         part.replace(blobs / name)
         self._link(paths, name)
 

@@ -210,6 +210,11 @@ KEPT = [
         "the folder of a file is made and not the file",
         lambda state: "home/.config/uv" in state.nodes and not state.below("home/.config/uv"),
     ),
+    Kept(
+        "pull of a model",
+        "a blob has its name",
+        lambda state: is_strict(state) and 0 < len(state.below(BLOBS)) < 4,
+    ),
 ]
 
 
