@@ -71,6 +71,8 @@ _REPO = re.compile(r"(models|datasets|spaces)--.+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TREE_FORMAT = 1  # huggingface_hub's TREE_CACHE_FORMAT_VERSION
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# The remainder of a ref that an interrupted process was writing.
+_PART = re.compile(r"\.part-[0-9]+$")
 _Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, size in bytes, None if unknown)}
 
 
@@ -286,7 +288,7 @@ def _main(repo: Path, listings: Iterable[str], repaired: Container[str]) -> str 
     try:
         text = (refs / "main").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        if refs.is_dir() and any(path.is_file() for path in refs.rglob("*")):
+        if refs.is_dir() and any(path.is_file() and not _PART.search(path.name) for path in refs.rglob("*")):
             return None  # another ref names the snapshot
         text = ""
     commit = text.strip()  # an editor may add a line end, which huggingface_hub would take as part of the commit

@@ -215,6 +215,13 @@ KEPT = [
         "a blob has its name",
         lambda state: is_strict(state) and 0 < len(state.below(BLOBS)) < 4,
     ),
+    Kept(
+        "pull of a model",
+        "a ref is being written",
+        lambda state: (
+            any("refs/main.part-" in path for path in state.nodes) and f"{BLOBS[:-6]}/refs/main" not in state.nodes
+        ),
+    ),
 ]
 
 
