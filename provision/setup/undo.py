@@ -97,7 +97,8 @@ def choose(root: Root, name: str | None) -> JournaledRun:
         if not found:
             raise SpecError(f"there is no run {name}; `{layout.program()} undo --list` shows them.")
         return found[0]
-    left = [run for run in every if not run.undone]
+    # A power loss may leave a journal empty: nothing is changed before its first act is on the disk.
+    left = [run for run in every if run.acts and not run.undone]
     if not left:
         raise SpecError(f"nothing is left to undo on {root.path}.", next_act=f"{layout.program()} undo --list")
     return left[-1]

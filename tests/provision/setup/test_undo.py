@@ -223,6 +223,16 @@ def test_parting_takes_nothing_from_the_volume_that_the_home_does_not_hold(
     assert [path.name for path in (tmp_path / "root/work").iterdir()] == ["old"]
 
 
+@pytest.mark.parametrize("left", [b"", bytes(300), b'{"schema": 2, "started": "20990101T000000Z"'])
+def test_journal_without_an_act_is_not_what_undo_takes(tmp_path: Path, left: bytes) -> None:
+    """A power loss may leave a journal without its content: the run before it is the newest."""
+    root = Root(tmp_path)
+    Journal(root.journal, "setup").record(FolderCreation(tmp_path / "a"))
+    (real,) = undo.runs(root)
+    (root.journal / "20990101T000000Z-1.jsonl").write_bytes(left)
+    assert undo.choose(root, None) == real
+
+
 def test_runs_of_one_second_are_in_the_order_of_their_first_acts(tmp_path: Path) -> None:
     """A process number that has grown by a digit sorts first as text."""
     root = Root(tmp_path)
