@@ -21,6 +21,7 @@ from provision.environments.pip_packages import PipInstaller
 from provision.environments.torch_fallback import InstallRoute, InstallRoutes
 from provision.environments.torch_sources import PinnedPackage
 from provision.fs.atomic import write_atomic
+from provision.fs.open_dir import OpenDir
 from provision.installers import uv
 from provision.lockfiles import requirements
 from provision.volume import environment_marker
@@ -334,6 +335,8 @@ class EnvStep:
             shutil.rmtree(left, ignore_errors=True)
 
     def _own(self, where: Path, owner: dict[str, object], variant: Variant) -> None:
+        with OpenDir.at(where) as folder:
+            folder.sync_file_system()  # what is marked as whole must not lose files to a power loss
         wanted = owner | {"schema": SCHEMA, "env": self.wanted.name, "variant": variant.name}
         if read_owner(where) != wanted:
             write_atomic(where / MARKER_NAME, json.dumps(wanted, sort_keys=True) + "\n")

@@ -15,9 +15,11 @@ from provision.core.step import State
 from provision.environments import prefix, write_locks
 from provision.environments.definition import EnvironmentDefinition
 from provision.environments.step import EnvStep
+from provision.fs.open_dir import OpenDir
 from provision.installers import uv
 from provision.lockfiles.folder import LockFolder
 from provision.lockfiles.requirements import LockedPackage
+from provision.volume.environment_marker import MARKER_NAME
 from provision.volume.journal import Journal
 from tests.provision.conda_channel import PLATFORM
 from tests.provision.conftest import lock_text, write_wheel
@@ -48,6 +50,20 @@ def test_it_is_built_and_then_as_locked(tmp_path: Path, envs: Path) -> None:
     found = step.check(deep=True)
     assert (found.state, found.fallback) == (State.OK, None)
     assert "every byte verified" in found.detail
+
+
+def test_environment_is_forced_to_the_disk_before_its_marker(
+    tmp_path: Path, envs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force, forced = OpenDir.sync_file_system, list[tuple[bool, bool]]()
+
+    def forcing(self: OpenDir) -> None:
+        forced.append((any(self.path.rglob("diffusers/__init__.py")), (self.path / MARKER_NAME).exists()))
+        force(self)
+
+    monkeypatch.setattr(OpenDir, "sync_file_system", forcing)
+    build(tmp_path, envs).apply()
+    assert forced == [(True, False)]
 
 
 def test_what_the_user_added_stays(tmp_path: Path, envs: Path, wheels: Path) -> None:
