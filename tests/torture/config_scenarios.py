@@ -52,13 +52,13 @@ def write(field: Field) -> None:
     """Keep the choice where there is none, as the step that chooses does, then write it where tools look."""
     if not (record.read(field.root) or MirrorRecord()).choices:
         journal = Journal(field.root.journal, "setup")
-        keep_backup(record.file_of(field.root), record.text_of(_CHOSEN).encode(), journal)
+        keep_backup(record.record_path(field.root), record.to_json(_CHOSEN).encode(), journal)
         record.write(field.root, _CHOSEN)
     scenarios.converge(steps(field))
 
 
 def restore(field: Field) -> None:
-    scenarios.converge(write_config.restoring(field.root, Journal(field.root.journal, "mirrors restore"), force=False))
+    scenarios.converge(write_config.restore_steps(field.root, Journal(field.root.journal, "mirrors restore"), force=False))
 
 
 def is_written(field: Field, before: Reading, after: Reading) -> None:
@@ -71,7 +71,7 @@ def is_restored(field: Field, before: Reading, after: Reading) -> None:
     write(field)
     restore(field)
     same(field.read(), before)
-    assert variables.kept(field.root) == {}
+    assert variables.read(field.root) == {}
 
 
 def is_taken_back(field: Field, before: Reading, after: Reading) -> None:
