@@ -58,7 +58,9 @@ def write(field: Field) -> None:
 
 
 def restore(field: Field) -> None:
-    scenarios.converge(write_config.restore_steps(field.root, Journal(field.root.journal, "mirrors restore"), force=False))
+    scenarios.converge(
+        write_config.restore_steps(field.root, Journal(field.root.journal, "mirrors restore"), force=False)
+    )
 
 
 def is_written(field: Field, before: Reading, after: Reading) -> None:

@@ -184,7 +184,7 @@ def test_stand_in_is_built_at_most_once_in_a_run(root: Root, tmp_path: Path, hub
     later.build = build
     (outcome,) = engine.converge([later], listen=lambda *_: None)
     assert (outcome.before, outcome.after, outcome.changed) == (State.DRIFTED, State.OK, True)
-    assert "none was built: torch is not here" in (outcome.fallback or "")
+    assert "no stand-in was built: torch is not here" in (outcome.fallback or "")
     assert outcome.error is None
     assert len(tries) == 1
     (again,) = engine.check_all([later], listen=lambda *_: None)
