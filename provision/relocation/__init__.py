@@ -1,1 +1,1 @@
-"""Moves a folder to the root, leaves a link, and restores the links after a wipe."""
+"""Moves folders to the volume, links their old paths to them, and restores the links after a wipe."""

@@ -1,4 +1,4 @@
-"""A marked block in the shell's start file, which restores the links at every login."""
+"""Provides the step that restores the links at every login, by a marked block in the shell's start file."""
 
 from __future__ import annotations
 
@@ -22,85 +22,93 @@ if TYPE_CHECKING:
 
 BEGIN = b"# >>> firstlight >>>"
 END = b"# <<< firstlight <<<"
+# This line marks a start file that firstlight created; the file is deleted with its block if it holds nothing else.
 _OURS = b"# The file was made for this block."
 
 
 class LoginStep:
-    """The user's start file holds the block, or (where `wanted` is False) no start file does."""
+    """Adds the block to the start file of the user's shell, or (`wanted` is False) removes it from all start files.
+
+    The block runs relink.sh and reads variables.sh, if the volume is mounted.
+    """
 
     name = "login"
     essential = False
     local = True
 
     def __init__(self, root: Root, home: Path, environ: Mapping[str, str], journal: Journal, *, wanted: bool) -> None:
-        """Take the home whose start files are meant, and the variables that tell the shell."""
+        """Take the home with the start files, and the environment variables, which name the user's shell."""
         self.root = root
         self.journal = journal
         self.wanted = wanted
-        self.every = start_files(environ, home)
-        self.file = self.every[shell_of(environ)]
+        self.files = start_files(environ, home)
+        self.file = self.files[shell_of(environ)]
 
     def describe(self) -> str:
-        """The plan's line."""
+        """Return the line of the plan."""
         if self.wanted:
-            return f"put a marked block into {self.file}, which runs {self.root.relink} at login"
-        return "take the block out of the shell's start file"
+            return f"add a marked block to {self.file} that runs {self.root.relink} at login"
+        return "remove the marked block from the shell's start file"
 
-    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read whole)
-        """Look for the block."""
-        holding = []
-        for file in self.every.values():
-            with contextlib.suppress(PermissionError):  # another shell's, which is not ours to read
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read completely)
+        """Check that the right start file holds the block, and that the block is intact."""
+        with_block = []
+        for file in self.files.values():
+            with contextlib.suppress(PermissionError):  # a start file that this user may not read holds no block
                 content = _read(file)
-                holding += [file] if BEGIN in content or END in content else []
-        for file in holding:
+                with_block += [file] if BEGIN in content or END in content else []
+        for file in with_block:
             content = _read(file)
             if content.count(BEGIN) != 1 or content.count(END) != 1 or content.find(END) < content.find(BEGIN):
-                return Check(State.BLOCKED, f"the block in {file} is harmed. Take its lines out: {BEGIN.decode()}")
+                return Check(
+                    State.BLOCKED,
+                    f"the firstlight block in {file} is damaged. Remove its lines, from {BEGIN.decode()} on, "
+                    "then run again.",
+                )
         if not self.wanted:
-            if holding:
-                return Check(State.DRIFTED, f"{holding[0]} holds the block, and login is not wanted")
-            return Check(State.OK, "no start file holds the block")
+            if with_block:
+                return Check(State.DRIFTED, f"{with_block[0]} has the login block, but `login` in host.toml is false")
+            return Check(State.OK, "no start file has the login block")
         content = _read(self.file)
-        if _with_block(content, self._block(made=_OURS in content)) != content:
-            return Check(State.DRIFTED, f"{self.file} does not run {self.root.relink} yet")
-        return Check(State.OK, f"{self.file} runs {self.root.relink}")
+        if _with_block(content, self._block(is_ours=_OURS in content)) != content:
+            return Check(State.DRIFTED, f"{self.file} does not run {self.root.relink} at login yet")
+        return Check(State.OK, f"{self.file} runs {self.root.relink} at login")
 
     def apply(self) -> None:
-        """Put the block in, or take it out; every other byte stays."""
+        """Add the block, or remove it; every other byte of the file stays."""
         if not self.wanted:
-            for file in self.every.values():
+            for file in self.files.values():
                 with contextlib.suppress(PermissionError):
                     content = _read(file)
                     if BEGIN in content:
-                        self._replace(file, _without_block(content), gone=_OURS in content)
+                        self._replace(file, _without_block(content), remove_empty=_OURS in content)
             return
         content = _read(self.file)
-        made = _OURS in content or not self.file.exists()
-        self._replace(self.file, _with_block(content, self._block(made=made)))
+        is_ours = _OURS in content or not self.file.exists()
+        self._replace(self.file, _with_block(content, self._block(is_ours=is_ours)))
 
-    def _replace(self, file: Path, content: bytes, *, gone: bool = False) -> None:
-        # A start file is often a link into a folder of dotfiles: the link stays, what it leads to is written.
+    def _replace(self, file: Path, content: bytes, *, remove_empty: bool = False) -> None:
+        # A start file is often a link into a folder of dotfiles, so its target is written and the link stays.
         real = file.resolve()
         make_folders(real.parent, self.journal)
         if real.exists() and not os.access(real, os.W_OK):
             raise BlockedError(
-                f"{real} cannot be written. Add this to it yourself:\n{self._block(made=False).decode()}"
+                f"{real} is not writable. Add these lines to it yourself:\n{self._block(is_ours=False).decode()}"
             )
-        keep_backup(real, content if not gone or content else None, self.journal)
-        if gone and not content:
+        keep_backup(real, content if not remove_empty or content else None, self.journal)
+        if remove_empty and not content:
             real.unlink()
             return
         write_atomic(real, content, like=real.stat() if real.exists() else None)
 
-    def _block(self, *, made: bool) -> bytes:
+    def _block(self, *, is_ours: bool) -> bytes:
         inner = _TEXTS.get(self.file.suffix, _POSIX)(self.root)
-        lines = [BEGIN, *([_OURS] if made else []), *inner, END]
+        lines = [BEGIN, *([_OURS] if is_ours else []), *inner, END]
         return b"\n".join(lines) + b"\n"
 
 
 def shell_of(environ: Mapping[str, str]) -> str:
-    """The user's login shell, as far as we know it: bash, zsh, fish or powershell."""
+    """Return the user's login shell: bash, zsh, fish or powershell. An unknown shell counts as bash."""
     if sys.platform == "win32":
         return "powershell"
     name = Path(environ.get("SHELL") or "bash").name
@@ -108,7 +116,7 @@ def shell_of(environ: Mapping[str, str]) -> str:
 
 
 def start_files(environ: Mapping[str, str], home: Path) -> dict[str, Path]:
-    """The file that each shell reads when a person logs in and works."""
+    """Return {shell: the file that it reads when an interactive session starts}."""
     config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     return {
         "bash": home / (".bash_profile" if sys.platform == "darwin" else ".bashrc"),
@@ -144,9 +152,9 @@ _TEXTS = {".fish": _fish, ".ps1": _powershell}
 
 
 def _with_block(content: bytes, block: bytes) -> bytes:
-    """The content with the block in its place, or at the end.
+    """Return the content with the block in place of an earlier one, else at its end.
 
-    A last line without its newline gets one, and the block then ends without: so taking it out can restore both.
+    A last line without a newline gets one, and the block then ends without a newline. Removal restores both.
     """
     start, end = content.find(BEGIN), content.find(END)
     if start >= 0 and end >= 0:

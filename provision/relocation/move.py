@@ -156,12 +156,12 @@ class FolderMove:
     def _check(self, real: Sequence[_OpenPair]) -> None:
         folders = [each.home.path / each.name for each in real]
         for each, folder in zip(real, folders, strict=True):
-            preflight.safe_parent(each.home)
-            preflight.no_mount_inside(folder)
+            preflight.require_safe_parent(each.home)
+            preflight.require_no_mount(folder)
             if each.there.path.is_relative_to(folder):
                 raise BlockedError(f"{each.pair.target} lies inside {folder}, which is to be moved there.")
         if folders:
-            preflight.nobody_uses(folders)
+            preflight.require_unused(folders)
 
     def _renamed(self, each: _OpenPair) -> bool:
         """Move by a rename where both places are on one file system, and it lets us."""
@@ -202,14 +202,14 @@ class FolderMove:
             for each in rest:
                 source = stack.enter_context(each.home.enter(each.name))
                 amount = tree.measure(source)
-                preflight.movable(amount)
+                preflight.require_movable(amount)
                 if each.there.lstat(each.partial) is None:
                     self.journal.record(acts.FolderCopy(*each.ends, each.pair.partial, whole=each.pair.source))
                 partial = stack.enter_context(_staging(each))
                 wanted += amount
                 there += tree.measure(partial)
                 folders.append((source, partial))
-            preflight.enough_room(wanted, there, rest[0].there.path)
+            preflight.require_space(wanted, there, rest[0].there.path)
             totals = {"bytes": wanted.data, "files": wanted.files, "files proved": wanted.files}
             mirror = TreeCopy(folders, lambda count, unit: self.progress(count, totals[unit], unit))
             with _nothing_left_on_a_full_disk(rest):
@@ -224,7 +224,7 @@ class FolderMove:
 
     def _swap_all(self, rest: Sequence[_OpenPair], mirror: TreeCopy) -> None:
         asides = [(each, self._swap(each)) for each in rest]
-        preflight.nobody_uses([each.home.path / aside for each, aside in asides])
+        preflight.require_unused([each.home.path / aside for each, aside in asides])
         changed = mirror.changed_since()  # between the last look and the swap
         for each, aside in asides:
             if changed:
@@ -254,7 +254,7 @@ class FolderMove:
             each.there.enter(each.new) as target,
         ):
             amount = tree.measure(original)
-            preflight.movable(amount)
+            preflight.require_movable(amount)
             self.journal.record(acts.MergeCopy(*each.ends, each.pair.partial, whole=each.home.path / name))
             with _staging(each) as stage:
                 totals = {"files compared": amount.files}
@@ -268,7 +268,7 @@ class FolderMove:
             if name != each.name:
                 return
             aside = self._swap(each)
-            preflight.nobody_uses([each.home.path / aside])
+            preflight.require_unused([each.home.path / aside])
             changed = merge.changed_since()
         if changed and aside == each.name:
             raise BlockedError(f"{each.pair.source} was written to meanwhile. End what writes there, then run again.")
@@ -307,7 +307,7 @@ class FolderMove:
     def _drop_left(self, each: _OpenPair) -> None:
         """Merge what a killed run left beside a link that stands: it may have been written to since."""
         if each.home.lstat(each.aside) is not None:
-            preflight.nobody_uses([each.home.path / each.aside])
+            preflight.require_unused([each.home.path / each.aside])
             self._merge(each, each.aside)
             self._drop(each, each.aside)
         if each.there.lstat(each.partial) is not None:

@@ -1,4 +1,4 @@
-"""What must be true before a folder is moved: nobody uses it, all of it is ours, and its new place can take it."""
+"""Checks before a folder move: no process uses the folder, all of it can be moved, and the target has space."""
 
 from __future__ import annotations
 
@@ -17,49 +17,48 @@ if TYPE_CHECKING:
     from provision.fs.open_dir import OpenDir
     from provision.fs.tree import TreeSize
 
-HEADROOM = 1.1
+HEADROOM = 1.1  # free space that is required, as a multiple of the size of the tree
 _USES_SHOWN = 3
 
 
-def users(folders: Sequence[Path], proc: Path = Path("/proc")) -> list[tuple[int, str, str]]:
-    """The processes that work in these folders, as (pid, program, the path in use): files, mappings, working folder.
+def processes_using(folders: Sequence[Path], proc: Path = Path("/proc")) -> list[tuple[int, str, str]]:
+    """Return (pid, program, path in use) of each process with an open file, mapping or working folder in the folders.
 
-    Processes of others, which the system hides from us, are not seen. Our own files are left out, our own working
-    folder is not.
+    Processes of other users are missed if the kernel hides them. Of this process only the working folder counts.
 
     Args:
-        folders: real paths.
-        proc: where the kernel shows its processes.
+        folders: real paths, without links.
+        proc: the mount point of procfs.
     """
     if not (proc / "self").exists():
-        return _users_by_psutil(folders)
+        return _processes_by_psutil(folders)
     inside = tuple(os.fsencode(folder) for folder in folders)
-    found = []
+    processes = []
     for pid in sorted(int(name) for name in os.listdir(proc) if name.isdigit()):
-        used = next(_used(proc / str(pid), inside, own=pid == os.getpid()), None)
-        if used is not None:
-            found.append((pid, _program(proc / str(pid)), os.fsdecode(used)))
-    return found
+        path = next(_used_paths(proc / str(pid), inside, is_own=pid == os.getpid()), None)
+        if path is not None:
+            processes.append((pid, _program(proc / str(pid)), os.fsdecode(path)))
+    return processes
 
 
-def nobody_uses(folders: Sequence[Path]) -> None:
-    """Nobody works in these folders.
+def require_unused(folders: Sequence[Path]) -> None:
+    """Check that no process uses these folders.
 
     Raises:
-        BlockedError: somebody does; with pid and path.
+        BlockedError: a process does; the message names its pid and the path.
     """
-    found = users(folders)
-    if found:
-        shown = "; ".join(f"pid {pid} ({program}) uses {path}" for pid, program, path in found[:_USES_SHOWN])
-        more = f"; and {len(found) - _USES_SHOWN} more" if len(found) > _USES_SHOWN else ""
-        raise BlockedError(f"{shown}{more}. End it, or leave that folder, then run again.")
+    processes = processes_using(folders)
+    if processes:
+        shown = "; ".join(f"pid {pid} ({program}) uses {path}" for pid, program, path in processes[:_USES_SHOWN])
+        more = f"; and {len(processes) - _USES_SHOWN} more" if len(processes) > _USES_SHOWN else ""
+        raise BlockedError(f"{shown}{more}. End each process, or change its working folder, then run again.")
 
 
-def no_mount_inside(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
-    """No other file system is mounted in the folder.
+def require_no_mount(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
+    """Check that no file system is mounted inside the folder.
 
     Raises:
-        BlockedError: one is.
+        BlockedError: a file system is.
     """
     try:
         lines = mountinfo.read_bytes().splitlines()
@@ -67,96 +66,99 @@ def no_mount_inside(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")
         return
     inside = os.fsencode(folder) + b"/"
     for line in lines:
-        # The kernel writes blanks, tabs, newlines and backslashes as octal numbers.
+        # The kernel writes spaces, tabs, newlines and backslashes as octal escapes (man 5 proc_pid_mountinfo).
         point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match.group(1), 8)]), line.split(b" ")[4])
         if point.startswith(inside):
             mount = os.fsdecode(point)
             raise BlockedError(f"{mount} is a mount inside {folder}. Unmount it, then run again: umount {mount}")
 
 
-def safe_parent(parent: OpenDir) -> None:
-    """Nobody else can put another thing in the place of what lies in this folder.
+def require_safe_parent(parent: OpenDir) -> None:
+    """Check that no other user can replace an entry of this folder.
 
     Raises:
-        BlockedError: everybody may rename in it.
+        BlockedError: every user may rename entries in it.
     """
     if parent.descriptor is None:
         return
     mode = os.fstat(parent.descriptor).st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise BlockedError(
-            f"every user may rename what lies in {parent.path}, so nothing is moved there. Take that right away: "
+            f"every user may rename files in {parent.path}, so a folder move there is not safe. Take that right away: "
             f"chmod o-w {parent.path}"
         )
 
 
-def enough_room(amount: TreeSize, there: TreeSize, target: Path) -> None:
-    """A file system takes the bytes and the inodes, and a tenth more.
+def require_space(size: TreeSize, copied: TreeSize, target: Path) -> None:
+    """Check that a file system has the free bytes and inodes for a copy, plus a tenth.
 
     Args:
-        amount: what is to be copied.
-        there: what of it an earlier run has copied already.
-        target: a folder of the file system.
+        size: the size of the tree to copy.
+        copied: the size of the part that an earlier run has copied.
+        target: a folder on the file system.
 
     Raises:
-        BlockedError: it does not; with both figures.
+        BlockedError: it has not; the message names the needed and the free number.
     """
     if not hasattr(os, "statvfs"):
         return
     free = os.statvfs(target)
-    needed = {
-        "bytes": (round(amount.bytes * HEADROOM) - there.bytes, free.f_bavail * free.f_frsize),
-        # A file system that makes inodes as it goes says that it has none.
-        "inodes": (round(amount.inodes * HEADROOM) - there.inodes, free.f_favail if free.f_files else None),
+    requirements = {
+        "bytes": (round(size.bytes * HEADROOM) - copied.bytes, free.f_bavail * free.f_frsize),
+        # A file system that allocates inodes on demand reports a total of zero.
+        "inodes": (round(size.inodes * HEADROOM) - copied.inodes, free.f_favail if free.f_files else None),
     }
-    for what, (wanted, has) in needed.items():
-        if has is not None and wanted > has:
+    for unit, (needed, available) in requirements.items():
+        if available is not None and needed > available:
             raise BlockedError(
-                f"{target}: {has:,} {what} are free and {wanted:,} are needed. Free some, or give another --root, "
-                "then run again."
+                f"{target}: {available:,} {unit} are free and {needed:,} are needed. Free some, or give another "
+                "--root, then run again."
             )
 
 
-def movable(amount: TreeSize) -> None:
-    """Every file belongs to us, or we are root and can keep its owner; and no other file system lies in between.
+def require_movable(size: TreeSize) -> None:
+    """Check that this user can give every entry of the copy its owner, and that no mount point lies in the tree.
 
     Raises:
-        BlockedError: one does not, or one does.
+        BlockedError: an entry belongs to another user and this user is not root, or a file system is mounted in it.
     """
-    if amount.mount is not None:
-        raise BlockedError(f"{amount.mount} is a mount of its own. Unmount it, then run again: umount {amount.mount}")
-    if amount.foreign is not None:
+    if size.mount is not None:
+        raise BlockedError(f"{size.mount} is a mount point. Unmount it, then run again: umount {size.mount}")
+    if size.foreign is not None:
         raise BlockedError(
-            f"{amount.foreign} belongs to another user, and a copy of it would not. Look at it: "
-            f"ls -ld {amount.foreign}; move it away, or change its owner."
+            f"{size.foreign} belongs to another user, and a copy of it would belong to you. Look at it: "
+            f"ls -ld {size.foreign}; move it away, or change its owner."
         )
 
 
-def _used(process: Path, inside: Sequence[bytes], *, own: bool) -> Iterator[bytes]:
-    """The paths that one process uses; a process that ends meanwhile, or is not ours to see, uses none."""
+def _used_paths(process: Path, inside: Sequence[bytes], *, is_own: bool) -> Iterator[bytes]:
+    """Yield the paths in the folders that one process uses.
 
-    def within(path: bytes) -> bool:
+    Nothing is yielded for a process that has ended, or whose files this user may not read.
+    """
+
+    def is_inside(path: bytes) -> bool:
         return any(path == folder or path.startswith(folder + b"/") for folder in inside)
 
     base = os.fsencode(process)
     names = [b"cwd"]
-    if not own:
+    if not is_own:
         names += [b"exe", b"root"]
         with contextlib.suppress(OSError):
             names += [b"fd/" + name for name in os.listdir(base + b"/fd")]
     for name in names:
         with contextlib.suppress(OSError):
             path = os.readlink(base + b"/" + name)
-            if within(path):
+            if is_inside(path):
                 yield path
-    if own:
+    if is_own:
         return
     with contextlib.suppress(OSError):
         maps = (process / "maps").read_bytes()
         if any(folder in maps for folder in inside):
             for line in maps.splitlines():
                 path = line.partition(b"/")[2]
-                if within(b"/" + path):
+                if is_inside(b"/" + path):
                     yield b"/" + path
 
 
@@ -168,16 +170,16 @@ def _program(process: Path) -> str:
     return os.fsdecode(b" ".join(words)).strip()[:60] or "?"
 
 
-def _users_by_psutil(folders: Sequence[Path]) -> list[tuple[int, str, str]]:
+def _processes_by_psutil(folders: Sequence[Path]) -> list[tuple[int, str, str]]:
     import psutil
 
-    found = []
+    processes = []
     for process in psutil.process_iter(["pid", "name"]):
         with contextlib.suppress(psutil.Error, OSError):
             paths = [process.cwd(), process.exe()]
             if process.pid != os.getpid():
-                paths += [each.path for each in process.open_files()]
-            used = next((path for path in paths if any(Path(path).is_relative_to(each) for each in folders)), None)
+                paths += [file.path for file in process.open_files()]
+            used = next((path for path in paths if any(Path(path).is_relative_to(folder) for folder in folders)), None)
             if used is not None:
-                found.append((process.pid, process.info["name"], used))
-    return found
+                processes.append((process.pid, process.info["name"], used))
+    return processes

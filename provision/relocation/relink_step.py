@@ -1,4 +1,4 @@
-"""The step that keeps the record of links, and the scripts that restore them, true to the links that stand."""
+"""Provides the step that updates the record of links on the volume and the scripts that restore the links."""
 
 from __future__ import annotations
 
@@ -16,49 +16,52 @@ if TYPE_CHECKING:
     from provision.volume.journal import Journal
 
 
-class Linking(Protocol):
-    """A step that makes links."""
+class LinkStep(Protocol):
+    """Describe a step that makes links."""
 
     def linked(self) -> Iterator[links.Link]:
-        """Those of its links that stand."""
+        """Yield the links of this step that are in place."""
 
 
 class RecordStep:
-    """links.json, relink.sh and relink.ps1 hold every link that stands, and every one that once stood."""
+    """Keeps links.json, relink.sh and relink.ps1 up to date.
+
+    They list the links in place and those of earlier runs, because a wipe removes links that the host still needs.
+    """
 
     name = "relink.sh"
     essential = False
     local = True
 
-    def __init__(self, root: Root, home: Path, steps: Sequence[Linking], journal: Journal) -> None:
-        """Take the steps whose links are put on record."""
+    def __init__(self, root: Root, home: Path, steps: Sequence[LinkStep], journal: Journal) -> None:
+        """Take the steps whose links are recorded."""
         self.root = root
         self.home = home
         self.steps = steps
         self.journal = journal
 
     def describe(self) -> str:
-        """The plan's line."""
-        return f"write {self.root.relink}, which restores the links with nothing but sh"
+        """Return the line of the plan."""
+        return f"write {self.root.relink}, a shell script that restores the links"
 
-    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (the files are always read whole)
-        """Compare the files with what they should hold."""
-        wanted = self._wanted()
-        if not wanted and not self.root.links.exists():
-            return Check(State.OK, "no link is to be restored")
-        for path, content in relink.files(self.root, self.home, wanted).items():
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (each file is read completely)
+        """Compare the files with the links that they should list."""
+        expected = self._links()
+        if not expected and not self.root.links.exists():
+            return Check(State.OK, "there are no links to restore")
+        for path, content in relink.files(self.root, self.home, expected).items():
             if not path.exists() or path.read_bytes() != content:
-                return Check(State.DRIFTED, f"{path} does not hold the links as they are")
-        return Check(State.OK, f"{len(wanted)} links; after a wipe: sh {self.root.relink}")
+                return Check(State.DRIFTED, f"{path} does not list the current links")
+        return Check(State.OK, f"{len(expected)} links; restore them after a wipe: sh {self.root.relink}")
 
     def apply(self) -> None:
-        """Write them."""
-        wanted = self._wanted()
-        for link in wanted - set(links.recorded(self.root, self.home)):
+        """Write the record and the two scripts."""
+        expected = self._links()
+        for link in expected - set(links.recorded(self.root, self.home)):
             self.journal.record(LinkRecord(link.path, link.target))
-        relink.write(self.root, self.home, wanted)
+        relink.write(self.root, self.home, expected)
 
-    def _wanted(self) -> set[links.Link]:
-        standing = {link for step in self.steps for link in step.linked()}
-        paths = {link.path for link in standing}
-        return standing | {link for link in links.recorded(self.root, self.home) if link.path not in paths}
+    def _links(self) -> set[links.Link]:
+        in_place = {link for step in self.steps for link in step.linked()}
+        paths = {link.path for link in in_place}
+        return in_place | {link for link in links.recorded(self.root, self.home) if link.path not in paths}

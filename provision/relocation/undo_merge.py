@@ -85,7 +85,7 @@ class UndoMergeStep:
         """Copy back, prove, let the folder have its path, then take out of the volume what had come."""
         source, target = self.pair.source, self.pair.target
         rows = self._rows()
-        preflight.nobody_uses([target.resolve()])
+        preflight.require_unused([target.resolve()])
         with OpenDir.at(source.parent) as home, OpenDir.at(target.parent) as there, there.enter(target.name) as merged:
             if link_target(source) is not None or not source.exists():
                 spare = self.pair.aside.name

@@ -127,7 +127,7 @@ def _links(plan: HostPlan) -> Iterator[Finding]:
         found = link_target(link.path)
         now = f"leads to {found}" if found else "is no link" if os.path.lexists(link.path) else "is not there"
         yield Finding("bad", "link", f"{link.path} {now}, it should lead to {link.target}", _run("repair"))
-    for pid, program, path in preflight.users([link.path for link in wrong if link.path.is_dir()]):
+    for pid, program, path in preflight.processes_using([link.path for link in wrong if link.path.is_dir()]):
         yield Finding("note", "busy", f"pid {pid} ({program}) uses {path}")
 
 

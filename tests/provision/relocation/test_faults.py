@@ -1,4 +1,4 @@
-"""Everything that can go wrong in a move, provoked: nothing is lost, and the message says what to do."""
+"""Provokes the faults of a folder move: no data is lost, and the message names the remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_file_that_changes_during_the_copy_is_copied_again(
+def test_file_that_changes_during_the_copy_is_copied_again(
     source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_a_file_that_changes_during_the_copy_is_copied_again(
     assert not (source / "link").is_symlink()
 
 
-def test_a_file_that_never_stands_still_stops_the_move(
+def test_file_that_keeps_changing_blocks_the_move(
     source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
@@ -77,8 +77,8 @@ def test_a_file_that_never_stands_still_stops_the_move(
     assert not source.is_symlink()
 
 
-@pytest.mark.parametrize("merge", [False, True])
-def test_what_is_written_just_before_the_swap_is_not_lost(
+@pytest.mark.parametrize("merge", [False, True], ids=["copy", "merge"])
+def test_write_just_before_the_swap_is_kept(
     source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
 ) -> None:
     source.mkdir(parents=True)
@@ -101,14 +101,14 @@ def test_what_is_written_just_before_the_swap_is_not_lost(
     assert step.check().state is State.OK
 
 
-def test_a_wrong_copy_is_never_taken(source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that gives back other bytes than it was given."""
+def test_wrong_copy_is_rejected(source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy to a disk that returns other bytes than were written to it."""
     source.mkdir(parents=True)
-    held = random_trees.small(source)
-    copied = TreeCopy._file
+    before = random_trees.small(source)
+    copy_file = TreeCopy._file
 
-    def harm(self: TreeCopy, original: OpenDir, copy: OpenDir, name: str) -> None:
-        copied(self, original, copy, name)
+    def copy_wrongly(self: TreeCopy, original: OpenDir, copy: OpenDir, name: str) -> None:
+        copy_file(self, original, copy, name)
         if name == "a":
             before = (copy.path / name).stat()
             with (copy.path / name).open("r+b") as file:
@@ -116,50 +116,50 @@ def test_a_wrong_copy_is_never_taken(source: Path, other_disk: Path, monkeypatch
                 file.write(b"\0\1\2\3")
             os.utime(copy.path / name, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    monkeypatch.setattr(TreeCopy, "_file", harm)
+    monkeypatch.setattr(TreeCopy, "_file", copy_wrongly)
     with pytest.raises(FirstlightError, match="still differs from its original"):
         moving(source, other_disk).apply()
-    assert random_trees.read(source) == held
+    assert random_trees.read(source) == before
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV])
-def test_without_an_exchange_a_rename_does(
+def test_rename_replaces_an_unsupported_exchange(
     source: Path, volume: Path, home: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     source.mkdir(parents=True)
-    held = random_trees.fill(source)
+    before = random_trees.fill(source)
     monkeypatch.setattr(OpenDir, "exchange", refuse(code))
     step = moving(source, volume)
     step.apply()
     assert step.check().state is State.OK
-    assert random_trees.read(target(step)) == held
+    assert random_trees.read(target(step)) == before
     assert leftovers(home, volume) == []
 
 
-def test_where_no_rename_is_to_be_had_either(
+def test_folder_that_cannot_be_renamed_is_copied_and_then_emptied(
     source: Path, volume: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As overlayfs answers for a folder of an image's layer: it is copied, and emptied where it is."""
+    """Move a folder of an image layer, which overlayfs does not rename (EXDEV)."""
     source.mkdir(parents=True)
-    held = random_trees.fill(source)
+    before = random_trees.fill(source)
     rename = OpenDir.rename
 
-    def refused(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
+    def rename_elsewhere(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         if name == "hub" and self.path == source.parent:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(self, name, other, new)
 
     monkeypatch.setattr(OpenDir, "exchange", refuse(errno.EXDEV))
-    monkeypatch.setattr(OpenDir, "rename", refused)
+    monkeypatch.setattr(OpenDir, "rename", rename_elsewhere)
     step = moving(source, volume)
     step.apply()
     assert step.check().state is State.OK
-    assert random_trees.read(target(step)) == held
+    assert random_trees.read(target(step)) == before
     assert leftovers(home, volume) == []
 
 
 @pytest.mark.parametrize("place", ["same", "other"])
-def test_a_folder_of_an_image_layer(overlay: Path, other_disk: Path, place: str) -> None:
+def test_folder_of_an_image_layer_is_moved(overlay: Path, other_disk: Path, place: str) -> None:
     source = overlay / "miniconda3/envs"
     with pytest.raises(OSError, match="cross-device"):
         source.rename(overlay / "elsewhere")
@@ -170,7 +170,7 @@ def test_a_folder_of_an_image_layer(overlay: Path, other_disk: Path, place: str)
     assert (source / "e/python").read_text() == "of the image"
 
 
-def test_too_little_room_is_told_before_anything_is_written(source: Path, small_disk: Path) -> None:
+def test_lack_of_space_is_reported_before_the_copy(source: Path, small_disk: Path) -> None:
     source.mkdir(parents=True)
     (source / "weights").write_bytes(os.urandom(9 << 20))
     with pytest.raises(BlockedError, match=r"bytes are free and 9,\d{3},\d{3}|bytes are free and 10,\d{3},\d{3}"):
@@ -179,7 +179,7 @@ def test_too_little_room_is_told_before_anything_is_written(source: Path, small_
     assert leftovers(small_disk) == [] or not any((small_disk / "cache").rglob("weights"))
 
 
-def test_too_few_inodes_are_told(source: Path, small_disk: Path) -> None:
+def test_lack_of_inodes_is_reported_before_the_copy(source: Path, small_disk: Path) -> None:
     source.mkdir(parents=True)
     for number in range(100):
         (source / str(number)).touch()
@@ -188,35 +188,35 @@ def test_too_few_inodes_are_told(source: Path, small_disk: Path) -> None:
     assert len(list(source.iterdir())) == 100
 
 
-def test_a_disk_that_fills_up_meanwhile_is_not_left_full(
+def test_unfinished_copy_is_deleted_when_the_disk_fills_up(
     source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
-    held = {str(number): os.urandom(1 << 20) for number in range(6)}
-    for name, content in held.items():
+    before = {str(number): os.urandom(1 << 20) for number in range(6)}
+    for name, content in before.items():
         (source / name).write_bytes(content)
     step = moving(source, small_disk)
-    copied = TreeCopy._file
+    copy_file = TreeCopy._file
 
     def copy_then_fill(self: TreeCopy, original: OpenDir, copy: OpenDir, name: str) -> None:
-        copied(self, original, copy, name)
-        with (small_disk / "somebody else").open("wb") as file:
+        copy_file(self, original, copy, name)
+        with (small_disk / "other data").open("wb") as file:
             while file.write(b"x" * 65536):
                 pass
 
     monkeypatch.setattr(TreeCopy, "_file", copy_then_fill)
     with pytest.raises(OSError, match="No space left"):
         step.apply()
-    assert {path.name: path.read_bytes() for path in source.iterdir()} == held
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     assert leftovers(small_disk) == []
-    (small_disk / "somebody else").unlink()
+    (small_disk / "other data").unlink()
     monkeypatch.undo()
     os.environ["HOME"] = str(step.home)
     step.apply()
-    assert {path.name: path.read_bytes() for path in target(step).iterdir()} == held
+    assert {path.name: path.read_bytes() for path in target(step).iterdir()} == before
 
 
-def test_a_read_only_volume(source: Path, small_disk: Path) -> None:
+def test_read_only_volume_leaves_the_source_unchanged(source: Path, small_disk: Path) -> None:
     source.mkdir(parents=True)
     (source / "file").write_text("x")
     step = moving(source, small_disk)
@@ -226,11 +226,11 @@ def test_a_read_only_volume(source: Path, small_disk: Path) -> None:
     assert (source / "file").read_text() == "x"
 
 
-def test_a_mount_inside_is_named(source: Path, volume: Path, tmp_path: Path) -> None:
+def test_mount_inside_the_folder_blocks_the_move(source: Path, volume: Path, tmp_path: Path) -> None:
     inner = source / "inner mount"
     inner.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=False, capture_output=True)
-    if done.returncode != 0:
+    completed = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=False, capture_output=True)
+    if completed.returncode != 0:
         pytest.skip("no right to mount a tmpfs")
     try:
         with pytest.raises(BlockedError, match="inner mount is a mount inside"):
@@ -239,18 +239,18 @@ def test_a_mount_inside_is_named(source: Path, volume: Path, tmp_path: Path) -> 
         subprocess.run(["umount", inner], check=True)
 
 
-def test_a_volume_inside_the_folder_is_refused(source: Path) -> None:
+def test_root_inside_the_folder_is_rejected(source: Path) -> None:
     (source / "data").mkdir(parents=True)
-    found = moving(source, source / "data")
+    step = moving(source, source / "data")
     with pytest.raises(BlockedError, match="lies inside"):
-        found.apply()
+        step.apply()
 
 
-def test_where_no_link_can_be_a_variable_does_it(source: Path, volume: Path) -> None:
-    """Something is mounted on the folder itself: it can be neither renamed nor removed."""
+def test_variable_replaces_the_link_of_a_mount_point(source: Path, volume: Path) -> None:
+    """Relocate a mount point, which can be neither renamed nor removed."""
     source.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source], check=False, capture_output=True)
-    if done.returncode != 0:
+    completed = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source], check=False, capture_output=True)
+    if completed.returncode != 0:
         pytest.skip("no right to mount a tmpfs")
     try:
         (source / "model").write_text("weights")
@@ -258,22 +258,22 @@ def test_where_no_link_can_be_a_variable_does_it(source: Path, volume: Path) -> 
         step = moving(source, volume, "HF_HUB_CACHE")
         assert step.check().state is State.DRIFTED
         step.apply()
-        found = step.check()
-        assert found.state is State.OK
-        assert found.fallback
-        assert f"HF_HUB_CACHE={target(step)}" in found.fallback
+        check = step.check()
+        assert check.state is State.OK
+        assert check.fallback
+        assert f"HF_HUB_CACHE={target(step)}" in check.fallback
         assert (target(step) / "model").read_text() == "weights"
         assert variables.read(step.root) == {"HF_HUB_CACHE": str(target(step))}
         for shell in ("sh", "bash"):
-            code = f". '{step.root.variables}'; printf %s \"$HF_HUB_CACHE\""
-            assert subprocess.run([shell, "-c", code], capture_output=True, text=True, check=True).stdout == str(
+            script = f". '{step.root.variables}'; printf %s \"$HF_HUB_CACHE\""
+            assert subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True).stdout == str(
                 target(step)
             )
     finally:
         subprocess.run(["umount", source], check=True)
 
 
-def test_many_links_that_lead_elsewhere_need_few_descriptors(home: Path, tmp_path: Path) -> None:
+def test_many_wrong_links_are_corrected_with_few_descriptors(home: Path, tmp_path: Path) -> None:
     root = Root(tmp_path / "root")
     places = [RelocatedFolder(home / f"{number}", root.path / f"{number}") for number in range(300)]
     for place in places:
@@ -288,12 +288,14 @@ def test_many_links_that_lead_elsewhere_need_few_descriptors(home: Path, tmp_pat
     assert step.check().state is State.OK
 
 
-def test_inodes_that_run_out_meanwhile(source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_copy_is_deleted_when_inodes_run_out(
+    source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source.mkdir(parents=True)
     for number in range(100):
         (source / str(number)).touch()
     step = moving(source, small_disk)
-    monkeypatch.setattr(preflight, "enough_room", lambda *_: None)
+    monkeypatch.setattr(preflight, "require_space", lambda *_: None)
     with pytest.raises(OSError, match="No space left"):
         step.apply()
     assert len(list(source.iterdir())) == 100

@@ -1,4 +1,4 @@
-"""The move, the merge and the undo, killed before every act and at random bytes of the copy: nothing is lost."""
+"""Kills a move, a merge and an undo before each act and at random bytes of a copy: no data is lost."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from tests.provision import random_trees
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# What changes a file system, by the names that the interpreter itself gives these acts (sys.audit).
+# The audit events of the calls that change a file system (docs.python.org/3/library/audit_events.html).
 ACTS = {f"os.{act}" for act in ("rename", "mkdir", "remove", "rmdir", "symlink", "link", "truncate", "utime", "chmod")}
 LONG = pytest.param(True, marks=pytest.mark.long, id="all")
 
 
 @dataclass
-class Field:
-    """Where one trial plays: a home folder, a volume, and what both held at first."""
+class Trial:
+    """Describe one trial: a home, a volume, and the content of the source and the target before the trial."""
 
     home: Path
     volume: Path
     source: Path
-    held: dict[str, object]
-    volume_held: dict[str, object]
+    source_before: dict[str, object]
+    volume_before: dict[str, object]
 
     @property
     def root(self) -> Root:
@@ -61,9 +61,9 @@ class Field:
 
     def undo(self) -> None:
         journal = Journal(self.root.journal, "undo")
-        for each in undo_runs.steps(undo_runs.runs(self.root)[0], self.root, self.home, journal):
-            if each.check().state is not State.OK:
-                each.apply()
+        for step in undo_runs.steps(undo_runs.runs(self.root)[0], self.root, self.home, journal):
+            if step.check().state is not State.OK:
+                step.apply()
 
 
 @pytest.fixture
@@ -73,56 +73,56 @@ def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     shutil.rmtree(other, ignore_errors=True)
 
 
-def lay(folders: tuple[Path, Path], *, other_disk: bool, merge: bool) -> Field:
-    """A fresh home and volume."""
+def new_trial(folders: tuple[Path, Path], *, other_disk: bool, merge: bool) -> Trial:
+    """Build a new home and volume; with `merge` the target holds files of its own."""
     here, other = folders
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     home, volume = here / "home", (other if other_disk else here) / "volume"
-    field = Field(home, volume, home / ".cache/hub", {}, {})
-    VolumeStep(field.root, [], Journal(field.root.journal)).apply()
-    shutil.rmtree(field.root.journal)
-    field.source.mkdir(parents=True)
-    field.held = random_trees.small(field.source)
+    trial = Trial(home, volume, home / ".cache/hub", {}, {})
+    VolumeStep(trial.root, [], Journal(trial.root.journal)).apply()
+    shutil.rmtree(trial.root.journal)
+    trial.source.mkdir(parents=True)
+    trial.source_before = random_trees.small(trial.source)
     if merge:
-        (field.target / "blobs").mkdir(parents=True)
-        (field.target / "blobs/b").write_text("the volume's own, and older")
-        os.utime(field.target / "blobs/b", (1000, 1000))
-        (field.target / "link").symlink_to("the volume's own")
-        (field.target / "only there").write_text("of the volume")
-        shutil.copy2(field.source / "blobs/a", field.target / "blobs/a")
-        field.volume_held = random_trees.contents(field.target)
-    return field
+        (trial.target / "blobs").mkdir(parents=True)
+        (trial.target / "blobs/b").write_text("an older version of the volume")
+        os.utime(trial.target / "blobs/b", (1000, 1000))
+        (trial.target / "link").symlink_to("a target of the volume")
+        (trial.target / "only there").write_text("of the volume")
+        shutil.copy2(trial.source / "blobs/a", trial.target / "blobs/a")
+        trial.volume_before = random_trees.contents(trial.target)
+    return trial
 
 
-def no_exchange(*_: Any) -> None:
+def fail_with_enosys(*_: Any) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
-def no_rename(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As overlayfs does for a folder of an image's layer."""
+def forbid_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the source be a folder that cannot be renamed, as overlayfs does for a folder of an image layer."""
     rename = OpenDir.rename
 
-    def refused(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
+    def rename_elsewhere(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         if name == "hub" and self.path.name == ".cache":
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(self, name, other, new)
 
-    monkeypatch.setattr(OpenDir, "exchange", refusing_exdev)
-    monkeypatch.setattr(OpenDir, "rename", refused)
+    monkeypatch.setattr(OpenDir, "exchange", fail_with_exdev)
+    monkeypatch.setattr(OpenDir, "rename", rename_elsewhere)
 
 
-def refusing_exdev(*_: Any) -> None:
+def fail_with_exdev(*_: Any) -> None:
     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
 
-def killed_at(act: Callable[[], None], *, number: int | None = None, offset: int | None = None) -> bool:
-    """Run it in a process of its own that is killed before its nth act, or at a byte; whether that came to be."""
+def is_killed_at(act: Callable[[], None], *, number: int | None = None, offset: int | None = None) -> bool:
+    """Run `act` in a child process that is killed before its nth call or at a byte; return whether it was killed."""
     pid = os.fork()
     if pid == 0:
         try:
-            (_count(number) if number is not None else _weigh(offset or 0))
+            (_kill_before_act(number) if number is not None else _kill_at_byte(offset or 0))
             act()
         except BaseException:
             import traceback
@@ -131,14 +131,14 @@ def killed_at(act: Callable[[], None], *, number: int | None = None, offset: int
             os._exit(3)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the act itself failed"
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the act failed"
     return os.WIFSIGNALED(status)
 
 
-def _count(number: int) -> None:
+def _kill_before_act(number: int) -> None:
     left = number
 
-    def die_in_time() -> None:
+    def count_act() -> None:
         nonlocal left
         left -= 1
         if left == 0:
@@ -146,83 +146,87 @@ def _count(number: int) -> None:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event in ACTS or (event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
-            die_in_time()
+            count_act()
 
     exchange = OpenDir.exchange
 
     def counted(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
-        die_in_time()
+        count_act()
         exchange(self, name, other, new)
-        die_in_time()
+        count_act()
 
     OpenDir.exchange = counted  # type: ignore[method-assign]
     sys.addaudithook(hook)
 
 
-def _weigh(offset: int) -> None:
+def _kill_at_byte(offset: int) -> None:
     left = offset
-    inside, write = os.copy_file_range, os.write
+    copy_file_range, write = os.copy_file_range, os.write
 
-    def weighed(count: int) -> None:
+    def count_bytes(count: int) -> None:
         nonlocal left
         left -= count
         if left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def copy(source: int, target: int, count: int) -> int:
-        # In small pieces, so that the kill can fall inside a file.
-        done = inside(source, target, min(count, 4096 if left < 65536 else 65536))
-        weighed(done)
+        # Small parts, so that a kill can hit the middle of a file.
+        done = copy_file_range(source, target, min(count, 4096 if left < 65536 else 65536))
+        count_bytes(done)
         return done
 
-    def writing(target: int, content: bytes) -> int:
+    def write_part(target: int, content: bytes) -> int:
         done = write(target, content[: max(left, 1)])
-        weighed(done)
+        count_bytes(done)
         return done
 
     os.copy_file_range = copy  # type: ignore[assignment]
-    os.write = writing  # type: ignore[assignment]
+    os.write = write_part  # type: ignore[assignment]
 
 
-def nothing_is_lost(field: Field) -> None:
-    """Every content is at a place that the journal names."""
-    named = {field.source, field.target}
-    for path in field.root.journal.glob("*.jsonl"):
+def assert_nothing_is_lost(trial: Trial) -> None:
+    """Check that the journal names a path with a complete copy, and that each content of the trial still exists."""
+    paths = {trial.source, trial.target}
+    for path in trial.root.journal.glob("*.jsonl"):
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            named |= {Path(row[key]) for key in ("source", "target", "aside", "partial", "whole") if row.get(key)}
-    places = [random_trees.contents(path) for path in named if path.is_dir()]
-    wanted = {name: seen[3] for name, seen in field.held.items() if isinstance(seen, tuple) and seen[3] is not None}
-    if not field.volume_held:
-        assert any(wanted == place for place in places), f"no complete copy at any of {sorted(map(str, named))}"
-    everything = [content for place in places for content in place.values()]
-    for name, content in (*wanted.items(), *field.volume_held.items()):
-        assert content in everything, f"{name} is lost"
+            paths |= {Path(row[key]) for key in ("source", "target", "aside", "partial", "whole") if row.get(key)}
+    trees = [random_trees.contents(path) for path in paths if path.is_dir()]
+    complete = {
+        name: entry[3]
+        for name, entry in trial.source_before.items()
+        if isinstance(entry, tuple) and entry[3] is not None
+    }
+    if not trial.volume_before:
+        assert complete in trees, f"no complete copy at any of {sorted(map(str, paths))}"
+    contents = [content for tree in trees for content in tree.values()]
+    for name, content in (*complete.items(), *trial.volume_before.items()):
+        assert content in contents, f"{name} is lost"
 
 
-def is_moved(field: Field) -> None:
-    field.step().apply()
-    assert field.step().check().state is State.OK
-    if field.volume_held:
-        kept = list(random_trees.contents(field.target).values())
-        for content in (*random_trees.contents(field.source).values(), *field.volume_held.values()):
+def assert_next_run_completes(trial: Trial) -> None:
+    trial.step().apply()
+    assert trial.step().check().state is State.OK
+    if trial.volume_before:
+        kept = list(random_trees.contents(trial.target).values())
+        for content in (*random_trees.contents(trial.source).values(), *trial.volume_before.values()):
             assert content in kept
-        assert (field.source / "only there").exists()
-        assert (field.source / "blobs/deep/c").read_text() == "c"
+        assert (trial.source / "only there").exists()
+        assert (trial.source / "blobs/deep/c").read_text() == "c"
     else:
-        assert random_trees.read(field.target) == field.held
-    assert [str(path) for top in (field.home, field.volume) for path in top.rglob(".*.firstlight-*")] == []
+        assert random_trees.read(trial.target) == trial.source_before
+    assert [str(path) for top in (trial.home, trial.volume) for path in top.rglob(".*.firstlight-*")] == []
 
 
-def is_back(field: Field) -> None:
-    field.undo()
-    assert not field.source.is_symlink()
-    assert random_trees.read(field.source) == field.held
-    if field.volume_held:
-        assert random_trees.contents(field.target) == field.volume_held
+def assert_undo_completes(trial: Trial) -> None:
+    trial.undo()
+    assert not trial.source.is_symlink()
+    assert random_trees.read(trial.source) == trial.source_before
+    if trial.volume_before:
+        assert random_trees.contents(trial.target) == trial.volume_before
     else:
-        assert not field.target.exists()
-    assert [str(path) for top in (field.home, field.volume) for path in top.rglob(".*.firstlight-*")] == []
+        assert not trial.target.exists()
+    assert [str(path) for top in (trial.home, trial.volume) for path in top.rglob(".*.firstlight-*")] == []
 
 
 CASES = {
@@ -239,73 +243,73 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("way", ["move", "undo"])
-@pytest.mark.parametrize("every", [pytest.param(False, id="some"), LONG])
-def test_killed_before_every_act(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, way: str, every: bool
+@pytest.mark.parametrize("operation", ["move", "undo"])
+@pytest.mark.parametrize("is_long", [pytest.param(False, id="some"), LONG])
+def test_run_killed_before_any_act_loses_nothing_and_is_completed(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, operation: str, is_long: bool
 ) -> None:
     other_disk, merge, without = CASES[case]
     if without == "exchange":
-        monkeypatch.setattr(OpenDir, "exchange", no_exchange)
+        monkeypatch.setattr(OpenDir, "exchange", fail_with_enosys)
     if without == "rename":
-        no_rename(monkeypatch)
+        forbid_rename(monkeypatch)
     kills = 0
-    for number in range(1, 1000, 1 if every else 2):
-        field = lay(folders, other_disk=other_disk, merge=merge)
-        if way == "undo":
-            field.step().apply()
-        if not killed_at(field.undo if way == "undo" else field.step().apply, number=number):
+    for number in range(1, 1000, 1 if is_long else 2):
+        trial = new_trial(folders, other_disk=other_disk, merge=merge)
+        if operation == "undo":
+            trial.step().apply()
+        if not is_killed_at(trial.undo if operation == "undo" else trial.step().apply, number=number):
             break
         kills += 1
-        nothing_is_lost(field)
-        (is_back if way == "undo" else is_moved)(field)
+        assert_nothing_is_lost(trial)
+        (assert_undo_completes if operation == "undo" else assert_next_run_completes)(trial)
     else:
-        pytest.fail("it never came to an end")
+        pytest.fail("the operation does not end")
     assert kills >= 4
-    print(f"{kills} kills: {way}, {case}")
+    print(f"{kills} kills: {operation}, {case}")
 
 
 @pytest.mark.parametrize("case", ["two disks", "two disks, no exchange", "merge of two disks"])
-@pytest.mark.parametrize("every", [pytest.param(False, id="some"), LONG])
-def test_killed_at_random_bytes_of_the_copy(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, every: bool
+@pytest.mark.parametrize("is_long", [pytest.param(False, id="some"), LONG])
+def test_copy_killed_at_a_random_byte_loses_nothing_and_is_completed(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, is_long: bool
 ) -> None:
     other_disk, merge, without = CASES[case]
     if without == "exchange":
-        monkeypatch.setattr(OpenDir, "exchange", no_exchange)
-    chance = random.Random(7)  # noqa: S311 (it chooses where to kill)
+        monkeypatch.setattr(OpenDir, "exchange", fail_with_enosys)
+    chance = random.Random(7)  # noqa: S311 (it selects the byte, and needs no secrecy)
     kills = 0
-    offsets = 60 if every else 5
+    offsets = 60 if is_long else 5
     for _ in range(offsets):
-        field = lay(folders, other_disk=other_disk, merge=merge)
+        trial = new_trial(folders, other_disk=other_disk, merge=merge)
         if merge:
-            (field.target / "blobs/a").unlink()
-            field.volume_held = random_trees.contents(field.target)
-        kills += killed_at(field.step().apply, offset=chance.randrange(1, 2_500_000))
-        nothing_is_lost(field)
-        is_moved(field)
+            (trial.target / "blobs/a").unlink()
+            trial.volume_before = random_trees.contents(trial.target)
+        kills += is_killed_at(trial.step().apply, offset=chance.randrange(1, 2_500_000))
+        assert_nothing_is_lost(trial)
+        assert_next_run_completes(trial)
     assert kills == offsets
     print(f"{kills} kills at random bytes, {case}")
 
 
-def test_a_kill_of_the_whole_command_and_then_setup(folders: tuple[Path, Path], home: Path) -> None:
-    """The command itself, killed while it copies 300 MB; the next setup ends the move."""
+def test_next_command_completes_the_move_of_a_killed_command(folders: tuple[Path, Path], home: Path) -> None:
+    """Kill the command while it copies 300 MB."""
     _, other = folders
     big = home / "data"
     big.mkdir()
     for number in range(3):
         (big / f"{number}").write_bytes(os.urandom(1 << 20) * 100)
-    held = random_trees.contents(big)
+    before = random_trees.contents(big)
     argv = [sys.executable, "-m", "provision", "relocate", str(big), "--root", str(other / "root")]
-    environ = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
+    environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     partial = other / "root/relocated/.data.firstlight-partial"
-    with subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL) as process:
         while not partial.exists() and process.poll() is None:
             select.select([], [], [], 0.001)
         process.send_signal(signal.SIGKILL)
-    assert process.returncode in {-signal.SIGKILL, 0}, "0: it was done before it could be killed"
-    assert random_trees.contents(big) == held
-    done = subprocess.run(argv, env=environ, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode in {-signal.SIGKILL, 0}, "0: it ended before the kill"
+    assert random_trees.contents(big) == before
+    completed = subprocess.run(argv, env=environment, check=False, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     assert big.is_symlink()
-    assert random_trees.contents(big) == held
+    assert random_trees.contents(big) == before

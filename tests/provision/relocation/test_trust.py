@@ -1,4 +1,4 @@
-"""Other users and other programs: nobody's link is followed, nobody's folder is used, who is at work is named."""
+"""Tests folder moves against other users and programs: no foreign link is followed and no foreign folder is used."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def test_who_uses_the_folder_is_named(source: Path, volume: Path) -> None:
+def test_process_that_uses_the_folder_blocks_the_move(source: Path, volume: Path) -> None:
     (source / "deep").mkdir(parents=True)
-    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=source / "deep", stdin=subprocess.PIPE) as user:
-        with pytest.raises(BlockedError, match=rf"pid {user.pid} .*uses {source}/deep"):
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=source / "deep", stdin=subprocess.PIPE) as process:
+        with pytest.raises(BlockedError, match=rf"pid {process.pid} .*uses {source}/deep"):
             moving(source, volume).apply()
         assert not source.is_symlink()
-        user.communicate(b"\n")
+        process.communicate(b"\n")
     (source / "open").write_text("x")
     code = f"f = open({str(source / 'open')!r}); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
-        assert user.stdout is not None
-        user.stdout.readline()
-        with pytest.raises(BlockedError, match=rf"pid {user.pid} .*uses {source}/open"):
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(BlockedError, match=rf"pid {process.pid} .*uses {source}/open"):
             moving(source, volume).apply()
-        user.communicate(b"\n")
+        process.communicate(b"\n")
     moving(source, volume).apply()
     assert source.is_symlink()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's link")
-def test_a_link_that_another_user_planted_is_not_followed(home: Path, volume: Path, tmp_path: Path) -> None:
+def test_link_of_another_user_is_not_followed(home: Path, volume: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     trap.mkdir()
     (home / ".cache").symlink_to(trap)
@@ -65,11 +65,11 @@ def test_a_link_that_another_user_planted_is_not_followed(home: Path, volume: Pa
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=random_trees.NAMES, at=st.integers(0, 3))
-def test_a_link_planted_between_look_and_act_is_not_followed(
-    home: Path, other_disk: Path, tmp_path: Path, name: bytes, at: int
+@given(name=random_trees.NAMES, number=st.integers(0, 3))
+def test_link_planted_between_check_and_use_is_not_followed(
+    home: Path, other_disk: Path, tmp_path: Path, name: bytes, number: int
 ) -> None:
-    """At the nth opening of a folder, one of the folders becomes a link to somewhere else."""
+    """Replace a folder by a link to another folder just before it is opened for the nth time."""
     outside, source = tmp_path / "outside", home / "planted"
     for folder in (outside, source):
         shutil.rmtree(folder, ignore_errors=True)
@@ -80,15 +80,15 @@ def test_a_link_planted_between_look_and_act_is_not_followed(
     (victim / "mine").write_text("mine")
     outside.mkdir()
     (outside / "precious").write_text("not yours")
-    enter, seen = OpenDir.enter, 0
+    enter, calls = OpenDir.enter, 0
 
     def plant(self: OpenDir, inner: str) -> OpenDir:
-        nonlocal seen
+        nonlocal calls
         if os.fsencode(inner) == name:
-            if seen == at:
+            if calls == number:
                 shutil.rmtree(self.path / inner)
                 (self.path / inner).symlink_to(outside)
-            seen += 1
+            calls += 1
         return enter(self, inner)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +101,7 @@ def test_a_link_planted_between_look_and_act_is_not_followed(
     assert copied == []
 
 
-def test_a_parent_where_everybody_may_rename_is_refused(source: Path, volume: Path) -> None:
+def test_parent_where_every_user_may_rename_is_rejected(source: Path, volume: Path) -> None:
     source.mkdir(parents=True)
     source.parent.chmod(0o777)
     with pytest.raises(BlockedError, match="chmod o-w"):
@@ -112,43 +112,43 @@ def test_a_parent_where_everybody_may_rename_is_refused(source: Path, volume: Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
-def test_a_stage_that_another_user_has_laid_is_not_used(source: Path, other_disk: Path) -> None:
-    """Volumes are often writable for everybody: the place is taken, but nothing of somebody else's is written into."""
+def test_partial_folder_of_another_user_is_not_used(source: Path, other_disk: Path) -> None:
+    """Make the folder of the partial copy as another user, because volumes are often writable for every user."""
     source.mkdir(parents=True)
-    held = random_trees.small(source)
+    before = random_trees.small(source)
     step = moving(source, other_disk)
-    laid = target(step).with_name(".hub.firstlight-partial")
-    laid.mkdir(parents=True)
-    laid.parent.chmod(0o777)
-    os.chown(laid, 12345, 12345)
+    partial = target(step).with_name(".hub.firstlight-partial")
+    partial.mkdir(parents=True)
+    partial.parent.chmod(0o777)
+    os.chown(partial, 12345, 12345)
     with pytest.raises(BlockedError, match="belongs to another user"):
         step.apply()
-    assert list(laid.iterdir()) == []
-    laid.rmdir()
+    assert list(partial.iterdir()) == []
+    partial.rmdir()
     step.apply()
-    assert random_trees.read(target(step)) == held
+    assert random_trees.read(target(step)) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_parent_that_is_not_ours_to_write(other_disk: Path) -> None:
-    """The folder is ours, the one it lies in is not: it can be neither renamed nor replaced."""
+def test_variable_replaces_the_link_below_a_parent_that_is_not_writable(other_disk: Path) -> None:
+    """Relocate a folder below a parent of another user, so that it can be neither renamed nor replaced."""
     other_disk.chmod(0o755)
-    theirs, volume = other_disk / "theirs", other_disk / "volume"
-    (theirs / "cache").mkdir(parents=True)
-    (theirs / "cache/model").write_text("weights")
+    foreign_folder, volume = other_disk / "theirs", other_disk / "volume"
+    (foreign_folder / "cache").mkdir(parents=True)
+    (foreign_folder / "cache/model").write_text("weights")
     volume.mkdir()
-    for path in (theirs / "cache", theirs / "cache/model", volume):
+    for path in (foreign_folder / "cache", foreign_folder / "cache/model", volume):
         os.chown(path, 12345, 12345)
 
-    def act() -> None:
-        step = moving(theirs / "cache", volume, "HF_HUB_CACHE")
+    def relocate_as_other_user() -> None:
+        step = moving(foreign_folder / "cache", volume, "HF_HUB_CACHE")
         assert step.check().state is State.DRIFTED
         step.apply()
-        found = step.check()
-        assert found.state is State.OK
-        assert "cannot be written" in (found.fallback or "")
+        check = step.check()
+        assert check.state is State.OK
+        assert "is not writable" in (check.fallback or "")
         assert (target(step) / "model").read_text() == "weights"
-        assert (theirs / "cache/model").read_text() == "weights"
+        assert (foreign_folder / "cache/model").read_text() == "weights"
         with pytest.raises(BlockedError, match="belongs to another user"):
             foreign.apply()
 
@@ -169,8 +169,8 @@ def test_a_parent_that_is_not_ours_to_write(other_disk: Path) -> None:
             os.setuid(12345)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(OpenDir, "exchange", refuse(errno.EXDEV))
-                patch.setattr(OpenDir, "rename", renaming_nothing_out_of(volume))
-                act()
+                patch.setattr(OpenDir, "rename", refuse_rename_out_of(volume))
+                relocate_as_other_user()
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -178,18 +178,19 @@ def test_a_parent_that_is_not_ours_to_write(other_disk: Path) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def renaming_nothing_out_of(folder: Path) -> Callable[..., None]:
+def refuse_rename_out_of(folder: Path) -> Callable[..., None]:
+    """Return a replacement of OpenDir.rename that fails with EXDEV for a rename from `folder` into another one."""
     rename = OpenDir.rename
 
-    def renaming(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
+    def rename_within(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
         if self.path == folder and other.path != folder:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(self, name, other, new)
 
-    return renaming
+    return rename_within
 
 
-def test_a_file_that_becomes_a_link_is_not_read_through(
+def test_file_that_becomes_a_link_is_not_read_through_the_link(
     source: Path, other_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
@@ -206,12 +207,12 @@ def test_a_file_that_becomes_a_link_is_not_read_through(
 
     copy = copy_file.copy
 
-    def copying(from_: int, *rest: Any, **named: Any) -> bool:
+    def check_then_copy(from_: int, *rest: Any, **named: Any) -> bool:
         assert os.fstat(from_).st_ino != precious.stat().st_ino
         return copy(from_, *rest, **named)
 
     monkeypatch.setattr(OpenDir, "open", plant)
-    monkeypatch.setattr(copy_file, "copy", copying)
+    monkeypatch.setattr(copy_file, "copy", check_then_copy)
     step = moving(source, other_disk)
     step.apply()
-    assert (target(step) / "mine").readlink() == precious, "it is moved as the link that it has become"
+    assert (target(step) / "mine").readlink() == precious, "the link itself is moved"

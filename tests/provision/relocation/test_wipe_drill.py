@@ -1,4 +1,4 @@
-"""The wipe drill: a home in use is deleted at random, wholly or in part; repair brings back one that works."""
+"""Deletes random parts of a used home and volume; `provision repair` restores a host that works each time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.provision.conda_channel import Served
     from tests.provision.conftest import FakeHub
 
-# Saves a tiny model once, then loads it by its name, offline, as often as it is told to.
+# Saves a tiny model once, then loads it by its name, offline, for each line of stdin.
 LOADER = """
 import sys
 from diffusers import UNet2DModel
@@ -43,7 +43,7 @@ for _ in sys.stdin:
 
 @dataclass
 class Host:
-    """A host in use: its home, its volume, what it is asked to be, and a program that loads a model in it."""
+    """Describe a host in use: its home, root and host.toml, and the streams of a program that loads a model on it."""
 
     home: Path
     root: Path
@@ -57,10 +57,10 @@ class Host:
         plan = resolve_host(str(self.root), self.toml, self.envs, offline=True)
         return run_steps(name, plan, OutputOptions(json=False, quiet=False, verbose=False, no_color=True))
 
-    def works(self) -> None:
+    def assert_works(self) -> None:
         for program in (self.root / "envs/diffusers/bin/greet", self.home / "miniconda3/envs/diffusers/bin/greet"):
-            done = subprocess.run([program], capture_output=True, text=True, check=False)
-            assert done.stdout == "hello from pip\n", done.stderr
+            completed = subprocess.run([program], capture_output=True, text=True, check=False)
+            assert completed.stdout == "hello from pip\n", completed.stderr
         self.ask.write("load\n")
         self.ask.flush()
         assert self.answer.readline() == f"loaded {self.weights}\n"
@@ -68,7 +68,7 @@ class Host:
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A short path: the first line of a script may have 127 characters."""
+    """Provide a folder with a short path, because the first line of a script may have 127 characters."""
     folder = Path(tempfile.mkdtemp(prefix="fl"))
     yield folder
     shutil.rmtree(folder)
@@ -88,21 +88,24 @@ def host(
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("SHELL", "/bin/bash")
-    points = "[console_scripts]\ngreet = greet:main\n"
-    files = {"greet.py": "def main():\n    print('hello from pip')\n", "greet-1.0.dist-info/entry_points.txt": points}
+    entry_points = "[console_scripts]\ngreet = greet:main\n"
+    files = {
+        "greet.py": "def main():\n    print('hello from pip')\n",
+        "greet-1.0.dist-info/entry_points.txt": entry_points,
+    }
     write_wheel(wheels, "greet", "1.0", files)
     (conda_envs / "diffusers/cpu.lock").write_text(lock_text(*sorted(wheels.glob("*.whl"))))
 
-    environ = {"HOME": str(home), "PATH": os.environ["PATH"], "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "HF_ENDPOINT": "http://127.0.0.1:9"}
     argv: list[str | Path] = [measured_python, "-c", LOADER, short / "model"]
-    with subprocess.Popen(argv, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loader:
+    with subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loader:
         assert loader.stdin is not None
         assert loader.stdout is not None
         assert loader.stdout.readline() == "saved\n"
         hub.files = {path.name: path.read_bytes() for path in (short / "model").iterdir()}
         (conda_envs / "models.toml").write_text(hub.manifest())
 
-        # What a person had before: a conda with an environment of their own, caches, settings.
+        # The home before setup: a conda with an environment of the user, caches and settings.
         build(home / "miniconda3", conda_envs).apply()
         shutil.rmtree(home / "miniconda3/.firstlight")
         shutil.rmtree(home / "miniconda3/cache")
@@ -122,43 +125,43 @@ def host(
             run_steps("setup", plan, OutputOptions(json=False, quiet=True, verbose=False, no_color=True)) is Exit.GOOD
         )
         hub.faults["status"] = 503
-        made = Host(home, root, toml, conda_envs, loader.stdin, loader.stdout, 0)
-        made.ask.write("load\n")
-        made.ask.flush()
-        made.weights = int(made.answer.readline().split()[1])
-        made.works()
-        yield made
+        drilled = Host(home, root, toml, conda_envs, loader.stdin, loader.stdout, 0)
+        drilled.ask.write("load\n")
+        drilled.ask.flush()
+        drilled.weights = int(drilled.answer.readline().split()[1])
+        drilled.assert_works()
+        yield drilled
         loader.stdin.close()
 
 
-def harm(host: Host, chance: random.Random) -> str:  # noqa: C901 (a list of harms)
-    """Do to the host what providers, people and programs do; return what it was."""
+def damage_host(host: Host, generator: random.Random) -> str:  # noqa: C901 (one branch for each kind of damage)
+    """Damage the host as providers, people and programs do, and return the kind of damage."""
     repo = host.root / "cache/huggingface/hub/models--owner--model"
-    what = chance.choice(["all", "some", "some", "came back", "refs", "snapshots", "some snapshots"])
-    if what == "all":
+    damage = generator.choice(["all", "some", "some", "came back", "refs", "snapshots", "some snapshots"])
+    if damage == "all":
         for path in host.home.iterdir():
             remove(path)
-    elif what == "some":
-        every = [path for path in host.home.rglob("*") if len(path.relative_to(host.home).parts) <= 4]
-        for path in some(every, chance):
+    elif damage == "some":
+        paths = [path for path in host.home.rglob("*") if len(path.relative_to(host.home).parts) <= 4]
+        for path in random_part(paths, generator):
             if os.path.lexists(path) and path.parent.resolve().is_relative_to(host.home):
                 remove(path)
-    elif what == "came back":
-        for path in some([path for path in host.home.rglob("*") if path.is_symlink()], chance):
+    elif damage == "came back":
+        for path in random_part([path for path in host.home.rglob("*") if path.is_symlink()], generator):
             if path.is_symlink():
                 path.unlink()
                 path.mkdir()
-                (path / f"new {chance.randrange(10**9)}").write_text("since the wipe")
-    elif what == "some snapshots":
-        for path in some([path for path in (repo / "snapshots").rglob("*") if path.is_symlink()], chance):
+                (path / f"new {generator.randrange(10**9)}").write_text("since the wipe")
+    elif damage == "some snapshots":
+        for path in random_part([path for path in (repo / "snapshots").rglob("*") if path.is_symlink()], generator):
             path.unlink()
     else:
-        remove(repo / what)
-    return what
+        remove(repo / damage)
+    return damage
 
 
-def some(paths: list[Path], chance: random.Random) -> list[Path]:
-    return chance.sample(sorted(paths), chance.randint(1, len(paths)))
+def random_part(paths: list[Path], generator: random.Random) -> list[Path]:
+    return generator.sample(sorted(paths), generator.randint(1, len(paths)))
 
 
 def remove(path: Path) -> None:
@@ -169,31 +172,31 @@ def remove(path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [15, pytest.param(200, marks=pytest.mark.long)])
-def test_the_wipe_drill(host: Host, times: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_repair_restores_a_randomly_damaged_host(host: Host, times: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert host.command("status") is Exit.GOOD, capfd.readouterr().out
-    chance = random.Random(11)  # noqa: S311 (it chooses what is deleted)
-    held = random_trees.contents(host.root / "work") | {"thesis": random_trees.contents(host.root / "work")["thesis"]}
-    for number in range(times):
-        what = harm(host, chance)
-        kept = {
+    generator = random.Random(11)  # noqa: S311 (it selects the damage, and needs no secrecy)
+    work_before = random_trees.contents(host.root / "work")
+    for drill in range(times):
+        damage = damage_host(host, generator)
+        paths_before = {
             path
             for path in (host.root / "conda", host.root / "work", host.root / "cache/pip")
             for path in path.rglob("*")
         }
-        new = {path.name: path for path in host.home.rglob("new *")}
-        if chance.random() < 0.3:
+        added = {path.name: path for path in host.home.rglob("new *")}
+        if generator.random() < 0.3:
             script = host.root / ".firstlight/relink.sh"
             assert subprocess.run(["sh", script, "-q"], check=False).returncode in {0, 3}
         repaired = host.command("repair")
-        told = capfd.readouterr()
-        assert repaired is Exit.GOOD, f"{number}: {what}\n{told.out}\n{told.err}"
-        assert host.command("status") is Exit.GOOD, f"{number}: {what}\n{capfd.readouterr().out}"
-        host.works()
+        output = capfd.readouterr()
+        assert repaired is Exit.GOOD, f"{drill}: {damage}\n{output.out}\n{output.err}"
+        assert host.command("status") is Exit.GOOD, f"{drill}: {damage}\n{capfd.readouterr().out}"
+        host.assert_works()
         assert (host.home / "work/thesis").read_text() == "of years"
         assert (host.home / ".cache/pip/http/wheel").read_text() == "cached"
         assert b"relink.sh" in (host.home / ".bashrc").read_bytes()
-        assert all(os.path.lexists(path) for path in kept)
+        assert all(os.path.lexists(path) for path in paths_before)
         merged = {path.name for path in host.root.rglob("new *")}
-        assert not [path for name, path in new.items() if name not in merged], "what came since is merged"
-    assert held.items() <= random_trees.contents(host.root / "work").items()
+        assert not [path for name, path in added.items() if name not in merged], "new files are merged"
+    assert work_before.items() <= random_trees.contents(host.root / "work").items()
     print(f"{times} drills")

@@ -211,7 +211,7 @@ def test_parting_takes_nothing_from_the_volume_that_the_home_does_not_hold(
     work.mkdir()
     refused = provision("undo", *host[:2])
     assert refused.returncode == 4
-    assert f"not there: {work}/thesis" in refused.stdout
+    assert f"missing: {work}/thesis" in refused.stdout
     (work / "thesis").write_text("of another")
     provision("undo", *host[:2])
     assert (tmp_path / "root/work/thesis").read_text() == "of years"

@@ -237,7 +237,7 @@ def test_damaged_login_block_blocks_the_step(root: Root, home: Path, block: byte
     for wanted in (True, False):
         check = login_step(root, home, wanted=wanted).check()
         assert check.state is State.BLOCKED
-        assert "harmed" in check.detail
+        assert "damaged" in check.detail
 
 
 def test_powershell_script_quotes_special_characters_in_paths(root: Root, home: Path) -> None:
