@@ -122,7 +122,7 @@ def undo(
         if code is Exit.GOOD and not dry_run and not chosen[0].undone:
             journal.record(RunUndone(chosen[0].name))
         lines = sys.stderr if json else sys.stdout
-        for text in undo_runs.stays(chosen[0]):
+        for text in undo_runs.kept_changes(chosen[0]):
             print(f"  {text}", file=lines)
         return code
 
@@ -145,7 +145,7 @@ def gc(
         from provision.volume.run_lock import holding
 
         plan = resolve_host(root, host, None, offline=True)
-        every = undo_runs.collectable(plan.root)
+        every = undo_runs.runs_with_backups(plan.root)
         total = sum(run.backup_bytes for run in every)
         lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in every]
         shown = "\n".join([*lines, f"{len(every)} backups, {total:,} bytes"])
@@ -154,7 +154,7 @@ def gc(
         question = "Drop them? What these runs changed in files cannot be undone then."
         if every and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
             with holding(plan.root, again(), waiting(OutputOptions(json, False, False, False, wait))):
-                for folder in undo_runs.collect(every):
+                for folder in undo_runs.delete_backups(every):
                     dropped.append(str(folder))
                     print(f"dropped {folder}", file=sys.stderr if json else sys.stdout)
         if json:

@@ -197,8 +197,8 @@ def _tools(asked: list[str] | None) -> list[Tool]:
 def _chooser(plan: HostPlan) -> MirrorSelector:
     from provision.mirrors import record as mirror_record
     from provision.mirrors.selection import MirrorSelector
-    from provision.setup.plan import needs_of
+    from provision.setup.plan import host_probe_needs
 
-    needed = needs_of(plan.definition)
+    needed = host_probe_needs(plan.definition)
     record = mirror_record.read(plan.root) or mirror_record.MirrorRecord()
     return MirrorSelector(plan.definition.catalogue, needed, os.environ, plan.home, record)

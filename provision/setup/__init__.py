@@ -1,1 +1,1 @@
-"""The plan of a setup, the doctor, and undo: the only package that knows every subject."""
+"""Resolves hosts, plans their setup, examines them and undoes runs: the only package that imports every subject."""

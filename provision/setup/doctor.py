@@ -1,4 +1,4 @@
-"""Looks at the host and says, a line a thing, what it found, why, and the exact command where something is amiss."""
+"""Examines the host and its root, and reports findings: each one a thing, a fact and, for a fault, the command."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from provision.host.facts import HostFacts
     from provision.setup.host_plan import HostPlan
 
-_LONG_PREFIX = 80  # a script's first line may have 127 characters, and the environment's own path comes on top
-_FEW_INODES = 200_000
+# Linux before 5.1 reads only 127 characters of a script's first line (man 2 execve). This line names the interpreter of
+# an environment, whose path is longer than that of the root.
+_LONG_PREFIX = 80
+_NEEDED_INODES = 200_000
 _NEEDED_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `state` is ok, note, or bad; `fix` is the command that mends it."""
+    """Describe one finding: `state` is ok, note or bad, and `fix` is the command that corrects it."""
 
     state: str
     thing: str
@@ -37,12 +39,12 @@ class Finding:
     fix: str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON types."""
+        """Return the finding as JSON types."""
         return {"state": self.state, "thing": self.thing, "text": self.text, "fix": self.fix}
 
 
 def examine(plan: HostPlan) -> list[Finding]:
-    """Everything that a look at this host shows. The root is tried out in a folder of our own inside it."""
+    """Return the findings of this host. The root is tested in a temporary folder inside it, which is deleted again."""
     return [*_profiles(plan), *_root(plan), *_links(plan), *_machine(plan.definition.machine)]
 
 
@@ -57,11 +59,12 @@ def _profiles(plan: HostPlan) -> Iterator[Finding]:
         elif match.signs:
             signs = ", ".join(match.signs)
             yield Finding(
-                "note", f"profile {match.name}", f"{match.profile.title}: {signs} is here, but {match.reason}"
+                "note", f"profile {match.name}", f"{match.profile.title}: {signs} is present, but {match.reason}"
             )
     if all(match.root is None for match in matches):
         names = ", ".join(match.name for match in matches if not match.signs and match.reason.startswith("no "))
-        yield Finding("note", "profile", f"none matches; not here: {names}" if names else "none matches")
+        absent = f"; no sign of {names}" if names else ""
+        yield Finding("note", "profile", f"no provider profile matches this host{absent}")
     yield Finding("ok", "root", f"{plan.root.path} ({plan.chosen.reason})")
 
 
@@ -72,49 +75,58 @@ def _root(plan: HostPlan) -> Iterator[Finding]:
     except BlockedError as error:
         yield Finding("bad", "volume", str(error), f"cat {root.marker}")
         return
-    leading = [link for link in tool_caches.link_paths(os.environ, plan.home) if _leads_into(link, root.path)]
+    links_to_root = [path for path in tool_caches.link_paths(os.environ, plan.home) if _leads_into(path, root.path)]
     if marker is not None:
-        yield Finding("ok", "volume", f"marked {marker.get('created')}")
-    elif leading:
+        yield Finding("ok", "volume", f"{root.path} is marked since {marker.get('created')}")
+    elif links_to_root:
         yield Finding(
-            "bad", "volume", f"not mounted, yet {leading[0]} leads into it", f"mount it, then {_run('repair')}"
+            "bad",
+            "volume",
+            f"{root.path} is not mounted, but {links_to_root[0]} is a link into it",
+            f"mount it, then {_run('repair')}",
         )
     else:
-        yield Finding("note", "volume", "not set up yet", _run("setup"))
-    place = root.path
-    while not place.exists():
-        place = place.parent
-    yield from _capabilities(place, plan.home)
+        yield Finding("note", "volume", f"{root.path} is not set up yet", _run("setup"))
+    folder = root.path
+    while not folder.exists():
+        folder = folder.parent
+    yield from _capabilities(folder, plan.home)
     if len(str(root.path)) > _LONG_PREFIX:
-        yield Finding("note", "path", f"{root.path} is long: scripts of an environment may not start from it")
+        yield Finding(
+            "note",
+            "path",
+            f"{root.path} is longer than {_LONG_PREFIX} characters: scripts of an environment may fail to start",
+        )
 
 
-def _capabilities(place: Path, home: Path) -> Iterator[Finding]:
-    can = capabilities.probe(place, home)
+def _capabilities(folder: Path, home: Path) -> Iterator[Finding]:
+    can = capabilities.probe(folder, home)
     if not can.writable:
-        yield Finding("bad", "folder", f"{place} cannot be written", "name another: --root DIR")
+        yield Finding("bad", "folder", f"{folder} is not writable", "choose another root: --root DIR")
         return
-    for name, value, needed in (
-        ("symlink", can.symlink, "environments and the hub cache need them"),
+    for name, supported, need in (
+        ("symlink", can.symlink, "environments and the hub cache need links"),
         ("execute", can.execute, "an environment's programs start from it"),
         ("hardlink", can.hardlink, None),
         ("flock", can.flock, None),
     ):
-        if value:
-            yield Finding("ok", name, f"{place} can")
-        elif needed:
-            yield Finding("bad", name, f"{place} cannot: {needed}", "name another: --root DIR")
+        if supported:
+            yield Finding("ok", name, f"{folder} supports it")
+        elif need:
+            yield Finding("bad", name, f"{folder} does not support it: {need}", "choose another root: --root DIR")
         else:
-            yield Finding("note", name, f"{place} cannot: files are copied, and a lock is kept as a file")
-    few = can.free_bytes < _NEEDED_BYTES
-    yield Finding("note" if few else "ok", "free space", f"{can.free_bytes / 1e9:.1f} GB of {place}")
+            fallback = "files are copied" if name == "hardlink" else "the existence of a file is the lock"
+            yield Finding("note", name, f"{folder} does not support it: {fallback}")
+    is_short = can.free_bytes < _NEEDED_BYTES
+    yield Finding("note" if is_short else "ok", "free space", f"{can.free_bytes / 1e9:.1f} GB free at {folder}")
     if can.free_inodes is None:
-        yield Finding("ok", "free inodes", "made as they are needed")
+        yield Finding("ok", "free inodes", "the file system allocates inodes on demand")
     else:
-        scarce = can.free_inodes < _FEW_INODES
-        yield Finding("note" if scarce else "ok", "free inodes", f"{can.free_inodes:,} of {place}")
-    other = "the home's own" if can.same_as_home else "another than the home's"
-    yield Finding("ok", "file system", f"{other}: a folder is {'renamed' if can.same_as_home else 'copied'} there")
+        is_short = can.free_inodes < _NEEDED_INODES
+        yield Finding("note" if is_short else "ok", "free inodes", f"{can.free_inodes:,} free at {folder}")
+    relation = "the same as that of the home" if can.same_as_home else "another than that of the home"
+    method = "renamed" if can.same_as_home else "copied"
+    yield Finding("ok", "file system", f"{relation}: a relocated folder is {method}")
 
 
 def _links(plan: HostPlan) -> Iterator[Finding]:
@@ -124,9 +136,9 @@ def _links(plan: HostPlan) -> Iterator[Finding]:
     wrong = [link for link in recorded if link_target(link.path) != str(link.target)]
     yield Finding("ok", "links", f"{len(recorded) - len(wrong)} of {len(recorded)} are right")
     for link in wrong:
-        found = link_target(link.path)
-        now = f"leads to {found}" if found else "is no link" if os.path.lexists(link.path) else "is not there"
-        yield Finding("bad", "link", f"{link.path} {now}, it should lead to {link.target}", _run("repair"))
+        target = link_target(link.path)
+        state = f"is a link to {target}" if target else "is not a link" if os.path.lexists(link.path) else "is missing"
+        yield Finding("bad", "link", f"{link.path} {state}, it should be a link to {link.target}", _run("repair"))
     for pid, program, path in preflight.processes_using([link.path for link in wrong if link.path.is_dir()]):
         yield Finding("note", "busy", f"pid {pid} ({program}) uses {path}")
 
@@ -140,8 +152,8 @@ def _machine(machine: HostFacts) -> Iterator[Finding]:
 
 
 def _leads_into(link: Path, folder: Path) -> bool:
-    found = link_target(link)
-    return found is not None and Path(found).is_relative_to(folder)
+    target = link_target(link)
+    return target is not None and Path(target).is_relative_to(folder)
 
 
 def _run(command: str) -> str:

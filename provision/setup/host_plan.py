@@ -1,4 +1,4 @@
-"""Resolves one host: its spec, its root, the machine, and the files under envs/ that the spec names."""
+"""Resolves one host into a host plan: its definition, its root, and the options of the run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HostDefinition:
-    """What a host should have: its spec, and the files under `envs` that the spec names.
+    """Hold what a host should have: its host.toml, and the files in the `envs` folder that host.toml names.
 
-    Each file is read when it is first needed, and once; a command that does not need one does not fail over it.
+    Each file is read at its first use, and once. So an error in a file does not stop a command that does not need it.
     """
 
     host: HostSpec
@@ -37,17 +37,17 @@ class HostDefinition:
 
     @cached_property
     def machine(self) -> HostFacts:
-        """The facts of this machine."""
+        """Return the facts of this machine."""
         from provision.host import facts
 
         return facts.probe()
 
     @cached_property
     def environment(self) -> EnvironmentDefinition:
-        """The environment of the host.
+        """Return the definition of the host's environment.
 
         Raises:
-            SpecError: there is no such environment, it is not locked, no variant fits, or it mixes conda and pip.
+            SpecError: the environment does not exist, has no lock, has no fitting variant, or mixes conda and pip.
         """
         from provision.environments import definition
 
@@ -55,10 +55,10 @@ class HostDefinition:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """The shipped mirrors, and those that the user adds.
+        """Return the shipped mirrors and those of the user's own catalogue.
 
         Raises:
-            SpecError: a catalogue is wrong.
+            SpecError: a catalogue is not valid.
         """
         from provision.mirrors import catalogue
 
@@ -66,10 +66,10 @@ class HostDefinition:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The shipped models, and those that the user adds.
+        """Return the shipped models and those of the user's own manifest.
 
         Raises:
-            SpecError: a manifest is wrong.
+            SpecError: a manifest is not valid.
         """
         from provision.models import manifest
 
@@ -78,11 +78,11 @@ class HostDefinition:
 
 @dataclass(frozen=True)
 class HostPlan:
-    """One run's view of a host: its definition, its root, and how the run is to go about it.
+    """Hold the definition of a host, its root, and the options of one run.
 
-    `retry`: try again a hub that did not answer an earlier run. `mirror`: the mirrors of each tool, in place of
-    host.toml's. `rechoose`: choose mirrors also where a choice is on record. `nodefaults`: leave conda's default
-    channels out; None: as on record.
+    `offline`: use no network. `retry`: contact a hub again that did not answer an earlier run. `mirror`: the mirror of
+    each tool, in place of the one in host.toml. `rechoose`: select mirrors again although a selection is recorded.
+    `nodefaults`: leave out conda's default channels; None keeps the recorded value.
     """
 
     definition: HostDefinition
@@ -96,26 +96,28 @@ class HostPlan:
 
     @property
     def root(self) -> layout.Root:
-        """The persistent folder."""
+        """Return the root of the host."""
         return self.chosen.root
 
     @property
     def host(self) -> HostSpec:
-        """The content of host.toml, as the flags change it."""
+        """Return the content of host.toml, with the values of flags in place of its own."""
         return self.definition.host
 
     def with_mirrors(self, mirror: Mapping[str, str], *, nodefaults: bool) -> HostPlan:
-        """Return this plan with other mirrors, to be chosen anew; it shares what has been read."""
+        """Return this plan with other mirrors, which are selected again; files are not read again."""
         return replace(self, mirror=mirror, rechoose=True, nodefaults=nodefaults)
 
     def with_relocated(self, folder: Relocated) -> HostPlan:
-        """Return this plan with one more relocated folder, each once; it shares what has been read.
+        """Return this plan with one more folder to relocate; a folder that is listed already stays listed once.
 
         Raises:
-            SpecError: no root is named.
+            SpecError: the host has no named root.
         """
         if not self.chosen.named:
-            raise SpecError("there is no folder that survives to move it to: name one with --root DIR.")
+            raise SpecError(
+                "no root is named, and the default root may be wiped with the home. Name one with --root DIR"
+            )
         others = [other for other in self.chosen.relocate if other != folder]
         return replace(self, chosen=replace(self.chosen, relocate=[*others, folder]))
 
@@ -129,25 +131,27 @@ def resolve(
     retry: bool = False,
     changes: Mapping[str, object] | None = None,
 ) -> HostPlan:
-    """Resolve a run's host from the flags of the command and host.toml.
+    """Return the host plan of a run from the flags of the command and host.toml.
 
     Args:
-        root: the flag, which beats host.toml.
-        host: the file that takes host.toml's place.
-        envs: the folder that takes the shipped envs/ folder's place.
+        root: the value of --root, which has precedence over host.toml.
+        host: the file to read in place of host.toml.
+        envs: the folder to use in place of the shipped envs folder.
         offline: use no network.
-        retry: try again a hub that did not answer an earlier run.
-        changes: {key of host.toml: the value of a flag, or None where it is not given}.
+        retry: contact a hub again that did not answer an earlier run.
+        changes: {key of host.toml: the value of a flag, or None without the flag}.
 
     Raises:
-        SpecError: host.toml or a provider profile is wrong, or the environment's name is none.
+        SpecError: host.toml, a provider profile or the name of the environment is not valid.
     """
     spec = host_config.load_host(host)
     folder = layout.envs_folder(envs)
     given = {key: value for key, value in (changes or {}).items() if value is not None}
     name = str(given.get("env") or spec.env)
     if not re.fullmatch(host_config.NAME, name):
-        raise SpecError(f"{name!r} is no name of an environment.")
+        raise SpecError(
+            f"{name!r} is no name of an environment. Use letters, digits, '.', '_' and '-', with no leading sign."
+        )
     chosen = provider.choose(root, spec, folder, os.environ, Path.home())
     changed = spec.model_copy(update=given)
     return HostPlan(HostDefinition(changed, folder), chosen, Path.home(), offline, retry, changed.mirror)

@@ -1,4 +1,4 @@
-"""Turns the spec and the facts into the list of steps, in order."""
+"""Builds the list of setup steps of a host, in their order."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from provision.volume.journal import Journal
 
 
-def needs(environment: EnvironmentDefinition, models: Iterable[ModelSpec]) -> ProbeNeeds:
-    """Return the locked files of an environment and the models that the mirrors must hold.
+def probe_needs(environment: EnvironmentDefinition, models: Iterable[ModelSpec]) -> ProbeNeeds:
+    """Return the locked files of an environment and of models, which the mirrors must hold.
 
     Raises:
-        SpecError: a lock cannot be read.
+        SpecError: a lock file cannot be read.
     """
     variant, locks = environment.variants[0], environment.locks
     hashes = locks.hashes(variant.name) if locks.pip_file(variant.name).exists() else {}
@@ -54,40 +54,39 @@ def steps(
     plan: HostPlan,
     journal: Journal,
     progress: Progress,
-    tell: Callable[[str], None] = lambda _: None,
+    emit: Callable[[str], None] = lambda _: None,
 ) -> list[Step]:
-    """The steps that make this host ready.
+    """Return the steps that make a host ready, in their order.
 
     Args:
-        plan: of the host.
-        journal: of this run.
-        progress: told what is done of the step at work, and how much there is.
-        tell: told what takes long.
+        plan: the host plan.
+        journal: the journal of this run.
+        progress: receives the progress of the current step.
+        emit: receives a line for people when a step waits, or does something else that takes long.
 
     Raises:
-        SpecError: the spec names an environment, variant or model that does not exist, or folders to relocate lie
-            in each other or in the root's way.
+        SpecError: host.toml names an environment, variant or model that does not exist, or folders to relocate are
+            nested or overlap with the root.
     """
     root, host, envs = plan.root, plan.host, plan.definition.envs
-    wanted = plan.definition.environment
-    known_models = plan.definition.manifest
-    picked = {known_models.name(name): known_models.pick(name) for name in host.models}
+    environment, manifest = plan.definition.environment, plan.definition.manifest
+    models = {manifest.name(name): manifest.pick(name) for name in host.models}
     hubs = Hubs(root, os.environ, offline=plan.offline)
     bases = activation.conda_bases(os.environ, plan.home)
     conda = activation.CondaLinkStep(root.prefix(host.env), plan.home, bases, journal)
     named = activation.conda_folders(os.environ, plan.home) if "conda" in plan.chosen.relocate else []
     places = tool_caches.places(plan.chosen.relocate, root, os.environ, plan.home, bases, named)
-    known = [place.source for group in places.values() for place in group]
-    recorded = [link for link in links.recorded(root, plan.home) if link.path not in {*known, conda.link}]
+    sources = [place.source for group in places.values() for place in group]
+    recorded = [link for link in links.recorded(root, plan.home) if link.path not in {*sources, conda.link}]
     if recorded:
         places["what is on record"] = [tool_caches.RelocatedFolder(link.path, link.target) for link in recorded]
     moved = [RelocateStep(label, group, root, plan.home, journal, progress) for label, group in places.items()]
-    has_conda_link = conda.is_recorded(root) or (bases and wanted.conda_lock is not None)
-    leading = [*known, *tool_caches.link_paths(os.environ, plan.home)]
-    built: list[Step] = [VolumeStep(root, leading, journal, plan.chosen.warning), *moved]
-    mirrors, settings = _mirrors(plan, journal, conda_is_here=bool(bases))
+    has_conda_link = conda.is_recorded(root) or (bases and environment.conda_lock is not None)
+    link_paths = [*sources, *tool_caches.link_paths(os.environ, plan.home)]
+    built: list[Step] = [VolumeStep(root, link_paths, journal, plan.chosen.warning), *moved]
+    mirrors, settings = _mirror_steps(plan, journal, conda_is_here=bool(bases))
     built += mirrors
-    built.append(EnvStep(root, wanted, plan.home, journal, offline=plan.offline, progress=progress, tell=tell))
+    built.append(EnvStep(root, environment, plan.home, journal, offline=plan.offline, progress=progress, tell=emit))
     built += settings
     if has_conda_link:
         built.append(conda)
@@ -97,7 +96,7 @@ def steps(
     if host.login or login.check().state is not State.OK:
         built.append(login)
     if host.models or "huggingface" in places:
-        built.append(SnapshotStep(root, [pins.apply(root, each) for each in known_models.with_all_extras()], journal))
+        built.append(SnapshotStep(root, [pins.apply(root, model) for model in manifest.with_all_extras()], journal))
     python = layout.interpreter(root.prefix(host.env))
     built += [
         ModelStep(
@@ -108,28 +107,28 @@ def steps(
             retry=plan.retry,
             progress=progress,
             build=partial(stand_ins.build, root, name, model, envs, python, is_automatic=True),
-            tell=tell,
-            pinned=known_models.revisions(model.repo),
+            tell=emit,
+            pinned=manifest.revisions(model.repo),
             architecture=load_line.architecture_of(envs, model),
         )
-        for name, model in picked.items()
+        for name, model in models.items()
     ]
-    if wanted.variants[0].torch:
+    if environment.variants[0].torch:
         built.append(SmokeStep(root, host.env))
     return built
 
 
-def _mirrors(plan: HostPlan, journal: Journal, *, conda_is_here: bool) -> tuple[list[Step], list[Step]]:
-    """What chooses the mirrors, before the environment is made, and what writes them down, after it."""
-    root, known = plan.root, plan.definition.catalogue
-    wanted = selection.requested_mirrors(_by_tool(plan.mirror), known)
-    there = record.read(root) is not None
-    choosing_is_wanted = plan.rechoose or (known.names() and set(wanted.values()) != {"keep"})
-    chooser = selection.MirrorStep(
+def _mirror_steps(plan: HostPlan, journal: Journal, *, conda_is_here: bool) -> tuple[list[Step], list[Step]]:
+    """Return the step that selects mirrors, before the environment is made, and the one that writes the settings."""
+    root, catalogue = plan.root, plan.definition.catalogue
+    mirrors = selection.requested_mirrors(_by_tool(plan.mirror), catalogue)
+    has_record = record.read(root) is not None
+    must_select = plan.rechoose or (catalogue.names() and set(mirrors.values()) != {"keep"})
+    selector = selection.MirrorStep(
         root,
-        wanted,
-        known,
-        lambda: needs_of(plan.definition),
+        mirrors,
+        catalogue,
+        lambda: host_probe_needs(plan.definition),
         os.environ,
         plan.home,
         journal,
@@ -139,19 +138,21 @@ def _mirrors(plan: HostPlan, journal: Journal, *, conda_is_here: bool) -> tuple[
     )
     prefix = root.prefix(plan.host.env)
     writer = write_config.SettingsStep(root, prefix, plan.home, os.environ, journal, conda_is_here=conda_is_here)
-    return [chooser] if choosing_is_wanted else [], [writer] if choosing_is_wanted or there else []
+    return [selector] if must_select else [], [writer] if must_select or has_record else []
 
 
-def _by_tool(asked: str | Mapping[Any, str]) -> str | dict[str, str]:
-    return asked if isinstance(asked, str) else {str(tool): name for tool, name in asked.items()}
+def _by_tool(mirror: str | Mapping[Any, str]) -> str | dict[str, str]:
+    return mirror if isinstance(mirror, str) else {str(tool): name for tool, name in mirror.items()}
 
 
-def needs_of(definition: HostDefinition) -> ProbeNeeds:
-    """What this host needs of mirrors: its environment's locks; its models, or all that the manifest has.
+def host_probe_needs(definition: HostDefinition) -> ProbeNeeds:
+    """Return the locked files that the mirrors of a host must hold.
+
+    They are those of its environment and of its models; without models in host.toml, of all models of the manifest.
 
     Raises:
-        SpecError: a lock or the manifest is wrong.
+        SpecError: a lock file or the manifest is not valid.
     """
-    known = definition.manifest
-    models = [known.pick(name) for name in definition.host.models] or list(known.models.values())
-    return needs(definition.environment, models)
+    manifest = definition.manifest
+    models = [manifest.pick(name) for name in definition.host.models] or list(manifest.models.values())
+    return probe_needs(definition.environment, models)

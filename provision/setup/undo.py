@@ -141,7 +141,7 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
     return built
 
 
-def stays(run: JournaledRun) -> list[str]:
+def kept_changes(run: JournaledRun) -> list[str]:
     """What a run did that is not put back, and what to do about it."""
     done = {type(act) for act in run.acts}
     again = ["what host.toml or a profile still asks for, the next setup does again"] if done - set(_STAYS) else []
@@ -381,12 +381,12 @@ class UndoVariable(_UndoStep):
         variables.write(self.root, every | ({self.variable: self.was} if self.was else {}))
 
 
-def collectable(root: Root) -> list[JournaledRun]:
+def runs_with_backups(root: Root) -> list[JournaledRun]:
     """The runs whose backups take room."""
     return [run for run in runs(root) if run.backup.exists()]
 
 
-def collect(every: Sequence[JournaledRun]) -> Iterator[Path]:
+def delete_backups(every: Sequence[JournaledRun]) -> Iterator[Path]:
     """Drop the backups; yields each folder after it is gone."""
     import shutil
 

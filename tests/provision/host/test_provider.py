@@ -202,7 +202,7 @@ def test_probe_and_doctor_find_a_noexec_and_a_read_only_folder(tmp_path: Path, h
         assert (result.execute, result.symlink, result.same_as_home) == (False, True, False)
         doctor = provision("doctor", "--root", folder)
         assert doctor.returncode == 4
-        assert "cannot: an environment's programs start from it" in doctor.stdout
+        assert "does not support it: an environment's programs start from it" in doctor.stdout
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
         assert not capabilities.probe(folder, home).writable
     finally:

@@ -1,4 +1,4 @@
-"""A run reads each file of the host's definition once, and a command reads no file that it does not need."""
+"""Counts the files that a run opens: each file of the host definition once, and no file that it does not need."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LOCKS = {"envs/diffusers/cpu.lock", "envs/diffusers/conda-lock.yml", PROBE_FILES
 
 
 class Run(NamedTuple):
-    """The exit code of a command, and {file that a person or `env lock` wrote: the times that it was opened}."""
+    """Hold the exit code of a command, and {file of the host definition: the number of times that it was opened}."""
 
     code: int
     reads: dict[str, int]
@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
 @pytest.fixture
 def flags(tmp_path: Path, conda_envs: Path, conda: Served, hub: FakeHub) -> list[str]:
-    """The flags of a host with a conda part, a mirror and a model; its owner adds a mirror and a model of their own."""
+    """Return the flags of a host with conda packages; envs and the user each provide one mirror and one model."""
     (conda_envs / "mirrors.toml").write_text('[pip.near]\nurl = "http://127.0.0.1:9"\n')
     (conda_envs / "models.toml").write_text(hub.manifest())
     (conda_envs / "diffusers/witnesses.toml").write_text("")
@@ -61,12 +61,14 @@ def flags(tmp_path: Path, conda_envs: Path, conda: Served, hub: FakeHub) -> list
 def run(tmp_path: Path, *words: str) -> Run:
     argv = [sys.executable, "-c", COUNTING, *words]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    opened = Counter(json.loads(done.stderr.splitlines()[-1]))
+    completed = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    opened = Counter(json.loads(completed.stderr.splitlines()[-1]))
     ours = {
         path.removeprefix(f"{tmp_path}/"): count for path, count in opened.items() if path.startswith(str(tmp_path))
     }
-    return Run(done.returncode, {path: count for path, count in ours.items() if path in OWN | TORCH | LISTS | LOCKS})
+    return Run(
+        completed.returncode, {path: count for path, count in ours.items() if path in OWN | TORCH | LISTS | LOCKS}
+    )
 
 
 def test_setup_reads_each_file_once(tmp_path: Path, flags: list[str]) -> None:
@@ -80,7 +82,7 @@ def test_setup_reads_each_file_once(tmp_path: Path, flags: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", ["mirrors use auto", "mirrors probe", "mirrors probe --tool torch", "env create"])
-def test_a_command_of_one_subject_reads_each_file_once(tmp_path: Path, flags: list[str], words: str) -> None:
+def test_command_of_one_subject_reads_each_file_once(tmp_path: Path, flags: list[str], words: str) -> None:
     found = run(tmp_path, *words.split(), *flags)
     assert (found.code, set(found.reads.values())) == (0, {1})
     assert found.reads.keys() >= OWN | TORCH | {"envs/diffusers/cpu.lock"}
@@ -99,12 +101,12 @@ def test_a_command_of_one_subject_reads_each_file_once(tmp_path: Path, flags: li
         ("undo --list", {"host.toml"}),
     ],
 )
-def test_a_command_reads_no_file_that_it_does_not_need(
+def test_command_reads_no_file_that_it_does_not_need(
     tmp_path: Path, flags: list[str], words: str, needed: set[str]
 ) -> None:
     takes_envs = words in {"status", "models list", "mirrors list", "doctor"}
     for path in (TORCH | LISTS | LOCKS) - needed:
         (tmp_path / path).write_text("[broken")
-    found = run(tmp_path, *words.split(), *(flags if takes_envs else [*flags[:2], *flags[4:]]))
-    assert found.reads == dict.fromkeys(needed, 1)
-    assert found.code in {0, 3}
+    result = run(tmp_path, *words.split(), *(flags if takes_envs else [*flags[:2], *flags[4:]]))
+    assert result.reads == dict.fromkeys(needed, 1)
+    assert result.code in {0, 3}

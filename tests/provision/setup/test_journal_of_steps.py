@@ -1,4 +1,4 @@
-"""What the real steps write into a journal, line by line, and what reading it back gives."""
+"""Compares the journals that the real steps and their undo write, and the undo of old journals, with golden files."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 JOURNALS = Path(__file__).resolve().parents[2] / "data" / "journals"
 ODD = b"odd \xff\n"
-# The golden files by the names of their runs.
+# {name of a run: its golden file}.
 RUNS = {"20260301T070000Z-99": "schema-1", "20261201T080000Z-4242": "setup", "20261201T090000Z-4243": "undo"}
 
 
 @pytest.fixture
 def journals(tmp_path: Path) -> Root:
-    """A volume with the golden journals."""
+    """Provide a volume with the golden journals."""
     root = Root(tmp_path / "root")
     root.journal.mkdir(parents=True)
     for run, name in RUNS.items():
@@ -48,8 +48,8 @@ def journals(tmp_path: Path) -> Root:
     return root
 
 
-def fixed(lines: bytes, **places: Path) -> str:
-    """The acts without what differs from run to run: times, folders, names of backups."""
+def normalized(lines: bytes, **places: Path) -> str:
+    """Return the acts of a journal with placeholders for times, folders, and names of runs and backups."""
     text = b"\n".join(lines.splitlines()[1:]).decode("ascii") + "\n"
     for name, path in sorted(places.items(), key=lambda place: -len(str(place[1]))):
         text = text.replace(str(path), f"/{name}")
@@ -58,7 +58,7 @@ def fixed(lines: bytes, **places: Path) -> str:
     return re.sub(r"[0-9]{8}T[0-9]{6}Z-[0-9]+(-[0-9])?", "RUN", text)
 
 
-def test_every_step_and_its_undo_write_the_same_lines_as_ever(
+def test_steps_and_their_undo_write_the_golden_lines(
     home: Path, tmp_path: Path, other_disk: Path, envs: Path, hub: FakeHub
 ) -> None:
     root = Root(tmp_path / "root")
@@ -85,8 +85,8 @@ def test_every_step_and_its_undo_write_the_same_lines_as_ever(
     variant = Variant(name="cpu", torch="9.9+tiny")
     pythons = ["3.10", "3.11", "3.12", "3.13", "3.14"]
     locks = LockFolder(envs / "diffusers")
-    wanted = EnvironmentDefinition("diffusers", locks, (variant,), pythons, "auto", PLATFORM, "a test")
-    environment = EnvStep(root, wanted, home, journal, offline=False)
+    definition = EnvironmentDefinition("diffusers", locks, (variant,), pythons, "auto", PLATFORM, "a test")
+    environment = EnvStep(root, definition, home, journal, offline=False)
     environment.apply()
     CondaLinkStep(environment.prefix, home, [], journal).apply()
     RecordStep(root, home, [moves[0]], journal).apply()
@@ -100,21 +100,21 @@ def test_every_step_and_its_undo_write_the_same_lines_as_ever(
     SnapshotStep(root, [], journal).apply()
     assert journal.path is not None
     places_of = {"home": home, "volume": root.path, "disk": other_disk}
-    assert fixed(journal.path.read_bytes(), **places_of) == (JOURNALS / "steps-setup.txt").read_text("ascii")
+    assert normalized(journal.path.read_bytes(), **places_of) == (JOURNALS / "steps-setup.txt").read_text("ascii")
 
-    done = provision("undo", "--quiet", "--root", root.path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = provision("undo", "--quiet", "--root", root.path)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     (undone,) = set(root.journal.glob("*.jsonl")) - {journal.path}
-    assert fixed(undone.read_bytes(), **places_of) == (JOURNALS / "steps-undo.txt").read_text("ascii")
+    assert normalized(undone.read_bytes(), **places_of) == (JOURNALS / "steps-undo.txt").read_text("ascii")
 
     removal = Journal(root.journal, "env remove")
     remove.remove(environment.prefix, root, home, removal)
     assert removal.path is not None
     line = '{"at": 0.0, "act": "remove", "prefix": "/volume/envs/diffusers"}\n'
-    assert fixed(removal.path.read_bytes(), **places_of) == line
+    assert normalized(removal.path.read_bytes(), **places_of) == line
 
 
-def test_the_list_of_runs_is_as_it_always_was(journals: Root) -> None:
+def test_list_of_runs_equals_the_golden_list(journals: Root) -> None:
     listed = provision("undo", "--list", "--json", "--root", journals.path)
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout == (JOURNALS / "list.json").read_text("ascii")
@@ -123,7 +123,7 @@ def test_the_list_of_runs_is_as_it_always_was(journals: Root) -> None:
 
 
 def read_steps(run: undo.JournaledRun, root: Root) -> list[dict[str, object]]:
-    """What each step of an undo is built from, as plain text."""
+    """Return the attributes of each step of an undo as JSON types."""
     rows: list[dict[str, object]] = []
     for step in undo.steps(run, root, Path("/home/user"), Journal(root.journal, "undo")):
         values = {name: value for name, value in vars(step).items() if name not in {"journal", "root", "progress"}}
@@ -132,29 +132,29 @@ def read_steps(run: undo.JournaledRun, root: Root) -> list[dict[str, object]]:
     return rows
 
 
-def test_the_steps_of_an_undo_are_as_they_always_were(journals: Root) -> None:
+def test_steps_of_an_undo_equal_the_golden_steps(journals: Root) -> None:
     run = undo.choose(journals, "20261201T080000Z-4242")
     assert run.undone
-    found = {"steps": read_steps(run, journals), "stays": undo.stays(run)}
-    assert json.loads(json.dumps(found)) == json.loads((JOURNALS / "undo-steps.json").read_text("ascii"))
+    result = {"steps": read_steps(run, journals), "kept": undo.kept_changes(run)}
+    assert json.loads(json.dumps(result)) == json.loads((JOURNALS / "undo-steps.json").read_text("ascii"))
 
 
-def test_undo_refuses_a_run_of_schema_1_whose_acts_lack_what_it_needs(journals: Root) -> None:
-    """Its first move to be undone is `drop`, which names no source."""
+def test_undo_rejects_a_run_of_schema_1_whose_acts_lack_a_needed_field(journals: Root) -> None:
+    """Undo a run whose last act is a `drop`, which names no source in schema 1."""
     refused = provision("undo", "20260301T070000Z-99", "--json", "--root", journals.path)
     assert refused.returncode == 1
-    assert json.loads(refused.stdout)["error"]["message"] == "KeyError: 'source'. This is a fault of firstlight"
-    assert len(list(journals.journal.iterdir())) == len(RUNS), "nothing is recorded as undone"
+    assert json.loads(refused.stdout)["error"]["message"] == "KeyError: 'source'. This is a bug in firstlight"
+    assert len(list(journals.journal.iterdir())) == len(RUNS), "no run is recorded as undone"
 
 
-def test_the_acts_of_schema_1_that_have_not_changed_are_read(journals: Root) -> None:
+def test_unchanged_acts_of_schema_1_are_read(journals: Root) -> None:
     run = undo.choose(journals, "20260301T070000Z-99")
     assert len(run.acts) == 11
-    assert undo.stays(run) == [
+    assert undo.kept_changes(run) == [
         "the volume keeps its marker",
-        "the environment stays; take it away with: env remove",
-        "an environment that was removed is made again by setup",
-        "what host.toml or a profile still asks for, the next setup does again",
+        "the environment stays; to remove it: provision env remove NAME",
+        "a removed environment is not restored; to build it again: provision setup",
+        "the next setup makes again what host.toml or a provider profile names",
     ]
 
 
@@ -171,30 +171,29 @@ def test_damaged_lines_are_skipped_and_unknown_acts_are_counted(journals: Root) 
         b'{"at": 1, "act": "teleport", "path": "/x"}',
         b'{"at": "soon"}',
     ]
-    whole = path.read_bytes() + b"\n".join([*odd, b'{"at": 2.5, "act": "folder", "pa'])
-    path.write_bytes(whole)
+    path.write_bytes(path.read_bytes() + b"\n".join([*odd, b'{"at": 2.5, "act": "folder", "pa']))
     run = undo.choose(journals, run.name)
     assert len(run.acts) == count + 2
     assert read_steps(run, journals) == steps
 
 
-def test_a_run_that_holds_an_unknown_act_alone_asks_for_nothing_back(journals: Root) -> None:
+def test_run_with_only_an_unknown_act_has_no_steps_to_undo(journals: Root) -> None:
     header = b'{"schema": 2, "started": "20270101T000000Z", "command": "setup"}'
     path = journals.journal / "20270101T000000Z-1.jsonl"
     path.write_bytes(header + b'\n{"act": "teleport", "source": "/a", "target": "/b"}\n')
     run = undo.choose(journals, None)
     assert (run.name, len(run.acts)) == (path.stem, 1)
     assert undo.steps(run, journals, Path("/home/user"), Journal(journals.journal)) == []
-    assert undo.stays(run) == ["what host.toml or a profile still asks for, the next setup does again"]
+    assert undo.kept_changes(run) == ["the next setup makes again what host.toml or a provider profile names"]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
-def test_a_journal_that_was_cut_in_its_first_lines_is_listed(journals: Root, kept: int) -> None:
-    """Without its header the first act stands in for it: the run has no command, no host and no time."""
+def test_journal_with_a_damaged_first_line_is_listed(journals: Root, kept: int) -> None:
+    """Read the first act as the header, so that the run has no command, no host and no start."""
     path = journals.journal / "20261201T080000Z-4242.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([b'{"schema": 2, "ru\n', *lines[1 : kept + 1]]))
-    (row,) = [each.to_dict() for each in undo.runs(journals) if each.name == path.stem]
+    (row,) = [row.to_dict() for row in undo.runs(journals) if row.name == path.stem]
     assert row == {
         "run": path.stem,
         "command": None,

@@ -1,4 +1,4 @@
-"""What the plan holds."""
+"""Tests the list of setup steps: their order, their callbacks, and the steps that a host does not need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a GPU, wherever the test runs."""
+    """Replace the facts of the machine by those of a machine without a GPU."""
     machine = HostFacts("linux", "x86_64", "host", "a CPU", 2, None, 1 << 30, None, ())
     monkeypatch.setattr(facts, "probe", lambda: machine)
 
@@ -35,7 +35,7 @@ def host_plan(root: Path, home: Path, **host: Any) -> HostPlan:
     return HostPlan(HostDefinition(spec, CHECKOUT / "envs"), chosen, home, False, False, spec.mirror)
 
 
-def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
+def test_steps_are_in_order(tmp_path: Path, home: Path) -> None:
     host = host_plan(tmp_path, home)
     steps = plan.steps(host, Journal(tmp_path), no_progress)
     assert [step.name for step in steps] == [
@@ -53,7 +53,7 @@ def test_the_steps_stand_in_order(tmp_path: Path, home: Path) -> None:
     assert all(step.describe() for step in steps)
 
 
-def test_a_model_says_what_it_waits_for_and_knows_every_revision(tmp_path: Path, home: Path) -> None:
+def test_model_step_emits_to_the_screen_and_has_all_pinned_revisions(tmp_path: Path, home: Path) -> None:
     screen = Screen(json_output=False, quiet=False, color=False)
     steps = plan.steps(host_plan(tmp_path, home), Journal(tmp_path), no_progress, screen.tell)
     models = [step for step in steps if isinstance(step, ModelStep)]
@@ -61,20 +61,20 @@ def test_a_model_says_what_it_waits_for_and_knows_every_revision(tmp_path: Path,
     assert all(model.pull.spec.revision in model.pull.pinned for model in models)
 
 
-def test_what_is_told_goes_beside_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+def test_screen_emits_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
         Screen(json_output=False, quiet=quiet, color=False).tell("waiting 300 s")
     assert tuple(capsys.readouterr()) == ("", "  waiting 300 s\n")
 
 
-def test_what_is_not_wished_for_is_not_planned(tmp_path: Path, home: Path) -> None:
+def test_steps_that_host_toml_turns_off_are_not_planned(tmp_path: Path, home: Path) -> None:
     host = host_plan(tmp_path, home, relocate=[], models=[], mirror="keep")
     steps = plan.steps(host, Journal(tmp_path), no_progress)
     assert [step.name for step in steps] == ["volume", "environment diffusers", "smoke"]
 
 
-def test_a_root_inside_what_it_relocates_is_refused(home: Path) -> None:
-    """Its files would move into a folder inside themselves."""
+def test_root_inside_a_relocated_folder_is_rejected(home: Path) -> None:
+    """Reject a folder that would move into itself."""
     root = home / ".cache/huggingface/hub/firstlight"
     host = host_plan(root, home)
     with pytest.raises(SpecError, match="lies inside"):

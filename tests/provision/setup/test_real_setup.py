@@ -1,4 +1,4 @@
-"""The whole path with the real packages, offline: uv's cache of the environment that `make test` built serves it."""
+"""Sets up a host with the real packages, offline, from the uv cache of the environment that `make test` has built."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def test_setup_builds_the_real_environment_and_runs_a_real_denoising_step(
 ) -> None:
     (tmp_path / "host.toml").write_text("models = []\n")
     cache = {"UV_CACHE_DIR": str(TEST_ROOT / "cache/uv"), "PYTHONPATH": str(CHECKOUT)}
-    # A cached wheel is found through the index or folder that it came from, and those are pip's own settings.
+    # uv finds a cached wheel by the index or folder of its download, so this machine's pip settings apply.
     settings = pip_settings.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links")
     links = {f"PIP_{name.upper().replace('-', '_')}": " ".join(settings[name]) for name in names if name in settings}
     argv = [sys.executable, "-m", "provision", "setup", "--offline", "--json"]
     argv += ["--root", str(tmp_path / "root"), "--host", str(tmp_path / "host.toml")]
-    done = subprocess.run(
+    completed = subprocess.run(
         argv, capture_output=True, text=True, env=dict(os.environ) | cache | links, check=False, timeout=1200
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    outcomes = {row["step"]: row for row in json.loads(done.stdout)["outcomes"]}
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    outcomes = {row["step"]: row for row in json.loads(completed.stdout)["outcomes"]}
     assert "diffusers 0.42.1: one denoising step on cpu" in outcomes["smoke"]["detail"]
-    held = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
-    ours = [".cache", ".cache/huggingface", ".cache/huggingface/hub", ".cache/huggingface/xet"]
-    assert held == ours, "nothing else came into the home"
+    entries = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
+    expected = [".cache", ".cache/huggingface", ".cache/huggingface/hub", ".cache/huggingface/xet"]
+    assert entries == expected, "setup makes nothing else in the home"

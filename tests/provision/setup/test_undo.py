@@ -1,4 +1,4 @@
-"""Undo, gc, and the second run that comes while the first is at work: as a person meets them."""
+"""Tests the commands undo, gc and relocate, and the run lock, through the command line."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def host(tmp_path: Path, envs: Path) -> list[object]:
     return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]
 
 
-def test_a_run_is_put_back(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_undo_restores_files_modes_links_and_folders(tmp_path: Path, home: Path, host: list[object]) -> None:
     (home / "work dir").mkdir()
-    held = random_trees.small(home / "work dir")
+    tree_before = random_trees.small(home / "work dir")
     (home / ".bashrc").write_bytes(b"alias x=y")
     (home / ".bashrc").chmod(0o640)
     before = {path: path.lstat().st_mode for path in home.rglob("*")}
-    done = provision("setup", *host, env={"SHELL": "/bin/bash"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = provision("setup", *host, env={"SHELL": "/bin/bash"})
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     assert (home / "work dir").is_symlink()
     assert "relink.sh" in (home / ".bashrc").read_text()
     (home / "work dir/since").write_text("made through the link")
@@ -46,16 +46,16 @@ def test_a_run_is_put_back(tmp_path: Path, home: Path, host: list[object]) -> No
     assert "would    folder work dir" in dry.stdout
     assert (home / "work dir").is_symlink()
 
-    back = provision("undo", *host[:2])
-    assert back.returncode == 0, back.stdout + back.stderr
+    undone = provision("undo", *host[:2])
+    assert undone.returncode == 0, undone.stdout + undone.stderr
     assert not (home / "work dir").is_symlink()
     assert (home / "work dir/since").read_text() == "made through the link"
     (home / "work dir/since").unlink()
-    assert random_trees.read(home / "work dir") == held
+    assert random_trees.read(home / "work dir") == tree_before
     assert (home / ".bashrc").read_bytes() == b"alias x=y"
     after = {path: path.lstat().st_mode for path in home.rglob("*")}
     assert after == before
-    assert "the environment stays" in back.stdout
+    assert "the environment stays" in undone.stdout
     assert json.loads((tmp_path / "root/.firstlight/links.json").read_text())["links"] == []
 
     nothing = provision("undo", *host[:2])
@@ -63,7 +63,7 @@ def test_a_run_is_put_back(tmp_path: Path, home: Path, host: list[object]) -> No
     assert "nothing is left to undo" in nothing.stderr
 
 
-def test_what_was_changed_since_is_not_undone(home: Path, host: list[object]) -> None:
+def test_undo_is_blocked_by_a_later_change(home: Path, host: list[object]) -> None:
     (home / ".bashrc").write_text("alias x=y\n")
     assert provision("setup", *host).returncode == 0
     with (home / ".bashrc").open("a") as file:
@@ -71,32 +71,32 @@ def test_what_was_changed_since_is_not_undone(home: Path, host: list[object]) ->
     refused = provision("undo", *host[:2])
     assert refused.returncode == 4
     assert "-export MINE=1" in refused.stdout
-    assert (home / ".cache/pip").is_symlink(), "all of it or nothing"
+    assert (home / ".cache/pip").is_symlink(), "undo restores all or nothing"
     (home / ".bashrc").write_text((home / ".bashrc").read_text().replace("export MINE=1\n", ""))
     (home / ".cache/pip").unlink()
     (home / ".cache/pip").mkdir()
     refused = provision("undo", *host[:2])
     assert refused.returncode == 4
-    assert f"{home}/.cache/pip is no link now" in refused.stdout
+    assert f"{home}/.cache/pip is not a link now" in refused.stdout
     (home / ".cache/pip").rmdir()
     assert provision("undo", *host[:2]).returncode == 0
 
 
-def test_a_backup_is_dropped_by_gc_alone(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_only_gc_deletes_a_backup(tmp_path: Path, home: Path, host: list[object]) -> None:
     (home / ".bashrc").write_text("alias x=y\n")
     assert provision("setup", *host).returncode == 0
     backup = tmp_path / "root/.firstlight/backup"
     assert provision("setup", *host).returncode == 0
-    asked = provision("gc", *host[:2])
-    assert asked.returncode == 2
-    assert "10 bytes" in asked.stdout
-    assert "--yes" in asked.stderr
+    unconfirmed = provision("gc", *host[:2])
+    assert unconfirmed.returncode == 2
+    assert "10 bytes" in unconfirmed.stdout
+    assert "--yes" in unconfirmed.stderr
     assert list(backup.iterdir())
     assert provision("gc", "--yes", *host[:2]).returncode == 0
     assert list(backup.iterdir()) == []
     refused = provision("undo", *host[:2])
     assert refused.returncode == 4
-    assert "dropped by gc" in refused.stdout
+    assert "deleted by gc" in refused.stdout
     assert "0 backups" in provision("gc", *host[:2]).stdout
 
 
@@ -113,7 +113,7 @@ def test_runs_are_undone_newest_first(home: Path, tmp_path: Path, host: list[obj
     assert (home / "one/file").read_text() == "one"
 
 
-def test_relocate_by_name_and_to_a_place(home: Path, tmp_path: Path, envs: Path) -> None:
+def test_relocate_takes_the_name_of_a_cache_or_a_folder_with_a_target(home: Path, tmp_path: Path, envs: Path) -> None:
     (tmp_path / "plain.toml").write_text("models = []\n")
     flags = ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "plain.toml"]
     (home / ".cache/pip").mkdir(parents=True)
@@ -128,7 +128,7 @@ def test_relocate_by_name_and_to_a_place(home: Path, tmp_path: Path, envs: Path)
     unnamed = provision("relocate", "~/other", *flags[2:], env={"HOME": str(tmp_path / "fresh")})
     assert unnamed.returncode == 2
     assert "--root DIR" in unnamed.stderr
-    # What was relocated by hand is kept as if host.toml named it.
+    # Setup keeps a folder that the command relocated, as if host.toml listed it.
     (home / "data").unlink()
     (home / "data").mkdir()
     (home / "data/new").write_text("n")
@@ -139,18 +139,18 @@ def test_relocate_by_name_and_to_a_place(home: Path, tmp_path: Path, envs: Path)
     )
 
 
-def test_the_second_run_is_told_who_the_first_is(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_second_run_is_blocked_and_names_the_first(tmp_path: Path, home: Path, host: list[object]) -> None:
     root = Root(tmp_path / "root")
     with holding(root, "make setup"):
-        done = provision("setup", *host)
-    assert done.returncode == 4
-    assert f"pid {os.getpid()} on " in done.stderr
-    assert "at work since 20" in done.stderr
+        completed = provision("setup", *host)
+    assert completed.returncode == 4
+    assert f"pid {os.getpid()} on " in completed.stderr
+    assert "at work since 20" in completed.stderr
     assert not root.holder.exists()
     assert provision("setup", *host).returncode == 0
 
 
-def test_a_run_that_was_killed_holds_nothing(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_killed_run_does_not_hold_the_lock(tmp_path: Path, home: Path, host: list[object]) -> None:
     code = (
         "import os, signal; from pathlib import Path; from provision.volume.run_lock import holding; "
         f"from provision.core.layout import Root\nwith holding(Root(Path({str(tmp_path / 'root')!r})), ''): "
@@ -162,8 +162,8 @@ def test_a_run_that_was_killed_holds_nothing(tmp_path: Path, home: Path, host: l
     assert provision("setup", *host).returncode == 0
 
 
-def test_a_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that knows no flock: the file itself is the lock, and a dead holder's is taken."""
+def test_file_replaces_flock_as_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the file itself as the lock where flock is missing, and take over the lock of a dead process."""
     import filelock
 
     from provision.core.errors import BlockedError
@@ -185,7 +185,7 @@ def test_a_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
-def test_a_journal_that_was_cut_is_read(tmp_path: Path) -> None:
+def test_truncated_journal_is_read(tmp_path: Path) -> None:
     root = Root(tmp_path)
     journal = Journal(root.journal, "setup")
     journal.record(FolderCreation(tmp_path / "a\udcff"))
@@ -196,10 +196,10 @@ def test_a_journal_that_was_cut_is_read(tmp_path: Path) -> None:
     assert run.acts == (FolderCreation(tmp_path / "a\udcff"),)
 
 
-def test_parting_takes_nothing_from_the_volume_that_the_home_does_not_hold(
+def test_undo_of_a_merge_deletes_nothing_that_the_home_does_not_hold(
     home: Path, tmp_path: Path, host: list[object]
 ) -> None:
-    """The link of a merged folder was replaced by an empty folder: undo may not believe that this is the old one."""
+    """Replace the link of a merged folder by an empty folder, which is not the folder before the merge."""
     work = home / "work dir"
     (tmp_path / "root/work").mkdir(parents=True)
     (tmp_path / "root/work/old").write_text("old")
@@ -234,11 +234,11 @@ def test_journal_without_an_act_is_not_what_undo_takes(tmp_path: Path, left: byt
 
 
 def test_runs_of_one_second_are_in_the_order_of_their_first_acts(tmp_path: Path) -> None:
-    """A process number that has grown by a digit sorts first as text."""
+    """Use a pid with one more digit, which sorts first as text."""
     root = Root(tmp_path)
     root.journal.mkdir(parents=True)
     for number, at in (("9999", 100.1), ("10000", 100.2), ("10000-2", 100.3)):
         header = {"schema": 2, "started": "20260101T000000Z", "command": "relocate"}
-        lines = [json.dumps(each) for each in (header, {"at": at, "act": "mark"})]
+        lines = [json.dumps(line) for line in (header, {"at": at, "act": "mark"})]
         (root.journal / f"20260101T000000Z-{number}.jsonl").write_text("\n".join(lines) + "\n")
     assert [run.name.partition("Z-")[2] for run in undo.runs(root)] == ["9999", "10000", "10000-2"]
