@@ -1,10 +1,10 @@
-"""`python -m provision`."""
+"""Runs the command as `python -m provision`."""
 
 import sys
 
 try:
     from provision.cli.main import main
-except KeyboardInterrupt:  # before the command could take it: nothing has begun
+except KeyboardInterrupt:  # before the command handles it: nothing was changed
     from provision.core.command_end import interrupted_early
 
     sys.exit(interrupted_early())

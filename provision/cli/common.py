@@ -1,4 +1,4 @@
-"""What every command of `provision` shares: its flags, its exit codes, and how a list of steps is run and shown."""
+"""Defines the flags that commands of `provision` share, and runs a list of steps with its output and exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,23 +31,37 @@ if TYPE_CHECKING:
     from provision.setup.host_plan import HostPlan
     from provision.volume import run_lock
 
-RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")]
-HostFlag = Annotated[Path | None, typer.Option("--host", help="What this host should have.", metavar="FILE")]
-EnvsFlag = Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")]
-OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use no network.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", help="Only faults and the summary.")]
-VerboseFlag = Annotated[bool, typer.Option("--verbose", help="Also the machine, and why this build of torch.")]
-NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-WaitFlag = Annotated[
-    float, typer.Option("--wait", help="Wait so long for another run on this root.", metavar="SECONDS", min=0)
+RootFlag = Annotated[
+    str | None, typer.Option("--root", help="The root: firstlight's folder on the volume.", metavar="DIR")
 ]
-YesFlag = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-CatalogueFlag = Annotated[str | None, typer.Option("--catalogue", help="More mirrors of yours.", metavar="FILE")]
-ManifestFlag = Annotated[str | None, typer.Option("--manifest", help="More models of yours.", metavar="FILE")]
+HostFlag = Annotated[Path | None, typer.Option("--host", help="A file to read in place of host.toml.", metavar="FILE")]
+EnvsFlag = Annotated[
+    Path | None, typer.Option("--envs", help="A folder to use in place of the shipped envs folder.", metavar="DIR")
+]
+OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use no network.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="Print only errors and the summary.")]
+VerboseFlag = Annotated[
+    bool, typer.Option("--verbose", help="Also print the machine, and the reason for the PyTorch variant.")
+]
+NoColorFlag = Annotated[bool, typer.Option("--no-color", help="Use no colours. The variable NO_COLOR does the same.")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what the command would do, and change nothing.")]
+WaitFlag = Annotated[
+    float,
+    typer.Option("--wait", help="Wait at most this long for another run on this root.", metavar="SECONDS", min=0),
+]
+YesFlag = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+CatalogueFlag = Annotated[
+    str | None,
+    typer.Option("--catalogue", help="A file with your own mirrors, added to the shipped ones.", metavar="FILE"),
+]
+ManifestFlag = Annotated[
+    str | None,
+    typer.Option("--manifest", help="A file with your own models, added to the shipped ones.", metavar="FILE"),
+]
 
-_CHANGING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
+# The commands that apply steps; the other commands only check them.
+_APPLYING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use", "mirrors restore"}
 
 
 def _print_version(is_given: bool) -> None:
@@ -62,15 +76,63 @@ VersionFlag = Annotated[
 ]
 
 
-class OutputOptions:
-    """How a command talks."""
+@dataclass(frozen=True)
+class RootFlags:
+    """Hold the flags that select the root, for commands that do not read the envs folder."""
 
-    def __init__(self, json: bool, quiet: bool, verbose: bool, no_color: bool, wait: float = 0.0) -> None:
-        self.json = json
-        self.quiet = quiet
-        self.verbose = verbose
-        self.color = not no_color and "NO_COLOR" not in os.environ
-        self.wait = wait
+    root: RootFlag = None
+    host: HostFlag = None
+
+
+@dataclass(frozen=True)
+class PlaceFlags:
+    """Hold the flags that select the root, host.toml and the envs folder."""
+
+    root: RootFlag = None
+    host: HostFlag = None
+    envs: EnvsFlag = None
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """Hold the flags for the output of a command that changes the host, and its wait for another run."""
+
+    wait: WaitFlag = 0
+    json: JsonFlag = False
+    quiet: QuietFlag = False
+    verbose: VerboseFlag = False
+    no_color: NoColorFlag = False
+
+
+@dataclass(frozen=True)
+class BriefOutputFlags:
+    """Hold the same flags as OutputFlags without --verbose, for commands that do not show the machine."""
+
+    wait: WaitFlag = 0
+    json: JsonFlag = False
+    quiet: QuietFlag = False
+    no_color: NoColorFlag = False
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Hold the options for the output of a command, and `wait`, the seconds that it waits for another run."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    no_color: bool = False
+    wait: float = 0.0
+
+    @classmethod
+    def of(cls, flags: OutputFlags | BriefOutputFlags) -> OutputOptions:
+        """Return the options that the flags of a command set; a flag that the command lacks has its default."""
+        return cls(**asdict(flags))
+
+    @property
+    def color(self) -> bool:
+        """Return whether colours are allowed; the variable NO_COLOR turns them off."""
+        return not self.no_color and "NO_COLOR" not in os.environ
 
 
 def resolve_host(
@@ -82,171 +144,201 @@ def resolve_host(
     retry: bool = False,
     changes: Mapping[str, object] | None = None,
 ) -> HostPlan:
-    """Resolve the host from a command's flags, as `host_plan.resolve` does; `--help` imports nothing of it."""
+    """Return the host plan for a command's flags, as `host_plan.resolve` does.
+
+    The import is inside the function, so that `--help` stays fast.
+    """
     from provision.setup import host_plan
 
     return host_plan.resolve(root, host, envs, offline=offline, retry=retry, changes=changes)
 
 
 def run_steps(
-    name: str, plan: HostPlan, show: OutputOptions, *, dry_run: bool = False, only: Collection[str] | None = None
+    name: str, plan: HostPlan, options: OutputOptions, *, dry_run: bool = False, only: Collection[str] | None = None
 ) -> Exit:
-    """Run a command over the steps (`only` those of these names), print what became of them, return the exit code."""
+    """Run a command on the setup steps of a host, print their outcomes, and return the exit code.
+
+    Args:
+        name: the name of the command, which decides whether drifted steps are applied.
+        plan: the host plan.
+        options: the options for the output.
+        dry_run: only check the steps.
+        only: the names of the steps to run; None runs all of them.
+    """
     from provision.cli import output
     from provision.setup import plan as setup_plan
     from provision.volume.journal import Journal
 
     started = time.perf_counter()
-    screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
-    with screen.during("looking at this host"):
+    screen = output.Screen(json_output=options.json, quiet=options.quiet, color=options.color)
+    with screen.during("reading the facts of this machine"):
         machine = plan.definition.machine
     journal = Journal(plan.root.journal, name)
 
     def build() -> list[step.Step]:
-        steps = setup_plan.steps(plan, journal, screen.progress, screen.tell)
+        steps = setup_plan.steps(plan, journal, screen.progress, screen.emit)
         if only is not None:
-            steps = [each for each in steps if each.name in only]
+            steps = [item for item in steps if item.name in only]
         if name == "repair":
-            steps = [each for each in steps if each.local or each.essential]
+            steps = [item for item in steps if item.local or item.essential]
         return steps
 
-    if show.verbose or (name == "env create" and not show.quiet):
-        _say_machine(plan.definition.environment, machine)
-    return _run(_Command(name, plan, build, show, dry_run), screen, started)
+    if options.verbose or (name == "env create" and not options.quiet):
+        _print_machine(plan.definition.environment, machine)
+    return _run(_Command(name, plan, build, options, dry_run), screen, started)
 
 
 def run_list(
     name: str,
     plan: HostPlan,
     build: Callable[[Progress], list[step.Step]],
-    show: OutputOptions,
+    options: OutputOptions,
     *,
     dry_run: bool = False,
     all_or_nothing: bool = False,
 ) -> Exit:
-    """Run a list of steps of its own, which `build` makes; `all_or_nothing`: nothing is done where one is blocked."""
+    """Run a command on its own list of steps, print their outcomes, and return the exit code.
+
+    Args:
+        name: the name of the command.
+        plan: the host plan.
+        build: returns the steps; they report to the given progress callback.
+        options: the options for the output.
+        dry_run: only check the steps.
+        all_or_nothing: apply no step if one of them is blocked.
+    """
     from provision.cli import output
 
-    screen = output.Screen(json_output=show.json, quiet=show.quiet, color=show.color)
-    work = _Command(name, plan, lambda: build(screen.progress), show, dry_run, all_or_nothing)
-    return _run(work, screen, time.perf_counter())
+    screen = output.Screen(json_output=options.json, quiet=options.quiet, color=options.color)
+    command = _Command(name, plan, lambda: build(screen.progress), options, dry_run, all_or_nothing)
+    return _run(command, screen, time.perf_counter())
 
 
 @dataclass(frozen=True)
 class _Command:
-    """A command over a list of steps; `build` makes the list, again where another run was waited for."""
+    """Hold a command on a list of steps; `build` makes the list, and again after a wait for another run."""
 
     name: str
     plan: HostPlan
     build: Callable[[], list[step.Step]]
-    show: OutputOptions
+    options: OutputOptions
     dry_run: bool = False
     all_or_nothing: bool = False
 
 
-def _run(work: _Command, screen: output.Screen, started: float) -> Exit:
+def _run(command: _Command, screen: output.Screen, started: float) -> Exit:
     from provision.cli import output
     from provision.core import step
 
-    name, show = work.name, work.show
-    with screen.during("reading what is wanted"):
-        steps = work.build()
+    name, options = command.name, command.options
+    with screen.during("planning the steps"):
+        steps = command.build()
     screen.total = len(steps)
     try:
-        if name in _CHANGING and not work.dry_run:
-            outcomes = _converge(work, steps, screen)
+        if name in _APPLYING and not command.dry_run:
+            outcomes = _converge(command, steps, screen)
         else:
             outcomes = step.check_all(steps, deep=name == "verify", listen=screen.listen)
     finally:
         screen.end()
-    if name == "plan" or work.dry_run:
-        _say_plan(steps, outcomes, show)
+    if name == "plan" or command.dry_run:
+        _print_plan(steps, outcomes, options)
     seconds = time.perf_counter() - started
-    if show.json:
-        print(output.to_json(name, work.plan.chosen, outcomes, seconds))
+    if options.json:
+        print(output.to_json(name, command.plan.chosen, outcomes, seconds))
     else:
-        print(output.summary(name, work.plan.chosen, outcomes, seconds))
+        print(output.summary(name, command.plan.chosen, outcomes, seconds))
     return step.exit_of(outcomes)
 
 
-def _converge(work: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome]:
-    """Apply under the volume's lock; where nothing has drifted, take no lock and so make no write."""
+def _converge(command: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome]:
+    """Apply the steps while holding the run lock; if there is nothing to apply, take no lock and write nothing."""
     from provision.core import step
     from provision.volume import marker, run_lock
 
-    root = work.plan.root
-    looked = _looked(work, steps, screen)
-    if looked is not None:
-        return looked
-    if work.name in {"repair", "undo", "mirrors restore"}:
+    root = command.plan.root
+    final = _outcomes_without_apply(command, steps, screen)
+    if final is not None:
+        return final
+    if command.name in {"repair", "undo", "mirrors restore"}:
         marker.require(root)
-    with run_lock.holding(root, again(), waiting(work.show)) as has_waited:
-        if has_waited:  # what the other run has changed is not known to these steps
-            steps = work.build()
+    with run_lock.holding(root, again(), waiting(command.options)) as has_waited:
+        if has_waited:  # the other run has changed the host, so the steps and their checks are out of date
+            steps = command.build()
             screen.total = len(steps)
-            looked = _looked(work, steps, screen)
-        return looked or step.converge(steps, listen=screen.listen, guard=lambda: marker.require(root))
+            final = _outcomes_without_apply(command, steps, screen)
+        return final or step.converge(steps, listen=screen.listen, guard=lambda: marker.require(root))
 
 
-def _looked(work: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:
-    """Return the outcomes of a look where nothing is to be done or may be done; else None."""
+def _outcomes_without_apply(command: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:
+    """Check all steps; return the outcomes if no step has drifted or none may be applied, else None."""
     from provision.core import step
 
-    found = step.check_all(steps, listen=screen.watch)
-    refused = any((each.essential or work.all_or_nothing) and out.error for each, out in zip(steps, found, strict=True))
-    if not refused and any(outcome.after is step.State.DRIFTED for outcome in found):
+    outcomes = step.check_all(steps, listen=screen.watch)
+    is_blocked = any(
+        (item.essential or command.all_or_nothing) and outcome.error
+        for item, outcome in zip(steps, outcomes, strict=True)
+    )
+    if not is_blocked and any(outcome.after is step.State.DRIFTED for outcome in outcomes):
         return None
-    for each, outcome in zip(steps, found, strict=True):  # one look is enough to say that nothing is to be done
-        screen.listen(each, outcome)
-    return found
+    for item, outcome in zip(steps, outcomes, strict=True):  # the outcomes are final, so print them
+        screen.listen(item, outcome)
+    return outcomes
 
 
-def during(what: str, show: OutputOptions) -> AbstractContextManager[None]:
-    """Show that something is at work which is no step, on stderr."""
+def during(work: str, options: OutputOptions) -> AbstractContextManager[None]:
+    """Show on stderr that work is in progress which is not a step."""
     from provision.cli import output
 
-    return output.Screen(json_output=show.json, quiet=show.quiet, color=show.color).during(what)
+    return output.Screen(json_output=options.json, quiet=options.quiet, color=options.color).during(work)
 
 
-def waiting(show: OutputOptions) -> run_lock.LockWait:
-    """Return a lock's wait for another run, shown on stderr."""
+def waiting(options: OutputOptions) -> run_lock.LockWait:
+    """Return the options for the wait for the run lock; the wait is shown on stderr."""
     from provision.volume import run_lock
 
-    def tell(text: str) -> None:
-        if not show.quiet:
+    def emit(text: str) -> None:
+        if not options.quiet:
             print(f"  {text}", file=sys.stderr, flush=True)
 
-    return run_lock.LockWait(show.wait, tell)
+    return run_lock.LockWait(options.wait, emit)
 
 
-def _say_plan(steps: list[step.Step], outcomes: list[Outcome], show: OutputOptions) -> None:
+def _print_plan(steps: list[step.Step], outcomes: list[Outcome], options: OutputOptions) -> None:
     from provision.core.step import State
 
-    lines = sys.stderr if show.json else sys.stdout
-    for each, outcome in zip(steps, outcomes, strict=True):
+    stream = sys.stderr if options.json else sys.stdout
+    for item, outcome in zip(steps, outcomes, strict=True):
         if outcome.after is State.DRIFTED:
-            print(redact(f"  would    {each.name:<28} {each.describe()}"), file=lines)
+            print(redact(f"  would    {item.name:<28} {item.describe()}"), file=stream)
 
 
-def _say_machine(wanted: EnvironmentDefinition, machine: HostFacts) -> None:
+def _print_machine(environment: EnvironmentDefinition, machine: HostFacts) -> None:
     cards = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     memory = f"{machine.memory_bytes / 1e9:.1f} GB"
     print(f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {cards}", file=sys.stderr)
-    if wanted.variants[0].torch:
-        print(f"torch: {wanted.variants[0].torch}, {wanted.variants[0].name} ({wanted.reason})", file=sys.stderr)
+    variant = environment.variants[0]
+    if variant.torch:
+        print(f"torch: {variant.torch}, {variant.name} ({environment.reason})", file=sys.stderr)
 
 
 def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
-    """Ask a person before something is deleted; `yes` stands for the answer.
+    """Ask a person to confirm a deletion, and return the answer.
+
+    Args:
+        question: the question for a person.
+        loss: a clause that states what is deleted, for the error message.
+        yes: the flag --yes, which confirms without a question.
+        json: the flag --json, which allows no question.
 
     Raises:
-        SpecError: stdin is not a terminal, or --json is given.
+        SpecError: --yes is missing, and stdin is not a terminal or --json is given.
     """
     if yes:
         return True
     if json or not sys.stdin.isatty():
-        why = "--json asks nothing" if json else "stdin is not a terminal"
-        raise SpecError(f"{loss}, and {why}. Pass --yes to confirm.")
+        reason = "--json allows no question" if json else "stdin is not a terminal"
+        raise SpecError(f"{loss}, and {reason}. Pass --yes to confirm.")
     try:
         return typer.confirm(question)
     except typer.Abort:  # Ctrl-C or Ctrl-D
@@ -254,7 +346,7 @@ def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
 
 
 def again() -> str:
-    """Return this command as a person types it again, without its --wait."""
+    """Return this command line for a shell, without its --wait."""
     from provision.core import layout
 
     words, is_seconds = [layout.program()], False
@@ -266,5 +358,5 @@ def again() -> str:
 
 
 def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
-    """Run a command and leave with its exit code; every failure becomes a message, with `json` an object too."""
+    """Run a command and exit with its code; an error becomes a message, with `json` also a JSON object."""
     sys.exit(command_end.run(act, json=json))

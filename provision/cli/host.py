@@ -1,4 +1,4 @@
-"""The commands that look after a host: doctor, relocate, undo, gc."""
+"""Defines the commands for one host: doctor, relocate, undo and gc."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provision.cli.common import (
+    BriefOutputFlags,
     DryRunFlag,
-    EnvsFlag,
-    HostFlag,
     JsonFlag,
-    NoColorFlag,
     OfflineFlag,
     OutputOptions,
-    QuietFlag,
-    RootFlag,
+    PlaceFlags,
+    RootFlags,
     WaitFlag,
     YesFlag,
     again,
@@ -28,6 +26,7 @@ from provision.cli.common import (
     run_steps,
     waiting,
 )
+from provision.core import flags
 from provision.core.errors import Exit
 
 if TYPE_CHECKING:
@@ -39,15 +38,16 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
-def doctor(root: RootFlag = None, host: HostFlag = None, envs: EnvsFlag = None, json: JsonFlag = False) -> None:
-    """Say what kind of host this is, what its folder can do, and what is amiss. Exit 4 when a person must act."""
+@flags.expand
+def doctor(*, place: PlaceFlags, json: JsonFlag = False) -> None:
+    """Examine the host: its provider, the features of its root, and faults. Exit 4 if there is a fault."""
 
     def act() -> Exit:
         from provision.cli import output
         from provision.setup import doctor as host_doctor
 
-        plan = resolve_host(root, host, envs)
-        with during("doctor", OutputOptions(json, False, False, False)):
+        plan = resolve_host(place.root, place.host, place.envs)
+        with during("doctor", OutputOptions(json=json)):
             findings = host_doctor.examine(plan)
         print(output.findings_json(plan.chosen, findings) if json else output.findings(findings))
         return Exit.BLOCKED if any(finding.state == "bad" for finding in findings) else Exit.GOOD
@@ -56,48 +56,43 @@ def doctor(root: RootFlag = None, host: HostFlag = None, envs: EnvsFlag = None, 
 
 
 @app.command()
+@flags.expand
 def relocate(
     path: Annotated[str, typer.Argument(help="A folder, or the name of a cache such as pip or conda.")],
-    to: Annotated[str | None, typer.Option("--to", help="Its place on the root.", metavar="PLACE")] = None,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    wait: WaitFlag = 0,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    no_color: NoColorFlag = False,
+    to: Annotated[str | None, typer.Option("--to", help="The path of the folder on the root.", metavar="PLACE")] = None,
+    *,
+    place: PlaceFlags,
+    output_flags: BriefOutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Move one folder onto the root and leave a link; from then on it is kept as host.toml's are."""
+    """Move a folder to the root and leave a link; setup then keeps it there, as if host.toml listed it."""
 
     def act() -> Exit:
         from provision.host import tool_caches
 
-        plan = resolve_host(root, host, envs, offline=True)
-        label, thing = tool_caches.parse_argument(path, to, plan.home)
-        plan = plan.with_relocated(thing)
+        plan = resolve_host(place.root, place.host, place.envs, offline=True)
+        label, folder = tool_caches.parse_argument(path, to, plan.home)
         only = {"volume", f"relocate {label}", "relink.sh"}
-        return run_steps(
-            "relocate", plan, OutputOptions(json, quiet, False, no_color, wait), dry_run=dry_run, only=only
-        )
+        options = OutputOptions.of(output_flags)
+        return run_steps("relocate", plan.with_relocated(folder), options, dry_run=dry_run, only=only)
 
-    guard(act, json=json)
+    guard(act, json=output_flags.json)
 
 
 @app.command()
+@flags.expand
 def undo(
-    run: Annotated[str | None, typer.Argument(help="A run; else the newest that is not undone.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show the runs.")] = False,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    offline: OfflineFlag = False,  # noqa: ARG001 (it never uses the network; every command takes the flag)
-    wait: WaitFlag = 0,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    no_color: NoColorFlag = False,
+    run: Annotated[
+        str | None, typer.Argument(help="The name of a run; default: the newest run that is not undone.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the runs and undo none.")] = False,
+    *,
+    place: RootFlags,
+    offline: OfflineFlag = False,  # noqa: ARG001 (undo never uses the network; every command takes the flag)
+    output_flags: BriefOutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Put back the bytes, modes, links and folders that a run has changed; all of them, or none."""
+    """Undo a run: restore every file, link and folder that it changed. If one cannot be restored, none is."""
 
     def act() -> Exit:
         from provision.cli import output
@@ -105,10 +100,10 @@ def undo(
         from provision.volume.journal import Journal
         from provision.volume.journal_acts import RunUndone
 
-        plan = resolve_host(root, host, None, offline=True)
+        plan = resolve_host(place.root, place.host, None, offline=True)
         if list_:
-            found = undo_runs.runs(plan.root)
-            print(output.runs_json(found) if json else output.runs(found))
+            runs = undo_runs.runs(plan.root)
+            print(output.runs_json(runs) if output_flags.json else output.runs(runs))
             return Exit.GOOD
         chosen: list[undo_runs.JournaledRun] = []
         journal = Journal(plan.root.journal, "undo")
@@ -117,48 +112,47 @@ def undo(
             chosen[:] = [undo_runs.choose(plan.root, run)]
             return undo_runs.steps(chosen[0], plan.root, plan.home, journal, progress)
 
-        show = OutputOptions(json, quiet, False, no_color, wait)
-        code = run_list("undo", plan, build, show, dry_run=dry_run, all_or_nothing=True)
+        code = run_list("undo", plan, build, OutputOptions.of(output_flags), dry_run=dry_run, all_or_nothing=True)
         if code is Exit.GOOD and not dry_run and not chosen[0].undone:
             journal.record(RunUndone(chosen[0].name))
-        lines = sys.stderr if json else sys.stdout
         for text in undo_runs.kept_changes(chosen[0]):
-            print(f"  {text}", file=lines)
+            print(f"  {text}", file=sys.stderr if output_flags.json else sys.stdout)
         return code
 
-    guard(act, json=json)
+    guard(act, json=output_flags.json)
 
 
 @app.command()
+@flags.expand
 def gc(
     yes: YesFlag = False,
-    root: RootFlag = None,
-    host: HostFlag = None,
+    *,
+    place: RootFlags,
     wait: WaitFlag = 0,
     json: JsonFlag = False,
 ) -> None:
-    """Drop the backups of earlier runs, after showing what that frees; their files cannot be undone then."""
+    """Show the size of the backups of earlier runs and delete them. These runs can no longer be undone then."""
 
     def act() -> Exit:
         from provision.cli import output
         from provision.setup import undo as undo_runs
         from provision.volume.run_lock import holding
 
-        plan = resolve_host(root, host, None, offline=True)
-        every = undo_runs.runs_with_backups(plan.root)
-        total = sum(run.backup_bytes for run in every)
-        lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in every]
-        shown = "\n".join([*lines, f"{len(every)} backups, {total:,} bytes"])
-        print(shown, file=sys.stderr if json else sys.stdout)
-        dropped: list[str] = []
-        question = "Drop them? What these runs changed in files cannot be undone then."
-        if every and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
-            with holding(plan.root, again(), waiting(OutputOptions(json, False, False, False, wait))):
-                for folder in undo_runs.delete_backups(every):
-                    dropped.append(str(folder))
-                    print(f"dropped {folder}", file=sys.stderr if json else sys.stdout)
+        stream = sys.stderr if json else sys.stdout
+        plan = resolve_host(place.root, place.host, None, offline=True)
+        runs = undo_runs.runs_with_backups(plan.root)
+        total = sum(run.backup_bytes for run in runs)
+        lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in runs]
+        print("\n".join([*lines, f"{len(runs)} backups, {total:,} bytes"]), file=stream)
+        deleted: list[str] = []
+        question = "Delete these backups? The files that these runs changed can no longer be restored then."
+        if runs and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
+            with holding(plan.root, again(), waiting(OutputOptions(json=json, wait=wait))):
+                for folder in undo_runs.delete_backups(runs):
+                    deleted.append(str(folder))
+                    print(f"deleted {folder}", file=stream)
         if json:
-            print(output.told_json("gc", backups=[run.to_dict() for run in every], bytes=total, dropped=dropped))
+            print(output.told_json("gc", backups=[run.to_dict() for run in runs], bytes=total, dropped=deleted))
         return Exit.GOOD
 
     guard(act, json=json)

@@ -1,24 +1,23 @@
-"""The command `provision`."""
+"""Assembles the command `provision`, and defines the commands that check or apply all setup steps."""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from provision.cli.common import (
     DryRunFlag,
-    EnvsFlag,
-    HostFlag,
     JsonFlag,
     NoColorFlag,
     OfflineFlag,
+    OutputFlags,
     OutputOptions,
+    PlaceFlags,
     QuietFlag,
-    RootFlag,
     VerboseFlag,
     VersionFlag,
-    WaitFlag,
     guard,
     resolve_host,
     run_steps,
@@ -28,10 +27,13 @@ from provision.cli.host import app as host_app
 from provision.cli.mirrors import app as mirrors_app
 from provision.cli.mirrors import shellenv
 from provision.cli.models import app as models_app
-from provision.core import command_end, streams
+from provision.core import command_end, flags, streams
+
+if TYPE_CHECKING:
+    from provision.core.errors import Exit
 
 app = typer.Typer(
-    help="Make a host ready for diffusion work, keep it so, and bring it back after a wipe.",
+    help="Prepare a host for diffusion work, keep it in that state, and restore it after a wipe.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -41,7 +43,7 @@ app.add_typer(env_app, name="env")
 app.add_typer(mirrors_app, name="mirrors")
 app.add_typer(models_app, name="models")
 app.command()(shellenv)
-app.add_typer(host_app)  # without a name its commands stand beside ours
+app.add_typer(host_app)  # without a name, its commands are commands of `provision` itself
 
 
 @app.callback()
@@ -50,65 +52,65 @@ def _program(version: VersionFlag = False) -> None:
 
 
 def main() -> None:
-    """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does: children are ended, files are whole."""
+    """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does: child processes end, and no file is half written."""
     streams.prepare()
     sys.exit(command_end.run_app(app, "provision"))
 
 
-def _command(name: str, does: str) -> None:
-    """Add a command that looks at all steps: they differ in what `run_steps` does, not in their flags."""
+def _add_check(name: str, help_text: str) -> None:
+    """Add a command that checks all steps; `run_steps` decides by its name how deep it checks and what it prints."""
 
+    @flags.expand
     def act(
-        root: RootFlag = None,
-        host: HostFlag = None,
-        envs: EnvsFlag = None,
+        *,
+        place: PlaceFlags,
         offline: OfflineFlag = False,
         json: JsonFlag = False,
         quiet: QuietFlag = False,
         verbose: VerboseFlag = False,
         no_color: NoColorFlag = False,
     ) -> None:
-        show = OutputOptions(json, quiet, verbose, no_color)
-        guard(lambda: run_steps(name, resolve_host(root, host, envs, offline=offline), show), json=json)
+        options = OutputOptions(json, quiet, verbose, no_color)
+        guard(
+            lambda: run_steps(name, resolve_host(place.root, place.host, place.envs, offline=offline), options),
+            json=json,
+        )
 
-    app.command(name, help=does)(act)
-
-
-_command("plan", "Say what setup would do. Exit 3 when there is something.")
-_command("status", "Look quickly whether everything stands. Exit 3 on drift, 4 when a person must act.")
-_command("verify", "Look thoroughly: hash every file and run the smoke step again.")
+    app.command(name, help=help_text)(act)
 
 
-@app.command()
-def setup(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    offline: OfflineFlag = False,
-    wait: WaitFlag = 0,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-    no_color: NoColorFlag = False,
-) -> None:
-    """Make the host ready; what already stands is left alone."""
-    show = OutputOptions(json, quiet, verbose, no_color, wait)
-    guard(lambda: run_steps("setup", resolve_host(root, host, envs, offline=offline, retry=True), show), json=json)
+_add_check("plan", "Show what setup would do. Exit 3 if there is something to do.")
+_add_check(
+    "status", "Check quickly whether the host is set up. Exit 3 if setup has work to do, 4 if you must act first."
+)
+_add_check("verify", "Check thoroughly: hash every file and run the smoke test again.")
 
 
 @app.command()
+@flags.expand
+def setup(*, place: PlaceFlags, offline: OfflineFlag = False, output_flags: OutputFlags) -> None:
+    """Set up the host. A step that is already done is not repeated."""
+
+    def act() -> Exit:
+        plan = resolve_host(place.root, place.host, place.envs, offline=offline, retry=True)
+        return run_steps("setup", plan, OutputOptions.of(output_flags))
+
+    guard(act, json=output_flags.json)
+
+
+@app.command()
+@flags.expand
 def repair(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    offline: OfflineFlag = False,  # noqa: ARG001 (it always is; every command takes the flag)
-    wait: WaitFlag = 0,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-    no_color: NoColorFlag = False,
+    *,
+    place: PlaceFlags,
+    offline: OfflineFlag = False,  # noqa: ARG001 (repair never uses the network; every command takes the flag)
+    output_flags: OutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Mend what needs no network: the links after a wipe of the home, and the environment from the caches."""
-    show = OutputOptions(json, quiet, verbose, no_color, wait)
-    guard(lambda: run_steps("repair", resolve_host(root, host, envs, offline=True), show, dry_run=dry_run), json=json)
+    """Repair the host without the network: links after a wipe of the home, and environments from the caches."""
+
+    def act() -> Exit:
+        plan = resolve_host(place.root, place.host, place.envs, offline=True)
+        return run_steps("repair", plan, OutputOptions.of(output_flags), dry_run=dry_run)
+
+    guard(act, json=output_flags.json)

@@ -1,4 +1,4 @@
-"""Shows mirrors: the catalogue, and what was found of each."""
+"""Formats the catalogue of mirrors and the results of a probe, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def catalogue_json(known: Catalogue, record: MirrorRecord) -> str:
-    """`mirrors list` for programs."""
+def catalogue_json(mirrors: Catalogue, record: MirrorRecord) -> str:
+    """Return the JSON object of `mirrors list`."""
     tools = {
-        tool: [{"name": name, **mirror.model_dump()} for name, mirror in known.of(tool).items()]
+        tool: [{"name": name, **mirror.model_dump()} for name, mirror in mirrors.of(tool).items()]
         for tool in all_tools.names()
     }
-    chosen = {tool: _choice(choice) for tool, choice in record.choices.items()}
+    chosen = {tool: _choice_row(choice) for tool, choice in record.choices.items()}
     return redact(json.dumps({"schema": SCHEMA, "tools": tools, "chosen": chosen}, indent=1))
 
 
-def catalogue(known: Catalogue, record: MirrorRecord) -> str:
-    """`mirrors list` for people: a line a mirror, the chosen one marked."""
+def catalogue(mirrors: Catalogue, record: MirrorRecord) -> str:
+    """Return the text of `mirrors list`: one line for each mirror, with a star before the selected one."""
     lines = []
     for tool in all_tools.names():
         choice = record.choices.get(tool)
-        lines.append(f"{tool}: {_said(choice) if choice else 'not chosen yet'}")
-        for name, mirror in known.of(tool).items():
+        lines.append(f"{tool}: {_choice_text(choice) if choice else 'not selected yet'}")
+        for name, mirror in mirrors.of(tool).items():
             mark = "*" if choice and choice.sources and choice.first.name == name else " "
-            notes = "; ".join(filter(None, [f"only inside {mirror.reach}" if mirror.reach else "", mirror.note]))
+            notes = "; ".join(
+                filter(None, [f"reachable only inside {mirror.reach}" if mirror.reach else "", mirror.note])
+            )
             lines.append(f" {mark} {name:<14} {redact(mirror.url)}{f'  ({notes})' if notes else ''}")
     return "\n".join(lines)
 
 
-def probes_json(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice]) -> str:
-    """`mirrors probe` for programs."""
-    tools = {tool: [each.to_dict() for each in found if each.target.tool == tool] for tool in chosen}
-    whole = {"schema": SCHEMA, "tools": tools, "chosen": {tool: _choice(each) for tool, each in chosen.items()}}
-    return json.dumps(whole, ensure_ascii=False)
+def probes_json(results: Sequence[ProbeResult], choices: Mapping[str, MirrorChoice]) -> str:
+    """Return the JSON object of `mirrors probe`."""
+    tools = {tool: [result.to_dict() for result in results if result.target.tool == tool] for tool in choices}
+    chosen = {tool: _choice_row(choice) for tool, choice in choices.items()}
+    return json.dumps({"schema": SCHEMA, "tools": tools, "chosen": chosen}, ensure_ascii=False)
 
 
-def print_probes(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice], *, color: bool) -> None:
-    """`mirrors probe` for people: a table a tool, the best first, what cannot be used last with its reason."""
+def print_probes(results: Sequence[ProbeResult], choices: Mapping[str, MirrorChoice], *, color: bool) -> None:
+    """Print a table for each tool: usable mirrors first, the best on top, then the others with their problem."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -57,30 +59,30 @@ def print_probes(found: Sequence[ProbeResult], chosen: Mapping[str, MirrorChoice
     from provision.mirrors.selection import rank
 
     console = Console(no_color=not color, highlight=False, soft_wrap=False)
-    for tool, choice in chosen.items():
-        mine = [each for each in found if each.target.tool == tool]
-        best = rank(mine)
-        if mine:
+    for tool, choice in choices.items():
+        of_tool = [result for result in results if result.target.tool == tool]
+        usable = rank(of_tool)
+        if of_tool:
             table = Table(title=tool, title_justify="left")
             table.add_column("mirror", no_wrap=True)
-            for name in ("holds", "MB/s"):
+            for name in ("locked files", "MB/s"):
                 table.add_column(name, justify="right", no_wrap=True)
-            table.add_column("from", overflow="fold")
-            table.add_column("what is amiss", overflow="fold")
-            for each in [*best, *(other for other in mine if other not in best)]:
-                rate = "" if each.megabytes_per_second is None else f"{each.megabytes_per_second:g}"
-                amiss = escape(redact(each.error or "; ".join(each.missing)))
-                held = f"{each.held}/{each.asked}" if each.error is None else ""
-                table.add_row(each.target.name, held, rate, each.final_host or "", amiss)
+            table.add_column("served by", overflow="fold")
+            table.add_column("problem", overflow="fold")
+            for result in [*usable, *(other for other in of_tool if other not in usable)]:
+                rate = "" if result.megabytes_per_second is None else f"{result.megabytes_per_second:g}"
+                problem = escape(redact(result.error or "; ".join(result.missing)))
+                held = f"{result.held}/{result.asked}" if result.error is None else ""
+                table.add_row(result.target.name, held, rate, result.final_host or "", problem)
             console.print(table)
-        console.print(f"{tool}: {_said(choice)}", soft_wrap=True)
+        console.print(f"{tool}: {_choice_text(choice)}", soft_wrap=True)
 
 
-def _said(choice: MirrorChoice) -> str:
+def _choice_text(choice: MirrorChoice) -> str:
     return redact(f"{choice.first.name} ({choice.why})" if choice.sources else choice.why)
 
 
-def _choice(choice: MirrorChoice) -> dict[str, object]:
+def _choice_row(choice: MirrorChoice) -> dict[str, object]:
     return {
         "asked": choice.asked,
         "name": choice.first.name if choice.sources else None,

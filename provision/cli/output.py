@@ -1,4 +1,4 @@
-"""Shows what became of the steps: lines for people, one object for programs."""
+"""Prints the progress and the outcomes of steps, and formats the results of commands as text and as JSON."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _COLORS = {"ok": "32", "done": "32", "drifted": "33", "blocked": "31", "failed":
 
 
 class Screen:
-    """Prints a line a step to stdout; while a step works, a live line on a terminal's stderr, or a line each ten s.
+    """Prints one line for each step to stdout, and the progress of the current step to stderr.
 
-    Without a terminal nothing is said of a step that ends at once. `quiet`: nothing but faults.
+    The progress is a live line on a terminal, else one line every ten seconds. With `quiet` only the lines of failed
+    and blocked steps are printed. With `json_output` all lines go to stderr, because stdout is for the object.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Screen:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], bool] | None = None,
     ) -> None:
-        """Take what the flags say; `total` steps are set when they are known. `clock`, `pause`: as Ticker has them."""
+        """Take the options; `clock` and `pause` are those of Ticker. The caller sets `total`, the number of steps."""
         self.total = 0
         self.lines = sys.stderr if json_output else sys.stdout
         self.quiet = quiet
@@ -59,7 +60,7 @@ class Screen:
         self._bar: Progress | None = None
 
     def listen(self, step: Step, outcome: Outcome | None) -> None:
-        """A step begins (no outcome yet) or has ended."""
+        """Show that a step begins (`outcome` is None), or print the line of a step that has ended."""
         if outcome is None:
             self.number += 1
             self.begin(step.name)
@@ -69,79 +70,79 @@ class Screen:
             print(self.line(outcome), file=self.lines, flush=True)
 
     def watch(self, step: Step, outcome: Outcome | None) -> None:
-        """A step is looked at before anything is done: its result is not printed yet."""
+        """Show that a step is being checked, and print no line for its outcome."""
         if outcome is None:
-            self.begin(f"looking at {step.name}")
+            self.begin(f"checking {step.name}")
         else:
             self.end()
 
     @contextmanager
-    def during(self, what: str) -> Iterator[None]:
-        """Show that something is at work which is no step."""
-        self.begin(what)
+    def during(self, work: str) -> Iterator[None]:
+        """Show that work is in progress which is not a step."""
+        self.begin(work)
         try:
             yield
         finally:
             self.end()
 
     def progress(self, count: int, total: int, unit: str = "bytes", /) -> None:
-        """So much more is done of the step at work; `total` 0 where it is not known.
+        """Add `count` units to the progress of the current step; `total` is 0 if it is not known.
 
-        A step whose children do the work gives (0, total) where it knows how many bytes they will write.
+        A step whose child processes do the work reports (0, total) if it knows how many bytes they will write.
         """
         if self._meter is not None:
             self._meter.add(count, total, unit)
 
-    def tell(self, text: str) -> None:
-        """The step at work waits, or does something else that takes long."""
+    def emit(self, text: str) -> None:
+        """Print a line to stderr, such as the reason for a wait of the current step."""
         if not self.quiet:
             print(f"  {redact(text)}", file=sys.stderr, flush=True)
             if self._ticker is not None and not self.is_live:
                 self._ticker.reset()
 
     def line(self, outcome: Outcome) -> str:
-        """One step in one line: its state, name, what was found, and the time it took."""
-        word = word_for(outcome)
+        """Return the line of a step: its state, name, detail or error, and its time in seconds."""
+        word = state_word(outcome)
         mark = f"\x1b[{_COLORS[word]}m{word:<8}\x1b[0m" if self.color else f"{word:<8}"
         text = redact(outcome.error or outcome.detail)
         return f"  {mark} {outcome.step:<28} {text}  ({outcome.seconds:.2f} s)"
 
-    def begin(self, what: str) -> None:
-        """Something begins."""
+    def begin(self, name: str) -> None:
+        """Start to show the progress of a step or of other work."""
         self.end()
         if self.quiet:
             return
-        meter = Meter(what, self._clock(), ChildWrites() if what.startswith("environment ") else None)
-        plain = Ticker(meter, lambda words: _say(what, words), clock=self._clock, pause=self._pause)
-        self._meter, self._ticker = meter, self._live(what, meter) if self.is_live else plain
+        meter = Meter(name, self._clock(), ChildWrites() if name.startswith("environment ") else None)
+        plain = Ticker(meter, lambda text: _print_progress(name, text), clock=self._clock, pause=self._pause)
+        self._meter, self._ticker = meter, self._live(name, meter) if self.is_live else plain
         self._ticker.__enter__()
 
     def end(self) -> None:
-        """It has ended, or an error ends it."""
+        """Stop the display of progress, after the work has ended or failed."""
         if self._ticker is not None:
             self._ticker.__exit__(None, None, None)
         if self._bar is not None:
             self._bar.stop()
         self._meter = self._ticker = self._bar = None
 
-    def _live(self, what: str, meter: Meter) -> Ticker:
-        head = f"[{self.number}/{self.total}] {what}" if self.total and self.number else what
+    def _live(self, name: str, meter: Meter) -> Ticker:
+        head = f"[{self.number}/{self.total}] {name}" if self.total and self.number else name
         tasks: list[TaskID] = []
 
-        def say(words: str) -> None:  # first after a second: what ends at once is not drawn
+        def update(text: str) -> None:  # called first after one second, so work that ends at once draws nothing
             if self._bar is None:
                 self._bar = _bar(color=self.color)
-                tasks.append(self._bar.add_task(redact(head), total=None, said=""))
+                tasks.append(self._bar.add_task(redact(head), total=None, status=""))
                 self._bar.start()
             share = meter.share()
-            self._bar.update(tasks[0], total=None if share is None else 1.0, completed=share or 0.0, said=words)
+            self._bar.update(tasks[0], total=None if share is None else 1.0, completed=share or 0.0, status=text)
 
-        return Ticker(meter, say, interval=1.0, clock=self._clock, pause=self._pause)
+        return Ticker(meter, update, interval=1.0, clock=self._clock, pause=self._pause)
 
 
-def _say(what: str, words: str) -> None:
-    # One write: a line of the main thread may not come into it.
-    sys.stderr.write(f"  {redact(what)}: {words}\n")
+def _print_progress(name: str, text: str) -> None:
+    # One write call, so that a line of the main thread cannot come between.
+    sys.stderr.write(f"  {redact(name)}: {text}\n")
     sys.stderr.flush()
 
 
@@ -154,14 +155,14 @@ def _bar(*, color: bool) -> Progress:
         SpinnerColumn("dots" if has_dots else "line"),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[said]}", markup=False),
+        TextColumn("{task.fields[status]}", markup=False),
     )
     console = Console(stderr=True, no_color=not color)
     return Progress(*columns, console=console, transient=True, redirect_stdout=False)
 
 
-def word_for(outcome: Outcome) -> str:
-    """One word: ok, done, drifted, blocked or failed."""
+def state_word(outcome: Outcome) -> str:
+    """Return the word for an outcome: ok, done, drifted, blocked or failed."""
     if outcome.after is State.BLOCKED:
         return "blocked"
     if outcome.error:
@@ -172,7 +173,7 @@ def word_for(outcome: Outcome) -> str:
 
 
 def to_json(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], seconds: float) -> str:
-    """The object that --json prints, on one line."""
+    """Return the JSON object of a command that runs steps, on one line."""
     rows = [
         {
             "step": outcome.step,
@@ -197,89 +198,97 @@ def to_json(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], sec
     return json.dumps(whole, ensure_ascii=False)
 
 
-def told_json(command: str, **told: object) -> str:
-    """A command that succeeded, for programs: what it did, by name."""
-    return redact(json.dumps({"schema": SCHEMA, "command": command, **told, "exit": 0}))
+def told_json(command: str, **results: object) -> str:
+    """Return the JSON object of a command that succeeded, with its results by name."""
+    return redact(json.dumps({"schema": SCHEMA, "command": command, **results, "exit": 0}))
 
 
 def summary(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], seconds: float) -> str:
-    """The last lines for a person: what stands, what stands in, and the next command where one is due."""
+    """Return the last lines of the text: the result, the next command if one is needed, and the fallbacks in use."""
     changed = sum(outcome.changed for outcome in outcomes)
     drifted = sum(outcome.after is State.DRIFTED and not outcome.error for outcome in outcomes)
-    wrong = sum(outcome.error is not None for outcome in outcomes)
-    if wrong:
-        head = f"{command}: {wrong} of {len(outcomes)} steps cannot go on"
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    if failed:
+        head = f"{command}: {failed} of {len(outcomes)} steps failed or are blocked"
     elif drifted:
-        head = f"{command}: {drifted} of {len(outcomes)} steps are not as they should be; "
-        head += f"`{layout.next_command('setup')}` mends that"
+        head = f"{command}: {drifted} of {len(outcomes)} steps have drifted; "
+        head += f"to correct them, run `{layout.next_command('setup')}`"
     elif changed:
         head = f"{command}: ready, {changed} of {len(outcomes)} steps changed"
     else:
         head = f"{command}: ready, nothing to change"
     lines = [f"{head}  ({seconds:.2f} s, root {chosen.root.path})"]
-    stand_ins = fallbacks(outcomes)
-    if stand_ins:
-        lines += ["fallbacks:", *(f"  {text}" for text in stand_ins)]
+    in_use = fallbacks(outcomes)
+    if in_use:
+        lines += ["fallbacks:", *(f"  {text}" for text in in_use)]
     return "\n".join(lines)
 
 
 def fallbacks(outcomes: Sequence[Outcome]) -> list[str]:
-    """Everything second-best that stands in somewhere."""
+    """Return a line for each fallback in use."""
     return [redact(outcome.fallback) for outcome in outcomes if outcome.fallback]
 
 
-def findings_json(chosen: ResolvedRoot, found: Sequence[Finding]) -> str:
-    """`doctor` for programs."""
+def findings_json(chosen: ResolvedRoot, rows: Sequence[Finding]) -> str:
+    """Return the JSON object of `doctor`."""
     whole = {
         "schema": SCHEMA,
         "command": "doctor",
         "root": str(chosen.root.path),
         "profile": chosen.match.name if chosen.match else None,
-        "findings": [finding.to_dict() for finding in found],
+        "findings": [finding.to_dict() for finding in rows],
     }
     return json.dumps(whole, ensure_ascii=False)
 
 
-def findings(found: Sequence[Finding]) -> str:
-    """`doctor` for people: a line a thing, and the command that mends it."""
+def findings(rows: Sequence[Finding]) -> str:
+    """Return the text of `doctor`: one line for each finding, and below it the command that corrects it."""
     lines = []
-    for finding in found:
+    for finding in rows:
         lines.append(f"  {finding.state:<5} {finding.thing:<20} {redact(finding.text)}")
         if finding.fix:
             lines.append(f"        {'':<20} -> {finding.fix}")
     return "\n".join(lines)
 
 
-def runs_json(found: Sequence[JournaledRun]) -> str:
-    """`undo --list` for programs."""
-    return json.dumps({"schema": SCHEMA, "runs": [run.to_dict() for run in found]}, indent=1)
+def runs_json(rows: Sequence[JournaledRun]) -> str:
+    """Return the JSON object of `undo --list`."""
+    return json.dumps({"schema": SCHEMA, "runs": [run.to_dict() for run in rows]}, indent=1)
 
 
-def runs(found: Sequence[JournaledRun]) -> str:
-    """`undo --list` for people, the newest last."""
+def runs(rows: Sequence[JournaledRun]) -> str:
+    """Return the text of `undo --list`: one line for each run, the newest last."""
     lines = [
         f"{run.name:<28} {run.header.command or '?':<12} {len(run.acts):>4} acts on "
         f"{run.header.host or '?'}{', undone' if run.undone else ''}"
-        for run in found
+        for run in rows
     ]
-    return "\n".join(lines) or "no run has changed anything here"
+    return "\n".join(lines) or "no run has changed anything on this root"
 
 
-def environments_json(found: Sequence[DiscoveredEnvironment]) -> str:
-    """`env list` for programs."""
-    return json.dumps({"schema": SCHEMA, "envs": [each.to_dict() for each in found]}, indent=1)
+def environments_json(rows: Sequence[DiscoveredEnvironment]) -> str:
+    """Return the JSON object of `env list`."""
+    return json.dumps({"schema": SCHEMA, "envs": [environment.to_dict() for environment in rows]}, indent=1)
 
 
-def environments(found: Sequence[DiscoveredEnvironment]) -> str:
-    """`env list` for people: a few lines for each environment."""
+def environments(rows: Sequence[DiscoveredEnvironment]) -> str:
+    """Return the text of `env list`: a few lines for each environment."""
     lines = []
-    for each in found:
-        place = "on the volume" if each.on_volume else "not on the volume"
-        what = ", ".join(filter(None, [each.manager, each.interpreter, each.variant, f"{each.packages} packages"]))
-        lines += [f"{each.name:<20} {what}, {each.size_bytes / 1e9:.2f} GB, {place}", f"  {each.prefix}"]
-        if each.activatable:
-            lines.append(f"  enter it: {each.activatable}")
-        if each.mixed:
-            more = f", and {len(each.mixed) - _MIXED_SHOWN} more" if len(each.mixed) > _MIXED_SHOWN else ""
-            lines.append(f"  MIXED: {'; '.join(each.mixed[:_MIXED_SHOWN])}{more}")
-    return "\n".join(lines) or f"no environment is here; `{layout.next_command('setup')}` makes one"
+    for environment in rows:
+        place = "on the volume" if environment.on_volume else "not on the volume"
+        facts = [environment.manager, environment.interpreter, environment.variant, f"{environment.packages} packages"]
+        size = f"{environment.size_bytes / 1e9:.2f} GB"
+        lines += [
+            f"{environment.name:<20} {', '.join(filter(None, facts))}, {size}, {place}",
+            f"  {environment.prefix}",
+        ]
+        if environment.activatable:
+            lines.append(f"  activate it: {environment.activatable}")
+        if environment.mixed:
+            hidden = len(environment.mixed) - _MIXED_SHOWN
+            more = f", and {hidden} more" if hidden > 0 else ""
+            lines.append(f"  MIXED: {'; '.join(environment.mixed[:_MIXED_SHOWN])}{more}")
+    return (
+        "\n".join(lines)
+        or f"there is no environment on this machine; to build one, run `{layout.next_command('setup')}`"
+    )

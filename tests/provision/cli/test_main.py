@@ -1,4 +1,4 @@
-"""The command as a person runs it: a real process, real uv and pip, small packages."""
+"""Tests the commands of `provision` on small real packages with the real uv and pip."""
 
 from __future__ import annotations
 
@@ -34,39 +34,39 @@ def flags(tmp_path: Path, envs: Path) -> list[object]:
 
 
 def listing(*folders: Path) -> dict[str, tuple[int, int, int]]:
-    """Every file and folder with its size, modification time and change time, in nanoseconds."""
-    found = {}
+    """Return {path: (size, modification time, change time)} of all entries in the folders; times in nanoseconds."""
+    entries = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             stat = path.lstat()
-            found[str(path)] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return found
+            entries[str(path)] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return entries
 
 
 def states(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return {row["step"]: row["after"] for row in json.loads(done.stdout)["outcomes"]}
 
 
-def test_setup_then_status_then_nothing(tmp_path: Path, home: Path, flags: list[object]) -> None:
-    before = provision("plan", *flags)
-    assert before.returncode == 3, before.stderr
-    assert "would    environment diffusers" in before.stdout
+def test_second_setup_writes_nothing(tmp_path: Path, home: Path, flags: list[object]) -> None:
+    planned = provision("plan", *flags)
+    assert planned.returncode == 3, planned.stderr
+    assert "would    environment diffusers" in planned.stdout
     assert not (tmp_path / "root").exists(), "a plan writes nothing"
 
     first = provision("setup", *flags)
     assert first.returncode == 0, first.stdout + first.stderr
     assert (home / ".cache/huggingface/hub").readlink() == tmp_path / "root/cache/huggingface/hub"
 
-    seen = listing(tmp_path / "root", home)
+    before = listing(tmp_path / "root", home)
     again = provision("setup", *flags)
     assert again.returncode == 0
     assert "nothing to change" in again.stdout
     for command in ("status", "plan", "repair"):
         assert provision(command, *flags).returncode == 0, command
-    assert listing(tmp_path / "root", home) == seen, "a second run makes no write"
+    assert listing(tmp_path / "root", home) == before, "a second run makes no write"
 
 
-def test_json_is_one_object_and_nothing_else(flags: list[object]) -> None:
+def test_json_output_is_one_object(flags: list[object]) -> None:
     done = provision("setup", *flags, "--json")
     whole = json.loads(done.stdout)
     assert set(whole) == {"schema", "command", "root", "profile", "outcomes", "fallbacks", "seconds", "exit"}
@@ -80,12 +80,12 @@ def test_json_is_one_object_and_nothing_else(flags: list[object]) -> None:
     assert json.loads(provision("status", *flags, "--json").stdout)["outcomes"][0]["changed"] is False
 
 
-def test_the_root_is_named_once(tmp_path: Path, home: Path, flags: list[object]) -> None:
+def test_links_of_the_home_name_the_root_after_the_first_setup(tmp_path: Path, home: Path, flags: list[object]) -> None:
     assert provision("setup", *flags).returncode == 0
     unnamed = flags[2:]
     root = tmp_path / "root"
-    found = provision("status", *unnamed, "--json")
-    assert (found.returncode, json.loads(found.stdout)["root"]) == (0, str(root))
+    status = provision("status", *unnamed, "--json")
+    assert (status.returncode, json.loads(status.stdout)["root"]) == (0, str(root))
     assert provision("env", "where", *unnamed[2:]).stdout.strip() == str(root / "envs/diffusers")
 
     root.rename(tmp_path / "unmounted")
@@ -100,19 +100,19 @@ def test_the_root_is_named_once(tmp_path: Path, home: Path, flags: list[object])
     assert f"on another root. Name that one: --root {root}" in second.stdout + second.stderr
 
 
-def test_a_persons_own_link_is_no_root(tmp_path: Path, home: Path, flags: list[object]) -> None:
-    theirs = tmp_path / "theirs/cache/huggingface/hub"
-    theirs.mkdir(parents=True)
+def test_link_of_the_user_does_not_name_a_root(tmp_path: Path, home: Path, flags: list[object]) -> None:
+    own_target = tmp_path / "theirs/cache/huggingface/hub"
+    own_target.mkdir(parents=True)
     (home / ".cache/huggingface").mkdir(parents=True)
-    (home / ".cache/huggingface/hub").symlink_to(theirs)
-    found = provision("plan", *flags[2:], "--json")
-    assert json.loads(found.stdout)["root"] == str(home / ".local/share/firstlight")
-    assert "relocate huggingface" not in states(found), "without a root nothing is relocated"
+    (home / ".cache/huggingface/hub").symlink_to(own_target)
+    unnamed = provision("plan", *flags[2:], "--json")
+    assert json.loads(unnamed.stdout)["root"] == str(home / ".local/share/firstlight")
+    assert "relocate huggingface" not in states(unnamed), "without a root nothing is relocated"
     named = provision("plan", *flags, "--json")
     assert states(named)["relocate huggingface"] == "blocked"
 
 
-def test_repair_brings_back_a_wiped_home(home: Path, flags: list[object]) -> None:
+def test_repair_restores_a_wiped_home(home: Path, flags: list[object]) -> None:
     assert provision("setup", *flags).returncode == 0
     shutil.rmtree(home)
     home.mkdir()
@@ -120,12 +120,12 @@ def test_repair_brings_back_a_wiped_home(home: Path, flags: list[object]) -> Non
     assert lost.returncode == 3
     assert states(lost)["relocate huggingface"] == "drifted"
     assert provision("repair", *flags, "--dry-run").returncode == 3
-    mended = provision("repair", *flags, env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
-    assert mended.returncode == 0, mended.stdout + mended.stderr
+    repaired = provision("repair", *flags, env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert provision("status", *flags).returncode == 0
 
 
-def test_an_unmounted_volume_is_not_mistaken_for_a_new_one(tmp_path: Path, flags: list[object]) -> None:
+def test_unmounted_volume_is_not_set_up_anew(tmp_path: Path, flags: list[object]) -> None:
     assert provision("setup", *flags).returncode == 0
     (tmp_path / "root").rename(tmp_path / "unmounted")
     for command in ("setup", "repair", "status"):
@@ -137,7 +137,7 @@ def test_an_unmounted_volume_is_not_mistaken_for_a_new_one(tmp_path: Path, flags
     assert provision("status", *flags).returncode == 0
 
 
-def test_a_volume_that_goes_during_the_run_gets_no_more(
+def test_run_stops_writing_when_its_volume_is_unmounted(
     tmp_path: Path,
     flags: list[object],
     envs: Path,
@@ -155,36 +155,37 @@ def test_a_volume_that_goes_during_the_run_gets_no_more(
     plan = resolve_host(str(tmp_path / "root"), tmp_path / "host.toml", envs)
     code = run_steps("setup", plan, OutputOptions(json=False, quiet=True, verbose=False, no_color=True))
     assert code is not Exit.GOOD
-    assert "blocked  environment diffusers" in (told := capsys.readouterr().out)
-    assert "has no .firstlight marker" in told
+    output = capsys.readouterr().out
+    assert "blocked  environment diffusers" in output
+    assert "has no .firstlight marker" in output
     assert [path.name for path in (tmp_path / "root").rglob("*")] == []
 
 
-def test_repair_without_a_volume_makes_none(tmp_path: Path, flags: list[object]) -> None:
+def test_repair_without_a_volume_makes_no_root(tmp_path: Path, flags: list[object]) -> None:
     done = provision("repair", *flags)
     assert done.returncode == 4
     assert "make setup" in done.stderr
     assert not (tmp_path / "root").exists()
 
 
-def test_verify_finds_one_changed_byte_and_setup_mends_it(tmp_path: Path, flags: list[object]) -> None:
+def test_verify_finds_one_changed_byte_and_setup_corrects_it(tmp_path: Path, flags: list[object]) -> None:
     assert provision("setup", *flags).returncode == 0
     site = next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages"))
     victim = site / "torch/big.txt"
-    # In place: the file is a hard link into uv's cache, where the harm spreads.
+    # The file is a hard link into uv's cache, so a write in place damages both.
     with victim.open("r+") as file:
         file.write("y")
-    assert provision("status", *flags).returncode == 0, "the size is right, and a quick look hashes nothing"
-    found = provision("verify", *flags)
-    assert found.returncode == 3
-    assert "torch/big.txt does not have its recorded content" in found.stdout
+    assert provision("status", *flags).returncode == 0, "the size is right, and a quick check hashes no file"
+    verified = provision("verify", *flags)
+    assert verified.returncode == 3
+    assert "torch/big.txt does not have its recorded content" in verified.stdout
     victim.unlink()
     assert provision("status", *flags).returncode == 3
     assert provision("setup", *flags).returncode == 0
     assert provision("verify", *flags).returncode == 0
 
 
-def test_repair_puts_back_what_the_cache_holds(tmp_path: Path, flags: list[object], index: Served) -> None:
+def test_repair_restores_a_file_from_the_cache(tmp_path: Path, flags: list[object], index: Served) -> None:
     assert provision("setup", *flags).returncode == 0
     index.seen.clear()
     next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages/torch/__init__.py")).unlink()
@@ -193,7 +194,9 @@ def test_repair_puts_back_what_the_cache_holds(tmp_path: Path, flags: list[objec
     assert provision("verify", *flags).returncode == 0
 
 
-def test_repair_says_what_it_cannot_put_back(tmp_path: Path, flags: list[object], index: Served) -> None:
+def test_repair_without_the_cache_names_the_command_that_needs_the_network(
+    tmp_path: Path, flags: list[object], index: Served
+) -> None:
     assert provision("setup", *flags).returncode == 0
     shutil.rmtree(tmp_path / "root/cache/uv")
     next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages/torch/__init__.py")).unlink()
@@ -203,7 +206,7 @@ def test_repair_says_what_it_cannot_put_back(tmp_path: Path, flags: list[object]
     assert "make setup" in done.stdout
 
 
-def test_a_tampered_wheel_is_refused(flags: list[object], wheels: Path) -> None:
+def test_wheel_with_another_hash_is_rejected(flags: list[object], wheels: Path) -> None:
     write_wheel(wheels, "diffusers", "8.8", {"diffusers/__init__.py": "import os  # something else\n"})
     done = provision("setup", *flags)
     assert done.returncode == 1
@@ -213,7 +216,7 @@ def test_a_tampered_wheel_is_refused(flags: list[object], wheels: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("models = []\nmirrors = 3\n", "line 2, key mirrors: unknown key"),
         ("\n\nmodels = 7\n", "line 3, key models:"),
@@ -223,15 +226,17 @@ def test_a_tampered_wheel_is_refused(flags: list[object], wheels: Path) -> None:
         ('models = []\nenv = "other"\n', "unknown environment 'other'; there is: diffusers"),
     ],
 )
-def test_bad_input_names_file_line_and_key(tmp_path: Path, flags: list[object], text: str, told: str) -> None:
+def test_error_in_host_toml_names_file_line_and_key(
+    tmp_path: Path, flags: list[object], text: str, message: str
+) -> None:
     (tmp_path / "host.toml").write_text(text)
     done = provision("status", *flags)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_another_run_holds_the_lock(tmp_path: Path, flags: list[object]) -> None:
+def test_setup_is_blocked_while_another_run_holds_the_lock(tmp_path: Path, flags: list[object]) -> None:
     import filelock
 
     (tmp_path / "root/.firstlight").mkdir(parents=True)
@@ -251,35 +256,37 @@ class TestDisks:
         yield folder
         subprocess.run(["umount", "-l", folder], check=True)
 
-    def test_a_full_disk(self, disk: Path, flags: list[object]) -> None:
+    def test_full_disk_blocks_setup(self, disk: Path, flags: list[object]) -> None:
         done = provision("setup", *flags, "--root", disk / "root")
         assert done.returncode == 4
         assert str(disk / "root") in done.stdout
         assert "no space left" in done.stdout
         assert "Traceback" not in done.stderr
 
-    def test_a_disk_that_is_too_small_is_told_with_the_bytes(self, disk: Path, flags: list[object], envs: Path) -> None:
+    def test_disk_that_is_too_small_is_reported_with_the_needed_bytes(
+        self, disk: Path, flags: list[object], envs: Path
+    ) -> None:
         torch = envs / "torch.toml"
         torch.write_text(torch.read_text() + "install_bytes = 5_000_000\n")
         done = provision("setup", *flags, "--root", disk / "root")
         assert done.returncode == 4
         assert "about 5,000,000 are needed" in done.stdout
 
-    def test_a_disk_that_fills_half_way_through_the_conda_part(
+    def test_environment_is_built_again_after_its_disk_was_full(
         self, disk: Path, flags: list[object], conda_envs: Path, conda: Served
     ) -> None:
-        """What was unpacked in part is not taken for whole once there is room."""
+        """Unpack a package again that was unpacked in part, once there is space."""
         subprocess.run(["mount", "-o", "remount,size=12m", disk], check=True)
-        words = ["env", "create", "--interpreter", "conda", *flags, "--root", disk / "root"]
-        done = provision(*words)
+        command = ["env", "create", "--interpreter", "conda", *flags, "--root", disk / "root"]
+        done = provision(*command)
         assert done.returncode == 4, done.stdout
         assert f"{disk / 'root/envs/diffusers'}: no space left" in done.stdout
         assert not list((disk / "root/envs").iterdir())
         subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
-        assert provision(*words).returncode == 0
+        assert provision(*command).returncode == 0
         assert "every byte verified" in provision("verify", *flags, "--root", disk / "root").stdout
 
-    def test_a_read_only_disk(self, disk: Path, flags: list[object]) -> None:
+    def test_read_only_disk_blocks_setup(self, disk: Path, flags: list[object]) -> None:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         done = provision("setup", *flags, "--root", disk / "root")
         assert done.returncode == 4
@@ -287,11 +294,11 @@ class TestDisks:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_ended_while_uv_works_goes_on_next_time(
-    tmp_path: Path, flags: list[object], wheels: Path, sent: signal.Signals
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_setup_that_was_ended_while_uv_runs_is_completed_by_the_next(
+    tmp_path: Path, flags: list[object], wheels: Path, number: signal.Signals
 ) -> None:
-    # A wheel large enough that uv is at work for a while; the run is ended as soon as uv is there.
+    # The wheel is large enough that uv runs for a while. The run is ended as soon as uv has started.
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     argv = [sys.executable, "-m", "provision", "setup", *map(str, flags)]
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -299,37 +306,37 @@ def test_a_run_ended_while_uv_works_goes_on_next_time(
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if "uv" in [child.name() for child in parent.children(recursive=True)]:
-                process.send_signal(sent)
+                process.send_signal(number)
                 break
     _, stderr = process.communicate(timeout=600)
-    if sent is not signal.SIGKILL:
+    if number is not signal.SIGKILL:
         assert process.returncode in {0, 130}
         assert b"Traceback" not in stderr
-    mended = provision("setup", *flags)
-    assert mended.returncode == 0, mended.stdout + mended.stderr
+    repaired = provision("setup", *flags)
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert provision("verify", *flags).returncode == 0
 
 
-def test_models_of_a_silent_hub_are_stand_ins(tmp_path: Path, envs: Path, flags: list[object]) -> None:
+def test_model_of_an_unreachable_hub_is_replaced_by_a_stand_in(tmp_path: Path, envs: Path, flags: list[object]) -> None:
     manifest = '[m]\nrepo = "o/m"\nrevision = "%s"\nlicense = "mit"\narchitecture = "tiny-ddpm"\n' % ("b" * 40)
     (envs / "models.toml").write_text(manifest + 'files = [{path = "a.safetensors"}]\n')
     (tmp_path / "host.toml").write_text('models = ["m"]\n')
     done = provision("setup", *flags, "--json")
     assert done.returncode == 0, done.stderr
-    (said,) = json.loads(done.stdout)["fallbacks"]
-    assert "none of its files is here" in said
-    assert NOWHERE in said
+    (fallback,) = json.loads(done.stdout)["fallbacks"]
+    assert "none of its files is here" in fallback
+    assert NOWHERE in fallback
     assert provision("status", *flags).returncode == 0
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_the_commands() -> None:
     done = process("--help")
     for command in ("plan", "setup", "status", "verify", "repair", "env"):
         assert command in done.stdout
 
 
-def test_a_reader_that_has_enough_is_no_fault(flags: list[object]) -> None:
-    """`| head` closes the pipe: nothing more is said, and nothing comes up as a traceback."""
+def test_closed_pipe_ends_a_command_without_a_traceback(flags: list[object]) -> None:
+    """Close the pipe before the command has ended, as `head` does."""
     reader, writer = os.pipe()
     os.close(reader)
     argv = [sys.executable, "-m", "provision", "status", *map(str, flags)]
@@ -341,15 +348,15 @@ def test_a_reader_that_has_enough_is_no_fault(flags: list[object]) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-@pytest.mark.parametrize("rubbish", ['"torch": "2"', '"torch": "2", "diffusers": "0", "device": "cpu", "finite": true'])
-def test_a_kept_smoke_result_that_cannot_be_read_is_run_again(
-    tmp_path: Path, flags: list[object], rubbish: str
+@pytest.mark.parametrize("fields", ['"torch": "2"', '"torch": "2", "diffusers": "0", "device": "cpu", "finite": true'])
+def test_smoke_test_runs_again_if_its_stored_result_cannot_be_read(
+    tmp_path: Path, flags: list[object], fields: str
 ) -> None:
     assert provision("setup", *flags).returncode == 0
     kept = tmp_path / "root/.firstlight/smoke.json"
     identity = json.loads(kept.read_text())["identity"]
-    kept.write_text(f'{{"schema": 1, "identity": {identity}, {rubbish}}}')
-    looked = provision("status", *flags, "--json")
-    assert (looked.returncode, states(looked)["smoke"]) == (3, "drifted"), looked.stderr
+    kept.write_text(f'{{"schema": 1, "identity": {identity}, {fields}}}')
+    status = provision("status", *flags, "--json")
+    assert (status.returncode, states(status)["smoke"]) == (3, "drifted"), status.stderr
     assert provision("setup", *flags).returncode == 0
     assert provision("status", *flags).returncode == 0

@@ -1,4 +1,4 @@
-"""The commands of mirrors, and setup, through played mirrors: real uv, real rattler, the real client of the hub."""
+"""Tests the mirrors commands, and setup, with mirrors on loopback: real uv, real rattler and the real hub client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def far(envs: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A host without any setting of its own, whose official servers do not answer."""
+    """Provide the envs folder of a host that has no mirror setting and cannot reach the official servers."""
     for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX", "HF_ENDPOINT"):
         monkeypatch.delenv(name)
     return envs
@@ -57,8 +57,8 @@ def journal(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-# What is played, which of them `auto` takes, and what is said of the others.
-PLAYED = {
+# {name of a mirror that cannot be used: its fault, and a part of the problem that the probe reports}.
+UNUSABLE = {
     "portal": (Fault(body=PORTAL), "links no file"),
     "refuses": (Fault(status=403), "answers 403"),
     "gone": (Fault(status=404), "lacks"),
@@ -69,21 +69,21 @@ PLAYED = {
 
 
 class TestProbe:
-    def test_the_one_that_can_be_used_is_chosen_among_all_that_cannot(
+    def test_usable_mirror_is_selected_among_unusable_ones(
         self, play: Any, far: Path, flags: list[object], wheels: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
-        witness(far, wheels)
-        servers = {name: play(content, fault) for name, (fault, _) in PLAYED.items()}
+        write_probe_files(far, wheels)
+        servers = {name: play(content, fault) for name, (fault, _) in UNUSABLE.items()}
         pip_mirrors(far, **servers, whole=play(content), crawls=play(content, Fault("/files/", bytes_a_second=100_000)))
         done = provision("mirrors", "probe", "--tool", "pip", "--json", *flags)
         assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout)
-        rows = {row["name"]: row for row in said["tools"]["pip"]}
-        assert said["chosen"]["pip"]["name"] == "whole"
-        assert said["chosen"]["pip"]["then"] == ["crawls", "official"]
-        for name, (_, why) in PLAYED.items():
-            assert why in rows[name]["error"], name
+        output = json.loads(done.stdout)
+        rows = {row["name"]: row for row in output["tools"]["pip"]}
+        assert output["chosen"]["pip"]["name"] == "whole"
+        assert output["chosen"]["pip"]["then"] == ["crawls", "official"]
+        for name, (_, problem) in UNUSABLE.items():
+            assert problem in rows[name]["error"], name
             assert rows[name]["has_locked_files"] is False
         assert rows["official"]["reachable"] is False
         assert set(rows["whole"]) >= {"url", "megabytes_per_second", "final_host"}
@@ -91,36 +91,38 @@ class TestProbe:
         assert "Campus Network Login" in table
         assert "pip: whole (" in table
 
-    def test_plain_http_to_the_world_is_refused(self, far: Path, flags: list[object]) -> None:
+    def test_plain_http_to_a_public_host_is_rejected(self, far: Path, flags: list[object]) -> None:
         write_catalogue(far, pip={"bad": "http://mirror.example/simple"})
         done = provision("mirrors", "probe", *flags)
         assert done.returncode == 2
         assert "mirrors.toml, line 2, key pip.bad.url" in done.stderr
         assert "must be https" in done.stderr
 
-    def test_ones_own_catalogue_adds_to_ours(self, far: Path, flags: list[object], tmp_path: Path) -> None:
+    def test_own_catalogue_is_added_to_the_shipped_one(self, far: Path, flags: list[object], tmp_path: Path) -> None:
         write_catalogue(far, pip={"one": "https://one.example"})
         (tmp_path / "mine.toml").write_text(
             '[hf.lan]\nurl = "http://192.168.1.9:8090"\n[pip.one]\nurl = "https://x.y"\nenabled = false\n'
         )
-        said = json.loads(provision("mirrors", "list", "--json", *flags, "--catalogue", tmp_path / "mine.toml").stdout)
-        assert [row["name"] for row in said["tools"]["hf"]] == ["lan"]
-        assert said["tools"]["pip"] == []
+        output = json.loads(
+            provision("mirrors", "list", "--json", *flags, "--catalogue", tmp_path / "mine.toml").stdout
+        )
+        assert [row["name"] for row in output["tools"]["hf"]] == ["lan"]
+        assert output["tools"]["pip"] == []
         with (tmp_path / "host.toml").open("a") as host:
             host.write(f'catalogue = "{tmp_path}/mine.toml"\n')
         assert "192.168.1.9" in provision("mirrors", "list", *flags).stdout
 
-    def test_the_shipped_catalogue_is_sound(self) -> None:
+    def test_every_shipped_mirror_has_a_source_and_https(self) -> None:
         done = provision("mirrors", "list", "--json")
         assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout)
+        output = json.loads(done.stdout)
         assert all(
-            row["source"] and row["url"].startswith("https://") for rows in said["tools"].values() for row in rows
+            row["source"] and row["url"].startswith("https://") for rows in output["tools"].values() for row in rows
         )
 
 
-def witness(envs: Path, wheels: Path) -> None:
-    """Name the small wheels as what a mirror is judged by, with their sizes."""
+def write_probe_files(envs: Path, wheels: Path) -> None:
+    """Write the file that names the small wheels as probe files, with their sizes."""
     rows = []
     for wheel in sorted(wheels.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
@@ -133,7 +135,7 @@ def witness(envs: Path, wheels: Path) -> None:
 
 
 class TestSetup:
-    def test_far_from_everything_it_chooses_writes_and_installs_and_a_second_run_does_nothing(
+    def test_setup_selects_a_mirror_writes_the_settings_and_installs_once(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path, home: Path
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -149,12 +151,12 @@ class TestSetup:
         assert not (tmp_path / "root/cache/arriving").exists()
         fetched = [line for line in journal(tmp_path) if line.get("act") == "fetched"]
         assert {(line["source"]) for line in fetched} == {"near"}
-        seen, files = len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())
+        requests, files = len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())
         again = provision("setup", *flags)
         assert "nothing to change" in again.stdout, again.stdout
-        assert (len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())) == (seen, files)
+        assert (len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())) == (requests, files)
 
-    def test_the_chosen_mirror_dies_half_way_and_the_next_one_ends_it(
+    def test_next_mirror_continues_after_the_selected_one_stalls(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
@@ -167,7 +169,7 @@ class TestSetup:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "from other (dying: it timed out" in done.stdout
 
-    def test_a_liar_is_named_loudly(
+    def test_mirror_with_wrong_content_is_banned_and_named(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
@@ -180,7 +182,7 @@ class TestSetup:
         assert "liar is not used again in this run: torch-9.9+tiny-py3-none-any.whl: it sent content" in done.stdout
         assert any(line.get("act") == "mirror" for line in journal(tmp_path))
 
-    def test_the_machines_own_setting_stays(
+    def test_own_pip_setting_of_the_machine_stays(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path, index_server: Played
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -195,11 +197,13 @@ class TestSetup:
         assert (home / ".config/pip/pip.conf").read_text() == own
         named = provision("mirrors", "use", "near", *flags)
         assert named.returncode == 0, named.stdout + named.stderr
-        assert mirror.url in (home / ".config/pip/pip.conf").read_text(), "by its name it is what you want"
+        assert mirror.url in (home / ".config/pip/pip.conf").read_text(), (
+            "a mirror that the user names replaces the setting"
+        )
         assert provision("mirrors", "restore", *flags[:4]).returncode == 0
         assert (home / ".config/pip/pip.conf").read_text() == own
 
-    def test_conda_packages_come_from_its_mirror_and_fail_over(
+    def test_conda_packages_come_from_the_mirror_and_then_from_the_next(
         self,
         play: Any,
         far: Path,
@@ -225,12 +229,12 @@ class TestSetup:
         assert "hello-1.0-0.tar.bz2 from whole (dying: it answers 404" in done.stdout
         condarc = (prefix(tmp_path) / ".condarc").read_text()
         assert f"channel_alias: {dying.url}/cloud" in condarc
-        where = {
+        sources = {
             line["source"] for line in journal(tmp_path) if line.get("act") == "fetched" and "tar.bz2" in line["file"]
         }
-        assert where == {"dying", "whole"}
+        assert sources == {"dying", "whole"}
 
-    def test_a_model_comes_from_the_next_hub(
+    def test_model_comes_from_the_next_hub_after_wrong_content(
         self,
         play: Any,
         far: Path,
@@ -256,17 +260,17 @@ class TestSetup:
         assert "model.safetensors from honest" in done.stdout
         assert "hf_sss" not in str(liar.seen) + str(hub.seen) + done.stdout + done.stderr
 
-    def test_an_environment_that_is_made_later_has_the_mirror_too(
+    def test_environment_that_is_built_later_gets_the_mirror(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         pip = play(index(sorted(wheels.glob("*.whl"))))
         write_catalogue(far, hf={"near": pip.url}, pip={"near": f"{pip.url}/simple"})
         assert provision("mirrors", "use", "near", *flags).returncode == 0
         assert provision("env", "create", "diffusers", *flags).returncode == 0
-        show = [str(prefix(tmp_path) / "bin/python"), "-c", "import os; print(os.environ.get('HF_ENDPOINT'))"]
-        assert subprocess.run(show, env={}, capture_output=True, text=True, check=True).stdout == f"{pip.url}\n"
+        argv = [str(prefix(tmp_path) / "bin/python"), "-c", "import os; print(os.environ.get('HF_ENDPOINT'))"]
+        assert subprocess.run(argv, env={}, capture_output=True, text=True, check=True).stdout == f"{pip.url}\n"
 
-    def test_what_came_from_a_mirror_is_mended_offline(
+    def test_environment_from_a_mirror_is_repaired_offline(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -279,7 +283,7 @@ class TestSetup:
         assert done.returncode == 0, done.stdout + done.stderr
         assert harmed.exists()
 
-    def test_offline_nothing_is_asked(self, play: Any, far: Path, flags: list[object], wheels: Path) -> None:
+    def test_offline_run_contacts_no_mirror(self, play: Any, far: Path, flags: list[object], wheels: Path) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
         pip_mirrors(far, near=mirror)
         assert "this run is offline" in provision("setup", "--offline", *flags).stdout
@@ -288,7 +292,7 @@ class TestSetup:
 
 
 class TestUse:
-    def test_undo_takes_it_back_as_well(
+    def test_undo_restores_the_settings(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
         pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
@@ -300,9 +304,7 @@ class TestUse:
         assert sorted(str(path) for path in home.rglob("*")) == before
         assert "UV_DEFAULT_INDEX" not in provision("shellenv", *flags[:4]).stdout
 
-    def test_a_mirror_that_does_not_serve_is_not_written(
-        self, play: Any, far: Path, flags: list[object], home: Path
-    ) -> None:
+    def test_unusable_mirror_is_not_written(self, play: Any, far: Path, flags: list[object], home: Path) -> None:
         pip_mirrors(far, dead=play({}, Fault(body=PORTAL)))
         done = provision("mirrors", "use", "dead", *flags)
         assert done.returncode == 1
@@ -310,7 +312,7 @@ class TestUse:
         assert "mirrors probe" in done.stdout + done.stderr
         assert not (home / ".config").exists()
 
-    def test_official_takes_ours_out_again(
+    def test_official_removes_the_written_settings(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
         pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
@@ -319,7 +321,7 @@ class TestUse:
         assert not (home / ".config/pip/pip.conf").exists()
         assert provision("shellenv", *flags[:4]).stdout == ""
 
-    def test_restore_is_kept_by_setup(
+    def test_setup_respects_a_restore(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -331,14 +333,14 @@ class TestUse:
         status = provision("status", *flags).stdout
         assert "no mirrors since `mirrors restore`" in status
 
-    def test_a_variable_of_this_shell_that_wins_is_told(
+    def test_variable_of_the_shell_that_overrides_the_mirror_is_reported(
         self, play: Any, far: Path, flags: list[object], wheels: Path
     ) -> None:
         pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
         done = provision("mirrors", "use", "near", *flags, UV_DEFAULT_INDEX="https://mine.example")
         assert "UV_DEFAULT_INDEX is set in this shell and wins over the mirror" in done.stdout, done.stderr
 
-    def test_one_tool_alone_in_host_toml(
+    def test_host_toml_sets_the_mirror_of_single_tools(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         near = play(index(sorted(wheels.glob("*.whl"))))
@@ -357,13 +359,15 @@ class TestUse:
         assert "host.toml, line 1, key mirror: " in provision("plan", *flags).stderr
 
     @pytest.mark.parametrize(
-        ("argv", "why"),
+        ("argv", "problem"),
         [(["nobody"], "unknown mirror 'nobody'"), (["near", "--tool", "conda"], "unknown mirror of conda")],
     )
-    def test_names_are_checked(self, play: Any, far: Path, flags: list[object], argv: list[str], why: str) -> None:
+    def test_unknown_mirror_or_tool_is_rejected(
+        self, play: Any, far: Path, flags: list[object], argv: list[str], problem: str
+    ) -> None:
         pip_mirrors(far, near=play({}))
         done = provision("mirrors", "use", *argv, *flags)
-        assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, problem in done.stderr) == (2, True), done.stderr
 
 
 @pytest.fixture

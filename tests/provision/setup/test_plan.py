@@ -55,15 +55,15 @@ def test_steps_are_in_order(tmp_path: Path, home: Path) -> None:
 
 def test_model_step_emits_to_the_screen_and_has_all_pinned_revisions(tmp_path: Path, home: Path) -> None:
     screen = Screen(json_output=False, quiet=False, color=False)
-    steps = plan.steps(host_plan(tmp_path, home), Journal(tmp_path), no_progress, screen.tell)
+    steps = plan.steps(host_plan(tmp_path, home), Journal(tmp_path), no_progress, screen.emit)
     models = [step for step in steps if isinstance(step, ModelStep)]
-    assert [model.pull.health.tell for model in models] == [screen.tell] * 2
+    assert [model.pull.health.tell for model in models] == [screen.emit] * 2
     assert all(model.pull.spec.revision in model.pull.pinned for model in models)
 
 
 def test_screen_emits_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
-        Screen(json_output=False, quiet=quiet, color=False).tell("waiting 300 s")
+        Screen(json_output=False, quiet=quiet, color=False).emit("waiting 300 s")
     assert tuple(capsys.readouterr()) == ("", "  waiting 300 s\n")
 
 
