@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _MIXED_SHOWN = 5
+_CHECKS = {"plan", "status", "verify"}  # the commands that check what setup applies
 _COLORS = {"ok": "32", "done": "32", "drifted": "33", "blocked": "31", "failed": "31"}
 
 
@@ -210,9 +211,11 @@ def summary(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], sec
     failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         head = f"{command}: {failed} of {len(outcomes)} steps failed or are blocked"
-    elif drifted:
+    elif drifted and command in _CHECKS:
         head = f"{command}: {drifted} of {len(outcomes)} steps have drifted; "
         head += f"to correct them, run `{layout.next_command('setup')}`"
+    elif drifted:
+        head = f"{command}: {drifted} of {len(outcomes)} steps would be applied; to apply them, omit --dry-run"
     elif changed:
         head = f"{command}: ready, {changed} of {len(outcomes)} steps changed"
     else:

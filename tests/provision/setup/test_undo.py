@@ -44,6 +44,8 @@ def test_undo_restores_files_modes_links_and_folders(tmp_path: Path, home: Path,
     dry = provision("undo", "--dry-run", *host[:2])
     assert dry.returncode == 3
     assert "would    folder work dir" in dry.stdout
+    assert "to apply them, omit --dry-run" in dry.stdout
+    assert "make setup" not in dry.stdout, "setup does not undo a run"
     assert (home / "work dir").is_symlink()
 
     undone = provision("undo", *host[:2])
