@@ -18,7 +18,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     A flag record is a frozen dataclass with fields of the form `name: Annotated[type, typer.Option(...)] = default`.
     The command takes it as a keyword-only parameter that is annotated with the dataclass. typer reads a signature in
     which the fields stand at the place of this parameter, in the order of the dataclass. A call collects the values of
-    the fields in the record again. A field without a default is a required flag.
+    the fields in the record again; a flag that is not passed has its default. A field without a default is required.
 
     All parameters of the result are keyword-only: typer passes each value by its name, and the flags of a record that
     have a default may then stand before a parameter that has none.
@@ -36,15 +36,20 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
 
+    signature = inspect.Signature(parameters)
+
     @functools.wraps(command)
-    def expanded(**values: object) -> object:
+    def expanded(**flags: object) -> object:
+        bound = signature.bind(**flags)
+        bound.apply_defaults()
+        values = bound.arguments
         collected = {
             name: record(**{field.name: values.pop(field.name) for field in dataclasses.fields(record)})
             for name, record in records.items()
         }
         return command(**values, **collected)
 
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
+    expanded.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
 

@@ -88,6 +88,16 @@ def test_field_without_default_is_a_required_flag() -> None:
     assert "--name" in outcome.output
 
 
+def test_call_without_a_flag_uses_its_default() -> None:
+    @flags.expand
+    def measure(*, run: RunFlags, budget: float = 1.0) -> tuple[RunFlags, float]:
+        return run, budget
+
+    assert measure(root="/data") == (RunFlags(root="/data"), 1.0)
+    with pytest.raises(TypeError, match="'volume'"):
+        measure(volume="/data")
+
+
 def test_field_with_the_name_of_another_parameter_is_rejected() -> None:
     def keep(*, root: str = "", run: RunFlags) -> None:
         """Take one name twice."""
