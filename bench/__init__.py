@@ -1,1 +1,1 @@
-"""Measures how fast diffusion is on a host, and says how far the number can be believed."""
+"""Measures how fast a host runs diffusion models, and how reliable the figures are."""

@@ -1,4 +1,4 @@
-"""pytest-benchmark's plugin: one image of a case as a fixture, this machine in its JSON, and our suites as tests."""
+"""Extends pytest-benchmark: a fixture for one case, this machine in its JSON, and suites as tests."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _SUITES = pytest.StashKey["Suites"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What `pytest --pyargs bench.suites` takes."""
+    """Add the options of `pytest --pyargs bench.suites`."""
     group = parser.getgroup("firstlight", "diffusion benchmarks")
     group.addoption("--diffusion-suite", help="The suite of bench.suites: a name, or a .toml file; default: quick.")
     group.addoption("--diffusion-device", help="auto, cpu, cuda, cuda:N or mps.")
     group.addoption("--diffusion-python", help="The interpreter that bench.suites measures.")
-    group.addoption("--diffusion-root", help="The persistent folder.")
-    group.addoption("--diffusion-out", help="Where bench.suites keeps its run.")
+    group.addoption("--diffusion-root", help="firstlight's folder on the volume.")
+    group.addoption("--diffusion-out", help="The folder for the run's files.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker `diffusion`."""
     config.addinivalue_line(
         "markers",
-        "diffusion(model, **axes): what diffusion_case makes: dtype, scheduler, size, steps, batch, layout, …, device",
+        "diffusion(model, **axes): the case of diffusion_case: dtype, scheduler, size, steps, batch, layout, …, device",
     )
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-benchmark, which may be absent
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-benchmark, which may be absent
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """Say on what was measured."""
+    """Add the facts of this machine, and the versions of torch and diffusers."""
     from provision.host import facts
 
     machine_info["firstlight"] = facts.probe().to_dict()
@@ -53,28 +53,30 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Where a suite was measured, name the software of the environment that it was measured in."""
+    """Replace the software versions by those of the environment that a suite was measured in."""
     if _SUITES in config.stash:
         output_json["machine_info"].update(config.stash[_SUITES].software)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say where the run of a suite lies."""
+    """Print the path of a suite's run."""
     if _SUITES in config.stash and config.stash[_SUITES].kept is not None:
         terminalreporter.write_line(f"kept: {config.stash[_SUITES].kept}")
 
 
 @pytest.fixture
 def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
-    """The case of the test's `diffusion` marker, or of an indirect parameter (a dict of the same).
+    """Yield the case of the test's `diffusion` marker, or of an indirect parameter (a dict with the same keys).
 
-    What torch is set to meanwhile (TF32, threads) is put back. Where the test has pytest-benchmark's `benchmark`, the
-    case, its FLOPs and its memory are in `extra_info`.
+    torch's settings (TF32, threads) are restored afterwards. If the test uses pytest-benchmark's `benchmark` fixture,
+    the case, its FLOPs and its memory are added to `extra_info`.
     """
     benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
     axes = _axes(request)
     if "model" not in axes:
-        pytest.fail('which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256", dtype="bf16")', pytrace=False)
+        pytest.fail(
+            'no model is given. Mark the test: @pytest.mark.diffusion("ddpm-cat-256", dtype="bf16")', pytrace=False
+        )
     from bench.core.errors import SkipError
     from bench.launch import in_process
     from provision.core.errors import FirstlightError
@@ -85,13 +87,13 @@ def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
     except FirstlightError as error:
         pytest.fail(str(error), pytrace=False)
     if case.dtype == "tf32" and not case.device.startswith("cuda"):
-        pytest.skip("TF32 is a format of NVIDIA's cards alone")
-    with in_process.settings_of(case):
+        pytest.skip("only NVIDIA GPUs have the format TF32")
+    with in_process.torch_settings(case):
         try:
-            made = in_process.DiffusionCase(case, weights)
-            yield made
+            loaded_case = in_process.DiffusionCase(case, weights)
+            yield loaded_case
             if benchmark is not None:
-                benchmark.extra_info.update(made.extra_info())
+                benchmark.extra_info.update(loaded_case.extra_info())
         except SkipError as error:
             pytest.skip(str(error))
 
@@ -101,13 +103,15 @@ def _axes(request: pytest.FixtureRequest) -> dict[str, Any]:
     marker = request.node.get_closest_marker("diffusion")
     parameter = getattr(request, "param", {})
     if not isinstance(parameter, dict) or (marker and len(marker.args) > 1):
-        pytest.fail('a case is told as @pytest.mark.diffusion("MODEL", AXIS=VALUE), or a dict of these', pytrace=False)
+        pytest.fail(
+            'mark a case as @pytest.mark.diffusion("MODEL", AXIS=VALUE), or give a dict of these', pytrace=False
+        )
     named = {"model": marker.args[0]} if marker and marker.args else {}
     return {**named, **(marker.kwargs if marker else {}), **parameter}
 
 
 def _case(axes: dict[str, Any]) -> Case:
-    """Return the case that the suites have for this machine, changed by the axes.
+    """Return the suites' case for this machine, changed by the axes.
 
     Raises:
         FirstlightError: a name is wrong, or the device cannot be used.
@@ -118,42 +122,42 @@ def _case(axes: dict[str, Any]) -> Case:
 
     device = axes.pop("device", "auto")
     choose_device.check_name(str(device))
-    usual = cases.usual(axes.pop("model"), in_process.find_device(device))
+    usual = cases.default_case(axes.pop("model"), in_process.find_device(device))
     return cases.change(usual, {axis: str(value) for axis, value in axes.items()})
 
 
 class Replay:
-    """A clock that moves by what was measured: pytest-benchmark reads the samples of another process from it."""
+    """Replay measured seconds as a clock, so that pytest-benchmark times the samples of another process."""
 
     def __init__(self) -> None:
         self._now = 0.0
         self._ahead: Iterator[float] = iter(())
 
     def __call__(self) -> float:
-        """The time, in seconds."""
+        """Return the time in seconds."""
         return self._now
 
     def wind(self, seconds: list[float]) -> None:
-        """What the next rounds take."""
+        """Set the seconds of the next rounds."""
         self._ahead = iter(seconds)
 
     def tick(self) -> None:
-        """One round; a round more than was measured (a profiler's) takes no time."""
+        """Advance the clock by one round; rounds after the last sample (such as a profiler's) take no time."""
         self._now += next(self._ahead, 0.0)
 
 
 class Suites:
-    """The cells of the chosen suite, and the session that measures them as `bench run` does."""
+    """Hold the cells of the chosen suite, and the session that measures them like `bench run`."""
 
     def __init__(self, config: pytest.Config) -> None:
         from bench.run import cases, request, suite_run
 
         if not config.pluginmanager.hasplugin("benchmark"):
-            raise pytest.UsageError("bench.suites needs pytest-benchmark")
+            raise pytest.UsageError("bench.suites requires pytest-benchmark")
         if hasattr(config, "workerinput"):
-            raise pytest.UsageError("bench.suites measures one case after another: run it without -n")
+            raise pytest.UsageError("bench.suites measures one case at a time. Run it without -n.")
         python = _option(config, "python")
-        self._wish = request.RunRequest(
+        self._run_request = request.RunRequest(
             suite=_option(config, "suite") or "quick",
             out=Path(_option(config, "out") or "results"),
             device=_option(config, "device") or "auto",
@@ -161,17 +165,19 @@ class Suites:
             root=_option(config, "root"),
             command="pytest --pyargs bench.suites",
         )
-        suite = cases.load_suite(self._wish.suite)
-        self._bench = suite_run.find_bench(self._wish)
-        self.device = suite_run.choose_device(self._wish, self._bench, self)
+        suite = cases.load_suite(self._run_request.suite)
+        self._bench = suite_run.find_bench(self._run_request)
+        self.device = suite_run.choose_device(self._run_request, self._bench, self)
         self._budget = getattr(suite.budget, self.device.partition(":")[0])
-        self._known, self._notes, self.cells = suite_run.find_cells(suite, self._wish, self._bench, self.device, self)
+        self._dtype_support, self._notes, self.cells = suite_run.find_cells(
+            suite, self._run_request, self._bench, self.device, self
+        )
         self.kept: Path | None = None
         self._session: Session | None = None
         self._results: dict[Case, Result] = {}
 
     def measure(self, cell: Cell) -> Result:
-        """One case, within its share of the suite's budget, which begins with the first."""
+        """Measure one case within its share of the suite's budget, which starts with the first case."""
         from bench.core.errors import BYTES_FOR_A_RUN
         from bench.run import session
         from provision.core.errors import from_os_error
@@ -179,44 +185,49 @@ class Suites:
         if self._session is None:
             try:
                 self._session = session.Session(
-                    self._wish, self._bench, self._budget, self, dtype_support=self._known, notes=self._notes
+                    self._run_request,
+                    self._bench,
+                    self._budget,
+                    self,
+                    dtype_support=self._dtype_support,
+                    notes=self._notes,
                 )
             except OSError as error:
                 raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--diffusion-out") from error
         later = self.cells[self.cells.index(cell) + 1 :]
         began = time.monotonic()
-        found = self._session.measure_one(cell, later, f"  {cell.case.name}")
-        # Pytest goes on in its own order, so a case is repeated at once: not in the time that later ones need.
-        found = self._session.measure_again(cell, found, time.monotonic() - began, f"  {cell.case.name}", later)
-        self._results[cell.case] = found
-        return found
+        result = self._session.measure_one(cell, later, f"  {cell.case.name}")
+        # pytest fixes the order of the tests, so a case is repeated at once, with time reserved for the later ones.
+        result = self._session.measure_again(cell, result, time.monotonic() - began, f"  {cell.case.name}", later)
+        self._results[cell.case] = result
+        return result
 
     @property
     def software(self) -> dict[str, str]:
-        """What was measured: the environment's, not this process's."""
+        """Return the software versions of the measured environment."""
         return next((result.software for result in self._results.values() if result.software), {})
 
     def keep(self) -> None:
-        """Write the run."""
+        """Write the run's file."""
         if self._session is not None:
             self._session.keep(list(self._results.values()))
             self.kept = self._session.folder / "run.json"
 
     def begin(self, line: str) -> None:
-        """Pytest says which test is at work."""
+        """Ignore the begin of a case: pytest shows the current test."""
 
-    def at(self, line: Callable[[], str]) -> None:
+    def update(self, line: Callable[[], str]) -> None:
         """Ignore progress: pytest shows its own."""
 
-    def say(self, line: str) -> None:
-        """What became of it is in its report."""
+    def report(self, line: str) -> None:
+        """Ignore the outcome: it is in the test's report."""
 
 
 def suites(config: pytest.Config) -> Suites:
-    """The suite of a run of pytest.
+    """Return the suite of this pytest run.
 
     Raises:
-        pytest.UsageError: it cannot be measured here; the message says why, and what helps.
+        pytest.UsageError: it cannot be measured here; the message has the reason and the remedy.
     """
     from provision.core.errors import FirstlightError
 
@@ -229,6 +240,6 @@ def suites(config: pytest.Config) -> Suites:
 
 
 def _option(config: pytest.Config, name: str) -> str | None:
-    """An option; None also where the plugin came too late to be asked for any."""
+    """Return the value of an option; None also if the plugin was loaded after the options were parsed."""
     value: str | None = config.getoption(f"--diffusion-{name}", None)
     return value

@@ -1,1 +1,1 @@
-"""The commands of `bench`: flags, text and JSON. What they do is done elsewhere."""
+"""Defines the commands of `bench`: their flags, texts and JSON. Other packages do the work."""

@@ -1,4 +1,4 @@
-"""What the commands of `bench` share: their flags, their progress, and how each ends."""
+"""Defines what the commands of `bench` share: their flags, their progress on stderr, and their exit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,18 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.core.errors import Exit
+    from bench.run.request import RunRequest
 
-OutFlag = Annotated[Path, typer.Option("--out", help="Where runs are kept.", metavar="DIR")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-NoColorFlag = Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR).")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-PythonFlag = Annotated[Path | None, typer.Option("--python", help="Measure this interpreter.")]
-RootFlag = Annotated[str | None, typer.Option("--root", help="The persistent folder.", metavar="DIR")]
-HostFlag = Annotated[Path | None, typer.Option("--host", help="What this host has.", metavar="FILE")]
-EnvsFlag = Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")]
 OUT = Path("results")
-_REDRAW_SECONDS, _LINE_SECONDS = 1.0, 10.0
+OutFlag = Annotated[Path, typer.Option("--out", help="The folder for the files of runs.", metavar="DIR")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+NoColorFlag = Annotated[bool, typer.Option("--no-color", help="Print without colours (like NO_COLOR).")]
+DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+PythonFlag = Annotated[Path | None, typer.Option("--python", help="The interpreter to measure.")]
+RootFlag = Annotated[str | None, typer.Option("--root", help="firstlight's folder on the volume.", metavar="DIR")]
 
 
 def _print_version(is_given: bool) -> None:
@@ -46,19 +44,64 @@ VersionFlag = Annotated[
 ]
 
 
-def said() -> str:
-    """The command as it was typed, or as make typed it."""
+@dataclass(frozen=True)
+class RootFlags:
+    """Hold the flags that locate the root; the names of the fields are those of RunRequest."""
+
+    root: RootFlag = None
+    host: Annotated[Path | None, typer.Option("--host", help="The file that describes this host.", metavar="FILE")] = (
+        None
+    )
+    envs: Annotated[Path | None, typer.Option("--envs", help="Another envs/ folder.", metavar="DIR")] = None
+
+
+@dataclass(frozen=True)
+class RunFlags(RootFlags):
+    """Hold the flags that locate the root and the folder of a new run."""
+
+    out: OutFlag = OUT
+
+    def request(self, suite: str, **fields: Any) -> RunRequest:
+        """Return the request of a run with these folders; `fields` are further fields of the request."""
+        from bench.run.request import RunRequest
+
+        return RunRequest(suite=suite, **vars(self), **fields)
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """Hold the flags for the form of the output."""
+
+    json: JsonFlag = False
+    no_color: NoColorFlag = False
+
+
+@dataclass(frozen=True)
+class ProgressFlags:
+    """Hold the flags for the form of the output of a command that shows its progress."""
+
+    json: JsonFlag = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False
+    no_color: NoColorFlag = False
+
+
+_REDRAW_SECONDS, _LINE_SECONDS = 1.0, 10.0
+
+
+def command_line() -> str:
+    """Return the command as it was typed, or as make typed it."""
     words = shlex.join(["bench", *sys.argv[1:]])
-    # What is no character is shown by its number: a name in the shell may hold any byte, a run's file may not.
+    # A file name may hold bytes that are not UTF-8. The run's file is UTF-8, so such bytes become escapes.
     return words.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Progress:
-    """Shows a run on stderr: a line a case; meanwhile what is being done, redrawn once a second at most.
+    """Show the progress of a run on stderr.
 
-    Without a terminal that is a line each ten seconds. It is drawn where the parent wakes anyway (at a line of the
-    worker, and twice a second), so that drawing takes no time from what is measured. A terminal that goes away ends
-    the showing, not the run.
+    On a terminal, each case has one line, which is redrawn at most once a second. Otherwise a line is written at most
+    every ten seconds. The parent draws only when it wakes for another reason (a line of the worker, or its poll twice a
+    second), so drawing takes no time from the measured work. If stderr can no longer be written, the progress stops
+    and the run goes on.
     """
 
     def __init__(self, *, quiet: bool, now: Callable[[], float] = time.monotonic) -> None:
@@ -68,20 +111,20 @@ class Progress:
         self._shown = now()
 
     def begin(self, line: str) -> None:
-        """A case begins."""
+        """Show the line of a case that begins."""
         if self.terminal:
             self._write(f"\r\x1b[K{self._cut(f'{line} …')}")
             self._shown = self._now()
 
-    def at(self, line: Callable[[], str]) -> None:
-        """Something is being done; the line is made where it is shown."""
+    def update(self, line: Callable[[], str]) -> None:
+        """Show the current activity; `line` is called only if its text is shown."""
         if self.quiet or self._now() - self._shown < (_REDRAW_SECONDS if self.terminal else _LINE_SECONDS):
             return
         self._shown = self._now()
         self._write(f"\r\x1b[K{self._cut(line())}" if self.terminal else f"{line()}\n")
 
-    def say(self, line: str) -> None:
-        """Something is known."""
+    def report(self, line: str) -> None:
+        """Write a line that stays."""
         self._shown = self._now()
         self._write(f"\r\x1b[K{line}\n" if self.terminal else f"{line}\n")
 
@@ -90,11 +133,11 @@ class Progress:
             try:
                 sys.stderr.write(text)
                 sys.stderr.flush()
-            except OSError:  # the terminal is gone
+            except OSError:  # the terminal was closed
                 self.quiet = True
 
     def _cut(self, line: str) -> str:
-        """A line that is drawn over has to fit: one that wraps would stay."""
+        """Return a line cut to the terminal's width: a wrapped line could not be redrawn."""
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
         except OSError:
@@ -103,20 +146,20 @@ class Progress:
 
 
 def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
-    """Run a command and leave with its exit code; every failure becomes a message, with `json` an object too."""
+    """Run a command and exit with its exit code; each error becomes a message, and with `json` also a JSON object."""
 
     def os_error(error: OSError) -> FirstlightError:
         return from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out")
 
-    interrupted = "interrupted; no worker is left. Run the same command again."
+    interrupted = "interrupted; all workers have ended. Run the same command again."
     sys.exit(command_end.run(act, json=json, interrupted=interrupted, os_error=os_error))
 
 
 def price(text: str | None) -> float | None:
-    """Money an hour, as it was written; which money is up to whoever reads it.
+    """Return the amount of money an hour of a text such as "2.5/h", in the user's own currency; None for None.
 
     Raises:
-        SpecError: it is no amount.
+        SpecError: the text is not an amount.
     """
     if text is None:
         return None
@@ -125,20 +168,20 @@ def price(text: str | None) -> float | None:
     except ValueError:
         amount = -1.0
     if not 0 <= amount < float("inf"):
-        raise SpecError(f"--price {text}: an amount an hour, such as 2.5/h.")
+        raise SpecError(f"--price {text} is not an amount an hour. Give a number such as 2.5/h.")
     return amount
 
 
 def percent(text: str) -> float:
-    """A share, as --fail-over has it.
+    """Return the share of a text such as "3%", as --fail-over takes it; 3 % is 0.03.
 
     Raises:
-        SpecError: it is none.
+        SpecError: the text is not a percentage from 0 to below 100.
     """
     try:
         share = float(text.removesuffix("%")) / 100
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
-        raise SpecError(f"--fail-over {text}: a percentage, such as 5%.")
+        raise SpecError(f"--fail-over {text} is not a percentage. Give a number such as 5%.")
     return share

@@ -1,4 +1,4 @@
-"""The commands of `bench` that look at a host rather than at cases: validate, and history."""
+"""Defines the commands that examine a host instead of measuring cases: validate and history."""
 
 from __future__ import annotations
 
@@ -11,83 +11,77 @@ from bench.cli import common
 from bench.cli.common import (
     OUT,
     DeviceFlag,
-    EnvsFlag,
-    HostFlag,
-    JsonFlag,
-    NoColorFlag,
-    OutFlag,
+    OutputFlags,
+    ProgressFlags,
     PythonFlag,
-    QuietFlag,
-    RootFlag,
+    RootFlags,
+    RunFlags,
 )
 from bench.core.errors import Exit
 from bench.report import terminal
+from provision.core import flags
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+@flags.expand
 def validate(
+    *,
     device: DeviceFlag = "auto",
     soak: Annotated[
-        str | None, typer.Option("--soak", help="Repeat it for so long, such as 30m.", metavar="TIME")
+        str | None,
+        typer.Option("--soak", help="Repeat the examination for this time, such as 30m.", metavar="TIME"),
     ] = None,
     python: PythonFlag = None,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    out: OutFlag = OUT,
+    folders: RunFlags,
     budget: Annotated[
-        float | None, typer.Option("--budget", help="Seconds for all devices, without a soak.", min=30)
+        float | None, typer.Option("--budget", help="Seconds for all devices, without the soak.", min=30)
     ] = None,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    no_color: NoColorFlag = False,
+    output: ProgressFlags,
 ) -> None:
-    """Say whether this host's GPUs are healthy and as fast as they should be; its CPU, where it has none."""
+    """Check that this host's GPUs are healthy and reach the expected speed; without a GPU, check its CPU."""
 
     def act() -> Exit:
         from bench.core.codec import dumps
         from bench.report import formats
-        from bench.run import request, verdict
+        from bench.run import verdict
         from bench.validate import history as validation_history
         from bench.validate import host as host_validation
 
-        seconds = host_validation.soak(soak)
-        run_request = request.RunRequest(
-            suite="validate", out=out, device=device, python=python, root=root, host=host, envs=envs
+        seconds = host_validation.parse_soak(soak)
+        request = folders.request(
+            "validate", device=device, python=python, budget_seconds=budget, command=common.command_line()
         )
-        run_request = replace(run_request, budget_seconds=budget, command=common.said())
-        progress = common.Progress(quiet=quiet)
-        found = host_validation.validate(run_request, progress, soak_seconds=seconds)
-        for note in found.notes:
-            progress.say(f"note: {note}")
-        run = found.run
-        kept = validation_history.of_host(found.kept, run.machine)
-        shown = formats.ReportContext(out / run.id, no_color=no_color, kept=kept)
-        page = shown.folder / "report.html"
-        page.write_text(formats.html(run, shown), encoding="utf-8")
-        if json:
+        progress = common.Progress(quiet=output.quiet)
+        validation = host_validation.validate(request, progress, soak_seconds=seconds)
+        for note in validation.notes:
+            progress.report(f"note: {note}")
+        run = validation.run
+        kept = validation_history.runs_of_host(validation.kept, run.machine)
+        context = formats.ReportContext(folders.out / run.id, no_color=output.no_color, kept=kept)
+        page = context.folder / "report.html"
+        page.write_text(formats.html(run, context), encoding="utf-8")
+        if output.json:
             print(dumps(run))
         else:
-            print(formats.terminal(run, shown), end="")
+            print(formats.terminal(run, context), end="")
             print(f"kept: {page.with_name('run.json')}\npage: {page}")
         code = verdict.exit_of(run.verdict)
-        # What is proven stays so, whenever somebody has seen enough.
-        return Exit.INTERRUPTED if found.interrupted and code is not Exit.VERDICT_FAIL else code
+        # A failure that was found before an interrupt stays a failure.
+        return Exit.INTERRUPTED if validation.interrupted and code is not Exit.VERDICT_FAIL else code
 
-    common.guard(act, json=json)
+    common.guard(act, json=output.json)
 
 
+@flags.expand
 def history(
-    every: Annotated[bool, typer.Option("--all", help="Of every host that used this volume.")] = False,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    json: JsonFlag = False,
-    no_color: NoColorFlag = False,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Show every host whose validations are on this volume.")] = False,
+    folders: RootFlags,
+    output: OutputFlags,
 ) -> None:
-    """Show how the validations of this host change over time."""
+    """Show how the validation results of this host change over time."""
 
     def act() -> Exit:
         from bench.core.codec import dumps, plain
@@ -96,22 +90,22 @@ def history(
         from bench.validate import history as validation_history
         from provision.host import facts
 
-        run_request = request.RunRequest(suite="", out=OUT, root=root, host=host, envs=envs)
+        run_request = request.RunRequest(suite="", out=OUT, **vars(folders))
         folder: Path = suite_run.find_root(run_request).validations
         kept = validation_history.load(folder)
         machine = facts.probe().to_dict()
-        found = replace(kept, runs=kept.runs if every else validation_history.of_host(kept.runs, machine))
-        if json:
-            lines = [plain(line) | {"at": line.at.isoformat()} for line in validation_history.lines(found.runs)]
-            print(dumps({"schema": 1, "lines": lines, "unread": list(found.unread)}))
+        shown = replace(kept, runs=kept.runs if every else validation_history.runs_of_host(kept.runs, machine))
+        if output.json:
+            lines = [plain(line) | {"at": line.at.isoformat()} for line in validation_history.history_lines(shown.runs)]
+            print(dumps({"schema": 1, "lines": lines, "unread": list(shown.unread)}))
             return Exit.GOOD
-        color, width = terminal.color_and_width(no_color)
-        if found.runs:
-            print(tables.trend(found, color=color, width=width), end="")
+        color, width = terminal.color_and_width(output.no_color)
+        if shown.runs:
+            print(tables.trend(shown, color=color, width=width), end="")
         else:
-            others = f", of other hosts {len(kept.runs)} (--all)" if kept.runs else ""
-            print(f"no validation of this host is kept in {folder}{others}. Run `bench validate` first.")
-            print("".join(f"passed over: {why}\n" for why in found.unread), end="")
+            others = f" ({len(kept.runs)} of other hosts; --all shows them)" if kept.runs else ""
+            print(f"{folder} has no validation of this host{others}. Run `bench validate` first.")
+            print("".join(f"skipped: {reason}\n" for reason in shown.unread), end="")
         return Exit.GOOD
 
-    common.guard(act, json=json)
+    common.guard(act, json=output.json)

@@ -1,10 +1,9 @@
-"""The command `bench`."""
+"""Defines the command `bench` and its subcommands that measure cases, and show, keep and compare runs."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
-from pathlib import Path  # noqa: TC003 (typer looks at it)
+from pathlib import Path  # noqa: TC003 (typer evaluates the annotations)
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,19 +13,18 @@ from bench.cli import host as host_cli
 from bench.cli.common import (
     OUT,
     DeviceFlag,
-    EnvsFlag,
-    HostFlag,
     JsonFlag,
-    NoColorFlag,
     OutFlag,
+    OutputFlags,
+    ProgressFlags,
     PythonFlag,
-    QuietFlag,
     RootFlag,
+    RunFlags,
     VersionFlag,
 )
 from bench.core.errors import Exit
 from bench.report import terminal
-from provision.core import command_end, streams
+from provision.core import command_end, flags, streams
 from provision.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from bench.core.result import Run
 
 app = typer.Typer(
-    help="Measure diffusion on this machine, and say how far the figures can be believed.",
+    help="Measure diffusion on this machine, and report how reliable the figures are.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -52,14 +50,14 @@ def _program(version: VersionFlag = False) -> None:
 
 
 def main() -> None:
-    """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does, and its worker with it."""
+    """Run the command; SIGTERM and SIGHUP end it and its worker, as Ctrl-C does."""
     streams.prepare()
     sys.exit(command_end.run_app(app, "bench"))
 
 
 @app.command("list")
 def list_(json: JsonFlag = False) -> None:
-    """Say which suites, models, dtypes, schedulers and devices there are."""
+    """List the suites, models, dtypes, schedulers and devices."""
 
     def act() -> Exit:
         from bench.core import axes
@@ -79,68 +77,67 @@ def list_(json: JsonFlag = False) -> None:
             "device": axes.DEVICES,
         }
         if json:
-            axes_ = {axis: list(each) for axis, each in values.items()}
-            print(dumps({"schema": 1, "command": "list", "suites": suites, "models": models, "axes": axes_}))
+            axis_values = {axis: list(names) for axis, names in values.items()}
+            print(dumps({"schema": 1, "command": "list", "suites": suites, "models": models, "axes": axis_values}))
             return Exit.GOOD
         for name, description in suites.items():
             print(f"suite      {name:<28} {description}")
         for name, tasks in models.items():
             print(f"model      {name:<28} {', '.join(tasks)}")
-        for axis, each in values.items():
-            print(f"{axis:<10} {', '.join(each)}")
+        for axis, names in values.items():
+            print(f"{axis:<10} {', '.join(names)}")
         return Exit.GOOD
 
     common.guard(act, json=json)
 
 
 @app.command()
+@flags.expand
 def run(
-    suite: Annotated[str, typer.Argument(help="A suite's name, or a .toml file.")] = "quick",
+    suite: Annotated[str, typer.Argument(help="The name of a suite, or a .toml file.")] = "quick",
+    *,
     device: DeviceFlag = "auto",
-    model: Annotated[list[str] | None, typer.Option("--model", help="Only this model (again for more).")] = None,
-    dtype: Annotated[list[str] | None, typer.Option("--dtype", help="Only this dtype (again for more).")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only this model (repeatable).")] = None,
+    dtype: Annotated[list[str] | None, typer.Option("--dtype", help="Only this dtype (repeatable).")] = None,
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change every case, such as steps=50 (again for more).", metavar="AXIS=VALUE"),
+        typer.Option("--set", help="Set an axis of all cases, such as steps=50 (repeatable).", metavar="AXIS=VALUE"),
     ] = None,
     interleave: Annotated[
         tuple[str, str] | None,
         typer.Option(
             "--interleave",
-            help="Every case in two settings, its images in turns: dtype=fp32 dtype=bf16,layout=channels_last;"
-            " python=PATH is a setting, too.",
+            help="Measure each case in two settings, one image of each in turn:"
+            " dtype=fp32 dtype=bf16,layout=channels_last; python=PATH is a setting too.",
             metavar="A B",
         ),
     ] = None,
-    find_max: Annotated[bool, typer.Option("--find-max", help="Search the largest batch and image that fit.")] = False,
+    find_max: Annotated[
+        bool, typer.Option("--find-max", help="Search the largest batch and image that fit in memory.")
+    ] = False,
     python: PythonFlag = None,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="No process a case: for a debugger, not for figures.")
+        bool, typer.Option("--in-process", help="Run cases in this process, for a debugger; do not use the figures.")
     ] = False,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    out: OutFlag = OUT,
+    folders: RunFlags,
     budget: Annotated[float | None, typer.Option("--budget", help="Seconds for the whole suite.", min=1)] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 5 where a figure is disturbed or doubted; else that is a warning.")
+        bool,
+        typer.Option("--strict", help="Exit with 5 if a figure is disturbed or doubtful; otherwise that is a warning."),
     ] = False,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    no_color: NoColorFlag = False,
+    output: ProgressFlags,
 ) -> None:
-    """Measure a suite, case by case, each in a fresh process."""
+    """Measure the cases of a suite, each in a new process."""
 
     def act() -> Exit:
         from bench.core.codec import dumps
         from bench.report import tables
-        from bench.run import compare, request, suite_run, verdict
+        from bench.run import compare, suite_run, verdict
 
-        run_request = request.RunRequest(
-            suite=suite, out=out, device=device, python=python, root=root, host=host, envs=envs
-        )
-        run_request = replace(
-            run_request,
+        request = folders.request(
+            suite,
+            device=device,
+            python=python,
             budget_seconds=budget,
             models=tuple(model or ()),
             dtypes=tuple(dtype or ()),
@@ -148,147 +145,160 @@ def run(
             interleave=interleave,
             changes=tuple(change or ()),
             in_process=in_process,
-            command=common.said(),
+            command=common.command_line(),
         )
-        done = suite_run.run(run_request, common.Progress(quiet=quiet))
-        if json:
-            print(dumps(done))
+        measured = suite_run.run(request, common.Progress(quiet=output.quiet))
+        if output.json:
+            print(dumps(measured))
         else:
-            color, width = terminal.color_and_width(no_color)
-            print(tables.terminal(done, color=color, width=width), end="")
-            if done.interleaved:
-                print(tables.comparison(compare.pairs(done), color=color, width=width), end="")
-            _keep_page(done, out)
-        return verdict.exit_of(done.verdict, strict=strict)
+            color, width = terminal.color_and_width(output.no_color)
+            print(tables.terminal(measured, color=color, width=width), end="")
+            if measured.interleaved:
+                print(tables.comparison(compare.compare_pairs(measured), color=color, width=width), end="")
+            _keep_page(measured, folders.out)
+        return verdict.exit_of(measured.verdict, strict=strict)
 
-    common.guard(act, json=json)
+    common.guard(act, json=output.json)
 
 
 def _keep_page(run: Run, out: Path) -> None:
-    """The page beside the run, and where both lie."""
+    """Write the report page beside the run's file, and print the paths of both."""
     from bench.report import formats
 
-    place = out / run.id / "report.html"
-    place.write_text(formats.html(run, formats.ReportContext(place.parent)), encoding="utf-8")
-    print(f"kept: {place.with_name('run.json')}")
-    print(f"page: {place}")
+    page = out / run.id / "report.html"
+    page.write_text(formats.html(run, formats.ReportContext(page.parent)), encoding="utf-8")
+    print(f"kept: {page.with_name('run.json')}")
+    print(f"page: {page}")
 
 
 @app.command()
+@flags.expand
 def tune(
+    *,
     model: Annotated[str, typer.Option("--model", help="The model whose fastest setting is searched.")],
     device: DeviceFlag = "auto",
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Give an axis: it is not searched, such as batch=1 (again).", metavar="AXIS=VALUE"),
+        typer.Option(
+            "--set", help="Fix an axis, such as batch=1: it is not searched (repeatable).", metavar="AXIS=VALUE"
+        ),
     ] = None,
     python: PythonFlag = None,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
-    out: OutFlag = OUT,
+    folders: RunFlags,
     budget: Annotated[float | None, typer.Option("--budget", help="Seconds for the whole search.", min=1)] = None,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    no_color: NoColorFlag = False,
+    output: ProgressFlags,
 ) -> None:
-    """Search a model's fastest setting whose numbers are right, and print the code for it."""
+    """Search a model's fastest setting that computes correct numbers, and print the code for it."""
 
     def act() -> Exit:
         from bench.core.codec import dumps
         from bench.report import tables
-        from bench.run import request
         from bench.run import tune as tune_search
 
-        run_request = request.RunRequest(
-            suite="tune", out=out, device=device, python=python, root=root, host=host, envs=envs
+        request = folders.request(
+            "tune",
+            device=device,
+            python=python,
+            budget_seconds=budget,
+            models=(model,),
+            changes=tuple(change or ()),
+            command=common.command_line(),
         )
-        given = tuple(change or ())
-        run_request = replace(run_request, budget_seconds=budget, models=(model,), changes=given, command=common.said())
-        found = tune_search.tune(run_request, common.Progress(quiet=quiet))
-        if json:
-            print(dumps(tune_search.told(found)))
+        tuned = tune_search.tune(request, common.Progress(quiet=output.quiet))
+        if output.json:
+            print(dumps(tune_search.to_json(tuned)))
         else:
-            color, width = terminal.color_and_width(no_color)
-            print(tables.tuning_table(found, color=color, width=width), end="")
-            _keep_page(found.run, out)
-        return found.exit
+            color, width = terminal.color_and_width(output.no_color)
+            print(tables.tuning_table(tuned, color=color, width=width), end="")
+            _keep_page(tuned.run, folders.out)
+        return tuned.exit
 
-    common.guard(act, json=json)
+    common.guard(act, json=output.json)
 
 
 @app.command("report")
+@flags.expand
 def report_(
     run: Annotated[
-        str, typer.Argument(help="A run's id, its folder, its run.json, or a baseline; default: the last one.")
+        str,
+        typer.Argument(help="The run: its id, folder or run.json, or the name of a baseline; default: the last run."),
     ] = "",
+    *,
     form: Annotated[
         str, typer.Option("--format", help="markdown, terminal, html, csv, json, pytest-benchmark, ticket or schema.")
     ] = "markdown",
-    to: Annotated[Path | None, typer.Option("--to", help="Write it there, not to stdout.", metavar="FILE")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Write to this file instead of stdout.", metavar="FILE")
+    ] = None,
     price: Annotated[
-        str | None, typer.Option("--price", help="What an hour costs, such as 2.5/h: adds what 1000 images cost.")
+        str | None,
+        typer.Option("--price", help="The price of the host an hour, such as 2.5/h: adds the cost of 1000 images."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option("--against", help="A run or a baseline that the page draws it against.", metavar="RUN")
+        str | None,
+        typer.Option("--against", help="A run or baseline that the HTML page compares this run with.", metavar="RUN"),
     ] = None,
     out: OutFlag = OUT,
     root: RootFlag = None,
-    json: JsonFlag = False,
-    no_color: NoColorFlag = False,
+    output: OutputFlags,
 ) -> None:
-    """Show a kept run in one of its forms."""
+    """Show a run in one of the report formats."""
 
     def act() -> Exit:
         from bench.report import formats
         from bench.run import store
         from provision.config import toml
 
-        wanted = "json" if json else toml.choose(form, list(formats.FORMS), "format")
+        chosen = "json" if output.json else toml.choose(form, list(formats.FORMS), "format")
         cost = common.price(price)
-        if cost is not None and wanted not in {"csv", "html"}:
-            raise SpecError(f"--price is for --format csv and html; {wanted} shows no cost.")
-        if against is not None and wanted != "html":
-            raise SpecError(f"--against is for --format html; for the figures: bench compare {against}.")
-        if wanted == "schema":
+        if cost is not None and chosen not in {"csv", "html"}:
+            raise SpecError(
+                f"--price is only for the formats csv and html; the format {chosen} shows no cost. "
+                "Add --format csv or --format html."
+            )
+        if against is not None and chosen != "html":
+            raise SpecError(f"--against is only for --format html. To compare the figures: bench compare {against}.")
+        if chosen == "schema":
             text = formats.schema_text()
         else:
-            # A ticket is of a validation alone.
-            file = store.find(run, out, validation=True if wanted == "ticket" else None)
-            found = store.load(str(file), out)
+            # A ticket always describes a validation.
+            file = store.find(run, out, validation=True if chosen == "ticket" else None)
+            shown = store.load(str(file), out)
             baseline = store.load(against, out) if against is not None else None
-            kept = _validations(found, root) if wanted == "html" else ()
-            text = formats.FORMS[wanted](found, formats.ReportContext(file.parent, cost, baseline, no_color, kept))
+            kept = _validations(shown, root) if chosen == "html" else ()
+            text = formats.FORMS[chosen](
+                shown, formats.ReportContext(file.parent, cost, baseline, output.no_color, kept)
+            )
         if to is not None and to.is_dir():
-            raise SpecError(f"--to {to} is a folder: name a file in it.")
+            raise SpecError(f"--to {to} is a folder. Name a file in it.")
         if to is None:
             print(text, end="" if text.endswith("\n") else "\n")
         else:
             to.write_text(text, encoding="utf-8")
         return Exit.GOOD
 
-    common.guard(act, json=json)
+    common.guard(act, json=output.json)
 
 
 def _validations(run: Run, root: str | None) -> Sequence[Run]:
-    """The validations of a run's host that the volume keeps; none of a run that is no validation."""
+    """Return the validations on the volume of the host of a validation; nothing for another run."""
     from bench.run import request, suite_run
     from bench.validate import history
 
     if run.validation is None:
         return ()
     folder = suite_run.find_root(request.RunRequest(suite="", out=OUT, root=root)).validations
-    return history.of_host(history.load(folder).runs, run.machine)
+    return history.runs_of_host(history.load(folder).runs, run.machine)
 
 
 @app.command()
 def keep(
     name: Annotated[str, typer.Argument(help="The baseline's name.")],
-    run: Annotated[str, typer.Argument(help="A run's id, its folder, or its run.json; default: the last one.")] = "",
+    run: Annotated[str, typer.Argument(help="The run: its id, folder or run.json; default: the last run.")] = "",
     out: OutFlag = OUT,
     json: JsonFlag = False,
 ) -> None:
-    """Keep a run as a baseline, by a name that `compare` takes."""
+    """Keep a run as a baseline, under a name that `compare` accepts."""
 
     def act() -> Exit:
         from bench.core.codec import dumps
@@ -302,17 +312,18 @@ def keep(
 
 
 @app.command("compare")
+@flags.expand
 def compare_(
-    before: Annotated[str, typer.Argument(help="A run or a baseline; one that was interleaved needs no other.")],
-    after: Annotated[str | None, typer.Argument(help="The newer run; default: the last one.")] = None,
+    before: Annotated[str, typer.Argument(help="A run or baseline; an interleaved run needs no second run.")],
+    after: Annotated[str | None, typer.Argument(help="The newer run; default: the last run.")] = None,
+    *,
     fail_over: Annotated[
         str, typer.Option("--fail-over", help="The smallest slowdown that counts.", metavar="PERCENT")
     ] = "3%",
     out: OutFlag = OUT,
-    json: JsonFlag = False,
-    no_color: NoColorFlag = False,
+    output: OutputFlags,
 ) -> None:
-    """Hold a run against another; 3 where a case became slower, 5 where none could be judged."""
+    """Compare two runs; exit code 3: a case became slower, 5: no case could be judged."""
 
     def act() -> Exit:
         from bench.core.codec import dumps, plain
@@ -322,14 +333,14 @@ def compare_(
         least = common.percent(fail_over)
         old = store.load(before, out)
         if old.interleaved and after is None:
-            found = compare.pairs(old, least=least)
+            comparison = compare.compare_pairs(old, least=least)
         else:
-            found = compare.compare(old, store.load(after or "", out, validation=False), least=least)
-        if json:
-            print(dumps({"schema": 1, **plain(found), "exit": int(found.exit)}))
+            comparison = compare.compare(old, store.load(after or "", out, validation=False), least=least)
+        if output.json:
+            print(dumps({"schema": 1, **plain(comparison), "exit": int(comparison.exit)}))
         else:
-            color, width = terminal.color_and_width(no_color)
-            print(tables.comparison(found, color=color, width=width), end="")
-        return found.exit
+            color, width = terminal.color_and_width(output.no_color)
+            print(tables.comparison(comparison, color=color, width=width), end="")
+        return comparison.exit
 
-    common.guard(act, json=json)
+    common.guard(act, json=output.json)

@@ -11,7 +11,7 @@ from bench.core.result import Case  # noqa: TC001 (the codec reads a record's ty
 
 # The phases of an examination, in their order; the worker has a check for each.
 PHASES = ("numerics", "product", "convolution", "copy", "pinned", "memory", "sustained", "threads", "loop")
-WAITING = "waiting"  # the phase of a worker that has examined its device and may be told to do so again
+WAITING = "waiting"  # the phase of a worker that has examined its device and waits for a control line
 
 GO = "go"  # the control line for one more image of a paced worker
 _AGAIN = "again"
@@ -24,7 +24,7 @@ class TorchQuery:
 
 @dataclass(frozen=True)
 class PrecisionQuery:
-    """Request a probe of each dtype on one device. `cpus`: how many the control group grants, if it does."""
+    """Request a probe of each dtype on one device. `cpus`: the CPU quota of the control group; None without one."""
 
     device: str
     dtypes: tuple[str, ...]
@@ -35,8 +35,8 @@ class PrecisionQuery:
 class Examination:
     """Request an examination of one device.
 
-    `budget_seconds` count from `asked_at` (time.time of the parent): starting the process is part of them. `probes`:
-    the phases that are wanted, in the order of PHASES; all, where it is empty.
+    `budget_seconds` count from `asked_at` (time.time of the parent), so they include the start of the process.
+    `probes`: the phases to run, in the order of PHASES; empty for all of them.
     """
 
     device: str
@@ -58,13 +58,15 @@ class Linking:
 class Request:
     """Request the measurement of one case.
 
-    Both times count from `asked_at` (time.time of the parent): starting the process is part of them. After
-    `share_seconds` no further sample is begun; a case that cannot end within `limit_seconds` is skipped.
-    `weights`: {architecture: snapshot folder}, empty for random ones. `rate_known`: FLOPs a second that the device has
-    reached in this dtype before: a probe that finds less was disturbed. `rate_fp32`: the same in fp32. `paced`: each
-    image waits for a line "go" on stdin, and any other line, or its end, ends them. `compare`: hold one evaluation
-    against fp32's. `find_max`: search the largest batch and image. `checks_seconds`: the checks after the samples end
-    within that, where it is less than the limit. `cpus`: how many the control group grants, if it does.
+    Both time limits count from `asked_at` (time.time of the parent), so they include the start of the process. After
+    `share_seconds` no further sample begins; a case that cannot end within `limit_seconds` is skipped.
+
+    `weights`: {architecture: snapshot folder}, empty for random weights. `image`: the path for the picture.
+    `rate_known`: FLOPs a second that the device has reached in this dtype before; a probe that measures less was
+    disturbed. `rate_fp32`: the same in fp32. `paced`: each image waits for a line "go" on stdin; any other line, or the
+    end of stdin, ends the sampling. `compare`: compare one evaluation with that of fp32. `find_max`: search the largest
+    batch and image. `checks_seconds`: the time limit of the checks after the samples, if it is below `limit_seconds`.
+    `cpus`: the CPU quota of the control group; None without one.
     """
 
     case: Case
@@ -106,7 +108,7 @@ def decode(line: str) -> WorkerRequest:
     """Return the request of one line.
 
     Raises:
-        ValueError: the line is no JSON, or does not fit the request's record.
+        ValueError: the line is not JSON, or does not fit the request's record.
     """
     content = json.loads(line)
     kind: type[WorkerRequest] = Request
@@ -125,14 +127,14 @@ def decode(line: str) -> WorkerRequest:
 
 @dataclass(frozen=True)
 class Again:
-    """Let an examining worker run some phases once more, within `seconds`; a control line, not a request."""
+    """Repeat some phases of an examination within `seconds`; this is a control line, not a request."""
 
     phases: tuple[str, ...]
     seconds: float
 
     @property
     def line(self) -> str:
-        """Return the control line, without its end."""
+        """Return the control line, without the end of the line."""
         return f"{_AGAIN} {self.seconds:g} {' '.join(self.phases)}"
 
 
@@ -142,8 +144,8 @@ def decode_again(line: str) -> Again | None:
     Raises:
         ValueError: the line has no seconds.
     """
-    word, *rest = line.split() or [""]
-    if word != _AGAIN:
+    keyword, *rest = line.split() or [""]
+    if keyword != _AGAIN:
         return None
     seconds, *phases = rest
     return Again(tuple(phases), float(seconds))

@@ -1,4 +1,4 @@
-"""Defines the events that a worker sends to its parent: one record an event, one line of JSON a record."""
+"""Defines the events that a worker sends to its parent: one record per event, one line of JSON per record."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeviceCapabilities:
-    """Hold the vector width of a CPU, or the formats of a card; None for a field of the other kind.
+    """Hold the vector width of a CPU, or the number formats of a GPU; None for a field of the other kind of device.
 
-    `lanes`: fp32 numbers in one vector instruction. `threads`: the threads that torch uses. `tf32`: 1 where the card
-    has TF32, else 0.
+    `lanes`: fp32 numbers in one vector instruction. `threads`: the threads that torch uses. `tf32`: 1 if the GPU has
+    TF32, otherwise 0.
     """
 
     lanes: int | None = None
@@ -39,9 +39,9 @@ class DeviceCapabilities:
 class PrecisionProbe:
     """Hold the state of one dtype's probe.
 
-    `kernels`: whether torch reports kernels for the dtype; None where torch does not report it. `rate`: FLOPs a second
-    of a short convolution. `fault`: the first line of the error that ended the probe; `unsupported`: that error means
-    that the device has no such kernel.
+    `kernels`: whether torch reports kernels for the dtype; None if torch does not report it. `rate`: FLOPs a second of
+    a short convolution. `fault`: the first line of the error that ended the probe. `unsupported`: that error means that
+    the device has no such kernel.
     """
 
     dtype: str
@@ -78,7 +78,7 @@ class PhaseEntered:
 
 @dataclass(frozen=True)
 class CardOpened:
-    """Name the card that the worker is about to use, by its UUID ("" where torch does not give one)."""
+    """Name the GPU that the worker is about to use, by its UUID ("" if torch does not give one)."""
 
     card: str
 
@@ -134,7 +134,7 @@ class TorchDescribed:
 
 @dataclass(frozen=True)
 class DeviceExamined:
-    """Answer an Examination, or a Linking: all its phases are over."""
+    """Answer an Examination or a Linking: all its phases are complete."""
 
     examined: ExaminationReport
 
@@ -146,7 +146,7 @@ class CaseMeasured:
     result: Result
 
 
-WorkerAnswer = TorchDescribed | DeviceExamined | CaseMeasured  # ends what was requested
+WorkerAnswer = TorchDescribed | DeviceExamined | CaseMeasured  # the last event of a request
 WorkerEvent = (
     PhaseEntered
     | CardOpened
@@ -161,9 +161,9 @@ WorkerEvent = (
 if TYPE_CHECKING:
     Emit = Callable[[WorkerEvent], None]
 
-# An event is an object of one key, which is the name of its record's one field.
+# An event is a JSON object with one key: the name of the only field of its record.
 _KINDS: dict[str, type[WorkerEvent]] = {dataclasses.fields(kind)[0].name: kind for kind in typing.get_args(WorkerEvent)}
-_SPARSE = (DeviceCapabilities, PrecisionProbe, ExaminationReport)  # a field of theirs is left out where it has no value
+_SPARSE = (DeviceCapabilities, PrecisionProbe, ExaminationReport)  # their fields without a value are left out
 
 
 def encode(event: WorkerEvent) -> str:
@@ -183,7 +183,7 @@ def decode(line: str | bytes) -> WorkerEvent:
     """Return the event of one line.
 
     Raises:
-        ValueError: the line is no JSON, is not an event, or does not fit the event's record.
+        ValueError: the line is not JSON, is not an event, or does not fit the event's record.
     """
     try:
         content = json.loads(line)
@@ -191,6 +191,6 @@ def decode(line: str | bytes) -> WorkerEvent:
         if key is None:
             raise ValueError("the line is not an event")
         event: WorkerEvent = record({key: content[key]}, _KINDS[key], "event")
-    except RecursionError:  # brackets may be nested a thousand deep
-        raise ValueError("the line is nested too deep") from None
+    except RecursionError:  # brackets nested a thousand deep
+        raise ValueError("the line is nested too deeply") from None
     return event

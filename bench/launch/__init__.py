@@ -1,1 +1,1 @@
-"""Starts worker processes, reads what they say, and watches them from outside."""
+"""Starts worker processes, reads their events, and monitors them from the parent."""

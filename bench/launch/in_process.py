@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision.core import layout, process
+from provision.core import process
 from provision.core.errors import BlockedError
 
 if TYPE_CHECKING:
@@ -18,32 +18,30 @@ if TYPE_CHECKING:
     from bench.core.result import Case, Result
     from bench.worker.sampling import Images
 
-_WHERE = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
+_LOCATE_PACKAGES = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
 
 
-def run_here(request: Request, python: Path) -> Result:
-    """Run one case in this very process, for a debugger: nothing is watched, nothing is limited.
+def run_in_process(request: Request, python: Path) -> Result:
+    """Run one case in this process, for a debugger, without a monitor and without a time limit.
 
     Args:
-        request: what to measure.
-        python: the interpreter whose packages are taken; it has to be of this process's version.
+        request: the case to measure.
+        python: the interpreter whose packages are loaded; its version must be that of this process.
 
     Raises:
-        BlockedError: it is of another version, or does not start.
+        BlockedError: the interpreter has another version, or does not start.
     """
-    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
-    done = process.run([python, "-c", _WHERE], timeout_seconds=60, check=False)
-    version, _, packages = done.stdout.strip().partition(" ")
-    if done.returncode or version != mine:
-        remedy = f"Make the toolbox with that one: rm -r .venv, then make setup PYTHON={python}"
-        if layout.is_packaged():
-            remedy = "Install firstlight under that version, or leave out --in-process."
+    own_version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    process_result = process.run([python, "-c", _LOCATE_PACKAGES], timeout_seconds=60, check=False)
+    version, _, packages = process_result.stdout.strip().partition(" ")
+    if process_result.returncode or version != own_version:
         raise BlockedError(
-            f"--in-process takes the packages of {python} into this process, and it is {version or '?'}, this is "
-            f"{mine}. {remedy}"
+            f"--in-process loads the packages of {python} into this process. That is Python {version or '?'}, but this "
+            f"process is Python {own_version}. Make firstlight's own environment with it: rm -r .venv, then "
+            f"make setup PYTHON={python}"
         )
     if packages not in sys.path:
-        sys.path.append(packages)  # behind our own: of what both have, ours is loaded already
+        sys.path.append(packages)  # last, since this process has loaded its own version of the shared packages
     from bench.worker import measurement
 
     return measurement.measure(request, lambda _: None)
@@ -53,7 +51,7 @@ def find_device(name: str) -> str:
     """Return the device that "auto" or "cuda" means for this process's torch; any other name is returned unchanged.
 
     Raises:
-        BlockedError: torch does not see the card.
+        BlockedError: torch does not list the GPU.
     """
     import torch
 
@@ -63,13 +61,13 @@ def find_device(name: str) -> str:
     if name == "cuda":
         name = "cuda:0"
     if name.startswith("cuda:") and int(name.partition(":")[2]) >= cards:
-        raise BlockedError(f"there is no {name}: torch sees {cards} cards")
+        raise BlockedError(f"torch lists no {name}; it sees {cards} cards. Run `nvidia-smi`.")
     return name
 
 
 @contextlib.contextmanager
-def settings_of(case: Case) -> Iterator[None]:
-    """Set torch's precision and threads as the case has them, and restore both afterwards."""
+def torch_settings(case: Case) -> Iterator[None]:
+    """Set torch's fp32 precision and threads to those of the case, and restore both afterwards."""
     import torch
 
     from bench.worker import components
@@ -87,14 +85,14 @@ def settings_of(case: Case) -> Iterator[None]:
 
 
 class DiffusionCase:
-    """One case in this very process: called, it makes a batch of images and waits until the device has done so."""
+    """Hold one loaded case in this process. A call generates one batch of images and waits until the device is idle."""
 
     def __init__(self, case: Case, weights: Mapping[str, str]) -> None:
-        """Build the model, give it its weights, and make a first batch: kernels are chosen, caches are warm.
+        """Build the model, load its weights, and generate a first batch, which selects kernels and fills caches.
 
         Args:
-            case: what is made.
-            weights: {architecture: snapshot folder}; empty: seeded random ones.
+            case: the case to run.
+            weights: {architecture: snapshot folder}; empty for seeded random weights.
         """
         import torch
 
@@ -114,14 +112,14 @@ class DiffusionCase:
         self._memory = device_memory.Peaks(torch, case.device)
 
     def __call__(self) -> Images:
-        """Make a batch of images."""
+        """Generate one batch of images, and wait for the device."""
         with self._torch.no_grad():
             images = self._loop(lambda: None)
             self._synchronize(self._torch, self.case.device)
         return images
 
     def extra_info(self) -> dict[str, Any]:
-        """What belongs beside its times: the case, FLOPs, and the memory since it was ready."""
+        """Return what is stored beside the times: the case, its FLOPs, and the memory peaks since the first batch."""
         self._memory.pause()
         memory = {name: value for name, value in asdict(self._memory.memory()).items() if value is not None}
         work = {"flops_per_step": self.flops.step, "flops_per_batch": self.flops.batch, "weights": self.weights}

@@ -1,4 +1,4 @@
-"""Looks at a worker from outside, twice a second: its memory over time, its card, and what the looking costs."""
+"""Monitors a worker from its parent twice a second: memory, GPU, and the parent's own CPU time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from bench.gpu.nvml import NvmlDevice
 if TYPE_CHECKING:
     from bench.gpu.nvml import NvmlSample
 
-_MOST_MOMENTS = 600
+_MAX_MOMENTS = 600
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 @dataclass
 class _Window:
-    """What was seen while images were made, over all the stretches in which they were."""
+    """Hold the measurements of the monitored phase; a worker may enter this phase several times.
+
+    `seconds`: time in the phase. `own_seconds`: CPU seconds of the parent in it. `counted`: all of the energy comes
+    from the GPU's energy counter, not from power times time.
+    """
 
     readings: list[NvmlSample] = field(default_factory=list)
     seconds: float = 0.0
@@ -32,18 +36,18 @@ class _Window:
 
 
 class WorkerMonitor:
-    """A worker's watch. `look` is called at every turn of the parent's waiting; it sleeps nowhere."""
+    """Monitor one worker. The parent calls `poll` whenever it wakes; the monitor itself never sleeps."""
 
     def __init__(self, pid: int, window: str = "samples", *, is_paired: bool = False) -> None:
-        """Begin with a worker that was just started.
+        """Start the monitor of a worker that was just started.
 
         Args:
-            pid: its process.
-            window: the phase in which its card is watched.
-            is_paired: it is one of two on one card, whose energy is of both.
+            pid: the worker's process id.
+            window: the phase in which the GPU is monitored.
+            is_paired: the worker shares its GPU with the other worker of a pair, so the energy belongs to both.
         """
         self._pid = pid
-        self._wanted = window
+        self._window_phase = window
         self._is_paired = is_paired
         self._began = time.monotonic()
         self._phase = "start"
@@ -56,35 +60,35 @@ class WorkerMonitor:
         self._most_own: int | None = None
         self._first: NvmlSample | None = None
 
-    def found_card(self, uuid: str) -> None:
-        """The worker has told which card it uses."""
+    def open_card(self, uuid: str) -> None:
+        """Open the GPU that the worker has named."""
         self._card = NvmlDevice(uuid)
         self._first = self._card.read()
 
     def enter(self, phase: str) -> None:
-        """The worker goes on to another phase."""
-        self.look()
-        if phase == self._wanted and self._phase != self._wanted:
+        """Record that the worker has begun another phase."""
+        self.poll()
+        if phase == self._window_phase and self._phase != self._window_phase:
             self._last = (time.monotonic(), time.process_time(), self._card.read())
         self._phase = phase
 
-    def look(self) -> None:
-        """Read everything once."""
+    def poll(self) -> None:
+        """Take one measurement of the worker and its GPU."""
         reading = self._card.read()
         now, own = time.monotonic(), time.process_time()
         if reading is not None:
             self._note_memory(reading)
         self._note_moment(now, reading)
-        if self._phase == self._wanted and self._last is not None:
+        if self._phase == self._window_phase and self._last is not None:
             self._note_samples(now, own, reading)
         self._last = (now, own, reading)
 
     def close(self) -> None:
-        """Let go of the card."""
+        """Close the connection to the GPU's driver."""
         self._card.close()
 
     def add_to(self, result: Result) -> Result:
-        """A result with what was seen."""
+        """Return the result with the monitor's measurements added."""
         window = self._window
         memory = replace(result.memory, device_used_bytes=self._most_used, device_process_bytes=self._most_own)
         host = result.host
@@ -94,7 +98,7 @@ class WorkerMonitor:
         return replace(result, memory=memory, host=host, timeline=tuple(self._moments))
 
     def gpu(self) -> GpuLoadStats | None:
-        """What the card did meanwhile; None where it says nothing."""
+        """Return the GPU's clocks, power and throttling in the monitored phase; None without readings."""
         return self._gpu() if self._window.readings else None
 
     def _note_memory(self, reading: NvmlSample) -> None:
@@ -110,12 +114,12 @@ class WorkerMonitor:
             return
         device = reading.used_bytes if reading is not None else None
         self._moments.append(Moment(round(now - self._began, 3), self._phase, _rss_bytes(self._pid), device))
-        if len(self._moments) > _MOST_MOMENTS:  # a long run is kept with half as many
+        if len(self._moments) > _MAX_MOMENTS:  # of a long run, every second moment is kept
             self._moments = self._moments[::2]
             self._stride *= 2
 
     def _note_samples(self, now: float, own: float, reading: NvmlSample | None) -> None:
-        assert self._last is not None  # noqa: S101 (the caller has looked)
+        assert self._last is not None  # noqa: S101 (the caller has checked)
         before, own_before, last = self._last
         window = self._window
         window.seconds += now - before
@@ -131,48 +135,50 @@ class WorkerMonitor:
 
     def _gpu(self) -> GpuLoadStats:
         readings = self._window.readings
-        clocks = [each.clock_mhz for each in readings if each.clock_mhz is not None]
-        heats = [each.temperature for each in readings if each.temperature is not None]
-        powers = [each.power_watts for each in readings if each.power_watts is not None]
-        energies = [each for each in readings if each.energy_joules is not None]
+        clocks = [reading.clock_mhz for reading in readings if reading.clock_mhz is not None]
+        temperatures = [reading.temperature for reading in readings if reading.temperature is not None]
+        powers = [reading.power_watts for reading in readings if reading.power_watts is not None]
+        energies = [reading for reading in readings if reading.energy_joules is not None]
         knows_energy = bool(powers or energies) and not self._is_paired
-        told = [each.reasons for each in readings if each.reasons is not None]
+        reasons = [reading.reasons for reading in readings if reading.reasons is not None]
         return GpuLoadStats(
             clock_mhz_median=statistics.median(clocks) if clocks else None,
             clock_mhz_minimum=min(clocks, default=None),
-            temperature_maximum=max(heats, default=None),
+            temperature_maximum=max(temperatures, default=None),
             power_watts_mean=statistics.fmean(powers) if powers else None,
             power_limit_watts=self._card.power_limit_watts,
             throttled={
-                name: sum(name in each for each in told) / len(told) for name in sorted(frozenset().union(*told))
+                name: sum(name in active for active in reasons) / len(reasons)
+                for name in sorted(frozenset().union(*reasons))
             },
-            reasons_told=bool(told),
+            reasons_told=bool(reasons),
             others=self._others(),
             energy_joules=self._window.joules if knows_energy else None,
             energy_source=("counter" if self._window.counted else "power") if knows_energy else None,
         )
 
     def _others(self) -> int | None:
-        """Processes on the card besides the worker, and the other one of its pair.
+        """Return the largest number of processes on the GPU besides the worker and the other worker of its pair.
 
-        In a container the driver tells other numbers than ours: there all that were on it before the worker are others,
-        and of the rest one is the worker itself.
+        In a container the driver reports process ids of the host, so the worker's own id is not in its list. Then every
+        process that was there before the worker counts as another one, and one of the new processes is the worker.
         """
-        lists = [each.processes for each in self._window.readings if each.processes is not None]
+        lists = [reading.processes for reading in self._window.readings if reading.processes is not None]
         if not lists:
             return None
         before = set((self._first.processes or {}) if self._first is not None else ())
-        most = 0
+        largest = 0
         for processes in lists:
             others = set(processes) - {self._pid}
             if self._pid not in processes:
                 fresh = others - before
                 others -= set(sorted(fresh)[:1])
-            most = max(most, len(others) - self._is_paired)
-        return most
+            largest = max(largest, len(others) - self._is_paired)
+        return largest
 
 
 def _rss_bytes(pid: int) -> int | None:
+    """Return the resident memory of a process; None where /proc does not have it."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):

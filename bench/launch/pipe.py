@@ -1,4 +1,4 @@
-"""Reads the lines of a child process with a deadline, without spinning, and ends it with all that it started."""
+"""Reads the lines of a child process until a deadline without busy waiting, and ends the process with its children."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from provision.core.redact import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-EVERY_SECONDS = 0.5
-ENOUGH, ENDED, LATE = "enough", "ended", "late"
+POLL_SECONDS = 0.5
+DONE, ENDED, LATE = "done", "ended", "late"
 _END_SECONDS = 10.0
 _TAIL_LINES = 8
 _TAIL_BYTES = 8192
-_LONGEST_LINE = 16 << 20  # a thousand times the longest answer
+_MAX_LINE_BYTES = 16 << 20  # a thousand times the longest event
 
 
 def tail(errors: IO[bytes]) -> str:
-    """The last lines of a worker's stderr, without secrets."""
+    """Return the last lines of a worker's stderr, without secrets."""
     errors.seek(max(0, errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
     lines = errors.read().decode("utf-8", "replace").strip().splitlines()
     return redact("\n".join(lines[-_TAIL_LINES:]))
@@ -36,13 +36,24 @@ def listen(
     deadline: float,
     rest: bytes,
     receive: Callable[[bytes], None],
-    enough: Callable[[], bool],
-    look: Callable[[], None],
+    is_done: Callable[[], bool],
+    poll: Callable[[], None],
 ) -> tuple[str, bytes]:
-    """Read whole lines until that is enough, the process has ended, or the deadline passes (it is LATE).
+    """Read whole lines until `is_done()` is true, the process has ended, or the deadline has passed (LATE).
 
-    The end of the process is waited for beside the pipe: something that it started may hold the pipe open. It is not
-    reaped: its number, and so its group's, stays its own until `end`. Returns the line that has not ended yet, too.
+    The end of the process is awaited beside the pipe, since a child of the process may keep the pipe open. The process
+    is not reaped before `end`, so that no other process can get its id or its group's id.
+
+    Args:
+        process: the child; its stdout is a pipe.
+        deadline: of time.monotonic.
+        rest: the beginning of the line that the last call left incomplete.
+        receive: called with each complete line.
+        is_done: checked after each read.
+        poll: called twice a second.
+
+    Returns:
+        DONE, ENDED or LATE, and the line that is not complete yet.
     """
     assert process.stdout is not None  # noqa: S101 (opened as a pipe)
     pipe = process.stdout.fileno()
@@ -51,19 +62,19 @@ def listen(
         ready.register(pipe, selectors.EVENT_READ)
         if ending is not None:
             ready.register(ending, selectors.EVENT_READ)
-        looked = time.monotonic()
-        while (left := deadline - time.monotonic()) > 0:
-            events = {key.fd for key, _ in ready.select(min(left, EVERY_SECONDS))}
-            if not events or time.monotonic() - looked >= EVERY_SECONDS:  # one that says much is looked at, too
-                look()
-                looked = time.monotonic()
+        polled = time.monotonic()
+        while (remaining := deadline - time.monotonic()) > 0:
+            events = {key.fd for key, _ in ready.select(min(remaining, POLL_SECONDS))}
+            if not events or time.monotonic() - polled >= POLL_SECONDS:  # poll also a process that writes all the time
+                poll()
+                polled = time.monotonic()
             if not events:
                 continue
             rest, closed = _drain(pipe, rest, deadline, receive)
             if ending in events:
                 return ENDED, rest
-            if enough():
-                return ENOUGH, rest
+            if is_done():
+                return DONE, rest
             if closed:
                 ready.unregister(pipe)
                 if ending is None:
@@ -77,7 +88,7 @@ def listen(
 
 @contextlib.contextmanager
 def _ending(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
-    """A descriptor that can be read when the process has ended; None where the system has none (not Linux)."""
+    """Yield a descriptor that becomes readable when the process ends; None where pidfd_open is missing (not Linux)."""
     if not hasattr(os, "pidfd_open"):
         yield None
         return
@@ -89,7 +100,11 @@ def _ending(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
 
 
 def _drain(pipe: int, rest: bytes, deadline: float, receive: Callable[[bytes], None]) -> tuple[bytes, bool]:
-    """Read all that the pipe holds now. Returns the line that has not ended yet, and whether the pipe is closed."""
+    """Read the bytes that the pipe holds now, and pass each complete line to `receive`.
+
+    Returns:
+        The line that is not complete yet, and whether the pipe is closed.
+    """
     while time.monotonic() < deadline:
         try:
             block = os.read(pipe, 1 << 16)
@@ -98,16 +113,16 @@ def _drain(pipe: int, rest: bytes, deadline: float, receive: Callable[[bytes], N
         if not block:
             return rest, True
         *lines, rest = (rest + block).split(b"\n")
-        rest = rest[-_LONGEST_LINE:]
+        rest = rest[-_MAX_LINE_BYTES:]
         for line in lines:
             receive(line)
     return rest, False
 
 
 def waited_seconds(pid: int) -> float:
-    """Seconds in which a process's first thread was ready and had no core (source: the kernel's sched-stats.rst).
+    """Return the seconds in which a process's first thread was ready to run and had no core.
 
-    0 where the system does not count them.
+    Source: the kernel's sched-stats.rst. 0 where the kernel does not count them.
     """
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
@@ -116,9 +131,10 @@ def waited_seconds(pid: int) -> float:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End the worker and whatever it started; where it has ended by itself, what it left behind.
+    """Kill the worker's process group, and reap the worker.
 
-    What hangs in a driver cannot be ended by anybody: it is left to the system, and has no exit code.
+    If the worker has ended already, this kills the children that it left. A process that hangs in a driver cannot be
+    killed: after ten seconds it is left to the system and has no exit code.
     """
     if process.returncode is None:
         kill(process)
@@ -129,7 +145,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker and whatever it started, and wait for nothing."""
-    if process.returncode is None:  # not reaped: its number, and so its group's, is still its own
+    """Kill the worker's process group without waiting for its end."""
+    if process.returncode is None:  # not reaped, so no other process has its id or its group's id
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

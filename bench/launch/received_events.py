@@ -1,4 +1,4 @@
-"""Collects the events that the parent receives from a worker, and explains an end without a result."""
+"""Collects the events that a worker sends, and explains why a worker ended without a result."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from bench.core.worker_events import WorkerAnswer
     from bench.launch.monitor import WorkerMonitor
 
-NOT_STARTED = 127  # as a shell has it
-_HUNGRY = 0.5
-_SILENT_SECONDS = 300.0  # twice what a phase of a case is silent at most, beside its images and the compiler
-_IMAGES = 5  # so many times longer than foretold an image may take
-_QUIET = {"load", "largest"}  # gigabytes from a slow disk, and the search of a size: their deadline ends them
+NOT_STARTED = 127  # the exit code of a shell for a missing program
+_STARVED_SHARE = 0.5
+_SILENT_SECONDS = 300.0  # twice the longest silent phase of a case, without its images and its compilation
+_IMAGES = 5  # an image may take this many times its predicted seconds
+_UNLIMITED = {
+    "load",
+    "largest",
+}  # loading from a slow disk and the search of a size: only the case's deadline ends them
 
 
 @dataclass
@@ -43,7 +46,7 @@ class ReceivedEvents:
     """Hold the events of a worker so far.
 
     `at`: the time of the last line; `entered`: the start of the phase (both time.monotonic). `answer`: the last answer.
-    `rubbish`: the number of lines that are no events.
+    `invalid_lines`: the number of lines that are not events.
     """
 
     phase: str = "start"
@@ -56,18 +59,18 @@ class ReceivedEvents:
     precisions: list[PrecisionProbe] = field(default_factory=list)
     capabilities: DeviceCapabilities | None = None
     answer: WorkerAnswer | None = None
-    rubbish: int = 0
+    invalid_lines: int = 0
 
     @property
-    def patience(self) -> float:
-        """Seconds after which a silent worker hangs."""
-        if self.phase in _QUIET:
+    def silence_limit_seconds(self) -> float:
+        """Return the seconds without an event after which the worker counts as hung."""
+        if self.phase in _UNLIMITED:
             return float("inf")
         return _SILENT_SECONDS + 3 * (self.work.predicted_compile_seconds or 0.0) + _IMAGES * self._image_seconds
 
     @property
     def _image_seconds(self) -> float:
-        """The seconds of an image, in which nothing is said: as predicted or measured, whichever is longer."""
+        """Return the seconds of one image, in which no event is sent: predicted or measured, whichever is longer."""
         work, last = self.work, self.samples[-1].seconds if self.samples else 0.0
         predicted = 0.0
         if work.predicted_step_seconds and work.flops_per_step and work.flops_per_image:
@@ -75,13 +78,13 @@ class ReceivedEvents:
         return max(predicted, self.phases.first_image_seconds or 0.0, last)
 
 
-def receive(received: ReceivedEvents, monitor: WorkerMonitor | None, line: bytes) -> None:  # noqa: C901 (an arm an event)
-    """Take in one line; count it where it is no event."""
+def receive(received: ReceivedEvents, monitor: WorkerMonitor | None, line: bytes) -> None:  # noqa: C901 (one case per event)
+    """Add the event of one line; a line that is not an event is counted."""
     received.at = time.monotonic()
     try:
         event = worker_events.decode(line)
     except ValueError:
-        received.rubbish += 1
+        received.invalid_lines += 1
         return
     match event:
         case PhaseEntered():
@@ -90,7 +93,7 @@ def receive(received: ReceivedEvents, monitor: WorkerMonitor | None, line: bytes
                 monitor.enter(event.phase)
         case CardOpened():
             if monitor is not None:
-                monitor.found_card(event.card)
+                monitor.open_card(event.card)
         case WorkPredicted():
             received.work = event.work
         case PhasesTimed():
@@ -107,25 +110,28 @@ def receive(received: ReceivedEvents, monitor: WorkerMonitor | None, line: bytes
             received.answer = event
 
 
-def explain_end(received: ReceivedEvents, code: int | None, hungry: float) -> tuple[Status, str]:
-    """Return what became of a case whose worker gave no result.
+def explain_end(received: ReceivedEvents, code: int | None, starved_share: float) -> tuple[Status, str]:
+    """Return the status and the reason for a case whose worker sent no result.
 
     Args:
         received: the events of the worker.
-        code: its exit code; None where it was killed at its deadline.
-        hungry: the share of its life in which it was ready and had no core.
+        code: its exit code; None if it was killed at its deadline.
+        starved_share: the share of its life in which it was ready to run and had no core.
     """
     where = f"in the phase {received.phase!r}"
     if code is None:
-        why = f"starved {where}: it waited {hungry:.0%} of the time for a core" if hungry > _HUNGRY else ""
-        return Status.TIMEOUT, f"the worker {why or f'hung {where}'} and was killed at its deadline"
+        is_starved = starved_share > _STARVED_SHARE
+        why = (
+            f"starved {where}: it waited {starved_share:.0%} of the time for a core" if is_starved else f"hung {where}"
+        )
+        return Status.TIMEOUT, f"the worker {why} and was killed at its deadline"
     if code == NOT_STARTED:
         return Status.ERROR, "the worker did not start"
     if code == -signal.SIGKILL:
-        return Status.OOM, f"the worker was killed {where} (SIGKILL: most likely the host's memory ran out)"
+        return Status.OOM, f"the worker was killed {where} (SIGKILL: most likely the host ran out of memory)"
     if code < 0:
         return Status.ERROR, f"the worker died {where} ({signal_name(-code)})"
-    if received.rubbish:
-        lines = f"printed {received.rubbish} lines that are no answer"
-        return Status.ERROR, f"the worker {lines}, and ended with exit {code}"
-    return Status.ERROR, f"the worker ended {where} without a result (exit {code})"
+    if received.invalid_lines:
+        lines = f"printed {received.invalid_lines} lines that are not events"
+        return Status.ERROR, f"the worker {lines}, and ended with exit code {code}"
+    return Status.ERROR, f"the worker ended {where} without a result (exit code {code})"

@@ -100,7 +100,7 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         "status": result.status.value,
         "reason": result.cause,
         "trust": trust.state if (trust := result.trust or verdict.trust(result)) else "",
-        "trust_reasons": verdict.contended(result) or "",
+        "trust_reasons": verdict.disturbance(result) or "",
         "weights": result.weights or "",
         "samples": len(result.samples),
         "image_seconds_median": images and images.median,

@@ -58,7 +58,7 @@ def html(
                 f"Schedulers: time against error, {longest.case.model}",
                 charts.errors_over_time(longest, solutions, tables.label),
             )
-            for longest, solutions in image_quality.solved(measured, folder)
+            for longest, solutions in image_quality.scheduler_accuracies(measured, folder)
         ),
     ]
     figures += _trends(kept)
@@ -73,7 +73,7 @@ def html(
         left=[result for result in run.results if result not in measured],
         label=tables.label,
         charts=[(title, svg) for title, svg in figures if svg is not None],
-        twins=[_twin(twin, folder) for twin in image_quality.twins(measured, folder)],
+        twins=[_twin(twin, folder) for twin in image_quality.precision_pairs(measured, folder)],
         pictures=[picture for result in run.results if (picture := _picture(result, folder))],
         facts=_facts(run),
         notes=validation_tables.notes(run) if run.validation is not None else tables.notes(run),
@@ -101,7 +101,7 @@ def _trends(kept: Sequence[Run]) -> Iterator[tuple[str, str | None]]:
 def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
     """Return the values of one case for the tables; the template formats them."""
     steps, images = stats.step_seconds(result), stats.image_seconds(result)
-    disturbed = verdict.contended(result)
+    disturbed = verdict.disturbance(result)
     whole = result.shares_of_seconds
     return {
         "result": result,
@@ -123,13 +123,13 @@ def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
 
 
 def _picture(result: Result, folder: Path) -> dict[str, str] | None:
-    content = image_quality.read(result, folder)
+    content = image_quality.read_image(result, folder)
     return {"name": tables.label(result.case), "data": _encoded(content)} if content is not None else None
 
 
 def _twin(twin: PrecisionPair, folder: Path) -> dict[str, str]:
     """Return both pictures of a pair and their distance."""
-    one, two = (image_quality.read(result, folder) or b"" for result in (twin.result, twin.plain))
+    one, two = (image_quality.read_image(result, folder) or b"" for result in (twin.result, twin.plain))
     distance = "equal" if twin.psnr == float("inf") else f"PSNR {twin.psnr:.1f} dB"
     return {"name": tables.label(twin.result.case), "one": _encoded(one), "two": _encoded(two), "psnr": distance}
 

@@ -127,7 +127,7 @@ def tuning_table(result: TuneResult, *, color: bool, width: int | None) -> str:
     for name in ("setting", "s/image", "speedup", "error vs fp32", "peak", ""):
         table.add_column(name, justify="left" if name in {"setting", ""} else "right", overflow="fold")
     default_seconds = stats.least_image_seconds(result.default)
-    ruled_out = {trial.case: reason for trial in result.tries if (reason := verdict.ruled_out(trial))}
+    ruled_out = {trial.case: reason for trial in result.tries if (reason := verdict.exclusion_reason(trial))}
     for trial in sorted(result.tries, key=lambda trial: (trial.case in ruled_out, stats.least_image_seconds(trial))):
         seconds = stats.least_image_seconds(trial)
         error = trial.numerics.forward_error if trial.numerics else None
@@ -137,7 +137,7 @@ def tuning_table(result: TuneResult, *, color: bool, width: int | None) -> str:
             f"{default_seconds / seconds:.2f}" if trial.samples else "",
             f"{error:.1g}" if error is not None else "",
             memory_of(trial) if trial.samples else "",
-            "ruled out" if trial.case in ruled_out else "disturbed" if verdict.contended(trial) else "",
+            "ruled out" if trial.case in ruled_out else "disturbed" if verdict.disturbance(trial) else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
     lines = [f"{', '.join(case.settings)}: {reason}" for case, reason in ruled_out.items()]
@@ -190,7 +190,7 @@ def trend_rows(kept: Sequence[Run]) -> list[tuple[str, ...]]:
             f"{line.against_first - 1:+.1%}" if line.against_first is not None else "",
             f"{line.against_best - 1:+.1%}" if line.against_best is not None else "",
         )
-        for line in history.lines(kept)
+        for line in history.history_lines(kept)
     ]
 
 
@@ -216,7 +216,7 @@ def row(result: Result) -> tuple[str, ...]:
             "",
         )
     rate = stats.images_per_second(result)
-    mark = " !" if verdict.contended(result) else ""
+    mark = " !" if verdict.disturbance(result) else ""
     return (
         name,
         f"{_figure(steps.median)} ± {steps.spread:.1%}{mark}",
@@ -259,9 +259,9 @@ def notes(run: Run) -> list[str]:
     measured = [result for result in run.results if result.status is Status.OK]
     if any(result.weights == "random" for result in measured):
         lines.append("weights: random where the real ones are absent; speed and memory are the same")
-    if any(verdict.contended(result) for result in measured):
+    if any(verdict.disturbance(result) for result in measured):
         lines.append(ADVICE)
-    if any(verdict.contended(result) and result.case.device == "cpu" for result in measured):
+    if any(verdict.disturbance(result) and result.case.device == "cpu" for result in measured):
         lines.append(SPINNING)
     counts = [len(result.samples) for result in measured]
     if counts:

@@ -1,1 +1,1 @@
-"""A run of cases: which, in which order and in how much time; its verdict, and where it is kept."""
+"""Runs the cases of a suite within a time budget, judges the run, and stores it."""

@@ -1,4 +1,4 @@
-"""Suites as people write them, unrolled into cases; and where a case finds real weights."""
+"""Reads suites from TOML, expands them into cases, and finds the snapshots of a case's weights."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 SUITES = Path(__file__).parent.parent / "suites"
-LOWER = "lower"  # a suite's word for the best low precision of the device
+LOWER = "lower"  # in a suite: the preferred low-precision dtype of the device
 LOW = ("bf16", "fp16")
-_LONGEST_NUMBER = 10  # digits
-_USUAL = ("sampling", "pipelines", "tiny")  # the first that has a model says what is usual
+_MAX_DIGITS = 10
+_DEFAULT_SUITES = ("sampling", "pipelines", "tiny")  # the first suite with a model defines its default case
 
 
 def suites() -> list[str]:
-    """Every suite that is shipped."""
+    """Return the names of the suites in this package."""
     return sorted(file.stem for file in SUITES.glob("*.toml"))
 
 
-def _one_of(what: str, known: Sequence[str]) -> AfterValidator:
+def _one_of(noun: str, names: Sequence[str]) -> AfterValidator:
     def check(value: str) -> str:
-        if value not in known:
-            raise ValueError(f"unknown {what} {value!r}; there is: {', '.join(known)}")
+        if value not in names:
+            raise ValueError(f"unknown {noun} {value!r}; valid names: {', '.join(names)}")
         return value
 
     return AfterValidator(check)
 
 
 Model = Annotated[str, _one_of("model", axes.models())]
-Task = Annotated[str, _one_of("task", sorted({task for known in axes.TASKS.values() for task in known}))]
+Task = Annotated[str, _one_of("task", sorted({task for tasks in axes.TASKS.values() for task in tasks}))]
 Dtype = Annotated[str, _one_of("dtype", list(axes.DTYPES))]
 SuiteDtype = Annotated[str, _one_of("dtype", [*axes.DTYPES, LOWER])]
 Scheduler = Annotated[str, _one_of("scheduler", list(axes.SCHEDULERS))]
@@ -55,9 +55,9 @@ Vae = Annotated[str, _one_of("vae", axes.VAES)]
 _T = TypeVar("_T")
 
 
-def _as_axis(given: object) -> object:
-    """One value, or a list of them."""
-    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
+def _as_axis(value: object) -> object:
+    """Return a value, or a list of values, as a tuple."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 Axis = Annotated[tuple[_T, ...], Field(min_length=1), BeforeValidator(_as_axis)]
@@ -67,10 +67,11 @@ Pixels = Annotated[int, Field(gt=0, multiple_of=8)]
 
 
 class Shape(toml.Strict):
-    """What fits one kind of device; each is one number or a list.
+    """Describe the shapes for one kind of device; each field is one number or a list.
 
-    `size` is the edge of a square image in pixels; `height` and `width` stand instead of it. `lanes`: this one is for
-    a CPU that computes at least so many numbers of fp32 at once: threads times what an instruction takes.
+    `size`: the edge of a square image in pixels; `height` and `width` can replace it. `lanes`: the shape is for a CPU
+    that computes at least this many fp32 numbers at once, which is its threads times the numbers in a vector
+    instruction.
     """
 
     lanes: Annotated[int, Field(gt=0)] | None = None
@@ -83,24 +84,24 @@ class Shape(toml.Strict):
     @model_validator(mode="after")
     def _one_way(self) -> Shape:
         if (self.size is None) == (self.height is None) or (self.height is None) != (self.width is None):
-            raise ValueError("an image has a size, or a height and a width")
+            raise ValueError("give either size, or height and width")
         return self
 
     @property
     def images(self) -> list[tuple[int, int]]:
-        """(height, width) of each."""
+        """Return (height, width) of each image."""
         if self.size is not None:
             return [(size, size) for size in self.size]
         return list(itertools.product(self.height or (), self.width or ()))
 
 
 class Matrix(toml.Strict):
-    """One block of a suite: every combination of its axes; an axis that is not named is as the library has it.
+    """Describe one block of a suite: all combinations of its axes. An axis that is absent has the library's default.
 
-    Without `cpu` (or `gpu`) the block is left out there; of several shapes the first that fits the device is taken.
-    The dtype "lower" is the best low precision that the device has kernels for. `required`: the suite is not done
-    without it, so it comes first, and keeps its time even over the budget. `find_max`: also search the largest batch
-    and image.
+    Without `cpu` (or `gpu`) the block has no cases for that kind of device; of several shapes the first that fits the
+    device is used. The dtype "lower" is the preferred low-precision dtype that the device has kernels for. `required`:
+    the run is incomplete without this block, so it comes first, and may exceed the budget. `find_max`: also search the
+    largest batch and image.
     """
 
     model: Axis[Model]
@@ -120,7 +121,7 @@ class Matrix(toml.Strict):
 
 
 class Budget(toml.Strict):
-    """Seconds that a whole suite may take, a kind of device."""
+    """Hold the seconds of the whole suite for each kind of device."""
 
     cpu: Annotated[int, Field(gt=0)]
     cuda: Annotated[int, Field(gt=0)]
@@ -128,7 +129,7 @@ class Budget(toml.Strict):
 
 
 class Suite(toml.Strict):
-    """A suite's file. `include`: suites whose blocks come first."""
+    """Describe the file of a suite. `include`: suites whose blocks come first."""
 
     description: str
     budget: Budget
@@ -138,7 +139,10 @@ class Suite(toml.Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """A case of a suite; whether its largest batch and image are searched, and whether it must be measured."""
+    """Hold a case of a suite.
+
+    `find_max`: search its largest batch and image. `required`: the run is incomplete without it.
+    """
 
     case: Case
     find_max: bool = False
@@ -147,10 +151,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Describe what a device computes with.
+    """Describe the number formats and the width of a device.
 
-    `lower`: its best low precision. `without`: the dtypes that it has no kernels for. `lanes`: numbers of fp32 that
-    a CPU computes at once; None where that is not known.
+    `lower`: its preferred low-precision dtype. `without`: the dtypes that it has no kernels for. `lanes`: the fp32
+    numbers that a CPU computes at once; None if that is not known.
     """
 
     lower: str | None = None
@@ -159,10 +163,10 @@ class Capabilities:
 
 
 def load_suite(name: str) -> Suite:
-    """A shipped suite by its name, or a file by its path.
+    """Return a suite of this package by its name, or of a file by its path.
 
     Raises:
-        SpecError: there is no such suite, or the file is wrong.
+        SpecError: no suite has this name, or the file is invalid.
     """
     return _load_suite(name, ())
 
@@ -171,14 +175,14 @@ def _load_suite(name: str, within: tuple[str, ...]) -> Suite:
     if name in within:
         raise SpecError(f"suite {name} includes itself: {' > '.join((*within, name))}.")
     if name.endswith(".toml"):
-        found = toml.load(Path(name), Suite)
+        suite = toml.load(Path(name), Suite)
     else:
-        found = toml.load(SUITES / f"{toml.choose(name, suites(), 'suite')}.toml", Suite)
-    others = [_load_suite(other, (*within, name)) for other in found.include or ()]
-    blocks = [block for other in others for block in other.matrix or ()]
-    if not (blocks or found.matrix):
-        raise SpecError(f"suite {name}: it has no block. Give it a [[matrix]], or an include.")
-    return found.model_copy(update={"matrix": (*blocks, *(found.matrix or ())), "include": None})
+        suite = toml.load(SUITES / f"{toml.choose(name, suites(), 'suite')}.toml", Suite)
+    included = [_load_suite(other, (*within, name)) for other in suite.include or ()]
+    blocks = [block for other in included for block in other.matrix or ()]
+    if not (blocks or suite.matrix):
+        raise SpecError(f"suite {name} has no cases. Add a [[matrix]] block or an include.")
+    return suite.model_copy(update={"matrix": (*blocks, *(suite.matrix or ())), "include": None})
 
 
 def unroll(
@@ -188,67 +192,67 @@ def unroll(
     only_models: Sequence[str] = (),
     only_dtypes: Sequence[str] = (),
     changes: Mapping[str, str] | None = None,
-    means: Capabilities | None = None,
+    capabilities: Capabilities | None = None,
 ) -> list[Cell]:
-    """Every case of a suite on one device, in the file's order, each once.
+    """Return all cases of a suite on one device, in the file's order, without duplicates.
 
     Args:
         suite: the suite.
-        device: as a case names it.
-        only_models: none but these.
-        only_dtypes: none but these.
-        changes: {axis: value} that every case is changed to.
-        means: what the device computes with. A dtype that is asked for by name is tried without kernels, too.
+        device: the device, such as "cpu" or "cuda:0".
+        only_models: keep only these models; empty for all.
+        only_dtypes: keep only these dtypes; empty for all.
+        changes: {axis: value} to set in every case.
+        capabilities: the number formats of the device. A dtype that the user names is tried even without kernels.
 
     Raises:
-        SpecError: an unknown model, dtype, axis or value is asked for, or nothing is left.
+        SpecError: a model, dtype, axis or value is unknown, or no case is left.
     """
-    check_picks(only_models, only_dtypes)
-    means = means or Capabilities()
+    check_names(only_models, only_dtypes)
+    capabilities = capabilities or Capabilities()
     is_named = bool(only_dtypes) or "dtype" in (changes or {})
-    lower = tuple(name for name in only_dtypes if name in LOW) or ((means.lower,) if means.lower else ())
+    lower = tuple(name for name in only_dtypes if name in LOW) or ((capabilities.lower,) if capabilities.lower else ())
     cells: dict[Case, Cell] = {}
     without = set()
     for block in suite.matrix or ():
-        for case in _cases(block, device, lower, means.lanes):
+        for case in _cases(block, device, lower, capabilities.lanes):
             if (only_models and case.model not in only_models) or (only_dtypes and case.dtype not in only_dtypes):
                 continue
             changed = change(case, changes or {})
-            if changed.dtype in means.without and not is_named:
+            if changed.dtype in capabilities.without and not is_named:
                 without.add(changed.dtype)
                 continue
-            known = cells.get(changed, Cell(changed))
-            cells[changed] = Cell(changed, known.find_max or block.find_max, known.required or block.required)
+            duplicate = cells.get(changed, Cell(changed))
+            cells[changed] = Cell(changed, duplicate.find_max or block.find_max, duplicate.required or block.required)
     if not cells and without:
         raise SpecError(
             f"{device} has no kernels for any dtype of this suite ({', '.join(sorted(without))}). "
-            "Run one with fp32, such as `bench run quick`, or name another --device."
+            "Run a suite with fp32, such as `bench run quick`, or choose another --device."
         )
     if not cells:
-        raise SpecError("this suite has no case with that model and dtype on this device.")
+        raise SpecError("this suite has no case with this model and dtype on this device. Run `bench list`.")
     return list(cells.values())
 
 
-def usual(model: str, device: str) -> Case:
-    """A case of a model as the suites have it, in a size and with as many steps as fit the device.
+def default_case(model: str, device: str) -> Case:
+    """Return the first case of a model in the suites, with the size and the steps that fit the device.
 
     Raises:
-        SpecError: no such model, or no suite has it for this device.
+        SpecError: the model is unknown, or no suite has it for this device.
     """
-    check_picks([model], [])
-    for name in _USUAL:
+    check_names([model], [])
+    for name in _DEFAULT_SUITES:
         suite = load_suite(name)
         blocks = [block for block in suite.matrix or () if model in block.model]
         if any(block.cpu if device == "cpu" else block.gpu for block in blocks):
             return unroll(suite, device, only_models=[model])[0].case
-    raise SpecError(f"no suite says which size of {model} fits {device}.")
+    raise SpecError(f"no suite has a size of {model} for {device}.")
 
 
-def check_picks(only_models: Sequence[str], only_dtypes: Sequence[str]) -> None:
-    """Refuse a name that stands for no model or dtype.
+def check_names(only_models: Sequence[str], only_dtypes: Sequence[str]) -> None:
+    """Check the names of models and dtypes.
 
     Raises:
-        SpecError: it does not; the message lists what does.
+        SpecError: a name is unknown; the message lists the valid names.
     """
     for name in only_models:
         toml.choose(name, axes.models(), "model")
@@ -257,31 +261,31 @@ def check_picks(only_models: Sequence[str], only_dtypes: Sequence[str]) -> None:
 
 
 def change(case: Case, changes: Mapping[str, str]) -> Case:
-    """A case with some axes changed, by their names and values as a suite has them; `size` is both edges.
+    """Return a case with some axes changed; names and values are those of a suite's file, and `size` sets both edges.
 
     Raises:
-        SpecError: no such axis, or no such value.
+        SpecError: an axis or a value is unknown.
     """
     if not changes:
         return case
     fields = dataclasses.asdict(case)
-    known = {"model", "task", "dtype", "scheduler", "layout", "attention", "compile", "offload", "vae", "threads"}
+    names = {"model", "task", "dtype", "scheduler", "layout", "attention", "compile", "offload", "vae", "threads"}
     for axis in changes:
-        toml.choose(axis, sorted(known | {"size", "height", "width", "steps", "batch"}), "axis")
-    told: dict[str, object] = {name: fields[name] for name in known}
+        toml.choose(axis, sorted(names | {"size", "height", "width", "steps", "batch"}), "axis")
+    settings: dict[str, object] = {name: fields[name] for name in names}
     shape = {name: fields[name] for name in ("height", "width", "steps", "batch")}
     for axis, value in changes.items():
-        whole: object = int(value) if value.isdecimal() and len(value) < _LONGEST_NUMBER else value
+        parsed: object = int(value) if value.isdecimal() and len(value) < _MAX_DIGITS else value
         if axis == "size":
-            shape |= {"height": whole, "width": whole}
+            shape |= {"height": parsed, "width": parsed}
         else:
-            (shape if axis in shape else told)[axis] = whole
-    if told["dtype"] == LOWER:
+            (shape if axis in shape else settings)[axis] = parsed
+    if settings["dtype"] == LOWER:
         toml.choose(LOWER, list(axes.DTYPES), "dtype")
-    if not told["task"]:
-        del told["task"]  # what the model was trained for
+    if not settings["task"]:
+        del settings["task"]  # "" is the task that the model was trained for
     try:
-        block = Matrix.model_validate({**told, "cpu": shape, "gpu": shape})
+        block = Matrix.model_validate({**settings, "cpu": shape, "gpu": shape})
     except ValidationError as error:
         first = error.errors()[0]
         axis = next((part for part in first["loc"] if isinstance(part, str) and part not in {"cpu", "gpu"}), "")
@@ -292,7 +296,10 @@ def change(case: Case, changes: Mapping[str, str]) -> Case:
 
 
 def shape_for(shapes: Sequence[Shape], lanes: float | None) -> Shape:
-    """Return the first shape that fits a device; the last one fits every device, and the first one that is no CPU."""
+    """Return the first shape whose lanes the device has.
+
+    That is the first shape if the device's lanes are not known (such as a GPU), and the last shape if none fits.
+    """
     fitting = (shape for shape in shapes if lanes is None or (shape.lanes or 0) <= lanes)
     return next(fitting, shapes[-1])
 
@@ -305,7 +312,7 @@ def _cases(block: Matrix, device: str, lower: tuple[str, ...], lanes: float | No
     for model, task, dtype, scheduler, layout, attention, compile_, offload, vae, threads in itertools.product(
         block.model,
         block.task,
-        [name for told in block.dtype for name in (lower if told == LOWER else (told,))],
+        [name for declared in block.dtype for name in (lower if declared == LOWER else (declared,))],
         block.scheduler,
         block.layout,
         block.attention,
@@ -314,9 +321,9 @@ def _cases(block: Matrix, device: str, lower: tuple[str, ...], lanes: float | No
         block.vae,
         block.threads,
     ):
-        known = axes.tasks(model)
-        if task and task not in known:
-            raise SpecError(f"{model} cannot do {task}; there is: {', '.join(known)}.")
+        tasks = axes.tasks(model)
+        if task and task not in tasks:
+            raise SpecError(f"{model} cannot do {task}. Choose one of: {', '.join(tasks)}.")
         for (height, width), steps, batch in itertools.product(shape.images, shape.steps, shape.batch):
             yield Case(
                 model,
@@ -328,7 +335,7 @@ def _cases(block: Matrix, device: str, lower: tuple[str, ...], lanes: float | No
                 height,
                 width,
                 layout=layout,
-                task="" if task == known[0] else task,
+                task="" if task == tasks[0] else task,
                 attention=attention,
                 compile=compile_,
                 offload=offload,
@@ -338,18 +345,18 @@ def _cases(block: Matrix, device: str, lower: tuple[str, ...], lanes: float | No
 
 
 def weights(model: str, manifest: Mapping[str, models.ModelSpec], root: Root) -> dict[str, str]:
-    """{architecture: the snapshot folder of the first entry of it whose files are all there}.
+    """Return {architecture: snapshot folder} of the first manifest entry of each architecture that is complete on disk.
 
-    Empty where one of the architectures that make up the model is not there.
+    Empty if any architecture of the model is absent.
     """
     base = axes.architecture(model).get("base")
-    found = {}
+    folders = {}
     for architecture in [model, *([base] if base else [])]:
         folder = _snapshot(architecture, manifest, root)
         if folder is None:
             return {}
-        found[architecture] = str(folder)
-    return found
+        folders[architecture] = str(folder)
+    return folders
 
 
 def _snapshot(architecture: str, manifest: Mapping[str, models.ModelSpec], root: Root) -> Path | None:
@@ -357,14 +364,14 @@ def _snapshot(architecture: str, manifest: Mapping[str, models.ModelSpec], root:
         if entry.architecture != architecture:
             continue
         folder = root.hub_in_use / f"models--{entry.repo.replace('/', '--')}" / "snapshots" / entry.revision
-        if all(_is_whole(folder / file.path, file.size) for file in entry.files):
+        if all(_is_complete(folder / file.path, file.size) for file in entry.files):
             return folder
     return None
 
 
-def _is_whole(path: Path, size: int | None) -> bool:
+def _is_complete(path: Path, size: int | None) -> bool:
     try:
-        found = path.stat().st_size
+        actual = path.stat().st_size
     except OSError:
         return False
-    return size is None or size == found
+    return size is None or size == actual

@@ -1,4 +1,4 @@
-"""Holds one run against another, case by case, and says slower only where nothing else explains it."""
+"""Compares two runs case by case, and reports a slowdown only if noise and disturbance do not explain it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from bench.core.stats import Summary
 
 SLOWER, FASTER, SAME, NOT_JUDGED = "slower", "faster", "same", "could not judge"
-# Below this no difference is named: five runs of one clean case agree within it.
-LEAST_EFFECT = 0.03
-# Two processes of one setting on a CPU: 0.30 and 0.34 s an image for as long as each lives, by where its weights lie
-# (measured on a shared 2-core AMD EPYC). Of a pair, every image has them elsewhere.
-_LUCK_OF_PLACE = 0.15
-_NO_LESS = "two processes on a CPU may differ by so much: run --interleave finds less"
+# A smaller difference is not reported: five runs of one undisturbed case agree within this share.
+MIN_EFFECT = 0.03
+# The memory placement of the weights changes the speed of a process for its whole life: two processes of one setting
+# on a CPU took 0.30 and 0.34 s an image (measured on a shared 2-core AMD EPYC). Pairs reallocate before each image.
+_PLACEMENT_EFFECT = 0.15
+_PLACEMENT_NOTE = "two processes on a CPU may differ this much: `bench run --interleave` finds smaller differences"
 
 
 @dataclass(frozen=True)
 class ComparedCase:
-    """One case in both runs. `ratio` is of the seconds an image, after / before; `floor` what an effect must exceed."""
+    """Hold the comparison of one case.
+
+    `ratio`: seconds per image, after / before. `floor`: the effect must be larger than this share.
+    """
 
     name: str
     before: Summary | None
@@ -40,7 +43,10 @@ class ComparedCase:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs held against each other. `differs`: software that is not the same; it may be what is compared."""
+    """Hold the comparison of two runs.
+
+    `differs`: software whose versions differ, which may be the cause. `alone`: cases that only one run has.
+    """
 
     rows: tuple[ComparedCase, ...]
     differs: tuple[str, ...]
@@ -48,39 +54,39 @@ class Comparison:
 
     @property
     def exit(self) -> Exit:
-        """3 where a case became slower, 5 where none could be judged."""
+        """Return 3 if a case became slower, 5 if no case could be judged, otherwise 0."""
         states = {row.state for row in self.rows}
         if SLOWER in states:
             return Exit.VERDICT_FAIL
         return Exit.NOT_JUDGED if not states - {NOT_JUDGED} else Exit.GOOD
 
 
-def compare(before: Run, after: Run, *, least: float = LEAST_EFFECT) -> Comparison:
+def compare(before: Run, after: Run, *, least: float = MIN_EFFECT) -> Comparison:
     """Compare the cases that both runs have.
 
-    A case is slower only if the 95 % interval of the ratio of the medians excludes 1, and the effect exceeds the larger
-    of `least` and the noise (each run's own interval, and how far the machine's own peak moved between them), and both
-    ran on the same kind of machine, and neither was disturbed.
+    A case is slower only if the 95 % interval of the ratio of the medians excludes 1, and the effect exceeds both
+    `least` and the noise, and both runs are from the same kind of machine, and neither was disturbed. The noise is the
+    larger of each run's own interval and the change of the machine's own peak rates between the runs.
 
     Args:
         before: the older run, or the baseline.
-        after: the newer one.
-        least: the smallest effect that is named, as a share.
+        after: the newer run.
+        least: the smallest effect that is reported, as a share.
     """
     machine = "; ".join(_unlike_machines(before, after))
-    known = {result.case: result for result in before.results}
+    earlier = {result.case: result for result in before.results}
     rows = [
-        _row(result.case.name, known[result.case], result, machine, least, paired=False)
+        _row(result.case.name, earlier[result.case], result, machine, least, paired=False)
         for result in after.results
-        if result.case in known
+        if result.case in earlier
     ]
-    both = {result.case for result in after.results} & set(known)
-    alone = [case.name for case in (*known, *(result.case for result in after.results)) if case not in both]
+    both = {result.case for result in after.results} & set(earlier)
+    alone = [case.name for case in (*earlier, *(result.case for result in after.results)) if case not in both]
     return Comparison(tuple(rows), tuple(_unlike_software(before, after)), tuple(alone))
 
 
-def pairs(run: Run, *, least: float = LEAST_EFFECT) -> Comparison:
-    """Compare within an interleaved run: every second case with the one before it, image by image."""
+def compare_pairs(run: Run, *, least: float = MIN_EFFECT) -> Comparison:
+    """Compare each pair of cases in an interleaved run, image by image."""
     rows = [
         _row(_both(one.case, two.case), one, two, "", least, paired=True)
         for one, two in zip(run.results[::2], run.results[1::2], strict=True)
@@ -89,23 +95,26 @@ def pairs(run: Run, *, least: float = LEAST_EFFECT) -> Comparison:
 
 
 def paired_ratio(before: Result, after: Result) -> Summary:
-    """Seconds an image, after / before, of two cases whose images were made in turns: of every image, warm or not.
+    """Return the ratio of seconds per image, after / before, of two cases that were measured in turns.
+
+    Warm-up images count, since the two images of a pair are equally warm.
 
     Raises:
-        ValueError: one of them has none.
+        ValueError: a case has no image.
     """
     one, two = (
-        [each.seconds / result.case.batch for each in (*result.warmups, *result.samples)] for result in (before, after)
+        [image.seconds / result.case.batch for image in (*result.warmups, *result.samples)]
+        for result in (before, after)
     )
     count = min(len(one), len(two))
     return stats.paired_ratio(one[:count], two[:count])
 
 
-def too_few(ratio: Summary) -> str | None:
-    """Why the ratio of so few pairs says nothing, or None."""
+def too_few_pairs(ratio: Summary) -> str | None:
+    """Return why the ratio has too few pairs to be reliable; None if it has enough."""
     if ratio.count >= stats.FEWEST_PAIRS:
         return None
-    return f"{ratio.count} pairs, and the median of fewer than {stats.FEWEST_PAIRS} is not known"
+    return f"{ratio.count} pairs are too few: the median needs at least {stats.FEWEST_PAIRS}"
 
 
 def _row(name: str, before: Result, after: Result, machine: str, least: float, *, paired: bool) -> ComparedCase:
@@ -116,43 +125,45 @@ def _row(name: str, before: Result, after: Result, machine: str, least: float, *
     if paired:
         ratio = paired_ratio(before, after)
         floor = least
-        fault = fault or too_few(ratio) or ""
+        fault = fault or too_few_pairs(ratio) or ""
     else:
-        ratio = stats.ratio(*([each.seconds / side.case.batch for each in side.samples] for side in (before, after)))
-        luck = _LUCK_OF_PLACE if after.case.device == "cpu" else 0.0
-        floor = max(least, first.spread, second.spread, _moved(before, after), luck)
+        ratio = stats.ratio(
+            *([sample.seconds / result.case.batch for sample in result.samples] for result in (before, after))
+        )
+        placement = _PLACEMENT_EFFECT if after.case.device == "cpu" else 0.0
+        floor = max(least, first.spread, second.spread, _moved(before, after), placement)
     if fault:
         return ComparedCase(name, first, second, ratio, floor, NOT_JUDGED, fault)
     effect = ratio.median - 1
     if ratio.low <= 1 <= ratio.high or abs(effect) <= floor:
-        is_luck = floor == _LUCK_OF_PLACE and abs(effect) > least
-        return ComparedCase(name, first, second, ratio, floor, SAME, _NO_LESS if is_luck else "")
+        is_placement = floor == _PLACEMENT_EFFECT and abs(effect) > least
+        return ComparedCase(name, first, second, ratio, floor, SAME, _PLACEMENT_NOTE if is_placement else "")
     return ComparedCase(name, first, second, ratio, floor, SLOWER if effect > 0 else FASTER)
 
 
-def _fault(result: Result, which: str) -> str | None:
-    """Why a result is not to be compared."""
+def _fault(result: Result, label: str) -> str | None:
+    """Return why a result cannot be compared; None if it can."""
     if result.status is not Status.OK:
-        return f"{which}: {result.status.value}"
-    disturbed = verdict.contended(result)
-    return f"{which}: {disturbed}" if disturbed else None
+        return f"{label}: {result.status.value}"
+    reason = verdict.disturbance(result)
+    return f"{label}: {reason}" if reason else None
 
 
 def _moved(before: Result, after: Result) -> float:
-    """How far the machine's own peak, or what a copy in memory moves, was another one in the other run, as a share."""
-    peaks = [max(each.work.peak_flops_per_second.values(), default=0.0) for each in (before, after)]
-    copies = [max(each.work.copy_bytes_per_second, default=0.0) for each in (before, after)]
+    """Return the relative change of the machine's peak FLOPs or copy rate between the two runs, whichever is larger."""
+    peaks = [max(result.work.peak_flops_per_second.values(), default=0.0) for result in (before, after)]
+    copies = [max(result.work.copy_bytes_per_second, default=0.0) for result in (before, after)]
     return max((max(pair) / min(pair) - 1 for pair in (peaks, copies) if all(pair)), default=0.0)
 
 
 def _unlike_machines(before: Run, after: Run) -> list[str]:
-    """What of the machines differs, in words."""
-    found = []
+    """Return a description of each difference between the machines."""
+    differences = []
     for key in ("cpu", "cores", "cpu_quota", "gpus", "nvidia_driver"):
         one, two = before.machine.get(key), after.machine.get(key)
         if one != two:
-            found.append(f"another machine: {key} {_shown(one)}, then {_shown(two)}")
-    return found
+            differences.append(f"the machines differ: {key} was {_text_of(one)}, now {_text_of(two)}")
+    return differences
 
 
 def _unlike_software(before: Run, after: Run) -> list[str]:
@@ -165,11 +176,10 @@ def _software(results: Sequence[Result]) -> dict[str, str]:
     return next((result.software for result in results if result.software), {})
 
 
-def _shown(value: object) -> str:
+def _text_of(value: object) -> str:
     if isinstance(value, list):
-        return (
-            ", ".join(str(each.get("name", each)) if isinstance(each, dict) else str(each) for each in value) or "none"
-        )
+        names = [str(item.get("name", item)) if isinstance(item, dict) else str(item) for item in value]
+        return ", ".join(names) or "none"
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""Finds the dtypes that a device has kernels for and its vector width, and fits a suite to them."""
+"""Finds the dtypes that a device has kernels for and the width of a CPU, and adapts a suite to them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ if TYPE_CHECKING:
     from bench.run.cases import Suite
 
 FP32 = "fp32"
-# So many times slower than fp32, a dtype has no kernels, whatever torch says. Less tells nothing: with AMX the probe's
-# small convolution is 1.6 times slower in bf16, and a whole image twice as fast (measured on a 2-core Xeon).
-_SEVERAL = 4.0
-_SECONDS = 120.0
-_NVIDIA = "tf32"  # a format of NVIDIA's cards alone
-# Which one is taken where a device has several: what programs use there. Not the faster one: a probe varies.
-_USUAL = {"cpu": ("bf16", "fp16"), "cuda": ("fp16", "bf16"), "mps": ("fp16", "bf16")}
+# A dtype that is this many times slower than fp32 has no kernels, even if torch reports some. A smaller factor proves
+# nothing: with AMX the probe's small convolution is 1.6 times slower in bf16, and a whole image is twice as fast
+# (measured on a 2-core Xeon).
+_NO_KERNEL_FACTOR = 4.0
+_PROBE_SECONDS = 120.0
+_TF32 = "tf32"  # a format of NVIDIA GPUs only
+# The preferred low precision of each kind of device is the one that programs commonly use there. The faster one in a
+# probe would differ from run to run.
+_PREFERRED = {"cpu": ("bf16", "fp16"), "cuda": ("fp16", "bf16"), "mps": ("fp16", "bf16")}
 
 
 @dataclass(frozen=True)
 class DtypeSupport:
-    """Hold the answer of a device.
+    """Hold the dtypes and the width of a device.
 
-    `rates`: {dtype: FLOPs a second}. `lanes`: as a suite's shapes have it. `fault`: why there is no answer. `tf32`:
-    whether a card has it; None where that is not known.
+    `rates`: {dtype: FLOPs a second}. `lanes`: as in a suite's shapes. `fault`: why the probe failed. `tf32`: whether a
+    GPU has TF32; None if that is not known.
     """
 
     device: str
@@ -48,28 +50,28 @@ class DtypeSupport:
 
     @property
     def kind(self) -> str:
-        """The kind of the device."""
+        """Return the kind of the device: cpu, cuda or mps."""
         return self.device.partition(":")[0]
 
     @property
-    def means(self) -> cases.Capabilities:
-        """Return the dtypes and the width that a suite is unrolled with; a dtype of which nothing is known is tried."""
-        without = {each.dtype for each in self.precisions if not each.kernels}
+    def capabilities(self) -> cases.Capabilities:
+        """Return the dtypes and the width for expanding a suite; a dtype without a probe counts as supported."""
+        without = {precision.dtype for precision in self.precisions if not precision.kernels}
         if self.kind != "cuda" or self.tf32 is False:
-            without.add(_NVIDIA)
-        lower = next((name for name in _USUAL[self.kind] if name not in without), None)
+            without.add(_TF32)
+        lower = next((name for name in _PREFERRED[self.kind] if name not in without), None)
         return cases.Capabilities(lower, frozenset(without), self.lanes)
 
 
-def needed(suite: Suite, device: str, only_dtypes: Sequence[str]) -> bool:
-    """Return whether a suite depends on the device's dtypes or width; asking costs an import of torch."""
+def is_needed(suite: Suite, device: str, only_dtypes: Sequence[str]) -> bool:
+    """Return whether a suite depends on the device's dtypes or width; the probe costs an import of torch."""
     blocks = [block for block in suite.matrix or () if (block.cpu if device == "cpu" else block.gpu)]
     dtypes = {name for block in blocks for name in block.dtype}
     has_shapes = any(len(block.cpu or ()) > 1 for block in blocks) and device == "cpu"
     return has_shapes or (bool(dtypes & {cases.LOWER, *cases.LOW}) and not only_dtypes)
 
 
-def ask(
+def probe(
     python: Path,
     device: str,
     *,
@@ -77,40 +79,41 @@ def ask(
     dtypes: Sequence[str] = cases.LOW,
     on_received: Callable[[ReceivedEvents], None] = lambda _: None,
 ) -> DtypeSupport:
-    """Ask the interpreter's torch, and confirm it by short convolutions, in a process of their own.
+    """Probe each dtype under the interpreter, in a process of its own, with torch's report and short convolutions.
 
-    A kernel that ends the process (SIGILL) is a fact of its dtype; the others are asked in a new process. A hang, a
-    lack of memory or a driver's failure is none: the dtype is tried, unless torch reports that it has no kernels.
+    A kernel that kills the process (SIGILL) proves that its dtype is unsupported; the others are probed in a new
+    process. A hang, a lack of memory or a driver error proves nothing: the dtype then counts as supported, unless torch
+    reports that it has no kernels.
 
     Args:
         python: the interpreter.
-        device: as a case names it.
-        cpus: how many the control group grants, if it does.
-        dtypes: the low ones.
+        device: the device, such as "cpu" or "cuda:0".
+        cpus: the CPU quota of the control group; None without one.
+        dtypes: the low-precision dtypes to probe.
         on_received: called with the events so far, at each line of the worker and twice a second.
     """
-    left = [FP32, *dtypes]
+    pending = [FP32, *dtypes]
     probes: dict[str, PrecisionProbe] = {}
     capabilities = DeviceCapabilities()
     fault = None
-    while left:
-        query = PrecisionQuery(device, tuple(left), cpus)
+    while pending:
+        query = PrecisionQuery(device, tuple(pending), cpus)
         with worker_process.Worker(query, python, Path(os.devnull), on_received) as worker:
-            worker.listen(time.monotonic() + _SECONDS)
+            worker.listen(time.monotonic() + _PROBE_SECONDS)
         received = worker.received
         capabilities = received.capabilities or capabilities
         probes |= {probe.dtype: probe for probe in received.precisions}
-        left = [name for name in left if name not in probes or not probes[name].is_finished]
-        if received.phase not in left:  # it did not reach a dtype, or reported all of them
-            fault = worker.fault() if left else None
+        pending = [name for name in pending if name not in probes or not probes[name].is_finished]
+        if received.phase not in pending:  # the worker ended before the first dtype or after the last one
+            fault = worker.fault() if pending else None
             break
-        is_its_own = worker.code is not None and worker.code != -signal.SIGKILL
-        begun = probes.get(received.phase, PrecisionProbe(received.phase, None))
-        probes[begun.dtype] = replace(begun, fault=worker.fault().splitlines()[0], unsupported=is_its_own)
-        left.remove(begun.dtype)
+        is_crash = worker.code is not None and worker.code != -signal.SIGKILL
+        unfinished = probes.get(received.phase, PrecisionProbe(received.phase, None))
+        probes[unfinished.dtype] = replace(unfinished, fault=worker.fault().splitlines()[0], unsupported=is_crash)
+        pending.remove(unfinished.dtype)
     rates = {name: probe.rate for name, probe in probes.items() if probe.rate}
     precisions = []
-    for name in [name for name in dtypes if name in probes and name not in left]:
+    for name in [name for name in dtypes if name in probes and name not in pending]:
         slower = rates[FP32] / rates[name] if FP32 in rates and name in rates else None
         kernels = _has_kernels(probes[name], slower)
         precisions.append(Precision(name, kernels, rates.get(name), slower, probes[name].fault))
@@ -119,7 +122,7 @@ def ask(
 
 
 def _lanes(capabilities: DeviceCapabilities, cpus: float | None) -> float | None:
-    """Return how many fp32 numbers a CPU computes at once: vector width times threads; None for another device."""
+    """Return the fp32 numbers that a CPU computes at once: vector width times threads; None for another device."""
     if capabilities.lanes is None or capabilities.threads is None:
         return None
     threads = float(capabilities.threads)
@@ -127,55 +130,58 @@ def _lanes(capabilities: DeviceCapabilities, cpus: float | None) -> float | None
 
 
 def _has_kernels(probe: PrecisionProbe, slower: float | None) -> bool:
-    """Return whether torch's report and the probe agree on kernels.
+    """Return whether a dtype has kernels, by torch's report and the probe.
 
-    A dtype that torch reports as emulated counts where it is as fast as fp32.
+    A dtype that torch reports as emulated counts if it is as fast as fp32.
     """
     if probe.fault is not None:
         return not probe.unsupported and probe.kernels is not False
     if slower is None:
         return bool(probe.kernels)
-    return slower <= (1.0 if probe.kernels is False else _SEVERAL)
+    return slower <= (1.0 if probe.kernels is False else _NO_KERNEL_FACTOR)
 
 
-def notes(known: DtypeSupport, suite: Suite, dtypes: Sequence[str]) -> Iterator[str]:
-    """Say what a device's means change in a suite: which dtypes are left out, what "lower" is, which shapes are taken.
+def notes(support: DtypeSupport, suite: Suite, dtypes: Sequence[str]) -> Iterator[str]:
+    """Yield how the device changes a suite: the dtypes that are left out, the meaning of "lower", and the shapes.
 
     Args:
-        known: what was found.
+        support: the result of the probe.
         suite: the suite.
-        dtypes: those that are asked for by name.
+        dtypes: the dtypes that the user has named.
     """
-    if known.fault is not None:
-        why = known.fault.splitlines()[0]
-        yield f"which dtypes {known.device} has kernels for is not known: {why}. {known.means.lower} is tried"
+    if support.fault is not None:
+        reason = support.fault.splitlines()[0]
+        lower = support.capabilities.lower
+        yield f"the dtypes of {support.device} could not be probed: {reason}. The cases with {lower} run anyway"
         return
-    blocks = [block for block in suite.matrix or () if (block.cpu if known.device == "cpu" else block.gpu)]
-    if known.lanes is not None and any(len(block.cpu or ()) > 1 for block in blocks):
-        yield f"sizes are chosen for a CPU that computes {known.lanes:g} numbers of fp32 at once (threads x vector)"
+    blocks = [block for block in suite.matrix or () if (block.cpu if support.device == "cpu" else block.gpu)]
+    if support.lanes is not None and any(len(block.cpu or ()) > 1 for block in blocks):
+        yield f"sizes are chosen for a CPU that computes {support.lanes:g} fp32 numbers at once (threads x vector)"
     if dtypes:
         return
     names = {name for block in blocks for name in block.dtype}
-    asked = names | (set(cases.LOW) if cases.LOWER in names else set())
-    for each in known.precisions:
-        if each.dtype in asked and not each.kernels:
-            yield left_out(each, known.device)
-        elif each.dtype in asked and each.fault is not None:
-            yield f"{each.dtype}: its probe ended ({each.fault}), tried all the same"
-    if _NVIDIA in names and _NVIDIA in known.means.without:
-        yield f"{_NVIDIA}: a format of NVIDIA's cards since Ampere, left out"
+    used = names | (set(cases.LOW) if cases.LOWER in names else set())
+    for precision in support.precisions:
+        if precision.dtype in used and not precision.kernels:
+            yield describe_omission(precision, support.device)
+        elif precision.dtype in used and precision.fault is not None:
+            yield f"{precision.dtype}: its probe failed ({precision.fault}); its cases run anyway"
+    if _TF32 in names and _TF32 in support.capabilities.without:
+        yield f"{_TF32}: left out, since only NVIDIA GPUs from Ampere on have it"
     if cases.LOWER in names:
-        lower = known.means.lower
-        yield f"lower precision here: {lower or 'none, fp32 alone has kernels'}"
+        lower = support.capabilities.lower
+        yield f"lower precision: {lower or 'none; this device has kernels for fp32 only'}"
 
 
-def left_out(found: Precision, device: str) -> str:
-    """Say why a dtype is left out."""
-    what = "CPU" if device == "cpu" else "card"
-    if found.fault is not None:
-        return f"{found.dtype}: its probe ended ({found.fault}), left out"
-    slower = f"about {_round(found.slower)} times slower than fp32, " if found.slower is not None else ""
-    return f"{found.dtype}: no kernels on this {what}, {slower}left out"
+def describe_omission(precision: Precision, device: str) -> str:
+    """Return why a dtype is left out, for people."""
+    kind = "CPU" if device == "cpu" else "card"
+    if precision.fault is not None:
+        return f"{precision.dtype}: left out, since its probe failed ({precision.fault})"
+    slower = (
+        f", and it is about {_round(precision.slower)} times slower than fp32" if precision.slower is not None else ""
+    )
+    return f"{precision.dtype}: left out, since this {kind} has no kernels for it{slower}"
 
 
 def _round(times: float) -> str:

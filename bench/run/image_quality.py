@@ -1,4 +1,4 @@
-"""The pictures of a run held against each other: a dtype's against fp32's, a scheduler's against a longer solution."""
+"""Compares the pictures of a run: each dtype's with fp32's, and each scheduler's with the longest solution's."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
     from bench.core.result import Case, Result
 
-# Schedulers that solve the probability flow and so end where any other of them ends; the rest draw noise on the way.
+# Schedulers that solve the probability flow ODE: all of them converge to the same picture. The others add noise.
 _SOLVERS = {
     "ddim", "pndm", "euler", "heun", "lms", "kdpm2", "deis", "dpmpp", "dpmpp-karras", "dpmpp-2s", "unipc",
 }  # fmt: skip
-_EQUAL = 100.0  # decibels: JSON has no infinity, and of 8 bits no unlike pictures come near it
-_LONGER = 2.0  # how many times as many evaluations a solution needs to be the one that others are held against
+_EQUAL = 100.0  # decibels for equal pictures: JSON has no infinity, and different 8-bit pictures stay far below
+_REFERENCE_FACTOR = 2.0  # the reference solution has at least this many times the evaluations of the others
 
 
 @dataclass(frozen=True)
 class PrecisionPair:
-    """One picture and the same in fp32. `psnr`: decibels, for a peak of 1; infinite where the two are equal."""
+    """Hold a picture and its counterpart in fp32.
+
+    `psnr`: decibels for a peak of 1; infinite if the two are equal.
+    """
 
     result: Result
     plain: Result
@@ -34,50 +37,51 @@ class PrecisionPair:
 
 @dataclass(frozen=True)
 class SchedulerAccuracy:
-    """How far a scheduler's picture is from the longest solution's: root mean square of pixels in [0, 1]."""
+    """Hold the error of a scheduler's picture against the longest solution: root mean square of pixels in [0, 1]."""
 
     result: Result
     error: float
 
 
 def with_psnr(results: Sequence[Result], folder: Path) -> list[Result]:
-    """The results of a run, each with its picture's distance from fp32's where there is one."""
-    far = {id(twin.result): min(twin.psnr, _EQUAL) for twin in twins(results, folder)}
+    """Return the results of a run, with the PSNR against fp32 for each picture that has a counterpart."""
+    psnrs = {id(pair.result): min(pair.psnr, _EQUAL) for pair in precision_pairs(results, folder)}
     return [
-        replace(result, numerics=replace(result.numerics, psnr=far[id(result)]))
-        if id(result) in far and result.numerics is not None
+        replace(result, numerics=replace(result.numerics, psnr=psnrs[id(result)]))
+        if id(result) in psnrs and result.numerics is not None
         else result
         for result in results
     ]
 
 
-def twins(results: Sequence[Result], folder: Path) -> list[PrecisionPair]:
-    """Every picture that has the same case in fp32, as the library has it, in its run.
+def precision_pairs(results: Sequence[Result], folder: Path) -> list[PrecisionPair]:
+    """Return each picture of a run whose case was also measured in fp32 with the library's default settings.
 
     PSNR is 10 log10(1 / mean squared error) of pixels in [0, 1], over all channels.
 
     Args:
-        results: of a run.
-        folder: where its pictures lie.
+        results: the results of the run.
+        folder: the folder of its pictures.
     """
-    known = {result.case: result for result in results if result.status is Status.OK}
-    found = []
-    for result in known.values():
-        plain = known.get(_in_fp32(result.case))
+    by_case = {result.case: result for result in results if result.status is Status.OK}
+    pairs = []
+    for result in by_case.values():
+        plain = by_case.get(_in_fp32(result.case))
         distance = _distance(result, plain, folder) if plain is not None and plain is not result else None
         if plain is not None and distance is not None:
-            found.append(PrecisionPair(result, plain, -20 * math.log10(distance) if distance else math.inf))
-    return found
+            pairs.append(PrecisionPair(result, plain, -20 * math.log10(distance) if distance else math.inf))
+    return pairs
 
 
-def solved(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, list[SchedulerAccuracy]]]:
-    """The longest solution of each model and dtype, and how far the others are from it.
+def scheduler_accuracies(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, list[SchedulerAccuracy]]]:
+    """Yield the longest solution of each model and dtype, with the errors of the others against it.
 
-    A solution counts where one is that makes at least twice as many evaluations as each of them.
+    A picture is compared only if the longest solution has at least twice its evaluations; groups with fewer than two
+    such pictures are left out.
 
     Args:
-        results: of a run.
-        folder: where its pictures lie.
+        results: the results of the run.
+        folder: the folder of its pictures.
     """
     groups: dict[Case, list[Result]] = {}
     for result in results:
@@ -85,29 +89,29 @@ def solved(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, li
             groups.setdefault(replace(result.case, scheduler="", steps=0), []).append(result)
     for group in groups.values():
         longest = max(group, key=_evaluations)
-        rest = [result for result in group if _LONGER * _evaluations(result) <= _evaluations(longest)]
-        errors = [(result, _distance(result, longest, folder)) for result in rest]
-        found = [SchedulerAccuracy(result, error) for result, error in errors if error is not None]
-        if len(found) > 1:
-            yield longest, found
+        others = [result for result in group if _REFERENCE_FACTOR * _evaluations(result) <= _evaluations(longest)]
+        errors = [(result, _distance(result, longest, folder)) for result in others]
+        accuracies = [SchedulerAccuracy(result, error) for result, error in errors if error is not None]
+        if len(accuracies) > 1:
+            yield longest, accuracies
 
 
-def read(result: Result, folder: Path) -> bytes | None:
-    """The picture of a case as PNG; None where it is not in the folder, or is none.
+def read_image(result: Result, folder: Path) -> bytes | None:
+    """Return the picture of a case as PNG; None if it is not in the folder, or is not PNG.
 
-    Its name alone counts: a run's file may come from anywhere.
+    Only the file name of the stored path is used, since the run's file may come from an untrusted source.
     """
     if result.numerics is None or result.numerics.image is None:
         return None
     try:
         content = (folder / Path(result.numerics.image).name).read_bytes()
-    except (OSError, ValueError):  # no such file, or no name of one
+    except (OSError, ValueError):  # no such file, or an invalid file name
         return None
     return content if content.startswith(b"\x89PNG") else None
 
 
 def _in_fp32(case: Case) -> Case:
-    """The same picture as the library makes it: the settings that change no more than its rounding are its own."""
+    """Return the same case in fp32 with the library's defaults for all settings that only change the rounding."""
     return replace(
         case,
         dtype="fp32",
@@ -121,7 +125,10 @@ def _in_fp32(case: Case) -> Case:
 
 
 def _solves(case: Case) -> bool:
-    """Whether a scheduler solves the model's probability flow; DDIM does not where it clips what it predicts."""
+    """Return whether the scheduler solves the model's probability flow ODE.
+
+    DDIM does not if it clips its predictions.
+    """
     if case.model not in axes.models():
         return False
     clips = axes.architecture(case.model)["scheduler"].get("clip_sample", True)
@@ -133,8 +140,8 @@ def _evaluations(result: Result) -> int:
 
 
 def _distance(one: Result, two: Result, folder: Path) -> float | None:
-    """Root mean square of the difference; None where one has no picture, or they are not of one size."""
-    pixels = [_pixels(read(result, folder)) for result in (one, two)]
+    """Return the root mean square of the pixel differences; None if a picture is absent or the sizes differ."""
+    pixels = [_pixels(read_image(result, folder)) for result in (one, two)]
     if pixels[0] is None or pixels[1] is None or pixels[0].shape != pixels[1].shape:
         return None
     return float(((pixels[0] - pixels[1]) ** 2).mean() ** 0.5)
@@ -150,5 +157,5 @@ def _pixels(content: bytes | None) -> Any:
         return None
     try:
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.float64) / 255
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow tells damage
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # Pillow's errors for a damaged file
         return None

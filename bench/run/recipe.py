@@ -1,4 +1,4 @@
-"""A case as code that can be pasted: diffusers' own calls, every setting that is not its own, one batch of images."""
+"""Renders a case as code to paste: diffusers calls, all settings that differ from its defaults, one batch of images."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def code(case: Case, manifest: Mapping[str, ModelSpec]) -> str:
-    """Python that makes images as a case does.
+    """Return Python code that generates images like a case.
 
     Args:
-        case: what is set.
-        manifest: the models that are known by name; for one that has no entry the code leaves a place.
+        case: the settings.
+        manifest: the known models; for a model without an entry the code has a placeholder.
     """
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=False,  # noqa: S701 (Python, not HTML; every name in it is of our own data)
+        autoescape=False,  # noqa: S701 (Python, not HTML; all values are our own data)
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -35,15 +35,15 @@ def code(case: Case, manifest: Mapping[str, ModelSpec]) -> str:
     config = axes.architecture(case.model)
     task = case.task or axes.tasks(case.model)[0]
     scheduler, changes = axes.SCHEDULERS[case.scheduler]
-    xl = config["kind"].endswith("-xl")
+    is_xl = config["kind"].endswith("-xl")
     base = config.get("base")
     unconditional = task == "unconditional"
-    classes = ["UNet2DModel"] if unconditional else [axes.PIPELINES[task][xl]]
+    classes = ["UNet2DModel"] if unconditional else [axes.PIPELINES[task][is_xl]]
     return environment.get_template("recipe.py.jinja").render(
         case=case,
         task=task,
         unconditional=unconditional,
-        xl=xl,
+        xl=is_xl,
         classes=[*classes, *(["ControlNetModel"] if base else []), scheduler],
         scheduler=scheduler,
         changes="".join(f", {name}={value!r}" for name, value in changes.items()),

@@ -1,4 +1,4 @@
-"""Defines the request of a run, the machine and root that it uses, and the interface for its progress."""
+"""Defines the request of a run, the host that it uses, and the interface for its progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """Request a run. `interleave`: the two settings of a pair, as people write them."""
+    """Request a run. `interleave`: the two settings of a pair, such as "dtype=bf16,layout=channels_last"."""
 
     suite: str
     out: Path
@@ -38,13 +38,13 @@ class Progress(Protocol):
     """Receive the progress of a run."""
 
     def begin(self, line: str) -> None:
-        """A case begins."""
+        """Show the line of a case that begins."""
 
-    def at(self, line: Callable[[], str]) -> None:
-        """Something is being done; the line is made where it is shown."""
+    def update(self, line: Callable[[], str]) -> None:
+        """Show the current activity; `line` is called only if its text is shown."""
 
-    def say(self, line: str) -> None:
-        """Something is known."""
+    def report(self, line: str) -> None:
+        """Show a line that stays."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The session of a run: its cases one after another within the budget, or in pairs, image by image in turns."""
+"""Runs the cases of one run within its budget, one after another or in pairs, and stores the run."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from bench.run.dtype_support import DtypeSupport
     from bench.run.request import BenchHost, Progress, RunRequest
 
-_FIRST_OVERHEAD_SECONDS = 6.0  # until the first case of a model has told
-_FIRST_COMPILE_SECONDS = 20.0  # what asking the compiler for a price adds to it
-_REQUIRED_SECONDS = 600.0  # what a case that must be measured may take, whatever the budget of its suite is
-_PYTHON = "python"  # the one setting of a pair that is no axis
+_FIRST_OVERHEAD_SECONDS = 6.0  # until the first case of a model is measured
+_FIRST_COMPILE_SECONDS = 20.0  # added for the probe of the compiler
+_REQUIRED_SECONDS = 600.0  # the limit of a required case, even over the suite's budget
+_PYTHON = "python"  # the only setting of a pair that is not an axis
 
 
 class Session:
-    """The cases of one run, and where it is kept. What a case leaves of its share of the budget goes to later ones."""
+    """Run the cases of one run, and store it. Time that a case leaves of its share goes to the later cases."""
 
     def __init__(
         self,
@@ -49,15 +49,22 @@ class Session:
         dtype_support: DtypeSupport | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        """Make the run's folder; from now on its time counts, or from `began` on (time.monotonic).
+        """Create the run's folder. The run's time counts from now, or from `began` (time.monotonic).
 
-        `dtype_support` prices the cases, where it was probed. `notes` say what it changes. The run keeps both.
+        Args:
+            run_request: the request of the run.
+            bench: the root, the interpreter and the machine.
+            budget_seconds: the time for all cases.
+            progress: receives the progress.
+            began: the start of the run; now if absent.
+            dtype_support: the probe of the device's dtypes; its rates help to predict the cost of the cases.
+            notes: how the device changes the suite. The run stores both.
         """
-        self._wish, self._bench, self._progress = run_request, bench, progress
+        self._run_request, self._bench, self._progress = run_request, bench, progress
         self._started = dt.datetime.now(dt.timezone.utc)
         self._began = began if began is not None else time.monotonic()
         self.ends = self._began + budget_seconds
-        # A file's name may hold bytes that are no characters: a run's own may not.
+        # A file name may hold bytes that are not UTF-8; the id of a run must not.
         self._suite = Path(run_request.suite).stem.encode("utf-8", "replace").decode("utf-8")
         name = f"{self._started:%Y%m%dT%H%M%SZ}-{self._suite}-{uuid.uuid4().hex[:6]}"
         self.folder = run_request.out / name
@@ -81,16 +88,21 @@ class Session:
         tuning: Tuning | None = None,
         validation: Validation | None = None,
     ) -> Run:
-        """Write the run; its verdict is on all of its results, on the two of a search that count, or on a host.
+        """Write the run's file, and return the run.
+
+        The verdict covers all results, or the default and the best setting of a search, or the judgements of a
+        validation.
 
         Raises:
-            BlockedError: the disk cannot be used.
+            BlockedError: the disk is full, or cannot be written.
         """
         results = image_quality.with_psnr(results, self.folder)
-        found = verdict.judge(results, self._wish.suite) if tuning is None else verdict.judge_tuning(results, tuning)
+        judged = (
+            verdict.judge(results, self._run_request.suite) if tuning is None else verdict.judge_tuning(results, tuning)
+        )
         if self._interrupted is not None:
-            found = Verdict(VerdictState.NOT_JUDGED, (self._interrupted, *found.reasons))
-        done = Run(
+            judged = Verdict(VerdictState.NOT_JUDGED, (self._interrupted, *judged.reasons))
+        run = Run(
             schema=SCHEMA,
             id=self.folder.name,
             started=self._started.isoformat(timespec="seconds"),
@@ -98,21 +110,21 @@ class Session:
             machine=plain(self._bench.machine.to_dict()),
             suite=self._suite,
             results=tuple(results),
-            verdict=found if validation is None else verdict.conclude(validation.judgements),
-            command=self._wish.command,
+            verdict=judged if validation is None else verdict.conclude(validation.judgements),
+            command=self._run_request.command,
             interleaved=interleaved,
             tuning=tuning,
             validation=validation,
             precisions=self._precisions,
             notes=self._notes,
         )
-        store.keep(done, self.folder)
-        return done
+        store.keep(run, self.folder)
+        return run
 
     def measure(self, cells: list[Cell]) -> list[Result]:
-        """Each case once, those that must be measured first; then those that were disturbed again, while there is time.
+        """Measure each case once, the required ones first, and disturbed cases again while there is time.
 
-        The required ones are repeated before any other begins.
+        Disturbed required cases are repeated before any other case begins.
         """
         results: dict[int, Result] = {}
         required = [number for number, cell in enumerate(cells) if cell.required]
@@ -122,166 +134,168 @@ class Session:
         except KeyboardInterrupt:
             if any(result.status is Status.OK for result in results.values()):
                 self._interrupted = f"interrupted after {len(results)} of {len(cells)} cases"
-                rest = {number: _unreached(cell) for number, cell in enumerate(cells) if number not in results}
-                self.keep([(results | rest)[number] for number in range(len(cells))])
-                self._progress.say(f"kept: {self.folder / 'run.json'} ({self._interrupted})")
+                unreached = {number: _unreached(cell) for number, cell in enumerate(cells) if number not in results}
+                self.keep([(results | unreached)[number] for number in range(len(cells))])
+                self._progress.report(f"kept: {self.folder / 'run.json'} ({self._interrupted})")
             raise
         return [results[number] for number in range(len(cells))]
 
     def _measure_in_order(
         self, cells: list[Cell], required: list[int], others: list[int], results: dict[int, Result]
     ) -> None:
+        """Measure the required cases, then the others; after each part, repeat its disturbed cases."""
         order = required + others
         for part in (required, others):
-            took = {}
+            seconds = {}
             for number in part:
                 cell, place = cells[number], order.index(number)
                 began = time.monotonic()
-                later = [cells[each] for each in order[place + 1 :]]
-                where = f"  [{place + 1}/{len(cells)}] {cell.case.name:<52}"
-                results[number] = self.measure_one(cell, later, where)
-                took[number] = time.monotonic() - began
+                later = [cells[index] for index in order[place + 1 :]]
+                label = f"  [{place + 1}/{len(cells)}] {cell.case.name:<52}"
+                results[number] = self.measure_one(cell, later, label)
+                seconds[number] = time.monotonic() - began
             for number in part:
-                where = f"  [{order.index(number) + 1} again] {cells[number].case.name:<52}"
-                later = [cells[each] for each in others] if part is required else []
-                results[number] = self.measure_again(cells[number], results[number], took[number], where, later)
+                label = f"  [{order.index(number) + 1} again] {cells[number].case.name:<52}"
+                later = [cells[index] for index in others] if part is required else []
+                results[number] = self.measure_again(cells[number], results[number], seconds[number], label, later)
 
-    def measure_again(self, cell: Cell, before: Result, took: float, where: str, later: Sequence[Cell] = ()) -> Result:
-        """A case once more if it went well and was disturbed, while there is time; the better of both.
+    def measure_again(self, cell: Cell, before: Result, took: float, label: str, later: Sequence[Cell] = ()) -> Result:
+        """Measure a case again if it succeeded but was disturbed, while there is time; return the better result.
 
-        It takes what it `took` before, so that others can be repeated too. Only its times are new: what an evaluation
-        was compared with stands. `later`: the cases after it; for those that must be measured, time is kept.
+        The repetition has the time that the first one `took`, so that others can be repeated too. Only its times are
+        new: the comparison with fp32 is that of the first result. `later`: the cases after it; time for the required
+        ones is reserved.
         """
-        disturbed = before.status is Status.OK and verdict.contended(before) is not None
-        left = self.ends - time.monotonic() - took * sum(each.required for each in later)
+        disturbed = before.status is Status.OK and verdict.disturbance(before) is not None
+        left = self.ends - time.monotonic() - took * sum(other.required for other in later)
         if not disturbed or left < took:
             return before
-        again = replace(self.one(cell, took, left, where, later=later), required=cell.required)
-        again = compared_as(again, before)
+        again = replace(self.run_case(cell, took, left, label, later=later), required=cell.required)
+        again = with_comparison_of(again, before)
         return replace(again if _is_clean(again) else before, attempts=2)
 
     def measure_pairs(self, cells: list[Cell], one: Mapping[str, str], two: Mapping[str, str]) -> list[Result]:
-        """Measure each case in both settings, image by image in turns; cases that become the same pair are one."""
+        """Measure each case in both settings, image by image in turns; equal pairs are measured once."""
         results: list[Result] = []
-        pythons = tuple(Path(each.get(_PYTHON, self._bench.python)) for each in (one, two))
-        axes = [{axis: value for axis, value in each.items() if axis != _PYTHON} for each in (one, two)]
+        pythons = tuple(Path(settings.get(_PYTHON, self._bench.python)) for settings in (one, two))
+        axes = [{axis: value for axis, value in settings.items() if axis != _PYTHON} for settings in (one, two)]
         pairs: dict[tuple[Case, Case], Cell] = {}
         for cell in cells:
             pairs.setdefault((cases.change(cell.case, axes[0]), cases.change(cell.case, axes[1])), cell)
         cells = list(pairs.values())
         for number, (both, cell) in enumerate(pairs.items()):
-            where = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
+            label = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
             left = self.ends - time.monotonic()
             share, limit = self._times(cells[number + 1 :], each=2)
             start = 2 * self.overhead(cell.case)
             if limit < start:
-                reason = f"{BUDGET} {max(left, 0):.0f} s, and starting a pair takes {start:.0f} s"
+                reason = f"{BUDGET} {max(left, 0):.0f} s, but starting a pair takes {start:.0f} s"
                 results += [Result(case, Status.SKIPPED, reason=reason, required=cell.required) for case in both]
-                self._progress.say(f"{where} {outcome(results[-1])}")
+                self._progress.report(f"{label} {outcome(results[-1])}")
                 continue
             began = time.monotonic()
-            pair = self.pair(both, (pythons[0], pythons[1]), share, limit, where)
+            pair = self.run_pair(both, (pythons[0], pythons[1]), share, limit, label)
             took = time.monotonic() - began
             if _is_disturbed(pair) and limit - took > took:
-                again = self.pair(both, (pythons[0], pythons[1]), took, took, f"{where} again")
+                again = self.run_pair(both, (pythons[0], pythons[1]), took, took, f"{label} again")
                 pair = again if all(map(_is_clean, again)) else pair
             results += [replace(result, required=cell.required) for result in pair]
         return results
 
-    def pair(
-        self, both: tuple[Case, Case], pythons: tuple[Path, Path], share: float, limit: float, where: str
+    def run_pair(
+        self, both: tuple[Case, Case], pythons: tuple[Path, Path], share: float, limit: float, label: str
     ) -> list[Result]:
-        """Two cases whose images are made in turns, each under its interpreter; both times count from now."""
-        self._progress.begin(where)
-        asked = [
-            self._request(case, share, limit, f"{case.name}-{which}.png", python)
-            for case, which, python in zip(both, "ab", pythons, strict=True)
+        """Run two cases in turns, each under its interpreter; `share` and `limit` count from now."""
+        self._progress.begin(label)
+        plain_requests = [
+            self._request(case, share, limit, f"{case.name}-{side}.png", python)
+            for case, side, python in zip(both, "ab", pythons, strict=True)
         ]
-        requests = (replace(asked[0], paced=True), replace(asked[1], paced=True))
-        on_received = self._progress_line(where, 2 * self.overhead(both[0]), share / 2, ())
+        requests = (replace(plain_requests[0], paced=True), replace(plain_requests[1], paced=True))
+        on_received = self._progress_line(label, 2 * self.overhead(both[0]), share / 2, ())
         measured = worker_process.run_pair(requests, pythons, hub=self._bench.root.hub_in_use, on_received=on_received)
-        found = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
-        self._progress.say(f"{where} {' / '.join(outcome(result) for result in found)}")
-        return found
+        results = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
+        self._progress.report(f"{label} {' / '.join(outcome(result) for result in results)}")
+        return results
 
-    def one(
+    def run_case(
         self,
         cell: Cell,
         share: float,
         limit: float,
-        where: str,
+        label: str,
         *,
         checks: float | None = None,
         later: Sequence[Cell] = (),
     ) -> Result:
-        """One case: no image is begun after `share` seconds from now, and all of it ends within `limit`.
+        """Run one case: no image begins more than `share` seconds from now, and the case ends within `limit`.
 
-        The checks after its samples end within `checks` where that is given. `later`: the cases after it.
+        The checks after its samples end within `checks` seconds, if that is given. `later`: the cases after it.
         """
         start = self.overhead(cell.case)
         if limit < start:
-            reason = f"{BUDGET} {max(limit, 0):.0f} s, and starting a case takes {start:.0f} s"
+            reason = f"{BUDGET} {max(limit, 0):.0f} s, but starting a case takes {start:.0f} s"
             result = Result(cell.case, Status.SKIPPED, reason=reason)
-            self._progress.say(f"{where} {outcome(result)}")
+            self._progress.report(f"{label} {outcome(result)}")
             return result
-        self._progress.begin(where)
+        self._progress.begin(label)
         python = self._bench.python
-        asked = time.monotonic()
-        plain = self._request(cell.case, share, limit, f"{cell.case.name}.png", python)
-        request = replace(plain, find_max=cell.find_max, checks_seconds=checks)
-        if self._wish.in_process:
-            result = in_process.run_here(request, python)
+        began = time.monotonic()
+        plain_request = self._request(cell.case, share, limit, f"{cell.case.name}.png", python)
+        request = replace(plain_request, find_max=cell.find_max, checks_seconds=checks)
+        if self._run_request.in_process:
+            result = in_process.run_in_process(request, python)
         else:
-            on_received = self._progress_line(where, start, share, later)
+            on_received = self._progress_line(label, start, share, later)
             result = worker_process.run_case(request, python, hub=self._bench.root.hub_in_use, on_received=on_received)
         result = self._finished(result, python)
         if result.samples:
             images = (*result.warmups, *result.samples)
-            spent = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
-            took = max(0.0, time.monotonic() - asked - spent)
-            # A start that others slowed down would make the later cases look too dear: the quickest one counts.
-            if verdict.contended(result) is None or took < start:
+            image_seconds = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
+            took = max(0.0, time.monotonic() - began - image_seconds)
+            # A start that other processes slowed down would make later cases seem too expensive: the shortest counts.
+            if verdict.disturbance(result) is None or took < start:
                 key = (cell.case.model, cell.case.compile)
                 self._overheads[key] = min(took, self._overheads.get(key, took))
-        self._progress.say(f"{where} {outcome(result)}")
+        self._progress.report(f"{label} {outcome(result)}")
         return result
 
     def _progress_line(
-        self, where: str, overhead: float, share: float, later: Sequence[Cell]
+        self, label: str, overhead: float, share: float, later: Sequence[Cell]
     ) -> Callable[[ReceivedEvents], None]:
         """Return the callback that shows the progress of a case."""
-        now, what = time.monotonic(), " ".join(where.split())
-        required = sum(cell.required for cell in later) if self._wish.budget_seconds is None else 0
-        known = time_left.CaseBudget(what, overhead, now, now + share, self.ends, len(later), required)
-        return lambda received: self._progress.at(lambda: f"  {known.line(received)}")
+        now, title = time.monotonic(), " ".join(label.split())
+        required = sum(cell.required for cell in later) if self._run_request.budget_seconds is None else 0
+        budget = time_left.CaseBudget(title, overhead, now, now + share, self.ends, len(later), required)
+        return lambda received: self._progress.update(lambda: f"  {budget.line(received)}")
 
     def overhead(self, case: Case) -> float:
-        """Seconds that a case takes beside its images, as the quickest one of its model did."""
+        """Return the seconds that a case takes besides its images: the shortest of its model so far."""
         extra = _FIRST_COMPILE_SECONDS if case.compile != "eager" else 0.0
         return self._overheads.get((case.model, case.compile), _FIRST_OVERHEAD_SECONDS + extra)
 
     def _times(self, later: Sequence[Cell], *, each: int = 1) -> tuple[float, float]:
-        """(this one's share of what is left, all that the later ones do not need for their start)."""
+        """Return (this case's share of the time left, the time left without the starts of the later cases)."""
         left = self.ends - time.monotonic()
         return left / (len(later) + 1), left - each * sum(self.overhead(cell.case) for cell in later)
 
-    def measure_one(self, cell: Cell, later: Sequence[Cell], where: str) -> Result:
-        """One case, with its share of the time that the later ones do not need for their start.
+    def measure_one(self, cell: Cell, later: Sequence[Cell], label: str) -> Result:
+        """Run one case with its share of the time that the later cases do not need for their start.
 
-        A case that must be measured may take all that the later ones of its kind do not need, and go over the budget
-        where no `--budget` was given: its samples alone, not the checks after them.
+        A required case may use all time that the later required ones do not need. Without `--budget` its samples, but
+        not the checks after them, may exceed the suite's budget.
         """
         share, limit = self._times(later)
         if not cell.required:
-            return self.one(cell, share, limit, where, later=later)
-        _, checks = self._times([each for each in later if each.required])
-        limit = checks if self._wish.budget_seconds is not None else max(_REQUIRED_SECONDS, checks)
-        return replace(self.one(cell, share, limit, where, checks=checks, later=later), required=True)
+            return self.run_case(cell, share, limit, label, later=later)
+        _, checks = self._times([other for other in later if other.required])
+        limit = checks if self._run_request.budget_seconds is not None else max(_REQUIRED_SECONDS, checks)
+        return replace(self.run_case(cell, share, limit, label, checks=checks, later=later), required=True)
 
     def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> Request:
         weights = cases.weights(case.model, self._manifest, self._bench.root)
-        alike = replace(case, scheduler="", steps=0, seed=0, vae="whole", threads=0)
-        compare = alike not in self._compared
+        comparison_key = replace(case, scheduler="", steps=0, seed=0, vae="whole", threads=0)
+        compare = comparison_key not in self._compared
         return Request(
             case,
             time.time(),
@@ -304,8 +318,8 @@ class Session:
         return replace(result, trust=verdict.trust(result))
 
 
-def compared_as(result: Result, before: Result) -> Result:
-    """A result that was not compared with fp32, with what an earlier one of the same case was found to be."""
+def with_comparison_of(result: Result, before: Result) -> Result:
+    """Return a result that has the comparison with fp32 of an earlier result, if it has none of its own."""
     one, two = before.numerics, result.numerics
     if one is None or two is None or one.forward_error is None or two.forward_error is not None:
         return result
@@ -320,11 +334,11 @@ def _unreached(cell: Cell) -> Result:
 
 
 def _is_clean(result: Result) -> bool:
-    return result.status is Status.OK and verdict.contended(result) is None
+    return result.status is Status.OK and verdict.disturbance(result) is None
 
 
 def _is_disturbed(pair: Sequence[Result]) -> bool:
-    """Return whether both were measured and at least one was disturbed."""
+    """Return whether both results of a pair were measured and at least one was disturbed."""
     return all(result.status is Status.OK for result in pair) and not all(map(_is_clean, pair))
 
 
@@ -332,6 +346,6 @@ def outcome(result: Result) -> str:
     """Return the outcome of a case in a few words."""
     steps = stats.step_seconds(result)
     if result.status is Status.OK and steps is not None:
-        disturbed = verdict.contended(result)
+        disturbed = verdict.disturbance(result)
         return f"{steps.median:.3g} s/step over {len(result.samples)} images{f' ({disturbed})' if disturbed else ''}"
     return f"{result.status.value}: {result.cause}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""A whole run: the cases of a suite one after another, within its budget; or in pairs, image by image in turns."""
+"""Runs a suite within its budget: chooses the device, expands the cases, measures and stores them."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ if TYPE_CHECKING:
 
 
 def run(run_request: RunRequest, progress: Progress) -> Run:
-    """Measure what is wished for, and keep it.
+    """Measure the suite of a request, and store the run.
 
     Raises:
-        SpecError: a suite, a name or a setting is wrong.
+        SpecError: the suite, a name or a setting is wrong.
         BlockedError: the device, the interpreter or the disk cannot be used.
     """
     suite = cases.load_suite(run_request.suite)
-    # A wrong name is told before anything is started.
+    # Wrong names are rejected before a process is started.
     device_choice.check_name(run_request.device)
-    cases.check_picks(run_request.models, run_request.dtypes)
+    cases.check_names(run_request.models, run_request.dtypes)
     settings(",".join(run_request.changes))
-    pair = tuple(settings(each) for each in run_request.interleave) if run_request.interleave else None
+    pair = tuple(settings(text) for text in run_request.interleave) if run_request.interleave else None
     for flag, is_given in (("--in-process", run_request.in_process), ("--find-max", run_request.find_max)):
         if pair is not None and is_given:
-            raise SpecError(f"{flag} and --interleave: a pair is two processes that time images alone. Leave one out.")
+            raise SpecError(f"{flag} cannot be combined with --interleave. Leave one of them out.")
     began = time.monotonic()
     bench = find_bench(run_request)
-    chosen = choose_device(run_request, bench, progress)
-    known, notes, cells = find_cells(suite, run_request, bench, chosen, progress)
+    device = choose_device(run_request, bench, progress)
+    support, notes, cells = find_cells(suite, run_request, bench, device, progress)
     if run_request.find_max:
         cells = [replace(cell, find_max=True) for cell in cells]
-    budget = run_request.budget_seconds or getattr(suite.budget, chosen.partition(":")[0])
-    measured = session.Session(run_request, bench, budget, progress, began=began, dtype_support=known, notes=notes)
+    budget = run_request.budget_seconds or getattr(suite.budget, device.partition(":")[0])
+    measured = session.Session(run_request, bench, budget, progress, began=began, dtype_support=support, notes=notes)
     results = measured.measure_pairs(cells, pair[0], pair[1]) if pair else measured.measure(cells)
     return measured.keep(results, interleaved=pair is not None)
 
 
 def settings(text: str) -> dict[str, str]:
-    """Read "axis=value,axis=value".
+    """Return the settings of a text "axis=value,axis=value".
 
     Raises:
-        SpecError: it is not of this form.
+        SpecError: the text is not of this form.
     """
-    found = {}
-    for part in filter(None, (each.strip() for each in text.split(","))):
+    values = {}
+    for part in filter(None, (item.strip() for item in text.split(","))):
         axis, sign, value = part.partition("=")
         if not (axis and sign and value):
-            raise SpecError(f"{part!r} is no setting: write AXIS=VALUE, such as dtype=bf16.")
-        found[axis.strip()] = value.strip()
-    return found
+            raise SpecError(f"{part!r} is not a setting. Write AXIS=VALUE, such as dtype=bf16.")
+        values[axis.strip()] = value.strip()
+    return values
 
 
 def find_bench(run_request: RunRequest) -> BenchHost:
-    """Where the run is done.
+    """Return the root, the interpreter and the machine of a run.
 
     Raises:
         BlockedError: there is no interpreter.
@@ -78,62 +78,68 @@ def find_bench(run_request: RunRequest) -> BenchHost:
     root = find_root(run_request)
     python = run_request.python or layout.interpreter(root.prefix(host.env))
     if not python.exists():
-        setup = layout.next_command("setup")
-        raise BlockedError(f"{python} is not there. Run `{setup}`, or name an interpreter with --python.")
+        raise BlockedError(f"there is no interpreter {python}. Run `make setup`, or name an interpreter with --python.")
     return BenchHost(root, python.absolute(), facts.probe(), envs)
 
 
 def find_root(run_request: RunRequest) -> Root:
-    """The persistent folder, as it is named or as this host's profile has it."""
-    envs = layout.envs_folder(run_request.envs)
+    """Return the root that the request names, or that of this host's provider profile."""
+    envs = (run_request.envs or layout.shipped_envs()).absolute()
     return provider.choose(
         run_request.root, host_config.load_host(run_request.host), envs, os.environ, Path.home()
     ).root
 
 
 def choose_device(run_request: RunRequest, bench: BenchHost, progress: Progress) -> str:
-    """The device of the run.
+    """Return the device of the run.
 
     Raises:
-        BlockedError: the one that is wished for cannot be used.
+        BlockedError: the requested device cannot be used.
     """
-    # Where auto can only mean the CPU, torch need not be asked: that saves its import.
-    ask = run_request.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
-    found = worker_process.query(bench.python) if ask and run_request.device != "cpu" else None
-    site = diagnosis.Machine(bench.machine) if found is None else diagnosis.inspect_machine(bench.machine, bench.envs)
-    chosen = device_choice.choose(run_request.device, site, found)
-    if run_request.device == "auto" and chosen == "cpu" and bench.machine.gpus and found is not None:
-        why_not = diagnosis.diagnose(site, found)
-        progress.say(f"on the CPU: {why_not.text if why_not is not None else 'torch lists no card'}")
+    # Without a GPU, auto can only mean the CPU: no worker needs to import torch.
+    needs_query = (
+        run_request.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
+    )
+    query = worker_process.query(bench.python) if needs_query and run_request.device != "cpu" else None
+    machine = (
+        diagnosis.Machine(bench.machine) if query is None else diagnosis.inspect_machine(bench.machine, bench.envs)
+    )
+    chosen = device_choice.choose(run_request.device, machine, query)
+    if run_request.device == "auto" and chosen == "cpu" and bench.machine.gpus and query is not None:
+        fault = diagnosis.diagnose(machine, query)
+        progress.report(f"on the CPU: {fault.text if fault is not None else 'torch lists no card'}")
     return chosen
 
 
 def find_cells(
-    suite: Suite, run_request: RunRequest, bench: BenchHost, chosen: str, progress: Progress
+    suite: Suite, run_request: RunRequest, bench: BenchHost, device: str, progress: Progress
 ) -> tuple[dtype_support.DtypeSupport, tuple[str, ...], list[Cell]]:
-    """Return what the device computes with, what that changes in the suite, and the suite's cases for it.
+    """Return the dtype support of the device, the notes on the suite's changes, and the cases for the device.
 
     Raises:
-        SpecError: nothing is left.
+        SpecError: no case is left.
     """
-    known, notes = dtype_support.DtypeSupport(chosen), tuple[str, ...]()
+    support, notes = dtype_support.DtypeSupport(device), tuple[str, ...]()
     changes = settings(",".join(run_request.changes))
-    named = (*run_request.dtypes, *([changes["dtype"]] if "dtype" in changes else ()))
-    if dtype_support.needed(suite, chosen, named):
-        progress.begin(f"  which dtypes {chosen} has kernels for")
-        known = dtype_support.ask(
+    named_dtypes = (*run_request.dtypes, *([changes["dtype"]] if "dtype" in changes else ()))
+    if dtype_support.is_needed(suite, device, named_dtypes):
+        progress.begin(f"  probing the dtypes of {device}")
+        support = dtype_support.probe(
             bench.python,
-            chosen,
+            device,
             cpus=bench.machine.cpu_quota,
-            on_received=lambda received: progress.at(
-                lambda: f"  which dtypes {chosen} has kernels for: {received.phase}"
-            ),
+            on_received=lambda received: progress.update(lambda: f"  probing the dtypes of {device}: {received.phase}"),
         )
-        notes = tuple(dtype_support.notes(known, suite, named))
+        notes = tuple(dtype_support.notes(support, suite, named_dtypes))
         for line in notes:
-            progress.say(f"  {line}")
-    means = known.means
+            progress.report(f"  {line}")
+    capabilities = support.capabilities
     cells = cases.unroll(
-        suite, chosen, only_models=run_request.models, only_dtypes=run_request.dtypes, changes=changes, means=means
+        suite,
+        device,
+        only_models=run_request.models,
+        only_dtypes=run_request.dtypes,
+        changes=changes,
+        capabilities=capabilities,
     )
-    return known, notes, cells
+    return support, notes, cells

@@ -1,4 +1,4 @@
-"""Predicts a run's remaining time, and describes its progress in one line."""
+"""Predicts the remaining time of a run, and describes its progress in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.core import stats
 if TYPE_CHECKING:
     from bench.launch.received_events import ReceivedEvents
 
-_IMAGES_BESIDE = 2  # the first one, and the one that is looked into
+_EXTRA_IMAGES = 2  # the first image, and the image of the checks
 _FIRST = "first image"
 _PHASES = {
     "start": "starting its process",
@@ -21,20 +21,20 @@ _PHASES = {
     "load": "loading the weights",
     _FIRST: "the first image",
     "checks": "the checks after the images",
-    "largest": "searching the largest that fits",
+    "largest": "searching the largest batch and image",
 }
 
 
 @dataclass(frozen=True)
 class CaseBudget:
-    """Hold what is known of a case before it begins.
+    """Hold the title and the time limits of a case before it begins.
 
-    `what` names it. `overhead`: seconds that a case takes beside its images. `began`, `share_ends` and `ends` are
-    of time.monotonic: when it began, when it takes no further image, and when the budget of the whole run ends.
-    `later`: how many cases come after it, and `required` of them whatever the budget is.
+    `title`: its title. `overhead`: the seconds that a case takes besides its images. `began`, `share_ends` and `ends`
+    (time.monotonic): its start, the end of its share, after which no image begins, and the end of the run's budget.
+    `later`: the number of cases after it; `required`: the number of these that run even over the budget.
     """
 
-    what: str
+    title: str
     overhead: float
     began: float
     share_ends: float
@@ -43,50 +43,53 @@ class CaseBudget:
     required: int = 0
 
     def line(self, received: ReceivedEvents, now: float | None = None) -> str:
-        """Say what is being done, how much is done, and how long the whole run still takes."""
+        """Return the current activity, the progress of the case, and the seconds left for the run."""
         now = time.monotonic() if now is None else now
         count, image = len(received.samples), _image_seconds(received, now)
         images = self._images(count, image, now)
         if count or received.phase == "samples":
-            doing = f"image {min(count + 1, images)} of about {images}"
+            activity = f"image {min(count + 1, images)} of about {images}"
             if received.phase in {"checks", "largest"}:
-                doing = f"{count} images, {_PHASES[received.phase]}"
+                activity = f"{count} images, {_PHASES[received.phase]}"
         else:
-            doing = f"{_PHASES.get(received.phase, received.phase)} ({now - received.entered:.0f} s)"
+            activity = f"{_PHASES.get(received.phase, received.phase)} ({now - received.entered:.0f} s)"
         steps = received.samples[-1].step_seconds if received.samples else ()
         if not steps and received.phases.first_image_seconds is not None:
-            doing += f", the first took {received.phases.first_image_seconds:.3g} s"
+            activity += f", the first took {received.phases.first_image_seconds:.3g} s"
         if steps:
-            doing += f", {sum(steps) / len(steps):.3g} s a step"
+            activity += f", {sum(steps) / len(steps):.3g} s a step"
         left = self._left(received, image, images, now)
-        return f"{self.what}: {doing}; about {left:.0f} s left for the run"
+        return f"{self.title}: {activity}; about {left:.0f} s left for the run"
 
     def _images(self, count: int, image: float | None, now: float) -> int:
-        """Return how many images its share of the time allows: at least three, six where they agree."""
+        """Return the number of images that fit in the case's share of the time, within three to six."""
         if image is None:
             return stats.ENOUGH_SAMPLES
         fitting = count + int(max(0.0, self.share_ends - now) / image)
         return max(stats.MIN_SAMPLES, count, min(stats.ENOUGH_SAMPLES, fitting))
 
     def _left(self, received: ReceivedEvents, image: float | None, images: int, now: float) -> float:
-        """Seconds of this case and the later ones: those take what this one does, within the budget."""
-        each = image or 1.0
-        whole = self.overhead + (images + _IMAGES_BESIDE) * each
+        """Return the predicted seconds of this case and the later ones.
+
+        Each later case takes as long as this one, within the budget.
+        """
+        image_seconds = image or 1.0
+        whole = self.overhead + (images + _EXTRA_IMAGES) * image_seconds
         done = len(received.samples) + (received.phases.first_image_seconds is not None)
-        this = (images + _IMAGES_BESIDE - done) * each
+        this_case = (images + _EXTRA_IMAGES - done) * image_seconds
         if done == 0:
-            this += max(0.0, self.overhead - (now - self.began))
-        within = min(self.later * whole, max(0.0, self.ends - now - this))
-        return this + max(within, self.required * whole)
+            this_case += max(0.0, self.overhead - (now - self.began))
+        within = min(self.later * whole, max(0.0, self.ends - now - this_case))
+        return this_case + max(within, self.required * whole)
 
 
 def _image_seconds(received: ReceivedEvents, now: float) -> float | None:
-    """Return the seconds of an image: as the last one, else as predicted, at least what it has taken so far."""
+    """Return the seconds of an image: those of the last one, or predicted, but at least the time since it began."""
     if received.samples:
         return received.samples[-1].seconds
     if received.phases.first_image_seconds is not None:
         return received.phases.first_image_seconds
-    work, by_now = received.work, now - received.entered if received.phase == _FIRST else 0.0
+    work, elapsed = received.work, now - received.entered if received.phase == _FIRST else 0.0
     if work.predicted_step_seconds is None or not work.flops_per_step or not work.flops_per_image:
-        return by_now or None
-    return max(by_now, work.predicted_step_seconds * work.flops_per_image / work.flops_per_step)
+        return elapsed or None
+    return max(elapsed, work.predicted_step_seconds * work.flops_per_image / work.flops_per_step)

@@ -1,4 +1,4 @@
-"""The search for a model's fastest setting on a machine: axis by axis, every try measured and held against fp32."""
+"""Searches a model's fastest setting on a device, axis by axis; each try is measured and compared with fp32."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     from bench.run.session import Session
 
 BUDGETS = {"cpu": 300.0, "cuda": 240.0, "mps": 300.0}
-# What is worth a try beside torch's own choice. On a CPU torch has two kernels; sliced saves memory and costs time.
+# The attention kernels to try besides torch's own choice. On a CPU torch has two kernels. "sliced" is left out, since
+# it saves memory and costs time.
 _ATTENTIONS = {"cpu": ("flash", "eager"), "cuda": ("flash", "efficient", "cudnn", "eager"), "mps": ("eager",)}
 _COMPILES = {"cpu": ("compiled",), "cuda": ("compiled", "compiled-graphs"), "mps": ()}
-_MOST_BATCH = 64
-_ROOM = 0.9  # of the host's free memory that a larger batch may be predicted to take
-_MOST_CHANGE = 1.6  # no change of a machine that we saw made a case so much slower (1.3 times, on a shared one)
+_MAX_BATCH = 64
+_MEMORY_SHARE = 0.9  # a larger batch is tried if its predicted memory is below this share of the free memory
+_MAX_DRIFT = 1.6  # a larger ratio is not a drift of the machine: the largest seen is 1.3, on a shared host
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What was found: `default` and `best` as they were last measured, every try, and the run that keeps them."""
+    """Hold the result of a search: `default` and `best` as last measured, all tries, and the stored run."""
 
     default: Result
     best: Result
@@ -46,16 +47,16 @@ class TuneResult:
 
     @property
     def exit(self) -> Exit:
-        """5 where what was found is not to be believed."""
+        """Return 5 if the result is doubtful, otherwise 0."""
         return Exit.NOT_JUDGED if self.tuning.doubt else Exit.GOOD
 
 
 def tune(run_request: RunRequest, progress: Progress) -> TuneResult:
-    """Search the fastest setting of one model; what `run_request.changes` names is given, and not searched.
+    """Search the fastest setting of one model; axes in `run_request.changes` are fixed and not searched.
 
-    Numbers out of tolerance, a crash or too little memory rule a setting out. The default is fp32 and contiguous, as
-    diffusers loads a model; on a card with TF32 where it has it, as torch's own convolutions do, so that the gain is
-    rather too small than too large.
+    A setting is excluded if its numbers are out of tolerance, it crashes, or it runs out of memory. The default is fp32
+    and contiguous, as diffusers loads a model; on a GPU with TF32 the default uses TF32, like torch's own convolutions.
+    This makes the gain too small rather than too large.
 
     Raises:
         SpecError: a name or a setting is wrong.
@@ -64,67 +65,67 @@ def tune(run_request: RunRequest, progress: Progress) -> TuneResult:
     """
     choose_device.check_name(run_request.device)
     (model,) = run_request.models
-    cases.check_picks([model], [])
-    given = suite_run.settings(",".join(run_request.changes))
+    cases.check_names([model], [])
+    fixed = suite_run.settings(",".join(run_request.changes))
     for axis in ("model", "device"):
-        if axis in given:
-            raise SpecError(f"--set {axis}=…: the {axis} is named by --{axis}.")
+        if axis in fixed:
+            raise SpecError(f"--set cannot change the {axis}. Use --{axis} instead.")
     bench = suite_run.find_bench(run_request)
-    chosen = suite_run.choose_device(run_request, bench, progress)
-    default = _default(model, chosen, given)
-    begun = run_session.Session(
-        run_request, bench, run_request.budget_seconds or BUDGETS[chosen.partition(":")[0]], progress
+    device = suite_run.choose_device(run_request, bench, progress)
+    default = _default(model, device, fixed)
+    session = run_session.Session(
+        run_request, bench, run_request.budget_seconds or BUDGETS[device.partition(":")[0]], progress
     )
-    search = _Search(begun, bench, default, given)
+    search = _Search(session, bench, default, fixed)
     return search.run()
 
 
-def told(found: TuneResult) -> dict[str, Any]:
-    """What was found, as JSON's own types."""
-    default = stats.least_image_seconds(found.default)
+def to_json(tuned: TuneResult) -> dict[str, Any]:
+    """Return the result of a search in JSON's own types."""
+    default = stats.least_image_seconds(tuned.default)
     tries = [
         {
-            "case": plain(each.case),
-            "status": each.status.value,
-            "reason": each.reason or verdict.ruled_out(each),
-            "image_seconds": stats.least_image_seconds(each) if each.samples else None,
-            "gain": default / stats.least_image_seconds(each) if each.samples else None,
-            "forward_error": each.numerics.forward_error if each.numerics else None,
+            "case": plain(result.case),
+            "status": result.status.value,
+            "reason": result.reason or verdict.exclusion_reason(result),
+            "image_seconds": stats.least_image_seconds(result) if result.samples else None,
+            "gain": default / stats.least_image_seconds(result) if result.samples else None,
+            "forward_error": result.numerics.forward_error if result.numerics else None,
         }
-        for each in found.tries
+        for result in tuned.tries
     ]
     return {
         "schema": 1,
-        **plain(found.tuning),
+        **plain(tuned.tuning),
         "tries": tries,
-        "run": found.run.id,
-        "exit": int(found.exit),
+        "run": tuned.run.id,
+        "exit": int(tuned.exit),
     }
 
 
-def _default(model: str, chosen: str, given: Mapping[str, str]) -> Case:
-    """The model as diffusers loads it, in a size that fits the device."""
-    plain = {"dtype": "tf32" if chosen.startswith("cuda") else "fp32", "layout": "contiguous", "batch": "1"}
-    return cases.change(cases.usual(model, chosen), plain | dict(given))
+def _default(model: str, device: str, fixed: Mapping[str, str]) -> Case:
+    """Return the case as diffusers loads the model, with a size that fits the device."""
+    plain = {"dtype": "tf32" if device.startswith("cuda") else "fp32", "layout": "contiguous", "batch": "1"}
+    return cases.change(cases.default_case(model, device), plain | dict(fixed))
 
 
 @dataclass
 class _Search:
-    """One axis after another, from the best setting that is known."""
+    """Search one axis after another, each from the best setting so far."""
 
     session: Session
     bench: BenchHost
     default: Case
-    given: Mapping[str, str]
+    fixed: Mapping[str, str]
     tries: dict[Case, Result] = field(default_factory=dict)
     best: Result = field(init=False)
 
     def run(self) -> TuneResult:
-        """Measure the default, search, and measure the best against the default once more, image by image."""
+        """Measure the default, search, and measure the default and the best again in turns."""
         first = self._measure(self.default, later=8)
         if first.status is not Status.OK:
             raise FirstlightError(
-                f"the default itself cannot be measured ({first.status.value}: {first.cause}). "
+                f"the default setting cannot be measured ({first.status.value}: {first.cause}). "
                 "Give a smaller --set size=… or --set steps=…, or a larger --budget."
             )
         self.best = first
@@ -133,32 +134,32 @@ class _Search:
                 if case not in self.tries and self._is_faster(self._measure(case, later), later):
                     self.best = self.tries[case]
         if self.best.case == self.default:
-            return self._told(first, first, None)
+            return self._finish(first, first, None)
         return self._confirmed(self.best)
 
     def _precisions(self, best: Case) -> Iterator[tuple[Case, int]]:
-        """Every dtype in every layout; a dtype that cannot be is not tried in a second layout."""
+        """Yield each dtype in each layout; a dtype that failed is not tried in a second layout."""
         dtypes = [name for name in DTYPES if name != "fp64" and (name != "tf32" or best.device.startswith("cuda"))]
-        wanted = [best.dtype] if "dtype" in self.given else dtypes
-        layouts = [best.layout] if "layout" in self.given else LAYOUTS
-        pairs = [(dtype, layout) for dtype in wanted for layout in layouts]
-        ruled_out: set[str] = set()
+        searched = [best.dtype] if "dtype" in self.fixed else dtypes
+        layouts = [best.layout] if "layout" in self.fixed else LAYOUTS
+        pairs = [(dtype, layout) for dtype in searched for layout in layouts]
+        failed: set[str] = set()
         for number, (dtype, layout) in enumerate(pairs):
             case = replace(best, dtype=dtype, layout=layout)
-            if dtype in ruled_out:
+            if dtype in failed:
                 continue
             yield case, len(pairs) - number + 2
-            if (found := self.tries.get(case)) is not None and found.status is not Status.OK:
-                ruled_out.add(dtype)
+            if (result := self.tries.get(case)) is not None and result.status is not Status.OK:
+                failed.add(dtype)
 
     def _attentions(self, best: Case) -> Iterator[tuple[Case, int]]:
-        if "attention" not in self.given:
-            known = _ATTENTIONS[best.device.partition(":")[0]]
-            for number, attention in enumerate(known):
-                yield replace(best, attention=attention), len(known) - number + 1
+        if "attention" not in self.fixed:
+            kernels = _ATTENTIONS[best.device.partition(":")[0]]
+            for number, attention in enumerate(kernels):
+                yield replace(best, attention=attention), len(kernels) - number + 1
 
     def _compiles(self, best: Case) -> Iterator[tuple[Case, int]]:
-        if "compile" not in self.given:
+        if "compile" not in self.fixed:
             for mode in _COMPILES[best.device.partition(":")[0]]:
                 case = replace(best, compile=mode)
                 yield case, 1
@@ -166,58 +167,67 @@ class _Search:
                     return
 
     def _batches(self, best: Case) -> Iterator[tuple[Case, int]]:
-        """Twice as many images at once, as long as that is faster an image and will fit."""
+        """Yield twice the batch as long as that is faster per image and fits in memory."""
         batch = best.batch * 2
-        while "batch" not in self.given and batch <= _MOST_BATCH and self._fits(self.best, batch):
+        while "batch" not in self.fixed and batch <= _MAX_BATCH and self._fits(self.best, batch):
             yield replace(best, batch=batch), 0
             if self.best.case.batch != batch:
                 return
             batch *= 2
 
     def _fits(self, before: Result, batch: int) -> bool:
-        """Whether a batch will fit the host's memory, as if all that it takes grew with it. A card says so itself."""
+        """Return whether a batch fits in the host's memory.
+
+        Memory is assumed to grow in proportion to the batch. A GPU raises an error itself, so it is not checked.
+        """
         if before.case.device.startswith("cuda") or before.memory.host_run_peak_bytes is None:
             return True
         import psutil
 
         predicted = before.memory.host_run_peak_bytes * batch / before.case.batch
-        room = min(psutil.virtual_memory().available, self.bench.machine.memory_bytes)  # a container may grant less
-        return predicted < _ROOM * room
+        available = min(psutil.virtual_memory().available, self.bench.machine.memory_bytes)  # a container may have less
+        return predicted < _MEMORY_SHARE * available
 
     def _measure(self, case: Case, later: int) -> Result:
-        """One try, with its share of the time that the confirmation does not need."""
+        """Measure one try within its share of the time; time for the confirmation is reserved."""
         left = self.session.ends - time.monotonic() - self._reserve(case.batch)
         if case.compile != "eager":
             left /= 2  # the confirmation compiles once more
-        found = self.session.one(cases.Cell(case, find_max=False), left / (later + 1), left, f"  {case.name:<60}")
-        self.tries[case] = found
-        return found
+        result = self.session.run_case(cases.Cell(case, find_max=False), left / (later + 1), left, f"  {case.name:<60}")
+        self.tries[case] = result
+        return result
 
-    def _is_faster(self, found: Result, later: int) -> bool:
-        """Whether a try is right, and faster than the best; in turns, where the machine was not the same for both."""
+    def _is_faster(self, candidate: Result, later: int) -> bool:
+        """Return whether a try is correct and faster than the best.
+
+        If the machine changed between the two, both are measured again in turns.
+        """
         best = self.best
-        if verdict.ruled_out(found) or verdict.same_machine(found, best):
-            return _beats(found, best)
-        ratio = stats.least_image_seconds(found) / stats.least_image_seconds(best)
-        if not 1 / _MOST_CHANGE < ratio < _MOST_CHANGE:
+        if verdict.exclusion_reason(candidate) or verdict.same_machine(candidate, best):
+            return _beats(candidate, best)
+        ratio = stats.least_image_seconds(candidate) / stats.least_image_seconds(best)
+        if not 1 / _MAX_DRIFT < ratio < _MAX_DRIFT:
             return ratio < 1
-        images = stats.least_image_seconds(found) * found.case.batch + stats.least_image_seconds(best) * best.case.batch
-        needed = 2 * self.session.overhead(found.case) + (stats.FEWEST_PAIRS + 3) * images
-        left = (self.session.ends - time.monotonic() - self._reserve(found.case.batch)) / (later + 1)
+        images = (
+            stats.least_image_seconds(candidate) * candidate.case.batch
+            + stats.least_image_seconds(best) * best.case.batch
+        )
+        needed = 2 * self.session.overhead(candidate.case) + (stats.FEWEST_PAIRS + 3) * images
+        left = (self.session.ends - time.monotonic() - self._reserve(candidate.case.batch)) / (later + 1)
         if left < needed:
-            return _beats(found, best)
+            return _beats(candidate, best)
         pythons = (self.bench.python, self.bench.python)
-        where = f"  {', '.join(found.case.settings)} beside the best"
-        pair = self.session.pair((best.case, found.case), pythons, needed, left, where)
-        if not all(each.status is Status.OK for each in pair):
-            return _beats(found, best)
+        label = f"  {', '.join(candidate.case.settings)} beside the best"
+        pair = self.session.run_pair((best.case, candidate.case), pythons, needed, left, label)
+        if not all(result.status is Status.OK for result in pair):
+            return _beats(candidate, best)
         gain = compare.paired_ratio(pair[0], pair[1])
-        # Of a few pairs the interval is wide; what is taken wrongly here the confirmation finds out.
-        is_sure = gain.high < 1 or compare.too_few(gain) is not None
-        return is_sure and gain.median < 1 - compare.LEAST_EFFECT
+        # The interval of a few pairs is too wide; the confirmation detects a wrong choice.
+        is_sure = gain.high < 1 or compare.too_few_pairs(gain) is not None
+        return is_sure and gain.median < 1 - compare.MIN_EFFECT
 
     def _reserve(self, batch: int) -> float:
-        """Seconds for the confirmation: two processes, and as many pairs as an interval needs."""
+        """Return the seconds for the confirmation: the start of two processes, and the pairs that an interval needs."""
         first = self.tries.get(self.default)
         if first is None:
             return 0.0
@@ -225,43 +235,45 @@ class _Search:
         return 2 * self.session.overhead(self.default) + (stats.FEWEST_PAIRS + 3) * images
 
     def _confirmed(self, best: Result) -> TuneResult:
-        """The default and the best, image by image in turns; again where that was disturbed and time is left."""
+        """Measure the default and the best in turns, and again if that was disturbed and time is left."""
         first = self.tries[self.default]
         pair = self._pair(best, self.session.ends - time.monotonic(), "")
-        faults = sorted((each for each in pair if each.status is not Status.OK), key=lambda each: each.cause == PARTNER)
+        faults = sorted(
+            (result for result in pair if result.status is not Status.OK), key=lambda result: result.cause == PARTNER
+        )
         if faults:
             fault = f"{faults[0].status.value}: {faults[0].cause}"
-            return self._told(first, best, None, doubt=f"it could not be confirmed, {fault}")
+            return self._finish(first, best, None, doubt=f"the best setting could not be confirmed: {fault}")
         one, two = pair
         gain = compare.paired_ratio(two, one)
         if gain.low <= 1:
-            seemed = f"{', '.join(best.case.settings)} seemed faster, and was not when both were made in turns"
-            return self._told(one, one, None, notes=(seemed,))
-        few = compare.too_few(gain)
-        return self._told(one, two, gain, doubt=_doubt(pair) or few)
+            note = f"{', '.join(best.case.settings)} seemed faster, but was not when measured in turns with the default"
+            return self._finish(one, one, None, notes=(note,))
+        few = compare.too_few_pairs(gain)
+        return self._finish(one, two, gain, doubt=_doubt(pair) or few)
 
     def _pair(self, best: Result, limit: float, again: str) -> list[Result]:
         began = time.monotonic()
         both = (self.default, best.case)
         pythons = (self.bench.python, self.bench.python)
-        found = self.session.pair(both, pythons, limit, limit, f"  default / best{again}")
-        pair = [run_session.compared_as(result, self.tries[result.case]) for result in found]
+        measured = self.session.run_pair(both, pythons, limit, limit, f"  default / best{again}")
+        pair = [run_session.with_comparison_of(result, self.tries[result.case]) for result in measured]
         took = time.monotonic() - began
-        is_good = all(each.status is Status.OK for each in pair)
+        is_good = all(result.status is Status.OK for result in pair)
         if again or not (is_good and _doubt(pair)) or self.session.ends - time.monotonic() < took:
             return pair
         second = self._pair(best, took, ", again")
-        is_better = all(each.status is Status.OK for each in second) and not _doubt(second)
+        is_better = all(result.status is Status.OK for result in second) and not _doubt(second)
         return second if is_better else pair
 
-    def _told(
+    def _finish(
         self, default: Result, best: Result, gain: Summary | None, doubt: str | None = None, notes: tuple[str, ...] = ()
     ) -> TuneResult:
         self.tries |= {default.case: default, best.case: best}
         tries = tuple(self.tries.values())
-        untried = sum(self._is_untried(each) for each in tries)
+        untried = sum(self._is_untried(result) for result in tries)
         if untried:
-            notes += (f"{untried} of {len(tries)} settings were not tried for want of time: give a larger --budget",)
+            notes += (f"{untried} of {len(tries)} settings were not tried, since the time was used up: raise --budget",)
         if best is default:
             doubt = doubt or _doubt(tries) or (notes[-1] if untried else None)
         manifest = toml.load_tables(self.bench.envs / "models.toml", models.ModelSpec)
@@ -277,21 +289,21 @@ class _Search:
         )
         return TuneResult(default, best, tries, self.session.keep(tries, tuning=tuning), tuning)
 
-    def _is_untried(self, found: Result) -> bool:
-        """Whether a try was left out for want of time, though it is not known to be slower than the default."""
-        usual = stats.step_seconds(self.tries[self.default])
-        predicted = found.work.predicted_step_seconds
-        is_slower = usual is not None and predicted is not None and predicted > usual.median
-        return found.status is Status.SKIPPED and BUDGET in (found.reason or "") and not is_slower
+    def _is_untried(self, result: Result) -> bool:
+        """Return whether a try had no time, and is not predicted to be slower than the default."""
+        default_steps = stats.step_seconds(self.tries[self.default])
+        predicted = result.work.predicted_step_seconds
+        is_slower = default_steps is not None and predicted is not None and predicted > default_steps.median
+        return result.status is Status.SKIPPED and BUDGET in (result.reason or "") and not is_slower
 
 
-def _beats(found: Result, best: Result) -> bool:
-    """Whether a try is right, and faster by more than two tries of one setting differ."""
-    both = [summary for each in (found, best) if (summary := stats.image_seconds(each)) is not None]
-    if verdict.ruled_out(found) or len(both) < 2:
+def _beats(candidate: Result, best: Result) -> bool:
+    """Return whether a try is correct and faster by more than two tries of one setting differ."""
+    both = [summary for result in (candidate, best) if (summary := stats.image_seconds(result)) is not None]
+    if verdict.exclusion_reason(candidate) or len(both) < 2:
         return False
-    return both[0].minimum < both[1].minimum * (1 - max(compare.LEAST_EFFECT, *(each.spread for each in both)))
+    return both[0].minimum < both[1].minimum * (1 - max(compare.MIN_EFFECT, *(summary.spread for summary in both)))
 
 
 def _doubt(pair: Iterable[Result]) -> str | None:
-    return next((found for each in pair if (found := verdict.contended(each))), None)
+    return next((reason for result in pair if (reason := verdict.disturbance(result))), None)

@@ -55,7 +55,7 @@ def test_case(cell: Cell, suite: Suites, benchmark: Any) -> None:
         CLOCK.wind([sample.seconds for sample in result.samples])
         benchmark.pedantic(CLOCK.tick, rounds=len(result.samples))
         benchmark.extra_info.update(export.extra_info(result))
-    disturbed = verdict.contended(result)
+    disturbed = verdict.disturbance(result)
     if disturbed:
         benchmark.extra_info["disturbed"] = disturbed
     if result.status is not Status.OK:

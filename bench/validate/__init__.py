@@ -1,1 +1,1 @@
-"""Whether a host's devices are healthy and as fast as they should be."""
+"""Examines the devices of a host, and judges their health and speed by rules."""

@@ -1,4 +1,4 @@
-"""One device's examination as the parent leads it: its worker, its card, and what both have told so far."""
+"""Runs the examination of one device from the parent: its worker, its GPU's counters, and their readings."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ if TYPE_CHECKING:
     from bench.core.worker_events import ExaminationReport
     from bench.run.request import BenchHost
 
-GRACE_SECONDS = 30.0  # beyond its budget: a cold start of the interpreter and its libraries
-_LOADED = frozenset({"memory", "sustained", "loop"})  # as these begin, a card has just worked: so its link is awake
-AGAIN_SHARE = 0.25  # of the budget, for what is asked once more
-START_SECONDS = 10.0  # what a worker takes until it asks: torch, and the card's driver
-_BEFORE = frozenset({"start", "imports"})  # the phases before the device is asked anything
+GRACE_SECONDS = 30.0  # added to the budget: the interpreter and its libraries may start slowly
+# A GPU has worked just before these phases, so its link runs at full speed.
+_LOADED = frozenset({"memory", "sustained", "loop"})
+AGAIN_SHARE = 0.25  # of the budget, for repeated phases
+START_SECONDS = 10.0  # a worker's start: the import of torch, and the GPU's driver
+_BEFORE = frozenset({"start", "imports"})  # the phases before the first use of the device
 
 
 class DeviceExamination:
-    """A device and the worker that examines it: entered, examined, perhaps told to go on, left."""
+    """Examine one device with a worker process, as a context manager; phases can be repeated until it is left."""
 
     def __init__(self, bench: BenchHost, device: str, name: str, uuid: str | None) -> None:
-        """Describe it as it is before anything was asked of it.
+        """Read the state of the device before the examination.
 
         Args:
-            bench: where, and under which interpreter.
-            device: as torch calls it.
-            name: what it is.
-            uuid: of a card; None of a CPU.
+            bench: the root and the interpreter.
+            device: torch's name of the device.
+            name: the model of the GPU or CPU.
+            uuid: of a GPU; None for a CPU.
         """
         self._bench = bench
         self.device = device
@@ -72,143 +73,153 @@ class DeviceExamination:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its worker waits to be told more."""
+        """Return whether the worker waits for a control line."""
         return self._worker is not None and self._worker.received.phase == WAITING
 
     @property
     def watched(self) -> GpuLoadStats | None:
-        """What its card did under sustained load."""
-        seen = self._worker.gpu() if self._worker is not None else None
-        return seen or self._watched
+        """Return the GPU's clocks, power and throttling under sustained load."""
+        current = self._worker.gpu() if self._worker is not None else None
+        return current or self._watched
 
     def card(self) -> DeviceFacts:
-        """What it is now; its link as it was when it worked."""
+        """Return the current state of the device, with the link's generation and width under load."""
         if self._last is not None:
             return self._last
-        now = self._card.describe(self.device, self._name, ours=int(self._worker is not None))
+        current = self._card.describe(self.device, self._name, ours=int(self._worker is not None))
         return replace(
-            now,
-            pcie_generation=_most([each.pcie_generation for each in (*self._loaded, now)]),
-            pcie_width=_most([each.pcie_width for each in (*self._loaded, now)]),
+            current,
+            pcie_generation=_most([facts.pcie_generation for facts in (*self._loaded, current)]),
+            pcie_width=_most([facts.pcie_width for facts in (*self._loaded, current)]),
         )
 
     def examine(self, budget_seconds: float, evidence: Callable[[Evidence], Evidence]) -> None:
-        """Ask everything once, and again what the rules doubt. A worker that dies is started once more.
+        """Run all phases, and repeat those whose readings the rules doubt. A worker that dies is started once more.
 
         Args:
-            budget_seconds: for the whole plan, the start of its worker among it.
-            evidence: adds what is known of the host and of earlier runs to what is known of the device.
+            budget_seconds: the time for all phases, with the start of the worker.
+            evidence: adds the data of the host and of earlier runs to the evidence on the device.
         """
-        found, end = self._whole(budget_seconds)
-        if end is not None and not self._has_hung:  # what hangs has had its time
+        readings, end = self._run_new_worker(budget_seconds)
+        if end is not None and not self._has_hung:  # a worker that hung has used up its time
             first = end
-            found, end = self._whole(budget_seconds)
-            found.append(end or replace(first, fault=None, why_not=None, figures={ONCE: 1.0}))
+            readings, end = self._run_new_worker(budget_seconds)
+            readings.append(end or replace(first, fault=None, why_not=None, figures={ONCE: 1.0}))
         elif end is not None:
-            found.append(end)
-        self.readings = found
+            readings.append(end)
+        self.readings = readings
         if end is not None:
             return
-        known = Evidence(
+        device_evidence = Evidence(
             (self.card(),),
             tuple(self.readings),
             before=(self.before,),
             watched={self.device: gpu} if (gpu := self.watched) is not None else {},
         )
-        doubted = judge.doubtful(judge.judge(evidence(known)), self.readings)
-        phases = [phase for phase in doubted if phase in PHASES]
+        doubtful_phases = judge.phases_to_repeat(judge.judge(evidence(device_evidence)), self.readings)
+        phases = [phase for phase in doubtful_phases if phase in PHASES]
         if phases:
-            self.readings = list(judge.merged(found, self._anew(found, phases, budget_seconds * AGAIN_SHARE)))
+            self.readings = list(
+                judge.merge(readings, self._repeat_after(readings, phases, budget_seconds * AGAIN_SHARE))
+            )
 
-    def go_on(self, phases: Sequence[str], seconds: float) -> list[Reading]:
-        """Ask some phases anew. What is wrong is asked once more before it counts; an end of the worker is a reading.
+    def repeat(self, phases: Sequence[str], seconds: float) -> list[Reading]:
+        """Repeat some phases. A wrong reading is repeated once more; if the worker ends, that is a reading too.
 
         Args:
-            phases: which.
-            seconds: what they may take.
+            phases: the phases to repeat.
+            seconds: their time limit.
         """
-        found = self._told(phases, seconds)
-        wrong = list(dict.fromkeys(reading.probe for reading in found if is_wrong(reading)))
+        readings = self._repeat_phases(phases, seconds)
+        wrong = list(dict.fromkeys(reading.probe for reading in readings if is_wrong(reading)))
         if wrong and self.is_alive:
-            found = list(judge.merged(found, self._anew(found, wrong, seconds)))
-        return found
+            readings = list(judge.merge(readings, self._repeat_after(readings, wrong, seconds)))
+        return readings
 
     def stop(self) -> None:
-        """End its worker from another thread than the one that listens to it."""
+        """Kill the worker from another thread; the listening thread sees its end."""
         if self._worker is not None:
             self._worker.stop()
 
     def finish(self) -> None:
-        """Let the worker end by itself, and keep what it and the card tell at last."""
+        """Let the worker end by itself, and keep its last report and the GPU's last state."""
         self._last = self.card()
         if self._worker is not None and self.is_alive:
-            self._worker.let_go()
+            self._worker.close_stdin()
             self._worker.listen(time.monotonic() + GRACE_SECONDS)
         self._leave()
 
     def _keep(self, report: ExaminationReport) -> None:
-        """Keep the last report of a worker; a worker that was killed has sent one whenever it waited."""
+        """Keep the last report of a worker; a killed worker has sent one before each wait."""
         if report.host is None:
             return
-        if self.host is None or report.host.cpu_share is not None:  # one that was asked for a part saw no load
+        if self.host is None or report.host.cpu_share is not None:  # a repeated part may have had no sustained load
             self.host = report.host
         self.seconds |= report.seconds
         self.software = report.software or {}
 
     def _begin(self, budget_seconds: float, phases: Sequence[str]) -> Worker:
         self._leave()
-        wanted = Examination(self.device, time.time(), budget_seconds, tuple(phases))
-        worker = Worker(wanted, self._bench.python, self._bench.root.hub_in_use)
+        request = Examination(self.device, time.time(), budget_seconds, tuple(phases))
+        worker = Worker(request, self._bench.python, self._bench.root.hub_in_use)
         self._worker = self._stack.enter_context(worker)
         return worker
 
     def _listen(self, worker: Worker, seconds: float) -> Reading | None:
-        """Wait until it has asked all; its card is looked at where it has just worked. How it ended, where it did."""
+        """Wait until the worker has run its phases; return the reading of its end if it ended before.
+
+        The GPU's state is read whenever the GPU has just worked.
+        """
         deadline = time.monotonic() + seconds + GRACE_SECONDS
-        received, seen = worker.received, set[str]()
-        while worker.listen(deadline, lambda: received.phase == WAITING or received.phase in _LOADED - seen):
+        received, visited = worker.received, set[str]()
+        while worker.listen(deadline, lambda: received.phase == WAITING or received.phase in _LOADED - visited):
             if received.phase == WAITING:
                 return None
-            seen.add(received.phase)
+            visited.add(received.phase)
             self._loaded.append(self._card.describe(self.device, self._name, ours=1))
         return self._end_of(worker)
 
-    def _whole(self, budget_seconds: float, phases: Sequence[str] = ()) -> tuple[list[Reading], Reading | None]:
-        """What a new worker finds, by the whole plan or by some phases, and how it ended, where it did."""
+    def _run_new_worker(
+        self, budget_seconds: float, phases: Sequence[str] = ()
+    ) -> tuple[list[Reading], Reading | None]:
+        """Run all phases, or some phases, in a new worker; return its readings, and the reading of its end or None."""
         worker = self._begin(budget_seconds, phases)
         end = self._listen(worker, budget_seconds)
         return list(worker.received.readings), end
 
-    def _anew(self, found: Sequence[Reading], phases: Sequence[str], seconds: float) -> list[Reading]:
-        """Ask again; after a fault in a new worker: one whose card has failed it once can compute nothing more."""
-        if not any(reading.fault is not None for reading in found):
-            return self._told(phases, seconds)
-        again, end = self._whole(seconds + START_SECONDS, phases)
+    def _repeat_after(self, readings: Sequence[Reading], phases: Sequence[str], seconds: float) -> list[Reading]:
+        """Repeat phases, in a new worker after a fault: a process whose GPU has failed cannot compute any more."""
+        if not any(reading.fault is not None for reading in readings):
+            return self._repeat_phases(phases, seconds)
+        again, end = self._run_new_worker(seconds + START_SECONDS, phases)
         return again if end is None else [*again, end]
 
-    def _told(self, phases: Sequence[str], seconds: float) -> list[Reading]:
-        """What comes of asking some phases anew, the worker's end among it; nothing where it has ended before."""
+    def _repeat_phases(self, phases: Sequence[str], seconds: float) -> list[Reading]:
+        """Repeat phases in the current worker; return the new readings, and that of the worker's end.
+
+        Without a current worker there are no readings.
+        """
         worker = self._worker
         if worker is None:
             return []
         count = len(worker.received.readings)
-        worker.ask_again(phases, seconds)
+        worker.request_again(phases, seconds)
         end = self._listen(worker, seconds)
-        found = worker.received.readings[count:]
-        return found if end is None else [*found, end]
+        readings = worker.received.readings[count:]
+        return readings if end is None else [*readings, end]
 
     def _end_of(self, worker: Worker) -> Reading:
-        """How it ended, as a fault of the device: what the probes ask, a healthy one survives.
+        """Return the end of a worker as a reading: a fault of the device, since a healthy device survives all checks.
 
-        But for its host: that ends a process when its memory has run out, whatever device it uses, and is slow itself.
+        It is a fault of the host instead if the host's memory ran out, or if the host itself is slow.
         """
         phase = worker.received.phase
         self._leave()
         self._has_hung = worker.code is None
         is_slow = self._has_hung and (self.device == "cpu" or phase in _BEFORE)
-        end, why = Reading(phase, PROCESS, self.device, "", None), worker.fault()
-        is_hosts = is_slow or worker.code == -signal.SIGKILL
-        return replace(end, why_not=why) if is_hosts else replace(end, fault=why)
+        end, reason = Reading(phase, PROCESS, self.device, "", None), worker.fault()
+        is_host_fault = is_slow or worker.code == -signal.SIGKILL
+        return replace(end, why_not=reason) if is_host_fault else replace(end, fault=reason)
 
     def _leave(self) -> None:
         if self._worker is not None:

@@ -1,4 +1,4 @@
-"""What a device is judged by, and what is expected of it: its own past, what was measured on its kind, its sheet."""
+"""Defines the evidence on a host, and the expected value of a reading from history, the GPU table or a data sheet."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from bench.validate.rules import Rule
 
 OWN, MEASURED, SHEET, UNCHECKED = "own", "measured", "sheet", "unchecked"
-TOGETHER = "together"  # the phase in which all devices of a host are asked at once, by the names of what each did alone
-LINKS = "links"  # the phase in which devices talk to each other
+TOGETHER = "together"  # the phase with all devices at once; its readings have the names of those of one device
+LINKS = "links"  # the phase that tests the links between devices
 _SCALES = {"FLOP/s": [(1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")], "B/s": [(1e9, "GB/s"), (1e6, "MB/s")]}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a reading is held against, in its unit; whose figure that is, and how far that can be believed."""
+    """Hold the expected value of a reading in its unit, the source of the value, and the confidence in it."""
 
     value: float
     source: str
@@ -31,12 +31,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of a host and its devices when it is judged.
+    """Hold all data for the verdict on a host and its devices.
 
-    `cards`, `before`, `readings`, `watched` and `disturbed` are those of a `Validation`. `hosts`: {device:
-    what else the host did}. `cores` that are to be seen, `cpu_quota` that the control group grants. `unusable`:
-    {device: why torch cannot use it}. `own`: {(uuid, what `known_as` calls a reading): the best of the runs that are
-    kept}.
+    `cards`, `before`, `readings`, `watched` and `disturbed` are those of a `Validation`. `hosts`: {device: load of the
+    host}. `cores`: the cores of the host; `cpu_quota`: the quota of the control group. `unusable`: {device: why torch
+    cannot use it}. `own`: {(uuid, `reading_key` of a reading): the best value in the stored runs}.
     """
 
     cards: tuple[DeviceFacts, ...]
@@ -51,64 +50,65 @@ class Evidence:
     own: Mapping[tuple[str, str], Expected] = field(default_factory=dict)
 
     def rounds(self, device: str) -> dict[tuple[str, str], list[Reading]]:
-        """{(phase, name): its readings, in their order} of a device; several where it was validated in rounds."""
-        found: dict[tuple[str, str], list[Reading]] = {}
+        """Return {(phase, name): readings in their order} of a device; several if it was examined in rounds."""
+        rounds: dict[tuple[str, str], list[Reading]] = {}
         for reading in self.readings:
             if reading.device == device:
-                found.setdefault((reading.probe, reading.name), []).append(reading)
-        return found
+                rounds.setdefault((reading.probe, reading.name), []).append(reading)
+        return rounds
 
 
-def row(card: DeviceFacts) -> str | None:
-    """A card's name in the table of cards; None where it is not there, or a part of one."""
-    found = None if card.slice else specs.find(card.name)
-    return found[0] if found is not None else None
+def gpu_table_name(card: DeviceFacts) -> str | None:
+    """Return the GPU's name in the table of GPUs; None if the table does not have it, or if it is a slice of one."""
+    spec = None if card.slice else specs.find(card.name)
+    return spec[0] if spec is not None else None
 
 
-def known_as(reading: Reading, cards: Sequence[DeviceFacts]) -> str:
-    """What a reading is called in every run in which the same was asked.
+def reading_key(reading: Reading, cards: Sequence[DeviceFacts]) -> str:
+    """Return a name of a reading that is the same in all runs.
 
-    Its name, but for what lies between cards: numbers of cards are of one run (CUDA_VISIBLE_DEVICES deals them out
-    anew), so their uuids stand for them; a sum is of all the cards of a run; and other sizes have other speeds.
+    It is the reading's own name, except for links between GPUs. The numbers of GPUs change between runs, since
+    CUDA_VISIBLE_DEVICES renumbers them, so their UUIDs replace them. A sum over all GPUs gets the UUIDs of all. The
+    copied bytes are added, since other sizes have other speeds.
     """
     if reading.probe != LINKS:
         return reading.name
     uuids = {card.device: card.uuid or card.device for card in cards}
     words = reading.name.split()
-    among = [] if uuids.keys() & set(words) else sorted(uuids.values())
+    all_uuids = [] if uuids.keys() & set(words) else sorted(uuids.values())
     size = f"{reading.figures.get('bytes', 0.0):.0f} bytes"
-    return " ".join([*(uuids.get(word, word) for word in words), *among, size])
+    return " ".join([*(uuids.get(word, word) for word in words), *all_uuids, size])
 
 
 def expected(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence) -> Expected | None:
-    """What a reading of a card should be by a rule; None where nothing tells.
+    """Return the value that a rule expects of a GPU's reading; None if there is no expectation.
 
-    The card's own best comes first, since it is of this card, host and software. But one that was slow from its first
-    day must not become its own measure: where its best lies under the table's line, the table stays, unless its figure
-    is unchecked or the card is sold at a power limit that keeps it from it.
+    The GPU's own best value comes first, since it has this GPU, host and software. But a GPU that is slow since its
+    first run must not become its own reference: if its best is below the table's warning limit, the table's value is
+    used, unless that value is unchecked or the GPU is sold with a power limit below it.
     """
     if card.slice:
         return None
-    asked = known_as(reading, evidence.cards)
-    best = evidence.own.get((card.uuid, asked)) if card.uuid is not None and OWN in rule.references else None
-    known = _of_table(rule, card, reading)
-    if best is None or known is None:
-        return best or known
-    is_line = known.confidence != UNCHECKED and row(card) not in rule.capped_as_sold
-    is_slow = best.value < (rule.warn_below or 0) * known.value
-    return known if is_line and is_slow else best
+    key = reading_key(reading, evidence.cards)
+    best = evidence.own.get((card.uuid, key)) if card.uuid is not None and OWN in rule.references else None
+    table_value = _of_table(rule, card, reading)
+    if best is None or table_value is None:
+        return best or table_value
+    is_reliable = table_value.confidence != UNCHECKED and gpu_table_name(card) not in rule.capped_as_sold
+    is_slow = best.value < (rule.warn_below or 0) * table_value.value
+    return table_value if is_reliable and is_slow else best
 
 
 def _of_table(rule: Rule, card: DeviceFacts, reading: Reading) -> Expected | None:
-    found = specs.find(card.name)
-    if found is None:
+    spec = specs.find(card.name)
+    if spec is None:
         return None
-    name, gpu = found
+    name, gpu = spec
     dtype = reading.name.rpartition(" ")[2]
     best = {str(key): figure for key, figure in gpu.measured.items()}.get(dtype)
     if MEASURED in rule.references and best is not None:
-        of = next((text for text in gpu.sources if text.startswith(("mamf=", "measured:"))), gpu.sources[0])
-        return Expected(best * 1e12, f"the best that was measured on one ({name}): {of}", MEASURED)
+        source = next((text for text in gpu.sources if text.startswith(("mamf=", "measured:"))), gpu.sources[0])
+        return Expected(best * 1e12, f"the best value measured on this model ({name}): {source}", MEASURED)
     if SHEET not in rule.references or rule.reach is None:
         return None
     is_copy = reading.unit == "B/s"
@@ -118,18 +118,18 @@ def _of_table(rule: Rule, card: DeviceFacts, reading: Reading) -> Expected | Non
         return None
     reach = rule.reach_of.get(name, rule.reach)
     is_checked = ("bandwidth_gbs" if is_copy else dtype) not in gpu.unchecked
-    doubt = "" if is_checked else ", which no source confirms"
-    source = f"{reach:.0%} of the {shown(figure, reading.unit)} on the sheet of the {name}{doubt}"
+    doubt = "" if is_checked else ", which is not confirmed by a source"
+    source = f"{reach:.0%} of the {shown(figure, reading.unit)} on the data sheet of the {name}{doubt}"
     return Expected(figure * reach, source, SHEET if is_checked else UNCHECKED)
 
 
-def share_of(reading: Reading, value: float, of: float) -> float:
-    """How good a figure is beside another: above one where it is better. Of seconds, fewer are."""
-    return of / value if reading.unit == "s" else value / of
+def share_of(reading: Reading, value: float, reference: float) -> float:
+    """Return the speed of a value relative to another one: above 1 if it is better. For seconds, less is better."""
+    return reference / value if reading.unit == "s" else value / reference
 
 
 def shown(value: float, unit: str) -> str:
-    """A figure with its unit, for people."""
+    """Return a value with its unit, for people."""
     if unit == "s":
         return f"{value * 1000:.1f} ms"
     for scale, name in _SCALES.get(unit, []):

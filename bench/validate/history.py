@@ -1,4 +1,4 @@
-"""The validations that are kept on the volume: what a card has reached before, and how that changes."""
+"""Reads and writes the validations on the volume, and computes the best values and trends of each device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.core.validation_records import CUT, VerdictState
 from bench.run import store
 from bench.run import verdict as run_verdict
-from bench.validate.expectations import OWN, TOGETHER, Expected, known_as, share_of
+from bench.validate.expectations import OWN, TOGETHER, Expected, reading_key, share_of
 from bench.validate.rule_checks import is_wrong
 from provision.core.errors import FirstlightError
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from bench.core.validation_records import DeviceFacts, Reading, Validation
 
 _BAD = {VerdictState.FAIL, VerdictState.NOT_JUDGED}
-_UNKNOWN = "unknown-card"  # the rule that leaves open what no table has: of such a card its own past is all there is
+_UNKNOWN = "unknown-card"  # the rule for a GPU that the table lacks; its earlier values can still be a reference
 
 
 @dataclass(frozen=True)
 class ValidationHistory:
-    """The validations of a folder, oldest first, and what was passed over: why each of these cannot be read."""
+    """Hold the validations of a folder, oldest first. `unread`: for each skipped file, why it cannot be read."""
 
     runs: tuple[Run, ...]
     unread: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class ValidationHistory:
 
 @dataclass(frozen=True)
 class Point:
-    """What a reading was in one run; `torch` is the version that it was measured with."""
+    """Hold the value of a reading in one run; `torch` is the version that it was measured with."""
 
     at: datetime
     run: str
@@ -44,9 +44,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Trend:
-    """One reading of one card (or processor) over the runs, in their order.
+    """Hold one reading of one GPU or CPU over the runs, in their order.
 
-    `whose`: what it is known by, the uuid of a card, the host and name of a processor.
+    `whose`: the identity of the device: the UUID of a GPU, or the host and name of a CPU.
     """
 
     whose: str
@@ -57,27 +57,27 @@ class Trend:
 
     @property
     def first(self) -> float:
-        """Its oldest figure."""
+        """Return the oldest value."""
         return self.points[0].value
 
     @property
     def best(self) -> float:
-        """The best that it ever was: the least of seconds, the most of everything else."""
+        """Return the best value: the smallest of seconds, the largest of other units."""
         values = [point.value for point in self.points]
         return min(values) if self.unit == "s" else max(values)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Each figure beside the best: 1.0 for that one, less for every other."""
-        return tuple(self.best / each.value if self.unit == "s" else each.value / self.best for each in self.points)
+        """Return the speed of each value relative to the best one: 1.0 for the best, less for the others."""
+        return tuple(self.best / point.value if self.unit == "s" else point.value / self.best for point in self.points)
 
 
 @dataclass(frozen=True)
 class HistoryLine:
-    """One device in one run: its verdict, and the reading of each kind that tells most (see `lines`).
+    """Hold one device in one run: its verdict, and one representative reading of each kind (see `history_lines`).
 
-    `against_first` and `against_best`: its product as a part of the oldest and of the best of that name, 1.0 for the
-    same; None where it has no product.
+    `against_first` and `against_best`: the value of its product relative to the oldest and the best of that name, 1.0
+    if equal; None without a product.
     """
 
     at: datetime
@@ -93,7 +93,7 @@ class HistoryLine:
 
 
 def keep(run: Run, folder: Path) -> Path:
-    """Keep a validation by its id, whole or not at all.
+    """Write a validation into a file named by its id, whole or not at all.
 
     Raises:
         BlockedError: the disk is full, or cannot be written.
@@ -102,8 +102,11 @@ def keep(run: Run, folder: Path) -> Path:
 
 
 def load(folder: Path) -> ValidationHistory:
-    """Read what is kept; a file that is no validation, or that this version cannot read, is named and passed over."""
-    found: list[tuple[datetime, str, Run]] = []
+    """Return the validations of a folder.
+
+    Other files, and files that this version cannot read, are listed as unread.
+    """
+    entries: list[tuple[datetime, str, Run]] = []
     unread: list[str] = []
     for file in sorted(folder.glob("*.json")):
         try:
@@ -116,62 +119,62 @@ def load(folder: Path) -> ValidationHistory:
             continue
         at = _time(run)
         if run.validation is None or at is None:
-            unread.append(f"{file} is a run, and no validation with a time.")
+            unread.append(f"{file} is not a validation with a start time.")
         else:
-            found.append((at, run.id, run))
-    found.sort(key=lambda each: each[:2])
-    return ValidationHistory(tuple(run for _, _, run in found), tuple(unread))
+            entries.append((at, run.id, run))
+    entries.sort(key=lambda entry: entry[:2])
+    return ValidationHistory(tuple(run for _, _, run in entries), tuple(unread))
 
 
-def bests(kept: Sequence[Run], torch: str | None) -> dict[tuple[str, str], Expected]:
-    """The best that each card ever was: {(its uuid, what `known_as` calls a reading): the figure, its run}.
+def best_figures(kept: Sequence[Run], torch: str | None) -> dict[tuple[str, str], Expected]:
+    """Return the best value of each GPU: {(uuid, `reading_key` of a reading): the value and its run}.
 
-    Of cards alone that passed or were warned of, that nothing disturbed, and with a torch of the same minor version:
-    its libraries decide how fast a healthy card computes, and a ticket to the provider must not be about them. Of a
-    processor there is none: its figures are its neighbours' too.
+    Only GPUs that passed or had warnings and were not disturbed count, with a torch of the same minor version, since
+    its libraries decide how fast a healthy GPU computes. CPUs have no best values, since other tenants of the host
+    affect them.
     """
-    found: dict[tuple[str, str], tuple[Reading, Run]] = {}
+    best: dict[tuple[str, str], tuple[Reading, Run]] = {}
     for run in kept:
         validation = run.validation
-        if validation is None or not _is_alike(validation, torch):
+        if validation is None or not _has_same_torch(validation, torch):
             continue
         for card, reading in _figures(validation):
             if card.uuid is None or card.slice or CUT in reading.figures or not _is_good(validation, card.device):
                 continue
-            key = (card.uuid, known_as(reading, validation.cards))
-            if key not in found or share_of(reading, reading.value or 1.0, found[key][0].value or 1.0) > 1:
-                found[key] = (reading, run)
+            key = (card.uuid, reading_key(reading, validation.cards))
+            if key not in best or share_of(reading, reading.value or 1.0, best[key][0].value or 1.0) > 1:
+                best[key] = (reading, run)
     return {
-        key: Expected(reading.value, f"its own best, run {run.id}, torch {_torch(run.validation)}", OWN)
-        for key, (reading, run) in found.items()
+        key: Expected(reading.value, f"its own best value, run {run.id}, torch {_torch(run.validation)}", OWN)
+        for key, (reading, run) in best.items()
         if reading.value is not None
     }
 
 
 def trends(kept: Sequence[Run]) -> tuple[Trend, ...]:
-    """How each figure of each card changes over the runs, in the order in which they first came.
+    """Return how each value of each device changes over the runs, in the order of their first appearance.
 
-    A card is known by its uuid, so that it stays itself where its number changes; a processor by its host and name. Of
-    several rounds of a run the best counts.
+    A GPU is identified by its UUID, since its number may change; a CPU by its host and name. Of several rounds in a run
+    the best counts.
     """
-    found: dict[tuple[str, str], tuple[DeviceFacts, Reading, list[Point]]] = {}
+    series: dict[tuple[str, str], tuple[DeviceFacts, Reading, list[Point]]] = {}
     for run in kept:
         at = _time(run)
         if run.validation is None or at is None:
             continue
         for key, (card, reading) in _best_of_run(run, run.validation).items():
             point = Point(at, run.id, reading.value or 0.0, _torch(run.validation))
-            found.setdefault(key, (card, reading, []))[2].append(point)
+            series.setdefault(key, (card, reading, []))[2].append(point)
     return tuple(
         Trend(whose, card.name, name, reading.unit, tuple(points))
-        for (whose, name), (card, reading, points) in found.items()
+        for (whose, name), (card, reading, points) in series.items()
     )
 
 
-def of_host(kept: Sequence[Run], machine: Mapping[str, object]) -> tuple[Run, ...]:
-    """The validations of one host: those of its name, and those of a card that its newest one has, whatever its name.
+def runs_of_host(kept: Sequence[Run], machine: Mapping[str, object]) -> tuple[Run, ...]:
+    """Return the validations of one host: those with its name, and those of a GPU that its newest validation has.
 
-    A rented host is called otherwise after each start, and its volume may have been on another one before.
+    A rented host may get another name at each start, and its volume may have been on another host before.
     """
     name = machine.get("hostname")
     named = [run for run in kept if run.machine.get("hostname") == name]
@@ -179,10 +182,10 @@ def of_host(kept: Sequence[Run], machine: Mapping[str, object]) -> tuple[Run, ..
     return tuple(run for run in kept if run in named or _uuids(run) & cards)
 
 
-def lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
-    """One line a device and run: the fastest product, the copy, and the loop with the largest batch."""
-    known = {(each.whose, each.name): each for each in trends(kept)}
-    found = []
+def history_lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
+    """Return one line per device and run: the fastest product, the copy, and the loop with the largest batch."""
+    trend_by_key = {(trend.whose, trend.name): trend for trend in trends(kept)}
+    lines = []
     for run in kept:
         at = _time(run)
         if run.validation is None or at is None:
@@ -191,16 +194,16 @@ def lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
         for card in run.validation.cards:
             of_card = [reading for of, reading in best.values() if of == card]
             product, copy, loop = (_most(of_card, probe) for probe in ("product", "copy", "loop"))
-            trend = known.get((_whose(run, card), product.name)) if product is not None else None
+            trend = trend_by_key.get((_whose(run, card), product.name)) if product is not None else None
             value = product.value if product is not None else None
-            found.append(
+            lines.append(
                 HistoryLine(
                     at,
                     run.id,
                     card.device,
                     card.name,
                     run_verdict.conclude(
-                        [each for each in run.validation.judgements if each.device == card.device]
+                        [item for item in run.validation.judgements if item.device == card.device]
                     ).state,
                     product,
                     copy,
@@ -209,15 +212,15 @@ def lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
                     value / trend.best if trend is not None and value is not None else None,
                 )
             )
-    return tuple(found)
+    return tuple(lines)
 
 
 def _most(readings: Sequence[Reading], probe: str) -> Reading | None:
-    """The reading of a phase that tells most: the fastest product, the loop of the largest batch."""
-    found = [reading for reading in readings if reading.probe == probe]
+    """Return the representative reading of a phase: the largest value, or for the loop the largest batch."""
+    candidates = [reading for reading in readings if reading.probe == probe]
     if probe == "loop":
-        return max(found, key=lambda each: _batch(each.name), default=None)
-    return max(found, key=lambda each: each.value or 0.0, default=None)
+        return max(candidates, key=lambda reading: _batch(reading.name), default=None)
+    return max(candidates, key=lambda reading: reading.value or 0.0, default=None)
 
 
 def _batch(name: str) -> int:
@@ -226,7 +229,7 @@ def _batch(name: str) -> int:
 
 
 def _best_of_run(run: Run, validation: Validation) -> dict[tuple[str, str], tuple[DeviceFacts, Reading]]:
-    """{(uuid, or host and name of a processor; name of a reading): the best of the run's rounds}."""
+    """Return {(uuid, or host and name of a CPU; name of a reading): the best of the run's rounds}."""
     best: dict[tuple[str, str], tuple[DeviceFacts, Reading]] = {}
     for card, reading in _figures(validation):
         key = (_whose(run, card), reading.name)
@@ -236,9 +239,9 @@ def _best_of_run(run: Run, validation: Validation) -> dict[tuple[str, str], tupl
 
 
 def _figures(validation: Validation) -> Iterator[tuple[DeviceFacts, Reading]]:
-    """What of a validation can be better or worse: its speeds, and how threads add up. An error is within its limit.
+    """Yield the readings of a validation that can be better or worse: speeds, and the scaling over threads.
 
-    What cards reach all at once has the names of what each reaches alone, and is no figure of one card.
+    The readings of all GPUs at once are left out: they have the names of those of one GPU.
     """
     cards = {card.device: card for card in validation.cards}
     for reading in validation.readings:
@@ -248,7 +251,11 @@ def _figures(validation: Validation) -> Iterator[tuple[DeviceFacts, Reading]]:
 
 
 def _is_good(validation: Validation, device: str) -> bool:
-    states = {each.state for each in validation.judgements if each.device == device and each.rule != _UNKNOWN}
+    states = {
+        judgement.state
+        for judgement in validation.judgements
+        if judgement.device == device and judgement.rule != _UNKNOWN
+    }
     return device not in validation.disturbed and not states & _BAD
 
 
@@ -260,10 +267,10 @@ def _torch(validation: Validation | None) -> str | None:
     return validation.software.get("torch") if validation is not None else None
 
 
-def _is_alike(validation: Validation, torch: str | None) -> bool:
-    """Whether a validation was made with a torch of the same minor version."""
-    theirs = _torch(validation)
-    return theirs is not None and torch is not None and theirs.split(".")[:2] == torch.split(".")[:2]
+def _has_same_torch(validation: Validation, torch: str | None) -> bool:
+    """Return whether a validation was made with a torch of the same minor version."""
+    version = _torch(validation)
+    return version is not None and torch is not None and version.split(".")[:2] == torch.split(".")[:2]
 
 
 def _uuids(run: Run) -> set[str]:
@@ -272,7 +279,7 @@ def _uuids(run: Run) -> set[str]:
 
 
 def _time(run: Run) -> datetime | None:
-    """When a run began; None where it does not say so in a way that can be read, with its zone."""
+    """Return the start of a run; None if it is not a valid time with a time zone."""
     try:
         at = datetime.fromisoformat(run.started)
     except ValueError:

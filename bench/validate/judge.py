@@ -1,4 +1,4 @@
-"""The verdict on a host's devices: each rule of verdict.toml held against what is known, and all of them summed up."""
+"""Judges a host's devices by the rules of rules.toml, and merges repeated readings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.core.validation_records import CUT, Judgement, VerdictState
 from bench.validate import rules
-from bench.validate.expectations import row, share_of
+from bench.validate.expectations import gpu_table_name, share_of
 from bench.validate.rule_checks import OF_READINGS, ONCE, is_gap, is_wrong, judgement, missing, of_readings, slowest
 
 if TYPE_CHECKING:
@@ -19,57 +19,57 @@ if TYPE_CHECKING:
 
 
 def judge(evidence: Evidence) -> tuple[Judgement, ...]:
-    """What the rules say of a host, device by device; a figure that is as expected is said too, and passes.
+    """Return the judgements of all rules, device by device; an expected value is a judgement too, with "pass".
 
-    A rule says nothing where what it is about was not asked or not told: what could not be judged has its own rules.
+    A rule has no judgement if its phase did not run or has no reading; other rules report what could not be judged.
     """
-    found = [each for card in evidence.cards for each in _of_card(evidence, card)]
+    judgements = [item for card in evidence.cards for item in _of_card(evidence, card)]
     for name, rule in rules.table().items():
         if rule.kind == "unusable":
-            found += [judgement(name, rule, device, {"why": why}) for device, why in evidence.unusable.items()]
+            judgements += [judgement(name, rule, device, {"why": cause}) for device, cause in evidence.unusable.items()]
         elif rule.kind == "slowest":
-            found += slowest(name, rule, evidence)
+            judgements += slowest(name, rule, evidence)
         elif rule.kind == "quota":
-            found += _quota(name, rule, evidence)
-    return tuple(found)
+            judgements += _quota(name, rule, evidence)
+    return tuple(judgements)
 
 
-def doubtful(judgements: Sequence[Judgement], readings: Sequence[Reading]) -> tuple[str, ...]:
-    """The phases of a device to be asked again before what was found there counts, in the order of the readings."""
-    bad = {(each.rule, each.device) for each in judgements if each.state is not VerdictState.PASS}
+def phases_to_repeat(judgements: Sequence[Judgement], readings: Sequence[Reading]) -> tuple[str, ...]:
+    """Return the phases of a device to repeat before their readings count, in the order of the readings."""
+    bad = {(item.rule, item.device) for item in judgements if item.state is not VerdictState.PASS}
     table = rules.table()
-    found: dict[str, None] = {}
+    phases: dict[str, None] = {}
     for reading in readings:
         for name, rule in table.items():
             if rule.again and (name, reading.device) in bad and _is_about(rule, reading):
-                found[reading.probe] = None
-    return tuple(found)
+                phases[reading.probe] = None
+    return tuple(phases)
 
 
-def merged(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading, ...]:
-    """All readings, each question once, where some were asked for again: what counts of them, in the first order."""
-    found = {_question(reading): reading for reading in first}
+def merge(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading, ...]:
+    """Return all readings, each of its name once: of a repeated one the result of `settle`, in the order of `first`."""
+    merged = {_identity(reading): reading for reading in first}
     for reading in again:
-        before = found.get(_question(reading))
-        found[_question(reading)] = settled(before, reading) if before is not None else reading
-    return tuple(found.values())
+        before = merged.get(_identity(reading))
+        merged[_identity(reading)] = settle(before, reading) if before is not None else reading
+    return tuple(merged.values())
 
 
-def settled(first: Reading, again: Reading) -> Reading:
-    """What counts of a reading that was asked for twice.
+def settle(first: Reading, again: Reading) -> Reading:
+    """Return the one of two readings that counts.
 
-    A fault that is there both times is one, and so is one that no other answer speaks against; a fault that is there
-    once leaves the good reading, with a mark that a rule warns of. Of two figures the better counts: what disturbs a
-    measurement makes it slow, never fast.
+    A fault in both is a fault. A fault in one of them is a fault only if the other has no value; otherwise the good
+    reading counts, with a mark that a rule turns into a warning. Of two values the better one counts: a disturbance
+    makes a measurement slow, never fast.
     """
     if is_wrong(first) or is_wrong(again):
-        return _of_a_fault(first, again)
+        return _settle_fault(first, again)
     if not again.value or not first.value:
         return again if again.value else first
     return again if first.limit is not None else _better(first, again)
 
 
-def _of_a_fault(first: Reading, again: Reading) -> Reading:
+def _settle_fault(first: Reading, again: Reading) -> Reading:
     if is_wrong(first) and is_wrong(again):
         return again
     good, wrong = (again, first) if is_wrong(first) else (first, again)
@@ -77,18 +77,22 @@ def _of_a_fault(first: Reading, again: Reading) -> Reading:
 
 
 def _better(first: Reading, again: Reading) -> Reading:
-    if "first_quarter" in first.figures and "first_quarter" in again.figures:  # what it kept, not how fast it began
-        return max(again, first, key=lambda each: each.figures["last_quarter"] / (each.figures["first_quarter"] or 1.0))
-    if "patterns" in first.figures and "patterns" in again.figures:  # the test that went over more
-        return max(again, first, key=lambda each: (each.value or 0.0) * each.figures["patterns"])
+    if "first_quarter" in first.figures and "first_quarter" in again.figures:  # compare how much of the speed it kept
+        return max(
+            again,
+            first,
+            key=lambda reading: reading.figures["last_quarter"] / (reading.figures["first_quarter"] or 1.0),
+        )
+    if "patterns" in first.figures and "patterns" in again.figures:  # take the test that covered more
+        return max(again, first, key=lambda reading: (reading.value or 0.0) * reading.figures["patterns"])
     better = again if share_of(first, again.value or 1.0, first.value or 1.0) >= 1 else first
     if CUT in first.figures and CUT in again.figures:
         return better
-    # One of the two was asked everything: the better one is no lower bound any more.
+    # One of the two measured all shapes, so the better value is not a lower bound any more.
     return replace(better, figures={name: figure for name, figure in better.figures.items() if name != CUT})
 
 
-def _question(reading: Reading) -> tuple[str, str, str, int]:
+def _identity(reading: Reading) -> tuple[str, str, str, int]:
     return reading.device, reading.probe, reading.name, reading.round
 
 
@@ -99,15 +103,15 @@ def _is_about(rule: Rule, reading: Reading) -> bool:
 
 
 def _of_card(evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    found: list[Judgement] = []
+    judgements: list[Judgement] = []
     for name, rule in rules.table().items():
         if rule.kind in OF_READINGS:
-            found += of_readings(name, rule, evidence, card)
+            judgements += of_readings(name, rule, evidence, card)
         elif rule.kind == "unmeasured":
-            found += _unmeasured(name, rule, evidence, card, found)
+            judgements += _unmeasured(name, rule, evidence, card, judgements)
         elif rule.kind in _KINDS:
-            found += _KINDS[rule.kind](name, rule, evidence, card)
-    yield from found
+            judgements += _KINDS[rule.kind](name, rule, evidence, card)
+    yield from judgements
 
 
 def _present(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
@@ -117,8 +121,8 @@ def _present(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[
 
 
 def _growth(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    first = next((each for each in evidence.before if each.device == card.device), None)
-    counts = [getattr(each, rule.field or "") for each in (first, card) if each is not None]
+    before = next((facts for facts in evidence.before if facts.device == card.device), None)
+    counts = [getattr(facts, rule.field or "") for facts in (before, card) if facts is not None]
     if len(counts) == 2 and None not in counts and counts[1] > counts[0]:
         grown = float(counts[1] - counts[0])
         yield judgement(name, rule, card.device, {"count": grown}, value=grown, expected=0.0)
@@ -130,25 +134,25 @@ def _off(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judg
 
 
 def _xids(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    found = sorted({xid for xid in card.xids if (xid in rule.xids) is rule.listed})
-    if found:
-        yield judgement(name, rule, card.device, {"xids": ", ".join(map(str, found))})
+    codes = sorted({xid for xid in card.xids if (xid in rule.xids) is rule.listed})
+    if codes:
+        yield judgement(name, rule, card.device, {"xids": ", ".join(map(str, codes))})
 
 
 def _under(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     value, most = (getattr(card, field or "") for field in (rule.field, rule.most))
     if value is not None and most is not None and value < (rule.below or 0) * most:
-        told = {"value": float(value), "expected": float(most)}
-        yield judgement(name, rule, card.device, dict(told), **told)
+        values = {"value": float(value), "expected": float(most)}
+        yield judgement(name, rule, card.device, dict(values), **values)
 
 
 def _throttled(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    seen = evidence.watched.get(card.device)
-    shares = {reason: seen.throttled.get(reason, 0.0) for reason in rule.reasons} if seen is not None else {}
+    watched = evidence.watched.get(card.device)
+    shares = {reason: watched.throttled.get(reason, 0.0) for reason in rule.reasons} if watched is not None else {}
     worst = max(shares, key=lambda reason: shares[reason], default="")
     if worst and shares[worst] > (rule.above or 0):
-        told = {"name": worst, "share": shares[worst]}
-        yield judgement(name, rule, card.device, told, value=shares[worst], expected=0.0)
+        values = {"name": worst, "share": shares[worst]}
+        yield judgement(name, rule, card.device, values, value=shares[worst], expected=0.0)
 
 
 def _steal(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
@@ -164,7 +168,7 @@ def _disturbed(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> 
 
 
 def _unknown(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    if card.device != "cpu" and not card.slice and row(card) is None:
+    if card.device != "cpu" and not card.slice and gpu_table_name(card) is None:
         yield judgement(name, rule, card.device, {"name": card.name})
 
 
@@ -179,29 +183,36 @@ def _slice(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Ju
 
 
 def _unmeasured(
-    name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, found: Sequence[Judgement]
+    name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, judgements: Sequence[Judgement]
 ) -> Iterator[Judgement]:
-    """A device of which nothing was judged that counts, where no other rule has said so."""
-    if card.device in evidence.unusable or any(each.state is VerdictState.NOT_JUDGED for each in found):
+    """Yield a judgement if no decisive rule has judged a device, and no other rule has reported that."""
+    if card.device in evidence.unusable or any(item.state is VerdictState.NOT_JUDGED for item in judgements):
         return
     readings = [reading for reading in evidence.readings if reading.device == card.device]
-    keys = {key for key, each in rules.table().items() if each.key}
-    is_cpu = card.device == "cpu"  # no figure is expected of one: that there are some is enough
-    if any(reading.value is not None for reading in readings) if is_cpu else any(each.rule in keys for each in found):
+    keys = {key for key, table_rule in rules.table().items() if table_rule.key}
+    is_cpu = card.device == "cpu"  # a CPU has no expected values, so any value is enough
+    if (
+        any(reading.value is not None for reading in readings)
+        if is_cpu
+        else any(item.rule in keys for item in judgements)
+    ):
         return
     causes = dict.fromkeys(reading.why_not for reading in readings if reading.probe == "product" and reading.why_not)
     yield judgement(name, rule, card.device, {"why": "".join(f"; {cause}" for cause in causes)})
 
 
 def _quota(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
-    """A remark where the CPU itself was not validated: most rented cards come with a part of their host's cores."""
+    """Yield a judgement on the CPU quota of the control group.
+
+    It only informs if the CPU itself is not validated: most rented GPUs come with a part of their host's cores.
+    """
     cores, quota = evidence.cores, evidence.cpu_quota
     if cores is None or quota is None or quota >= (rule.below or 0) * cores:
         return
-    told = {"value": quota, "expected": float(cores), "whole": float(max(1, int(quota)))}
-    is_meant = any(card.device == "cpu" for card in evidence.cards)
-    state = VerdictState(rule.state) if is_meant else VerdictState.PASS
-    yield judgement(name, rule, "cpu", told, state=state, value=quota, expected=float(cores))
+    values = {"value": quota, "expected": float(cores), "whole": float(max(1, int(quota)))}
+    is_validated = any(card.device == "cpu" for card in evidence.cards)
+    state = VerdictState(rule.state) if is_validated else VerdictState.PASS
+    yield judgement(name, rule, "cpu", values, state=state, value=quota, expected=float(cores))
 
 
 _KINDS: dict[str, Callable[[str, Rule, Evidence, DeviceFacts], Iterator[Judgement]]] = {

@@ -1,13 +1,11 @@
-"""What the rules make of a device's readings: faults, and speed against what is expected."""
+"""Checks a device's readings by the rules: faults, and speed against the expected value."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from bench.core.validation_records import CUT, PROCESS, UNABLE, Judgement, VerdictState
-from bench.validate.expectations import TOGETHER, UNCHECKED, expected, row, share_of, shown
-from bench.validate.rules import SETUP
-from provision.core import layout
+from bench.validate.expectations import TOGETHER, UNCHECKED, expected, gpu_table_name, share_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -16,36 +14,35 @@ if TYPE_CHECKING:
     from bench.validate.expectations import Evidence, Expected
     from bench.validate.rules import Rule
 
-ONCE = "once"  # the figure of a reading that was wrong one time of two
+ONCE = "once"  # marks a reading that was wrong in one of two attempts
 _POWER = "software power cap"
 
 
-def judgement(name: str, rule: Rule, device: str, told: dict[str, Any], **changes: Any) -> Judgement:
-    """A rule that holds, with its texts filled in; `changes` are fields of the judgement."""
+def judgement(name: str, rule: Rule, device: str, values: dict[str, Any], **changes: Any) -> Judgement:
+    """Return the judgement of a rule with its texts filled in; `changes` are further fields of the judgement."""
     state = changes.pop("state", VerdictState(rule.state))
-    filled = told | {SETUP: layout.next_command("setup")}
-    return Judgement(name, device, state, rule.says.format(**filled), rule.advice.format(**filled), **changes)
+    return Judgement(name, device, state, rule.says.format(**values), rule.advice.format(**values), **changes)
 
 
 def is_wrong(reading: Reading) -> bool:
-    """Whether a reading speaks against its device by itself: a fault, or an error over its limit."""
+    """Return whether a reading alone shows that its device is faulty: it has a fault, or an error over its limit."""
     return reading.fault is not None or _is_over(reading)
 
 
 def is_gap(reading: Reading) -> bool:
-    """Whether a question has no answer that its device could have given."""
-    is_silent = reading.value is None and reading.fault is None
-    return is_silent and UNABLE not in reading.figures and reading.name != PROCESS
+    """Return whether a reading has no value although its device could have given one."""
+    is_empty = reading.value is None and reading.fault is None
+    return is_empty and UNABLE not in reading.figures and reading.name != PROCESS
 
 
 def missing(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """What a device was asked for and has not answered in any round, those with the same reason in one judgement."""
-    found: dict[str, list[str]] = {}
+    """Yield the readings that have no value in any round; those with the same reason are one judgement."""
+    names_by_reason: dict[str, list[str]] = {}
     for rounds in evidence.rounds(card.device).values():
         if rule.is_about(rounds[0]) and all(is_gap(reading) for reading in rounds):
-            found.setdefault(rounds[-1].why_not or "it says nothing", []).append(rounds[0].name)
-    for why, names in found.items():
-        yield judgement(name, rule, card.device, {"names": ", ".join(names), "why": why})
+            names_by_reason.setdefault(rounds[-1].why_not or "no reason is known", []).append(rounds[0].name)
+    for reason, names in names_by_reason.items():
+        yield judgement(name, rule, card.device, {"names": ", ".join(names), "why": reason})
 
 
 def _is_over(reading: Reading) -> bool:
@@ -53,25 +50,25 @@ def _is_over(reading: Reading) -> bool:
 
 
 def of_readings(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """What a rule about readings says of a device, of each name once."""
+    """Yield the judgements of one rule on a device's readings, at most one for each name."""
     for rounds in evidence.rounds(card.device).values():
         if rule.is_about(rounds[0]):
-            found = _KINDS[rule.kind](name, rule, evidence, card, rounds)
-            if found is not None:
-                yield found
+            item = _KINDS[rule.kind](name, rule, evidence, card, rounds)
+            if item is not None:
+                yield item
 
 
 def _fault(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    found = next((reading for reading in rounds if reading.fault is not None), None)
-    return None if found is None else judgement(name, rule, card.device, {"name": found.name, "fault": found.fault})
+    faulty = next((reading for reading in rounds if reading.fault is not None), None)
+    return None if faulty is None else judgement(name, rule, card.device, {"name": faulty.name, "fault": faulty.fault})
 
 
 def _limit(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    found = next((reading for reading in rounds if _is_over(reading)), None)
-    if found is None:
+    wrong = next((reading for reading in rounds if _is_over(reading)), None)
+    if wrong is None:
         return None
-    told = {"name": found.name, "value": f"{found.value:.2g}", "limit": f"{found.limit:.2g}"}
-    return judgement(name, rule, card.device, told, value=found.value, expected=found.limit)
+    values = {"name": wrong.name, "value": f"{wrong.value:.2g}", "limit": f"{wrong.limit:.2g}"}
+    return judgement(name, rule, card.device, values, value=wrong.value, expected=wrong.limit)
 
 
 def _once(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
@@ -81,124 +78,141 @@ def _once(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequenc
 
 
 def _ended(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    told = [reading.why_not for reading in rounds if reading.name == PROCESS and reading.why_not is not None]
-    return judgement(name, rule, card.device, {"why": told[0].partition("\n")[0]}) if told else None
+    reasons = [reading.why_not for reading in rounds if reading.name == PROCESS and reading.why_not is not None]
+    return judgement(name, rule, card.device, {"why": reasons[0].partition("\n")[0]}) if reasons else None
 
 
 def _untested(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    asked = [reading for reading in rounds if reading.value is not None]
-    if not asked or any(_is_tested(rule, reading) for reading in asked):
+    measured = [reading for reading in rounds if reading.value is not None]
+    if not measured or any(_is_tested(rule, reading) for reading in measured):
         return None
-    last = asked[-1]
+    last = measured[-1]
     patterns = last.figures.get("patterns", rule.fewest)
-    told = {"name": last.name, "share": last.value, "patterns": patterns, "fewest": rule.fewest}
-    return judgement(name, rule, card.device, told, value=last.value, expected=rule.below)
+    values = {"name": last.name, "share": last.value, "patterns": patterns, "fewest": rule.fewest}
+    return judgement(name, rule, card.device, values, value=last.value, expected=rule.below)
 
 
 def _is_tested(rule: Rule, reading: Reading) -> bool:
-    """Whether a test of memory went over as much as a rule asks for; one without any answer is a gap, and none."""
+    """Return whether a memory test covered as much as the rule requires.
+
+    A test without a value is a gap, which has another rule.
+    """
     share, patterns = reading.value, reading.figures.get("patterns")
     is_short = share is not None and rule.below is not None and share < rule.below
     return not is_short and (patterns is None or rule.fewest is None or patterns >= rule.fewest)
 
 
 def _best(rounds: Sequence[Reading]) -> Reading | None:
-    """The best of the rounds that have a figure."""
+    """Return the best reading of the rounds; None if none has a value."""
     measured = [reading for reading in rounds if reading.value]
-    return max(measured, key=lambda each: share_of(each, each.value or 1.0, 1.0), default=None)
+    return max(measured, key=lambda reading: share_of(reading, reading.value or 1.0, 1.0), default=None)
 
 
 def _whole(rounds: Sequence[Reading]) -> list[Reading]:
-    """Those whose figure is no lower bound: where it is low, that says something."""
+    """Return the readings whose value is not a lower bound; only of these a low value proves anything."""
     return [reading for reading in rounds if CUT not in reading.figures]
 
 
 def _rate(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     best = _best(rounds)
-    wanted = expected(rule, card, best, evidence) if best is not None else None
-    if best is None or best.value is None or wanted is None:
+    target = expected(rule, card, best, evidence) if best is not None else None
+    if best is None or best.value is None or target is None:
         return None
-    share = share_of(best, best.value, wanted.value)
+    share = share_of(best, best.value, target.value)
     state, why = VerdictState.PASS, ""
     if rule.warn_below is not None and share < rule.warn_below:
         doubt = _doubt(evidence, card, rounds)
-        state, why = (VerdictState.NOT_JUDGED, doubt) if doubt else _shortfall(rule, evidence, card, share, wanted)
-    told = {
+        state, why = (VerdictState.NOT_JUDGED, doubt) if doubt else _shortfall(rule, evidence, card, share, target)
+    values = {
         "name": best.name,
         "value": shown(best.value, best.unit),
-        "expected": shown(wanted.value, best.unit),
+        "expected": shown(target.value, best.unit),
         "share": share,
-        "source": wanted.source,
+        "source": target.source,
         "why": why and f"; {why}",
     }
-    figures = {"value": best.value, "expected": wanted.value, "unit": best.unit}
-    whose = {"source": wanted.source, "confidence": wanted.confidence}
-    return judgement(name, rule, card.device, told, state=state, **figures, **whose)
+    figures = {"value": best.value, "expected": target.value, "unit": best.unit}
+    origin = {"source": target.source, "confidence": target.confidence}
+    return judgement(name, rule, card.device, values, state=state, **figures, **origin)
 
 
 def _doubt(evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> str | None:
-    """Why a low figure says nothing of its device; None where it does."""
+    """Return why a low value proves nothing about its device; None if it does."""
     if all(CUT in reading.figures for reading in rounds if reading.value):
-        return "its largest shapes had no time or no room, so this is the least that it can do"
-    seen = evidence.watched.get(card.device)
-    if not card.driver_sees or seen is None:
-        return "its clocks cannot be read, so this may be a cap"
-    if not seen.reasons_told:
-        return "its driver does not say what keeps its clocks down, so this may be a cap"
-    return "it was not alone" if card.device in evidence.disturbed else None
+        return "its largest shapes had no time or no memory, so this value is a lower bound"
+    watched = evidence.watched.get(card.device)
+    if not card.driver_sees or watched is None:
+        return "its clocks cannot be read, so a power cap may be the cause"
+    if not watched.reasons_told:
+        return "its driver does not report throttle reasons, so a power cap may be the cause"
+    return "other work disturbed it" if card.device in evidence.disturbed else None
 
 
 def _shortfall(
-    rule: Rule, evidence: Evidence, card: DeviceFacts, share: float, wanted: Expected
+    rule: Rule, evidence: Evidence, card: DeviceFacts, share: float, target: Expected
 ) -> tuple[VerdictState, str]:
-    """How bad a low figure is, and why no worse."""
+    """Return the state of a low value, and the reason for it."""
     device = card.device
     caps = _caps(rule, evidence, device)
-    why = ", ".join(f"{reason} {part:.0%} of the time" for reason, part in caps.items())
-    if _is_sold(rule, evidence, card, share):
-        return VerdictState.PASS, f"{why}, as such a card is sold"
+    reason = ", ".join(f"{name} {part:.0%} of the time" for name, part in caps.items())
+    if _is_capped_as_sold(rule, evidence, card, share):
+        return VerdictState.PASS, f"{reason}, which is the limit that this card is sold with"
     if rule.fail_below is None or share >= rule.fail_below:
-        return VerdictState.WARN, why
-    if not why and (card.others or evidence.watched[device].others):
-        why = "another process is on the card"
-    if not why and wanted.confidence == UNCHECKED:
-        why = "a figure that no source confirms fails no card"
-    if why:
-        return VerdictState.WARN, why
-    return VerdictState.FAIL, "neither its power nor its heat explains it"
+        return VerdictState.WARN, reason
+    if not reason and (card.others or evidence.watched[device].others):
+        reason = "another process uses the card"
+    if not reason and target.confidence == UNCHECKED:
+        reason = "the expected figure is not confirmed by a source, so it cannot fail a card"
+    if reason:
+        return VerdictState.WARN, reason
+    return VerdictState.FAIL, "neither a power cap nor heat explains it"
 
 
 def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
-    """{throttle reason that excuses a low figure: its share of the time under load}."""
-    seen = evidence.watched.get(device)
-    if seen is None or rule.capped_above is None:
+    """Return {throttle reason that excuses a low value: its share of the time under load}."""
+    watched = evidence.watched.get(device)
+    if watched is None or rule.capped_above is None:
         return {}
-    shares = {reason: seen.throttled.get(reason, 0.0) for reason in rule.capped_by}
+    shares = {reason: watched.throttled.get(reason, 0.0) for reason in rule.capped_by}
     return {reason: share for reason, share in shares.items() if share >= rule.capped_above}
 
 
-def _is_sold(rule: Rule, evidence: Evidence, card: DeviceFacts, share: float) -> bool:
-    """Whether a low figure is no more than what such a card is sold as: under its power cap most of the time."""
+def _is_capped_as_sold(rule: Rule, evidence: Evidence, card: DeviceFacts, share: float) -> bool:
+    """Return whether a low value is normal for a GPU that is sold with a power limit.
+
+    That is so if the power limit capped it most of the time, and the value is high enough.
+    """
     capped = _caps(rule, evidence, card.device).get(_POWER, 0.0)
-    return row(card) in rule.capped_as_sold and capped >= (rule.sold_from or 1.0) and share >= (rule.sold_below or 1.0)
+    return (
+        gpu_table_name(card) in rule.capped_as_sold
+        and capped >= (rule.sold_from or 1.0)
+        and share >= (rule.sold_below or 1.0)
+    )
 
 
 def _fade(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
     last = rounds[-1]
-    first, end = last.figures.get("first_quarter"), last.figures.get("last_quarter")
-    if not first or end is None:
+    first_quarter, last_quarter = last.figures.get("first_quarter"), last.figures.get("last_quarter")
+    if not first_quarter or last_quarter is None:
         return None
-    is_sold = _is_sold(rule, evidence, card, end / first)
-    return None if is_sold or card.device in evidence.disturbed else _of(name, rule, card, last, (end, first))
+    is_capped = _is_capped_as_sold(rule, evidence, card, last_quarter / first_quarter)
+    return (
+        None
+        if is_capped or card.device in evidence.disturbed
+        else _of(name, rule, card, last, (last_quarter, first_quarter))
+    )
 
 
 def _drift(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    # In a soak all devices work at once: what each reached alone before is no measure of that.
-    alike = [each for each in rounds if each.round or len(evidence.cards) == 1]
-    best, last = _best(alike), rounds[-1]
+    # In a soak all devices work at once, so their values are not compared with those of one device alone.
+    comparable = [reading for reading in rounds if reading.round or len(evidence.cards) == 1]
+    best, last = _best(comparable), rounds[-1]
     if best is None or best.value is None or not last.value or CUT in last.figures:
         return None
-    if _is_sold(rule, evidence, card, share_of(last, last.value, best.value)) or card.device in evidence.disturbed:
+    if (
+        _is_capped_as_sold(rule, evidence, card, share_of(last, last.value, best.value))
+        or card.device in evidence.disturbed
+    ):
         return None
     return _of(name, rule, card, last, (last.value, best.value))
 
@@ -211,56 +225,56 @@ def _least(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds:
 
 
 def _crowd(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """What a device reaches while the others work too, against the best that it reached at all."""
+    """Judge the value of a device while all devices work against its best value."""
     together = _best(_whole(rounds))
     if together is None or not together.value or card.device in evidence.disturbed:
         return None
-    asked = (card.device, together.name, together.unit)
-    every = [each for each in evidence.readings if (each.device, each.name, each.unit) == asked]
-    best = _best(every) or together
+    key = (card.device, together.name, together.unit)
+    same = [reading for reading in evidence.readings if (reading.device, reading.name, reading.unit) == key]
+    best = _best(same) or together
     return _of(name, rule, card, together, (together.value, best.value or 0.0))
 
 
 def _of(name: str, rule: Rule, card: DeviceFacts, reading: Reading, pair: tuple[float, float]) -> Judgement | None:
-    """A judgement where the first of two figures of a reading is too small a share of the second."""
-    value, wanted = pair
-    share = share_of(reading, value, wanted)
+    """Return a judgement if the first of two values is too small a share of the second; otherwise None."""
+    value, target = pair
+    share = share_of(reading, value, target)
     if rule.below is None or share >= rule.below:
         return None
-    texts = {"value": shown(value, reading.unit), "expected": shown(wanted, reading.unit)}
-    told = {"name": reading.name, "share": share, **texts}
-    return judgement(name, rule, card.device, told, value=value, expected=wanted, unit=reading.unit)
+    texts = {"value": shown(value, reading.unit), "expected": shown(target, reading.unit)}
+    values = {"name": reading.name, "share": share, **texts}
+    return judgement(name, rule, card.device, values, value=value, expected=target, unit=reading.unit)
 
 
 def slowest(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
-    """The slowest of the cards of each kind, where a host has several; it passes where it is as the others are."""
+    """Yield the slowest GPU of each model on a host with several; it passes if it is about as fast as the others."""
     kinds: dict[str, list[DeviceFacts]] = {}
     for card in evidence.cards:
         kinds.setdefault(card.name, []).append(card)
     for cards in kinds.values():
-        shares = list(_beside(rule, evidence, cards)) if len(cards) > 1 else []
+        shares = list(_shares_of_fastest(rule, evidence, cards)) if len(cards) > 1 else []
         if not shares:
             continue
-        share, device, reading, fastest = min(shares, key=lambda each: each[0])
+        share, device, reading, fastest = min(shares, key=lambda entry: entry[0])
         value = reading.value or 0.0
         texts = {"value": shown(value, reading.unit), "expected": shown(fastest, reading.unit)}
-        asked = f"{reading.name}, all at once" if reading.probe == TOGETHER else reading.name
-        told = {"name": asked, "count": len(cards), "share": share, **texts}
+        title = f"{reading.name}, all at once" if reading.probe == TOGETHER else reading.name
+        values = {"name": title, "count": len(cards), "share": share, **texts}
         state = VerdictState.WARN if rule.below is not None and share < rule.below else VerdictState.PASS
-        yield judgement(name, rule, device, told, state=state, value=value, expected=fastest, unit=reading.unit)
+        yield judgement(name, rule, device, values, state=state, value=value, expected=fastest, unit=reading.unit)
 
 
-def _beside(
+def _shares_of_fastest(
     rule: Rule, evidence: Evidence, cards: Sequence[DeviceFacts]
 ) -> Iterator[tuple[float, str, Reading, float]]:
-    """(share of the fastest, device, its reading, the fastest's figure) of each reading that all the cards have."""
-    found = [evidence.rounds(card.device) for card in cards]
-    for asked in sorted(set.intersection(*map(set, found))):
-        each = [_best(_whole(readings[asked])) for readings in found]
-        if not rule.is_about(found[0][asked][0]) or None in each:
+    """Yield (share of the fastest, device, its reading, the fastest value) of each reading that all GPUs have."""
+    rounds_by_card = [evidence.rounds(card.device) for card in cards]
+    for key in sorted(set.intersection(*map(set, rounds_by_card))):
+        candidates = [_best(_whole(readings[key])) for readings in rounds_by_card]
+        if not rule.is_about(rounds_by_card[0][key][0]) or None in candidates:
             continue
-        best = _best([reading for reading in each if reading is not None])
-        for reading in each:
+        best = _best([reading for reading in candidates if reading is not None])
+        for reading in candidates:
             if best is not None and best.value and reading is not None and reading.value:
                 yield share_of(reading, reading.value, best.value), reading.device, reading, best.value
 

@@ -1,4 +1,4 @@
-"""The rules of a verdict on a device: kept as data, read strictly, each with its reason."""
+"""Defines the rules for the verdict on a device, and reads them from rules.toml."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 _ALWAYS = {"kind", "state", "reason", "says", "advice", "again"}
 _RATIO = {"value", "expected", "share"}
 _CAPPED = {"capped_by", "capped_above", "capped_as_sold", "sold_from", "sold_below"}
-# {kind: (the keys that it needs, those that it may have, the names that its texts may hold)}.
+# {kind: (required keys, optional keys, names that its texts may contain)}.
 KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "fault": (set(), set(), {"name", "fault"}),
     "limit": (set(), set(), {"name", "value", "limit"}),
@@ -88,15 +88,16 @@ KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
 
 
 class Rule(toml.Strict):
-    """One rule. `state`: what it says at worst; `again`: what it speaks against is asked for once more.
+    """Hold one rule. `state`: its worst judgement; `again`: doubtful readings are measured once more.
 
-    Shares are parts of one. `warn_below` and `fail_below`: of what is expected. `reach`: the part of a sheet's figure
-    that a healthy card is expected to reach, `reach_of` that of cards by their name in the table. `capped_by`: throttle
-    reasons that excuse a low figure, from `capped_above` of the time on; `capped_as_sold`: cards for which a software
-    power cap is no fault, where it holds from `sold_from` of the time on, and the figure is not under `sold_below` of
-    what is expected. `field` and `most` are of a `Card`. `key`: a device without such a figure is not judged.
-    `only`: parts of the names of the readings that it is about, one of which has to be there. `on`: the devices that it
-    is about, where it is not about all. `fewest`: patterns that each byte of memory was to hold.
+    Shares are parts of one. `warn_below` and `fail_below`: shares of the expected value. `reach`: the share of the data
+    sheet's figure that a healthy GPU is expected to reach; `reach_of`: the same for single GPUs by their name in the
+    table. `capped_by`: throttle reasons that excuse a low value if they are active at least `capped_above` of the time.
+    `capped_as_sold`: GPUs for which a software power cap is normal if it is active at least `sold_from` of the time,
+    and the value is at least `sold_below` of the expected one. `field` and `most`: fields of `DeviceFacts`. `key`: a
+    device without a judgement of such a rule is not judged. `only`: the rule holds for readings whose name contains one
+    of these parts. `on`: the kind of device that the rule holds for; None for all. `fewest`: the least number of
+    patterns that a memory test must write to each byte.
     """
 
     kind: Kind
@@ -129,10 +130,10 @@ class Rule(toml.Strict):
     listed: bool | None = None
 
     def is_about(self, reading: Reading) -> bool:
-        """Whether it is about such a question, to such a device."""
-        is_meant = not self.probes or reading.probe in self.probes
-        is_named = not self.only or any(part in reading.name for part in self.only)
-        return is_meant and is_named and self.on in {None, "cpu" if reading.device == "cpu" else "card"}
+        """Return whether the rule holds for a reading of this phase, name and device."""
+        has_phase = not self.probes or reading.probe in self.probes
+        has_name = not self.only or any(part in reading.name for part in self.only)
+        return has_phase and has_name and self.on in {None, "cpu" if reading.device == "cpu" else "card"}
 
     @model_validator(mode="after")
     def _whole(self) -> Rule:
@@ -140,29 +141,29 @@ class Rule(toml.Strict):
         given = self.model_fields_set - _ALWAYS
         if missing := needed - given:
             raise ValueError(f"a rule of the kind {self.kind} needs {', '.join(sorted(missing))}")
-        if idle := given - needed - possible:
-            raise ValueError(f"{', '.join(sorted(idle))} means nothing to the kind {self.kind}")
-        held = {name for text in (self.says, self.advice) for _, name, _, _ in string.Formatter().parse(text) if name}
-        if strange := held - names - {SETUP}:
-            raise ValueError(f"{{{'}, {'.join(sorted(strange))}}} is nothing that the kind {self.kind} tells")
+        if useless := given - needed - possible:
+            raise ValueError(f"{', '.join(sorted(useless))} is not a key of the kind {self.kind}")
+        used = {name for text in (self.says, self.advice) for _, name, _, _ in string.Formatter().parse(text) if name}
+        if unknown := used - names:
+            raise ValueError(f"{{{'}, {'.join(sorted(unknown))}}} is not a value of the kind {self.kind}")
         if bool(self.capped_by) != (self.capped_above is not None) or (self.capped_as_sold and not self.capped_by):
-            raise ValueError("capped_by and capped_above go together, and capped_as_sold needs both")
+            raise ValueError("capped_by and capped_above need each other, and capped_as_sold needs both")
         if {bool(self.capped_as_sold)} != {self.sold_from is not None, self.sold_below is not None}:
-            raise ValueError("capped_as_sold, sold_from and sold_below go together")
+            raise ValueError("capped_as_sold, sold_from and sold_below need each other")
         if ("sheet" in self.references) != (self.reach is not None):
-            raise ValueError("reach is needed where a sheet is a reference, and nowhere else")
+            raise ValueError("reach is required if the sheet is a reference, and forbidden otherwise")
         if (self.state == "fail") != (self.fail_below is not None) and self.kind == "rate":
-            raise ValueError("a rate that can fail has a fail_below, and no other one")
+            raise ValueError("a rate has a fail_below if, and only if, its state is fail")
         if self.fail_below is not None and self.warn_below is not None and self.fail_below >= self.warn_below:
-            raise ValueError("fail_below lies under warn_below")
+            raise ValueError("fail_below must be less than warn_below")
         return self
 
 
 @cache
 def table() -> dict[str, Rule]:
-    """Every rule by its name, in the file's order.
+    """Return all rules by their name, in the file's order.
 
     Raises:
-        SpecError: the file is no table of rules; with line and key.
+        SpecError: the file is invalid; the message has line and key.
     """
     return toml.load_tables(TABLE, Rule)

@@ -1,4 +1,4 @@
-"""The worker process of one case: reads a request on stdin, answers in JSON lines on its stdout."""
+"""Runs a worker process: it reads one request from stdin, and writes events as JSON lines to stdout."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bench.worker.measurement import measure
 if TYPE_CHECKING:
     from bench.core.worker_events import WorkerEvent
 
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def main() -> int:
-    """Read one request from stdin, answer on the real stdout, keep every print of a library off it."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Read one request from stdin, write the events to the real stdout, and send all other output to stderr."""
+    events_file = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _end_with_the_parent()
-    emit = partial(_write, answers)
+    _end_with_parent()
+    emit = partial(_write, events_file)
     match request := protocol.decode(sys.stdin.readline()):
         case TorchQuery():
             import torch
@@ -46,23 +46,23 @@ def main() -> int:
     return 0
 
 
-def _end_with_the_parent() -> None:
-    """Let the kernel end this process when the parent has ended, however that ended (Linux alone can do so)."""
+def _end_with_parent() -> None:
+    """Make the kernel kill this process when the parent ends for any reason (Linux only)."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it had ended before
+    if os.getppid() != parent:  # the parent ended before the call
         sys.exit(1)
 
 
-def _write(answers: IO[str], event: WorkerEvent) -> None:
-    answers.write(worker_events.encode(event) + "\n")
-    answers.flush()
+def _write(events_file: IO[str], event: WorkerEvent) -> None:
+    events_file.write(worker_events.encode(event) + "\n")
+    events_file.flush()
 
 
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    # Nothing is left to do, and a library's teardown must not turn a good result into a crash.
+    # All events are written. A library that crashes while it is unloaded must not turn this into a failure.
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Holds what every stage of a measurement shares: the request, the deadlines, and the result so far."""
+"""Defines what every stage of a measurement receives: the request, the deadlines, and the result so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class PartialResult:
-    """The result of a case so far: it outlives a stage that fails. Stages add to it, and read nothing from it."""
+    """Hold the result of a case so far, which survives a stage that fails.
+
+    Stages add to it, and read nothing from it.
+    """
 
     def __init__(self, result: Result) -> None:
         self.result = result
@@ -24,7 +27,10 @@ class PartialResult:
 
 @dataclass(frozen=True)
 class Deadlines:
-    """When no further sample begins, when the checks have to end, and when the case has to (time.perf_counter)."""
+    """Hold the deadlines of the samples, the checks and the case (time.perf_counter).
+
+    No further sample begins after `samples`.
+    """
 
     samples: float
     checks: float
@@ -33,7 +39,7 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage has: the request, the receiver of events, the result so far, and the deadlines."""
+    """Hold the input of every stage: the request, the receiver of events, the result so far, and the deadlines."""
 
     request: Request
     emit: Emit

@@ -1,4 +1,4 @@
-"""The fresh process of one case: runs under the measured interpreter, in stages that each take the one before."""
+"""Measures one case in a worker process, in stages that each take the results of the stages before."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from bench.core.worker_events import Emit
 
 _SLOW_STEP_SECONDS = 20.0
-_LAST_SECONDS = 3.0  # what is left for comparing
+_LAST_SECONDS = 3.0  # reserved for the comparison with fp32
 
 
 def measure(request: Request, emit: Emit) -> Result:
-    """Run one case; whatever goes wrong becomes a result with its reason, beside what was known until then."""
+    """Measure one case; a failure becomes a result with its reason and the data collected before it."""
     so_far = PartialResult(Result(request.case, Status.ERROR))
     try:
         _run_stages(Job(request, emit, so_far, _deadlines(request)))
@@ -49,7 +49,7 @@ def measure(request: Request, emit: Emit) -> Result:
         so_far.add(status=Status.SKIPPED, reason=str(error))
     except MemoryError:
         so_far.add(status=Status.OOM, reason="the host has no memory left")
-    except Exception as error:  # every failure of a library is this case's result, and the other cases go on
+    except Exception as error:  # any failure of a library becomes this case's result, so that the other cases still run
         text = f"{type(error).__name__}: {error}".strip()
         oom = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
         so_far.add(status=Status.OOM if oom else Status.ERROR, reason=text[:2000])
@@ -57,15 +57,15 @@ def measure(request: Request, emit: Emit) -> Result:
 
 
 def _deadlines(request: Request) -> Deadlines:
-    asked = time.perf_counter() - (time.time() - request.asked_at)
-    limit = asked + request.limit_seconds
+    requested_at = time.perf_counter() - (time.time() - request.asked_at)
+    limit = requested_at + request.limit_seconds
     checks = request.checks_seconds
-    return Deadlines(asked + request.share_seconds, limit if checks is None else asked + checks, limit)
+    return Deadlines(requested_at + request.share_seconds, limit if checks is None else requested_at + checks, limit)
 
 
 @dataclass(frozen=True)
 class _Imported:
-    """The libraries, set up for the case, and its model on the meta device."""
+    """Hold torch, set up for the case, and the case's model on the meta device."""
 
     torch: Any
     model: components.Model
@@ -74,7 +74,10 @@ class _Imported:
 
 @dataclass(frozen=True)
 class _Price:
-    """The predicted cost. `rate`: of the probe, FLOPs a second. `least_images`: as many as a result needs."""
+    """Hold the predicted cost of the case.
+
+    `rate`: FLOPs a second of the probe. `least_images`: the fewest images that give a result.
+    """
 
     rate: float
     step_seconds: float
@@ -83,13 +86,16 @@ class _Price:
 
     @property
     def is_slow(self) -> bool:
-        """Return whether optional work would take too long beside the samples themselves."""
+        """Return whether optional work would take too long compared with the samples."""
         return self.step_seconds > _SLOW_STEP_SECONDS
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The loop with its weights. `peak_bytes`: of the host's memory meanwhile, None where it cannot be read."""
+    """Hold the loop with its weights.
+
+    `peak_bytes`: peak of the host's memory while loading; None if it cannot be read.
+    """
 
     loop: sampling.Loop
     seconds: float
@@ -98,7 +104,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _FirstImage:
-    """The numbers of the first image, and the digest of all its bits."""
+    """Hold the numerics of the first image, and the digest of all its bits."""
 
     numerics: Numerics
     digest: str
@@ -106,7 +112,7 @@ class _FirstImage:
 
 @dataclass(frozen=True)
 class _Sampled:
-    """The samples that count, and the peaks of memory while they were taken."""
+    """Hold the samples without warm-up, and the memory peaks while they were taken."""
 
     samples: tuple[Sample, ...]
     memory: Memory
@@ -114,7 +120,7 @@ class _Sampled:
 
 @dataclass(frozen=True)
 class _Meters:
-    """What measures beside the loop: the device's clock, the peaks of memory, and the peak rate."""
+    """Hold the meters that run beside the loop: the device's clock, the memory peaks, and the peak rate."""
 
     clock: clocks.Clock
     memory: device_memory.Peaks
@@ -148,7 +154,7 @@ def _import(job: Job) -> _Imported:
     if case.threads:
         torch.set_num_threads(case.threads)
     if case.dtype == "tf32" and not case.device.startswith("cuda"):
-        raise SkipError("TF32 is a format of NVIDIA's cards alone")
+        raise SkipError("only NVIDIA GPUs have the format TF32")
     components.set_precision(torch, case.dtype)
     torch.set_grad_enabled(False)
     if case.device.startswith("cuda"):
@@ -158,10 +164,10 @@ def _import(job: Job) -> _Imported:
 
 
 def _price(job: Job, imported: _Imported) -> _Price:
-    """Predict the cost from the arithmetic and a probe, before anything is loaded.
+    """Predict the cost from the FLOPs and a probe, before the weights are loaded.
 
     Raises:
-        SkipError: the case cannot run here, or cannot end in time.
+        SkipError: the case cannot run on this device, or cannot end in time.
     """
     job.emit(PhaseEntered("probe"))
     case, request, torch, model = job.case, job.request, imported.torch, imported.model
@@ -169,13 +175,13 @@ def _price(job: Job, imported: _Imported) -> _Price:
     try:
         rate = device_probe.rate(torch, case.device, case.dtype, request.cpus)
     except (RuntimeError, TypeError) as error:
-        if not is_unsupported(error):  # such as a card that a neighbour fills
+        if not is_unsupported(error):  # for example, another process uses all of the GPU's memory
             raise
         raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
     rate = max(rate, request.rate_known or 0.0)
-    believed = cost.believed(torch, case, rate, request.rate_fp32)
+    usable_rate = cost.believed(torch, case, rate, request.rate_fp32)
     flops = model.flops()
-    step_seconds = flops.step / believed
+    step_seconds = flops.step / usable_rate
     work = Work(
         flops_per_step=flops.step,
         flops_per_image=flops.batch // case.batch,
@@ -184,10 +190,10 @@ def _price(job: Job, imported: _Imported) -> _Price:
         evaluations=flops.evaluations,
     )
     job.so_far.add(work=work, weights="real" if request.weights else "random")
-    # The first image, and as many as a result needs; of a pair, the other's as well.
+    # The first image, and the fewest samples that give a result; for a pair, those of both cases.
     images = 1 + (2 * stats.ENOUGH_SAMPLES if request.paced else stats.MIN_SAMPLES)
     job.emit(WorkPredicted(work))
-    shortest = flops.batch / believed * images
+    shortest = flops.batch / usable_rate * images
     limit = job.deadlines.case
     if time.perf_counter() + shortest > limit:
         raise SkipError(cost.over(step_seconds, shortest, limit - time.perf_counter()))
@@ -197,10 +203,10 @@ def _price(job: Job, imported: _Imported) -> _Price:
 
 
 def _price_compiling(job: Job, model: components.Model, work: Work, rest: float) -> Work:
-    """Return the work with the predicted seconds of the compiler.
+    """Return the work with the predicted seconds of the compilation.
 
     Raises:
-        SkipError: these and the `rest` of the shortest run do not fit.
+        SkipError: these seconds and the `rest` of the shortest run do not fit in the time left.
     """
     job.emit(PhaseEntered("probe of the compiler"))
     seconds = compile_cost.predict(model)
@@ -210,7 +216,7 @@ def _price_compiling(job: Job, model: components.Model, work: Work, rest: float)
     left = job.deadlines.case - time.perf_counter()
     if seconds + rest > left:
         raise SkipError(
-            f"predicted {seconds:.0f} s to compile, and {rest:.0f} s for the shortest run; "
+            f"the prediction is {seconds:.0f} s for compiling and {rest:.0f} s for the shortest run; "
             f"{BUDGET} {max(left, 0):.0f} s"
         )
     return work
@@ -219,11 +225,11 @@ def _price_compiling(job: Job, model: components.Model, work: Work, rest: float)
 def _load(job: Job, imported: _Imported) -> _Loaded:
     job.emit(PhaseEntered("load"))
     device_memory.reset_host_peak()
-    loading = time.perf_counter()
+    began = time.perf_counter()
     imported.model.load({name: Path(folder) for name, folder in job.request.weights.items()})
     loop = sampling.Loop(imported.model)
     clocks.synchronize(imported.torch, job.case.device)
-    seconds = time.perf_counter() - loading
+    seconds = time.perf_counter() - began
     return _Loaded(loop, seconds, device_memory.host_peak_bytes() if device_memory.reset_host_peak() else None)
 
 
@@ -255,7 +261,9 @@ def _take_samples(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, 
         memory.resume()
 
     load = host_load.HostLoad()
-    more = _at_a_word(loaded.loop.model) if request.paced else timing.until(job.deadlines.samples, job.deadlines.case)
+    more = (
+        _continue_on_go(loaded.loop.model) if request.paced else timing.until(job.deadlines.samples, job.deadlines.case)
+    )
     between = (lambda: None) if request.paced else pause
     images = timing.take(loaded.loop, meters.clock, more, job.emit, between, load.watched)
     if not images.every:
@@ -274,7 +282,7 @@ def _take_samples(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, 
         warmups=tuple(images.warmups),
         samples=sampled.samples,
         memory=sampled.memory,
-        # A pair's images are made in turns: what changes meanwhile changes for both.
+        # The images of a pair are generated in turns, so a change of the machine affects both cases alike.
         work=replace(
             price.work,
             peak_flops_per_second=peak.best,
@@ -291,17 +299,20 @@ def _outcome(images: timing.TimedImages, *, is_finite: bool, is_paced: bool) -> 
     count = len(images.every)
     if not is_paced and count < stats.MIN_SAMPLES:
         seconds = images.every[-1].seconds
-        return Status.TIMEOUT, f"an image took {seconds:.3g} s: after {count} {BUDGET} no time for another"
+        return Status.TIMEOUT, f"an image took {seconds:.3g} s: after {count} images {BUDGET} no time for another"
     return Status.OK, None
 
 
 def _check(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, sampled: _Sampled) -> None:
-    """Make one more image and look into it: the shares of its parts, its memory, and whether it is the same again."""
+    """Generate one more image, and measure its phases and its memory.
+
+    The image must have the same bits as the first one.
+    """
     job.emit(PhaseEntered("checks"))
     loop, until = loaded.loop, job.deadlines.checks
     image_seconds = max(sample.seconds for sample in sampled.samples)
     if time.perf_counter() + image_seconds * 1.5 > until:
-        job.so_far.add(numerics=replace(first.numerics, not_compared="the budget is spent"))
+        job.so_far.add(numerics=replace(first.numerics, not_compared="the time budget is used up"))
         return
     unet, torch = loop.model.components["unet"], loop.model.torch
     began = time.perf_counter()
@@ -327,46 +338,49 @@ def _check(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, sampled
 def _compared(
     job: Job, price: _Price, sampled: _Sampled, checked: Numerics, forward_error: Callable[[], float]
 ) -> Numerics:
-    """Return the numerics with the distance of one evaluation from fp32, or with the reason why there is none."""
+    """Return the numerics with the error of one evaluation against fp32, or with the reason for its absence."""
     why_not = _why_not_compared(job, price, sampled)
     if why_not is not None:
         return replace(checked, not_compared=why_not)
     try:
         error = forward_error()
-    except (MemoryError, RuntimeError) as fault:  # torch.OutOfMemoryError is the latter
-        return replace(checked, not_compared=str(fault).splitlines()[0][:200])
+    except (MemoryError, RuntimeError) as exception:  # torch.OutOfMemoryError is a RuntimeError
+        return replace(checked, not_compared=str(exception).splitlines()[0][:200])
     dtype = job.case.dtype
     limit = axes.TOLERANCES[dtype]
-    if not error <= limit:  # nor a NaN
-        reason = f"one evaluation is {error:.2g} from fp32's (relative L2), {limit:.2g} is what {dtype} may"
+    if not error <= limit:  # also true for NaN
+        reason = f"one evaluation differs from fp32 by {error:.2g} (relative L2); {dtype} may differ by {limit:.2g}"
         job.so_far.add(status=Status.ERROR, reason=reason)
     if not math.isfinite(error):
-        return replace(checked, not_compared=f"its distance from fp32 is {error}", tolerance=limit)
+        return replace(checked, not_compared=f"its difference from fp32 is {error}", tolerance=limit)
     return replace(checked, forward_error=error, tolerance=limit)
 
 
 def _why_not_compared(job: Job, price: _Price, sampled: _Sampled) -> str | None:
-    """Return why no evaluation is compared with fp32; None where one is."""
+    """Return the reason to compare no evaluation with fp32; None if it is compared."""
     if not job.request.compare:
-        return "the same was compared in a case before"
+        return "an earlier case has compared the same evaluation"
     if job.case.is_reference:
-        return "it is what others are compared with"
+        return "it is the reference of the comparison"
     if job.case.offload != "none":
-        return "its weights are moved to and fro"
+        return "its weights are offloaded during the evaluation"
     steps = [step for sample in sampled.samples for step in sample.step_seconds]
     if price.is_slow or time.perf_counter() + 4 * max([price.step_seconds, *steps]) > job.deadlines.checks:
-        return "the budget is spent"
+        return "the time budget is used up"
     return None
 
 
-def _at_a_word(model: components.Model) -> Callable[[timing.TimedImages], bool]:
-    """Another image at each "go". Its weights lie elsewhere: of a pair neither shall be faster by the luck of place."""
-    chance = random.Random(model.case.seed)  # noqa: S311 (a sampling)
+def _continue_on_go(model: components.Model) -> Callable[[timing.TimedImages], bool]:
+    """Return a condition that permits one image per line "go" on stdin.
+
+    The weights are reallocated before each image, so that memory placement does not bias an A/B pair.
+    """
+    generator = random.Random(model.case.seed)  # noqa: S311 (not for secrets)
 
     def more(images: timing.TimedImages) -> bool:
         if sys.stdin.readline().strip() != GO:
             return False
-        model.place_anew(chance, images.every[-1].seconds / 4 if images.every else _LAST_SECONDS)
+        model.place_anew(generator, images.every[-1].seconds / 4 if images.every else _LAST_SECONDS)
         return True
 
     return more

@@ -1,4 +1,4 @@
-"""Records made by hand, so that a test says only what it is about; how the command is started; real measurements."""
+"""Builds records for tests, starts commands, and provides fixtures with real measurements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.launch import worker_process
 from bench.run import request
 from bench.validate import host
 from tests.bench.fake_examiner import END, EXAMINER
-from tests.bench.fake_workers import Quiet
+from tests.bench.fake_workers import RecordedProgress
 from tests.bench.gpu.test_nvml import Driver
 from tests.clock import Ticking
 from tests.conftest import CHECKOUT
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 
 def a_case(**changes: Any) -> Case:
-    """The smallest case there is, or one that differs from it."""
+    """Return the smallest case, with changes."""
     case = Case(model="tiny-ddpm", device="cpu", dtype="fp32", scheduler="ddim", steps=4, batch=1, height=16, width=16)
     return replace(case, **changes)
 
 
 def a_host(*, cpu_share: float | None = 0.97, steal_share: float | None = 0.0) -> Host:
-    """A quiet machine, or a disturbed one."""
+    """Return the load of an undisturbed host, unless a share is changed."""
     return Host(threads=2, cpu_share=cpu_share, steal_share=steal_share, load_average=1.0)
 
 
 def a_result(case: Case | None = None, **changes: Any) -> Result:
-    """A case that went well: three images of 2 s, four steps of 0.5 s each."""
+    """Return the result of a successful case: three images of 2 s, with four steps of 0.5 s each."""
     result = Result(
         case=case or a_case(),
         status=Status.OK,
@@ -60,7 +60,7 @@ def a_result(case: Case | None = None, **changes: Any) -> Result:
 
 
 def a_run(*results: Result, **changes: Any) -> Run:
-    """A whole run; its verdict is what the test gives, not what the results deserve."""
+    """Return a run with a fixed verdict, whatever its results are."""
     run = Run(
         schema=SCHEMA,
         id="20260102T030405Z-tiny-abcdef",
@@ -75,17 +75,17 @@ def a_run(*results: Result, **changes: Any) -> Run:
 
 
 def machine(cpu: str, gpus: Sequence[str] = ()) -> dict[str, Any]:
-    """A machine's facts, as a run keeps them."""
+    """Return a machine's facts as a run stores them."""
     return {"cpu": cpu, "cores": 2, "memory_bytes": 8_000_000_000, "gpus": [{"name": name} for name in gpus]}
 
 
 def command(*words: object) -> list[str]:
-    """`bench` as `make` calls it."""
+    """Return the command line of `bench` as make starts it."""
     return [sys.executable, "-m", "bench", *map(str, words)]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The test's own environment, with the checkout's packages: the working folder is another."""
+    """Return this process's environment, with the checkout on PYTHONPATH, since the working folder differs."""
     return dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | changes
 
 
@@ -96,13 +96,13 @@ def result_of(found: dict[str, Any], name: str) -> Result:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the measured process leaves its pictures."""
+    """Return the folder for the pictures of the measured process."""
     return tmp_path_factory.mktemp("measured")
 
 
 @pytest.fixture(scope="session")
 def found(measured_python: Path, folder: Path) -> dict[str, Any]:
-    """Everything that measure_cases.py tells, of one process."""
+    """Return the output of measure_cases.py, from one process."""
     script = Path(__file__).with_name("measure_cases.py")
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     done = subprocess.run(
@@ -113,8 +113,8 @@ def found(measured_python: Path, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def _signals_are_heard() -> Iterator[None]:
-    """A shell that starts us in the background has SIGINT ignored, and our children would inherit that."""
+def _default_sigint() -> Iterator[None]:
+    """Restore SIGINT's default: a shell that starts pytest in the background ignores it, and children inherit that."""
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, kept)
@@ -122,29 +122,31 @@ def _signals_are_heard() -> Iterator[None]:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """The driver of a healthy H100, on which nothing else runs."""
-    found = Driver("h100", monkeypatch)
-    found.answers["nvmlDeviceGetComputeRunningProcesses"] = []
-    found.answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0
-    return found
+    """Return the driver of a healthy H100 without other processes."""
+    fake_driver = Driver("h100", monkeypatch)
+    fake_driver.answers["nvmlDeviceGetComputeRunningProcesses"] = []
+    fake_driver.answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0
+    return fake_driver
 
 
 @pytest.fixture
-def progress() -> Quiet:
-    return Quiet()
+def progress() -> RecordedProgress:
+    return RecordedProgress()
 
 
 @pytest.fixture
-def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> Callable[..., HostValidation]:
+def validate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
+) -> Callable[..., HostValidation]:
     def run_program(program: str = "", *, soak: float | None = None, rounds: int = 1, **changes: Any) -> HostValidation:
         file = tmp_path / "examiner.py"
         file.write_text(EXAMINER + program + END)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
-        if soak is not None:  # the clock is read when the soak begins, before each round and after it
+        if soak is not None:  # the clock is read at the beginning of the soak, and before and after each round
             monkeypatch.setattr(host, "time", Ticking(soak / (2 * rounds)))
-        usual: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
-        run_request = request.RunRequest(**usual | {"python": Path(sys.executable)} | changes)
+        defaults: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
+        run_request = request.RunRequest(**defaults | {"python": Path(sys.executable)} | changes)
         return host.validate(run_request, progress, soak_seconds=soak)
 
     return run_program

@@ -1,4 +1,4 @@
-"""A program in the place of a worker that examines devices: a healthy H100, until a test changes it."""
+"""Holds a program that replaces the worker of an examination: a healthy H100, unless a test changes it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL
 TWO = "COUNT = 2\n"
 
 UUID = "GPU-00000000-0000-0000-0000-000000000090"  # of tests/data/cards/h100.json
-# `values` are changed by the test's own lines; `turn` counts how often this device was asked for a phase, over all
-# workers of the test; `device` is who is asked.
+# A test can define `before`, which changes `values`. `turn` counts the runs of a phase on this device, over all workers
+# of the test; `device` is the examined device.
 EXAMINER = f"""
 import json, os, signal, sys
 sys.path.insert(0, {str(CHECKOUT)!r})
@@ -31,18 +31,18 @@ HOST = Host(threads=2, cpu_share=1.0, steal_share=0.0, load_average=0.0, wait_sh
 COUNT, NAME, UUID = 1, "NVIDIA H100 80GB HBM3", {UUID!r}
 FOUND = {{"torch": "2.13.0", "cuda": "13.0", "available": True, "architectures": ["sm_90"], "mps": False}}
 
-def say(event):
+def emit(event):
     print(dumps(event), flush=True)
 
 def read(probe, name, unit, value, **more):
     samples = (value,) if value is not None else ()
-    say({{"reading": plain(Reading(probe, name, device, unit, value, samples, **more))}})
+    emit({{"reading": plain(Reading(probe, name, device, unit, value, samples, **more))}})
 
-def ask(phases):
+def run_phases(phases):
     for phase in phases:
-        say({{"phase": phase}})
-        with Path("asked").open("a") as file: file.write(f"{{device}} {{phase}}\\n")
-        turn = Path("asked").read_text().split("\\n").count(f"{{device}} {{phase}}")
+        emit({{"phase": phase}})
+        with Path("phases").open("a") as file: file.write(f"{{device}} {{phase}}\\n")
+        turn = Path("phases").read_text().split("\\n").count(f"{{device}} {{phase}}")
         values = {{"error": 1e-3, "product": 780 * T, "copy": 2900 * GB, "pinned": 50 * GB, "step": 0.02}}
         values["fault"] = None
         before(phase, turn, values)
@@ -58,27 +58,27 @@ def ask(phases):
 
 def before(phase, turn, values): pass
 
-def links(): say({{"reading": plain(Reading("links", "all-reduce of 2", "cuda:0", "B/s", 200 * GB))}})
+def links(): emit({{"reading": plain(Reading("links", "all-reduce of 2", "cuda:0", "B/s", 200 * GB))}})
 
 def main():
     global device
     request = json.loads(sys.stdin.readline())
     if "query" in request:
         devices = [{{"name": NAME, "capability": "9.0", "uuid": UUID}}] * COUNT
-        say({{"query": FOUND | {{"devices": devices}}}})
+        emit({{"query": FOUND | {{"devices": devices}}}})
         return
     if "links" in request:
         links()
-        say({{"examined": {{}}}})
+        emit({{"examined": {{}}}})
         return
     device = request["examine"]["device"]
-    say({{"card": UUID}})
+    emit({{"card": UUID}})
     whole = ["numerics", "product", "copy", "pinned", "memory", "sustained", "loop"]
     phases = request["examine"]["probes"] or whole
     while True:
-        ask(phases)
-        say({{"examined": {{"host": plain(HOST), "software": {{"torch": "2.13.0"}}, "seconds": {{"product": 1.0}}}}}})
-        say({{"phase": "waiting"}})
+        run_phases(phases)
+        emit({{"examined": {{"host": plain(HOST), "software": {{"torch": "2.13.0"}}, "seconds": {{"product": 1.0}}}}}})
+        emit({{"phase": "waiting"}})
         word, *rest = sys.stdin.readline().split() or [""]
         if word != "again": return
         phases = rest[1:]
@@ -86,15 +86,15 @@ def main():
 END = "\nmain()\n"
 
 
-def planted(phase: str, change: str, *, turns: str = "True") -> str:
-    """A device that is not well in a phase, at those of its turns."""
+def changed_in(phase: str, change: str, *, turns: str = "True") -> str:
+    """Return a program that changes the values in a phase, at some of its turns."""
     return f"def before(phase, turn, values):\n    if phase == {phase!r} and ({turns}): {change}\n"
 
 
-def judged(found: HostValidation, rule: str) -> list[Judgement]:
-    assert found.run.validation is not None
-    return [each for each in found.run.validation.judgements if each.rule == rule]
+def judgements_of(validation: HostValidation, rule: str) -> list[Judgement]:
+    assert validation.run.validation is not None
+    return [judgement for judgement in validation.run.validation.judgements if judgement.rule == rule]
 
 
-def asked() -> list[str]:
-    return Path("asked").read_text().splitlines()
+def logged_phases() -> list[str]:
+    return Path("phases").read_text().splitlines()

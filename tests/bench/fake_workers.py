@@ -1,4 +1,4 @@
-"""Programs that stand in the worker's place: what each begins with, and one that answers at once."""
+"""Holds programs that replace the worker: their common beginning, and one that answers at once."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pathlib import Path
 from bench.core.codec import dumps, plain, record
 from bench.core.result import Case, Host, Memory, Numerics, Phases, Result, Sample, Status, Work
 
-def say(event):
+def emit(event):
     print(dumps(event), flush=True)
 
 request = json.loads(sys.stdin.readline())
 case = record(request["case"], Case, "case")
 """
-# What it says of the machine is up to the test, and kept in a file between its runs.
+# A test can change the values. The program appends each request to a file, so `turn` counts its runs.
 WORKER = (
     PRELUDE
     + """
-log = Path("asked")
+log = Path("requests")
 with log.open("a") as file:
     file.write(json.dumps(request) + "\\n")
 turn = len(log.read_text().splitlines())
@@ -40,19 +40,19 @@ work = Work()
 
 def image():
     samples.append(Sample(seconds, (seconds / 4,) * 4, seconds))
-    say({"phase": "samples"})
-    say({"sample": plain(samples[-1])})
+    emit({"phase": "samples"})
+    emit({"sample": plain(samples[-1])})
 
 def end(status=Status.OK, reason=None):
     if not samples and status is Status.OK: status, reason = Status.SKIPPED, "its partner could not be measured"
-    told = Result(case, status, reason, samples=tuple(samples), host=host, numerics=numerics, memory=memory, work=work)
-    say({"result": plain(told)})
+    parts = dict(samples=tuple(samples), host=host, numerics=numerics, memory=memory, work=work)
+    emit({"result": plain(Result(case, status, reason, **parts))})
 """
 )
 PLAIN = "for _ in range(6): image()\nend()\n"
-# Its images are made at a word.
-AT_A_WORD = """
-say({"phase": "samples"})
+# Generates one image per line "go".
+PACED_IMAGES = """
+emit({"phase": "samples"})
 turns = Path("turns")
 while sys.stdin.readline().strip() == "go":
     with turns.open("a") as file: file.write(case.dtype + " ")
@@ -61,17 +61,17 @@ end()
 """
 
 
-class Quiet:
-    """Keeps what it is told."""
+class RecordedProgress:
+    """Store the progress instead of showing it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.doing: list[str] = []
+        self.updates: list[str] = []
 
     def begin(self, line: str) -> None: ...
 
-    def at(self, line: Callable[[], str]) -> None:
-        self.doing.append(line())
+    def update(self, line: Callable[[], str]) -> None:
+        self.updates.append(line())
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         self.lines.append(line)

@@ -30,7 +30,7 @@ time.time = lambda: 1e9
 from bench.launch import worker_process as runner; from bench.run import verdict
 from tests.bench import processor_clocks
 runner.worker_command = processor_clocks.worker_command
-verdict.contended = lambda _: None  # no case is measured twice
+verdict.disturbance = lambda _: None  # no case is measured twice
 """
 COMMAND = f"""{_PARENT}
 from bench.cli.main import main
@@ -49,8 +49,8 @@ def command(*words: object) -> list[str]:
 
 
 def worker_command(python: Path) -> list[str]:
-    """Return the command of the real worker with clocks of processor time; replaces `worker_process.worker_command`."""
-    find, run, rest = worker_process._LAUNCH.partition("runpy.run_module")
+    """Start the real worker; its clocks count processor time. It stands in for `worker_process.worker_command`."""
+    find, run, rest = worker_process._BOOTSTRAP.partition("runpy.run_module")
     return [
         str(python),
         "-c",

@@ -1,4 +1,4 @@
-"""The plugin for pytest-benchmark, in real runs of pytest: other people's tests, and our suites as tests."""
+"""Tests the plugin for pytest-benchmark in real pytest runs: a user's tests with the fixture, and suites as tests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.bench.conftest import environment
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The toolbox has pytest, the measured environment has torch: this process takes what it lacks from there.
-BOTH = """
+# firstlight's own environment has pytest, the measured one has torch: this process loads packages from both.
+PYTEST_WITH_TORCH = """
 import subprocess, sys
 packages = subprocess.run(
     [sys.argv.pop(1), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
@@ -27,7 +27,7 @@ sys.path.append(packages)
 import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
-THEIRS = """
+USER_TESTS = """
 import pytest
 
 @pytest.mark.diffusion("tiny-ddpm", dtype="bf16", batch=2, threads=1)
@@ -38,7 +38,7 @@ def test_unet(diffusion_case, benchmark):
     assert images.pixels.shape == (2, 3, 16, 16)
     assert not images.raw.requires_grad
 
-def test_what_torch_was_set_to_is_back():
+def test_torch_settings_are_restored():
     import torch
     assert torch.get_num_threads() == 2
     assert torch.is_grad_enabled()
@@ -49,31 +49,31 @@ def test_without_a_benchmark(diffusion_case):
     assert diffusion_case.unet.dtype.itemsize in (2, 4)
 
 @pytest.mark.diffusion("tiny-ddpm", offload="model")
-def test_what_is_not_to_be_had(diffusion_case): ...
+def test_offload_needs_cuda(diffusion_case): ...
 
 @pytest.mark.diffusion("tiny-ddpm", dtype="bf16")
 @pytest.mark.parametrize("diffusion_case", [{"batch": 2}, {"model": "tiny-sd"}], indirect=True)
-def test_a_parameter_goes_before_the_marker(diffusion_case, request):
+def test_parameter_overrides_the_marker(diffusion_case, request):
     case = diffusion_case.case
     assert case.dtype == "bf16"
     assert (case.model, case.batch) in {("tiny-ddpm", 2), ("tiny-sd", 1)}
 
 @pytest.mark.diffusion("tiny-ddpm", dtype="tf32")
-def test_what_only_a_card_has(diffusion_case): ...
+def test_tf32_needs_an_nvidia_gpu(diffusion_case): ...
 
 @pytest.mark.diffusion("tiny-ddpm", dtype="tf33")
-def test_a_wrong_name(diffusion_case): ...
+def test_unknown_dtype(diffusion_case): ...
 
 @pytest.mark.diffusion("tiny-ddpm", "bf16")
-def test_a_second_word(diffusion_case): ...
+def test_second_positional_argument(diffusion_case): ...
 
 @pytest.mark.diffusion("tiny-ddpm", device="cuda:7")
-def test_no_such_card(diffusion_case): ...
+def test_absent_gpu(diffusion_case): ...
 
 @pytest.mark.diffusion("tiny-ddpm", device="gpu")
-def test_no_such_device(diffusion_case): ...
+def test_unknown_device(diffusion_case): ...
 
-def test_no_name(diffusion_case): ...
+def test_without_a_model(diffusion_case): ...
 """
 
 
@@ -87,56 +87,60 @@ def run(
 
 
 @pytest.mark.worker
-def test_a_case_in_other_peoples_tests(measured_python: Path, tmp_path: Path) -> None:
+def test_fixture_runs_cases_in_a_users_tests(measured_python: Path, tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    (tmp_path / "test_theirs.py").write_text(THEIRS)
-    first: list[object] = ["-c", BOTH, measured_python]
-    told = tmp_path / "told.json"
-    words = ["-p", "bench.pytest_plugin", "-rsE", "--benchmark-json", told]
-    # Two threads, so that the one of a case is another number.
+    (tmp_path / "test_user.py").write_text(USER_TESTS)
+    first: list[object] = ["-c", PYTEST_WITH_TORCH, measured_python]
+    report = tmp_path / "benchmark.json"
+    words = ["-p", "bench.pytest_plugin", "-rsE", "--benchmark-json", report]
+    # Two threads, so that the case with one thread changes the setting.
     done = run(tmp_path, *words, first=first, OMP_NUM_THREADS="2")
     assert "5 passed, 2 skipped" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
     assert "5 errors" in done.stdout
     assert "offload model: only a pipeline on a CUDA device" in done.stdout
-    assert "dtype=tf33: unknown dtype 'tf33'; there is: fp64" in done.stdout
-    assert "TF32 is a format of NVIDIA's cards alone" in done.stdout
-    assert 'a case is told as @pytest.mark.diffusion("MODEL", AXIS=VALUE)' in done.stdout
-    assert "there is no cuda:7: torch sees 0 cards" in done.stdout
+    assert "dtype=tf33: unknown dtype 'tf33'; valid names: fp64" in done.stdout
+    assert "only NVIDIA GPUs have the format TF32" in done.stdout
+    assert 'mark a case as @pytest.mark.diffusion("MODEL", AXIS=VALUE)' in done.stdout
+    assert "torch lists no cuda:7; it sees 0 cards" in done.stdout
     assert "unknown device 'gpu'" in done.stdout
-    assert 'which model? Mark the test: @pytest.mark.diffusion("ddpm-cat-256"' in done.stdout
-    found = json.loads(told.read_text())
-    (benchmark,) = found["benchmarks"]
+    assert 'no model is given. Mark the test: @pytest.mark.diffusion("ddpm-cat-256"' in done.stdout
+    content = json.loads(report.read_text())
+    (benchmark,) = content["benchmarks"]
     info = benchmark["extra_info"]
     assert (info["case"]["model"], info["case"]["dtype"], info["weights"]) == ("tiny-ddpm", "bf16", "random")
     assert info["flops_per_batch"] == info["case"]["steps"] * info["flops_per_step"]
     assert info["host_run_peak_bytes"] > 100_000_000
     assert benchmark["stats"]["rounds"] >= 5
-    machine = found["machine_info"]
+    machine = content["machine_info"]
     assert machine["firstlight"]["cores"] >= 1
     assert machine["torch"].startswith("2.")
 
 
 @pytest.mark.worker
-def test_a_suite_as_tests_tells_what_was_measured(measured_python: Path, tmp_path: Path) -> None:
-    told = tmp_path / "told.json"
+def test_suite_as_tests_reports_samples_and_software_of_the_measured_environment(
+    measured_python: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "benchmark.json"
     words = ["-p", "bench.pytest_plugin", "--diffusion-suite", "tiny", "--diffusion-device", "cpu"]
     words += ["--diffusion-python", str(measured_python), "--diffusion-root", str(tmp_path)]
     first: list[object] = ["-c", processor_clocks.PYTEST]
-    done = run(tmp_path, "--pyargs", "bench.suites", *words, "--benchmark-json", told, first=first)
+    done = run(tmp_path, "--pyargs", "bench.suites", *words, "--benchmark-json", report, first=first)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     kept = store.load("", tmp_path / "results")
     assert f"kept: results/{kept.id}/run.json" in done.stdout
-    found = json.loads(told.read_text())["benchmarks"]
-    assert [result.case.name in each["name"] for result, each in zip(kept.results, found, strict=True)] == [True, True]
-    for result, each in zip(kept.results, found, strict=True):
-        assert each["stats"]["data"] == pytest.approx([sample.seconds for sample in result.samples])
-        assert each["extra_info"]["trust"] in {"clean", "contended"}
-    machine = json.loads(told.read_text())["machine_info"]
-    assert machine["torch"] == kept.results[0].software["torch"], "of the environment that was measured"
+    benchmarks = json.loads(report.read_text())["benchmarks"]
+    assert [
+        result.case.name in benchmark["name"] for result, benchmark in zip(kept.results, benchmarks, strict=True)
+    ] == [True, True]
+    for result, benchmark in zip(kept.results, benchmarks, strict=True):
+        assert benchmark["stats"]["data"] == pytest.approx([sample.seconds for sample in result.samples])
+        assert benchmark["extra_info"]["trust"] in {"clean", "contended"}
+    machine = json.loads(report.read_text())["machine_info"]
+    assert machine["torch"] == kept.results[0].software["torch"], "the version of the measured environment"
     assert kept.command == "pytest --pyargs bench.suites"
 
 
-def test_a_suite_whose_interpreter_fails_fails_with_its_reason(tmp_path: Path) -> None:
+def test_suite_fails_with_the_error_of_its_interpreter(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho no torch here >&2\nexit 3\n")
     python.chmod(0o755)
@@ -149,15 +153,15 @@ def test_a_suite_whose_interpreter_fails_fails_with_its_reason(tmp_path: Path) -
     assert "no torch here" in done.stdout
 
 
-def test_only_what_is_run_has_time_kept_for_it(tmp_path: Path) -> None:
+def test_deselected_cases_are_not_measured(tmp_path: Path) -> None:
     words = ["--diffusion-suite", "tiny", "--diffusion-device", "cpu", "--diffusion-root", str(tmp_path)]
     words += ["--diffusion-python", sys.executable, "-k", "tiny-sd"]
     done = run(tmp_path, "--pyargs", "bench.suites", "-p", "bench.pytest_plugin", *words)
-    assert "1 failed, 1 deselected" in done.stdout, "the toolbox has no torch"
+    assert "1 failed, 1 deselected" in done.stdout, "firstlight's own environment has no torch"
     assert [result.case.model for result in store.load("", tmp_path / "results").results] == ["tiny-sd"]
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_invalid_output_folder_fails_without_traceback(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     words = ["--diffusion-suite", "tiny", "--diffusion-device", "cpu", "--diffusion-root", str(tmp_path)]
     words += ["--diffusion-python", sys.executable, "--diffusion-out", str(tmp_path / "file")]
@@ -167,14 +171,14 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
-def test_without_an_environment_it_says_what_to_do(tmp_path: Path) -> None:
-    """Also where the plugin is found by the suites' own folder alone, as in a checkout."""
+def test_suite_without_an_environment_names_the_next_command(tmp_path: Path) -> None:
+    # The plugin is loaded by the conftest.py of the suites, as in a checkout.
     done = run(tmp_path, "--pyargs", "bench.suites")
     assert done.returncode != 0
     assert "Run `make setup`, or name an interpreter with --diffusion-python." in done.stdout
 
 
-def test_a_replayed_clock_moves_by_what_was_measured() -> None:
+def test_replay_clock_advances_by_the_samples() -> None:
     clock: Any = Replay()
     clock.wind([2.0, 0.5])
     began = clock()

@@ -17,7 +17,7 @@ from provision.config.host import load_host
 from provision.mirrors import catalogue
 from provision.models import manifest
 from tests.bench.conftest import environment
-from tests.bench.test_pytest_plugin import BOTH
+from tests.bench.test_pytest_plugin import PYTEST_WITH_TORCH
 from tests.conftest import CHECKOUT
 from tests.docs import markdown, sandbox
 from tests.provision import tiny_pipelines
@@ -162,7 +162,7 @@ def test_python_snippet_runs(fence: Fence, box: Sandbox, measured_python: Path, 
     if fence.title.startswith("test_"):
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
         (tmp_path / fence.title).write_text(fence.text, encoding="utf-8")
-        argv = [sys.executable, "-c", BOTH, str(measured_python), "-p", "no:cacheprovider"]
+        argv = [sys.executable, "-c", PYTEST_WITH_TORCH, str(measured_python), "-p", "no:cacheprovider"]
         argv += ["-p", "bench.pytest_plugin", "--benchmark-disable", fence.title]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment())
         assert "1 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]

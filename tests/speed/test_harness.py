@@ -1,4 +1,4 @@
-"""What the harness costs, and what it finds: a bare loop, a planted slowdown, the same again."""
+"""Measures the cost of the benchmark against a bare loop, and its detection of a known slowdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.core import stats
 from bench.core.result import Status
 from bench.launch import worker_process
 from bench.run import compare, request, suite_run, verdict
-from tests.bench.fake_workers import Quiet
+from tests.bench.fake_workers import RecordedProgress
 from tests.conftest import CHECKOUT, TEST_ROOT
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bench.core.result import Run
 
-# Each pair is taken back to back and in turn first, so that a change of the machine's speed falls on both alike.
+# The two times of a pair follow each other, in alternating order, so that a change of the machine affects both alike.
 BARE = """
 import json, sys, time
 import torch
@@ -57,24 +57,24 @@ for turn in range(int(sys.argv[1])):
     pairs.append((times["harness"], times["bare"]))
 print(json.dumps(pairs))
 """
-# The worker as it is, but its UNet takes a share longer: it spins after each evaluation.
-PLANTED = """
+# Runs the real worker with a UNet that is slower by a share: it waits busily after each evaluation.
+SLOWED_WORKER = """
 import runpy, sys, time, types
 sys.path[:] = [entry for entry in sys.path if entry]
 sys.modules["bench"] = types.ModuleType("bench")
 sys.modules["bench"].__path__ = [sys.argv[1]]
 from bench.worker import sampling
-usual = sampling.Loop.__init__
+original = sampling.Loop.__init__
 def slower(self, model):
-    usual(self, model)
+    original(self, model)
     unet, forward = model.components["unet"], model.components["unet"].forward
     def late(*args, **named):
         began = time.perf_counter()
-        found = forward(*args, **named)
+        output = forward(*args, **named)
         ends = time.perf_counter() + SHARE * (time.perf_counter() - began)
         while time.perf_counter() < ends:
             pass
-        return found
+        return output
     unet.forward = late
 sampling.Loop.__init__ = slower
 runpy.run_module("bench.worker", run_name="__main__", alter_sys=True)
@@ -103,12 +103,12 @@ def measure(measured_python: Path, tmp_path: Path) -> Callable[..., Run]:
         run_request = request.RunRequest(
             suite=str(suite), device="cpu", python=measured_python, root=str(TEST_ROOT), out=tmp_path / "out"
         )
-        return suite_run.run(replace(run_request, **changes), Quiet())  # type: ignore[arg-type]
+        return suite_run.run(replace(run_request, **changes), RecordedProgress())  # type: ignore[arg-type]
 
     return measure_once
 
 
-def test_the_reported_image_against_a_bare_loop(
+def test_reported_image_against_a_bare_loop(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = [str(measured_python), "-c", BARE, "40"]
@@ -132,8 +132,8 @@ def test_the_reported_image_against_a_bare_loop(
         print("\nharness / bare loop:", ", ".join(f"{name} {ratio:.4f}" for name, ratio in ratios.items()))
 
 
-@pytest.mark.parametrize("share", [0.05, 0.0], ids=["planted", "equal"])
-def test_a_planted_slowdown_is_found_and_none_where_there_is_none(
+@pytest.mark.parametrize("share", [0.05, 0.0], ids=["slowed", "equal"])
+def test_slowdown_is_detected_and_equal_sides_are_not_judged_slower(
     benchmark: BenchmarkFixture,
     measure: Callable[..., Run],
     measured_python: Path,
@@ -142,91 +142,89 @@ def test_a_planted_slowdown_is_found_and_none_where_there_is_none(
     tmp_path: Path,
     share: float,
 ) -> None:
-    """Both sides are the same worker and the same case; one of them may spin."""
-    link = tmp_path / "planted-python"
-    usual = worker_process.worker_command
+    # Both sides are the same worker and the same case; one of them may be slowed.
+    link = tmp_path / "slowed-python"
+    original = worker_process.worker_command
 
     def command(python: Path) -> list[str]:
-        words = list(usual(python))
+        words = list(original(python))
         if python == link and share:
-            words[2:] = [PLANTED.replace("SHARE", str(share)), words[3]]
+            words[2:] = [SLOWED_WORKER.replace("SHARE", str(share)), words[3]]
         return words
 
     monkeypatch.setattr(worker_process, "worker_command", command)
 
     def run() -> list[tuple[str, float, float, str]]:
-        found = []
+        comparisons = []
         for _ in range(TIMES):
-            done = measure(interleave=("threads=0", f"threads=0,python={link}"), budget_seconds=60.0)
-            (row,) = compare.pairs(done).rows
+            measured = measure(interleave=("threads=0", f"threads=0,python={link}"), budget_seconds=60.0)
+            (row,) = compare.compare_pairs(measured).rows
             ratio = row.ratio.median if row.ratio else 0.0
             spread = row.ratio.spread if row.ratio else 0.0
-            found.append((row.state, ratio, spread, row.reason))
-        return found
+            comparisons.append((row.state, ratio, spread, row.reason))
+        return comparisons
 
     link.write_text(f'#!/bin/sh\nexec {measured_python} "$@"\n')
     link.chmod(0o755)
     rows = benchmark.pedantic(run, rounds=1, iterations=1)
-    states = {state: sum(each[0] == state for each in rows) for state in sorted({each[0] for each in rows})}
+    states = {state: sum(row[0] == state for row in rows) for state in sorted({row[0] for row in rows})}
     benchmark.extra_info.update({"share": share, "states": states, "rows": rows})
     with capsys.disabled():
         ratios = " ".join(f"{ratio:.3f}±{spread:.3f}" for _, ratio, spread, _ in rows)
-        print(f"\nplanted {share:.0%}, {TIMES} comparisons: {states}; ratios {ratios}")
+        print(f"\nslowed by {share:.0%}, {TIMES} comparisons: {states}; ratios {ratios}")
 
 
-def test_the_same_again_agrees(
+def test_equal_runs_agree(
     benchmark: BenchmarkFixture, measure: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five runs of one case, each in a process of its own; what a case costs beyond its images, and the parent."""
-
+    # Five runs of one case, each in its own process, with the parent's share of a core.
     def run() -> list[Run]:
         return [measure(changes=("size=64",), budget_seconds=40.0) for _ in range(5)]
 
-    results = [done.results[0] for done in benchmark.pedantic(run, rounds=1, iterations=1)]
+    results = [run.results[0] for run in benchmark.pedantic(run, rounds=1, iterations=1)]
     assert all(result.status is Status.OK for result in results)
-    clean = [result for result in results if verdict.contended(result) is None] or results
+    clean = [result for result in results if verdict.disturbance(result) is None] or results
     copies = [max(result.work.copy_bytes_per_second) for result in clean]
-    # Of a virtual machine whose cores are moved, those runs are of one machine that copy alike.
+    # A hypervisor may move the cores of a virtual machine; only runs with similar copy rates are compared.
     middle = statistics.median(copies)
     alike = [result for result, copy in zip(clean, copies, strict=True) if abs(copy / middle - 1) < 0.12]
     clean = alike
     medians = [summary.median for result in clean if (summary := stats.image_seconds(result)) is not None]
     shares = [result.host.harness_share for result in results if result.host and result.host.harness_share is not None]
-    told = {
+    figures = {
         "clean, of one machine": len(clean),
         "copies, GB/s, largest / smallest": max(copies) / min(copies),
         "largest / smallest median": max(medians) / min(medians),
         "parent, share of a core": max(shares, default=float("nan")),
     }
-    benchmark.extra_info.update(told)
+    benchmark.extra_info.update(figures)
     with capsys.disabled():
-        print("\nfive runs:", ", ".join(f"{name} {value:.4g}" for name, value in told.items()))
+        print("\nfive runs:", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
-def test_what_a_case_costs_beyond_its_images(
+def test_overhead_of_a_case_besides_its_images(
     benchmark: BenchmarkFixture, measure: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wall time of the whole run less every image that is timed: its start, its weights, its probes, its checks."""
-
+    # The overhead is the wall time of the run minus all images: the start, the weights, the probes and the checks.
     def run() -> dict[str, float]:
-        found = {}
+        overheads = {}
         for model in ("ddpm-cat-256", "stable-diffusion-v1-5"):
             changes = ("size=64",) if model == "ddpm-cat-256" else ("size=128", "steps=2")
-            done = measure(model, changes=changes)
+            measured = measure(model, changes=changes)
             for _ in range(4):
-                if done.results[0].attempts == 1:  # of a case that was measured again only the second is known
+                if measured.results[0].attempts == 1:  # a repeated case has only its second attempt
                     break
-                done = measure(model, changes=changes)
-            (result,) = done.results
+                measured = measure(model, changes=changes)
+            (result,) = measured.results
             assert result.status is Status.OK, result.reason
-            assert result.attempts == 1, "the machine was never quiet"
-            # One more image is looked into and one is the first: neither is beyond the images.
-            images = sum(each.seconds for each in (*result.warmups, *result.samples))
+            assert result.attempts == 1, "each run was disturbed"
+            # The first image, and the image of the checks, also count as images.
+            images = sum(image.seconds for image in (*result.warmups, *result.samples))
             images += result.shares_of_seconds or 0.0
-            found[model] = done.seconds - images - (result.phases.first_image_seconds or 0.0)
-        return found
+            overheads[model] = measured.seconds - images - (result.phases.first_image_seconds or 0.0)
+        return overheads
 
-    told = benchmark.pedantic(run, rounds=1, iterations=1)
-    benchmark.extra_info.update(told)
+    figures = benchmark.pedantic(run, rounds=1, iterations=1)
+    benchmark.extra_info.update(figures)
     with capsys.disabled():
-        print("\nseconds beyond its images:", ", ".join(f"{name} {value:.1f}" for name, value in told.items()))
+        print("\nseconds besides the images:", ", ".join(f"{name} {value:.1f}" for name, value in figures.items()))

@@ -1,4 +1,4 @@
-"""Examines one device: asks the probes in phases, each within its share of the time, and some again at a word."""
+"""Examines one device in phases, each with its share of the time, and repeats phases on request."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 
 class Phase(NamedTuple):
-    """A phase's parts of the time on a CPU and on a card, 0 where it has none; and what is asked in it."""
+    """Hold the check of a phase, and the phase's parts of the time on a CPU and on a GPU; 0: it does not run there."""
 
-    on_a_cpu: float
-    on_a_card: float
+    cpu_parts: float
+    gpu_parts: float
     probe: Probe
 
 
-# In their order, of 100 parts of what is left after the imports. What is not asked for, or ends early, leaves its parts
-# to those after it. On a card the parts are near the seconds of a verdict within a minute.
+# In the order of execution. The parts add up to 100 and divide the time left after the imports. A phase that does not
+# run or ends early leaves its time to the later ones. On a GPU a part is about one second of a one-minute examination.
 CHECKS: dict[str, Phase] = {
-    # Three small questions a dtype, and the float64 that they are held against is the host's: seconds at most.
+    # Three small computations per dtype, and their float64 references on the host: a few seconds at most.
     "numerics": Phase(4, 10, compute.numerics),
-    # What the verdict hangs on: up to five dtypes, and a second each finds the best shape.
+    # The verdict depends most on these: up to five dtypes, and one second each finds the fastest shape.
     "product": Phase(16, 18, compute.product),
     "convolution": Phase(8, 8, compute.convolution),
-    # Bandwidth flutters: it takes tens of copies, and they are short.
+    # Bandwidth varies from copy to copy, so tens of copies are timed; each is short.
     "copy": Phase(4, 6, copies.copy),
     "pinned": Phase(0, 5, copies.pinned),
-    # As much as a card has is looked at four times; a host's memory is slower and larger, and a part of it has to do.
+    # All free memory of a GPU is tested four times; a host's memory is slower and larger, so a part of it is tested.
     "memory": Phase(12, 16, memory_patterns.memory),
-    # Heat takes its time: the longest on a card. A CPU has no clock that could be watched beside it.
+    # A GPU heats up slowly, so this phase is its longest. The clock of a CPU is not monitored.
     "sustained": Phase(14, 19, compute.sustained),
     "threads": Phase(5, 0, compute.threads),
-    # On a CPU, building takes the first four seconds, and three of the four loops some three each.
+    # On a CPU, building the models takes about four seconds, and three of the four loops about three seconds each.
     "loop": Phase(37, 18, sampling_speed.loop),
 }
 
@@ -70,99 +70,101 @@ def examine(request: Examination, emit: Emit, lines: Iterable[str]) -> None:
     """
     unknown = sorted(set(request.probes) - set(CHECKS))
     if unknown:
-        raise ValueError(f"there is no phase {unknown[0]!r}; there is: {', '.join(CHECKS)}")
+        raise ValueError(f"there is no phase {unknown[0]!r}; the phases are: {', '.join(CHECKS)}")
     emit(PhaseEntered("imports"))
     import torch
 
     try:
         examiner = _Examiner(torch, request, emit)
     except RuntimeError as error:
-        # A card that others fill, or hold alone, is well. Of anything else this process dies, and is made again.
-        found = checked_device.stopped(Reading("start", PROCESS, request.device, "", None), error)
-        if found.fault is not None:
+        # A GPU that is full or reserved by other processes is not faulty. Any other error ends this process, and the
+        # parent starts another one.
+        reading = checked_device.stopped(Reading("start", PROCESS, request.device, "", None), error)
+        if reading.fault is not None:
             raise
-        emit(ReadingTaken(found))
+        emit(ReadingTaken(reading))
         emit(PhaseEntered(WAITING))
         for _ in lines:
             emit(PhaseEntered(WAITING))
         return
-    examiner.ask(request.probes or tuple(CHECKS), examiner.left())
+    examiner.run(request.probes or tuple(CHECKS), examiner.left())
     examiner.wait()
     for line in lines:
         again = decode_again(line)
         if again is None:
             break
-        examiner.ask(again.phases, again.seconds)
+        examiner.run(again.phases, again.seconds)
         examiner.wait()
 
 
 class _Load:
-    """What the rest of the host does while the device is under load, and what of it is our own work."""
+    """Measure the work of other processes while the device is under load, and subtract the worker's own work."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
-        self._neighbours = host_load.HostLoad()
+        """Start with no time measured."""
+        self._host_load = host_load.HostLoad()
         self._used = self._passed = 0.0
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Count what happens within; enter it anew for each burst."""
-        with self._neighbours.watched():
-            used, began = time.process_time(), time.perf_counter()
+        """Measure the host while the context is active; enter it once per burst."""
+        with self._host_load.watched():
+            cpu_began, began = time.process_time(), time.perf_counter()
             try:
                 yield
             finally:
-                self._used += time.process_time() - used
+                self._used += time.process_time() - cpu_began
                 self._passed += time.perf_counter() - began
 
     def host(self, threads: int) -> Host:
-        """What was seen."""
-        return self._neighbours.host(threads, self._used, self._passed)
+        """Return the load of the host during all bursts."""
+        return self._host_load.host(threads, self._used, self._passed)
 
 
 class _Examiner:
-    """One device, its phases, and how long they took."""
+    """Run the phases of one device, and record their seconds."""
 
     def __init__(self, torch: Any, request: Examination, emit: Emit) -> None:
-        """Make the device ready."""
+        """Prepare the device."""
         self._torch, self._request, self._emit = torch, request, emit
         torch.set_grad_enabled(False)
-        if request.device.startswith("cuda"):  # before this process is one of those on the card
+        if request.device.startswith("cuda"):  # before the GPU's driver lists this process
             emit(CardOpened(str(getattr(torch.cuda.get_device_properties(request.device), "uuid", ""))))
         self._device = checked_device.of(torch, request.device)
         self._load = _Load()
-        self._rates: dict[str, float] = {}  # of convolutions, by dtype
+        self._rates: dict[str, float] = {}  # {dtype: FLOPs a second of the convolution}
         if self._device.is_card:
-            torch.zeros(1, device=request.device)  # the driver makes the card ready: in no probe's time
+            torch.zeros(1, device=request.device)  # the driver initializes the GPU here, outside of any phase's time
             self._device.wait()
         self._seconds = {"imports": time.time() - request.asked_at}
         self._ends = time.perf_counter() + request.budget_seconds - self._seconds["imports"]
 
     def left(self) -> float:
-        """Seconds of the whole plan."""
+        """Return the seconds left for the whole examination."""
         return self._ends - time.perf_counter()
 
-    def ask(self, wanted: Iterable[str], seconds: float) -> None:
-        """Ask phases, of which all together take that time."""
+    def run(self, phases: Iterable[str], seconds: float) -> None:
+        """Run some phases in the order of CHECKS; together they take at most `seconds`."""
         ends = time.perf_counter() + seconds
-        parts = {name: self._part(name) for name in CHECKS if name in set(wanted) and self._part(name)}
+        selected = set(phases)
+        parts = {name: self._part(name) for name in CHECKS if name in selected and self._part(name)}
         rest = sum(parts.values())
         for name, part in parts.items():
             began = time.perf_counter()
-            self._ask(name, began + max(0.0, ends - began) * part / rest)
+            self._run_phase(name, began + max(0.0, ends - began) * part / rest)
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
             rest -= part
 
     def wait(self) -> None:
-        """Emit the report each time before the worker waits: it may be the last one."""
+        """Send the report before each wait, since the parent may end the worker during any of them."""
         host = self._load.host(self._torch.get_num_threads())
         self._emit(DeviceExamined(ExaminationReport(host, self._software(), dict(self._seconds))))
         self._emit(PhaseEntered(WAITING))
 
     def _part(self, name: str) -> float:
-        return CHECKS[name].on_a_card if self._device.is_card else CHECKS[name].on_a_cpu
+        return CHECKS[name].gpu_parts if self._device.is_card else CHECKS[name].cpu_parts
 
-    def _ask(self, name: str, until: float) -> None:
+    def _run_phase(self, name: str, until: float) -> None:
         self._emit(PhaseEntered(name))
         probe = CHECKS[name].probe
         if name == "sustained":
@@ -174,18 +176,18 @@ class _Examiner:
                 if name == "convolution" and reading.value is not None:
                     self._rates[reading.name.rpartition(" ")[2]] = reading.value
                 self._emit(ReadingTaken(reading))
-        except Exception as error:  # such as that of a card that is lost: the other phases are asked all the same
+        except Exception as error:  # for example, the driver lost the GPU: the other phases still run
             blank = Reading(name, name, self._device.name, "", None)
             self._emit(ReadingTaken(checked_device.stopped(blank, error)))
 
     def _software(self) -> dict[str, str]:
         torch, device = self._torch, self._request.device
-        found = {"python": platform.python_version(), "torch": torch.__version__}
+        software = {"python": platform.python_version(), "torch": torch.__version__}
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found["diffusers"] = metadata.version("diffusers")
+            software["diffusers"] = metadata.version("diffusers")
         if not self._device.is_card:
-            return found | {"cpu": torch.backends.cpu.get_cpu_capability()}
-        return found | {
+            return software | {"cpu": torch.backends.cpu.get_cpu_capability()}
+        return software | {
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
             "device": torch.cuda.get_device_name(device),

@@ -1,4 +1,4 @@
-"""The commands that look at a host, as a person runs them: `validate` with a real worker on this CPU, and `history`."""
+"""Tests the commands `validate`, with a real worker on this CPU, and `history`, as a user runs them."""
 
 from __future__ import annotations
 
@@ -33,50 +33,50 @@ def started(folder: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.worker
-def test_this_cpu_from_the_command_to_its_history(measured_python: Path, tmp_path: Path) -> None:
+def test_validation_of_this_cpu_is_printed_stored_and_in_its_history(measured_python: Path, tmp_path: Path) -> None:
     root = ["--root", tmp_path / "root"]
     words = ["validate", "--device", "cpu", "--budget", "30", "--python", measured_python]
     done = started(tmp_path, processor_clocks.command(*words, *root))
-    # Other tests may disturb it: then that is what it says.
+    # Other tests may disturb the validation; then its verdict is "could not judge".
     assert done.returncode in {0, 5}, done.stderr + done.stdout
     shown = " ".join(done.stdout.split())
-    for said in ("product fp32", "GFLOP/s", "matrix product bf16", "off by", "GB free, no error", "seconds a phase: "):
-        assert said in shown, said
+    for text in ("product fp32", "GFLOP/s", "matrix product bf16", "off by", "GB free, no error", "seconds a phase: "):
+        assert text in shown, text
     (file,) = (tmp_path / "results").glob("*/run.json")
     run = loads(file.read_text(), Run)
     assert run.validation is not None
     assert run.verdict.state in {VerdictState.PASS, VerdictState.NOT_JUDGED}
-    assert not [each for each in run.validation.readings if each.fault is not None]
+    assert not [reading for reading in run.validation.readings if reading.fault is not None]
     assert set(run.validation.seconds) >= {"numerics", "product", "copy", "memory", "sustained", "threads", "loop"}
     assert run.validation.software["torch"]
     page = file.with_name("report.html").read_text()
     assert "<h2>Readings</h2>" in page
     assert "matrix product bf16" in page
-    told = json.loads(bench(tmp_path, "history", "--json", *root).stdout)
-    (line,) = told["lines"]
+    history_json = json.loads(bench(tmp_path, "history", "--json", *root).stdout)
+    (line,) = history_json["lines"]
     assert (line["run"], line["device"]) == (run.id, "cpu")
     assert run.started[:10] in bench(tmp_path, "history", *root).stdout
     assert "nothing to report" in bench(tmp_path, "report", "--format", "ticket").stdout
 
 
 @pytest.mark.parametrize(("state", "code"), [(VerdictState.PASS, 130), (VerdictState.FAIL, 3)])
-def test_what_is_proven_stays_so_whenever_a_soak_was_ended(
+def test_interrupted_soak_keeps_the_exit_code_of_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: VerdictState, code: int
 ) -> None:
     run = replace(validated(2), verdict=Verdict(state))
     (tmp_path / run.id).mkdir()
-    found = host_validation.HostValidation(run, (run,), interrupted=True)
-    monkeypatch.setattr(host_validation, "validate", lambda *_, **__: found)
-    with pytest.raises(SystemExit) as ended:
+    validation = host_validation.HostValidation(run, (run,), interrupted=True)
+    monkeypatch.setattr(host_validation, "validate", lambda *_, **__: validation)
+    with pytest.raises(SystemExit) as exit_info:
         host.validate(out=tmp_path, quiet=True)
-    assert ended.value.code == code
+    assert exit_info.value.code == code
 
 
-def test_the_last_run_is_the_last_of_its_kind(tmp_path: Path) -> None:
-    """A ticket is of a validation, a comparison of cases, whatever came after them."""
+def test_last_run_is_the_last_one_of_its_kind(tmp_path: Path) -> None:
+    # A ticket uses the last validation, and a comparison the last run of cases, even if other runs are newer.
     cases = [a_run(id=f"2026010{day}T030405Z-tiny-abcdef") for day in (1, 2, 4)]
-    for each in (*cases[:2], validated(3), cases[2]):
-        store.keep(each, tmp_path / "results" / each.id)
+    for run in (*cases[:2], validated(3), cases[2]):
+        store.keep(run, tmp_path / "results" / run.id)
     assert "nothing to report" in bench(tmp_path, "report", "--format", "ticket").stdout
     store.keep(replace(validated(5), id="20260105T030405Z-validate-abcdef"), tmp_path / "results" / "last-validate-one")
     done = bench(tmp_path, "compare", cases[0].id)
@@ -85,46 +85,46 @@ def test_the_last_run_is_the_last_of_its_kind(tmp_path: Path) -> None:
     assert loads((tmp_path / "results" / "baselines" / "before.json").read_text(), Run) == cases[2]
 
 
-def test_without_a_validation_there_is_no_ticket(tmp_path: Path) -> None:
+def test_ticket_without_a_validation_fails_with_the_next_command(tmp_path: Path) -> None:
     store.keep(a_run(), tmp_path / "results" / a_run().id)
     done = bench(tmp_path, "report", "--format", "ticket")
     assert done.returncode == 1
-    assert "no validation is kept in results. Run `bench validate` first." in done.stderr
+    assert "results has no validation. Run `bench validate` first." in done.stderr
 
 
-def test_without_a_validation_the_next_command_is_said(tmp_path: Path) -> None:
+def test_history_without_a_validation_names_the_next_command(tmp_path: Path) -> None:
     done = bench(tmp_path, "history", "--root", tmp_path)
     assert done.returncode == 0
     assert "Run `bench validate` first" in done.stdout
 
 
-def test_other_hosts_are_shown_where_all_are_asked_for(tmp_path: Path) -> None:
+def test_history_shows_other_hosts_with_all(tmp_path: Path) -> None:
     kept = tmp_path / ".firstlight" / "validations"
     history.keep(validated(2), kept)
     (kept / "half.json").write_text("{")
     own = bench(tmp_path, "history", "--root", tmp_path).stdout
-    assert "of other hosts 1 (--all)" in own
-    assert "passed over: " in own
+    assert "(1 of other hosts; --all shows them)" in own
+    assert "skipped: " in own
     everything = bench(tmp_path, "history", "--all", "--root", tmp_path).stdout
     assert "2026-01-02" in everything
     assert "half.json" in everything
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["--soak", "soon"], 2, "such as 30m"),
         (["--budget", "5"], 2, "--budget"),
         (["--device", "npu"], 2, "unknown device 'npu'"),
         (["--device", "cuda"], 4, "--device cpu"),
-        (["--python", "/nowhere/python"], 4, "is not there"),
+        (["--python", "/nowhere/python"], 4, "there is no interpreter"),
     ],
 )
-def test_what_cannot_be_is_told_at_once(
-    measured_python: Path, tmp_path: Path, words: list[str], code: int, said: str
+def test_invalid_flag_is_rejected_before_the_run(
+    measured_python: Path, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
     python = [] if "--python" in words else ["--python", measured_python]
     done = bench(tmp_path, "validate", "--root", tmp_path, *python, *words)
     assert done.returncode == code, done.stdout + done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "results").exists()

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run, against the real worker."""
+"""Tests signals in the middle of a run, with the real worker."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.conftest import TEST_ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-GUARD_SECONDS = 600  # ends a test that hangs; nothing is asserted of it
+GUARD_SECONDS = 600  # ends a test that hangs
 
 
 @pytest.mark.worker
-@pytest.mark.usefixtures("_signals_are_heard")
+@pytest.mark.usefixtures("_default_sigint")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_worker_too(measured_python: Path, number: signal.Signals) -> None:
+def test_interrupt_ends_the_command_and_its_worker(measured_python: Path, number: signal.Signals) -> None:
     words = command("run", "tiny", "--device", "cpu", "--root", TEST_ROOT)
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -44,7 +44,7 @@ def test_an_interrupt_ends_the_worker_too(measured_python: Path, number: signal.
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
-    # It was the command's child, so nobody else can have waited for it: it is gone, not just dying.
+    # Only its parent, the command, can reap it: so the command has waited for its end.
     assert not worker.is_running()
 
 
@@ -61,9 +61,9 @@ def wait_for_worker(process: subprocess.Popen[str]) -> psutil.Process:
     pytest.fail("no worker was started")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux alone ends a process with its parent")
-def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
-    """SIGKILL asks nobody: the kernel ends the worker, although its stdin is still open."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process when its parent ends")
+def test_worker_of_a_killed_parent_is_killed(tmp_path: Path) -> None:
+    # The parent cannot handle SIGKILL: the kernel kills the worker, although its stdin is still open.
     reading, writing = os.pipe()
     start = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-m', 'bench.worker']).pid, flush=True)"
     argv = [sys.executable, "-c", f"{start}; import signal; signal.pause()"]
@@ -72,7 +72,7 @@ def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
         worker = psutil.Process(int(parent.stdout.readline()))
         os.write(writing, b"{")
         while struct.unpack("i", fcntl.ioctl(writing, termios.FIONREAD, b"\0" * 4))[0]:
-            select.select([], [], [], 0.01)  # until it reads what it is asked
+            select.select([], [], [], 0.01)  # until the worker reads its request
         parent.kill()
     psutil.wait_procs([worker], timeout=GUARD_SECONDS)
     assert not worker.is_running()
@@ -80,7 +80,7 @@ def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
     os.close(writing)
 
 
-def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path: Path) -> None:
+def test_sighup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "from bench.cli import main as cli; cli.app = lambda **_: None\ntry: cli.main()\nexcept SystemExit: pass\n"

@@ -1,4 +1,4 @@
-"""The command as a person runs it: a real process, and a real worker where that is the point."""
+"""Tests the commands as a user runs them, in real processes; some tests use the real worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.conftest import TEST_ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Stands in for an interpreter with torch, where a test is about the command alone: it answers at once.
+# Replaces an interpreter with torch in tests of the command itself: it answers at once.
 QUICK_PYTHON = """\
 #!{python}
 import json, sys
@@ -56,14 +56,14 @@ def bench(*words: object, **changes: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def quick(tmp_path: Path) -> list[object]:
-    """The flags that measure with an interpreter that answers at once."""
+    """Return the flags that measure with an interpreter that answers at once."""
     python = tmp_path / "quick-python"
     python.write_text(QUICK_PYTHON.format(python=sys.executable))
     python.chmod(0o755)
     return ["--root", tmp_path / "root", "--python", python]
 
 
-def test_list_names_everything_that_there_is() -> None:
+def test_list_prints_all_suites_models_dtypes_and_schedulers() -> None:
     done = bench("list")
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -83,7 +83,7 @@ def test_list_names_everything_that_there_is() -> None:
         (["tiny", "--device", "gpu"], "device 'gpu'", ["auto", "cpu", "cuda", "cuda:N", "mps"]),
     ],
 )
-def test_an_unknown_name_lists_what_there_is(
+def test_unknown_name_is_rejected_with_the_valid_names(
     quick: list[object], words: list[str], unknown: str, listed: list[str]
 ) -> None:
     done = bench("run", *words, *quick)
@@ -95,38 +95,38 @@ def test_an_unknown_name_lists_what_there_is(
     assert not Path("results").exists()
 
 
-def test_a_wrong_name_is_told_before_anything_is_started(tmp_path: Path) -> None:
-    # The interpreter is not even there: that a name is wrong needs nobody to say so.
+def test_unknown_name_is_rejected_before_the_interpreter_is_needed(tmp_path: Path) -> None:
+    # There is no interpreter: the names must be checked without it.
     for words in (["quikc"], ["tiny", "--model", "dalle"], ["tiny", "--device", "gpu"]):
         assert bench("run", *words, "--root", tmp_path).returncode == 2, words
 
 
 @pytest.mark.parametrize("words", [["run", "--budget", "0"], ["run", "--budget", "soon"], ["run", "--fast"], ["walk"]])
-def test_wrong_usage_is_told(words: list[str]) -> None:
+def test_wrong_usage_exits_with_2_without_a_traceback(words: list[str]) -> None:
     done = bench(*words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_an_interpreter_that_is_not_there_blocks(tmp_path: Path) -> None:
+def test_absent_interpreter_exits_with_4_and_the_next_command(tmp_path: Path) -> None:
     done = bench("run", "tiny", "--root", tmp_path / "root")
     assert done.returncode == 4
-    assert f"{tmp_path / 'root' / 'envs' / 'diffusers' / 'bin' / 'python'} is not there" in done.stderr
+    assert f"there is no interpreter {tmp_path / 'root' / 'envs' / 'diffusers' / 'bin' / 'python'}." in done.stderr
     assert "make setup" in done.stderr
     done = bench("run", "tiny", "--python", tmp_path / "absent")
     assert done.returncode == 4
-    assert f"{tmp_path / 'absent'} is not there" in done.stderr
+    assert f"there is no interpreter {tmp_path / 'absent'}." in done.stderr
 
 
-def test_an_interpreter_without_torch_fails_case_by_case(tmp_path: Path) -> None:
+def test_each_case_fails_under_an_interpreter_without_torch(tmp_path: Path) -> None:
     done = bench("run", "tiny", "--device", "cpu", "--root", tmp_path, "--python", sys.executable, "--json")
-    assert done.returncode == 5, "nothing is known to be wrong"
+    assert done.returncode == 5, "no numbers are known to be wrong"
     run = loads(done.stdout, Run)
     assert [result.status.value for result in run.results] == ["error", "error"]
     assert all("No module named" in (result.reason or "") for result in run.results)
 
 
-def test_a_host_file_that_is_wrong_is_told(tmp_path: Path) -> None:
+def test_invalid_host_file_is_rejected_with_line_and_key(tmp_path: Path) -> None:
     (tmp_path / "host.toml").write_text('rooot = "/data"\n')
     done = bench("run", "tiny", "--host", tmp_path / "host.toml")
     assert done.returncode == 2
@@ -135,7 +135,7 @@ def test_a_host_file_that_is_wrong_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.worker
 @pytest.mark.skipif(facts.probe().nvidia_driver is not None, reason="this machine has an NVIDIA driver")
-def test_a_card_is_asked_for_where_there_is_none(measured_python: Path) -> None:
+def test_cuda_without_a_driver_exits_with_4(measured_python: Path) -> None:
     done = bench("run", "tiny", "--device", "cuda", "--root", TEST_ROOT)
     assert done.returncode == 4
     assert "driver is loaded" in done.stderr
@@ -146,9 +146,9 @@ def test_a_card_is_asked_for_where_there_is_none(measured_python: Path) -> None:
 def whole_run(
     measured_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """`bench run tiny --json` through the real worker, and the folder in which it ran."""
+    """Return the folder of `bench run tiny --json` with the real worker, and its finished process."""
     folder = tmp_path_factory.mktemp("whole")
-    # A budget of which nothing is used up: a case ends when its median is known, or after so many images.
+    # The budget is large, so that each case ends by its own criteria: a known median, or the number of images.
     done = subprocess.run(
         processor_clocks.command("run", "tiny", "--device", "cpu", "--root", TEST_ROOT, "--budget", 600, "--json"),
         capture_output=True,
@@ -165,9 +165,9 @@ WholeRun = tuple[Path, subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.worker
-def test_a_run_prints_one_object_and_keeps_it(whole_run: WholeRun) -> None:
+def test_run_prints_one_json_object_and_stores_it(whole_run: WholeRun) -> None:
     folder, done = whole_run
-    # A shared machine can be too disturbed for a verdict; nothing may fail.
+    # A shared machine can be too disturbed for a verdict, but no case may fail.
     assert done.returncode in {0, 5}, done.stderr
     run = loads(done.stdout, Run)
     assert done.stdout.count("\n") == 1
@@ -177,7 +177,7 @@ def test_a_run_prints_one_object_and_keeps_it(whole_run: WholeRun) -> None:
 
 
 @pytest.mark.worker
-def test_a_run_holds_every_case_of_its_suite(whole_run: WholeRun) -> None:
+def test_run_has_a_result_with_a_picture_for_each_case(whole_run: WholeRun) -> None:
     folder, done = whole_run
     run = loads(done.stdout, Run)
     assert [result.case for result in run.results] == [
@@ -194,7 +194,7 @@ def test_a_run_holds_every_case_of_its_suite(whole_run: WholeRun) -> None:
 
 
 @pytest.mark.worker
-def test_progress_goes_to_stderr_line_by_line(whole_run: WholeRun) -> None:
+def test_progress_on_stderr_has_a_line_per_case(whole_run: WholeRun) -> None:
     _, done = whole_run
     assert "\x1b" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if "s/step over" in line and "again]" not in line]
@@ -202,13 +202,13 @@ def test_progress_goes_to_stderr_line_by_line(whole_run: WholeRun) -> None:
 
 
 @pytest.mark.worker
-def test_nothing_is_written_beside_the_results(whole_run: WholeRun) -> None:
+def test_run_writes_only_into_the_results_folder(whole_run: WholeRun) -> None:
     folder, _ = whole_run
     assert [path.name for path in folder.iterdir()] == ["results"]
 
 
 @pytest.mark.worker
-def test_a_kept_run_is_shown_by_its_id_folder_or_file(whole_run: WholeRun) -> None:
+def test_report_finds_a_run_by_id_folder_or_file(whole_run: WholeRun) -> None:
     folder, done = whole_run
     run = loads(done.stdout, Run)
     kept = folder / "results" / run.id
@@ -222,40 +222,40 @@ def test_a_kept_run_is_shown_by_its_id_folder_or_file(whole_run: WholeRun) -> No
     assert again.stdout == done.stdout
 
 
-def test_a_run_that_is_not_kept_lists_those_that_are(tmp_path: Path) -> None:
+def test_unknown_run_is_rejected_with_the_known_runs(tmp_path: Path) -> None:
     keep(tmp_path, a_run())
     done = bench("report", "nonsense", "--out", tmp_path)
     assert done.returncode == 1
-    assert "no run 'nonsense'" in done.stderr
+    assert "there is no run 'nonsense'" in done.stderr
     assert a_run().id in done.stderr
     assert done.stdout == ""
 
 
-def test_where_no_run_is_kept_the_next_command_is_named(tmp_path: Path) -> None:
+def test_report_without_runs_names_the_next_command(tmp_path: Path) -> None:
     done = bench("report", "--out", tmp_path)
     assert done.returncode == 1
     assert "make bench" in done.stderr
 
 
-def test_the_last_run_is_shown_where_none_is_named(tmp_path: Path) -> None:
+def test_report_shows_the_last_run_by_default(tmp_path: Path) -> None:
     for day in ("01", "03", "02"):
         keep(tmp_path, a_run(id=f"202601{day}T000000Z-tiny-abcdef"))
     assert bench("report", "--out", tmp_path).stdout.startswith("# tiny: 20260103T000000Z-tiny-abcdef\n")
 
 
-def test_a_page_is_drawn_against_a_kept_run(tmp_path: Path) -> None:
+def test_html_page_is_compared_with_another_run(tmp_path: Path) -> None:
     keep(tmp_path, a_run(id="20260101T000000Z-tiny-abcdef"))
     keep(tmp_path, a_run())
-    drawn = bench("report", "--out", tmp_path, "--format", "html", "--against", "20260101T000000Z-tiny-abcdef")
-    assert drawn.returncode == 0, drawn.stderr
-    assert "<h2>Compared with 20260101T000000Z-tiny-abcdef</h2>" in drawn.stdout
+    page = bench("report", "--out", tmp_path, "--format", "html", "--against", "20260101T000000Z-tiny-abcdef")
+    assert page.returncode == 0, page.stderr
+    assert "<h2>Against 20260101T000000Z-tiny-abcdef</h2>" in page.stdout
     other = bench("report", "--out", tmp_path, "--against", "before")
     assert other.returncode == 2
-    assert "for the figures: bench compare before" in other.stderr
+    assert "To compare the figures: bench compare before" in other.stderr
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "not a run that this version can read"),
         ('{"schema": 1}', "missing"),
@@ -263,14 +263,14 @@ def test_a_page_is_drawn_against_a_kept_run(tmp_path: Path) -> None:
         ("next schema", "schema 4"),
     ],
 )
-def test_a_kept_run_that_cannot_be_read_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_unreadable_run_is_rejected_with_the_reason(tmp_path: Path, text: str, message: str) -> None:
     file = keep(tmp_path, a_run(schema=4))
     if text != "next schema":
         file.write_text(text, encoding="latin-1")
     done = bench("report", file)
     assert done.returncode == 1
     assert str(file) in done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -281,7 +281,7 @@ def keep(out: Path, run: Run) -> Path:
     return folder / "run.json"
 
 
-def test_a_table_is_printed_and_the_place_named(quick: list[object], tmp_path: Path) -> None:
+def test_run_prints_a_table_and_the_path_of_its_file(quick: list[object], tmp_path: Path) -> None:
     done = bench("run", "tiny", "--device", "cpu", "--quiet", "--out", tmp_path / "kept", *quick, FORCE_COLOR="1")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -293,12 +293,12 @@ def test_a_table_is_printed_and_the_place_named(quick: list[object], tmp_path: P
     assert "verdict: pass" in done.stdout
 
 
-def test_models_and_dtypes_can_be_picked(quick: list[object]) -> None:
+def test_run_measures_only_the_selected_models_and_dtypes(quick: list[object]) -> None:
     done = bench("run", "tiny", "--device", "cpu", "--model", "tiny-sd", "--dtype", "bf16", "--json", *quick)
     assert [result.case.model for result in loads(done.stdout, Run).results] == ["tiny-sd"]
 
 
-def test_a_suite_of_ones_own_is_run(quick: list[object], tmp_path: Path) -> None:
+def test_suite_of_the_user_is_run(quick: list[object], tmp_path: Path) -> None:
     text = (cases.SUITES / "tiny.toml").read_text().replace('dtype = ["fp32"]', 'dtype = ["fp32", "fp16"]')
     (tmp_path / "mine.toml").write_text(text)
     done = bench("run", tmp_path / "mine.toml", "--device", "cpu", "--json", *quick)
@@ -307,15 +307,15 @@ def test_a_suite_of_ones_own_is_run(quick: list[object], tmp_path: Path) -> None
     assert [result.case.dtype for result in run.results] == ["fp32", "fp16", "bf16"]
 
 
-def test_a_budget_too_small_skips_with_its_reason(quick: list[object]) -> None:
+def test_too_small_a_budget_skips_all_cases_with_the_reason(quick: list[object]) -> None:
     done = bench("run", "tiny", "--device", "cpu", "--budget", "2", "--json", *quick)
     assert done.returncode == 5
     for result in loads(done.stdout, Run).results:
         assert result.status.value == "skipped"
-        assert re.match(r"the budget leaves \d+ s, and starting a case takes 6 s", result.reason or "")
+        assert re.match(r"the budget leaves \d+ s, but starting a case takes 6 s", result.reason or "")
 
 
-def test_a_place_below_a_file_is_told_without_a_trace(quick: list[object], tmp_path: Path) -> None:
+def test_output_folder_below_a_file_is_an_error_without_traceback(quick: list[object], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = bench("run", "tiny", "--device", "cpu", "--out", tmp_path / "file" / "results", *quick)
     assert done.returncode in {1, 4}
@@ -331,15 +331,15 @@ def mounted(folder: Path, options: str) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 64 KiB."""
+    """Yield a file system of 64 KiB."""
     folder = tmp_path / "disk"
     if os.geteuid() != 0 or not mounted(folder, "size=64k"):
-        pytest.skip("a file system can only be mounted by root")
+        pytest.skip("only root can mount a file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_with_its_place_and_the_bytes(quick: list[object], small_disk: Path) -> None:
+def test_full_disk_is_an_error_with_its_path_and_the_needed_bytes(quick: list[object], small_disk: Path) -> None:
     with suppress(OSError):
         (small_disk / "filler").write_bytes(bytes(1 << 20))
     done = bench("run", "tiny", "--device", "cpu", "--out", small_disk, *quick)
@@ -348,10 +348,10 @@ def test_a_full_disk_is_told_with_its_place_and_the_bytes(quick: list[object], s
     assert "no space left" in done.stderr
     assert "bytes are needed" in done.stderr
     assert str(small_disk) in done.stderr
-    assert "--out" in done.stderr, "the flag that names the place"
+    assert "--out" in done.stderr, "the flag that chooses another folder"
 
 
-def test_a_read_only_disk_is_told_with_its_place_and_the_bytes(quick: list[object], small_disk: Path) -> None:
+def test_read_only_disk_is_an_error_with_its_path_and_the_needed_bytes(quick: list[object], small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = bench("run", "tiny", "--device", "cpu", "--out", small_disk, *quick)
     assert done.returncode == 4
@@ -361,31 +361,31 @@ def test_a_read_only_disk_is_told_with_its_place_and_the_bytes(quick: list[objec
     assert str(small_disk) in done.stderr
 
 
-def test_help_is_quick_to_import() -> None:
-    # What takes long is torch and its like: none of it may be needed to say what there is.
+def test_help_imports_no_heavy_package() -> None:
+    # These packages take long to import, and --help does not need them.
     code = "import sys, bench.cli; print({'torch', 'pydantic', 'rich', 'bench.runner'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.strip() == "set()"
 
 
-def test_a_terminal_shows_the_case_at_work(quick: list[object], tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
+def test_terminal_shows_the_current_case(quick: list[object], tmp_path: Path) -> None:
+    controller, device = pty.openpty()
     words = command("run", "tiny", "--device", "cpu", "--json", "--out", tmp_path / "kept", *quick)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs, env=environment(TERM="xterm"))
-    os.close(theirs)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=device, env=environment(TERM="xterm"))
+    os.close(device)
     shown = b""
-    with suppress(OSError):  # how a terminal ends
-        while block := os.read(ours, 4096):
+    with suppress(OSError):  # raised at the end of a terminal's output
+        while block := os.read(controller, 4096):
             shown += block
-    os.close(ours)
+    os.close(controller)
     assert process.wait() == 0
     first, second = (name.encode() for name in ("[1/2] tiny-ddpm", "[2/2] tiny-sd"))
-    assert all(shown.count(name) >= 2 for name in (first, second)), "at work, and with its figure"
+    assert all(shown.count(name) >= 2 for name in (first, second)), "once while it runs, once with its figure"
     assert "…\r\x1b[K  [1/2]".encode() in shown
 
 
-def test_a_reader_that_has_enough_is_no_fault() -> None:
-    """`| head` closes the pipe: nothing more is said, and nothing comes up as a traceback."""
+def test_closed_stdout_ends_the_command_without_traceback() -> None:
+    # `| head` closes the pipe before the command has written all lines.
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -1,4 +1,4 @@
-"""What the parent sees of a worker, and of a card by recorded answers of its driver's library."""
+"""Tests the monitor of a worker, with recorded answers of a GPU's driver library."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.bench.conftest import a_case, a_host, a_result
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-ME = os.getpid()
+OWN_PID = os.getpid()
 
 
 class Driver(ModuleType):
-    """pynvml with the answers of a T4 under its power cap, as its fields are documented."""
+    """Replace pynvml with the answers of a T4 under its power cap, as NVML documents the fields."""
 
     class NVMLError(Exception):
         pass
@@ -44,36 +44,36 @@ class Driver(ModuleType):
             "nvmlDeviceGetTotalEnergyConsumption": 5_000_000,
             "nvmlDeviceGetCurrentClocksThrottleReasons": 0x4,
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=3_000_000_000),
-            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=ME, usedGpuMemory=2_000_000_000)],
+            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=OWN_PID, usedGpuMemory=2_000_000_000)],
             "nvmlDeviceGetClockInfo": 1170,
             "nvmlDeviceGetTemperature": 74,
         }
-        self.asked: list[tuple[str, tuple[Any, ...]]] = []
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("nvml"):
             raise AttributeError(name)
 
-        def ask(*args: Any) -> Any:
-            self.asked.append((name, args))
+        def call(*args: Any) -> Any:
+            self.calls.append((name, args))
             answer = self.answers[name]
             if answer is Driver.NVMLError:
                 raise Driver.NVMLError
             return answer
 
-        return ask
+        return call
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    made = Driver()
-    monkeypatch.setitem(sys.modules, "pynvml", made)
-    return made
+    replacement = Driver()
+    monkeypatch.setitem(sys.modules, "pynvml", replacement)
+    return replacement
 
 
-def test_a_card_tells_of_itself(driver: Driver) -> None:
+def test_driver_values_become_a_sample(driver: Driver) -> None:
     card = NvmlDevice("abc-1")
-    assert ("nvmlDeviceGetHandleByUUID", ("GPU-abc-1",)) in driver.asked
+    assert ("nvmlDeviceGetHandleByUUID", ("GPU-abc-1",)) in driver.calls
     assert card.power_limit_watts == 70.0
     assert card.read() == NvmlSample(
         clock_mhz=1170,
@@ -82,29 +82,29 @@ def test_a_card_tells_of_itself(driver: Driver) -> None:
         energy_joules=5000.0,
         used_bytes=3_000_000_000,
         reasons=frozenset({"software power cap"}),
-        processes={ME: 2_000_000_000},
+        processes={OWN_PID: 2_000_000_000},
     )
     card.close()
-    assert driver.asked[-1][0] == "nvmlShutdown"
+    assert driver.calls[-1][0] == "nvmlShutdown"
     assert card.read() is None
 
 
 @pytest.mark.parametrize("hidden", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
-def test_where_the_driver_is_hidden_nothing_is_made_up(driver: Driver, hidden: str) -> None:
+def test_hidden_driver_gives_no_sample(driver: Driver, hidden: str) -> None:
     driver.answers[hidden] = Driver.NVMLError
     assert NvmlDevice("abc").read() is None
 
 
-def test_what_a_card_does_not_tell_is_none(driver: Driver) -> None:
+def test_values_that_the_driver_refuses_are_none(driver: Driver) -> None:
     for name in driver.answers:
         if name.startswith("nvmlDeviceGet") and "Handle" not in name:
             driver.answers[name] = Driver.NVMLError
     assert NvmlDevice("abc").read() == NvmlSample()
 
 
-def test_without_a_card_and_without_a_driver_nothing_is_asked() -> None:
+def test_no_device_gives_no_sample() -> None:
     assert NvmlDevice(None).read() is None
-    assert NvmlDevice("no-such-card").read() is None  # the real library, on a machine that may have none
+    assert NvmlDevice("no-such-card").read() is None  # with the real library, which may be absent
 
 
 @pytest.fixture
@@ -112,41 +112,41 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
     now = {"wall": 100.0, "cpu": 5.0}
     own = SimpleNamespace(monotonic=lambda: now["wall"], process_time=lambda: now["cpu"])
     monkeypatch.setattr("bench.launch.monitor.time", own)
-    return now  # type: ignore[return-value]  # nothing is to be put back
+    return now  # type: ignore[return-value]  # monkeypatch restores the module
 
 
-def watch_of(clock: dict[str, float], readings: Sequence[NvmlSample | None]) -> monitor.WorkerMonitor:
-    """A watch over a whole case: half a second before, two seconds of images with a pause between, and the end."""
-    turns = iter(readings)
-    watch = monitor.WorkerMonitor(ME)
-    watch._card = SimpleNamespace(read=lambda: next(turns), power_limit_watts=70.0, close=lambda: None)  # type: ignore[assignment]
-    watch._first = NvmlSample(processes={77: None})
+def monitor_of(clock: dict[str, float], readings: Sequence[NvmlSample | None]) -> monitor.WorkerMonitor:
+    """Return the monitor of a whole case: 0.5 s before the samples, 2 s of samples around a probe, and the end."""
+    remaining = iter(readings)
+    worker_monitor = monitor.WorkerMonitor(OWN_PID)
+    worker_monitor._card = SimpleNamespace(read=lambda: next(remaining), power_limit_watts=70.0, close=lambda: None)  # type: ignore[assignment]
+    worker_monitor._first = NvmlSample(processes={77: None})
 
-    def pass_by(wall: float, cpu: float) -> None:
+    def advance(wall: float, cpu: float) -> None:
         clock["wall"] += wall
         clock["cpu"] += cpu
 
-    pass_by(0.5, 0.2)
-    watch.enter("samples")
-    pass_by(1.0, 0.005)
-    watch.look()
-    pass_by(0.5, 0.0025)
-    watch.enter("probe")
-    pass_by(3.0, 1.0)
-    watch.enter("samples")
-    pass_by(0.5, 0.0025)
-    watch.enter("checks")
-    return watch
+    advance(0.5, 0.2)
+    worker_monitor.enter("samples")
+    advance(1.0, 0.005)
+    worker_monitor.poll()
+    advance(0.5, 0.0025)
+    worker_monitor.enter("probe")
+    advance(3.0, 1.0)
+    worker_monitor.enter("samples")
+    advance(0.5, 0.0025)
+    worker_monitor.enter("checks")
+    return worker_monitor
 
 
 def reading(joules: float | None, **changes: Any) -> NvmlSample:
     return replace(
-        NvmlSample(1500, 60, 100.0, joules, 4_000_000_000, frozenset(), {ME: 3_000_000_000, 77: 1}), **changes
+        NvmlSample(1500, 60, 100.0, joules, 4_000_000_000, frozenset(), {OWN_PID: 3_000_000_000, 77: 1}), **changes
     )
 
 
-def test_what_the_parent_itself_costs_is_counted_while_images_are_made(clock: dict[str, float]) -> None:
-    result = watch_of(clock, [None] * 10).add_to(a_result())
+def test_harness_share_is_the_parents_cpu_time_during_the_samples(clock: dict[str, float]) -> None:
+    result = monitor_of(clock, [None] * 10).add_to(a_result())
     assert result.host is not None
     assert result.host.harness_share == pytest.approx(0.01 / 2.0)
     assert result.host.gpu is None
@@ -155,37 +155,37 @@ def test_what_the_parent_itself_costs_is_counted_while_images_are_made(clock: di
     assert all((moment.host_bytes or 0) > 1_000_000 for moment in result.timeline)
 
 
-def test_energy_is_of_the_images_alone(clock: dict[str, float]) -> None:
+def test_energy_is_summed_over_the_samples_only(clock: dict[str, float]) -> None:
     # 0: start; 1: samples begin; 2, 3: images; 4: a probe took 300 J; 5: images again; 6: their end.
     counters = [0.0, 0.0, 100.0, 150.0, 450.0, 450.0, 500.0]
-    result = watch_of(clock, [reading(each) for each in counters]).add_to(a_result())
+    result = monitor_of(clock, [reading(joules) for joules in counters]).add_to(a_result())
     assert result.host is not None
     gpu = result.host.gpu
     assert gpu is not None
     assert (gpu.energy_joules, gpu.energy_source) == (200.0, "counter")
     assert stats.joules_an_image(result) == pytest.approx(200.0 / 3)
-    assert gpu.others == 1, "77 was there before"
+    assert gpu.others == 1, "process 77 was there before the worker"
     assert (result.memory.device_used_bytes, result.memory.device_process_bytes) == (4_000_000_000, 3_000_000_000)
 
 
-def test_without_a_counter_power_is_integrated(clock: dict[str, float]) -> None:
-    result = watch_of(clock, [reading(None)] * 7).add_to(a_result())
+def test_without_an_energy_counter_power_is_integrated(clock: dict[str, float]) -> None:
+    result = monitor_of(clock, [reading(None)] * 7).add_to(a_result())
     assert result.host is not None
     assert result.host.gpu is not None
     assert (result.host.gpu.energy_joules, result.host.gpu.energy_source) == (200.0, "power")
 
 
-def test_in_a_container_the_worker_has_another_number(clock: dict[str, float]) -> None:
-    named = [reading(0.0, processes={77: 1, 4711: 1}) for _ in range(7)]
-    result = watch_of(clock, named).add_to(a_result())
+def test_container_worker_with_unknown_pid_is_not_counted_as_other(clock: dict[str, float]) -> None:
+    readings = [reading(0.0, processes={77: 1, 4711: 1}) for _ in range(7)]
+    result = monitor_of(clock, readings).add_to(a_result())
     assert result.host is not None
     assert result.host.gpu is not None
-    assert result.host.gpu.others == 1, "one of the two that are not ours is the worker itself"
+    assert result.host.gpu.others == 1, "one of the two unknown processes is the worker"
 
 
-def test_the_readings_of_a_card_are_summed_up(clock: dict[str, float]) -> None:
+def test_gpu_readings_are_summarized(clock: dict[str, float]) -> None:
     hot = reading(0.0, clock_mhz=900, temperature=91, reasons=frozenset({"hardware thermal slowdown"}))
-    result = watch_of(clock, [reading(0.0)] * 2 + [hot] + [reading(0.0)] * 4).add_to(a_result())
+    result = monitor_of(clock, [reading(0.0)] * 2 + [hot] + [reading(0.0)] * 4).add_to(a_result())
     assert result.host is not None
     gpu = result.host.gpu
     assert gpu is not None
@@ -195,23 +195,23 @@ def test_the_readings_of_a_card_are_summed_up(clock: dict[str, float]) -> None:
     assert gpu.power_limit_watts == 70.0
 
 
-def test_a_look_that_tells_no_reason_is_none_without_one(clock: dict[str, float]) -> None:
-    """Some looks fail, or all: a share is of those that told."""
+def test_throttling_share_counts_only_readings_with_reasons(clock: dict[str, float]) -> None:
+    # Some readings, or all of them, may lack the throttle reasons.
     silent, capped = (reading(0.0, reasons=reasons) for reasons in (None, frozenset({"software power cap"})))
-    some = watch_of(clock, [silent] * 2 + [capped] + [silent] * 4).gpu()
+    some = monitor_of(clock, [silent] * 2 + [capped] + [silent] * 4).gpu()
     assert some is not None
     assert (some.throttled, some.reasons_told) == ({"software power cap": 1.0}, True)
-    none = watch_of(clock, [silent] * 7).gpu()
+    none = monitor_of(clock, [silent] * 7).gpu()
     assert none is not None
     assert (none.throttled, none.reasons_told) == ({}, False)
 
 
-def test_a_long_run_is_kept_with_fewer_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "_MOST_MOMENTS", 10)
-    watch = monitor.WorkerMonitor(ME)
+def test_long_run_keeps_a_bounded_number_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "_MAX_MOMENTS", 10)
+    worker_monitor = monitor.WorkerMonitor(OWN_PID)
     for _ in range(100):
-        watch.look()
-    assert 5 <= len(watch.add_to(a_result()).timeline) <= 11
+        worker_monitor.poll()
+    assert 5 <= len(worker_monitor.add_to(a_result()).timeline) <= 11
 
 
 CUDA = a_case(device="cuda:0")
@@ -221,22 +221,22 @@ CUDA = a_case(device="cuda:0")
     ("gpu", "reason"),
     [
         (GpuLoadStats(), None),
-        # A card of 70 W is at its cap all day: that is how it is sold.
+        # A GPU of 70 W is always at its power cap: it is sold like that.
         (GpuLoadStats(throttled={"software power cap": 1.0}, others=0), None),
         (
             GpuLoadStats(throttled={"hardware thermal slowdown": 0.4}),
-            "slowed down 40% of the time (hardware thermal slowdown)",
+            "throttled 40% of the time (hardware thermal slowdown)",
         ),
         (GpuLoadStats(throttled={"hardware thermal slowdown": 0.05}), None),
         (GpuLoadStats(others=2), "2 other processes used the card"),
     ],
 )
-def test_a_card_that_is_not_its_own_or_not_well_is_told(gpu: GpuLoadStats, reason: str | None) -> None:
+def test_shared_or_throttled_gpu_makes_the_result_disturbed(gpu: GpuLoadStats, reason: str | None) -> None:
     result = a_result(CUDA, host=replace(a_host(), gpu=gpu))
-    found = verdict.trust(result)
-    assert found is not None
-    assert found.state == (verdict.CONTENDED if reason else verdict.CLEAN)
-    assert reason is None or reason in found.reasons[0]
+    trust = verdict.trust(result)
+    assert trust is not None
+    assert trust.state == (verdict.CONTENDED if reason else verdict.CLEAN)
+    assert reason is None or reason in trust.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -244,23 +244,23 @@ def test_a_card_that_is_not_its_own_or_not_well_is_told(gpu: GpuLoadStats, reaso
     [
         ({"wait_share": 0.004}, None),
         ({"wait_share": 0.3}, "its threads waited 30% of the time for a core"),
-        # Serial work between the threads' is no contention: waiting is what tells.
+        # Serial work between the threads is not a disturbance; waiting for a core is.
         ({"wait_share": 0.0, "cpu_share": 0.6}, None),
-        ({"wait_share": None, "cpu_share": 0.6}, "it had 60% of its 2 threads"),
-        ({"wait_share": None, "pressure_share": 0.4}, "something waited 40% of the time for a core"),
+        ({"wait_share": None, "cpu_share": 0.6}, "it used only 60% of the time of its 2 threads"),
+        ({"wait_share": None, "pressure_share": 0.4}, "some process waited 40% of the time for a core"),
         ({"steal_share": 0.2}, "the hypervisor took 20% of the CPU time"),
     ],
 )
-def test_a_machine_that_others_use_is_told(changes: dict[str, Any], reason: str | None) -> None:
-    found = verdict.trust(a_result(host=replace(a_host(), **changes)))
-    assert found is not None
-    assert found.reasons == ((reason,) if reason else ())
+def test_busy_machine_makes_the_result_disturbed(changes: dict[str, Any], reason: str | None) -> None:
+    trust = verdict.trust(a_result(host=replace(a_host(), **changes)))
+    assert trust is not None
+    assert trust.reasons == ((reason,) if reason else ())
 
 
-def test_no_figures_no_trust() -> None:
+def test_result_without_figures_has_no_trust() -> None:
     assert verdict.trust(a_result(samples=())) is None
     assert verdict.trust(a_result(host=None)) is None
 
 
-def test_every_reason_that_is_unwell_has_a_bit() -> None:
+def test_unwell_reasons_are_known_throttle_reasons() -> None:
     assert set(nvml.REASONS.values()) >= nvml.FAULT_REASONS

@@ -1,4 +1,4 @@
-"""The pipe of a worker: read without spinning, with its process looked at meanwhile."""
+"""Tests that the pipe of a worker is read without busy waiting, and that the worker is polled meanwhile."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_a_process_that_says_much_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The images of a card come quicker than twice a second, and its clock and heat are asked for meanwhile."""
+def test_process_that_writes_all_the_time_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A GPU may generate images faster than twice a second; its clock and temperature must still be read.
     monkeypatch.setattr(pipe, "time", Ticking(0.1))
-    heard: list[bytes] = []
-    looks: list[int] = []
+    lines: list[bytes] = []
+    polls: list[int] = []
     echo = [sys.executable, "-u", "-c", "import sys\nfor line in sys.stdin: print(line, end='')"]
     with subprocess.Popen(echo, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdin is not None
 
-        def hear(line: bytes) -> None:
-            heard.append(line)
+        def receive(line: bytes) -> None:
+            lines.append(line)
             process.stdin.write(b"another\n")  # type: ignore[union-attr]
 
         process.stdin.write(b"one\n")
-        pipe.listen(process, math.inf, b"", hear, lambda: len(heard) >= 20, lambda: looks.append(len(heard)))
+        pipe.listen(process, math.inf, b"", receive, lambda: len(lines) >= 20, lambda: polls.append(len(lines)))
         pipe.end(process)
-    assert any(looks)
+    assert any(polls)

@@ -1,4 +1,4 @@
-"""The events that a parent has received: what counts as one, and the silence after which a worker hangs."""
+"""Tests the events that a parent receives: valid and invalid lines, and the silence limit of a hung worker."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tests.conftest import CHECKOUT
         (received_events.ReceivedEvents(samples=[Sample(100.0, (25.0,) * 4, 100.0)]), 800.0),
     ],
 )
-def test_a_worker_may_be_silent_as_long_as_its_images_take(
+def test_silence_limit_grows_with_the_predicted_or_measured_image(
     received: received_events.ReceivedEvents, seconds: float
 ) -> None:
-    assert received.patience == seconds
+    assert received.silence_limit_seconds == seconds
 
 
-def test_golden_lines_are_kept_by_kind_and_other_lines_are_counted() -> None:
+def test_events_of_golden_lines_are_stored_and_other_lines_are_counted() -> None:
     received = received_events.ReceivedEvents()
     golden = (CHECKOUT / "tests" / "data" / "worker_events").glob("*.jsonl")
     lines = {file.stem: file.read_bytes().splitlines() for file in golden}
     for name in ("query", "precisions", "links", "examine", "case"):
         for line in lines[name]:
             received_events.receive(received, None, line)
-    assert received.rubbish == 0
+    assert received.invalid_lines == 0
     assert received.phase == "imports"
     assert received.work.flops_per_step == 34459648
     assert received.phases.load_seconds == 0.03226472399910563
@@ -48,5 +48,5 @@ def test_golden_lines_are_kept_by_kind_and_other_lines_are_counted() -> None:
     assert isinstance(received.answer, CaseMeasured)
     for line in (b"", b"hello", b'{"sample": {}}', b'{"result": {}}', b"[" * 60_000):
         received_events.receive(received, None, line)
-    assert received.rubbish == 5
-    assert isinstance(received.answer, CaseMeasured), "a line that is no answer replaces none"
+    assert received.invalid_lines == 5
+    assert isinstance(received.answer, CaseMeasured), "an invalid line does not replace the answer"

@@ -1,4 +1,4 @@
-"""The parent of the workers, against workers that misbehave in every way that a program can."""
+"""Tests the parent of the workers against programs that misbehave in many ways."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NO_HUB = Path(os.devnull)
-HERE = Path(sys.executable)
+OWN_PYTHON = Path(sys.executable)
 GOOD_ANSWER = """
-say({"result": plain(Result(case, Status.OK, samples=(Sample(1.0, (0.5, 0.5), 0.9),)))})
+emit({"result": plain(Result(case, Status.OK, samples=(Sample(1.0, (0.5, 0.5), 0.9),)))})
 """
 TWO_SAMPLES = """
-say({"phase": "first image"})
-say({"phases": plain(Phases(1.0, 2.0, 3.0))})
-say({"phase": "samples"})
-say({"sample": plain(Sample(1.0, (0.5,), 0.9))})
-say({"sample": plain(Sample(2.0, (0.6,), 1.9))})
+emit({"phase": "first image"})
+emit({"phases": plain(Phases(1.0, 2.0, 3.0))})
+emit({"phase": "samples"})
+emit({"sample": plain(Sample(1.0, (0.5,), 0.9))})
+emit({"sample": plain(Sample(2.0, (0.6,), 1.9))})
 """
-# A child of the worker that outlives it unless somebody ends it; the numbers of both are written down.
+# A child of the worker that survives it unless it is killed; the program writes the ids of both to a file.
 GRANDCHILD = """
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], stdout=STDOUT, stderr=STDOUT)
 Path("pids.part").write_text(f"{os.getpid()} {child.pid}")
@@ -45,23 +45,23 @@ Path("pids.part").rename("pids")
 DETACHED = GRANDCHILD.replace("STDOUT", "subprocess.DEVNULL")
 HOLDS_THE_PIPE = GRANDCHILD.replace("STDOUT", "None")
 KEPT = (Sample(1.0, (0.5,), 0.9), Sample(2.0, (0.6,), 1.9))
-GUARD_SECONDS = 600.0  # ends a test that hangs; nothing is asserted of it
+GUARD_SECONDS = 600.0  # ends a test that hangs
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs one case with a Python program in the worker's place."""
+    """Return a function that runs one case with a Python program in place of the worker."""
 
     def run_program(program: str, *, hangs: bool = False, seconds: float = GUARD_SECONDS) -> Result:
         file = tmp_path / "program.py"
         file.write_text(PRELUDE + program)
         monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
-        if hangs:  # its deadline passes when it has written down its processes
-            monkeypatch.setattr(pipe, "EVERY_SECONDS", 0.01)
+        if hangs:  # the deadline passes when the program has written the process ids
+            monkeypatch.setattr(pipe, "POLL_SECONDS", 0.01)
             clock = Until(Path("pids").exists)
             monkeypatch.setattr(pipe, "time", clock)
             monkeypatch.setattr(worker_process, "time", clock)
-        return worker_process.run_case(replace(a_request(), limit_seconds=seconds), HERE, hub=NO_HUB)
+        return worker_process.run_case(replace(a_request(), limit_seconds=seconds), OWN_PYTHON, hub=NO_HUB)
 
     return run_program
 
@@ -72,10 +72,10 @@ def a_request() -> Request:
 
 @pytest.fixture
 def pids() -> Iterator[list[int]]:
-    """The processes that a test's worker wrote down; whatever is left of them is ended after the test."""
-    found: list[int] = []
-    yield found
-    for pid in found:
+    """Yield a list for the processes of a test's worker; those that are left are killed after the test."""
+    process_ids: list[int] = []
+    yield process_ids
+    for pid in process_ids:
         with suppress(psutil.NoSuchProcess):
             psutil.Process(pid).kill()
 
@@ -85,7 +85,7 @@ def written_pids() -> list[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process ends, or has; one that only waits for its parent to read its exit code has."""
+    """Return whether a process ends in time; a zombie, whose parent has not read the exit code, counts as ended."""
     deadline = time.monotonic() + GUARD_SECONDS
     try:
         process = psutil.Process(pid)
@@ -99,23 +99,23 @@ def has_ended(pid: int) -> bool:
     return True
 
 
-def test_a_proper_answer_is_taken_as_it_is(run: Callable[..., Result]) -> None:
-    result = run('say({"phase": "load"})' + GOOD_ANSWER)
+def test_result_of_a_worker_is_returned_unchanged(run: Callable[..., Result]) -> None:
+    result = run('emit({"phase": "load"})' + GOOD_ANSWER)
     assert replace(result, timeline=()) == Result(a_case(), Status.OK, samples=(Sample(1.0, (0.5, 0.5), 0.9),))
 
 
-def test_a_worker_is_told_the_case_and_where_it_may_read(run: Callable[..., Result]) -> None:
+def test_worker_receives_the_case_and_an_offline_environment(run: Callable[..., Result]) -> None:
     result = run("""
 words = [os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "PYTHONNOUSERSITE")]
-say({"result": plain(Result(case, Status.ERROR, reason=" ".join(words)))})
+emit({"result": plain(Result(case, Status.ERROR, reason=" ".join(words)))})
 """)
     assert result.case == a_case()
     assert result.reason == f"1 {os.devnull} 1"
 
 
-def test_an_exit_without_a_result_shows_the_end_of_stderr(run: Callable[..., Result]) -> None:
+def test_exit_without_a_result_shows_the_end_of_stderr(run: Callable[..., Result]) -> None:
     result = run("""
-say({"phase": "imports"})
+emit({"phase": "imports"})
 print("\\n".join(f"line {number}" for number in range(100)), file=sys.stderr)
 sys.exit(3)
 """)
@@ -123,26 +123,26 @@ sys.exit(3)
     assert result.reason is not None
     first, *tail = result.reason.splitlines()
     assert "'imports'" in first
-    assert "exit 3" in first
+    assert "exit code 3" in first
     assert tail[-1] == "line 99"
     assert "line 5" not in tail
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "told"),
+    ("number", "status", "expected"),
     [
         ("signal.SIGSEGV", Status.ERROR, "SIGSEGV"),
         ("signal.SIGKILL", Status.OOM, "SIGKILL"),
-        # Real-time signals have numbers without a name of their own.
+        # Real-time signals have numbers, but no names.
         ("signal.SIGRTMIN + 1", Status.ERROR, "35"),
     ],
 )
-def test_a_worker_that_dies_says_of_what_and_when(
-    run: Callable[..., Result], number: str, status: Status, told: str
+def test_reason_names_the_signal_and_the_phase_of_a_dead_worker(
+    run: Callable[..., Result], number: str, status: Status, expected: str
 ) -> None:
-    result = run(f'say({{"phase": "load"}})\nos.kill(os.getpid(), {number})\nsignal.pause()')
+    result = run(f'emit({{"phase": "load"}})\nos.kill(os.getpid(), {number})\nsignal.pause()')
     assert result.status is status
-    assert told in (result.reason or "")
+    assert expected in (result.reason or "")
     assert "'load'" in (result.reason or "")
 
 
@@ -154,8 +154,8 @@ def test_samples_sent_before_death_are_kept(run: Callable[..., Result]) -> None:
     assert "'samples'" in (result.reason or "")
 
 
-def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., Result], pids: list[int]) -> None:
-    # SIGTERM must not be a way out: a worker inside a kernel does not react to it either.
+def test_hanging_worker_is_killed_with_its_children(run: Callable[..., Result], pids: list[int]) -> None:
+    # The program ignores SIGTERM, like a worker that is inside a GPU kernel.
     result = run(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + TWO_SAMPLES + DETACHED + "signal.pause()", hangs=True
     )
@@ -166,15 +166,13 @@ def test_a_hanging_worker_is_ended_with_all_that_it_started(run: Callable[..., R
     assert all(has_ended(pid) for pid in pids)
 
 
-def test_seconds_without_a_core_do_not_count(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its deadline has passed before it began; it was ready all the time, so it is waited for."""
+def test_time_without_a_core_extends_the_deadline(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The deadline has passed before the worker starts, but the worker was ready to run all the time.
     monkeypatch.setattr(pipe, "waited_seconds", lambda _: GUARD_SECONDS)
     assert run(GOOD_ANSWER, seconds=-worker_process._GRACE_SECONDS).status is Status.OK
 
 
-def test_a_worker_that_starves_to_the_end_is_not_called_hung(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starved_worker_is_reported_as_starved(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe, "waited_seconds", lambda _: 1e6)
     monkeypatch.setattr(worker_process, "_STARVED_SECONDS", 0.0)
     result = run("signal.pause()", seconds=-worker_process._GRACE_SECONDS)
@@ -183,29 +181,29 @@ def test_a_worker_that_starves_to_the_end_is_not_called_hung(
     assert "hung" not in (result.reason or "")
 
 
-def test_a_worker_that_is_silent_for_long_hangs(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_is_silent_for_long_is_reported_as_hung(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(received_events, "_SILENT_SECONDS", 0.0)
     result = run("signal.pause()", seconds=1e6)
     assert "the worker hung in the phase 'start'" in (result.reason or "")
 
 
-def test_the_kernel_counts_the_time_without_a_core() -> None:
+def test_waited_seconds_are_zero_for_an_unknown_process() -> None:
     assert pipe.waited_seconds(os.getpid()) >= 0.0
     assert pipe.waited_seconds(1 << 30) == 0.0
 
 
-@pytest.mark.parametrize("grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["detached", "holds the pipe"])
-def test_a_worker_that_fails_leaves_nothing_running(
-    run: Callable[..., Result], pids: list[int], grandchild: str
-) -> None:
+@pytest.mark.parametrize("grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["detached", "keeps the pipe open"])
+def test_children_of_a_failed_worker_are_killed(run: Callable[..., Result], pids: list[int], grandchild: str) -> None:
     result = run(grandchild + "sys.exit(3)")
     pids += written_pids()
     assert all(has_ended(pid) for pid in pids)
-    assert "exit 3" in (result.reason or ""), "it ended by itself; it did not hang"
+    assert "exit code 3" in (result.reason or ""), "the worker ended by itself"
 
 
-def test_a_worker_that_closes_its_pipe_and_lives_on_is_ended(run: Callable[..., Result], pids: list[int]) -> None:
-    # It writes its number down after it has closed the pipe: only then does its deadline pass.
+def test_worker_that_closes_its_pipe_and_goes_on_is_killed(run: Callable[..., Result], pids: list[int]) -> None:
+    # The program writes its process id after closing the pipe; only then does the deadline pass.
     result = run(
         'os.close(1)\nPath("p").write_text(str(os.getpid()))\nPath("p").rename("pids")\nsignal.pause()', hangs=True
     )
@@ -214,7 +212,7 @@ def test_a_worker_that_closes_its_pipe_and_lives_on_is_ended(run: Callable[..., 
     assert all(has_ended(pid) for pid in pids)
 
 
-RUBBISH = [
+INVALID_LINES = [
     "os.write(1, b'hello\\n')",
     "os.write(1, b'\\xff\\xfe\\xfa\\n')",
     "os.write(1, b'\\n')",
@@ -229,118 +227,115 @@ RUBBISH = [
 ]
 
 
-@pytest.mark.parametrize("rubbish", RUBBISH)
-def test_rubbish_becomes_a_result_that_says_so(run: Callable[..., Result], rubbish: str) -> None:
-    result = run(rubbish)
+@pytest.mark.parametrize("program", INVALID_LINES)
+def test_invalid_lines_become_a_result_with_their_number(run: Callable[..., Result], program: str) -> None:
+    result = run(program)
     assert result.status is Status.ERROR
-    assert "printed 1 lines that are no answer" in (result.reason or "")
-    assert "exit 0" in (result.reason or "")
+    assert "printed 1 lines that are not events" in (result.reason or "")
+    assert "exit code 0" in (result.reason or "")
     assert result.samples == ()
 
 
-def test_rubbish_before_and_after_an_answer_does_not_spoil_it(run: Callable[..., Result]) -> None:
-    noise = "\n".join(RUBBISH[:8])
+def test_invalid_lines_around_a_result_do_not_change_it(run: Callable[..., Result]) -> None:
+    noise = "\n".join(INVALID_LINES[:8])
     result = run(noise + GOOD_ANSWER + noise)
     assert result.status is Status.OK
 
 
-def test_megabytes_without_an_end_of_line_are_survived(run: Callable[..., Result]) -> None:
+def test_megabytes_without_a_newline_are_an_error_result(run: Callable[..., Result]) -> None:
     result = run("os.write(2, b'y')\nsys.stdout.write('x' * (8 << 20))\nsys.stdout.flush()\nsys.exit(5)")
     assert result.status is Status.ERROR
-    assert "exit 5" in (result.reason or "")
+    assert "exit code 5" in (result.reason or "")
 
 
-def test_an_answer_after_megabytes_of_noise_is_heard(run: Callable[..., Result]) -> None:
+def test_result_after_megabytes_of_invalid_text_is_received(run: Callable[..., Result]) -> None:
     assert run("print('x' * (8 << 20), flush=True)" + GOOD_ANSWER).status is Status.OK
 
 
-def test_megabytes_on_stderr_do_not_become_the_reason(run: Callable[..., Result]) -> None:
+def test_reason_has_only_the_end_of_a_long_stderr(run: Callable[..., Result]) -> None:
     result = run("sys.stderr.write('z' * (4 << 20) + ' the end')\nsys.exit(3)")
     reason = result.reason or ""
-    assert "exit 3" in reason
+    assert "exit code 3" in reason
     assert reason.endswith("the end")
     assert len(reason) < 10_000
 
 
-def test_a_token_on_stderr_is_kept_out_of_the_reason(run: Callable[..., Result]) -> None:
+def test_token_on_stderr_is_redacted(run: Callable[..., Result]) -> None:
     result = run('print("401 for hf_abcdefghijklmnop", file=sys.stderr)\nsys.exit(1)')
     assert "401 for hf_" in (result.reason or "")
     assert "abcdefghijklmnop" not in (result.reason or "")
 
 
-def test_stderr_that_is_no_text_is_shown_as_well_as_it_can_be(run: Callable[..., Result]) -> None:
+def test_invalid_utf8_on_stderr_is_replaced(run: Callable[..., Result]) -> None:
     result = run("os.write(2, b'bad \\xff byte')\nsys.exit(1)")
     assert "bad \N{REPLACEMENT CHARACTER} byte" in (result.reason or "")
 
 
-def test_a_worker_that_does_not_read_its_request_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    # More than a pipe holds: the parent is still writing when the worker is gone.
+def test_worker_that_does_not_read_its_request_is_an_error_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The request is larger than a pipe's buffer, so the parent is still writing when the worker exits.
     request = replace(a_request(), weights={"x": "x" * 1_000_000})
     monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), "-c", "raise SystemExit(7)"])
-    result = worker_process.run_case(request, HERE, hub=NO_HUB)
-    assert "exit 7" in (result.reason or "")
+    result = worker_process.run_case(request, OWN_PYTHON, hub=NO_HUB)
+    assert "exit code 7" in (result.reason or "")
 
 
-def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_absent_interpreter_is_named_in_the_reason(tmp_path: Path) -> None:
     absent = tmp_path / "bin" / "python"
     result = worker_process.run_case(a_request(), absent, hub=NO_HUB)
     assert result.status is Status.ERROR
     assert f"{absent} does not start: No such file or directory" in (result.reason or "")
-    assert "SIG" not in (result.reason or ""), "nothing ran, so nothing died of a signal"
+    assert "SIG" not in (result.reason or ""), "no process ran, so no signal ended it"
 
 
-def test_an_interpreter_without_torch_says_so_when_asked() -> None:
-    # The toolbox has none; this is the real worker.
-    found = worker_process.query(HERE)
-    assert list(found) == ["error"]
-    assert "No module named 'torch'" in found["error"]
+def test_query_of_an_interpreter_without_torch_returns_the_error() -> None:
+    # firstlight's own environment has no torch; the worker is the real one.
+    answer = worker_process.query(OWN_PYTHON)
+    assert list(answer) == ["error"]
+    assert "No module named 'torch'" in answer["error"]
 
 
-def test_an_interpreter_that_is_not_there_says_so_when_asked(tmp_path: Path) -> None:
+def test_query_of_an_absent_interpreter_returns_the_error(tmp_path: Path) -> None:
     assert "does not start" in worker_process.query(tmp_path / "python")["error"]
 
 
-def test_a_real_worker_without_diffusers_ends_in_a_result() -> None:
-    result = worker_process.run_case(a_request(), HERE, hub=NO_HUB)
+def test_real_worker_without_diffusers_becomes_an_error_result() -> None:
+    result = worker_process.run_case(a_request(), OWN_PYTHON, hub=NO_HUB)
     assert result.status is Status.ERROR
     assert result.reason is not None
     assert result.reason.startswith("ModuleNotFoundError: No module named")
 
 
-class Counted(selectors.DefaultSelector):
-    """Notes for how long the runner blocks each time, and lets the worker go on after four times without news."""
+class CountingSelector(selectors.DefaultSelector):
+    """Record the timeout of each wait, and let the worker continue after four waits without an event."""
 
     limits: ClassVar[list[float | None]] = []
     silences = 0
 
     def select(self, timeout: float | None = None) -> Any:
         events = super().select(timeout)
-        Counted.limits.append(timeout)
-        Counted.silences += not events
-        if Counted.silences == 4:
+        CountingSelector.limits.append(timeout)
+        CountingSelector.silences += not events
+        if CountingSelector.silences == 4:
             Path("go").touch()
         return events
 
 
-def test_the_parent_sleeps_while_the_worker_computes(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(selectors, "DefaultSelector", Counted)
-    monkeypatch.setattr(Counted, "limits", [])
-    monkeypatch.setattr(Counted, "silences", 0)
-    # The worker polls, so that the parent need not.
-    program = 'say({"phase": "load"})\nimport select\nwhile not Path("go").exists(): select.select([], [], [], 0.01)\n'
+def test_parent_blocks_while_the_worker_computes(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selectors, "DefaultSelector", CountingSelector)
+    monkeypatch.setattr(CountingSelector, "limits", [])
+    monkeypatch.setattr(CountingSelector, "silences", 0)
+    # The worker polls for the file, so that the test does not need another signal.
+    program = 'emit({"phase": "load"})\nimport select\nwhile not Path("go").exists(): select.select([], [], [], 0.01)\n'
     result = run(program + GOOD_ANSWER)
     assert result.status is Status.OK
-    # It blocks for half a second each time. A loop that polls would pass less, and one that spins would block never.
-    assert set(Counted.limits) == {pipe.EVERY_SECONDS}
-    # Beside that it wakes for each line, for the pipe's end and for the process's: a loop that polls wakes far oftener.
-    assert 4 <= Counted.silences <= len(Counted.limits) <= Counted.silences + 10
+    # Each wait has a timeout of half a second; a busy loop would have a shorter one, or none.
+    assert set(CountingSelector.limits) == {pipe.POLL_SECONDS}
+    # It also wakes for each line, and for the end of the pipe and the process; a busy loop would wake far more often.
+    assert 4 <= CountingSelector.silences <= len(CountingSelector.limits) <= CountingSelector.silences + 10
 
 
-def test_an_interrupt_while_a_worker_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal arrives after the fork and before the body of the with block."""
-
+def test_interrupt_during_the_start_kills_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The signal arrives after the fork and before the body of the with block.
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -348,20 +343,20 @@ def test_an_interrupt_while_a_worker_starts_ends_it(monkeypatch: pytest.MonkeyPa
         worker_process, "worker_command", lambda _: [sys.executable, "-c", "import signal; signal.pause()"]
     )
     monkeypatch.setattr(worker_process, "WorkerMonitor", interrupt)
-    worker = worker_process.Worker(TorchQuery(), HERE, NO_HUB)
+    worker = worker_process.Worker(TorchQuery(), OWN_PYTHON, NO_HUB)
     with pytest.raises(KeyboardInterrupt), worker:
         pass
     assert worker._process is not None
-    assert worker._process.returncode is not None, "it was ended and waited for"
+    assert worker._process.returncode is not None, "the worker was killed and reaped"
 
 
-def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A torch in the working folder, and one on a path of the user's: neither is the measured one.
+def test_worker_imports_only_from_the_measured_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A torch in the working folder and one on PYTHONPATH: neither belongs to the measured environment.
     for folder in (Path.cwd(), tmp_path / "path"):
         folder.mkdir(exist_ok=True)
         (folder / "torch.py").write_text("raise SystemExit(9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    assert "No module named 'torch'" in worker_process.query(HERE)["error"]
+    assert "No module named 'torch'" in worker_process.query(OWN_PYTHON)["error"]
 
 
 @pytest.mark.parametrize(
@@ -371,24 +366,24 @@ def test_a_worker_sees_the_measured_environment_alone(tmp_path: Path, monkeypatc
 def test_variables_of_other_programs_have_no_effect_on_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A case in tf32 would be one in fp32 and a good card slow, or a warning in torch's own import would end it."""
+    # These variables could turn tf32 into fp32, or make a warning in torch's import an error.
     monkeypatch.setenv(name, "0")
     file = tmp_path / "program.py"
     file.write_text(f"import json, os; print(json.dumps({{'query': {{'is': os.environ.get({name!r}, 'unset')}}}}))")
     monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
-    assert worker_process.query(HERE) == {"is": "unset"}
+    assert worker_process.query(OWN_PYTHON) == {"is": "unset"}
 
 
-def test_what_no_signal_ends_is_left_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that hangs in a driver: here one whose end is not asked for in earnest."""
+def test_process_that_cannot_be_killed_has_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `kill` is replaced, so that the process survives like one that hangs in a driver.
     monkeypatch.setattr(pipe, "_END_SECONDS", 0.01)
-    hangs = [sys.executable, "-c", "import signal; signal.pause()"]
-    monkeypatch.setattr(worker_process, "worker_command", lambda _: hangs)
-    kept: list[Any] = []
+    hanging = [sys.executable, "-c", "import signal; signal.pause()"]
+    monkeypatch.setattr(worker_process, "worker_command", lambda _: hanging)
+    processes: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pipe, "kill", kept.append)
-        with worker_process.Worker(TorchQuery(), HERE, NO_HUB) as worker:
+        patch.setattr(pipe, "kill", processes.append)
+        with worker_process.Worker(TorchQuery(), OWN_PYTHON, NO_HUB) as worker:
             pass
     assert worker.code is None
-    pipe.end(kept[0])
-    assert kept[0].returncode < 0
+    pipe.end(processes[0])
+    assert processes[0].returncode < 0

@@ -150,9 +150,9 @@ def test_kept_run_is_reported_in_every_format(tmp_path: Path, form: str, begins:
     ("words", "message"),
     [
         (["--format", "pdf"], "unknown format 'pdf'; there is: markdown, terminal, html"),
-        (["--price", "cheap"], "--price cheap: an amount an hour"),
-        (["--format", "csv", "--price", "-1"], "--price -1: an amount an hour"),
-        (["--price", "2.5/h"], "--price is for --format csv and html; markdown shows no cost"),
+        (["--price", "cheap"], "--price cheap is not an amount an hour"),
+        (["--format", "csv", "--price", "-1"], "--price -1 is not an amount an hour"),
+        (["--price", "2.5/h"], "--price is only for the formats csv and html"),
     ],
 )
 def test_invalid_option_is_rejected_with_message(tmp_path: Path, words: list[str], message: str) -> None:

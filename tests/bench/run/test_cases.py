@@ -1,4 +1,4 @@
-"""Suites: what is shipped, what a person may write, and where a case finds its weights."""
+"""Tests suites: the shipped ones, the files that a user may write, and the search for a case's weights."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def suite(tmp_path: Path) -> cases.Suite:
-    return cases.load_suite(str(written(tmp_path, SUITE)))
+    return cases.load_suite(str(write_suite(tmp_path, SUITE)))
 
 
-def written(folder: Path, text: str) -> Path:
+def write_suite(folder: Path, text: str) -> Path:
     file = folder / "mine.toml"
     file.write_text(text)
     return file
@@ -56,60 +56,62 @@ def written(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", cases.suites())
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
-def test_every_shipped_suite_loads_and_unrolls(name: str, device: str) -> None:
+def test_each_shipped_suite_has_cases_for_each_device(name: str, device: str) -> None:
     suite = cases.load_suite(name)
-    found = cases.unroll(suite, device)
+    cells = cases.unroll(suite, device)
     assert suite.description
-    assert {cell.case.device for cell in found} == {device}
-    assert len({cell.case.name for cell in found}) == len(found), "two cases share a name, and so a picture"
-    for case in (cell.case for cell in found):
+    assert {cell.case.device for cell in cells} == {device}
+    assert len({cell.case.name for cell in cells}) == len(cells), (
+        "two cases have the same name, which is also the picture's file name"
+    )
+    for case in (cell.case for cell in cells):
         assert case.scheduler in SCHEDULERS
         assert case.dtype in DTYPES
         assert case.height % architecture(case.model)["scale"] == 0
 
 
-def test_the_suites_that_make_names_are_shipped() -> None:
+def test_shipped_suites_are_those_of_the_makefile() -> None:
     assert {"quick", "tiny", "sampling", "schedulers", "precision", "memory", "pipelines", "full"} == set(
         cases.suites()
     )
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_the_full_suite_holds_every_other_once(device: str) -> None:
+def test_full_suite_has_the_cases_of_all_suites(device: str) -> None:
     whole = {cell.case for cell in cases.unroll(cases.load_suite("full"), device)}
     for name in set(cases.suites()) - {"full", "tiny"}:
         assert {cell.case for cell in cases.unroll(cases.load_suite(name), device)} <= whole
 
 
-def test_every_scheduler_is_in_the_suite_of_schedulers() -> None:
+def test_schedulers_suite_has_all_schedulers() -> None:
     for device in ("cpu", "cuda:0"):
-        found = cases.unroll(cases.load_suite("schedulers"), device)
-        assert {cell.case.scheduler for cell in found} == set(SCHEDULERS)
+        cells = cases.unroll(cases.load_suite("schedulers"), device)
+        assert {cell.case.scheduler for cell in cells} == set(SCHEDULERS)
 
 
-def test_a_suite_that_includes_itself_is_told(tmp_path: Path) -> None:
+def test_suite_that_includes_itself_or_is_empty_is_rejected(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     budget = "[budget]\ncpu = 1\ncuda = 1\nmps = 1\n"
-    mine.write_text(f'description = "a ring"\ninclude = "{mine}"\n{budget}')
+    mine.write_text(f'description = "a cycle"\ninclude = "{mine}"\n{budget}')
     with pytest.raises(SpecError, match="includes itself"):
         cases.load_suite(str(mine))
     mine.write_text(f'description = "nothing"\n{budget}')
-    with pytest.raises(SpecError, match="has no block"):
+    with pytest.raises(SpecError, match="has no cases"):
         cases.load_suite(str(mine))
 
 
-def test_an_axis_is_one_value_or_a_list(tmp_path: Path) -> None:
+def test_axis_is_one_value_or_a_list(tmp_path: Path) -> None:
     text = SUITE.replace('"tiny-sd"', '["tiny-sd", "tiny-sdxl"]').replace("steps = 2", "steps = [2, 4], batch = [1, 2]")
     text = text.replace('["fp32", "bf16"]', '"bf16"').replace('["ddim", "ddpm"]', '"ddim"')
-    found = cases.unroll(cases.load_suite(str(written(tmp_path, text))), "cpu")
-    assert [(cell.case.model, cell.case.steps, cell.case.batch) for cell in found[:8]] == [
+    cells = cases.unroll(cases.load_suite(str(write_suite(tmp_path, text))), "cpu")
+    assert [(cell.case.model, cell.case.steps, cell.case.batch) for cell in cells[:8]] == [
         (name, steps, batch) for name in ("tiny-sd", "tiny-sdxl") for steps in (2, 4) for batch in (1, 2)
     ]
 
 
-def test_a_block_without_a_shape_is_left_out_on_that_device(tmp_path: Path) -> None:
+def test_block_without_a_shape_for_the_device_has_no_cases(tmp_path: Path) -> None:
     text = SUITE.replace("gpu = {size = 128, steps = 9, batch = 4}\n", "find_max = true\n")
-    suite = cases.load_suite(str(written(tmp_path, text)))
+    suite = cases.load_suite(str(write_suite(tmp_path, text)))
     assert {cell.case.model for cell in cases.unroll(suite, "cuda:0")} == {"tiny-ddpm"}
     assert {cell.case.model: cell.find_max for cell in cases.unroll(suite, "cpu")} == {
         "tiny-sd": True,
@@ -117,7 +119,7 @@ def test_a_block_without_a_shape_is_left_out_on_that_device(tmp_path: Path) -> N
     }
 
 
-def test_a_case_is_changed_by_axes_as_suites_name_them(suite: cases.Suite) -> None:
+def test_case_is_changed_by_the_axes_of_a_suite(suite: cases.Suite) -> None:
     case = cases.unroll(suite, "cpu")[0].case
     changed = cases.change(case, {"dtype": "bf16", "size": "128", "steps": "7", "layout": "channels_last"})
     assert changed == replace(case, dtype="bf16", height=128, width=128, steps=7, layout="channels_last")
@@ -127,23 +129,23 @@ def test_a_case_is_changed_by_axes_as_suites_name_them(suite: cases.Suite) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"dtype": "fp8"}, "dtype=fp8: unknown dtype 'fp8'; there is: fp64, fp32"),
+        ({"dtype": "fp8"}, "dtype=fp8: unknown dtype 'fp8'; valid names: fp64, fp32"),
         ({"colour": "red"}, "unknown axis 'colour'; there is: attention, batch"),
         ({"size": "7"}, "size=7: Input should be a multiple of 8"),
-        ({"task": "inpainting"}, "tiny-sd cannot do inpainting; there is: text-to-image, image-to-image"),
+        ({"task": "inpainting"}, "tiny-sd cannot do inpainting. Choose one of: text-to-image, image-to-image"),
     ],
 )
-def test_a_change_that_cannot_be_is_told(suite: cases.Suite, changes: dict[str, str], told: str) -> None:
+def test_invalid_change_is_rejected(suite: cases.Suite, changes: dict[str, str], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         cases.change(cases.unroll(suite, "cpu")[0].case, changes)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_suite_unrolls_in_the_order_of_its_file(suite: cases.Suite) -> None:
-    found = cases.unroll(suite, "cpu")
-    assert [(cell.case.model, cell.case.dtype, cell.case.scheduler, cell.case.layout) for cell in found] == [
+def test_cases_have_the_order_of_the_suites_file(suite: cases.Suite) -> None:
+    cells = cases.unroll(suite, "cpu")
+    assert [(cell.case.model, cell.case.dtype, cell.case.scheduler, cell.case.layout) for cell in cells] == [
         ("tiny-sd", "fp32", "ddim", "contiguous"),
         ("tiny-sd", "fp32", "ddpm", "contiguous"),
         ("tiny-sd", "bf16", "ddim", "contiguous"),
@@ -153,8 +155,8 @@ def test_a_suite_unrolls_in_the_order_of_its_file(suite: cases.Suite) -> None:
     ]
 
 
-def test_every_cell_of_a_suite_has_its_own_name(suite: cases.Suite) -> None:
-    # The name is also the picture's file: two cases of one name overwrite each other's.
+def test_names_of_the_cases_differ(suite: cases.Suite) -> None:
+    # The name is also the picture's file name.
     names = [cell.case.name for cell in cases.unroll(suite, "cpu")]
     assert len(set(names)) == len(names), names
 
@@ -162,7 +164,7 @@ def test_every_cell_of_a_suite_has_its_own_name(suite: cases.Suite) -> None:
 @pytest.mark.parametrize(
     ("device", "shape"), [("cpu", (64, 64, 2, 1)), ("cuda:3", (128, 128, 9, 4)), ("mps", (128, 128, 9, 4))]
 )
-def test_each_kind_of_device_has_its_shape(suite: cases.Suite, device: str, shape: tuple[int, ...]) -> None:
+def test_case_has_the_shape_of_its_kind_of_device(suite: cases.Suite, device: str, shape: tuple[int, ...]) -> None:
     first = cases.unroll(suite, device)[0].case
     assert (first.height, first.width, first.steps, first.batch) == shape
     assert first.device == device
@@ -176,19 +178,19 @@ def test_each_kind_of_device_has_its_shape(suite: cases.Suite, device: str, shap
         (["tiny-sd", "tiny-ddpm"], ["bf16"], [("tiny-sd", "bf16"), ("tiny-sd", "bf16")]),
     ],
 )
-def test_cases_can_be_picked(
+def test_only_the_selected_models_and_dtypes_have_cases(
     suite: cases.Suite, only_models: list[str], only_dtypes: list[str], expected: list[tuple[str, str]]
 ) -> None:
-    found = cases.unroll(suite, "cpu", only_models=only_models, only_dtypes=only_dtypes)
-    assert [(cell.case.model, cell.case.dtype) for cell in found] == expected
+    cells = cases.unroll(suite, "cpu", only_models=only_models, only_dtypes=only_dtypes)
+    assert [(cell.case.model, cell.case.dtype) for cell in cells] == expected
 
 
-def test_nothing_left_is_told(suite: cases.Suite) -> None:
+def test_selection_without_a_case_is_rejected(suite: cases.Suite) -> None:
     with pytest.raises(SpecError, match="no case"):
         cases.unroll(suite, "cpu", only_models=["tiny-sd"], only_dtypes=["fp16"])
 
 
-def test_an_unknown_suite_lists_what_there_is() -> None:
+def test_unknown_suite_is_rejected_with_the_known_suites() -> None:
     with pytest.raises(SpecError) as caught:
         cases.load_suite("quikc")
     assert "'quikc'" in str(caught.value)
@@ -200,7 +202,7 @@ def test_an_unknown_suite_lists_what_there_is() -> None:
     ("only_models", "only_dtypes", "unknown", "listed"),
     [(["dalle"], [], "model 'dalle'", models()), ([], ["fp8"], "dtype 'fp8'", list(DTYPES))],
 )
-def test_an_unknown_pick_lists_what_there_is(
+def test_unknown_model_or_dtype_is_rejected_with_the_known_ones(
     suite: cases.Suite, only_models: list[str], only_dtypes: list[str], unknown: str, listed: list[str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
@@ -211,7 +213,7 @@ def test_an_unknown_pick_lists_what_there_is(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "told"),
+    ("old", "new", "line", "fragments"),
     [
         ("batch = 4", "batsh = 4", 13, ["matrix.0.gpu.0.batsh", "unknown key", "batch"]),
         ('description = "two blocks"', 'descripton = "two"', 1, ["description"]),
@@ -226,24 +228,24 @@ def test_an_unknown_pick_lists_what_there_is(
         ("steps = 7", "steps = 0", 21, ["matrix.1.gpu.0.steps"]),
     ],
 )
-def test_a_wrong_suite_is_told_by_file_line_and_key(
-    tmp_path: Path, old: str, new: str, line: int, told: list[str]
+def test_invalid_suite_is_rejected_with_file_line_and_key(
+    tmp_path: Path, old: str, new: str, line: int, fragments: list[str]
 ) -> None:
     assert SUITE.count(old) == 1
-    file = written(tmp_path, SUITE.replace(old, new))
+    file = write_suite(tmp_path, SUITE.replace(old, new))
     with pytest.raises(SpecError) as caught:
         cases.load_suite(str(file))
     message = str(caught.value)
     assert message.startswith(f"{file}, line {line}, key ")
-    for words in told:
-        assert words in message
+    for fragment in fragments:
+        assert fragment in message
 
 
-def test_a_suite_file_that_is_not_there_or_no_toml_is_told(tmp_path: Path) -> None:
+def test_absent_or_malformed_suite_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="is not there"):
         cases.load_suite(str(tmp_path / "absent.toml"))
     with pytest.raises(SpecError, match="not valid TOML"):
-        cases.load_suite(str(written(tmp_path, "description = \n")))
+        cases.load_suite(str(write_suite(tmp_path, "description = \n")))
 
 
 def model(files: dict[str, int | None], architecture: str = "tiny-sd") -> models_config.ModelSpec:
@@ -258,7 +260,7 @@ def model(files: dict[str, int | None], architecture: str = "tiny-sd") -> models
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
-    """A snapshot as the hub's cache keeps it: links into a folder of blobs."""
+    """Return a snapshot like those of the hub's cache: links into a folder of blobs."""
     folder = tmp_path / "cache" / "huggingface" / "hub" / "models--someone--model" / "snapshots" / REVISION
     (folder / "unet").mkdir(parents=True)
     blob = folder.parent.parent / "blob"
@@ -268,7 +270,7 @@ def snapshot(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_snapshot_is_found(tmp_path: Path, snapshot: Path) -> None:
+def test_weights_are_the_complete_snapshot_of_the_architecture(tmp_path: Path, snapshot: Path) -> None:
     manifest = {
         "other": model({"config.json": 2}, architecture="tiny-ddpm"),
         "mine": model({"unet/model.safetensors": 5, "config.json": None}),
@@ -287,24 +289,22 @@ def test_a_whole_snapshot_is_found(tmp_path: Path, snapshot: Path) -> None:
     ],
     ids=["a file is absent", "a file is cut short", "a file is longer"],
 )
-def test_a_snapshot_that_is_not_whole_is_not_taken(
-    tmp_path: Path, snapshot: Path, files: dict[str, int | None]
-) -> None:
+def test_incomplete_snapshot_is_not_used(tmp_path: Path, snapshot: Path, files: dict[str, int | None]) -> None:
     assert cases.weights("tiny-sd", {"mine": model(files)}, layout.Root(tmp_path)) == {}
 
 
-def test_a_link_to_nothing_is_no_file(tmp_path: Path, snapshot: Path) -> None:
+def test_snapshot_with_a_broken_link_is_not_used(tmp_path: Path, snapshot: Path) -> None:
     (snapshot.parent.parent / "blob").unlink()
     manifest = {"mine": model({"unet/model.safetensors": None})}
     assert cases.weights("tiny-sd", manifest, layout.Root(tmp_path)) == {}
 
 
-def test_a_whole_snapshot_is_taken_where_an_earlier_one_is_not(tmp_path: Path, snapshot: Path) -> None:
+def test_later_complete_snapshot_is_used_if_the_first_is_incomplete(tmp_path: Path, snapshot: Path) -> None:
     manifest = {"torn": model({"config.json": 99}), "whole": model({"config.json": 2})}
     assert cases.weights("tiny-sd", manifest, layout.Root(tmp_path)) == {"tiny-sd": str(snapshot)}
 
 
-def test_a_model_that_extends_another_needs_both(tmp_path: Path, snapshot: Path) -> None:
+def test_model_that_extends_another_needs_the_weights_of_both(tmp_path: Path, snapshot: Path) -> None:
     manifest = {"control": model({"config.json": 2}, architecture="tiny-controlnet")}
     root = layout.Root(tmp_path)
     assert cases.weights("tiny-controlnet", manifest, root) == {}
@@ -312,15 +312,15 @@ def test_a_model_that_extends_another_needs_both(tmp_path: Path, snapshot: Path)
     assert set(cases.weights("tiny-controlnet", manifest, root)) == {"tiny-controlnet", "tiny-sd"}
 
 
-def test_what_the_manifest_ships_is_what_suites_can_ask_for() -> None:
+def test_shipped_manifest_has_the_models_of_the_quick_suite() -> None:
     manifest = toml.load_tables(layout.shipped_envs() / "models.toml", models_config.ModelSpec)
     assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= {entry.architecture for entry in manifest.values()} & set(
         models()
     )
 
 
-LOWER = """\
-description = "what the device has kernels for"
+SUITE_WITH_LOWER = """\
+description = "the dtypes of the device"
 budget = {cpu = 10, cuda = 20, mps = 30}
 [[matrix]]
 required = true
@@ -338,54 +338,60 @@ cpu = {size = 16, steps = 2}
 """
 
 
-def unrolled(folder: Path, means: cases.Capabilities, device: str = "cpu", **picks: Any) -> list[tuple[str, int, bool]]:
-    found = cases.unroll(cases.load_suite(str(written(folder, LOWER))), device, means=means, **picks)
-    return [(cell.case.dtype, cell.case.height, cell.required) for cell in found]
+def unrolled(
+    folder: Path, capabilities: cases.Capabilities, device: str = "cpu", **selection: Any
+) -> list[tuple[str, int, bool]]:
+    cells = cases.unroll(
+        cases.load_suite(str(write_suite(folder, SUITE_WITH_LOWER))), device, capabilities=capabilities, **selection
+    )
+    return [(cell.case.dtype, cell.case.height, cell.required) for cell in cells]
 
 
-def test_lower_is_the_precision_of_the_device(tmp_path: Path) -> None:
-    found = unrolled(tmp_path, cases.Capabilities("bf16", frozenset(["fp16"]), 16))
-    assert found == [("fp32", 16, True), ("bf16", 16, True)]
+def test_lower_is_the_preferred_low_precision_of_the_device(tmp_path: Path) -> None:
+    cells = unrolled(tmp_path, cases.Capabilities("bf16", frozenset(["fp16"]), 16))
+    assert cells == [("fp32", 16, True), ("bf16", 16, True)]
 
 
-def test_a_device_without_a_lower_precision_has_fp32_alone(tmp_path: Path) -> None:
+def test_device_without_low_precision_has_only_fp32_cases(tmp_path: Path) -> None:
     assert unrolled(tmp_path, cases.Capabilities(None, frozenset(["bf16", "fp16"]), 16)) == [("fp32", 16, True)]
 
 
 @pytest.mark.parametrize(
     ("device", "lanes", "size"), [("cpu", 16, 16), ("cpu", 32, 32), ("cpu", 512, 32), ("cpu", None, 32), ("mps", 1, 64)]
 )
-def test_the_first_shape_that_fits_is_taken(tmp_path: Path, device: str, lanes: float | None, size: int) -> None:
-    found = unrolled(tmp_path, cases.Capabilities("bf16", frozenset(), lanes), device)
-    assert ("fp32", size, True) in found
+def test_first_shape_that_fits_the_device_is_used(tmp_path: Path, device: str, lanes: float | None, size: int) -> None:
+    cells = unrolled(tmp_path, cases.Capabilities("bf16", frozenset(), lanes), device)
+    assert ("fp32", size, True) in cells
 
 
-def test_a_dtype_that_is_named_is_tried_without_kernels(tmp_path: Path) -> None:
+def test_dtype_that_the_user_names_is_tried_without_kernels(tmp_path: Path) -> None:
     none = cases.Capabilities(None, frozenset(["bf16", "fp16"]), 16)
     assert unrolled(tmp_path, none, only_dtypes=["fp16"]) == [("fp16", 16, True)]
     assert unrolled(tmp_path, none, changes={"dtype": "fp16"}) == [("fp16", 16, True)]
 
 
-def test_a_suite_without_a_dtype_of_the_device_is_one_clear_error(tmp_path: Path) -> None:
-    text = LOWER.replace('["fp32", "lower"]', '"tf32"').replace('["fp32", "bf16", "fp16"]', '"bf16"')
-    suite = cases.load_suite(str(written(tmp_path, text)))
+def test_suite_without_a_supported_dtype_is_rejected(tmp_path: Path) -> None:
+    text = SUITE_WITH_LOWER.replace('["fp32", "lower"]', '"tf32"').replace('["fp32", "bf16", "fp16"]', '"bf16"')
+    suite = cases.load_suite(str(write_suite(tmp_path, text)))
     with pytest.raises(SpecError, match=r"cpu has no kernels for any dtype of this suite \(bf16, tf32\)"):
-        cases.unroll(suite, "cpu", means=cases.Capabilities(None, frozenset(["tf32", "bf16", "fp16"])))
+        cases.unroll(suite, "cpu", capabilities=cases.Capabilities(None, frozenset(["tf32", "bf16", "fp16"])))
 
 
-def test_lower_is_a_word_of_suites_alone() -> None:
+def test_lower_is_not_a_dtype_outside_of_suites() -> None:
     with pytest.raises(SpecError, match="unknown dtype 'lower'"):
-        cases.change(cases.usual("tiny-ddpm", "cpu"), {"dtype": "lower"})
+        cases.change(cases.default_case("tiny-ddpm", "cpu"), {"dtype": "lower"})
 
 
-def test_a_wrong_step_is_told_by_its_axis() -> None:
+def test_invalid_steps_are_rejected_with_the_axis() -> None:
     with pytest.raises(SpecError, match="steps=0"):
-        cases.change(cases.usual("tiny-ddpm", "cpu"), {"steps": "0"})
+        cases.change(cases.default_case("tiny-ddpm", "cpu"), {"steps": "0"})
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
-def test_quick_measures_both_models_in_both_precisions_first(device: str) -> None:
-    cells = cases.unroll(cases.load_suite("quick"), device, means=cases.Capabilities("bf16", frozenset(["fp16"]), 16))
+def test_quick_suite_requires_both_models_in_both_precisions(device: str) -> None:
+    cells = cases.unroll(
+        cases.load_suite("quick"), device, capabilities=cases.Capabilities("bf16", frozenset(["fp16"]), 16)
+    )
     required = [(cell.case.model, cell.case.dtype) for cell in cells if cell.required]
     models = ("ddpm-cat-256", "stable-diffusion-v1-5")
     assert sorted(required) == sorted((model, dtype) for model in models for dtype in ("fp32", "bf16"))

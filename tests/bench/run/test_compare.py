@@ -1,4 +1,4 @@
-"""One run against another: slower only where nothing else explains it."""
+"""Tests the comparison of two runs: a slowdown is reported only if noise and disturbance do not explain it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def noisy(seconds: float, *, seed: int = 0, count: int = 12, noise: float = 0.004, **changes: Any) -> Result:
-    """A case whose images take about so long."""
-    chance = random.Random(seed)  # noqa: S311 (noise)
-    samples = tuple(Sample(seconds * chance.gauss(1, noise), (), 1.0) for _ in range(count))
-    usual: dict[str, Any] = {"case": a_case(device="cuda:0"), "samples": samples}
-    return a_result(**usual | changes)
+    """Return the result of a case whose images take about `seconds` each."""
+    generator = random.Random(seed)  # noqa: S311 (noise)
+    samples = tuple(Sample(seconds * generator.gauss(1, noise), (), 1.0) for _ in range(count))
+    defaults: dict[str, Any] = {"case": a_case(device="cuda:0"), "samples": samples}
+    return a_result(**defaults | changes)
 
 
-def held(before: Result, after: Result, **changes: Any) -> compare.ComparedCase:
+def compared_case(before: Result, after: Result, **changes: Any) -> compare.ComparedCase:
     (row,) = compare.compare(a_run(before), a_run(after, **changes)).rows
     return row
 
@@ -36,47 +36,47 @@ def held(before: Result, after: Result, **changes: Any) -> compare.ComparedCase:
     ("factor", "state"),
     [(1.05, compare.SLOWER), (0.95, compare.FASTER), (1.0, compare.SAME), (1.02, compare.SAME), (0.985, compare.SAME)],
 )
-def test_a_difference_is_named_from_three_percent_on(factor: float, state: str) -> None:
-    row = held(noisy(2.0), noisy(2.0 * factor, seed=1))
+def test_difference_is_reported_from_three_percent_on(factor: float, state: str) -> None:
+    row = compared_case(noisy(2.0), noisy(2.0 * factor, seed=1))
     assert row.state == state
     assert row.ratio is not None
     assert row.ratio.median == pytest.approx(factor, abs=0.006)
     assert row.ratio.low <= row.ratio.median <= row.ratio.high
 
 
-def test_the_smallest_effect_can_be_chosen() -> None:
+def test_least_sets_the_smallest_reported_effect() -> None:
     before, after = a_run(noisy(2.0)), a_run(noisy(2.12, seed=1))
     assert compare.compare(before, after).exit is Exit.VERDICT_FAIL
     assert compare.compare(before, after, least=0.10).exit is Exit.GOOD
 
 
-def test_an_effect_within_the_noise_is_none() -> None:
-    # 6 % slower, and each run is known within no more than that.
-    row = held(noisy(2.0, noise=0.15, count=6), noisy(2.12, seed=1, noise=0.15, count=6))
+def test_effect_within_the_noise_is_not_reported() -> None:
+    # 6 % slower, but the interval of each run is wider than that.
+    row = compared_case(noisy(2.0, noise=0.15, count=6), noisy(2.12, seed=1, noise=0.15, count=6))
     assert row.state == compare.SAME
     assert row.floor > 0.03
 
 
-def test_two_processes_on_a_cpu_differ_by_the_place_of_their_weights() -> None:
+def test_memory_placement_may_explain_a_difference_on_a_cpu() -> None:
     on_cpu = a_case()
     before = noisy(2.0, case=on_cpu)
-    row = held(before, noisy(2.2, case=on_cpu, seed=1))
+    row = compared_case(before, noisy(2.2, case=on_cpu, seed=1))
     assert (row.state, row.floor) == (compare.SAME, 0.15)
-    assert "run --interleave finds less" in row.reason
-    assert held(before, noisy(2.02, case=on_cpu, seed=1)).reason == ""
-    assert held(before, noisy(2.4, case=on_cpu, seed=1)).state == compare.SLOWER
+    assert "`bench run --interleave` finds smaller differences" in row.reason
+    assert compared_case(before, noisy(2.02, case=on_cpu, seed=1)).reason == ""
+    assert compared_case(before, noisy(2.4, case=on_cpu, seed=1)).state == compare.SLOWER
     one, two = (noisy(seconds, case=on_cpu, seed=seed) for seed, seconds in enumerate((2.0, 2.2)))
-    (pair,) = compare.pairs(a_run(one, two, interleaved=True)).rows
-    assert pair.state == compare.SLOWER, "in turns, every image has its weights elsewhere"
+    (pair,) = compare.compare_pairs(a_run(one, two, interleaved=True)).rows
+    assert pair.state == compare.SLOWER, "a pair reallocates its weights before each image"
 
 
-def test_a_machine_that_itself_became_slower_explains_as_much() -> None:
+def test_lower_peak_rate_of_the_machine_explains_a_slowdown() -> None:
     def with_peak(result: Result, peak: float) -> Result:
         return replace(result, work=Work(flops_per_step=1, peak_flops_per_second={"matrix product": peak, "x": 1.0}))
 
     before = with_peak(noisy(2.0), 100e9)
-    assert held(before, with_peak(noisy(2.2, seed=1), 100e9)).state == compare.SLOWER
-    row = held(before, with_peak(noisy(2.2, seed=1), 88e9))
+    assert compared_case(before, with_peak(noisy(2.2, seed=1), 100e9)).state == compare.SLOWER
+    row = compared_case(before, with_peak(noisy(2.2, seed=1), 88e9))
     assert (row.state, round(row.floor, 2)) == (compare.SAME, 0.14)
 
 
@@ -88,78 +88,81 @@ def test_a_machine_that_itself_became_slower_explains_as_much() -> None:
         ({"status": Status.OOM}, "oom"),
     ],
 )
-@pytest.mark.parametrize("which", ["before", "after"])
-def test_a_case_that_was_disturbed_or_failed_gets_no_verdict(changes: dict[str, Any], reason: str, which: str) -> None:
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_disturbed_or_failed_case_is_not_judged(changes: dict[str, Any], reason: str, side: str) -> None:
     results = {"before": noisy(2.0), "after": noisy(3.0, seed=1)}
-    results[which] = replace(results[which], **changes)
-    row = held(results["before"], results["after"])
+    results[side] = replace(results[side], **changes)
+    row = compared_case(results["before"], results["after"])
     assert row.state == compare.NOT_JUDGED
-    assert row.reason.startswith(f"{which}: {reason}")
+    assert row.reason.startswith(f"{side}: {reason}")
     assert compare.Comparison((row,), (), ()).exit is Exit.NOT_JUDGED
 
 
 @pytest.mark.parametrize(
-    ("after", "said"),
+    ("after", "reason"),
     [
-        (machine("Another CPU"), "another machine: cpu A CPU, then Another CPU"),
-        (machine("A CPU", ["NVIDIA T4"]), "another machine: gpus none, then NVIDIA T4"),
-        ({**machine("A CPU"), "cores": 64}, "another machine: cores 2, then 64"),
-        ({**machine("A CPU"), "nvidia_driver": "580.1"}, "another machine: nvidia_driver None, then 580.1"),
+        (machine("Another CPU"), "the machines differ: cpu was A CPU, now Another CPU"),
+        (machine("A CPU", ["NVIDIA T4"]), "the machines differ: gpus was none, now NVIDIA T4"),
+        ({**machine("A CPU"), "cores": 64}, "the machines differ: cores was 2, now 64"),
+        ({**machine("A CPU"), "nvidia_driver": "580.1"}, "the machines differ: nvidia_driver was None, now 580.1"),
     ],
 )
-def test_another_machine_gets_no_verdict(after: dict[str, Any], said: str) -> None:
-    row = held(noisy(2.0), noisy(3.0, seed=1), machine=after)
-    assert (row.state, row.reason) == (compare.NOT_JUDGED, said)
+def test_cases_of_different_machines_are_not_judged(after: dict[str, Any], reason: str) -> None:
+    row = compared_case(noisy(2.0), noisy(3.0, seed=1), machine=after)
+    assert (row.state, row.reason) == (compare.NOT_JUDGED, reason)
 
 
-def test_other_software_is_told_and_may_be_what_is_compared() -> None:
+def test_different_software_is_listed_and_compared() -> None:
     after = replace(noisy(2.5, seed=1), software={"python": "3.11.7", "torch": "2.13.0"})
-    found = compare.compare(a_run(noisy(2.0)), a_run(after))
-    assert found.differs == ("torch 2.9.0, then 2.13.0", "diffusers 0.35.0, then absent")
-    assert found.exit is Exit.VERDICT_FAIL
+    comparison = compare.compare(a_run(noisy(2.0)), a_run(after))
+    assert comparison.differs == ("torch 2.9.0, then 2.13.0", "diffusers 0.35.0, then absent")
+    assert comparison.exit is Exit.VERDICT_FAIL
 
 
-def test_cases_of_one_run_alone_are_named() -> None:
+def test_cases_of_only_one_run_are_listed() -> None:
     other = noisy(1.0, case=a_case(dtype="bf16", device="cuda:0"))
-    found = compare.compare(a_run(noisy(2.0), other), a_run(noisy(2.0, seed=1)))
-    assert found.alone == (other.case.name,)
-    assert [row.name for row in found.rows] == [a_case(device="cuda:0").name]
-    assert compare.compare(a_run(other), a_run(noisy(2.0))).exit is Exit.NOT_JUDGED, "nothing in common"
+    comparison = compare.compare(a_run(noisy(2.0), other), a_run(noisy(2.0, seed=1)))
+    assert comparison.alone == (other.case.name,)
+    assert [row.name for row in comparison.rows] == [a_case(device="cuda:0").name]
+    assert compare.compare(a_run(other), a_run(noisy(2.0))).exit is Exit.NOT_JUDGED, "no case in common"
 
 
 def pair(drift: float, factor: float, count: int = 12) -> Run:
-    """Images in turns on a machine that drifts by far more than the two differ."""
-    chance = random.Random(5)  # noqa: S311 (noise)
-    slow = [1 + drift * number / count for number in range(count)]
-    one = tuple(Sample(2.0 * each * chance.gauss(1, 0.004), (), 1.0) for each in slow)
-    two = tuple(Sample(2.0 * factor * each * chance.gauss(1, 0.004), (), 1.0) for each in slow)
+    """Return an interleaved run on a machine whose drift is much larger than the difference of the two cases."""
+    generator = random.Random(5)  # noqa: S311 (noise)
+    drifts = [1 + drift * number / count for number in range(count)]
+    one = tuple(Sample(2.0 * drift_factor * generator.gauss(1, 0.004), (), 1.0) for drift_factor in drifts)
+    two = tuple(Sample(2.0 * factor * drift_factor * generator.gauss(1, 0.004), (), 1.0) for drift_factor in drifts)
     results = (a_result(samples=one), a_result(a_case(layout="channels_last"), samples=two))
     return a_run(*results, interleaved=True)
 
 
 @pytest.mark.parametrize(("factor", "state"), [(1.05, compare.SLOWER), (1.0, compare.SAME), (0.9, compare.FASTER)])
-def test_images_in_turns_see_through_a_machine_that_drifts(factor: float, state: str) -> None:
+def test_interleaved_images_detect_a_difference_on_a_drifting_machine(factor: float, state: str) -> None:
     run = pair(0.5, factor)
-    (row,) = compare.pairs(run).rows
+    (row,) = compare.compare_pairs(run).rows
     assert row.state == state
     assert row.ratio is not None
     assert row.ratio.high - row.ratio.low < 0.01
-    alone = stats.ratio(*([each.seconds for each in result.samples] for result in run.results))
-    assert alone.high - alone.low > 0.1, "apart, nothing could be said"
+    unpaired = stats.ratio(*([sample.seconds for sample in result.samples] for result in run.results))
+    assert unpaired.high - unpaired.low > 0.1, "without pairs the interval is too wide"
     assert "channels-last" in row.name
 
 
-def test_a_pair_is_compared_with_the_images_of_its_warm_up() -> None:
-    """One of the two may have had a longer warm-up: image n stays beside image n."""
+def test_pairs_include_the_warm_up_images() -> None:
+    # One of the two cases may have a longer warm-up; image n must stay the partner of image n.
     run = pair(0.5, 1.05)
     one, two = run.results
     shifted = replace(one, warmups=one.samples[:2], samples=one.samples[2:])
-    assert compare.pairs(replace(run, results=(shifted, two))).rows[0].ratio == compare.pairs(run).rows[0].ratio
+    assert (
+        compare.compare_pairs(replace(run, results=(shifted, two))).rows[0].ratio
+        == compare.compare_pairs(run).rows[0].ratio
+    )
 
 
-def test_the_tables_of_a_comparison() -> None:
-    found = compare.compare(a_run(noisy(2.0)), a_run(noisy(2.5, seed=1), a_result(a_case(dtype="bf16"))))
-    text = tables.comparison(found, color=False, width=160)
+def test_table_of_a_comparison_shows_effects_and_unmatched_cases() -> None:
+    comparison = compare.compare(a_run(noisy(2.0)), a_run(noisy(2.5, seed=1), a_result(a_case(dtype="bf16"))))
+    text = tables.comparison(comparison, color=False, width=160)
     assert "+25." in text
     assert "slower" in text
     assert f"only in one of the runs: {a_case(dtype='bf16').name}" in text
@@ -167,29 +170,29 @@ def test_the_tables_of_a_comparison() -> None:
     assert "no case in common" in tables.comparison(compare.Comparison((), (), ()), color=False, width=160)
 
 
-def test_a_virtual_machine_whose_cores_were_moved_is_another_one() -> None:
-    """What a copy moves changed by a third: a case that became a quarter slower may owe it to that."""
+def test_changed_copy_rate_explains_a_slowdown() -> None:
+    # The copy rate changed by a third, which may explain that a case became a quarter slower.
     before, after = (
         a_run(a_result(samples=(Sample(seconds, (seconds / 4,) * 4, seconds),) * 6)) for seconds in (2.0, 2.5)
     )
-    moved = [
-        replace(run, results=(replace(each, work=replace(each.work, copy_bytes_per_second=(rate,))),))
+    changed = [
+        replace(run, results=(replace(result, work=replace(result.work, copy_bytes_per_second=(rate,))),))
         for run, rate in ((before, 32e9), (after, 50e9))
-        for each in run.results
+        for result in run.results
     ]
     assert [row.state for row in compare.compare(before, after).rows] == [compare.SLOWER]
-    (row,) = compare.compare(*moved).rows
+    (row,) = compare.compare(*changed).rows
     assert row.state == compare.SAME
     assert row.floor == pytest.approx(50 / 32 - 1)
 
 
-def test_the_chart_draws_the_interval_and_what_it_must_exceed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chart_draws_the_interval_and_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(charts, "_svg", lambda figure: figure)
-    rows = [held(noisy(2.0), noisy(seconds, seed=1, noise=0.02)) for seconds in (2.6, 1.8)]
+    rows = [compared_case(noisy(2.0), noisy(seconds, seed=1, noise=0.02)) for seconds in (2.6, 1.8)]
     figure: Any = charts.comparison_chart(compare.Comparison(tuple(rows), (), ()))
     (axes,) = figure.axes
-    bands, drawn = axes.patches, [each.get_segments()[0] for each in axes.collections]
-    for row, band, segment in zip(reversed(rows), bands, drawn, strict=True):
+    bands, segments = axes.patches, [collection.get_segments()[0] for collection in axes.collections]
+    for row, band, segment in zip(reversed(rows), bands, segments, strict=True):
         assert row.ratio is not None
         assert (band.get_x(), band.get_width()) == (-100 * row.floor, 200 * row.floor)
         interval = [100 * (row.ratio.low - 1), 100 * (row.ratio.high - 1)]

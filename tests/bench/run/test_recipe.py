@@ -1,4 +1,4 @@
-"""The code that is to be pasted: it is Python for every model and setting, and draws where the model is there."""
+"""Tests the code of a recipe: it is valid Python for each model and setting, and generates images with a stand-in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 if TYPE_CHECKING:
-    StoodIn = Callable[[str], tuple[Root, ModelSpec]]
+    BuildStandIn = Callable[[str], tuple[Root, ModelSpec]]
 
 ENVS = CHECKOUT / "envs"
 MANIFEST = toml.load_tables(ENVS / "models.toml", ModelSpec)
@@ -34,7 +34,7 @@ PLAIN = Case("stable-diffusion-v1-5", "cuda:0", "fp16", "dpmpp-karras", 20, 1, 5
 
 @pytest.mark.parametrize(("model", "task"), [(model, task) for model in axes.models() for task in axes.tasks(model)])
 @pytest.mark.parametrize("attention", ["sdpa", "flash", "eager", "sliced"])
-def test_it_is_python_for_every_model_and_task(model: str, task: str, attention: str) -> None:
+def test_recipe_is_valid_python_for_each_model_and_task(model: str, task: str, attention: str) -> None:
     case = replace(PLAIN, model=model, task=task, attention=attention, layout="channels_last", compile="compiled-tuned")
     text = recipe.code(case, MANIFEST)
     ast.parse(text)
@@ -42,7 +42,7 @@ def test_it_is_python_for_every_model_and_task(model: str, task: str, attention:
     assert "\n\n\n" not in text
 
 
-def test_what_is_as_usual_has_no_line() -> None:
+def test_default_settings_have_no_line() -> None:
     text = recipe.code(PLAIN, MANIFEST)
     for word in ("compile", "channels_last", "sdpa", "tf32", "num_images", "offload", "threads", "tiling"):
         assert word not in text
@@ -76,24 +76,24 @@ def test_what_is_as_usual_has_no_line() -> None:
         ({"layout": "channels_last"}, "pipe.vae.to(memory_format=torch.channels_last)"),
     ],
 )
-def test_a_setting_has_its_line(changes: dict[str, object], line: str) -> None:
+def test_setting_has_its_line(changes: dict[str, object], line: str) -> None:
     assert line in recipe.code(replace(PLAIN, **changes), MANIFEST).splitlines()  # type: ignore[arg-type]
 
 
-def test_a_controlnet_is_put_into_the_pipeline_that_it_extends() -> None:
+def test_controlnet_is_passed_to_the_pipeline_of_its_base_model() -> None:
     text = recipe.code(replace(PLAIN, model="sd-controlnet-canny"), MANIFEST)
     before, after = text.split("StableDiffusionControlNetPipeline.from_pretrained(")
     assert MANIFEST["sd-controlnet-canny"].repo in before
     assert MANIFEST["stable-diffusion-v1-5"].repo in after
 
 
-def test_a_model_that_no_manifest_has_leaves_a_place() -> None:
+def test_model_that_the_manifest_lacks_has_a_placeholder() -> None:
     text = recipe.code(replace(PLAIN, model="tiny-sd"), MANIFEST)
     assert '    "…",  # your model' in text
 
 
 @pytest.fixture(scope="module")
-def stood_in(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> StoodIn:
+def build_stand_in(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildStandIn:
     """Return the root and the entry of a model's stand-in, built once."""
 
     @cache
@@ -122,14 +122,14 @@ def stood_in(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) ->
         ("tiny-ddpm", {"layout": "channels_last", "attention": "flash", "batch": 2, "dtype": "bf16"}),
     ],
 )
-def test_it_draws(
+def test_recipe_generates_images(
     measured_python: Path,
-    stood_in: StoodIn,
+    build_stand_in: BuildStandIn,
     model: str,
     changes: dict[str, object],
 ) -> None:
-    """Pasted as it is, under the environment, with the network off."""
-    root, entry = stood_in(model)
+    # The code runs unchanged in the measured environment, without network.
+    root, entry = build_stand_in(model)
     case = Case(model, "cpu", "fp32", "euler", steps=2, batch=1, height=64, width=64)
     text = recipe.code(replace(case, **changes), {model: entry})  # type: ignore[arg-type]
     text += "\nimport numpy\nprint(len(images), numpy.isfinite(numpy.asarray(images)).all())\n"

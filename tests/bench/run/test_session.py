@@ -1,4 +1,4 @@
-"""The session of a run by a clock that stands still: who gets how much of the budget, and what is kept."""
+"""Tests how a session divides its budget and repeats cases, with a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bench.launch import worker_process
 from bench.run import session, store, suite_run
 from bench.run.cases import Cell
 from tests.bench.conftest import a_case, a_host, a_result
-from tests.bench.fake_workers import Quiet
-from tests.bench.run.test_suite_run import wish_in
+from tests.bench.fake_workers import RecordedProgress
+from tests.bench.run.test_suite_run import request_in
 from tests.clock import Standing
 
 if TYPE_CHECKING:
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def progress() -> Quiet:
-    return Quiet()
+def progress() -> RecordedProgress:
+    return RecordedProgress()
 
 
-def test_without_time_nothing_is_measured_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet
+def test_disturbed_case_is_not_repeated_without_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     monkeypatch.setattr(worker_process, "run_case", lambda *_, **__: pytest.fail("there is no time"))
-    run_request = wish_in(tmp_path, 60.0)
-    begun = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
+    run_request = request_in(tmp_path, 60.0)
+    run_session = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     disturbed = a_result(host=replace(a_host(), wait_share=0.4))
-    assert begun.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
+    assert run_session.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
 
 
 @pytest.mark.parametrize(("waited", "later"), [(0.4, 6.0), (0.0, 55.0)])
-def test_only_an_undisturbed_start_makes_later_ones_dear(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet, waited: float, later: float
+def test_overhead_is_taken_from_undisturbed_starts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress, waited: float, later: float
 ) -> None:
-    """A start that waited for cores took 55 s: the next one is still taken to need the usual 6."""
+    # A start that waited for cores took 55 s; the overhead stays at the default of 6 s.
     clock = Standing()
     monkeypatch.setattr(session, "time", clock)
 
@@ -50,30 +50,30 @@ def test_only_an_undisturbed_start_makes_later_ones_dear(
         return a_result(request.case, host=host, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    run_request = wish_in(tmp_path, 600.0)
-    begun = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
-    begun.measure_one(Cell(a_case(), find_max=False), [], "")
-    assert begun.overhead(a_case()) == later
+    run_request = request_in(tmp_path, 600.0)
+    run_session = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
+    run_session.measure_one(Cell(a_case(), find_max=False), [], "")
+    assert run_session.overhead(a_case()) == later
 
 
-def test_a_repeat_takes_no_more_than_the_case_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet
+def test_repetition_has_the_time_of_the_first_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
-    """Both of two disturbed cases are repeated, and the optional one keeps its time."""
-    clock, asked = Standing(), list[Request]()
+    # Both disturbed required cases are repeated, and the time of the optional one is reserved.
+    clock, requests = Standing(), list[Request]()
     monkeypatch.setattr(session, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
         clock.now += min(request.share_seconds, 10.0)
-        asked.append(request)
+        requests.append(request)
         return a_result(request.case, host=replace(a_host(), wait_share=0.4))
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    run_request = replace(wish_in(tmp_path, 0.0), budget_seconds=None)
-    begun = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
+    run_request = replace(request_in(tmp_path, 0.0), budget_seconds=None)
+    run_session = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     one, two, three = (a_case(scheduler=name) for name in ("ddim", "ddpm", "euler"))
-    done = begun.measure([Cell(one, required=True), Cell(two, required=True), Cell(three)])
-    assert [(each.case.scheduler, round(each.share_seconds)) for each in asked] == [
+    results = run_session.measure([Cell(one, required=True), Cell(two, required=True), Cell(three)])
+    assert [(item.case.scheduler, round(item.share_seconds)) for item in requests] == [
         ("ddim", 20),
         ("ddpm", 25),
         ("ddim", 10),
@@ -81,33 +81,33 @@ def test_a_repeat_takes_no_more_than_the_case_did(
         ("euler", 20),
         ("euler", 10),
     ]
-    assert [result.attempts for result in done] == [2, 2, 2]
-    assert asked[2].limit_seconds == 40.0, "a repeat does not go over the budget"
+    assert [result.attempts for result in results] == [2, 2, 2]
+    assert requests[2].limit_seconds == 40.0, "a repetition does not exceed the budget"
 
 
-def test_in_a_small_budget_the_time_is_theirs_who_must_be_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet
+def test_required_cases_get_the_time_of_a_small_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
-    clock, asked = Standing(), list[Request]()
+    clock, requests = Standing(), list[Request]()
     monkeypatch.setattr(session, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
-        asked.append(request)
+        requests.append(request)
         clock.now += 18.0
         return a_result(request.case)
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    run_request = wish_in(tmp_path, 40.0)
-    begun = session.Session(run_request, suite_run.find_bench(run_request), 40.0, progress)
+    run_request = request_in(tmp_path, 40.0)
+    run_session = session.Session(run_request, suite_run.find_bench(run_request), 40.0, progress)
     names = ("ddim", "ddpm", "euler", "heun")
     cells = [Cell(a_case(scheduler=name), required=name in {"ddim", "ddpm"}) for name in names]
-    done = begun.measure(cells)
-    assert [each.limit_seconds for each in asked] == [34.0, 22.0]
-    assert [result.status for result in done] == [Status.OK, Status.OK, Status.SKIPPED, Status.SKIPPED]
+    results = run_session.measure(cells)
+    assert [item.limit_seconds for item in requests] == [34.0, 22.0]
+    assert [result.status for result in results] == [Status.OK, Status.OK, Status.SKIPPED, Status.SKIPPED]
 
 
-def test_what_an_interrupt_left_out_is_in_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet
+def test_interrupted_run_has_a_skipped_result_for_each_unreached_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     def run_case(request: Request, *_: object, **__: object) -> Result:
         if request.case.scheduler == "ddpm":
@@ -115,28 +115,30 @@ def test_what_an_interrupt_left_out_is_in_the_run(
         return a_result(request.case)
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    run_request = wish_in(tmp_path, 60.0)
-    begun = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
+    run_request = request_in(tmp_path, 60.0)
+    run_session = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     with pytest.raises(KeyboardInterrupt):
-        begun.measure([Cell(a_case(), required=True), Cell(a_case(scheduler="ddpm"), required=True)])
+        run_session.measure([Cell(a_case(), required=True), Cell(a_case(scheduler="ddpm"), required=True)])
     kept = store.load("", tmp_path / "out")
-    assert [(each.status, each.reason, each.required) for each in kept.results] == [
+    assert [(result.status, result.reason, result.required) for result in kept.results] == [
         (Status.OK, None, True),
         (Status.SKIPPED, "interrupted before its turn", True),
     ]
 
 
-def test_a_later_slower_start_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Quiet) -> None:
-    clock, took = Standing(), iter([10.0, 50.0])
+def test_overhead_is_the_shortest_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
+) -> None:
+    clock, durations = Standing(), iter([10.0, 50.0])
     monkeypatch.setattr(session, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
-        clock.now += next(took)
+        clock.now += next(durations)
         return a_result(request.case, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
-    run_request = wish_in(tmp_path, 600.0)
-    begun = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
+    run_request = request_in(tmp_path, 600.0)
+    run_session = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
     for _ in range(2):
-        begun.measure_one(Cell(a_case(), find_max=False), [], "")
-    assert begun.overhead(a_case()) == 8.0
+        run_session.measure_one(Cell(a_case(), find_max=False), [], "")
+    assert run_session.overhead(a_case()) == 8.0

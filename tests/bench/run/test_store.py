@@ -1,4 +1,4 @@
-"""Runs and baselines that are kept, and found again."""
+"""Tests that runs and baselines are stored, found and read."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda told: told["results"][0]["samples"][0].update(seconds=0),
-        lambda told: told["results"][0]["samples"][0].update(seconds=float("nan")),
-        lambda told: told["results"][0]["samples"][0].update(seconds=1e999),
-        lambda told: told["results"][0]["case"].update(batch=0),
-        lambda told: told["results"][0]["work"].update(peak_flops_per_second={"matrix product": 0.0}),
-        lambda told: told["machine"].update(gpus=None),
-        lambda told: told["machine"].update(gpus=[{}]),
-        lambda told: told["machine"].update(memory_bytes="much"),
-        lambda told: told["machine"].update(cpu_quota="2"),
-        lambda told: told.update(interleaved=True),
-        lambda told: told.update(suite="\ud800"),
+        lambda content: content["results"][0]["samples"][0].update(seconds=0),
+        lambda content: content["results"][0]["samples"][0].update(seconds=float("nan")),
+        lambda content: content["results"][0]["samples"][0].update(seconds=1e999),
+        lambda content: content["results"][0]["case"].update(batch=0),
+        lambda content: content["results"][0]["work"].update(peak_flops_per_second={"matrix product": 0.0}),
+        lambda content: content["machine"].update(gpus=None),
+        lambda content: content["machine"].update(gpus=[{}]),
+        lambda content: content["machine"].update(memory_bytes="much"),
+        lambda content: content["machine"].update(cpu_quota="2"),
+        lambda content: content.update(interleaved=True),
+        lambda content: content.update(suite="\ud800"),
     ],
 )
-def test_a_run_that_no_reader_could_show_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    told = json.loads(dumps(a_run()))
-    change(told)
-    (tmp_path / "run.json").write_text(json.dumps(told))
+def test_run_with_impossible_values_is_rejected(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(dumps(a_run()))
+    change(content)
+    (tmp_path / "run.json").write_text(json.dumps(content))
     with pytest.raises(FirstlightError, match="not a run that this version can read"):
         store.load(str(tmp_path / "run.json"), tmp_path)
 
 
-def test_brackets_without_end_are_refused(tmp_path: Path) -> None:
+def test_deeply_nested_brackets_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[" * 200_000)
     with pytest.raises(FirstlightError, match="not a run that this version can read"):
         store.load(str(tmp_path / "run.json"), tmp_path)
 
 
-def test_a_run_is_found_by_its_id_folder_file_and_as_the_last_one(tmp_path: Path) -> None:
+def test_run_is_found_by_id_folder_file_and_as_the_last_one(tmp_path: Path) -> None:
     first, last = a_run(id="20260101T000000Z-quick-aaaaaa"), a_run(id="20260102T000000Z-quick-bbbbbb")
     for run in (first, last):
         store.keep(run, tmp_path / run.id)
     for name in (first.id, str(tmp_path / first.id), str(tmp_path / first.id / "run.json")):
         assert store.load(name, tmp_path) == first
     assert store.load("", tmp_path) == last
-    assert [path.name for path in (tmp_path / first.id).iterdir()] == ["run.json"], "nothing is left beside it"
+    assert [path.name for path in (tmp_path / first.id).iterdir()] == ["run.json"], "no temporary file is left"
 
 
-def test_a_baseline_has_a_name_and_outlives_its_run(tmp_path: Path) -> None:
+def test_baseline_is_stored_under_its_name_and_can_be_replaced(tmp_path: Path) -> None:
     run = a_run()
     kept = store.keep_baseline(run, "before-the-upgrade", tmp_path)
     assert kept == tmp_path / "baselines" / "before-the-upgrade.json"
@@ -72,59 +72,59 @@ def test_a_baseline_has_a_name_and_outlives_its_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 65])
-def test_a_name_that_is_none_is_told(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SpecError, match="is no name for a baseline"):
+def test_invalid_baseline_name_is_rejected(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SpecError, match="is not a baseline name"):
         store.keep_baseline(a_run(), name, tmp_path)
     assert not (tmp_path / "baselines").exists()
 
 
-def test_what_there_is_is_told_where_a_name_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(FirstlightError, match="no run is kept"):
+def test_unknown_run_is_rejected_with_the_known_names(tmp_path: Path) -> None:
+    with pytest.raises(FirstlightError, match="has no run"):
         store.load("", tmp_path)
     store.keep_baseline(a_run(), "mine", tmp_path)
-    with pytest.raises(FirstlightError, match=r"no run 'yours'.*there is: mine"):
+    with pytest.raises(FirstlightError, match=r"there is no run 'yours'.*are: mine"):
         store.load("yours", tmp_path)
 
 
-def test_a_run_of_the_first_schema_is_read_as_it_is(tmp_path: Path) -> None:
-    told = plain(a_run(a_result()))
-    told["schema"] = 1
+def test_run_of_schema_1_is_read(tmp_path: Path) -> None:
+    content = plain(a_run(a_result()))
+    content["schema"] = 1
     for name in ("command", "interleaved"):
-        del told[name]
+        del content[name]
     for name in ("warmups", "shares", "shares_of_seconds", "timeline", "trust", "fit", "attempts"):
-        del told["results"][0][name]
+        del content["results"][0][name]
     for name in ("task", "attention", "compile", "offload", "vae", "threads"):
-        del told["results"][0]["case"][name]
+        del content["results"][0]["case"][name]
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "run.json").write_text(json.dumps(told))
-    found = store.load("old", tmp_path)
-    assert found.schema == 1
-    assert found.results == a_run(a_result()).results
+    (tmp_path / "old" / "run.json").write_text(json.dumps(content))
+    run = store.load("old", tmp_path)
+    assert run.schema == 1
+    assert run.results == a_run(a_result()).results
 
 
 @pytest.mark.parametrize("schema", [0, SCHEMA + 1])
-def test_a_schema_of_another_version_is_told(tmp_path: Path, schema: int) -> None:
+def test_unknown_schema_is_rejected(tmp_path: Path, schema: int) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text(dumps(a_run(schema=schema)))
-    with pytest.raises(FirstlightError, match=f"has schema {schema}, this version reads 1 to {SCHEMA}"):
+    with pytest.raises(FirstlightError, match=f"has schema {schema}, but this version reads only 1 to {SCHEMA}"):
         store.load("x", tmp_path)
 
 
-def test_a_place_that_takes_nothing_is_told() -> None:
+def test_folder_that_cannot_be_written_is_an_error() -> None:
     with pytest.raises(FirstlightError, match=r"/proc/self/firstlight"):
         store.keep(a_run(), Path("/proc/self/firstlight"))
 
 
 @pytest.mark.parametrize("name", ["schema-3", "validation-schema-3"])
-def test_a_run_file_of_schema_3_is_read_and_written_unchanged(tmp_path: Path, name: str) -> None:
-    """The files were written before the worker's events had types."""
+def test_run_file_of_schema_3_is_read_and_written_unchanged(tmp_path: Path, name: str) -> None:
+    # An earlier version has written these files, before the worker's events had records.
     golden = CHECKOUT / "tests" / "data" / "runs" / f"{name}.json"
     run = store.load(str(golden), tmp_path)
     assert run.schema == 3
     assert store.write(run, tmp_path / "run.json").read_bytes() == golden.read_bytes()
 
 
-def test_a_validation_file_of_schema_3_counts_in_the_history(tmp_path: Path) -> None:
+def test_validation_file_of_schema_3_is_in_the_history(tmp_path: Path) -> None:
     golden = CHECKOUT / "tests" / "data" / "runs" / "validation-schema-3.json"
     (tmp_path / golden.name).write_bytes(golden.read_bytes())
     kept = history.load(tmp_path)

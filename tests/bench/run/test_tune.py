@@ -1,4 +1,4 @@
-"""The search for the fastest setting, with a program in the worker's place that knows how fast each one is."""
+"""Tests the search for the fastest setting, with a program in place of the worker that defines each setting's speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.run import request, session, store, suite_run, tune
 from provision.core.errors import FirstlightError, SpecError
 from tests.bench import processor_clocks
 from tests.bench.conftest import environment
-from tests.bench.fake_workers import AT_A_WORD, WORKER, Quiet
+from tests.bench.fake_workers import PACED_IMAGES, WORKER, RecordedProgress
 from tests.clock import Standing
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from bench.run.tune import TuneResult
 
-# fp16 has no kernels here, flash is fast and wrong, compiling costs too much, and two images at once are the best.
+# fp16 has no kernels, flash is fast and wrong, compiling takes too long, and a batch of two is the fastest.
 SPEEDS = (
     WORKER
     + """
@@ -40,20 +40,22 @@ if case.dtype == "fp16": end(Status.SKIPPED, "predicted 9 s a step"); sys.exit()
 if case.compile != "eager": end(Status.SKIPPED, "predicted 83 s to compile"); sys.exit()
 """
 )
-GO = """
+IMAGES = """
 if request["paced"]:
 """
-GO += "".join(f"    {line}\n" for line in AT_A_WORD.strip().splitlines())
-GO += """    sys.exit()
+IMAGES += "".join(f"    {line}\n" for line in PACED_IMAGES.strip().splitlines())
+IMAGES += """    sys.exit()
 for _ in range(6): image()
 end(*((Status.ERROR, "one evaluation is 0.3 from fp32's") if case.attention == "flash" else ()))
 """
 
 
-def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: str = GO, **changes: Any) -> TuneResult:
-    """A search whose budget stands still; runner and pipes keep the real clock, to end a worker that hangs."""
+def run_search(
+    folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, images: str = IMAGES, **changes: Any
+) -> TuneResult:
+    """Run a search whose budget's clock stands still; worker and pipe keep the real clock, so that a hang ends."""
     file = folder / "program.py"
-    file.write_text(SPEEDS + program + go)
+    file.write_text(SPEEDS + program + images)
     patch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
     clock = Standing()
     patch.setattr(suite_run, "time", clock)
@@ -70,40 +72,40 @@ def searched(folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, go: 
         budget_seconds=120.0,
         changes=("steps=3",),
     )
-    return tune.tune(replace(run_request, **changes), Quiet())
+    return tune.tune(replace(run_request, **changes), RecordedProgress())
 
 
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TuneResult]:
-    return partial(searched, tmp_path, monkeypatch)
+    return partial(run_search, tmp_path, monkeypatch)
 
 
 @dataclass(frozen=True)
-class Usual:
-    """What a search without changes has found, and the folder in which it ran."""
+class DefaultSearch:
+    """Hold the result of a search without changes, and its folder."""
 
-    found: TuneResult
+    result: TuneResult
     folder: Path
 
-    def asked(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "asked").read_text().splitlines()]
+    def requests(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "requests").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory: pytest.TempPathFactory) -> Usual:
-    folder = tmp_path_factory.mktemp("usual")
+def default_search(tmp_path_factory: pytest.TempPathFactory) -> DefaultSearch:
+    folder = tmp_path_factory.mktemp("search")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return Usual(searched(folder, patch), folder)
+        return DefaultSearch(run_search(folder, patch), folder)
 
 
-def settings(found: TuneResult) -> list[str]:
-    return ["/".join(each.case.settings) for each in found.tries]
+def settings(result: TuneResult) -> list[str]:
+    return ["/".join(attempt.case.settings) for attempt in result.tries]
 
 
-def test_the_fastest_setting_whose_numbers_are_right_is_found_and_confirmed(usual: Usual) -> None:
-    found = usual.found
-    assert settings(found) == [
+def test_fastest_correct_setting_is_found_and_confirmed(default_search: DefaultSearch) -> None:
+    tuned = default_search.result
+    assert settings(tuned) == [
         "fp32/batch 1",
         "fp32/batch 1/channels_last",
         "bf16/batch 1",
@@ -115,185 +117,185 @@ def test_the_fastest_setting_whose_numbers_are_right_is_found_and_confirmed(usua
         "bf16/batch 2/channels_last",
         "bf16/batch 4/channels_last",
     ]
-    assert found.best.case.settings == ["bf16", "batch 2", "channels_last"]
-    assert found.tuning.gain is not None
-    assert found.tuning.gain == pytest.approx(1 / (0.6 * 0.8 * 0.9))
-    assert found.exit is Exit.GOOD
-    assert len((usual.folder / "turns").read_text().split()) >= 12, "both were made again, in turns"
-    assert "    dtype=torch.bfloat16," in found.tuning.code
-    assert "torch.channels_last" in found.tuning.code
+    assert tuned.best.case.settings == ["bf16", "batch 2", "channels_last"]
+    assert tuned.tuning.gain is not None
+    assert tuned.tuning.gain == pytest.approx(1 / (0.6 * 0.8 * 0.9))
+    assert tuned.exit is Exit.GOOD
+    assert len((default_search.folder / "turns").read_text().split()) >= 12, "both were measured again in turns"
+    assert "    dtype=torch.bfloat16," in tuned.tuning.code
+    assert "torch.channels_last" in tuned.tuning.code
 
 
-def test_the_search_is_kept_as_a_run_that_its_ruled_out_settings_do_not_fail(usual: Usual) -> None:
-    kept = store.load("", usual.folder / "out")
-    assert kept == usual.found.run
+def test_search_is_stored_as_a_run_and_excluded_settings_do_not_fail_it(default_search: DefaultSearch) -> None:
+    kept = store.load("", default_search.folder / "out")
+    assert kept == default_search.result.run
     assert kept.verdict.state.value == "pass"
     assert len({result.case for result in kept.results}) == len(kept.results) == 10
     assert {result.case.steps for result in kept.results} == {3}
 
 
-def test_what_is_given_is_not_searched(search: Callable[..., TuneResult]) -> None:
-    found = search(changes=("dtype=fp32", "batch=2", "attention=sdpa", "compile=eager"))
-    assert settings(found) == ["fp32/batch 2", "fp32/batch 2/channels_last"]
+def test_what_is_given_is_not_run_search(search: Callable[..., TuneResult]) -> None:
+    tuned = search(changes=("dtype=fp32", "batch=2", "attention=sdpa", "compile=eager"))
+    assert settings(tuned) == ["fp32/batch 2", "fp32/batch 2/channels_last"]
 
 
-def test_a_difference_that_noise_explains_changes_nothing(search: Callable[..., TuneResult]) -> None:
-    found = search("seconds = 2.0 * case.batch * (1 - 0.02 * (case.dtype == 'bf16'))\n")
-    assert found.tuning.gain is None
-    assert found.best is found.default
-    told = tables.tuning_table(found, color=False, width=100)
-    assert "the default is the fastest setting: fp32, batch 1" in told
+def test_difference_below_three_percent_keeps_the_default(search: Callable[..., TuneResult]) -> None:
+    tuned = search("seconds = 2.0 * case.batch * (1 - 0.02 * (case.dtype == 'bf16'))\n")
+    assert tuned.tuning.gain is None
+    assert tuned.best is tuned.default
+    table = tables.tuning_table(tuned, color=False, width=100)
+    assert "the default is the fastest setting: fp32, batch 1" in table
 
 
-def test_a_model_that_cannot_be_measured_is_told(search: Callable[..., TuneResult]) -> None:
-    with pytest.raises(FirstlightError, match=r"the default itself cannot be measured \(oom: too big") as told:
+def test_search_fails_if_the_default_cannot_be_measured(search: Callable[..., TuneResult]) -> None:
+    with pytest.raises(FirstlightError, match=r"the default setting cannot be measured \(oom: too big") as caught:
         search("end(Status.OOM, 'too big'); sys.exit()\n")
-    assert told.value.exit == 1
+    assert caught.value.exit == 1
 
 
-def test_a_gain_on_a_disturbed_machine_is_measured_again_and_not_believed(search: Callable[..., TuneResult]) -> None:
-    found = search("if request['paced']: host = replace(host, wait_share=0.4)\n")
-    assert found.exit is Exit.NOT_JUDGED
-    assert found.tuning.doubt == "its threads waited 40% of the time for a core"
-    paced = [line for line in Path("asked").read_text().splitlines() if json.loads(line)["paced"]]
+def test_gain_on_a_disturbed_machine_is_repeated_and_doubted(search: Callable[..., TuneResult]) -> None:
+    tuned = search("if request['paced']: host = replace(host, wait_share=0.4)\n")
+    assert tuned.exit is Exit.NOT_JUDGED
+    assert tuned.tuning.doubt == "its threads waited 40% of the time for a core"
+    paced = [line for line in Path("requests").read_text().splitlines() if json.loads(line)["paced"]]
     assert len(paced) == 4
-    assert "not reliable: its threads waited" in tables.tuning_table(found, color=False, width=100)
+    assert "not to be believed: its threads waited" in tables.tuning_table(tuned, color=False, width=100)
 
 
-def test_a_best_that_dies_when_it_is_confirmed_is_told(search: Callable[..., TuneResult]) -> None:
-    found = search("if request['paced'] and case.dtype == 'bf16': sys.exit(3)\n")
-    assert found.tuning.gain is None
-    assert found.exit is Exit.NOT_JUDGED
-    assert (found.tuning.doubt or "").startswith("it could not be confirmed, error: the worker ended")
+def test_best_setting_that_cannot_be_confirmed_is_doubted(search: Callable[..., TuneResult]) -> None:
+    tuned = search("if request['paced'] and case.dtype == 'bf16': sys.exit(3)\n")
+    assert tuned.tuning.gain is None
+    assert tuned.exit is Exit.NOT_JUDGED
+    assert (tuned.tuning.doubt or "").startswith("the best setting could not be confirmed: error: the worker ended")
 
 
-def test_a_batch_that_would_not_fit_the_memory_is_not_tried(search: Callable[..., TuneResult]) -> None:
-    found = search("memory = Memory(host_run_peak_bytes=1 << 50)\n")
-    assert {each.case.batch for each in found.tries} == {1}
+def test_batch_that_does_not_fit_in_memory_is_not_tried(search: Callable[..., TuneResult]) -> None:
+    tuned = search("memory = Memory(host_run_peak_bytes=1 << 50)\n")
+    assert {attempt.case.batch for attempt in tuned.tries} == {1}
 
 
-def test_when_the_time_is_over_nothing_more_is_begun(search: Callable[..., TuneResult]) -> None:
-    found = search(budget_seconds=14.0)
-    late = [each.reason for each in found.tries if each.reason and "the budget leaves" in each.reason]
+def test_no_setting_is_tried_after_the_budget(search: Callable[..., TuneResult]) -> None:
+    tuned = search(budget_seconds=14.0)
+    late = [attempt.reason for attempt in tuned.tries if attempt.reason and "the budget leaves" in attempt.reason]
     assert late
-    assert found.default.status is Status.OK
+    assert tuned.default.status is Status.OK
 
 
-def test_a_cards_default_is_what_torch_does_by_itself() -> None:
+def test_default_of_a_gpu_uses_tf32_like_torch() -> None:
     assert tune._default("stable-diffusion-v1-5", "cuda:0", {}).dtype == "tf32"
     assert tune._default("stable-diffusion-xl", "cuda:0", {"dtype": "fp16"}).dtype == "fp16"
     assert tune._default("ddpm-cat-256", "cpu", {"size": "32"}).height == 32
 
 
-def test_what_was_found_as_json(usual: Usual) -> None:
-    told = json.loads(json.dumps(tune.told(usual.found)))
-    assert told["best"]["batch"] == 2
-    assert told["gain"] == pytest.approx(2.3148, rel=1e-3)
-    assert told["tries"][4] == {
-        "case": told["tries"][4]["case"],
+def test_json_has_the_best_setting_the_gain_and_all_tries(default_search: DefaultSearch) -> None:
+    content = json.loads(json.dumps(tune.to_json(default_search.result)))
+    assert content["best"]["batch"] == 2
+    assert content["gain"] == pytest.approx(2.3148, rel=1e-3)
+    assert content["tries"][4] == {
+        "case": content["tries"][4]["case"],
         "status": "skipped",
         "reason": "predicted 9 s a step",
         "image_seconds": None,
         "gain": None,
         "forward_error": None,
-    } | {"forward_error": told["tries"][4]["forward_error"]}
-    assert told["exit"] == 0
+    } | {"forward_error": content["tries"][4]["forward_error"]}
+    assert content["exit"] == 0
 
 
-def test_the_table_has_the_fastest_first_and_what_was_ruled_out_last(usual: Usual) -> None:
-    lines = tables.tuning_table(usual.found, color=False, width=160).splitlines()
+def test_table_lists_the_fastest_first_and_excluded_settings_last(default_search: DefaultSearch) -> None:
+    lines = tables.tuning_table(default_search.result, color=False, width=160).splitlines()
     rows = [line for line in lines if line.startswith("│")]
     assert "bf16, batch 2, channels_last" in rows[0]
     assert "2.31" in rows[0]
-    assert "attention-flash" in rows[-3], "it is fast, and wrong"
+    assert "attention-flash" in rows[-3], "fast, but wrong"
     assert "bf16, batch 1, channels_last, attention-flash: error: one evaluation is 0.3 from fp32's" in lines
     assert any("predicted 83 s to compile" in line for line in lines)
 
 
-def test_a_best_that_is_slower_when_confirmed_is_not_recommended(search: Callable[..., TuneResult]) -> None:
-    found = search("if request['paced'] and case.dtype == 'bf16': seconds = 3.0 * case.batch\n")
-    assert found.tuning.best == found.tuning.default
-    assert found.tuning.gain is None
-    assert found.exit is Exit.GOOD
-    assert found.tuning.notes == (
-        "bf16, batch 2, channels_last seemed faster, and was not when both were made in turns",
+def test_setting_that_is_slower_when_confirmed_is_not_recommended(search: Callable[..., TuneResult]) -> None:
+    tuned = search("if request['paced'] and case.dtype == 'bf16': seconds = 3.0 * case.batch\n")
+    assert tuned.tuning.best == tuned.tuning.default
+    assert tuned.tuning.gain is None
+    assert tuned.exit is Exit.GOOD
+    assert tuned.tuning.notes == (
+        "bf16, batch 2, channels_last seemed faster, but was not when measured in turns with the default",
     )
-    assert "dtype=torch.float32" in found.tuning.code
+    assert "dtype=torch.float32" in tuned.tuning.code
 
 
 @pytest.mark.parametrize(
-    ("numbers", "why"),
+    ("numbers", "reason"),
     [
-        ("forward_error=None, not_compared='the budget is spent'", "not compared with fp32's: the budget is spent"),
-        ("forward_error=0.001, repeats=False", "the same seed gave other numbers"),
+        ("forward_error=None, not_compared='the time is over'", "not compared with fp32: the time is over"),
+        ("forward_error=0.001, repeats=False", "a second image with the same seed has different"),
     ],
 )
-def test_a_setting_whose_numbers_nobody_knows_is_ruled_out(
-    search: Callable[..., TuneResult], numbers: str, why: str
+def test_setting_without_verified_numbers_is_excluded(
+    search: Callable[..., TuneResult], numbers: str, reason: str
 ) -> None:
-    found = search(f"if case.dtype == 'bf16': numerics = Numerics(True, None, '0' * 64, {numbers})\n")
-    assert found.tuning.best.dtype == "fp32"
-    assert why in tables.tuning_table(found, color=False, width=160)
+    tuned = search(f"if case.dtype == 'bf16': numerics = Numerics(True, None, '0' * 64, {numbers})\n")
+    assert tuned.tuning.best.dtype == "fp32"
+    assert reason in tables.tuning_table(tuned, color=False, width=160)
 
 
-def test_what_was_compared_stands_beside_the_confirmed_times(usual: Usual) -> None:
-    assert usual.found.best.numerics is not None
-    assert usual.found.best.numerics.forward_error == 0.001
+def test_confirmed_result_keeps_its_comparison_with_fp32(default_search: DefaultSearch) -> None:
+    assert default_search.result.best.numerics is not None
+    assert default_search.result.best.numerics.forward_error == 0.001
 
 
-def test_on_a_disturbed_machine_the_default_is_not_called_the_fastest(search: Callable[..., TuneResult]) -> None:
-    found = search("seconds = 2.0 * case.batch\nhost = replace(host, wait_share=0.4)\n")
-    assert found.tuning.best == found.tuning.default
-    assert found.exit is Exit.NOT_JUDGED
-    assert found.run.verdict.state.value == "could not judge"
+def test_default_on_a_disturbed_machine_is_not_reported_as_the_fastest(search: Callable[..., TuneResult]) -> None:
+    tuned = search("seconds = 2.0 * case.batch\nhost = replace(host, wait_share=0.4)\n")
+    assert tuned.tuning.best == tuned.tuning.default
+    assert tuned.exit is Exit.NOT_JUDGED
+    assert tuned.run.verdict.state.value == "could not judge"
 
 
-def test_a_second_pair_that_fails_does_not_replace_the_first(search: Callable[..., TuneResult]) -> None:
+def test_second_pair_that_fails_does_not_replace_the_first(search: Callable[..., TuneResult]) -> None:
     program = "if request['paced']:\n    host = replace(host, wait_share=0.4)\n"
     program += "    if sum(json.loads(line)['paced'] for line in log.read_text().splitlines()) > 2: sys.exit(3)\n"
-    found = search(program)
-    assert found.tuning.gain == pytest.approx(1 / (0.6 * 0.8 * 0.9))
-    assert found.tuning.doubt == "its threads waited 40% of the time for a core"
+    tuned = search(program)
+    assert tuned.tuning.gain == pytest.approx(1 / (0.6 * 0.8 * 0.9))
+    assert tuned.tuning.doubt == "its threads waited 40% of the time for a core"
 
 
-def test_a_confirmation_that_had_no_time_for_six_pairs_is_not_believed(search: Callable[..., TuneResult]) -> None:
-    found = search("if request['paced']: seconds *= 40\n")
-    assert found.tuning.gain is not None
-    assert found.tuning.doubt is not None
-    assert "pairs, and the median of fewer than 6 is not known" in found.tuning.doubt
-    assert found.exit is Exit.NOT_JUDGED
+def test_confirmation_with_fewer_than_six_pairs_is_doubted(search: Callable[..., TuneResult]) -> None:
+    tuned = search("if request['paced']: seconds *= 40\n")
+    assert tuned.tuning.gain is not None
+    assert tuned.tuning.doubt is not None
+    assert "pairs are too few: the median needs at least 6" in tuned.tuning.doubt
+    assert tuned.exit is Exit.NOT_JUDGED
 
 
-def test_a_compiled_try_leaves_the_confirmation_time_to_compile(usual: Usual) -> None:
-    asked = usual.asked()
-    compiled = next(number for number, each in enumerate(asked) if each["case"]["compile"] != "eager")
-    before, now = asked[compiled - 1]["limit_seconds"], asked[compiled]["limit_seconds"]
+def test_compiled_try_leaves_time_to_compile_again_for_the_confirmation(default_search: DefaultSearch) -> None:
+    requests = default_search.requests()
+    compiled = next(number for number, logged in enumerate(requests) if logged["case"]["compile"] != "eager")
+    before, now = requests[compiled - 1]["limit_seconds"], requests[compiled]["limit_seconds"]
     assert now == pytest.approx(before / 2, abs=2.0)
 
 
-def test_every_try_leaves_time_for_the_confirmation(usual: Usual) -> None:
-    """Nine pairs of the default and the best, and the start of both."""
-    second = usual.asked()[1]
+def test_each_try_leaves_time_for_the_confirmation(default_search: DefaultSearch) -> None:
+    # The confirmation needs nine pairs of the default and the best, and the start of both.
+    second = default_search.requests()[1]
     assert second["limit_seconds"] == pytest.approx(120 - 9 * (2.0 + 2.0), abs=3.0)
 
 
-def test_a_batch_is_tried_where_it_is_predicted_to_fit(
+def test_batch_is_tried_if_it_is_predicted_to_fit(
     search: Callable[..., TuneResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
 
     free = SimpleNamespace(available=1_000_000_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    found = search("memory = Memory(host_run_peak_bytes=400_000_000 * case.batch)\n")
-    assert {each.case.batch for each in found.tries} == {1, 2}, "two take 0.8 GB, four would take 1.6"
+    tuned = search("memory = Memory(host_run_peak_bytes=400_000_000 * case.batch)\n")
+    assert {attempt.case.batch for attempt in tuned.tries} == {1, 2}, "two take 0.8 GB, four would take 1.6"
 
 
-def test_noise_that_is_larger_than_the_difference_changes_nothing(search: Callable[..., TuneResult]) -> None:
-    noisy = GO.replace(
+def test_difference_within_the_noise_keeps_the_default(search: Callable[..., TuneResult]) -> None:
+    noisy = IMAGES.replace(
         "for _ in range(6): image()\n", "for n in range(6):\n    seconds = base * (1, 1.3)[n % 2]\n    image()\n"
     )
-    found = search("base = 2.0 * case.batch * (0.92 if case.dtype == 'bf16' else 1.0)\n", go=noisy)
-    assert found.tuning.best == found.tuning.default
+    tuned = search("base = 2.0 * case.batch * (0.92 if case.dtype == 'bf16' else 1.0)\n", images=noisy)
+    assert tuned.tuning.best == tuned.tuning.default
 
 
 SLOWER_ONCE = """\
@@ -306,49 +308,47 @@ if not request['paced'] and case.layout == 'channels_last':
 @pytest.mark.parametrize(
     "change", ["work = Work(copy_bytes_per_second=(32e9,))", "host = replace(host, steal_share=0.3)"]
 )
-def test_a_machine_that_changed_between_two_tries_hides_no_setting(
-    search: Callable[..., TuneResult], change: str
-) -> None:
-    """While channels_last was tried it took a third longer: beside the best, in turns, it is the faster one."""
+def test_detected_change_of_the_machine_does_not_hide_a_setting(search: Callable[..., TuneResult], change: str) -> None:
+    # channels_last took a third longer in its try, but is the faster one in turns with the best.
     program = SLOWER_ONCE + f"    {change}\n"
     assert search(program, budget_seconds=1200.0).best.case.settings == ["bf16", "batch 2", "channels_last"]
 
 
-def test_a_machine_that_changed_and_shows_nothing_of_it_hides_a_setting(search: Callable[..., TuneResult]) -> None:
-    """So it is the change that is seen which brings channels_last back."""
+def test_undetected_change_of_the_machine_hides_a_setting(search: Callable[..., TuneResult]) -> None:
+    # This shows that the detected change is the reason for the repetition in turns.
     assert search(SLOWER_ONCE, budget_seconds=1200.0).best.case.layout == "contiguous"
 
 
-def test_a_setting_that_is_slower_beside_the_best_is_not_taken(search: Callable[..., TuneResult]) -> None:
-    """It seemed faster while the machine was: in turns it is not."""
+def test_setting_that_is_slower_in_turns_is_not_selected(search: Callable[..., TuneResult]) -> None:
+    # It seemed faster only because the machine was faster then.
     program = "work = Work(copy_bytes_per_second=(32e9,))\nseconds = 2.0 * case.batch\n"
     program += "if not request['paced'] and case.dtype == 'bf16':\n"
     program += "    seconds /= 1.3\n    work = Work(copy_bytes_per_second=(50e9,))\n"
-    found = search(program, budget_seconds=1200.0)
-    assert found.tuning.best == found.tuning.default
-    assert found.tuning.notes == (), "it was not even confirmed"
+    tuned = search(program, budget_seconds=1200.0)
+    assert tuned.tuning.best == tuned.tuning.default
+    assert tuned.tuning.notes == (), "no confirmation was needed"
 
 
 @pytest.mark.parametrize("axis", ["model", "device"])
-def test_what_has_a_flag_of_its_own_is_no_setting(search: Callable[..., TuneResult], axis: str) -> None:
-    with pytest.raises(SpecError, match=f"the {axis} is named by --{axis}"):
+def test_axis_with_a_flag_of_its_own_is_rejected(search: Callable[..., TuneResult], axis: str) -> None:
+    with pytest.raises(SpecError, match=f"Use --{axis} instead"):
         search(changes=(f"{axis}=cpu",))
 
 
-def test_a_model_must_be_known(search: Callable[..., TuneResult]) -> None:
+def test_unknown_model_is_rejected(search: Callable[..., TuneResult]) -> None:
     with pytest.raises(SpecError, match="unknown model"):
         search(models=("nothing",))
 
 
 @pytest.mark.worker
-def test_a_real_search_from_the_command_line(measured_python: Path, tmp_path: Path) -> None:
+def test_command_searches_with_a_real_worker(measured_python: Path, tmp_path: Path) -> None:
     argv = processor_clocks.command(
         "tune", "--model", "tiny-ddpm", "--device", "cpu", "--python", measured_python, "--root", tmp_path
     )
-    given = ["--set", "attention=sdpa", "--set", "compile=eager", "--set", "batch=1", "--set", "layout=contiguous"]
-    given += ["--set", "size=16", "--set", "steps=2"]
+    fixed = ["--set", "attention=sdpa", "--set", "compile=eager", "--set", "batch=1", "--set", "layout=contiguous"]
+    fixed += ["--set", "size=16", "--set", "steps=2"]
     done = subprocess.run(
-        [*argv, *given, "--budget", "600", "--json", "--quiet"],
+        [*argv, *fixed, "--budget", "600", "--json", "--quiet"],
         capture_output=True,
         text=True,
         check=False,
@@ -356,11 +356,11 @@ def test_a_real_search_from_the_command_line(measured_python: Path, tmp_path: Pa
         env=environment(),
     )
     assert done.returncode in {0, 5}, done.stderr
-    told = json.loads(done.stdout)
-    assert [each["case"]["dtype"] for each in told["tries"]] == ["fp32", "bf16", "fp16"]
-    assert told["default"]["dtype"] == "fp32"
-    (best,) = [each for each in told["tries"] if each["case"] == told["best"]]
+    content = json.loads(done.stdout)
+    assert [attempt["case"]["dtype"] for attempt in content["tries"]] == ["fp32", "bf16", "fp16"]
+    assert content["default"]["dtype"] == "fp32"
+    (best,) = [attempt for attempt in content["tries"] if attempt["case"] == content["best"]]
     assert best["status"] == "ok"
     assert best["forward_error"] is not None or best["case"]["dtype"] == "fp32"
-    compile(told["code"], "recipe", "exec")
-    assert (tmp_path / "results" / told["run"] / "run.json").exists()
+    compile(content["code"], "recipe", "exec")
+    assert (tmp_path / "results" / content["run"] / "run.json").exists()

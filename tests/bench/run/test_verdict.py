@@ -1,4 +1,4 @@
-"""The verdict: whether the numbers of a run can be believed."""
+"""Tests the verdict on the reliability of a run's numbers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import pytest
 from bench.core.errors import Exit
 from bench.core.result import Numerics, Result, Sample, Status
 from bench.core.validation_records import Verdict, VerdictState
-from bench.run.verdict import contended, exit_of, judge, spec_share
+from bench.run.verdict import disturbance, exit_of, judge, spec_share
 from tests.bench.conftest import a_case, a_host, a_result
 
 CLEAN = a_result()
 DISTURBED = a_result(a_case(dtype="bf16"), host=a_host(cpu_share=0.5))
 SKIPPED = a_result(a_case(dtype="fp16"), status=Status.SKIPPED, reason="no time", samples=(), host=None)
-CRASHED = a_result(status=Status.ERROR, reason="RuntimeError: it broke\nmore\nlines", samples=(), host=None)
+CRASHED = a_result(status=Status.ERROR, reason="RuntimeError: failure\nmore\nlines", samples=(), host=None)
 LATE = a_result(status=Status.SKIPPED, reason="the budget leaves 2 s", samples=(), host=None)
-TOO_SLOW = a_result(status=Status.TIMEOUT, reason="an image took 9 s: after 1 the budget leaves no time for another")
+TOO_SLOW = a_result(
+    status=Status.TIMEOUT, reason="an image took 9 s: after 1 images the budget leaves no time for another"
+)
 NUMBERS = Numerics(finite=True, image=None, image_sha256="0" * 64)
 NAN = a_result(status=Status.ERROR, reason="the image holds NaN", numerics=replace(NUMBERS, finite=False))
-FAR = a_result(status=Status.ERROR, reason="far", numerics=replace(NUMBERS, forward_error=0.9, tolerance=0.01))
-LOST = a_result(status=Status.ERROR, reason="nan", numerics=replace(NUMBERS, tolerance=0.01, not_compared="nan"))
-BROKE_LATER = a_result(
+INACCURATE = a_result(status=Status.ERROR, reason="far", numerics=replace(NUMBERS, forward_error=0.9, tolerance=0.01))
+NAN_DIFFERENCE = a_result(
+    status=Status.ERROR, reason="nan", numerics=replace(NUMBERS, tolerance=0.01, not_compared="nan")
+)
+FAILED_LATER = a_result(
     status=Status.ERROR, reason="KeyError", numerics=replace(NUMBERS, forward_error=0.001, tolerance=0.01)
 )
 
@@ -44,14 +48,14 @@ BROKE_LATER = a_result(
         ([], VerdictState.NOT_JUDGED),
         ([SKIPPED, SKIPPED], VerdictState.NOT_JUDGED),
         ([CLEAN, CLEAN, CLEAN, CRASHED], VerdictState.NOT_JUDGED),
-        ([CLEAN, BROKE_LATER], VerdictState.NOT_JUDGED),
+        ([CLEAN, FAILED_LATER], VerdictState.NOT_JUDGED),
         ([CLEAN, NAN], VerdictState.FAIL),
-        ([CLEAN, FAR], VerdictState.FAIL),
-        ([CLEAN, LOST], VerdictState.FAIL),
-        ([DISTURBED, CRASHED, FAR], VerdictState.FAIL),
+        ([CLEAN, INACCURATE], VerdictState.FAIL),
+        ([CLEAN, NAN_DIFFERENCE], VerdictState.FAIL),
+        ([DISTURBED, CRASHED, INACCURATE], VerdictState.FAIL),
     ],
 )
-def test_the_verdict_of_a_run(results: list[Result], state: VerdictState) -> None:
+def test_verdict_of_a_run_depends_on_its_results(results: list[Result], state: VerdictState) -> None:
     assert judge(results).state is state
 
 
@@ -63,50 +67,50 @@ def test_the_verdict_of_a_run(results: list[Result], state: VerdictState) -> Non
         (Status.TIMEOUT, "--model tiny-ddpm --dtype fp32 --budget 1800"),
     ],
 )
-def test_a_case_without_a_figure_is_named_with_the_next_command_and_fails_nothing(status: Status, command: str) -> None:
+def test_unmeasured_case_is_listed_with_the_next_command(status: Status, command: str) -> None:
     failed = a_result(status=status, reason="why\nand its trace")
-    found = judge([CLEAN, failed], "my suites/one.toml")
+    judged = judge([CLEAN, failed], "my suites/one.toml")
     command = f"bench run 'my suites/one.toml' --device cpu {command}"
-    assert found == Verdict(VerdictState.NOT_JUDGED, (f"{failed.case.name}: why. Next: {command}",))
+    assert judged == Verdict(VerdictState.NOT_JUDGED, (f"{failed.case.name}: why. Next: {command}",))
 
 
-def test_a_disturbed_case_is_named_with_its_figure() -> None:
+def test_disturbed_case_is_listed_with_the_reason() -> None:
     assert judge([CLEAN, CLEAN, DISTURBED]).reasons == (
-        f"{DISTURBED.case.name}: disturbed, it had 50% of its 2 threads",
+        f"{DISTURBED.case.name}: disturbed, it used only 50% of the time of its 2 threads",
     )
 
 
-def test_a_run_without_a_measurement_says_so() -> None:
+def test_run_without_a_measured_case_has_that_reason() -> None:
     assert judge([SKIPPED]).reasons == ("no case was measured",)
 
 
-def test_a_clean_run_has_nothing_to_say() -> None:
+def test_undisturbed_run_has_no_reasons() -> None:
     assert judge([CLEAN, SKIPPED]).reasons == ()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
 @pytest.mark.parametrize("cpu_share", [0.2, 0.84, 0.86, None])
-def test_the_cpu_share_counts_on_the_cpu_alone(device: str, cpu_share: float | None) -> None:
-    # A card computes while the host waits: there a low share is as it should be.
+def test_cpu_share_counts_only_for_cases_on_the_cpu(device: str, cpu_share: float | None) -> None:
+    # While a GPU computes the host waits, so a low share is normal.
     result = a_result(a_case(device=device), host=a_host(cpu_share=cpu_share))
     low = device == "cpu" and cpu_share is not None and cpu_share < 0.85
-    assert (contended(result) is not None) is low
+    assert (disturbance(result) is not None) is low
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
 @pytest.mark.parametrize(
     ("steal", "disturbed"), [(0.3, True), (0.06, True), (0.04, False), (0.0, False), (None, False)]
 )
-def test_stolen_time_counts_everywhere(device: str, steal: float | None, disturbed: bool) -> None:
-    found = contended(a_result(a_case(device=device), host=a_host(steal_share=steal)))
-    assert (found is not None) is disturbed
-    if found is not None:
-        assert f"{steal:.0%}" in found
+def test_steal_time_counts_on_every_device(device: str, steal: float | None, disturbed: bool) -> None:
+    reason = disturbance(a_result(a_case(device=device), host=a_host(steal_share=steal)))
+    assert (reason is not None) is disturbed
+    if reason is not None:
+        assert f"{steal:.0%}" in reason
 
 
-def test_what_was_not_measured_was_not_disturbed() -> None:
-    assert contended(a_result(samples=(), host=a_host(cpu_share=0.1))) is None
-    assert contended(a_result(host=None)) is None
+def test_unmeasured_case_is_not_disturbed() -> None:
+    assert disturbance(a_result(samples=(), host=a_host(cpu_share=0.1))) is None
+    assert disturbance(a_result(host=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -118,43 +122,43 @@ def test_what_was_not_measured_was_not_disturbed() -> None:
         (VerdictState.NOT_JUDGED, Exit.NOT_JUDGED),
     ],
 )
-def test_each_verdict_has_its_exit_code(state: VerdictState, code: Exit) -> None:
+def test_verdict_has_its_exit_code(state: VerdictState, code: Exit) -> None:
     assert exit_of(Verdict(state)) is code
 
 
-def test_a_warning_is_not_good_enough_where_it_is_strict() -> None:
+def test_warning_exits_with_5_if_strict() -> None:
     states = (VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED)
     codes = [exit_of(Verdict(state), strict=True) for state in states]
     assert codes == [Exit.GOOD, Exit.NOT_JUDGED, Exit.VERDICT_FAIL, Exit.NOT_JUDGED]
 
 
-def test_the_exit_codes_are_those_that_the_documents_promise() -> None:
+def test_exit_codes_are_those_of_the_documentation() -> None:
     assert [int(code) for code in Exit] == [0, 1, 2, 3, 4, 5, 130]
 
 
 def drifting(*seconds: float) -> tuple[Sample, ...]:
-    return tuple(Sample(each, (each / 4,) * 4, each) for each in seconds)
+    return tuple(Sample(image_seconds, (image_seconds / 4,) * 4, image_seconds) for image_seconds in seconds)
 
 
-def test_a_machine_that_became_another_one_is_no_clean_one() -> None:
+def test_changed_copy_rate_with_changed_images_is_a_disturbance() -> None:
     work = replace(a_result().work, copy_bytes_per_second=(50e9, 47e9, 32e9))
     slower = a_result(work=work, samples=drifting(2.0, 2.0, 2.0, 2.3, 2.3, 2.3))
-    assert contended(slower) == "the machine itself changed: it copied 50, then 32 GB a second"
-    assert contended(replace(slower, work=replace(work, copy_bytes_per_second=(50e9, 44e9)))) is None
+    assert disturbance(slower) == "the machine itself changed: its copy rate went from 50 to 32 GB/s"
+    assert disturbance(replace(slower, work=replace(work, copy_bytes_per_second=(50e9, 44e9)))) is None
 
 
-def test_copies_alone_do_not_disturb_images_that_stay_the_same() -> None:
+def test_changed_copy_rate_with_steady_images_is_not_a_disturbance() -> None:
     work = replace(a_result().work, copy_bytes_per_second=(50e9, 32e9))
-    assert contended(a_result(work=work, samples=drifting(2.0, 2.05, 2.0, 2.02))) is None
-    assert contended(a_result(work=work, samples=drifting(2.0, 2.0, 2.3))) is not None
+    assert disturbance(a_result(work=work, samples=drifting(2.0, 2.05, 2.0, 2.02))) is None
+    assert disturbance(a_result(work=work, samples=drifting(2.0, 2.0, 2.3))) is not None
 
 
-def test_more_than_a_cards_sheet_allows_is_doubted() -> None:
+def test_rate_above_the_data_sheet_is_doubted() -> None:
     work = replace(a_result().work, flops_per_step=int(40e12))
     fast = a_result(a_case(dtype="fp16", device="cuda:0"), work=work, software={"device": "Tesla T4"})
     assert spec_share(fast) == pytest.approx(80 / 65)
-    found = judge([fast])
-    assert found.state is VerdictState.WARN
-    assert "1.23 times as fast as the card's sheet allows" in found.reasons[0]
+    judged = judge([fast])
+    assert judged.state is VerdictState.WARN
+    assert "1.23 times as fast as the card's data sheet allows" in judged.reasons[0]
     assert spec_share(replace(fast, software={"device": "NVIDIA L40"})) is None
     assert spec_share(replace(fast, case=a_case(dtype="bf16"))) is None, "its sheet has no bf16"

@@ -1,4 +1,4 @@
-"""A device's examination by its parent: its worker, its card, what is asked again, what ends."""
+"""Tests the examination of one device by its parent: repeated phases, and the end of a worker."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from bench.launch import pipe, worker_process
 from bench.run import request
 from bench.validate import host
-from tests.bench.fake_examiner import FAIL, OPEN, PASS, WARN, asked, judged, planted
-from tests.bench.fake_workers import Quiet
+from tests.bench.fake_examiner import FAIL, OPEN, PASS, WARN, changed_in, judgements_of, logged_phases
+from tests.bench.fake_workers import RecordedProgress
 from tests.clock import Until
 
 if TYPE_CHECKING:
@@ -34,81 +34,83 @@ if TYPE_CHECKING:
         ("os.kill(os.getpid(), signal.SIGSEGV)", "turn == 1", WARN),
         ("os.kill(os.getpid(), signal.SIGKILL)", "True", OPEN),
     ],
-    ids=["twice", "once", "by the host"],
+    ids=["crash in both attempts", "crash in one attempt", "killed by the host"],
 )
-def test_a_worker_that_ends(validate: Callable[..., HostValidation], end: str, turns: str, state: VerdictState) -> None:
-    """While it multiplies; the host ends what has no memory left, and that is no fault of a card."""
-    found = validate(planted("product", end, turns=turns))
-    assert found.run.verdict.state is state
-    assert asked().count("cuda:0 product") == 2
-    assert found.run.validation is not None
-    (process,) = [each for each in found.run.validation.readings if each.name == "process"]
-    told = (process.fault or "") + (process.why_not or "")
-    assert ("in the phase 'product'" in told) is (turns == "True")
+def test_end_of_a_worker_is_a_fault_of_the_device_or_the_host(
+    validate: Callable[..., HostValidation], end: str, turns: str, state: VerdictState
+) -> None:
+    # The worker ends during a product. If the host kills it (no memory), the device is not at fault.
+    validation = validate(changed_in("product", end, turns=turns))
+    assert validation.run.verdict.state is state
+    assert logged_phases().count("cuda:0 product") == 2
+    assert validation.run.validation is not None
+    (process,) = [reading for reading in validation.run.validation.readings if reading.name == "process"]
+    message = (process.fault or "") + (process.why_not or "")
+    assert ("in the phase 'product'" in message) is (turns == "True")
 
 
-def test_errors_that_come_meanwhile(validate: Callable[..., HostValidation], driver: Driver) -> None:
-    """The driver counts four more when the card has been asked."""
+def test_errors_during_the_validation_are_judged(validate: Callable[..., HostValidation], driver: Driver) -> None:
+    # The driver counts four more memory errors after the examination.
     driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
-    found = validate("Path('asked').touch()\n")
-    assert [each.state for each in judged(found, "xid-hardware")] == [FAIL]
+    validation = validate("Path('phases').touch()\n")
+    assert [item.state for item in judgements_of(validation, "xid-hardware")] == [FAIL]
 
-    class Counting(Quiet):
-        def say(self, line: str) -> None:
+    class CountingProgress(RecordedProgress):
+        def report(self, line: str) -> None:
             driver.answers["nvmlDeviceGetTotalEccErrors"] = {"0": 4, "1": 0}
-            super().say(line)
+            super().report(line)
 
     with pytest.MonkeyPatch.context():
         run_request = request.RunRequest(
             suite="validate", root=str(Path.cwd()), out=Path("out"), python=Path(sys.executable), device="cuda:0"
         )
-        again = host.validate(run_request, Counting())
-    assert [each.state for each in judged(again, "ecc-corrected-growth")] == [WARN]
+        again = host.validate(run_request, CountingProgress())
+    assert [item.state for item in judgements_of(again, "ecc-corrected-growth")] == [WARN]
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_card_that_has_failed_its_worker_is_asked_again_by_another(validate: Callable[..., HostValidation]) -> None:
-    """After most of CUDA's errors a process can compute nothing more."""
+def test_faulty_phase_is_repeated_in_a_new_worker(validate: Callable[..., HostValidation]) -> None:
+    # After most CUDA errors a process cannot compute any more.
     broken = "values['fault'] = 'CUDA error: an illegal memory access was encountered'; globals()['dead'] = True"
-    program = "dead = False\n" + planted("memory", broken, turns="turn == 1 or dead")
-    found = validate(program)
-    assert found.run.verdict.state is WARN
-    assert asked()[7:] == ["cuda:0 memory"]
+    program = "dead = False\n" + changed_in("memory", broken, turns="turn == 1 or dead")
+    validation = validate(program)
+    assert validation.run.verdict.state is WARN
+    assert logged_phases()[7:] == ["cuda:0 memory"]
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_worker_that_hangs_is_no_second_time_waited_for(
+def test_worker_that_hung_is_not_started_again(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipe, "EVERY_SECONDS", 0.01)
-    clock = Until(lambda: Path("asked").exists() and "cuda:0 product" in asked())
+    monkeypatch.setattr(pipe, "POLL_SECONDS", 0.01)
+    clock = Until(lambda: Path("phases").exists() and "cuda:0 product" in logged_phases())
     monkeypatch.setattr(pipe, "time", clock)
     monkeypatch.setattr(worker_process, "time", clock)
-    found = validate(planted("product", "sys.stdin.read()"))
-    assert found.run.verdict.state is FAIL
-    assert "the worker hung in the phase 'product'" in found.run.verdict.reasons[0]
-    assert asked() == ["cuda:0 numerics", "cuda:0 product"]
+    validation = validate(changed_in("product", "sys.stdin.read()"))
+    assert validation.run.verdict.state is FAIL
+    assert "the worker hung in the phase 'product'" in validation.run.verdict.reasons[0]
+    assert logged_phases() == ["cuda:0 numerics", "cuda:0 product"]
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("turn == 2", WARN), ("turn > 1", FAIL)])
-def test_what_a_round_finds_is_asked_again_too(
+def test_faulty_phase_of_a_soak_round_is_repeated(
     validate: Callable[..., HostValidation], turns: str, state: VerdictState
 ) -> None:
-    found = validate(planted("memory", "values['fault'] = '1 word'", turns=turns), soak=0.01)
-    assert found.run.verdict.state is state
-    assert asked()[7:] == [
+    validation = validate(changed_in("memory", "values['fault'] = '1 word'", turns=turns), soak=0.01)
+    assert validation.run.verdict.state is state
+    assert logged_phases()[7:] == [
         *(f"cuda:0 {phase}" for phase in ("product", "copy", "memory", "sustained")),
         "cuda:0 memory",
     ]
 
 
-def test_a_round_tells_what_the_driver_has_counted(
-    validate: Callable[..., HostValidation], driver: Driver, progress: Quiet
+def test_soak_round_reports_the_errors_that_the_driver_has_counted(
+    validate: Callable[..., HostValidation], driver: Driver, progress: RecordedProgress
 ) -> None:
     driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
     counts = iter(range(100))
-    driver.answers["nvmlDeviceGetTotalEccErrors"] = Counting(lambda: next(counts))
+    driver.answers["nvmlDeviceGetTotalEccErrors"] = ChangingCounters(lambda: next(counts))
     validate(soak=0.01)
     (line,) = [line for line in progress.lines if line.startswith("  round 1")]
     assert "XID 63" in line
@@ -116,8 +118,8 @@ def test_a_round_tells_what_the_driver_has_counted(
     assert "memory errors not corrected" in line
 
 
-class Counting(dict[str, int]):
-    """An answer by number that is another one each time."""
+class ChangingCounters(dict[str, int]):
+    """Return another number at each read, like a counter of the driver that grows."""
 
     def __init__(self, answer: Callable[[], int]) -> None:
         super().__init__({"0": 0, "1": 0})
@@ -128,53 +130,55 @@ class Counting(dict[str, int]):
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_link_is_read_while_its_card_works(
+def test_link_is_read_while_the_gpu_works(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An idle one slows down: it is so before, and after the last phase has ended."""
+    # An idle link slows down: it is slow before the examination, and after its last phase.
     generations = iter([1, 5])
     os.mkfifo(tmp_path / "gate")
-    looks: list[int] = []
+    reads: list[int] = []
 
     def link(_: object) -> int:
-        looks.append(next(generations, 1))
-        if len(looks) == 2:
-            Path("gate").write_text("")  # now the worker may go on
-        return looks[-1]
+        reads.append(next(generations, 1))
+        if len(reads) == 2:
+            Path("gate").write_text("")  # now the worker can continue
+        return reads[-1]
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrPcieLinkGeneration", link)
-    found = validate(planted("memory", "Path('gate').read_text()"))
-    assert found.run.verdict.state is PASS, found.run.verdict.reasons
-    assert found.run.validation is not None
-    assert [card.pcie_generation for card in found.run.validation.cards] == [5]
+    validation = validate(changed_in("memory", "Path('gate').read_text()"))
+    assert validation.run.verdict.state is PASS, validation.run.verdict.reasons
+    assert validation.run.validation is not None
+    assert [card.pcie_generation for card in validation.run.validation.cards] == [5]
 
 
 @pytest.mark.usefixtures("driver")
-def test_our_own_process_is_no_other(validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = [SimpleNamespace(pid=1, usedGpuMemory=1)]
+def test_own_worker_is_not_counted_as_another_process(
+    validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_worker = [SimpleNamespace(pid=1, usedGpuMemory=1)]
     lists: Any = iter([[]])
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: next(lists, ours))
-    found = validate()
-    assert found.run.verdict.state is PASS, found.run.verdict.reasons
-    assert found.run.validation is not None
-    assert [card.others for card in (*found.run.validation.before, *found.run.validation.cards)] == [0, 0]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: next(lists, own_worker))
+    validation = validate()
+    assert validation.run.verdict.state is PASS, validation.run.verdict.reasons
+    assert validation.run.validation is not None
+    assert [card.others for card in (*validation.run.validation.before, *validation.run.validation.cards)] == [0, 0]
 
 
-CROWDED = "HOST = Host(threads=2, cpu_share=0.5, steal_share=0.0, load_average=9.0, wait_share=0.5)\n"
+BUSY_HOST = "HOST = Host(threads=2, cpu_share=0.5, steal_share=0.0, load_average=9.0, wait_share=0.5)\n"
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("device", "state"), [("cuda:0", PASS), ("cpu", OPEN)])
-def test_a_crowded_host_leaves_its_cpu_open_and_no_card(
+def test_busy_host_affects_the_verdict_on_its_cpu_only(
     validate: Callable[..., HostValidation], device: str, state: VerdictState
 ) -> None:
-    assert validate(CROWDED, device=device).run.verdict.state is state
+    assert validate(BUSY_HOST, device=device).run.verdict.state is state
 
 
-def test_a_load_that_only_the_first_worker_saw_stays_known(validate: Callable[..., HostValidation]) -> None:
-    """The second one asks for memory alone: it cannot tell what else the host did under load."""
-    blind = "HOST = Host(threads=2, cpu_share=None, steal_share=None, load_average=None)"
-    program = CROWDED + "if Path('asked').exists(): " + blind + "\n"
-    found = validate(program + planted("memory", "values['fault'] = '1 word'", turns="turn == 1"), device="cpu")
-    assert found.run.validation is not None
-    assert "cpu" in found.run.validation.disturbed
+def test_host_load_of_the_first_worker_is_kept(validate: Callable[..., HostValidation]) -> None:
+    # The second worker runs only the memory phase, so it has not measured the host under load.
+    without_load = "HOST = Host(threads=2, cpu_share=None, steal_share=None, load_average=None)"
+    program = BUSY_HOST + "if Path('phases').exists(): " + without_load + "\n"
+    validation = validate(program + changed_in("memory", "values['fault'] = '1 word'", turns="turn == 1"), device="cpu")
+    assert validation.run.validation is not None
+    assert "cpu" in validation.run.validation.disturbed

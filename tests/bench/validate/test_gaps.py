@@ -1,4 +1,4 @@
-"""What was not measured, or not whole: it is said, it is asked again, and it is no measure of anything else."""
+"""Tests readings that are absent or lower bounds: they are reported and repeated, and are no reference for others."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from bench.core.validation_records import CUT, UNABLE, Reading, VerdictState
 from bench.run.verdict import conclude
 from bench.validate import history
-from bench.validate.expectations import Evidence, known_as
-from bench.validate.judge import doubtful, judge, settled
+from bench.validate.expectations import Evidence, reading_key
+from bench.validate.judge import judge, phases_to_repeat, settle
 from tests.bench.validation_samples import (
     A100,
     FINE,
@@ -35,16 +35,16 @@ def bf16(value: float, *, cut: bool = False, **changes: Any) -> Reading:
     return reading("product", "product bf16", value, figures={CUT: 1.0} if cut else {}, **changes)
 
 
-def gap(probe: str, name: str, why: str = "no time", **changes: Any) -> Reading:
-    return reading(probe, name, None, why_not=why, **changes)
+def gap(probe: str, name: str, reason: str = "no time", **changes: Any) -> Reading:
+    return reading(probe, name, None, why_not=reason, **changes)
 
 
 def memory(share: float | None, patterns: float, **changes: Any) -> Reading:
     return reading("memory", "memory", share, figures={"patterns": patterns}, **changes)
 
 
-def of_cpu(probe: str, name: str, why: str = "no time") -> Evidence:
-    return with_readings(FINE_CPU, gap(probe, name, why, device="cpu"))
+def cpu_gap(probe: str, name: str, reason: str = "no time") -> Evidence:
+    return with_readings(FINE_CPU, gap(probe, name, reason, device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,23 @@ def of_cpu(probe: str, name: str, why: str = "no time") -> Evidence:
         (with_readings(FINE, gap("loop", "loop ddpm-cat-256 fp16 batch 4", "no room")), PASS, ()),
         (with_readings(FINE, gap("start", "process", "CUDA error: busy or unavailable")), OPEN, ()),
         (with_readings(FINE, gap("links", "all-reduce of 2", "no shared memory")), WARN, ("links",)),
-        # A dtype that a device does not have is no gap.
+        # A dtype that the device does not support is not a gap.
         (with_readings(FINE, gap("product", "product fp8", "no kernel", figures={UNABLE: 1.0})), PASS, ()),
-        # How a process ended is no question; another one took its place where nothing says why.
+        # The end of a process is not a gap; without a reason another process has replaced it.
         (with_readings(FINE, gap("loop", "process", "it was killed")), OPEN, ()),
         (with_readings(FINE, reading("loop", "process", None, figures={"once": 1.0})), WARN, ()),
-        (of_cpu("numerics", "attention fp32"), OPEN, ("numerics",)),
-        (of_cpu("product", "product fp32"), OPEN, ("product",)),
-        (with_readings(of_cpu("product", "product fp32"), gap("numerics", "n fp16", device="cpu")), OPEN, ("product",)),
-        (of_cpu("memory", "memory"), WARN, ("memory",)),
-        # A CPU without instructions for it takes a hundred times as long for fp16.
-        (of_cpu("numerics", "convolution fp16"), PASS, ()),
-        (of_cpu("product", "product fp16"), PASS, ()),
-        (of_cpu("loop", "loop stable-diffusion-v1-5 bf16 batch 4"), PASS, ()),
+        (cpu_gap("numerics", "attention fp32"), OPEN, ("numerics",)),
+        (cpu_gap("product", "product fp32"), OPEN, ("product",)),
+        (
+            with_readings(cpu_gap("product", "product fp32"), gap("numerics", "n fp16", device="cpu")),
+            OPEN,
+            ("product",),
+        ),
+        (cpu_gap("memory", "memory"), WARN, ("memory",)),
+        # A CPU without fp16 instructions takes a hundred times as long in fp16.
+        (cpu_gap("numerics", "convolution fp16"), PASS, ()),
+        (cpu_gap("product", "product fp16"), PASS, ()),
+        (cpu_gap("loop", "loop stable-diffusion-v1-5 bf16 batch 4"), PASS, ()),
         (with_readings(FINE, memory(0.88, 3.0)), OPEN, ("memory",)),
         (with_readings(FINE, memory(0.79, 4.0)), OPEN, ("memory",)),
         (with_readings(FINE, memory(0.80, 4.0)), PASS, ()),
@@ -78,39 +82,41 @@ def of_cpu(probe: str, name: str, why: str = "no time") -> Evidence:
         (with_readings(FINE, memory(None, 1.0, fault="1 word")), FAIL, ("memory",)),
     ],
 )
-def test_a_gap_is_said_and_asked_again(evidence: Evidence, state: VerdictState, phases: tuple[str, ...]) -> None:
-    found = judge(evidence)
-    assert conclude(found).state is state, found
-    assert doubtful(found, evidence.readings) == phases
+def test_gap_decides_the_verdict_and_is_repeated(
+    evidence: Evidence, state: VerdictState, phases: tuple[str, ...]
+) -> None:
+    judgements = judge(evidence)
+    assert conclude(judgements).state is state, judgements
+    assert phases_to_repeat(judgements, evidence.readings) == phases
 
 
-def test_a_fault_is_no_gap_and_silence_is_one() -> None:
+def test_reading_without_value_and_fault_is_a_gap() -> None:
     wrong = judge(with_readings(FINE, reading("memory", "memory", None, fault="1 word")))
-    assert [each.rule for each in wrong if each.state is not PASS] == ["fault"]
+    assert [item.rule for item in wrong if item.state is not PASS] == ["fault"]
     silent = judge(with_readings(FINE, reading("memory", "memory", None)))
-    assert [each.said for each in silent if each.state is not PASS] == ["not measured: memory (it says nothing)"]
+    assert [item.said for item in silent if item.state is not PASS] == ["not measured: memory (no reason is known)"]
 
 
-def test_what_a_later_round_has_measured_is_no_gap() -> None:
+def test_value_in_a_later_round_closes_a_gap() -> None:
     first = with_readings(FINE, gap("product", "product bf16"), memory(0.4, 4.0))
     later = (bf16(268 * T, round=1), memory(0.88, 4.0, round=1))
     assert conclude(judge(replace(first, readings=(*first.readings, *later)))).state is PASS
     still = (gap("product", "product bf16", round=1), memory(0.5, 4.0, round=1))
-    found = judge(replace(first, readings=(*first.readings, *still)))
-    assert [each.rule for each in found if each.state is OPEN] == ["missing", "untested-memory"]
+    judgements = judge(replace(first, readings=(*first.readings, *still)))
+    assert [item.rule for item in judgements if item.state is OPEN] == ["missing", "untested-memory"]
 
 
-def test_a_low_figure_that_was_cut_short_is_not_judged() -> None:
+def test_low_value_that_is_a_lower_bound_is_not_judged() -> None:
     low = with_readings(FINE, bf16(120 * T, cut=True))
-    (found,) = [each for each in judge(low) if each.rule == "product" and "bf16" in each.said]
-    assert (found.state, found.value) == (OPEN, 120 * T)
-    assert "its largest shapes had no time or no room" in found.said
-    assert doubtful(judge(low), low.readings) == ("product",)
+    (bf16_judgement,) = [item for item in judge(low) if item.rule == "product" and "bf16" in item.said]
+    assert (bf16_judgement.state, bf16_judgement.value) == (OPEN, 120 * T)
+    assert "its largest shapes had no time or no memory" in bf16_judgement.said
+    assert phases_to_repeat(judge(low), low.readings) == ("product",)
     assert conclude(judge(with_readings(FINE, bf16(260 * T, cut=True)))).state is PASS, (
-        "it reaches the line all the same"
+        "even the lower bound reaches the limit"
     )
     whole = replace(low, readings=(*low.readings, bf16(110 * T, round=1)))
-    assert conclude(judge(whole)).state is FAIL, "another round was asked everything"
+    assert conclude(judge(whole)).state is FAIL, "another round has measured all shapes"
 
 
 @pytest.mark.parametrize(
@@ -124,10 +130,8 @@ def test_a_low_figure_that_was_cut_short_is_not_judged() -> None:
         (memory(0.87, 4.0), memory(0.88, 3.0), memory(0.87, 4.0)),
     ],
 )
-def test_of_two_that_were_cut_short_the_one_that_tells_more_counts(
-    first: Reading, again: Reading, counts: Reading
-) -> None:
-    assert settled(first, again) == counts
+def test_better_of_two_lower_bounds_or_partial_tests_counts(first: Reading, again: Reading, counts: Reading) -> None:
+    assert settle(first, again) == counts
 
 
 @pytest.mark.parametrize(
@@ -138,59 +142,59 @@ def test_of_two_that_were_cut_short_the_one_that_tells_more_counts(
         (replace(TWO, readings=(*READINGS, bf16(225 * T, cut=True, device="cuda:1"))), "slowest"),
     ],
 )
-def test_a_lower_bound_is_held_against_no_other_figure(evidence: Evidence, rule: str) -> None:
-    assert not [each for each in judge(evidence) if each.rule == rule]
-    whole = tuple(replace(each, figures={}) if CUT in each.figures else each for each in evidence.readings)
-    assert [each.state for each in judge(replace(evidence, readings=whole)) if each.rule == rule] == [WARN]
+def test_lower_bound_is_not_compared_with_other_values(evidence: Evidence, rule: str) -> None:
+    assert not [item for item in judge(evidence) if item.rule == rule]
+    whole = tuple(replace(item, figures={}) if CUT in item.figures else item for item in evidence.readings)
+    assert [item.state for item in judge(replace(evidence, readings=whole)) if item.rule == rule] == [WARN]
 
 
-def test_a_lower_bound_is_no_best() -> None:
+def test_lower_bound_is_not_a_best_value() -> None:
     kept = [validated(2, bf16(240 * T)), validated(3, bf16(268 * T, cut=True))]
-    assert history.bests(kept, "2.9.0")["GPU-a100", "product bf16"].value == 240 * T
+    assert history.best_figures(kept, "2.9.0")["GPU-a100", "product bf16"].value == 240 * T
 
 
 PAIR = (A100, replace(A100, device="cuda:1", uuid="GPU-b"))
-TURNED = (replace(PAIR[1], device="cuda:0"), replace(PAIR[0], device="cuda:1"))
-OTHERS = (A100, replace(A100, device="cuda:1", uuid="GPU-c"))
+SWAPPED = (replace(PAIR[1], device="cuda:0"), replace(PAIR[0], device="cuda:1"))
+OTHER_PAIR = (A100, replace(A100, device="cuda:1", uuid="GPU-c"))
 
 
 @pytest.mark.parametrize(
-    ("name", "cards", "known"),
+    ("name", "cards", "key"),
     [
         ("peer cuda:0 to cuda:1", PAIR, "peer GPU-a100 to GPU-b 256000000 bytes"),
-        ("peer cuda:1 to cuda:0", TURNED, "peer GPU-a100 to GPU-b 256000000 bytes"),
-        ("peer cuda:0 to cuda:1", OTHERS, "peer GPU-a100 to GPU-c 256000000 bytes"),
+        ("peer cuda:1 to cuda:0", SWAPPED, "peer GPU-a100 to GPU-b 256000000 bytes"),
+        ("peer cuda:0 to cuda:1", OTHER_PAIR, "peer GPU-a100 to GPU-c 256000000 bytes"),
         ("all-reduce of 2", PAIR, "all-reduce of 2 GPU-a100 GPU-b 256000000 bytes"),
-        ("all-reduce of 2", TURNED, "all-reduce of 2 GPU-a100 GPU-b 256000000 bytes"),
-        ("all-reduce of 2", OTHERS, "all-reduce of 2 GPU-a100 GPU-c 256000000 bytes"),
+        ("all-reduce of 2", SWAPPED, "all-reduce of 2 GPU-a100 GPU-b 256000000 bytes"),
+        ("all-reduce of 2", OTHER_PAIR, "all-reduce of 2 GPU-a100 GPU-c 256000000 bytes"),
     ],
 )
-def test_what_lies_between_cards_is_known_by_the_cards(name: str, cards: Any, known: str) -> None:
-    assert known_as(linked(name, 1 * GB), cards) == known
+def test_key_of_a_link_has_the_uuids_of_its_gpus(name: str, cards: Any, key: str) -> None:
+    assert reading_key(linked(name, 1 * GB), cards) == key
 
 
 @pytest.mark.parametrize(
-    ("asked", "cards", "is_slow"),
+    ("link", "cards", "is_slow"),
     [
         (linked("all-reduce of 2", 90 * GB), PAIR, True),
-        (linked("all-reduce of 2", 90 * GB, 16e6), PAIR, False),  # a smaller sum is slower
-        (linked("all-reduce of 2", 90 * GB), OTHERS, False),
+        (linked("all-reduce of 2", 90 * GB, 16e6), PAIR, False),  # a smaller transfer is slower
+        (linked("all-reduce of 2", 90 * GB), OTHER_PAIR, False),
         (linked("peer cuda:0 to cuda:1", 12 * GB), PAIR, True),
-        (linked("peer cuda:0 to cuda:1", 12 * GB), OTHERS, False),
+        (linked("peer cuda:0 to cuda:1", 12 * GB), OTHER_PAIR, False),
     ],
 )
-def test_a_link_is_held_against_itself_alone(asked: Reading, cards: Any, is_slow: bool) -> None:
-    evidence = with_readings(replace(KNOWN, cards=cards, before=cards), asked)
+def test_link_is_compared_only_with_its_own_earlier_values(link: Reading, cards: Any, is_slow: bool) -> None:
+    evidence = with_readings(replace(KNOWN, cards=cards, before=cards), link)
     assert (
-        [each.state for each in judge(evidence) if each.rule == "host-copy" and asked.name in each.said] == [WARN]
+        [item.state for item in judge(evidence) if item.rule == "host-copy" and link.name in item.said] == [WARN]
     ) is is_slow
 
 
-def test_the_best_of_a_link_is_kept_by_its_cards() -> None:
+def test_best_value_of_a_link_is_stored_by_the_uuids() -> None:
     links = (linked("peer cuda:0 to cuda:1", 24 * GB), linked("all-reduce of 2", 180 * GB))
     run = validated(2, *links)
     assert run.validation is not None
     run = replace(run, validation=replace(run.validation, cards=PAIR, before=PAIR))
-    assert {key: each.value for key, each in history.bests([run], "2.9.0").items()} == {
+    assert {key: best.value for key, best in history.best_figures([run], "2.9.0").items()} == {
         key: OWN[key].value for key in OWN if key[1].endswith("bytes")
     }

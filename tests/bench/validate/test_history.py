@@ -1,4 +1,4 @@
-"""What is kept of a host's validations: read again, the best of each card, and how its figures change."""
+"""Tests the stored validations of a host: reading them, the best values of each GPU, and their trends."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def bf16(value: float | None, **changes: Any) -> Reading:
     return reading("product", "product bf16", value, **changes)
 
 
-def judged(state: VerdictState, rule: str = "product", device: str = "cuda:0") -> tuple[Judgement, ...]:
-    return (Judgement(rule, device, state, "as it was found"),)
+def judgements_of(state: VerdictState, rule: str = "product", device: str = "cuda:0") -> tuple[Judgement, ...]:
+    return (Judgement(rule, device, state, "a judgement"),)
 
 
-def test_what_is_kept_is_read_again_oldest_first(tmp_path: Path) -> None:
-    late, early = validated(9), replace(validated(2), id="validate-that-was-renamed")
+def test_stored_validations_are_loaded_oldest_first(tmp_path: Path) -> None:
+    late, early = validated(9), replace(validated(2), id="validate-renamed")
     for run in (late, early):
         assert history.keep(run, tmp_path / "validations").name == f"{run.id}.json"
     assert history.load(tmp_path / "validations") == history.ValidationHistory((early, late))
     assert history.load(tmp_path / "none") == history.ValidationHistory(())
 
 
-def test_what_cannot_be_read_is_named_and_hides_nothing(tmp_path: Path) -> None:
+def test_unreadable_files_are_listed_and_the_others_are_loaded(tmp_path: Path) -> None:
     history.keep(validated(2), tmp_path)
     (tmp_path / "half.json").write_text('{"schema": 2,')
     (tmp_path / "folder.json").mkdir()
@@ -52,29 +52,29 @@ def test_what_cannot_be_read_is_named_and_hides_nothing(tmp_path: Path) -> None:
     kept = history.load(tmp_path)
     assert [run.id for run in kept.runs] == ["20260102T030405Z-validate-abcdef"]
     names = ["cases", "folder", "half", "timeless", "zoneless"]
-    assert [name for name in names for why in kept.unread if f"{name}.json" in why] == names
+    assert [name for name in names for reason in kept.unread if f"{name}.json" in reason] == names
 
 
-def test_a_folder_that_cannot_be_written_blocks(tmp_path: Path) -> None:
+def test_unwritable_folder_is_a_blocked_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BlockedError, match="another --root"):
         history.keep(validated(2), tmp_path / "file" / "validations")
 
 
-def test_the_best_of_a_card_is_held_with_its_run() -> None:
+def test_best_value_of_a_gpu_has_its_run_as_source() -> None:
     kept = [validated(2, bf16(260 * T)), validated(3, bf16(268 * T)), validated(4, bf16(250 * T))]
-    source = "its own best, run 20260103T030405Z-validate-abcdef, torch 2.9.0"
-    assert history.bests(kept, "2.9.0") == {BF16: Expected(268 * T, source, "own")}
+    source = "its own best value, run 20260103T030405Z-validate-abcdef, torch 2.9.0"
+    assert history.best_figures(kept, "2.9.0") == {BF16: Expected(268 * T, source, "own")}
     steps = [validated(day, reading("loop", "loop", seconds)) for day, seconds in ((2, 0.05), (3, 0.04), (4, 0.06))]
-    assert history.bests(steps, "2.9.0")["GPU-a100", "loop"].value == 0.04, "of seconds the fewest"
+    assert history.best_figures(steps, "2.9.0")["GPU-a100", "loop"].value == 0.04, "of seconds the smallest"
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"disturbed": {"cuda:0": "busy"}},
-        {"judgements": judged(VerdictState.FAIL)},
-        {"judgements": judged(VerdictState.NOT_JUDGED, "driver-hidden")},
+        {"judgements": judgements_of(VerdictState.FAIL)},
+        {"judgements": judgements_of(VerdictState.NOT_JUDGED, "driver-hidden")},
         {"software": {"torch": "2.8.1"}},
         {"software": {}},
         {"card": replace(A100, slice=True)},
@@ -85,31 +85,31 @@ def test_the_best_of_a_card_is_held_with_its_run() -> None:
         {"readings": (bf16(268 * T, device="cuda:1"),)},
     ],
 )
-def test_what_is_no_measure_of_a_card_is_not_held_against_it(changes: dict[str, Any]) -> None:
+def test_unreliable_readings_are_not_best_values(changes: dict[str, Any]) -> None:
     kept = [validated(2, bf16(240 * T)), validated(3, **({"readings": (bf16(268 * T),)} | changes))]
-    assert {each.value for each in history.bests(kept, "2.9.0").values()} == {240 * T}
+    assert {best.value for best in history.best_figures(kept, "2.9.0").values()} == {240 * T}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"judgements": judged(VerdictState.WARN)},
-        {"judgements": judged(VerdictState.FAIL, device="cuda:1")},
-        {"judgements": judged(VerdictState.NOT_JUDGED, "unknown-card")},
+        {"judgements": judgements_of(VerdictState.WARN)},
+        {"judgements": judgements_of(VerdictState.FAIL, device="cuda:1")},
+        {"judgements": judgements_of(VerdictState.NOT_JUDGED, "unknown-card")},
         {"disturbed": {"cuda:1": "busy"}},
         {"software": {"torch": "2.9.1+cu128"}},
     ],
 )
-def test_what_speaks_not_against_a_card_leaves_its_best(changes: dict[str, Any]) -> None:
+def test_judgements_that_do_not_concern_the_reading_keep_the_best_value(changes: dict[str, Any]) -> None:
     kept = [validated(2, bf16(240 * T)), validated(3, bf16(268 * T), **changes)]
-    assert history.bests(kept, "2.9.0")[BF16].value == 268 * T
+    assert history.best_figures(kept, "2.9.0")[BF16].value == 268 * T
 
 
-def test_nothing_is_alike_to_a_torch_that_is_not_known() -> None:
-    assert history.bests([validated(2, software={})], None) == {}
+def test_unknown_torch_version_has_no_best_values() -> None:
+    assert history.best_figures([validated(2, software={})], None) == {}
 
 
-def test_a_card_stays_itself_where_its_number_changes_and_a_processor_is_of_its_host() -> None:
+def test_gpu_is_identified_by_its_uuid_and_a_cpu_by_its_host() -> None:
     moved = replace(A100, device="cuda:1")
     kept = [validated(2, bf16(260 * T)), validated(3, bf16(250 * T, device="cuda:1"), card=moved)]
     (trend,) = history.trends(kept)
@@ -120,34 +120,37 @@ def test_a_card_stays_itself_where_its_number_changes_and_a_processor_is_of_its_
     ]
     here = validated(2, reading("threads", "scaling", 0.9, device="cpu"), card=CPU)
     there = replace(here, machine=here.machine | {"hostname": "there"})
-    assert [each.whose for each in history.trends([here, there])] == ["A CPU", "there A CPU"]
+    assert [trend.whose for trend in history.trends([here, there])] == ["A CPU", "there A CPU"]
 
 
-def test_of_several_rounds_the_best_counts_and_an_error_is_no_figure() -> None:
+def test_trend_has_the_best_of_several_rounds_and_no_errors() -> None:
     rounds = [bf16(value * T, round=number) for number, value in enumerate((250, 261, 240))]
     (trend,) = history.trends([validated(2, *rounds, reading("numerics", "matrix product bf16", 1e-3, limit=1.0))])
     assert [point.value for point in trend.points] == [261 * T]
 
 
-def test_a_host_is_known_by_its_name_or_its_cards() -> None:
+def test_host_is_identified_by_its_name_or_its_gpus() -> None:
     def on(name: str, day: int, uuid: str) -> Run:
         run = validated(day, card=replace(A100, uuid=uuid))
         return replace(run, machine=run.machine | {"hostname": name})
 
     renamed, other, mine = on("old", 2, "GPU-1"), on("other", 3, "GPU-2"), on("new", 4, "GPU-1")
-    assert history.of_host([renamed, other, mine], {"hostname": "new"}) == (renamed, mine)
-    assert history.of_host([renamed, other], {"hostname": "new"}) == ()
+    assert history.runs_of_host([renamed, other, mine], {"hostname": "new"}) == (renamed, mine)
+    assert history.runs_of_host([renamed, other], {"hostname": "new"}) == ()
 
 
-def test_a_line_holds_what_tells_most_of_a_device() -> None:
+def test_history_line_has_the_representative_readings_of_a_device() -> None:
     kept = [
         validated(2, bf16(200 * T), reading("product", "product fp32", 18 * T), reading("copy", "copy", 1500 * GB)),
         validated(
-            3, *READINGS, ONE_IMAGE, judgements=judged(VerdictState.WARN) + judged(VerdictState.FAIL, device="cuda:7")
+            3,
+            *READINGS,
+            ONE_IMAGE,
+            judgements=judgements_of(VerdictState.WARN) + judgements_of(VerdictState.FAIL, device="cuda:7"),
         ),
         validated(4, bf16(None, why_not="no time")),
     ]
-    first, second, third = history.lines(kept)
+    first, second, third = history.history_lines(kept)
     assert (first.product, first.loop) == (bf16(200 * T), None)
     assert (first.against_first, first.against_best) == (1.0, 200 / 268)
     assert (second.product, second.verdict) == (reading("product", "product fp16", 270 * T), VerdictState.WARN)
@@ -155,14 +158,14 @@ def test_a_line_holds_what_tells_most_of_a_device() -> None:
     assert (third.product, third.against_first, third.against_best) == (None, None, None)
 
 
-def test_a_change_is_of_the_same_product() -> None:
+def test_change_is_relative_to_the_same_product() -> None:
     kept = [validated(day, bf16(value * T)) for day, value in ((2, 200), (3, 250), (4, 225))]
-    assert [(line.against_first, line.against_best) for line in history.lines(kept)] == [
+    assert [(line.against_first, line.against_best) for line in history.history_lines(kept)] == [
         (1.0, 0.8), (1.25, 1.0), (1.125, 0.9),
     ]  # fmt: skip
 
 
-def test_the_table_says_each_figure_and_its_change() -> None:
+def test_trend_table_shows_each_value_and_its_change() -> None:
     runs = (validated(2), validated(3, bf16(135 * T)), validated(4, *READINGS[:-2], bf16(None, why_not="no time")))
     rows = tables.trend_rows(runs)
     device = "cuda:0 NVIDIA A100-SXM4-80GB"
@@ -172,21 +175,21 @@ def test_the_table_says_each_figure_and_its_change() -> None:
     )  # fmt: skip
     assert rows[1] == ("2026-01-03 03:04", device, "pass", "135.0 TFLOP/s (bf16)", "", "", "-49.6%", "-49.6%")
     assert {len(row) for row in rows} == {len(tables.TREND)}
-    shown = tables.trend(history.ValidationHistory(runs, ("half.json is none",)), color=False, width=200)
+    shown = tables.trend(history.ValidationHistory(runs, ("half.json cannot be read",)), color=False, width=200)
     assert all(cell in shown for row in rows for cell in row)
-    assert "passed over: half.json is none" in shown
+    assert "passed over: half.json cannot be read" in shown
 
 
-def test_a_chart_has_a_line_for_what_was_asked_twice() -> None:
-    fewer = [each for each in READINGS if each.name != "copy"]
+def test_chart_has_a_line_for_each_reading_of_two_runs() -> None:
+    fewer = [item for item in READINGS if item.name != "copy"]
     kept = [validated(2), validated(3, *fewer)]
-    drawn = charts.trend(history.trends(kept))
-    assert drawn is not None
-    assert all(f">{name}<" in drawn for name in ("product bf16", "host to device", "per cent of its best"))
-    assert ">copy<" not in drawn
+    chart = charts.trend(history.trends(kept))
+    assert chart is not None
+    assert all(f">{name}<" in chart for name in ("product bf16", "host to device", "per cent of its best"))
+    assert ">copy<" not in chart
     assert charts.trend(history.trends(kept[:1])) is None
 
 
-def test_a_share_is_of_the_best_whether_more_or_less_is_better() -> None:
+def test_share_of_the_best_is_at_most_one_for_rates_and_seconds() -> None:
     kept = [validated(day, reading("loop", "loop", s), bf16(v)) for day, s, v in ((2, 0.05, 4 * T), (3, 0.1, 3 * T))]
-    assert [each.shares for each in history.trends(kept)] == [(1.0, 0.5), (1.0, 0.75)]
+    assert [trend.shares for trend in history.trends(kept)] == [(1.0, 0.5), (1.0, 0.75)]

@@ -1,4 +1,4 @@
-"""A whole validation, with a program in the worker's place and a card's answers in its driver's."""
+"""Tests whole validations, with a program in place of the worker and recorded answers of the GPU's driver."""
 
 from __future__ import annotations
 
@@ -19,256 +19,264 @@ from bench.validate import device, history, host
 from provision.core.errors import BlockedError, SpecError
 from provision.host import facts
 from provision.host.facts import Gpu
-from tests.bench.fake_examiner import FAIL, OPEN, PASS, TWO, WARN, asked, judged, planted
+from tests.bench.fake_examiner import FAIL, OPEN, PASS, TWO, WARN, changed_in, judgements_of, logged_phases
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.core.validation_records import VerdictState
     from bench.validate.host import HostValidation
-    from tests.bench.fake_workers import Quiet
+    from tests.bench.fake_workers import RecordedProgress
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_healthy_card_passes_and_is_kept_twice(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
-    found = validate()
-    assert found.run.verdict.state is PASS, found.run.verdict.reasons
-    assert verdict.exit_of(found.run.verdict) is Exit.GOOD
-    assert store.load("", tmp_path / "out") == found.run
+def test_healthy_gpu_passes_and_is_stored_in_both_folders(
+    validate: Callable[..., HostValidation], tmp_path: Path
+) -> None:
+    validation = validate()
+    assert validation.run.verdict.state is PASS, validation.run.verdict.reasons
+    assert verdict.exit_of(validation.run.verdict) is Exit.GOOD
+    assert store.load("", tmp_path / "out") == validation.run
     assert history.load(
         suite_run.find_root(request.RunRequest(suite="", out=tmp_path, root=str(tmp_path))).validations
-    ).runs == (found.run,)
-    (product,) = judged(found, "product")
+    ).runs == (validation.run,)
+    (product,) = judgements_of(validation, "product")
     assert (product.state, product.expected, product.confidence) == (PASS, 794.5e12, "measured")
-    (card,) = found.run.validation.cards if found.run.validation else ()
+    (card,) = validation.run.validation.cards if validation.run.validation else ()
     assert (card.uuid, card.driver_sees, card.power_limit_watts) == (
         "GPU-00000000-0000-0000-0000-000000000090",
         True,
         700,
     )
-    assert len(asked()) == 7, "nothing was asked again"
+    assert len(logged_phases()) == 7, "no phase was repeated"
 
 
 @pytest.mark.usefixtures("driver")
-def test_its_own_best_is_what_a_card_is_held_against(validate: Callable[..., HostValidation]) -> None:
+def test_gpu_is_compared_with_its_own_best_value(validate: Callable[..., HostValidation]) -> None:
     validate()
-    (later,) = judged(validate(planted("loop", "values['step'] = 0.03")), "loop")
+    (later,) = judgements_of(validate(changed_in("loop", "values['step'] = 0.03")), "loop")
     assert (later.state, later.expected, later.confidence) == (WARN, 0.02, "own")
-    assert "its own best, run" in later.said
-    assert asked()[14:] == ["cuda:0 loop"], "and asked again for that"
+    assert "its own best value, run" in later.said
+    assert logged_phases()[14:] == ["cuda:0 loop"], "the doubtful phase was repeated"
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_slow_card_is_asked_again_before_it_fails(validate: Callable[..., HostValidation]) -> None:
-    found = validate(planted("product", "values['product'] = 300 * T"))
-    assert verdict.exit_of(found.run.verdict) is Exit.VERDICT_FAIL
-    assert asked()[7:] == ["cuda:0 product"]
-    (product,) = judged(found, "product")
+def test_slow_phase_is_repeated_before_the_gpu_fails(validate: Callable[..., HostValidation]) -> None:
+    validation = validate(changed_in("product", "values['product'] = 300 * T"))
+    assert verdict.exit_of(validation.run.verdict) is Exit.VERDICT_FAIL
+    assert logged_phases()[7:] == ["cuda:0 product"]
+    (product,) = judgements_of(validation, "product")
     assert product.state is FAIL
-    assert "300.0 TFLOP/s is 38% of the 794.5 TFLOP/s" in product.said
+    assert "300.0 TFLOP/s is 38% of the expected 794.5 TFLOP/s" in product.said
     assert "ticket" in product.advice
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_card_that_is_slow_once_is_not_slow(validate: Callable[..., HostValidation]) -> None:
-    found = validate(planted("product", "values['product'] = 300 * T", turns="turn == 1"))
-    assert found.run.verdict.state is PASS
-    assert found.run.validation is not None
-    assert [each.value for each in found.run.validation.readings if each.probe == "product"] == [780e12]
+def test_phase_that_is_slow_once_does_not_count(validate: Callable[..., HostValidation]) -> None:
+    validation = validate(changed_in("product", "values['product'] = 300 * T", turns="turn == 1"))
+    assert validation.run.verdict.state is PASS
+    assert validation.run.validation is not None
+    assert [item.value for item in validation.run.validation.readings if item.probe == "product"] == [780e12]
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
-def test_a_flipped_bit(validate: Callable[..., HostValidation], turns: str, state: VerdictState) -> None:
-    found = validate(planted("memory", "values['fault'] = '1 word of 8 bytes did not come back'", turns=turns))
-    assert found.run.verdict.state is state
-    assert "memory" in found.run.verdict.reasons[0]
+def test_memory_fault_fails_if_it_repeats_and_warns_otherwise(
+    validate: Callable[..., HostValidation], turns: str, state: VerdictState
+) -> None:
+    validation = validate(changed_in("memory", "values['fault'] = '1 word of 8 bytes did not come back'", turns=turns))
+    assert validation.run.verdict.state is state
+    assert "memory" in validation.run.verdict.reasons[0]
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
-def test_a_wrong_product(validate: Callable[..., HostValidation], turns: str, state: VerdictState) -> None:
-    found = validate(planted("numerics", "values['error'] = 0.3", turns=turns))
-    assert found.run.verdict.state is state
-    assert asked()[7:] == ["cuda:0 numerics"]
+def test_wrong_product_fails_if_it_repeats_and_warns_otherwise(
+    validate: Callable[..., HostValidation], turns: str, state: VerdictState
+) -> None:
+    validation = validate(changed_in("numerics", "values['error'] = 0.3", turns=turns))
+    assert validation.run.verdict.state is state
+    assert logged_phases()[7:] == ["cuda:0 numerics"]
 
 
 @pytest.mark.usefixtures("driver")
-def test_of_two_cards_the_slowest_is_named(validate: Callable[..., HostValidation], progress: Quiet) -> None:
+def test_slower_of_two_gpus_is_named(validate: Callable[..., HostValidation], progress: RecordedProgress) -> None:
     slower = "    if device == 'cuda:1' and phase == 'product': values['product'] = 640 * T\n"
-    found = validate(f"{TWO}def before(phase, turn, values):\n{slower}")
-    (slowest,) = judged(found, "slowest")
+    validation = validate(f"{TWO}def before(phase, turn, values):\n{slower}")
+    (slowest,) = judgements_of(validation, "slowest")
     assert (slowest.state, slowest.device) == (WARN, "cuda:1")
-    assert found.run.validation is not None
-    probes = {each.probe for each in found.run.validation.readings}
+    assert validation.run.validation is not None
+    probes = {item.probe for item in validation.run.validation.readings}
     assert {"together", "links"} <= probes
     assert any(line.strip().startswith("all at once") for line in progress.lines)
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_host_that_does_not_feed_all_its_cards(validate: Callable[..., HostValidation]) -> None:
-    """Alone each reaches 780 TFLOP/s; all at once, the second time that they are asked, 600."""
-    found = validate(TWO + planted("product", "values['product'] = 600 * T", turns="turn == 2"))
-    assert {each.device for each in judged(found, "together") if each.state is WARN} == {"cuda:0", "cuda:1"}
+def test_loss_of_speed_with_all_gpus_at_once_is_a_warning(validate: Callable[..., HostValidation]) -> None:
+    # Alone each GPU reaches 780 TFLOP/s; in the second turn, all at once, 600.
+    validation = validate(TWO + changed_in("product", "values['product'] = 600 * T", turns="turn == 2"))
+    assert {item.device for item in judgements_of(validation, "together") if item.state is WARN} == {"cuda:0", "cuda:1"}
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("ends", "state"), [("True", FAIL), ("not Path('linked').exists()", WARN)])
-def test_links_that_end_are_asked_again(
+def test_link_test_that_ends_early_is_repeated(
     validate: Callable[..., HostValidation], ends: str, state: VerdictState
 ) -> None:
-    usual = "    say({'reading': plain(Reading('links', 'links', 'cuda:0', 'B/s', 1.0))})\n"
-    found = validate(
-        f"{TWO}def links():\n    ends = {ends}\n    Path('linked').touch()\n    if ends: os._exit(3)\n{usual}"
+    default_links = "    emit({'reading': plain(Reading('links', 'links', 'cuda:0', 'B/s', 1.0))})\n"
+    validation = validate(
+        f"{TWO}def links():\n    ends = {ends}\n    Path('linked').touch()\n    if ends: os._exit(3)\n{default_links}"
     )
-    assert found.run.verdict.state is state
-    assert ("(exit 3)" in found.run.verdict.reasons[0]) is (state is FAIL)
+    assert validation.run.verdict.state is state
+    assert ("(exit code 3)" in validation.run.verdict.reasons[0]) is (state is FAIL)
 
 
-def test_all_devices_are_asked_for_as_long() -> None:
+def test_plan_gives_each_device_the_same_time() -> None:
     assert host.plan_seconds(60.0, 1) == 48.0
     for count in (2, 8):
         plan = host.plan_seconds(60.0 + 40.0 * (count - 1), count)
         assert 25 < plan < 48
         assert plan * count < 60 + 40 * (count - 1)
-    assert host.plan_seconds(1.0, 8) == 10.0, "less than a start tells nothing"
+    assert host.plan_seconds(1.0, 8) == 10.0, "not less than the start of a worker"
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_soak_goes_on_round_after_round(validate: Callable[..., HostValidation]) -> None:
-    faded = planted("product", "values['product'] = (780 - 100 * (turn > 2)) * T")
-    found = validate(faded, soak=1.0, rounds=3)
-    assert found.run.validation is not None
-    rounds = {each.round for each in found.run.validation.readings}
+def test_soak_repeats_rounds_until_its_time_is_over(validate: Callable[..., HostValidation]) -> None:
+    faded = changed_in("product", "values['product'] = (780 - 100 * (turn > 2)) * T")
+    validation = validate(faded, soak=1.0, rounds=3)
+    assert validation.run.validation is not None
+    rounds = {item.round for item in validation.run.validation.readings}
     assert rounds == {0, 1, 2, 3}
-    assert found.run.validation.soak_seconds is not None
-    assert found.run.validation.soak_seconds >= 1
-    (drift,) = judged(found, "drift")
+    assert validation.run.validation.soak_seconds is not None
+    assert validation.run.validation.soak_seconds >= 1
+    (drift,) = judgements_of(validation, "drift")
     assert drift.state is WARN
-    assert not found.interrupted
+    assert not validation.interrupted
 
 
-@pytest.mark.usefixtures("driver", "_signals_are_heard")
-def test_ctrl_c_ends_a_soak_and_keeps_what_was_found(
-    validate: Callable[..., HostValidation], tmp_path: Path, progress: Quiet, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("driver", "_default_sigint")
+def test_interrupt_ends_a_soak_and_keeps_its_readings(
+    validate: Callable[..., HostValidation], tmp_path: Path, progress: RecordedProgress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first round is whole; in the second, with the card at work, somebody has seen enough."""
+    # The first round is complete; SIGINT arrives in the second one, while the GPU works.
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
     stopped = []
-    usual = device.DeviceExamination.stop
+    original_stop = device.DeviceExamination.stop
 
     def stop(self: device.DeviceExamination) -> None:
         stopped.append(self.device)
-        usual(self)
+        original_stop(self)
 
     monkeypatch.setattr(device.DeviceExamination, "stop", stop)
-    found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
-    assert stopped == ["cuda:0"], "nobody waits for the round's end"
-    assert found.interrupted
-    assert found.run.verdict.state is PASS
-    assert store.load("", tmp_path / "out") == found.run
-    assert found.run.validation is not None
-    rounds = {(each.round, each.probe) for each in found.run.validation.readings if each.round}
+    validation = validate(changed_in("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
+    assert stopped == ["cuda:0"], "the round does not run to its end"
+    assert validation.interrupted
+    assert validation.run.verdict.state is PASS
+    assert store.load("", tmp_path / "out") == validation.run
+    assert validation.run.validation is not None
+    rounds = {(item.round, item.probe) for item in validation.run.validation.readings if item.round}
     whole = {(1, probe) for probe in ("product", "copy", "memory", "sustained")}
-    assert rounds == whole | {(2, "product"), (2, "copy")}, "and what the second had found"
-    assert found.run.validation.software == {"torch": "2.13.0"}
+    assert rounds == whole | {(2, "product"), (2, "copy")}, "and the readings of the second round until then"
+    assert validation.run.validation.software == {"torch": "2.13.0"}
     assert any("interrupted" in line for line in progress.lines)
 
 
-class Interrupted(ThreadPoolExecutor):
-    """Another thread of the process takes SIGINT: Python then raises it in the middle of what the main one does."""
+class InterruptedPool(ThreadPoolExecutor):
+    """Let another thread take SIGINT, so that Python raises the interrupt in the middle of the main thread's code."""
 
-    def submit(self, *words: Any, **named: Any) -> Future[Any]:
-        future = super().submit(*words, **named)
+    def submit(self, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future = super().submit(*arguments, **keywords)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while wait([future], 0.1).not_done:
             pass
         return future
 
 
-@pytest.mark.usefixtures("driver", "_signals_are_heard")
-def test_an_interrupt_that_another_thread_takes_loses_nothing(
+@pytest.mark.usefixtures("driver", "_default_sigint")
+def test_interrupt_that_another_thread_takes_keeps_the_readings(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr(host, "ThreadPoolExecutor", InterruptedPool)
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
-    found = validate(planted("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
-    assert found.run.validation is not None
-    assert {each.probe for each in found.run.validation.readings if each.round == 2} == {"product", "copy"}
+    validation = validate(changed_in("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
+    assert validation.run.validation is not None
+    assert {item.probe for item in validation.run.validation.readings if item.round == 2} == {"product", "copy"}
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_worker_that_is_started_anew_lives_on_in_the_next_round(validate: Callable[..., HostValidation]) -> None:
-    """The kernel ends a worker with the thread that has started it, as the real worker asks it to."""
+def test_new_worker_of_a_repeated_phase_continues_in_the_next_round(validate: Callable[..., HostValidation]) -> None:
+    # The kernel kills a worker when the thread that started it ends, as the real worker requests.
     bound = "import ctypes\nctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
-    found = validate(bound + planted("memory", "values['fault'] = 'wrong'", turns="turn == 2"), soak=1.0, rounds=4)
-    assert found.run.validation is not None
-    readings = found.run.validation.readings
-    assert not [each for each in readings if each.name == PROCESS]
-    assert {each.round for each in readings if each.probe == "sustained"} >= {1, 2, 3, 4}
+    validation = validate(
+        bound + changed_in("memory", "values['fault'] = 'wrong'", turns="turn == 2"), soak=1.0, rounds=4
+    )
+    assert validation.run.validation is not None
+    readings = validation.run.validation.readings
+    assert not [item for item in readings if item.name == PROCESS]
+    assert {item.round for item in readings if item.probe == "sustained"} >= {1, 2, 3, 4}
 
 
-def test_a_hidden_driver_leaves_the_verdict_open(validate: Callable[..., HostValidation]) -> None:
-    """There is none here: the real library says so."""
-    found = validate()
-    assert verdict.exit_of(found.run.verdict) is Exit.NOT_JUDGED
-    assert [each.state for each in judged(found, "driver-hidden")] == [OPEN]
+def test_verdict_without_the_drivers_library_is_could_not_judge(validate: Callable[..., HostValidation]) -> None:
+    # This test uses the real library, which finds no driver.
+    validation = validate()
+    assert verdict.exit_of(validation.run.verdict) is Exit.NOT_JUDGED
+    assert [item.state for item in judgements_of(validation, "driver-hidden")] == [OPEN]
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("visible", "is_lost"), [(None, True), ("0", False)])
-def test_a_card_that_torch_lost_is_missed(
+def test_gpu_that_torch_does_not_list_fails(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
 ) -> None:
     nodes = tuple(DeviceNode(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
-    monkeypatch.setattr(diagnosis, "read_visibility", lambda: GpuVisibility(loaded=True, nodes=nodes, visible=visible))
-    found = validate()
-    assert found.run.verdict.state is (FAIL if is_lost else PASS)
-    said = [each.said for each in judged(found, "unusable")]
-    assert ["2 cards have a node that opens, and torch sees 1" in each for each in said] == [True] * is_lost
+    monkeypatch.setattr(diagnosis, "look", lambda: GpuVisibility(loaded=True, nodes=nodes, visible=visible))
+    validation = validate()
+    assert validation.run.verdict.state is (FAIL if is_lost else PASS)
+    messages = [item.said for item in judgements_of(validation, "unusable")]
+    assert ["but torch sees 1" in message for message in messages] == [True] * is_lost
 
 
-def test_a_card_that_torch_cannot_use_fails_with_its_cause(
+def test_gpu_that_torch_cannot_use_fails_with_the_cause(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = replace(facts.probe(), gpus=(Gpu("NVIDIA H100 80GB HBM3", "9.0"),), nvidia_driver="570.86.15")
-    monkeypatch.setattr(facts, "probe", lambda: known)
-    found = validate("COUNT = 0\nFOUND |= {'cuda': None, 'available': False}\n")
-    assert verdict.exit_of(found.run.verdict) is Exit.VERDICT_FAIL
-    (unusable,) = judged(found, "unusable")
+    machine = replace(facts.probe(), gpus=(Gpu("NVIDIA H100 80GB HBM3", "9.0"),), nvidia_driver="570.86.15")
+    monkeypatch.setattr(facts, "probe", lambda: machine)
+    validation = validate("COUNT = 0\nFOUND |= {'cuda': None, 'available': False}\n")
+    assert verdict.exit_of(validation.run.verdict) is Exit.VERDICT_FAIL
+    (unusable,) = judgements_of(validation, "unusable")
     assert "CPU-only build" in unusable.said
     assert "provision env create --variant cu" in unusable.said
-    assert not Path("asked").exists()
+    assert not Path("phases").exists()
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_volume_that_takes_nothing_loses_no_result(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
+def test_unwritable_volume_does_not_lose_the_run(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
     place = suite_run.find_root(request.RunRequest(suite="", out=tmp_path, root=str(tmp_path))).validations
     place.parent.mkdir(parents=True)
     place.touch()
-    found = validate()
-    assert store.load("", tmp_path / "out") == found.run
-    assert any("not kept on the volume" in note for note in found.notes)
+    validation = validate()
+    assert store.load("", tmp_path / "out") == validation.run
+    assert any("not stored on the volume" in note for note in validation.notes)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("30m", 1800.0), ("1.5h", 5400.0)])
-def test_how_long_a_soak_is(text: str, seconds: float) -> None:
-    assert host.soak(text) == seconds
-    assert host.soak(None) is None
+def test_soak_time_is_parsed(text: str, seconds: float) -> None:
+    assert host.parse_soak(text) == seconds
+    assert host.parse_soak(None) is None
 
 
 @pytest.mark.parametrize("text", ["", "m", "0", "-5m", "1d", "nan"])
-def test_no_time_is_no_soak(text: str) -> None:
+def test_invalid_soak_time_is_rejected(text: str) -> None:
     with pytest.raises(SpecError, match="such as 30m"):
-        host.soak(text)
+        host.parse_soak(text)
 
 
-def test_a_torch_that_does_not_start_is_told(validate: Callable[..., HostValidation]) -> None:
+def test_torch_that_does_not_start_is_a_blocked_error(validate: Callable[..., HostValidation]) -> None:
     with pytest.raises(BlockedError, match=r"torch does not start(.|\n)*no module here"):
         validate("raise SystemExit('no module here')\n")
 
 
-def test_an_apple_card_is_for_bench_run(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
+def test_mps_is_rejected_with_the_right_command(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="bench run --device mps"):
         validate(device="mps")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The worker under the real interpreter: real torch, real diffusers, and what becomes of their failures."""
+"""Tests measurements under the real interpreter with real torch and diffusers, and their failures."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ def picture_of(found: dict[str, Any], name: str) -> str:
         ("sd", {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
     ],
 )
-def test_the_architectures_have_their_published_sizes(
+def test_architectures_have_their_published_number_of_parameters(
     found: dict[str, Any], name: str, parameters: dict[str, int]
 ) -> None:
     assert found[name]["parameters"] == parameters
-    assert found[name]["devices"] == ["meta"], "a size is told without memory for it"
+    assert found[name]["devices"] == ["meta"], "the parameters are counted without allocating them"
 
 
 @pytest.mark.worker
 @pytest.mark.parametrize(("name", "flops"), [("cat", 31.03e9), ("cat 256", 497.0e9), ("sd", 1.607e12)])
-def test_a_step_is_as_much_arithmetic_as_published(found: dict[str, Any], name: str, flops: float) -> None:
+def test_flops_of_a_step_are_the_published_ones(found: dict[str, Any], name: str, flops: float) -> None:
     assert found[name]["step"] == pytest.approx(flops, rel=0.01)
 
 
 @pytest.mark.worker
-def test_the_arithmetic_grows_with_batch_and_steps(found: dict[str, Any]) -> None:
+def test_flops_grow_with_batch_and_steps(found: dict[str, Any]) -> None:
     cat, three, sd = found["cat"], found["cat batch 3"], found["sd"]
     assert three["step"] == 3 * cat["step"]
     assert cat["batch"] == 50 * cat["step"]
-    # The text encoder and the decoder come on top of the steps.
+    # The text encoder and the decoder are added to the steps.
     assert sd["batch"] > 20 * sd["step"]
 
 
 @pytest.mark.worker
-def test_torch_tells_what_it_can_compute_on(found: dict[str, Any]) -> None:
+def test_query_returns_torchs_version_and_devices(found: dict[str, Any]) -> None:
     query = found["query"]
     assert set(query) == {"torch", "cuda", "available", "devices", "architectures", "mps", "refusal"}
     assert query["refusal"] is None or (query["cuda"] is not None and not query["available"])
@@ -66,27 +66,27 @@ def test_torch_tells_what_it_can_compute_on(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_a_slow_first_call_does_not_set_the_rate(found: dict[str, Any]) -> None:
+def test_slow_first_call_does_not_change_the_probes_rate(found: dict[str, Any]) -> None:
     rates = found["probe"]["rates"]
     assert rates["quiet"] == 2 * 64 * 64 * 9 * 512**2 / 0.001
     assert rates["slow start"] == rates["quiet"]
 
 
 @pytest.mark.worker
-def test_the_least_of_several_calls_sets_the_rate(found: dict[str, Any]) -> None:
+def test_shortest_of_several_calls_sets_the_probes_rate(found: dict[str, Any]) -> None:
     rates = found["probe"]["rates"]
     assert rates["other work"] == rates["quiet"]
 
 
 @pytest.mark.worker
-def test_a_cpus_rate_is_of_one_thread_times_its_threads(found: dict[str, Any]) -> None:
+def test_rate_of_a_cpu_is_that_of_one_thread_times_its_threads(found: dict[str, Any]) -> None:
     probe = found["probe"]
     assert probe["threads kept"] == 2
     assert probe["two"] > probe["one"]
     assert probe["kernels"]["fp32"] is True
 
 
-GOOD = (
+SUCCESSFUL = (
     "tiny",
     "tiny again",
     "tiny channels_last",
@@ -100,8 +100,8 @@ GOOD = (
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize("name", GOOD)
-def test_a_measurement_is_complete(found: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("name", SUCCESSFUL)
+def test_successful_measurement_is_complete(found: dict[str, Any], name: str) -> None:
     result = result_of(found, name)
     assert (result.status, result.reason) == (Status.OK, None)
     assert len(result.samples) + len(result.warmups) == stats.MIN_SAMPLES
@@ -117,13 +117,13 @@ def test_a_measurement_is_complete(found: dict[str, Any], name: str) -> None:
     assert result.host is not None
     assert result.host.threads == 1
     assert result.memory.device_peak_allocated_bytes is None
-    assert (result.memory.host_load_peak_bytes or 0) > 100_000_000  # torch alone is more
+    assert (result.memory.host_load_peak_bytes or 0) > 100_000_000  # torch alone needs more
     assert (result.memory.host_run_peak_bytes or 0) > 100_000_000
 
 
 @pytest.mark.worker
-def test_what_is_known_is_said_at_once(found: dict[str, Any]) -> None:
-    # If the process dies later, the parent has this much.
+def test_events_are_sent_as_soon_as_they_are_known(found: dict[str, Any]) -> None:
+    # If the process dies later, the parent has these data.
     events = found["tiny"]["events"]
     assert [event["phase"] for event in events if "phase" in event] == [
         "imports",
@@ -141,51 +141,51 @@ def test_what_is_known_is_said_at_once(found: dict[str, Any]) -> None:
 
 @pytest.mark.worker
 @pytest.mark.parametrize(("name", "file", "size"), [("tiny", "tiny.png", (16, 16)), ("tiny-sd", "sd.png", (64, 64))])
-def test_a_picture_is_kept(found: dict[str, Any], folder: Path, name: str, file: str, size: tuple[int, int]) -> None:
+def test_picture_is_stored(found: dict[str, Any], folder: Path, name: str, file: str, size: tuple[int, int]) -> None:
     content = (folder / file).read_bytes()
     assert content.startswith(PNG)
-    assert struct.unpack(">II", content[16:24]) == size  # a PNG's first chunk
+    assert struct.unpack(">II", content[16:24]) == size  # in the first chunk of a PNG
     numerics = result_of(found, name).numerics
     assert numerics is not None
     assert numerics.finite
     assert numerics.image == file
     grey = hashlib.sha256(bytes([127]) * size[0] * size[1] * 3).hexdigest()
-    assert numerics.image_sha256 != grey, "the picture is one even grey: nothing was computed"
+    assert numerics.image_sha256 != grey, "a grey picture means that nothing was computed"
 
 
 @pytest.mark.worker
-def test_without_a_place_no_picture_is_kept(found: dict[str, Any]) -> None:
+def test_request_without_a_path_stores_no_picture(found: dict[str, Any]) -> None:
     numerics = result_of(found, "tiny again").numerics
     assert numerics is not None
     assert numerics.image is None
 
 
 @pytest.mark.worker
-def test_the_same_seed_gives_the_same_picture(found: dict[str, Any]) -> None:
+def test_same_seed_gives_the_same_picture(found: dict[str, Any]) -> None:
     assert picture_of(found, "tiny") == picture_of(found, "tiny again")
     assert picture_of(found, "tiny-sd") == picture_of(found, "tiny-sd again")
 
 
 @pytest.mark.worker
-def test_another_seed_or_scheduler_gives_another_picture(found: dict[str, Any]) -> None:
+def test_different_seed_or_scheduler_gives_a_different_picture(found: dict[str, Any]) -> None:
     names = ["tiny", "tiny seed 1", "tiny ddpm", "tiny dpmpp-karras"]
     assert len({picture_of(found, name) for name in names}) == len(names)
 
 
 @pytest.mark.worker
-def test_real_weights_are_read_from_a_snapshot(found: dict[str, Any]) -> None:
-    # The snapshot holds just the weights that the random model has, so the picture must be the same.
+def test_weights_are_loaded_from_a_snapshot(found: dict[str, Any]) -> None:
+    # The snapshot has the weights of the random model, so the picture must be the same.
     for name, random in (("whole", "tiny"), ("parts", "tiny-sd")):
         assert result_of(found, name).weights == "real"
         assert result_of(found, random).weights == "random"
         assert picture_of(found, name) == picture_of(found, random)
-    # And one with other weights, of the fp16 variant by its name, gives another.
+    # A snapshot with other weights (named as the fp16 variant) gives another picture.
     assert result_of(found, "other").weights == "real"
     assert picture_of(found, "other") != picture_of(found, "tiny")
 
 
 @pytest.mark.worker
-def test_pickled_weights_are_refused(found: dict[str, Any], folder: Path) -> None:
+def test_pickled_weights_are_rejected(found: dict[str, Any], folder: Path) -> None:
     assert list((folder / "pickled").glob("*.bin"))
     result = result_of(found, "pickled")
     assert result.status is Status.ERROR
@@ -194,7 +194,7 @@ def test_pickled_weights_are_refused(found: dict[str, Any], folder: Path) -> Non
 
 
 @pytest.mark.worker
-def test_a_budget_too_small_is_told_before_anything_is_loaded(found: dict[str, Any]) -> None:
+def test_too_small_a_budget_skips_the_case_before_loading(found: dict[str, Any]) -> None:
     result = result_of(found, "too long")
     assert result.status is Status.SKIPPED
     predicted, _, rest = (result.reason or "").removeprefix("predicted ").partition(" s a step, ")
@@ -206,7 +206,7 @@ def test_a_budget_too_small_is_told_before_anything_is_loaded(found: dict[str, A
 
 
 @pytest.mark.worker
-def test_a_probe_that_promised_too_much_is_caught_by_the_first_image(found: dict[str, Any]) -> None:
+def test_first_image_skips_the_case_if_the_probe_was_too_optimistic(found: dict[str, Any]) -> None:
     result = result_of(found, "overrated")
     assert result.status is Status.SKIPPED
     assert (result.reason or "").startswith("predicted ")
@@ -215,30 +215,30 @@ def test_a_probe_that_promised_too_much_is_caught_by_the_first_image(found: dict
 
 
 @pytest.mark.worker
-def test_what_a_copy_moves_is_asked_before_and_after_the_images(found: dict[str, Any]) -> None:
+def test_copy_rate_is_measured_before_and_after_the_images(found: dict[str, Any]) -> None:
     copies = result_of(found, "tiny").work.copy_bytes_per_second
     assert len(copies) >= 2
     assert all(rate > 0 for rate in copies)
 
 
 @pytest.mark.worker
-def test_a_probe_that_was_disturbed_skips_nothing(found: dict[str, Any]) -> None:
+def test_known_rate_replaces_that_of_a_disturbed_probe(found: dict[str, Any]) -> None:
     result = result_of(found, "underrated")
     assert result.status is Status.OK
     assert result.work.probe_flops_per_second == 1e12
 
 
 @pytest.mark.worker
-def test_too_few_images_are_no_result(found: dict[str, Any]) -> None:
+def test_too_few_images_are_a_timeout(found: dict[str, Any]) -> None:
     result = result_of(found, "too few")
     assert result.status is Status.TIMEOUT
-    assert result.reason == "an image took 250 s: after 1 the budget leaves no time for another"
-    assert [sample.seconds for sample in result.samples] == [250.0], "it is kept all the same"
+    assert result.reason == "an image took 250 s: after 1 images the budget leaves no time for another"
+    assert [sample.seconds for sample in result.samples] == [250.0], "the sample is kept"
 
 
 @pytest.mark.worker
-def test_what_compiling_costs_is_told_beforehand(found: dict[str, Any]) -> None:
-    """By one block of it, on a compiler that is really here; the whole would not end in time."""
+def test_compile_time_is_predicted_and_skips_the_case(found: dict[str, Any]) -> None:
+    # The prediction comes from one block, compiled by the real compiler; the whole model would not end in time.
     result = result_of(found, "compiled")
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
@@ -246,44 +246,44 @@ def test_what_compiling_costs_is_told_beforehand(found: dict[str, Any]) -> None:
     predicted = result.work.predicted_compile_seconds
     assert predicted is not None
     assert predicted > 31
-    assert (result.reason or "").startswith(f"predicted {predicted:.0f} s to compile, and ")
+    assert (result.reason or "").startswith(f"the prediction is {predicted:.0f} s for compiling and ")
     assert result.phases.load_seconds is None
 
 
 @pytest.mark.worker
-def test_without_a_compiler_the_case_is_skipped(found: dict[str, Any]) -> None:
+def test_compiled_case_without_a_compiler_is_skipped(found: dict[str, Any]) -> None:
     result = result_of(found, "no compiler")
     assert result.status is Status.SKIPPED
     assert result.reason == "torch.compile cannot be used here: not implemented for 'Half'"
 
 
 @pytest.mark.worker
-def test_a_dtype_that_the_device_lacks_is_skipped(found: dict[str, Any]) -> None:
+def test_case_with_an_unsupported_dtype_is_skipped(found: dict[str, Any]) -> None:
     result = result_of(found, "no dtype")
     assert result.status is Status.SKIPPED
     assert result.reason == "cpu cannot compute in fp32: not implemented for 'Half'"
 
 
 @pytest.mark.worker
-def test_a_card_whose_memory_is_in_use_is_out_of_memory_not_unable(found: dict[str, Any]) -> None:
+def test_gpu_without_free_memory_is_out_of_memory(found: dict[str, Any]) -> None:
     result = result_of(found, "filled")
     assert result.status is Status.OOM
     assert result.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
 @pytest.mark.worker
-def test_a_picture_that_holds_no_numbers_is_an_error(found: dict[str, Any], folder: Path) -> None:
+def test_picture_with_nan_is_an_error(found: dict[str, Any], folder: Path) -> None:
     result = result_of(found, "poisoned")
     assert result.status is Status.ERROR
     assert "NaN" in (result.reason or "")
     assert result.numerics is not None
     assert not result.numerics.finite
-    # It is kept all the same: a person wants to see it.
+    # The picture is stored, so that the user can look at it.
     assert (folder / "nan.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.worker
-def test_memory_that_runs_out_is_told_as_such(found: dict[str, Any]) -> None:
+def test_lack_of_host_memory_is_out_of_memory(found: dict[str, Any]) -> None:
     result = result_of(found, "no memory")
     assert result.status is Status.OOM
     assert "can't allocate memory" in (result.reason or "")
@@ -292,7 +292,7 @@ def test_memory_that_runs_out_is_told_as_such(found: dict[str, Any]) -> None:
 
 @pytest.mark.worker
 @pytest.mark.parametrize("name", ["no memory", "overrated", "pickled"])
-def test_what_was_known_before_a_failure_is_kept(found: dict[str, Any], name: str) -> None:
+def test_failed_measurement_keeps_the_data_before_the_failure(found: dict[str, Any], name: str) -> None:
     result = result_of(found, name)
     assert result.software["torch"] == found["query"]["torch"]
     assert result.work.flops_per_step

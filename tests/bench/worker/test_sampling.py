@@ -99,7 +99,7 @@ def test_evaluation_is_compared_with_fp32(found: dict[str, Any], name: str) -> N
 def test_reference_case_is_not_compared(found: dict[str, Any]) -> None:
     numerics = result_of(found, "tiny").numerics
     assert numerics is not None
-    assert numerics.not_compared == "it is what others are compared with"
+    assert numerics.not_compared == "it is the reference of the comparison"
 
 
 @pytest.mark.worker

@@ -290,15 +290,15 @@ def test_wrong_sum_of_ranks_is_found(results: dict[str, Any]) -> None:
 def test_loops_are_cases_of_the_quick_suite() -> None:
     for device, kinds in (("cpu", sampling_speed.ON_A_CPU), ("cuda:0", sampling_speed.ON_A_CARD)):
         for kind in kinds:
-            means = cases.Capabilities(lower=None if kind.dtype == "fp32" else kind.dtype)
-            quick = [cell.case for cell in cases.unroll(cases.load_suite("quick"), device, means=means)]
+            capabilities = cases.Capabilities(lower=None if kind.dtype == "fp32" else kind.dtype)
+            quick = [cell.case for cell in cases.unroll(cases.load_suite("quick"), device, capabilities=capabilities)]
             assert any(kind.case(device, 1, case.steps) == case for case in quick), kind
 
 
 def test_time_parts_of_all_phases_add_up_to_100() -> None:
     assert tuple(run.CHECKS) == protocol.PHASES, "what the parent may ask for"
-    assert sum(phase.on_a_cpu for phase in run.CHECKS.values()) == 100
-    assert sum(phase.on_a_card for phase in run.CHECKS.values()) == 100
+    assert sum(phase.cpu_parts for phase in run.CHECKS.values()) == 100
+    assert sum(phase.gpu_parts for phase in run.CHECKS.values()) == 100
 
 
 def phases(events: list[Any]) -> list[str]:
