@@ -1,4 +1,4 @@
-"""How long the commands take: against an empty interpreter, and setup against the bare uv that it drives."""
+"""Measures the time of commands: against an empty interpreter, and setup against plain uv."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 def seconds(argv: list[object], env: dict[str, str], accept: tuple[int, ...] = (0,)) -> float:
     began = time.perf_counter()
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, env=env, check=False)
-    took = time.perf_counter() - began
-    assert done.returncode in accept, done.stdout + done.stderr
-    return took
+    process = subprocess.run([str(word) for word in argv], capture_output=True, text=True, env=env, check=False)
+    elapsed = time.perf_counter() - began
+    assert process.returncode in accept, process.stdout + process.stderr
+    return elapsed
 
 
 @pytest.mark.parametrize("words", [["--help"], ["status"]], ids=["help", "status"])
-def test_a_command_against_an_empty_interpreter(
+def test_command_against_an_empty_interpreter(
     benchmark: BenchmarkFixture, words: list[str], home: Path, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
@@ -48,7 +48,7 @@ def test_a_command_against_an_empty_interpreter(
 def test_setup_on_an_empty_root_against_bare_uv(
     benchmark: BenchmarkFixture, tmp_path: Path, home: Path, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both with caches that are cold, one after the other, from the same sources; setup has its toolbox."""
+    # Both run with cold caches, one after the other, from the same sources; firstlight's own environment exists.
     machine = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
     settings = pip_settings.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links", "cert")

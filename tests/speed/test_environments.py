@@ -1,4 +1,4 @@
-"""How long an environment takes: against bare rattler and uv, and pip; and verify against sha256sum on every core."""
+"""Measures the creation of environments against plain rattler, uv and pip, and verify against sha256sum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 LOCK = CHECKOUT / "envs/diffusers/cpu.lock"
-# What py-rattler's own documentation does with a lock, in a process that ends as ours does.
+# Installs a lock file as py-rattler's documentation does, in a process that ends like ours.
 BARE = """
 import asyncio, os, sys, rattler
 from rattler.networking.middleware import MirrorMiddleware
@@ -44,10 +44,10 @@ os._exit(0)
 def seconds(argv: list[object], env: dict[str, str], stdin: str | None = None) -> float:
     began = time.perf_counter()
     words = [str(word) for word in argv]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False, input=stdin)
-    took = time.perf_counter() - began
-    assert done.returncode == 0, done.stdout + done.stderr
-    return took
+    process = subprocess.run(words, capture_output=True, text=True, env=env, check=False, input=stdin)
+    elapsed = time.perf_counter() - began
+    assert process.returncode == 0, process.stdout + process.stderr
+    return elapsed
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def served(tmp_path: Path) -> Iterator[conda_channel.Served]:
 
 @pytest.fixture
 def envs(tmp_path: Path, served: conda_channel.Served) -> Path:
-    """The shipped envs/, its conda part from the channel on loopback."""
+    """Return a copy of the shipped envs/ whose conda packages come from the channel on loopback."""
     folder = tmp_path / "envs"
     shutil.copytree(CHECKOUT / "envs", folder)
     packages = conda_channel.locked(served.folder / "conda-forge", "python", "pip")
@@ -69,7 +69,7 @@ def envs(tmp_path: Path, served: conda_channel.Served) -> Path:
 
 @pytest.fixture
 def machine(home: Path, served: conda_channel.Served) -> dict[str, str]:
-    """The machine's own package sources, an empty home, and the channel as conda's mirror."""
+    """Return the environment variables: the machine's package sources, an empty home, and the channel as mirror."""
     env = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
     settings = pip_settings.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links", "cert")
@@ -88,7 +88,7 @@ def test_create_against_bare_rattler_and_uv(
     caches: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whole commands, taking turns, neither compiles bytecode; ours also finds the machine out and verifies."""
+    # Whole commands take turns, and none compiles bytecode; ours also detects the machine and verifies the files.
     (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
     root, bare = tmp_path / "root", tmp_path / "bare"
     uv = uv_installer.for_uv(machine, bare / "uv", offline=False)
@@ -109,15 +109,15 @@ def test_create_against_bare_rattler_and_uv(
         one_bare()
         seconds(ours, machine)
     rounds = 3
-    theirs = []
+    bare_seconds = []
 
     def turn() -> None:
-        theirs.append(one_bare())
+        bare_seconds.append(one_bare())
         clear()
 
     benchmark.pedantic(lambda: seconds(ours, machine), setup=turn, rounds=rounds, iterations=1)
     assert benchmark.stats is not None
-    median, other = benchmark.stats.stats.median, statistics.median(theirs)
+    median, other = benchmark.stats.stats.median, statistics.median(bare_seconds)
     with capsys.disabled():
         print(f"\nenv create, {caches}: {median:.2f} s; bare {other:.2f} s: {median / other:.2f} times")
 
@@ -129,7 +129,7 @@ def test_create_against_pip(
     machine: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Both with warm caches, neither compiles bytecode, both from nothing but the interpreter."""
+    # Both have warm caches, start from an interpreter only, and do not compile bytecode.
     (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
     root = tmp_path / "root"
     ours = [sys.executable, "-m", "provision", "env", "create", "--interpreter", "conda", "--root", root]
@@ -137,9 +137,9 @@ def test_create_against_pip(
 
     def pip() -> float:
         shutil.rmtree(tmp_path / "pip", ignore_errors=True)
-        took = seconds([sys.executable, "-m", "venv", tmp_path / "pip"], machine)
+        elapsed = seconds([sys.executable, "-m", "venv", tmp_path / "pip"], machine)
         install = [tmp_path / "pip/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
-        return took + seconds([*install, "--no-compile", "-r", LOCK], machine)
+        return elapsed + seconds([*install, "--no-compile", "-r", LOCK], machine)
 
     pip()
     seconds(ours, machine)
@@ -156,7 +156,7 @@ def test_create_against_pip(
 def test_verify_against_sha256sum(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same files of the real environment, both with every core and from memory."""
+    # Both read the same files of the real environment, on all cores, from the page cache.
     env = TEST_ROOT / "envs/diffusers"
     version = prefix.python_version(measured_python)
     assert version is not None
@@ -167,15 +167,15 @@ def test_verify_against_sha256sum(
     tool: list[object] = ["xargs", "-0", "-P", os.cpu_count(), "-n", 400, "sha256sum"]
 
     def verify() -> None:
-        assert installed_wheels.harmed_packages(site, wanted, deep=True) == {}
+        assert installed_wheels.harmed_packages(site, locked, deep=True) == {}
 
-    theirs = []
+    tool_seconds = []
     benchmark.pedantic(
-        verify, setup=lambda: theirs.append(seconds(tool, dict(os.environ), listing)), rounds=5, iterations=1
+        verify, setup=lambda: tool_seconds.append(seconds(tool, dict(os.environ), listing)), rounds=5, iterations=1
     )
     assert benchmark.stats is not None
     size = sum(file.stat().st_size for file in files)
-    median, other = benchmark.stats.stats.median, statistics.median(theirs)
+    median, other = benchmark.stats.stats.median, statistics.median(tool_seconds)
     with capsys.disabled():
         print(
             f"\nverify {size / 1e9:.2f} GB in {len(files)} files: {median:.2f} s, {size / median / 1e6:.0f} MB/s; "
@@ -183,10 +183,10 @@ def test_verify_against_sha256sum(
         )
 
 
-def test_a_quick_look_at_an_environment(
+def test_quick_check_of_an_environment(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Against a walk over the same files that looks at their sizes."""
+    # The reference is a walk over the same files that reads their sizes.
     env = TEST_ROOT / "envs/diffusers"
     version = prefix.python_version(measured_python)
     assert version is not None
@@ -197,12 +197,14 @@ def test_a_quick_look_at_an_environment(
     def walk() -> None:
         began = time.perf_counter()
         prefix.size_bytes(env)
-        theirs.append(time.perf_counter() - began)
+        walk_seconds.append(time.perf_counter() - began)
 
     benchmark.pedantic(
-        lambda: installed_wheels.harmed_packages(site, wanted, deep=False), setup=walk, rounds=5, iterations=1
+        lambda: installed_wheels.harmed_packages(site, locked, deep=False), setup=walk, rounds=5, iterations=1
     )
     assert benchmark.stats is not None
     median = benchmark.stats.stats.median
     with capsys.disabled():
-        print(f"\na quick look: {median:.3f} s, {median / statistics.median(theirs):.2f} times a walk over the files")
+        print(
+            f"\nquick check: {median:.3f} s, {median / statistics.median(walk_seconds):.2f} times a walk over the files"
+        )

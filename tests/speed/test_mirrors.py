@@ -1,4 +1,4 @@
-"""Choosing among mirrors against asking one after another; an install whose mirror dies against one whose does not."""
+"""Measures the probe of mirrors against a sequential probe, and an install whose mirror fails against a normal one."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def play() -> Iterator[Any]:
         return started[-1]
 
     yield start
-    for each in started:
-        each.close()
+    for server in started:
+        server.close()
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Twenty wheels of 2 MB that do not compress away."""
+    """Return twenty wheels of 2 MB that cannot be compressed."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     return [
@@ -59,36 +59,35 @@ def session() -> requests.Session:
     return requests.Session()
 
 
-def test_choosing_among_37_mirrors_half_of_them_stalling(
-    benchmark: BenchmarkFixture, play: Any, files: list[Path]
-) -> None:
-    """All at once against one after another, both by the same look."""
+def test_probe_of_37_mirrors_of_which_half_stall(benchmark: BenchmarkFixture, play: Any, files: list[Path]) -> None:
+    # The same probe runs on all mirrors at once, and on one after another.
     content = index(files[:3])
-    every = [
+    targets = [
         ProbeTarget("pip", f"m{number}", f"{play(content, *([Fault(stall=True)] if number % 2 else [])).url}/simple")
         for number in range(37)
     ]
-    known = {
+    probe_files = {
         "pip": [
             ProbeFile(f"part{n}", "1.0", "", frozenset({_digest(files[n])}), files[n].stat().st_size) for n in range(3)
         ]
     }
     began = time.perf_counter()
-    for each in every:
-        probe.probe([each], known, session)
+    for target in targets:
+        probe.probe([target], probe_files, session)
     in_turn = time.perf_counter() - began
-    benchmark.pedantic(lambda: probe.probe(every, known, session), rounds=3)
+    benchmark.pedantic(lambda: probe.probe(targets, probe_files, session), rounds=3)
     stats = benchmark.stats
     assert stats is not None
     benchmark.extra_info |= {"in_turn_s": in_turn, "ratio": stats.stats.median / in_turn}
 
 
-def test_an_install_through_the_relay_and_one_whose_mirror_dies(
+def test_install_through_the_failover_proxy_with_and_without_a_failing_mirror(
     benchmark: BenchmarkFixture, play: Any, tmp_path: Path, files: list[Path]
 ) -> None:
-    """Against bare uv with the same mirror; and when that dies, or falls silent, at half of the files."""
+    # The reference is plain uv with the same mirror. In two variants the mirror disconnects or stalls after half the
+    # files.
     content, lock = index(files), lock_text(*files)
-    took: dict[str, list[float]] = {"bare": [], "relay": [], "dies": [], "falls silent": []}
+    times: dict[str, list[float]] = {"bare": [], "relay": [], "dies": [], "falls silent": []}
 
     def once(kind: str) -> float:
         faults = {"dies": [Fault("/files/", cut=SIZE // 4, after=COUNT // 2)]}
@@ -109,20 +108,20 @@ def test_an_install_through_the_relay_and_one_whose_mirror_dies(
             both = [MirrorSource("first", f"{first.url}/simple"), MirrorSource("second", f"{second.url}/simple")]
             with failover_proxy.FailoverProxy(
                 requests.Session(), tmp_path / "arriving", SourceHealth(), lambda _, __: None
-            ) as running:
-                running.wheels(requirements.hashes(lock), both)
-                subprocess.run(argv, env=running.environment(uv), input=lock, text=True, check=True)
-                running.finish()
+            ) as proxy:
+                proxy.wheels(requirements.hashes(lock), both)
+                subprocess.run(argv, env=proxy.environment(uv), input=lock, text=True, check=True)
+                proxy.finish()
         seconds = time.perf_counter() - began
         first.close()
         second.close()
         return seconds
 
     for _ in range(3):
-        for kind, seen in took.items():
-            seen.append(once(kind))
+        for kind, samples in times.items():
+            samples.append(once(kind))
     benchmark.pedantic(lambda: once("dies"), rounds=1)
-    medians = {kind: statistics.median(seen) for kind, seen in took.items()}
+    medians = {kind: statistics.median(samples) for kind, samples in times.items()}
     benchmark.extra_info |= {f"{kind}_s": median for kind, median in medians.items()}
     benchmark.extra_info |= {"ratio": medians["relay"] / medians["bare"]}
     benchmark.extra_info |= {

@@ -1,4 +1,4 @@
-"""A pull against the hub's own client and curl; a check against bare sha256; a repair of a hundred files."""
+"""Measures a pull against the hub's client and curl, a verification against plain sha256, and a repair of 100 files."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).grou
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder in memory: the disk's moods are not what is compared."""
+    """Yield a folder in memory, so that the disk does not affect the comparison."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
-    """(address, manifest, snapshot) of eight files of 128 MiB, served by a process of its own through sendfile."""
+    """Yield (address, manifest, snapshot) of eight files of 128 MiB, which another process serves through sendfile."""
     folder = tmp_path_factory.mktemp("large") / f"models--{REPO.replace('/', '--')}"
     rows, links = [], []
     (folder / "blobs").mkdir(parents=True)
@@ -116,10 +116,10 @@ def python(script: str, *argv: object) -> list[str]:
     return [sys.executable, "-c", script, *map(str, argv)]
 
 
-def test_a_pull_against_the_client_and_curl(
+def test_pull_against_the_hubs_client_and_curl(
     benchmark: BenchmarkFixture, large: tuple[str, str, Path], memory: Path
 ) -> None:
-    """In turns, each a fresh process whose start is left out; ours hashes what comes, the others do not."""
+    # The three take turns, each in a new process whose start is not counted; only ours hashes the content.
     url, text, _ = large
     seconds: dict[str, list[float]] = {"ours": [], "client": [], "curl": [], "ours whole": []}
     peak = []
@@ -129,10 +129,10 @@ def test_a_pull_against_the_client_and_curl(
         began = time.perf_counter()
         done = subprocess.run(python(PULL, CHECKOUT, root.path, url), check=True, capture_output=True, text=True)
         seconds["ours whole"].append(time.perf_counter() - began)
-        arrived, took, most = done.stdout.split()
+        arrived, elapsed, peak_kib = done.stdout.split()
         assert int(arrived) == COUNT * SIZE
-        seconds["ours"].append(float(took))
-        peak.append(int(most) / 1024)
+        seconds["ours"].append(float(elapsed))
+        peak.append(int(peak_kib) / 1024)
         shutil.rmtree(root.path)
         client = subprocess.run(
             python(CLIENT, REPO, REVISION, memory / "hub", url),
@@ -160,10 +160,10 @@ def test_a_pull_against_the_client_and_curl(
     print(json.dumps(benchmark.extra_info))
 
 
-def test_a_pull_that_was_killed_at_nine_tenths(
+def test_pull_after_a_kill_at_nine_tenths(
     benchmark: BenchmarkFixture, large: tuple[str, str, Path], tmp_path: Path
 ) -> None:
-    """A real kill; what the next process fetches, by its own count."""
+    # The process is killed with SIGKILL; the next one counts the bytes that it downloads.
     url, text, _ = large
     shares = []
 
@@ -172,9 +172,9 @@ def test_a_pull_that_was_killed_at_nine_tenths(
         killing = PULL.replace(
             "work.run(work.plan(), lambda *_: None)",
             "import os, signal\n"
-            "def told(path, count):\n"
+            "def report(path, count):\n"
             f"    if work.arrived >= 0.9 * {COUNT * SIZE}: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "work.run(work.plan(), told)",
+            "work.run(work.plan(), report)",
         )
         done = subprocess.run(python(killing, CHECKOUT, root.path, url), check=False, capture_output=True)
         assert done.returncode == -signal.SIGKILL
@@ -187,8 +187,10 @@ def test_a_pull_that_was_killed_at_nine_tenths(
     print(json.dumps(benchmark.extra_info))
 
 
-def test_a_check_against_bare_sha256(benchmark: BenchmarkFixture, large: tuple[str, str, Path], tmp_path: Path) -> None:
-    """Both in threads over the same files, in turns; bare: hashlib over bytes that are in memory already."""
+def test_verification_against_plain_sha256(
+    benchmark: BenchmarkFixture, large: tuple[str, str, Path], tmp_path: Path
+) -> None:
+    # Both use threads and take turns; plain hashlib hashes bytes that are in memory already.
     _, text, snapshot = large
     spec = manifest.load(volume(tmp_path, "root", text).path / "models.toml").pick("large")
     block = bytes(SIZE)
@@ -197,7 +199,7 @@ def test_a_check_against_bare_sha256(benchmark: BenchmarkFixture, large: tuple[s
 
     def once() -> None:
         began = time.perf_counter()
-        assert {each.state for each in verify.look(snapshot, spec.files, Depth.HASH)} == {"ok"}
+        assert {file.state for file in verify.look(snapshot, spec.files, Depth.HASH)} == {"ok"}
         ours.append(time.perf_counter() - began)
         began = time.perf_counter()
         with ThreadPoolExecutor(cores) as pool:
@@ -213,12 +215,12 @@ def test_a_check_against_bare_sha256(benchmark: BenchmarkFixture, large: tuple[s
     print(json.dumps(benchmark.extra_info))
 
 
-def test_a_repair_of_a_hundred_files(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Refs and every link gone; from trees and blobs alone."""
+def test_repair_of_a_hundred_files(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    # Refs and all links are absent; the repair uses only trees and blobs.
     contents = {f"part{number}/config.json": json.dumps(number).encode() for number in range(100)}
     rows = {
-        path: hashlib.sha1(b"blob %d\0" % len(each) + each, usedforsecurity=False).hexdigest()
-        for path, each in contents.items()
+        path: hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        for path, content in contents.items()
     }
     seconds = []
 

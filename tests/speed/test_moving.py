@@ -1,4 +1,4 @@
-"""How long a move takes against cp and sha256sum, and how long a repair takes: both sides in one run."""
+"""Measures a folder move against cp and sha256sum, and the time of a repair."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ ROUNDS = 3
 
 def seconds(argv: list[object], env: dict[str, str] | None = None, accept: tuple[int, ...] = (0,)) -> float:
     began = time.perf_counter()
-    done = subprocess.run([str(word) for word in argv], capture_output=True, env=env, check=False)
-    took = time.perf_counter() - began
-    assert done.returncode in accept, done.stdout + done.stderr
-    return took
+    process = subprocess.run([str(word) for word in argv], capture_output=True, env=env, check=False)
+    elapsed = time.perf_counter() - began
+    assert process.returncode in accept, process.stdout + process.stderr
+    return elapsed
 
 
-def few(folder: Path) -> None:
-    """2 GB in four files."""
+def write_large_files(folder: Path) -> None:
+    """Write 2 GB in four files."""
     for number in range(4):
         with (folder / f"{number}.safetensors").open("wb") as file:
             for _ in range(512):
                 file.write(os.urandom(1 << 20))
 
 
-def many(folder: Path) -> None:
-    """50,000 files of 0.1 to 8 kB."""
+def write_small_files(folder: Path) -> None:
+    """Write 50,000 files of 0.1 to 8 kB."""
     noise = os.urandom(16_000)
     for number in range(50_000):
         if number % 100 == 0:
@@ -63,7 +63,7 @@ def other_disk() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def moving(source: Path, volume: Path) -> RelocateStep:
+def move_step(source: Path, volume: Path) -> RelocateStep:
     root = Root(volume)
     VolumeStep(root, [], Journal(root.journal)).apply()
     return RelocateStep(
@@ -71,8 +71,8 @@ def moving(source: Path, volume: Path) -> RelocateStep:
     )
 
 
-@pytest.mark.parametrize("fill", [few, many], ids=["2 GB in 4 files", "50,000 small files"])
-def test_a_move_to_another_disk_against_cp_and_sha256sum(
+@pytest.mark.parametrize("fill", [write_large_files, write_small_files], ids=["2 GB in 4 files", "50,000 small files"])
+def test_move_to_another_disk_against_cp_and_sha256sum(
     benchmark: BenchmarkFixture, tmp_path: Path, other_disk: Path, fill: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(fill)
@@ -83,18 +83,18 @@ def test_a_move_to_another_disk_against_cp_and_sha256sum(
     bare: list[float] = []
 
     def fresh() -> tuple[tuple[RelocateStep], dict[str, object]]:
-        """The other side of the comparison first, then a source to be moved."""
+        """Time the plain tools, and then create a source to move."""
         for folder in (volume, copy, source.parent):
             shutil.rmtree(folder, ignore_errors=True)
         os.sync()
         both = f"find '{kept}' '{copy}' -type f -print0 | xargs -0 sha256sum >/dev/null"
-        # Ours ends with every byte on the disk, so the bare tools have to as well.
+        # A move ends with all bytes on the disk, so the plain tools must sync too.
         bare.append(seconds(["sh", "-c", f"cp -a '{kept}' '{copy}' && sync -f '{copy}' && {both}"]))
         shutil.rmtree(copy)
         source.parent.mkdir()
         shutil.copytree(kept, source, symlinks=True, copy_function=os.link)
         os.sync()
-        return (moving(source, volume),), {}
+        return (move_step(source, volume),), {}
 
     benchmark.pedantic(lambda step: step.apply(), setup=fresh, rounds=ROUNDS)
     assert source.is_symlink()
@@ -104,10 +104,10 @@ def test_a_move_to_another_disk_against_cp_and_sha256sum(
         print(f"\nmove {median:.2f} s; cp -a, sync, sha256sum of both {other:.2f} s: {median / other:.2f} times")
 
 
-def test_a_move_on_one_disk(benchmark: BenchmarkFixture, other_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_move_on_one_disk(benchmark: BenchmarkFixture, other_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = other_disk / "home/work"
     source.mkdir(parents=True)
-    many(source)
+    write_small_files(source)
     volumes = iter(range(100))
     state = {"at": source}
 
@@ -117,7 +117,7 @@ def test_a_move_on_one_disk(benchmark: BenchmarkFixture, other_disk: Path, capsy
             state["at"].rename(source)
         volume = other_disk / f"volume{next(volumes)}"
         state["at"] = volume / "work"
-        return (moving(source, volume),), {}
+        return (move_step(source, volume),), {}
 
     benchmark.pedantic(lambda step: step.apply(), setup=fresh, rounds=9)
     assert benchmark.stats is not None
@@ -125,7 +125,7 @@ def test_a_move_on_one_disk(benchmark: BenchmarkFixture, other_disk: Path, capsy
         print(f"\nmove of 50,000 files on one disk: median {benchmark.stats.stats.median * 1000:.1f} ms")
 
 
-def test_relink_for_ten_links(
+def test_relink_of_ten_links(
     benchmark: BenchmarkFixture, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Root(tmp_path / "root")
@@ -140,18 +140,19 @@ def test_relink_for_ten_links(
         return (argv,), {}
 
     benchmark.pedantic(seconds, setup=wipe, rounds=21)
-    right = sorted(seconds(argv) for _ in range(21))[10]
+    unchanged = sorted(seconds(argv) for _ in range(21))[10]
     empty = sorted(seconds(["sh", "-c", ":"]) for _ in range(21))[10]
     assert benchmark.stats is not None
-    made = benchmark.stats.stats.median
+    created = benchmark.stats.stats.median
     with capsys.disabled():
         print(
-            f"\nrelink.sh, 10 links: made {made * 1e3:.1f} ms, right {right * 1e3:.1f} ms, sh itself {empty * 1e3:.1f}"
+            f"\nrelink.sh, 10 links: created {created * 1e3:.1f} ms, unchanged {unchanged * 1e3:.1f} ms, "
+            f"sh itself {empty * 1e3:.1f} ms"
         )
 
 
 @pytest.mark.parametrize("broken", [0, 1000])
-def test_a_repair(
+def test_repair(
     benchmark: BenchmarkFixture,
     home: Path,
     tmp_path: Path,
@@ -163,7 +164,7 @@ def test_a_repair(
     before = root.links.read_bytes() if root.links.exists() else None
     folder = tmp_path / "root"
     if broken:
-        # The test root's environment on a root of its own, with a thousand links.
+        # A new root with an empty environment and a thousand links.
         folder.mkdir()
         root = Root(folder)
         VolumeStep(root, [], Journal(root.journal)).apply()
@@ -186,7 +187,7 @@ def test_a_repair(
     def wipe() -> tuple[tuple[list[object], dict[str, str]], dict[str, object]]:
         shutil.rmtree(home)
         home.mkdir()
-        os.sync()  # or the repair's own sync would pay for the wipe
+        os.sync()  # otherwise the repair's own sync would include the wipe
         return (argv, env), {}
 
     benchmark.pedantic(seconds, setup=wipe, rounds=9)

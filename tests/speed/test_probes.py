@@ -1,4 +1,4 @@
-"""What the probes of `bench validate` reach, beside a plain loop of torch of the same shape, in one process."""
+"""Measures the checks of `bench validate` against plain loops of torch with the same shapes, in one process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pytest
     from pytest_benchmark.fixture import BenchmarkFixture
 
-# Before and after the probe: a machine that becomes slower or faster meanwhile does so for both.
-BESIDE = """
+# The plain loop runs before and after the check, so that a change of the machine affects both alike.
+COMPARISON = """
 import json, time
 import torch
 from bench.worker.checks import compute
@@ -35,13 +35,13 @@ def plain(call, amount, seconds=1.0):
         wait()
         best = max(best, 5 * amount / (time.perf_counter() - began))
     return best
-def beside(ask, make):
-    first = next(iter(ask(time.perf_counter() + 4)))
+def ratio(check, make):
+    first = next(iter(check(time.perf_counter() + 4)))
     call, amount = make(first.figures)
     before = plain(call, amount)
-    found = next(iter(ask(time.perf_counter() + 4)))
-    call, amount = make(found.figures)
-    return max(first.value, found.value) / max(before, plain(call, amount))
+    second = next(iter(check(time.perf_counter() + 4)))
+    call, amount = make(second.figures)
+    return max(first.value, second.value) / max(before, plain(call, amount))
 def product(figures):
     m, n, k = (int(figures[key]) for key in "mnk")
     left, right = torch.randn(m, k, device=name), torch.randn(k, n, device=name)
@@ -51,22 +51,22 @@ def copy(figures):
     target = torch.zeros_like(source)
     return (lambda: target.copy_(source)), 2.0 * source.numel()
 device.dtypes = ("fp32",)
-found = {"product": beside(lambda until: arithmetic.product(device, until), product)}
-found["copy"] = beside(lambda until: traffic.copy(device, until), copy)
-print(json.dumps(found))
+ratios = {"product": ratio(lambda until: arithmetic.product(device, until), product)}
+ratios["copy"] = ratio(lambda until: traffic.copy(device, until), copy)
+print(json.dumps(ratios))
 """
 
 
-def test_the_probes_against_plain_loops(
+def test_checks_against_plain_loops(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> dict[str, float]:
-        argv = [str(measured_python), "-c", BESIDE]
+        argv = [str(measured_python), "-c", COMPARISON]
         done = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(CHECKOUT)})
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        ratios: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return ratios
 
-    found = benchmark.pedantic(run, rounds=1, iterations=1)
-    benchmark.extra_info.update(found)
+    ratios = benchmark.pedantic(run, rounds=1, iterations=1)
+    benchmark.extra_info.update(ratios)
     with capsys.disabled():
-        print("\nprobe / plain loop:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in found.items()))
+        print("\ncheck / plain loop:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()))
