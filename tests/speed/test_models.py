@@ -37,7 +37,7 @@ from pathlib import Path
 from provision.models import seed_server
 snapshot = Path(sys.argv[2])
 names = [path.name for path in snapshot.iterdir()]
-server = seeding.server([seeding.served(sys.argv[3], snapshot.name, "mit", snapshot, names)], "127.0.0.1", 0)
+server = seed_server.server([seed_server.served(sys.argv[3], snapshot.name, "mit", snapshot, names)], "127.0.0.1", 0)
 print(server.server_address[1], flush=True)
 server.serve_forever()
 """

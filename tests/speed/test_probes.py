@@ -23,7 +23,7 @@ from bench.worker.checks import copies
 from bench.worker.checks import device as checked_device
 torch.set_grad_enabled(False)
 name = "cuda:0" if torch.cuda.is_available() else "cpu"
-device = seam.of(torch, name)
+device = checked_device.of(torch, name)
 wait = torch.cuda.synchronize if name != "cpu" else lambda: None
 def plain(call, amount, seconds=1.0):
     best, ends = 0.0, time.perf_counter() + seconds
@@ -51,8 +51,8 @@ def copy(figures):
     target = torch.zeros_like(source)
     return (lambda: target.copy_(source)), 2.0 * source.numel()
 device.dtypes = ("fp32",)
-ratios = {"product": ratio(lambda until: arithmetic.product(device, until), product)}
-ratios["copy"] = ratio(lambda until: traffic.copy(device, until), copy)
+ratios = {"product": ratio(lambda until: compute.product(device, until), product)}
+ratios["copy"] = ratio(lambda until: copies.copy(device, until), copy)
 print(json.dumps(ratios))
 """
 
