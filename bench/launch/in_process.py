@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provision.core import process
+from provision.core import layout, process
 from provision.core.errors import BlockedError
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ def run_in_process(request: Request, python: Path) -> Result:
     process_result = process.run([python, "-c", _LOCATE_PACKAGES], timeout_seconds=60, check=False)
     version, _, packages = process_result.stdout.strip().partition(" ")
     if process_result.returncode or version != own_version:
+        remedy = f"Make firstlight's own environment with it: rm -r .venv, then make setup PYTHON={python}"
+        if layout.is_packaged():
+            remedy = "Install firstlight under that version, or omit --in-process."
         raise BlockedError(
             f"--in-process loads the packages of {python} into this process. That is Python {version or '?'}, but this "
-            f"process is Python {own_version}. Make firstlight's own environment with it: rm -r .venv, then "
-            f"make setup PYTHON={python}"
+            f"process is Python {own_version}. {remedy}"
         )
     if packages not in sys.path:
         sys.path.append(packages)  # last, since this process has loaded its own version of the shared packages

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bench.core.codec import dumps, loads
 from bench.core.errors import BYTES_FOR_A_RUN
 from bench.core.result import SCHEMA, Run
+from provision.core import layout
 from provision.core.errors import FirstlightError, SpecError, from_os_error
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def find(name: str, out: Path, *, validation: bool | None = None) -> Path:
     if not name:
         of_kind = [run_id for run_id in ids if validation is None or (_VALIDATION in run_id) is validation]
         if not of_kind:
-            kind, command = ("validation", "bench validate") if validation else ("run", "make bench")
+            kind, command = ("validation", "bench validate") if validation else ("run", layout.next_command("bench"))
             raise FirstlightError(f"{out} has no {kind}. Run `{command}` first.")
         name = of_kind[-1]
     candidates = [out / name / "run.json", out / _BASELINES / f"{name}.json", out.__class__(name)]

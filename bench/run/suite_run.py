@@ -78,7 +78,8 @@ def find_bench(run_request: RunRequest) -> BenchHost:
     root = find_root(run_request)
     python = run_request.python or layout.interpreter(root.prefix(host.env))
     if not python.exists():
-        raise BlockedError(f"there is no interpreter {python}. Run `make setup`, or name an interpreter with --python.")
+        setup = layout.next_command("setup")
+        raise BlockedError(f"there is no interpreter {python}. Run `{setup}`, or name an interpreter with --python.")
     return BenchHost(root, python.absolute(), facts.probe(), envs)
 
 

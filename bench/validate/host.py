@@ -20,6 +20,7 @@ from bench.validate import history, judge
 from bench.validate.device import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, DeviceExamination
 from bench.validate.expectations import TOGETHER, Evidence, shown
 from bench.validate.rule_checks import is_wrong
+from provision.core import layout
 from provision.core.errors import BlockedError, FirstlightError, SpecError
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def _choose(requested: str, bench: BenchHost, query: dict[str, Any]) -> _Selecti
         name = choose_device.choose(requested, machine, query)
         return _Selection({name: _named(query["devices"][int(name.partition(":")[2])])})
     if "error" in query:
-        raise BlockedError(f"the environment's torch does not start. Run `make verify`. Its error:\n{query['error']}")
+        verify = layout.next_command("verify")
+        raise BlockedError(f"the environment's torch does not start. Run `{verify}`. Its error:\n{query['error']}")
     cards = {f"cuda:{index}": _named(described) for index, described in enumerate(query["devices"])}
     has_cards = bool(cards or bench.machine.gpus or machine.visibility.on_bus or machine.visibility.loaded)
     if requested == "cpu" or not has_cards:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core.validation_records import CUT, PROCESS, UNABLE, Judgement, VerdictState
 from bench.validate.expectations import TOGETHER, UNCHECKED, expected, gpu_table_name, share_of, shown
+from bench.validate.rules import SETUP
+from provision.core import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ _POWER = "software power cap"
 def judgement(name: str, rule: Rule, device: str, values: dict[str, Any], **changes: Any) -> Judgement:
     """Return the judgement of a rule with its texts filled in; `changes` are further fields of the judgement."""
     state = changes.pop("state", VerdictState(rule.state))
+    values = values | {SETUP: layout.next_command("setup")}
     return Judgement(name, device, state, rule.says.format(**values), rule.advice.format(**values), **changes)
 
 

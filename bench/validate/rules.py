@@ -144,7 +144,7 @@ class Rule(toml.Strict):
         if useless := given - needed - possible:
             raise ValueError(f"{', '.join(sorted(useless))} is not a key of the kind {self.kind}")
         used = {name for text in (self.says, self.advice) for _, name, _, _ in string.Formatter().parse(text) if name}
-        if unknown := used - names:
+        if unknown := used - names - {SETUP}:
             raise ValueError(f"{{{'}, {'.join(sorted(unknown))}}} is not a value of the kind {self.kind}")
         if bool(self.capped_by) != (self.capped_above is not None) or (self.capped_as_sold and not self.capped_by):
             raise ValueError("capped_by and capped_above need each other, and capped_as_sold needs both")

@@ -161,7 +161,7 @@ def test_verify_against_sha256sum(
     version = prefix.python_version(measured_python)
     assert version is not None
     site = environment_marker.site_packages(env, version)
-    wanted = LockFolder(LOCK.parent).packages(LOCK.stem, version)
+    locked = LockFolder(LOCK.parent).packages(LOCK.stem, version)
     files = [file for file in site.rglob("*") if file.is_file() and file.suffix != ".pyc"]
     listing = "\0".join(map(str, files))
     tool: list[object] = ["xargs", "-0", "-P", os.cpu_count(), "-n", 400, "sha256sum"]
@@ -191,8 +191,8 @@ def test_quick_check_of_an_environment(
     version = prefix.python_version(measured_python)
     assert version is not None
     site = environment_marker.site_packages(env, version)
-    wanted = LockFolder(LOCK.parent).packages(LOCK.stem, version)
-    theirs = []
+    locked = LockFolder(LOCK.parent).packages(LOCK.stem, version)
+    walk_seconds: list[float] = []
 
     def walk() -> None:
         began = time.perf_counter()
