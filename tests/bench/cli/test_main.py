@@ -248,7 +248,7 @@ def test_html_page_is_compared_with_another_run(tmp_path: Path) -> None:
     keep(tmp_path, a_run())
     page = bench("report", "--out", tmp_path, "--format", "html", "--against", "20260101T000000Z-tiny-abcdef")
     assert page.returncode == 0, page.stderr
-    assert "<h2>Against 20260101T000000Z-tiny-abcdef</h2>" in page.stdout
+    assert "<h2>Compared with 20260101T000000Z-tiny-abcdef</h2>" in page.stdout
     other = bench("report", "--out", tmp_path, "--against", "before")
     assert other.returncode == 2
     assert "To compare the figures: bench compare before" in other.stderr

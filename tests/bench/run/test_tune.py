@@ -159,7 +159,7 @@ def test_gain_on_a_disturbed_machine_is_repeated_and_doubted(search: Callable[..
     assert tuned.tuning.doubt == "its threads waited 40% of the time for a core"
     paced = [line for line in Path("requests").read_text().splitlines() if json.loads(line)["paced"]]
     assert len(paced) == 4
-    assert "not to be believed: its threads waited" in tables.tuning_table(tuned, color=False, width=100)
+    assert "not reliable: its threads waited" in tables.tuning_table(tuned, color=False, width=100)
 
 
 def test_best_setting_that_cannot_be_confirmed_is_doubted(search: Callable[..., TuneResult]) -> None:

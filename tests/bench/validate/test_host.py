@@ -229,7 +229,7 @@ def test_gpu_that_torch_does_not_list_fails(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
 ) -> None:
     nodes = tuple(DeviceNode(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
-    monkeypatch.setattr(diagnosis, "look", lambda: GpuVisibility(loaded=True, nodes=nodes, visible=visible))
+    monkeypatch.setattr(diagnosis, "read_visibility", lambda: GpuVisibility(loaded=True, nodes=nodes, visible=visible))
     validation = validate()
     assert validation.run.verdict.state is (FAIL if is_lost else PASS)
     messages = [item.said for item in judgements_of(validation, "unusable")]

@@ -318,7 +318,7 @@ def test_examination_runs_the_requested_phases_and_repeats_them_on_request(resul
     assert set(answer["seconds"]) == {"imports", "numerics", "copy", "threads"}
     assert {"python", "torch", "diffusers", "cpu"} == set(answer["software"])
     assert record(answer["host"], Host, "host").threads >= 1
-    assert results["examined"]["refused"].startswith("there is no phase 'heat'; there is: numerics,")
+    assert results["examined"]["refused"].startswith("there is no phase 'heat'; the phases are: numerics,")
 
 
 def test_gpu_held_exclusively_by_another_process_is_skipped(results: dict[str, Any]) -> None:
