@@ -12,9 +12,11 @@ TOGETHER = {"tests/bench/worker/test_sampling.py": "tests/bench/worker/test_meas
 # The files that take longest. They begin first, so that the last file to end is a short one.
 LONGEST = (
     "tests/provision/environments/test_conda_packages.py",
+    "tests/provision/environments/test_killed_build.py",
     "tests/bench/worker/checks/test_run.py",
     "tests/bench/worker/test_measurement.py",
     "tests/provision/cli/test_env.py",
+    "tests/provision/cli/test_env_lock.py",
     "tests/bench/run/test_recipe.py",
     "tests/bench/cli/test_main.py",
     "tests/bench/run/test_suite_run.py",

@@ -1,8 +1,9 @@
-"""The commands `provision env`."""
+"""Defines the commands `provision env`."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,11 @@ from provision.cli.common import (
     EnvsFlag,
     HostFlag,
     JsonFlag,
-    NoColorFlag,
     OfflineFlag,
+    OutputFlags,
     OutputOptions,
-    QuietFlag,
+    PlaceFlags,
     RootFlag,
-    VerboseFlag,
     WaitFlag,
     YesFlag,
     again,
@@ -28,68 +28,71 @@ from provision.cli.common import (
     run_steps,
     waiting,
 )
+from provision.core import flags
 from provision.core.errors import BlockedError, Exit, SpecError
 
-app = typer.Typer(help="The environments.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List, create, remove, run and lock environments.", no_args_is_help=True, rich_markup_mode=None)
 
-NameArgument = Annotated[str | None, typer.Argument(help="The environment; host.toml's, where none is named.")]
+NameArgument = Annotated[str | None, typer.Argument(help="The environment. Default: the one in host.toml.")]
+
+
+@dataclass(frozen=True)
+class RootFlags:
+    """Hold the flags of a command that reads no environment definition: the root, and the host's configuration."""
+
+    root: RootFlag = None
+    host: HostFlag = None
 
 
 @app.command("list")
-def list_(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """Show the environments of this machine: ours, conda's and virtual ones, and what is mixed in them."""
+@flags.expand
+def list_(*, place: RootFlags, json: JsonFlag = False) -> None:
+    """List the conda and virtual environments of this machine, with packages that both conda and pip installed."""
 
     def act() -> Exit:
         from provision.cli import output
         from provision.environments import discover
 
-        plan = resolve_host(root, host, None)
-        with during("looking at the environments", OutputOptions(json, False, False, False)):
-            found = discover.environments(plan.root, plan.home, os.environ)
-        print(output.environments_json(found) if json else output.environments(found))
+        plan = resolve_host(place.root, place.host, None)
+        with during("reading the environments", OutputOptions(json, False, False, False)):
+            environments = discover.environments(plan.root, plan.home, os.environ)
+        print(output.environments_json(environments) if json else output.environments(environments))
         return Exit.GOOD
 
     guard(act, json=json)
 
 
 @app.command()
-def where(name: NameArgument = None, root: RootFlag = None, host: HostFlag = None, json: JsonFlag = False) -> None:
-    """Print the environment's folder."""
+@flags.expand
+def where(name: NameArgument = None, *, place: RootFlags, json: JsonFlag = False) -> None:
+    """Print the folder of an environment."""
 
     def act() -> Exit:
         from provision.cli import output
         from provision.core import layout
 
-        plan = resolve_host(root, host, None, changes={"env": name})
+        plan = resolve_host(place.root, place.host, None, changes={"env": name})
         prefix = plan.root.prefix(plan.host.env)
         is_there = layout.interpreter(prefix).exists()
-        told = output.told_json("env where", env=plan.host.env, prefix=str(prefix), is_there=is_there)
-        print(told if json else prefix)
+        result = output.told_json("env where", env=plan.host.env, prefix=str(prefix), is_there=is_there)
+        print(result if json else prefix)
         return Exit.GOOD
 
     guard(act, json=json)
 
 
 @app.command()
+@flags.expand
 def create(
     name: NameArgument = None,
-    variant: Annotated[str | None, typer.Option(help="The build of torch, such as cu128.")] = None,
-    interpreter: Annotated[str | None, typer.Option(help="auto, conda or system.")] = None,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    variant: Annotated[str | None, typer.Option(help="The variant of torch, such as cu128.")] = None,
+    interpreter: Annotated[str | None, typer.Option(help="Source of Python: auto, conda or system.")] = None,
+    *,
+    place: PlaceFlags,
     offline: OfflineFlag = False,
-    wait: WaitFlag = 0,
-    json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-    no_color: NoColorFlag = False,
+    output: OutputFlags,
 ) -> None:
-    """Make one environment from its locks, or mend it."""
+    """Build an environment from its lock files, or repair it."""
 
     def act() -> Exit:
         from provision.config import toml
@@ -97,20 +100,22 @@ def create(
         if interpreter is not None:
             toml.choose(interpreter, ["auto", "conda", "system"], "interpreter")
         changes = {"env": name, "variant": variant, "interpreter": interpreter}
-        plan = resolve_host(root, host, envs, offline=offline, changes=changes)
+        plan = resolve_host(place.root, place.host, place.envs, offline=offline, changes=changes)
         env = plan.host.env
         only = {"volume", "mirror settings", f"environment {env}", f"conda sees {env}"}
-        return run_steps("env create", plan, OutputOptions(json, quiet, verbose, no_color, wait), only=only)
+        show = OutputOptions(output.json, output.quiet, output.verbose, output.no_color, output.wait)
+        return run_steps("env create", plan, show, only=only)
 
-    guard(act, json=json)
+    guard(act, json=output.json)
 
 
 @app.command()
+@flags.expand
 def remove(
     name: Annotated[str, typer.Argument(help="The environment.")],
+    *,
     yes: YesFlag = False,
-    root: RootFlag = None,
-    host: HostFlag = None,
+    place: RootFlags,
     wait: WaitFlag = 0,
     json: JsonFlag = False,
 ) -> None:
@@ -122,32 +127,33 @@ def remove(
         from provision.volume.journal import Journal
         from provision.volume.run_lock import holding
 
-        plan = resolve_host(root, host, None, changes={"env": name})
+        plan = resolve_host(place.root, place.host, None, changes={"env": name})
         prefix = plan.root.prefix(name)
         show = OutputOptions(json, False, False, False, wait)
-        with during(f"looking at {prefix}", show):
-            size = remove_environment.removable(prefix, plan.root)
-        what = f"{prefix} ({size:,} bytes) with all that was added to it"
-        if not confirmed(f"Remove {what}?", f"this removes {what}", yes, json):
+        with during(f"reading {prefix}", show):
+            size = remove_environment.removable_bytes(prefix, plan.root)
+        removal = f"{prefix} ({size:,} bytes) with all packages and files that you added"
+        if not confirmed(f"Remove {removal}?", f"this removes {removal}", yes, json):
             return Exit.GOOD
         with holding(plan.root, again(), waiting(show)) as has_waited, during(f"removing {prefix}", show):
-            size = remove_environment.removable(prefix, plan.root) if has_waited else size
+            size = remove_environment.removable_bytes(prefix, plan.root) if has_waited else size
             remove_environment.remove(prefix, plan.root, plan.home, Journal(plan.root.journal, "env remove"))
-        told = output.told_json("env remove", prefix=str(prefix), bytes=size)
-        print(told if json else f"removed {prefix}, {size:,} bytes")
+        result = output.told_json("env remove", prefix=str(prefix), bytes=size)
+        print(result if json else f"removed {prefix}, {size:,} bytes")
         return Exit.GOOD
 
     guard(act, json=json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@flags.expand
 def run(
     argv: Annotated[list[str], typer.Argument(metavar="CMD...", help="A program and its arguments, after --.")],
-    name: Annotated[str | None, typer.Option("--env", help="The environment; else host.toml's.")] = None,
-    root: RootFlag = None,
-    host: HostFlag = None,
+    name: Annotated[str | None, typer.Option("--env", help="The environment. Default: the one in host.toml.")] = None,
+    *,
+    place: RootFlags,
 ) -> None:
-    """Run a program in the environment, as if it were activated: provision env run -- python -V."""
+    """Run a program in an activated environment, for example: provision env run -- python -V."""
 
     def act() -> Exit:
         from provision.core import layout
@@ -155,19 +161,19 @@ def run(
         from provision.mirrors.tools import all_tools
         from provision.volume import variables
 
-        plan = resolve_host(root, host, None, changes={"env": name})
+        plan = resolve_host(place.root, place.host, None, changes={"env": name})
         prefix = plan.root.prefix(plan.host.env)
         if not layout.interpreter(prefix).exists():
             raise BlockedError(
-                f"{prefix} is not there. Run `{layout.next_command('setup')}`, "
+                f"{prefix} has no environment. Run `{layout.next_command('setup')}`, "
                 f"or `{layout.program()} env create {plan.host.env}`."
             )
-        environment = activation.activated(prefix, os.environ)
+        environment = activation.activated_variables(prefix, os.environ)
         environment |= variables.for_child(plan.root, os.environ, all_tools.variable_groups())
         try:
-            os.execvpe(argv[0], argv, environment)  # noqa: S606 (it takes our place: signals and exit code are its own)
+            os.execvpe(argv[0], argv, environment)  # noqa: S606 (the program replaces this process, so it gets the signals and sets the exit code)
         except FileNotFoundError:
-            raise SpecError(f"{argv[0]} is neither in {prefix} nor on the PATH.") from None
+            raise SpecError(f"{argv[0]} is neither in {prefix} nor on the PATH. Check its name.") from None
 
     guard(act)
 
@@ -176,13 +182,19 @@ def run(
 def lock(
     name: Annotated[str, typer.Argument(help="The environment.")] = "diffusers",
     envs: EnvsFlag = None,
-    platform: Annotated[list[str] | None, typer.Option(help="Solve conda's part for it, such as linux-64.")] = None,
-    virtual: Annotated[list[str] | None, typer.Option(help="As if it were there, such as __cuda=12.8.")] = None,
-    keep_conda: Annotated[bool, typer.Option("--keep-conda", help="Leave conda's part as it is.")] = False,
-    tool: Annotated[str, typer.Option("--with", help="What solves conda's part: rattler or conda-lock.")] = "rattler",
+    platform: Annotated[
+        list[str] | None, typer.Option(help="A platform to solve conda packages for, such as linux-64.")
+    ] = None,
+    virtual: Annotated[
+        list[str] | None, typer.Option(help="A virtual package for the solver, such as __cuda=12.8.")
+    ] = None,
+    keep_conda: Annotated[bool, typer.Option("--keep-conda", help="Keep the existing conda lock.")] = False,
+    tool: Annotated[
+        str, typer.Option("--with", help="The solver of conda packages: rattler or conda-lock.")
+    ] = "rattler",
     json: JsonFlag = False,
 ) -> None:
-    """Write the environment's locks anew: conda's part from environment.yml, pip's from requirements.in."""
+    """Write the lock files of an environment: conda's from environment.yml, pip's from requirements.in."""
 
     def act() -> Exit:
         from provision.cli import output
@@ -194,14 +206,14 @@ def lock(
 
         folder = layout.envs_folder(envs)
         layout.require_own(folder)
-        for each in platform or []:
-            toml.choose(each, conda_lock.PLATFORMS, "platform")
+        for platform_name in platform or []:
+            toml.choose(platform_name, conda_lock.PLATFORMS, "platform")
         toml.choose(tool, ["rattler", "conda-lock"], "tool")
-        mirrored = conda_settings.mirrors(os.environ, Path.home())
-        host = write_locks.LockHost(platform, mirrored, virtual or [], keep_conda=keep_conda, tool=tool)
+        mirrors = conda_settings.mirrors(os.environ, Path.home())
+        options = write_locks.SolverOptions(platform, mirrors, virtual or [], keep_conda=keep_conda, tool=tool)
         with during(f"locking {name}", OutputOptions(json, False, False, False)):
-            written = [str(file) for file in write_locks.lock(folder, name, host)]
-        print(output.told_json("env lock", written=written) if json else "\n".join(written))
+            paths = [str(path) for path in write_locks.lock(folder, name, options)]
+        print(output.told_json("env lock", written=paths) if json else "\n".join(paths))
         return Exit.GOOD
 
     guard(act, json=json)

@@ -1,1 +1,1 @@
-"""Environments: built from their locks, verified, activated, found and removed."""
+"""Builds environments from their lock files, and verifies, activates, lists and removes them."""

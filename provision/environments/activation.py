@@ -1,4 +1,4 @@
-"""How an environment is entered: the variables of an activated one, and the link by which conda finds ours."""
+"""Returns the variables of an activated environment, and links our environments into conda's folder."""
 
 from __future__ import annotations
 
@@ -21,98 +21,101 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.volume.journal import Journal
 
-BASES = ("miniconda3", "anaconda3", "miniforge3", "mambaforge", "micromamba")
+# The default folder names of the usual conda installers.
+_BASE_NAMES = ("miniconda3", "anaconda3", "miniforge3", "mambaforge", "micromamba")
 
 
-def activated(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a program that runs in an environment, as its own activation sets them."""
-    env = dict(environ)
+def activated_variables(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for a program in an environment, as the environment's own activation sets them."""
+    variables = dict(environ)
     for name in ("PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"):
-        env.pop(name, None)
-    env["PATH"] = os.pathsep.join(filter(None, [str(prefix / "bin"), env.get("PATH", "")]))
+        variables.pop(name, None)
+    variables["PATH"] = os.pathsep.join(filter(None, [str(prefix / "bin"), variables.get("PATH", "")]))
     if (prefix / "conda-meta").is_dir():
-        env |= {"CONDA_PREFIX": str(prefix), "CONDA_DEFAULT_ENV": prefix.name}
+        variables |= {"CONDA_PREFIX": str(prefix), "CONDA_DEFAULT_ENV": prefix.name}
     else:
-        env["VIRTUAL_ENV"] = str(prefix)
-    return env
+        variables["VIRTUAL_ENV"] = str(prefix)
+    return variables
 
 
 def conda_bases(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """The conda installations of this machine, the one in use first."""
-    named = [environ.get("CONDA_EXE"), shutil.which("conda", path=environ.get("PATH", ""))]
-    found = [Path(os.path.realpath(exe)).parent.parent for exe in named if exe]
-    found += [parent / base for parent in (home, Path("/root"), Path("/opt")) for base in BASES]
-    found += [Path("/opt/conda")]
-    whole = []
-    for base in found:
+    """Return the folders of this machine's conda installations; the installation in use comes first."""
+    programs = [environ.get("CONDA_EXE"), shutil.which("conda", path=environ.get("PATH", ""))]
+    candidates = [Path(os.path.realpath(program)).parent.parent for program in programs if program]
+    candidates += [parent / name for parent in (home, Path("/root"), Path("/opt")) for name in _BASE_NAMES]
+    candidates += [Path("/opt/conda")]
+    bases = []
+    for folder in candidates:
         try:
-            if (base / "conda-meta").is_dir() and base not in whole:
-                whole.append(base)
+            if (folder / "conda-meta").is_dir() and folder not in bases:
+                bases.append(folder)
         except OSError:
-            continue  # another user's home
-    return whole
+            continue  # the home of another user, which may not be read
+    return bases
 
 
 def conda_folders(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """The folders of this home that the user has named to conda for environments and packages.
+    """Return the folders below the home that conda's settings name for environments and packages.
 
     Raises:
         SpecError: conda's settings cannot be read.
     """
     settings = conda_settings.conda_settings(environ, home)
-    named = [environ.get(name) or "" for name in ("CONDA_ENVS_DIRS", "CONDA_ENVS_PATH", "CONDA_PKGS_DIRS")]
-    found = [folder for each in named for folder in each.split(os.pathsep)]
+    variables = [environ.get(name) or "" for name in ("CONDA_ENVS_DIRS", "CONDA_ENVS_PATH", "CONDA_PKGS_DIRS")]
+    paths = [path for value in variables for path in value.split(os.pathsep)]
     for key in ("envs_dirs", "envs_path", "pkgs_dirs"):
-        listed = settings.get(key)
-        found += listed if isinstance(listed, list) else [listed] if listed else []
-    folders = [home / str(folder).removeprefix("~/") for folder in found if folder]
+        value = settings.get(key)
+        paths += value if isinstance(value, list) else [value] if value else []
+    folders = [home / str(path).removeprefix("~/") for path in paths if path]
     return [folder for folder in folders if folder != home and folder.is_relative_to(home)]
 
 
 class CondaLinkStep:
-    """Conda finds the environment by its name: `conda activate NAME` and `conda env list`."""
+    """Links an environment into conda's folder, so that `conda activate NAME` and `conda env list` find it."""
 
     essential = False
     local = True
 
     def __init__(self, prefix: Path, home: Path, bases: list[Path], journal: Journal) -> None:
-        """Take the environment's folder, the home, and the conda installations that are here."""
+        """Take the environment's prefix, the home, the folders of the conda installations, and the run's journal."""
         self.name = f"conda sees {prefix.name}"
         self.prefix = prefix
         self.bases = bases
         self.journal = journal
         self.home = home
-        # One of conda's own default envs_dirs, so no setting of the user's is touched.
+        # This folder is in conda's default envs_dirs, so no setting of the user has to change.
         self.link = home / ".conda" / "envs" / prefix.name
 
     def is_recorded(self, root: Root) -> bool:
-        """Whether an earlier run has made the link: then it is kept, also while no conda is here."""
+        """Return whether an earlier run has made the link. A recorded link is kept even if conda is missing now."""
         return any(link.path == self.link for link in links.recorded(root, self.home))
 
     def linked(self) -> Iterator[links.Link]:
-        """The link, where it stands."""
+        """Yield the link if it exists and points to the prefix."""
         if link_target(self.link) == str(self.prefix):
             yield links.Link(self.link, self.prefix)
 
     def describe(self) -> str:
-        """The plan's line."""
+        """Return the line of the plan."""
         return f"link {self.link} to {self.prefix}, so that `conda activate {self.prefix.name}` finds it"
 
-    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no depth)
-        """Look at the link, and for an environment of conda's own that has the name."""
-        owner = read_owner(self.prefix)
-        if owner is None or not python_source(owner).is_conda:
-            return Check(State.OK, f"it is no conda environment; enter it with: . {self.prefix}/bin/activate")
-        taken = next((base for base in self.bases if (base / "envs" / self.prefix.name).exists()), None)
-        ours = self.link.is_symlink() and self.link.readlink() == self.prefix
-        # A link that leads nowhere is somebody's too: what it leads to may only not be mounted.
-        if taken is not None or (not ours and (self.link.is_symlink() or self.link.exists())):
-            where = taken / "envs" / self.prefix.name if taken else self.link
-            note = f"conda has {where} under this name; enter ours with: conda activate {self.prefix}"
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no content to verify)
+        """Return OK if the link exists, the environment is not conda's, or another environment has the name."""
+        marker = read_owner(self.prefix)
+        if marker is None or not python_source(marker).is_conda:
+            return Check(State.OK, f"not a conda environment; activate it with: . {self.prefix}/bin/activate")
+        base = next((base for base in self.bases if (base / "envs" / self.prefix.name).exists()), None)
+        is_ours = self.link.is_symlink() and self.link.readlink() == self.prefix
+        # A dangling link is kept too, because its target may be on a volume that is not mounted.
+        if base is not None or (not is_ours and (self.link.is_symlink() or self.link.exists())):
+            other = base / "envs" / self.prefix.name if base else self.link
+            note = (
+                f"conda uses the name {self.prefix.name} for {other}; activate ours with: conda activate {self.prefix}"
+            )
             return Check(State.OK, note, note)
-        if ours:
+        if is_ours:
             return Check(State.OK, f"conda activate {self.prefix.name}")
-        return Check(State.DRIFTED, f"{self.link} is not there")
+        return Check(State.DRIFTED, f"{self.link} does not exist")
 
     def apply(self) -> None:
         """Make the link."""

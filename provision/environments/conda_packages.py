@@ -1,13 +1,14 @@
-"""The conda part of an environment, installed by rattler: its interpreter, and what else its lock holds."""
+"""Installs the conda packages of an environment with rattler: Python, and the other packages of the conda lock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from provision.core import layout
 from provision.core.errors import BlockedError, SpecError
 from provision.core.python_source import PythonSource
-from provision.environments import prefix
+from provision.environments.prefix import conda_records
 from provision.installers import rattler
 from provision.lockfiles import conda_lock
 from provision.volume.environment_marker import python_source
@@ -24,96 +25,114 @@ if TYPE_CHECKING:
 
 @dataclass
 class CondaInstaller:
-    """Install the conda part of one environment: `lock` for `platform` (conda's name of this machine), or nothing.
+    """Installs the conda packages of one environment.
 
-    `locks` holds the lock files, and `place` is where the environment lies in the end. `wanted` is the source of python
-    that is asked for.
+    `locks` is the folder of the lock files. `lock` is the path of the conda lock, or None if there is none. `platform`
+    is conda's name for this machine, or None if conda has none. `requested` is the requested source of Python.
+    `final_prefix` is the prefix of the finished environment, which may be built in another folder.
     """
 
     locks: LockFolder
     lock: Path | None
     platform: str | None
-    wanted: PythonSource
-    place: Path
+    requested: PythonSource
+    final_prefix: Path
     root: Root
-    supply: PackageSources
+    sources: PackageSources
     offline: bool
 
     def choose(self) -> tuple[PythonSource, str | None]:
-        """Conda or system; and why the system's stands in where conda's was meant."""
-        wanted, lock = self.wanted, self.lock
-        if wanted.is_system or (wanted.is_auto and lock is None):
+        """Return the source of Python, CONDA or SYSTEM, and the reason if SYSTEM is a fallback.
+
+        Raises:
+            SpecError: conda is requested, and there is no conda lock.
+            BlockedError: conda is requested, and its packages cannot be installed.
+        """
+        if self.requested.is_system or (self.requested.is_auto and self.lock is None):
             return PythonSource.SYSTEM, None
-        if lock is None:
-            raise SpecError(f"{self.locks.path} has no conda-lock.yml, so its python cannot come from conda.")
-        reason = self._no_conda()
+        if self.lock is None:
+            raise SpecError(
+                f"{self.locks.path} has no conda-lock.yml, so conda cannot provide Python. Request the system's Python "
+                f'(interpreter = "system" in host.toml), or write an environment.yml and run '
+                f"`{layout.program()} env lock {self.locks.path.name}`."
+            )
+        reason = self._obstacle()
         if reason is None:
             return PythonSource.CONDA, None
-        if wanted.is_conda:
+        if self.requested.is_conda:
             raise BlockedError(
-                f"python cannot be had from conda: {reason}. Name a mirror (channel_alias in ~/.condarc, or "
-                'CONDA_CHANNEL_ALIAS), or take the system\'s python: interpreter = "system" in host.toml.'
+                f"conda cannot provide Python: {reason}. Set a mirror (channel_alias in ~/.condarc, or "
+                'CONDA_CHANNEL_ALIAS), or request the system\'s Python: interpreter = "system" in host.toml.'
             )
         return PythonSource.SYSTEM, reason
 
-    def _no_conda(self) -> str | None:
-        """Return why the conda part cannot be installed here and now, or None."""
+    def _obstacle(self) -> str | None:
+        """Return the reason why the conda packages cannot be installed now, or None."""
         if self.platform is None:
             return "conda has no name for this platform"
-        every = self.locks.conda_packages()  # a lock that cannot be read is an error; one for other platforms is none
+        # A lock that cannot be read is an error. A lock for other platforms only is a reason for the system's Python.
+        locked = self.locks.conda_packages()
         try:
-            packages = conda_lock.of_platform(self.locks.conda_file, every, self.platform)
+            packages = conda_lock.of_platform(self.locks.conda_file, locked, self.platform)
         except SpecError as error:
             return str(error).rstrip(".")
-        absent = rattler.not_cached(packages, self.root.pkgs)
-        if absent and self.offline:
-            return f"offline, and {len(absent)} of {len(packages)} conda packages are not in {self.root.pkgs}"
-        return self.supply.unreachable(absent)
+        missing = rattler.not_cached(packages, self.root.pkgs)
+        if missing and self.offline:
+            return f"offline, and {len(missing)} of {len(packages)} conda packages are not in {self.root.pkgs}"
+        return self.sources.unreachable(missing)
 
-    def install(self, where: Path, reinstall: Sequence[str] = ()) -> None:
-        """Install the lock into a folder; the packages of `reinstall` are put anew.
+    def install(self, folder: Path, reinstall: Sequence[str] = ()) -> None:
+        """Install the packages of the lock into a folder, and reinstall those that `reinstall` names.
 
         Raises:
             SpecError: there is no lock for this platform.
-            BlockedError: offline, and a package is not cached; or no space is left.
+            BlockedError: a package is not cached and the run is offline, or no space is left.
+            FirstlightError: a package cannot be downloaded, or its checksum is wrong.
         """
         lock, platform = self.lock, self.platform
         if lock is None or platform is None:
-            raise SpecError(f"{self.locks.path} has no conda-lock.yml for this platform. Restore it.")
-        mirrored = self.supply.for_conda(self.packages())
-        if self.offline and (absent := rattler.not_cached(self.packages(), self.root.pkgs)):
+            raise SpecError(f"{self.locks.path} has no conda-lock.yml for this platform. Restore the file.")
+        mirrors = self.sources.for_conda(self.packages())
+        if self.offline and (missing := rattler.not_cached(self.packages(), self.root.pkgs)):
             raise BlockedError(
-                f"offline, and {absent[0].name} is not in {self.root.pkgs}. Run again without --offline."
+                f"offline, and {missing[0].name} is not in {self.root.pkgs}. Run again without --offline."
             )
         environment = self.locks.environment()
         specs = [spec for spec, _ in environment.conda] if environment is not None else []
         rattler.install(
             lock,
             platform,
-            where,
+            folder,
             self.root.pkgs,
-            mirrored,
-            final=self.place,
+            mirrors,
+            final=self.final_prefix,
             specs=specs,
             reinstall=reinstall,
-            kept=set(prefix.conda_records(where)) - {each.name for each in self.packages()},
+            kept=set(conda_records(folder)) - {package.name for package in self.packages()},
             full=bool(reinstall),
         )
 
-    def packages(self, owner: dict[str, object] | None = None) -> Sequence[CondaPackage]:
-        """Return what the lock holds; nothing for an environment (`owner`) whose python is the system's."""
-        if self.lock is None or (owner is not None and not python_source(owner).is_conda):
+    def packages(self, marker: dict[str, object] | None = None) -> Sequence[CondaPackage]:
+        """Return the packages of the lock for this platform.
+
+        Args:
+            marker: of an existing environment; the result is empty if its Python is the system's.
+        """
+        if self.lock is None or (marker is not None and not python_source(marker).is_conda):
             return []
         return self.locks.conda_packages(self.platform)
 
-    def python(self, source: PythonSource = PythonSource.AUTO) -> str | None:
-        """Return the version of the lock's python, or None where the environment has the system's."""
-        if source.is_system or self.wanted.is_system or self.lock is None or self.platform is None:
+    def python_version(self, source: PythonSource = PythonSource.AUTO) -> str | None:
+        """Return the version of Python in the lock, or None if the environment gets the system's Python."""
+        if source.is_system or self.requested.is_system or self.lock is None or self.platform is None:
             return None
-        return next((each.version for each in self.packages() if each.name == "python"), None)
+        return next((package.version for package in self.packages() if package.name == "python"), None)
 
-    def far_cache(self) -> str | None:
-        """Return why packages were copied instead of linked, or None."""
-        if not self.root.pkgs.exists() or self.root.pkgs.stat().st_dev == self.place.stat().st_dev:
+    def copy_warning(self) -> str | None:
+        """Return a warning if the package cache is on another file system, so that files are copied; else None."""
+        if not self.root.pkgs.exists() or self.root.pkgs.stat().st_dev == self.final_prefix.stat().st_dev:
             return None
-        return f"{self.root.pkgs} lies on another file system than {self.place}: its files were copied, not linked"
+        return (
+            f"{self.root.pkgs} is on another file system than {self.final_prefix}, so its files were copied instead of "
+            "hard-linked"
+        )

@@ -13,45 +13,51 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def mixed(prefix: Path) -> list[str]:
-    """What pip put over, or in place of, packages that conda manages in the same environment.
+def conflicts(prefix: Path) -> list[str]:
+    """Return a text for each package from pip that conflicts with the packages that conda manages.
 
-    A package of pip shadows conda's when both are installed under one name; it stands in for one when conda's
-    packages depend on the name and conda itself does not hold it.
+    A package from pip conflicts with conda's package of the same name. It also conflicts if conda's packages depend on
+    its name, and conda has not installed a package of this name.
     """
     records = conda_records(prefix)
-    held = {normal(name): record for name, record in records.items()}
-    owned = {row["_path"]: row for record in records.values() for row in record.get("paths_data", {}).get("paths", [])}
-    wanted = {
+    installed = {normal(name): record for name, record in records.items()}
+    files = {row["_path"]: row for record in records.values() for row in record.get("paths_data", {}).get("paths", [])}
+    dependents = {
         normal(spec.split()[0]): name
         for name, record in records.items()
         for spec in record.get("depends", [])
-        if not spec.startswith("__")
+        if not spec.startswith("__")  # a virtual package, such as __glibc
     }
-    found = []
+    texts = []
     for info in sorted(dist_infos(prefix)):
         name, _, version = info.name.removesuffix(".dist-info").partition("-")
         name = normal(name)
-        if _is_condas(info, prefix, owned):
+        if _is_from_conda(info, prefix, files):
             continue
-        if name in held:
-            found.append(f"{name} {version} of pip over conda's {held[name].get('version')}")
-        elif name in wanted:
-            found.append(f"{name} {version} of pip, which conda's {wanted[name]} depends on")
-    return found
+        if name in installed:
+            texts.append(f"{name} {version} from pip replaces {installed[name].get('version')} from conda")
+        elif name in dependents:
+            texts.append(f"{name} {version} from pip, but conda's {dependents[name]} depends on it")
+    return texts
 
 
-def _is_condas(info: Path, prefix: Path, owned: Mapping[str, Any]) -> bool:
-    """Whether conda put this package here and nobody has put another over it."""
+def _is_from_conda(info: Path, prefix: Path, files: Mapping[str, Any]) -> bool:
+    """Return whether conda installed this package and pip has not replaced it.
+
+    Args:
+        info: the .dist-info folder of the package.
+        prefix: the environment.
+        files: {path: conda's record} of the files that conda installed.
+    """
     relative = info.relative_to(prefix).as_posix()
-    if f"{relative}/METADATA" not in owned:
+    if f"{relative}/METADATA" not in files:
         return False
-    installer = owned.get(f"{relative}/INSTALLER")
-    there = info / "INSTALLER"
-    if installer is None:
-        return not there.exists()
-    expected = installer.get("sha256_in_prefix") or installer.get("sha256")
-    return there.exists() and hashlib.sha256(there.read_bytes()).hexdigest() == expected
+    record = files.get(f"{relative}/INSTALLER")
+    installer = info / "INSTALLER"
+    if record is None:
+        return not installer.exists()
+    digest = record.get("sha256_in_prefix") or record.get("sha256")
+    return installer.exists() and hashlib.sha256(installer.read_bytes()).hexdigest() == digest
 
 
 def dist_infos(prefix: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Resolves what an environment is made of: its folder under envs/, and the builds of torch that fit the machine."""
+"""Resolves the definition of an environment: its lock files, and the variants of torch for this machine."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from provision.host.facts import HostFacts
 
 _INPUTS = ("environment.yml", "requirements.in")
-_PLAIN = "requirements"  # the one lock of an environment without torch: requirements.lock
+_PLAIN = "requirements"  # an environment without torch has one lock, requirements.lock
 
 
 @dataclass(frozen=True)
 class EnvironmentDefinition:
-    """What an environment is made of.
+    """Describe the parts of an environment.
 
-    `locks` is the folder of its locks; `variants` is the wanted one first, then its stand-ins; `pythons` are the
-    versions that the locks hold wheels for; `interpreter` is auto, conda or system; `platform` is conda's name of this
-    machine; `reason` says why the variant, `warning` what its owner should know of it.
+    `locks` is the folder of its lock files. `variants` has the chosen variant first, then its fallbacks. `pythons` are
+    the Python versions for which the locks have wheels. `interpreter` is auto, conda or system. `platform` is conda's
+    name for this machine, or None. `reason` explains the choice of the variant. `warning` is shown to the user.
     """
 
     name: str
@@ -46,17 +46,17 @@ class EnvironmentDefinition:
 
     @property
     def python_source(self) -> PythonSource:
-        """Return the source of python that is asked for."""
+        """Return the requested source of Python."""
         return PythonSource(self.interpreter)
 
     @property
     def conda_lock(self) -> Path | None:
-        """The lock of the conda part, where there is one."""
+        """Return the path of the conda lock, or None if it does not exist."""
         return self.locks.conda_file if self.locks.conda_file.exists() else None
 
 
 def names(envs: Path) -> list[str]:
-    """Return the names of the environments of an envs/ folder: every folder with a lock, except the toolbox."""
+    """Return the sorted names of the environments in an envs/ folder: each folder with a lock, except the toolbox."""
     folders = [folder for folder in envs.iterdir() if folder.is_dir() and folder.name != "toolbox"]
     return sorted(
         folder.name for folder in folders if any(folder.glob("*.lock")) or (folder / "conda-lock.yml").exists()
@@ -64,28 +64,29 @@ def names(envs: Path) -> list[str]:
 
 
 def resolve(envs: Path, host: HostSpec, facts: HostFacts) -> EnvironmentDefinition:
-    """Resolve the environment of a host.
+    """Return the definition of a host's environment.
 
     Args:
-        envs: the folder that holds torch.toml and a folder for each environment.
-        host: names the environment, its variant and its interpreter.
-        facts: of the machine that the variant must fit.
+        envs: the folder with torch.toml and a folder for each environment.
+        host: the specification with the environment, its variant and its interpreter.
+        facts: the facts of the machine on which the variant must run.
 
     Raises:
-        SpecError: there is no such environment, it is not locked, no variant fits, or it mixes conda and pip.
+        SpecError: the environment does not exist or has no lock, no variant runs on the machine, or environment.yml
+            requests one package from both conda and pip.
     """
     if host.env not in names(envs) and any((envs / host.env / file).exists() for file in _INPUTS):
         raise SpecError(f"{envs / host.env} is not locked yet. Run `{layout.program()} env lock {host.env}`.")
     folder = envs / toml.choose(host.env, names(envs), "environment")
     torch = toml.load(envs / "torch.toml", torch_config.TorchSpec)
     locks = LockFolder(folder)
-    locks.environment()  # a package that is asked of conda and of pip is refused before any step begins
+    locks.environment()  # reports a package that is requested from both conda and pip, before any step begins
     locked = [file.stem for file in folder.glob("*.lock")]
     if any(variant.name in locked for variant in torch.variant):
         choice = torch_build.choose(facts, torch, host.variant, locked)
     else:
         name = toml.choose(host.variant, ["auto", _PLAIN], "variant")
-        choice = torch_build.TorchChoice([torch_config.Variant(name=_PLAIN)], f"{name}: it has no build of torch")
+        choice = torch_build.TorchChoice([torch_config.Variant(name=_PLAIN)], f"{name}: this environment has no torch")
     platform = conda_lock.subdir(facts.system, facts.machine)
     return EnvironmentDefinition(
         host.env, locks, choice.variants, torch.python, host.interpreter, platform, choice.reason, choice.warning

@@ -1,4 +1,4 @@
-"""The environments that are on this machine, ours and others', and what is wrong in them."""
+"""Lists the conda and virtual environments of this machine, with the conflicts between conda and pip in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.environments.activation import conda_bases
-from provision.environments.conda_pip_conflicts import dist_infos, mixed
+from provision.environments.conda_pip_conflicts import conflicts, dist_infos
 from provision.environments.prefix import conda_records, size_bytes
 from provision.installers import conda_settings
 from provision.lockfiles.requirements import normal
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DiscoveredEnvironment:
-    """One environment; `mixed` says what pip put over conda's packages, `activatable` by what it is entered."""
+    """Describe one environment of this machine.
+
+    `manager` is "conda" or "venv". `interpreter` is such as "Python 3.11.7". `variant` is a variant of torch, or a
+    version such as "torch 2.13.0". `mixed` has a text for each package from pip that conflicts with conda.
+    `activatable` is the command that activates the environment, or None.
+    """
 
     name: str
     prefix: str
@@ -36,17 +41,17 @@ class DiscoveredEnvironment:
     on_volume: bool
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON types."""
+        """Return the record as plain JSON types."""
         return asdict(self)
 
 
 def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[DiscoveredEnvironment]:
-    """Every environment in the places where environments are kept; ours first.
+    """Return the environments in all usual folders; those of the root come first.
 
     Args:
-        root: the persistent folder.
-        home: whose conda settings and folders are looked at.
-        environ: for CONDA_*, VIRTUAL_ENV and WORKON_HOME.
+        root: the root, whose environments firstlight made.
+        home: the home with conda's settings and folders.
+        environ: the variables; CONDA_*, VIRTUAL_ENV and WORKON_HOME name further folders.
     """
     bases = conda_bases(environ, home)
     folders = _children(root.prefix(""))
@@ -54,37 +59,37 @@ def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Dis
         folders += [base, *_children(base / "envs")]
     for parent in _envs_dirs(environ, home):
         folders += _children(parent)
-    listed = home / ".conda" / "environments.txt"
-    if listed.is_file():
-        folders += [Path(line) for line in listed.read_text(encoding="utf-8", errors="replace").split("\n") if line]
+    registry = home / ".conda" / "environments.txt"  # conda writes the path of each environment that it makes here
+    if registry.is_file():
+        folders += [Path(line) for line in registry.read_text(encoding="utf-8", errors="replace").split("\n") if line]
     folders += [Path(environ[name]) for name in ("CONDA_PREFIX", "VIRTUAL_ENV") if environ.get(name)]
-    found: dict[Path, DiscoveredEnvironment] = {}
+    discovered: dict[Path, DiscoveredEnvironment] = {}
     for folder in folders:
         try:
             real = folder.resolve()
-            if real not in found and ((real / "conda-meta").is_dir() or (real / "pyvenv.cfg").is_file()):
-                found[real] = _look(folder, real, root, bases)
+            if real not in discovered and ((real / "conda-meta").is_dir() or (real / "pyvenv.cfg").is_file()):
+                discovered[real] = _describe(folder, real, root, bases)
         except OSError:
-            continue  # another user's
-    return list(found.values())
+            continue  # a folder of another user, which may not be read
+    return list(discovered.values())
 
 
-def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> DiscoveredEnvironment:
+def _describe(folder: Path, real: Path, root: Root, bases: list[Path]) -> DiscoveredEnvironment:
     is_conda = (real / "conda-meta").is_dir()
-    owner = read_owner(real) or {}
+    marker = read_owner(real) or {}
     infos = dist_infos(real)
     torch = next((info.name.removesuffix(".dist-info") for info in infos if info.name.startswith("torch-")), None)
-    variant = owner.get("variant") or (torch.replace("-", " ") if torch else None)
+    variant = marker.get("variant") or (torch.replace("-", " ") if torch else None)
     records = conda_records(real) if is_conda else {}
     if is_conda:
         version = records.get("python", {}).get("version")
-        by_name = any(real.parent == base / "envs" for base in bases) or ".conda" in folder.parts
-        enter = f"conda activate {folder.name if by_name else real}" if bases else None
+        has_name = any(real.parent == base / "envs" for base in bases) or ".conda" in folder.parts
+        command = f"conda activate {folder.name if has_name else real}" if bases else None
     else:
         config = (real / "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
         match = re.search(r"^version(?:_info)?\s*=\s*(\S+)", config, re.MULTILINE)
         version = match.group(1) if match else None
-        enter = f". {real}/bin/activate" if (real / "bin" / "activate").exists() else None
+        command = f". {real}/bin/activate" if (real / "bin" / "activate").exists() else None
     return DiscoveredEnvironment(
         name="base" if real in bases else folder.name,
         prefix=str(real),
@@ -92,9 +97,9 @@ def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> Discovered
         interpreter=f"Python {version}" if version else None,
         variant=str(variant) if variant else None,
         packages=len(records) + sum(normal(info.name.split("-")[0]) not in records for info in infos),
-        mixed=tuple(mixed(real)) if is_conda else (),
-        activatable=enter,
-        # Other environments and the package cache lie inside conda's base.
+        mixed=tuple(conflicts(real)) if is_conda else (),
+        activatable=command,
+        # The folder of conda's base environment also contains the other environments and the package cache.
         size_bytes=size_bytes(real, ("envs", "pkgs") if real in bases else ()),
         on_volume=real.is_relative_to(root.path.resolve()),
     )
@@ -102,9 +107,13 @@ def _look(folder: Path, real: Path, root: Root, bases: list[Path]) -> Discovered
 
 def _envs_dirs(environ: Mapping[str, str], home: Path) -> list[Path]:
     settings = conda_settings.conda_settings(environ, home)
-    listed = settings.get("envs_dirs") or settings.get("envs_path") or []
-    named = environ.get("CONDA_ENVS_DIRS") or environ.get("CONDA_ENVS_PATH") or ""
-    folders = [*named.split(":"), *(listed if isinstance(listed, list) else []), environ.get("WORKON_HOME", "")]
+    configured = settings.get("envs_dirs") or settings.get("envs_path") or []
+    variable = environ.get("CONDA_ENVS_DIRS") or environ.get("CONDA_ENVS_PATH") or ""
+    folders = [
+        *variable.split(":"),
+        *(configured if isinstance(configured, list) else []),
+        environ.get("WORKON_HOME", ""),
+    ]
     folders += [str(home / ".conda" / "envs"), str(home / ".virtualenvs")]
     return [Path(str(folder)).expanduser() for folder in folders if folder]
 

@@ -20,74 +20,74 @@ if TYPE_CHECKING:
 ABSENT = "is not installed"
 
 
-def harmed_packages(
-    site: Path, wanted: Sequence[LockedPackage], *, deep: bool, progress: Progress = no_progress
+def damaged_packages(
+    site: Path, packages: Sequence[LockedPackage], *, deep: bool, progress: Progress = no_progress
 ) -> dict[str, str]:
-    """{name: reason} of the locked packages that are absent, of another version, or not as recorded.
+    """Return {name: reason} of the locked packages that are missing, have another version, or have damaged files.
 
     Args:
         site: a site-packages folder.
-        wanted: what the lock pins.
-        deep: hash every file against its RECORD, not only its size.
-        progress: told the files and bytes that are hashed.
+        packages: the packages that the lock pins.
+        deep: compare the hash of each file with the RECORD of its package, not only the size.
+        progress: receives the number of hashed files and bytes.
     """
-    there = {}
+    installed = {}
     for folder in site.glob("*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")
-        there[normal(name)] = (version, folder)
-    harmed = {}
+        installed[normal(name)] = (version, folder)
+    damaged = {}
     intact: list[tuple[str, Path]] = []
-    for package in wanted:
-        if package.name not in there:
-            harmed[package.name] = ABSENT
-        elif there[package.name][0] != package.version:
-            harmed[package.name] = f"is {there[package.name][0]}, the lock wants {package.version}"
+    for package in packages:
+        if package.name not in installed:
+            damaged[package.name] = ABSENT
+        elif installed[package.name][0] != package.version:
+            damaged[package.name] = f"is {installed[package.name][0]}, the lock pins {package.version}"
         else:
-            intact.append((package.name, there[package.name][1]))
+            intact.append((package.name, installed[package.name][1]))
     hashed: dict[str, tuple[str, str]] = {}
     digests = []
     for name, info in intact:
-        # 20,000 calls of stat hold Python's lock: they are quicker in one thread.
+        # Threads compete for Python's global lock: 20,000 calls of stat are faster in one thread.
         reason = _stat_record(info)
         if reason:
-            harmed[name] = reason
+            damaged[name] = reason
         elif deep:
             for path, digest in _digests(info):
-                whole = f"{info.parent}{os.sep}{path}"
-                hashed[whole] = (name, path)
-                digests.append((whole, digest))
-    for whole in mismatched_files(digests, progress):
-        name, path = hashed[whole]
-        harmed.setdefault(name, f"{path} does not have its recorded content")
-    return harmed
+                full_path = f"{info.parent}{os.sep}{path}"
+                hashed[full_path] = (name, path)
+                digests.append((full_path, digest))
+    for full_path in mismatched_files(digests, progress):
+        name, path = hashed[full_path]
+        damaged.setdefault(name, f"{path} does not have its recorded content")
+    return damaged
 
 
 def _digests(info: Path) -> list[tuple[str, bytes]]:
-    """(path, sha256) of every recorded file."""
+    """Return (path, sha256 digest) of each file in the RECORD of a .dist-info folder."""
     rows = [(path, digest.partition("=")) for path, digest, _ in _record(info)]
     return [(path, urlsafe_b64decode(f"{digest}=")) for path, (kind, _, digest) in rows if kind == "sha256"]
 
 
 def _stat_record(info: Path) -> str | None:
-    """The first recorded file that is missing or has another size."""
+    """Return a text for the first file of the RECORD that is missing or has another size, or None."""
     site = f"{info.parent}{os.sep}"
     for path, _, size in _record(info):
         try:
-            found = os.stat(site + path).st_size  # noqa: PTH116 (20,000 files in a tenth of a second)
+            actual = os.stat(site + path).st_size  # noqa: PTH116 (20,000 files in a tenth of a second)
         except OSError:
             return f"{path} is missing"
-        if size and int(size) != found:
-            return f"{path} is {found} bytes, recorded with {size}"
+        if size and int(size) != actual:
+            return f"{path} has {actual} bytes, its RECORD has {size}"
     return None if (info / "RECORD").exists() else "its RECORD is missing"
 
 
 def _record(info: Path) -> list[tuple[str, str, str]]:
-    """(path, digest, size) of every file that a package recorded, its compiled bytecode left out."""
+    """Return (path, digest, size) of each file in the RECORD of a package, without compiled bytecode."""
     try:
         text = (info / "RECORD").read_text(encoding="utf-8")
     except OSError:
         return []
-    # Nearly every line is three plain fields; only a path with a comma in it is quoted.
+    # Nearly all lines have three plain fields, for which split is enough. Only a path with a comma is quoted.
     rows = text.splitlines() if '"' not in text else csv.reader(text.splitlines())
     fields = [row.split(",") if isinstance(row, str) else row for row in rows]
     return [(row[0], row[1], row[2]) for row in fields if len(row) == 3 and not row[0].endswith(".pyc")]

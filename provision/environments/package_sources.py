@@ -1,4 +1,4 @@
-"""Where the packages of an environment come from, the best source first."""
+"""Selects the sources of an environment's packages, and serves them to uv and rattler through the failover proxy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from provision.core.redact import redact
-from provision.environments.torch_sources import TorchSource, own_places
+from provision.environments.torch_sources import TorchSource, own_sources
 from provision.installers import conda_settings, pip_settings, rattler
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class PackageSources:
-    """What one run knows of its sources. `open` it while packages are fetched.
+    """Selects the sources of packages for one run; packages are installed within `open`.
 
-    `progress` is told the bytes that arrive, and how many will.
+    `home` has the settings of pip and conda. `progress` receives (bytes received, bytes expected). `health` records the
+    failures and deliveries of the mirrors.
     """
 
     root: Root
@@ -46,16 +47,16 @@ class PackageSources:
     offline: bool
     progress: Callable[[int, int], None]
     health: SourceHealth = field(default_factory=SourceHealth)
-    _relay: FailoverProxy | None = None
+    _proxy: FailoverProxy | None = None
 
     @cached_property
     def machine(self) -> MachineSettings:
-        """Return the settings of this machine."""
+        """Return the variables and the home with this machine's own settings; pip's are read once."""
         return MachineSettings(self.environ, self.home)
 
     @property
     def settings(self) -> dict[str, list[str]]:
-        """This machine's pip settings; asking for them takes a quarter of a second."""
+        """Return this machine's pip settings; reading them takes a quarter of a second."""
         return self.machine.pip
 
     @property
@@ -63,59 +64,65 @@ class PackageSources:
         return mirror_record.read(self.root) or mirror_record.MirrorRecord()
 
     def wheel_sources(self, variant: Variant) -> list[MirrorSource]:
-        """Whom a relay asks for wheels; nobody where the machine's own settings or the official index serve alone."""
+        """Return the sources of wheels for the failover proxy, the best first.
+
+        The list is empty if uv needs no proxy: no mirror is chosen, the machine has its own pip settings, or every
+        source is official.
+        """
         record = self._record
-        chosen = record.sources(Pip.name)
-        if not chosen or Pip().own_setting(self.machine, record):
+        indexes = record.sources(Pip.name)
+        if not indexes or Pip().own_setting(self.machine, record):
             return []
-        own_builds = self.torch_sources(variant)
-        if all(source.is_official for source in (*chosen, *own_builds)):
+        torch_pages = self.torch_sources(variant)
+        if all(source.is_official for source in (*indexes, *torch_pages)):
             return []
-        named = [replace(each, url=pip_settings.official_index()) if each.is_official else each for each in chosen]
-        # One name, one standing: who fails as an index of wheels may still hold the builds of torch.
-        return [*named, *(replace(each, name=f"{each.name} (torch)") for each in own_builds)]
+        named = [
+            replace(source, url=pip_settings.official_index()) if source.is_official else source for source in indexes
+        ]
+        # The health of a source is recorded by its name. A mirror that fails as an index may still serve torch.
+        return [*named, *(replace(source, name=f"{source.name} (torch)") for source in torch_pages)]
 
     def torch_sources(self, variant: Variant) -> list[MirrorSource]:
-        """Where a build such as 2.13.0+cpu lies, the chosen mirror first, the official page among them."""
+        """Return the pages with a build such as 2.13.0+cpu: the chosen mirrors, and the official page."""
         if variant.find_links is None:
             return []
         official = MirrorSource(OFFICIAL, variant.find_links, "find-links")
-        chosen = [official if each.is_official else each for each in self._record.sources(Torch.name)]
-        return chosen if official in chosen else [*chosen, official]
+        pages = [official if source.is_official else source for source in self._record.sources(Torch.name)]
+        return pages if official in pages else [*pages, official]
 
-    def places(self, uv: uv_installer.UvSources, variant: Variant) -> list[TorchSource]:
-        """Return every source that uv is given, the mirrors behind a relay among them."""
+    def uv_sources(self, uv: uv_installer.UvSources, variant: Variant) -> list[TorchSource]:
+        """Return all sources from which uv installs, including the mirrors behind the failover proxy."""
         mirrors = self.wheel_sources(variant)
         if not mirrors:
-            return own_places(uv)
-        own = own_places(replace(uv, flags=("--no-index",)))
-        return [*own, *(TorchSource(f"the mirror {each.name}", each.url, each.kind) for each in mirrors)]
+            return own_sources(uv)
+        own = own_sources(replace(uv, flags=("--no-index",)))
+        return [*own, *(TorchSource(f"the mirror {mirror.name}", mirror.url, mirror.kind) for mirror in mirrors)]
 
-    def torch_places(self, variant: Variant) -> list[TorchSource]:
-        """Return the pages that torch alone may be taken from; none where a relay has them among its mirrors."""
+    def torch_pages(self, variant: Variant) -> list[TorchSource]:
+        """Return the pages from which only torch is installed; none if the failover proxy already uses them."""
         if self.wheel_sources(variant) and not self.offline:
             return []
         return [
-            TorchSource(f"the page {redact(each.url)}", Torch.page(each), "find-links")
-            for each in self.torch_sources(variant)
+            TorchSource(f"the page {redact(source.url)}", Torch.page(source), "find-links")
+            for source in self.torch_sources(variant)
         ]
 
     def conda_sources(self) -> list[MirrorSource]:
-        """Whom to ask for conda's packages, the best first; nobody where the machine's conda names its own mirror."""
+        """Return the sources of conda packages, the best first; none if the machine's conda settings name a mirror."""
         record = self._record
         if Conda().own_setting(self.machine, record):
             return []
-        return [each for each in record.sources(Conda.name) if each.is_official or each.channels]
+        return [source for source in record.sources(Conda.name) if source.is_official or source.channels]
 
     def unreachable(self, packages: Sequence[CondaPackage]) -> str | None:
-        """Why conda's packages cannot be fetched from anywhere, asked with one of them; None when they can."""
-        asked = self.conda_sources()
-        if not asked:
+        """Return the reason why no source serves the conda packages, or None; each source is tried with one package."""
+        sources = self.conda_sources()
+        if not sources:
             return rattler.unreachable(packages, conda_settings.mirrors(self.environ, self.home))
         reasons = []
-        for source in asked:
-            mirrored = {f"{conda_settings.CHANNELS}/{name}/": f"{url}/" for name, url in source.channels.items()}
-            reason = rattler.unreachable(packages, mirrored)
+        for source in sources:
+            mirrors = {f"{conda_settings.CHANNELS}/{name}/": f"{url}/" for name, url in source.channels.items()}
+            reason = rattler.unreachable(packages, mirrors)
             if reason is None:
                 return None
             reasons.append(reason)
@@ -123,41 +130,47 @@ class PackageSources:
 
     @contextmanager
     def open(self, variant: Variant) -> Iterator[None]:
-        """Have a relay where there are mirrors; in the end its health goes to the journal."""
-        mirrored = any(not each.is_official for each in (*self.wheel_sources(variant), *self.conda_sources()))
-        if self.offline or not mirrored:
+        """Run the failover proxy if a mirror is used; at the end, write deliveries and warnings to the journal."""
+        has_mirror = any(not source.is_official for source in (*self.wheel_sources(variant), *self.conda_sources()))
+        if self.offline or not has_mirror:
             yield
             return
         session = pip_settings.session(self.environ, self.settings)
-        with FailoverProxy(session, self.root.cache / "arriving", self.health, self.progress) as running:
-            self._relay = running
+        with FailoverProxy(session, self.root.cache / "arriving", self.health, self.progress) as proxy:
+            self._proxy = proxy
             try:
                 yield
-                running.finish()
+                proxy.finish()
             finally:
-                self._relay = None
+                self._proxy = None
                 for name, source, size in self.health.delivered:
                     self.journal.record(PackageDownload(name, source, size))
                 for text in self.health.warnings():
                     self.journal.record(MirrorWarning(redact(text)))
 
-    def for_wheels(self, uv: uv_installer.UvSources, variant: Variant, asked: str) -> uv_installer.UvSources:
-        """How uv is started to install what a lock's text asks for."""
-        from_mirrors = self.wheel_sources(variant)
-        if from_mirrors and self.offline:
+    def for_wheels(self, uv: uv_installer.UvSources, variant: Variant, lock: str) -> uv_installer.UvSources:
+        """Return the settings with which uv installs the packages of a lock, through the failover proxy if needed.
+
+        Args:
+            uv: the settings with this machine's own sources.
+            variant: the variant of torch in the lock.
+            lock: the text of the lock.
+        """
+        mirrors = self.wheel_sources(variant)
+        if mirrors and self.offline:
             return replace(uv, environment=cached_only(uv.environment))
-        if not from_mirrors or self._relay is None:
+        if not mirrors or self._proxy is None:
             return uv
-        self._relay.wheels(requirements.hashes(asked), from_mirrors)
-        return replace(uv, environment=self._relay.environment(uv.environment))
+        self._proxy.wheels(requirements.hashes(lock), mirrors)
+        return replace(uv, environment=self._proxy.environment(uv.environment))
 
     def for_conda(self, packages: Sequence[CondaPackage]) -> dict[str, str]:
-        """{channel's own address: who serves it}, as rattler takes it."""
-        asked = self.conda_sources()
-        if self._relay is None or not any(not each.is_official for each in asked):
+        """Return {official URL of a channel: URL of its mirror or of the failover proxy}, as rattler takes it."""
+        sources = self.conda_sources()
+        if self._proxy is None or not any(not source.is_official for source in sources):
             return conda_settings.mirrors(self.environ, self.home)
-        return self._relay.conda(packages, asked)
+        return self._proxy.conda(packages, sources)
 
     def failure(self) -> str | None:
-        """Why a file did not come, in our words: the installer knows only that we did not serve it."""
-        return "; ".join(self._relay.failures.values()) if self._relay and self._relay.failures else None
+        """Return the proxy's reasons for files that it could not serve, or None; the installer does not see them."""
+        return "; ".join(self._proxy.failures.values()) if self._proxy and self._proxy.failures else None

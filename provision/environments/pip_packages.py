@@ -1,4 +1,4 @@
-"""The pip part of an environment, installed by uv: every package by hash, what is harmed put anew."""
+"""Installs the pip packages of an environment with uv: each by its hash, and damaged packages again."""
 
 from __future__ import annotations
 
@@ -25,20 +25,27 @@ if TYPE_CHECKING:
 
 
 class _NotCachedError(BlockedError):
-    """Offline, and something is not in the cache."""
+    """Raised when uv runs offline and a package is not in its cache."""
 
 
 @dataclass(frozen=True)
 class PipInstaller:
-    """Run uv for one environment; messages call it `place`."""
+    """Runs uv for one environment.
 
-    place: Path
+    `final_prefix` is the prefix of the finished environment, which may be built in another folder.
+    """
+
+    final_prefix: Path
     uv: uv_installer.UvSources
-    supply: PackageSources
+    sources: PackageSources
     offline: bool
 
-    def venv(self, where: Path, base: Path) -> None:
-        """Make, or make anew, a virtual environment that may be moved as a whole.
+    def venv(self, folder: Path, base: Path) -> None:
+        """Make a virtual environment that can be moved, or make its interpreter again.
+
+        Args:
+            folder: where the environment is made.
+            base: the interpreter that it uses.
 
         Raises:
             BlockedError: no space is left.
@@ -50,74 +57,74 @@ class PipInstaller:
             "--allow-existing",
             "--relocatable",
             "--prompt",
-            self.place.name,
+            self.final_prefix.name,
         ]
-        self._run(["venv", *flags, "--python", base, where], self.uv)
+        self._run(["venv", *flags, "--python", base, folder], self.uv)
 
     def install(
-        self, where: Path, way: InstallRoute, version: str, wanted: Sequence[LockedPackage], asked: str
+        self, folder: Path, route: InstallRoute, version: str, packages: Sequence[LockedPackage], lock: str
     ) -> None:
-        """Make an environment hold what a lock asks for; what else is in it stays.
+        """Install the packages of a lock into an environment; other packages in it stay.
 
         Args:
-            where: the environment as it lies now.
-            way: the build of torch, and where it comes from.
-            version: of its python, such as "3.11.7".
-            wanted: the packages.
-            asked: the lock's text.
+            folder: the current folder of the environment.
+            route: the variant of torch, and its source.
+            version: the version of the environment's Python, such as "3.11.7".
+            packages: the packages of the lock.
+            lock: the text of the lock.
 
         Raises:
-            BlockedError: no space is left; or, offline, a package is not in the cache.
-            TorchError: torch could not be installed, and everything else could.
+            BlockedError: no space is left, or a package is not cached and the run is offline.
+            TorchError: torch could not be installed, but the other packages could.
             CommandError: uv failed.
         """
-        site = environment_marker.site_packages(where, version)
-        found = installed_wheels.harmed_packages(site, wanted, deep=True)
-        harmed = {name for name, reason in found.items() if reason != installed_wheels.ABSENT}
+        site = environment_marker.site_packages(folder, version)
+        reasons = installed_wheels.damaged_packages(site, packages, deep=True)
+        damaged = {name for name, reason in reasons.items() if reason != installed_wheels.ABSENT}
         install: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", "-"]
-        install += ["--python", layout.interpreter(where)]
-        # uv trusts a .dist-info folder: a package whose files are harmed has to be named. Only then: what is named is
-        # unpacked again.
-        for name in sorted(harmed):
+        install += ["--python", layout.interpreter(folder)]
+        # uv takes a package with a .dist-info folder as installed, so a damaged package has to be named. uv unpacks a
+        # named package again, so intact ones are not named.
+        for name in sorted(damaged):
             install += ["--reinstall-package", name]
-        self._install(install, way, asked)
-        mended = [package for package in wanted if package.name in harmed]
-        spread = installed_wheels.harmed_packages(site, mended, deep=True)
-        if spread:
-            # An installed file is a hard link into uv's cache: harm to the one is harm to the other.
-            self._run(["cache", "clean", "--quiet", *spread], self.uv)
-            self._install(install, way, asked)
+        self._install(install, route, lock)
+        reinstalled = [package for package in packages if package.name in damaged]
+        still_damaged = installed_wheels.damaged_packages(site, reinstalled, deep=True)
+        if still_damaged:
+            # An installed file is a hard link into uv's cache, so the cached file has the same damage.
+            self._run(["cache", "clean", "--quiet", *still_damaged], self.uv)
+            self._install(install, route, lock)
 
-    def _install(self, install: Sequence[str | Path], way: InstallRoute, asked: str) -> None:
-        torch, rest = requirements.split(asked, {"torch"})
-        if way.page is None:
+    def _install(self, install: Sequence[str | Path], route: InstallRoute, lock: str) -> None:
+        torch, others = requirements.split(lock, {"torch"})
+        if route.page is None:
             try:
-                self._from_own(install, way.variant, asked)
+                self._install_from_uv_sources(install, route.variant, lock)
             except (process.CommandError, _NotCachedError) as error:
-                # uv's words do not tell whose fault it is. A second run does: without torch it works, or it does not.
+                # uv's message does not show which package failed. A second run without torch shows it.
                 if not torch.strip():
                     raise
-                self._from_own(install, way.variant, rest)
+                self._install_from_uv_sources(install, route.variant, others)
                 raise TorchError(str(error)) from error
             return
-        self._from_own(install, way.variant, rest)
-        # From this page alone: whatever the machine's own sources list of torch has been passed over.
-        links = {name: value for name, value in self.uv.environment.items() if name != "UV_FIND_LINKS"}
-        alone = replace(self.uv, environment=links, config={})
+        self._install_from_uv_sources(install, route.variant, others)
+        # Only this page is used, because the query has rejected the torch of the machine's own sources.
+        environment = {name: value for name, value in self.uv.environment.items() if name != "UV_FIND_LINKS"}
+        page_only = replace(self.uv, environment=environment, config={})
         try:
-            self._run([*install, "--no-index", "--find-links", way.page], alone, torch, way.variant)
+            self._run([*install, "--no-index", "--find-links", route.page], page_only, torch, route.variant)
         except (process.CommandError, _NotCachedError) as error:
             raise TorchError(str(error)) from error
 
-    def _from_own(self, install: Sequence[str | Path], variant: Variant, asked: str) -> None:
-        uv = self.supply.for_wheels(self.uv, variant, asked)
-        words = [*install, *self.uv.flags]
+    def _install_from_uv_sources(self, install: Sequence[str | Path], variant: Variant, lock: str) -> None:
+        uv = self.sources.for_wheels(self.uv, variant, lock)
+        arguments = [*install, *self.uv.flags]
         try:
-            self._run(words, uv, asked, variant)
+            self._run(arguments, uv, lock, variant)
         except _NotCachedError:
             if uv is self.uv:
                 raise
-            self._run(words, self.uv, asked, variant)  # it may have been fetched before there was a mirror
+            self._run(arguments, self.uv, lock, variant)  # a package may be cached from before a mirror was chosen
 
     def _run(
         self,
@@ -126,23 +133,34 @@ class PipInstaller:
         stdin: str | None = None,
         variant: Variant | None = None,
     ) -> None:
-        """Run uv; `variant`: what it installs, so that the message of a full disk names the bytes needed."""
+        """Run uv, and turn its failures into our errors.
+
+        Args:
+            arguments: the arguments of uv.
+            uv: the settings with which it runs.
+            stdin: the text for its input.
+            variant: the variant that it installs; the error for a full disk names its size.
+
+        Raises:
+            BlockedError: no space is left, or a package is not cached and the run is offline.
+            CommandError: uv failed.
+        """
         needed = variant.install_bytes if variant else None
         try:
             uv_installer.run_uv(arguments, uv, stdin)
         except process.CommandError as error:
-            ours = self.supply.failure()
-            if re.search(r"os error 28|No space left|os error 122|Disk quota", f"{error} {ours}"):
-                wanted = f" (about {needed:,} bytes are needed)" if needed else ""
+            proxy_failure = self.sources.failure()
+            if re.search(r"os error 28|No space left|os error 122|Disk quota", f"{error} {proxy_failure}"):
+                size = f" (about {needed:,} bytes are needed)" if needed else ""
                 raise BlockedError(
-                    f"{self.place}: no space left{wanted}. Free some, or give another --root, then run again."
+                    f"{self.final_prefix}: no space left{size}. Free some, or give another --root, then run again."
                 ) from error
             if self.offline:
                 reason = str(error).splitlines()[-1].strip().rstrip(".")
                 raise _NotCachedError(
-                    f"{self.place} cannot be made whole without the network: {reason}. "
+                    f"{self.final_prefix} cannot be completed without the network: {reason}. "
                     f"Run `{layout.next_command('setup')}`."
                 ) from error
-            if ours is not None:
-                raise process.CommandError(f"{self.place}: {ours}") from error
+            if proxy_failure is not None:
+                raise process.CommandError(f"{self.final_prefix}: {proxy_failure}") from error
             raise

@@ -1,4 +1,4 @@
-"""Rewrites a prefix that was moved: the paths in scripts, records and binaries."""
+"""Rewrites the prefix of a moved environment in its scripts, and updates the RECORD of their packages."""
 
 from __future__ import annotations
 
@@ -15,52 +15,53 @@ if TYPE_CHECKING:
 
 
 def rewrite(prefix: Path, old: str, new: str) -> None:
-    """Make every script of an environment name `new` where it names `old`, and every RECORD agree.
+    """Replace the path `old` by `new` in all scripts of an environment, and update their hashes and sizes in RECORD.
 
     Args:
-        prefix: the environment's folder as it lies now.
-        old: the path that its scripts carry.
-        new: the path that they shall carry.
+        prefix: the current folder of the environment.
+        old: the path in its scripts.
+        new: the path that replaces it.
     """
-    before, after = os.fsencode(old), os.fsencode(new)
+    old_bytes, new_bytes = os.fsencode(old), os.fsencode(new)
     changed = {}
     scripts = prefix / ("Scripts" if sys.platform == "win32" else "bin")
     for script in sorted(scripts.iterdir()) if scripts.is_dir() else []:
         if script.is_symlink() or not script.is_file() or _is_binary(script):
             continue
         content = script.read_bytes()
-        # Whole path components alone: /data/env is not meant by /data/env2.
-        fresh = re.sub(re.escape(before) + rb"(?=[/\"'\s:;)]|$)", lambda _: after, content)
-        if fresh != content:
+        # Match only whole path components: /data/env is not a part of /data/env2.
+        rewritten = re.sub(re.escape(old_bytes) + rb"(?=[/\"'\s:;)]|$)", lambda _: new_bytes, content)
+        if rewritten != content:
             part = script.with_name(f".{script.name}.part")
-            part.write_bytes(fresh)
+            part.write_bytes(rewritten)
             shutil.copymode(script, part)
             part.replace(script)
-            changed[script.name] = (hashlib.sha256(fresh).digest(), len(fresh))
+            changed[script.name] = (hashlib.sha256(rewritten).digest(), len(rewritten))
     for pattern in ("lib/python3*/site-packages", "Lib/site-packages"):
         for record in prefix.glob(f"{pattern}/*.dist-info/RECORD"):
-            _rerecord(record, changed)
+            _update_record(record, changed)
 
 
-def _rerecord(record: Path, changed: dict[str, tuple[bytes, int]]) -> None:
+def _update_record(record: Path, changed: dict[str, tuple[bytes, int]]) -> None:
+    """Write the new digest and size of the changed scripts ({name: (sha256, bytes)}) into a RECORD."""
     text = record.read_text(encoding="utf-8")
     if "../bin/" not in text and "../Scripts/" not in text:
         return
     lines = text.splitlines()
-    fresh = []
+    new_lines = []
     for line in lines:
         path = line.partition(",")[0]
         name = path.rpartition("/")[2]
         if path.startswith("../") and path.split("/")[-2:-1] in (["bin"], ["Scripts"]) and name in changed:
             digest, size = changed[name]
-            line = f"{path},sha256={urlsafe_b64encode(digest).rstrip(b'=').decode()},{size}"  # noqa: PLW2901 (its row)
-        fresh.append(line)
-    if fresh != lines:
+            line = f"{path},sha256={urlsafe_b64encode(digest).rstrip(b'=').decode()},{size}"  # noqa: PLW2901 (the new row replaces the old one)
+        new_lines.append(line)
+    if new_lines != lines:
         part = record.with_name("RECORD.part")
-        part.write_text("\n".join(fresh) + "\n", encoding="utf-8")
+        part.write_text("\n".join(new_lines) + "\n", encoding="utf-8")
         part.replace(record)
 
 
 def _is_binary(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return b"\0" in opened.read(1024)
+    with file.open("rb") as stream:
+        return b"\0" in stream.read(1024)

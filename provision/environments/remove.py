@@ -1,4 +1,4 @@
-"""Takes an environment away: only one that firstlight made, and only while nothing runs in it."""
+"""Removes an environment that firstlight made and in which no program runs."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ if TYPE_CHECKING:
     from provision.volume.journal import Journal
 
 
-def removable(prefix: Path, root: Root) -> int:
-    """The bytes that a removal would free.
+def removable_bytes(prefix: Path, root: Root) -> int:
+    """Return the size in bytes of an environment that may be removed.
 
     Raises:
-        SpecError: there is no such environment; with those that are there.
-        BlockedError: it is not ours, or a program runs in it.
+        SpecError: the environment does not exist; the message lists those of the root.
+        BlockedError: firstlight did not make the environment, or a program runs in it.
     """
-    there = sorted(folder.parent.name for folder in root.prefix("").glob("*/.firstlight.json"))
+    names = sorted(folder.parent.name for folder in root.prefix("").glob("*/.firstlight.json"))
     if not prefix.exists():
-        raise SpecError(f"{prefix} is not there; there is: {', '.join(there) or 'none'}.")
+        raise SpecError(f"{prefix} does not exist; the environments of this root: {', '.join(names) or 'none'}.")
     if read_owner(prefix) is None or prefix.is_symlink():
-        raise BlockedError(f"{prefix} was not made by firstlight, so it is left alone. Look at it: ls -la {prefix}")
-    running = _running_in(prefix)
-    if running:
-        raise BlockedError(f"a program runs in {prefix}: {running}. End it, then run again.")
+        raise BlockedError(f"{prefix} was not made by firstlight, so it is not removed. Inspect it: ls -la {prefix}")
+    program = _running_program(prefix)
+    if program:
+        raise BlockedError(f"a program runs in {prefix}: {program}. End it, then run again.")
     return size_bytes(prefix)
 
 
 def remove(prefix: Path, root: Root, home: Path, journal: Journal) -> None:
-    """Take conda's link to it away, then its name at once, then its files."""
-    aside = prefix.with_name(f".{prefix.name}.building-{uuid.uuid4().hex[:8]}")  # what is cleared if we are killed here
+    """Remove conda's link to an environment, then rename its folder, then delete the folder."""
+    # If this process is killed, the next build deletes the folder, because it has the name of an unfinished build.
+    renamed = prefix.with_name(f".{prefix.name}.building-{uuid.uuid4().hex[:8]}")
     journal.record(EnvironmentRemoval(prefix))
     link = home / ".conda" / "envs" / prefix.name
     if link.is_symlink() and link.readlink() == prefix:
         link.unlink()
     relink.forget(root, home, link)
-    prefix.rename(aside)
-    shutil.rmtree(aside)
+    prefix.rename(renamed)
+    shutil.rmtree(renamed)
 
 
-def _running_in(prefix: Path) -> str | None:
+def _running_program(prefix: Path) -> str | None:
+    """Return the process id and the command of a program that runs in an environment, or None."""
     import psutil
 
-    inside = f"{prefix.resolve()}{os.sep}"
+    beginning = f"{prefix.resolve()}{os.sep}"
     for process in psutil.process_iter(["pid", "exe", "cmdline"]):
         program = process.info["exe"] or ""
         words = process.info["cmdline"] or []
-        if program.startswith(inside) or (words and words[0].startswith((inside, f"{prefix}{os.sep}"))):
+        if program.startswith(beginning) or (words and words[0].startswith((beginning, f"{prefix}{os.sep}"))):
             return f"pid {process.info['pid']} ({' '.join(words)[:60]})"
     return None

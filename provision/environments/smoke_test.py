@@ -1,4 +1,4 @@
-"""The proof that the environment works: torch and diffusers import, and one denoising step is finite."""
+"""Runs the smoke test of an environment: import torch and diffusers, and compute one denoising step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 SCHEMA = 1
-_SECONDS = 900  # a cold disk and two busy neighbours took 190 s
+_SECONDS = 900  # measured: 190 s with a cold disk and two busy processes beside it
 _PROGRAM = """
 import json, time
 started = time.perf_counter()
@@ -41,7 +41,7 @@ print(json.dumps({"torch": torch.__version__, "diffusers": diffusers.__version__
 
 
 class SmokeStep:
-    """One denoising step ran in exactly this environment; a deep check runs it again."""
+    """Runs the smoke test when the environment has changed since the last run; a deep check always runs it."""
 
     name = "smoke"
     essential = False
@@ -53,39 +53,42 @@ class SmokeStep:
         self.prefix = root.prefix(env)
 
     def describe(self) -> str:
-        """The plan's line."""
+        """Return the line of the plan."""
         return "import torch and diffusers in the environment and run one denoising step"
 
     def check(self, *, deep: bool = False) -> Check:
-        """Look whether the kept result is of the environment as it stands now; `deep` runs it anew."""
+        """Judge the stored result if the environment has not changed since; `deep` runs the test again."""
         identity = self._identity()
         if identity is None:
-            return Check(State.DRIFTED, "waits for the environment")
+            return Check(State.DRIFTED, "the environment is not ready yet")
         if deep:
             return self._judge(self._run())
         try:
-            kept = json.loads(self.root.smoke.read_text(encoding="utf-8"))
+            stored = json.loads(self.root.smoke.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return Check(State.DRIFTED, "has not run yet")
-        if not isinstance(kept, dict) or kept.get("identity") != identity:
-            return Check(State.DRIFTED, "the environment has changed since it ran")
+            return Check(State.DRIFTED, "the smoke test has not run yet")
+        if not isinstance(stored, dict) or stored.get("identity") != identity:
+            return Check(State.DRIFTED, "the environment has changed since the last smoke test")
         try:
-            return self._judge(kept)
+            return self._judge(stored)
         except (KeyError, ValueError):
             return Check(State.DRIFTED, f"{self.root.smoke} cannot be read")
 
     def apply(self) -> None:
-        """Run it and keep the result."""
+        """Run the smoke test, and store the result."""
         if self._identity() is None:
-            raise FirstlightError(f"{self.prefix} has no python that runs, so nothing could be tried in it.")
-        found = self._run()
-        result = {"schema": SCHEMA, "identity": self._identity()} | found
-        write_atomic(self.root.smoke, json.dumps(result, indent=1) + "\n")
+            raise FirstlightError(
+                f"{self.prefix} has no usable Python, so the smoke test cannot run. Run `make setup`."
+            )
+        result = self._run()
+        stored = {"schema": SCHEMA, "identity": self._identity()} | result
+        write_atomic(self.root.smoke, json.dumps(stored, indent=1) + "\n")
 
     def _identity(self) -> str | None:
-        """What changes when the environment is built anew, or a package in it: the interpreter, the packages' records.
+        """Return a digest that changes when the environment is rebuilt or a package is reinstalled.
 
-        The folder of the packages itself also changes when a program compiles a module in it.
+        The digest covers the interpreter and the .dist-info folders. It does not cover the site-packages folder, which
+        also changes when a program compiles a module in it. The result is None if the environment has no Python.
         """
         python = layout.interpreter(self.prefix)
         try:
@@ -98,25 +101,25 @@ class SmokeStep:
         return digest.hexdigest()
 
     def _run(self) -> dict[str, object]:
-        # The bytecode that this first import compiles is what makes every later start three times faster.
-        # What it imports must be the environment's own: nothing of the current folder.
+        # This first import also compiles the bytecode, which makes every later start three times faster.
+        # -I keeps modules in the current folder from being imported.
         environment = child_environment.child(os.environ)
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub_in_use)}
         python = layout.interpreter(self.prefix)
-        done = process.run([python, "-I", "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
-        if done.returncode != 0:
-            last = done.tail(1) or f"exit {done.returncode}"
+        completed = process.run([python, "-I", "-c", _PROGRAM], env=environment, timeout_seconds=_SECONDS, check=False)
+        if completed.returncode != 0:
+            last_line = completed.tail(1) or f"exit {completed.returncode}"
             verify = layout.next_command("verify")
-            raise FirstlightError(f"{python} cannot run a denoising step: {last}. Run `{verify}`.")
+            raise FirstlightError(f"{python} cannot run a denoising step: {last_line}. Run `{verify}`.")
         try:
-            result = json.loads(done.stdout.splitlines()[-1])
+            result = json.loads(completed.stdout.splitlines()[-1])
         except (IndexError, ValueError):
-            raise FirstlightError(f"{python} printed no result:\n{done.tail()}") from None
+            raise FirstlightError(f"{python} printed no result:\n{completed.tail()}") from None
         return dict(result)
 
     def _judge(self, result: dict[str, object]) -> Check:
         detail = "torch {torch}, diffusers {diffusers}: one denoising step on {device}".format(**result)
         if result["finite"] is not True:
             verify = layout.next_command("verify")
-            return Check(State.BLOCKED, f"{detail} gave numbers that are not finite. Run `{verify}`.")
+            return Check(State.BLOCKED, f"{detail} returned values that are not finite. Run `{verify}`.")
         return Check(State.OK, f"{detail} in {float(str(result['seconds'])):.1f} s")

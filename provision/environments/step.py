@@ -1,4 +1,4 @@
-"""An environment: its interpreter from conda or the system, its packages from pip's locks, built beside its place."""
+"""Defines the step that builds an environment from its lock files, or repairs it."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.core.progress import Progress
     from provision.environments.definition import EnvironmentDefinition
+    from provision.lockfiles.conda_lock import CondaPackage
     from provision.volume.journal import Journal
 
 SCHEMA = 2
-# How long a source may take to say whether it has the build of torch: before an installation, and for a plan.
-_ASK_SECONDS, _PLAN_SECONDS = 30.0, 4.0
+# The timeouts of the query for torch: before an installation, and for the line of a plan.
+_INSTALL_QUERY_SECONDS, _PLAN_QUERY_SECONDS = 30.0, 4.0
 
 
 class EnvStep:
-    """The environment exists under the root and holds every package of its locks, unharmed."""
+    """Builds an environment of the root from its locks, and reinstalls its missing and damaged packages."""
 
     essential = False
-    local = True  # what is in the caches can be put back without the network
+    local = True  # cached packages can be installed without the network
 
     def __init__(
         self,
         root: Root,
-        wanted: EnvironmentDefinition,
+        definition: EnvironmentDefinition,
         home: Path,
         journal: Journal,
         *,
@@ -59,289 +60,329 @@ class EnvStep:
         progress: Progress = no_progress,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take what is wanted, and the home whose conda settings are followed."""
-        self.name = f"environment {wanted.name}"
+        """Take the definition of the environment and its surroundings.
+
+        Args:
+            root: the root, which contains the prefix.
+            definition: the definition of the environment.
+            home: the home with the settings of pip and conda.
+            journal: the journal of the run.
+            offline: install from caches only.
+            progress: receives the progress of downloads and checks.
+            tell: receives notices, such as the source of torch.
+        """
+        self.name = f"environment {definition.name}"
         self.root = root
-        self.wanted = wanted
-        self.prefix = root.prefix(wanted.name)
+        self.definition = definition
+        self.prefix = root.prefix(definition.name)
         self.home = home
         self.journal = journal
         self.offline = offline
         self.tell = tell
         self.progress = progress
-        self.supply = PackageSources(root, os.environ, home, journal, offline, progress)
+        self.sources = PackageSources(root, os.environ, home, journal, offline, progress)
         self.conda = CondaInstaller(
-            wanted.locks,
-            wanted.conda_lock,
-            wanted.platform,
-            wanted.python_source,
+            definition.locks,
+            definition.conda_lock,
+            definition.platform,
+            definition.python_source,
             self.prefix,
             root,
-            self.supply,
+            self.sources,
             offline,
         )
 
     def describe(self) -> str:
-        """The plan's line."""
-        variant = self.wanted.variants[0]
+        """Return the line of the plan; it queries the sources of torch, unless torch is installed."""
+        variant = self.definition.variants[0]
         build = f" (torch {variant.torch})" if variant.torch else ""
-        text = f"build {self.prefix} from {self.wanted.name}/{variant.name}.lock{build}, every hash checked"
+        text = f"build {self.prefix} from {self.definition.name}/{variant.name}.lock{build}, and verify every checksum"
         if variant.torch is None or self.offline:
             return text
         try:
-            chain = self._routes(read_owner(self.prefix) or {}, self._python(), _PLAN_SECONDS)
-            return text if chain.settled else f"{text}; {chain.announce(self.root)}"
+            routes = self._routes(read_owner(self.prefix) or {}, self._python_version(), _PLAN_QUERY_SECONDS)
+            return text if routes.installed else f"{text}; {routes.announce(self.root)}"
         except FirstlightError as error:
             return f"{text}; {error}"
 
     def check(self, *, deep: bool = False) -> Check:
-        """Look at the interpreter and at every file that the packages recorded; `deep` hashes them too."""
+        """Check the interpreter, and the size of each file of the packages; `deep` also compares hashes."""
         if not self.prefix.exists() or not any(self.prefix.iterdir()):
-            return Check(State.DRIFTED, f"{self.prefix} is not there yet")
-        owner = read_owner(self.prefix)
-        if owner is None:
-            message = f"{self.prefix} was not made by firstlight. Look at it: ls -la {self.prefix}; move it away."
+            return Check(State.DRIFTED, f"{self.prefix} does not exist yet")
+        marker = read_owner(self.prefix)
+        if marker is None:
+            message = f"{self.prefix} was not made by firstlight. Inspect it (ls -la {self.prefix}), then move it away."
             return Check(State.BLOCKED, message)
-        source = python_source(owner)
-        if not self.wanted.python_source.accepts(source):
+        source = python_source(marker)
+        if not self.definition.python_source.accepts(source):
             message = (
-                f"{self.prefix} has its python from {source}, and {self.wanted.interpreter} is wanted. "
-                f"Run `{layout.program()} env remove {self.wanted.name}`, then setup."
+                f"the Python of {self.prefix} is from {source}, but {self.definition.interpreter} is requested. "
+                f"Run `{layout.program()} env remove {self.definition.name}`, then `make setup`."
             )
             return Check(State.BLOCKED, message)
-        harm = self._harm(owner, deep=deep)
-        if harm:
-            return Check(State.DRIFTED, harm)
-        return self._standing(owner, deep=deep)
+        damage = self._damage(marker, deep=deep)
+        if damage:
+            return Check(State.DRIFTED, damage)
+        return self._ok(marker, deep=deep)
 
     def apply(self) -> None:
-        """Make or mend the environment; what the user added beyond the locks stays."""
-        self._clear_unfinished()
-        self.journal.record(EnvironmentBuild(self.prefix, self.wanted.variants[0].name))
-        owner = read_owner(self.prefix)
-        with self.supply.open(self.wanted.variants[0]):
-            if owner is None:
+        """Build or repair the environment; packages and files that the user added stay."""
+        self._delete_unfinished()
+        self.journal.record(EnvironmentBuild(self.prefix, self.definition.variants[0].name))
+        marker = read_owner(self.prefix)
+        with self.sources.open(self.definition.variants[0]):
+            if marker is None:
                 self._build()
             else:
-                self._mend(owner)
+                self._repair(marker)
 
-    def _harm(self, owner: dict[str, object], *, deep: bool) -> str | None:
-        """What is wrong with an environment that we made, or None."""
-        variant = self._variant_of(owner)
+    def _damage(self, marker: dict[str, object], *, deep: bool) -> str | None:
+        """Return the first difference between an environment and its definition, or None.
+
+        Args:
+            marker: the marker that firstlight wrote into the environment.
+            deep: compare hashes, not only sizes.
+        """
+        variant = self._variant_of(marker)
         if variant is None:
-            return f"holds the variant {owner.get('variant')}, this machine needs {self.wanted.variants[0].name}"
-        if python_source(owner).is_conda:
-            if owner.get("prefix") != str(self.prefix):
-                return f"was made as {owner.get('prefix')}, its files must be told that it lies at {self.prefix}"
-            harmed = prefix.harmed_conda_packages(self.prefix, self.conda.packages(), deep=deep, progress=self.progress)
-            if harmed:
-                return _first(harmed)
+            return f"has the variant {marker.get('variant')}, but this machine needs {self.definition.variants[0].name}"
+        if python_source(marker).is_conda:
+            if marker.get("prefix") != str(self.prefix):
+                return f"was built as {marker.get('prefix')}; its files must be rewritten for {self.prefix}"
+            packages = self.conda.packages()
+            reasons = prefix.damaged_conda_packages(self.prefix, packages, deep=deep, progress=self.progress)
+            if reasons:
+                return _summary(reasons)
         version = prefix.python_version(layout.interpreter(self.prefix))
         if version is None or not self._fits(version, variant):
-            return f"its python does not run ({layout.interpreter(self.prefix)})"
+            return f"its Python does not run ({layout.interpreter(self.prefix)})"
         site = environment_marker.site_packages(self.prefix, version)
-        packages = self._pip_packages(variant, version, owner)
-        harmed = installed_wheels.harmed_packages(site, packages, deep=deep, progress=self.progress)
-        return _first(harmed) if harmed else None
+        locked = self._pip_packages(variant, version, marker)
+        reasons = installed_wheels.damaged_packages(site, locked, deep=deep, progress=self.progress)
+        return _summary(reasons) if reasons else None
 
-    def _standing(self, owner: dict[str, object], *, deep: bool) -> Check:
-        variant = self._variant_of(owner) or self.wanted.variants[0]
+    def _ok(self, marker: dict[str, object], *, deep: bool) -> Check:
+        """Return the check of an undamaged environment: its contents, its fallbacks and warnings."""
+        variant = self._variant_of(marker) or self.definition.variants[0]
         version = prefix.python_version(layout.interpreter(self.prefix)) or ""
-        count = len(self._pip_packages(variant, version, owner)) + len(self.conda.packages(owner))
-        source = python_source(owner)
+        count = len(self._pip_packages(variant, version, marker)) + len(self.conda.packages(marker))
+        source = python_source(marker)
         build = f", torch {variant.torch} ({variant.name})" if variant.torch else ""
-        how = "every byte verified" if deep else f"{count} packages as locked"
-        fetched = self.supply.health.summary()
-        detail = f"Python {version} from {source}{build}, {how}{f': {fetched}' if fetched else ''}"
-        notes = [self.wanted.warning] if self.wanted.warning else []
-        notes += self.supply.health.warnings()
-        if variant.name != self.wanted.variants[0].name:
-            wanted = self.wanted.variants[0]
-            why = f" ({owner['passed']})" if owner.get("passed") else ""
-            notes.append(f"torch {wanted.torch} could not be had{why}; in its place: {wanted.instead_cost}")
-        if source.is_system and owner.get("reason"):
-            notes.append(f"the system's python stands in for conda's ({owner['reason']})")
+        verified = "every byte verified" if deep else f"{count} packages as locked"
+        sources = self.sources.health.summary()
+        detail = f"Python {version} from {source}{build}, {verified}{f': {sources}' if sources else ''}"
+        notes = [self.definition.warning] if self.definition.warning else []
+        notes += self.sources.health.warnings()
+        if variant.name != self.definition.variants[0].name:
+            first = self.definition.variants[0]
+            reason = f" ({marker['passed']})" if marker.get("passed") else ""
+            notes.append(f"torch {first.torch} was not available{reason}; fallback: {first.instead_cost}")
+        if source.is_system and marker.get("reason"):
+            notes.append(f"conda's Python was not available ({marker['reason']}); fallback: the system's Python")
         if source.is_conda:
-            notes += filter(None, [prefix.too_long_for_scripts(self.prefix), self.conda.far_cache()])
+            notes += filter(None, [prefix.too_long_for_scripts(self.prefix), self.conda.copy_warning()])
         return Check(State.OK, detail, "; ".join(notes) or None)
 
     def _build(self) -> None:
-        """Build beside the place; only what is whole gets the name."""
+        """Build the environment in a temporary folder beside its prefix, and rename it when it is complete."""
         new = self.prefix.with_name(f".{self.prefix.name}.building-{uuid.uuid4().hex[:8]}")
         source, reason = self.conda.choose()
-        owner: dict[str, object] = {"interpreter": source.value, "prefix": str(self.prefix), "reason": reason}
-        chain = self._begin(owner, self._python(source), is_new=True)
-        pip = self._pip(chain)
+        marker: dict[str, object] = {"interpreter": source.value, "prefix": str(self.prefix), "reason": reason}
+        routes = self._begin(marker, self._python_version(source), is_new=True)
+        pip = self._pip(routes)
         try:
             if source.is_conda:
                 self.conda.install(new)
                 version = prefix.python_version(layout.interpreter(new))
-                if version is None or not self._fits(version, self.wanted.variants[0]):
+                if version is None or not self._fits(version, self.definition.variants[0]):
                     raise FirstlightError(
-                        f"{self.wanted.conda_lock} holds python {version}, and the packages are locked for "
-                        f"{', '.join(self._pythons(self.wanted.variants[0]))}. Lock it anew: "
-                        f"{layout.program()} env lock {self.wanted.name}"
+                        f"{self.definition.conda_lock} has Python {version}, but the packages are locked for "
+                        f"{', '.join(self._pythons(self.definition.variants[0]))}. Write the locks again: "
+                        f"{layout.program()} env lock {self.definition.name}"
                     )
             else:
                 version = self._venv(new, pip)
-            variant = self._install(new, version, pip, owner, chain)
+            variant = self._install(new, version, pip, marker, routes)
             rehome_prefix.rewrite(new, str(new), str(self.prefix))
-            self._own(new, owner, variant)
+            self._write_marker(new, marker, variant)
             if self.prefix.exists():
-                self.prefix.rmdir()  # it is empty, or it would not be built
+                self.prefix.rmdir()  # it is empty: check blocks every other folder without a marker
             new.rename(self.prefix)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
-    def _mend(self, owner: dict[str, object]) -> None:
+    def _repair(self, marker: dict[str, object]) -> None:
+        """Install what is missing or damaged in an environment, and rewrite the paths of a moved conda environment."""
         python = layout.interpreter(self.prefix)
-        found = prefix.python_version(python)
-        chain = self._begin(owner, found or self._python(python_source(owner)), is_new=False)
-        pip = self._pip(chain)
-        if python_source(owner).is_conda:
-            moved = owner.get("prefix") != str(self.prefix)
+        installed = prefix.python_version(python)
+        routes = self._begin(marker, installed or self._python_version(python_source(marker)), is_new=False)
+        pip = self._pip(routes)
+        if python_source(marker).is_conda:
+            is_moved = marker.get("prefix") != str(self.prefix)
             packages = self.conda.packages()
-            harmed = prefix.harmed_conda_packages(self.prefix, packages, deep=True)
-            if moved or harmed:
-                everything = [package.name for package in packages]
-                self.conda.install(self.prefix, everything if moved else list(harmed))
-            if moved:
-                rehome_prefix.rewrite(self.prefix, str(owner.get("prefix")), str(self.prefix))
+            damaged = prefix.damaged_conda_packages(self.prefix, packages, deep=True)
+            if is_moved or damaged:
+                names = [package.name for package in packages]
+                self.conda.install(self.prefix, names if is_moved else list(damaged))
+            if is_moved:
+                rehome_prefix.rewrite(self.prefix, str(marker.get("prefix")), str(self.prefix))
             version = prefix.python_version(python)
             if version is None:
-                again = f"{layout.program()} env remove {self.wanted.name}"
+                command = f"{layout.program()} env remove {self.definition.name}"
                 setup = layout.next_command("setup")
-                raise FirstlightError(f"{python} still does not run. Run `{again}`, then `{setup}`.")
+                raise FirstlightError(f"{python} does not run after the repair. Run `{command}`, then `{setup}`.")
         else:
-            whole = found is not None and self._fits(found, self.wanted.variants[0])
-            version = found if found is not None and whole else self._venv(self.prefix, pip)
-        owner = owner | {"prefix": str(self.prefix)}
-        variant = self._install(self.prefix, version, pip, owner, chain)
-        self._own(self.prefix, owner, variant)
+            is_usable = installed is not None and self._fits(installed, self.definition.variants[0])
+            version = installed if installed is not None and is_usable else self._venv(self.prefix, pip)
+        marker = marker | {"prefix": str(self.prefix)}
+        variant = self._install(self.prefix, version, pip, marker, routes)
+        self._write_marker(self.prefix, marker, variant)
 
     def _uv(self) -> uv.UvSources:
-        return uv.for_uv(os.environ, self.root.cache / "uv", offline=self.offline, settings=self.supply.settings)
+        return uv.for_uv(os.environ, self.root.cache / "uv", offline=self.offline, settings=self.sources.settings)
 
-    def _pip(self, chain: InstallRoutes) -> PipInstaller:
-        return PipInstaller(self.prefix, chain.uv, self.supply, self.offline)
+    def _pip(self, routes: InstallRoutes) -> PipInstaller:
+        return PipInstaller(self.prefix, routes.uv, self.sources, self.offline)
 
-    def _venv(self, where: Path, pip: PipInstaller) -> str:
+    def _venv(self, folder: Path, pip: PipInstaller) -> str:
+        """Make a virtual environment in a folder, and return its Python version."""
         base, version = self._base_python()
-        pip.venv(where, base)
+        pip.venv(folder, base)
         return version
 
-    def _begin(self, owner: dict[str, object], version: str, *, is_new: bool) -> InstallRoutes:
-        """Choose where torch comes from and say so, before anything is fetched."""
-        chain = self._routes(owner, version, _ASK_SECONDS)
-        if chain.uv.dropped:
-            have = "have" if len(chain.uv.dropped) > 1 else "has"
-            self.tell(f"{', '.join(chain.uv.dropped)} {have} no effect here: packages are locked by hash")
-        self._ready(chain, is_new=is_new)
-        return chain
+    def _begin(self, marker: dict[str, object], version: str, *, is_new: bool) -> InstallRoutes:
+        """Select and announce the source of torch before any download, and report settings without effect."""
+        routes = self._routes(marker, version, _INSTALL_QUERY_SECONDS)
+        if routes.uv.dropped:
+            have = "have" if len(routes.uv.dropped) > 1 else "has"
+            self.tell(f"{', '.join(routes.uv.dropped)} {have} no effect here: packages are locked by hash")
+        self._ready(routes, is_new=is_new)
+        return routes
 
-    def _ready(self, chain: InstallRoutes, *, is_new: bool) -> None:
-        """Announce the way that is taken, and check that it fits."""
-        variant = chain.way.variant
-        if not chain.is_settled and variant.torch is not None:
-            self.tell(chain.announce(self.root))
-        if is_new or variant.name != self.wanted.variants[0].name:
+    def _ready(self, routes: InstallRoutes, *, is_new: bool) -> None:
+        """Announce the selected route, and check that the environment fits the disk.
+
+        Raises:
+            BlockedError: there is not enough space.
+        """
+        variant = routes.route.variant
+        if not routes.is_installed and variant.torch is not None:
+            self.tell(routes.announce(self.root))
+        if is_new or variant.name != self.definition.variants[0].name:
             if variant.install_bytes is not None:
-                self.progress(0, variant.install_bytes)  # what the installers write, as far as nothing better is known
-            cache = Path(chain.uv.environment["UV_CACHE_DIR"])
+                self.progress(0, variant.install_bytes)  # an estimate, until an installer reports the exact bytes
+            cache = Path(routes.uv.environment["UV_CACHE_DIR"])
             torch_fallback.need_space(variant, self.name, self.root, cache)
 
-    def _routes(self, owner: dict[str, object], version: str, seconds: float) -> InstallRoutes:
+    def _routes(self, marker: dict[str, object], version: str, seconds: float) -> InstallRoutes:
         def pins(variant: Variant) -> PinnedPackage | None:
-            packages = self._pip_packages(variant, version, owner)
-            torch = next((each for each in packages if each.name == "torch"), None)
+            packages = self._pip_packages(variant, version, marker)
+            torch = next((package for package in packages if package.name == "torch"), None)
             if torch is None:
                 return None
-            pinned = self.wanted.locks.hashes(variant.name)
-            return PinnedPackage("torch", torch.version, pinned["torch"][1], version)
+            _, hashes = self.definition.locks.hashes(variant.name)["torch"]
+            return PinnedPackage("torch", torch.version, hashes, version)
 
         return InstallRoutes(
-            self.supply, self._uv(), self.wanted.variants, pins, seconds, self._settled(owner, version)
+            self.sources, self._uv(), self.definition.variants, pins, seconds, self._installed_variant(marker, version)
         )
 
-    def _settled(self, owner: dict[str, object], version: str) -> Variant | None:
-        """Return the variant that is there and whose torch nothing has happened to, or None."""
-        variant = self._variant_of(owner)
+    def _installed_variant(self, marker: dict[str, object], version: str) -> Variant | None:
+        """Return the variant of an environment if its torch is installed and undamaged, else None."""
+        variant = self._variant_of(marker)
         if variant is None:
             return None
-        torch = [each for each in self._pip_packages(variant, version, owner) if each.name == "torch"]
+        packages = self._pip_packages(variant, version, marker)
+        torch = [package for package in packages if package.name == "torch"]
         site = environment_marker.site_packages(self.prefix, version)
-        return None if installed_wheels.harmed_packages(site, torch, deep=False) else variant
+        return None if installed_wheels.damaged_packages(site, torch, deep=False) else variant
 
-    def _python(self, source: PythonSource = PythonSource.AUTO) -> str:
-        """Return the version of python that the environment will have."""
-        return self.conda.python(source) or self._base_python()[1]
+    def _python_version(self, source: PythonSource = PythonSource.AUTO) -> str:
+        """Return the version of Python that the environment will have."""
+        return self.conda.python_version(source) or self._base_python()[1]
 
     def _base_python(self) -> tuple[Path, str]:
-        advice = f"{uv.uv_binary()} python install {self.wanted.pythons[0]}"
-        return prefix.find_python(self._pythons(self.wanted.variants[0]), uv.base_python(), advice)
+        """Return an interpreter of this machine for a virtual environment, and its version."""
+        advice = f"{uv.uv_binary()} python install {self.definition.pythons[0]}"
+        return prefix.find_python(self._pythons(self.definition.variants[0]), uv.base_python(), advice)
 
     def _install(
-        self, where: Path, version: str, pip: PipInstaller, owner: dict[str, object], chain: InstallRoutes
+        self, folder: Path, version: str, pip: PipInstaller, marker: dict[str, object], routes: InstallRoutes
     ) -> Variant:
-        """Install the wanted variant, else what stands in for it where its build of torch cannot be had."""
+        """Install the pip packages of the first variant whose torch is available, and return the variant.
 
-        def attempt(way: InstallRoute) -> None:
-            packages = self._pip_packages(way.variant, version, owner)
+        For a fallback variant, the reasons are written to `marker`.
+        """
+
+        def attempt(route: InstallRoute) -> None:
+            packages = self._pip_packages(route.variant, version, marker)
             if packages:
-                # What conda holds is not shown to uv: it would put pip's files over conda's.
-                conda = {requirements.normal(each.name) for each in self.conda.packages(owner) if each.is_python}
-                text = requirements.without(self.wanted.locks.text(way.variant.name), conda)
-                pip.install(where, way, version, packages, text)
+                # uv must not see conda's packages: it would overwrite their files.
+                conda = {requirements.normal(package.name) for package in self._conda_python_packages(marker)}
+                lock = requirements.without(self.definition.locks.text(route.variant.name), conda)
+                pip.install(folder, route, version, packages, lock)
 
-        variant = chain.follow(attempt, lambda: self._ready(chain, is_new=False), self.tell)
-        if variant.name != self.wanted.variants[0].name and chain.passed:
-            owner["passed"] = "; ".join(chain.passed)
+        variant = routes.follow(attempt, lambda: self._ready(routes, is_new=False), self.tell)
+        if variant.name != self.definition.variants[0].name and routes.rejections:
+            marker["passed"] = "; ".join(routes.rejections)
         return variant
 
     def _pip_packages(
-        self, variant: Variant, version: str, owner: dict[str, object]
+        self, variant: Variant, version: str, marker: dict[str, object]
     ) -> Sequence[requirements.LockedPackage]:
-        """What the lock wants from pip; what conda's part already holds is conda's.
+        """Return the packages of the pip lock, without those that conda installs.
+
+        Args:
+            variant: the variant of torch, which has its own lock.
+            version: the version of the environment's Python.
+            marker: the marker of the environment; it names the source of Python.
 
         Raises:
-            SpecError: the two want different versions of one package.
+            SpecError: the pip lock and the conda lock pin different versions of one package.
         """
-        lock = self.wanted.locks.pip_file(variant.name)
+        lock = self.definition.locks.pip_file(variant.name)
         if not lock.exists() and variant.torch is None:
             return []
-        packages = self.wanted.locks.packages(variant.name, version)
-        conda = {requirements.normal(each.name): each.version for each in self.conda.packages(owner) if each.is_python}
+        packages = self.definition.locks.packages(variant.name, version)
+        conda = {requirements.normal(package.name): package.version for package in self._conda_python_packages(marker)}
         for package in packages:
             if conda.get(package.name, package.version) != package.version:
                 raise SpecError(
-                    f"{lock} wants {package.name}=={package.version}, {self.wanted.conda_lock} holds "
-                    f"{package.name} {conda[package.name]}: the one would overwrite the other. Lock them together: "
-                    f"{layout.program()} env lock {self.wanted.name}"
+                    f"{lock} pins {package.name}=={package.version}, but {self.definition.conda_lock} has "
+                    f"{package.name} {conda[package.name]}; pip would overwrite conda's files. Write both locks again: "
+                    f"{layout.program()} env lock {self.definition.name}"
                 )
         return [package for package in packages if package.name not in conda]
 
-    def _variant_of(self, owner: dict[str, object]) -> Variant | None:
-        return next((known for known in self.wanted.variants if known.name == owner.get("variant")), None)
+    def _conda_python_packages(self, marker: dict[str, object]) -> list[CondaPackage]:
+        return [package for package in self.conda.packages(marker) if package.is_python]
+
+    def _variant_of(self, marker: dict[str, object]) -> Variant | None:
+        """Return the variant that the marker names, or None if it does not fit this machine."""
+        variants = self.definition.variants
+        return next((variant for variant in variants if variant.name == marker.get("variant")), None)
 
     def _pythons(self, variant: Variant) -> Sequence[str]:
-        return variant.python or self.wanted.pythons
+        """Return the Python versions for which the lock of a variant has wheels, such as "3.11"."""
+        return variant.python or self.definition.pythons
 
     def _fits(self, version: str, variant: Variant) -> bool:
         return version.rpartition(".")[0] in self._pythons(variant)
 
-    def _clear_unfinished(self) -> None:
-        """Take away what a killed run was building; it never had the name."""
-        for left in self.prefix.parent.glob(f".{self.prefix.name}.building-*"):
-            shutil.rmtree(left, ignore_errors=True)
+    def _delete_unfinished(self) -> None:
+        """Delete the temporary folders that killed builds and removals have left."""
+        for folder in self.prefix.parent.glob(f".{self.prefix.name}.building-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _own(self, where: Path, owner: dict[str, object], variant: Variant) -> None:
-        with OpenDir.at(where) as folder:
-            folder.sync_file_system()  # what is marked as whole must not lose files to a power loss
-        wanted = owner | {"schema": SCHEMA, "env": self.wanted.name, "variant": variant.name}
-        if read_owner(where) != wanted:
-            write_atomic(where / MARKER_NAME, json.dumps(wanted, sort_keys=True) + "\n")
+    def _write_marker(self, folder: Path, marker: dict[str, object], variant: Variant) -> None:
+        with OpenDir.at(folder) as prefix:
+            prefix.sync_file_system()  # an environment that is marked as complete must not lose files to a power loss
+        content = marker | {"schema": SCHEMA, "env": self.definition.name, "variant": variant.name}
+        if read_owner(folder) != content:
+            write_atomic(folder / MARKER_NAME, json.dumps(content, sort_keys=True) + "\n")
 
 
-def _first(harmed: dict[str, str]) -> str:
-    name, reason = next(iter(harmed.items()))
-    return f"{name}: {reason}" + (f", and {len(harmed) - 1} more" if len(harmed) > 1 else "")
+def _summary(reasons: dict[str, str]) -> str:
+    """Return the first of {package: reason} as text, and the number of the others."""
+    name, reason = next(iter(reasons.items()))
+    return f"{name}: {reason}" + (f", and {len(reasons) - 1} more" if len(reasons) > 1 else "")

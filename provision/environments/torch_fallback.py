@@ -1,4 +1,4 @@
-"""The chain of sources for a build of torch: this machine's own, the variant's pages, then the build that stands in."""
+"""Selects the source of torch: this machine's own sources, the pages of the variant, then a fallback variant."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     from provision.installers.uv import UvSources
 
 _OWN = "this machine's own sources"
-_UNPACKED = 1.8  # times its download, an environment takes on disk: 5.13 GB of 2.84 (cu130, measured)
+# The size of an environment on disk per byte of its download: 5.13 GB / 2.84 GB, measured with cu130.
+_UNPACKED = 1.8
 
 
 class TorchError(process.CommandError):
-    """Torch alone could not be installed; the rest of the lock could."""
+    """Raised when torch could not be installed, but the other packages of the lock could."""
 
 
 @dataclass(frozen=True)
 class InstallRoute:
-    """One way to a build of torch. `page`: the address that torch alone is taken from; None: uv's own sources.
+    """Describe how torch is installed: its variant and its source.
 
-    `source` is what messages call it.
+    `page` is the URL of the page from which only torch is installed; None means uv's own sources. `source` is the name
+    of the source in messages.
     """
 
     variant: Variant
@@ -43,132 +45,135 @@ class InstallRoute:
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """Return the key of a way: uv uses all its own sources together."""
+        """Return the key of the route. All of uv's own sources have one key, because uv uses them together."""
         return self.variant.name, self.page
 
 
 @dataclass
 class InstallRoutes:
-    """The ways to install an environment, the best first; each source is asked, and asked again after a failure.
+    """Selects the best route for an environment, and the next one after a failure; each selection queries the sources.
 
-    `variants`: the wanted one, then what stands in for it. `pins`: the torch that a variant's lock pins, or None where
-    it pins none. `seconds`: how long a source may take to answer. `settled`: the variant whose torch is installed.
+    `variants` has the chosen variant first, then its fallbacks. `pins` returns the torch that the lock of a variant
+    pins, or None if it pins none. `seconds` is the timeout of a query. `installed` is the variant whose torch is
+    installed and undamaged, or None. `rejections` has the reason for each source that was not taken.
     """
 
-    supply: PackageSources
+    sources: PackageSources
     uv: UvSources
     variants: Sequence[Variant]
     pins: Callable[[Variant], PinnedPackage | None]
     seconds: float
-    settled: Variant | None = None
-    passed: list[str] = field(default_factory=list)
+    installed: Variant | None = None
+    rejections: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start with no way tried."""
+        """Start without a failed route."""
         self._failed: dict[tuple[str, str | None], str] = {}
-        self._way: InstallRoute | None = None
+        self._route: InstallRoute | None = None
 
     @property
-    def way(self) -> InstallRoute:
-        """The way that is taken now; the first time, the sources are asked for it."""
-        if self._way is None:
-            self._way = self._next() or InstallRoute(self.variants[0], None, _OWN)
-        return self._way
+    def route(self) -> InstallRoute:
+        """Return the selected route. The first call queries the sources."""
+        if self._route is None:
+            self._route = self._next() or InstallRoute(self.variants[0], None, _OWN)
+        return self._route
 
     def _next(self) -> InstallRoute | None:
-        """Return the best way that has not failed yet, or None; `passed` then says why the others were not taken."""
-        if self.is_settled and self.settled is not None:
-            return InstallRoute(self.settled, None, _OWN)
-        self.passed = []
+        """Return the best route that has not failed, or None, and set `rejections` to the reasons against others."""
+        if self.is_installed and self.installed is not None:
+            return InstallRoute(self.installed, None, _OWN)
+        self.rejections = []
         for variant in self.variants:
-            ways, reasons = self._ways(variant)
-            self.passed += reasons
-            for way in ways:
-                if way.key not in self._failed:
-                    return way
-                self.passed.append(f"{way.source}: {self._failed[way.key]}")
-        # No source is known to have it. Our look may be wrong, so the installer has the last word.
+            routes, reasons = self._routes(variant)
+            self.rejections += reasons
+            for route in routes:
+                if route.key not in self._failed:
+                    return route
+                self.rejections.append(f"{route.source}: {self._failed[route.key]}")
+        # No query has found torch. A query can be wrong, so uv tries its own sources before this becomes an error.
         last = InstallRoute(self.variants[0], None, _OWN)
         return None if last.key in self._failed else last
 
     def follow(
-        self, attempt: Callable[[InstallRoute], None], ready: Callable[[], None], tell: Callable[[str], None]
+        self, attempt: Callable[[InstallRoute], None], ready: Callable[[], None], report: Callable[[str], None]
     ) -> Variant:
-        """Install by the first way that works, and return its variant.
+        """Install by the first route that works, and return its variant.
 
         Args:
-            attempt: installs; raises TorchError where torch, and nothing else, could not be had.
-            ready: announces every further way before it is tried, and raises where it cannot be taken.
-            tell: told why a way failed.
+            attempt: installs by a route; raises TorchError if only torch could not be installed.
+            ready: announces each further route before it is tried; raises BlockedError if it does not fit the disk.
+            report: receives the reason for each failed route.
 
         Raises:
-            FirstlightError: every way failed.
+            FirstlightError: every route failed.
         """
         errors: list[TorchError] = []
         while True:
-            way = self.way
+            route = self.route
             try:
-                attempt(way)
+                attempt(route)
             except TorchError as error:
                 errors.append(error)
-                self._failed[way.key] = _last_line(error)
-                tell(f"torch {way.variant.torch} could not be installed from {way.source}: {_last_line(error)}")
+                self._failed[route.key] = _last_line(error)
+                report(f"torch {route.variant.torch} could not be installed from {route.source}: {_last_line(error)}")
             else:
-                return way.variant
-            self._way = self._next()
-            if self._way is None:
+                return route.variant
+            self._route = self._next()
+            if self._route is None:
                 raise self._exhausted(errors[0])
             ready()
 
     @property
-    def is_settled(self) -> bool:
-        """Return whether the installed torch stays, so that nothing is fetched."""
-        return self.settled is not None and not self._failed
+    def is_installed(self) -> bool:
+        """Return whether torch is installed and no route has failed, so that torch is not downloaded."""
+        return self.installed is not None and not self._failed
 
     def announce(self, root: Root) -> str:
-        """Return the line for the way that is taken: the source, the bytes, and the space that is left."""
-        way, wanted = self.way, self.variants[0]
-        text = f"torch {way.variant.torch} from {way.source}"
-        if way.variant.name != wanted.name:
-            reasons = "; ".join(self.passed)
-            text = f"torch {wanted.torch} cannot be had: {reasons}. Instead {text} ({wanted.instead_cost})"
-        return f"{text}{sizes(way.variant)}; {_gigabytes(_free(root))} free"
+        """Return a line about the selected route: the source of torch, its size, and the free space of the root."""
+        route, first = self.route, self.variants[0]
+        text = f"torch {route.variant.torch} from {route.source}"
+        if route.variant.name != first.name:
+            reasons = "; ".join(self.rejections)
+            text = f"torch {first.torch} is not available: {reasons}. Fallback: {text} ({first.instead_cost})"
+        return f"{text}{sizes(route.variant)}; {_gigabytes(_free_bytes(root))} free"
 
     def _exhausted(self, error: TorchError) -> FirstlightError:
-        if self.supply.offline:
+        if self.sources.offline:
             return BlockedError(str(error))
         return FirstlightError(
-            f"torch {self.variants[0].torch} cannot be had: {'; '.join(self.passed)}. Name a folder or page that has "
-            f"it, then run again: PIP_FIND_LINKS=… {layout.program()} setup. The installer's own words:\n{error}"
+            f"torch {self.variants[0].torch} is not available: {'; '.join(self.rejections)}. Name a folder or page "
+            f"that has it, then run again: PIP_FIND_LINKS=… {layout.program()} setup. The installer's message:\n{error}"
         )
 
-    def _ways(self, variant: Variant) -> tuple[list[InstallRoute], list[str]]:
-        """Return the ways to a variant, the best first, and the reasons against the other sources."""
+    def _routes(self, variant: Variant) -> tuple[list[InstallRoute], list[str]]:
+        """Return the routes to a variant, the best first, and the reasons against the other sources."""
         pinned = self.pins(variant)
         if pinned is None:
             return [InstallRoute(variant, None, _OWN)], []
-        pages = self.supply.torch_places(variant)
-        if self.supply.offline:
-            own = InstallRoute(variant, None, "the cache")
-            return [own, *(InstallRoute(variant, page.url, f"the cache of {page.name}") for page in pages)], []
-        own_places = self.supply.places(self.uv, variant)
-        session = partial(pip_settings.session, self.supply.environ, self.supply.settings)
+        pages = self.sources.torch_pages(variant)
+        if self.sources.offline:
+            cache = InstallRoute(variant, None, "the cache")
+            return [cache, *(InstallRoute(variant, page.url, f"the cache of {page.name}") for page in pages)], []
+        uv_sources = self.sources.uv_sources(self.uv, variant)
+        session = partial(pip_settings.session, self.sources.environ, self.sources.settings)
         insecure = self.uv.environment.get("UV_INSECURE_HOST", "")
-        answers = torch_sources.ask([*own_places, *pages], pinned, session, self.seconds, insecure)
-        reasons = [f"{each.place.name} {each.reason}" for each in answers if not each.has]
-        ways = []
-        own_answers = answers[: len(own_places)]
-        sure = next((each.place for each in own_answers if each.has), None)
-        if sure is not None or any(each.has is None for each in own_answers):
-            ways.append(InstallRoute(variant, None, sure.name if sure else _OWN))
-        # A page that did not answer clearly may answer the installer: 503 for a moment is no reason for gigabytes more.
-        page_answers = answers[len(own_places) :]
-        asked = [each for each in page_answers if each.has] + [each for each in page_answers if each.is_unclear]
-        return ways + [InstallRoute(variant, each.place.url, each.place.name) for each in asked], reasons
+        answers = torch_sources.query_all([*uv_sources, *pages], pinned, session, self.seconds, insecure)
+        reasons = [f"{answer.source.name} {answer.reason}" for answer in answers if not answer.has]
+        routes = []
+        uv_answers = answers[: len(uv_sources)]
+        source = next((answer.source for answer in uv_answers if answer.has), None)
+        if source is not None or any(answer.has is None for answer in uv_answers):
+            routes.append(InstallRoute(variant, None, source.name if source else _OWN))
+        # A page with an unclear answer is tried before a fallback variant: a status 503 may be gone a moment later, and
+        # the fallback may be gigabytes larger.
+        page_answers = answers[len(uv_sources) :]
+        usable = [answer for answer in page_answers if answer.has]
+        usable += [answer for answer in page_answers if answer.is_unclear]
+        return routes + [InstallRoute(variant, answer.source.url, answer.source.name) for answer in usable], reasons
 
 
 def sizes(variant: Variant) -> str:
-    """Return what a variant costs, such as ": about 0.4 GB to download, 1.0 GB on disk", as far as it is known."""
+    """Return the known sizes of a variant, such as ": about 0.4 GB to download, 1.0 GB on disk", or an empty text."""
     parts = []
     if variant.download_bytes is not None:
         parts.append(f"{_gigabytes(variant.download_bytes)} to download")
@@ -178,10 +183,16 @@ def sizes(variant: Variant) -> str:
 
 
 def need_space(variant: Variant, name: str, root: Root, cache: Path) -> None:
-    """Check that an environment fits the volume.
+    """Check that the root has enough free space for an environment.
+
+    Args:
+        variant: the variant of torch, whose sizes are used; without sizes nothing is checked.
+        name: the name of the environment in the message.
+        root: the root; its folder is made.
+        cache: uv's cache. On the file system of the root, its unpacked packages need no further space.
 
     Raises:
-        BlockedError: it does not.
+        BlockedError: there is not enough space.
     """
     needed = variant.install_bytes
     if needed is None and variant.download_bytes is not None:
@@ -189,9 +200,9 @@ def need_space(variant: Variant, name: str, root: Root, cache: Path) -> None:
     if needed is None:
         return
     root.path.mkdir(parents=True, exist_ok=True)
-    free = _free(root)
+    free = _free_bytes(root)
     if free < needed and cache.exists() and cache.stat().st_dev == root.path.stat().st_dev:
-        # What uv has unpacked there already is linked, not copied.
+        # uv hard-links the packages that are unpacked in its cache.
         needed -= bootstrap_wait.tree_bytes([str(cache / "archive-v0")])
     if free < needed:
         raise BlockedError(
@@ -200,11 +211,11 @@ def need_space(variant: Variant, name: str, root: Root, cache: Path) -> None:
         )
 
 
-def _free(root: Root) -> int:
-    place = root.path
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
+def _free_bytes(root: Root) -> int:
+    folder = root.path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _gigabytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Writes an environment's locks: conda's part solved by rattler, pip's by uv; every package by hash, for any mirror."""
+"""Writes the lock files of an environment, solved by rattler and uv: hashes without URLs, which fit any mirror."""
 
 from __future__ import annotations
 
@@ -27,32 +27,35 @@ if TYPE_CHECKING:
 _HEADER = "# Written by `provision env lock`: hashes, and no URLs. Do not edit.\n"
 _TOOLBOX_PYTHON = "3.10"
 _SYS_PLATFORM = {"linux": "linux", "darwin": "darwin", "windows": "win32"}
-# uv resolves for one system only where a project says so.
+# uv resolves for a single operating system only if a project file requests it.
 _PROJECT = """\
 [project]
 name = "lock"
 version = "0"
 requires-python = ">={python}"
 """
-# The oldest systems that a solution should run on (source: the floors of conda-forge's own builds).
-_VIRTUAL = {
+# The virtual packages of the oldest supported systems. Source: the minimum versions of conda-forge's own builds.
+_VIRTUAL_PACKAGES = {
     "linux": ("__unix=0", "__linux=4.18", "__glibc=2.17"),
     "osx": ("__unix=0", "__osx=11.0"),
     "win": ("__win=0",),
 }
 
 
-def lock(envs: Path, name: str, host: LockHost) -> list[Path]:
-    """Write the locks of an environment: its conda part, then one of pip for each build of torch, or a single one.
+def lock(envs: Path, name: str, options: SolverOptions) -> list[Path]:
+    """Write the locks of an environment, and return their paths.
+
+    There is one conda lock, and one pip lock for each variant of torch, or a single one without torch.
 
     Args:
-        envs: the folder that holds torch.toml and the environment's folder.
-        name: the environment; for the toolbox, its three locks are written.
-        host: what this machine knows of mirrors, and for which platforms conda's part is solved.
+        envs: the folder with torch.toml and the environment's folder.
+        name: the environment; "toolbox" has three locks of its own.
+        options: the options for the conda packages.
 
     Raises:
-        SpecError: there is no such environment, torch.toml is wrong, or conda and pip are asked for one package.
-        FirstlightError: a resolver found no solution, or its source does not answer.
+        SpecError: the environment does not exist, torch.toml is wrong, or one package is requested from both conda and
+            pip.
+        FirstlightError: there is no solution, or an index or channel does not answer.
     """
     inputs = {
         file.parent.name for pattern in ("requirements.in", "environment.yml") for file in envs.glob(f"*/{pattern}")
@@ -66,47 +69,53 @@ def lock(envs: Path, name: str, host: LockHost) -> list[Path]:
             _write(folder / "interop.lock", _compile([folder / "interop.in"], _TOOLBOX_PYTHON)),
         ]
     solved: list[CondaPackage] = []
-    written = []
-    if (folder / "environment.yml").exists() and not host.keep_conda:
-        solved = solve_conda(folder, host)
-        written.append(_write_conda(folder, solved))
-    chosen: dict[str, list[dict[str, object]]] = {}
+    paths = []
+    if (folder / "environment.yml").exists() and not options.keep_conda:
+        solved = solve_conda(folder, options)
+        paths.append(_write_conda(folder, solved))
+    probe_rows: dict[str, list[dict[str, object]]] = {}
     torch = toml.load(envs / "torch.toml", torch_config.TorchSpec)
     with tempfile.TemporaryDirectory() as scratch:
-        asked = _asked_of_pip(folder, Path(scratch))
-        pins = Path(scratch) / "conda.txt"
-        pins.write_text(_conda_pins(folder), encoding="utf-8")
-        wanted = asked.read_text(encoding="utf-8").splitlines() if asked else []
-        builds = torch.variant if any(package_name(line) == "torch" for line in wanted) else [None] if asked else []
-        for variant in builds:
-            pin = Path(scratch) / "torch.txt"
-            pin.write_text(f"torch=={variant.torch}\n" if variant else "", encoding="utf-8")
-            assert asked is not None  # noqa: S101 (for the type alone: without it there is no build)
-            text = _compile([asked], torch.python[0], variant, constraints=[pins, pin])
+        pip_input = _pip_requirements(folder, Path(scratch))
+        conda_pins = Path(scratch) / "conda.txt"
+        conda_pins.write_text(_conda_pins(folder), encoding="utf-8")
+        lines = pip_input.read_text(encoding="utf-8").splitlines() if pip_input else []
+        has_torch = any(package_name(line) == "torch" for line in lines)
+        for variant in torch.variant if has_torch else [None] if pip_input else []:
+            torch_pin = Path(scratch) / "torch.txt"
+            torch_pin.write_text(f"torch=={variant.torch}\n" if variant else "", encoding="utf-8")
+            assert pip_input is not None  # noqa: S101 (for mypy only: without it there is no variant)
+            text = _compile([pip_input], torch.python[0], variant, constraints=[conda_pins, torch_pin])
             name = variant.name if variant else "requirements"
-            written.append(_write(folder / f"{name}.lock", add_hashes(text, variant) if variant else text))
-            chosen[name] = probe_files_of(written[-1], torch.python[0], variant)
-    return [*written, *probe_files.write(folder, chosen, probe_files.select_from_solution(solved))]
+            paths.append(_write(folder / f"{name}.lock", add_hashes(text, variant) if variant else text))
+            probe_rows[name] = probe_files_of(paths[-1], torch.python[0], variant)
+    return [*paths, *probe_files.write(folder, probe_rows, probe_files.select_from_solution(solved))]
 
 
 def probe_files_of(lock_file: Path, python: str, variant: Variant | None) -> list[dict[str, object]]:
-    """The files of a pip lock by which a mirror is judged; PEP 751's form of the lock tells their sizes and times."""
-    # A build of its own such as 2.13.0+cpu lies on no index that is mirrored, and may be here for one Python alone.
+    """Return the rows of the probe files of a pip lock.
+
+    The lock is resolved again in the format of PEP 751, which has the size and upload time of each file.
+    """
+    # A local version such as 2.13.0+cpu is on no mirrored index, and may have a wheel for a single Python version.
     text = lock_file.read_text(encoding="utf-8")
-    own = {name for name, (version, _) in requirements.hashes(text).items() if "+" in version}
+    local = {name for name, (version, _) in requirements.hashes(text).items() if "+" in version}
     with tempfile.TemporaryDirectory() as scratch:
-        asked = Path(scratch) / "requirements.txt"
-        asked.write_text(requirements.without(text, own), encoding="utf-8")
+        pip_input = Path(scratch) / "requirements.txt"
+        pip_input.write_text(requirements.without(text, local), encoding="utf-8")
         return probe_files.select_from_pylock(
-            _compile([asked], python, variant, name="pylock.toml", flags=["--no-deps"])
+            _compile([pip_input], python, variant, name="pylock.toml", flags=["--no-deps"])
         )
 
 
 @dataclass(frozen=True)
-class LockHost:
-    """How conda's part of a lock is solved.
+class SolverOptions:
+    """Hold the options with which the conda packages of an environment are solved.
 
-    `platforms`: None takes those of environment.yml, else of the lock that is there, else all that conda-forge builds.
+    `platforms` are conda's names such as "linux-64"; None means those of environment.yml, else those of the existing
+    lock, else all platforms of conda-forge. `mirrors` is {official channel URL: mirror URL}. `virtual` are additional
+    virtual packages such as "__cuda=12.8". `keep_conda` keeps the existing conda lock. `tool` is "rattler" or
+    "conda-lock".
     """
 
     platforms: Sequence[str] | None
@@ -116,27 +125,28 @@ class LockHost:
     tool: str = "rattler"
 
 
-def solve_conda(folder: Path, host: LockHost) -> list[CondaPackage]:
-    """Solve environment.yml for each platform; addresses are the channels' own.
+def solve_conda(folder: Path, options: SolverOptions) -> list[CondaPackage]:
+    """Solve the environment.yml of a folder for each platform, and return the packages with official URLs.
 
     Raises:
         SpecError: environment.yml is wrong.
-        FirstlightError: a channel does not answer, or there is no solution.
+        FirstlightError: there is no solution, or a channel does not answer.
     """
-    asked = conda_lock.read_environment(folder / "environment.yml")
+    environment = conda_lock.read_environment(folder / "environment.yml")
     target = folder / "conda-lock.yml"
-    there = conda_lock.read_lock(target) if target.exists() else []
-    platforms = host.platforms or asked.platforms or sorted({each.platform for each in there}) or conda_lock.PLATFORMS
-    specs = [text for text, _ in asked.conda]
-    if host.tool == "conda-lock":
-        if host.virtual:
-            raise SpecError("--virtual is for rattler; conda-lock takes virtual packages from a file of its own.")
-        return conda_lock_cli.solve(specs, asked.channels, platforms, host.mirrors)
+    locked = conda_lock.read_lock(target) if target.exists() else []
+    locked_platforms = sorted({package.platform for package in locked})
+    platforms = options.platforms or environment.platforms or locked_platforms or conda_lock.PLATFORMS
+    specs = [spec for spec, _ in environment.conda]
+    if options.tool == "conda-lock":
+        if options.virtual:
+            raise SpecError("--virtual is for rattler; conda-lock reads virtual packages from its own file. Omit it.")
+        return conda_lock_cli.solve(specs, environment.channels, platforms, options.mirrors)
     packages = []
     with tempfile.TemporaryDirectory() as cache:
         for platform in platforms:
-            virtual = [*_VIRTUAL.get(platform.partition("-")[0], ()), *host.virtual]
-            packages += rattler.solve(specs, asked.channels, platform, virtual, host.mirrors, Path(cache))
+            virtual = [*_VIRTUAL_PACKAGES.get(platform.partition("-")[0], ()), *options.virtual]
+            packages += rattler.solve(specs, environment.channels, platform, virtual, options.mirrors, Path(cache))
     return packages
 
 
@@ -147,27 +157,33 @@ def _write_conda(folder: Path, packages: Sequence[CondaPackage]) -> Path:
     return target
 
 
-def _asked_of_pip(folder: Path, scratch: Path) -> Path | None:
-    """The requirements of the pip part: requirements.in, else the `pip:` section of environment.yml."""
-    written = folder / "requirements.in"
+def _pip_requirements(folder: Path, scratch: Path) -> Path | None:
+    """Return the path of the requirements for pip, or None if there are none.
+
+    The path is requirements.in, else a file in `scratch` with the `pip:` section of environment.yml.
+
+    Raises:
+        SpecError: both exist, or one package is requested from both conda and pip.
+    """
+    file = folder / "requirements.in"
     if not (folder / "environment.yml").exists():
-        return written
+        return file
     environment = conda_lock.read_environment(folder / "environment.yml")
-    if written.exists() and environment.pip:
+    if file.exists() and environment.pip:
         line = environment.pip[0][1]
         raise SpecError(
-            f"{folder / 'environment.yml'}, line {line}: pip's packages stand in requirements.in too. Keep one place."
+            f"{folder / 'environment.yml'}, line {line}: requirements.in also lists pip's packages. Keep one list."
         )
-    if written.exists():
-        conda = {package_name(text): (text, line) for text, line in environment.conda}
-        for number, asked in enumerate(written.read_text(encoding="utf-8").splitlines(), start=1):
-            if not asked.startswith("#") and package_name(asked) in conda:
-                text, line = conda[package_name(asked)]
+    if file.exists():
+        conda = {package_name(spec): (spec, line) for spec, line in environment.conda}
+        for number, requirement in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if not requirement.startswith("#") and package_name(requirement) in conda:
+                spec, line = conda[package_name(requirement)]
                 raise SpecError(
-                    f"{folder / 'environment.yml'}, line {line} asks conda for {text}, {written}, line {number} asks "
-                    f"pip for {asked}: the one would overwrite the other. Keep one of the two lines."
+                    f"{folder / 'environment.yml'}, line {line} requests {spec} from conda, and {file}, line {number} "
+                    f"requests {requirement} from pip; pip would overwrite conda's files. Keep one of the two lines."
                 )
-        return written
+        return file
     if not environment.pip:
         return None
     section = scratch / "requirements.in"
@@ -176,10 +192,10 @@ def _asked_of_pip(folder: Path, scratch: Path) -> Path | None:
 
 
 def _conda_pins(folder: Path) -> str:
-    """What conda's part holds of Python packages, as constraints: pip must leave these as they are."""
+    """Return the Python packages of the conda lock as constraints, so that pip keeps their versions."""
     file = folder / "conda-lock.yml"
     packages = conda_lock.read_lock(file) if file.exists() else []
-    return "".join(sorted({f"{each.name}=={each.version}\n" for each in packages if each.is_python}))
+    return "".join(sorted({f"{package.name}=={package.version}\n" for package in packages if package.is_python}))
 
 
 def _compile(
@@ -191,37 +207,45 @@ def _compile(
     name: str = "lock",
     flags: Sequence[str] = (),
 ) -> str:
-    """Resolve for every Python from `python` on, and for every platform or that of the variant.
+    """Resolve requirements with uv, and return the text of the lock.
 
-    `name` of what uv writes says in which form.
+    The lock is for all Python versions from `python` on, and for all platforms, or for the system of the variant.
+
+    Args:
+        inputs: the files with the requirements.
+        python: the oldest Python version, such as "3.11".
+        variant: the variant of torch, with its page and its system.
+        constraints: files with versions that the lock must keep.
+        name: the file name of uv's output, by which uv chooses the format.
+        flags: further arguments for uv.
     """
     with tempfile.TemporaryDirectory() as scratch:
         uv = uv_installer.for_uv(os.environ, Path(scratch) / "cache", offline=False)
         env = dict(uv.environment)
-        # A lock has to list the hashes of every platform's wheels, so it is written from one whole index: what
-        # this machine adds to it (a folder of a few wheels) would be taken for all there is.
+        # A lock needs the hashes of the wheels for all platforms, so it is resolved from one complete index. From an
+        # additional folder with a few wheels, uv would list only their hashes.
         env.pop("UV_INDEX", None)
         if variant is None or variant.find_links is None:
             env.pop("UV_FIND_LINKS", None)
         else:
             env.setdefault("UV_FIND_LINKS", variant.find_links)
-        written = Path(scratch) / name
-        asked: list[str | Path] = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url"]
-        asked += ["--no-annotate", "--no-header", "--directory", scratch, *flags]
-        for each in constraints:
-            asked += ["--constraints", each]
+        output = Path(scratch) / name
+        arguments: list[str | Path] = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url"]
+        arguments += ["--no-annotate", "--no-header", "--directory", scratch, *flags]
+        for constraint in constraints:
+            arguments += ["--constraints", constraint]
         if variant is not None:
-            # uv reads a project's settings only together with the user's: those are shown an empty folder.
-            only = [f"sys_platform == '{_SYS_PLATFORM[variant.system]}'"]
+            # uv reads a project's settings only together with the user's, so the user's come from an empty folder.
+            systems = [f"sys_platform == '{_SYS_PLATFORM[variant.system]}'"]
             project = _PROJECT.format(python=python)
-            project += uv_settings.write({"environments": only, **uv.config}, "tool.uv")
+            project += uv_settings.write({"environments": systems, **uv.config}, "tool.uv")
             (Path(scratch) / "pyproject.toml").write_text(project, encoding="utf-8")
             env.pop("UV_NO_CONFIG")
             env |= {"UV_NO_SYSTEM_CONFIG": "1", "XDG_CONFIG_HOME": scratch, "APPDATA": scratch}
             uv = replace(uv, config={})
-        asked += ["--python-version", python, *inputs, "-o", written]
-        uv_installer.run_uv(["pip", "compile", *asked], replace(uv, environment=env))
-        return written.read_text(encoding="utf-8")
+        arguments += ["--python-version", python, *inputs, "-o", output]
+        uv_installer.run_uv(["pip", "compile", *arguments], replace(uv, environment=env))
+        return output.read_text(encoding="utf-8")
 
 
 def _write(target: Path, text: str) -> Path:
@@ -230,18 +254,21 @@ def _write(target: Path, text: str) -> Path:
 
 
 def add_hashes(text: str, variant: Variant) -> str:
-    """Give torch's entry the hashes of the builds for other Pythons, which only torch.toml knows."""
+    """Return the text of a lock whose entry for torch also has the hashes of the variant in torch.toml.
+
+    These are the hashes of wheels for other Python versions, which uv does not list.
+    """
     lines = text.splitlines()
-    wanted = f"torch=={variant.torch}"
-    start = next((number for number, line in enumerate(lines) if line.split(" ")[0] == wanted), None)
+    pinned = f"torch=={variant.torch}"
+    start = next((number for number, line in enumerate(lines) if line.split(" ")[0] == pinned), None)
     if start is None or not variant.hashes:
         return text
     end = start + 1
     while end < len(lines) and lines[end].startswith(" "):
         end += 1
-    known = {line.strip(" \\").removeprefix("--hash=sha256:") for line in lines[start + 1 : end]}
-    every = sorted(known | set(variant.hashes))
+    listed = {line.strip(" \\").removeprefix("--hash=sha256:") for line in lines[start + 1 : end]}
+    hashes = sorted(listed | set(variant.hashes))
     entry = [f"{lines[start].rstrip(chr(92) + ' ')} \\"]
-    entry += [f"    --hash=sha256:{digest} \\" for digest in every]
+    entry += [f"    --hash=sha256:{digest} \\" for digest in hashes]
     entry[-1] = entry[-1].removesuffix(" \\")
     return "\n".join([*lines[:start], *entry, *lines[end:]]) + "\n"

@@ -167,7 +167,7 @@ def test_verify_against_sha256sum(
     tool: list[object] = ["xargs", "-0", "-P", os.cpu_count(), "-n", 400, "sha256sum"]
 
     def verify() -> None:
-        assert installed_wheels.harmed_packages(site, locked, deep=True) == {}
+        assert installed_wheels.damaged_packages(site, locked, deep=True) == {}
 
     tool_seconds = []
     benchmark.pedantic(
@@ -200,7 +200,7 @@ def test_quick_check_of_an_environment(
         walk_seconds.append(time.perf_counter() - began)
 
     benchmark.pedantic(
-        lambda: installed_wheels.harmed_packages(site, locked, deep=False), setup=walk, rounds=5, iterations=1
+        lambda: installed_wheels.damaged_packages(site, locked, deep=False), setup=walk, rounds=5, iterations=1
     )
     assert benchmark.stats is not None
     median = benchmark.stats.stats.median

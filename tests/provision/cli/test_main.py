@@ -202,7 +202,7 @@ def test_repair_without_the_cache_names_the_command_that_needs_the_network(
     next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages/torch/__init__.py")).unlink()
     done = provision("repair", *flags)
     assert done.returncode == 4, done.stdout
-    assert "cannot be made whole without the network" in done.stdout
+    assert "cannot be completed without the network" in done.stdout
     assert "make setup" in done.stdout
 
 

@@ -1,4 +1,4 @@
-"""Which source torch is taken from: real folders, real pages on loopback, real uv."""
+"""Tests the selection of the source of torch: real folders, real pages on loopback, and real uv."""
 
 from __future__ import annotations
 
@@ -34,31 +34,35 @@ CPU = Variant(name="cpu", torch="9.9+tiny", instead="cu130", instead_cost="the C
 CUDA = Variant(name="cu130", torch="9.9", download_bytes=2_900_000_000, install_bytes=7_000_000)
 
 
-def step_of(tmp_path: Path, envs: Path, said: list[str], *variants: Variant, offline: bool = False) -> EnvStep:
+def env_step(tmp_path: Path, envs: Path, notices: list[str], *variants: Variant, offline: bool = False) -> EnvStep:
+    """Return the step of the environment diffusers, which adds its notices to `notices`."""
     root = Root(tmp_path / "root")
-    wanted = EnvironmentDefinition(
+    definition = EnvironmentDefinition(
         "diffusers", LockFolder(envs / "diffusers"), variants, MINORS, "system", PLATFORM, "a test"
     )
 
     def tell(line: str) -> None:
-        if not line.endswith("packages are locked by hash"):  # this machine's own pip may have such settings
-            said.append(line)
+        # This notice depends on the settings of pip on the machine that runs the tests.
+        if not line.endswith("packages are locked by hash"):
+            notices.append(line)
 
-    return EnvStep(root, wanted, tmp_path / "home", Journal(root.journal), offline=offline, tell=tell)
+    return EnvStep(root, definition, tmp_path / "home", Journal(root.journal), offline=offline, tell=tell)
 
 
-def ask(
-    place: TorchSource, *wheels: Path, name: str = "torch", version: str = "9.9+tiny"
+def query(
+    source: TorchSource, *wheels: Path, name: str = "torch", version: str = "9.9+tiny"
 ) -> torch_sources.SourceAnswer:
+    """Query one source for a package whose lock pins the hashes of `wheels`."""
     import requests
 
     hashes = frozenset(hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels)
-    (answer,) = torch_sources.ask([place], PinnedPackage(name, version, hashes, PYTHON), requests.Session, 60)
+    (answer,) = torch_sources.query_all([source], PinnedPackage(name, version, hashes, PYTHON), requests.Session, 60)
     return answer
 
 
 @pytest.fixture
 def torch(tmp_path: Path) -> Path:
+    """Write a wheel of torch into a folder that pip's settings do not name, and return its path."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     return write_wheel(folder, "torch", "9.9+tiny", {"torch/__init__.py": TORCH})
@@ -66,70 +70,70 @@ def torch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cuda(tmp_path: Path, envs: Path, wheels: Path) -> Path:
-    """The stand-in's wheel, in the machine's own folder, and its lock."""
+    """Write the wheel and the lock of the fallback variant; pip's settings name the wheel's folder."""
     wheel = write_wheel(wheels, "torch", "9.9", {"torch/__init__.py": TORCH})
     (envs / "diffusers/cu130.lock").write_text(lock_text(wheel, next(wheels.glob("diffusers-*.whl"))))
     return wheel
 
 
-class TestAsking:
-    """One place after another."""
+class TestQuery:
+    """Tests the query of one source."""
 
-    def test_folder_with_the_wheel_has_it(self, torch: Path) -> None:
-        assert ask(TorchSource("here", str(torch.parent), "find-links"), torch).has is True
-        assert ask(TorchSource("here", torch.parent.as_uri(), "find-links"), torch).has is True
+    def test_folder_with_the_wheel_is_accepted(self, torch: Path) -> None:
+        assert query(TorchSource("here", str(torch.parent), "find-links"), torch).has is True
+        assert query(TorchSource("here", torch.parent.as_uri(), "find-links"), torch).has is True
 
-    def test_folder_whose_wheel_has_another_hash_does_not_have_it(self, tmp_path: Path, torch: Path) -> None:
+    def test_folder_with_another_hash_is_rejected(self, tmp_path: Path, torch: Path) -> None:
         other = tmp_path / "other"
         other.mkdir()
         write_wheel(other, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
-        answer = ask(TorchSource("here", str(other), "find-links"), torch)
+        answer = query(TorchSource("here", str(other), "find-links"), torch)
         assert answer.has is False
         assert "with another hash" in answer.reason
 
     @pytest.mark.parametrize("as_json", [True, False])
-    def test_index_with_the_wheel_has_it(self, play: Any, torch: Path, as_json: bool) -> None:
+    def test_index_with_the_wheel_is_accepted(self, play: Any, torch: Path, as_json: bool) -> None:
         server = play(http_server.index([torch], as_json=as_json))
-        assert ask(TorchSource("index", f"{server.url}/simple"), torch).has is True
-        assert ask(TorchSource("page", f"{server.url}/simple/torch/", "find-links"), torch).has is True
+        assert query(TorchSource("index", f"{server.url}/simple"), torch).has is True
+        assert query(TorchSource("page", f"{server.url}/simple/torch/", "find-links"), torch).has is True
 
-    def test_page_without_hashes_counts(self, play: Any, torch: Path) -> None:
+    def test_index_without_hashes_is_accepted(self, play: Any, torch: Path) -> None:
         server = play(http_server.index([torch], hashes=False))
-        assert ask(TorchSource("index", f"{server.url}/simple"), torch).has is True
+        assert query(TorchSource("index", f"{server.url}/simple"), torch).has is True
 
-    def test_index_on_this_machine_has_it(self, tmp_path: Path, torch: Path) -> None:
+    def test_local_index_is_accepted(self, tmp_path: Path, torch: Path) -> None:
         page = tmp_path / "simple/torch/index.html"
         page.parent.mkdir(parents=True)
         page.write_text(f'<a href="../../elsewhere/{torch.name}">{torch.name}</a>')
-        assert ask(TorchSource("index", (tmp_path / "simple").as_uri()), torch).has is True
-        answer = ask(TorchSource("index", (tmp_path / "simple").as_uri()), torch, name="other")
+        assert query(TorchSource("index", (tmp_path / "simple").as_uri()), torch).has is True
+        answer = query(TorchSource("index", (tmp_path / "simple").as_uri()), torch, name="other")
         assert (answer.has, answer.reason) == (False, "does not have other")
 
-    def test_listed_wheel_that_is_not_served_is_passed_over(self, play: Any, torch: Path) -> None:
+    def test_index_that_lists_and_does_not_serve_the_wheel_is_rejected(self, play: Any, torch: Path) -> None:
         server = play(http_server.index([torch]), Fault("/files/", status=404))
-        answer = ask(TorchSource("index", f"{server.url}/simple"), torch)
+        answer = query(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is False
-        assert answer.reason == f"lists {torch.name} and does not serve it (status 404)"
+        assert answer.reason == f"lists {torch.name}, but answers 404 for it"
 
-    def test_listed_hash_that_is_not_pinned_is_passed_over(self, tmp_path: Path, play: Any, torch: Path) -> None:
+    def test_index_with_a_hash_that_is_not_pinned_is_rejected(self, tmp_path: Path, play: Any, torch: Path) -> None:
         other = tmp_path / "other"
         other.mkdir()
         wrong = write_wheel(other, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
         server = play(http_server.index([wrong]))
-        answer = ask(TorchSource("index", f"{server.url}/simple"), torch)
+        answer = query(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is False
         assert f"has {torch.name} with another hash" in answer.reason
 
-    def test_wheels_of_other_systems_do_not_count(self, torch: Path) -> None:
+    def test_wheels_for_other_systems_are_rejected(self, torch: Path) -> None:
         for tag in ("cp39-cp39-manylinux_2_28_x86_64", "cp311-cp311-some_other_system"):
             torch.with_name(f"torch-9.9+tiny-{tag}.whl").write_bytes(torch.read_bytes())
-        right = torch.read_bytes()
+        content = torch.read_bytes()
         torch.unlink()
-        answer = ask(TorchSource("here", str(torch.parent), "find-links"))
+        answer = query(TorchSource("here", str(torch.parent), "find-links"))
         assert answer.has is False
-        assert "no file of it for Python" in answer.reason
-        torch.write_bytes(right)
-        assert ask(TorchSource("here", str(torch.parent), "find-links"), torch).has is True
+        assert "no wheel for Python" in answer.reason
+        torch.write_bytes(content)
+        assert query(TorchSource("here", str(torch.parent), "find-links"), torch).has is True
 
     @pytest.mark.parametrize(
         ("fault", "has", "reason"),
@@ -140,20 +144,20 @@ class TestAsking:
             (Fault("/simple/", body=http_server.PORTAL), False, "Campus Network Login"),
         ],
     )
-    def test_page_that_is_none_is_named(
+    def test_response_that_is_no_index_is_reported(
         self, play: Any, torch: Path, fault: Fault, has: bool | None, reason: str
     ) -> None:
         server = play(http_server.index([torch]), fault)
-        answer = ask(TorchSource("index", f"{server.url}/simple"), torch)
+        answer = query(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is has
         assert reason in answer.reason
 
-    def test_address_that_does_not_answer_is_not_known(self, torch: Path) -> None:
-        answer = ask(TorchSource("index", "http://127.0.0.1:9/simple"), torch)
+    def test_source_that_does_not_answer_is_neither_accepted_nor_rejected(self, torch: Path) -> None:
+        answer = query(TorchSource("index", "http://127.0.0.1:9/simple"), torch)
         assert answer.has is None
         assert "does not answer (" in answer.reason
 
-    def test_places_are_those_that_uv_is_given(self) -> None:
+    def test_own_sources_are_those_in_the_settings_of_uv(self) -> None:
         environ = {
             "UV_FIND_LINKS": "/one,/two words",
             "UV_DEFAULT_INDEX": "https://first.example/simple",
@@ -162,8 +166,8 @@ class TestAsking:
             "UV_INDEX_CORP_PASSWORD": "p@ss",
         }
         config = {"index": [{"url": "https://file.example"}, {"url": "https://never.example", "explicit": True}]}
-        places = torch_sources.own_places(UvSources(environ, (), config))
-        assert [each.url for each in places] == [
+        sources = torch_sources.own_sources(UvSources(environ, (), config))
+        assert [source.url for source in sources] == [
             "/one",
             "/two words",
             "https://me:p%40ss@corp.example/simple",
@@ -171,15 +175,15 @@ class TestAsking:
             "https://file.example",
             "https://first.example/simple",
         ]
-        assert "p%40ss" not in str([each.name for each in places])
-        without = torch_sources.own_places(UvSources(environ, ("--no-index",), config))
-        assert [each.url for each in without] == ["/one", "/two words"]
+        assert "p%40ss" not in str([source.name for source in sources])
+        without_index = torch_sources.own_sources(UvSources(environ, ("--no-index",), config))
+        assert [source.url for source in without_index] == ["/one", "/two words"]
 
 
-class TestFollowing:
-    """The chain, through a real installation."""
+class TestRoutes:
+    """Tests the routes to torch with real installations."""
 
-    def test_page_of_the_variant_serves_torch_alone(
+    def test_page_of_the_variant_is_used_for_torch_only(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
@@ -187,15 +191,15 @@ class TestFollowing:
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
         server = play(http_server.index(moved.glob("*.whl")))
         page = f"{server.url}/simple/torch/"
-        said: list[str] = []
-        step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": page}), CUDA)
+        notices: list[str] = []
+        step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": page}), CUDA)
         assert f"torch 9.9+tiny from the page {page}" in step.describe()
         step.apply()
         assert step.check(deep=True).state is State.OK
         assert step.check().fallback is None
-        assert said[0].startswith(f"torch 9.9+tiny from the page {page}; ")
+        assert notices[0].startswith(f"torch 9.9+tiny from the page {page}; ")
 
-    def test_page_that_is_busy_for_a_moment_is_no_reason_for_the_stand_in(
+    def test_busy_page_is_tried_again_before_the_fallback_variant(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
@@ -203,163 +207,165 @@ class TestFollowing:
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
         server = play(http_server.index(moved.glob("*.whl")), Fault("/simple/", status=503, times=1))
         page = f"{server.url}/simple/torch/"
-        said: list[str] = []
-        step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": page}), CUDA)
+        notices: list[str] = []
+        step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": page}), CUDA)
         step.apply()
         assert step.check(deep=True).state is State.OK
         assert step.check().fallback is None
-        assert "answers 503" not in said[-1]
+        assert "answers 503" not in notices[-1]
 
-    def test_stand_in_is_announced_with_its_bytes_before_it_is_fetched(
+    def test_fallback_variant_is_announced_with_its_size_before_the_download(
         self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path
     ) -> None:
         next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()
-        said: list[str] = []
-        step = step_of(tmp_path, envs, said, CPU, CUDA)
+        notices: list[str] = []
+        step = env_step(tmp_path, envs, notices, CPU, CUDA)
         step.apply()
         assert step.check().state is State.OK
-        assert f"find-links {wheels} does not list torch 9.9+tiny. Instead torch 9.9 from find-links" in said[0]
-        assert "about 2.9 GB to download, 0.0 GB on disk" in said[0]
-        assert said[0].endswith(" GB free")
+        assert f"find-links {wheels} does not list torch 9.9+tiny. Fallback: torch 9.9 from find-links" in notices[0]
+        assert "about 2.9 GB to download, 0.0 GB on disk" in notices[0]
+        assert notices[0].endswith(" GB free")
 
-    def test_stand_in_that_does_not_fit_is_blocked_before_a_byte_is_fetched(
+    def test_fallback_variant_that_does_not_fit_the_disk_is_blocked_before_the_download(
         self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path, small_disk: Path
     ) -> None:
         next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()
         root = Root(small_disk / "root")
         large = CUDA.model_copy(update={"install_bytes": 6_100_000_000})
-        wanted = EnvironmentDefinition(
+        definition = EnvironmentDefinition(
             "diffusers", LockFolder(envs / "diffusers"), [CPU, large], MINORS, "system", PLATFORM, "a test"
         )
-        step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
+        step = EnvStep(root, definition, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
         with pytest.raises(BlockedError, match=r"about 6,100,000,000 are needed for environment diffusers \(cu130: "):
             step.apply()
         assert not (root.cache / "uv").exists()
 
-    def test_disk_that_fills_up_in_the_stand_in_is_blocked_and_leaves_nothing(
+    def test_full_disk_during_the_fallback_is_blocked_and_leaves_no_files(
         self, tmp_path: Path, envs: Path, wheels: Path, small_disk: Path
     ) -> None:
         next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()
         wheel = write_wheel(wheels, "torch", "9.9", {"torch/__init__.py": TORCH, "torch/large": "x" * 9_000_000})
         (envs / "diffusers/cu130.lock").write_text(lock_text(wheel, next(wheels.glob("diffusers-*.whl"))))
         root = Root(small_disk / "root")
-        unknown = CUDA.model_copy(update={"install_bytes": None, "download_bytes": None})
-        wanted = EnvironmentDefinition(
-            "diffusers", LockFolder(envs / "diffusers"), [CPU, unknown], MINORS, "system", PLATFORM, "a test"
+        without_sizes = CUDA.model_copy(update={"install_bytes": None, "download_bytes": None})
+        definition = EnvironmentDefinition(
+            "diffusers", LockFolder(envs / "diffusers"), [CPU, without_sizes], MINORS, "system", PLATFORM, "a test"
         )
-        step = EnvStep(root, wanted, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
+        step = EnvStep(root, definition, tmp_path / "home", Journal(tmp_path / "journal"), offline=False)
         with pytest.raises(BlockedError, match="no space left"):
             step.apply()
         assert list(step.prefix.parent.iterdir()) == []
 
-    def test_page_that_stops_serving_hands_over_to_the_next(
+    def test_page_that_stops_serving_the_wheel_causes_a_fallback(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
         moved.mkdir()
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
-        # The first request for the file is our look; from then on it is gone.
+        # The first request for the file is the query; all later ones are answered with 404.
         server = play(http_server.index(moved.glob("*.whl")), Fault("/files/", status=404, after=1))
         page = f"{server.url}/simple/torch/"
-        said: list[str] = []
-        step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": page}), CUDA)
+        notices: list[str] = []
+        step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": page}), CUDA)
         step.apply()
         assert step.check().state is State.OK
-        assert "lists torch-9.9+tiny-py3-none-any.whl and does not serve it" in str(step.check().fallback)
-        assert any(line.startswith("torch 9.9+tiny could not be installed from the page") for line in said)
-        assert said[-1].startswith("torch 9.9+tiny cannot be had: ")
+        assert "lists torch-9.9+tiny-py3-none-any.whl, but answers 404 for it" in str(step.check().fallback)
+        assert any(line.startswith("torch 9.9+tiny could not be installed from the page") for line in notices)
+        assert notices[-1].startswith("torch 9.9+tiny is not available: ")
 
-    def test_wheel_with_another_hash_in_the_own_index_is_not_taken(
+    def test_wheel_with_another_hash_in_the_own_index_is_rejected(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        right = next(wheels.glob("torch-9.9+tiny-*.whl"))
+        wheel = next(wheels.glob("torch-9.9+tiny-*.whl"))
         page = tmp_path / "page"
         page.mkdir()
-        shutil.move(right, page)
+        shutil.move(wheel, page)
         write_wheel(wheels, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
         server = play(http_server.index(wheels.glob("*.whl")))
         monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.delenv("PIP_FIND_LINKS")
         monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
-        said: list[str] = []
-        step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": str(page)}), CUDA)
+        notices: list[str] = []
+        step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": str(page)}), CUDA)
         step.apply()
         assert step.check(deep=True).state is State.OK
         assert "9.9+tiny" in step.check().detail
         assert (step.prefix / "lib").exists()
-        assert said[0].startswith(f"torch 9.9+tiny from the page {page}")
+        assert notices[0].startswith(f"torch 9.9+tiny from the page {page}")
 
-    def test_own_index_that_does_not_serve_is_left_out_for_torch(
+    def test_own_index_that_does_not_serve_torch_is_skipped_for_torch(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        right = next(wheels.glob("torch-9.9+tiny-*.whl"))
+        wheel = next(wheels.glob("torch-9.9+tiny-*.whl"))
         server = play(http_server.index(wheels.glob("*.whl")), Fault("/files/torch-9.9+tiny", status=404))
         page = tmp_path / "page"
         page.mkdir()
-        shutil.move(right, page)
+        shutil.move(wheel, page)
         monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.delenv("PIP_FIND_LINKS")
         monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
-        step = step_of(tmp_path, envs, [], CPU.model_copy(update={"find_links": str(page)}), CUDA)
+        step = env_step(tmp_path, envs, [], CPU.model_copy(update={"find_links": str(page)}), CUDA)
         step.apply()
         assert step.check(deep=True).state is State.OK
         assert "torch 9.9+tiny" in step.check().detail
 
-    def test_no_source_at_all_is_one_error_that_names_them(
+    def test_error_names_all_sources_if_no_source_has_torch(
         self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path
     ) -> None:
         next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()
         cuda.unlink()
-        step = step_of(tmp_path, envs, [], CPU.model_copy(update={"find_links": str(tmp_path / "none")}), CUDA)
+        step = env_step(tmp_path, envs, [], CPU.model_copy(update={"find_links": str(tmp_path / "none")}), CUDA)
         with pytest.raises(FirstlightError) as caught:
             step.apply()
         text = str(caught.value)
-        assert text.startswith("torch 9.9+tiny cannot be had: ")
+        assert text.startswith("torch 9.9+tiny is not available: ")
         assert f"find-links {wheels} does not list torch 9.9+tiny" in text
         assert f"the page {tmp_path / 'none'} cannot be read" in text
         assert f"find-links {wheels} does not list torch 9.9." in text
         assert "PIP_FIND_LINKS=" in text
         assert not step.prefix.exists()
 
-    def test_missing_other_package_is_no_reason_for_the_stand_in(
+    def test_other_missing_package_causes_no_fallback_variant(
         self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path
     ) -> None:
         next(wheels.glob("diffusers-*.whl")).unlink()
-        said: list[str] = []
-        step = step_of(tmp_path, envs, said, CPU, CUDA)
+        notices: list[str] = []
+        step = env_step(tmp_path, envs, notices, CPU, CUDA)
         with pytest.raises(FirstlightError, match="diffusers"):
             step.apply()
-        assert len(said) == 1
+        assert len(notices) == 1
 
-    def test_cached_stand_in_is_found_offline(self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path) -> None:
+    def test_cached_fallback_variant_is_installed_offline(
+        self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path
+    ) -> None:
         next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()
-        step_of(tmp_path, envs, [], CPU, CUDA).apply()
+        env_step(tmp_path, envs, [], CPU, CUDA).apply()
         shutil.rmtree(tmp_path / "root/envs")
-        step = step_of(tmp_path, envs, [], CPU, CUDA, offline=True)
+        step = env_step(tmp_path, envs, [], CPU, CUDA, offline=True)
         step.apply()
         assert step.check().state is State.OK
 
-    def test_harm_elsewhere_asks_no_source_for_torch(self, tmp_path: Path, envs: Path, play: Any) -> None:
+    def test_damage_in_another_package_causes_no_query_for_torch(self, tmp_path: Path, envs: Path, play: Any) -> None:
         server = play({})
-        said: list[str] = []
-        step = step_of(tmp_path, envs, said, CPU.model_copy(update={"find_links": f"{server.url}/torch/"}))
+        notices: list[str] = []
+        step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": f"{server.url}/torch/"}))
         step.apply()
         server.seen.clear()
-        said.clear()
+        notices.clear()
         next(step.prefix.glob("lib/python*/site-packages/diffusers/__init__.py")).unlink()
         assert "torch 9.9+tiny from" not in step.describe()
         step.apply()
         assert step.check(deep=True).state is State.OK
-        assert (server.seen, said) == ([], [])
+        assert (server.seen, notices) == ([], [])
 
 
-def test_space_is_judged_by_the_download_where_nothing_better_is_known(tmp_path: Path, small_disk: Path) -> None:
+def test_needed_space_is_estimated_from_the_download_without_a_known_size(tmp_path: Path, small_disk: Path) -> None:
     variant = Variant(name="cu128", torch="9.9", download_bytes=4_000_000_000)
-    with pytest.raises(BlockedError, match="about 7,200,000,000 are needed for it"):
-        torch_fallback.need_space(variant, "it", Root(small_disk / "root"), tmp_path)
-    torch_fallback.need_space(Variant(name="macos", torch="9.9"), "it", Root(small_disk / "root"), tmp_path)
+    with pytest.raises(BlockedError, match="about 7,200,000,000 are needed for environment x"):
+        torch_fallback.need_space(variant, "environment x", Root(small_disk / "root"), tmp_path)
+    torch_fallback.need_space(Variant(name="macos", torch="9.9"), "environment x", Root(small_disk / "root"), tmp_path)
 
 
-def test_sizes_are_left_out_where_they_are_not_known() -> None:
+def test_unknown_sizes_are_omitted() -> None:
     assert torch_fallback.sizes(CPU) == ""
     assert torch_fallback.sizes(CUDA) == ": about 2.9 GB to download, 0.0 GB on disk"

@@ -174,7 +174,7 @@ def test_start_line_does_not_disturb_installed_packages(env: Path, root: Root, h
 
 
 def harmed_packages(site: Path) -> dict[str, str]:
-    return installed_wheels.harmed_packages(site, [requirements.LockedPackage("small", "1.0")], deep=True)
+    return installed_wheels.damaged_packages(site, [requirements.LockedPackage("small", "1.0")], deep=True)
 
 
 def test_huggingface_hub_uses_the_mirror(root: Root, home: Path) -> None:

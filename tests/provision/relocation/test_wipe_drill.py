@@ -17,7 +17,7 @@ from provision.cli.common import OutputOptions, resolve_host, run_steps
 from provision.core.errors import Exit
 from tests.provision import random_trees
 from tests.provision.conftest import lock_text, write_wheel
-from tests.provision.environments.test_conda_packages import build
+from tests.provision.environments.conda_steps import env_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ def host(
         (conda_envs / "models.toml").write_text(hub.manifest())
 
         # The home before setup: a conda with an environment of the user, caches and settings.
-        build(home / "miniconda3", conda_envs).apply()
+        env_step(home / "miniconda3", conda_envs).apply()
         shutil.rmtree(home / "miniconda3/.firstlight")
         shutil.rmtree(home / "miniconda3/cache")
         (home / "miniconda3/conda-meta").mkdir()
