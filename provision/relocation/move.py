@@ -1,4 +1,4 @@
-"""Moves folders and leaves links: at every instant a complete copy is under one name, and the journal says which."""
+"""Moves folders to the volume and leaves links; at each instant one path, named in the journal, has a complete copy."""
 
 from __future__ import annotations
 
@@ -29,306 +29,313 @@ if TYPE_CHECKING:
     from provision.fs.merge_tree import MergeEntry
     from provision.volume.journal import Journal
 
-# The file system, or the system, knows no exchange; a rename may still do.
+# The kernel or the file system does not support the exchange of two names (renameat2). A rename may still work.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
 class MovePair:
-    """A folder's old path, which becomes a link, and its new place."""
+    """Hold the old path of a folder, which becomes a link, and its new path, the target of the link."""
 
     source: Path
     target: Path
 
     @property
     def aside(self) -> Path:
-        """Where the folder itself waits, once the link has its name, until it is dropped."""
+        """Return the path of the original folder between the swap with the link and its removal."""
         return _beside(self.source, "aside")
 
     @property
     def partial(self) -> Path:
-        """Where the copy grows before it gets the target's name."""
+        """Return the path of the unfinished copy, beside the target."""
         return _beside(self.target, "partial")
 
     @property
     def unfinished(self) -> bool:
-        """Whether the link stands and a killed run has left something to tidy."""
+        """Return whether a killed run left an original or an unfinished copy behind."""
         return os.path.lexists(self.aside) or os.path.lexists(self.partial)
 
     @property
     def is_wiped(self) -> bool:
-        """Whether nothing but the link is gone."""
+        """Return whether only the link is missing: the target is complete and nothing is left to clean up."""
         return not os.path.lexists(self.source) and self.target.is_dir() and not self.unfinished
 
 
 class _OpenPair:
-    """A pair with the folders that hold its two names."""
+    """Hold the paths of a move, with open descriptors of the two parent folders."""
 
-    def __init__(self, pair: MovePair, home: OpenDir, there: OpenDir) -> None:
-        self.pair = pair
-        self.home, self.name = home, pair.source.name
-        self.there, self.new = there, pair.target.name
-        self.aside, self.partial = pair.aside.name, pair.partial.name
+    def __init__(self, paths: MovePair, source_parent: OpenDir, target_parent: OpenDir) -> None:
+        self.paths = paths
+        self.source_parent, self.source_name = source_parent, paths.source.name
+        self.target_parent, self.target_name = target_parent, paths.target.name
+        self.aside_name, self.partial_name = paths.aside.name, paths.partial.name
 
     @property
     def ends(self) -> tuple[Path, Path]:
-        return self.pair.source, self.pair.target
+        return self.paths.source, self.paths.target
 
     @property
     def source_is_real(self) -> bool:
-        found = self.home.lstat(self.name)
-        return found is not None and stat.S_ISDIR(found.st_mode) and self.home.readlink(self.name) is None
+        status = self.source_parent.lstat(self.source_name)
+        is_folder = status is not None and stat.S_ISDIR(status.st_mode)
+        return is_folder and self.source_parent.readlink(self.source_name) is None
 
     @property
     def target_is_filled(self) -> bool:
-        found = self.there.lstat(self.new)
-        if found is None or not stat.S_ISDIR(found.st_mode):
+        status = self.target_parent.lstat(self.target_name)
+        if status is None or not stat.S_ISDIR(status.st_mode):
             return False
-        with self.there.enter(self.new) as target:
+        with self.target_parent.enter(self.target_name) as target:
             return not tree.is_empty(target)
 
 
 class FolderMove:
-    """Moves the folders of one label together: a file with names in several of them stays one file."""
+    """Moves the folders of one label together, so that hard links between the folders are kept.
+
+    `conflicts` lists the files that a merge kept beside a newer version.
+    """
 
     def __init__(self, journal: Journal, progress: Progress = no_progress) -> None:
-        """Take the journal, which records every act before it is done, and the progress callback."""
+        """Take the journal, which records each act before it is done, and the progress callback."""
         self.journal = journal
         self.progress = progress
         self.conflicts: list[str] = []
 
     def run(self, pairs: Sequence[MovePair]) -> None:
-        """Move what is there, merge where both are, finish what a killed run left; every source ends as a link.
+        """Move each source folder to its target and replace it by a link.
+
+        A source and a target that both contain files are merged. A missing source becomes a link to an empty target.
+        The work of a killed run is completed.
 
         Raises:
-            BlockedError: somebody uses the folder, it is not ours, there is no room, something is mounted in it.
-            FirstlightError: a copy does not come out right.
-            OSError: what the system says; nothing is lost, and the next run goes on.
+            BlockedError: a process uses the folder, an entry belongs to another user, space is short, or a file
+                system is mounted inside.
+            FirstlightError: a copy differs from its original.
+            OSError: a system call failed; no data is lost, and the next run continues.
         """
-        together = [pair for pair in pairs if link_target(pair.source) is None and pair.source.is_dir()]
+        real = [pair for pair in pairs if link_target(pair.source) is None and pair.source.is_dir()]
         for pair in pairs:
-            if pair not in together:
-                self._run([pair])  # a thousand of them would need as many open folders
-        self._run(together)
+            if pair not in real:
+                self._run([pair])  # one at a time, because each pair needs two open folders
+        self._run(real)
 
     def _run(self, pairs: Sequence[MovePair]) -> None:
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(_opened(pair, self.journal)) for pair in pairs]
-            for each in opened:
-                self._tidy(each)
-            real = [each for each in opened if each.source_is_real]
+            for pair in opened:
+                self._remove_prepared_links(pair)
+            real = [pair for pair in opened if pair.source_is_real]
             self._check(real)
-            both = [each for each in real if each.target_is_filled]
-            rest = [each for each in real if each not in both and not self._renamed(each)]
-            if rest:
-                self._copy(rest)
-            for each in both:
-                self._merge(each, each.name)
-            for each in opened:
-                self._link(each)
-                self._drop_left(each)
+            to_merge = [pair for pair in real if pair.target_is_filled]
+            to_copy = [pair for pair in real if pair not in to_merge and not self._try_rename(pair)]
+            if to_copy:
+                self._copy(to_copy)
+            for pair in to_merge:
+                self._merge(pair, pair.source_name)
+            for pair in opened:
+                self._link(pair)
+                self._finish_killed_run(pair)
 
     def relink(self, pairs: Collection[MovePair]) -> None:
-        """Make the links of folders that are in their new place: one record and one force to the disk for them all."""
+        """Make the links to folders that are at their targets, with one journal record and one sync per parent."""
         if not pairs:
             return
-        parents: dict[Path, list[MovePair]] = {}
+        by_parent: dict[Path, list[MovePair]] = {}
         for pair in pairs:
-            parents.setdefault(pair.source.parent, []).append(pair)
-        for parent in sorted(parents):
+            by_parent.setdefault(pair.source.parent, []).append(pair)
+        for parent in sorted(by_parent):
             make_folders(parent, self.journal)
         sources, targets = tuple(pair.source for pair in pairs), tuple(pair.target for pair in pairs)
         self.journal.record(acts.LinkBatch(sources, targets))
-        for parent, inside in sorted(parents.items()):
-            with OpenDir.at(parent) as home:
-                for pair in inside:
-                    home.symlink(pair.source.name, str(pair.target))
-                home.sync()
+        for parent, children in sorted(by_parent.items()):
+            with OpenDir.at(parent) as folder:
+                for pair in children:
+                    folder.symlink(pair.source.name, str(pair.target))
+                folder.sync()
 
-    def _tidy(self, each: _OpenPair) -> None:
-        """Take away links that a killed run had prepared, and that never got their name."""
-        if each.home.readlink(each.aside) == str(each.pair.target):
-            each.home.unlink(each.aside)
-        if each.there.readlink(each.new) == str(each.pair.target):
-            each.there.unlink(each.new)
+    def _remove_prepared_links(self, pair: _OpenPair) -> None:
+        """Remove links that a killed run made under a temporary name and did not put in place."""
+        if pair.source_parent.readlink(pair.aside_name) == str(pair.paths.target):
+            pair.source_parent.unlink(pair.aside_name)
+        if pair.target_parent.readlink(pair.target_name) == str(pair.paths.target):
+            pair.target_parent.unlink(pair.target_name)
 
     def _check(self, real: Sequence[_OpenPair]) -> None:
-        folders = [each.home.path / each.name for each in real]
-        for each, folder in zip(real, folders, strict=True):
-            preflight.require_safe_parent(each.home)
+        folders = [pair.source_parent.path / pair.source_name for pair in real]
+        for pair, folder in zip(real, folders, strict=True):
+            preflight.require_safe_parent(pair.source_parent)
             preflight.require_no_mount(folder)
-            if each.there.path.is_relative_to(folder):
-                raise BlockedError(f"{each.pair.target} lies inside {folder}, which is to be moved there.")
+            if pair.target_parent.path.is_relative_to(folder):
+                raise BlockedError(f"{pair.paths.target} lies inside {folder}. Choose another root: --root DIR")
         if folders:
             preflight.require_unused(folders)
 
-    def _renamed(self, each: _OpenPair) -> bool:
-        """Move by a rename where both places are on one file system, and it lets us."""
-        found = each.home.lstat(each.name)
-        if found is None or found.st_dev != _device(each.there):
+    def _try_rename(self, pair: _OpenPair) -> bool:
+        """Move by a rename if both parents are on one file system; return False if a rename is not possible."""
+        status = pair.source_parent.lstat(pair.source_name)
+        if status is None or status.st_dev != _device(pair.target_parent):
             return False
-        self.journal.record(acts.FolderRename(*each.ends, whole=each.pair.source))
-        _remove_empty(each.there, each.new)
-        return self._change_places(each, each.there, each.new)
+        self.journal.record(acts.FolderRename(*pair.ends, whole=pair.paths.source))
+        _remove_empty(pair.target_parent, pair.target_name)
+        return self._exchange_with_link(pair, pair.target_parent, pair.target_name)
 
-    def _change_places(self, each: _OpenPair, folder: OpenDir, name: str) -> bool:
-        """Let the old path be the link, and the folder have another name; False where it cannot get one (EXDEV)."""
-        # The link lies prepared under the other name: one exchange then does both, and no moment is without either.
-        folder.symlink(name, str(each.pair.target))
+    def _exchange_with_link(self, pair: _OpenPair, folder: OpenDir, name: str) -> bool:
+        """Give the source folder another name, and its path the link; return False if a rename fails with EXDEV."""
+        # The link is made under the new name first, so that one exchange sets both names at the same instant.
+        folder.symlink(name, str(pair.paths.target))
         try:
-            each.home.exchange(each.name, folder, name)
+            pair.source_parent.exchange(pair.source_name, folder, name)
         except OSError as error:
             folder.unlink(name)
             if error.errno not in _NO_EXCHANGE | {errno.EXDEV}:
                 raise
             try:
-                each.home.rename(each.name, folder, name)
-            except OSError as refused:
-                if refused.errno == errno.EXDEV:  # overlayfs, for a folder of an image's layer; a bind mount
+                pair.source_parent.rename(pair.source_name, folder, name)
+            except OSError as rename_error:
+                if rename_error.errno == errno.EXDEV:  # a folder of an image layer under overlayfs, or a bind mount
                     return False
                 raise
-            self._link(each)
-        each.home.sync()
+            self._link(pair)
+        pair.source_parent.sync()
         folder.sync()
-        self._use(each)
+        self._require_link_works(pair)
         return True
 
-    def _copy(self, rest: Sequence[_OpenPair]) -> None:
-        """Copy together, prove, then swap each: the copy gets its name, the link gets the old path."""
+    def _copy(self, pairs: Sequence[_OpenPair]) -> None:
+        """Copy all folders and verify the copies, then give each copy its name and each old path its link."""
         with contextlib.ExitStack() as stack:
             folders = []
-            wanted, there = tree.TreeSize(), tree.TreeSize()
-            for each in rest:
-                source = stack.enter_context(each.home.enter(each.name))
-                amount = tree.measure(source)
-                preflight.require_movable(amount)
-                if each.there.lstat(each.partial) is None:
-                    self.journal.record(acts.FolderCopy(*each.ends, each.pair.partial, whole=each.pair.source))
-                partial = stack.enter_context(_staging(each))
-                wanted += amount
-                there += tree.measure(partial)
+            total, copied = tree.TreeSize(), tree.TreeSize()
+            for pair in pairs:
+                source = stack.enter_context(pair.source_parent.enter(pair.source_name))
+                size = tree.measure(source)
+                preflight.require_movable(size)
+                if pair.target_parent.lstat(pair.partial_name) is None:
+                    self.journal.record(acts.FolderCopy(*pair.ends, pair.paths.partial, whole=pair.paths.source))
+                partial = stack.enter_context(_partial_folder(pair))
+                total += size
+                copied += tree.measure(partial)
                 folders.append((source, partial))
-            preflight.require_space(wanted, there, rest[0].there.path)
-            totals = {"bytes": wanted.data, "files": wanted.files, "files proved": wanted.files}
-            mirror = TreeCopy(folders, lambda count, unit: self.progress(count, totals[unit], unit))
-            with _nothing_left_on_a_full_disk(rest):
-                mirror.run()
-            for each in rest:
-                each.there.sync_file_system()  # the last look has set the modes of folders anew
-                self.journal.record(acts.CopyPlacement(*each.ends, each.pair.partial, whole=each.pair.source))
-                _remove_empty(each.there, each.new)
-                each.there.rename(each.partial, each.there, each.new)
-                each.there.sync_file_system()
-            self._swap_all(rest, mirror)
+            preflight.require_space(total, copied, pairs[0].target_parent.path)
+            totals = {"bytes": total.data, "files": total.files, "files proved": total.files}
+            tree_copy = TreeCopy(folders, lambda count, unit: self.progress(count, totals[unit], unit))
+            with _remove_partial_if_full(pairs):
+                tree_copy.run()
+            for pair in pairs:
+                pair.target_parent.sync_file_system()  # the last comparison has set the modes of folders again
+                self.journal.record(acts.CopyPlacement(*pair.ends, pair.paths.partial, whole=pair.paths.source))
+                _remove_empty(pair.target_parent, pair.target_name)
+                pair.target_parent.rename(pair.partial_name, pair.target_parent, pair.target_name)
+                pair.target_parent.sync_file_system()
+            self._swap_all(pairs, tree_copy)
 
-    def _swap_all(self, rest: Sequence[_OpenPair], mirror: TreeCopy) -> None:
-        asides = [(each, self._swap(each)) for each in rest]
-        preflight.require_unused([each.home.path / aside for each, aside in asides])
-        changed = mirror.changed_since()  # between the last look and the swap
-        for each, aside in asides:
+    def _swap_all(self, pairs: Sequence[_OpenPair], tree_copy: TreeCopy) -> None:
+        asides = [(pair, self._swap(pair)) for pair in pairs]
+        preflight.require_unused([pair.source_parent.path / aside for pair, aside in asides])
+        changed = tree_copy.changed_since()  # a program may have written between the last comparison and the swap
+        for pair, aside in asides:
             if changed:
-                self._merge(each, aside)
-            if each.home.readlink(aside) is None:
-                self._drop(each, aside)
+                self._merge(pair, aside)
+            if pair.source_parent.readlink(aside) is None:
+                self._remove_original(pair, aside)
 
-    def _swap(self, each: _OpenPair) -> str:
-        """Let the old path be a link, use it once, and return the name under which the folder waits."""
-        self.journal.record(acts.FolderSwap(*each.ends, each.pair.aside, whole=each.pair.target))
-        # What cannot get another name is emptied where it is.
-        return each.aside if self._change_places(each, each.home, each.aside) else each.name
+    def _swap(self, pair: _OpenPair) -> str:
+        """Replace the old path by the link, test the link, and return the name that the original folder has now."""
+        self.journal.record(acts.FolderSwap(*pair.ends, pair.paths.aside, whole=pair.paths.target))
+        # A folder that cannot be renamed keeps its name, and `_remove_original` deletes it there.
+        has_moved = self._exchange_with_link(pair, pair.source_parent, pair.aside_name)
+        return pair.aside_name if has_moved else pair.source_name
 
-    def _drop(self, each: _OpenPair, aside: str) -> None:
-        """Take the old folder away, the last act of a move."""
-        self.journal.record(acts.OriginalRemoval(*each.ends, each.pair.source.with_name(aside), whole=each.pair.target))
-        tree.remove(each.home, aside)
-        each.home.sync()
-        if aside == each.name:
-            self._link(each)
-            self._use(each)
+    def _remove_original(self, pair: _OpenPair, name: str) -> None:
+        """Delete the original folder, which has this name now; it is the last act of a move."""
+        original = pair.paths.source.with_name(name)
+        self.journal.record(acts.OriginalRemoval(*pair.ends, original, whole=pair.paths.target))
+        tree.remove(pair.source_parent, name)
+        pair.source_parent.sync()
+        if name == pair.source_name:
+            self._link(pair)
+            self._require_link_works(pair)
 
-    def _merge(self, each: _OpenPair, name: str) -> None:
-        """Put the folder under `name` (the old path, or aside) into the target, then let the old path be the link."""
-        with (
-            each.home.enter(name) as original,
-            each.there.enter(each.new) as target,
-        ):
-            amount = tree.measure(original)
-            preflight.require_movable(amount)
-            self.journal.record(acts.MergeCopy(*each.ends, each.pair.partial, whole=each.home.path / name))
-            with _staging(each) as stage:
-                totals = {"files compared": amount.files}
+    def _merge(self, pair: _OpenPair, name: str) -> None:
+        """Merge a folder beside the source into the target; if it is the source itself, replace it by the link."""
+        whole = pair.source_parent.path / name
+        with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
+            size = tree.measure(original)
+            preflight.require_movable(size)
+            self.journal.record(acts.MergeCopy(*pair.ends, pair.paths.partial, whole=whole))
+            with _partial_folder(pair) as stage:
+                totals = {"files compared": size.files}
                 merge = TreeMerge(original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit))
-                rows = merge.look()
-                # What waited aside and is all in the target leaves nothing for undo to part.
-                if name == each.name or not all(merge.is_placed(row) for row in rows):
-                    self._bring(each, name, merge, rows)
-            tree.remove(each.there, each.partial)
-            self.conflicts += [str(each.pair.target / row.other) for row in rows if row.other]
-            if name != each.name:
+                entries = merge.look()
+                # If the target holds all of an original that a killed run left, undo has nothing to separate.
+                if name == pair.source_name or not all(merge.is_placed(entry) for entry in entries):
+                    self._place_merged(pair, whole, merge, entries)
+            tree.remove(pair.target_parent, pair.partial_name)
+            self.conflicts += [str(pair.paths.target / entry.other) for entry in entries if entry.other]
+            if name != pair.source_name:
                 return
-            aside = self._swap(each)
-            preflight.require_unused([each.home.path / aside])
+            aside = self._swap(pair)
+            preflight.require_unused([pair.source_parent.path / aside])
             changed = merge.changed_since()
-        if changed and aside == each.name:
-            raise BlockedError(f"{each.pair.source} was written to meanwhile. End what writes there, then run again.")
+        if changed and aside == pair.source_name:
+            raise BlockedError(f"{whole} changed during its merge. Stop the program that writes there, then run again.")
         if changed:
-            self._merge(each, aside)
-        self._drop(each, aside)
+            self._merge(pair, aside)
+        self._remove_original(pair, aside)
 
-    def _bring(self, each: _OpenPair, name: str, merge: TreeMerge, rows: list[MergeEntry]) -> None:
-        with _nothing_left_on_a_full_disk([each]):
-            merge.bring(rows)
-        manifest = self._manifest([row.to_dict() for row in rows])
-        self.journal.record(acts.FolderMerge(*each.ends, manifest, whole=each.home.path / name))
-        merge.place(rows)
+    def _place_merged(self, pair: _OpenPair, whole: Path, merge: TreeMerge, entries: list[MergeEntry]) -> None:
+        with _remove_partial_if_full([pair]):
+            merge.bring(entries)
+        manifest = self._write_manifest([entry.to_dict() for entry in entries])
+        self.journal.record(acts.FolderMerge(*pair.ends, manifest, whole=whole))
+        merge.place(entries)
 
-    def _link(self, each: _OpenPair) -> None:
-        """The old path is a link to the target, which is there."""
-        target = str(each.pair.target)
-        found = each.home.readlink(each.name)
-        if each.there.lstat(each.new) is None:
-            self.journal.record(acts.TargetCreation(*each.ends, path=each.pair.target))
-            each.there.make(each.new)
-        if found == target:
+    def _link(self, pair: _OpenPair) -> None:
+        """Make the old path a link to the target; make an empty target folder if it is missing."""
+        target = str(pair.paths.target)
+        present = pair.source_parent.readlink(pair.source_name)
+        if pair.target_parent.lstat(pair.target_name) is None:
+            self.journal.record(acts.TargetCreation(*pair.ends, path=pair.paths.target))
+            pair.target_parent.make(pair.target_name)
+        if present == target:
             return
-        self.journal.record(acts.MoveLink(*each.ends, path=each.pair.source, was=found))
-        if found is not None:
-            # The new link takes the old one's name at once.
-            spare = _beside(each.pair.source, "link").name
-            if each.home.lstat(spare) is not None:
-                each.home.unlink(spare)
-            each.home.symlink(spare, target)
-            each.home.rename(spare, each.home, each.name)
+        self.journal.record(acts.MoveLink(*pair.ends, path=pair.paths.source, was=present))
+        if present is not None:
+            # A rename replaces the old link by the new one atomically.
+            temporary = _beside(pair.paths.source, "link").name
+            if pair.source_parent.lstat(temporary) is not None:
+                pair.source_parent.unlink(temporary)
+            pair.source_parent.symlink(temporary, target)
+            pair.source_parent.rename(temporary, pair.source_parent, pair.source_name)
         else:
-            each.home.symlink(each.name, target)
-        each.home.sync()
+            pair.source_parent.symlink(pair.source_name, target)
+        pair.source_parent.sync()
 
-    def _drop_left(self, each: _OpenPair) -> None:
-        """Merge what a killed run left beside a link that stands: it may have been written to since."""
-        if each.home.lstat(each.aside) is not None:
-            preflight.require_unused([each.home.path / each.aside])
-            self._merge(each, each.aside)
-            self._drop(each, each.aside)
-        if each.there.lstat(each.partial) is not None:
-            tree.remove(each.there, each.partial)
+    def _finish_killed_run(self, pair: _OpenPair) -> None:
+        """Merge the original that a killed run left, because it may have changed since; delete what is left over."""
+        if pair.source_parent.lstat(pair.aside_name) is not None:
+            preflight.require_unused([pair.source_parent.path / pair.aside_name])
+            self._merge(pair, pair.aside_name)
+            self._remove_original(pair, pair.aside_name)
+        if pair.target_parent.lstat(pair.partial_name) is not None:
+            tree.remove(pair.target_parent, pair.partial_name)
 
-    def _use(self, each: _OpenPair) -> None:
-        """The old path leads to the new place, for any program that uses it now."""
-        seen, meant = each.pair.source.stat(), each.there.lstat(each.new)
-        if meant is None or (seen.st_dev, seen.st_ino) != (meant.st_dev, meant.st_ino):
-            raise FirstlightError(
-                f"{each.pair.source} does not lead to {each.pair.target}. Look at both: ls -ld {each.pair.source}"
-            )
-        next(each.pair.source.iterdir(), None)
+    def _require_link_works(self, pair: _OpenPair) -> None:
+        """Check that the old path leads to the target folder, and that the folder can be listed through it."""
+        source, target = pair.ends
+        linked, status = source.stat(), pair.target_parent.lstat(pair.target_name)
+        if status is None or (linked.st_dev, linked.st_ino) != (status.st_dev, status.st_ino):
+            raise FirstlightError(f"{source} does not lead to {target}. Look at both: ls -ld {source} {target}")
+        next(source.iterdir(), None)
 
-    def _manifest(self, rows: list[dict[str, object]]) -> Path:
-        """Keep what a merge does, so that undo can part it again."""
+    def _write_manifest(self, entries: list[dict[str, object]]) -> Path:
+        """Write the list of merged entries among the backups, from which undo separates the two folders again."""
         folder = self.journal.backup
         durable.make_folders(folder)
         path = folder / f"merge-{sum(1 for _ in folder.iterdir())}.json"
         with path.open("x", encoding="ascii") as file:
-            json.dump(rows, file)
+            json.dump(entries, file)
             file.flush()
             os.fsync(file.fileno())
         durable.sync_folder(folder)
@@ -336,39 +343,39 @@ class FolderMove:
 
 
 @contextlib.contextmanager
-def _opened(pair: MovePair, journal: Journal) -> Iterator[_OpenPair]:
-    make_folders(pair.target.parent, journal)
-    make_folders(pair.source.parent, journal)
-    with OpenDir.at(pair.source.parent) as home, OpenDir.at(pair.target.parent) as there:
-        yield _OpenPair(pair, home, there)
+def _opened(paths: MovePair, journal: Journal) -> Iterator[_OpenPair]:
+    make_folders(paths.target.parent, journal)
+    make_folders(paths.source.parent, journal)
+    with OpenDir.at(paths.source.parent) as source_parent, OpenDir.at(paths.target.parent) as target_parent:
+        yield _OpenPair(paths, source_parent, target_parent)
 
 
-def _staging(each: _OpenPair) -> OpenDir:
-    """The folder in which a copy grows, made where it is not there; one that somebody else has made is refused."""
-    if each.there.lstat(each.partial) is None:
-        each.there.make(each.partial)
-    stage = each.there.enter(each.partial)
-    if stage.descriptor is not None and os.fstat(stage.descriptor).st_uid != os.geteuid():
-        stage.close()
-        raise BlockedError(f"{each.pair.partial} belongs to another user. Look at it: ls -ld {each.pair.partial}")
-    return stage
+def _partial_folder(pair: _OpenPair) -> OpenDir:
+    """Open the folder of the unfinished copy, made if it is missing; refuse a folder of another user."""
+    if pair.target_parent.lstat(pair.partial_name) is None:
+        pair.target_parent.make(pair.partial_name)
+    partial = pair.target_parent.enter(pair.partial_name)
+    if partial.descriptor is not None and os.fstat(partial.descriptor).st_uid != os.geteuid():
+        partial.close()
+        raise BlockedError(f"{pair.paths.partial} belongs to another user. Look at it: ls -ld {pair.paths.partial}")
+    return partial
 
 
 @contextlib.contextmanager
-def _nothing_left_on_a_full_disk(opened: Sequence[_OpenPair]) -> Iterator[None]:
-    """A disk that is full to the brim harms others, so what was copied is taken away where there is no room."""
+def _remove_partial_if_full(pairs: Sequence[_OpenPair]) -> Iterator[None]:
+    """Delete the unfinished copies if the disk becomes full, because a full disk also stops other programs."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            for each in opened:
-                tree.remove(each.there, each.partial)
+            for pair in pairs:
+                tree.remove(pair.target_parent, pair.partial_name)
         raise
 
 
-def _beside(path: Path, what: str) -> Path:
-    """A name for our own use beside a path; a long one is shortened to what a file system takes."""
-    suffix = f".firstlight-{what}"
+def _beside(path: Path, purpose: str) -> Path:
+    """Return a hidden path beside `path`; a name over 255 bytes, the limit of file systems, becomes its hash."""
+    suffix = f".firstlight-{purpose}"
     name = path.name
     if len(os.fsencode(name)) + len(suffix) + 1 > 255:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -376,9 +383,8 @@ def _beside(path: Path, what: str) -> Path:
 
 
 def _remove_empty(folder: OpenDir, name: str) -> None:
-    """Take away an empty tree of folders under a name; where something has appeared in it, the system refuses."""
-    found = folder.lstat(name)
-    if found is None:
+    """Delete a tree of empty folders; rmdir fails if a file has appeared in it."""
+    if folder.lstat(name) is None:
         return
     with folder.enter(name) as below:
         for entry in below.scan():

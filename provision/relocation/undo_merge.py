@@ -1,4 +1,4 @@
-"""Parts two folders that were merged: what came from the home goes back to it, the volume's is as it was."""
+"""Separates two merged folders again: the files of the home return to it, and the volume holds its earlier files."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     from provision.volume.journal import Journal
 
 _SHOWN = 10
-_LISTED = {"same", "added", "within"}  # what lies in such a folder has rows of its own
+# The entries of a folder with one of these actions are listed themselves. Another folder counts as a whole.
+_LISTED = {"same", "added", "within"}
 
 
 class UndoMergeStep:
-    """The old path is a real folder again, and holds what it held when it was merged."""
+    """Makes the old path of a merged folder a real folder again, with the entries that it had before the merge."""
 
     essential = False
     local = True
 
     def __init__(self, pair: MovePair, manifests: Sequence[Path], root: Root, home: Path, journal: Journal) -> None:
-        """Take the pair, and what each merge of it has put on record, oldest first."""
+        """Take the paths of the folders, and the manifest of each merge of the run, oldest first."""
         self.name = f"folder {pair.source.name}"
         self.pair = pair
         self.manifests = manifests
@@ -45,172 +46,192 @@ class UndoMergeStep:
         self.journal = journal
 
     def describe(self) -> str:
-        """The plan's line."""
-        return f"part {self.pair.target} into itself and {self.pair.source}"
+        """Return the line of the plan."""
+        return f"move the files that came from {self.pair.source} out of {self.pair.target}"
 
-    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (sizes and times tell)
-        """Look whether the merge stands as it was made."""
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (sizes and times are enough)
+        """Check that the merged files are unchanged; BLOCKED if a file has changed, or a manifest was deleted."""
         source, target = self.pair.source, self.pair.target
-        lost = [path for path in self.manifests if not path.exists()]
-        if lost:
-            return Check(State.BLOCKED, f"what was merged into {target} is not on record any more: gc dropped it")
-        rows = self._rows()
-        found = link_target(source)
-        if found is not None and found != str(target):
+        if any(not path.exists() for path in self.manifests):
             return Check(
-                State.BLOCKED, f"{source} leads to {found} now, and not to {target}. Look at it: ls -l {source}"
+                State.BLOCKED,
+                f"the list of files that were merged into {target} was deleted by gc, so this merge cannot be undone",
             )
-        if found is None and source.exists():
-            return self._check_real(rows)
-        changed = [row.kept_at for row in rows if row.kind != "folder" and not self._is_there(row)]
+        entries = self._entries()
+        destination = link_target(source)
+        if destination is not None and destination != str(target):
+            return Check(
+                State.BLOCKED, f"{source} is a link to {destination} now, not to {target}. Look at it: ls -l {source}"
+            )
+        if destination is None and source.exists():
+            return self._check_real(entries)
+        changed = [entry.kept_at for entry in entries if entry.kind != "folder" and not self._is_unchanged(entry)]
         if changed:
-            listed = "\n".join(f"  changed or gone: {target / path}" for path in changed[:_SHOWN])
-            return Check(State.BLOCKED, f"{len(changed)} files were changed since they were merged:\n{listed}")
+            listed = "\n".join(f"  changed or missing: {target / path}" for path in changed[:_SHOWN])
+            return Check(
+                State.BLOCKED,
+                f"{len(changed)} files have changed since the merge. Restore them, then run again:\n{listed}",
+            )
         return Check(State.DRIFTED, f"{source} was merged into {target}")
 
-    def _check_real(self, rows: Sequence[MergeEntry]) -> Check:
-        """The old path is a folder: ours of an undo that was killed, or another."""
+    def _check_real(self, entries: Sequence[MergeEntry]) -> Check:
+        """Check an old path that is a folder: the result of an interrupted undo, or a folder of another origin."""
         source, target = self.pair.source, self.pair.target
-        left = [row for row in rows if self._is_left(row) and (row.kind != "folder" or row.action not in _LISTED)]
-        if not left:
-            prepared = os.path.lexists(self.pair.partial) or link_target(self.pair.aside) == str(target)
-            return Check(State.DRIFTED if prepared else State.OK, f"{source} is a folder, as it was")
-        absent = [row.path for row in left if not os.path.lexists(source / row.path)]
-        if absent:
-            listed = "\n".join(f"  not there: {source / path}" for path in absent[:_SHOWN])
-            return Check(State.BLOCKED, f"{source} is a folder now, without what {target} has of it:\n{listed}")
-        return Check(State.DRIFTED, f"{target} still holds what came from {source}")
+        on_volume = [
+            entry
+            for entry in entries
+            if self._is_on_volume(entry) and (entry.kind != "folder" or entry.action not in _LISTED)
+        ]
+        if not on_volume:
+            is_prepared = os.path.lexists(self.pair.partial) or link_target(self.pair.aside) == str(target)
+            return Check(State.DRIFTED if is_prepared else State.OK, f"{source} is a folder, as before the run")
+        missing = [entry.path for entry in on_volume if not os.path.lexists(source / entry.path)]
+        if missing:
+            listed = "\n".join(f"  missing: {source / path}" for path in missing[:_SHOWN])
+            return Check(
+                State.BLOCKED,
+                f"{source} is a folder without files that were merged into {target}. Move it away, then run again:\n"
+                f"{listed}",
+            )
+        return Check(State.DRIFTED, f"{target} still holds files that came from {source}")
 
     def apply(self) -> None:
-        """Copy back, prove, let the folder have its path, then take out of the volume what had come."""
+        """Copy the entries back, give the copy the old path, then delete each verified entry from the volume."""
         source, target = self.pair.source, self.pair.target
-        rows = self._rows()
+        entries = self._entries()
         preflight.require_unused([target.resolve()])
-        with OpenDir.at(source.parent) as home, OpenDir.at(target.parent) as there, there.enter(target.name) as merged:
+        with (
+            OpenDir.at(source.parent) as source_parent,
+            OpenDir.at(target.parent) as target_parent,
+            target_parent.enter(target.name) as merged,
+        ):
             if link_target(source) is not None or not source.exists():
-                spare = self.pair.aside.name
-                tree.remove(home, spare)
-                self.journal.record(MergeSplit(source, target, partial=source.with_name(spare), whole=target))
-                home.make(spare)
-                with home.enter(spare) as back:
-                    self._copy_back(merged, back, rows)
-                    _dress_top(back, merged)
-                    back.sync_file_system()
-                self.journal.record(LinkReplacement(source, whole=source.with_name(spare)))
+                temporary = self.pair.aside.name
+                tree.remove(source_parent, temporary)
+                self.journal.record(MergeSplit(source, target, partial=self.pair.aside, whole=target))
+                source_parent.make(temporary)
+                with source_parent.enter(temporary) as restored:
+                    self._copy_back(merged, restored, entries)
+                    _copy_mode(merged, restored)
+                    restored.sync_file_system()
+                self.journal.record(LinkReplacement(source, whole=self.pair.aside))
                 if link_target(source) is not None:
-                    home.unlink(source.name)
-                home.rename(spare, home, source.name)
-                home.sync()
+                    source_parent.unlink(source.name)
+                source_parent.rename(temporary, source_parent, source.name)
+                source_parent.sync()
             self.journal.record(MergeCleanup(target, whole=source))
-            with home.enter(source.name) as back:
-                for row in reversed(rows):
-                    if self._is_left(row) and (_is_linked_only(merged, row) or self._is_back(merged, back, row)):
-                        self._take_out(merged, row)
-            # What a killed merge has prepared.
-            tree.remove(there, self.pair.partial.name)
-            if home.readlink(self.pair.aside.name) == str(target):
-                home.unlink(self.pair.aside.name)
+            with source_parent.enter(source.name) as restored:
+                for entry in reversed(entries):
+                    if self._is_on_volume(entry) and (
+                        _has_two_names(merged, entry) or self._is_restored(merged, restored, entry)
+                    ):
+                        self._delete(merged, entry)
+            # A killed merge leaves an unfinished copy and a link under a temporary name.
+            tree.remove(target_parent, self.pair.partial.name)
+            if source_parent.readlink(self.pair.aside.name) == str(target):
+                source_parent.unlink(self.pair.aside.name)
             merged.sync_file_system()
         relink.forget(self.root, self.home, source)
 
-    def _rows(self) -> list[MergeEntry]:
-        """The rows of every merge of the run, the first that names an entry counts."""
-        found: dict[str, MergeEntry] = {}
+    def _entries(self) -> list[MergeEntry]:
+        """Return one entry for each path: the first of all manifests that is not "same"."""
+        entries: dict[str, MergeEntry] = {}
         for path in self.manifests:
             rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="ascii"))
-            for each in rows:
-                row = MergeEntry(**each)
-                if row.path not in found or found[row.path].action == "same":
-                    found[row.path] = row
-        return list(found.values())
+            for row in rows:
+                entry = MergeEntry(**row)
+                if entry.path not in entries or entries[entry.path].action == "same":
+                    entries[entry.path] = entry
+        return list(entries.values())
 
-    def _is_there(self, row: MergeEntry) -> bool:
-        found = None
+    def _is_unchanged(self, entry: MergeEntry) -> bool:
+        """Return whether the target holds the entry with its size and time; for a folder or an equal file, at all."""
+        status = None
         with contextlib.suppress(OSError):
-            found = os.lstat(self.pair.target / row.kept_at)
-        if found is None:
+            status = os.lstat(self.pair.target / entry.kept_at)
+        if status is None:
             return False
         return (
-            row.kind == "folder"
-            or (found.st_size, found.st_mtime_ns) == (row.size, row.mtime_ns)
-            or row.action == "same"
+            entry.kind == "folder"
+            or (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
+            or entry.action == "same"
         )
 
-    def _copy_back(self, merged: OpenDir, back: OpenDir, rows: Sequence[MergeEntry]) -> None:
-        mirror = TreeCopy([])
-        for row in rows:
-            with holding(back, row.path) as (place, name):
-                if row.kind == "folder" and row.action in _LISTED:
-                    place.make(name)
-                elif row.kind == "folder":
-                    with holding(merged, row.kept_at) as (kept, other), kept.enter(other) as first:
-                        place.make(name)
-                        with place.enter(name) as second:
-                            TreeCopy([(first, second)]).run()
-                elif row.twin is not None:
-                    with holding(back, row.twin) as (first_place, first_name):
-                        first_place.hardlink(first_name, place, name)
+    def _copy_back(self, merged: OpenDir, restored: OpenDir, entries: Sequence[MergeEntry]) -> None:
+        tree_copy = TreeCopy([])
+        for entry in entries:
+            with holding(restored, entry.path) as (parent, name):
+                if entry.kind == "folder" and entry.action in _LISTED:
+                    parent.make(name)
+                elif entry.kind == "folder":
+                    with holding(merged, entry.kept_at) as (kept_parent, kept), kept_parent.enter(kept) as original:
+                        parent.make(name)
+                        with parent.enter(name) as copy:
+                            TreeCopy([(original, copy)]).run()
+                elif entry.twin is not None:
+                    with holding(restored, entry.twin) as (twin_parent, twin):
+                        twin_parent.hardlink(twin, parent, name)
                 else:
-                    with holding(merged, row.kept_at) as (kept, other):
-                        mirror.copy_entry(kept, other, place, name)
-        for row in reversed(rows):  # a folder's time after what lies in it
-            with holding(back, row.path) as (place, name):
-                place.set_mode_and_mtime(name, row.mode, row.mtime_ns)
+                    with holding(merged, entry.kept_at) as (kept_parent, kept):
+                        tree_copy.copy_entry(kept_parent, kept, parent, name)
+        for entry in reversed(entries):  # a folder comes after its entries, because they change its time
+            with holding(restored, entry.path) as (parent, name):
+                parent.set_mode_and_mtime(name, entry.mode, entry.mtime_ns)
 
-    def _take_out(self, merged: OpenDir, row: MergeEntry) -> None:
-        """Take one entry out of the merged folder; one that has been changed or filled since stays."""
-        with contextlib.suppress(FileNotFoundError), holding(merged, row.kept_at) as (kept, name):
-            if row.kind == "folder" and row.action in _LISTED:
+    def _delete(self, merged: OpenDir, entry: MergeEntry) -> None:
+        """Delete one entry from the merged folder, unless it has changed or holds new files."""
+        with contextlib.suppress(FileNotFoundError), holding(merged, entry.kept_at) as (parent, name):
+            if entry.kind == "folder" and entry.action in _LISTED:
                 with contextlib.suppress(OSError):
-                    kept.rmdir(name)
-            elif row.action == "newer" and row.other is not None:
-                if _is_linked_only(merged, row):
-                    kept.unlink(row.other.rpartition("/")[2])
+                    parent.rmdir(name)
+            elif entry.action == "newer" and entry.other is not None:
+                if _has_two_names(merged, entry):
+                    parent.unlink(entry.other.rpartition("/")[2])
                     return
-                if kept.lstat(name) is not None and not self._is_there(row):
+                if parent.lstat(name) is not None and not self._is_unchanged(entry):
                     return
-                if row.kind == "folder":
-                    tree.remove(kept, name)
-                # What was there before takes its name back, in one act.
-                kept.rename(row.other.rpartition("/")[2], kept, name)
+                if entry.kind == "folder":
+                    tree.remove(parent, name)
+                # The volume's earlier version gets its name back, and replaces the entry atomically.
+                parent.rename(entry.other.rpartition("/")[2], parent, name)
             else:
-                tree.remove(kept, name)
+                tree.remove(parent, name)
 
-    def _is_back(self, merged: OpenDir, back: OpenDir, row: MergeEntry) -> bool:
-        """Whether the old path holds this entry, byte by byte: nothing leaves the volume before."""
-        if row.kind == "folder" and row.action in _LISTED:
-            return True  # it is taken away only when it is empty
+    def _is_restored(self, merged: OpenDir, restored: OpenDir, entry: MergeEntry) -> bool:
+        """Return whether the old path holds this entry with the same bytes, so that the volume's may be deleted."""
+        if entry.kind == "folder" and entry.action in _LISTED:
+            return True  # `_delete` removes it only if it is empty
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            holding(merged, row.kept_at) as (kept, name),
-            holding(back, row.path) as (place, there),
+            holding(merged, entry.kept_at) as (kept_parent, kept),
+            holding(restored, entry.path) as (parent, name),
         ):
-            if kept.lstat(name) is None:
-                return True  # an earlier undo has taken it out
-            if row.kind != "folder":
-                return TreeCopy([]).is_equal(kept, place, name, there)
-            with kept.enter(name) as first, place.enter(there) as second:
-                return all(each.action == "same" for each in TreeMerge(first, second, second).look())
+            if kept_parent.lstat(kept) is None:
+                return True  # an earlier undo has deleted it
+            if entry.kind != "folder":
+                return TreeCopy([]).is_equal(kept_parent, parent, kept, name)
+            with kept_parent.enter(kept) as original, parent.enter(name) as copy:
+                return all(row.action == "same" for row in TreeMerge(original, copy, copy).look())
         return False
 
-    def _is_left(self, row: MergeEntry) -> bool:
-        """Whether the volume still holds what this entry brought."""
-        if row.action == "newer" and row.other is not None:
-            return os.path.lexists(self.pair.target / row.other)
-        return row.action != "same" and self._is_there(row)
+    def _is_on_volume(self, entry: MergeEntry) -> bool:
+        """Return whether the volume still holds an entry that came from the old path."""
+        if entry.action == "newer" and entry.other is not None:
+            return os.path.lexists(self.pair.target / entry.other)
+        return entry.action != "same" and self._is_unchanged(entry)
 
 
-def _is_linked_only(merged: OpenDir, row: MergeEntry) -> bool:
-    """Return whether what was to give way has its second name, and its own still: the merge was killed between."""
-    if row.action != "newer" or row.other is None:
+def _has_two_names(merged: OpenDir, entry: MergeEntry) -> bool:
+    """Return whether the volume's earlier version has its own name and its second one: a kill came between two acts."""
+    if entry.action != "newer" or entry.other is None:
         return False
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), holding(merged, row.path) as (kept, name):
-        first, second = kept.lstat(name), kept.lstat(row.other.rpartition("/")[2])
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), holding(merged, entry.path) as (parent, name):
+        first, second = parent.lstat(name), parent.lstat(entry.other.rpartition("/")[2])
         return first is not None and second is not None and os.path.samestat(first, second)
     return False
 
 
-def _dress_top(back: OpenDir, merged: OpenDir) -> None:
-    """Give the folder that comes back the mode of the merged one: the record has no mode of the folder itself."""
-    if back.descriptor is not None and merged.descriptor is not None:
-        os.fchmod(back.descriptor, stat.S_IMODE(os.fstat(merged.descriptor).st_mode))
+def _copy_mode(merged: OpenDir, restored: OpenDir) -> None:
+    """Give the restored folder the mode of the merged one, because the manifest has no mode of the folder itself."""
+    if restored.descriptor is not None and merged.descriptor is not None:
+        os.fchmod(restored.descriptor, stat.S_IMODE(os.fstat(merged.descriptor).st_mode))

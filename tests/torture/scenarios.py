@@ -108,7 +108,7 @@ class Patched:
             mock.patch.dict(os.environ, {"HOME": str(field.home)}),
             mock.patch.object(copy_file, "BLOCK", 4096),
             mock.patch.object(copy_file, "_PIECE", 4096),
-            mock.patch.object(preflight, "nobody_uses"),  # it reads all of /proc
+            mock.patch.object(preflight, "require_unused"),  # it reads all of /proc
         ]
         if scenario.two_disks:
             self.patches.append(mock.patch.object(move, "_device", return_value=-1))

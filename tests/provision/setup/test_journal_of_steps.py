@@ -142,8 +142,14 @@ def test_steps_of_an_undo_equal_the_golden_steps(journals: Root) -> None:
 def test_undo_rejects_a_run_of_schema_1_whose_acts_lack_a_needed_field(journals: Root) -> None:
     """Undo a run whose last act is a `drop`, which names no source in schema 1."""
     refused = provision("undo", "20260301T070000Z-99", "--json", "--root", journals.path)
-    assert refused.returncode == 1
-    assert json.loads(refused.stdout)["error"]["message"] == "KeyError: 'source'. This is a bug in firstlight"
+    assert refused.returncode == 4
+    error = json.loads(refused.stdout)["error"]
+    assert error["kind"] == "blocked"
+    assert error["message"].startswith(
+        "run 20260301T070000Z-99 cannot be undone: its journal was written by an older version and does not name the "
+        "source of the act `drop`."
+    )
+    assert f"cat {journals.journal}/20260301T070000Z-99.jsonl" in error["message"]
     assert len(list(journals.journal.iterdir())) == len(RUNS), "no run is recorded as undone"
 
 
