@@ -13,14 +13,12 @@ import typer
 
 from provision.cli.common import (
     DryRunFlag,
-    EnvsFlag,
-    HostFlag,
     JsonFlag,
     ManifestFlag,
     OfflineFlag,
     OutputOptions,
+    PlaceFlags,
     QuietFlag,
-    RootFlag,
     WaitFlag,
     YesFlag,
     again,
@@ -30,13 +28,13 @@ from provision.cli.common import (
     resolve_host,
     waiting,
 )
+from provision.core import flags
 from provision.core.errors import Exit, FirstlightError
 from provision.core.redact import redact
 
 if TYPE_CHECKING:
     from provision.cli.models_output import ModelRow
     from provision.config.models import ModelSpec
-    from provision.models.hubs import Hubs
     from provision.models.manifest import Manifest
     from provision.setup.host_plan import HostPlan
 
@@ -69,10 +67,10 @@ class _ModelContext:
 
 
 @app.command("list")
+@flags.expand
 def list_(
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    *,
+    place: PlaceFlags,
     manifest: ManifestFlag = None,
     json: JsonFlag = False,
 ) -> None:
@@ -82,7 +80,7 @@ def list_(
         from provision.cli import models_output
         from provision.models import inventory, stand_ins, step
 
-        context = _context(None, root, host, envs, manifest)
+        context = _context(None, place, manifest)
         used_root = context.plan.root
         recorded = step.recorded(used_root)
         built = [name for name in context.manifest.models if stand_ins.snapshot_of(used_root, name) is not None]
@@ -97,6 +95,7 @@ def list_(
 
 
 @app.command()
+@flags.expand
 def pull(
     names: Names = None,
     endpoint: EndpointFlag = None,
@@ -109,9 +108,8 @@ def pull(
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Build a stand-in with random weights instead, as stand-in/NAME.")
     ] = False,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    *,
+    place: PlaceFlags,
     manifest: ManifestFlag = None,
     offline: OfflineFlag = False,
     json: JsonFlag = False,
@@ -127,12 +125,12 @@ def pull(
         from provision.models.hubs import Hubs
         from provision.models.pull import Pull
 
-        context = _context(names, root, host, envs, manifest)
+        context = _context(names, place, manifest)
         used_root = context.plan.root
         picked = [(name, context.pick(name)) for name in context.names]
         token_hosts = frozenset(send_token_to or ())
         hubs = Hubs(used_root, os.environ, offline=offline, token_hosts=token_hosts, endpoint=endpoint)
-        _check_token_hosts(send_token_to or [], hubs)
+        models_run.check_token_hosts(send_token_to or [], hubs)
         try:
             inventory.cache_of(used_root, is_named=context.plan.chosen.named)
         except (FirstlightError, OSError) as error:
@@ -173,12 +171,12 @@ def pull(
 
 
 @app.command()
+@flags.expand
 def verify(
     names: Names = None,
     depth: Annotated[str, typer.Option("--depth", help="The depth of the check: size, header or hash.")] = "hash",
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    *,
+    place: PlaceFlags,
     manifest: ManifestFlag = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -194,7 +192,7 @@ def verify(
         from provision.models.pull import Pull
         from provision.models.verify import Depth
 
-        context = _context(names, root, host, envs, manifest)
+        context = _context(names, place, manifest)
         used_root = context.plan.root
         level = Depth[toml.choose(depth, [level.name.lower() for level in Depth], "depth").upper()]
         repair = "" if dry_run else models_run.repair(used_root, context.manifest)
@@ -217,11 +215,11 @@ def verify(
 
 
 @app.command()
+@flags.expand
 def show(
     name: Name,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    *,
+    place: PlaceFlags,
     manifest: ManifestFlag = None,
     json: JsonFlag = False,
 ) -> None:
@@ -231,7 +229,7 @@ def show(
         from provision.cli import models_output
         from provision.models import inventory, load_line, pipeline_info
 
-        context = _context([name], root, host, envs, manifest)
+        context = _context([name], place, manifest)
         canonical, model = context.names[0], context.pick(name)
         structure = pipeline_info.read(inventory.snapshot_of(context.plan.root, model), model, context.envs)
         load = load_line.of_cached(context.plan.root, context.envs, canonical, model)
@@ -243,11 +241,11 @@ def show(
 
 
 @app.command()
+@flags.expand
 def lock(
     names: Annotated[list[str], typer.Argument(help="The names of models in the manifest.")],
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    *,
+    place: PlaceFlags,
     manifest: ManifestFlag = None,
     json: JsonFlag = False,
 ) -> None:
@@ -259,7 +257,7 @@ def lock(
         from provision.mirrors import official as official_hub
         from provision.models import hub_client, lock_manifest
 
-        context = _context(names, root, host, envs, manifest)
+        context = _context(names, place, manifest)
         official = hub_client.Hub(os.environ, endpoint=official_hub.official_endpoint())
         own, shipped = context.plan.host.manifest, context.envs / "models.toml"
         rows = []
@@ -282,12 +280,12 @@ def lock(
 
 
 @app.command()
+@flags.expand
 def remove(
     name: Annotated[str, typer.Argument(help="NAME[@VARIANT], NAME+EXTRA (only the extra), or stand-in/NAME.")],
     yes: YesFlag = False,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    *,
+    place: PlaceFlags,
     manifest: ManifestFlag = None,
     wait: WaitFlag = 0,
     json: JsonFlag = False,
@@ -301,7 +299,7 @@ def remove(
         from provision.models import stand_ins, step
         from provision.volume import run_lock
 
-        context = _context(None, root, host, envs, manifest)
+        context = _context(None, place, manifest)
         used_root = context.plan.root
         removal = remove_model.removal(used_root, context.manifest, name)
         is_present = bool(removal.links or removal.blobs)
@@ -327,12 +325,12 @@ def remove(
 
 
 @app.command()
+@flags.expand
 def seed(
     bind: Annotated[str, typer.Option("--bind", help="The address of the server.")] = "0.0.0.0",  # noqa: S104 (made for the local network)
     port: Annotated[int, typer.Option("--port", help="The port; 0 selects a free one.")] = 8090,
-    root: RootFlag = None,
-    host: HostFlag = None,
-    envs: EnvsFlag = None,
+    *,
+    place: PlaceFlags,
     manifest: ManifestFlag = None,
 ) -> None:
     """Serve the complete models of this host to other hosts, read-only, as a hub for --endpoint or HF_ENDPOINT."""
@@ -342,7 +340,7 @@ def seed(
         from provision.core import layout
         from provision.models import inventory, seed_server
 
-        context = _context(None, root, host, envs, manifest)
+        context = _context(None, place, manifest)
         with during("checking the models", OutputOptions(False, False, False, False)):
             cached = inventory.cached_models(context.plan.root, context.manifest)
             complete = [entry for entry in cached if entry.state == "whole"]
@@ -368,25 +366,8 @@ def seed(
     guard(act)
 
 
-def _check_token_hosts(hosts: list[str], hubs: Hubs) -> None:
-    """Raise SpecError for a --send-token-to that has no effect, because the pull uses no hub on that host."""
-    from provision.core.errors import SpecError
-    from provision.models.hub_client import is_host
-
-    for host in hosts:
-        try:
-            is_used = any(is_host(host, hub.endpoint) for hub in hubs.every())
-        except ValueError:
-            is_used = False
-        if not is_used:
-            shown = ", ".join(hub.shown for hub in hubs.every())
-            raise SpecError(f"--send-token-to {host}: this pull uses no hub on that host. Its hubs are: {shown}.")
-
-
-def _context(
-    names: list[str] | None, root: str | None, host: Path | None, envs: Path | None, manifest: str | None
-) -> _ModelContext:
-    plan = resolve_host(root, host, envs, changes={"manifest": manifest})
+def _context(names: list[str] | None, place: PlaceFlags, manifest: str | None) -> _ModelContext:
+    plan = resolve_host(place.root, place.host, place.envs, changes={"manifest": manifest})
     return _ModelContext(plan, plan.definition.manifest, names or list(plan.host.models))
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from provision.cli import models_output
 from provision.cli.models_output import DownloadBars, ModelRow
 from provision.core import layout
-from provision.core.errors import FirstlightError, from_os_error
+from provision.core.errors import FirstlightError, SpecError, from_os_error
 from provision.core.step import State
 from provision.models import architectures, load_line, pins, stand_ins
 from provision.models import step as model_step
-from provision.models.hub_client import HubError
+from provision.models.hub_client import HubError, is_host
 from provision.models.snapshots import SnapshotStep
 from provision.models.verify import Depth, FileState
 from provision.volume.journal import Journal
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from provision.config.models import ModelSpec
     from provision.core.layout import Root
+    from provision.models.hubs import Hubs
     from provision.models.manifest import Manifest
     from provision.models.pull import Pull
     from provision.models.pull_plan import PullPlan
@@ -169,3 +170,15 @@ def _hashing(work: Pull, *, quiet: bool) -> DownloadBars:
 def _worst(row: ModelRow) -> str:
     states = {file.state for file in row.files}
     return next((state for state in ("failed", "corrupt", "missing") if state in states), "ok")
+
+
+def check_token_hosts(hosts: list[str], hubs: Hubs) -> None:
+    """Raise SpecError for a --send-token-to that has no effect, because the pull uses no hub on that host."""
+    for host in hosts:
+        try:
+            is_used = any(is_host(host, hub.endpoint) for hub in hubs.every())
+        except ValueError:
+            is_used = False
+        if not is_used:
+            shown = ", ".join(hub.shown for hub in hubs.every())
+            raise SpecError(f"--send-token-to {host}: this pull uses no hub on that host. Its hubs are: {shown}.")
