@@ -6,7 +6,7 @@ ROOT   ?=
 HOST   ?=
 SOAK   ?=
 
-# -I: no variable of Python's and no package of the user's has a say in what we start.
+# -I: Python ignores its variables and the user's packages.
 bootstrap = "$(PYTHON)" -I provision/bootstrap.py
 place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
 provision = $(bootstrap) && .venv/bin/python -I -m provision
@@ -14,59 +14,59 @@ provision = $(bootstrap) && .venv/bin/python -I -m provision
 .DEFAULT_GOAL := help
 .PHONY: help setup plan status verify repair doctor undo bench validate report picture test speed check fix docs lock
 
-help:  ## say what there is
+help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 	@echo "  with ROOT=folder that survives  HOST=host.toml  SUITE=quick  DEVICE=auto|cpu|cuda  PYTHON=python3"
 
-setup:  ## make this host ready: volume, links, environment, models
+setup:  ## prepare this host: volume, links, environment, models
 	@$(provision) setup $(place)
 
-plan:  ## say what setup would do
+plan:  ## list what setup would change
 	@$(provision) plan $(place)
 
-status:  ## look quickly whether everything stands
+status:  ## check quickly that nothing has drifted
 	@$(provision) status $(place)
 
-verify:  ## hash every file and run a denoising step
+verify:  ## hash every file, and run a denoising step
 	@$(provision) verify $(place)
 
-repair:  ## mend the links after a wipe of the home
+repair:  ## make the links again after a wipe of the home
 	@$(provision) repair $(place)
 
-doctor:  ## say what kind of host this is, what its folder can do, and what is amiss
+doctor:  ## report the provider, what the root's file system can do, and problems
 	@$(provision) doctor $(place)
 
-undo:  ## put back what the last run has changed
+undo:  ## take back the changes of the last run
 	@$(provision) undo $(place)
 
-bench: setup  ## set up what is missing, then measure this machine
+bench: setup  ## run setup, then measure this machine
 	@.venv/bin/python -I -m bench run "$(SUITE)" --device "$(DEVICE)" $(place)
 
-validate: setup  ## say whether this host's GPUs are healthy and as fast as they should be (SOAK=30m: repeat it so long)
+validate: setup  ## run setup, then check that each GPU is healthy and fast enough (SOAK=30m repeats the check)
 	@.venv/bin/python -I -m bench validate --device "$(DEVICE)" $(if $(SOAK),--soak "$(SOAK)") $(place)
 
-report:  ## show the last run as Markdown
+report:  ## print the last run as Markdown
 	@$(bootstrap) && .venv/bin/python -I -m bench report
 
 picture: toolbox  ## render the last run of the benchmark as docs/images/quick.svg
 	@.venv/bin/python -I docs/picture.py
 
-test: test_root  ## set up what is missing, then run every test (TESTS='-n0 -x tests/bench': these, in one process)
+test: test_root  ## run setup for the tests, then every test (TESTS='-n0 -x tests/bench' selects some, in one process)
 	@.venv/bin/python -I -m pytest -n auto $(TESTS)
 
 speed: test_root  ## run the speed comparisons of tests/speed
 	@.venv/bin/python -I -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)
 
-check: toolbox  ## ruff, format, mypy and the import contract
+check: toolbox  ## run ruff, the format check, mypy and the import contract
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -I -m mypy && .venv/bin/lint-imports --no-cache
 
-fix: toolbox  ## let ruff mend what it can
+fix: toolbox  ## let ruff correct what it can
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 docs: toolbox  ## build the documentation into site/; a dead link or anchor fails
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -I -m mkdocs build --quiet --strict && echo "docs: site/index.html"
 
-lock: toolbox  ## write every lock anew
+lock: toolbox  ## write all lock files again
 	@.venv/bin/python -I -m provision env lock toolbox && .venv/bin/python -I -m provision env lock diffusers --keep-conda
 
 .PHONY: toolbox test_root
