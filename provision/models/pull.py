@@ -15,8 +15,8 @@ from provision.fs import durable
 from provision.models import former_ids, hf_listing, snapshots, verify
 from provision.models.blob_lock import BlobLock
 from provision.models.hub_client import HubError, ListedFile
+from provision.models.match_listings import FileResolver
 from provision.models.pull_plan import FileToFetch, PullPlan, content_name
-from provision.models.resolver import FileResolver
 from provision.models.verify import Depth, FileState
 from provision.net import download
 from provision.net.resumable_request import Source
