@@ -122,8 +122,8 @@ def _case(axes: dict[str, Any]) -> Case:
 
     device = axes.pop("device", "auto")
     choose_device.check_name(str(device))
-    usual = cases.default_case(axes.pop("model"), in_process.find_device(device))
-    return cases.change(usual, {axis: str(value) for axis, value in axes.items()})
+    default = cases.default_case(axes.pop("model"), in_process.find_device(device))
+    return cases.change(default, {axis: str(value) for axis, value in axes.items()})
 
 
 class Replay:

@@ -77,7 +77,9 @@ def validate(
 @flags.expand
 def history(
     *,
-    every: Annotated[bool, typer.Option("--all", help="Show every host whose validations are on this volume.")] = False,
+    all_hosts: Annotated[
+        bool, typer.Option("--all", help="Show every host whose validations are on this volume.")
+    ] = False,
     folders: RootFlags,
     output: OutputFlags,
 ) -> None:
@@ -94,7 +96,7 @@ def history(
         folder: Path = suite_run.find_root(run_request).validations
         kept = validation_history.load(folder)
         machine = facts.probe().to_dict()
-        shown = replace(kept, runs=kept.runs if every else validation_history.runs_of_host(kept.runs, machine))
+        shown = replace(kept, runs=kept.runs if all_hosts else validation_history.runs_of_host(kept.runs, machine))
         if output.json:
             lines = [plain(line) | {"at": line.at.isoformat()} for line in validation_history.history_lines(shown.runs)]
             print(dumps({"schema": 1, "lines": lines, "unread": list(shown.unread)}))

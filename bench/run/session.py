@@ -186,7 +186,7 @@ class Session:
         for number, (both, cell) in enumerate(pairs.items()):
             label = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
             left = self.ends - time.monotonic()
-            share, limit = self._times(cells[number + 1 :], each=2)
+            share, limit = self._times(cells[number + 1 :], processes=2)
             start = 2 * self.overhead(cell.case)
             if limit < start:
                 reason = f"{BUDGET} {max(left, 0):.0f} s, but starting a pair takes {start:.0f} s"
@@ -274,10 +274,10 @@ class Session:
         extra = _FIRST_COMPILE_SECONDS if case.compile != "eager" else 0.0
         return self._overheads.get((case.model, case.compile), _FIRST_OVERHEAD_SECONDS + extra)
 
-    def _times(self, later: Sequence[Cell], *, each: int = 1) -> tuple[float, float]:
+    def _times(self, later: Sequence[Cell], *, processes: int = 1) -> tuple[float, float]:
         """Return (this case's share of the time left, the time left without the starts of the later cases)."""
         left = self.ends - time.monotonic()
-        return left / (len(later) + 1), left - each * sum(self.overhead(cell.case) for cell in later)
+        return left / (len(later) + 1), left - processes * sum(self.overhead(cell.case) for cell in later)
 
     def measure_one(self, cell: Cell, later: Sequence[Cell], label: str) -> Result:
         """Run one case with its share of the time that the later cases do not need for their start.

@@ -1,4 +1,4 @@
-"""Flag records of a command are parameters for typer, and records for the command."""
+"""Tests that typer reads a flag record as parameters, and that the command receives the record."""
 
 from __future__ import annotations
 
