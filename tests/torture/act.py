@@ -1,4 +1,4 @@
-"""Runs the act of one scenario, in the process that is recorded: act.py NAME BASE."""
+"""Runs the recorded command of one scenario, in the process whose writes are recorded: act.py NAME BASE."""
 
 import sys
 from pathlib import Path

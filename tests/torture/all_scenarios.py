@@ -1,4 +1,4 @@
-"""Every scenario by its name, its recording, and what is said of each disk after a power loss."""
+"""Lists all scenarios by name, records them, and examines each disk after a simulated power loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCENARIOS: dict[str, Scenario] = FOLDERS | CONFIG | PULL
 
 @dataclass(frozen=True)
 class Recorded:
-    """A scenario with its recording, and the readings before and after it."""
+    """Hold a recorded scenario, and the readings of its folders before and after the command."""
 
     name: str
     field: Field
@@ -39,7 +39,7 @@ class Recorded:
 
 @dataclass
 class Report:
-    """What became of the disks: how many, those that lost something, and those from which no way led on."""
+    """Count the examined disks and commands, and list each lost file and each command that failed."""
 
     states: int = 0
     ways: int = 0
@@ -49,7 +49,7 @@ class Report:
 
 
 def recorded(name: str, library: Path, base: Path) -> Recorded:
-    """Lay a scenario's folders, and record its act."""
+    """Build the folders of a scenario, run its command and record its writes."""
     scenario, place = SCENARIOS[name], Field(base)
     for top in (place.home, place.volume):
         disk.clear(top)
@@ -58,44 +58,44 @@ def recorded(name: str, library: Path, base: Path) -> Recorded:
         before = place.read()
         tops = {place.home: 0, place.volume: int(scenario.two_disks)}
         argv = [sys.executable, "-I", "-B", str(Path(__file__).with_name("act.py")), name, str(base)]
-        found = write_log.record(library, argv, tops, base / "log")
-        return Recorded(name, place, found, before, place.read())
+        recording = write_log.record(library, argv, tops, base / "log")
+        return Recorded(name, place, recording, before, place.read())
 
 
 def examine(work: Recorded, disks: Iterable[Crash]) -> Report:
-    """Look at each disk for what is lost, then go on from it in every way."""
+    """Look for lost content on each disk, then run each command that may follow the power loss."""
     report = Report()
     scenario, place = work.scenario, work.field
     places = tuple(str(path) for path in scenario.kept(place))
     before = disk.contents(work.recording.before)
-    every = {path: content for path, content in before.items() if path in work.before}
-    owned = every if scenario.owned is None else {content.decode(): content for content in scenario.owned}
+    files = {path: content for path, content in before.items() if path in work.before}
+    owned = files if scenario.owned is None else {content.decode(): content for content in scenario.owned}
     with Patched(scenario, place):
-        for each in disks:
+        for state in disks:
             report.states += 1
-            there = {content for path, content in disk.contents(each.disk).items() if _is_below(path, places)}
-            lost = sorted(path for path, content in owned.items() if content not in there)
+            contents = {content for path, content in disk.contents(state.disk).items() if _is_below(path, places)}
+            lost = sorted(path for path, content in owned.items() if content not in contents)
             if lost:
-                report.losses.append(f"{work.name}: {each.name}: lost {', '.join(lost)}")
+                report.losses.append(f"{work.name}: {state.name}: lost {', '.join(lost)}")
             for way, end in scenario.ends.items():
-                each.disk.write()
+                state.disk.write()
                 report.ways += 1
                 try:
                     end(place, work.before, work.after)
                 except Exception as error:
-                    report.stuck.append(f"{work.name}: {each.name}: {way}: {type(error).__name__}: {error}")
+                    report.stuck.append(f"{work.name}: {state.name}: {way}: {type(error).__name__}: {error}")
                     report.reasons[f"{way}: {type(error).__name__}: {str(error)[:150]}"] += 1
     return report
 
 
 def is_safe(report: Report) -> None:
-    """Nothing was lost, and every way got to its end."""
+    """Assert that no content was lost and that every command succeeded."""
     assert not report.losses, "\n".join(report.losses[:5])
     assert not report.stuck, "\n".join(report.stuck[:5])
 
 
 def everything(work: Recorded, seeds: int) -> Report:
-    """Look at every disk that the models know."""
+    """Examine every disk that the two file system models allow."""
     return examine(work, crash.states(work.recording, seeds=seeds))
 
 

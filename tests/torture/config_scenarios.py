@@ -1,4 +1,4 @@
-"""Power losses while mirrors are written into the user's settings, taken out again, and undone."""
+"""Defines the scenarios of the settings of pip and conda: mirrors are written, restored and undone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def files(field: Field) -> list[Path]:
 
 
 def lay(field: Field) -> None:
-    """Settings of the user's, one of them for no other eyes; uv has none yet."""
+    """Write pip.conf with mode 0600 and .condarc; uv has no settings yet."""
     scenarios.lay_volume(field)
     pip, conda = files(field)
     pip.parent.mkdir(parents=True)
@@ -49,7 +49,7 @@ def steps(field: Field) -> list[Step]:
 
 
 def write(field: Field) -> None:
-    """Keep the choice where there is none, as the step that chooses does, then write it where tools look."""
+    """Record the selected mirrors if none are recorded, then write them into the settings of each tool."""
     if not (record.read(field.root) or MirrorRecord()).choices:
         journal = Journal(field.root.journal, "setup")
         keep_backup(record.record_path(field.root), record.to_json(_CHOSEN).encode(), journal)
@@ -69,7 +69,7 @@ def is_written(field: Field, before: Reading, after: Reading) -> None:
 
 
 def is_restored(field: Field, before: Reading, after: Reading) -> None:
-    """Written to the end, then taken back: the user's own, to the last byte."""
+    """Complete the write, restore the settings, and assert that every byte is as before."""
     write(field)
     restore(field)
     same(field.read(), before)
@@ -77,7 +77,7 @@ def is_restored(field: Field, before: Reading, after: Reading) -> None:
 
 
 def is_taken_back(field: Field, before: Reading, after: Reading) -> None:
-    """Taken back, however far it had been written."""
+    """Restore the settings at once, and assert that every byte is as before."""
     restore(field)
     same(field.read(), before)
 
@@ -98,7 +98,7 @@ def lay_written(field: Field) -> None:
 
 
 def kept(field: Field) -> list[Path]:
-    """Where the user's bytes may be: in place, as the original that is kept, as a backup."""
+    """Return the paths that may hold the user's bytes: the settings, the stored originals and the backups."""
     return [*files(field), field.root.state / "mirrors", field.root.state / "backup"]
 
 

@@ -1,4 +1,4 @@
-"""The recorder, a place in memory where scenarios play, and the hub that one of them asks."""
+"""Provides the compiled recorder, a folder for the scenarios, and a local model hub."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recorder of writes, compiled."""
+    """Compile the recorder of writes and return its path."""
     if sys.platform != "linux":
-        pytest.skip("the recorder of writes is for Linux")
+        pytest.skip("the recorder of writes works on Linux only")
     if shutil.which("gcc") is None:
-        pytest.skip("the recorder of writes is compiled with gcc, which is not here")
+        pytest.skip("gcc is missing, and the recorder of writes is compiled with it")
     return write_log.build(tmp_path_factory.mktemp("recorder"))
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder, in memory where the machine has such a place: thousands of trees are written there."""
-    memory = Path("/dev/shm")  # noqa: S108 (the folder in it has a name of its own)
+    """Return an empty folder, in memory if /dev/shm exists, because the tests write thousands of trees."""
+    memory = Path("/dev/shm")  # noqa: S108 (mkdtemp makes a folder with a unique name in it)
     folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else tmp_path))
     yield folder
     shutil.rmtree(folder)
@@ -41,17 +41,17 @@ def base(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def record(library: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Recorded]]:
-    """Record a scenario by its name."""
-    played: list[Played] = []
+    """Return a function that records the scenario of a given name."""
+    servers: list[Played] = []
 
     def recording(name: str) -> Any:
-        if name in pull_scenario.PULL and not played:
+        if name in pull_scenario.PULL and not servers:
             content, headers = hub_server.served(pull_scenario.REPO, pull_scenario.FILES)
-            played.append(Played(content))
-            played[0].headers = headers
-            monkeypatch.setenv("HF_ENDPOINT", played[0].url)
+            servers.append(Played(content))
+            servers[0].headers = headers
+            monkeypatch.setenv("HF_ENDPOINT", servers[0].url)
         return all_scenarios.recorded(name, library, base)
 
     yield recording
-    for each in played:
-        each.close()
+    for server in servers:
+        server.close()

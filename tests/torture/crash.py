@@ -1,16 +1,16 @@
-"""The disks that a power loss may leave of a recording, by two models of a file system.
+"""Computes the disks that a power loss may leave of a recording, by two models of a file system.
 
-ORDERED, as ext4 with data=ordered: changes of names, sizes, modes and times reach the disk in their order, and an fsync
-of anything brings all of them that were made before it on that file system. The bytes of a file reach it by their own
-fsync, or late: a file may be there with its name, and be empty or cut.
+ORDERED models ext4 with data=ordered. Changes of names, sizes, modes and times reach the disk in order. An fsync of any
+file also writes all earlier such changes on its file system. The bytes of a file reach the disk by an fsync of the
+file, or later: a file may have its name and be empty or truncated.
 
-STRICT, as POSIX has it: nothing is there but what was forced. A file's bytes, mode and time by an fsync of the file; a
-name by an fsync of its folder (not of the file); both by syncfs or sync. Of the rest any part may be there, later
-changes before earlier ones; bytes may be absent, or zeros under the full size.
+STRICT models POSIX, which guarantees only synced changes. An fsync of a file writes its bytes, mode and time. An fsync
+of a folder writes the names in it, and syncfs or sync writes both. Any subset of the other changes may be on the disk,
+in any order. Unsynced bytes may be missing, or be zeros under the full size.
 
-In both, one change of names (a rename, an exchange) is there as a whole or not at all, as every journaling file system
-has it, and a change that has happened before a power loss is not taken back by it. The model knows no disk that lies
-about its cache, no damaged blocks, and no bytes of other files in the place of lost ones.
+In both models a change of names (a rename, an exchange) is atomic, as in every journaling file system. A power loss
+does not revert a change that is on the disk. The models exclude disks that ignore cache flushes, damaged blocks, and
+lost bytes that are replaced by bytes of other files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ORDERED, STRICT = "ordered", "strict"
 
 @dataclass(frozen=True)
 class Crash:
-    """A disk after a power loss; `name` is the model, the number of steps that had been made, and the way."""
+    """Hold a disk after a power loss; `name` gives the model, the number of steps, and the choice of lost steps."""
 
     name: str
     disk: Disk
@@ -45,13 +45,13 @@ def states(
     only: Callable[[int], bool] = lambda _: True,
     models: Collection[str] = (ORDERED, STRICT),
 ) -> Iterator[Crash]:
-    """Every different disk after a power loss at any step.
+    """Yield each distinct disk that a power loss may leave, once.
 
     Args:
-        recording: what was done.
-        seeds: the random ways for each step and model.
-        only: the steps that are looked at.
-        models: of the file system.
+        recording: the recorded steps.
+        seeds: the number of random choices of lost steps for each step count and model.
+        only: selects the step counts at which the power fails.
+        models: the file system models, ORDERED, STRICT or both.
     """
     seen = set[bytes]()
     for count in range(len(recording.steps) + 1):
@@ -65,10 +65,10 @@ def states(
 
 
 def state(recording: Recording, name: str) -> Crash:
-    """Return the disk of one name, as `states` gives it."""
+    """Return the disk that `states` yields under this name."""
     _, count, _ = name.split(" ", 2)
     seeds = int(name.rpartition("random ")[2]) + 1 if "random" in name else 0
-    return next(Crash(each, disk) for each, disk in _at(recording, int(count), seeds) if each == name)
+    return next(Crash(label, disk) for label, disk in _at(recording, int(count), seeds) if label == name)
 
 
 def _at(recording: Recording, count: int, seeds: int) -> Iterator[tuple[str, Disk]]:
@@ -79,7 +79,7 @@ def _at(recording: Recording, count: int, seeds: int) -> Iterator[tuple[str, Dis
         yield f"{STRICT} {count} {way}", _disk(recording.before, steps, kept)
 
 
-# {number of a step that is there: how many of its bytes, or None: all; -1: zeros in their place}
+# {number of a step that is on the disk: the number of its bytes; None: all bytes; -1: zeros in place of the bytes}
 _Kept = dict[int, int | None]
 
 
@@ -100,7 +100,7 @@ def _ordered(steps: Sequence[Step], seeds: int, count: int) -> Iterator[tuple[st
             bytes_too = [number for number in pending if steps[number].file_system == one]
             yield f"file system {one} kept", dict.fromkeys(kept) | data | dict.fromkeys(bytes_too)
     for seed in range(seeds):
-        chance = random.Random(f"{ORDERED} {count} {seed}")  # noqa: S311 (it chooses what is lost)
+        chance = random.Random(f"{ORDERED} {count} {seed}")  # noqa: S311 (it chooses the lost steps, not a secret)
         ends = {one: chance.randint(barriers.get(one, 0), len(steps)) for one in file_systems}
         kept = forced | {number for number in names if number < ends[steps[number].file_system]}
         yield f"random {seed}", dict.fromkeys(kept) | data | _some_bytes(steps, pending, chance)
@@ -123,10 +123,10 @@ def _strict(steps: Sequence[Step], seeds: int, count: int) -> Iterator[tuple[str
     for seed in range(seeds):
         chance = random.Random(f"{STRICT} {count} {seed}")  # noqa: S311
         match seed % 3:
-            case 0:  # one change is late
+            case 0:  # one change is missing
                 late = chance.choice(pending) if pending else None
                 yield f"random {seed}", forced | dict.fromkeys(number for number in pending if number != late)
-            case 1:  # a few changes are early
+            case 1:  # one to three changes are on the disk
                 early = chance.sample(pending, min(len(pending), chance.randint(1, 3)))
                 yield f"random {seed}", forced | dict.fromkeys(early)
             case _:
@@ -137,7 +137,7 @@ def _strict(steps: Sequence[Step], seeds: int, count: int) -> Iterator[tuple[str
 
 
 def _some_bytes(steps: Sequence[Step], pending: Sequence[int], chance: random.Random) -> _Kept:
-    """Of each file a beginning of what was written to it, cut at any byte."""
+    """Keep a random prefix of the writes to each file; the last kept write is cut at a random byte."""
     kept: _Kept = {}
     for node in {step.node for step in map(steps.__getitem__, pending) if isinstance(step, Data)}:
         own = [number for number in pending if _node(steps[number]) == node]
@@ -155,7 +155,7 @@ def _node(step: Step) -> int | None:
 
 
 def _barriers(steps: Sequence[Step]) -> dict[int, int]:
-    """{file system: the number of its last step that forced anything}."""
+    """Return {file system: the number of its last sync step}."""
     return {step.file_system: number for number, step in enumerate(steps) if isinstance(step, Sync)}
 
 
@@ -164,8 +164,8 @@ def _durable_data(steps: Sequence[Step]) -> set[int]:
 
 
 def _forced(steps: Sequence[Step]) -> set[int]:
-    """The steps that a later one has forced to the disk."""
-    found = set[int]()
+    """Return the numbers of the steps that a later sync has written to the disk."""
+    forced = set[int]()
     whole, nodes = set[int](), set[int]()
     for number in reversed(range(len(steps))):
         step = steps[number]
@@ -176,35 +176,35 @@ def _forced(steps: Sequence[Step]) -> set[int]:
                 nodes.add(node)
             case Names(file_system, changes):
                 if file_system in whole or any(change.folder in nodes for change in changes):
-                    found.add(number)
+                    forced.add(number)
             case Data() | Size() | Status():
                 if step.file_system in whole or step.node in nodes:
-                    found.add(number)
-    return found
+                    forced.add(number)
+    return forced
 
 
 def _disk(before: Disk, steps: Sequence[Step], kept: _Kept) -> Disk:
-    found = before.copy()
-    for step in steps:  # an inode that was made is there, or nothing leads to it
+    disk = before.copy()
+    for step in steps:  # a new inode may exist at once, because without its name it is not reachable
         if isinstance(step, Names) and step.made is not None:
-            found.add(*step.made)
+            disk.add(*step.made)
     count = Counter(number for below in before.names.values() for number in below.values())
     for number, step in enumerate(steps):
         if number not in kept:
             continue
         if isinstance(step, Names):
-            _rename(found, step, count)
+            _rename(disk, step, count)
         elif isinstance(step, Data) and kept[number] is not None:
             size = kept[number] or 0
             content = bytes(len(step.content)) if size < 0 else step.content[:size]
-            found.apply(Data(step.file_system, step.node, step.offset, content))
+            disk.apply(Data(step.file_system, step.node, step.offset, content))
         else:
-            found.apply(step)
-    return found
+            disk.apply(step)
+    return disk
 
 
 def _rename(disk: Disk, step: Names, count: Counter[int]) -> None:
-    """Change names where that can be: what was to move is there, or has no name yet."""
+    """Change names if possible: a node to be moved has its old name, or has no name yet."""
     moved = {change.after for change in step.changes if change.before is not None} - {None}
     for change in step.changes:
         leaves = change.before is not None and (change.after is None or change.before in moved)

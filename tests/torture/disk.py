@@ -1,4 +1,4 @@
-"""A file system as a tree of nodes: read from folders, changed by steps, and written out again."""
+"""Models a file system as a tree of nodes that is read from folders, changed by steps, and written to folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Node:
-    """One inode without its names: `mode` has the type too, `content` is a file's bytes or a link's target."""
+    """Hold an inode without its names: `mode` includes the type, `content` is a file's bytes or a link's target."""
 
     mode: int
     content: bytes = b""
@@ -30,7 +30,7 @@ class Node:
 
 @dataclass(frozen=True)
 class NameChange:
-    """What one name in a folder stands for before and after a step: a node's number, or None."""
+    """Hold the number of the node under a name before and after a step; None: the name does not exist."""
 
     folder: int
     name: str
@@ -40,7 +40,7 @@ class NameChange:
 
 @dataclass(frozen=True)
 class Names:
-    """A step that changes one name, or two of them at once; `made` is the node that it creates."""
+    """Change one name, or two names at once; `made` is the node that the step creates."""
 
     file_system: int
     changes: tuple[NameChange, ...]
@@ -49,7 +49,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Data:
-    """A step that writes bytes at an offset of a file."""
+    """Write bytes at an offset of a file."""
 
     file_system: int
     node: int
@@ -59,7 +59,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Size:
-    """A step that cuts a file, or extends it with zeros."""
+    """Truncate a file, or extend it with zeros."""
 
     file_system: int
     node: int
@@ -68,7 +68,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Status:
-    """A step that changes a node's mode, time or extended attributes."""
+    """Change the mode, the time or an extended attribute of a node."""
 
     file_system: int
     node: int
@@ -79,7 +79,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Sync:
-    """A step that forces one node to the disk, or (node None) a whole file system."""
+    """Sync one node to the disk, or the whole file system if `node` is None."""
 
     file_system: int
     node: int | None
@@ -90,7 +90,7 @@ Step: TypeAlias = Names | Data | Size | Status | Sync
 
 @dataclass
 class Disk:
-    """Every node by its number, and the names in each folder. `tops` are the folders that are looked at."""
+    """Hold the nodes by number, and the names in each folder; `tops` are the folders that the disk consists of."""
 
     tops: dict[Path, int] = field(default_factory=dict)
     nodes: dict[int, Node] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Disk:
             self.names[number] = {}
 
     def apply(self, step: Step) -> None:
-        """Make a change as it was made, whatever became of those before it."""
+        """Apply one step, even if earlier steps are missing."""
         match step:
             case Names():
                 if step.made is not None:
@@ -130,7 +130,7 @@ class Disk:
                 pass
 
     def entries(self) -> Iterator[tuple[str, int, Node]]:
-        """(path, number, node) of all that has a name; a folder comes before what lies in it."""
+        """Yield (path, number, node) of each name; a folder comes before its entries."""
         for top, number in self.tops.items():
             if number in self.nodes:
                 yield from self._below(str(top), number)
@@ -142,16 +142,16 @@ class Disk:
             yield from self._below(f"{path}/{name}", below)
 
     def digest(self) -> bytes:
-        """Return what two equal trees share."""
+        """Return a hash that is the same for equal trees; times of folders are ignored."""
         first: dict[int, str] = {}
-        seen = [
+        rows = [
             (path, node.mode, node.content, 0 if node.is_folder else node.mtime_ns, first.setdefault(number, path))
             for path, number, node in self.entries()
         ]
-        return hashlib.sha256(repr(seen).encode("utf-8", "surrogateescape")).digest()
+        return hashlib.sha256(repr(rows).encode("utf-8", "surrogateescape")).digest()
 
     def write(self) -> None:
-        """Let the real folders be this tree."""
+        """Replace the content of the real folders by this tree."""
         for top in self.tops:
             clear(top)
         first: dict[int, str] = {}
@@ -173,7 +173,7 @@ class Disk:
 def _with_status(node: Node, step: Status) -> Node:
     if step.attribute is not None:
         name, value = step.attribute
-        others = [each for each in node.attributes if each[0] != name]
+        others = [pair for pair in node.attributes if pair[0] != name]
         return replace(node, attributes=tuple(sorted([*others, *([] if value is None else [(name, value)])])))
     assert step.mode is not None
     return replace(node, mode=step.mode, mtime_ns=step.mtime_ns or 0)
@@ -197,9 +197,9 @@ def _write(path: str, node: Node) -> None:
 
 
 def clear(top: Path) -> None:
-    """Take all away that lies in a folder, whatever modes it has; make the folder where it is not there."""
+    """Empty a folder, even if subfolders lack permissions; make the folder if it is missing."""
     shutil.rmtree(top, ignore_errors=True)
-    if top.exists():  # a folder without rights
+    if top.exists():  # a subfolder without permissions was left
         for base, folders, _ in os.walk(top):
             for name in folders:
                 os.chmod(os.path.join(base, name), 0o700)
@@ -208,7 +208,7 @@ def clear(top: Path) -> None:
 
 
 def read(tops: Iterable[Path]) -> tuple[Disk, dict[tuple[int, int], int]]:
-    """Return the disk that these folders are, and {(device, inode): number of the node}."""
+    """Read the folders; return the disk, and {(device, inode): number of the node}."""
     disk, numbers = Disk(), dict[tuple[int, int], int]()
     for top in tops:
         disk.tops[top] = _read(os.fspath(top), disk, numbers)
@@ -216,29 +216,29 @@ def read(tops: Iterable[Path]) -> tuple[Disk, dict[tuple[int, int], int]]:
 
 
 def _read(path: str, disk: Disk, numbers: dict[tuple[int, int], int]) -> int:
-    found = os.lstat(path)
-    one = (found.st_dev, found.st_ino)
-    if one in numbers:
-        return numbers[one]
-    number = numbers[one] = len(numbers)
-    if stat.S_ISDIR(found.st_mode):
-        disk.add(number, Node(found.st_mode, mtime_ns=found.st_mtime_ns))
+    status = os.lstat(path)
+    inode = (status.st_dev, status.st_ino)
+    if inode in numbers:
+        return numbers[inode]
+    number = numbers[inode] = len(numbers)
+    if stat.S_ISDIR(status.st_mode):
+        disk.add(number, Node(status.st_mode, mtime_ns=status.st_mtime_ns))
         for name in sorted(os.listdir(path)):
             disk.names[number][name] = _read(f"{path}/{name}", disk, numbers)
         return number
     content, attributes = b"", []
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         content = os.fsencode(os.readlink(path))
-    elif stat.S_ISREG(found.st_mode):
+    elif stat.S_ISREG(status.st_mode):
         with open(path, "rb") as file:
             content = file.read()
         attributes = [
             (os.fsencode(name), os.getxattr(path, name)) for name in os.listxattr(path) if name.startswith("user.")
         ]
-    disk.add(number, Node(found.st_mode, content, found.st_mtime_ns, tuple(attributes)))
+    disk.add(number, Node(status.st_mode, content, status.st_mtime_ns, tuple(attributes)))
     return number
 
 
 def contents(disk: Disk) -> Mapping[str, bytes]:
-    """{path: bytes} of every regular file."""
+    """Return {path: bytes} of each regular file."""
     return {path: node.content for path, _, node in disk.entries() if stat.S_ISREG(node.mode)}

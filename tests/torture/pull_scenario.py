@@ -1,4 +1,4 @@
-"""Power losses while a model is fetched from a hub on loopback."""
+"""Defines the scenario of a model that is pulled from a local hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OTHER = cache_folder("owner/other")
 
 
 def lay(field: Field) -> None:
-    """A hub cache on the volume with another model of the user's, and what an earlier run has fetched of ours."""
+    """Build a marked volume, a cache with another model of the user, and a manifest that lists the test model."""
     scenarios.lay_volume(field)
     blobs = field.root.hub / _OTHER / "blobs"
     blobs.mkdir(parents=True)
@@ -51,10 +51,10 @@ def pull(field: Field) -> None:
 
 
 def is_whole(field: Field, before: Reading, after: Reading) -> None:
-    """Setup pulls, and what it calls ready is right to the last byte, under its own name and in the snapshot."""
+    """Pull again, and assert that the check passes and that every file in the snapshot has the right bytes."""
     pull(field)
-    found = step(field).check(deep=True)
-    assert found.state is State.OK, found.detail
+    check = step(field).check(deep=True)
+    assert check.state is State.OK, check.detail
     folder = field.root.hub / cache_folder(REPO)
     for path, content in FILES.items():
         assert (folder / "snapshots" / hub_server.REVISION / path).read_bytes() == content

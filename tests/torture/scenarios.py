@@ -1,4 +1,4 @@
-"""What is done when the power fails, and the commands that go on after it."""
+"""Defines the scenarios of folder moves: the command that a power loss interrupts, and the commands that follow."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from provision.core.step import Step
 
 Reading = dict[str, object]
-# What a file is written to before it takes its name: one that a power loss leaves stays, as after a kill.
+# The temporary name of a file that is being written. Such a file stays after a power loss, as after a kill.
 _PART = re.compile(r"\.part-[0-9]+$")
 
 
 @dataclass(frozen=True)
 class Field:
-    """Where a scenario plays: a home, and a volume with a root in it."""
+    """Hold the folders of a scenario: a home, and a volume with a root."""
 
     base: Path
 
@@ -57,30 +57,34 @@ class Field:
 
     @property
     def places(self) -> list[RelocatedFolder]:
-        """Two folders of the home, and where they are kept."""
+        """Return two folders of the home with their targets on the volume."""
         return [
             RelocatedFolder(self.home / ".cache/hub", self.root.hub),
             RelocatedFolder(self.home / ".cache/pip", self.root.cache / "pip"),
         ]
 
     def read(self) -> Reading:
-        """{path: what counts} of all but our own bookkeeping; entries that are one file say so."""
+        """Return the reading of home and volume, without .firstlight in the root and without temporary files."""
         now, _ = disk.read([self.home, self.volume])
-        found = {path: seen for path, seen in reading(now).items() if not path.startswith(str(self.root.state))}
-        parts = [path for path in found if _PART.search(path)]
-        alone = {str(Path(part).parent) for part in parts}
-        alone -= {str(Path(path).parent) for path in found if path not in parts}
-        return {path: seen for path, seen in found.items() if path not in parts and path not in alone}
+        entries = {path: entry for path, entry in reading(now).items() if not path.startswith(str(self.root.state))}
+        parts = [path for path in entries if _PART.search(path)]
+        only_parts = {str(Path(part).parent) for part in parts}
+        only_parts -= {str(Path(path).parent) for path in entries if path not in parts}
+        return {path: entry for path, entry in entries.items() if path not in parts and path not in only_parts}
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One thing that is done, and what may follow.
+    """Describe a command that a power loss interrupts, and the commands that may follow.
 
-    `lay` makes the folders as they are before, `act` is recorded. `ends`: {name of a way to go on: it}, each given the
-    readings before and after an act that nothing interrupted; it raises AssertionError where it does not get there.
-    `kept`: where the contents of the user may be; `two_disks`: home and volume are two file systems; `owned`: what the
-    user's files hold, None: all files that are there before.
+    Attributes:
+        lay: builds the folders before the command.
+        act: runs the command, whose writes are recorded.
+        ends: {name: function that runs the commands after the power loss}. A function takes the readings before and
+            after an uninterrupted command, and raises AssertionError if the folders differ from the expected reading.
+        kept: returns the paths that may hold the user's content.
+        two_disks: whether home and volume are two file systems.
+        owned: the contents of the user's files; None: the contents of all files before the command.
     """
 
     lay: Callable[[Field], None]
@@ -92,7 +96,7 @@ class Scenario:
 
 
 def reading(now: disk.Disk) -> Reading:
-    """{path: mode, content and the first name of the same file}; a link's mode says nothing."""
+    """Return {path: mode, content, attributes and the first path of the same inode}."""
     first: dict[int, str] = {}
     return {
         path: (node.mode, node.content, node.attributes, first.setdefault(number, path))
@@ -101,7 +105,7 @@ def reading(now: disk.Disk) -> Reading:
 
 
 class Patched:
-    """Lets small files be copied as large ones are, and two folders of one disk be two disks."""
+    """Patches the block size, so that small files are copied as large ones, and the device number for two disks."""
 
     def __init__(self, scenario: Scenario, field: Field) -> None:
         self.patches: list[Any] = [
@@ -123,13 +127,13 @@ class Patched:
 
 
 def converge(steps: Sequence[Step]) -> None:
-    """Run steps as a command does.
+    """Run steps as a command does, and require exit code 0.
 
     Raises:
-        AssertionError: its exit code would not be 0.
+        AssertionError: the exit code is not 0.
     """
     outcomes = engine.converge(steps, listen=lambda _, __: None)
-    assert engine.exit_of(outcomes) is Exit.GOOD, [f"{each.step}: {each.error}" for each in outcomes if each.error]
+    assert engine.exit_of(outcomes) is Exit.GOOD, [f"{row.step}: {row.error}" for row in outcomes if row.error]
 
 
 def setup_steps(field: Field) -> list[Step]:
@@ -148,33 +152,33 @@ def setup(field: Field) -> None:
 
 
 def undo(field: Field) -> None:
-    """Undo the newest run, all or nothing.
+    """Undo the newest run; if one step is blocked, apply none.
 
     Raises:
-        SpecError: there is none.
-        AssertionError: the exit code would not be 0.
+        SpecError: no run is left to undo.
+        AssertionError: a step is blocked, or the exit code is not 0.
     """
     run = undo_runs.choose(field.root, None)
     journal = Journal(field.root.journal, "undo")
     steps = undo_runs.steps(run, field.root, field.home, journal)
-    blocked = [found.detail for found in (step.check() for step in steps) if found.state is State.BLOCKED]
+    blocked = [check.detail for check in (step.check() for step in steps) if check.state is State.BLOCKED]
     assert not blocked, blocked
     converge(steps)
     journal.record(RunUndone(run.name))
 
 
 def undo_all(field: Field) -> None:
-    """Undo run after run until none is left."""
+    """Undo all runs, newest first."""
     for _ in range(10):
         try:
             undo(field)
         except SpecError:
             return
-    raise AssertionError("there is always one more run to undo")
+    raise AssertionError("ten undos left a run to undo")
 
 
 def is_moved(field: Field, before: Reading, after: Reading) -> None:
-    """Setup goes on, and ends as if nothing had happened."""
+    """Run setup, and assert that the folders equal those of an uninterrupted setup."""
     setup(field)
     same(field.read(), after)
     steps = setup_steps(field)
@@ -182,7 +186,7 @@ def is_moved(field: Field, before: Reading, after: Reading) -> None:
 
 
 def is_back(field: Field, before: Reading, after: Reading) -> None:
-    """Undo puts everything back, whatever setup had reached."""
+    """Undo all runs, and assert that the folders are as before setup."""
     undo_all(field)
     same(without_root(field, field.read()), without_root(field, before))
 
@@ -192,22 +196,23 @@ def is_moved_and_back(field: Field, before: Reading, after: Reading) -> None:
     is_back(field, before, after)
 
 
-def without_root(field: Field, seen: Reading) -> Reading:
-    """The volume keeps its marker, and so its folder."""
+def without_root(field: Field, entries: Reading) -> Reading:
+    """Leave out the volume and the root, which undo keeps because of the marker."""
     own = {str(field.root.path), str(field.volume)}
-    return {path: found for path, found in seen.items() if path not in own}
+    return {path: entry for path, entry in entries.items() if path not in own}
 
 
-def same(seen: Reading, wanted: Reading) -> None:
-    gone = sorted(set(wanted) - set(seen))
-    more = sorted(set(seen) - set(wanted))
-    other = sorted(path for path in set(seen) & set(wanted) if seen[path] != wanted[path])
-    if gone or more or other:
-        raise AssertionError(f"not there: {gone}; not expected: {more}; different: {other}")
+def same(actual: Reading, expected: Reading) -> None:
+    """Assert that two readings are equal."""
+    missing = sorted(set(expected) - set(actual))
+    unexpected = sorted(set(actual) - set(expected))
+    different = sorted(path for path in set(actual) & set(expected) if actual[path] != expected[path])
+    if missing or unexpected or different:
+        raise AssertionError(f"missing: {missing}; unexpected: {unexpected}; different: {different}")
 
 
 def fill(folder: Path, seed: bytes) -> None:
-    """A few files of every kind: small, of several blocks, with two names, a link, modes, attributes."""
+    """Write small and large files, a hard link, a symbolic link, an empty folder, and fixed modes and times."""
     (folder / "blobs/deep").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(seed * 3000)
     (folder / "blobs/b").write_bytes(seed * 30)
@@ -221,25 +226,25 @@ def fill(folder: Path, seed: bytes) -> None:
 
 
 def lay_first(field: Field) -> None:
-    """A home with two folders, and a volume that nobody has marked."""
+    """Build a home with two folders, and no marker on the volume."""
     fill(field.places[0].source, b"hub ")
     fill(field.places[1].source, b"pip ")
 
 
 def lay_move(field: Field) -> None:
-    """The same with a volume that an earlier run has marked."""
+    """Build a home with two folders, and a marked volume."""
     lay_first(field)
     lay_volume(field)
 
 
 def lay_volume(field: Field) -> None:
-    """A volume that an earlier run has marked."""
+    """Mark the volume as an earlier run does."""
     VolumeStep(field.root, [], Journal(field.root.journal)).apply()
     shutil.rmtree(field.root.journal)
 
 
 def lay_merge(field: Field) -> None:
-    """Both folders are on the volume as well: some files are the same there, some older, some newer, some others."""
+    """Build a target with equal, older, newer and additional files, and with a file in the place of a folder."""
     lay_move(field)
     target = field.places[0].target
     fill(target, b"hub ")
@@ -268,7 +273,7 @@ def lay_undo(lay: Callable[[Field], None]) -> Callable[[Field], None]:
 
 
 def lay_wipe(field: Field) -> None:
-    """Everything is moved, then the home is wiped."""
+    """Move both folders, then wipe the home."""
     lay_move(field)
     setup(field)
     shutil.rmtree(field.home)
@@ -276,20 +281,20 @@ def lay_wipe(field: Field) -> None:
 
 
 def is_undone(field: Field, before: Reading, after: Reading) -> None:
-    """Undo goes on, and ends as if nothing had happened."""
+    """Undo all runs, and assert that the folders equal those of an uninterrupted undo."""
     undo_all(field)
     same(field.read(), after)
 
 
 def is_linked_by_the_script(field: Field, before: Reading, after: Reading) -> None:
-    """relink.sh needs nothing else."""
-    done = subprocess.run(["sh", field.root.relink, "-q"], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Run relink.sh alone, then assert that setup gives the folders of an uninterrupted setup."""
+    completed = subprocess.run(["sh", field.root.relink, "-q"], check=False, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     is_moved(field, before, after)
 
 
 def folders(field: Field) -> list[Path]:
-    """Every name that the move has for a folder."""
+    """Return all paths that a move or its undo gives to the folders."""
     pairs = [move.MovePair(place.source, place.target) for place in field.places]
     backs = [move.MovePair(pair.target, pair.source) for pair in pairs]
     return [name for pair in (*pairs, *backs) for name in (pair.source, pair.target, pair.aside, pair.partial)]
@@ -300,12 +305,12 @@ _BACK = {"undo": is_undone}
 
 
 def _both(name: str, lay: Callable[[Field], None]) -> dict[str, Scenario]:
-    """Forth and back, on one disk and on two."""
-    found = {}
+    """Return the scenarios of setup and of its undo, on one disk and on two."""
+    scenarios = {}
     for where, two in (("one disk", False), ("two disks", True)):
-        found[f"{name}, {where}"] = Scenario(lay, setup, _FORTH, folders, two)
-        found[f"undo of {name}, {where}"] = Scenario(lay_undo(lay), undo, _BACK, folders, two)
-    return found
+        scenarios[f"{name}, {where}"] = Scenario(lay, setup, _FORTH, folders, two)
+        scenarios[f"undo of {name}, {where}"] = Scenario(lay_undo(lay), undo, _BACK, folders, two)
+    return scenarios
 
 
 FOLDERS: dict[str, Scenario] = {

@@ -1,4 +1,4 @@
-"""The recorder sees every write, and the models lose what a file system may lose: no more, no less."""
+"""Tests that the recorder sees every write, and that each model loses exactly what a file system may lose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.torture.write_log import Recording
 
-# Every kind of change that the interpreter makes, by path and by descriptor.
+# A program that makes every kind of change, by path and by descriptor.
 EVERYTHING = """
 import ctypes, fcntl, os, pathlib, sys
 top = sys.argv[1]
@@ -84,28 +84,35 @@ def recorded(library: Path, base: Path, program: str) -> Recording:
     return write_log.record(library, argv, {top: 0}, base / "log")
 
 
-def at_the_end(found: Recording, model: str) -> list[dict[str, bytes]]:
-    """The files of each disk after a power loss when the program has ended."""
-    count = len(found.steps)
-    states = crash.states(found, seeds=30, only=lambda step: step == count, models=[model])
-    top = next(iter(found.before.tops))
+def at_the_end(recording: Recording, model: str) -> list[dict[str, bytes]]:
+    """Return the files of each disk after a power loss at the end of the program, as {path: bytes}."""
+    count = len(recording.steps)
+    states = crash.states(recording, seeds=30, only=lambda step: step == count, models=[model])
+    top = next(iter(recording.before.tops))
     return [
-        {path.removeprefix(f"{top}/"): content for path, content in disk.contents(each.disk).items()} for each in states
+        {path.removeprefix(f"{top}/"): content for path, content in disk.contents(state.disk).items()}
+        for state in states
     ]
 
 
 def test_every_kind_of_change_is_recorded(library: Path, base: Path) -> None:
-    found = recorded(library, base, EVERYTHING)
-    kinds = [type(step) for step in found.steps]
+    recording = recorded(library, base, EVERYTHING)
+    kinds = [type(step) for step in recording.steps]
     assert {Names, Data, Size, Status, Sync} == set(kinds)
-    assert sum(isinstance(step, Names) and len(step.changes) == 2 for step in found.steps) >= 2
-    assert [step.node is None for step in found.steps if isinstance(step, Sync)] == [False, False, False, True, True]
+    assert sum(isinstance(step, Names) and len(step.changes) == 2 for step in recording.steps) >= 2
+    assert [step.node is None for step in recording.steps if isinstance(step, Sync)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
     real, _ = disk.read([base / "top"])
-    assert found.after().digest() != found.before.digest()
-    assert disk.contents(found.after()) == disk.contents(real)
+    assert recording.after().digest() != recording.before.digest()
+    assert disk.contents(recording.after()) == disk.contents(real)
 
 
-def test_change_past_the_recorder_fails_the_recording(library: Path, base: Path) -> None:
+def test_write_that_bypasses_the_recorder_fails_the_recording(library: Path, base: Path) -> None:
     program = (
         "import mmap, os, sys\n"
         "file = os.open(sys.argv[1] + '/mapped', os.O_RDWR | os.O_CREAT)\n"
@@ -113,7 +120,7 @@ def test_change_past_the_recorder_fails_the_recording(library: Path, base: Path)
         "with mmap.mmap(file, 6) as view:\n"
         "    view[:] = b'behind'\n"
     )
-    with pytest.raises(AssertionError, match="past the recorder"):
+    with pytest.raises(AssertionError, match="bypassed the recorder"):
         recorded(library, base, program)
 
 
@@ -122,53 +129,53 @@ def test_raw_system_call_that_writes_is_refused(library: Path, base: Path) -> No
         recorded(library, base, "import ctypes; ctypes.CDLL(None).syscall(74, 1)")
 
 
-def test_file_without_fsync_may_be_empty_under_its_new_name(library: Path, base: Path) -> None:
+def test_renamed_file_without_fsync_may_be_empty(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); file = open('part', 'w'); file.write('text'); file.close()\n"
         "os.rename('part', 'name')"
     )
-    found = recorded(library, base, program)
-    assert {"name": b""} in at_the_end(found, crash.ORDERED)
-    assert {"name": b""} in at_the_end(found, crash.STRICT)
-    assert {} in at_the_end(found, crash.ORDERED)
+    recording = recorded(library, base, program)
+    assert {"name": b""} in at_the_end(recording, crash.ORDERED)
+    assert {"name": b""} in at_the_end(recording, crash.STRICT)
+    assert {} in at_the_end(recording, crash.ORDERED)
 
 
-def test_file_with_fsync_is_whole_wherever_its_name_is(library: Path, base: Path) -> None:
+def test_file_with_fsync_is_complete_under_each_name(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); file = open('part', 'w'); file.write('text'); file.flush()\n"
         "os.fsync(file.fileno()); os.rename('part', 'name')"
     )
-    found = recorded(library, base, program)
-    ordered, strict = at_the_end(found, crash.ORDERED), at_the_end(found, crash.STRICT)
-    assert {"part": b"text"} in ordered, "an fsync of a file brings its name on ext4"
+    recording = recorded(library, base, program)
+    ordered, strict = at_the_end(recording, crash.ORDERED), at_the_end(recording, crash.STRICT)
+    assert {"part": b"text"} in ordered, "on ext4 an fsync of a file makes its name durable"
     assert all(content == b"text" for state in (*ordered, *strict) for content in state.values())
-    assert {} in strict, "POSIX wants an fsync of the folder for the name"
+    assert {} in strict, "POSIX requires an fsync of the folder for the name"
     assert {} not in ordered
 
 
-def test_fsync_of_the_folder_brings_the_name(library: Path, base: Path) -> None:
+def test_fsync_of_the_folder_makes_the_name_durable(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); file = open('part', 'w'); file.write('text'); file.flush()\n"
         "os.fsync(file.fileno()); os.rename('part', 'name'); os.fsync(os.open('.', os.O_RDONLY))"
     )
-    found = recorded(library, base, program)
-    assert at_the_end(found, crash.ORDERED) == at_the_end(found, crash.STRICT) == [{"name": b"text"}]
+    recording = recorded(library, base, program)
+    assert at_the_end(recording, crash.ORDERED) == at_the_end(recording, crash.STRICT) == [{"name": b"text"}]
 
 
-def test_later_rename_may_be_there_before_an_earlier_one_in_the_strict_model_alone(library: Path, base: Path) -> None:
+def test_only_the_strict_model_reorders_renames(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); os.mkdir('a'); os.mkdir('b')\n"
         "for name in ('a/x', 'b/y'):\n    open(name, 'w').close()\n"
         "os.sync(); os.rename('a/x', 'a/x2'); os.rename('b/y', 'b/y2')"
     )
-    found = recorded(library, base, program)
-    assert {"a/x": b"", "b/y2": b""} in at_the_end(found, crash.STRICT)
-    assert {"a/x": b"", "b/y2": b""} not in at_the_end(found, crash.ORDERED)
+    recording = recorded(library, base, program)
+    assert {"a/x": b"", "b/y2": b""} in at_the_end(recording, crash.STRICT)
+    assert {"a/x": b"", "b/y2": b""} not in at_the_end(recording, crash.ORDERED)
 
 
-def test_state_that_is_written_out_reads_the_same(library: Path, base: Path) -> None:
-    found = recorded(library, base, EVERYTHING)
-    for each in crash.states(found, seeds=1, only=lambda step: step % 5 == 0):
-        each.disk.write()
-        real, _ = disk.read(each.disk.tops)
-        assert real.digest() == each.disk.digest(), each.name
+def test_state_written_to_folders_is_read_back_equal(library: Path, base: Path) -> None:
+    recording = recorded(library, base, EVERYTHING)
+    for state in crash.states(recording, seeds=1, only=lambda step: step % 5 == 0):
+        state.disk.write()
+        real, _ = disk.read(state.disk.tops)
+        assert real.digest() == state.disk.digest(), state.name

@@ -1,4 +1,4 @@
-"""Builds the recorder, runs a program under it, and reads its log as steps of a disk."""
+"""Compiles the recorder, runs a program under it, and converts its log to steps of a disk."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _FIXED = struct.Struct("<c10Q")
 
 @dataclass(frozen=True)
 class Recording:
-    """What a program did to some folders: the disk before it, and its steps."""
+    """Hold the changes of a program to some folders: the disk before it, and the steps in order."""
 
     before: Disk
     steps: tuple[Step, ...]
 
     def after(self) -> Disk:
-        """Return the disk that all steps lead to."""
-        found = self.before.copy()
+        """Return the disk after all steps."""
+        disk_after = self.before.copy()
         for step in self.steps:
-            found.apply(step)
-        return found
+            disk_after.apply(step)
+        return disk_after
 
 
 def build(folder: Path) -> Path:
     """Compile the recorder with gcc.
 
     Raises:
-        FileNotFoundError: there is no gcc.
-        subprocess.CalledProcessError: it cannot compile it.
+        FileNotFoundError: gcc is missing.
+        subprocess.CalledProcessError: the compilation failed.
     """
     library = folder / "recorder.so"
     source = Path(__file__).with_name("recorder.c")
@@ -53,40 +53,40 @@ def build(folder: Path) -> Path:
 def record(
     library: Path, argv: Sequence[str], tops: Mapping[Path, int], log: Path, environ: Mapping[str, str] | None = None
 ) -> Recording:
-    """Run a program under the recorder.
+    """Run a program under the recorder and return its changes.
 
     Args:
-        library: the recorder.
-        argv: the program.
-        tops: the folders that count, each with the number of the file system that it stands for.
-        log: a file outside of them.
-        environ: variables of the program, besides this process's.
+        library: the compiled recorder.
+        argv: the program and its arguments.
+        tops: {recorded folder: number of the file system that it simulates}.
+        log: the path of the log, outside of these folders.
+        environ: environment variables that are added to this process's.
 
     Raises:
-        AssertionError: the program failed, or changed something that was not recorded.
+        AssertionError: the program failed, or a change was not recorded.
     """
     log.unlink(missing_ok=True)
     before, numbers = disk.read(tops)
-    own = {**os.environ, **(environ or {}), "LD_PRELOAD": str(library), "WRITE_LOG": str(log)}
-    done = subprocess.run(argv, env=own, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    variables = {**os.environ, **(environ or {}), "LD_PRELOAD": str(library), "WRITE_LOG": str(log)}
+    completed = subprocess.run(argv, env=variables, check=False, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     steps = _Reader(before, numbers, {before.tops[top]: number for top, number in tops.items()})
-    found = Recording(before, tuple(steps.read(log.read_bytes())))
+    recording = Recording(before, tuple(steps.read(log.read_bytes())))
     real, _ = disk.read(tops)
-    seen, there = found.after(), {path: node for path, _, node in real.entries()}
+    expected, present = recording.after(), {path: node for path, _, node in real.entries()}
     different = [
         path
-        for path, _, node in seen.entries()
-        if path not in there or (node.mode, node.content) != (there[path].mode, there[path].content)
+        for path, _, node in expected.entries()
+        if path not in present or (node.mode, node.content) != (present[path].mode, present[path].content)
     ]
-    missing = set(there) - {path for path, _, _ in seen.entries()}
-    assert not different, f"something wrote to these past the recorder: {different}"
-    assert not missing, f"something made these past the recorder: {missing}"
-    return found
+    missing = set(present) - {path for path, _, _ in expected.entries()}
+    assert not different, f"writes to these paths bypassed the recorder: {different}"
+    assert not missing, f"the creation of these paths bypassed the recorder: {missing}"
+    return recording
 
 
 class _Reader:
-    """Follows nodes by device and inode; an inode that is made again is another node."""
+    """Converts log records to steps and tracks nodes by device and inode; a reused inode number becomes a new node."""
 
     def __init__(self, before: Disk, numbers: dict[tuple[int, int], int], tops: dict[int, int]) -> None:
         self.now = before.copy()
@@ -117,7 +117,7 @@ class _Reader:
             return
         for fields, raw, target in rows:
             one, name = (fields[2], fields[3]), os.fsdecode(raw)
-            assert (fields[0], fields[1]) in self.numbers, "something was renamed into or out of the folders"
+            assert (fields[0], fields[1]) in self.numbers, "a path was renamed into or out of the recorded folders"
             folder = self.numbers[fields[0], fields[1]]
             file_system = self.file_systems[folder]
             after = None
