@@ -1,10 +1,12 @@
-"""Define the records of a run: cases and their results; frozen dataclasses, standard library alone.
+"""Define the records of a run: cases and their results; frozen dataclasses that need only the standard library.
 
 Schema history of a run:
 1 - the first version.
-2 - more axes of a case; warm-up images, shares, the peak rate and the images before it, numerics against fp32, memory
-over time, GPU readings, trust, validations. Every new field has a default, so a run of schema 1 is read as it is.
-3 - the dtypes that the device has kernels for, the choices made for it, the required cases. All have defaults.
+2 - added: further axes of a case, warm-up images, the time of each component of an image (`shares`), the peak rate of
+the device, numerics compared with fp32, memory over time, GPU readings, whether other work disturbed a case (`trust`),
+validations. Every new field has a default, so a run of schema 1 is read as it is.
+3 - added: which dtypes the device has kernels for (`precisions`), notes on what was chosen for the device or left out
+(`notes`), which cases are required (`required`). All have defaults.
 """
 
 from __future__ import annotations

@@ -52,7 +52,10 @@ class PrecisionProbe:
 
     @property
     def is_finished(self) -> bool:
-        """Return whether the probe has a rate or an error; the first event of a dtype has neither."""
+        """Return whether the probe has ended, so that it has a rate or a fault.
+
+        The worker sends the record once before the probe, with neither, and again after it.
+        """
         return self.rate is not None or self.fault is not None
 
 
@@ -61,7 +64,7 @@ class ExaminationReport:
     """Hold the facts of an examination besides its readings.
 
     `host`: the load of the host during the sustained phase. `software`: {name: version}. `seconds`: {phase: seconds}.
-    A test of links reports seconds alone.
+    A test of links reports only seconds.
     """
 
     host: Host | None = None

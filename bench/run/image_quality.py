@@ -1,4 +1,7 @@
-"""Compares the pictures of a run: each dtype's with fp32's, and each scheduler's with the longest solution's."""
+"""Compares the pictures of a run: each dtype's with the one in fp32, and each scheduler's with a reference picture.
+
+The reference picture is the one made with the most model evaluations.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,11 @@ class PrecisionPair:
 
 @dataclass(frozen=True)
 class SchedulerAccuracy:
-    """Hold the error of a scheduler's picture against the longest solution: root mean square of pixels in [0, 1]."""
+    """Hold the error of a scheduler's picture.
+
+    `error`: the root mean square difference from the reference picture, with pixels in [0, 1]. The reference picture is
+    the one made with the most model evaluations.
+    """
 
     result: Result
     error: float
@@ -74,9 +81,10 @@ def precision_pairs(results: Sequence[Result], folder: Path) -> list[PrecisionPa
 
 
 def scheduler_accuracies(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, list[SchedulerAccuracy]]]:
-    """Yield the longest solution of each model and dtype, with the errors of the others against it.
+    """Yield the reference result of each model and dtype, with the errors of the other results against its picture.
 
-    A picture is compared only if the longest solution has at least twice its evaluations; groups with fewer than two
+    The reference is the result with the most model evaluations. A picture is compared only if the reference has at
+    least twice as many evaluations; groups with fewer than two
     such pictures are left out.
 
     Args:

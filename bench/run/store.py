@@ -64,9 +64,11 @@ def baselines(out: Path) -> list[str]:
 
 
 def find(name: str, out: Path, *, validation: bool | None = None) -> Path:
-    """Return the file of a run by its id, folder, file or baseline name; "" for the last run.
+    """Return the path of a run's JSON file.
 
-    `validation`: whether the last run must be a validation (True), must not be one (False), or may be one (None).
+    `name`: a run's id, the path of its folder or of its file, or the name of a baseline; "" selects the last run.
+    `validation`: applies to the last run only: it must be a validation (True), must not be one (False), or may be
+    either (None).
 
     Raises:
         FirstlightError: there is no such run.

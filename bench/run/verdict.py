@@ -84,7 +84,7 @@ def _disturbances(result: Result, host: Host) -> Iterator[str]:
     is_changed = bool(copies) and max(copies) > _SAME_MACHINE_FACTOR * min(copies)
     if (
         is_changed and stats.level_shift(result.samples) > _STEADY_SHARE
-    ):  # a change of the copy rate alone does not matter
+    ):  # a change of only the copy rate does not matter
         first, last = (f"{rate / 1e9:.0f}" for rate in (copies[0], copies[-1]))
         yield f"the machine itself changed: its copy rate went from {first} to {last} GB/s"
     if host.gpu is not None:

@@ -50,7 +50,10 @@ class Evidence:
     own: Mapping[tuple[str, str], Expected] = field(default_factory=dict)
 
     def rounds(self, device: str) -> dict[tuple[str, str], list[Reading]]:
-        """Return {(phase, name): readings in their order} of a device; several if it was examined in rounds."""
+        """Return {(phase, measured quantity): its readings, oldest first} of a device.
+
+        There is more than one reading only if a soak repeated the measurement.
+        """
         rounds: dict[tuple[str, str], list[Reading]] = {}
         for reading in self.readings:
             if reading.device == device:

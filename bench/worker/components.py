@@ -138,7 +138,7 @@ class Model:
         ]
 
     def load(self, weights: dict[str, Path]) -> None:
-        """Give the components memory and weights, in the case's dtype and layout.
+        """Materialize the components (from the meta device) with their weights, in the case's dtype and layout.
 
         The components are placed on the case's device, or on the CPU where they are to be offloaded.
 
@@ -181,7 +181,8 @@ class Model:
         """Load one component from a snapshot; only safetensors files are read, and nothing from the network."""
         flat = not (weights / name).is_dir()  # the snapshot is one component
         folder = weights if flat else weights / name
-        # Two variants may share a folder; the plain one is diffusers' default, so fp16 is read only where it is alone.
+        # Two variants may share a folder; diffusers' default is the plain one, so fp16 is read only if the plain one is
+        # absent.
         files = list(folder.glob("*.safetensors"))
         variant = "fp16" if files and all(".fp16." in file.name for file in files) else None
         kind = type(self.components[name])

@@ -36,10 +36,10 @@ def believed(torch: Any, case: Case, rate: float, fp32: float | None) -> float:
 
 
 def check_room(torch: Any, case: Case, weight_bytes: int) -> None:
-    """Reject a case whose weights alone exceed the GPU's memory.
+    """Reject a case whose weights are larger than the GPU's memory.
 
     Raises:
-        SkipError: they do.
+        SkipError: the weights are larger.
     """
     if not case.device.startswith("cuda") or case.offload != "none":
         return

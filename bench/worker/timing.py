@@ -31,7 +31,10 @@ _PAUSE_SECONDS = 10.0
 
 @dataclass
 class TimedImages:
-    """Hold the timed images, in their order."""
+    """Hold the timing of each image, in the order in which they were made.
+
+    The warm-up images are separate from the samples.
+    """
 
     every: list[Sample] = field(default_factory=list)
 

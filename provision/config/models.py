@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ModelFile(Strict):
     """Describe one file of a model. A value that is None is unknown, and is read from the official hub only.
 
-    A git hash covers the size and the content. A file that is pinned by its git hash alone therefore needs its size.
+    A git hash covers the size and the content. A file that is pinned only by its git hash therefore needs its size.
     """
 
     path: Annotated[str, AfterValidator(check_model_path)]

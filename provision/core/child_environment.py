@@ -100,7 +100,11 @@ _CREDENTIAL = re.compile(r"UV_INDEX_\w+_(USERNAME|PASSWORD)")
 
 
 def policy(variable: str) -> str:
-    """Return KEPT, REPORTED or IGNORED for a variable; a variable of another program is KEPT."""
+    """Return what happens to an environment variable in a child process.
+
+    The result is KEPT (inherited), REPORTED (dropped with a message) or IGNORED (dropped silently). A variable that
+    does not belong to pip, uv or Python is KEPT.
+    """
     if variable.startswith("PIP_"):
         return PIP.get(variable[len("PIP_") :].lower().replace("_", "-"), IGNORED)
     if variable.startswith("UV_"):

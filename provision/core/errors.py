@@ -66,7 +66,7 @@ def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str 
     needed = f" ({needed_bytes:,} bytes are needed)" if needed_bytes is not None else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return BlockedError(
-            f"{thing}: no space left{needed}. Free some, or give another {flag}, then run again.", kind="no-space"
+            f"{thing}: no space left{needed}. Free some space, or give another {flag}, then run again.", kind="no-space"
         )
     if error.errno == errno.EROFS:
         return BlockedError(

@@ -8,7 +8,7 @@ from enum import Enum
 class PythonSource(Enum):
     """The source of an environment's python: conda's lock, or this machine.
 
-    AUTO is a request alone: conda where the environment has a lock for it and its packages can be fetched.
+    AUTO is only a request: conda where the environment has a lock for it and its packages can be fetched.
     """
 
     AUTO = "auto"

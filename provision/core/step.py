@@ -57,7 +57,7 @@ class Step(Protocol):
 class RetryStep(Protocol):
     """A step that may be worth applying although its check finds nothing to do.
 
-    The reason counts in a look before `apply` only, so that one run tries once.
+    The reason is read in the check before `apply`, not in the check after it, so that one run tries once.
     """
 
     def retry_reason(self) -> str | None:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def conflicts(prefix: Path) -> list[str]:
-    """Return a text for each package from pip that conflicts with the packages that conda manages.
+    """Return a message for each package from pip that conflicts with conda's packages.
 
-    A package from pip conflicts with conda's package of the same name. It also conflicts if conda's packages depend on
-    its name, and conda has not installed a package of this name.
+    Such a package replaces the package of the same name that conda installed. Or a conda package depends on it although
+    conda itself has not installed it.
     """
     records = conda_records(prefix)
     installed = {normal(name): record for name, record in records.items()}

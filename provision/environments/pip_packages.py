@@ -153,13 +153,14 @@ class PipInstaller:
             if re.search(r"os error 28|No space left|os error 122|Disk quota", f"{error} {proxy_failure}"):
                 size = f" (about {needed:,} bytes are needed)" if needed else ""
                 raise BlockedError(
-                    f"{self.final_prefix}: no space left{size}. Free some, or give another --root, then run again."
+                    f"{self.final_prefix}: no space left{size}. Free some space, or give another --root, then run "
+                    "again."
                 ) from error
             if self.offline:
                 reason = str(error).splitlines()[-1].strip().rstrip(".")
                 raise _NotCachedError(
                     f"{self.final_prefix} cannot be completed without the network: {reason}. "
-                    f"Run `{layout.next_command('setup')}`."
+                    f"Run `{layout.next_command('setup')}` with network access."
                 ) from error
             if proxy_failure is not None:
                 raise process.CommandError(f"{self.final_prefix}: {proxy_failure}") from error

@@ -207,7 +207,7 @@ def need_space(variant: Variant, name: str, root: Root, cache: Path) -> None:
     if free < needed:
         raise BlockedError(
             f"{root.path}: {free:,} bytes are free, about {needed:,} are needed for {name} "
-            f"({variant.name}{sizes(variant)}). Free some, or give another --root, then run again."
+            f"({variant.name}{sizes(variant)}). Free some space, or give another --root, then run again."
         )
 
 

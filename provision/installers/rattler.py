@@ -177,5 +177,5 @@ def _run_worker(request: Mapping[str, object], folder: Path) -> dict[str, Any]:
         return result
     message = redact(str(result["error"]))
     if _NO_SPACE.search(message):
-        raise BlockedError(f"{folder}: no space left. Free some, or give another --root, then run again.")
+        raise BlockedError(f"{folder}: no space left. Free some space, or give another --root, then run again.")
     raise FirstlightError(f"conda packages: {message}")

@@ -98,7 +98,7 @@ class FailoverProxy:
     @property
     def url(self) -> str:
         """Return the address of this server, without a trailing slash."""
-        assert self._server is not None  # noqa: S101 (for the type alone)
+        assert self._server is not None  # noqa: S101 (only for the type)
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
@@ -126,7 +126,7 @@ class FailoverProxy:
 
     def __exit__(self, *_: object) -> None:
         """Stop listening; downloaded and partial files stay for the next run."""
-        assert self._server is not None  # noqa: S101 (for the type alone)
+        assert self._server is not None  # noqa: S101 (only for the type)
         self._server.shutdown()
         self._server.server_close()
 

@@ -31,9 +31,9 @@ _RATES_AT_ONCE = 6  # speed measurements at the same time
 class ProbeTarget:
     """Describe what is probed: one mirror, or the official source, of the tool named `tool`.
 
-    `kind` is "index" or "find-links"; only torch mirrors differ in it.
-    `channels` is {conda channel: its address}. `redirects` allows redirects and links to other hosts.
-    `reach` names the only network from which the mirror answers.
+    `kind` is the layout of a torch mirror's pages, "index" or "find-links"; it is always "index" for other tools.
+    `channels` is {conda channel: its address}. `redirects`: whether the mirror may redirect or link to other hosts.
+    `reach` is the only network from which the mirror answers; None if it answers from everywhere.
     """
 
     tool: str
@@ -183,7 +183,7 @@ class Prober:
         """Request one byte of a file to compare its size with the lock.
 
         Returns:
-            The reason why the file is missing or different, or "".
+            The reason why the file is missing or of another size, or "".
         """
         return self._missing_reason(self.get(url, limit=1, first=0), probe_file)
 
@@ -195,7 +195,7 @@ class Prober:
             probe_file: the file whose size must match; None skips this check.
 
         Returns:
-            The reason why the file is missing or different, or "".
+            The reason why the file is missing or of another size, or "".
         """
         with self.shared.measuring:
             response = self.get(url, limit=_RATE_BYTES, first=0, seconds=_RATE_SECONDS)

@@ -22,7 +22,7 @@ class MirrorSource:
     """Describe a source of one tool's files: a mirror or the official source.
 
     `url` is "" for the official source, whose address the tool has by default.
-    `kind` is "index" or "find-links"; only torch mirrors differ in it.
+    `kind` is the layout of a torch mirror's pages, "index" or "find-links"; it is always "index" for other tools.
     `channels` is {conda channel: its address, without a trailing slash}.
     `defaults` is the address below which conda's channels main, r and msys2 are.
     """

@@ -205,7 +205,11 @@ class RestoreFileStep:
         )
 
     def apply(self) -> None:
-        """Write the original bytes and mode, or remove the file; keep an edited file beside it."""
+        """Restore the file's original content and mode.
+
+        Remove the file if it did not exist before firstlight wrote it. If a user has edited it since, first save the
+        edited version beside it as NAME.firstlight-kept-N.
+        """
         present, original = _read(self.path), _original(self.written)
         if present is not None and present != original and _digest(present) != self.written.sha256:
             copies = (self.path.with_name(f"{self.path.name}.firstlight-kept-{n}") for n in range(1, 1000))

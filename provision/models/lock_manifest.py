@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def lock(path: Path, name: str, model: ModelSpec, hub: Hub) -> int:
-    """Add the sizes and hashes that the official hub lists to the files of a manifest's entry.
+    """Add the size and hash that the official hub lists to each file of a manifest's entry and of its extras.
 
-    Everything else in the manifest stays as it is, including comments.
+    Extras are optional sets of files, NAME+EXTRA. Everything else in the manifest stays as it is, including comments.
 
     Args:
         path: the manifest.
         name: the name of the entry.
-        model: the entry with the files of its extras.
+        model: the entry, for its repository and revision.
         hub: the official hub.
 
     Returns:

@@ -328,7 +328,10 @@ class Pull:
         self._link(paths, name)
 
     def _link(self, paths: Sequence[str], blob: str) -> None:
-        """Link a verified blob at once, so that it can be used and removed even if the run fails later."""
+        """Link a verified blob into the snapshot at once.
+
+        The file can then be used and removed even if the run fails later.
+        """
         snapshots.link(self.folder, self.spec.revision, [(path, blob) for path in paths])
 
     def _lock(self, blob: str) -> BlobLock:

@@ -134,7 +134,10 @@ def remove(root: Root, manifest: Manifest, name: str) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a snapshot or repository that has no file left, only listings, refs and empty folders."""
+    """Remove a snapshot or repository folder that contains no model file any more.
+
+    Refs, huggingface_hub's cached listings (`trees/`) and empty folders do not count.
+    """
     content_folders = [folder / "snapshots", folder / "blobs"] if (folder / "blobs").is_dir() else [folder]
     if not any(
         path.is_file() or path.is_symlink() for content_folder in content_folders for path in content_folder.rglob("*")

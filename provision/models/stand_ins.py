@@ -152,7 +152,8 @@ def describe(architecture: Architecture, python: Path) -> dict[str, Any]:
     """
     if not python.exists():
         raise FirstlightError(
-            f"{python} does not exist: a stand-in needs an environment with diffusers. Run `make setup`."
+            f"{python} does not exist. It is needed to build a stand-in (the model's architecture with random "
+            f"weights). Run `{layout.next_command('setup')}` to create an environment with diffusers."
         )
     completed = process.run(
         [python, "-I", Path(stand_in_worker.__file__)],

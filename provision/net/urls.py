@@ -21,8 +21,8 @@ def check_address(url: str, setting: str) -> str:
         setting: the name of the setting that holds it, for the message.
 
     Raises:
-        SpecError: the text is not a URL, or http to an address that is neither loopback nor private, or it has an @
-            after its host, which is most likely a part of a password.
+        SpecError: the text is not a URL, or http to an address that is neither loopback nor private, or has an @
+            after the first /, ? or #, which is most likely a part of a password.
     """
     if is_allowed(url) and not re.search(r"://[^/?#]*[/?#].*@", url):
         return url.rstrip("/")
@@ -31,8 +31,8 @@ def check_address(url: str, setting: str) -> str:
         scheme = re.match(r"\w+://", url)
         shown = f"{scheme.group() if scheme else ''}…"
     raise SpecError(
-        f"{setting} {shown!r} is not allowed: it must be https, or http to a loopback or private address, and have no "
-        "@ after its host (write a slash in a password as %2F)."
+        f"{setting} {shown!r} is not allowed: it must be https, or http to a loopback or private address. An @ may "
+        "not follow the first /, ? or #; if these are part of a password, write them as %2F, %3F and %23."
     )
 
 

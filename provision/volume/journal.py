@@ -36,7 +36,7 @@ class Journal:
     @property
     def backup(self) -> Path:
         """Return the folder for this run's backups. It is known only after the first record."""
-        assert self.path is not None  # noqa: S101 (for the type alone)
+        assert self.path is not None  # noqa: S101 (only for the type)
         return self.folder.with_name("backup") / self.path.stem
 
     def record(self, act: Act) -> None:
@@ -46,7 +46,7 @@ class Journal:
         if is_new:
             lines.append(self._begin())
         lines.append({"at": time.time(), **_row(act)})
-        assert self.path is not None  # noqa: S101 (for the type alone)
+        assert self.path is not None  # noqa: S101 (only for the type)
         with self.path.open("a", encoding="ascii") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()

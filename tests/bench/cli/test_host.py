@@ -72,7 +72,7 @@ def test_interrupted_soak_keeps_the_exit_code_of_a_failure(
     assert exit_info.value.code == code
 
 
-def test_last_run_is_the_last_one_of_its_kind(tmp_path: Path) -> None:
+def test_ticket_uses_the_last_validation_and_compare_and_keep_the_last_suite_run(tmp_path: Path) -> None:
     # A ticket uses the last validation, and a comparison the last run of cases, even if other runs are newer.
     cases = [a_run(id=f"2026010{day}T030405Z-tiny-abcdef") for day in (1, 2, 4)]
     for run in (*cases[:2], validated(3), cases[2]):

@@ -30,7 +30,7 @@ def test_silence_limit_grows_with_the_predicted_or_measured_image(
     assert received.silence_limit_seconds == seconds
 
 
-def test_events_of_golden_lines_are_stored_and_other_lines_are_counted() -> None:
+def test_events_of_the_golden_files_are_stored_and_invalid_lines_are_counted() -> None:
     received = received_events.ReceivedEvents()
     golden = (CHECKOUT / "tests" / "data" / "worker_events").glob("*.jsonl")
     lines = {file.stem: file.read_bytes().splitlines() for file in golden}

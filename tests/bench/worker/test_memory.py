@@ -280,7 +280,9 @@ def test_waiting_for_a_core_is_measured_while_entered(tmp_path: Path, monkeypatc
     assert (host.pressure_share, host.wait_share) == (0.5, 0.5)
 
 
-def test_waiting_is_none_where_the_kernel_does_not_report_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_cores_is_none_where_the_kernel_does_not_report_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(host_load, "_SELF", tmp_path / "absent")
     monkeypatch.setattr(host_load, "_PRESSURE", tmp_path / "absent")
     load = host_load.HostLoad()

@@ -102,7 +102,7 @@ class TestJsonOfABlockedPull:
         assert (code, rows) == (4, [("m", "failed")]), "the next model would fail for the same reason"
         assert "a file is in the place of a folder" in error
 
-    def test_read_error_of_the_plan_fails_the_pull(
+    def test_disk_error_during_planning_fails_the_pull(
         self, hub: Played, flags: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(_: object) -> None:

@@ -49,7 +49,7 @@ def object_of(completed: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     [
         ("/data is not mounted (no marker). Mount it, then run `make repair`.", "make repair"),
         ("it is not mounted. Mount it and run `make repair`, or run `make setup`.", None),
-        ("/x: no space left. Free some, or give another --root, then run again.", None),
+        ("/x: no space left. Free some space, or give another --root, then run again.", None),
         ("/x is ours no more. Look at it: ls -la /x; move it away.", None),
         ("unknown model 'x'; there is: a, b", ""),
         ("uv failed (exit 2):\nhint: Run `pip cache purge`.", ""),

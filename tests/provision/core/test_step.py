@@ -72,7 +72,7 @@ class RetriedStep(FakeStep):
 
 
 @pytest.mark.parametrize("state", [State.OK, State.DRIFTED])
-def test_a_reason_to_retry_counts_before_apply_alone(state: State) -> None:
+def test_retry_reason_is_asked_before_apply_but_not_after_it(state: State) -> None:
     retried = RetriedStep(state=state)
     (outcome,) = step.converge([retried], listen=ignore)
     assert retried.acts == ["check", "retry", "apply", "check"]

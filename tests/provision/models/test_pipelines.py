@@ -202,7 +202,7 @@ def test_shipped_descriptions_equal_those_of_the_real_classes(measured_python: P
 def test_failed_build_of_a_stand_in_gives_the_reason(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(FirstlightError, match="does not exist: a stand-in needs an environment"):
+    with pytest.raises(FirstlightError, match=r"does not exist\. It is needed to build a stand-in .*`make setup`"):
         stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, layout.interpreter(tmp_path))
     with pytest.raises(FirstlightError, match="the architecture 'x' is unknown"):
         stand_ins.build(root, "tiny", model("x"), ENVS, layout.interpreter(tmp_path))
