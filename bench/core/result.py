@@ -37,7 +37,7 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """Describe one case of a suite.
+    """Describe one measurement of a suite: a model, a device and all settings.
 
     `height` and `width`: of the image, in pixels. `steps`: the number that the scheduler is set to; the scheduler
     decides how often it evaluates the model for them. `task`: the task of the pipeline, "" for the one that the model

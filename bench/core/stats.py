@@ -141,7 +141,7 @@ def images_per_second(result: Result) -> float | None:
 
 
 def achieved_flops(result: Result) -> float | None:
-    """Return the FLOPs a second of the model's evaluations at their median; None where it is unknown."""
+    """Return the FLOPs a second of a median evaluation of the model; None if the time or the FLOPs are unknown."""
     steps = step_seconds(result)
     if steps is None or not steps.median or not result.work.flops_per_step:
         return None
@@ -149,13 +149,13 @@ def achieved_flops(result: Result) -> float | None:
 
 
 def peak_share(result: Result) -> float | None:
-    """Return the achieved rate over the best rate of the matrix products and convolutions measured beside it."""
+    """Return the achieved rate over the best rate of the matrix products and convolutions measured in the same run."""
     achieved, peaks = achieved_flops(result), result.work.peak_flops_per_second
     return achieved / max(peaks.values()) if achieved is not None and peaks else None
 
 
 def joules_an_image(result: Result) -> float | None:
-    """Return the GPU's energy per image, warm-ups included, in joules; None where the GPU does not report it."""
+    """Return the GPU's energy per image, warm-ups included, in joules; None if the GPU does not report its energy."""
     gpu = result.host.gpu if result.host is not None else None
     images = (len(result.warmups) + len(result.samples)) * result.case.batch
     return gpu.energy_joules / images if gpu is not None and gpu.energy_joules is not None and images else None

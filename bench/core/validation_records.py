@@ -23,7 +23,7 @@ class VerdictState(str, Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Record the verdict of a run and its reasons."""
+    """Record whether a run passed, with the reasons if it did not."""
 
     state: VerdictState
     reasons: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class GpuLoadStats:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """Record the facts of a device as its driver reports them; None where it does not. A CPU has only a name.
+    """Record what the driver reports about a device; None for a fact that it does not report. A CPU has only a name.
 
     `driver_sees`: whether NVML finds the device (a container may hide it). `slice`: the device is a part of a GPU (MIG,
     vGPU). `ecc_corrected`, `ecc_uncorrected`: memory errors since the driver was loaded. `pages_retired`: memory pages
@@ -89,7 +89,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Reading:
-    """Record one reading: a value that one probe has measured on one device.
+    """Record the value that one phase of an examination measured on one device.
 
     `probe`: the phase of the examination. `name`: the measured quantity. `value`: the best of the raw `samples`; None
     where there is none, with the reason in `why_not` or `fault`. `unit`: of `value` and `samples`: "FLOP/s", "B/s", "s"
@@ -133,7 +133,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Validation:
-    """Record the validation of a host: its devices before and after, all readings, all judgements.
+    """Record the results of a host's examination: its devices before and after, all readings, all judgements.
 
     `seconds`: {phase: the seconds of the slowest device}. `watched`: {device: its load readings under sustained load}.
     `disturbed`: {device: the other work that disturbed it}. `software`: {name: version}. `soak_seconds`: the length of

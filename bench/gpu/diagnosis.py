@@ -29,7 +29,7 @@ _USE_CPU = "Or use --device cpu."
 
 @dataclass(frozen=True)
 class Machine:
-    """Record a machine: its facts, the visibility of its GPUs, and the builds of torch that it could install.
+    """Record the facts of a host, the visibility of its GPUs, and the builds of torch that it could install.
 
     `torch`: the variants of torch.toml. `locked`: the names of the variants for which a lock file exists.
     """
@@ -282,7 +282,7 @@ _CHECKS: tuple[Callable[[_Evidence], Diagnosis | None], ...] = (
 
 
 def _no_code(evidence: _Evidence, device: Mapping[str, Any]) -> Diagnosis | None:
-    """Return the diagnosis for a GPU for which this torch has no machine code; None where it has."""
+    """Return the diagnosis for a GPU for which this torch has no machine code; None if it has code."""
     capability = str(device["capability"])
     names = [str(name) for name in evidence.torch_facts.get("architectures", [])]
     if supported(capability, names):

@@ -36,7 +36,10 @@ class _Window:
 
 
 class WorkerMonitor:
-    """Monitor one worker. The parent calls `poll` whenever it wakes; the monitor itself never sleeps."""
+    """Measure the memory and the GPU of one worker, and the CPU time of its parent.
+
+    The parent calls `poll` whenever it wakes; the monitor itself never sleeps.
+    """
 
     def __init__(self, pid: int, window: str = "samples", *, is_paired: bool = False) -> None:
         """Start the monitor of a worker that was just started.

@@ -49,7 +49,7 @@ def step_times(results: Sequence[Result], label: Callable[[Case], str]) -> str |
 
 
 def batch_scaling(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
-    """Draw images per second over the batch, for cases that differ only in it; None where there are none."""
+    """Draw images per second over the batch, for cases that differ only in the batch; None without such cases."""
     lines: dict[Case, list[tuple[int, float]]] = {}
     for result in results:
         rate = stats.images_per_second(result)
@@ -149,7 +149,7 @@ def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:
 
 
 def _legend(axes: Any) -> None:
-    """Put the legend beside the lines, so that it hides none of them."""
+    """Put the legend beside the lines, so that no line is hidden."""
     axes.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 

@@ -43,7 +43,7 @@ class ComparedCase:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the comparison of two runs.
+    """Hold the change of each case between two runs.
 
     `differs`: software whose versions differ, which may be the cause. `alone`: cases that only one run has.
     """

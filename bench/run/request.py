@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """Request a run. `interleave`: the two settings of a pair, such as "dtype=bf16,layout=channels_last"."""
+    """Hold the options of a run.
+
+    `interleave`: the two settings of a pair, such as "dtype=bf16,layout=channels_last".
+    """
 
     suite: str
     out: Path
@@ -35,7 +38,7 @@ class RunRequest:
 
 
 class Progress(Protocol):
-    """Receive the progress of a run."""
+    """Show a user which case of a run is measured, and its outcome."""
 
     def begin(self, line: str) -> None:
         """Show the line of a case that begins."""

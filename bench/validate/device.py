@@ -166,7 +166,7 @@ class DeviceExamination:
         return worker
 
     def _listen(self, worker: Worker, seconds: float) -> Reading | None:
-        """Wait until the worker has run its phases; return the reading of its end if it ended before.
+        """Wait until the worker has run its phases; if the worker ends early, return the reading that records this.
 
         The GPU's state is read whenever the GPU has just worked.
         """

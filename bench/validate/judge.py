@@ -56,7 +56,7 @@ def merge(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading, 
 
 
 def settle(first: Reading, again: Reading) -> Reading:
-    """Return the one of two readings that counts.
+    """Return the reading to judge, of two readings of the same quantity.
 
     A fault in both is a fault. A fault in one of them is a fault only if the other has no value; otherwise the good
     reading counts, with a mark that a rule turns into a warning. Of two values the better one counts: a disturbance

@@ -28,7 +28,7 @@ def judgement(name: str, rule: Rule, device: str, values: dict[str, Any], **chan
 
 
 def is_wrong(reading: Reading) -> bool:
-    """Return whether a reading alone shows that its device is faulty: it has a fault, or an error over its limit."""
+    """Return whether a reading shows a faulty device: it has a fault, or an error over its limit."""
     return reading.fault is not None or _is_over(reading)
 
 
@@ -112,7 +112,7 @@ def _best(rounds: Sequence[Reading]) -> Reading | None:
 
 
 def _whole(rounds: Sequence[Reading]) -> list[Reading]:
-    """Return the readings whose value is not a lower bound; only of these a low value proves anything."""
+    """Return the readings whose value is not a lower bound; a low lower bound is no evidence of a fault."""
     return [reading for reading in rounds if CUT not in reading.figures]
 
 
@@ -140,7 +140,7 @@ def _rate(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: 
 
 
 def _doubt(evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> str | None:
-    """Return why a low value proves nothing about its device; None if it does."""
+    """Return why a low value is no evidence against the device; None if it is evidence."""
     if all(CUT in reading.figures for reading in rounds if reading.value):
         return "its largest shapes had no time or no memory, so this value is a lower bound"
     watched = evidence.watched.get(card.device)
@@ -154,7 +154,7 @@ def _doubt(evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> 
 def _shortfall(
     rule: Rule, evidence: Evidence, card: DeviceFacts, share: float, target: Expected
 ) -> tuple[VerdictState, str]:
-    """Return the state of a low value, and the reason for it."""
+    """Return the state of the judgement of a low value, and the reason for this state."""
     device = card.device
     caps = _caps(rule, evidence, device)
     reason = ", ".join(f"{name} {part:.0%} of the time" for name, part in caps.items())

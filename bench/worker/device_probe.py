@@ -191,7 +191,7 @@ class Peak:
         self.seconds = 0.0
 
     def ask(self) -> None:
-        """Measure each of them a few times."""
+        """Measure the matrix product, the convolution and the copies a few times each."""
         began = time.perf_counter()
         torch, kind, edge, (batch, side) = self._torch, self._kind, self._edge, self._convolution
         with torch.inference_mode():

@@ -19,7 +19,7 @@ _PRESSURE = Path("/proc/pressure/cpu")
 
 
 class HostLoad:
-    """Accumulate the host load of the times within `watched`; nothing else counts."""
+    """Measure the load of the host, only during the contexts of `watched`."""
 
     def __init__(self) -> None:
         """Start with nothing measured."""
@@ -30,7 +30,7 @@ class HostLoad:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Count what happens within; enter it anew for each image."""
+        """Add the load during this context to the measured load; one context per image."""
         ticks, pressed, waited, began = _cpu_ticks(), _pressure_seconds(), _waited_seconds(), time.monotonic()
         try:
             yield

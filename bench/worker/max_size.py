@@ -24,7 +24,7 @@ _MEMORY, _TIME, _LIMIT = "memory", "time", "search"
 
 @dataclass
 class _Search:
-    """Record the result of a search: the largest value that fitted, and what ended the search."""
+    """Record the largest value that fitted the memory (`fits`), and what ended the search (`bound`)."""
 
     fits: int | None
     bound: str
@@ -60,7 +60,7 @@ class _Tries:
         self._free = None if model.case.device.startswith("cuda") else memory.free_bytes()
 
     def __call__(self, value: int) -> float | None:
-        """Return the seconds that a value took; None where it does not fit."""
+        """Return the seconds of an image with this batch or size; None if the image does not fit the memory."""
         if self._free is not None and self._predicted(value) > self._free:
             return None
         before = memory.rss_bytes()

@@ -357,7 +357,7 @@ def _compared(
 
 
 def _why_not_compared(job: Job, price: _Price, sampled: _Sampled) -> str | None:
-    """Return the reason to compare no evaluation with fp32; None if it is compared."""
+    """Return the reason to compare no evaluation with fp32; None if an evaluation is compared."""
     if not job.request.compare:
         return "an earlier case has compared the same evaluation"
     if job.case.is_reference:

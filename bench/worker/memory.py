@@ -116,7 +116,7 @@ class Peaks:
                 self._reserved = int(self._torch.cuda.max_memory_reserved(self._device))
 
     def resume(self) -> None:
-        """Reset the peaks, so that they count from here."""
+        """Reset the peaks, so that they cover the time from now on."""
         self._is_phase = reset_host_peak()
         if self._device.startswith("cuda"):
             self._torch.cuda.reset_peak_memory_stats(self._device)
@@ -144,7 +144,10 @@ def uss_bytes() -> int | None:
 
 
 class UssPeak:
-    """Read `uss_bytes` in a thread while entered. The thread takes CPU time, so do not enter it while timing."""
+    """Read `uss_bytes` in a thread while the context is active.
+
+    The thread takes CPU time, so use the context only while no image is timed.
+    """
 
     def __init__(self) -> None:
         """Start with nothing read."""

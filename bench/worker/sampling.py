@@ -48,7 +48,7 @@ class Loop:
         self._image = _written_out(self) if unconditional else _by_pipeline(self)
 
     def __call__(self, mark: Mark) -> Images:
-        """Generate one image (a batch of them).
+        """Generate one batch of images.
 
         Args:
             mark: called when the first evaluation begins and after each one.
@@ -101,7 +101,7 @@ def _apply_attention(model: Model) -> None:
 
 @contextlib.contextmanager
 def _attention(model: Model) -> Iterator[None]:
-    """Force the attention kernel of the case while entered, if it forces one."""
+    """Force the attention kernel of the case while the context is active, if the case names a kernel."""
     backend = ATTENTIONS[model.case.attention]
     if backend is None:
         yield

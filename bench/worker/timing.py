@@ -117,7 +117,7 @@ def take(
 
 
 class PhaseTimer:
-    """Time the parts of a loop while entered: by events on a CUDA device, else by the host's clock."""
+    """Time the parts of a loop while the context is active: by events on a CUDA device, else by the host's clock."""
 
     def __init__(self, torch: Any, device: str, parts: dict[str, tuple[Any, str]]) -> None:
         """Store {name: (object, name of its function)}."""

@@ -234,7 +234,7 @@ def holding(top: OpenDir, path: str) -> Iterator[tuple[OpenDir, str]]:
 
 
 def _other_name(folder: OpenDir, name: str, status: os.stat_result) -> str:
-    """Return the new name for an entry that loses its own.
+    """Return the new name for an entry whose name another entry takes.
 
     The name contains a hash of the content, so a repeated merge returns the same name.
     """

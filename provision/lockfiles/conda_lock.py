@@ -88,12 +88,12 @@ def read_lock(path: Path, platform: str | None = None) -> list[CondaPackage]:
 
 
 def of_platform(path: Path, packages: Sequence[CondaPackage], platform: str | None) -> Sequence[CondaPackage]:
-    """Return those of a lock's packages that are for a platform; None: all of them.
+    """Return the packages of a lock that are for one platform.
 
     Args:
         path: the lock, for the message.
-        packages: of every platform.
-        platform: conda's name of it, such as linux-64.
+        packages: the lock's packages for all platforms.
+        platform: conda's name of the platform, such as linux-64; None selects all packages.
 
     Raises:
         SpecError: the lock does not have the platform.

@@ -27,10 +27,10 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class Mirror(toml.Strict):
-    """Describe one mirror of one tool.
+    """Describe a mirror from which one tool can download.
 
     `redirects` is true where the mirror sends downloads to other hosts by design.
-    `reach` names the only network from which the mirror answers.
+    `reach` is the only network from which the mirror answers; None if it answers from everywhere.
     `source` is the public list that names the mirror.
     """
 

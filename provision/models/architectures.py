@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe one architecture.
+    """Describe the components of a kind of model.
 
     `pipeline`: the class of the pipeline in diffusers; None for a model that is loaded without a pipeline.
     `classes`: {component: (library, class)}.

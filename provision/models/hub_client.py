@@ -70,7 +70,7 @@ class ListedFile:
 
 
 class Hub:
-    """Requests listings from one endpoint. After a connection failure it is not contacted again."""
+    """Requests listings from one endpoint. After a connection failure the endpoint is not contacted again."""
 
     def __init__(
         self,

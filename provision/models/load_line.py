@@ -70,7 +70,7 @@ def of_cached(root: Root, envs: Path, name: str, model: ModelSpec) -> str | None
 
 
 def architecture_of(envs: Path, model: ModelSpec) -> Architecture | None:
-    """Return a model's architecture; None if it is unknown."""
+    """Return a model's architecture; None if the architecture is unknown."""
     try:
         return architectures.load(envs, model.architecture)
     except SpecError:

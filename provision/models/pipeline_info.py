@@ -23,9 +23,9 @@ DTYPES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3"
 
 @dataclass(frozen=True)
 class Component:
-    """Describe one component.
+    """Describe one part of a pipeline, such as a text encoder.
 
-    `parameters`, `dtype` and `bytes` are None if it has no weights, or if its weights are not known.
+    `parameters`, `dtype` and `bytes` are None for a component without weights, or if its weights are not known.
     """
 
     name: str

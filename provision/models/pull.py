@@ -45,7 +45,7 @@ PART, CORRUPT = ".firstlight-part", ".firstlight-corrupt"
 
 @dataclass
 class Pull:
-    """Pulls one model into a hub cache.
+    """Downloads the missing files of one model into a hub cache.
 
     `trust`: accept a mirror's hash for a file without a pinned hash.
     `pinned`: the revisions of the repository that the manifest pins.

@@ -118,7 +118,7 @@ class SnapshotStep:
         return Check(State.DRIFTED, f"{name} lacks {lost}{more}")
 
     def apply(self) -> None:
-        """Make the lost links, relative ones as huggingface_hub makes them, and set main."""
+        """Make the missing links, which are relative as those of huggingface_hub, and set refs/main."""
         for repo in self._repos():
             missing = self._missing(repo)
             if missing is None:
@@ -213,9 +213,10 @@ def _target(path: Path) -> str | None:
 
 
 def _set_aside(repo: Path, path: Path) -> None:
-    """Rename a file that is in the place of a link; it is kept.
+    """Rename a file that occupies the path of a link, so that the file is kept.
 
-    Another process may have replaced it with the right link meanwhile; then the link is deleted, to be made again.
+    Another process may have replaced the file with the right link meanwhile; then the link is deleted, to be made
+    again.
     """
     moved = _temporary(repo)
     with suppress(FileNotFoundError):  # another process has moved it

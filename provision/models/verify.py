@@ -34,7 +34,7 @@ class Depth(IntEnum):
 
 @dataclass(frozen=True)
 class FileState:
-    """Describe the state of one file.
+    """Describe whether one file is present and correct.
 
     `state` is ok, missing, corrupt, or failed (the file cannot be read). `size` is in bytes.
     """

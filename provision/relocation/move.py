@@ -248,7 +248,7 @@ class FolderMove:
         return pair.aside_name if has_moved else pair.source_name
 
     def _remove_original(self, pair: _OpenPair, name: str) -> None:
-        """Delete the original folder, which has this name now; it is the last act of a move."""
+        """Delete the original folder under its current name `name`; this is the last act of a move."""
         original = pair.paths.source.with_name(name)
         self.journal.record(acts.OriginalRemoval(*pair.ends, original, whole=pair.paths.target))
         tree.remove(pair.source_parent, name)
@@ -258,7 +258,7 @@ class FolderMove:
             self._require_link_works(pair)
 
     def _merge(self, pair: _OpenPair, name: str) -> None:
-        """Merge a folder beside the source into the target; if it is the source itself, replace it by the link."""
+        """Merge the source, or a folder beside it, into the target; a merged source is then replaced by the link."""
         whole = pair.source_parent.path / name
         with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
             size = tree.measure(original)

@@ -222,7 +222,7 @@ class UndoMergeStep:
 
 
 def _has_two_names(merged: OpenDir, entry: MergeEntry) -> bool:
-    """Return whether the volume's earlier version has its own name and its second one: a kill came between two acts."""
+    """Return whether the volume's earlier version has both names, because a run was killed between two acts."""
     if entry.action != "newer" or entry.other is None:
         return False
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), holding(merged, entry.path) as (parent, name):

@@ -43,7 +43,7 @@ class VariableGroup:
         return (self.first, *self.others)
 
     def names_in(self, values: Mapping[str, str]) -> list[str]:
-        """Return the variables of the group that `values` has; none where it lacks `first`."""
+        """Return the variables of the group that are in `values`; none if `first` is not in it."""
         return [name for name in self.names if name in values] if self.first in values else []
 
 

@@ -43,7 +43,7 @@ _FEWEST_BURSTS = 8.0
 _EDGES = (128, 256, 512, 1024, 2048, 4096, 8192)
 # m, n and k of the products: squares, and two oblong shapes as in a transformer.
 _SHAPES = (*((edge, edge, edge) for edge in _EDGES), (4096, 4096, 1280), (8192, 8192, 2048))
-# A card is fastest with large shapes. The first one gives the price; the largest follow, the small ones come last.
+# A card is fastest with large shapes. The first one gives the cost; the largest follow, the small ones come last.
 _CARD_SHAPES = (
     *((2048, 2048, 2048), (8192, 8192, 8192), (8192, 8192, 2048)),
     *((4096, 4096, 4096), (4096, 4096, 1280), (1024, 1024, 1024)),

@@ -164,12 +164,12 @@ def _price(device: Device, blocks: _Blocks, until: float) -> float:
     """Return the seconds per byte of all patterns, including the time to allocate new pages on a host.
 
     Raises:
-        SkipError: there is no time to measure it.
+        SkipError: there is no time for this measurement.
     """
     price, left = 0.0, until - time.perf_counter()
     if left <= 0:
         raise SkipError(checked_device.NO_TIME)
-    # One block shows whether there is time for several; only several give the true price.
+    # One block shows whether there is time for several; only several give the true cost.
     for size in (blocks.bytes, blocks.bytes, _TRIAL_BYTES):
         if price * size > left / 4:
             break

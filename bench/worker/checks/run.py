@@ -156,7 +156,7 @@ class _Examiner:
             rest -= part
 
     def wait(self) -> None:
-        """Send the report before each wait, since the parent may end the worker during any of them."""
+        """Send the report before each wait, since the parent may end the worker during a wait."""
         host = self._load.host(self._torch.get_num_threads())
         self._emit(DeviceExamined(ExaminationReport(host, self._software(), dict(self._seconds))))
         self._emit(PhaseEntered(WAITING))

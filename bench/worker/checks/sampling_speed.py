@@ -79,7 +79,7 @@ def loop(
 
 @dataclass(frozen=True)
 class _Time:
-    """Record the end of the time for a number of loops, and whether the libraries have been imported."""
+    """Record the deadline of a number of loops, and whether the libraries have been imported."""
 
     until: float
     loops: int
@@ -155,10 +155,10 @@ class _LazyImages:
         return self._images is not None
 
     def get(self, time_: _Time) -> _Images:
-        """Return the images; the first call builds the model without memory and prices it.
+        """Return the images; the first call builds the model on the meta device and predicts the cost.
 
         Raises:
-            SkipError: there is no time for it.
+            SkipError: there is no time for the model.
         """
         if self._images is None:
             self._images = _build(self._device, self._kind, self._earlier_rate, time_)
@@ -183,7 +183,7 @@ def _build(device: Device, kind: Kind, earlier_rate: float, time_: _Time) -> _Im
 def _timed_loop(lazy: _LazyImages, batch: int, time_: _Time, blank: Reading) -> Reading:
     images = lazy.get(time_)
     count = _WARM + (_MAX_STEPS_CARD if images.device.is_card else _MAX_STEPS_CPU)
-    # Twice the price, since a probe may be that far off and a loop that is given up has no figure.
+    # Twice the predicted cost, since a probe may be that far off and a loop that is given up has no figure.
     while count > _WARM + _FEWEST and 2 * images.seconds(batch, count) > time_.share:
         count -= 1
     price = images.seconds(batch, count)
@@ -216,7 +216,10 @@ def _image(images: _Images, variant: components.Model, time_: _Time) -> tuple[tu
 
 
 def _guard(images: _Images, case: Case, time_: _Time) -> Callable[[], None]:
-    """Return a function that checks the price after the second step on a CPU, since a probe may be far off."""
+    """Return a function that checks the predicted cost after the second step on a CPU.
+
+    The prediction comes from a probe, which may be far off.
+    """
     marks: list[float] = []
 
     def check() -> None:
