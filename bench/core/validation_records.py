@@ -23,7 +23,7 @@ class VerdictState(str, Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Record whether a run passed, with the reasons if it did not."""
+    """Record the judgement of a whole run and the reasons for this judgement."""
 
     state: VerdictState
     reasons: tuple[str, ...] = ()
