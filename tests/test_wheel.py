@@ -189,7 +189,7 @@ def test_commands_of_an_installed_wheel_find_their_data(installer: str, request:
     plan = wheel.run("provision", "plan")
     assert plan.returncode == 3, plan.stdout + plan.stderr
     assert "from diffusers/cpu.lock" in plan.stdout or "from diffusers/cu" in plan.stdout
-    assert "; `provision setup` mends that" in plan.stdout
+    assert "to correct them, run `provision setup`" in plan.stdout
     suites = json.loads(wheel.run("bench", "list", "--json").stdout)
     assert {"quick", "full"} <= set(suites["suites"])
     assert "stable-diffusion-v1-5" in suites["models"], "an architecture of the packaged envs"
@@ -201,7 +201,7 @@ def test_no_message_of_an_installed_wheel_names_make(by_uv: Installed) -> None:
     listed = by_uv.run("provision", "models", "list")
     assert (listed.returncode, "stable-diffusion-v1-5" in listed.stdout) == (0, True)
     told = {
-        ("provision", "env", "list"): "no environment is here; `provision setup` makes one",
+        ("provision", "env", "list"): "to build one, run `provision setup`",
         ("provision", "env", "run", "--", "true"): "Run `provision setup`, or `provision env create diffusers`.",
         ("provision", "repair"): "Mount it and run `provision repair`, or run `provision setup`.",
         ("bench", "report"): "no run is kept in results. Run `bench run` first.",

@@ -324,7 +324,7 @@ def test_model_of_an_unreachable_hub_is_replaced_by_a_stand_in(tmp_path: Path, e
     done = provision("setup", *flags, "--json")
     assert done.returncode == 0, done.stderr
     (fallback,) = json.loads(done.stdout)["fallbacks"]
-    assert "none of its files is here" in fallback
+    assert "none of its files is present" in fallback
     assert NOWHERE in fallback
     assert provision("status", *flags).returncode == 0
 
