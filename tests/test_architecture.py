@@ -1,4 +1,4 @@
-"""What the import contract in pyproject.toml cannot say: heavy packages, who prints, and how long a file is."""
+"""Test what the import contract in pyproject.toml cannot express: heavy packages, the modules that print, and the length of files."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ TOOL_NAMES = set(all_tools.names())
 
 
 def tool_switches(tree: ast.Module) -> list[str]:
-    """Return where a mirror tool is told by its name: in a comparison, or as the key of a record or a catalogue."""
+    """Return where code compares the name of a mirror tool, or uses it as the key of a record or a catalogue."""
     keyed = [
         ast.unparse(node)
         for node in ast.walk(tree)
