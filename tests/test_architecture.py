@@ -1,4 +1,4 @@
-"""Test what the import contract in pyproject.toml cannot express: heavy packages, the modules that print, and the length of files."""
+"""Test what the import contract cannot express: heavy packages, the modules that print, and the length of files."""
 
 from __future__ import annotations
 
