@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +10,12 @@ import typer
 
 from provision.cli.common import (
     EnvsFlag,
-    HostFlag,
     JsonFlag,
     OfflineFlag,
     OutputFlags,
     OutputOptions,
     PlaceFlags,
-    RootFlag,
+    RootFlags,
     WaitFlag,
     YesFlag,
     again,
@@ -34,14 +32,6 @@ from provision.core.errors import BlockedError, Exit, SpecError
 app = typer.Typer(help="List, create, remove, run and lock environments.", no_args_is_help=True, rich_markup_mode=None)
 
 NameArgument = Annotated[str | None, typer.Argument(help="The environment. Default: the one in host.toml.")]
-
-
-@dataclass(frozen=True)
-class RootFlags:
-    """Hold the flags of a command that reads no environment definition: the root, and the host's configuration."""
-
-    root: RootFlag = None
-    host: HostFlag = None
 
 
 @app.command("list")

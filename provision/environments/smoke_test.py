@@ -78,7 +78,8 @@ class SmokeStep:
         """Run the smoke test, and store the result."""
         if self._identity() is None:
             raise FirstlightError(
-                f"{self.prefix} has no usable Python, so the smoke test cannot run. Run `make setup`."
+                f"{self.prefix} has no usable Python, so the smoke test cannot run. "
+                f"Run `{layout.next_command('setup')}`."
             )
         result = self._run()
         stored = {"schema": SCHEMA, "identity": self._identity()} | result

@@ -117,7 +117,7 @@ class EnvStep:
         if not self.definition.python_source.accepts(source):
             message = (
                 f"the Python of {self.prefix} is from {source}, but {self.definition.interpreter} is requested. "
-                f"Run `{layout.program()} env remove {self.definition.name}`, then `make setup`."
+                f"Run `{layout.program()} env remove {self.definition.name}`, then `{layout.next_command('setup')}`."
             )
             return Check(State.BLOCKED, message)
         damage = self._damage(marker, deep=deep)

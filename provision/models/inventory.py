@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.models import former_ids, stand_ins, verify
 from provision.models import pins as model_pins
@@ -187,14 +188,15 @@ def cache_of(root: Root, *, is_named: bool) -> Path:
     """
     if is_named and not root.marker.is_file():
         raise BlockedError(
-            f"{root.path} is not set up, or its volume is not mounted. Mount the volume, or run `make setup` first."
+            f"{root.path} is not set up, or its volume is not mounted. Mount the volume, or run "
+            f"`{layout.next_command('setup')}` first."
         )
     cache = root.hub_in_use
     for path in (cache, *cache.parents):
         if path.is_symlink() and not path.exists():
             raise BlockedError(
                 f"{path} is a link to {path.readlink()}, which does not exist: its volume is not mounted. Mount it, "
-                "or run `make repair`."
+                f"or run `{layout.next_command('repair')}`."
             )
     return cache
 
