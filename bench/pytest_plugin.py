@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.core.result import Case, Result
     from bench.launch.in_process import DiffusionCase
     from bench.run.cases import Cell
-    from bench.run.session import Session
+    from bench.run.measure_cases import Session
 
 _SUITES = pytest.StashKey["Suites"]()
 
@@ -179,12 +179,12 @@ class Suites:
     def measure(self, cell: Cell) -> Result:
         """Measure one case within its share of the suite's budget, which starts with the first case."""
         from bench.core.errors import BYTES_FOR_A_RUN
-        from bench.run import session
+        from bench.run import measure_cases
         from provision.core.errors import from_os_error
 
         if self._session is None:
             try:
-                self._session = session.Session(
+                self._session = measure_cases.Session(
                     self._run_request,
                     self._bench,
                     self._budget,

@@ -256,7 +256,7 @@ def test_stand_in_of_the_fp16_variant_is_found(volume: Root, tmp_path: Path) -> 
 
 
 @pytest.mark.worker
-def test_printed_line_loads_the_model(volume: Root) -> None:
+def test_load_line_creates_the_expected_pipeline_or_model(volume: Root) -> None:
     """Load a pipeline, its variant, a UNet, a ControlNet, and stand-ins."""
     lines, class_names = [], []
     for name in ("stable-diffusion-v1-5", "ddpm-cat-256"):

@@ -46,15 +46,15 @@ def validate(
         from bench.core.codec import dumps
         from bench.report import formats
         from bench.run import verdict
+        from bench.validate import examine_host
         from bench.validate import history as validation_history
-        from bench.validate import host as host_validation
 
-        seconds = host_validation.parse_soak(soak)
+        seconds = examine_host.parse_soak(soak)
         request = folders.request(
             "validate", device=device, python=python, budget_seconds=budget, command=common.command_line()
         )
         progress = common.Progress(quiet=output.quiet)
-        validation = host_validation.validate(request, progress, soak_seconds=seconds)
+        validation = examine_host.validate(request, progress, soak_seconds=seconds)
         for note in validation.notes:
             progress.report(f"note: {note}")
         run = validation.run

@@ -17,7 +17,7 @@ from bench.core.protocol import Again, Examination, Request, TorchQuery
 from bench.core.result import Result, Sample, Status
 from bench.core.stats import FEWEST_PAIRS
 from bench.core.worker_events import CaseMeasured, TorchDescribed
-from bench.launch import pipe, received_events
+from bench.launch import child_process, received_events
 from bench.launch.monitor import WorkerMonitor
 from provision.core import child_environment
 
@@ -207,10 +207,10 @@ class Worker:
         if self._monitor is not None:
             self._monitor.close()
         if self._process is not None:
-            pipe.end(self._process)
+            child_process.end(self._process)
             self.close_stdin()
             self.code = None if self._is_late else self._process.returncode
-            self.stderr = pipe.tail(errors)
+            self.stderr = child_process.tail(errors)
 
     def listen(self, deadline: float, is_done: Callable[[], bool] = lambda: False) -> bool:
         """Read the worker's lines until `is_done()` is true, then return True.
@@ -224,19 +224,21 @@ class Worker:
             return is_done()
         while not is_done():
             ends = self._ends(deadline)
-            reason, self._rest = pipe.listen(self._process, ends, self._rest, self._receive, is_done, self._poll)
-            if reason == pipe.LATE and time.monotonic() < self._ends(deadline):
+            reason, self._rest = child_process.listen(
+                self._process, ends, self._rest, self._receive, is_done, self._poll
+            )
+            if reason == child_process.LATE and time.monotonic() < self._ends(deadline):
                 continue
-            if reason != pipe.DONE:
+            if reason != child_process.DONE:
                 self._has_ended = True
-                self._is_late = reason == pipe.LATE
+                self._is_late = reason == child_process.LATE
                 return is_done()
         return True
 
     def _ends(self, deadline: float) -> float:
         """Return when the worker is killed: at the deadline, or after a long silence; time without a core is added."""
         if self._process is not None:
-            self._waited = max(self._waited, pipe.waited_seconds(self._process.pid))
+            self._waited = max(self._waited, child_process.waited_seconds(self._process.pid))
         silent = float("inf") if self._is_examination else self.received.at + self.received.silence_limit_seconds
         return min(deadline, silent) + min(self._waited, _STARVED_SECONDS)
 
@@ -270,7 +272,7 @@ class Worker:
     def stop(self) -> None:
         """Kill the worker from another thread; the listening thread sees its end."""
         if self._process is not None:
-            pipe.kill(self._process)
+            child_process.kill(self._process)
 
     def close_stdin(self) -> None:
         """Close the worker's stdin, so that a paced worker generates no further image."""

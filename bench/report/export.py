@@ -13,7 +13,7 @@ from bench.core import stats
 from bench.core.codec import dumps, plain
 from bench.core.result import Status
 from bench.core.validation_records import Reading
-from bench.run import verdict
+from bench.run import disturbance, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def extra_info(result: Result) -> dict[str, Any]:
     """Return the values that pytest-benchmark stores beside the times of a case."""
     return {
         "status": result.status.value,
-        "trust": trust.state if (trust := result.trust or verdict.trust(result)) else None,
+        "trust": trust.state if (trust := result.trust or disturbance.trust(result)) else None,
         "weights": result.weights,
         "peak_share": stats.peak_share(result),
         **{name: value for name, value in asdict(result.memory).items() if value is not None},
@@ -99,8 +99,8 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         **asdict(result.case),
         "status": result.status.value,
         "reason": result.cause,
-        "trust": trust.state if (trust := result.trust or verdict.trust(result)) else "",
-        "trust_reasons": verdict.disturbance(result) or "",
+        "trust": trust.state if (trust := result.trust or disturbance.trust(result)) else "",
+        "trust_reasons": disturbance.of_case(result) or "",
         "weights": result.weights or "",
         "samples": len(result.samples),
         "image_seconds_median": images and images.median,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core import stats
 from bench.core.result import Status
 from bench.report import charts, tables, validation_tables
-from bench.run import compare, image_quality, verdict
+from bench.run import compare, disturbance, image_quality, verdict
 from bench.validate import history
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _trends(kept: Sequence[Run]) -> Iterator[tuple[str, str | None]]:
 def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
     """Return the values of one case for the tables; the template formats them."""
     steps, images = stats.step_seconds(result), stats.image_seconds(result)
-    disturbed = verdict.disturbance(result)
+    disturbed = disturbance.of_case(result)
     whole = result.shares_of_seconds
     return {
         "result": result,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.core import stats
 from bench.core.errors import BUDGET
 from bench.core.result import Status
-from bench.run import verdict
+from bench.run import disturbance, verdict
 from bench.validate import history
 from bench.validate.expectations import shown
 
@@ -137,7 +137,7 @@ def tuning_table(result: TuneResult, *, color: bool, width: int | None) -> str:
             f"{default_seconds / seconds:.2f}" if trial.samples else "",
             f"{error:.1g}" if error is not None else "",
             memory_of(trial) if trial.samples else "",
-            "ruled out" if trial.case in ruled_out else "disturbed" if verdict.disturbance(trial) else "",
+            "ruled out" if trial.case in ruled_out else "disturbed" if disturbance.of_case(trial) else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
     lines = [f"{', '.join(case.settings)}: {reason}" for case, reason in ruled_out.items()]
@@ -216,7 +216,7 @@ def row(result: Result) -> tuple[str, ...]:
             "",
         )
     rate = stats.images_per_second(result)
-    mark = " !" if verdict.disturbance(result) else ""
+    mark = " !" if disturbance.of_case(result) else ""
     return (
         name,
         f"{_figure(steps.median)} ± {steps.spread:.1%}{mark}",
@@ -259,9 +259,9 @@ def notes(run: Run) -> list[str]:
     measured = [result for result in run.results if result.status is Status.OK]
     if any(result.weights == "random" for result in measured):
         lines.append("weights: random where the real ones are absent; speed and memory are the same")
-    if any(verdict.disturbance(result) for result in measured):
+    if any(disturbance.of_case(result) for result in measured):
         lines.append(ADVICE)
-    if any(verdict.disturbance(result) and result.case.device == "cpu" for result in measured):
+    if any(disturbance.of_case(result) and result.case.device == "cpu" for result in measured):
         lines.append(SPINNING)
     counts = [len(result.samples) for result in measured]
     if counts:

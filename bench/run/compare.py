@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench.core import stats
 from bench.core.errors import Exit
 from bench.core.result import Status
-from bench.run import verdict
+from bench.run import disturbance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +145,7 @@ def _fault(result: Result, label: str) -> str | None:
     """Return why a result cannot be compared; None if it can."""
     if result.status is not Status.OK:
         return f"{label}: {result.status.value}"
-    reason = verdict.disturbance(result)
+    reason = disturbance.of_case(result)
     return f"{label}: {reason}" if reason else None
 
 

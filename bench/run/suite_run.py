@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.gpu import choose_device as device_choice
 from bench.gpu import diagnosis
 from bench.launch import worker_process
-from bench.run import cases, dtype_support, session
+from bench.run import cases, dtype_support, measure_cases
 from bench.run.request import BenchHost, Progress, RunRequest
 from provision.config import host as host_config
 from provision.core import layout
@@ -28,7 +28,7 @@ def run(run_request: RunRequest, progress: Progress) -> Run:
     """Measure the suite of a request, and store the run.
 
     Raises:
-        SpecError: the suite, a name or a setting is wrong.
+        SpecError: the suite is not valid, or a name or a setting is unknown.
         BlockedError: the device, the interpreter or the disk cannot be used.
     """
     suite = cases.load_suite(run_request.suite)
@@ -47,7 +47,9 @@ def run(run_request: RunRequest, progress: Progress) -> Run:
     if run_request.find_max:
         cells = [replace(cell, find_max=True) for cell in cells]
     budget = run_request.budget_seconds or getattr(suite.budget, device.partition(":")[0])
-    measured = session.Session(run_request, bench, budget, progress, began=began, dtype_support=support, notes=notes)
+    measured = measure_cases.Session(
+        run_request, bench, budget, progress, began=began, dtype_support=support, notes=notes
+    )
     results = measured.measure_pairs(cells, pair[0], pair[1]) if pair else measured.measure(cells)
     return measured.keep(results, interleaved=pair is not None)
 

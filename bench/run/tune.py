@@ -12,8 +12,8 @@ from bench.core.codec import plain
 from bench.core.errors import BUDGET, PARTNER, Exit
 from bench.core.result import Status, Tuning
 from bench.gpu import choose_device
-from bench.run import cases, compare, recipe, suite_run, verdict
-from bench.run import session as run_session
+from bench.run import cases, compare, disturbance, recipe, suite_run, verdict
+from bench.run import measure_cases as run_session
 from provision.config import models, toml
 from provision.core.errors import FirstlightError, SpecError
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from bench.core.result import Case, Result, Run
     from bench.core.stats import Summary
+    from bench.run.measure_cases import Session
     from bench.run.request import BenchHost, Progress, RunRequest
-    from bench.run.session import Session
 
 BUDGETS = {"cpu": 300.0, "cuda": 240.0, "mps": 300.0}
 # The attention kernels to try besides torch's own choice. On a CPU torch has two kernels. "sliced" is left out, since
@@ -59,7 +59,7 @@ def tune(run_request: RunRequest, progress: Progress) -> TuneResult:
     This makes the gain too small rather than too large.
 
     Raises:
-        SpecError: a name or a setting is wrong.
+        SpecError: a name or a setting is unknown.
         FirstlightError: the default itself cannot be measured.
         BlockedError: the device, the interpreter or the disk cannot be used.
     """
@@ -203,7 +203,7 @@ class _Search:
         If the machine changed between the two, both are measured again in turns.
         """
         best = self.best
-        if verdict.exclusion_reason(candidate) or verdict.same_machine(candidate, best):
+        if verdict.exclusion_reason(candidate) or disturbance.same_machine(candidate, best):
             return _beats(candidate, best)
         ratio = stats.least_image_seconds(candidate) / stats.least_image_seconds(best)
         if not 1 / _MAX_DRIFT < ratio < _MAX_DRIFT:
@@ -306,4 +306,4 @@ def _beats(candidate: Result, best: Result) -> bool:
 
 
 def _doubt(pair: Iterable[Result]) -> str | None:
-    return next((reason for result in pair if (reason := verdict.disturbance(result))), None)
+    return next((reason for result in pair if (reason := disturbance.of_case(result))), None)

@@ -1,4 +1,7 @@
-"""Judges a run of cases by the reliability of its own numbers. It does not judge the device."""
+"""Judges a run of cases by the reliability of its own numbers, and combines judgements into one verdict.
+
+A device is judged in `bench.validate.judge`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,15 @@ from typing import TYPE_CHECKING
 
 from bench.core import stats
 from bench.core.errors import BUDGET, Exit
-from bench.core.result import Status, Trust
+from bench.core.result import Status
 from bench.core.validation_records import Judgement, Verdict, VerdictState
 from bench.gpu import specs
-from bench.gpu.nvml import FAULT_REASONS
+from bench.run import disturbance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench.core.result import Host, Result, Tuning
-    from bench.core.validation_records import GpuLoadStats
+    from bench.core.result import Result, Tuning
 
 _ORDER = (VerdictState.FAIL, VerdictState.NOT_JUDGED, VerdictState.WARN)
 
@@ -35,80 +37,6 @@ def conclude(judgements: Sequence[Judgement]) -> Verdict:
     ]
     states = {judgement.state for judgement in judgements}
     return Verdict(next((state for state in _ORDER if state in states), VerdictState.PASS), tuple(reasons))
-
-
-CLEAN, CONTENDED = "clean", "contended"
-# An undisturbed run on 2 threads waits 0.4 % of the time for a core and uses 98 % of both cores. With a third busy
-# process it waits 30 % and more, and uses 38 to 70 % (measured on a shared 2-core host).
-_CLEAN_WAIT_SHARE = 0.05
-_CLEAN_CPU_SHARE = 0.85
-_CLEAN_PRESSURE_SHARE = 0.25
-_CLEAN_STEAL_SHARE = 0.05
-_CLEAN_THROTTLED_SHARE = 0.1
-# The copy rate varies by a tenth from one measurement to the next. On a shared 2-core virtual machine it went from 50
-# to 32 GB/s, and a UNet from 0.64 to 0.53 s, for minutes each: most likely the hypervisor moved the virtual cores to
-# other ones, which a guest cannot see.
-_SAME_MACHINE_FACTOR = 1.25
-_STEADY_SHARE = 0.05  # the images of an undisturbed case differ by less, from the first third to the last
-
-
-def trust(result: Result) -> Trust | None:
-    """Return whether a case's figures are undisturbed, with the reasons; None if it has no figures."""
-    if result.host is None or not result.samples:
-        return None
-    reasons = tuple(_disturbances(result, result.host))
-    return Trust(CONTENDED if reasons else CLEAN, reasons)
-
-
-def same_machine(one: Result, two: Result) -> bool:
-    """Return whether two cases were measured undisturbed, with the same copy rate in memory."""
-    copies = [max(result.work.copy_bytes_per_second, default=1.0) for result in (one, two)]
-    alike = max(copies) <= _SAME_MACHINE_FACTOR * min(copies) or min(copies) == 1.0
-    return alike and disturbance(one) is None and disturbance(two) is None
-
-
-def disturbance(result: Result) -> str | None:
-    """Return why a case's numbers are disturbed; None if they are not."""
-    judged = result.trust or trust(result)
-    return ", ".join(judged.reasons) if judged is not None and judged.state == CONTENDED else None
-
-
-def host_disturbance(host: Host, device: str) -> str | None:
-    """Return what other processes of the host did while a device was measured; None if they did nothing."""
-    return ", ".join(_host_disturbances(host, device)) or None
-
-
-def _disturbances(result: Result, host: Host) -> Iterator[str]:
-    yield from _host_disturbances(host, result.case.device)
-    copies = result.work.copy_bytes_per_second
-    is_changed = bool(copies) and max(copies) > _SAME_MACHINE_FACTOR * min(copies)
-    if (
-        is_changed and stats.level_shift(result.samples) > _STEADY_SHARE
-    ):  # a change of only the copy rate does not matter
-        first, last = (f"{rate / 1e9:.0f}" for rate in (copies[0], copies[-1]))
-        yield f"the machine itself changed: its copy rate went from {first} to {last} GB/s"
-    if host.gpu is not None:
-        yield from _gpu_disturbances(host.gpu)
-
-
-def _host_disturbances(host: Host, device: str) -> Iterator[str]:
-    if host.steal_share is not None and host.steal_share > _CLEAN_STEAL_SHARE:
-        yield f"the hypervisor took {host.steal_share:.0%} of the CPU time"
-    if host.wait_share is not None:
-        if host.wait_share > _CLEAN_WAIT_SHARE:
-            yield f"its threads waited {host.wait_share:.0%} of the time for a core"
-    elif device == "cpu" and host.cpu_share is not None and host.cpu_share < _CLEAN_CPU_SHARE:
-        yield f"it used only {host.cpu_share:.0%} of the time of its {host.threads} threads"
-    elif host.pressure_share is not None and host.pressure_share > _CLEAN_PRESSURE_SHARE:
-        yield f"some process waited {host.pressure_share:.0%} of the time for a core"
-
-
-def _gpu_disturbances(gpu: GpuLoadStats) -> Iterator[str]:
-    if gpu.others:
-        yield f"{gpu.others} other process{'es' if gpu.others > 1 else ''} used the card"
-    for name, share in gpu.throttled.items():
-        if name in FAULT_REASONS and share > _CLEAN_THROTTLED_SHARE:
-            yield f"the card was throttled {share:.0%} of the time ({name})"
 
 
 def exclusion_reason(result: Result) -> str | None:
@@ -136,7 +64,7 @@ def judge(results: Sequence[Result], suite: str = "") -> Verdict:
     """
     wrong = [result for result in results if is_wrong(result)]
     unmeasured = [result for result in results if is_unmeasured(result) and result not in wrong]
-    disturbed = [(result, reason) for result in results if (reason := disturbance(result))]
+    disturbed = [(result, reason) for result in results if (reason := disturbance.of_case(result))]
     doubted = [(result, doubt) for result in results for doubt in _doubts(result)]
     reasons = [f"{result.case.name}: {result.cause}" for result in wrong]
     reasons += [f"{result.case.name}: {result.cause}. {_repeat_command(result, suite)}" for result in unmeasured]

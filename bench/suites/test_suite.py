@@ -9,7 +9,7 @@ import pytest
 from bench.core.result import Status
 from bench.pytest_plugin import Replay, suites
 from bench.report import export
-from bench.run import verdict
+from bench.run import disturbance, verdict
 from provision.core.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_case(cell: Cell, suite: Suites, benchmark: Any) -> None:
         CLOCK.wind([sample.seconds for sample in result.samples])
         benchmark.pedantic(CLOCK.tick, rounds=len(result.samples))
         benchmark.extra_info.update(export.extra_info(result))
-    disturbed = verdict.disturbance(result)
+    disturbed = disturbance.of_case(result)
     if disturbed:
         benchmark.extra_info["disturbed"] = disturbed
     if result.status is not Status.OK:

@@ -20,11 +20,11 @@ from bench.worker import (
     clocks,
     compile_cost,
     components,
-    cost,
     device_probe,
     host_load,
     max_size,
     numerics,
+    predicted_time,
     sampling,
     timing,
 )
@@ -171,7 +171,7 @@ def _price(job: Job, imported: _Imported) -> _Price:
     """
     job.emit(PhaseEntered("probe"))
     case, request, torch, model = job.case, job.request, imported.torch, imported.model
-    cost.check_room(torch, case, model.weight_bytes)
+    predicted_time.check_room(torch, case, model.weight_bytes)
     try:
         rate = device_probe.rate(torch, case.device, case.dtype, request.cpus)
     except (RuntimeError, TypeError) as error:
@@ -179,7 +179,7 @@ def _price(job: Job, imported: _Imported) -> _Price:
             raise
         raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
     rate = max(rate, request.rate_known or 0.0)
-    usable_rate = cost.believed(torch, case, rate, request.rate_fp32)
+    usable_rate = predicted_time.believed(torch, case, rate, request.rate_fp32)
     flops = model.flops()
     step_seconds = flops.step / usable_rate
     work = Work(
@@ -196,7 +196,7 @@ def _price(job: Job, imported: _Imported) -> _Price:
     shortest = flops.batch / usable_rate * images
     limit = job.deadlines.case
     if time.perf_counter() + shortest > limit:
-        raise SkipError(cost.over(step_seconds, shortest, limit - time.perf_counter()))
+        raise SkipError(predicted_time.over(step_seconds, shortest, limit - time.perf_counter()))
     if axes.COMPILES[case.compile] is not None:
         work = _price_compiling(job, model, work, shortest)
     return _Price(rate, step_seconds, work, images)
@@ -237,9 +237,9 @@ def _make_first_image(
     job: Job, imported: _Imported, price: _Price, loaded: _Loaded, clock: clocks.Clock
 ) -> _FirstImage:
     job.emit(PhaseEntered("first image"))
-    guard = cost.guard(job.case, price.work.evaluations or 1, price.least_images - 1, job.deadlines.case)
+    guard = predicted_time.guard(job.case, price.work.evaluations or 1, price.least_images - 1, job.deadlines.case)
     clock.start()
-    pixels, raw = loaded.loop(cost.both(clock.mark, guard))
+    pixels, raw = loaded.loop(predicted_time.both(clock.mark, guard))
     seconds, _ = clock.stop()
     phases = Phases(imported.imports_seconds, loaded.seconds, seconds)
     job.emit(PhasesTimed(phases))

@@ -65,7 +65,7 @@ def relocate(
     output_flags: BriefOutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Move a folder to the root and leave a link; setup then keeps it there, as if host.toml listed it."""
+    """Move a folder to firstlight's root and leave a symbolic link; setup keeps it there, as if host.toml listed it."""
 
     def act() -> Exit:
         from provision.host import tool_caches

@@ -50,11 +50,11 @@ def list_(*, place: PlaceFlags, catalogue: CatalogueFlag = None, json: JsonFlag 
 
     def act() -> Exit:
         from provision.cli import mirrors_output
-        from provision.mirrors import record as mirror_record
+        from provision.mirrors import chosen_mirrors
 
         plan = resolve_host(place.root, place.host, place.envs, changes={"catalogue": catalogue})
         mirrors = plan.definition.catalogue
-        record = mirror_record.read(plan.root) or mirror_record.MirrorRecord()
+        record = chosen_mirrors.read(plan.root) or chosen_mirrors.MirrorRecord()
         print(mirrors_output.catalogue_json(mirrors, record) if json else mirrors_output.catalogue(mirrors, record))
         return Exit.GOOD
 
@@ -110,7 +110,7 @@ def use(
 
     def act() -> Exit:
         from provision.config import toml
-        from provision.mirrors.record import OFFICIAL
+        from provision.mirrors.chosen_mirrors import OFFICIAL
         from provision.mirrors.tools import all_tools
 
         plan = resolve_host(place.root, place.host, place.envs, offline=offline, changes={"catalogue": catalogue})
@@ -191,10 +191,10 @@ def _tools(selected: list[str] | None) -> list[Tool]:
 
 
 def _selector(plan: HostPlan) -> MirrorSelector:
-    from provision.mirrors import record as mirror_record
+    from provision.mirrors import chosen_mirrors
     from provision.mirrors.selection import MirrorSelector
     from provision.setup.plan import host_probe_needs
 
     needs = host_probe_needs(plan.definition)
-    record = mirror_record.read(plan.root) or mirror_record.MirrorRecord()
+    record = chosen_mirrors.read(plan.root) or chosen_mirrors.MirrorRecord()
     return MirrorSelector(plan.definition.catalogue, needs, os.environ, plan.home, record)

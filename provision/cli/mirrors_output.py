@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from provision.mirrors.catalogue import Catalogue
+    from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord
     from provision.mirrors.probe_mirror import ProbeResult
-    from provision.mirrors.record import MirrorChoice, MirrorRecord
 
 SCHEMA = 1
 

@@ -20,7 +20,9 @@ def _plain_folder(path: str) -> str:
     """
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or "\0" in path:
-        raise ValueError(f"{path!r} is not a plain relative path")
+        raise ValueError(
+            f"{path!r} is not a plain relative path, such as folder/name: without .., \\ and control characters"
+        )
     return path
 
 

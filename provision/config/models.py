@@ -50,7 +50,8 @@ def _one_path_each(files: Sequence[ModelFile]) -> None:
             key = unicodedata.normalize("NFC", part).casefold()
             kind = "file" if part == file.path else "folder"
             if (kind == "file" and key in kinds) or kinds.get(key, f"folder {part}") != f"folder {part}":
-                raise ValueError(f"{file.path!r} is there twice, or differs from another path by its case alone")
+                clash = "is listed twice, is both a file and a folder, or differs from another path only in case"
+                raise ValueError(f"path {file.path!r} {clash}")
             kinds[key] = f"{kind} {part}"
 
 

@@ -23,7 +23,9 @@ def check_model_path(path: str) -> str:
     pure = PurePosixPath(path)
     control = any(unicodedata.category(character) in {"Cc", "Cf", "Cs"} for character in path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path or path == "." or control:
-        raise ValueError(f"{path!r} is not a plain relative path")
+        raise ValueError(
+            f"{path!r} is not a plain relative path, such as folder/name: without .., \\ and control characters"
+        )
     if any(_FORBIDDEN_NAME.search(part) for part in pure.parts):
         raise ValueError(f"{path!r} has a part that is not a file name on every system, or has a special meaning")
     # Some file systems drop a space or a dot at the end of a name. The rest of the name may have another suffix.

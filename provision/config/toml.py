@@ -78,7 +78,7 @@ def choose(name: str, available: Sequence[str], kind: str) -> str:
         SpecError: the name is unknown; the message lists the available ones.
     """
     if name not in available:
-        raise SpecError(f"unknown {kind} {name!r}; there is: {', '.join(available) or 'none'}.")
+        raise SpecError(f"unknown {kind} {name!r}; available: {', '.join(available) or 'none'}.")
     return name
 
 

@@ -12,9 +12,9 @@ from provision.environments.torch_sources import TorchSource, own_sources
 from provision.installers import conda_settings, pip_settings, rattler
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
-from provision.mirrors import record as mirror_record
+from provision.mirrors import chosen_mirrors
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorSource
 from provision.mirrors.failover_proxy import FailoverProxy, cached_only
-from provision.mirrors.record import OFFICIAL, MirrorSource
 from provision.mirrors.tools.conda import Conda
 from provision.mirrors.tools.pip import Pip
 from provision.mirrors.tools.tool import MachineSettings
@@ -60,8 +60,8 @@ class PackageSources:
         return self.machine.pip
 
     @property
-    def _record(self) -> mirror_record.MirrorRecord:
-        return mirror_record.read(self.root) or mirror_record.MirrorRecord()
+    def _record(self) -> chosen_mirrors.MirrorRecord:
+        return chosen_mirrors.read(self.root) or chosen_mirrors.MirrorRecord()
 
     def wheel_sources(self, variant: Variant) -> list[MirrorSource]:
         """Return the sources of wheels for the failover proxy, the best first.

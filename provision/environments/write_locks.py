@@ -129,7 +129,7 @@ def solve_conda(folder: Path, options: SolverOptions) -> list[CondaPackage]:
     """Solve the environment.yml of a folder for each platform, and return the packages with official URLs.
 
     Raises:
-        SpecError: environment.yml is wrong.
+        SpecError: environment.yml is not valid.
         FirstlightError: there is no solution, or a channel does not answer.
     """
     environment = conda_lock.read_environment(folder / "environment.yml")

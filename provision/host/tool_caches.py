@@ -74,7 +74,7 @@ def parse_argument(path: str, to: str | None, home: Path) -> tuple[str, Relocate
         home: the home folder.
 
     Raises:
-        SpecError: --to is not a plain relative path, or is given for a name.
+        SpecError: --to is not a relative path below the root, or is given for a name.
     """
     if path in (*NAMES, "conda"):
         if to is not None:

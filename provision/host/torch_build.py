@@ -51,7 +51,7 @@ def choose(facts: HostFacts, torch: TorchSpec, requested: str, locked: list[str]
         fitting = [variant for name, variant in variants.items() if name not in misfits]
         if not fitting:
             have = ", ".join(f"{variant.name} ({variant.system})" for variant in variants.values())
-            raise SpecError(f"no lock fits this machine ({facts.system} {facts.machine}); there is: {have}.")
+            raise SpecError(f"no lock fits this machine ({facts.system} {facts.machine}); available: {have}.")
         chosen = fitting[0]
         better = list(variants)[: list(variants).index(chosen.name)]
         by_reason: dict[str, list[str]] = {}

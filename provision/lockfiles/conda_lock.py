@@ -169,7 +169,7 @@ def _environment(path: Path, data: Any) -> Environment:  # noqa: ANN401 (ruamel'
     platforms = tuple(str(platform) for platform in data.get("platforms") or [])
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown:
-        raise SpecError(f"{path}: unknown platform {unknown[0]}; there is: {', '.join(PLATFORMS)}.")
+        raise SpecError(f"{path}: unknown platform {unknown[0]}; available: {', '.join(PLATFORMS)}.")
     return Environment(channels, tuple(conda), tuple(pip), platforms)
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, create_model
 
 from provision.config import toml
 from provision.core.errors import SpecError
-from provision.mirrors.record import OFFICIAL
+from provision.mirrors.chosen_mirrors import OFFICIAL
 from provision.mirrors.tools import all_tools
 
 if TYPE_CHECKING:

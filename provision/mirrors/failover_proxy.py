@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from provision.lockfiles.conda_lock import CondaPackage
-    from provision.mirrors.record import MirrorSource
+    from provision.mirrors.chosen_mirrors import MirrorSource
     from provision.net.source_health import SourceHealth
 
 # A host name that never resolves (RFC 2606); uv reaches it through this server as its HTTP proxy. uv keys its cache by

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from provision.config import toml
 from provision.core.errors import SpecError
-from provision.mirrors.record import MirrorSource
+from provision.mirrors.chosen_mirrors import MirrorSource
 from provision.net.urls import check_address
 
 if TYPE_CHECKING:

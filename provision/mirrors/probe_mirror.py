@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from provision.core.hashing import content_hash
 from provision.core.redact import redact
-from provision.mirrors.record import OFFICIAL
+from provision.mirrors.chosen_mirrors import OFFICIAL
 from provision.net.urls import host_of, is_private, same_site
 
 if TYPE_CHECKING:

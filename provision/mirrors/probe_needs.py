@@ -35,9 +35,9 @@ class ProbeNeeds:
 
     @cached_property
     def rows(self) -> probe_files.LockedRows:
-        """Return the probe files that the environment's folder names; the file is read once.
+        """Return the environment's probe files, which witnesses.toml in its folder lists. The file is read once.
 
         Raises:
-            SpecError: the file is wrong.
+            SpecError: witnesses.toml is not valid.
         """
         return probe_files.read(self.folder)

@@ -11,9 +11,9 @@ from provision.core import layout
 from provision.core.errors import FirstlightError
 from provision.core.step import Check, State
 from provision.installers import pip_settings
+from provision.mirrors import chosen_mirrors
 from provision.mirrors import probe as mirror_probe
-from provision.mirrors import record as mirror_record
-from provision.mirrors.record import OFFICIAL, MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorChoice, MirrorRecord, MirrorSource
 from provision.mirrors.tools import all_tools
 from provision.mirrors.tools.tool import MachineSettings
 from provision.volume.changes import keep_backup
@@ -207,7 +207,7 @@ class MirrorStep:
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a choice is not probed again)
         """Check that the record has a choice for each tool, and that it is the requested one."""
-        record = mirror_record.read(self.root)
+        record = chosen_mirrors.read(self.root)
         if record is not None and record.restored and set(self.requested.values()) <= {"auto", "keep"}:
             return Check(
                 State.OK,
@@ -226,7 +226,7 @@ class MirrorStep:
 
     def apply(self) -> None:
         """Probe the mirrors, choose one for each tool, and record the choices."""
-        record = mirror_record.read(self.root) or MirrorRecord()
+        record = chosen_mirrors.read(self.root) or MirrorRecord()
         selector = MirrorSelector(self.catalogue, self.needs(), self.environ, self.home, record)
         tools = [(all_tools.by_name(tool), name) for tool, name in self.requested.items() if name != "keep"]
         if not self.again:
@@ -242,8 +242,8 @@ class MirrorStep:
         }
         nodefaults = record.nodefaults if self.nodefaults is None else self.nodefaults
         updated = replace(record, choices={**record.choices, **choices}, restored=False, nodefaults=nodefaults)
-        keep_backup(mirror_record.record_path(self.root), mirror_record.to_json(updated).encode(), self.journal)
-        mirror_record.write(self.root, updated)
+        keep_backup(chosen_mirrors.record_path(self.root), chosen_mirrors.to_json(updated).encode(), self.journal)
+        chosen_mirrors.write(self.root, updated)
 
 
 def _has_choice(record: MirrorRecord | None, tool: str, requested: str) -> bool:

@@ -13,8 +13,8 @@ from provision.core.errors import SpecError
 from provision.core.step import Check, State
 from provision.fs import durable
 from provision.fs.atomic import write_atomic
-from provision.mirrors import record as mirror_record
-from provision.mirrors.record import MirrorRecord, WrittenFile
+from provision.mirrors import chosen_mirrors
+from provision.mirrors.chosen_mirrors import MirrorRecord, WrittenFile
 from provision.mirrors.tools import all_tools
 from provision.mirrors.tools.tool import ConfigFile, ConfigScope, Stage
 from provision.volume import variables
@@ -98,7 +98,7 @@ class SettingsStep:
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (files are read whole)
         """Compare each settings file and variable with the chosen mirrors."""
-        record = mirror_record.read(self.root) or MirrorRecord()
+        record = chosen_mirrors.read(self.root) or MirrorRecord()
         drifted = [str(target.path) for target in self._targets(record) if _differs(target, record)]
         drifted += [name for name, value in self._variables(record).items() if _value(self.root, name) != value]
         notes = [f"{tool}: {choice.why}" for tool, choice in record.choices.items() if not choice.sources]
@@ -113,7 +113,7 @@ class SettingsStep:
 
     def apply(self) -> None:
         """Write the files and variables that differ; keep the earlier bytes for `mirrors restore` and `undo`."""
-        record = mirror_record.read(self.root) or MirrorRecord()
+        record = chosen_mirrors.read(self.root) or MirrorRecord()
         for target in self._targets(record):
             if _differs(target, record):
                 record = self._write(target, record)
@@ -150,8 +150,8 @@ class SettingsStep:
         others = tuple(file for file in record.written if file.path != str(path))
         is_restored = is_original and after == base
         updated = replace(record, written=others if is_restored else (*others, written))
-        keep_backup(mirror_record.record_path(self.root), mirror_record.to_json(updated).encode(), self.journal)
-        mirror_record.write(self.root, updated)
+        keep_backup(chosen_mirrors.record_path(self.root), chosen_mirrors.to_json(updated).encode(), self.journal)
+        chosen_mirrors.write(self.root, updated)
         make_folders(path.parent, self.journal)
         keep_backup(path, after, self.journal)
         if after is None:
@@ -243,7 +243,7 @@ class RestoreChoiceStep:
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper)
         """Check the record and the variables."""
-        record = mirror_record.read(self.root)
+        record = chosen_mirrors.read(self.root)
         if record is not None and not record.restored:
             return Check(State.DRIFTED, "mirrors are chosen")
         if set(_variable_names()) & set(variables.read(self.root)):
@@ -256,13 +256,13 @@ class RestoreChoiceStep:
             if name in variables.read(self.root):
                 variables.set_value(self.root, name, None, self.journal)
         record = MirrorRecord(restored=True)
-        keep_backup(mirror_record.record_path(self.root), mirror_record.to_json(record).encode(), self.journal)
-        mirror_record.write(self.root, record)
+        keep_backup(chosen_mirrors.record_path(self.root), chosen_mirrors.to_json(record).encode(), self.journal)
+        chosen_mirrors.write(self.root, record)
 
 
 def restore_steps(root: Root, journal: Journal, *, force: bool) -> list[Step]:
     """Return the steps that restore every changed settings file, and last the step that removes the choices."""
-    record = mirror_record.read(root) or MirrorRecord()
+    record = chosen_mirrors.read(root) or MirrorRecord()
     return [*(RestoreFileStep(file, journal, force=force) for file in record.written), RestoreChoiceStep(root, journal)]
 
 

@@ -45,7 +45,7 @@ class Architecture:
 
     @property
     def request(self) -> dict[str, Any]:
-        """Return the request for the worker that describes stand-ins."""
+        """Return the JSON input of stand_in_worker.py: the classes, configurations and scheduler to describe."""
         return {"classes": self.classes, "configs": self.configs, "scheduler": self.scheduler}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from provision.mirrors import record as mirror_record
+from provision.mirrors import chosen_mirrors
+from provision.mirrors.chosen_mirrors import OFFICIAL
 from provision.mirrors.official import official_endpoint
-from provision.mirrors.record import OFFICIAL
 from provision.mirrors.tools.hf import Hf
 from provision.models.hub_client import Hub
 
@@ -54,7 +54,7 @@ class Hubs:
         """
         if self.endpoint is not None:
             return [self._hub(self.endpoint, None)]
-        record = mirror_record.read(self.root) or mirror_record.MirrorRecord()
+        record = chosen_mirrors.read(self.root) or chosen_mirrors.MirrorRecord()
         own_endpoint = Hf().own_endpoint(self.environ, record)
         if own_endpoint:
             return [self._hub(own_endpoint, None)]

@@ -176,9 +176,10 @@ class Pull:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
 
     def _matches_listing(self, file: ModelFile, listed: ListedFile) -> bool:
-        """Return whether a present file has the content that a hub lists.
+        """Return whether a present file has the hash that a hub lists.
 
-        The name of its blob is its hash, which has been compared already.
+        The file's pin, or else the name of its blob, has been compared with the content already. So the content is
+        hashed here only if neither gives a hash of the listed kind.
         """
         path = self.snapshot / file.path
         compared = verify.pins_of(file, path).get(listed.kind)

@@ -94,7 +94,7 @@ def parts_of(model: ModelSpec, architecture: Architecture) -> frozenset[str]:
 
 
 def size_of(model: ModelSpec, architecture: Architecture) -> int:
-    """Return the bytes of a stand-in's weights."""
+    """Return the size of a stand-in's weights in bytes."""
     return sum(architecture.parameters[component] for component in parts_of(model, architecture)) * stand_in_files.BYTES
 
 

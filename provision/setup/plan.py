@@ -12,7 +12,7 @@ from provision.environments import activation
 from provision.environments.smoke_test import SmokeStep
 from provision.environments.step import EnvStep
 from provision.host import tool_caches
-from provision.mirrors import record, selection, write_config
+from provision.mirrors import chosen_mirrors, selection, write_config
 from provision.mirrors.probe_needs import ProbeNeeds
 from provision.models import load_line, pins, stand_ins
 from provision.models.hubs import Hubs
@@ -122,7 +122,7 @@ def _mirror_steps(plan: HostPlan, journal: Journal, *, conda_is_here: bool) -> t
     """Return the step that selects mirrors, before the environment is made, and the one that writes the settings."""
     root, catalogue = plan.root, plan.definition.catalogue
     mirrors = selection.requested_mirrors(_by_tool(plan.mirror), catalogue)
-    has_record = record.read(root) is not None
+    has_record = chosen_mirrors.read(root) is not None
     must_select = plan.rechoose or (catalogue.names() and set(mirrors.values()) != {"keep"})
     selector = selection.MirrorStep(
         root,

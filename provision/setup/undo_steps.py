@@ -229,7 +229,7 @@ class UndoVariable(_UndoStep):
         return f"set {self.variable} back to {self.was}" if self.was else f"unset {self.variable}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a variable has no deeper check)
-        """Compare the value with the run's and the earlier one."""
+        """Compare the variable's value with the one that the run set and with the one before the run."""
         now = variables.read(self.root).get(self.variable)
         if now == self.was:
             return Check(State.OK, f"{self.variable} is as before the run")

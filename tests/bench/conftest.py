@@ -18,7 +18,7 @@ from bench.core.result import SCHEMA, Case, Host, Memory, Numerics, Phases, Resu
 from bench.core.validation_records import Verdict, VerdictState
 from bench.launch import worker_process
 from bench.run import request
-from bench.validate import host
+from bench.validate import examine_host
 from tests.bench.fake_examiner import END, EXAMINER
 from tests.bench.fake_workers import RecordedProgress
 from tests.bench.gpu.test_nvml import Driver
@@ -28,7 +28,7 @@ from tests.conftest import CHECKOUT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.validate.host import HostValidation
+    from bench.validate.examine_host import HostValidation
 
 
 def a_case(**changes: Any) -> Case:
@@ -144,9 +144,9 @@ def validate(
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
         if soak is not None:  # the clock is read at the beginning of the soak, and before and after each round
-            monkeypatch.setattr(host, "time", Ticking(soak / (2 * rounds)))
+            monkeypatch.setattr(examine_host, "time", Ticking(soak / (2 * rounds)))
         defaults: dict[str, Any] = {"suite": "validate", "root": str(tmp_path), "out": tmp_path / "out"}
         run_request = request.RunRequest(**defaults | {"python": Path(sys.executable)} | changes)
-        return host.validate(run_request, progress, soak_seconds=soak)
+        return examine_host.validate(run_request, progress, soak_seconds=soak)
 
     return run_program

@@ -10,7 +10,7 @@ from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
     from bench.core.validation_records import Judgement
-    from bench.validate.host import HostValidation
+    from bench.validate.examine_host import HostValidation
 
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
 TWO = "COUNT = 2\n"

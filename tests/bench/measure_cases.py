@@ -21,7 +21,7 @@ from bench.core import axes, protocol, worker_events
 from bench.core.codec import plain
 from bench.core.errors import SkipError
 from bench.core.result import Case, Sample
-from bench.worker import compile_cost, components, cost, device_probe, max_size, measurement, sampling, timing
+from bench.worker import compile_cost, components, device_probe, max_size, measurement, predicted_time, sampling, timing
 from bench.worker import memory as device_memory
 from tests.clock import Processor, Ticking
 
@@ -297,7 +297,7 @@ def main() -> None:
     results["filled"] = with_patch(device_probe, "rate", raise_out_of_memory, TINY)
     # The probe's rate is far too high: the first image shows that after two steps.
     clock, many = Ticking(0.01), replace(TINY, steps=1000)
-    with patched(measurement, "time", clock), patched(cost, "time", clock):
+    with patched(measurement, "time", clock), patched(predicted_time, "time", clock):
         high = {"limit_seconds": 2.0, "asked_at": clock.now}
         results["overrated"] = with_patch(device_probe, "rate", lambda *_: 1e12, many, **high)
     # The probe was disturbed, and an earlier rate of the device is known.

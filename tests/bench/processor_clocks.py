@@ -27,10 +27,10 @@ timing.MAX_SAMPLES = timing.ENOUGH_SAMPLES
 # The parent of such a worker. `asked_at` of a request is the time at which the worker's clock begins.
 _PARENT = f"""{_PROCESSOR_TIME}
 time.time = lambda: 1e9
-from bench.launch import worker_process as runner; from bench.run import verdict
+from bench.launch import worker_process as runner; from bench.run import disturbance
 from tests.bench import processor_clocks
 runner.worker_command = processor_clocks.worker_command
-verdict.disturbance = lambda _: None  # no case is measured twice
+disturbance.of_case = lambda _: None  # no case is measured twice
 """
 COMMAND = f"""{_PARENT}
 from bench.cli.main import main

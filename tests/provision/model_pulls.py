@@ -6,8 +6,8 @@ import random
 import threading
 from typing import TYPE_CHECKING
 
-from provision.mirrors import record
-from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors import chosen_mirrors
+from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 from provision.models import manifest
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
@@ -44,7 +44,7 @@ def hubs_of(root: Root, monkeypatch: pytest.MonkeyPatch, mirror: str, official: 
     """Return the hubs of a host with a selected mirror: first the mirror, then the official hub."""
     for module in ("hub_client", "hubs"):
         monkeypatch.setattr(f"provision.models.{module}.official_endpoint", lambda: official)
-    record.write(
+    chosen_mirrors.write(
         root,
         MirrorRecord({"hf": MirrorChoice("auto", (MirrorSource("mirror", mirror), MirrorSource("official", "")), "")}),
     )

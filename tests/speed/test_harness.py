@@ -13,7 +13,7 @@ import pytest
 from bench.core import stats
 from bench.core.result import Status
 from bench.launch import worker_process
-from bench.run import compare, request, suite_run, verdict
+from bench.run import compare, disturbance, request, suite_run
 from tests.bench.fake_workers import RecordedProgress
 from tests.conftest import CHECKOUT, TEST_ROOT
 
@@ -183,7 +183,7 @@ def test_equal_runs_agree(
 
     results = [run.results[0] for run in benchmark.pedantic(run, rounds=1, iterations=1)]
     assert all(result.status is Status.OK for result in results)
-    clean = [result for result in results if verdict.disturbance(result) is None] or results
+    clean = [result for result in results if disturbance.of_case(result) is None] or results
     copies = [max(result.work.copy_bytes_per_second) for result in clean]
     # A hypervisor may move the cores of a virtual machine; only runs with similar copy rates are compared.
     middle = statistics.median(copies)

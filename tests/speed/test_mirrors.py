@@ -15,9 +15,9 @@ import requests
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import failover_proxy, probe
+from provision.mirrors.chosen_mirrors import MirrorSource
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.probe_mirror import ProbeTarget
-from provision.mirrors.record import MirrorSource
 from provision.net.source_health import SourceHealth
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.http_server import Fault, Played, index

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from provision.mirrors import record, write_config
-from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors import chosen_mirrors, write_config
+from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 from provision.volume import variables
 from provision.volume.changes import keep_backup
 from provision.volume.journal import Journal
@@ -50,10 +50,10 @@ def steps(field: Field) -> list[Step]:
 
 def write(field: Field) -> None:
     """Record the selected mirrors if none are recorded, then write them into the settings of each tool."""
-    if not (record.read(field.root) or MirrorRecord()).choices:
+    if not (chosen_mirrors.read(field.root) or MirrorRecord()).choices:
         journal = Journal(field.root.journal, "setup")
-        keep_backup(record.record_path(field.root), record.to_json(_CHOSEN).encode(), journal)
-        record.write(field.root, _CHOSEN)
+        keep_backup(chosen_mirrors.record_path(field.root), chosen_mirrors.to_json(_CHOSEN).encode(), journal)
+        chosen_mirrors.write(field.root, _CHOSEN)
     scenarios.converge(steps(field))
 
 

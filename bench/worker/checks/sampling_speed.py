@@ -51,13 +51,14 @@ ON_A_CARD = (Kind("ddpm-cat-256", "fp16", "ddim", 256), Kind("stable-diffusion-v
 def loop(
     device: Device, until: float, kinds: Sequence[Kind] = (), known: Mapping[str, float] | None = None
 ) -> Iterator[Reading]:
-    """Yield the seconds per step of each loop for which there is time.
+    """Yield the seconds per step of each sampling loop (one per model and batch size); skip those without enough time.
 
     Args:
         device: the device.
-        until: the time (time.perf_counter) by which every loop has to end.
-        kinds: the models; empty: those for the device.
-        known: {dtype: the FLOPs a second that convolutions have reached before}. A probe with less was disturbed.
+        until: the deadline of all loops, on the clock of time.perf_counter.
+        kinds: the models to sample from; empty: the default models for a CPU or a GPU.
+        known: {dtype: the rate in FLOP/s that the convolution phase measured}. If this phase's own probe measures
+            less, other processes have slowed it, and this rate predicts the time of a step instead.
     """
     kinds = kinds or (ON_A_CARD if device.is_card else ON_A_CPU)
     total = len(kinds) * len(BATCHES)

@@ -11,18 +11,18 @@ from pydantic import Field
 
 from provision.installers import conda_settings
 from provision.mirrors import config_text
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorSource
 from provision.mirrors.mirror import Address, Mirror
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.probe_mirror import ProbeTarget, UnusableError
-from provision.mirrors.record import OFFICIAL, MirrorSource
 from provision.mirrors.tools import probe_paths
 from provision.mirrors.tools.tool import ConfigFile, ConfigScope, MachineSettings, Stage, Tool
 from provision.volume.variables import VariableGroup
 
 if TYPE_CHECKING:
+    from provision.mirrors.chosen_mirrors import MirrorRecord
     from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.record import MirrorRecord
 
 _REPODATA_BYTES = 1024
 _MAGIC = (b"{", b"\x28\xb5\x2f\xfd")  # the first bytes of repodata: JSON, or a zstd frame

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from provision.core.redact import redact
 from provision.mirrors import official
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorSource
 from provision.mirrors.probe_files import ProbeFile
-from provision.mirrors.record import OFFICIAL, MirrorSource
 from provision.mirrors.tools import probe_paths
 from provision.mirrors.tools.tool import MachineSettings, Tool
 from provision.volume.variables import VariableGroup
@@ -15,9 +15,9 @@ from provision.volume.variables import VariableGroup
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from provision.mirrors.chosen_mirrors import MirrorRecord
     from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.record import MirrorRecord
 
 
 class Hf(Tool):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from provision.installers import pip_settings, uv, uv_settings
 from provision.mirrors import config_text
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorSource
 from provision.mirrors.probe_files import ProbeFile
-from provision.mirrors.record import OFFICIAL, MirrorSource
 from provision.mirrors.tools import probe_pages
 from provision.mirrors.tools.tool import ConfigFile, ConfigScope, MachineSettings, Stage, Tool
 from provision.mirrors.tools.torch import Torch
@@ -19,9 +19,9 @@ from provision.volume.variables import VariableGroup
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from provision.mirrors.chosen_mirrors import MirrorRecord
     from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.record import MirrorRecord
 
 
 class Pip(Tool):

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.python_source import PythonSource
+    from provision.mirrors.chosen_mirrors import MirrorRecord, MirrorSource
     from provision.mirrors.probe_files import ProbeFile
     from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.record import MirrorRecord, MirrorSource
     from provision.volume.variables import VariableGroup
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from provision.installers import pip_settings
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorSource
 from provision.mirrors.mirror import Mirror
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.probe_mirror import UnusableError
-from provision.mirrors.record import OFFICIAL, MirrorSource
 from provision.mirrors.tools import probe_pages
 from provision.mirrors.tools.tool import MachineSettings, Tool
 
 if TYPE_CHECKING:
+    from provision.mirrors.chosen_mirrors import MirrorRecord
     from provision.mirrors.probe_mirror import Prober
     from provision.mirrors.probe_needs import ProbeNeeds
-    from provision.mirrors.record import MirrorRecord
 
 
 class TorchMirror(Mirror):

@@ -14,8 +14,7 @@ from bench.core.codec import loads
 from bench.core.result import Run
 from bench.core.validation_records import Verdict, VerdictState
 from bench.run import store
-from bench.validate import history
-from bench.validate import host as host_validation
+from bench.validate import examine_host, history
 from tests.bench import processor_clocks
 from tests.bench.conftest import a_run, command, environment
 from tests.bench.validation_samples import validated
@@ -65,8 +64,8 @@ def test_interrupted_soak_keeps_the_exit_code_of_a_failure(
 ) -> None:
     run = replace(validated(2), verdict=Verdict(state))
     (tmp_path / run.id).mkdir()
-    validation = host_validation.HostValidation(run, (run,), interrupted=True)
-    monkeypatch.setattr(host_validation, "validate", lambda *_, **__: validation)
+    validation = examine_host.HostValidation(run, (run,), interrupted=True)
+    monkeypatch.setattr(examine_host, "validate", lambda *_, **__: validation)
     with pytest.raises(SystemExit) as exit_info:
         host.validate(out=tmp_path, quiet=True)
     assert exit_info.value.code == code

@@ -15,7 +15,7 @@ from bench.core.validation_records import GpuLoadStats
 from bench.gpu import nvml
 from bench.gpu.nvml import NvmlDevice, NvmlSample
 from bench.launch import monitor
-from bench.run import verdict
+from bench.run import disturbance
 from tests.bench.conftest import a_case, a_host, a_result
 
 if TYPE_CHECKING:
@@ -233,9 +233,9 @@ CUDA = a_case(device="cuda:0")
 )
 def test_shared_or_throttled_gpu_makes_the_result_disturbed(gpu: GpuLoadStats, reason: str | None) -> None:
     result = a_result(CUDA, host=replace(a_host(), gpu=gpu))
-    trust = verdict.trust(result)
+    trust = disturbance.trust(result)
     assert trust is not None
-    assert trust.state == (verdict.CONTENDED if reason else verdict.CLEAN)
+    assert trust.state == (disturbance.CONTENDED if reason else disturbance.CLEAN)
     assert reason is None or reason in trust.reasons[0]
 
 
@@ -252,14 +252,14 @@ def test_shared_or_throttled_gpu_makes_the_result_disturbed(gpu: GpuLoadStats, r
     ],
 )
 def test_busy_machine_makes_the_result_disturbed(changes: dict[str, Any], reason: str | None) -> None:
-    trust = verdict.trust(a_result(host=replace(a_host(), **changes)))
+    trust = disturbance.trust(a_result(host=replace(a_host(), **changes)))
     assert trust is not None
     assert trust.reasons == ((reason,) if reason else ())
 
 
 def test_result_without_figures_has_no_trust() -> None:
-    assert verdict.trust(a_result(samples=())) is None
-    assert verdict.trust(a_result(host=None)) is None
+    assert disturbance.trust(a_result(samples=())) is None
+    assert disturbance.trust(a_result(host=None)) is None
 
 
 def test_unwell_reasons_are_known_throttle_reasons() -> None:

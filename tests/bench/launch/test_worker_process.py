@@ -16,7 +16,7 @@ import pytest
 
 from bench.core.protocol import Request, TorchQuery
 from bench.core.result import Phases, Result, Sample, Status
-from bench.launch import pipe, received_events, worker_process
+from bench.launch import child_process, received_events, worker_process
 from tests.bench.conftest import a_case
 from tests.bench.fake_workers import PRELUDE
 from tests.clock import Until
@@ -57,9 +57,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
         file.write_text(PRELUDE + program)
         monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
         if hangs:  # the deadline passes when the program has written the process ids
-            monkeypatch.setattr(pipe, "POLL_SECONDS", 0.01)
+            monkeypatch.setattr(child_process, "POLL_SECONDS", 0.01)
             clock = Until(Path("pids").exists)
-            monkeypatch.setattr(pipe, "time", clock)
+            monkeypatch.setattr(child_process, "time", clock)
             monkeypatch.setattr(worker_process, "time", clock)
         return worker_process.run_case(replace(a_request(), limit_seconds=seconds), OWN_PYTHON, hub=NO_HUB)
 
@@ -168,12 +168,12 @@ def test_hanging_worker_is_killed_with_its_children(run: Callable[..., Result], 
 
 def test_time_without_a_core_extends_the_deadline(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     # The deadline has passed before the worker starts, but the worker was ready to run all the time.
-    monkeypatch.setattr(pipe, "waited_seconds", lambda _: GUARD_SECONDS)
+    monkeypatch.setattr(child_process, "waited_seconds", lambda _: GUARD_SECONDS)
     assert run(GOOD_ANSWER, seconds=-worker_process._GRACE_SECONDS).status is Status.OK
 
 
 def test_starved_worker_is_reported_as_starved(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipe, "waited_seconds", lambda _: 1e6)
+    monkeypatch.setattr(child_process, "waited_seconds", lambda _: 1e6)
     monkeypatch.setattr(worker_process, "_STARVED_SECONDS", 0.0)
     result = run("signal.pause()", seconds=-worker_process._GRACE_SECONDS)
     assert result.status is Status.TIMEOUT
@@ -185,14 +185,14 @@ def test_worker_that_is_silent_for_long_is_reported_as_hung(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(received_events, "_SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(pipe, "waited_seconds", lambda _: 0.0)  # on a busy machine the worker would starve
+    monkeypatch.setattr(child_process, "waited_seconds", lambda _: 0.0)  # on a busy machine the worker would starve
     result = run("signal.pause()", seconds=1e6)
     assert "the worker hung in the phase 'start'" in (result.reason or "")
 
 
 def test_waited_seconds_are_zero_for_an_unknown_process() -> None:
-    assert pipe.waited_seconds(os.getpid()) >= 0.0
-    assert pipe.waited_seconds(1 << 30) == 0.0
+    assert child_process.waited_seconds(os.getpid()) >= 0.0
+    assert child_process.waited_seconds(1 << 30) == 0.0
 
 
 @pytest.mark.parametrize("grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["detached", "keeps the pipe open"])
@@ -330,7 +330,7 @@ def test_parent_blocks_while_the_worker_computes(run: Callable[..., Result], mon
     result = run(program + GOOD_ANSWER)
     assert result.status is Status.OK
     # Each wait has a timeout of half a second; a busy loop would have a shorter one, or none.
-    assert set(CountingSelector.limits) == {pipe.POLL_SECONDS}
+    assert set(CountingSelector.limits) == {child_process.POLL_SECONDS}
     # It also wakes for each line, and for the end of the pipe and the process; a busy loop would wake far more often.
     assert 4 <= CountingSelector.silences <= len(CountingSelector.limits) <= CountingSelector.silences + 10
 
@@ -377,14 +377,14 @@ def test_variables_of_other_programs_have_no_effect_on_the_worker(
 
 def test_process_that_cannot_be_killed_has_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     # `kill` is replaced, so that the process survives like one that hangs in a driver.
-    monkeypatch.setattr(pipe, "_END_SECONDS", 0.01)
+    monkeypatch.setattr(child_process, "_END_SECONDS", 0.01)
     hanging = [sys.executable, "-c", "import signal; signal.pause()"]
     monkeypatch.setattr(worker_process, "worker_command", lambda _: hanging)
     processes: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pipe, "kill", processes.append)
+        patch.setattr(child_process, "kill", processes.append)
         with worker_process.Worker(TorchQuery(), OWN_PYTHON, NO_HUB) as worker:
             pass
     assert worker.code is None
-    pipe.end(processes[0])
+    child_process.end(processes[0])
     assert processes[0].returncode < 0

@@ -149,7 +149,7 @@ def test_kept_run_is_reported_in_every_format(tmp_path: Path, form: str, begins:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "pdf"], "unknown format 'pdf'; there is: markdown, terminal, html"),
+        (["--format", "pdf"], "unknown format 'pdf'; available: markdown, terminal, html"),
         (["--price", "cheap"], "--price cheap is not an amount an hour"),
         (["--format", "csv", "--price", "-1"], "--price -1 is not an amount an hour"),
         (["--price", "2.5/h"], "--price is only for the formats csv and html"),

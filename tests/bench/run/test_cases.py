@@ -132,7 +132,7 @@ def test_case_is_changed_by_the_axes_of_a_suite(suite: cases.Suite) -> None:
     ("changes", "message"),
     [
         ({"dtype": "fp8"}, "dtype=fp8: unknown dtype 'fp8'; valid names: fp64, fp32"),
-        ({"colour": "red"}, "unknown axis 'colour'; there is: attention, batch"),
+        ({"colour": "red"}, "unknown axis 'colour'; available: attention, batch"),
         ({"size": "7"}, "size=7: Input should be a multiple of 8"),
         ({"task": "inpainting"}, "tiny-sd cannot do inpainting. Choose one of: text-to-image, image-to-image"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from bench.core.protocol import Request
 from bench.core.result import Precision, Result, Run, Status
 from bench.launch import in_process, worker_process
-from bench.run import compare, dtype_support, request, session, store, suite_run
+from bench.run import compare, dtype_support, measure_cases, request, store, suite_run
 from provision.core.errors import BlockedError, SpecError
 from tests.bench.conftest import a_case
 from tests.bench.fake_workers import PACED_IMAGES, PLAIN, WORKER, RecordedProgress
@@ -56,7 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgr
         # The budget's clock stands still; worker and pipe keep the real clock, so that a hanging worker is killed.
         clock = Standing()
         monkeypatch.setattr(suite_run, "time", clock)
-        monkeypatch.setattr(session, "time", clock)
+        monkeypatch.setattr(measure_cases, "time", clock)
         monkeypatch.setattr(worker_process, "_GRACE_SECONDS", 600.0)
         run_request = request_in(tmp_path, 60.0)
         return suite_run.run(replace(run_request, **changes), progress)
@@ -339,4 +339,4 @@ def logged_requests() -> list[dict[str, Any]]:
 
 
 def test_outcome_has_the_status_and_the_first_line_of_the_reason() -> None:
-    assert session.outcome(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"
+    assert measure_cases.outcome(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"

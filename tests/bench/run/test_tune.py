@@ -17,7 +17,7 @@ from bench.core.errors import Exit
 from bench.core.result import Status
 from bench.launch import worker_process
 from bench.report import tables
-from bench.run import request, session, store, suite_run, tune
+from bench.run import measure_cases, request, store, suite_run, tune
 from provision.core.errors import FirstlightError, SpecError
 from tests.bench import processor_clocks
 from tests.bench.conftest import environment
@@ -59,7 +59,7 @@ def run_search(
     patch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
     clock = Standing()
     patch.setattr(suite_run, "time", clock)
-    patch.setattr(session, "time", clock)
+    patch.setattr(measure_cases, "time", clock)
     patch.setattr(tune, "time", clock)
     patch.setattr(worker_process, "_GRACE_SECONDS", 600.0)
     run_request = request.RunRequest(
@@ -134,7 +134,7 @@ def test_search_is_stored_as_a_run_that_passes_although_some_settings_failed(def
     assert {result.case.steps for result in kept.results} == {3}
 
 
-def test_what_is_given_is_not_run_search(search: Callable[..., TuneResult]) -> None:
+def test_setting_given_by_the_user_is_not_varied(search: Callable[..., TuneResult]) -> None:
     tuned = search(changes=("dtype=fp32", "batch=2", "attention=sdpa", "compile=eager"))
     assert settings(tuned) == ["fp32/batch 2", "fp32/batch 2/channels_last"]
 

@@ -9,7 +9,8 @@ import pytest
 from bench.core.errors import Exit
 from bench.core.result import Numerics, Result, Sample, Status
 from bench.core.validation_records import Verdict, VerdictState
-from bench.run.verdict import disturbance, exit_of, judge, spec_share
+from bench.run import disturbance
+from bench.run.verdict import exit_of, judge, spec_share
 from tests.bench.conftest import a_case, a_host, a_result
 
 CLEAN = a_result()
@@ -94,7 +95,7 @@ def test_cpu_share_counts_only_for_cases_on_the_cpu(device: str, cpu_share: floa
     # While a GPU computes the host waits, so a low share is normal.
     result = a_result(a_case(device=device), host=a_host(cpu_share=cpu_share))
     low = device == "cpu" and cpu_share is not None and cpu_share < 0.85
-    assert (disturbance(result) is not None) is low
+    assert (disturbance.of_case(result) is not None) is low
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
@@ -102,15 +103,15 @@ def test_cpu_share_counts_only_for_cases_on_the_cpu(device: str, cpu_share: floa
     ("steal", "disturbed"), [(0.3, True), (0.06, True), (0.04, False), (0.0, False), (None, False)]
 )
 def test_steal_time_counts_on_every_device(device: str, steal: float | None, disturbed: bool) -> None:
-    reason = disturbance(a_result(a_case(device=device), host=a_host(steal_share=steal)))
+    reason = disturbance.of_case(a_result(a_case(device=device), host=a_host(steal_share=steal)))
     assert (reason is not None) is disturbed
     if reason is not None:
         assert f"{steal:.0%}" in reason
 
 
 def test_unmeasured_case_is_not_disturbed() -> None:
-    assert disturbance(a_result(samples=(), host=a_host(cpu_share=0.1))) is None
-    assert disturbance(a_result(host=None)) is None
+    assert disturbance.of_case(a_result(samples=(), host=a_host(cpu_share=0.1))) is None
+    assert disturbance.of_case(a_result(host=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -143,14 +144,14 @@ def drifting(*seconds: float) -> tuple[Sample, ...]:
 def test_changed_copy_rate_with_changed_images_is_a_disturbance() -> None:
     work = replace(a_result().work, copy_bytes_per_second=(50e9, 47e9, 32e9))
     slower = a_result(work=work, samples=drifting(2.0, 2.0, 2.0, 2.3, 2.3, 2.3))
-    assert disturbance(slower) == "the machine itself changed: its copy rate went from 50 to 32 GB/s"
-    assert disturbance(replace(slower, work=replace(work, copy_bytes_per_second=(50e9, 44e9)))) is None
+    assert disturbance.of_case(slower) == "the machine itself changed: its copy rate went from 50 to 32 GB/s"
+    assert disturbance.of_case(replace(slower, work=replace(work, copy_bytes_per_second=(50e9, 44e9)))) is None
 
 
 def test_changed_copy_rate_with_steady_images_is_not_a_disturbance() -> None:
     work = replace(a_result().work, copy_bytes_per_second=(50e9, 32e9))
-    assert disturbance(a_result(work=work, samples=drifting(2.0, 2.05, 2.0, 2.02))) is None
-    assert disturbance(a_result(work=work, samples=drifting(2.0, 2.0, 2.3))) is not None
+    assert disturbance.of_case(a_result(work=work, samples=drifting(2.0, 2.05, 2.0, 2.02))) is None
+    assert disturbance.of_case(a_result(work=work, samples=drifting(2.0, 2.0, 2.3))) is not None
 
 
 def test_rate_above_the_data_sheet_is_doubted() -> None:

@@ -131,9 +131,9 @@ def test_environment_of_conda_with_the_same_name_keeps_its_name(
     ("arguments", "code", "message"),
     [
         (["create", "../../etc"], 2, "'../../etc' is no name of an environment"),
-        (["create", "nonsense"], 2, "unknown environment 'nonsense'; there is: diffusers"),
+        (["create", "nonsense"], 2, "unknown environment 'nonsense'; available: diffusers"),
         (["create", "--variant", "cu999"], 2, "unknown variant 'cu999'"),
-        (["create", "--interpreter", "brew"], 2, "unknown interpreter 'brew'; there is: auto, conda, system"),
+        (["create", "--interpreter", "brew"], 2, "unknown interpreter 'brew'; available: auto, conda, system"),
         (["create", "--interpreter", "conda"], 2, "has no conda-lock.yml"),
     ],
 )

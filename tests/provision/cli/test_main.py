@@ -221,9 +221,9 @@ def test_wheel_with_another_hash_is_rejected(flags: list[object], wheels: Path) 
         ("models = []\nmirrors = 3\n", "line 2, key mirrors: unknown key"),
         ("\n\nmodels = 7\n", "line 3, key models:"),
         ("models = ['a'\n", "is not valid TOML"),
-        ('models = ["nonsense"]\n', "unknown model 'nonsense'; there is: none"),
-        ('models = []\nvariant = "cu999"\n', "unknown variant 'cu999'; there is: cpu"),
-        ('models = []\nenv = "other"\n', "unknown environment 'other'; there is: diffusers"),
+        ('models = ["nonsense"]\n', "unknown model 'nonsense'; available: none"),
+        ('models = []\nvariant = "cu999"\n', "unknown variant 'cu999'; available: cpu"),
+        ('models = []\nenv = "other"\n', "unknown environment 'other'; available: diffusers"),
     ],
 )
 def test_error_in_host_toml_names_file_line_and_key(

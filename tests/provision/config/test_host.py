@@ -94,7 +94,7 @@ def test_unknown_key_of_an_inner_table_lists_the_keys_of_that_table(tmp_path: Pa
 
 def test_choose_lists_the_available_names() -> None:
     assert toml.choose("a", ["a", "b"], "model") == "a"
-    with pytest.raises(SpecError, match="unknown model 'c'; there is: a, b"):
+    with pytest.raises(SpecError, match="unknown model 'c'; available: a, b"):
         toml.choose("c", ["a", "b"], "model")
 
 

@@ -51,7 +51,7 @@ def object_of(completed: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         ("it is not mounted. Mount it and run `make repair`, or run `make setup`.", None),
         ("/x: no space left. Free some space, or give another --root, then run again.", None),
         ("/x is ours no more. Look at it: ls -la /x; move it away.", None),
-        ("unknown model 'x'; there is: a, b", ""),
+        ("unknown model 'x'; available: a, b", ""),
         ("uv failed (exit 2):\nhint: Run `pip cache purge`.", ""),
         ("there is no run 7; `provision undo --list` shows them.", "provision undo --list"),
         ("it is too large. To build it: provision models pull --stand-in m", "provision models pull --stand-in m"),
@@ -68,7 +68,7 @@ def test_kind_and_next_act_of_an_error_are_used() -> None:
 
 
 def test_usage_error_without_advice_gets_a_default_next_act() -> None:
-    fault = command_end.fault_of(SpecError("unknown device tpu; there is: auto, cpu, cuda."))
+    fault = command_end.fault_of(SpecError("unknown device tpu; available: auto, cpu, cuda."))
     assert (fault.kind, fault.next) == ("usage", command_end.CORRECTED)
     assert command_end.fault_of(BlockedError("it is held")).next is None
     assert command_end.fault_of(SpecError("no")).kind == "usage"

@@ -214,7 +214,7 @@ def test_requested_variant_is_used(probed: Any) -> None:
             Machine("", "", system="Darwin", machine="x86_64"),
             r"no lock fits this machine \(darwin x86_64\).*macos",
         ),
-        ("cu999", Machine("", ""), "unknown variant 'cu999'; there is: .*cu126"),
+        ("cu999", Machine("", ""), "unknown variant 'cu999'; available: .*cu126"),
         ("macos", Machine("", ""), "is for darwin, this machine is linux"),
     ],
 )

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from provision.config.toml import parse_toml
 from provision.core.errors import SpecError
 from provision.mirrors import config_text
-from provision.mirrors.record import MirrorSource
+from provision.mirrors.chosen_mirrors import MirrorSource
 from provision.mirrors.tools import conda
 
 INDEX = "https://mirror.example/simple"

@@ -18,9 +18,8 @@ from provision.environments.remove import remove
 from provision.installers import conda_settings, rattler
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
-from provision.mirrors import record as mirror_record
-from provision.mirrors import write_config
-from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors import chosen_mirrors, write_config
+from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 from provision.mirrors.tools.hf import Hf
 from provision.volume import environment_marker, variables
 from provision.volume.journal import Journal
@@ -80,8 +79,8 @@ def settings_step(root: Root, home: Path) -> write_config.SettingsStep:
 
 def use(root: Root, home: Path, record: MirrorRecord) -> None:
     """Write the choices of a record to the volume, and apply the settings step."""
-    earlier = mirror_record.read(root)
-    mirror_record.write(root, MirrorRecord(record.choices, earlier.written if earlier else ()))
+    earlier = chosen_mirrors.read(root)
+    chosen_mirrors.write(root, MirrorRecord(record.choices, earlier.written if earlier else ()))
     settings_step(root, home).apply()
     assert settings_step(root, home).check().state is State.OK
 

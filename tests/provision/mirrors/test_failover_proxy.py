@@ -18,7 +18,7 @@ from provision.installers import pip_settings
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import failover_proxy
-from provision.mirrors.record import MirrorSource
+from provision.mirrors.chosen_mirrors import MirrorSource
 from provision.net.source_health import SourceHealth
 from tests.provision.conftest import lock_text, write_wheel
 from tests.provision.http_server import PORTAL, Fault, Played, index

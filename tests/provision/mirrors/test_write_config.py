@@ -18,9 +18,8 @@ from provision.core.step import State
 from provision.fs import atomic
 from provision.installers import conda_settings, rattler
 from provision.installers import uv as uv_installer
-from provision.mirrors import record as mirror_record
-from provision.mirrors import write_config
-from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors import chosen_mirrors, write_config
+from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 from provision.mirrors.tools import all_tools
 from provision.volume import variables
 from provision.volume.journal import Journal
@@ -94,12 +93,12 @@ def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: byt
             (home / name).write_bytes(content)
             (home / name).chmod(mode)
     before = snapshot(home)
-    mirror_record.write(root, record_of())
+    chosen_mirrors.write(root, record_of())
     apply(root, home)
     assert snapshot(home) != before
-    first = mirror_record.read(root)
+    first = chosen_mirrors.read(root)
     assert first is not None
-    mirror_record.write(root, MirrorRecord(record_of("https://other.example").choices, first.written))
+    chosen_mirrors.write(root, MirrorRecord(record_of("https://other.example").choices, first.written))
     apply(root, home)
     restore(root)
     assert snapshot(home) == before
@@ -132,7 +131,7 @@ class TestRestore:
 
     def test_edited_file_blocks_restore_and_is_kept_with_force(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         apply(root, home)
         (home / ".condarc").write_text("mine: now\n")
         steps = write_config.restore_steps(root, Journal(root.journal, "t"), force=False)
@@ -145,7 +144,7 @@ class TestRestore:
         assert (home / ".condarc.firstlight-kept-1").read_text() == "mine: now\n"
 
     def test_files_lost_in_a_wipe_are_written_again_and_restore_removes_them(self, root: Root, home: Path) -> None:
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         apply(root, home)
         for path in (home / ".config/pip/pip.conf", home / ".condarc"):
             path.unlink()
@@ -157,7 +156,7 @@ class TestRestore:
     def test_restore_returns_a_lost_file_with_its_mode(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
         (home / ".condarc").chmod(0o600)
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         apply(root, home)
         (home / ".condarc").unlink()
         restore(root)
@@ -165,13 +164,13 @@ class TestRestore:
         assert stat.S_IMODE((home / ".condarc").stat().st_mode) == 0o600
 
     def test_users_edit_of_a_written_file_stays_when_the_mirror_changes(self, root: Root, home: Path) -> None:
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         apply(root, home)
         file = home / ".config/pip/pip.conf"
         file.write_text(file.read_text() + "[list]\nformat = columns\n")
-        record = mirror_record.read(root)
+        record = chosen_mirrors.read(root)
         assert record is not None
-        mirror_record.write(root, MirrorRecord(record_of("https://other.example").choices, record.written))
+        chosen_mirrors.write(root, MirrorRecord(record_of("https://other.example").choices, record.written))
         apply(root, home)
         edited = file.read_text()
         assert "format = columns" in edited
@@ -186,12 +185,12 @@ class TestRestore:
 
     def test_choice_of_the_official_source_leaves_the_file_to_the_user(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         apply(root, home)
-        first = mirror_record.read(root)
+        first = chosen_mirrors.read(root)
         assert first is not None
         official = {tool: MirrorChoice("official", (MirrorSource("official"),), "") for tool in ("pip", "conda", "hf")}
-        mirror_record.write(root, MirrorRecord(official, first.written))
+        chosen_mirrors.write(root, MirrorRecord(official, first.written))
         apply(root, home)
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert not (home / ".config").exists()
@@ -201,7 +200,7 @@ class TestRestore:
 
     def test_lost_file_is_written_again_with_the_users_settings(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         apply(root, home)
         (home / ".condarc").unlink()
         apply(root, home)
@@ -212,7 +211,7 @@ class TestRestore:
     def test_settings_file_that_is_a_link_stays_a_link(self, root: Root, home: Path, tmp_path: Path) -> None:
         (tmp_path / "dotfiles").write_text("channels: [a]\n")
         (home / ".condarc").symlink_to(tmp_path / "dotfiles")
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         apply(root, home)
         assert (home / ".condarc").is_symlink()
         restore(root)
@@ -223,7 +222,7 @@ class TestRestore:
     ) -> None:
         """Interrupt the write of a file; the record on the volume must already have the original content."""
         (home / ".condarc").write_text("channels: [a]\n")
-        mirror_record.write(root, record_of())
+        chosen_mirrors.write(root, record_of())
         write = atomic.write_atomic
 
         def interrupted_write(path: Path, content: Any, **options: Any) -> None:
@@ -247,7 +246,7 @@ class TestRealTools:
     ) -> None:
         wheel = write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})
         mirror = play(index([wheel]))
-        mirror_record.write(root, record_of(f"{mirror.url}/simple"))
+        chosen_mirrors.write(root, record_of(f"{mirror.url}/simple"))
         apply(root, home)
         prefix = tmp_path / "venv"
         subprocess.run([sys.executable, "-m", "venv", prefix], check=True)
@@ -278,7 +277,7 @@ class TestRealTools:
         self, root: Root, home: Path, tmp_path: Path, conda: conda_channel.Served, conda_envs: Path
     ) -> None:
         mirror = MirrorSource("m", conda.url, channels={"conda-forge": f"{conda.url}/conda-forge"})
-        mirror_record.write(root, MirrorRecord({"conda": MirrorChoice("m", (mirror,), "by test")}))
+        chosen_mirrors.write(root, MirrorRecord({"conda": MirrorChoice("m", (mirror,), "by test")}))
         apply(root, home)
         lock = conda_envs / "diffusers/conda-lock.yml"
         rattler.install(

@@ -47,12 +47,12 @@ def test_every_name_of_a_model_selects_its_entry(requested: str, name: str) -> N
 @pytest.mark.parametrize(
     ("requested", "message"),
     [
-        ("x", "unknown model 'x'; there is: ddpm-cat-256"),
+        ("x", "unknown model 'x'; available: ddpm-cat-256"),
         ("x@fp16", "unknown model 'x@fp16'"),
-        (f"{SD}@bf16", f"unknown variant of {SD} 'bf16'; there is: fp16"),
+        (f"{SD}@bf16", f"unknown variant of {SD} 'bf16'; available: fp16"),
         (f"{SD}@", f"unknown variant of {SD} ''"),
-        ("ddpm-cat-256@fp16", "unknown variant of ddpm-cat-256 'fp16'; there is: none"),
-        (f"{SD}@fp16+x", f"unknown extra of {SD}@fp16 'x'; there is: safety-checker"),
+        ("ddpm-cat-256@fp16", "unknown variant of ddpm-cat-256 'fp16'; available: none"),
+        (f"{SD}@fp16+x", f"unknown extra of {SD}@fp16 'x'; available: safety-checker"),
         ("", "unknown model ''"),
     ],
 )

@@ -142,13 +142,13 @@ class TestFaults:
         assert gets(played, "vae/model.safetensors") == 1
 
     def test_second_mirror_resumes_the_file_of_the_first(self, root: Root, play: Any) -> None:
-        from provision.mirrors import record
-        from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+        from provision.mirrors import chosen_mirrors
+        from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 
         first = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, cut=1_000_000, times=1), Fault(WEIGHTS, status=404))
         second = hub_server.start(play, REPO, FILES)
         sources = (MirrorSource("one", first.url), MirrorSource("two", second.url))
-        record.write(root, MirrorRecord({"hf": MirrorChoice("auto", sources, "")}))
+        chosen_mirrors.write(root, MirrorRecord({"hf": MirrorChoice("auto", sources, "")}))
         path = root.path / "models.toml"
         path.write_text(hub_server.manifest_entry("m", REPO, FILES))
         work = Pull(root, "m", manifest.load(path).pick("m"), Hubs(root, {}))

@@ -12,8 +12,8 @@ import pytest
 
 from provision.cli import models_output
 from provision.core.errors import FirstlightError
-from provision.mirrors import record
-from provision.mirrors.record import MirrorChoice, MirrorRecord, MirrorSource
+from provision.mirrors import chosen_mirrors
+from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 from provision.models import hub_client, manifest, pull
 from provision.models.hub_client import AccessError, HubError
 from provision.models.hubs import Hubs
@@ -42,7 +42,7 @@ def pinned_by_sha256(root: Root, *hubs: Played) -> Pull:
     head = f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
     (root.path / "models.toml").write_text(f"{head}files = [{', '.join(rows)}]\n")
     sources = tuple(MirrorSource(f"hub{number}", hub.url) for number, hub in enumerate(hubs))
-    record.write(root, MirrorRecord({"hf": MirrorChoice("auto", sources, "")}))
+    chosen_mirrors.write(root, MirrorRecord({"hf": MirrorChoice("auto", sources, "")}))
     return Pull(root, "m", manifest.load(root.path / "models.toml").pick("m"), Hubs(root, {}))
 
 

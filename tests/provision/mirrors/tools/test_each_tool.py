@@ -13,8 +13,8 @@ from provision.core.python_source import PythonSource
 from provision.installers import conda_settings, pip_settings
 from provision.lockfiles.conda_lock import CondaPackage
 from provision.mirrors import official
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorChoice, MirrorRecord, MirrorSource
 from provision.mirrors.probe_needs import ProbeNeeds
-from provision.mirrors.record import OFFICIAL, MirrorChoice, MirrorRecord, MirrorSource
 from provision.mirrors.tools import all_tools
 from provision.mirrors.tools.conda import Conda, CondaMirror
 from provision.mirrors.tools.hf import Hf

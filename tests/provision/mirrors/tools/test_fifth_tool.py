@@ -12,11 +12,10 @@ import pytest
 from provision.config.torch import Variant
 from provision.core.layout import Root
 from provision.core.step import State
-from provision.mirrors import catalogue, selection, write_config
-from provision.mirrors import record as mirror_record
+from provision.mirrors import catalogue, chosen_mirrors, selection, write_config
+from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorSource
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.probe_needs import ProbeNeeds
-from provision.mirrors.record import OFFICIAL, MirrorSource
 from provision.mirrors.tools import all_tools, probe_paths
 from provision.mirrors.tools.tool import ConfigFile, Stage, Tool
 from provision.volume import variables
@@ -26,9 +25,9 @@ from provision.volume.variables import VariableGroup
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from provision.mirrors.chosen_mirrors import MirrorRecord
     from provision.mirrors.mirror import Mirror
     from provision.mirrors.probe_mirror import Prober
-    from provision.mirrors.record import MirrorRecord
     from provision.mirrors.tools.tool import ConfigScope, MachineSettings
 
 CONTENT = b"a crate"
@@ -88,7 +87,7 @@ def test_fifth_tool_is_probed_written_and_restored(tmp_path: Path, home: Path, p
     assert step.check().state is State.DRIFTED
     step.apply()
     assert "cargo near" in step.check().detail
-    choice = json.loads(mirror_record.record_path(root).read_text())["choices"]["cargo"]
+    choice = json.loads(chosen_mirrors.record_path(root).read_text())["choices"]["cargo"]
     assert [source["name"] for source in choice["sources"]] == ["near", "official"]
 
     settings = write_config.SettingsStep(root, prefix, home, environ, journal, conda_is_here=False)
@@ -115,7 +114,7 @@ def test_own_setting_of_fifth_tool_stays(tmp_path: Path, home: Path, play: Any) 
     assert near.enabled
     needs = ProbeNeeds(tmp_path, Variant(name="cpu"), {}, None, [], [])
     environ = {"PATH": os.environ["PATH"], "HOME": str(home), "CARGO_INDEX": "mine"}
-    selector = selection.MirrorSelector(mirrors, needs, environ, home, mirror_record.MirrorRecord())
+    selector = selection.MirrorSelector(mirrors, needs, environ, home, chosen_mirrors.MirrorRecord())
     assert selector.auto(all_tools.by_name("cargo"), []).why == "this machine's own setting stays: mine"
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from bench.launch import pipe
+from bench.launch import child_process
 from tests.clock import Ticking
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def test_process_that_writes_all_the_time_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
     # A GPU may generate images faster than twice a second; its clock and temperature must still be read.
-    monkeypatch.setattr(pipe, "time", Ticking(0.1))
+    monkeypatch.setattr(child_process, "time", Ticking(0.1))
     lines: list[bytes] = []
     polls: list[int] = []
     echo = [sys.executable, "-u", "-c", "import sys\nfor line in sys.stdin: print(line, end='')"]
@@ -28,6 +28,8 @@ def test_process_that_writes_all_the_time_is_polled(monkeypatch: pytest.MonkeyPa
             process.stdin.write(b"another\n")  # type: ignore[union-attr]
 
         process.stdin.write(b"one\n")
-        pipe.listen(process, math.inf, b"", receive, lambda: len(lines) >= 20, lambda: polls.append(len(lines)))
-        pipe.end(process)
+        child_process.listen(
+            process, math.inf, b"", receive, lambda: len(lines) >= 20, lambda: polls.append(len(lines))
+        )
+        child_process.end(process)
     assert any(polls)

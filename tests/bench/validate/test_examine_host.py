@@ -15,7 +15,7 @@ from bench.core.validation_records import PROCESS
 from bench.gpu import diagnosis
 from bench.gpu.device_nodes import DeviceNode, GpuVisibility
 from bench.run import request, store, suite_run, verdict
-from bench.validate import device, history, host
+from bench.validate import examine_device, examine_host, history
 from provision.core.errors import BlockedError, SpecError
 from provision.host import facts
 from provision.host.facts import Gpu
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.core.validation_records import VerdictState
-    from bench.validate.host import HostValidation
+    from bench.validate.examine_host import HostValidation
     from tests.bench.fake_workers import RecordedProgress
 
 
 @pytest.mark.usefixtures("driver")
-def test_healthy_gpu_passes_and_is_stored_in_both_folders(
+def test_healthy_gpu_passes_and_its_run_is_stored_in_out_and_in_the_history(
     validate: Callable[..., HostValidation], tmp_path: Path
 ) -> None:
     validation = validate()
@@ -132,12 +132,12 @@ def test_link_test_that_ends_early_is_repeated(
 
 
 def test_plan_gives_each_device_the_same_time() -> None:
-    assert host.plan_seconds(60.0, 1) == 48.0
+    assert examine_host.plan_seconds(60.0, 1) == 48.0
     for count in (2, 8):
-        plan = host.plan_seconds(60.0 + 40.0 * (count - 1), count)
+        plan = examine_host.plan_seconds(60.0 + 40.0 * (count - 1), count)
         assert 25 < plan < 48
         assert plan * count < 60 + 40 * (count - 1)
-    assert host.plan_seconds(1.0, 8) == 10.0, "not less than the start of a worker"
+    assert examine_host.plan_seconds(1.0, 8) == 10.0, "not less than the start of a worker"
 
 
 @pytest.mark.usefixtures("driver")
@@ -161,13 +161,13 @@ def test_interrupt_ends_a_soak_and_keeps_its_readings(
     # The first round is complete; SIGINT arrives in the second one, while the GPU works.
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
     stopped = []
-    original_stop = device.DeviceExamination.stop
+    original_stop = examine_device.DeviceExamination.stop
 
-    def stop(self: device.DeviceExamination) -> None:
+    def stop(self: examine_device.DeviceExamination) -> None:
         stopped.append(self.device)
         original_stop(self)
 
-    monkeypatch.setattr(device.DeviceExamination, "stop", stop)
+    monkeypatch.setattr(examine_device.DeviceExamination, "stop", stop)
     validation = validate(changed_in("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
     assert stopped == ["cuda:0"], "the round does not run to its end"
     assert validation.interrupted
@@ -196,7 +196,7 @@ class InterruptedPool(ThreadPoolExecutor):
 def test_interrupt_that_another_thread_takes_keeps_the_readings(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "ThreadPoolExecutor", InterruptedPool)
+    monkeypatch.setattr(examine_host, "ThreadPoolExecutor", InterruptedPool)
     interrupt = "os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
     validation = validate(changed_in("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
     assert validation.run.validation is not None
@@ -261,14 +261,14 @@ def test_unwritable_volume_does_not_lose_the_run(validate: Callable[..., HostVal
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("30m", 1800.0), ("1.5h", 5400.0)])
 def test_soak_time_is_parsed(text: str, seconds: float) -> None:
-    assert host.parse_soak(text) == seconds
-    assert host.parse_soak(None) is None
+    assert examine_host.parse_soak(text) == seconds
+    assert examine_host.parse_soak(None) is None
 
 
 @pytest.mark.parametrize("text", ["", "m", "0", "-5m", "1d", "nan"])
 def test_invalid_soak_time_is_rejected(text: str) -> None:
     with pytest.raises(SpecError, match="such as 30m"):
-        host.parse_soak(text)
+        examine_host.parse_soak(text)
 
 
 def test_torch_that_does_not_start_is_a_blocked_error(validate: Callable[..., HostValidation]) -> None:

@@ -16,7 +16,7 @@ from bench.core.protocol import Request
 from bench.core.result import SCHEMA, Result, Run, Status
 from bench.core.validation_records import Verdict, VerdictState
 from bench.launch import in_process, worker_process
-from bench.run import cases, image_quality, store, time_left, verdict
+from bench.run import cases, disturbance, image_quality, store, time_left, verdict
 from provision.config import models, toml
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Session:
         new: the comparison with fp32 is that of the first result. `later`: the cases after it; time for the required
         ones is reserved.
         """
-        disturbed = before.status is Status.OK and verdict.disturbance(before) is not None
+        disturbed = before.status is Status.OK and disturbance.of_case(before) is not None
         left = self.ends - time.monotonic() - took * sum(other.required for other in later)
         if not disturbed or left < took:
             return before
@@ -254,7 +254,7 @@ class Session:
             image_seconds = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
             took = max(0.0, time.monotonic() - began - image_seconds)
             # A start that other processes slowed down would make later cases seem too expensive: the shortest counts.
-            if verdict.disturbance(result) is None or took < start:
+            if disturbance.of_case(result) is None or took < start:
                 key = (cell.case.model, cell.case.compile)
                 self._overheads[key] = min(took, self._overheads.get(key, took))
         self._progress.report(f"{label} {outcome(result)}")
@@ -315,7 +315,7 @@ class Session:
             self._compared.add(replace(result.case, scheduler="", steps=0, seed=0, vae="whole", threads=0))
         key = (python, result.case.device, result.case.dtype)
         self._rates[key] = max(result.work.probe_flops_per_second or 0.0, self._rates.get(key, 0.0))
-        return replace(result, trust=verdict.trust(result))
+        return replace(result, trust=disturbance.trust(result))
 
 
 def with_comparison_of(result: Result, before: Result) -> Result:
@@ -334,7 +334,7 @@ def _unreached(cell: Cell) -> Result:
 
 
 def _is_clean(result: Result) -> bool:
-    return result.status is Status.OK and verdict.disturbance(result) is None
+    return result.status is Status.OK and disturbance.of_case(result) is None
 
 
 def _is_disturbed(pair: Sequence[Result]) -> bool:
@@ -346,6 +346,6 @@ def outcome(result: Result) -> str:
     """Return the outcome of a case in a few words."""
     steps = stats.step_seconds(result)
     if result.status is Status.OK and steps is not None:
-        disturbed = verdict.disturbance(result)
+        disturbed = disturbance.of_case(result)
         return f"{steps.median:.3g} s/step over {len(result.samples)} images{f' ({disturbed})' if disturbed else ''}"
     return f"{result.status.value}: {result.cause}".removesuffix(": ")

@@ -10,7 +10,7 @@ import pytest
 from bench.core.protocol import Request
 from bench.core.result import Phases, Result, Sample, Status
 from bench.launch import worker_process
-from bench.run import session, store, suite_run
+from bench.run import measure_cases, store, suite_run
 from bench.run.cases import Cell
 from tests.bench.conftest import a_case, a_host, a_result
 from tests.bench.fake_workers import RecordedProgress
@@ -31,7 +31,7 @@ def test_disturbed_case_is_not_repeated_without_time(
 ) -> None:
     monkeypatch.setattr(worker_process, "run_case", lambda *_, **__: pytest.fail("there is no time"))
     run_request = request_in(tmp_path, 60.0)
-    run_session = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
+    run_session = measure_cases.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     disturbed = a_result(host=replace(a_host(), wait_share=0.4))
     assert run_session.measure_again(Cell(a_case(), find_max=False), disturbed, 61.0, "") is disturbed
 
@@ -42,7 +42,7 @@ def test_overhead_is_taken_from_undisturbed_starts_only(
 ) -> None:
     # A start that waited for cores took 55 s; the overhead stays at the default of 6 s.
     clock = Standing()
-    monkeypatch.setattr(session, "time", clock)
+    monkeypatch.setattr(measure_cases, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
         clock.now += 57.0
@@ -51,7 +51,7 @@ def test_overhead_is_taken_from_undisturbed_starts_only(
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
     run_request = request_in(tmp_path, 600.0)
-    run_session = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
+    run_session = measure_cases.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
     run_session.measure_one(Cell(a_case(), find_max=False), [], "")
     assert run_session.overhead(a_case()) == later
 
@@ -61,7 +61,7 @@ def test_repetition_has_the_time_of_the_first_attempt(
 ) -> None:
     # Both disturbed required cases are repeated, and the time of the optional one is reserved.
     clock, requests = Standing(), list[Request]()
-    monkeypatch.setattr(session, "time", clock)
+    monkeypatch.setattr(measure_cases, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
         clock.now += min(request.share_seconds, 10.0)
@@ -70,7 +70,7 @@ def test_repetition_has_the_time_of_the_first_attempt(
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
     run_request = replace(request_in(tmp_path, 0.0), budget_seconds=None)
-    run_session = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
+    run_session = measure_cases.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     one, two, three = (a_case(scheduler=name) for name in ("ddim", "ddpm", "euler"))
     results = run_session.measure([Cell(one, required=True), Cell(two, required=True), Cell(three)])
     assert [(item.case.scheduler, round(item.share_seconds)) for item in requests] == [
@@ -89,7 +89,7 @@ def test_required_cases_get_the_time_of_a_small_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     clock, requests = Standing(), list[Request]()
-    monkeypatch.setattr(session, "time", clock)
+    monkeypatch.setattr(measure_cases, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
         requests.append(request)
@@ -98,7 +98,7 @@ def test_required_cases_get_the_time_of_a_small_budget(
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
     run_request = request_in(tmp_path, 40.0)
-    run_session = session.Session(run_request, suite_run.find_bench(run_request), 40.0, progress)
+    run_session = measure_cases.Session(run_request, suite_run.find_bench(run_request), 40.0, progress)
     names = ("ddim", "ddpm", "euler", "heun")
     cells = [Cell(a_case(scheduler=name), required=name in {"ddim", "ddpm"}) for name in names]
     results = run_session.measure(cells)
@@ -116,7 +116,7 @@ def test_interrupted_run_has_a_skipped_result_for_each_unreached_case(
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
     run_request = request_in(tmp_path, 60.0)
-    run_session = session.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
+    run_session = measure_cases.Session(run_request, suite_run.find_bench(run_request), 60.0, progress)
     with pytest.raises(KeyboardInterrupt):
         run_session.measure([Cell(a_case(), required=True), Cell(a_case(scheduler="ddpm"), required=True)])
     kept = store.load("", tmp_path / "out")
@@ -130,7 +130,7 @@ def test_overhead_is_the_shortest_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     clock, durations = Standing(), iter([10.0, 50.0])
-    monkeypatch.setattr(session, "time", clock)
+    monkeypatch.setattr(measure_cases, "time", clock)
 
     def run_case(request: Request, *_: object, **__: object) -> Result:
         clock.now += next(durations)
@@ -138,7 +138,7 @@ def test_overhead_is_the_shortest_start(
 
     monkeypatch.setattr(worker_process, "run_case", run_case)
     run_request = request_in(tmp_path, 600.0)
-    run_session = session.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
+    run_session = measure_cases.Session(run_request, suite_run.find_bench(run_request), 600.0, progress)
     for _ in range(2):
         run_session.measure_one(Cell(a_case(), find_max=False), [], "")
     assert run_session.overhead(a_case()) == 8.0

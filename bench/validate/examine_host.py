@@ -15,9 +15,9 @@ from bench.core.validation_records import PROCESS, Reading, Validation
 from bench.gpu import choose_device, diagnosis
 from bench.gpu.device_nodes import NUMBERED
 from bench.launch import worker_process
-from bench.run import session, suite_run, verdict
+from bench.run import disturbance, measure_cases, suite_run
 from bench.validate import history, judge
-from bench.validate.device import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, DeviceExamination
+from bench.validate.examine_device import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, DeviceExamination
 from bench.validate.expectations import TOGETHER, Evidence, shown
 from bench.validate.rule_checks import is_wrong
 from provision.core import layout
@@ -76,7 +76,7 @@ def validate(run_request: RunRequest, progress: Progress, *, soak_seconds: float
     query = worker_process.query(bench.python)
     selection = _choose(run_request.device, bench, query)
     budget = run_request.budget_seconds or _BUDGET_SECONDS + _LATER_SECONDS * (len(selection.devices) - 1)
-    run_session = session.Session(replace(run_request, suite=SUITE), bench, budget, progress, began=began)
+    run_session = measure_cases.Session(replace(run_request, suite=SUITE), bench, budget, progress, began=began)
     kept = history.load(bench.root.validations)
     host_evidence = Evidence((), (), own=history.best_figures(kept.runs, str(query.get("torch"))))
     query_seconds = time.monotonic() - began
@@ -313,7 +313,7 @@ class _HostExamination:
         longest = {name: max(examination.seconds.get(name, 0.0) for examination in examinations) for name in phases}
         hosts = {examination.device: examination.host for examination in examinations if examination.host is not None}
         # A GPU works on its own once its work is queued, so other processes on the host do not disturb it.
-        disturbances = {name: verdict.host_disturbance(host, name) for name, host in hosts.items() if name == "cpu"}
+        disturbances = {name: disturbance.of_host(host, name) for name, host in hosts.items() if name == "cpu"}
         validation = Validation(
             cards=tuple(examination.card() for examination in examinations),
             before=tuple(examination.before for examination in examinations),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pynvml
 import pytest
 
-from bench.launch import pipe, worker_process
+from bench.launch import child_process, worker_process
 from bench.run import request
-from bench.validate import host
+from bench.validate import examine_host
 from tests.bench.fake_examiner import FAIL, OPEN, PASS, WARN, changed_in, judgements_of, logged_phases
 from tests.bench.fake_workers import RecordedProgress
 from tests.clock import Until
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.core.validation_records import VerdictState
-    from bench.validate.host import HostValidation
+    from bench.validate.examine_host import HostValidation
     from tests.bench.gpu.test_nvml import Driver
 
 
@@ -64,7 +64,7 @@ def test_errors_during_the_validation_are_judged(validate: Callable[..., HostVal
         run_request = request.RunRequest(
             suite="validate", root=str(Path.cwd()), out=Path("out"), python=Path(sys.executable), device="cuda:0"
         )
-        again = host.validate(run_request, CountingProgress())
+        again = examine_host.validate(run_request, CountingProgress())
     assert [item.state for item in judgements_of(again, "ecc-corrected-growth")] == [WARN]
 
 
@@ -82,9 +82,9 @@ def test_faulty_phase_is_repeated_in_a_new_worker(validate: Callable[..., HostVa
 def test_worker_that_hung_is_not_started_again(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipe, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(child_process, "POLL_SECONDS", 0.01)
     clock = Until(lambda: Path("phases").exists() and "cuda:0 product" in logged_phases())
-    monkeypatch.setattr(pipe, "time", clock)
+    monkeypatch.setattr(child_process, "time", clock)
     monkeypatch.setattr(worker_process, "time", clock)
     validation = validate(changed_in("product", "sys.stdin.read()"))
     assert validation.run.verdict.state is FAIL
