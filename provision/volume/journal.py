@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from provision.fs import durable
 from provision.volume.journal_acts import Act, IncompleteAct, UnknownAct
+from provision.volume.owner import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,6 +78,12 @@ class JournalHeader:
     started: str | None
     command: str | None
     host: str | None
+    home: str | None
+
+    @property
+    def owner(self) -> Owner | None:
+        """Return the owner of the run; None if the journal lacks its host or its home."""
+        return Owner(self.host, self.home) if self.host and self.home else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def read_journal(path: Path) -> JournalFile:
             rows.append(row)
     first, *others = rows or [{}]
     texts = {key: value for key, value in first.items() if isinstance(value, str)}
-    header = JournalHeader(texts.get("started"), texts.get("command"), texts.get("host"))
+    header = JournalHeader(*map(texts.get, ("started", "command", "host", "home")))
     return JournalFile(header, tuple(JournalEntry(_time(row.get("at")), _act(row)) for row in others))
 
 
