@@ -113,7 +113,7 @@ def test_journal_has_the_bytes_of_the_golden_file(name: str, tmp_path: Path, mon
 def test_golden_journal_is_read_into_the_written_records(name: str) -> None:
     command, start, pid, records = GOLDEN[name]
     journal = read_journal(JOURNALS / f"{name}.jsonl")
-    assert journal.header == JournalHeader(f"20261201T0{8 + pid - 4242}0000Z", command, "gpu-host")
+    assert journal.header == JournalHeader(f"20261201T0{8 + pid - 4242}0000Z", command, "gpu-host", str(HOME / ODD))
     assert list(journal.entries) == [
         JournalEntry(start + number + 0.5, record) for number, record in enumerate(records)
     ]
@@ -130,7 +130,7 @@ def test_golden_journals_have_every_kind_of_record() -> None:
 
 def test_journal_of_schema_1_is_read() -> None:
     journal = read_journal(JOURNALS / "schema-1.jsonl")
-    assert journal.header == JournalHeader("20260301T070000Z", None, None)
+    assert journal.header == JournalHeader("20260301T070000Z", None, None, None)
     link = acts.IncompleteAct("link", "path")
     assert [entry.act for entry in journal.entries] == [
         acts.VolumeMark(VOLUME),
@@ -175,4 +175,4 @@ def test_empty_journal_has_a_header_without_values(tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.touch()
     journal = read_journal(path)
-    assert (journal.header, journal.entries) == (JournalHeader(None, None, None), ())
+    assert (journal.header, journal.entries) == (JournalHeader(None, None, None, None), ())
