@@ -72,6 +72,14 @@ ATTENTIONS: dict[str, str | None] = {
     "sliced": None,
 }
 
+# {name: the SDPBackends that torch may use, the forced one first}: the later ones compute the calls that the first one
+# does not take. Each call that flash takes is one that the efficient kernel takes too, so flash is in no other list.
+PREFERRED_ATTENTIONS: dict[str, tuple[str, ...]] = {
+    name: tuple(dict.fromkeys((backend, "EFFICIENT_ATTENTION", "MATH"))) if backend != "MATH" else (backend,)
+    for name, backend in ATTENTIONS.items()
+    if backend is not None
+}
+
 # {name: the mode of torch.compile}; None: not compiled
 COMPILES: dict[str, str | None] = {
     "eager": None,

@@ -24,6 +24,7 @@ class Exit(IntEnum):
 # Words of torch's messages where a device has no such kernel.
 _UNSUPPORTED = (
     "not implemented",
+    "no available kernel",
     "not supported",
     "not_supported",
     "unable to find an engine",

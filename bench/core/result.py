@@ -6,7 +6,8 @@ Schema history of a run:
 the device, numerics compared with fp32, memory over time, GPU readings, whether other work disturbed a case (`trust`),
 validations. Every new field has a default, so a run of schema 1 is read as it is.
 3 - added: which dtypes the device has kernels for (`precisions`), notes on what was chosen for the device or left out
-(`notes`), which cases are required (`required`). All have defaults.
+(`notes`), which cases are required (`required`), how a case differs from its settings (`notes` of a result). All have
+defaults.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ class Result:
 
     `warmups`: the images after the first one that were made before the loop was steady. `shares`: {component: its
     seconds} of one image that is not a sample and took `shares_of_seconds`. `attempts`: how often the case was measured
-    until it was clean. `required`: the suite fails without this case.
+    until it was clean. `required`: the suite fails without this case. `notes`: how the case differs from its settings.
     """
 
     case: Case
@@ -258,6 +259,7 @@ class Result:
     fit: Fit | None = None
     attempts: int = 1
     required: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def cause(self) -> str:

@@ -256,6 +256,7 @@ def notes(run: Run) -> list[str]:
     lines = [f"verdict: {run.verdict.state.value}", *(f"  {reason}" for reason in run.verdict.reasons)]
     lines += run.notes
     lines += left_out(run)
+    lines += [f"{label(result.case)}: {note}" for result in run.results for note in result.notes]
     measured = [result for result in run.results if result.status is Status.OK]
     if any(result.weights == "random" for result in measured):
         lines.append("weights: random where the real ones are absent; speed and memory are the same")

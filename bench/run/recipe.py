@@ -50,7 +50,7 @@ def code(case: Case, manifest: Mapping[str, ModelSpec]) -> str:
         model=_entry(case.model, manifest),
         base=_entry(base, manifest) if base else None,
         parts=["unet"] if unconditional else ["pipe.unet", *(["pipe.controlnet"] if base else []), "pipe.vae"],
-        kernel=axes.ATTENTIONS[case.attention],
+        kernels=axes.PREFERRED_ATTENTIONS.get(case.attention, ()),
         mode=axes.COMPILES[case.compile],
         dtype=axes.DTYPES[case.dtype],
         takes_image=task in {"image-to-image", "inpainting", "controlnet"},

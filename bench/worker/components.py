@@ -32,6 +32,23 @@ class Flops:
     evaluations: int
 
 
+@dataclass(frozen=True)
+class AttentionCall:
+    """Describe one kind of call of torch's scaled_dot_product_attention; equal calls of a model are one kind.
+
+    `component`: "unet", "text encoder" or "vae". `queries` and `keys`: the lengths of the two sequences. `is_masked`,
+    `is_causal`: the call has a mask of its own, or the causal one.
+    """
+
+    component: str
+    heads: int
+    queries: int
+    keys: int
+    head_size: int
+    is_masked: bool
+    is_causal: bool
+
+
 class Model:
     """Hold the components of one case; `task` is the task of its pipeline."""
 
@@ -95,19 +112,33 @@ class Model:
         Raises:
             SkipError: the scheduler does not support this number of steps.
         """
-        torch, case = self.torch, self.case
         evaluations = self.evaluations()
         step = _count(self.evaluate)
+        rest = sum(_count(call) * times for _, call, times in self._around_the_loop())
+        return Flops(step, step * evaluations + rest, evaluations)
+
+    def attention_calls(self) -> set[AttentionCall]:
+        """Return the kinds of attention calls of one image; the components have to be on the meta device still."""
+        calls: set[AttentionCall] = set()
+        for name, call, _ in [("unet", self.evaluate, 1), *self._around_the_loop()]:
+            calls |= _recorded(self.torch, name, call)
+        return calls
+
+    def _around_the_loop(self) -> list[tuple[str, Callable[[], object], int]]:
+        """Return (component, one call of it on the meta device, calls per image) of all work outside of the loop."""
+        torch, case = self.torch, self.case
         if self.task == "unconditional":
-            return Flops(step, step * evaluations, evaluations)
-        with torch.device("meta"), torch.inference_mode():
-            text = sum(_count(partial(encoder, tokens)) for encoder, tokens in self._encoders())
+            return []
+        with torch.device("meta"):
+            encoders = self._encoders()
             pixels = torch.empty(case.batch, 3, case.height, case.width)
             latents = torch.empty(case.batch, 4, *self.latent_size)
-            encoded = _ENCODED.get(self.task, 0)
-            vae = _count(lambda: self.components["vae"].encode(pixels)) * encoded if encoded else 0
-            vae += _count(lambda: self.components["vae"].decode(latents))
-        return Flops(step, text + step * evaluations + vae, evaluations)
+        vae, encoded = self.components["vae"], _ENCODED.get(self.task, 0)
+        calls: list[tuple[str, Callable[[], object], int]] = [
+            ("text encoder", partial(encoder, tokens), 1) for encoder, tokens in encoders
+        ]
+        calls += [("vae", partial(vae.encode, pixels), encoded)] if encoded else []
+        return [*calls, ("vae", partial(vae.decode, latents), 1)]
 
     def evaluate(self) -> None:
         """Evaluate the denoising model once, on the meta device."""
@@ -241,10 +272,20 @@ def architecture_of_own(model: str) -> set[str]:
 
 
 def set_precision(torch: Any, dtype: str) -> None:
-    """Set fp32 to IEEE, or to TF32 everywhere: torch's default differs between convolutions and products."""
+    """Set how a GPU computes in fp32: in IEEE fp32, in TF32 everywhere, or as torch does by default.
+
+    The fp32 parts of a case in fp16 or bf16 (SDXL decodes with a VAE in fp32) have torch's default, as in programs:
+    TF32 in convolutions only. Source: torch's notes on CUDA semantics, TensorFloat-32.
+    """
     if torch.version.cuda:
-        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        torch.backends.cudnn.allow_tf32 = dtype in {"tf32", "bf16", "fp16"}
         torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+
+
+def tf32_in_use(torch: Any) -> str:
+    """Return where fp32 numbers are computed in TF32: "True" (everywhere), "False" (nowhere) or "convolutions"."""
+    parts = (bool(torch.backends.cudnn.allow_tf32), bool(torch.backends.cuda.matmul.allow_tf32))
+    return "convolutions" if parts == (True, False) else str(all(parts))
 
 
 def _build(library: str, kind: str, config: dict[str, Any]) -> Any:
@@ -259,9 +300,32 @@ def _build(library: str, kind: str, config: dict[str, Any]) -> Any:
 
 
 def _count(call: Callable[[], object]) -> int:
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with counter:
+    with torch.device("meta"), torch.inference_mode(), counter:
         call()
     return int(counter.get_total_flops())
+
+
+def _recorded(torch: Any, component: str, call: Callable[[], object]) -> set[AttentionCall]:
+    """Return the kinds of attention calls that a call on the meta device makes."""
+    from torch.overrides import TorchFunctionMode
+
+    calls: set[AttentionCall] = set()
+
+    class Recorder(TorchFunctionMode):  # type: ignore[misc]  # the toolbox has no torch
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            named = kwargs or {}
+            if getattr(function, "__name__", "") == "scaled_dot_product_attention":
+                given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
+                given |= named
+                _, heads, queries, size = given["query"].shape
+                masks = given.get("attn_mask") is not None, bool(given.get("is_causal"))
+                calls.add(AttentionCall(component, heads, queries, given["key"].shape[-2], size, *masks))
+            return function(*args, **named)
+
+    with torch.device("meta"), torch.inference_mode(), Recorder():
+        call()
+    return calls

@@ -230,6 +230,7 @@ def _load(job: Job, imported: _Imported) -> _Loaded:
     loop = sampling.Loop(imported.model)
     clocks.synchronize(imported.torch, job.case.device)
     seconds = time.perf_counter() - began
+    job.so_far.add(notes=loop.notes)
     return _Loaded(loop, seconds, device_memory.host_peak_bytes() if device_memory.reset_host_peak() else None)
 
 
@@ -395,5 +396,5 @@ def _software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:
     if case.device.startswith("cuda"):
         software["cuda"] = str(torch.version.cuda)
         software["device"] = torch.cuda.get_device_name(case.device)
-        software["tf32"] = str(torch.backends.cudnn.allow_tf32)
+        software["tf32"] = components.tf32_in_use(torch)
     return software

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.core.axes import ATTENTIONS, COMPILES, PIPELINES, STRENGTH
+from bench.core.axes import COMPILES, PIPELINES, STRENGTH
 from bench.core.errors import SkipError
+from bench.worker import attention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from bench.worker.components import Model
 
@@ -28,7 +28,8 @@ class Images(NamedTuple):
 class Loop:
     """Generate one image after another of a case.
 
-    `parts`: {component: (object, name of the function that does its work)}, for timing them.
+    `parts`: {component: (object, name of the function that does its work)}, for timing them. `notes`: how the loop
+    differs from the settings of its case.
     """
 
     def __init__(self, model: Model) -> None:
@@ -44,6 +45,7 @@ class Loop:
         }
         self.parts["scheduler"] = (self.scheduler, "step")
         _apply_settings(model)
+        self._kernels, self.notes = attention.choose_kernels(model)
         unconditional = model.task == "unconditional"
         self._image = _written_out(self) if unconditional else _by_pipeline(self)
 
@@ -53,7 +55,7 @@ class Loop:
         Args:
             mark: called when the first evaluation begins and after each one.
         """
-        with _attention(self.model):
+        with attention.prefer(self._kernels):
             return self._image(mark)
 
 
@@ -62,7 +64,7 @@ def _apply_settings(model: Model) -> None:
     case, components = model.case, model.components
     if case.offload != "none" and (model.task == "unconditional" or not case.device.startswith("cuda")):
         raise SkipError(f"offload {case.offload}: only a pipeline on a CUDA device supports offloading")
-    _apply_attention(model)
+    attention.set_processors(model)
     for name in ("unet", "controlnet"):
         mode = COMPILES[case.compile]
         if name in components and mode is not None:
@@ -75,41 +77,6 @@ def _apply_settings(model: Model) -> None:
             components["vae"].enable_slicing()
         else:
             components["vae"].enable_tiling()
-
-
-def _apply_attention(model: Model) -> None:
-    """Set diffusers' attention processors, or check that torch has the kernel that the case forces."""
-    case, torch = model.case, model.torch
-    if case.attention in {"eager", "sliced"}:
-        from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
-
-        for name in ("unet", "controlnet"):
-            for part in model.components[name].modules() if name in model.components else ():
-                if hasattr(part, "set_processor"):
-                    half = max(1, part.sliceable_head_dim // 2)
-                    part.set_processor(AttnProcessor() if case.attention == "eager" else SlicedAttnProcessor(half))
-    query = torch.ones(1, 1, 16, 64, device=case.device, dtype=model.dtype)
-    try:
-        with _attention(model):
-            torch.nn.functional.scaled_dot_product_attention(query, query, query)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise SkipError(
-            f"attention {case.attention} is not available on {case.device} in {case.dtype}: {reason}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _attention(model: Model) -> Iterator[None]:
-    """Force the attention kernel of the case while the context is active, if the case names a kernel."""
-    backend = ATTENTIONS[model.case.attention]
-    if backend is None:
-        yield
-        return
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(getattr(SDPBackend, backend)):
-        yield
 
 
 def _written_out(loop: Loop) -> Callable[[Mark], Images]:

@@ -241,6 +241,34 @@ def run_probe() -> dict[str, Any]:
     return result | {"one": device_probe.rate(torch, "cpu", "fp32"), "kernels": kernels}
 
 
+def attention_of_cuda(limit: int) -> Any:
+    """Return torch's attention with the rule of CUDA: without another kernel, larger heads than `limit` are rejected.
+
+    Source of the rule: torch's sdp_utils.cpp. The message is torch's own.
+    """
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def scaled_dot_product_attention(query: Any, *args: Any, **named: Any) -> Any:
+        is_alone = not torch.backends.cuda.math_sdp_enabled()
+        if is_alone and query.device.type != "meta" and query.shape[-1] > limit:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return real(query, *args, **named)
+
+    return scaled_dot_product_attention
+
+
+def forced_attention() -> dict[str, Any]:
+    """Measure cases with a forced kernel that takes all, some or none of the calls, and with one that is missing."""
+    results = {}
+    functional = torch.nn.functional
+    case = replace(TINY_SD, dtype="fp32", attention="flash")  # heads of 4 and 8 in the UNet, and of 16 in the VAE
+    for name, limit in (("all", 16), ("some", 8), ("none", 2)):
+        with patched(functional, "scaled_dot_product_attention", attention_of_cuda(limit)):
+            results[name] = measure_case(case)
+    results["missing"] = measure_case(replace(case, attention="cudnn"))
+    return results
+
+
 def raise_unsupported(*_: object) -> float:
     """Raise the error of a device without kernels for a dtype, or of a machine without a compiler."""
     raise RuntimeError("not implemented for 'Half'\nand a trace")
@@ -288,6 +316,7 @@ def main() -> None:
     results["threads"] = measure_case(replace(TINY, threads=2))
     torch.set_num_threads(1)
     results["loops"] = loops()
+    results["forced attention"] = forced_attention()
     results["paced"] = run_paced()
     results["placed"] = move_weights()
     results["fits"] = find_largest()

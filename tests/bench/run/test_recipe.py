@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 ENVS = CHECKOUT / "envs"
 MANIFEST = toml.load_tables(ENVS / "models.toml", ModelSpec)
 PLAIN = Case("stable-diffusion-v1-5", "cuda:0", "fp16", "dpmpp-karras", 20, 1, 512, 512)
+PREFERS_CUDNN = (
+    "with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], "
+    "set_priority=True):"
+)
 
 
 @pytest.mark.parametrize(("model", "task"), [(model, task) for model in axes.models() for task in axes.tasks(model)])
@@ -61,7 +65,8 @@ def test_default_settings_have_no_line() -> None:
             'pipe.unet.forward = torch.compile(pipe.unet.forward, mode="reduce-overhead")',
         ),
         ({"batch": 4}, "    num_images_per_prompt=4,"),
-        ({"attention": "cudnn"}, "with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):"),
+        ({"attention": "cudnn"}, PREFERS_CUDNN),
+        ({"attention": "math"}, "with sdpa_kernel([SDPBackend.MATH]):"),
         ({"vae": "tiling"}, "pipe.vae.enable_tiling()"),
         ({"offload": "model"}, 'pipe.enable_model_cpu_offload(device="cuda:0")'),
         ({}, "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)"),

@@ -61,6 +61,22 @@ def test_every_task_scheduler_and_setting_makes_an_image(found: dict[str, Any]) 
 
 
 @pytest.mark.worker
+def test_forced_kernel_covers_the_calls_that_it_takes(found: dict[str, Any]) -> None:
+    results = {name: record(item["result"], Result, name) for name, item in found["forced attention"].items()}
+    assert {name: result.status for name, result in results.items()} == {
+        "all": Status.OK, "some": Status.OK, "none": Status.SKIPPED, "missing": Status.SKIPPED,
+    }  # fmt: skip
+    assert results["all"].notes == ()
+    assert results["some"].notes == (
+        "attention flash: another kernel computes the vae's heads of 16, which this one does not take",
+    )
+    assert results["none"].reason == (
+        "attention flash is not available on cpu in fp32: No available kernel. Aborting execution."
+    )
+    assert (results["missing"].reason or "").startswith("attention cudnn is not available on cpu in fp32: ")
+
+
+@pytest.mark.worker
 def test_parts_of_each_pipeline_are_timed(found: dict[str, Any]) -> None:
     loops = found["loops"]
     assert set(loops["tiny-ddpm unconditional"]["parts"]) == {"unet", "scheduler"}
