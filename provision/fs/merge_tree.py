@@ -1,34 +1,39 @@
-"""Merges one folder into another: no version of a file is discarded, and the newest version keeps the name."""
+"""Merges one folder into another: no version of a file is discarded, and the newest version keeps the name.
+
+A folder whose files belong together is kept whole beside the target's folder of its name.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from provision.fs import copy_file
+from provision.fs import copy_file, tree
 from provision.fs.copy_tree import CANNOT_LINK, TreeCopy, marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from provision.fs.open_dir import OpenDir
 
 _LONGEST_NAME = 255
 _NOT_PLACED = {"same", "within"}
+_FROM = ".firstlight-from-"  # between the name of a whole folder and the name of the host that it comes from
 
 
 @dataclass(frozen=True)
 class MergeEntry:
     """Describe one entry of the merged folder, and what happens to it. A folder comes before its entries.
 
-    `action` is "same" (the target has an equal entry), "added" (the target has none), "within" (the entry lies in an
-    added folder), "newer" (the entry takes the name, and the target's version moves to `other`) or "older" (the entry
-    is placed at `other`). `mode`, `size` and `mtime_ns` are those of the entry. `twin` is the path of an earlier entry
-    that is a hard link to the same file.
+    `action` is "same" (the target has an equal entry, at `other` if that is set), "added" (the target has none),
+    "within" (the entry lies in an added folder), "newer" (the entry takes the name, and the target's version moves to
+    `other`) or "older" (the entry is placed at `other`, a folder with all its entries). `mode`, `size` and `mtime_ns`
+    are those of the entry. `twin` is the path of an earlier entry that is a hard link to the same file.
     """
 
     path: str
@@ -47,16 +52,37 @@ class MergeEntry:
     @property
     def kept_at(self) -> str:
         """Return the path of this entry in the target after the merge."""
-        return (self.other or self.path) if self.action == "older" else self.path
+        return (self.other or self.path) if self.action in {"older", "same"} else self.path
 
 
 class TreeMerge:
-    """Merges `original` into `target` through `stage`, an empty folder on the target's file system."""
+    """Merges `original` into `target` through `stage`, an empty folder on the target's file system.
+
+    `kept_whole` is {path in the target: (path, kind)} of the whole folders that differ from the target's.
+    """
 
     def __init__(
-        self, original: OpenDir, target: OpenDir, stage: OpenDir, progress: Callable[[int, str], None] | None = None
+        self,
+        original: OpenDir,
+        target: OpenDir,
+        stage: OpenDir,
+        progress: Callable[[int, str], None] | None = None,
+        kind_of: Callable[[OpenDir], str | None] | None = None,
+        origin: str = "",
     ) -> None:
-        """Take the open folders, and a callback for (count, unit): "files compared", or a unit of TreeCopy."""
+        """Take the open folders and the callbacks.
+
+        Args:
+            original: the folder that is merged.
+            target: the folder that receives its entries.
+            stage: the empty folder for copies.
+            progress: called with (count, unit): "files compared", or a unit of TreeCopy.
+            kind_of: returns the kind of a folder that stays whole, None for any other folder; default: none does.
+            origin: the end of the name of a whole folder beside the target's.
+        """
+        self.kind_of = kind_of or (lambda _: None)
+        self.origin = origin
+        self.kept_whole: dict[str, tuple[str, str]] = {}
         self.progress = progress or (lambda _, __: None)
         self.original = original
         self.target = target
@@ -70,6 +96,10 @@ class TreeMerge:
         self._marks = dict(marks(self.original))
         self._first.clear()
         return list(self._compare(self.original, self.target, ""))
+
+    def is_held(self) -> bool:
+        """Return whether the target holds an equal entry for each entry of the original."""
+        return all(row.action == "same" for row in self._compare(self.original, self.target, ""))
 
     def bring(self, rows: Sequence[MergeEntry]) -> None:
         """Copy the entries that the target lacks to the stage, and verify the copies."""
@@ -119,36 +149,94 @@ class TreeMerge:
         """Return whether the original has changed since the call of `look`."""
         return dict(marks(self.original)) != self._marks
 
-    def _compare(self, original: OpenDir, target: OpenDir, key: str) -> Iterator[MergeEntry]:
+    def _compare(self, original: OpenDir, target: OpenDir, key: str, at: str | None = None) -> Iterator[MergeEntry]:
+        """Yield the entries of a folder `key` of the original; `at` is the target's folder, if it has another path."""
         for entry in sorted(original.scan(), key=lambda item: item.name):
             status, existing = entry.stat(follow_symlinks=False), target.lstat(entry.name)
             path = f"{key}/{entry.name}".removeprefix("/")
-            self.progress(not stat.S_ISDIR(status.st_mode), "files compared")
+            is_folder = stat.S_ISDIR(status.st_mode)
+            equal = None if at is None else f"{at}/{entry.name}"
+            self.progress(not is_folder, "files compared")
 
             def row(
                 action: str, other: str | None = None, *, path: str = path, status: os.stat_result = status
             ) -> MergeEntry:
-                other_path = f"{path.rpartition('/')[0]}/{other}".removeprefix("/") if other else None
-                return self._row(path, status, action, other_path)
+                return self._row(path, status, action, _sibling(path, other) if other else None)
 
             if existing is None:
                 yield row("added")
-                if stat.S_ISDIR(status.st_mode):
+                if is_folder:
                     with original.enter(entry.name) as inner:
                         yield from self._within(inner, path)
-            elif stat.S_ISDIR(status.st_mode) and stat.S_ISDIR(existing.st_mode):
-                yield row("same")
+            elif is_folder and stat.S_ISDIR(existing.st_mode):
                 with original.enter(entry.name) as first, target.enter(entry.name) as second:
-                    yield from self._compare(first, second, path)
+                    kind = self._kind_of(first, second)
+                    if kind is None:
+                        yield self._row(path, status, "same", equal)
+                        yield from self._compare(first, second, path, equal)
+                    else:
+                        yield from self._keep_whole(
+                            first, target, entry.name, self._row(path, status, "same", equal), kind
+                        )
             elif self._is_same(original, target, entry.name, status, existing):
-                yield row("same")
+                yield self._row(path, status, "same", equal)
             elif status.st_mtime_ns > existing.st_mtime_ns:
                 yield row("newer", _other_name(target, entry.name, existing))
-            else:
+            elif is_folder:
                 other = _other_name(original, entry.name, status)
-                # An interrupted run may have placed the folder already. A file's other name depends on its content.
-                is_placed = stat.S_ISDIR(status.st_mode) and target.lstat(other) is not None
-                yield row("same") if is_placed else row("older", other)
+                with original.enter(entry.name) as first:
+                    yield from self._beside(first, target, [other], row("older", _free_name(target, other)))
+            else:
+                yield row("older", _other_name(original, entry.name, status))
+
+    def _kind_of(self, first: OpenDir, second: OpenDir) -> str | None:
+        """Return the kind of two folders of one name if one of them is whole; None if one has no files."""
+        kind = self.kind_of(first) or self.kind_of(second)
+        return None if kind is None or tree.is_empty(first) or tree.is_empty(second) else kind
+
+    def _keep_whole(
+        self, original: OpenDir, target: OpenDir, name: str, same: MergeEntry, kind: str
+    ) -> Iterator[MergeEntry]:
+        """Yield the entries of a whole folder: those of an equal folder, else one for its place beside the target's.
+
+        `same` is the entry of the folder itself if the target's folder `name` is equal.
+        """
+        with target.enter(name) as there:
+            rows = self._held(original, there, same)
+        if rows is None:
+            fresh = _with_suffix(name, f"{_FROM}{self.origin}")
+            kept = sorted(entry.name for entry in target.scan() if entry.name.startswith(f"{name}{_FROM}"))
+            place = replace(same, action="older", other=_sibling(same.path, _free_name(target, fresh)))
+            rows = list(self._beside(original, target, dict.fromkeys([fresh, *kept]), place))
+            self.kept_whole[rows[0].kept_at] = (same.path, kind)
+        yield from rows
+
+    def _beside(
+        self, original: OpenDir, target: OpenDir, names: Iterable[str], place: MergeEntry
+    ) -> Iterator[MergeEntry]:
+        """Yield the entries of the first folder among `names` that holds the original; without one, only `place`.
+
+        An interrupted run may have placed the folder already.
+        """
+        for name in names:
+            status = target.lstat(name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                with target.enter(name) as there:
+                    rows = self._held(original, there, replace(place, action="same", other=_sibling(place.path, name)))
+                if rows is not None:
+                    yield from rows
+                    return
+        yield place
+
+    def _held(self, original: OpenDir, there: OpenDir, same: MergeEntry) -> list[MergeEntry] | None:
+        """Return the entries of a folder if `there` has an equal one for each; None if not."""
+        first, rows = dict(self._first), [same]
+        for row in self._compare(original, there, same.path, same.other):
+            if row.action != "same":
+                self._first = first
+                return None
+            rows.append(row)
+        return rows
 
     def _row(self, path: str, status: os.stat_result, action: str, other: str | None) -> MergeEntry:
         twin = None
@@ -248,9 +336,24 @@ def _other_name(folder: OpenDir, name: str, status: os.stat_result) -> str:
         digest = hashlib.sha256(os.fsencode(folder.readlink(name) or ""))
     else:
         digest = hashlib.sha256(f"{status.st_mode} {status.st_mtime_ns}".encode())
-    suffix = f".firstlight-{digest.hexdigest()[:12]}"
+    return _with_suffix(name, f".firstlight-{digest.hexdigest()[:12]}")
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    """Return the name with a suffix; a name that becomes too long is cut."""
     encoded = os.fsencode(name)
-    return os.fsdecode(encoded[: _LONGEST_NAME - len(suffix)]) + suffix
+    return os.fsdecode(encoded[: _LONGEST_NAME - len(os.fsencode(suffix))]) + suffix
+
+
+def _free_name(folder: OpenDir, name: str) -> str:
+    """Return the name, with a number if the folder has an entry of that name."""
+    numbered = (_with_suffix(name, f"-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([name], numbered) if folder.lstat(candidate) is None)
+
+
+def _sibling(path: str, name: str) -> str:
+    """Return the relative path of the entry `name` in the folder that holds `path`."""
+    return f"{path.rpartition('/')[0]}/{name}".removeprefix("/")
 
 
 def _kind(status: os.stat_result) -> str:

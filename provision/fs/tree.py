@@ -74,6 +74,16 @@ def remove(folder: OpenDir, name: str) -> None:
     folder.rmdir(name)
 
 
+def remove_empty(folder: OpenDir, name: str) -> None:
+    """Delete a tree of empty folders; rmdir fails if a file has appeared in it."""
+    if folder.lstat(name) is None:
+        return
+    with folder.enter(name) as below:
+        for entry in below.scan():
+            remove_empty(below, entry.name)
+    folder.rmdir(name)
+
+
 def data_bytes(descriptor: int, status: os.stat_result) -> int:
     """Return the bytes of a file outside its holes."""
     if not is_sparse(status):

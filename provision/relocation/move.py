@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import stat
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.progress import no_progress
-from provision.fs import durable, tree
+from provision.fs import tree
 from provision.fs.copy_tree import TreeCopy
-from provision.fs.merge_tree import TreeMerge
 from provision.fs.open_dir import OpenDir, link_target
-from provision.relocation import preflight
+from provision.relocation import merge_manifest, preflight, whole_folders
 from provision.volume import journal_acts as acts
 from provision.volume.changes import make_folders
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.progress import Progress
-    from provision.fs.merge_tree import MergeEntry
+    from provision.fs.merge_tree import MergeEntry, TreeMerge
     from provision.volume.journal import Journal
 
 # The kernel or the file system does not support the exchange of two names (renameat2). A rename may still work.
@@ -93,7 +91,8 @@ class _OpenPair:
 class FolderMove:
     """Moves the folders of one label together, so that hard links between the folders are kept.
 
-    `conflicts` lists the files that a merge kept beside a newer version.
+    `conflicts` lists the files that a merge kept beside a newer version. `kept_whole` has a text for each environment,
+    or other whole folder, that a merge kept beside the target's.
     """
 
     def __init__(self, journal: Journal, progress: Progress = no_progress) -> None:
@@ -101,6 +100,7 @@ class FolderMove:
         self.journal = journal
         self.progress = progress
         self.conflicts: list[str] = []
+        self.kept_whole: list[str] = []
 
     def run(self, pairs: Sequence[MovePair]) -> None:
         """Move each source folder to its target and replace it by a link.
@@ -170,6 +170,14 @@ class FolderMove:
                 raise BlockedError(f"{pair.paths.target} lies inside {folder}. Choose another root: --root DIR")
         if folders:
             preflight.require_unused(folders)
+        for pair in real:
+            if pair.target_is_filled:
+                self._require_no_conflict(pair, pair.source_name)
+
+    def _require_no_conflict(self, pair: _OpenPair, name: str) -> None:
+        with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
+            if conflict := whole_folders.conflict(original, target):
+                raise BlockedError(conflict)
 
     def _try_rename(self, pair: _OpenPair) -> bool:
         """Move by a rename if both parents are on one file system; return False if a rename is not possible."""
@@ -177,7 +185,7 @@ class FolderMove:
         if status is None or status.st_dev != _device(pair.target_parent):
             return False
         self.journal.record(acts.FolderRename(*pair.ends, whole=pair.paths.source))
-        _remove_empty(pair.target_parent, pair.target_name)
+        tree.remove_empty(pair.target_parent, pair.target_name)
         return self._exchange_with_link(pair, pair.target_parent, pair.target_name)
 
     def _exchange_with_link(self, pair: _OpenPair, folder: OpenDir, name: str) -> bool:
@@ -225,7 +233,7 @@ class FolderMove:
             for pair in pairs:
                 pair.target_parent.sync_file_system()  # the last comparison has set the modes of folders again
                 self.journal.record(acts.CopyPlacement(*pair.ends, pair.paths.partial, whole=pair.paths.source))
-                _remove_empty(pair.target_parent, pair.target_name)
+                tree.remove_empty(pair.target_parent, pair.target_name)
                 pair.target_parent.rename(pair.partial_name, pair.target_parent, pair.target_name)
                 pair.target_parent.sync_file_system()
             self._swap_all(pairs, tree_copy)
@@ -236,7 +244,7 @@ class FolderMove:
         changed = tree_copy.changed_since()  # a program may have written between the last comparison and the swap
         for pair, aside in asides:
             if changed:
-                self._merge(pair, aside)
+                self._merge(pair, aside, is_copied=True)
             if pair.source_parent.readlink(aside) is None:
                 self._remove_original(pair, aside)
 
@@ -257,8 +265,11 @@ class FolderMove:
             self._link(pair)
             self._require_link_works(pair)
 
-    def _merge(self, pair: _OpenPair, name: str) -> None:
-        """Merge the source, or a folder beside it, into the target; a merged source is then replaced by the link."""
+    def _merge(self, pair: _OpenPair, name: str, *, is_copied: bool = False) -> None:
+        """Merge the source, or a folder beside it, into the target; a merged source is then replaced by the link.
+
+        `is_copied`: this run has made the target as a copy of the folder, so their environments are the same ones.
+        """
         whole = pair.source_parent.path / name
         with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
             size = tree.measure(original)
@@ -266,13 +277,15 @@ class FolderMove:
             self.journal.record(acts.MergeCopy(*pair.ends, pair.paths.partial, whole=whole))
             with _partial_folder(pair) as stage:
                 totals = {"files compared": size.files}
-                merge = TreeMerge(original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit))
+                merge = whole_folders.merge(
+                    original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit), is_copied
+                )
                 entries = merge.look()
                 # If the target holds all of an original that a killed run left, undo has nothing to separate.
                 if name == pair.source_name or not all(merge.is_placed(entry) for entry in entries):
                     self._place_merged(pair, whole, merge, entries)
             tree.remove(pair.target_parent, pair.partial_name)
-            self.conflicts += [str(pair.paths.target / entry.other) for entry in entries if entry.other]
+            self._report(pair.paths, merge, entries)
             if name != pair.source_name:
                 return
             aside = self._swap(pair)
@@ -284,10 +297,18 @@ class FolderMove:
             self._merge(pair, aside)
         self._remove_original(pair, aside)
 
+    def _report(self, paths: MovePair, merge: TreeMerge, entries: Sequence[MergeEntry]) -> None:
+        others = [entry.other for entry in entries if entry.other and entry.action != "same"]
+        self.conflicts += [str(paths.target / other) for other in others if other not in merge.kept_whole]
+        self.kept_whole += [
+            whole_folders.note(kind, paths.target / other, paths.source / path)
+            for other, (path, kind) in merge.kept_whole.items()
+        ]
+
     def _place_merged(self, pair: _OpenPair, whole: Path, merge: TreeMerge, entries: list[MergeEntry]) -> None:
         with _remove_partial_if_full([pair]):
             merge.bring(entries)
-        manifest = self._write_manifest([entry.to_dict() for entry in entries])
+        manifest = merge_manifest.write(self.journal.backup, entries)
         self.journal.record(acts.FolderMerge(*pair.ends, manifest, whole=whole))
         merge.place(entries)
 
@@ -316,6 +337,7 @@ class FolderMove:
         """Merge the original that a killed run left, because it may have changed since; delete what is left over."""
         if pair.source_parent.lstat(pair.aside_name) is not None:
             preflight.require_unused([pair.source_parent.path / pair.aside_name])
+            self._require_no_conflict(pair, pair.aside_name)
             self._merge(pair, pair.aside_name)
             self._remove_original(pair, pair.aside_name)
         if pair.target_parent.lstat(pair.partial_name) is not None:
@@ -328,18 +350,6 @@ class FolderMove:
         if status is None or (linked.st_dev, linked.st_ino) != (status.st_dev, status.st_ino):
             raise FirstlightError(f"{source} does not lead to {target}. Look at both: ls -ld {source} {target}")
         next(source.iterdir(), None)
-
-    def _write_manifest(self, entries: list[dict[str, object]]) -> Path:
-        """Write the list of merged entries among the backups, from which undo separates the two folders again."""
-        folder = self.journal.backup
-        durable.make_folders(folder)
-        path = folder / f"merge-{sum(1 for _ in folder.iterdir())}.json"
-        with path.open("x", encoding="ascii") as file:
-            json.dump(entries, file)
-            file.flush()
-            os.fsync(file.fileno())
-        durable.sync_folder(folder)
-        return path
 
 
 @contextlib.contextmanager
@@ -380,16 +390,6 @@ def _beside(path: Path, purpose: str) -> Path:
     if len(os.fsencode(name)) + len(suffix) + 1 > 255:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return path.with_name(f".{name}{suffix}")
-
-
-def _remove_empty(folder: OpenDir, name: str) -> None:
-    """Delete a tree of empty folders; rmdir fails if a file has appeared in it."""
-    if folder.lstat(name) is None:
-        return
-    with folder.enter(name) as below:
-        for entry in below.scan():
-            _remove_empty(below, entry.name)
-    folder.rmdir(name)
 
 
 def _device(folder: OpenDir) -> int:

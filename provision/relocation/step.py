@@ -13,6 +13,7 @@ from provision.core.step import Check, State
 from provision.fs import tree
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.open_dir import OpenDir, link_target
+from provision.relocation import whole_folders
 from provision.relocation.move import FolderMove, MovePair
 from provision.volume import links, variables
 from provision.volume.changes import make_folders
@@ -85,6 +86,7 @@ class RelocateStep:
         try:
             mover.run([pair for pair in pairs if pair not in wiped])
         finally:
+            self._notes += dict.fromkeys(mover.kept_whole)
             if mover.conflicts:
                 paths = ", ".join(mover.conflicts[:3]) + (", …" if len(mover.conflicts) > 3 else "")
                 self._notes.append(
@@ -143,7 +145,7 @@ class RelocateStep:
         if obstacle is not None:
             return self._check_variable(place, obstacle)
         if target.is_dir() and any(target.iterdir()):
-            return Check(State.DRIFTED, f"{source} is a real folder again, to be merged into {target}")
+            return _check_merge(source, target)
         return Check(State.DRIFTED, f"{source} is a real folder, to be moved to {target}")
 
     def _check_variable(self, place: RelocatedFolder, obstacle: str) -> Check:
@@ -168,6 +170,14 @@ class RelocateStep:
     @functools.cached_property
     def _recorded(self) -> set[Path]:
         return {link.path for link in links.recorded(self.root, self.home)}
+
+
+def _check_merge(source: Path, target: Path) -> Check:
+    with OpenDir.at(source) as original, OpenDir.at(target) as other:
+        conflict = whole_folders.conflict(original, other)
+    if conflict is not None:
+        return Check(State.BLOCKED, conflict)
+    return Check(State.DRIFTED, f"{source} is a real folder again, to be merged into {target}")
 
 
 def _obstacle(source: Path) -> str | None:

@@ -65,7 +65,11 @@ class UndoMergeStep:
             )
         if destination is None and source.exists():
             return self._check_real(entries)
-        changed = [entry.kept_at for entry in entries if entry.kind != "folder" and not self._is_unchanged(entry)]
+        changed = [
+            entry.kept_at
+            for entry in entries
+            if (entry.kind != "folder" or entry.action not in _LISTED) and not self._is_unchanged(entry)
+        ]
         if changed:
             listed = "\n".join(f"  changed or missing: {target / path}" for path in changed[:_SHOWN])
             return Check(
@@ -83,8 +87,12 @@ class UndoMergeStep:
             if self._is_on_volume(entry) and (entry.kind != "folder" or entry.action not in _LISTED)
         ]
         if not on_volume:
-            is_prepared = os.path.lexists(self.pair.partial) or link_target(self.pair.aside) == str(target)
-            return Check(State.DRIFTED if is_prepared else State.OK, f"{source} is a folder, as before the run")
+            is_unfinished = (
+                os.path.lexists(self.pair.partial)
+                or link_target(self.pair.aside) == str(target)
+                or any(self._is_left_empty(entry) for entry in entries)
+            )
+            return Check(State.DRIFTED if is_unfinished else State.OK, f"{source} is a folder, as before the run")
         missing = [entry.path for entry in on_volume if not os.path.lexists(source / entry.path)]
         if missing:
             listed = "\n".join(f"  missing: {source / path}" for path in missing[:_SHOWN])
@@ -214,11 +222,20 @@ class UndoMergeStep:
                 return all(row.action == "same" for row in TreeMerge(original, copy, copy).look())
         return False
 
+    def _is_left_empty(self, entry: MergeEntry) -> bool:
+        """Return whether the volume holds a folder that the merge has added, without any entry."""
+        folder = self.pair.target / entry.path
+        return entry.action in {"added", "within"} and entry.kind == "folder" and folder.is_dir() and _is_empty(folder)
+
     def _is_on_volume(self, entry: MergeEntry) -> bool:
         """Return whether the volume still holds an entry that came from the old path."""
         if entry.action == "newer" and entry.other is not None:
             return os.path.lexists(self.pair.target / entry.other)
         return entry.action != "same" and self._is_unchanged(entry)
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
 
 
 def _has_two_names(merged: OpenDir, entry: MergeEntry) -> bool:

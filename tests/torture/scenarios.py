@@ -264,6 +264,20 @@ def lay_merge(field: Field) -> None:
     os.utime(target / "clash", ns=(1, 1))
 
 
+def lay_environments(field: Field) -> None:
+    """Build folders whose files belong together: an equal, a different and a partial one, and one kept earlier."""
+    lay_move(field)
+    source, target = field.places[0].source, field.places[0].target
+    for top, number in ((source, b"3.10"), (target, b"3.12")):
+        for name, version in (("equal", b"3.11"), ("different", number), ("partial", b"3.11"), ("kept", number)):
+            (top / name / "conda-meta").mkdir(parents=True)
+            (top / name / "conda-meta" / f"python-{version.decode()}.json").write_bytes(name.encode() + version)
+            (top / name / "python").write_bytes(b"the program " + version)
+            os.utime(top / name / "python", ns=(10**18, 10**18))
+    (source / "partial/python").unlink()
+    shutil.copytree(source / "kept", target / "kept.firstlight-from-an-earlier-host")
+
+
 def lay_undo(lay: Callable[[Field], None]) -> Callable[[Field], None]:
     def laying(field: Field) -> None:
         lay(field)
@@ -316,6 +330,7 @@ def _both(name: str, lay: Callable[[Field], None]) -> dict[str, Scenario]:
 FOLDERS: dict[str, Scenario] = {
     **_both("move", lay_move),
     **_both("merge", lay_merge),
+    **_both("merge of environments", lay_environments),
     "first setup, one disk": Scenario(lay_first, setup, _FORTH, folders),
     "first setup, two disks": Scenario(lay_first, setup, _FORTH, folders, two_disks=True),
     "links after a wipe": Scenario(

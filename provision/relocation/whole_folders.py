@@ -1,0 +1,103 @@
+"""Recognizes folders whose files belong together, such as environments; a merge keeps such a folder whole.
+
+The folders of a hub cache, an Xet store and the caches of uv and Triton are not among them: their names are hashes of
+their content, so the files of two caches complete each other. An `.incomplete` file is one file.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from typing import TYPE_CHECKING
+
+from provision.fs import tree
+from provision.fs.merge_tree import TreeMerge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from provision.fs.open_dir import OpenDir
+
+CONDA_ENVIRONMENT, VIRTUAL_ENVIRONMENT = "conda environment", "virtual environment"
+_BY_ENTRY = {
+    "conda-meta": CONDA_ENVIRONMENT,
+    "pyvenv.cfg": VIRTUAL_ENVIRONMENT,
+    ".git": "git repository",  # two sets of refs and packs do not form one repository
+    "hubconf.py": "torch.hub repository",  # the code of one commit
+}
+_BARE_REPOSITORY = {"HEAD", "objects", "refs"}
+
+
+def kind_of(folder: OpenDir) -> str | None:
+    """Return the kind of a folder whose files belong together; None for any other folder."""
+    names = {entry.name for entry in folder.scan()}
+    kind = next((kind for name, kind in _BY_ENTRY.items() if name in names), None)
+    if kind is not None:
+        return kind
+    if names >= _BARE_REPOSITORY:
+        return "git repository"
+    if "info" in names and _holds(folder, "info", "index.json"):
+        return "conda package"
+    if any(name.endswith(".dist-info") for name in names):
+        return "folder of Python packages"
+    if "lib" in names and _is_python(folder):
+        return "Python installation"
+    return None
+
+
+def merge(
+    original: OpenDir, target: OpenDir, stage: OpenDir, progress: Callable[[int, str], None], is_copied: bool
+) -> TreeMerge:
+    """Return the merge of two folders that keeps whole folders beside each other, under a name with this host's name.
+
+    `is_copied`: this run has made the target as a copy of the original, so whole folders of one name are the same one.
+    """
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node()) or "another-host"
+    return TreeMerge(original, target, stage, progress, None if is_copied else kind_of, host)
+
+
+def conflict(source: OpenDir, target: OpenDir) -> str | None:
+    """Return the reason why two folders must not be merged, with the next command; None if they may be.
+
+    They must not be if one of them is whole, and the target does not hold all of the source.
+    """
+    kind = kind_of(source) or kind_of(target)
+    if kind is None or tree.is_empty(source) or TreeMerge(source, target, target).is_held():
+        return None
+    return (
+        f"{source.path} and {target.path} differ, and the files of a {kind} are never merged with others. Give "
+        f"{source.path.name} another place on the root: provision relocate {source.path} --to PLACE, or `to` in "
+        f"host.toml; or another name in the home: mv {source.path} {source.path}.own"
+    )
+
+
+def note(kind: str, kept: Path, old: Path) -> str:
+    """Return the text about a folder of the old path `old` that a merge has kept whole at `kept`."""
+    text = f"the {kind} {old} differs from the one on the volume, so it is kept whole as {kept}"
+    if kind == CONDA_ENVIRONMENT:
+        return (
+            f"{text}. Its scripts start with {old}, the other one: run {kept}/bin/python -m NAME in their place, or "
+            f"copy it with new paths: conda create --name NAME --clone {kept}"
+        )
+    if kind == VIRTUAL_ENVIRONMENT:
+        return f"{text}. Its scripts start with {old}, the other one: run {kept}/bin/python -m NAME in their place"
+    return text
+
+
+def _holds(folder: OpenDir, name: str, inner: str) -> bool:
+    try:
+        with folder.enter(name) as below:
+            return below.lstat(inner) is not None
+    except OSError:  # it is no folder, or cannot be read
+        return False
+
+
+def _is_python(folder: OpenDir) -> bool:
+    """Return whether the folder holds a standard library, as lib/python3.*/os.py."""
+    try:
+        with folder.enter("lib") as libraries:
+            names = [entry.name for entry in libraries.scan() if entry.name.startswith("python3")]
+            return any(_holds(libraries, name, "os.py") for name in names)
+    except OSError:
+        return False

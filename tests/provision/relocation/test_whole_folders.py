@@ -1,0 +1,239 @@
+"""Tests that a merge never blends environments, packages and repositories, and that undo separates them exactly."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision.core.errors import BlockedError
+from provision.core.layout import Root
+from provision.core.step import State
+from provision.fs import tree
+from provision.fs.open_dir import OpenDir
+from provision.host.tool_caches import RelocatedFolder
+from provision.relocation import whole_folders
+from provision.relocation.move import FolderMove, MovePair
+from provision.relocation.step import RelocateStep
+from provision.setup import undo as undo_runs
+from provision.volume.journal import Journal
+from provision.volume.marker import VolumeStep
+from tests.provision import random_trees
+from tests.provision.folder_moves import leftovers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KINDS = {
+    "conda environment": {"conda-meta/history": "", "conda-meta/python-{0}.json": "{0}", "lib/shared": "{0}"},
+    "virtual environment": {"pyvenv.cfg": "version = {0}", "lib/python{0}/site-packages/p.py": "{0}"},
+    "conda package": {"info/index.json": "{0}", "bin/tool-{0}": "{0}"},
+    "git repository": {".git/HEAD": "ref: refs/heads/main", ".git/objects/{0}": "{0}", "file": "{0}"},
+    "torch.hub repository": {"hubconf.py": "{0}", "module_{0}.py": "{0}"},
+    "folder of Python packages": {"p-{0}.dist-info/RECORD": "{0}", "p/__init__.py": "{0}"},
+    "Python installation": {"lib/python3.{0}/os.py": "{0}", "bin/python3": "{0}"},
+}
+
+
+def write(folder: Path, kind: str, version: str, time: int = 10**9) -> dict[str, object]:
+    """Write a whole folder of a version, and return its contents."""
+    for path, text in KINDS[kind].items():
+        file = folder / path.format(version)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.format(version))
+        os.utime(file, (time, time))
+    return random_trees.contents(folder)
+
+
+def step_of(home: Path, volume: Path) -> RelocateStep:
+    """Return the step that relocates ~/tools, with a journal of its own."""
+    root = Root(volume)
+    if not root.marker.exists():
+        VolumeStep(root, [], Journal(root.journal)).apply()
+    return RelocateStep(
+        "~/tools", [RelocatedFolder(home / "tools", volume / "tools")], root, home, Journal(root.journal, "relocate")
+    )
+
+
+def undo_newest(home: Path, root: Root) -> None:
+    run = next(run for run in reversed(undo_runs.runs(root)) if run.header.command == "relocate" and not run.undone)
+    for step in undo_runs.steps(run, root, home, Journal(root.journal, "undo")):
+        if step.check().state is not State.OK:
+            step.apply()
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kept_name(name: str = "one") -> str:
+    return f"{name}.firstlight-from-{platform.node()}"
+
+
+@pytest.mark.parametrize("newer", ["home", "volume"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_different_folders_of_one_name_are_both_kept_whole(home: Path, volume: Path, kind: str, newer: str) -> None:
+    step = step_of(home, volume)
+    mine = write(home / "tools/deep/one", kind, "10", 2 * 10**9 if newer == "home" else 1)
+    there = write(volume / "tools/deep/one", kind, "12")
+    before = random_trees.read(home / "tools"), random_trees.contents(volume / "tools")
+    step.apply()
+    assert random_trees.contents(volume / "tools/deep/one") == there
+    assert random_trees.contents(volume / "tools/deep" / kept_name()) == mine
+    assert names_in(home / "tools/deep") == ["one", kept_name()]
+    check = step.check()
+    assert check.state is State.OK
+    assert f"the {kind} {home}/tools/deep/one differs" in (check.fallback or "")
+    assert f"{volume}/tools/deep/{kept_name()}" in (check.fallback or "")
+    undo_newest(home, step.root)
+    assert (random_trees.read(home / "tools"), random_trees.contents(volume / "tools")) == before
+    assert leftovers(home, volume) == []
+
+
+def test_advice_names_the_interpreter_of_a_kept_environment(home: Path, volume: Path) -> None:
+    step = step_of(home, volume)
+    for kind, name in (("conda environment", "c"), ("virtual environment", "v")):
+        write(home / "tools" / name, kind, "10")
+        write(volume / "tools" / name, kind, "12")
+    step.apply()
+    notes = step.check().fallback or ""
+    for name in ("c", "v"):
+        assert f"run {volume}/tools/{kept_name(name)}/bin/python -m NAME" in notes
+    assert f"conda create --name NAME --clone {volume}/tools/{kept_name('c')}" in notes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_folder_is_not_kept_twice(home: Path, volume: Path, kind: str) -> None:
+    step = step_of(home, volume)
+    write(home / "tools/one", kind, "10", 1)
+    content = write(volume / "tools/one", kind, "10")
+    before = random_trees.read(home / "tools")
+    step.apply()
+    assert names_in(volume / "tools") == ["one"]
+    assert random_trees.contents(volume / "tools/one") == content
+    undo_newest(home, step.root)
+    assert random_trees.read(home / "tools") == before
+    assert random_trees.contents(volume / "tools/one") == content
+
+
+def test_folder_that_an_earlier_home_has_left_is_used_again(
+    home: Path, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(volume / "tools/one", "conda environment", "12")
+    before = write(home / "tools/one", "conda environment", "10")
+    step_of(home, volume).apply()
+    name = kept_name()
+    for host in ("pod-2", "pod-3"):
+        monkeypatch.setattr(platform, "node", lambda host=host: host)
+        (home / "tools").unlink()
+        write(home / "tools/one", "conda environment", "10")  # the home starts again from its image
+        step = step_of(home, volume)
+        step.apply()
+        assert names_in(volume / "tools") == ["one", name]
+        assert name in (step.check().fallback or "")
+    undo_newest(home, Root(volume))
+    assert random_trees.contents(home / "tools/one") == before
+    assert random_trees.contents(volume / "tools" / name) == before, "it belongs to an earlier run"
+
+
+def test_each_different_folder_gets_a_name_of_its_own(home: Path, volume: Path) -> None:
+    write(volume / "tools/one", "git repository", "0")
+    for version in ("1", "2", "3"):
+        if (home / "tools").is_symlink():
+            (home / "tools").unlink()
+        write(home / "tools/one", "git repository", version)
+        step_of(home, volume).apply()
+    names = ["one", kept_name(), f"{kept_name()}-2", f"{kept_name()}-3"]
+    assert names_in(volume / "tools") == names
+    assert [(volume / "tools" / name / "file").read_text() for name in names] == ["0", "1", "2", "3"]
+
+
+def test_part_of_a_folder_adds_nothing_to_the_whole_one(home: Path, volume: Path) -> None:
+    content = write(volume / "tools/one", "conda environment", "12")
+    write(home / "tools/one", "conda environment", "12")
+    (home / "tools/one/lib/shared").unlink()
+    step_of(home, volume).apply()
+    assert random_trees.contents(volume / "tools") == {f"one/{path}": text for path, text in content.items()}
+
+
+def test_plain_folder_is_not_merged_into_an_environment(home: Path, volume: Path) -> None:
+    content = write(volume / "tools/one", "virtual environment", "3.12")
+    (home / "tools/one").mkdir(parents=True)
+    (home / "tools/one/notes").write_text("mine")
+    step_of(home, volume).apply()
+    assert random_trees.contents(volume / "tools/one") == content
+    assert (home / "tools" / kept_name() / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_relocated_folder_that_is_itself_whole_blocks_before_any_change(home: Path, volume: Path, kind: str) -> None:
+    step = step_of(home, volume)
+    write(home / "tools", kind, "10")
+    write(volume / "tools", kind, "12")
+    before = random_trees.read(home), random_trees.read(volume)
+    check = step.check()
+    assert check.state is State.BLOCKED
+    assert f"provision relocate {home}/tools --to PLACE" in check.detail
+    with pytest.raises(BlockedError, match="never merged"):
+        FolderMove(step.journal).run([MovePair(home / "tools", volume / "tools")])
+    assert (random_trees.read(home), random_trees.read(volume)) == before
+
+
+def test_relocated_repository_that_the_volume_holds_becomes_a_link(home: Path, volume: Path) -> None:
+    step = step_of(home, volume)
+    write(home / "tools", "git repository", "1")
+    write(volume / "tools", "git repository", "1")
+    step.apply()
+    assert step.check().state is State.OK
+    assert (home / "tools").is_symlink()
+
+
+def test_undo_refuses_if_a_kept_folder_is_missing(home: Path, volume: Path) -> None:
+    step = step_of(home, volume)
+    write(home / "tools/one", "conda environment", "10")
+    write(volume / "tools/one", "conda environment", "12")
+    step.apply()
+    with OpenDir.at(volume / "tools") as folder:
+        tree.remove(folder, kept_name())
+    run = undo_runs.choose(step.root, None)
+    states = [item.check().state for item in undo_runs.steps(run, step.root, home, Journal(step.root.journal, "undo"))]
+    assert State.BLOCKED in states
+    assert (home / "tools").is_symlink()
+
+
+def test_two_clones_of_a_real_repository_are_intact_after_the_merge(home: Path, volume: Path) -> None:
+    step = step_of(home, volume)
+    commits = {}
+    for top in (home, volume):
+        repository = top / "tools/project"
+        repository.mkdir(parents=True)
+        for argv in (
+            ["git", "init", "-q", "-b", "main"],
+            ["git", "-c", "user.name=n", "-c", "user.email=e@e", "commit", "-q", "--allow-empty", "-m", str(top)],
+            ["git", "pack-refs", "--all"] if top == home else ["git", "status"],
+        ):
+            subprocess.run(argv, cwd=repository, check=True, capture_output=True)
+        commits[top] = head(repository)
+    step.apply()
+    assert head(volume / "tools/project") == commits[volume]
+    assert head(volume / "tools" / kept_name("project")) == commits[home]
+
+
+def head(repository: Path) -> str:
+    subprocess.run(["git", "fsck", "--strict"], cwd=repository, check=True, capture_output=True)
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=repository, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_bare_repository_is_recognized_and_a_hub_cache_is_not(tmp_path: Path) -> None:
+    for name in ("HEAD", "objects", "refs"):
+        (tmp_path / "bare" / name).mkdir(parents=True)
+    for name in ("blobs", "refs", "snapshots"):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+    with OpenDir.at(tmp_path / "bare") as bare, OpenDir.at(tmp_path / "hub") as cache:
+        assert whole_folders.kind_of(bare) == "git repository"
+        assert whole_folders.kind_of(cache) is None
