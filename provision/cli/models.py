@@ -78,7 +78,7 @@ def list_(
 
     def act() -> Exit:
         from provision.cli import models_output
-        from provision.models import inventory, stand_ins, step
+        from provision.models import hub_in_use, inventory, stand_ins, step
 
         context = _context(None, place, manifest)
         used_root = context.plan.root
@@ -88,7 +88,7 @@ def list_(
         cached = inventory.cached_models(used_root, context.manifest)
         unlisted = inventory.unlisted(used_root, context.manifest)
         show = models_output.list_json if json else models_output.list_lines
-        print(show(cached, unlisted, reasons))
+        print(show(hub_in_use.of(used_root), cached, unlisted, reasons))
         return Exit.GOOD
 
     guard(act, json=json)
@@ -119,9 +119,9 @@ def pull(
     """Download models into the cache. Present files are hashed; missing or corrupt ones are downloaded and verified."""
 
     def act() -> Exit:
-        from provision.cli import models_run
+        from provision.cli import models_output, models_run
         from provision.core import layout
-        from provision.models import inventory, load_line
+        from provision.models import hub_in_use, inventory, load_line
         from provision.models.hubs import Hubs
         from provision.models.pull import Pull
 
@@ -143,6 +143,8 @@ def pull(
                 print(redact(text), file=sys.stderr if json else sys.stdout, flush=True)
 
         rows: list[ModelRow] = []
+        hub = hub_in_use.of(used_root)
+        emit("\n".join(models_output.hub_lines(hub)))
         for name, model in picked:
             if stand_in:
                 python = layout.interpreter(used_root.prefix(context.plan.host.env))
@@ -165,7 +167,8 @@ def pull(
                     rows[-1].load = load_line.of_model(used_root, model, architecture)
             if rows[-1].exit is Exit.BLOCKED:
                 break  # the next model would fail for the same reason
-        return _end("models pull", rows, json=json, quiet=quiet)
+        models_output.add_problem(rows, hub)
+        return _end("models pull", rows, json=json, quiet=quiet, is_found=hub.is_found)
 
     guard(act, json=json)
 
@@ -371,16 +374,24 @@ def _context(names: list[str] | None, place: PlaceFlags, manifest: str | None) -
     return _ModelContext(plan, plan.definition.manifest, names or list(plan.host.models))
 
 
-def _end(command: str, rows: list[ModelRow], *, json: bool, quiet: bool, every_file: bool = False) -> Exit:
+def _end(
+    command: str,
+    rows: list[ModelRow],
+    *,
+    json: bool,
+    quiet: bool,
+    every_file: bool = False,
+    is_found: bool = True,
+) -> Exit:
     from provision.cli import models_output
 
-    code = Exit.GOOD
+    code = Exit.GOOD if is_found else Exit.CHANGES
     if any(row.state not in {"ok", "stand-in"} for row in rows):
         code = max((row.exit for row in rows if row.error), default=Exit.CHANGES)
     if json:
         print(models_output.rows_json(command, rows, int(code)))
         return code
     for row in rows:
-        if not quiet or row.state not in {"ok", "stand-in"}:
+        if not quiet or not is_found or row.state not in {"ok", "stand-in"}:
             print(models_output.row_lines(row, every_file=every_file))
     return code

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from provision.config.models import ModelSpec
+    from provision.models.hub_in_use import HubInUse
     from provision.models.inventory import CachedModel, Removal
     from provision.models.pipeline_info import PipelineStructure
     from provision.models.pull_plan import PullPlan
@@ -90,6 +91,18 @@ def row_lines(row: ModelRow, *, every_file: bool) -> str:
     return redact("\n".join(lines))
 
 
+def hub_lines(hub: HubInUse) -> list[str]:
+    """Return the line that names the hub cache in use, and a line for its problem."""
+    return [hub.line, *([f"  {hub.problem}"] if hub.problem else [])]
+
+
+def add_problem(rows: Sequence[ModelRow], hub: HubInUse) -> None:
+    """Add the problem of the hub cache in use to the rows, where programs of this shell do not find it."""
+    if hub.problem is not None and not hub.is_found:
+        for row in rows:
+            row.detail = "; ".join(filter(None, [row.detail, hub.problem]))
+
+
 def plan_line(name: str, plan: PullPlan) -> str:
     """Return the line that announces a pull."""
     present = sum(state.state == "ok" for state in plan.states)
@@ -109,15 +122,21 @@ def plan_line(name: str, plan: PullPlan) -> str:
     )
 
 
-def list_lines(cached: Sequence[CachedModel], unlisted: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
+def list_lines(
+    hub: HubInUse,
+    cached: Sequence[CachedModel],
+    unlisted: Mapping[str, int],
+    stand_ins: Mapping[str, str | None],
+) -> str:
     """Return the lines of `models list`.
 
     Args:
+        hub: the hub cache in use.
         cached: the entries of the manifest and the state of their files.
         unlisted: {name: bytes} of the other content of the cache.
         stand_ins: {model: the recorded reason, or None} of the stand-ins that are built.
     """
-    lines = []
+    lines = hub_lines(hub)
     for row in cached:
         size = "? GB" if row.model.bytes is None else f"{row.model.bytes / 1e9:.2f} GB"
         state = {"whole": "present", "absent": "-"}.get(row.state, f"{len(row.present)} of {len(row.states)} files")
@@ -135,7 +154,12 @@ def list_lines(cached: Sequence[CachedModel], unlisted: Mapping[str, int], stand
     return redact("\n".join(lines))
 
 
-def list_json(cached: Sequence[CachedModel], unlisted: Mapping[str, int], stand_ins: Mapping[str, str | None]) -> str:
+def list_json(
+    hub: HubInUse,
+    cached: Sequence[CachedModel],
+    unlisted: Mapping[str, int],
+    stand_ins: Mapping[str, str | None],
+) -> str:
     """Return the JSON of `models list`."""
     models = [
         {
@@ -152,7 +176,7 @@ def list_json(cached: Sequence[CachedModel], unlisted: Mapping[str, int], stand_
         }
         for row in cached
     ]
-    return redact(json.dumps({"schema": SCHEMA, "models": models, "others": dict(unlisted)}))
+    return redact(json.dumps({"schema": SCHEMA, "hub": hub.to_dict(), "models": models, "others": dict(unlisted)}))
 
 
 def structure_lines(name: str, model: ModelSpec, structure: PipelineStructure, load: str | None) -> str:

@@ -7,12 +7,9 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from provision.core.client_folders import client_folders
 from provision.core.errors import BlockedError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # The `envs/` of an installed package, and that of a checkout. The wheel carries a copy inside `provision/`.
 _PACKAGED_ENVS = Path(__file__).resolve().parent.parent / "envs"
@@ -97,8 +94,13 @@ class Root:
 
     @property
     def hub_in_use(self) -> Path:
-        """Return the hub cache that programs of this home use: the volume's, else the home's own."""
-        return self.hub if self.hub.exists() else hub_cache(os.environ, Path.home())
+        """Return the hub cache that a program of this process uses, by huggingface_hub's own rule.
+
+        The volume's hub cache takes the place of the home's default one, to which a lost link should lead.
+        """
+        folders = client_folders(os.environ, Path.home())
+        is_volume_hub = self.hub.exists() and (folders.variable is None or is_same_place(folders.hub, self.hub))
+        return self.hub if is_volume_hub else folders.hub
 
     @property
     def pkgs(self) -> Path:
@@ -122,17 +124,12 @@ def interpreter(prefix: Path) -> Path:
     return next((python for python in candidates if python.exists()), prefix / "bin" / "python")
 
 
-def hub_cache(environ: Mapping[str, str], home: Path) -> Path:
-    """Return the folder where the Hugging Face client keeps its hub cache on this host.
-
-    Source: huggingface_hub's documented order HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub.
-    """
-    if environ.get("HF_HUB_CACHE"):
-        return Path(environ["HF_HUB_CACHE"]).expanduser()
-    if environ.get("HF_HOME"):
-        return Path(environ["HF_HOME"]).expanduser() / "hub"
-    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache").expanduser()
-    return cache / "huggingface" / "hub"
+def is_same_place(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one existing file or folder."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def linked_root(link: Path) -> Root | None:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from provision.config.host import Folder as FolderSpec
 from provision.core import layout
+from provision.core.client_folders import client_folders
 from provision.core.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from provision.config.host import Name, Relocated
+    from provision.core.client_folders import ClientFolders
 
 _RESERVED = (".firstlight", "envs", "pkgs")  # the folders on the volume that firstlight uses itself
 
@@ -104,7 +106,7 @@ def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path)
     Source: the variables and defaults in the documentation of each tool.
     """
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
-    hugging = Path(environ.get("HF_HOME") or cache / "huggingface")
+    hugging = _client_folders(environ, home)
     triton = Path(environ.get("TRITON_HOME") or home)
     temporary = Path(tempfile.gettempdir())
     if sys.platform == "win32":
@@ -114,11 +116,11 @@ def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path)
         caches = {"pip": home / "Library/Caches/pip" if sys.platform == "darwin" else cache / "pip", "uv": cache / "uv"}
     folders = {
         "huggingface": [
-            ("HF_HUB_CACHE", layout.hub_cache(environ, home), "huggingface/hub"),
-            ("HF_XET_CACHE", hugging / "xet", "huggingface/xet"),
+            ("HF_HUB_CACHE", hugging.hub, "huggingface/hub"),
+            ("HF_XET_CACHE", hugging.xet, "huggingface/xet"),
         ],
-        "modules": [("HF_MODULES_CACHE", hugging / "modules", "huggingface/modules")],
-        "datasets": [("HF_DATASETS_CACHE", hugging / "datasets", "huggingface/datasets")],
+        "modules": [("HF_MODULES_CACHE", hugging.home / "modules", "huggingface/modules")],
+        "datasets": [("HF_DATASETS_CACHE", hugging.home / "datasets", "huggingface/datasets")],
         "pip": [("PIP_CACHE_DIR", caches["pip"], "pip")],
         "uv": [("UV_CACHE_DIR", caches["uv"], "uv")],
         "torch": [("TORCH_HOME", cache / "torch", "torch")],
@@ -126,9 +128,28 @@ def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path)
         "inductor": [("TORCHINDUCTOR_CACHE_DIR", temporary / f"torchinductor_{_user()}", "inductor")],
     }
     return [
-        RelocatedFolder(Path(environ.get(variable) or default).expanduser().absolute(), root.cache / target, variable)
+        RelocatedFolder(
+            default if name == "huggingface" else Path(environ.get(variable) or default).expanduser().absolute(),
+            root.cache / target,
+            variable,
+        )
         for variable, default, target in folders[name]
     ]
+
+
+def _client_folders(environ: Mapping[str, str], home: Path) -> ClientFolders:
+    """Return the folders of huggingface_hub, without the variables that hold a relative path.
+
+    A relative path depends on the working folder of a program. An empty one is the working folder itself.
+    """
+    names = ("HF_XET_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    is_xet_relative = not Path(environ.get("HF_XET_CACHE", home)).is_absolute()
+    kept = {name: value for name, value in environ.items() if name != "HF_XET_CACHE" or not is_xet_relative}
+    for variables in (kept, {name: value for name, value in kept.items() if name not in names}):
+        folders = client_folders(variables, home)
+        if not folders.is_relative:
+            return folders
+    return client_folders({}, home)
 
 
 def _conda(

@@ -12,6 +12,7 @@ from provision.core.errors import BlockedError
 from provision.fs import capabilities
 from provision.fs.open_dir import link_target
 from provision.host import tool_caches
+from provision.models import hub_in_use
 from provision.relocation import preflight
 from provision.volume import links
 from provision.volume.marker import read_marker
@@ -45,7 +46,7 @@ class Finding:
 
 def examine(plan: HostPlan) -> list[Finding]:
     """Return the findings of this host. The root is tested in a temporary folder inside it, which is deleted again."""
-    return [*_profiles(plan), *_root(plan), *_links(plan), *_machine(plan.definition.machine)]
+    return [*_profiles(plan), *_root(plan), *_links(plan), _hub(plan), *_machine(plan.definition.machine)]
 
 
 def _profiles(plan: HostPlan) -> Iterator[Finding]:
@@ -141,6 +142,13 @@ def _links(plan: HostPlan) -> Iterator[Finding]:
         yield Finding("bad", "link", f"{link.path} {state}, it should be a link to {link.target}", _run("repair"))
     for pid, program, path in preflight.processes_using([link.path for link in wrong if link.path.is_dir()]):
         yield Finding("note", "busy", f"pid {pid} ({program}) uses {path}")
+
+
+def _hub(plan: HostPlan) -> Finding:
+    hub = hub_in_use.of(plan.root)
+    if hub.problem is None:
+        return Finding("ok", "hub in use", f"{hub.path} (from {hub.source})")
+    return Finding("note" if hub.is_found else "bad", "hub in use", f"{hub.path} (from {hub.source}): {hub.problem}")
 
 
 def _machine(machine: HostFacts) -> Iterator[Finding]:

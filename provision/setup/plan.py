@@ -15,6 +15,7 @@ from provision.host import tool_caches
 from provision.mirrors import chosen_mirrors, selection, write_config
 from provision.mirrors.probe_needs import ProbeNeeds
 from provision.models import load_line, pins, stand_ins
+from provision.models.hub_in_use import HubStep
 from provision.models.hubs import Hubs
 from provision.models.snapshots import SnapshotStep
 from provision.models.step import ModelStep
@@ -96,6 +97,7 @@ def steps(
     if host.login or login.check().state is not State.OK:
         built.append(login)
     if host.models or "huggingface" in places:
+        built.append(HubStep(root))
         built.append(SnapshotStep(root, [pins.apply(root, model) for model in manifest.with_all_extras()], journal))
     python = layout.interpreter(root.prefix(host.env))
     built += [

@@ -15,6 +15,7 @@ import pytest
 from provision.cli import models_output
 from provision.config.models import ModelSpec
 from provision.config.toml import load_tables
+from provision.models.hub_in_use import HubInUse
 from provision.models.inventory import CachedModel
 from provision.models.verify import FileState
 from tests.conftest import CHECKOUT
@@ -368,5 +369,6 @@ def test_list_shows_the_state_of_each_model(hub: Played, flags: list[object], ho
 def test_complete_model_is_listed_as_present_even_with_a_stand_in(envs: Path, state: str, text: str) -> None:
     model = load_tables(envs / "models.toml", ModelSpec)["m"]
     cached = [CachedModel("m", model, [FileState("vae/model.safetensors", 1, state)])]
-    assert models_output.list_lines(cached, {}, {"m": "no hub"}).endswith(text)
-    assert json.loads(models_output.list_json(cached, {}, {"m": "no hub"}))["models"][0]["stand_in"]
+    hub = HubInUse(Path("/hub"), "HF_HUB_CACHE")
+    assert models_output.list_lines(hub, cached, {}, {"m": "no hub"}).endswith(text)
+    assert json.loads(models_output.list_json(hub, cached, {}, {"m": "no hub"}))["models"][0]["stand_in"]

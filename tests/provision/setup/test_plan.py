@@ -45,6 +45,7 @@ def test_steps_are_in_order(tmp_path: Path, home: Path) -> None:
         "environment diffusers",
         "mirror settings",
         "relink.sh",
+        "hub in use",
         "hub cache",
         "model ddpm-cat-256",
         "model stable-diffusion-v1-5",
