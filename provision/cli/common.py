@@ -205,7 +205,7 @@ def run_list(
         build: returns the steps; they report to the given progress callback.
         options: the options for the output.
         dry_run: only check the steps.
-        all_or_nothing: apply no step if one of them is blocked.
+        all_or_nothing: apply no step if one of them is blocked, and none after one that fails.
     """
     from provision.cli import output
 
@@ -267,7 +267,12 @@ def _converge(command: _Command, steps: list[step.Step], screen: output.Screen) 
             steps = command.build()
             screen.total = len(steps)
             final = _outcomes_without_apply(command, steps, screen)
-        return final or step.converge(steps, listen=screen.listen, guard=lambda: marker.require(root))
+        return final or step.converge(
+            steps,
+            listen=screen.listen,
+            guard=lambda: marker.require(root),
+            stop_at_failure=command.all_or_nothing,
+        )
 
 
 def _outcomes_without_apply(command: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from provision.core.progress import Progress
     from provision.core.step import Step
     from provision.setup import undo as undo_runs
+    from provision.setup.host_plan import HostPlan
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -83,43 +84,73 @@ def relocate(
 @flags.expand
 def undo(
     run: Annotated[
-        str | None, typer.Argument(help="The name of a run; default: the newest run that is not undone.")
+        str | None,
+        typer.Argument(help="The name of a run; default: the newest run of this host and home that is not undone."),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the runs and undo none.")] = False,
+    yes: YesFlag = False,
     *,
     place: RootFlags,
     offline: OfflineFlag = False,  # noqa: ARG001 (undo never uses the network; every command takes the flag)
     output_flags: BriefOutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Undo a run: restore every file, link and folder that it changed. If one cannot be restored, none is."""
+    """Undo a run: restore every file, link and folder that it changed. If one cannot be restored, none is.
+
+    A run of another host or home is undone only by its name, and with --yes or after a question.
+    """
 
     def act() -> Exit:
         from provision.cli import output
         from provision.setup import undo as undo_runs
+        from provision.volume import marker, owner
         from provision.volume.journal import Journal
         from provision.volume.journal_acts import RunUndone
 
         plan = resolve_host(place.root, place.host, None, offline=True)
+        marker.require(plan.root)
         if list_:
             runs = undo_runs.runs(plan.root)
             print(output.runs_json(runs) if output_flags.json else output.runs(runs))
             return Exit.GOOD
-        chosen: list[undo_runs.JournaledRun] = []
+        own = owner.current(plan.home)
+        chosen = [undo_runs.choose(plan.root, run, own)]
         journal = Journal(plan.root.journal, "undo")
+        if chosen[0].header.owner != own and not _may_undo_of_another(plan, chosen[0], yes, dry_run, output_flags.json):
+            return Exit.BLOCKED
 
         def build(progress: Progress) -> list[Step]:
-            chosen[:] = [undo_runs.choose(plan.root, run)]
+            # After a wait for another run, the newest run may be another one, but it is still one of this owner.
+            chosen[:] = [undo_runs.choose(plan.root, run, own)]
             return undo_runs.steps(chosen[0], plan.root, plan.home, journal, progress)
 
         code = run_list("undo", plan, build, OutputOptions.of(output_flags), dry_run=dry_run, all_or_nothing=True)
         if code is Exit.GOOD and not dry_run and not chosen[0].undone:
             journal.record(RunUndone(chosen[0].name))
-        for text in undo_runs.kept_changes(chosen[0]):
+        for text in undo_runs.kept_changes(chosen[0]) if code in {Exit.GOOD, Exit.CHANGES} else []:
             print(f"  {text}", file=sys.stderr if output_flags.json else sys.stdout)
         return code
 
     guard(act, json=output_flags.json)
+
+
+def _may_undo_of_another(plan: HostPlan, run: undo_runs.JournaledRun, yes: bool, dry_run: bool, json: bool) -> bool:
+    """Show what the undo of another owner's run takes off the volume, and return whether it is confirmed.
+
+    Raises:
+        BlockedError: --yes is missing, and stdin is not a terminal or --json is given.
+    """
+    from provision.core.errors import BlockedError
+    from provision.setup import undo as undo_runs
+    from provision.setup import undo_report
+    from provision.volume.journal import Journal
+
+    steps = undo_runs.steps(run, plan.root, plan.home, Journal(plan.root.journal, "undo"))
+    lines = "\n  ".join(undo_report.losses(run, steps, plan.root, plan.home))
+    if not yes and (json or not sys.stdin.isatty()):
+        raise BlockedError(f"{lines}\nNothing was changed. Pass --yes to undo it here: `{again()} --yes`")
+    print(f"  {lines}", file=sys.stderr if json else sys.stdout)
+    return yes or dry_run or confirmed("Undo this run here?", "this undoes the run of another host or home", yes, json)
 
 
 @app.command()

@@ -263,10 +263,15 @@ def runs(rows: Sequence[JournaledRun]) -> str:
     """Return the text of `undo --list`: one line for each run, the newest last."""
     lines = [
         f"{run.name:<28} {run.header.command or '?':<12} {len(run.acts):>4} acts on "
-        f"{run.header.host or '?'}{', undone' if run.undone else ''}"
+        f"{run.header.host or '?'}:{_printable(run.header.home or '?')}{', undone' if run.undone else ''}"
         for run in rows
     ]
     return "\n".join(lines) or "no run has changed anything on this root"
+
+
+def _printable(path: str) -> str:
+    """Return a path, with escapes and quotes if it has a line break or bytes that are not text."""
+    return path if path.isprintable() else ascii(path)
 
 
 def environments_json(rows: Sequence[DiscoveredEnvironment]) -> str:

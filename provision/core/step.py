@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -99,7 +99,11 @@ def check_all(
 
 
 def converge(
-    steps: Sequence[Step], *, listen: Callable[[Step, Outcome | None], None], guard: Callable[[], None] = lambda: None
+    steps: Sequence[Step],
+    *,
+    listen: Callable[[Step, Outcome | None], None],
+    guard: Callable[[], None] = lambda: None,
+    stop_at_failure: bool = False,
 ) -> list[Outcome]:
     """Check each step, apply it if it has drifted, and check again; stop after an essential step that fails.
 
@@ -107,14 +111,19 @@ def converge(
         steps: the steps, in their order.
         listen: called with (step, None) before each step, and with (step, outcome) after it.
         guard: raises if writing is no longer allowed; called before `apply` of each step that is not essential.
+        stop_at_failure: stop after every step that fails; BLOCKED then means that no step has changed anything.
     """
-    outcomes = []
-    for step in steps:
+    outcomes: list[Outcome] = []
+    for number, step in enumerate(steps):
         listen(step, None)
         outcome = _converge(step, guard)
+        changed = sum(earlier.changed for earlier in (*outcomes, outcome))
+        if stop_at_failure and outcome.error and changed:
+            rest = f"{changed} steps are done, {len(steps) - number} are left. Run the same command again to continue."
+            outcome = replace(outcome, error=f"{outcome.error} {rest}", exit=Exit.FAILED)
         listen(step, outcome)
         outcomes.append(outcome)
-        if step.essential and outcome.after is not State.OK:
+        if outcome.after is not State.OK and (step.essential or stop_at_failure):
             break
     return outcomes
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from provision.fs.open_dir import OpenDir
 
-_BLOCK = 4096  # the bytes that the smallest file or folder occupies on common file systems
+BLOCK = 4096  # the bytes that the smallest file or folder occupies on common file systems
 
 
 @dataclass
@@ -134,8 +134,8 @@ def _measure(folder: OpenDir, device: int, amount: TreeSize, counted: set[int]) 
         elif stat.S_ISREG(status.st_mode):
             size = _size(folder, entry.name, status)
             amount.data += size
-            amount.bytes += -(-size // _BLOCK) * _BLOCK
-    amount.bytes += _BLOCK
+            amount.bytes += -(-size // BLOCK) * BLOCK
+    amount.bytes += BLOCK
 
 
 def _size(folder: OpenDir, name: str, status: os.stat_result) -> int:

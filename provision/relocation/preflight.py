@@ -89,13 +89,53 @@ def require_safe_parent(parent: OpenDir) -> None:
         )
 
 
-def require_space(size: TreeSize, copied: TreeSize, target: Path) -> None:
+def existing_folder(path: Path) -> Path:
+    """Return the path, or its nearest parent that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def require_writable(folder: Path) -> None:
+    """Check that this user can change the entries of a folder; for a missing one, of its nearest parent that exists.
+
+    Raises:
+        BlockedError: the folder is not writable, or its file system is read-only.
+    """
+    nearest = existing_folder(folder)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BlockedError(f"{nearest} is not writable. Change its owner or mode, then run again: ls -ld {nearest}")
+
+
+def is_one_mount(first: Path, second: Path) -> bool:
+    """Return whether a rename between two existing folders is possible: they are on one file system and one mount."""
+    if first.stat().st_dev != second.stat().st_dev:
+        return False
+    return _mount_id(first) == _mount_id(second)
+
+
+def _mount_id(folder: Path) -> bytes | None:
+    """Return the line of the mount id of a folder (man 5 proc_pid_fdinfo); None without procfs."""
+    if not hasattr(os, "O_PATH"):
+        return None
+    descriptor = os.open(folder, os.O_PATH)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().splitlines()
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return next((line for line in lines if line.startswith(b"mnt_id:")), None)
+
+
+def require_space(
+    size: TreeSize, copied: TreeSize, target: Path, advice: str = "Free some, or give another --root, then run again."
+) -> None:
     """Check that a file system has the free bytes and inodes for a copy, plus a tenth.
 
     Args:
         size: the size of the tree to copy.
         copied: the size of the part that an earlier run has copied.
         target: a folder on the file system.
+        advice: the last sentence of the message.
 
     Raises:
         BlockedError: it has not; the message names the needed and the free number.
@@ -110,10 +150,7 @@ def require_space(size: TreeSize, copied: TreeSize, target: Path) -> None:
     }
     for unit, (needed, available) in requirements.items():
         if available is not None and needed > available:
-            raise BlockedError(
-                f"{target}: {available:,} {unit} are free and {needed:,} are needed. Free some, or give another "
-                "--root, then run again."
-            )
+            raise BlockedError(f"{target}: {available:,} {unit} are free and {needed:,} are needed. {advice}")
 
 
 def require_movable(size: TreeSize) -> None:

@@ -14,6 +14,7 @@ from provision.fs.copy_tree import TreeCopy
 from provision.fs.merge_tree import MergeEntry, TreeMerge, holding
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
+from provision.relocation.undo_move import kept_for
 from provision.volume import relink
 from provision.volume.journal_acts import LinkReplacement, MergeCleanup, MergeSplit
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.relocation.move import MovePair
     from provision.volume.journal import Journal
+    from provision.volume.link_uses import LinkUse
 
 _SHOWN = 10
 # The entries of a folder with one of these actions are listed themselves. Another folder counts as a whole.
@@ -31,26 +33,88 @@ _LISTED = {"same", "added", "within"}
 
 
 class UndoMergeStep:
-    """Makes the old path of a merged folder a real folder again, with the entries that it had before the merge."""
+    """Makes the old path of a merged folder a real folder again, with the entries that it had before the merge.
+
+    If links of other owners lead to the merged folder, the volume keeps its entries, too.
+    """
 
     essential = False
     local = True
 
-    def __init__(self, pair: MovePair, manifests: Sequence[Path], root: Root, home: Path, journal: Journal) -> None:
-        """Take the paths of the folders, and the manifest of each merge of the run, oldest first."""
+    def __init__(
+        self,
+        pair: MovePair,
+        manifests: Sequence[Path],
+        root: Root,
+        home: Path,
+        journal: Journal,
+        *,
+        earlier_target: Path,
+        others: Sequence[LinkUse] = (),
+    ) -> None:
+        """Take the paths, the manifest of each merge of the run, oldest first, and the links of other owners.
+
+        `earlier_target` is the path that the target had at the time of the run.
+        """
         self.name = f"folder {pair.source.name}"
         self.pair = pair
         self.manifests = manifests
         self.root = root
         self.home = home
         self.journal = journal
+        self.earlier_target = earlier_target
+        self.others = others
 
     def describe(self) -> str:
         """Return the line of the plan."""
+        if self.others:
+            return f"copy the files that came from {self.pair.source} back; {kept_for(self.pair.target, self.others)}"
         return f"move the files that came from {self.pair.source} out of {self.pair.target}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (sizes and times are enough)
-        """Check that the merged files are unchanged; BLOCKED if a file has changed, or a manifest was deleted."""
+        """Check that the merged files are unchanged; BLOCKED if a file has changed, or a manifest was deleted.
+
+        Raises:
+            BlockedError: a folder is not writable or not safe, or a file system is mounted inside.
+        """
+        check = self._place()
+        if check.state is State.DRIFTED:
+            preflight.require_writable(self.pair.source.parent)
+            preflight.require_no_mount(self.pair.target)
+            if not self.others:
+                preflight.require_writable(self.pair.target)
+        return check
+
+    @property
+    def unfinished_copy(self) -> Path:
+        """Return the path of the copy that an interrupted undo leaves, and the next one replaces."""
+        return self.pair.aside
+
+    def folders_to_leave(self) -> list[Path]:
+        """Return the folder that `apply` would read or separate, and that no process may use meanwhile."""
+        return [self.pair.target.resolve()] if self._place().state is State.DRIFTED else []
+
+    def size_to_copy(self) -> tree.TreeSize:
+        """Return the size of the copy that `apply` would make."""
+        size = tree.TreeSize()
+        if not self.folders_to_leave() or (link_target(self.pair.source) is None and self.pair.source.is_dir()):
+            return size
+        with OpenDir.at(self.pair.target) as merged:
+            for entry in self._entries():
+                if entry.kind != "folder" or entry.action in _LISTED:
+                    blocks = -(-entry.size // tree.BLOCK) if entry.kind == "file" and entry.twin is None else 1
+                    size += tree.TreeSize(bytes=blocks * tree.BLOCK, inodes=entry.twin is None)
+                else:
+                    with holding(merged, entry.kept_at) as (parent, name), parent.enter(name) as folder:
+                        size += tree.measure(folder)
+        return size
+
+    @property
+    def _targets(self) -> set[str | None]:
+        """Return the texts of the run's link: the target's path at the time of the run, and its present one."""
+        return {str(self.pair.target), str(self.earlier_target)}
+
+    def _place(self) -> Check:
         source, target = self.pair.source, self.pair.target
         if any(not path.exists() for path in self.manifests):
             return Check(
@@ -59,7 +123,7 @@ class UndoMergeStep:
             )
         entries = self._entries()
         destination = link_target(source)
-        if destination is not None and destination != str(target):
+        if destination is not None and destination not in self._targets:
             return Check(
                 State.BLOCKED, f"{source} is a link to {destination} now, not to {target}. Look at it: ls -l {source}"
             )
@@ -86,12 +150,9 @@ class UndoMergeStep:
             for entry in entries
             if self._is_on_volume(entry) and (entry.kind != "folder" or entry.action not in _LISTED)
         ]
+        is_prepared = os.path.lexists(self.pair.partial) or link_target(self.pair.aside) in self._targets
         if not on_volume:
-            is_unfinished = (
-                os.path.lexists(self.pair.partial)
-                or link_target(self.pair.aside) == str(target)
-                or any(self._is_left_empty(entry) for entry in entries)
-            )
+            is_unfinished = is_prepared or any(self._is_left_empty(entry) for entry in entries)
             return Check(State.DRIFTED if is_unfinished else State.OK, f"{source} is a folder, as before the run")
         missing = [entry.path for entry in on_volume if not os.path.lexists(source / entry.path)]
         if missing:
@@ -101,6 +162,8 @@ class UndoMergeStep:
                 f"{source} is a folder without files that were merged into {target}. Move it away, then run again:\n"
                 f"{listed}",
             )
+        if self.others and not is_prepared:
+            return Check(State.OK, f"{source} is a folder again; {kept_for(target, self.others)}")
         return Check(State.DRIFTED, f"{target} still holds files that came from {source}")
 
     def apply(self) -> None:
@@ -118,28 +181,37 @@ class UndoMergeStep:
                 tree.remove(source_parent, temporary)
                 self.journal.record(MergeSplit(source, target, partial=self.pair.aside, whole=target))
                 source_parent.make(temporary)
-                with source_parent.enter(temporary) as restored:
-                    self._copy_back(merged, restored, entries)
-                    _copy_mode(merged, restored)
-                    restored.sync_file_system()
+                try:
+                    with source_parent.enter(temporary) as restored:
+                        self._copy_back(merged, restored, entries)
+                        _copy_mode(merged, restored)
+                        restored.sync_file_system()
+                except OSError:
+                    tree.remove(source_parent, temporary)  # a full disk also stops other programs
+                    raise
                 self.journal.record(LinkReplacement(source, whole=self.pair.aside))
                 if link_target(source) is not None:
                     source_parent.unlink(source.name)
                 source_parent.rename(temporary, source_parent, source.name)
                 source_parent.sync()
-            self.journal.record(MergeCleanup(target, whole=source))
-            with source_parent.enter(source.name) as restored:
-                for entry in reversed(entries):
-                    if self._is_on_volume(entry) and (
-                        _has_two_names(merged, entry) or self._is_restored(merged, restored, entry)
-                    ):
-                        self._delete(merged, entry)
+            if not self.others:
+                self._separate(merged, source_parent, entries)
             # A killed merge leaves an unfinished copy and a link under a temporary name.
             tree.remove(target_parent, self.pair.partial.name)
-            if source_parent.readlink(self.pair.aside.name) == str(target):
+            if source_parent.readlink(self.pair.aside.name) in self._targets:
                 source_parent.unlink(self.pair.aside.name)
             merged.sync_file_system()
         relink.forget(self.root, self.home, source)
+
+    def _separate(self, merged: OpenDir, source_parent: OpenDir, entries: Sequence[MergeEntry]) -> None:
+        """Delete each verified entry from the volume."""
+        self.journal.record(MergeCleanup(self.pair.target, whole=self.pair.source))
+        with source_parent.enter(self.pair.source.name) as restored:
+            for entry in reversed(entries):
+                if self._is_on_volume(entry) and (
+                    _has_two_names(merged, entry) or self._is_restored(merged, restored, entry)
+                ):
+                    self._delete(merged, entry)
 
     def _entries(self) -> list[MergeEntry]:
         """Return one entry for each path: the first of all manifests that is not "same"."""

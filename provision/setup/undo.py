@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core import layout
@@ -10,19 +11,24 @@ from provision.core.errors import BlockedError, SpecError
 from provision.core.progress import no_progress
 from provision.relocation.move import MovePair
 from provision.relocation.undo_merge import UndoMergeStep
-from provision.setup.undo_steps import UndoFile, UndoFolder, UndoLink, UndoMove, UndoVariable
+from provision.relocation.undo_move import MoveHistory, UndoMove
+from provision.setup.undo_look_ahead import UndoLookAhead
+from provision.setup.undo_steps import UndoFile, UndoFolder, UndoLink, UndoVariable
 from provision.volume import journal_acts as acts
-from provision.volume.journal import read_journal
+from provision.volume import link_uses
+from provision.volume.journal_paths import PathMap
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from provision.core.layout import Root
     from provision.core.progress import Progress
     from provision.core.step import Step
     from provision.volume.journal import Journal, JournalFile, JournalHeader
     from provision.volume.journal_acts import ReadAct
+    from provision.volume.link_uses import LinkUse
+    from provision.volume.owner import Owner
 
 # The acts that undo leaves as they are, and the text for people.
 _KEPT: dict[type[ReadAct], str] = {
@@ -53,6 +59,7 @@ class JournaledRun:
             "run": self.name,
             "command": self.header.command or None,
             "host": self.header.host,
+            "home": self.header.home,
             "acts": len(self.acts),
             "undone": self.undone,
             "backup_bytes": self.backup_bytes,
@@ -61,7 +68,7 @@ class JournaledRun:
 
 def runs(root: Root) -> list[JournaledRun]:
     """Return the runs that changed something, oldest first. An undo is not a run of its own."""
-    journals = {path.stem: read_journal(path) for path in sorted(root.journal.glob("*.jsonl"))}
+    journals = link_uses.read_journals(root)
     recorded = {name: tuple(entry.act for entry in journal.entries) for name, journal in journals.items()}
     undone = {act.run for run_acts in recorded.values() for act in run_acts if isinstance(act, acts.RunUndone)}
     # The name holds the start in whole seconds and the pid, so names do not order two runs of one second.
@@ -79,8 +86,8 @@ def _started(journal: JournalFile) -> tuple[str, float]:
     return str(journal.header.started), journal.entries[0].at if journal.entries else 0.0
 
 
-def choose(root: Root, name: str | None) -> JournaledRun:
-    """Return the run of this name; without a name, the newest run that is not undone.
+def choose(root: Root, name: str | None, owner: Owner) -> JournaledRun:
+    """Return the run of this name; without a name, the owner's newest run that is not undone.
 
     Raises:
         SpecError: there is no such run.
@@ -93,24 +100,51 @@ def choose(root: Root, name: str | None) -> JournaledRun:
         return named[0]
     # A power loss may leave an empty journal. Its run has changed nothing, since each act is synced before it is done.
     not_undone = [run for run in all_runs if run.acts and not run.undone]
-    if not not_undone:
-        raise SpecError(f"nothing is left to undo on {root.path}.", next_act=f"{layout.program()} undo --list")
-    return not_undone[-1]
+    own = [run for run in not_undone if run.header.owner == owner]
+    if not own:
+        listing = f"{layout.program()} undo --list"
+        others = f" {len(not_undone)} runs of other hosts or homes are not undone: `{listing}`" if not_undone else ""
+        raise SpecError(f"nothing is left to undo on {root.path} that {owner} did.{others}", next_act=listing)
+    return own[-1]
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """Hold what the steps of one undo share. The acts of `run` have present paths; `paths` maps to the earlier ones."""
+
+    run: JournaledRun
+    root: Root
+    home: Path
+    journal: Journal
+    progress: Progress
+    paths: PathMap
+    uses: Sequence[LinkUse]
+    undo_acts: Sequence[ReadAct]
+
+    def others(self, folder: Path) -> list[LinkUse]:
+        """Return the links of other owners that lead to a folder on the volume; the run's own owner is none of them."""
+        own = {owner for owner in (current(self.home), self.run.header.owner) if owner}
+        if not folder.is_relative_to(self.root.path):
+            return []
+        return link_uses.of_others(self.uses, folder, own, _link_paths(self.run.acts))
 
 
 def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
     """Return the steps that undo a run, newest act first; one step undoes all acts on the same path.
 
+    The first step checks what the others share, and applies nothing.
+
     Args:
         run: the run to undo.
-        root: the root that the run changed.
-        home: the home folder.
+        root: the root that the run changed, at its present path.
+        home: the home folder; the paths of a run of another home are taken as paths of this one.
         journal: the journal of the undo.
         progress: receives the progress of copies.
 
     Raises:
         BlockedError: an act lacks a field that its undo needs, as in a journal of schema 1.
     """
+    undo = _prepared(run, root, home, journal, progress)
     built: list[Step] = []
     keys: set[str] = set()
 
@@ -119,8 +153,8 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
         keys.add(key)
         return is_new
 
-    moved = {act.source for act in run.acts if isinstance(act, acts.FolderRename | acts.FolderSwap)}
-    for act in reversed(run.acts):
+    moved = {act.source for act in undo.run.acts if isinstance(act, acts.FolderRename | acts.FolderSwap)}
+    for act in reversed(undo.run.acts):
         match act:
             case acts.IncompleteAct():
                 journal_path = root.journal / f"{run.name}.jsonl"
@@ -129,25 +163,27 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                     f"the {act.field} of the act `{act.name}`. Take its changes back by hand: cat {journal_path}"
                 )
             case acts.MoveAct() if once(f"move {act.source}"):
-                built.append(_undo_move(run, MovePair(act.source, act.target), root, home, journal, progress))
+                built.append(_undo_move(undo, MovePair(act.source, act.target)))
             case acts.MoveLink() | acts.EnvironmentLink() if act.path not in moved and once(f"link {act.path}"):
-                built.append(UndoLink(act.path, str(act.target), _first_link(run, act.path), root, home, journal))
+                built.append(_undo_link(undo, act.path, act.target, _first_link(undo.run, act.path)))
             case acts.LinkBatch():
                 built += [
-                    UndoLink(path, str(target), None, root, home, journal)
+                    _undo_link(undo, path, target, None)
                     for path, target in zip(act.paths, act.targets, strict=True)
                     if path not in moved and once(f"link {path}")
                 ]
             case acts.FileChange() if once(f"file {act.path}"):
-                changes = _file_changes(run, act.path)
+                changes = _file_changes(undo.run, act.path)
                 # A killed run may have recorded its last change without making it, so all its versions are accepted.
                 digests = tuple(dict.fromkeys(change.sha256 for change in changes))
                 built.append(UndoFile(act.path, changes[0].backup, changes[0].mode, digests, journal))
             case acts.FolderCreation() | acts.TargetCreation() if once(f"folder {act.path}"):
-                built.append(UndoFolder(act.path, journal))
+                built.append(UndoFolder(act.path, journal, undo.others(act.path)))
             case acts.VariableChange() if once(f"variable {act.name}"):
-                built.append(UndoVariable(root, act.name, act.value, act.was, journal))
-    return built
+                values = [act.value, undo.paths.earlier_text(act.value)]
+                built.append(UndoVariable(root, act.name, values, act.was, journal))
+    moves = [step for step in built if isinstance(step, UndoMove | UndoMergeStep)]
+    return [UndoLookAhead(moves, root, home), *built] if built else []
 
 
 def kept_changes(run: JournaledRun) -> list[str]:
@@ -155,6 +191,27 @@ def kept_changes(run: JournaledRun) -> list[str]:
     kinds = {type(act) for act in run.acts}
     again = ["the next setup makes again what host.toml or a provider profile names"] if kinds - set(_KEPT) else []
     return [text for kind, text in _KEPT.items() if kind in kinds] + again
+
+
+def _prepared(run: JournaledRun, root: Root, home: Path, journal: Journal, progress: Progress) -> _Undo:
+    journals = link_uses.read_journals(root)
+    before = link_uses.earlier_roots(journals.values(), root)
+    file = journals[run.name]
+    paths = link_uses.path_map(file, root, before)
+    if run.header.home and Path(run.header.home) != home:
+        paths = PathMap((*paths.pairs, (Path(run.header.home), home)))
+    last = max((entry.at for entry in file.entries), default=0.0)
+    own = {current(home), run.header.owner}
+    undo_acts = [
+        link_uses.path_map(other, root, before).act(entry.act)
+        for other in journals.values()
+        if other.header.command == "undo" and other.header.owner in own
+        for entry in other.entries
+        if entry.at >= last
+    ]
+    present = replace(run, acts=tuple(map(paths.act, run.acts)))
+    uses = link_uses.link_uses(root, home, {name: other for name, other in journals.items() if name != run.name})
+    return _Undo(present, root, home, journal, progress, paths, uses, undo_acts)
 
 
 def _file_changes(run: JournaledRun, path: Path) -> list[acts.FileChange]:
@@ -168,15 +225,37 @@ def _first_link(run: JournaledRun, path: Path) -> str | None:
     return first.was if isinstance(first, acts.MoveLink) else None
 
 
-def _undo_move(run: JournaledRun, pair: MovePair, root: Root, home: Path, journal: Journal, progress: Progress) -> Step:
-    moves = [act for act in run.acts if isinstance(act, acts.MoveAct)]
+def _link_paths(run_acts: Sequence[ReadAct]) -> set[Path]:
+    """Return the paths that the links of a run have."""
+    paths = {path for act in run_acts if isinstance(act, acts.LinkBatch) for path in act.paths}
+    paths |= {act.path for act in run_acts if isinstance(act, acts.MoveLink | acts.EnvironmentLink)}
+    return paths | {act.source for act in run_acts if isinstance(act, acts.MoveAct)}
+
+
+def _undo_link(undo: _Undo, path: Path, target: Path, was: str | None) -> UndoLink:
+    targets = [str(target), str(undo.paths.earlier(target))]
+    return UndoLink(path, targets, was, undo.root, undo.home, undo.journal)
+
+
+def _undo_move(undo: _Undo, pair: MovePair) -> UndoMove | UndoMergeStep:
+    moves = [act for act in undo.run.acts if isinstance(act, acts.MoveAct)]
     of_pair = [act for act in moves if (act.source, act.target) == (pair.source, pair.target)]
     manifests = [act.manifest for act in of_pair if isinstance(act, acts.FolderMerge)]
+    earlier, others = undo.paths.earlier(pair.target), undo.others(pair.target)
     if manifests:
-        return UndoMergeStep(pair, manifests, root, home, journal)
+        return UndoMergeStep(pair, manifests, undo.root, undo.home, undo.journal, earlier_target=earlier, others=others)
     commits = (acts.CopyPlacement, acts.FolderRename, acts.FolderSwap)
-    committed = any(isinstance(act, commits) for act in of_pair)
-    return UndoMove(pair, root, home, journal, progress, committed=committed)
+    back = [act for act in undo.undo_acts if isinstance(act, commits)]
+    splits = [act for act in undo.undo_acts if isinstance(act, acts.MergeSplit)]
+    was_removed = any(isinstance(act, acts.OriginalRemoval) and act.aside != act.source for act in of_pair)
+    history = MoveHistory(
+        committed=any(isinstance(act, commits) for act in of_pair),
+        original_may_remain=any(isinstance(act, acts.CopyPlacement) for act in of_pair) and not was_removed,
+        undo_placed=any((act.source, act.target) == (pair.target, pair.source) for act in back),
+        undo_split=any((act.source, act.target) == (pair.source, pair.target) for act in splits),
+        earlier_target=earlier,
+    )
+    return UndoMove(pair, undo.root, undo.home, undo.journal, undo.progress, history=history, others=others)
 
 
 def runs_with_backups(root: Root) -> list[JournaledRun]:

@@ -1,4 +1,4 @@
-"""Defines the steps of an undo: folders, links, files with their modes, and variables."""
+"""Defines the steps of an undo for links, files with their modes, new folders, and variables."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from provision.core.progress import no_progress
 from provision.core.step import Check, State
-from provision.fs import durable, tree
+from provision.fs import durable
 from provision.fs.atomic import write_atomic
 from provision.fs.open_dir import OpenDir, link_target
-from provision.relocation.move import FolderMove, MovePair
+from provision.relocation import preflight
+from provision.relocation.undo_move import kept_for
 from provision.volume import journal_acts as acts
 from provision.volume import relink, variables
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from provision.core.layout import Root
-    from provision.core.progress import Progress
     from provision.volume.journal import Journal
+    from provision.volume.link_uses import LinkUse
 
 
 class _UndoStep:
@@ -36,83 +36,19 @@ class _UndoStep:
         self.journal = journal
 
 
-class UndoMove(_UndoStep):
-    """Moves a relocated folder back to its old path, with all files that were added since."""
-
-    def __init__(
-        self,
-        pair: MovePair,
-        root: Root,
-        home: Path,
-        journal: Journal,
-        progress: Progress = no_progress,
-        *,
-        committed: bool,
-    ) -> None:
-        """Take the paths of the move; `committed` is False if the run was killed before the copy was complete."""
-        super().__init__(journal)
-        self.name = f"folder {pair.source.name}"
-        self.pair = pair
-        self.root = root
-        self.home = home
-        self.committed = committed
-        self.progress = progress
-        self._back = MovePair(pair.target, pair.source)
-
-    def describe(self) -> str:
-        """Return the line of the plan."""
-        return f"move {self.pair.target} back to {self.pair.source}"
-
-    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a path has no deeper check)
-        """Check at which of the two paths the folder is."""
-        source, target = self.pair.source, self.pair.target
-        is_at_target = os.path.lexists(target) or self._back.unfinished
-        if not self.committed:
-            has_partial = os.path.lexists(self.pair.partial)
-            return Check(State.DRIFTED if has_partial else State.OK, f"{source} was not moved")
-        destination = link_target(source)
-        # A killed undo leaves the link that it made for the exchange, which leads to its own path.
-        if destination is not None and destination not in {str(target), str(source)}:
-            return Check(
-                State.BLOCKED, f"{source} is a link to {destination} now, not to {target}. Look at it: ls -l {source}"
-            )
-        if destination is None and source.is_dir() and not is_at_target:
-            has_partial = os.path.lexists(self.pair.partial)
-            return Check(State.DRIFTED if has_partial else State.OK, f"{source} is a folder, as before the run")
-        if not is_at_target:
-            return Check(State.BLOCKED, f"{target} is missing, so it cannot be moved back to {source}")
-        return Check(State.DRIFTED, f"the data of {source} is at {target}")
-
-    def apply(self) -> None:
-        """Remove the link, move the folder back, and remove what the first move left at the target."""
-        source, target = self.pair.source, self.pair.target
-        if self.pair.unfinished and link_target(source) == str(target):
-            # A killed move has left the original beside the link. Complete the move, so that all its files move back.
-            FolderMove(self.journal, self.progress).run([self.pair])
-        with OpenDir.at(target.parent) as target_parent:
-            if self.committed and (os.path.lexists(target) or self._back.unfinished):
-                if link_target(source) == str(target):
-                    self.journal.record(acts.LinkReplacement(source, whole=target))
-                    with OpenDir.at(source.parent) as source_parent:
-                        source_parent.unlink(source.name)
-                FolderMove(self.journal, self.progress).run([self._back])
-            if link_target(target) == str(source):
-                target_parent.unlink(target.name)
-            if link_target(self.pair.aside) == str(target):
-                self.pair.aside.unlink()  # a killed move has made this link under its temporary name
-            tree.remove(target_parent, self.pair.partial.name)
-            target_parent.sync()
-        relink.forget(self.root, self.home, source)
-
-
 class UndoLink(_UndoStep):
     """Restores the link that a run replaced, or removes the link that it made."""
 
-    def __init__(self, path: Path, target: str, was: str | None, root: Root, home: Path, journal: Journal) -> None:
-        """Take the path of the link, the target that the run set, and the earlier target (None: there was no link)."""
+    def __init__(
+        self, path: Path, targets: Sequence[str], was: str | None, root: Root, home: Path, journal: Journal
+    ) -> None:
+        """Take the path of the link, the paths that its target has and had, and its target before the run, or None.
+
+        `targets` begins with the present path of the target. The volume may have had another mount point then.
+        """
         super().__init__(journal)
         self.name = f"link {path.name}"
-        self.path, self.target, self.was = path, target, was
+        self.path, self.targets, self.was = path, tuple(dict.fromkeys(targets)), was
         self.root, self.home = root, home
 
     def describe(self) -> str:
@@ -120,13 +56,18 @@ class UndoLink(_UndoStep):
         return f"restore the link {self.path} -> {self.was}" if self.was else f"remove the link {self.path}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no deeper check)
-        """Compare the target of the link with the run's and the earlier one."""
+        """Compare the target of the link with the run's and the earlier one.
+
+        Raises:
+            BlockedError: the link's folder is not writable.
+        """
         target = link_target(self.path)
         if target == self.was and (target is not None or not os.path.lexists(self.path)):
             return Check(State.OK, f"{self.path} is as before the run")
-        if target == self.target:
-            return Check(State.DRIFTED, f"{self.path} -> {self.target}")
-        fact = f"is a link to {target} now, not to {self.target}" if target else "is not a link now"
+        if target in self.targets:
+            preflight.require_writable(self.path.parent)
+            return Check(State.DRIFTED, f"{self.path} -> {target}")
+        fact = f"is a link to {target} now, not to {self.targets[0]}" if target else "is not a link now"
         return Check(State.BLOCKED, f"{self.path} {fact}. Look at it: ls -l {self.path}")
 
     def apply(self) -> None:
@@ -157,7 +98,11 @@ class UndoFile(_UndoStep):
         return f"restore the earlier content of {self.path}" if self.backup else f"remove {self.path}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read completely)
-        """Compare the file with its backup and with each version that the run wrote."""
+        """Compare the file with its backup and with each version that the run wrote.
+
+        Raises:
+            BlockedError: the file's folder is not writable.
+        """
         now = self.path.read_bytes() if self.path.exists() else None
         if self.backup is not None and not self.backup.exists():
             return Check(
@@ -167,6 +112,7 @@ class UndoFile(_UndoStep):
         if now == before:
             return Check(State.OK, f"{self.path} is as before the run")
         if (None if now is None else hashlib.sha256(now).hexdigest()) in self.digests:
+            preflight.require_writable(self.path.parent)
             return Check(State.DRIFTED, f"{self.path} has the content that the run wrote")
         old, new = ((text or b"").decode(errors="replace").splitlines() for text in (now, before))
         diff = "\n".join(difflib.unified_diff(old, new, f"{self.path} now", f"{self.path} before", lineterm=""))
@@ -189,22 +135,30 @@ class UndoFile(_UndoStep):
 class UndoFolder(_UndoStep):
     """Removes a folder that the run made, if it is empty."""
 
-    def __init__(self, path: Path, journal: Journal) -> None:
-        """Take the path of the folder."""
+    def __init__(self, path: Path, journal: Journal, others: Sequence[LinkUse] = ()) -> None:
+        """Take the path of the folder, and the links of other owners that lead to it."""
         super().__init__(journal)
         self.name = f"folder {path.name}"
         self.path = path
+        self.others = others
 
     def describe(self) -> str:
         """Return the line of the plan."""
         return f"remove the folder {self.path} if it is empty"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a folder has no deeper check)
-        """Check whether the folder exists and is empty."""
+        """Check whether the folder exists and is empty.
+
+        Raises:
+            BlockedError: its parent folder is not writable.
+        """
         if not self.path.is_dir() or link_target(self.path) is not None:
             return Check(State.OK, f"{self.path} does not exist")
         if any(self.path.iterdir()):
             return Check(State.OK, f"{self.path} stays, because it is not empty")
+        if self.others:
+            return Check(State.OK, kept_for(self.path, self.others))
+        preflight.require_writable(self.path.parent)
         return Check(State.DRIFTED, f"{self.path} was made by the run")
 
     def apply(self) -> None:
@@ -217,12 +171,12 @@ class UndoFolder(_UndoStep):
 class UndoVariable(_UndoStep):
     """Restores a variable in variables.sh on the volume."""
 
-    def __init__(self, root: Root, name: str, value: str | None, was: str | None, journal: Journal) -> None:
-        """Take the name of the variable, the run's value, and the earlier value (None: it was not set)."""
+    def __init__(self, root: Root, name: str, values: Sequence[str | None], was: str | None, journal: Journal) -> None:
+        """Take the name, the run's value by present and by earlier paths, and the earlier value (None: not set)."""
         super().__init__(journal)
         self.name = f"variable {name}"
         self.root, self.variable = root, name
-        self.value, self.was = value, was
+        self.values, self.was = tuple(dict.fromkeys(values)), was
 
     def describe(self) -> str:
         """Return the line of the plan."""
@@ -233,7 +187,7 @@ class UndoVariable(_UndoStep):
         now = variables.read(self.root).get(self.variable)
         if now == self.was:
             return Check(State.OK, f"{self.variable} is as before the run")
-        if now == self.value:
+        if now in self.values:
             return Check(State.DRIFTED, f"{self.variable}={now}")
         return Check(
             State.BLOCKED, f"{self.variable}={now} was set after the run. Look at it: cat {self.root.variables}"

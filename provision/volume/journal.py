@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from provision.volume.journal_acts import ReadAct
 
 # Schema 1 has the start time and pid. Schema 2 adds the command, the host, the home, paths of any bytes (as JSON
-# escapes), and the acts that undo reads.
+# escapes), and the acts that undo reads. The path of the root was added to schema 2 later, so a line may lack it.
 SCHEMA = 2
 
 
@@ -68,6 +68,7 @@ class Journal:
             "host": platform.node(),
             "pid": os.getpid(),
             "home": str(Path.home()),
+            "root": str(self.folder.parent.parent),
         }
 
 
@@ -79,6 +80,7 @@ class JournalHeader:
     command: str | None
     host: str | None
     home: str | None
+    root: str | None = None
 
     @property
     def owner(self) -> Owner | None:
@@ -118,7 +120,7 @@ def read_journal(path: Path) -> JournalFile:
             rows.append(row)
     first, *others = rows or [{}]
     texts = {key: value for key, value in first.items() if isinstance(value, str)}
-    header = JournalHeader(*map(texts.get, ("started", "command", "host", "home")))
+    header = JournalHeader(*map(texts.get, ("started", "command", "host", "home", "root")))
     return JournalFile(header, tuple(JournalEntry(_time(row.get("at")), _act(row)) for row in others))
 
 

@@ -25,6 +25,7 @@ from provision.setup import undo as undo_runs
 from provision.volume.journal import Journal
 from provision.volume.journal_acts import RunUndone
 from provision.volume.marker import VolumeStep
+from provision.volume.owner import current
 from tests.torture import disk
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def undo(field: Field) -> None:
         SpecError: no run is left to undo.
         AssertionError: a step is blocked, or the exit code is not 0.
     """
-    run = undo_runs.choose(field.root, None)
+    run = undo_runs.choose(field.root, None, current(field.home))
     journal = Journal(field.root.journal, "undo")
     steps = undo_runs.steps(run, field.root, field.home, journal)
     blocked = [check.detail for check in (step.check() for step in steps) if check.state is State.BLOCKED]

@@ -26,6 +26,7 @@ from provision.volume import variables
 from provision.volume.changes import keep_backup
 from provision.volume.journal import Journal
 from provision.volume.marker import VolumeStep
+from provision.volume.owner import Owner
 from tests.provision.conda_channel import PLATFORM
 from tests.provision.run_command import provision
 
@@ -33,16 +34,19 @@ if TYPE_CHECKING:
     from tests.provision.conftest import FakeHub
 
 JOURNALS = Path(__file__).resolve().parents[2] / "data" / "journals"
+OWNER = Owner("gpu-1", "/home/user")
 ODD = b"odd \xff\n"
+SHARED = {"journal", "root", "progress", "moves"}  # attributes of steps that are the same in each, or other steps
 # {name of a run: its golden file}.
 RUNS = {"20260301T070000Z-99": "schema-1", "20261201T080000Z-4242": "setup", "20261201T090000Z-4243": "undo"}
 
 
 @pytest.fixture
 def journals(tmp_path: Path) -> Root:
-    """Provide a volume with the golden journals."""
+    """Provide a marked volume with the golden journals."""
     root = Root(tmp_path / "root")
     root.journal.mkdir(parents=True)
+    root.marker.write_text('{"schema": 1, "id": "0"}')
     for run, name in RUNS.items():
         (root.journal / f"{run}.jsonl").write_bytes((JOURNALS / f"{name}.jsonl").read_bytes())
     return root
@@ -123,17 +127,26 @@ def test_list_of_runs_equals_the_golden_list(journals: Root) -> None:
 
 
 def read_steps(run: undo.JournaledRun, root: Root) -> list[dict[str, object]]:
-    """Return the attributes of each step of an undo as JSON types."""
+    """Return the attributes of each step of an undo as JSON types, with /present for the present path of the root."""
     rows: list[dict[str, object]] = []
-    for step in undo.steps(run, root, Path("/home/user"), Journal(root.journal, "undo")):
-        values = {name: value for name, value in vars(step).items() if name not in {"journal", "root", "progress"}}
-        plain = {name: value if isinstance(value, bool | int | None) else str(value) for name, value in values.items()}
-        rows.append({"step": type(step).__name__, "describe": step.describe(), **plain})
+    for step in undo.steps(run, root, Path(str(run.header.home)), Journal(root.journal, "undo")):
+        values = {name: value for name, value in vars(step).items() if name not in SHARED}
+        row = {"step": type(step).__name__, "describe": step.describe(), **values}
+        rows.append(
+            {
+                name: value if isinstance(value, bool | int | None) else present(value, root)
+                for name, value in row.items()
+            }
+        )
     return rows
 
 
+def present(value: object, root: Root) -> str:
+    return str(value).replace(str(root.path), "/present")
+
+
 def test_steps_of_an_undo_equal_the_golden_steps(journals: Root) -> None:
-    run = undo.choose(journals, "20261201T080000Z-4242")
+    run = undo.choose(journals, "20261201T080000Z-4242", OWNER)
     assert run.undone
     result = {"steps": read_steps(run, journals), "kept": undo.kept_changes(run)}
     assert json.loads(json.dumps(result)) == json.loads((JOURNALS / "undo-steps.json").read_text("ascii"))
@@ -154,7 +167,7 @@ def test_undo_rejects_a_run_of_schema_1_whose_acts_lack_a_needed_field(journals:
 
 
 def test_unchanged_acts_of_schema_1_are_read(journals: Root) -> None:
-    run = undo.choose(journals, "20260301T070000Z-99")
+    run = undo.choose(journals, "20260301T070000Z-99", OWNER)
     assert len(run.acts) == 11
     assert undo.kept_changes(run) == [
         "the volume keeps its marker",
@@ -165,7 +178,7 @@ def test_unchanged_acts_of_schema_1_are_read(journals: Root) -> None:
 
 
 def test_damaged_lines_are_skipped_and_unknown_acts_are_counted(journals: Root) -> None:
-    run = undo.choose(journals, "20261201T080000Z-4242")
+    run = undo.choose(journals, "20261201T080000Z-4242", OWNER)
     steps, count = read_steps(run, journals), len(run.acts)
     path = journals.journal / f"{run.name}.jsonl"
     odd = [
@@ -178,7 +191,7 @@ def test_damaged_lines_are_skipped_and_unknown_acts_are_counted(journals: Root) 
         b'{"at": "soon"}',
     ]
     path.write_bytes(path.read_bytes() + b"\n".join([*odd, b'{"at": 2.5, "act": "folder", "pa']))
-    run = undo.choose(journals, run.name)
+    run = undo.choose(journals, run.name, OWNER)
     assert len(run.acts) == count + 2
     assert read_steps(run, journals) == steps
 
@@ -187,7 +200,7 @@ def test_run_with_only_an_unknown_act_has_no_steps_to_undo(journals: Root) -> No
     header = b'{"schema": 2, "started": "20270101T000000Z", "command": "setup"}'
     path = journals.journal / "20270101T000000Z-1.jsonl"
     path.write_bytes(header + b'\n{"act": "teleport", "source": "/a", "target": "/b"}\n')
-    run = undo.choose(journals, None)
+    run = undo.choose(journals, path.stem, OWNER)
     assert (run.name, len(run.acts)) == (path.stem, 1)
     assert undo.steps(run, journals, Path("/home/user"), Journal(journals.journal)) == []
     assert undo.kept_changes(run) == ["the next setup makes again what host.toml or a provider profile names"]
@@ -204,6 +217,7 @@ def test_journal_with_a_damaged_first_line_is_listed(journals: Root, kept: int) 
         "run": path.stem,
         "command": None,
         "host": None,
+        "home": None,
         "acts": max(kept - 1, 0),
         "undone": True,
         "backup_bytes": 0,

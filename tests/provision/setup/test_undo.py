@@ -14,6 +14,7 @@ from provision.core.layout import Root
 from provision.setup import undo
 from provision.volume.journal import Journal
 from provision.volume.journal_acts import FolderCreation
+from provision.volume.owner import current
 from provision.volume.run_lock import holding
 from tests.provision import random_trees
 from tests.provision.run_command import provision
@@ -232,7 +233,7 @@ def test_journal_without_an_act_is_not_what_undo_takes(tmp_path: Path, left: byt
     Journal(root.journal, "setup").record(FolderCreation(tmp_path / "a"))
     (real,) = undo.runs(root)
     (root.journal / "20990101T000000Z-1.jsonl").write_bytes(left)
-    assert undo.choose(root, None) == real
+    assert undo.choose(root, None, current(Path.home())) == real
 
 
 def test_runs_of_one_second_are_in_the_order_of_their_first_acts(tmp_path: Path) -> None:
