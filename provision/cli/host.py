@@ -70,12 +70,15 @@ def relocate(
 
     def act() -> Exit:
         from provision.host import tool_caches
+        from provision.setup import relocated_folders
 
         plan = resolve_host(place.root, place.host, place.envs, offline=True)
         label, folder = tool_caches.parse_argument(path, to, plan.home)
+        plan = plan.with_relocated(folder)
+        relocated_folders.require_present(plan, folder)
         only = {"volume", f"relocate {label}", "relink.sh"}
         options = OutputOptions.of(output_flags)
-        return run_steps("relocate", plan.with_relocated(folder), options, dry_run=dry_run, only=only)
+        return run_steps("relocate", plan, options, dry_run=dry_run, only=only)
 
     guard(act, json=output_flags.json)
 

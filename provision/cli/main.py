@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from provision.cli.adopt import AdoptFlag, with_adoption
 from provision.cli.common import (
     DryRunFlag,
     JsonFlag,
@@ -88,12 +89,15 @@ _add_check("verify", "Check thoroughly: hash every file and run the smoke test a
 
 @app.command()
 @flags.expand
-def setup(*, place: PlaceFlags, offline: OfflineFlag = False, output_flags: OutputFlags) -> None:
+def setup(
+    *, place: PlaceFlags, offline: OfflineFlag = False, adopt: AdoptFlag = None, output_flags: OutputFlags
+) -> None:
     """Set up the host. A step that is already done is not repeated."""
 
     def act() -> Exit:
         plan = resolve_host(place.root, place.host, place.envs, offline=offline, retry=True)
-        return run_steps("setup", plan, OutputOptions.of(output_flags))
+        options = OutputOptions.of(output_flags)
+        return run_steps("setup", with_adoption(plan, adopt, options), options)
 
     guard(act, json=output_flags.json)
 
@@ -104,6 +108,7 @@ def repair(
     *,
     place: PlaceFlags,
     offline: OfflineFlag = False,  # noqa: ARG001 (repair never uses the network; every command takes the flag)
+    adopt: AdoptFlag = None,
     output_flags: OutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
@@ -111,6 +116,8 @@ def repair(
 
     def act() -> Exit:
         plan = resolve_host(place.root, place.host, place.envs, offline=True)
-        return run_steps("repair", plan, OutputOptions.of(output_flags), dry_run=dry_run)
+        options = OutputOptions.of(output_flags)
+        chosen = plan.with_adopted(adopt) if dry_run else with_adoption(plan, adopt, options)
+        return run_steps("repair", chosen, options, dry_run=dry_run)
 
     guard(act, json=output_flags.json)

@@ -14,6 +14,7 @@ from provision.volume import links
 from provision.volume.changes import make_folders
 from provision.volume.environment_marker import python_source, read_owner
 from provision.volume.journal_acts import EnvironmentLink
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ class CondaLinkStep:
 
     def is_recorded(self, root: Root) -> bool:
         """Return whether an earlier run has made the link. A recorded link is kept even if conda is missing now."""
-        return any(link.path == self.link for link in links.recorded(root, self.home))
+        return any(link.path == self.link for link in links.recorded(root, current(self.home)))
 
     def linked(self) -> Iterator[links.Link]:
         """Yield the link if it exists and points to the prefix."""

@@ -58,13 +58,18 @@ def places(
     for entry in relocate:
         if isinstance(entry, FolderSpec):
             path = entry.path.replace("~", str(home), 1) if entry.path.startswith("~") else entry.path
-            folders[str(entry.path)] = [RelocatedFolder(Path(path).absolute(), root.path / entry.to)]
+            folders[entry_label(entry)] = [RelocatedFolder(Path(path).absolute(), root.path / entry.to)]
         elif entry == "conda":
             folders[entry] = _conda(root, environ, home, bases, named)
         else:
             folders[entry] = _named(entry, root, environ, home)
     _check_overlaps([folder for group in folders.values() for folder in group], root)
     return folders
+
+
+def entry_label(entry: Relocated) -> str:
+    """Return the label of an entry of a `relocate` list: the name of a tool, or the path of a folder as written."""
+    return entry.path if isinstance(entry, FolderSpec) else entry
 
 
 def parse_argument(path: str, to: str | None, home: Path) -> tuple[str, Relocated]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from provision.core.step import Check, State
 from provision.volume import links, relink
+from provision.volume.adoption import Adoption
 from provision.volume.journal_acts import LinkRecord
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,22 +25,41 @@ class LinkStep(Protocol):
         """Yield the links of this step that are in place."""
 
 
+class LinksByHand:
+    """Finds the links that the user has made from caches to the root, so that a wipe does not lose them."""
+
+    def __init__(self, paths: Sequence[Path], root: Root, home: Path) -> None:
+        """Take the paths of caches; links at their parents below the home count, too."""
+        self.paths = paths
+        self.root = root
+        self.home = home
+
+    def linked(self) -> Iterator[links.Link]:
+        """Yield the links that lead to a folder of the root."""
+        for path in self.paths:
+            yield from links.on_the_way(self.root, path, self.home)
+
+
 class RecordStep:
     """Keeps links.json, relink.sh and relink.ps1 up to date.
 
-    They list the links in place and those of earlier runs, because a wipe removes links that the host still needs.
+    They list the links of this home that are in place, and those of its earlier runs, because a wipe removes links
+    that the home still needs. The links of other owners stay listed as they are.
     """
 
     name = "relink.sh"
     essential = False
     local = True
 
-    def __init__(self, root: Root, home: Path, steps: Sequence[LinkStep], journal: Journal) -> None:
-        """Take the steps whose links are recorded."""
+    def __init__(
+        self, root: Root, home: Path, steps: Sequence[LinkStep], journal: Journal, adoption: Adoption | None = None
+    ) -> None:
+        """Take the steps whose links are recorded, and the adoption of another owner's links (None: no adoption)."""
         self.root = root
         self.home = home
         self.steps = steps
         self.journal = journal
+        self.adoption = adoption or Adoption()
 
     def describe(self) -> str:
         """Return the line of the plan."""
@@ -49,19 +70,22 @@ class RecordStep:
         expected = self._links()
         if not expected and not self.root.links.exists():
             return Check(State.OK, "there are no links to restore")
-        for path, content in relink.files(self.root, self.home, expected).items():
+        for path, content in relink.files(self.root, self.home, expected, self.adoption.owner).items():
             if not path.exists() or path.read_bytes() != content:
-                return Check(State.DRIFTED, f"{path} does not list the current links")
-        return Check(State.OK, f"{len(expected)} links; restore them after a wipe: sh {self.root.relink}")
+                return Check(State.DRIFTED, f"{path} does not list the current links", self.adoption.note)
+        return Check(
+            State.OK, f"{len(expected)} links; restore them after a wipe: sh {self.root.relink}", self.adoption.note
+        )
 
     def apply(self) -> None:
         """Write the record and the two scripts."""
         expected = self._links()
-        for link in expected - set(links.recorded(self.root, self.home)):
+        for link in expected - set(links.recorded(self.root, current(self.home))):
             self.journal.record(LinkRecord(link.path, link.target))
-        relink.write(self.root, self.home, expected)
+        relink.write(self.root, self.home, expected, self.adoption.owner)
 
     def _links(self) -> set[links.Link]:
         in_place = {link for step in self.steps for link in step.linked()}
         paths = {link.path for link in in_place}
-        return in_place | {link for link in links.recorded(self.root, self.home) if link.path not in paths}
+        recorded = self.adoption.with_links(self.root, current(self.home))
+        return in_place | {link for link in recorded if link.path not in paths}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.layout import linked_root
@@ -17,10 +20,10 @@ from provision.relocation import whole_folders
 from provision.relocation.move import FolderMove, MovePair
 from provision.volume import links, variables
 from provision.volume.changes import make_folders
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Iterator, Sequence
 
     from provision.core.layout import Root
     from provision.core.progress import Progress
@@ -30,11 +33,27 @@ if TYPE_CHECKING:
 _WORST = (State.BLOCKED, State.DRIFTED, State.OK)
 
 
+class Claim(Enum):
+    """Name the reason why a folder should be on the volume. It limits what may be done with the user's own files.
+
+    LISTED: host.toml or the command names the folder. DEFAULT: the provider profile or firstlight's default does.
+    RECORDED: an earlier run of this home made a link there. These three may move and merge a real folder.
+    UNKNOWN: a record without an owner names it; a link is made only where nothing is.
+    """
+
+    LISTED = "listed"
+    DEFAULT = "default"
+    RECORDED = "recorded"
+    UNKNOWN = "unknown"
+
+
 class RelocateStep:
     """Keeps the folders of one label on the volume, with links to them at their old paths.
 
     The folders are moved together, so that hard links between them are kept. A folder that cannot become a link (its
     parent is not writable, or it is a mount point) is copied, and its tool's variable is set to the copy.
+
+    A link that the user has made stays as it is. If it leads to a folder of the root, the record takes it over.
     """
 
     essential = False
@@ -48,14 +67,30 @@ class RelocateStep:
         home: Path,
         journal: Journal,
         progress: Progress = no_progress,
+        *,
+        claim: Claim = Claim.LISTED,
+        recorded: Collection[links.Link] | None = None,
     ) -> None:
-        """Take the label, the folders with their old paths, new paths and variables, and the progress callback."""
+        """Take the folders of a label, the reason for their relocation, and the links that this home has on record.
+
+        Args:
+            label: the name of the group.
+            places: the folders with their old paths, new paths and variables.
+            root: the root on the volume.
+            home: the home folder.
+            journal: the journal of this run.
+            progress: receives the progress of copies.
+            claim: the reason why the folders should be on the volume.
+            recorded: the recorded links of this home; None reads them from the root.
+        """
         self.name = f"relocate {label}"
         self.places = places
         self.root = root
         self.home = home
         self.journal = journal
         self.progress = progress
+        self.claim = claim
+        self._links = recorded
         self._notes: list[str] = []
 
     def describe(self) -> str:
@@ -78,13 +113,12 @@ class RelocateStep:
     def apply(self) -> None:
         """Make the links of wiped folders, move or merge the other folders, and set variables where no link can be."""
         mover = FolderMove(self.journal, self.progress)
-        drifted = [place for place in self.places if self._check(place).state is State.DRIFTED]
+        self._relink(mover)
+        drifted = [self._effective(place) for place in self.places if self._check(place).state is State.DRIFTED]
         unlinkable = [place for place in drifted if _obstacle(place.source) is not None]
         pairs = [MovePair(place.source, place.target) for place in drifted if place not in unlinkable]
-        wiped = {pair for pair in pairs if pair.is_wiped}
-        mover.relink(wiped)
         try:
-            mover.run([pair for pair in pairs if pair not in wiped])
+            mover.run(pairs)
         finally:
             self._notes += dict.fromkeys(mover.kept_whole)
             if mover.conflicts:
@@ -96,49 +130,118 @@ class RelocateStep:
             self._set_variable(place)
 
     def linked(self) -> Iterator[links.Link]:
-        """Yield the links of this step that are in place."""
+        """Yield the links of this step that are in place, also those at parents of its folders."""
         for place in self.places:
             if link_target(place.source) == str(place.target):
                 yield links.Link(place.source, place.target)
+            else:
+                yield from links.on_the_way(self.root, place.source, self.home)
 
-    def _check(self, place: RelocatedFolder) -> Check:
+    def _relink(self, mover: FolderMove) -> None:
+        """Make the links of folders that are complete on the volume: those at parents before those below them."""
+        while True:
+            drifted = [self._effective(place) for place in self.places if self._check(place).state is State.DRIFTED]
+            wiped = [pair for place in drifted if (pair := MovePair(place.source, place.target)).is_wiped]
+            sources = {pair.source for pair in wiped}
+            outer = [pair for pair in wiped if sources.isdisjoint(pair.source.parents)]
+            if not outer:
+                return
+            mover.relink(outer)
+
+    def _effective(self, place: RelocatedFolder) -> RelocatedFolder:
+        """Return the folder with the target that it has: that of its link or of its record, else the requested one."""
+        linked = links.folder_on(self.root, place.source)
+        if linked is not None:
+            return replace(place, target=linked)
+        recorded = self._recorded.get(place.source)
+        if recorded is not None and link_target(place.source) is None and recorded.is_dir():
+            return replace(place, target=recorded)
+        return place
+
+    def _check(self, requested: RelocatedFolder) -> Check:
+        place = self._effective(requested)
         source, target = place.source, place.target
+        dangling = self._dangling_parent(source)
+        if dangling is not None:
+            return self._blocked_or_noted(
+                f"{dangling} is a link to {link_target(dangling)}, which does not exist, so {source} leads nowhere. "
+                f"Mount it, or remove the link: rm {dangling}"
+            )
         destination = link_target(source)
         if destination is not None:
-            return self._check_link(place, destination)
+            check = self._check_link(place, destination)
+            note = self._kept_link_note(place, requested.target)
+            return replace(check, fallback=check.fallback or note) if check.state is State.OK else check
         if os.path.lexists(source):
             return self._check_real(place)
-        with contextlib.suppress(OSError):
-            if source.name == target.name and source.parent.samefile(target.parent):
-                return Check(State.OK, f"{source} is on the volume itself")
+        if self._is_below_link(source) or self._is_same_name(source, target):
+            return Check(State.OK, f"{source} is on the volume itself")
         if target.exists():
             return Check(State.DRIFTED, f"the link {source} is missing; its data is at {target}")
         return Check(State.DRIFTED, f"{source} does not exist yet")
 
+    def _kept_link_note(self, place: RelocatedFolder, requested: Path) -> str | None:
+        """Return a note for a link to another folder of the root than the requested one, where that may surprise."""
+        if place.target == requested:
+            return None
+        is_filled = requested.is_dir() and any(requested.iterdir())
+        if is_filled or (self.claim is Claim.LISTED and place.variable is None):
+            unused = f"; the files at {requested} are not used" if is_filled else f", and not to {requested}"
+            return f"{place.source} stays a link to {place.target}{unused}"
+        return None
+
     def _check_link(self, place: RelocatedFolder, destination: str) -> Check:
         source, target = place.source, place.target
-        if destination != str(target):
-            if destination.startswith(f"{self.root.path}{os.sep}") or source in self._recorded:
+        if links.folder_on(self.root, source) is not None:
+            if destination == str(target) and MovePair(source, target).unfinished:
+                return Check(State.DRIFTED, f"the move of {source} was interrupted; its data is at {target}")
+            return Check(State.OK, f"{source} -> {target}")
+        if self.claim is not Claim.UNKNOWN and not source.exists():
+            if destination == str(target):
+                return Check(State.DRIFTED, f"{source} is a link to {target}, which does not exist")
+            if destination.startswith(f"{self.root.path}{os.sep}") or destination in self._former_targets(target):
                 return Check(State.DRIFTED, f"{source} is a link to {destination}, it should be a link to {target}")
-            other = linked_root(source)
-            message = f"{source} is a link to {destination}, " + (
-                f"on another root. Name that one: --root {other.path} (make: ROOT={other.path})"
-                if other
-                else f"which firstlight did not make. Look at it: ls -l {source}"
+        return self._check_foreign_link(source, destination)
+
+    def _check_foreign_link(self, source: Path, destination: str) -> Check:
+        """Check a link that leads off the root. It stays, and the step is blocked if it cannot go on so."""
+        other = linked_root(source)
+        if other is not None:
+            return self._blocked_or_noted(
+                f"{source} is a link to {destination}, on another root. "
+                f"Name that one: --root {other.path} (make: ROOT={other.path})"
             )
-            return Check(State.BLOCKED, message)
-        if not target.is_dir():
-            return Check(State.DRIFTED, f"{source} is a link to {target}, which does not exist")
-        if MovePair(source, target).unfinished:
-            return Check(State.DRIFTED, f"the move of {source} was interrupted; its data is at {target}")
-        return Check(State.OK, f"{source} -> {target}")
+        if not source.exists():
+            return self._blocked_or_noted(
+                f"{source} is a link to {destination}, which does not exist. Mount it, or remove the link: rm {source}"
+            )
+        note = f"{source} is a link to {destination}, which firstlight did not make, so it is left alone"
+        if self.claim is Claim.LISTED:
+            return Check(
+                State.BLOCKED,
+                f"{note}. Remove it from `relocate` in host.toml, or remove the link and run again: rm {source}",
+            )
+        return Check(State.OK, note, note)
+
+    def _blocked_or_noted(self, text: str) -> Check:
+        """Return BLOCKED if this host asks for the folder; a record alone is no reason to stop."""
+        if self.claim in {Claim.LISTED, Claim.DEFAULT}:
+            return Check(State.BLOCKED, text)
+        return Check(State.OK, text, text)
 
     def _check_real(self, place: RelocatedFolder) -> Check:
         source, target = place.source, place.target
         if not source.is_dir():
-            return Check(State.BLOCKED, f"{source} is a file, not a folder. Look at it: ls -l {source}")
+            return self._blocked_or_noted(f"{source} is a file, not a folder. Look at it: ls -l {source}")
         if source.resolve().is_relative_to(self.root.path.resolve()):
             return Check(State.OK, f"{source} is on the volume itself")
+        if self.claim is Claim.UNKNOWN:
+            note = f"{source} is left alone; an earlier version recorded it as a link to {target}"
+            return Check(State.OK, note, note)
+        return self._check_movable(place)
+
+    def _check_movable(self, place: RelocatedFolder) -> Check:
+        source, target = place.source, place.target
         if (destination := link_target(target)) is not None and destination != str(target):
             return Check(State.BLOCKED, f"{target} is a link to {destination}. Look at it: ls -l {target}")
         obstacle = _obstacle(source)
@@ -167,9 +270,32 @@ class RelocateStep:
                 TreeCopy([(source, target)], lambda count, unit: self.progress(count, 0, unit)).run()
         variables.set_value(self.root, place.variable, str(place.target), self.journal)
 
+    def _is_below_link(self, source: Path) -> bool:
+        """Return whether a parent is a link into the root; a tool then makes the folder on the volume."""
+        return any(link.path != source for link in links.on_the_way(self.root, source, self.home))
+
+    def _is_same_name(self, source: Path, target: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return source.name == target.name and source.parent.samefile(target.parent)
+        return False
+
+    def _dangling_parent(self, source: Path) -> Path | None:
+        """Return the nearest parent that is a link to a place that does not exist, or None."""
+        parents = [parent for parent in source.parents if parent.is_relative_to(self.home)]
+        return next((parent for parent in parents if parent.is_symlink() and not parent.exists()), None)
+
+    def _former_targets(self, target: Path) -> set[str]:
+        """Return the texts that firstlight's link to a folder had while the root was at another path."""
+        if not target.is_relative_to(self.root.path):
+            return set()
+        inside = target.relative_to(self.root.path)
+        return {str(Path(row.root) / inside) for row in links.read(self.root).rows}
+
     @functools.cached_property
-    def _recorded(self) -> set[Path]:
-        return {link.path for link in links.recorded(self.root, self.home)}
+    def _recorded(self) -> dict[Path, Path]:
+        """Return {path: target} of the links that this home has on record."""
+        recorded = links.recorded(self.root, current(self.home)) if self._links is None else self._links
+        return {link.path: link.target for link in recorded}
 
 
 def _check_merge(source: Path, target: Path) -> Check:

@@ -152,7 +152,8 @@ class UndoMergeStep:
         ]
         is_prepared = os.path.lexists(self.pair.partial) or link_target(self.pair.aside) in self._targets
         if not on_volume:
-            is_unfinished = is_prepared or any(self._is_left_empty(entry) for entry in entries)
+            is_left = not self.others and any(self._is_left_empty(entry) for entry in entries)
+            is_unfinished = is_prepared or is_left
             return Check(State.DRIFTED if is_unfinished else State.OK, f"{source} is a folder, as before the run")
         missing = [entry.path for entry in on_volume if not os.path.lexists(source / entry.path)]
         if missing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core import layout
@@ -14,11 +13,13 @@ from provision.fs.open_dir import link_target
 from provision.host import tool_caches
 from provision.models import hub_in_use
 from provision.relocation import preflight
-from provision.volume import links
+from provision.volume import absence, adoption, links
 from provision.volume.marker import read_marker
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from provision.host.facts import HostFacts
     from provision.setup.host_plan import HostPlan
@@ -76,16 +77,12 @@ def _root(plan: HostPlan) -> Iterator[Finding]:
     except BlockedError as error:
         yield Finding("bad", "volume", str(error), f"cat {root.marker}")
         return
-    links_to_root = [path for path in tool_caches.link_paths(os.environ, plan.home) if _leads_into(path, root.path)]
+    sign = absence.sign(root, plan.home, tool_caches.link_paths(os.environ, plan.home)) if marker is None else None
     if marker is not None:
         yield Finding("ok", "volume", f"{root.path} is marked since {marker.get('created')}")
-    elif links_to_root:
-        yield Finding(
-            "bad",
-            "volume",
-            f"{root.path} is not mounted, but {links_to_root[0]} is a link into it",
-            f"mount it, then {_run('repair')}",
-        )
+    elif sign is not None:
+        remedy = f"mount it, then {_run('repair')}; if it is gone for good, {sign.remedy}"
+        yield Finding("bad", "volume", f"{root.path} is not mounted ({sign.fact})", remedy)
     else:
         yield Finding("note", "volume", f"{root.path} is not set up yet", _run("setup"))
     folder = root.path
@@ -133,9 +130,12 @@ def _capabilities(folder: Path, home: Path) -> Iterator[Finding]:
 def _links(plan: HostPlan) -> Iterator[Finding]:
     if not plan.root.links.exists():
         return
-    recorded = links.recorded(plan.root, plan.home)
-    wrong = [link for link in recorded if link_target(link.path) != str(link.target)]
+    recorded = links.recorded(plan.root, current(plan.home))
+    wrong = [link for link in recorded if links.folder_on(plan.root, link.path) != link.target]
     yield Finding("ok", "links", f"{len(recorded) - len(wrong)} of {len(recorded)} are right")
+    offer = adoption.offer(plan.root, current(plan.home))
+    if offer is not None:
+        yield Finding("note", "links", offer)
     for link in wrong:
         target = link_target(link.path)
         state = f"is a link to {target}" if target else "is not a link" if os.path.lexists(link.path) else "is missing"
@@ -157,11 +157,6 @@ def _machine(machine: HostFacts) -> Iterator[Finding]:
     yield Finding(
         "ok", "machine", f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 1e9:.1f} GB, {cards}{driver}"
     )
-
-
-def _leads_into(link: Path, folder: Path) -> bool:
-    target = link_target(link)
-    return target is not None and Path(target).is_relative_to(folder)
 
 
 def _run(command: str) -> str:

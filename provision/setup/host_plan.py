@@ -82,7 +82,8 @@ class HostPlan:
 
     `offline`: use no network. `retry`: contact a hub again that did not answer an earlier run. `mirror`: the mirror of
     each tool, in place of the one in host.toml. `rechoose`: select mirrors again although a selection is recorded.
-    `nodefaults`: leave out conda's default channels; None keeps the recorded value.
+    `nodefaults`: leave out conda's default channels; None keeps the recorded value. `relocated`: a folder that the
+    command relocates. `adopt`: the owner whose recorded links become this home's, as the flag --adopt names it.
     """
 
     definition: HostDefinition
@@ -93,6 +94,8 @@ class HostPlan:
     mirror: str | Mapping[Any, str]
     rechoose: bool = False
     nodefaults: bool | None = None
+    relocated: Relocated | None = None
+    adopt: str | None = None
 
     @property
     def root(self) -> layout.Root:
@@ -104,9 +107,18 @@ class HostPlan:
         """Return the content of host.toml, with the values of flags in place of its own."""
         return self.definition.host
 
+    @property
+    def listed(self) -> list[Relocated]:
+        """Return the folders that host.toml or the command names, without those of a profile or the default."""
+        return [*(self.host.relocate or []), *([self.relocated] if self.relocated is not None else [])]
+
     def with_mirrors(self, mirror: Mapping[str, str], *, nodefaults: bool) -> HostPlan:
         """Return this plan with other mirrors, which are selected again; files are not read again."""
         return replace(self, mirror=mirror, rechoose=True, nodefaults=nodefaults)
+
+    def with_adopted(self, owner: str | None) -> HostPlan:
+        """Return this plan with the owner whose links become this home's, as HOST:HOME, HOST or :HOME."""
+        return replace(self, adopt=owner)
 
     def with_relocated(self, folder: Relocated) -> HostPlan:
         """Return this plan with one more folder to relocate; a folder that is listed already stays listed once.
@@ -119,7 +131,7 @@ class HostPlan:
                 "no root is named, and the default root may be wiped with the home. Name one with --root DIR"
             )
         others = [other for other in self.chosen.relocate if other != folder]
-        return replace(self, chosen=replace(self.chosen, relocate=[*others, folder]))
+        return replace(self, chosen=replace(self.chosen, relocate=[*others, folder]), relocated=folder)
 
 
 def resolve(

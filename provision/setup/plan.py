@@ -20,13 +20,17 @@ from provision.models.hubs import Hubs
 from provision.models.snapshots import SnapshotStep
 from provision.models.step import ModelStep
 from provision.relocation.login_step import LoginStep
-from provision.relocation.relink_step import RecordStep
-from provision.relocation.step import RelocateStep
-from provision.volume import links
+from provision.relocation.relink_step import LinksByHand, RecordStep
+from provision.relocation.step import Claim, RelocateStep
+from provision.volume import adoption as adoptions
+from provision.volume import links, marker
+from provision.volume.adoption import Adoption
 from provision.volume.marker import VolumeStep
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from pathlib import Path
 
     from provision.config.models import ModelSpec
     from provision.core.progress import Progress
@@ -78,21 +82,20 @@ def steps(
     named = activation.conda_folders(os.environ, plan.home) if "conda" in plan.chosen.relocate else []
     places = tool_caches.places(plan.chosen.relocate, root, os.environ, plan.home, bases, named)
     sources = [place.source for group in places.values() for place in group]
-    recorded = [link for link in links.recorded(root, plan.home) if link.path not in {*sources, conda.link}]
-    if recorded:
-        places["what is on record"] = [tool_caches.RelocatedFolder(link.path, link.target) for link in recorded]
-    moved = [RelocateStep(label, group, root, plan.home, journal, progress) for label, group in places.items()]
+    adoption = _adoption(plan)
+    moved = _relocations(plan, places, {*sources, conda.link}, adoption, journal, progress)
     has_conda_link = conda.is_recorded(root) or (bases and environment.conda_lock is not None)
     link_paths = [*sources, *tool_caches.link_paths(os.environ, plan.home)]
-    built: list[Step] = [VolumeStep(root, link_paths, journal, plan.chosen.warning), *moved]
+    built: list[Step] = [VolumeStep(root, link_paths, journal, plan.chosen.warning, plan.home), *moved]
     mirrors, settings = _mirror_steps(plan, journal, conda_is_here=bool(bases))
     built += mirrors
     built.append(EnvStep(root, environment, plan.home, journal, offline=plan.offline, progress=progress, tell=emit))
     built += settings
     if has_conda_link:
         built.append(conda)
-    if moved or has_conda_link or root.links.exists():
-        built.append(RecordStep(root, plan.home, [*moved, conda], journal))
+    by_hand = LinksByHand(link_paths, root, plan.home)
+    if moved or has_conda_link or root.links.exists() or any(by_hand.linked()):
+        built.append(RecordStep(root, plan.home, [*moved, conda, by_hand], journal, adoption))
     login = LoginStep(root, plan.home, os.environ, journal, wanted=host.login)
     if host.login or login.check().state is not State.OK:
         built.append(login)
@@ -118,6 +121,49 @@ def steps(
     if environment.variants[0].torch:
         built.append(SmokeStep(root, host.env))
     return built
+
+
+def _adoption(plan: HostPlan) -> Adoption:
+    """Return the adoption that the plan names, else a note about the owners whose links this home could adopt."""
+    owner = current(plan.home)
+    if plan.adopt is None:
+        return Adoption(note=adoptions.offer(plan.root, owner))
+    marker.require(plan.root)
+    return Adoption(adoptions.resolve(plan.root, plan.adopt, owner))
+
+
+def _relocations(
+    plan: HostPlan,
+    places: Mapping[str, list[tool_caches.RelocatedFolder]],
+    others: Collection[Path],
+    adoption: Adoption,
+    journal: Journal,
+    progress: Progress,
+) -> list[RelocateStep]:
+    """Return the steps of relocated folders: recorded links first, since a requested folder may lie below one.
+
+    `others` are the paths that other steps handle.
+    """
+    root, home = plan.root, plan.home
+    recorded = adoption.with_links(root, current(home))
+    own = [link for link in recorded if link.path not in others]
+    paths = {*others, *(link.path for link in own)}
+    unknown = [link for link in links.of_unknown_owner(root, home) if link.path not in paths]
+    listed = {tool_caches.entry_label(entry) for entry in plan.listed}
+    groups: list[tuple[str, list[tool_caches.RelocatedFolder], Claim]] = [
+        ("what is on record", [tool_caches.RelocatedFolder(link.path, link.target) for link in own], Claim.RECORDED),
+        (
+            "of an older record",
+            [tool_caches.RelocatedFolder(link.path, link.target) for link in unknown],
+            Claim.UNKNOWN,
+        ),
+    ]
+    groups = [group for group in groups if group[1]]
+    groups += [(name, group, Claim.LISTED if name in listed else Claim.DEFAULT) for name, group in places.items()]
+    return [
+        RelocateStep(name, group, root, home, journal, progress, claim=claim, recorded=recorded)
+        for name, group, claim in groups
+    ]
 
 
 def _mirror_steps(plan: HostPlan, journal: Journal, *, conda_is_here: bool) -> tuple[list[Step], list[Step]]:

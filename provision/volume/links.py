@@ -1,18 +1,24 @@
-"""The record of the symbolic links that a host should have into the volume."""
+"""The record of the symbolic links into the volume, with the owner of each: the host and home that need the link."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from provision.core.errors import BlockedError
+from provision.fs.open_dir import link_target
+from provision.volume.owner import Owner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     from provision.core.layout import Root
 
-SCHEMA = 1
+# Schema 1 has one root for all links and no owners. Its links are read as links of an unknown owner.
+SCHEMA = 2
 
 
 @dataclass(frozen=True, order=True)
@@ -23,26 +29,167 @@ class Link:
     target: Path
 
 
-def recorded(root: Root, home: Path) -> list[Link]:
-    """Return the recorded links, sorted, with paths in this home and targets on this root.
+@dataclass(frozen=True)
+class LinkRow:
+    """Hold one link as links.json has it.
+
+    `owner` is None if it is unknown. `path` is ~/… below the owner's home, else absolute. `target` is relative to the
+    root. `root` is the path at which the root was when the link was recorded.
+    """
+
+    owner: Owner | None
+    root: str
+    path: str
+    target: str
+
+    @property
+    def recorded_target(self) -> str:
+        """Return the text of the link at the time of its record."""
+        return self.root if self.target == "." else f"{self.root}{os.sep}{self.target}"
+
+    def link(self, root: Root, home: Path) -> Link:
+        """Return the link with its path in this home and its target on this root."""
+        path = home / self.path[2:] if self.path.startswith("~/") else Path(self.path)
+        return Link(path, root.path / self.target)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the row as a JSON object."""
+        owner = {"host": self.owner.host, "home": self.owner.home} if self.owner else {}
+        return {**owner, "root": self.root, "path": self.path, "target": self.target}
+
+
+@dataclass(frozen=True)
+class LinkFile:
+    """Hold the content of links.json: the rows, and {earlier owner: the owner that has adopted its records}."""
+
+    rows: tuple[LinkRow, ...] = ()
+    adopted: tuple[tuple[Owner, Owner], ...] = ()
+
+    def of(self, owner: Owner | None) -> list[LinkRow]:
+        """Return the rows of an owner; None stands for the unknown owner."""
+        return [row for row in self.rows if row.owner == owner]
+
+    def with_links(self, owner: Owner, root: Root, links: Iterable[Link], adopt: Owner | None = None) -> LinkFile:
+        """Return the content with other links of one owner; the rows of the other owners stay.
+
+        A row of the unknown owner that has the path of one of the links becomes this owner's.
+
+        Args:
+            owner: the owner of the links.
+            root: the root, at its current path.
+            links: all links of the owner.
+            adopt: an owner whose rows are dropped, because the links contain them, or None.
+        """
+        own = [_row(owner, root, link) for link in set(links)]
+        paths = {row.path for row in own}
+        others = [
+            row
+            for row in self.rows
+            if row.owner not in {owner, adopt or owner} and not (row.owner is None and row.path in paths)
+        ]
+        # A host that records links again is in use, so its records are its own again.
+        adopted = {old: new for old, new in self.adopted if old != owner}
+        if adopt is not None and adopt != owner:
+            adopted = {old: owner if new == adopt else new for old, new in adopted.items()} | {adopt: owner}
+        rows = sorted([*others, *own], key=_order)
+        return replace(self, rows=tuple(rows), adopted=tuple(sorted(adopted.items())))
+
+    def to_json(self) -> bytes:
+        """Return the content of links.json. It depends on the rows alone, so that hosts do not change it in turns."""
+        adopted = [
+            {"host": old.host, "home": old.home, "by": {"host": new.host, "home": new.home}}
+            for old, new in self.adopted
+        ]
+        content = {"schema": SCHEMA, "links": [row.to_dict() for row in self.rows], "adopted": adopted}
+        return (json.dumps(content, indent=1) + "\n").encode("ascii")
+
+
+def read(root: Root) -> LinkFile:
+    """Return the record of any schema; an empty one if there is none.
 
     Raises:
         BlockedError: the record cannot be read.
     """
     try:
         content = json.loads(root.links.read_text(encoding="ascii"))
-        rows = [(str(row["path"]), str(row["target"])) for row in content["links"]]
+        made_at = str(content.get("root", root.path))
+        rows = [
+            LinkRow(_owner(row), str(row.get("root", made_at)), str(row["path"]), str(row["target"]))
+            for row in content["links"]
+        ]
+        pairs = [(_owner(row), _owner(row["by"])) for row in content.get("adopted", [])]
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (ValueError, KeyError, TypeError):
+        return LinkFile()
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BlockedError(f"{root.links} cannot be read. Look at it: cat {root.links}; or move it away.") from None
-    return sorted(Link(_absolute(path, home), root.path / target) for path, target in rows)
+    return LinkFile(tuple(rows), tuple((old, new) for old, new in pairs if old and new))
 
 
-def _absolute(path: str, home: Path) -> Path:
-    return home / path[2:] if path.startswith("~/") else Path(path)
+def recorded(root: Root, owner: Owner) -> list[Link]:
+    """Return the recorded links of an owner, sorted, with targets on this root.
+
+    Raises:
+        BlockedError: the record cannot be read.
+    """
+    return sorted(row.link(root, Path(owner.home)) for row in read(root).of(owner))
 
 
-def relative_to_home(path: Path, home: Path) -> str:
-    """Return a path below the home as ~/…, and any other path unchanged."""
-    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
+def of_unknown_owner(root: Root, home: Path) -> list[Link]:
+    """Return the recorded links whose owner is unknown, sorted, with paths in this home and targets on this root.
+
+    Raises:
+        BlockedError: the record cannot be read.
+    """
+    return sorted(row.link(root, home) for row in read(root).of(None))
+
+
+def folder_on(root: Root, path: Path) -> Path | None:
+    """Return the folder of the root to which a link leads, as a path below the root.
+
+    The link may lead there by any path: a relative one, another link, or another mount point of the volume.
+
+    Returns:
+        None if `path` is not a link, or leads elsewhere or nowhere.
+    """
+    text = link_target(path)
+    try:
+        real = path.resolve(strict=True) if text is not None else None
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links
+        return None
+    if text is None or real is None or not real.is_dir():
+        return None
+    top = root.path.resolve()
+    if real.is_relative_to(top):
+        direct = Path(os.path.normpath(path.parent / text))
+        return direct if direct.is_relative_to(root.path) else root.path / real.relative_to(top)
+    for parent in (real, *real.parents):
+        marker = parent / root.marker.relative_to(root.path)
+        if marker.exists() and root.marker.exists() and marker.samefile(root.marker):
+            return root.path / real.relative_to(parent)
+    return None
+
+
+def on_the_way(root: Root, path: Path, home: Path) -> Iterator[Link]:
+    """Yield the links into the root on the way to a path: those at its parents below the home, and at the path."""
+    parents = [parent for parent in path.parents if parent != home and parent.is_relative_to(home)]
+    for step in (*reversed(parents), path):
+        target = folder_on(root, step)
+        if target is not None:
+            yield Link(step, target)
+
+
+def _row(owner: Owner, root: Root, link: Link) -> LinkRow:
+    home, path = Path(owner.home), link.path
+    shown = f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
+    target = os.path.relpath(link.target, root.path).replace(os.sep, "/")
+    return LinkRow(owner, str(root.path), shown, target)
+
+
+def _order(row: LinkRow) -> tuple[str, ...]:
+    owner = (row.owner.host, row.owner.home) if row.owner else ("", "")
+    return (*owner, row.path, row.target)
+
+
+def _owner(row: Mapping[str, Any]) -> Owner | None:
+    host, home = row.get("host"), row.get("home")
+    return Owner(host, home) if isinstance(host, str) and isinstance(home, str) else None

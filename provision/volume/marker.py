@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from provision.core.errors import BlockedError
 from provision.core.step import Check, State
 from provision.fs import durable
 from provision.fs.atomic import write_atomic
+from provision.volume import absence, home_record
+from provision.volume.changes import make_folders
 from provision.volume.journal_acts import VolumeMark
 
 if TYPE_CHECKING:
@@ -63,44 +64,68 @@ class VolumeStep:
     essential = True
     local = False  # repair must not make a marker, since a missing marker means that the volume is not mounted
 
-    def __init__(self, root: Root, links: Sequence[Path], journal: Journal, warning: str | None = None) -> None:
-        """Store the root, the home's links that should lead into it, and a warning for the user about the root."""
+    def __init__(
+        self,
+        root: Root,
+        links: Sequence[Path],
+        journal: Journal,
+        warning: str | None = None,
+        home: Path | None = None,
+    ) -> None:
+        """Store the root and the paths that may be links into it.
+
+        Args:
+            root: the root to mark.
+            links: the paths of links that should lead into the root.
+            journal: the journal of this run.
+            warning: a warning for the user about the root, or None.
+            home: the home whose record names the root; None writes no record in the home.
+        """
         self.warning = warning
+        self.home = home
         self.root = root
         self.links = links
         self.journal = journal
 
     def describe(self) -> str:
         """Return the plan's line for this step."""
-        return f"make the folder {self.root.path} with the .firstlight marker"
+        return f"make the folder {self.root.path} with the .firstlight marker, and record it in the home"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper to see)
-        """Check the marker. Without a marker, a link into the root shows that the volume is only not mounted."""
+        """Check the marker. Without a marker, the home may show that the volume is only not mounted."""
         marker = read_marker(self.root)
         if marker is not None:
+            if self._home_to_record(str(marker["id"])) is not None:
+                return Check(State.DRIFTED, f"{self.root.path} is not in the record of this home", self.warning)
             return Check(State.OK, f"{self.root.path}, marked {marker.get('created', 'earlier')}", self.warning)
-        links = [link for link in self.links if self._is_link_into_root(link)]
-        if links:
+        sign = absence.sign(self.root, self.home, self.links)
+        if sign is not None:
             return Check(
                 State.BLOCKED,
-                f"{self.root.path} is not mounted (no .firstlight marker, yet {links[0]} leads into it). "
-                f"Mount it, then run `{layout.next_command('repair')}`.",
+                f"{self.root.path} is not mounted ({sign.fact}). If it is gone for good, run: {sign.remedy}. "
+                f"Else mount it, then run `{layout.next_command('repair')}`.",
             )
         if self.root.path.exists() and not self.root.path.is_dir():
             return Check(State.BLOCKED, f"{self.root.path} is not a folder. Give another --root.")
         return Check(State.DRIFTED, f"{self.root.path} has no marker yet")
 
     def apply(self) -> None:
-        """Make the folder and its marker."""
-        durable.make_folders(self.root.state)
-        self.journal.record(VolumeMark(self.root.path))
-        created = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
-        marker = {"schema": SCHEMA, "id": uuid.uuid4().hex, "created": created}
-        write_atomic(self.root.marker, json.dumps(marker, indent=1) + "\n")
+        """Make the folder and its marker, and add the root to the record in the home."""
+        marker = read_marker(self.root)
+        if marker is None:
+            durable.make_folders(self.root.state)
+            self.journal.record(VolumeMark(self.root.path))
+            created = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
+            marker = {"schema": SCHEMA, "id": uuid.uuid4().hex, "created": created}
+            write_atomic(self.root.marker, json.dumps(marker, indent=1) + "\n")
+        home = self._home_to_record(str(marker["id"]))
+        if home is not None:
+            make_folders(home_record.record_file(home).parent, self.journal)
+            home_record.add_root(home, self.root, str(marker["id"]))
 
-    def _is_link_into_root(self, link: Path) -> bool:
-        try:
-            target = str(link.readlink())
-        except OSError:
-            return False
-        return target == str(self.root.path) or target.startswith(f"{self.root.path}{os.sep}")
+    def _home_to_record(self, volume: str) -> Path | None:
+        """Return the home if its record should name the root and does not; a home that is read-only has no record."""
+        home = self.home
+        if home is None or home_record.used(home, self.root, volume) is not None or not home_record.can_write(home):
+            return None
+        return home

@@ -93,7 +93,7 @@ def test_links_of_the_home_name_the_root_after_the_first_setup(tmp_path: Path, h
     assert absent.returncode == 4
     assert f"{root} is not mounted" in absent.stdout + absent.stderr
     assert not root.exists()
-    assert not (home / ".local").exists(), "no other root takes its place"
+    assert not (home / ".local/share").exists(), "no other root takes its place"
     (tmp_path / "unmounted").rename(root)
 
     second = provision("plan", "--root", tmp_path / "second", *unnamed)
@@ -109,7 +109,11 @@ def test_link_of_the_user_does_not_name_a_root(tmp_path: Path, home: Path, flags
     assert json.loads(unnamed.stdout)["root"] == str(home / ".local/share/firstlight")
     assert "relocate huggingface" not in states(unnamed), "without a root nothing is relocated"
     named = provision("plan", *flags, "--json")
-    assert states(named)["relocate huggingface"] == "blocked"
+    assert states(named)["relocate huggingface"] == "drifted", "the other folder of the cache can be moved"
+    assert "left alone" in json.dumps(json.loads(named.stdout)["fallbacks"])
+    (tmp_path / "host.toml").write_text('models = []\nrelocate = ["huggingface"]\n')
+    listed = provision("plan", *flags, "--json")
+    assert states(listed)["relocate huggingface"] == "blocked", "host.toml names it, so it cannot be ignored"
 
 
 def test_repair_restores_a_wiped_home(home: Path, flags: list[object]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from provision.core.layout import Root
 from provision.core.step import State
 from provision.host.tool_caches import RelocatedFolder
-from provision.relocation.step import RelocateStep
+from provision.relocation.step import Claim, RelocateStep
 from provision.volume import relink
 from provision.volume.journal import Journal
 from tests.provision import random_trees
@@ -112,17 +112,36 @@ def test_link_of_another_origin_blocks_the_step(source: Path, volume: Path, tmp_
     assert str(tmp_path / "elsewhere") in check.detail
 
 
-def test_recorded_link_with_a_wrong_target_is_corrected(source: Path, volume: Path, tmp_path: Path, home: Path) -> None:
+def test_link_to_the_former_mount_point_of_the_volume_is_corrected(
+    source: Path, volume: Path, tmp_path: Path, home: Path
+) -> None:
+    former = moving(source, tmp_path / "former")
+    former.apply()
+    relink.write(former.root, home, former.linked())
+    shutil.copytree(former.root.path, volume, dirs_exist_ok=True)
+    shutil.rmtree(former.root.path)
+    step = moving(source, volume)
+    check = step.check()
+    assert check.state is State.DRIFTED
+    assert str(former.root.path) in check.detail
+    step.apply()
+    assert source.readlink() == target(step)
+
+
+def test_recorded_link_that_the_user_has_bent_stays(source: Path, volume: Path, tmp_path: Path, home: Path) -> None:
     step = moving(source, volume)
     step.apply()
     relink.write(step.root, home, step.linked())
     source.unlink()
+    (tmp_path / "elsewhere").mkdir()
     source.symlink_to(tmp_path / "elsewhere")
-    check = step.check()
-    assert check.state is State.DRIFTED
-    assert str(tmp_path / "elsewhere") in check.detail
-    step.apply()
-    assert source.readlink() == target(step)
+    listed = moving(source, volume).check()
+    assert listed.state is State.BLOCKED
+    assert f"rm {source}" in listed.detail
+    for claim in (Claim.DEFAULT, Claim.RECORDED, Claim.UNKNOWN):
+        left = RelocateStep("x", step.places, step.root, home, step.journal, claim=claim).check()
+        assert left.state is State.OK
+        assert "left alone" in (left.fallback or "")
 
 
 def test_missing_target_of_a_link_is_made_again(source: Path, volume: Path) -> None:

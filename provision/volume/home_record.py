@@ -1,0 +1,117 @@
+"""The small record in the home: the roots that this home has used, and its paths that lead there.
+
+The record on the volume cannot be read while the volume is absent. This one then shows that it is. Nothing depends on
+it: a missing or damaged record counts as empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from provision.fs.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from provision.core.layout import Root
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, order=True)
+class UsedRoot:
+    """Describe one root that the home has used.
+
+    `volume` is the id in its marker. `mount` is the mount point of its file system; None if it is also the home's.
+    `paths` are the paths of the home that lead to the root.
+    """
+
+    path: str
+    volume: str
+    mount: str | None
+    paths: tuple[str, ...] = ()
+
+
+def record_file(home: Path) -> Path:
+    """Return the path of the record: below XDG_STATE_HOME, by default ~/.local/state."""
+    return Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "firstlight" / "roots.json"
+
+
+def read(home: Path) -> list[UsedRoot]:
+    """Return the roots that the home has used; none if the record is missing or damaged."""
+    try:
+        rows = json.loads(record_file(home).read_text(encoding="ascii"))["roots"]
+        return sorted(
+            UsedRoot(str(row["path"]), str(row["id"]), row.get("mount"), tuple(map(str, row["paths"]))) for row in rows
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def used(home: Path, root: Root, volume: str | None = None) -> UsedRoot | None:
+    """Return the entry of a root; with `volume`, only that of the volume with this id."""
+    rows = [row for row in read(home) if row.path == str(root.path)]
+    return next((row for row in rows if volume is None or row.volume == volume), None)
+
+
+def can_write(home: Path) -> bool:
+    """Return whether the record can be written."""
+    folder = record_file(home).parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def add_root(home: Path, root: Root, volume: str) -> None:
+    """Add a root to the record, if it is not there."""
+    if used(home, root, volume) is None:
+        mount = _mount_point(root.path)
+        is_of_home = mount == _mount_point(home)
+        _write(home, [*read(home), UsedRoot(str(root.path), volume, None if is_of_home else str(mount))])
+
+
+def content_with_paths(home: Path, root: Root, volume: str, paths: Iterable[Path]) -> bytes | None:
+    """Return the content of the record with these paths of the home for a root; None if the root is not in it."""
+    entry = used(home, root, volume)
+    if entry is None:
+        return None
+    changed = replace(entry, paths=tuple(sorted(map(str, paths))))
+    return _content([row for row in read(home) if row != entry] + [changed])
+
+
+def forget(home: Path, root: Root, path: Path) -> None:
+    """Remove a path from the record. A root without paths is removed, and a record without roots is deleted."""
+    rows = read(home)
+    changed = []
+    for row in rows:
+        if row.path == str(root.path) and str(path) in row.paths:
+            rest = tuple(other for other in row.paths if other != str(path))
+            changed += [replace(row, paths=rest)] if rest else []
+        else:
+            changed.append(row)
+    if changed == rows:
+        return
+    with contextlib.suppress(OSError):
+        if changed:
+            _write(home, changed)
+        else:
+            record_file(home).unlink()
+
+
+def _write(home: Path, rows: list[UsedRoot]) -> None:
+    write_atomic(record_file(home), _content(rows))
+
+
+def _content(rows: list[UsedRoot]) -> bytes:
+    roots = [{"path": row.path, "id": row.volume, "mount": row.mount, "paths": list(row.paths)} for row in sorted(rows)]
+    return (json.dumps({"schema": SCHEMA, "roots": roots}, indent=1) + "\n").encode("ascii")
+
+
+def _mount_point(path: Path) -> Path:
+    real = path.resolve()
+    return next(folder for folder in (real, *real.parents) if os.path.ismount(folder) or folder == folder.parent)
