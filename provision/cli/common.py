@@ -267,12 +267,12 @@ def _converge(command: _Command, steps: list[step.Step], screen: output.Screen) 
             steps = command.build()
             screen.total = len(steps)
             final = _outcomes_without_apply(command, steps, screen)
-        return final or step.converge(
-            steps,
-            listen=screen.listen,
-            guard=lambda: marker.require(root),
-            stop_at_failure=command.all_or_nothing,
-        )
+
+        def guard() -> None:
+            run_lock.require(root.state)
+            marker.require(root)
+
+        return final or step.converge(steps, listen=screen.listen, guard=guard, stop_at_failure=command.all_or_nothing)
 
 
 def _outcomes_without_apply(command: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:

@@ -170,7 +170,7 @@ def gc(
     def act() -> Exit:
         from provision.cli import output
         from provision.setup import undo as undo_runs
-        from provision.volume.run_lock import holding
+        from provision.volume.run_lock import holding, require
 
         stream = sys.stderr if json else sys.stdout
         plan = resolve_host(place.root, place.host, None, offline=True)
@@ -185,6 +185,7 @@ def gc(
                 for folder in undo_runs.delete_backups(runs):
                     deleted.append(str(folder))
                     print(f"deleted {folder}", file=stream)
+                    require(plan.root.state)
         if json:
             print(output.told_json("gc", backups=[run.to_dict() for run in runs], bytes=total, dropped=deleted))
         return Exit.GOOD

@@ -54,6 +54,12 @@ class BlockedError(FirstlightError):
     kind = "blocked"
 
 
+class LostLockError(BlockedError):
+    """Report that another run has taken over a lock of this run, so this run must change nothing more."""
+
+    kind = "locked"
+
+
 def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str = "--root") -> FirstlightError:
     """Turn an OSError into an error whose message names a remedy.
 

@@ -39,7 +39,7 @@ class Root:
 
     @property
     def holder(self) -> Path:
-        """Return the file that describes the run that holds the lock; other runs show it."""
+        """Return the file in which an older version describes the run that holds the lock."""
         return self.state / "holder.json"
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from provision.core.errors import BlockedError, Exit, FirstlightError, from_os_error
+from provision.core.errors import BlockedError, Exit, FirstlightError, LostLockError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,6 +112,9 @@ def converge(
         listen: called with (step, None) before each step, and with (step, outcome) after it.
         guard: raises if writing is no longer allowed; called before `apply` of each step that is not essential.
         stop_at_failure: stop after every step that fails; BLOCKED then means that no step has changed anything.
+
+    Raises:
+        LostLockError: another run has taken over the run lock. No later step is checked or applied.
     """
     outcomes: list[Outcome] = []
     for number, step in enumerate(steps):
@@ -168,6 +171,8 @@ def _converge(step: Step, guard: Callable[[], None]) -> Outcome:
             guard()
         step.apply()
         result = step.check()
+    except LostLockError:
+        raise
     except (FirstlightError, OSError) as error:
         return _failed(step, State.DRIFTED, error, started)
     error_text = None

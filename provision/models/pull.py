@@ -67,6 +67,7 @@ class Pull:
         self.spec = self._resolver.spec
         self._stopped = threading.Event()
         self._reported: set[str] = set()
+        self._locks: dict[str, BlobLock] = {}
         self.arrived = 0
         self.notes: list[str] = []
 
@@ -279,6 +280,8 @@ class Pull:
                         time.sleep(_POLL_SECONDS)
                     continue
                 locked_in_a_row = 0
+                for text in lock.taken_over:
+                    self._report_once(f"{target.file.path}: took over its lock: {text}")
                 try:
                     self._fetch(session, target, plan, report)
                 finally:
@@ -325,6 +328,7 @@ class Pull:
         # The blob is named by a verified hash. The hash in a listing counts only if it is the proof.
         name = listed.blob if listed.kind in proof else hashing.hash_file(part, listed.kind)
         durable.sync_file(part)  # a blob's name is taken for its content: it must not stand for what was lost
+        self._lock(target.content).require()
         part.replace(blobs / name)
         self._link(paths, name)
 
@@ -336,7 +340,10 @@ class Pull:
         snapshots.link(self.folder, self.spec.revision, [(path, blob) for path in paths])
 
     def _lock(self, blob: str) -> BlobLock:
-        return BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
+        """Return the lock of a blob: the same one for each attempt, since it observes whether the holder is alive."""
+        if blob not in self._locks:
+            self._locks[blob] = BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
+        return self._locks[blob]
 
     def _list_by_client(self, plan: PullPlan) -> None:
         """Let huggingface_hub store its listing of the snapshot.

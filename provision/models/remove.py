@@ -118,7 +118,7 @@ def remove(root: Root, manifest: Manifest, name: str) -> None:
     with ExitStack() as locks:
         for repo, blob in sorted(expected.locks):
             lock = BlobLock(root.hub_in_use / ".locks" / repo.name / f"{blob}.lock")
-            if not lock.take():
+            if not lock.take_or_decide():
                 raise BlockedError(
                     f"{repo / 'blobs' / blob} is being downloaded by another run. Wait for its end, then run again."
                 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from provision.fs import durable
+from provision.volume import run_lock
 from provision.volume.journal_acts import Act, IncompleteAct, UnknownAct
 from provision.volume.owner import Owner
 
@@ -41,7 +42,12 @@ class Journal:
         return self.folder.with_name("backup") / self.path.stem
 
     def record(self, act: Act) -> None:
-        """Append one act and sync it to the disk, so that it is there before the caller makes the change."""
+        """Append one act and sync it to the disk, so that it is there before the caller makes the change.
+
+        Raises:
+            LostLockError: another run has taken over the run lock; nothing is written.
+        """
+        run_lock.require(self.folder.parent)
         lines: list[dict[str, object]] = []
         is_new = self.path is None
         if is_new:

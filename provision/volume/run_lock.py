@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable  # noqa: TC003 (a dataclass's field)
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
-from provision.fs import durable
-from provision.fs.atomic import write_atomic
+from provision.fs import durable, lease
+from provision.fs.file_lock import PAUSE_SECONDS, FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import filelock
+    from pathlib import Path
 
     from provision.core.layout import Root
 
 _REPORT_SECONDS = 10.0  # between two reports of a wait
-_PAUSE_SECONDS = 0.2
 _EXAMPLE_SECONDS = 600  # the example value in the message that suggests --wait
+_held: dict[Path, FileLock] = {}  # {folder of a root's records: the run lock that this process holds}
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class LockWait:
 
     seconds: float = 0.0
     report: Callable[[str], None] = lambda _: None
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = lease.steady_clock
     pause: Callable[[float], None] = time.sleep
 
 
@@ -45,7 +42,9 @@ class LockWait:
 def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[bool]:
     """Hold the run lock of a root; yield whether the lock was free only after a wait.
 
-    While the lock is held, `root.holder` names this run's pid, host and start time.
+    The lock of a run that has ended without releasing it is taken over, and reported. Where nothing proves that the
+    other run is alive or has ended, this waits for a sign of life, at most until its lease expires, even if
+    `waiting.seconds` is less.
 
     Args:
         root: the root to lock.
@@ -56,92 +55,74 @@ def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[
         BlockedError: another run holds the lock; the message has its pid, host and start time.
     """
     durable.make_folders(root.state)
-    lock, has_waited = _wait(root, again, waiting)
-    record = {
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime()),
-    }
+    lock = FileLock(root.lock, waiting.clock, has_older_marker=True)
+    has_waited = _wait(root, lock, again, waiting)
     try:
-        write_atomic(root.holder, json.dumps(record) + "\n")
+        for text in lock.lease.taken_over:
+            waiting.report(f"took over {root.lock}: {text}")
+        root.holder.unlink(missing_ok=True)  # an older version wrote it
+        _held[root.state] = lock
         yield has_waited
     finally:
-        root.holder.unlink(missing_ok=True)
+        _held.pop(root.state, None)
         lock.release()
 
 
-def _wait(root: Root, again: str, waiting: LockWait) -> tuple[filelock.BaseFileLock, bool]:
-    """Take the lock as soon as it is free.
+def require(state: Path) -> None:
+    """Check that this process still holds the run lock of a root, if it has taken it.
 
-    Returns:
-        The lock, and whether it was free only after a wait.
+    Args:
+        state: the folder of the root's records.
+
+    Raises:
+        LostLockError: this run was suspended, and another run has taken over the lock.
     """
+    lock = _held.get(state)
+    if lock is not None:
+        lock.require()
+
+
+def _wait(root: Root, lock: FileLock, again: str, waiting: LockWait) -> bool:
+    """Take the lock as soon as it is free, and return whether it was free only after a wait."""
     began = waiting.clock()
     reported: float | None = None
-    while True:
-        lock, advice = _take(root)
-        if lock is not None:
-            return lock, reported is not None
+    while not lock.take():
         now = waiting.clock()
         left = began + waiting.seconds - now
-        if not left > 0:
+        if not (left > 0 or lock.is_undecided):
             state = f"still holds {root.lock} after {waiting.seconds:g} s" if waiting.seconds else f"holds {root.lock}"
             raise BlockedError(
-                f"{_holder_text(root)} {state}. Wait for its end, then run `{again}`{advice}; to wait here, "
+                f"{_holder_text(root)} {state}. Wait for its end, then run `{again}`; to wait here, "
                 f"add --wait {_EXAMPLE_SECONDS}.",
                 kind="locked",
                 next_act=f"{again} --wait {_EXAMPLE_SECONDS}",
             )
         if reported is None or now - reported >= _REPORT_SECONDS:
-            waiting.report(f"waiting for the lock, up to {left:.0f} s more: {_holder_text(root)} holds {root.lock}")
+            waiting.report(_report_text(root, lock, left))
             reported = now
-        waiting.pause(min(_PAUSE_SECONDS, left))
+        waiting.pause(min(PAUSE_SECONDS, left) if left > 0 else PAUSE_SECONDS)
+    return reported is not None
 
 
-def _take(root: Root) -> tuple[filelock.BaseFileLock | None, str]:
-    """Try to take the lock once.
-
-    Returns:
-        The lock, or None where another run holds it; and advice for a lock file that a dead run may have left.
-    """
-    import filelock
-
-    lock: filelock.BaseFileLock = filelock.FileLock(root.lock, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        return None, ""
-    except NotImplementedError:  # a file system without flock, where the existence of the lock file is the lock
-        return _take_soft(root), f", or, if that run is dead, rm {root.lock}"
-    return lock, ""
-
-
-def _take_soft(root: Root) -> filelock.BaseFileLock | None:
-    """Create the lock file, or return None where it exists. The lock file of a killed run of this host is removed."""
-    import filelock
-    import psutil
-
-    holder = _read_holder(root)
-    if holder.get("host") == platform.node() and not psutil.pid_exists(int(str(holder.get("pid", 0)))):
-        root.lock.unlink(missing_ok=True)
-    lock = filelock.SoftFileLock(root.lock, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        return None
-    return lock
+def _report_text(root: Root, lock: FileLock, left: float) -> str:
+    holder = f"{_holder_text(root)} holds {root.lock}"
+    if not lock.is_undecided:
+        return f"waiting for the lock, up to {left:.0f} s more: {holder}"
+    return (
+        f"waiting for a sign of life of the run that has the lock, up to {lock.lease.seconds_to_expiry:.0f} s more: "
+        f"{holder}"
+    )
 
 
 def _holder_text(root: Root) -> str:
-    holder = _read_holder(root)
-    if not holder:
-        return "another run"
-    return f"pid {holder.get('pid')} on {holder.get('host')}, at work since {holder.get('started')},"
+    holder = lease.read_holder(root.lock)
+    return str(holder) if holder else _older_holder_text(root)
 
 
-def _read_holder(root: Root) -> dict[str, object]:
+def _older_holder_text(root: Root) -> str:
+    """Return the text for the run of an older version, which describes itself in `root.holder`."""
     try:
-        holder = json.loads(root.holder.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
+        row = json.loads(root.holder.read_text(encoding="utf-8"))
+        return f"pid {row['pid']} on {row['host']}, at work since {row['started']},"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import shutil
@@ -362,3 +363,37 @@ def flags(tmp_path: Path, envs: Path) -> list[object]:
     """Return flags of a command for a root with one environment, without models and relocations."""
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
     return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]
+
+
+@pytest.fixture(scope="session")
+def flock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile the library that replaces flock in a process."""
+    if sys.platform != "linux" or shutil.which("gcc") is None:
+        pytest.skip("the library that replaces flock needs Linux and gcc")
+    library = tmp_path_factory.mktemp("flock") / "flock.so"
+    source = Path(__file__).with_name("flock.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True)
+    return library
+
+
+@pytest.fixture
+def shim(flock_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that lets flock fail in later child processes, with an error such as ENOLCK; "" succeeds."""
+
+    def replace_flock(error: str) -> None:
+        monkeypatch.setenv("LD_PRELOAD", str(flock_library))
+        monkeypatch.setenv("FLOCK_ERROR", str(getattr(errno, error) if error else 0))
+
+    return replace_flock
+
+
+@pytest.fixture
+def no_flock(shim: Callable[[str], None]) -> None:
+    """Let flock fail in later child processes, as on a file system without it."""
+    shim("ENOSYS")
+
+
+@pytest.fixture
+def local_flock(shim: Callable[[str], None]) -> None:
+    """Let flock succeed in later child processes although another one holds it, as on another host's mount."""
+    shim("")

@@ -149,7 +149,7 @@ def test_second_run_is_blocked_and_names_the_first(tmp_path: Path, home: Path, h
     assert completed.returncode == 4
     assert f"pid {os.getpid()} on " in completed.stderr
     assert "at work since 20" in completed.stderr
-    assert not root.holder.exists()
+    assert not list(root.state.glob("lock.lease-*"))
     assert provision("setup", *host).returncode == 0
 
 
@@ -161,31 +161,11 @@ def test_killed_run_does_not_hold_the_lock(tmp_path: Path, home: Path, host: lis
     )
     environ = dict(os.environ) | {"PYTHONPATH": str(Path(undo.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode == -9
-    assert (tmp_path / "root/.firstlight/holder.json").exists()
-    assert provision("setup", *host).returncode == 0
-
-
-def test_file_replaces_flock_as_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the file itself as the lock where flock is missing, and take over the lock of a dead process."""
-    import filelock
-
-    from provision.core.errors import BlockedError
-
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    root = Root(tmp_path / "root")
-    with holding(root, "x"), pytest.raises(BlockedError, match=f"pid {os.getpid()}"), holding(root, "x"):
-        pass
-    with subprocess.Popen(["true"]) as ended:
-        ended.wait()
-    root.lock.touch()
-    import platform
-
-    root.holder.write_text(json.dumps({"pid": ended.pid, "host": platform.node()}))
-    with holding(root, "x"):
-        pass
+    assert (tmp_path / "root/.firstlight/lock.lease-1").exists()
+    completed = provision("setup", *host)
+    assert completed.returncode == 0
+    assert "has ended without releasing it" in completed.stderr
+    assert not list((tmp_path / "root/.firstlight").glob("lock.lease-*"))
 
 
 def test_truncated_journal_is_read(tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provision.core.errors import BlockedError
+from provision.core import step
+from provision.core.errors import BlockedError, LostLockError
 from provision.core.layout import Root
+from provision.fs.lease import Holder
+from provision.fs.process_identity import ProcessIdentity
+from provision.volume import run_lock
 from provision.volume.journal import Journal
 from provision.volume.journal_acts import FolderCreation
 from provision.volume.run_lock import LockWait, holding
@@ -179,3 +183,131 @@ def test_lock_is_taken_as_soon_as_the_first_run_releases_it(tmp_path: Path, firs
         assert 12 <= clock.now < 13
     with holding(Root(tmp_path / "root"), "make setup") as has_waited:
         assert not has_waited
+
+
+FAR = Holder(ProcessIdentity("far", 7, "another boot", "4026531836", "", "5"), "a token", "2026-01-01 00:00:00Z")
+
+
+@pytest.fixture
+def far_claim(tmp_path: Path) -> Path:
+    """Return the claim of a run on another host, which does not renew it."""
+    root = Root(tmp_path / "root")
+    root.state.mkdir(parents=True)
+    claim = root.state / "lock.lease-1"
+    claim.write_bytes(FAR.to_bytes(0))
+    return claim
+
+
+def test_lock_of_a_killed_run_of_another_host_is_taken_over_and_reported(tmp_path: Path, far_claim: Path) -> None:
+    clock, reports = Clock(), list[str]()
+    waiting = LockWait(0, reports.append, lambda: clock.now, clock.pause)
+    with holding(Root(tmp_path / "root"), "make setup", waiting) as has_waited:
+        assert has_waited
+        assert 120 <= clock.now < 121
+        assert not far_claim.exists()
+    assert reports[0] == (
+        "waiting for a sign of life of the run that has the lock, up to 120 s more: "
+        f"pid 7 on far, at work since 2026-01-01 00:00:00Z, holds {tmp_path / 'root/.firstlight/lock'}"
+    )
+    assert reports[-1] == (
+        f"took over {tmp_path / 'root/.firstlight/lock'}: pid 7 on far, at work since 2026-01-01 00:00:00Z, "
+        "has not renewed it for 120 s, so it has expired"
+    )
+
+
+def test_run_without_wait_is_blocked_at_the_first_sign_of_life(tmp_path: Path, far_claim: Path) -> None:
+    clock = Clock()
+
+    def renew() -> None:
+        far_claim.write_bytes(FAR.to_bytes(1))
+
+    clock.events[7] = renew
+    waiting = LockWait(0, lambda _: None, lambda: clock.now, clock.pause)
+    with (
+        pytest.raises(BlockedError, match=r"pid 7 on far, at work since .* holds .* Wait for its end"),
+        holding(Root(tmp_path / "root"), "make setup", waiting),
+    ):
+        pytest.fail("another run holds the lock")
+    assert 7 <= clock.now < 8
+
+
+def test_lock_file_of_an_older_version_without_flock_expires(tmp_path: Path) -> None:
+    root, clock, reports = Root(tmp_path / "root"), Clock(), list[str]()
+    root.state.mkdir(parents=True)
+    root.lock.write_text("1\nfar\n1\n")
+    root.holder.write_text('{"pid": 1, "host": "far", "started": "then"}')
+    waiting = LockWait(0, reports.append, lambda: clock.now, clock.pause)
+    with holding(root, "make setup", waiting):
+        assert clock.now >= 120
+        assert not root.holder.exists()
+    assert "pid 1 on far, at work since then, holds" in reports[0]
+    assert "pid 1 on far" in reports[-1]
+    assert not root.lock.exists() or not root.lock.read_bytes()
+
+
+def test_run_that_lost_the_lock_records_no_act_and_applies_no_step(tmp_path: Path) -> None:
+    root, applied = Root(tmp_path / "root"), list[str]()
+    journal = Journal(root.journal, "setup")
+
+    class StepThatLosesTheLock:
+        local, essential = True, False
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def describe(self) -> str:
+            return self.name
+
+        def check(self, *, deep: bool = False) -> step.Check:
+            return step.Check(step.State.DRIFTED, "")
+
+        def apply(self) -> None:
+            applied.append(self.name)
+            journal.record(FolderCreation(tmp_path / "a"))
+            (root.state / "lock.lease-1").unlink()
+            (root.state / "lock.lease-2").write_bytes(FAR.to_bytes(0))
+            journal.record(FolderCreation(tmp_path / "b"))
+            pytest.fail("the act was recorded")
+
+    with (
+        pytest.raises(LostLockError, match="pid 7 on far") as error,
+        holding(root, "make setup"),
+    ):
+        step.converge([StepThatLosesTheLock("1"), StepThatLosesTheLock("2")], listen=lambda *_: None)
+    assert error.value.exit == 4
+    assert applied == ["1"]
+    assert journal.path is not None
+    assert "/b" not in journal.path.read_text()
+    assert (root.state / "lock.lease-2").read_bytes() == FAR.to_bytes(0)
+    run_lock.require(root.state)  # it holds nothing any more
+
+
+def relocate(tmp_path: Path) -> subprocess.Popen[str]:
+    """Start a run that needs the lock and no program of others."""
+    (tmp_path / "home/data").mkdir(exist_ok=True)
+    return start("relocate", tmp_path / "home/data", "--root", tmp_path / "root", "--json")
+
+
+def test_run_works_without_flock(tmp_path: Path, no_flock: None) -> None:
+    (tmp_path / "root/.firstlight").mkdir(parents=True)
+    (tmp_path / "root/.firstlight/lock").touch()  # a host with flock has left it
+    run = relocate(tmp_path)
+    stdout, stderr = run.communicate(timeout=600)
+    assert run.returncode == 0, stdout + stderr
+    assert "took over" not in stderr
+    assert not list((tmp_path / "root/.firstlight").glob("lock.lease-*"))
+
+
+def test_two_runs_without_flock_exclude_each_other(tmp_path: Path, no_flock: None) -> None:
+    argv = [sys.executable, "-c", LOCK_HOLDER, str(tmp_path / "root")]
+    first = subprocess.Popen(argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    first.stdout.readline()
+    stdout, _ = relocate(tmp_path).communicate(timeout=600)
+    assert json.loads(stdout)["error"]["kind"] == "locked"
+    first.kill()
+    first.communicate()
+    third = relocate(tmp_path)
+    stdout, stderr = third.communicate(timeout=600)
+    assert third.returncode == 0, stdout + stderr
+    assert f"pid {first.pid} on " in stderr

@@ -1,0 +1,330 @@
+"""The lease: claims of ended, silent, renewed and suspended processes, with a clock that the tests set."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision.core.errors import LostLockError
+from provision.fs import process_identity
+from provision.fs.file_lock import FileLock
+from provision.fs.lease import EXPIRY_SECONDS, Holder, Lease, read_holder
+from provision.fs.process_identity import Life
+from tests.conftest import CHECKOUT
+from tests.provision.claims import FAR, HOLDER, Clock, claims, holder, interrupt, wait_in_steps, write_claim
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TestExpiry:
+    def test_silent_claim_of_another_host_expires(self, tmp_path: Path) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        write_claim(lock, FAR)
+        lease = Lease(lock, clock)
+        assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
+        assert lease.is_undecided
+        assert lease.seconds_to_expiry == 1
+        clock.now += 1
+        assert lease.take()
+        assert claims(lock) == ["lock.lease-2"]
+        assert lease.taken_over == [
+            "pid 1 on far, at work since 2026-01-01 00:00:00Z, has not renewed it for 120 s, so it has expired"
+        ]
+        lease.release()
+        assert claims(lock) == []
+
+    def test_renewed_claim_never_expires(self, tmp_path: Path) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        lease = Lease(lock, clock)
+        for renewals in range(20):
+            write_claim(lock, FAR, renewals=renewals)
+            assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
+            assert lease.is_undecided == (renewals == 0)
+
+    def test_suspension_of_the_waiting_process_is_no_silence_of_the_holder(self, tmp_path: Path) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        write_claim(lock, FAR)
+        lease = Lease(lock, clock)
+        assert not lease.take()
+        clock.now += 10 * EXPIRY_SECONDS
+        assert not lease.take()
+        assert wait_in_steps(lease, clock, EXPIRY_SECONDS)
+        lease.release()
+
+    @pytest.mark.parametrize("record", [b"", b"{", b"[1]", b'{"pid": 1}'], ids=["empty", "cut", "a list", "no token"])
+    def test_claim_with_an_unreadable_record_expires(self, tmp_path: Path, record: bytes) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        (tmp_path / "lock.lease-1").write_bytes(record)
+        lease = Lease(lock, clock)
+        assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
+        assert wait_in_steps(lease, clock, 2)
+        assert "another run" in lease.taken_over[0]
+        lease.release()
+
+    def test_claim_that_another_one_replaces_is_observed_anew(self, tmp_path: Path) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        write_claim(lock, FAR).unlink()
+        lease = Lease(lock, clock)
+        write_claim(lock, FAR)
+        assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
+        (tmp_path / "lock.lease-1").write_bytes(Holder(FAR, "a new token", "then").to_bytes(0))
+        assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
+        assert lease.is_undecided, "a new claim is no renewal"
+
+
+class TestEndedProcess:
+    def test_claim_of_a_killed_process_is_taken_over_at_once(self, tmp_path: Path) -> None:
+        lock = tmp_path / "lock"
+        with holder(lock) as process:
+            assert not FileLock(lock).take()
+            process.kill()
+            process.wait()
+            taker = FileLock(lock)
+            assert taker.take()
+            assert f"pid {process.pid} on {platform.node()}" in taker.lease.taken_over[0]
+            assert "has ended without releasing it" in taker.lease.taken_over[0]
+            taker.release()
+
+    def test_zombie_has_ended(self, tmp_path: Path) -> None:
+        lock = tmp_path / "lock"
+        with holder(lock) as process:
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+            assert FileLock(lock).take()
+
+    def test_reused_pid_has_ended(self, tmp_path: Path) -> None:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            here = process_identity.current()
+            start = process_identity._start(process.pid)
+            assert start
+            assert replace(here, pid=process.pid, start=start).life() is Life.RUNNING
+            assert replace(here, pid=process.pid, start="1").life() is Life.ENDED
+            process.kill()
+        assert replace(here, pid=process.pid, start=start).life() is Life.ENDED
+
+    def test_claim_that_this_process_did_not_take_has_ended(self, tmp_path: Path) -> None:
+        """An earlier program with this pid has left it: after an exec, and in a container where every run is pid 1."""
+        lock = tmp_path / "lock"
+        write_claim(lock, process_identity.current())
+        lease = Lease(lock)
+        assert lease.take()
+        assert not Lease(lock).take(), "its own lease is held"
+        lease.release()
+
+    def test_pid_of_another_namespace_proves_nothing(self, tmp_path: Path) -> None:
+        """Two containers of one machine share the boot id and often the host name."""
+        here = process_identity.current()
+        assert replace(here, pid=2**22 + 1).life() is Life.ENDED
+        assert replace(here, pid=2**22 + 1, namespace="1").life() is Life.UNKNOWN
+        assert replace(here, namespace="").life() is Life.UNKNOWN
+
+    def test_rebooted_host_has_ended_its_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same name is not enough: hosts of one image share it."""
+        here = replace(process_identity.current(), boot="b", namespace="n", machine="m")
+        monkeypatch.setattr(process_identity, "_host_values", lambda: ("b", "n", "m"))
+        assert replace(here, boot="before").life() is Life.ENDED
+        assert replace(here, boot="before", host="far").life() is Life.UNKNOWN
+        assert replace(here, boot="before", machine="other").life() is Life.UNKNOWN
+        assert replace(here, boot="before", machine="").life() is Life.UNKNOWN
+        assert replace(here, boot="").life() is Life.UNKNOWN
+
+    @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="makes a pid namespace, as root on Linux")
+    def test_running_process_of_another_container_is_left_alone(self, tmp_path: Path, no_flock: None) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        with holder(lock, "unshare", "--pid", "--fork", "--mount-proc", "--uts"):
+            identity = read_holder(lock)
+            assert identity is not None
+            assert identity.identity.pid == 1
+            assert identity.identity.boot == process_identity.current().boot
+            lease = FileLock(lock, clock)
+            assert not wait_in_steps(lease, clock, 10)
+            assert lease.is_undecided
+
+
+class TestTakeover:
+    def test_of_two_processes_one_takes_a_dead_lease(self, tmp_path: Path) -> None:
+        """Let the second act between any two file operations of the first."""
+        lock = tmp_path / "lock"
+        for method in ("_create", "_confirm", "_read_claims"):
+            for other_acts in (("take",), ("take", "release")):
+                clock = Clock()
+                write_claim(lock, FAR)
+                first, second = Lease(lock, clock), Lease(lock, clock)
+                for lease in (first, second):
+                    assert not lease.is_free()
+                for _ in range(int(EXPIRY_SECONDS)):
+                    clock.now += 1
+                    second.is_free()
+                    first.is_free()
+                interrupt(first, method, [getattr(second, act) for act in other_acts])
+                taken = [first.take(), second._claim is not None]
+                assert sum(taken) <= 1, (method, other_acts)
+                if "release" not in other_acts:
+                    assert sum(taken) == 1 or method != "_create"
+                for lease in (first, second):
+                    lease.release()
+                for name in claims(lock):
+                    (tmp_path / name).unlink()
+
+    def test_holder_that_is_renewed_at_the_last_instant_keeps_its_lease(self, tmp_path: Path) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        write_claim(lock, FAR)
+        lease = Lease(lock, clock)
+        assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
+        clock.now += 1
+        interrupt(lease, "_confirm", [lambda: write_claim(lock, FAR, renewals=7)])
+        assert not lease.take()
+        assert claims(lock) == ["lock.lease-1"]
+
+    def test_one_of_many_processes_takes_the_lock_at_a_time(self, tmp_path: Path, no_flock: None) -> None:
+        """Four processes increase a number in a file, ten times each."""
+        program = (
+            "import sys\nfrom pathlib import Path\nfrom provision.fs.file_lock import exclusive_lock\n"
+            "path = Path(sys.argv[1])\n"
+            "for _ in range(10):\n"
+            "    with exclusive_lock(path):\n"
+            "        count = int(path.read_text())\n"
+            "        path.write_text(str(count + 1))\n"
+        )
+        folder = tmp_path / "volume"
+        folder.mkdir()
+        path = folder / "count"
+        path.write_text("0")
+        argv = [sys.executable, "-c", program, str(path)]
+        processes = [subprocess.Popen(argv, cwd=CHECKOUT) for _ in range(4)]
+        assert [process.wait() for process in processes] == [0] * 4
+        assert path.read_text() == "40"
+        assert [item.name for item in folder.iterdir()] == ["count"], "without flock no lock file remains"
+
+    def test_claim_is_removed_if_the_lease_cannot_be_taken(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lock = tmp_path / "lock"
+        lease = Lease(lock)
+
+        def fail(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            lease.take()
+        assert claims(lock) == []
+
+
+class TestLostLease:
+    def test_holder_whose_claim_was_deleted_stops(self, tmp_path: Path) -> None:
+        lock = tmp_path / "lock"
+        lease = Lease(lock)
+        assert lease.take()
+        lease.require()
+        (tmp_path / "lock.lease-1").unlink()
+        successor = write_claim(lock, FAR)
+        with pytest.raises(LostLockError, match="pid 1 on far") as error:
+            lease.require()
+        assert (error.value.exit, error.value.kind) == (4, "locked")
+        with pytest.raises(LostLockError):
+            lease.renew()
+        before = successor.read_bytes()
+        lease.release()
+        assert successor.read_bytes() == before
+
+    def test_late_holder_renews_its_lease(self, tmp_path: Path) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        lease = Lease(lock, clock)
+        assert lease.take()
+        before = (tmp_path / "lock.lease-1").read_bytes()
+        clock.now += EXPIRY_SECONDS
+        lease.require()
+        after = (tmp_path / "lock.lease-1").read_bytes()
+        assert after != before
+        assert len(after) == len(before)
+        lease.release()
+
+    def test_late_holder_stops_if_another_process_takes_over(self, tmp_path: Path) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        lease = Lease(lock, clock)
+        assert lease.take()
+        write_claim(lock, FAR, number=2)
+        lease.require()
+        clock.now += EXPIRY_SECONDS
+        with pytest.raises(LostLockError, match="pid 1 on far"):
+            lease.require()
+        lease.release()
+
+    @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system, as root on Linux")
+    def test_holder_that_cannot_write_for_long_stops(self, tmp_path: Path) -> None:
+        volume = tmp_path / "volume"
+        volume.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+        try:
+            clock = Clock()
+            lease = Lease(volume / "lock", clock)
+            assert lease.take()
+            subprocess.run(["mount", "-o", "remount,ro", volume], check=True)
+            with pytest.raises(OSError, match="Read-only"):
+                lease.renew()
+            lease.require()
+            clock.now += EXPIRY_SECONDS / 2 + 1
+            with pytest.raises(LostLockError, match="cannot be renewed"):
+                lease.require()
+            lease.release()
+        finally:
+            subprocess.run(["umount", volume], check=True)
+
+    def test_full_disk_does_not_prevent_a_renewal(self, tmp_path: Path) -> None:
+        if sys.platform != "linux" or os.geteuid() != 0:
+            pytest.skip("mounts a file system, as root on Linux")
+        volume = tmp_path / "volume"
+        volume.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", volume], check=True)
+        try:
+            lease = Lease(volume / "lock")
+            assert lease.take()
+            with pytest.raises(OSError, match="No space"):
+                (volume / "filler").write_bytes(bytes(1 << 20))
+            lease.renew()
+            assert json.loads((volume / "lock.lease-1").read_bytes())["renewals"] == "000000000001"
+            lease.release()
+        finally:
+            subprocess.run(["umount", volume], check=True)
+
+    @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="makes a pid namespace, as root on Linux")
+    def test_resumed_process_notices_that_it_lost_the_lock(self, tmp_path: Path, no_flock: None) -> None:
+        clock, lock = Clock(), tmp_path / "lock"
+        code = HOLDER.replace(
+            "lock.require()",
+            "import provision.core.errors as e\ntry:\n    lock.require()\n"
+            "except e.LostLockError as error:\n    print(error.exit, flush=True)",
+        )
+        argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", code, str(lock)]
+        process = subprocess.Popen(
+            argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        os.killpg(process.pid, signal.SIGSTOP)
+        successor = FileLock(lock, clock)
+        assert wait_in_steps(successor, clock, EXPIRY_SECONDS + 1)
+        held = (tmp_path / "lock.lease-2").read_bytes()
+        os.killpg(process.pid, signal.SIGCONT)
+        output, _ = process.communicate("go\n", timeout=600)
+        assert output == "4\n"
+        assert (tmp_path / "lock.lease-2").read_bytes() == held
+        successor.require()
+        successor.release()
+
+
+def test_record_has_the_identity_of_its_process() -> None:
+    identity = process_identity.current()
+    row = json.loads(Holder(identity, "t", "then").to_bytes(3))
+    assert row == {**asdict(identity), "token": "t", "started": "then", "renewals": "000000000003"}
