@@ -16,7 +16,7 @@ from provision.core.step import Check, State
 from provision.fs import tree
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.open_dir import OpenDir, link_target
-from provision.relocation import whole_folders
+from provision.relocation import outgoing_links, whole_folders
 from provision.relocation.move import FolderMove, MovePair
 from provision.volume import links, variables
 from provision.volume.changes import make_folders
@@ -117,6 +117,9 @@ class RelocateStep:
         drifted = [self._effective(place) for place in self.places if self._check(place).state is State.DRIFTED]
         unlinkable = [place for place in drifted if _obstacle(place.source) is not None]
         pairs = [MovePair(place.source, place.target) for place in drifted if place not in unlinkable]
+        rewritten = outgoing_links.make_absolute({pair.source: pair.target for pair in pairs}, self.journal)
+        if rewritten:
+            self._notes.append(_rewritten_note(rewritten))
         try:
             mover.run(pairs)
         finally:
@@ -268,6 +271,10 @@ class RelocateStep:
         with OpenDir.at(place.source) as source, OpenDir.at(place.target) as target:
             if tree.is_empty(target):
                 TreeCopy([(source, target)], lambda count, unit: self.progress(count, 0, unit)).run()
+                rows = outgoing_links.outgoing_links(source, {source.path: target.path})
+                outgoing_links.set_texts(target, {row.path: row.text for row in rows})
+                if rows:
+                    self._notes.append(_rewritten_note([str(place.target / row.path) for row in rows]))
         variables.set_value(self.root, place.variable, str(place.target), self.journal)
 
     def _is_below_link(self, source: Path) -> bool:
@@ -304,6 +311,11 @@ def _check_merge(source: Path, target: Path) -> Check:
     if conflict is not None:
         return Check(State.BLOCKED, conflict)
     return Check(State.DRIFTED, f"{source} is a real folder again, to be merged into {target}")
+
+
+def _rewritten_note(links: Sequence[str]) -> str:
+    paths = ", ".join(links[:3]) + (", …" if len(links) > 3 else "")
+    return f"{len(links)} relative links that lead out of the folder are absolute now, to the same places: {paths}"
 
 
 def _obstacle(source: Path) -> str | None:

@@ -13,7 +13,7 @@ from provision.relocation.move import MovePair
 from provision.relocation.undo_merge import UndoMergeStep
 from provision.relocation.undo_move import MoveHistory, UndoMove
 from provision.setup.undo_look_ahead import UndoLookAhead
-from provision.setup.undo_steps import UndoFile, UndoFolder, UndoLink, UndoVariable
+from provision.setup.undo_steps import UndoFile, UndoFolder, UndoLink, UndoLinkTexts, UndoVariable
 from provision.volume import journal_acts as acts
 from provision.volume import link_uses
 from provision.volume.journal_paths import PathMap
@@ -183,6 +183,8 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                 values = [act.value, undo.paths.earlier_text(act.value)]
                 built.append(UndoVariable(root, act.name, values, act.was, journal))
     moves = [step for step in built if isinstance(step, UndoMove | UndoMergeStep)]
+    # A relative text is right only in the folder's old place, so it comes back after all moves.
+    built += [UndoLinkTexts(act, journal) for act in reversed(undo.run.acts) if isinstance(act, acts.LinkTexts)]
     return [UndoLookAhead(moves, root, home), *built] if built else []
 
 

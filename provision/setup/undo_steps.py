@@ -11,7 +11,7 @@ from provision.core.step import Check, State
 from provision.fs import durable
 from provision.fs.atomic import write_atomic
 from provision.fs.open_dir import OpenDir, link_target
-from provision.relocation import preflight
+from provision.relocation import outgoing_links, preflight
 from provision.relocation.undo_move import kept_for
 from provision.volume import journal_acts as acts
 from provision.volume import relink, variables
@@ -34,6 +34,43 @@ class _UndoStep:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
+
+
+class UndoLinkTexts(_UndoStep):
+    """Gives the links inside a moved folder their earlier texts. A link that has changed since is left as it is."""
+
+    def __init__(self, act: acts.LinkTexts, journal: Journal) -> None:
+        """Take the act, with the links, their earlier texts and the texts that the run set."""
+        super().__init__(journal)
+        self.name = f"{len(act.paths)} links"
+        self.links = list(zip(act.paths, act.was, act.texts, strict=True))
+
+    def describe(self) -> str:
+        """Return the line of the plan."""
+        path, was, _ = self.links[0]
+        return f"give {len(self.links)} links their relative texts again, such as {path} -> {was}"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no deeper check)
+        """Compare the text of each link with the run's, and look for the rest of a killed run."""
+        changed = [path for path, _, text in self.links if link_target(path) == text or _has_prepared(path)]
+        if changed:
+            return Check(State.DRIFTED, f"{len(changed)} links have the absolute texts of the run")
+        return Check(State.OK, f"{len(self.links)} links are as before the run, or were changed since")
+
+    def apply(self) -> None:
+        """Set the earlier texts."""
+        for path, was, text in self.links:
+            if not (link_target(path) == text or _has_prepared(path)):
+                continue
+            self.journal.record(acts.LinkTextRestore(path))
+            with OpenDir.at(path.parent) as folder:
+                outgoing_links.remove_prepared(folder, path.name)
+                if folder.readlink(path.name) == text:
+                    outgoing_links.set_text(folder, path.name, was)
+
+
+def _has_prepared(path: Path) -> bool:
+    return os.path.lexists(outgoing_links.prepared(path))
 
 
 class UndoLink(_UndoStep):

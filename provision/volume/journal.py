@@ -196,6 +196,12 @@ def _paths(value: object) -> tuple[Path, ...]:
     return tuple(_path(path) for path in value)
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(map(_text, value))
+
+
 def _number(value: object) -> int:
     if not isinstance(value, int):
         raise TypeError
@@ -210,6 +216,7 @@ _READERS: dict[object, Callable[[object], object]] = {
     Path: _path,
     Path | None: _optional(_path),
     tuple[Path, ...]: _paths,
+    tuple[str, ...]: _texts,
     str: _text,
     str | None: _optional(_text),
     int: _number,

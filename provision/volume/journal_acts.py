@@ -127,6 +127,19 @@ class MoveLink:
 
 
 @dataclass(frozen=True)
+class LinkTexts:
+    """Written before links of a folder get absolute texts, since they lead out of it and it will be moved.
+
+    `paths` are the links, `was` their earlier texts, and `texts` the new ones. Undo sets the earlier texts.
+    """
+
+    act: ClassVar[str] = "texts"
+    paths: tuple[Path, ...]
+    was: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class EnvironmentLink:
     """Written before a link to an environment is made in conda's folder of environments. Undo removes the link."""
 
@@ -271,6 +284,14 @@ class LinkRemoval:
 
 
 @dataclass(frozen=True)
+class LinkTextRestore:
+    """Written by undo before a link inside a folder gets its earlier text."""
+
+    act: ClassVar[str] = "text"
+    path: Path
+
+
+@dataclass(frozen=True)
 class LinkReplacement:
     """Written by undo before a link is replaced by the folder, whose complete data is at `whole`."""
 
@@ -337,6 +358,7 @@ Act: TypeAlias = (
     | MergeCopy
     | FolderMerge
     | MoveLink
+    | LinkTexts
     | EnvironmentLink
     | LinkBatch
     | LinkRecord
@@ -352,6 +374,7 @@ Act: TypeAlias = (
     | FileRestore
     | FolderRemoval
     | LinkRemoval
+    | LinkTextRestore
     | LinkReplacement
     | MergeSplit
     | MergeCleanup

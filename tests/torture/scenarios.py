@@ -238,6 +238,16 @@ def lay_move(field: Field) -> None:
     lay_volume(field)
 
 
+def lay_outgoing(field: Field) -> None:
+    """Build a home whose folder has a relative link that leads out of it, and a marked volume."""
+    lay_move(field)
+    (field.home / "drive").mkdir()
+    (field.home / "drive/weights").write_bytes(b"weights")
+    link = field.places[0].source / "blobs/deep/out"
+    link.symlink_to("../../../../drive")
+    os.utime(link, ns=(10**18, 10**18), follow_symlinks=False)
+
+
 def lay_volume(field: Field) -> None:
     """Mark the volume as an earlier run does."""
     VolumeStep(field.root, [], Journal(field.root.journal)).apply()
@@ -312,7 +322,8 @@ def folders(field: Field) -> list[Path]:
     """Return all paths that a move or its undo gives to the folders."""
     pairs = [move.MovePair(place.source, place.target) for place in field.places]
     backs = [move.MovePair(pair.target, pair.source) for pair in pairs]
-    return [name for pair in (*pairs, *backs) for name in (pair.source, pair.target, pair.aside, pair.partial)]
+    names = [name for pair in (*pairs, *backs) for name in (pair.source, pair.target, pair.aside, pair.partial)]
+    return [*names, field.home / "drive"]
 
 
 _FORTH = {"setup": is_moved, "undo": is_back, "setup, undo": is_moved_and_back}
@@ -332,6 +343,7 @@ FOLDERS: dict[str, Scenario] = {
     **_both("move", lay_move),
     **_both("merge", lay_merge),
     **_both("merge of environments", lay_environments),
+    **_both("move of an outgoing link", lay_outgoing),
     "first setup, one disk": Scenario(lay_first, setup, _FORTH, folders),
     "first setup, two disks": Scenario(lay_first, setup, _FORTH, folders, two_disks=True),
     "links after a wipe": Scenario(

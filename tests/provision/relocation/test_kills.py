@@ -20,7 +20,7 @@ import pytest
 
 from provision.core.layout import Root
 from provision.core.step import State
-from provision.fs.open_dir import OpenDir
+from provision.fs.open_dir import OpenDir, link_target
 from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
 from provision.setup import undo as undo_runs
@@ -290,6 +290,45 @@ def test_copy_killed_at_a_random_byte_loses_nothing_and_is_completed(
         assert_next_run_completes(trial)
     assert kills == offsets
     print(f"{kills} kills at random bytes, {case}")
+
+
+@pytest.mark.parametrize("case", ["one disk", "two disks, no exchange", "merge of two disks"])
+@pytest.mark.parametrize("operation", ["move", "undo"])
+@pytest.mark.parametrize("is_long", [pytest.param(False, id="some"), LONG])
+def test_outgoing_link_leads_to_its_place_after_a_kill_before_any_act(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, operation: str, is_long: bool
+) -> None:
+    """The link leads out of the moved folder by a relative text, which undo restores."""
+    other_disk, merge, without = CASES[case]
+    if without == "exchange":
+        monkeypatch.setattr(OpenDir, "exchange", fail_with_enosys)
+    kills = 0
+    for number in range(1, 1000, 1 if is_long else 3):
+        trial = new_trial(folders, other_disk=other_disk, merge=merge)
+        (trial.home / "drive").mkdir()
+        (trial.home / "drive/weights").write_text("w")
+        link = trial.source / "blobs/deep/out"
+        link.symlink_to("../../../../drive")
+        trial.source_before = random_trees.read(trial.source)
+        if operation == "undo":
+            trial.step().apply()
+        is_killed = is_killed_at(trial.undo if operation == "undo" else trial.step().apply, number=number)
+        if os.path.lexists(link):
+            assert (link / "weights").read_text() == "w"
+        if not is_killed:
+            break
+        kills += 1
+        if operation == "move":
+            trial.step().apply()
+            assert trial.step().check().state is State.OK
+            assert link.readlink() == trial.home / "drive"
+        else:
+            assert_undo_completes(trial)
+            assert link_target(link) == "../../../../drive"
+        assert (link / "weights").read_text() == "w"
+    else:
+        pytest.fail("the operation does not end")
+    assert kills >= 4
 
 
 def test_next_command_completes_the_move_of_a_killed_command(folders: tuple[Path, Path], home: Path) -> None:

@@ -77,6 +77,7 @@ SETUP: list[acts.Act] = [
     acts.VariableChange("PIP_INDEX_URL", value="", was=None),
     acts.SnapshotRepair(VOLUME / "cache/huggingface/hub/models--owner--model"),
     acts.EnvironmentRemoval(VOLUME / "envs/old"),
+    acts.LinkTexts(paths=(HOME / ODD, HOME / "a/b"), was=("../" + ODD, ".//..//c/"), texts=("/" + ODD, "/c")),
 ]
 UNDO: list[acts.Act] = [
     acts.VariableRestore("HF_ENDPOINT"),
@@ -88,6 +89,7 @@ UNDO: list[acts.Act] = [
     acts.MergeCleanup(VOLUME / "relocated/both", whole=HOME / "both"),
     acts.LinkReplacement(HOME / "hub", whole=VOLUME / "relocated/hub"),
     acts.RunUndone("20261201T080000Z-4242"),
+    acts.LinkTextRestore(HOME / ODD),
 ]
 GOLDEN = {"setup": ("setup", 1796112000, 4242, SETUP), "undo": ("undo", 1796115600, 4243, UNDO)}
 
@@ -122,7 +124,7 @@ def test_golden_journal_is_read_into_the_written_records(name: str) -> None:
 def test_golden_journals_have_every_kind_of_record() -> None:
     assert {type(record) for record in (*SETUP, *UNDO)} == set(get_args(acts.Act))
     names = {kind.act for kind in get_args(acts.Act)}
-    assert len(names) == 26
+    assert len(names) == 28
     for name in names:
         keys = [set(kind.__dataclass_fields__) for kind in get_args(acts.Act) if kind.act == name]
         assert len({frozenset(names) for names in keys}) == len(keys), f"two records of {name} have the same keys"

@@ -1,0 +1,188 @@
+"""Finds the relative links that lead out of a folder, and makes them absolute, so that the folder can be moved."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from provision.fs import tree
+from provision.fs.open_dir import OpenDir, link_target
+from provision.relocation import preflight
+from provision.volume.journal_acts import LinkTexts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from provision.volume.journal import Journal
+
+_MOST_LINKS = 40  # the limit of the Linux kernel (source: include/linux/namei.h, MAXSYMLINKS)
+
+
+@dataclass(frozen=True)
+class OutgoingLink:
+    """Describe one link: its path relative to the folder, its present text, and an absolute one for the same place."""
+
+    path: str
+    was: str
+    text: str
+
+
+def make_absolute(moves: Mapping[Path, Path], journal: Journal) -> list[str]:
+    """Make the relative links absolute that lead out of folders which will be moved, and return their paths.
+
+    This is done before the move. Each link then leads to its place at every instant, and also after a crash.
+
+    Args:
+        moves: {path of a folder: its new path}. A path that is a link, or no folder, is skipped.
+        journal: records the links before they are changed.
+
+    Raises:
+        BlockedError: a folder cannot be moved now.
+        OSError: a link cannot be replaced.
+    """
+    folders = {
+        source.parent.resolve() / source.name: target
+        for source, target in moves.items()
+        if source.is_dir() and link_target(source) is None
+    }
+    rewritten: list[str] = []
+    for path in folders:
+        with OpenDir.at(path) as folder:
+            links = outgoing_links(folder, folders)
+            if not links:
+                continue
+            preflight.require_no_mount(path)
+            preflight.require_unused([path])
+            preflight.require_movable(tree.measure(folder))
+            paths = tuple(path / link.path for link in links)
+            journal.record(LinkTexts(paths, tuple(link.was for link in links), tuple(link.text for link in links)))
+            set_texts(folder, {link.path: link.text for link in links})
+            rewritten += map(str, paths)
+    return rewritten
+
+
+def outgoing_links(folder: OpenDir, moves: Mapping[Path, Path]) -> list[OutgoingLink]:
+    """Return the relative links of a folder that would lead elsewhere after the moves.
+
+    A link that leads nowhere is left out, and so is one that leads to the same file before and after, such as a link
+    between two folders that move together.
+
+    Args:
+        folder: the folder, which is one of the moved ones.
+        moves: {path of a moved folder: its new path}; no parent folder of a path is a link.
+    """
+    return list(_below(folder, folder, (), moves))
+
+
+def set_text(folder: OpenDir, name: str, text: str) -> None:
+    """Give a link another text in one instant; its owner and times, and the folder's time, stay.
+
+    Raises:
+        OSError: the link does not exist, or the folder cannot be written.
+    """
+    status = folder.lstat(name)
+    if status is None:
+        raise FileNotFoundError(f"{folder.path / name} does not exist")
+    before = None if folder.descriptor is None else os.fstat(folder.descriptor)
+    remove_prepared(folder, name)
+    temporary = prepared(Path(name)).name
+    folder.symlink(temporary, text)
+    folder.copy_owner_and_times(temporary, status)
+    folder.rename(temporary, folder, name)
+    if before is not None and folder.descriptor is not None:
+        os.utime(folder.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
+    folder.sync()
+
+
+def set_texts(folder: OpenDir, texts: Mapping[str, str]) -> None:
+    """Give links below a folder other texts; `texts` is {relative path: text}."""
+    for path, text in texts.items():
+        *parents, name = path.split("/")
+        with ExitStack() as stack:
+            here = folder
+            for parent in parents:
+                here = stack.enter_context(here.enter(parent))
+            set_text(here, name, text)
+
+
+def remove_prepared(folder: OpenDir, name: str) -> None:
+    """Remove the link under a temporary name that a killed run may have left."""
+    if folder.readlink(prepared(Path(name)).name) is not None:
+        folder.unlink(prepared(Path(name)).name)
+
+
+def prepared(link: Path) -> Path:
+    """Return the temporary path of a link that gets another text."""
+    return link.with_name(f".{hashlib.sha256(os.fsencode(link.name)).hexdigest()[:16]}.firstlight-link")
+
+
+def _below(top: OpenDir, here: OpenDir, parts: tuple[str, ...], moves: Mapping[Path, Path]) -> Iterator[OutgoingLink]:
+    for entry in sorted(here.scan(), key=lambda item: item.name):
+        if entry.is_dir(follow_symlinks=False):
+            with here.enter(entry.name) as inner:
+                yield from _below(top, inner, (*parts, entry.name), moves)
+            continue
+        text = here.readlink(entry.name) if entry.is_symlink() else None
+        if text is None or Path(text).is_absolute():
+            continue
+        outside = _place_outside(top.path, parts, text)
+        if outside is None or not _exists(here.path / entry.name) or _stays_valid(outside, text, moves, parts, top):
+            continue
+        yield OutgoingLink("/".join((*parts, entry.name)), text, str(outside))
+
+
+def _place_outside(top: Path, parts: tuple[str, ...], text: str) -> Path | None:
+    """Return the absolute path to which a link leads if its text leaves the folder `top`, else None.
+
+    The components are followed as the kernel does. A link on the way that is absolute, or leaves the folder itself, is
+    a link of its own, so it decides nothing here.
+    """
+    here, links = list(parts), 0
+    todo = [(part, True) for part in _components(text)]  # (component, whether it is of the text itself)
+    while todo:
+        part, is_own = todo.pop(0)
+        if part == os.pardir and here:
+            here.pop()
+        elif part == os.pardir:
+            return _below_real(top.parent, [part for part, _ in todo]) if is_own else None
+        else:
+            target = link_target(top.joinpath(*here, part))
+            links += target is not None
+            if target is None:
+                here.append(part)
+            elif Path(target).is_absolute() or links > _MOST_LINKS:
+                return None
+            else:
+                todo = [(part, False) for part in _components(target)] + todo
+    return None
+
+
+def _below_real(folder: Path, parts: list[str]) -> Path:
+    """Return the path of the components below a folder whose path contains no link, without `..` at the start."""
+    while parts and parts[0] == os.pardir:
+        folder, parts = folder.parent, parts[1:]
+    return folder.joinpath(*parts)
+
+
+def _stays_valid(outside: Path, text: str, moves: Mapping[Path, Path], parts: Sequence[str], top: OpenDir) -> bool:
+    """Return whether the text leads to the new path of the same file after the moves."""
+    place = Path(os.path.normpath(outside))
+    new_top = moves.get(top.path)
+    for source, target in moves.items():
+        if new_top is not None and place.is_relative_to(source):
+            return Path(os.path.normpath(new_top.joinpath(*parts, text))) == target / place.relative_to(source)
+    return False
+
+
+def _exists(path: Path) -> bool:
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
+def _components(text: str) -> list[str]:
+    return [part for part in text.split("/") if part not in {"", os.curdir}]
