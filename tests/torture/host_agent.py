@@ -1,0 +1,247 @@
+"""Acts as one host of a shared volume: host_agent.py, in a mount and UTS namespace of its own.
+
+The first line of stdin sets the host up, and each further line is a request; both are JSON objects. The answer to each
+is one line of JSON on stdout. A command of `provision` runs in a forked child of this warm process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if TYPE_CHECKING:
+    from provision.core.layout import Root
+    from provision.environments.definition import EnvironmentDefinition
+    from provision.host.facts import HostFacts
+
+# The audit events of the calls that change a file system (docs.python.org/3/library/audit_events.html).
+_CHANGES = {f"os.{act}" for act in ("rename", "mkdir", "remove", "rmdir", "symlink", "link", "truncate", "utime")}
+_WRITING = os.O_WRONLY | os.O_RDWR
+
+
+class Agent:
+    """Holds the paths of the host: its home, and the mount point of the volume, whose content lies in `disk`."""
+
+    def __init__(self, given: dict[str, str]) -> None:
+        self.home, self.volume, self.disk = (Path(given[key]) for key in ("home", "volume", "disk"))
+        for folder, content in ((self.home, given["home_content"]), (self.volume, given["below"])):
+            subprocess.run(["mount", "--bind", content, str(folder)], check=True)
+        socket.sethostname(given["name"])
+        self.is_mounted = False
+        self.held: list[int] = []
+
+    def mount(self) -> None:
+        """Mount the volume, unless it is mounted."""
+        if not self.is_mounted:
+            subprocess.run(["mount", "--bind", str(self.disk), str(self.volume)], check=True)
+            self.is_mounted = True
+
+    def unmount(self) -> None:
+        """Unmount the volume; its mount point stays."""
+        self.release()
+        if self.is_mounted:
+            subprocess.run(["umount", str(self.volume)], check=True)
+            self.is_mounted = False
+
+    def write(self, path: str, text: str) -> dict[str, Any]:
+        """Write a file of the home as its user does, and return its earlier text and real path.
+
+        A user notices a dangling link on the way, and writes nothing.
+        """
+        file = self.home / path
+        parents = file.parents[: len(Path(path).parts) - 1]
+        if any(os.path.lexists(parent) and not parent.is_dir() for parent in parents) or file.is_dir():
+            return {"done": False}
+        earlier = file.read_text(errors="replace") if file.exists() else None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return {"done": True, "earlier": earlier, "real": os.path.realpath(file)}
+
+    def delete(self, path: str) -> dict[str, Any]:
+        """Delete a file of the home, and return its earlier text."""
+        file = self.home / path
+        if not file.is_file():
+            return {"done": False}
+        earlier = file.read_text(errors="replace")
+        file.unlink()
+        return {"done": True, "earlier": earlier}
+
+    def hold(self, path: str) -> dict[str, Any]:
+        """Keep a file of the home open, as a notebook does."""
+        file = self.home / path
+        if file.is_file():
+            self.held.append(os.open(file, os.O_RDONLY))
+        return {"done": bool(self.held)}
+
+    def release(self) -> None:
+        """Close all files that are kept open."""
+        while self.held:
+            os.close(self.held.pop())
+
+    def link(self, path: str, target: str, seed: dict[str, str]) -> dict[str, Any]:
+        """Make a link by hand where nothing is, to a folder with the files `seed`."""
+        place = self.home / path
+        if os.path.lexists(place) or not self.is_mounted:
+            return {"done": False}
+        if any(os.path.lexists(parent) and not parent.is_dir() for parent in place.parents):
+            return {"done": False}
+        real_parent = os.path.realpath(place.parent)
+        if real_parent.startswith(str(self.volume)):
+            return {"done": False}  # the parent folder is on the volume already
+        for name, text in seed.items():
+            file = Path(target, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+        return {"done": True}
+
+    def wipe(self) -> None:
+        """Delete the content of the home, as a provider does; links are not followed."""
+        self.release()
+        for entry in os.scandir(self.home):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)  # noqa: PTH108
+
+    def survey(self) -> dict[str, Any]:
+        """Return the links of the home with their texts, and {path: [real path, text]} of all files, through links."""
+        links: dict[str, str] = {}
+        files: dict[str, tuple[str, str]] = {}
+        stack = [(str(self.home), "", frozenset({str(self.home)}))]
+        while stack:
+            folder, name, seen = stack.pop()
+            for entry in os.scandir(folder):
+                path = f"{name}/{entry.name}".removeprefix("/")
+                real = os.path.realpath(entry.path)
+                if entry.is_symlink():
+                    links[path] = os.readlink(entry.path)  # noqa: PTH115
+                if os.path.isdir(entry.path) and real not in seen:  # noqa: PTH112
+                    stack.append((entry.path, path, seen | {real}))
+                elif os.path.isfile(entry.path):  # noqa: PTH113
+                    files[path] = (real, _text(entry.path))
+        return {"links": links, "files": files, "mounted": self.is_mounted}
+
+    def script(self, root: str) -> dict[str, Any]:
+        """Run relink.sh of a root with nothing but sh."""
+        argv = ["sh", f"{root}/.firstlight/relink.sh"]
+        completed = subprocess.run(
+            argv, check=False, capture_output=True, text=True, env={"HOME": str(self.home), "PATH": os.environ["PATH"]}
+        )
+        return {"code": completed.returncode, "out": completed.stdout, "err": completed.stderr}
+
+    def run(self, argv: list[str], kill: int | None, folder: str) -> dict[str, Any]:
+        """Run `provision` with arguments in a forked child; kill it before its change number `kill`."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = os.fork()
+            if child == 0:
+                code = 70
+                try:
+                    for number in self.held:
+                        os.close(number)
+                    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                    os.dup2(out.fileno(), 1)
+                    os.dup2(err.fileno(), 2)
+                    os.chdir(folder)
+                    os.environ["HOME"] = str(self.home)
+                    code = _run(argv, kill)
+                finally:
+                    os._exit(code)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            texts = []
+            for stream in (out, err):
+                stream.seek(0)
+                texts.append(stream.read().decode(errors="replace"))
+        return {"code": status, "out": texts[0], "err": texts[1], "killed": status == -signal.SIGKILL}
+
+
+def _text(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123
+        content = file.read()
+    return content.decode() if content[:2] in {b"A:", b"B:"} else hashlib.sha256(content).hexdigest()
+
+
+def _run(argv: list[str], kill: int | None) -> int:
+    from provision.cli import main
+
+    if kill is not None:
+        left = kill
+
+        def count(event: str, details: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event in _CHANGES or (event == "open" and isinstance(details[2], int) and details[2] & _WRITING):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+    sys.argv = ["provision", *argv]
+    try:
+        main.main()
+    except SystemExit as error:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 0
+
+
+class FolderOfEnvironment:
+    """Stands for the step of the environment: it makes the folder of a virtual environment without packages."""
+
+    essential = False
+    local = True
+
+    def __init__(self, root: Root, definition: EnvironmentDefinition, *_: object, **__: object) -> None:
+        self.name = f"environment {definition.name}"
+        self.file = root.prefix(definition.name) / "pyvenv.cfg"
+
+    def describe(self) -> str:
+        return f"make {self.file}"
+
+    def check(self, *, deep: bool = False) -> Any:
+        from provision.core.step import Check, State
+
+        return Check(State.OK if self.file.exists() else State.DRIFTED, str(self.file))
+
+    def apply(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(f"home = {platform.node()}\n")
+
+
+def _prepare() -> None:
+    """Import what every command needs, and replace the two parts that take seconds."""
+    from provision.cli import main, models_output, models_run, output  # noqa: F401
+    from provision.host import facts
+    from provision.models import inventory, remove, stand_ins  # noqa: F401
+    from provision.setup import doctor, plan, undo  # noqa: F401
+
+    machine: HostFacts = facts.probe()
+    facts.probe = lambda *_, **__: machine
+    setattr(plan, "EnvStep", FolderOfEnvironment)  # noqa: B010 (mypy does not allow the name to be assigned)
+
+
+def main() -> None:
+    agent = Agent(json.loads(sys.stdin.readline()))
+    _prepare()
+    print(json.dumps({"ready": platform.node()}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(agent, request.pop("act"))(**request)
+        print(json.dumps(answer or {}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

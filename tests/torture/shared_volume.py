@@ -1,0 +1,253 @@
+"""Provides two hosts that share one volume: their folders, their agents, and readings of all their trees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.provision import hub_server
+
+if TYPE_CHECKING:
+    from tests.provision.http_server import Played
+
+HOSTS = ("A", "B")
+MODELS = {
+    "small": ("owner/small", {"model_index.json": b'{"_class_name": "X"}\n', "unet/w.safetensors": b"small" * 900}),
+    "other": ("owner/other", {"model_index.json": b'{"_class_name": "Y"}\n', "vae/w.safetensors": b"other" * 700}),
+}
+# Each host has its own mounts, its own name, and its own processes, whose numbers may be those of the other host.
+_NAMESPACE = ["unshare", "--mount", "--uts", "--propagation", "private", "--pid", "--fork", "--mount-proc"]
+# Files of firstlight that change with every run, also with one that is refused.
+_VOLATILE = ("lock", "holder", "lease", "capabilit")
+
+Tree = dict[str, tuple[str, int, str]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Describe how two hosts see the volume: the paths of their homes and of their mount points below `base`."""
+
+    homes: tuple[str, str] = ("home", "home")
+    mounts: tuple[str, str] = ("volume", "volume")
+
+
+SAME = Layout()
+OTHER_MOUNT = Layout(mounts=("volume", "data"))
+OTHER_HOME = Layout(homes=("home", "home-b"))
+
+
+def can_share() -> bool:
+    """Return whether this process may make the namespaces of a second host."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*_NAMESPACE, "true"], check=False, capture_output=True).returncode == 0
+
+
+@dataclass
+class Host:
+    """Hold one host of the volume: the paths that its programs see, and the process that acts on it."""
+
+    name: str
+    base: Path
+    home: Path
+    volume: Path
+    process: subprocess.Popen[str]
+    mounted: bool = True
+
+    @property
+    def own(self) -> Path:
+        """Return the folder of this host's disks, which the other host does not see."""
+        return self.base / self.name
+
+    @property
+    def definition(self) -> Path:
+        return self.own / "host.toml"
+
+    def ask(self, act: str, **request: Any) -> dict[str, Any]:
+        """Send a request to the agent, and return its answer."""
+        self.send(act, **request)
+        return self.answer()
+
+    def send(self, act: str, **request: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"act": act, **request}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the agent of host {self.name} has ended with {self.process.wait()}"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def survey(self) -> Survey:
+        answer = self.ask("survey")
+        return Survey(answer["links"], {path: (real, text) for path, (real, text) in answer["files"].items()})
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Hold a home as its programs see it: {path: text of the link}, and {path: (real path, text)} through links."""
+
+    links: dict[str, str]
+    files: dict[str, tuple[str, str]]
+
+
+@dataclass
+class Reading:
+    """Hold the trees of all disks by their name: {name of a disk: {path: (kind, mode, text)}}."""
+
+    trees: dict[str, Tree]
+
+    def own_texts(self, host: str) -> set[str]:
+        """Return the texts on the volume and on the disks of a host."""
+        return self.texts("disk", *(f"{host}/{part}" for part in ("home", "below", "nvme")))
+
+    def texts(self, *disks: str) -> set[str]:
+        """Return the texts of some disks, or of all."""
+        return {text for disk in disks or self.trees for _, _, text in self.trees[disk].values()}
+
+
+@dataclass
+class SharedVolume:
+    """Holds a volume on `base`/disk and its two hosts; `clear` empties all disks for the next round."""
+
+    base: Path
+    hub: Played
+    agents: dict[tuple[str, str, str], Host] = field(default_factory=dict)
+    hosts: dict[str, Host] = field(default_factory=dict)
+
+    @property
+    def disk(self) -> Path:
+        return self.base / "disk"
+
+    def lay(self) -> None:
+        """Make the mount points and the envs folder, which all rounds share."""
+        for name in ("home", "home-b", "volume", "data", "disk", "envs/hosts", "envs/alpha", "envs/beta"):
+            (self.base / name).mkdir(parents=True)
+        envs = self.base / "envs"
+        for env in ("alpha", "beta"):
+            (envs / env / "requirements.lock").write_text("# a lock\n")
+        (envs / "torch.toml").write_text('python = ["3.10", "3.11", "3.12", "3.13"]\n[[variant]]\nname = "cpu"\n')
+        entries = [hub_server.manifest_entry(name, repo, files) for name, (repo, files) in MODELS.items()]
+        (envs / "models.toml").write_text("\n".join(entries))
+        (envs / "mirrors.toml").write_text("")
+
+    def clear(self, layout: Layout, definitions: dict[str, str]) -> None:
+        """Empty all disks, give each host its host.toml, and mount the volume on both hosts."""
+        for name in HOSTS:
+            for part in ("home", "below", "nvme", "tmp"):
+                folder = self.base / name / part
+                folder.mkdir(parents=True, exist_ok=True)
+                _empty(folder)
+        _empty(self.disk)
+        for number, name in enumerate(HOSTS):
+            host = self._agent(name, layout.homes[number], layout.mounts[number])
+            host.definition.write_text(f'root = "{host.volume}"\n{definitions[name]}')
+            host.ask("release")
+            host.ask("mount")
+            host.mounted = True
+            self.hosts[name] = host
+
+    def _agent(self, name: str, home: str, volume: str) -> Host:
+        key = (name, home, volume)
+        if key not in self.agents:
+            own = self.base / name
+            environ = {
+                "PATH": os.environ["PATH"],
+                "HOME": str(self.base / home),
+                "TMPDIR": str(own / "tmp"),
+                "HF_ENDPOINT": self.hub.url,
+                "no_proxy": "127.0.0.1",
+                "LANG": "C.UTF-8",
+            }
+            argv = [*_NAMESPACE, sys.executable, "-I", "-B", str(Path(__file__).with_name("host_agent.py"))]
+            process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, cwd=self.base
+            )
+            host = Host(name, self.base, self.base / home, self.base / volume, process)
+            given = {"home": host.home, "volume": host.volume, "disk": self.disk, "home_content": own / "home"}
+            given |= {"below": own / "below", "name": Path(f"host{name}")}
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({key: str(path) for key, path in given.items()}) + "\n")
+            process.stdin.flush()
+            assert host.answer() == {"ready": f"host{name}"}
+            self.agents[key] = host
+        return self.agents[key]
+
+    def read(self) -> Reading:
+        """Read every disk of both hosts, and the volume."""
+        names = ["disk", *(f"{host}/{part}" for host in HOSTS for part in ("home", "below", "nvme"))]
+        return Reading({name: tree(self.base / name) for name in names})
+
+    def close(self) -> None:
+        """End the agents; their namespaces end with them."""
+        for host in self.agents.values():
+            assert host.process.stdin is not None
+            assert host.process.stdout is not None
+            host.process.stdin.close()
+            host.process.wait()
+            host.process.stdout.close()
+
+
+def tree(top: Path) -> Tree:
+    """Return {path: (kind, mode, text)} of a tree; a text is a file's content, its hash, or the text of a link."""
+    entries: Tree = {}
+    stack = [("", str(top))]
+    while stack:
+        name, folder = stack.pop()
+        for entry in os.scandir(folder):
+            path = f"{name}/{entry.name}".removeprefix("/")
+            status = entry.stat(follow_symlinks=False)
+            mode = stat.S_IMODE(status.st_mode)
+            if entry.is_symlink():
+                entries[path] = ("link", 0, os.readlink(entry.path))  # noqa: PTH115
+            elif entry.is_dir():
+                entries[path] = ("folder", mode, "")
+                stack.append((path, entry.path))
+            else:
+                content = Path(entry.path).read_bytes()
+                entries[path] = ("file", mode, content_text(content))
+    return entries
+
+
+def content_text(content: bytes) -> str:
+    """Return the text of a user's file, which begins with its owner, or the hash of other content."""
+    return content.decode() if content[:2] in {b"A:", b"B:"} else hashlib.sha256(content).hexdigest()
+
+
+def lasting(disk: Tree) -> Tree:
+    """Leave out the files of locks and of cached measurements, which any run may write."""
+    return {
+        path: entry
+        for path, entry in disk.items()
+        if not (path.startswith(".firstlight/") and path.removeprefix(".firstlight/").startswith(_VOLATILE))
+    }
+
+
+def difference(before: Tree, after: Tree) -> str:
+    """Return the first differences of two trees, one a line; "" where they are equal."""
+    lines = [f"- {path} {before[path]}" for path in sorted(set(before) - set(after))]
+    lines += [f"+ {path} {after[path]}" for path in sorted(set(after) - set(before))]
+    lines += [
+        f"! {path} {before[path]} -> {after[path]}"
+        for path in sorted(set(before) & set(after))
+        if before[path] != after[path]
+    ]
+    return "\n".join(lines[:12])
+
+
+def _empty(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)  # noqa: PTH108

@@ -1,0 +1,204 @@
+"""Models whose every byte is: the files, links and expectations of the users of two hosts on one volume."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.provision.conftest import git_sha1
+from tests.torture.shared_volume import HOSTS, difference, lasting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.torture.shared_volume import Host, Reading, SharedVolume, Survey
+
+_BLOB = re.compile(r"(?:^|/)models--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})$")
+_UNFINISHED = (".firstlight-partial", ".firstlight-aside")
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Describe one broken promise: its rule, and what was expected and seen."""
+
+    rule: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.detail}"
+
+
+@dataclass
+class User:
+    """Hold what the model knows of one host's user.
+
+    Attributes:
+        files: {content: path in the home} of the files that the user must find at their old paths.
+        kept: the contents that must exist, though their old paths lead nowhere since a wipe.
+        links: {path: text} of the links that the user has made.
+        adopted: the links onto the volume that were in place when setup succeeded; a repair brings them back.
+        due: the adopted links that a wipe has removed.
+        settled: setup or repair has succeeded since the last wipe or kill.
+        linked: setup has succeeded, and no wipe, kill or undo since.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    links: dict[str, str] = field(default_factory=dict)
+    adopted: dict[str, str] = field(default_factory=dict)
+    due: dict[str, str] = field(default_factory=dict)
+    settled: bool = True
+    linked: bool = False
+
+    def is_unsettled(self) -> None:
+        """Record that the links of the home may be missing."""
+        self.settled = self.linked = False
+
+    @property
+    def contents(self) -> set[str]:
+        return set(self.files) | self.kept
+
+    def is_below_own_link(self, path: str) -> bool:
+        return any(path == link or path.startswith(f"{link}/") for link in self.links)
+
+
+@dataclass
+class Model:
+    """Hold both users, and the contents that no user claims any more."""
+
+    users: dict[str, User] = field(default_factory=lambda: {name: User() for name in HOSTS})
+    released: set[str] = field(default_factory=set)
+    versions: int = 0
+
+    def new_text(self, owner: str, path: str) -> str:
+        """Return a content that names its owner, its path and its version."""
+        self.versions += 1
+        return f"{owner}:{path}:v{self.versions}\n"
+
+    def forget(self, text: str | None) -> None:
+        """Forget a content that a user has deleted or overwritten."""
+        for user in self.users.values():
+            user.files.pop(text or "", None)
+            user.kept.discard(text or "")
+
+    def wiped(self, owner: str, seen: Survey, reading: Reading) -> None:
+        """Update the model after a wipe: what lay only in the home is gone; links are gone, and adopted ones due."""
+        user = self.users[owner]
+        unfinished = not user.settled
+        whole = {
+            text
+            for disk in ("disk", f"{owner}/below", f"{owner}/nvme")
+            for path, (_, _, text) in reading.trees[disk].items()
+            if not any(part.endswith(_UNFINISHED) for part in path.split("/"))
+        }
+        by_link = {text for path, (_, text) in seen.files.items() if user.is_below_own_link(path)}
+        for text in list(user.files):
+            if text not in whole:
+                del user.files[text]
+            elif text in by_link or unfinished:
+                del user.files[text]
+                user.kept.add(text)
+        user.kept &= whole
+        user.due |= {path: target for path, target in user.adopted.items() if user.links.get(path) == target}
+        user.links.clear()
+        user.adopted.clear()
+        user.is_unsettled()
+
+    def gave_away(self, owner: str, reading: Reading) -> None:
+        """Release the contents that the other user has taken off the volume with --yes."""
+        user = self.users[owner]
+        gone = user.contents - reading.own_texts(owner)
+        self.released |= gone & reading.texts()
+        for text in gone & reading.texts():
+            self.forget(text)
+        user.is_unsettled()
+
+
+def top_of(path: str) -> str:
+    """Return the folder of the home that is relocated as a whole: ~/work, or a tool's folder in ~/.cache."""
+    parts = path.split("/")
+    return "/".join(parts[:2]) if parts[0] == ".cache" else parts[0]
+
+
+def violations(model: Model, volume: SharedVolume, reading: Reading) -> Iterator[Violation]:
+    """Yield each broken promise about bytes and links that the state of all disks shows."""
+    for name, user in model.users.items():
+        seen = volume.hosts[name].survey()
+        yield from _missing(name, user, reading)
+        yield from _changed_links(name, user, seen)
+        yield from _unreachable(name, user, volume.hosts[name], seen, reading)
+        yield from _mixed(name, user, seen, model.released)
+    yield from _wrong_blobs(volume, reading)
+
+
+def _missing(name: str, user: User, reading: Reading) -> Iterator[Violation]:
+    everywhere, own = reading.texts(), reading.own_texts(name)
+    for text in sorted(user.contents):
+        if text not in everywhere:
+            yield Violation("lost", f"{text!r} is on no disk")
+        elif text not in own:
+            yield Violation("stolen", f"{text!r} of host {name} is only at {_places(reading, text)}")
+
+
+def _changed_links(name: str, user: User, seen: Survey) -> Iterator[Violation]:
+    for path, target in user.links.items():
+        now = seen.links.get(path, "no link")
+        if now != target:
+            yield Violation("foreign link changed", f"on host {name}: {path} -> {target} is now {now}")
+
+
+def _mixed(name: str, user: User, seen: Survey, released: set[str]) -> Iterator[Violation]:
+    """Yield a violation for each private file of the other host that this host's home shows."""
+    other = next(host for host in HOSTS if host != name)
+    for path, (real, text) in seen.files.items():
+        is_private = text.startswith(f"{other}:") and not text.startswith(f"{other}:.cache/")
+        if is_private and text not in released and not user.is_below_own_link(path):
+            yield Violation("mixed", f"host {name} has {text!r} at ~/{path} ({real})")
+
+
+def _wrong_blobs(volume: SharedVolume, reading: Reading) -> Iterator[Violation]:
+    for path, (kind, _, text) in reading.trees["disk"].items():
+        blob = _BLOB.search(path)
+        if kind == "file" and blob and text != blob.group(1):
+            content = (volume.disk / path).read_bytes()
+            if blob.group(1) not in {hashlib.sha256(content).hexdigest(), git_sha1(content)}:
+                yield Violation("wrong blob", f"{path} has other content than its name says")
+
+
+def _unreachable(name: str, user: User, host: Host, seen: Survey, reading: Reading) -> Iterator[Violation]:
+    if not user.settled or not host.mounted:
+        return
+    own = reading.own_texts(name)
+    for text, path in sorted(user.files.items()):
+        if text not in own:
+            continue  # it is lost or stolen
+        tops = {top_of(found) for found, (_, there) in seen.files.items() if there == text}
+        if top_of(path) not in tops:
+            yield Violation("not at its path", f"{text!r} of host {name} is not at ~/{path}: {_places(reading, text)}")
+
+
+def _places(reading: Reading, text: str) -> str:
+    return ", ".join(
+        f"{disk}/{path}"
+        for disk, entries in reading.trees.items()
+        for path, (_, _, content) in entries.items()
+        if content == text
+    )
+
+
+def changed_for_other(other: str, before: Reading, after: Reading) -> Iterator[Violation]:
+    """Yield a violation for each disk of the other host that a command of this host has changed."""
+    for part in ("home", "below", "nvme"):
+        lines = difference(before.trees[f"{other}/{part}"], after.trees[f"{other}/{part}"])
+        if lines:
+            yield Violation("other host changed", f"{other}/{part}\n{lines}")
+
+
+def changed_at_all(before: Reading, after: Reading) -> str:
+    """Return the differences of two readings, without locks and cached measurements."""
+    parts = (
+        (disk, difference(lasting(before.trees[disk]), lasting(after.trees[disk]))) for disk in sorted(before.trees)
+    )
+    return "\n".join(f"{disk}: {lines}" for disk, lines in parts if lines)
