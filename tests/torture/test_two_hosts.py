@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,6 @@ from tests.torture.whose_bytes import violations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _SLICE, _ALL = range(30), range(1000)
 _PLAIN = {
@@ -26,9 +27,9 @@ _PLAIN = {
 }
 
 
-@pytest.fixture
-def shared(base: Path) -> Iterator[SharedVolume]:
-    """Return a volume that two hosts share, with a hub on loopback."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedVolume]:
+    """Return a volume that two hosts share, with a hub on loopback; each round empties it."""
     if not shared_volume.can_share():
         pytest.skip("no right to make a mount namespace, or unshare is missing")
     content: dict[str, bytes] = {}
@@ -39,11 +40,14 @@ def shared(base: Path) -> Iterator[SharedVolume]:
         headers |= more_headers
     hub = Played(content)
     hub.headers = headers
+    memory = Path("/dev/shm")  # noqa: S108 (mkdtemp makes a folder with a unique name in it)
+    base = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else tmp_path_factory.mktemp("shared")))
     volume = SharedVolume(base, hub)
     volume.lay()
     yield volume
     volume.close()
     hub.close()
+    shutil.rmtree(base)
 
 
 def no_violation(shared: SharedVolume, seeds: range) -> Figures:
