@@ -210,6 +210,7 @@ class Suites:
     def keep(self) -> None:
         """Write the run's file."""
         if self._session is not None:
+            self._session.close()
             self._session.keep(list(self._results.values()))
             self.kept = self._session.folder / "run.json"
 

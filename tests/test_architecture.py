@@ -19,7 +19,7 @@ PACKAGES = ("provision", "bench")
 KEPT = {
     "torch": {"bench.worker", "bench.launch.in_process", "provision.models.stand_in_worker"},
     "diffusers": {"bench.worker", "provision.models.stand_in_worker"},
-    "transformers": {"bench.worker.components", "provision.models.stand_in_worker"},
+    "transformers": {"bench.worker.components", "bench.worker.libraries", "provision.models.stand_in_worker"},
     "PIL": {"bench.worker.numerics", "bench.run.image_quality"},
     "matplotlib": {"bench.report.charts"},
     "jinja2": {"bench.report.html_page", "bench.run.recipe"},

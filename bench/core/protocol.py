@@ -11,7 +11,7 @@ from bench.core.result import Case  # noqa: TC001 (the codec reads a record's ty
 
 # The phases of an examination, in their order; the worker has a check for each.
 PHASES = ("numerics", "product", "convolution", "copy", "pinned", "memory", "sustained", "threads", "loop")
-WAITING = "waiting"  # the phase of a worker that has examined its device and waits for a control line
+WAITING = "waiting"  # the phase of a worker that waits for a control line or, after a Preparation, for a Request
 
 GO = "go"  # the control line for one more image of a paced worker
 _AGAIN = "again"
@@ -29,6 +29,11 @@ class PrecisionQuery:
     device: str
     dtypes: tuple[str, ...]
     cpus: float | None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Request the import of a case's libraries; the worker then enters the phase WAITING, and waits for a Request."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Request:
     cpus: float | None = None
 
 
-WorkerRequest = TorchQuery | PrecisionQuery | Examination | Linking | Request
+WorkerRequest = TorchQuery | PrecisionQuery | Preparation | Examination | Linking | Request
 
 
 def encode(request: WorkerRequest) -> str:
@@ -95,6 +100,8 @@ def encode(request: WorkerRequest) -> str:
             content = {"query": True}
         case PrecisionQuery():
             content = {"precisions": request.device, "dtypes": request.dtypes, "cpus": request.cpus}
+        case Preparation():
+            content = {"prepare": True}
         case Examination():
             content = {"examine": plain(request)}
         case Linking():
@@ -115,6 +122,8 @@ def decode(line: str) -> WorkerRequest:
     fields = content
     if content == {"query": True}:
         kind, fields = TorchQuery, {}
+    elif content == {"prepare": True}:
+        kind, fields = Preparation, {}
     elif "precisions" in content:
         kind, fields = PrecisionQuery, {"device" if name == "precisions" else name: content[name] for name in content}
     elif "examine" in content:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bench.core import protocol, stats
 from bench.core.errors import PARTNER
-from bench.core.protocol import Again, Examination, Request, TorchQuery
+from bench.core.protocol import WAITING, Again, Examination, Preparation, Request, TorchQuery
 from bench.core.result import Result, Sample, Status
 from bench.core.stats import FEWEST_PAIRS
 from bench.core.worker_events import CaseMeasured, TorchDescribed
@@ -55,7 +55,9 @@ def _ignore(_: received_events.ReceivedEvents) -> None:
     """Ignore the events."""
 
 
-def run_case(request: Request, python: Path, *, hub: Path, on_received: OnReceived = _ignore) -> Result:
+def run_case(
+    request: Request, python: Path, *, hub: Path, on_received: OnReceived = _ignore, prepared: Worker | None = None
+) -> Result:
     """Run one case in a new process.
 
     A worker that dies, hangs or prints invalid lines becomes a result with its status and the end of its stderr; the
@@ -66,15 +68,28 @@ def run_case(request: Request, python: Path, *, hub: Path, on_received: OnReceiv
         python: the interpreter to measure under.
         hub: the hub cache that the worker may read.
         on_received: called with the events so far, at each line of the worker and twice a second.
+        prepared: a prepared worker for the case; None starts a new one.
     """
     deadline = time.monotonic() + request.limit_seconds + _GRACE_SECONDS
-    with Worker(request, python, hub, on_received) as worker:
+    with _worker_for(request, python, hub, on_received, prepared) as worker:
         worker.listen(deadline)
     return worker.result(request.case)
 
 
+def _worker_for(request: Request, python: Path, hub: Path, on_received: OnReceived, prepared: Worker | None) -> Worker:
+    if prepared is None:
+        return Worker(request, python, hub, on_received)
+    prepared.assign(request, on_received)
+    return prepared
+
+
 def run_pair(
-    requests: tuple[Request, Request], pythons: tuple[Path, Path], *, hub: Path, on_received: OnReceived = _ignore
+    requests: tuple[Request, Request],
+    pythons: tuple[Path, Path],
+    *,
+    hub: Path,
+    on_received: OnReceived = _ignore,
+    prepared: tuple[Worker | None, Worker | None] = (None, None),
 ) -> tuple[Result, Result]:
     """Run two cases in two processes that generate their images in turns, never at the same time.
 
@@ -85,31 +100,35 @@ def run_pair(
         pythons: the interpreter of each.
         hub: the hub cache that the workers may read.
         on_received: called with the events of the active worker, at each of its lines and twice a second.
+        prepared: a prepared worker for each case; None starts a new one.
     """
     first = requests[0]
     began = time.monotonic()
     ends, limit = began + first.share_seconds, began + first.limit_seconds
     deadline = limit + _GRACE_SECONDS
-    one, two = (Worker(request, python, hub, on_received) for request, python in zip(requests, pythons, strict=True))
-    both = (one, two)
+    both: list[Worker] = []
     with contextlib.ExitStack() as stack:
+        for worker in prepared:
+            if worker is not None:
+                stack.push(worker)
         ready = []
-        for worker in both:
+        for request, python, waiting in zip(requests, pythons, prepared, strict=True):
             # The second starts when the first is ready: each probes the device, imports and loads undisturbed.
-            stack.enter_context(worker)
-            ready.append(worker.listen(deadline, worker.is_ready))
+            both.append(stack.enter_context(_worker_for(request, python, hub, on_received, waiting)))
+            ready.append(both[-1].listen(deadline, both[-1].is_ready))
             if not ready[-1]:
                 break
         while all(ready) and _needs_pair(both, ends, limit):
             # A B, then B A: neither case is always the first of a pair.
-            for worker in both if len(one.samples) % 2 == 0 else reversed(both):
+            for worker in both if len(both[0].samples) % 2 == 0 else reversed(both):
                 ready.append(all(ready) and worker.request_image(deadline))
-        for worker in both[: len(ready)]:
+        for worker in both:
             worker.close_stdin()
             worker.listen(deadline)
-    if len(ready) < 2:
-        return one.result(requests[0].case), Result(requests[1].case, Status.SKIPPED, reason=PARTNER)
-    return one.result(requests[0].case), two.result(requests[1].case)
+    one = both[0].result(requests[0].case)
+    if len(both) < 2:
+        return one, Result(requests[1].case, Status.SKIPPED, reason=PARTNER)
+    return one, both[1].result(requests[1].case)
 
 
 def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
@@ -121,7 +140,7 @@ def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
     return {"error": worker.stderr or f"exit {worker.code}"}
 
 
-def _needs_pair(both: tuple[Worker, Worker], ends: float, limit: float) -> bool:
+def _needs_pair(both: Sequence[Worker], ends: float, limit: float) -> bool:
     """Return whether another pair of images is needed.
 
     It ends when at least twenty pairs give the ratio to within 1 %, or when the time is used up; never before
@@ -151,7 +170,7 @@ class Worker:
         self._exit = contextlib.ExitStack()
         self._monitor: WorkerMonitor | None = None
         self._rest = b""
-        self._has_ended = self._is_late = False
+        self._has_ended = self._is_late = self._is_started = False
         self._waited, self._began = 0.0, time.monotonic()
 
     @property
@@ -168,6 +187,9 @@ class Worker:
         return self.received.samples
 
     def __enter__(self) -> Self:
+        if self._is_started:
+            return self
+        self._is_started = True
         errors = self._exit.enter_context(tempfile.TemporaryFile())
         self._exit.callback(self._end, errors)
         try:
@@ -197,7 +219,20 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self._send(protocol.encode(self._request))
-        if not (self._is_paced or self._is_examination):
+        self._close_stdin_after_request()
+
+    def assign(self, request: Request, on_received: OnReceived) -> None:
+        """Send a prepared worker its request; from now on it is like a worker that was started for this request."""
+        self._request, self._on_received = request, on_received
+        self.received = received_events.ReceivedEvents()
+        if self._monitor is not None and self._process is not None:
+            self._monitor.close()
+            self._monitor = WorkerMonitor(self._process.pid, is_paired=self._is_paced)
+        self._send(protocol.encode(request))
+        self._close_stdin_after_request()
+
+    def _close_stdin_after_request(self) -> None:
+        if not (self._is_paced or isinstance(self._request, (Examination, Preparation))):
             self.close_stdin()
 
     def __exit__(self, *_: object) -> None:
@@ -247,6 +282,10 @@ class Worker:
         count = len(self.samples)
         self._send(protocol.GO)
         return self.listen(deadline, lambda: len(self.samples) > count)
+
+    def is_prepared(self) -> bool:
+        """Return whether the worker has imported its libraries and waits for its request."""
+        return self.received.phase == WAITING
 
     def is_ready(self) -> bool:
         """Return whether a paced worker waits for its next control line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import time
 import uuid
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bench.core.protocol import Request
 from bench.core.result import SCHEMA, Result, Run, Status
 from bench.core.validation_records import Verdict, VerdictState
 from bench.launch import in_process, worker_process
+from bench.launch.standby import StandbyWorkers, fitting
 from bench.run import cases, disturbance, image_quality, store, time_left, verdict
 from provision.config import models, toml
 
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
     from bench.run.request import BenchHost, Progress, RunRequest
 
 _FIRST_OVERHEAD_SECONDS = 6.0  # until the first case of a model is measured
+_PREPARED_OVERHEAD_SECONDS = 3.0  # the same for a prepared worker
 _FIRST_COMPILE_SECONDS = 20.0  # added for the probe of the compiler
 _REQUIRED_SECONDS = 600.0  # the limit of a required case, even over the suite's budget
 _PYTHON = "python"  # the only setting of a pair that is not an axis
+_LEAST_SAMPLING_SECONDS = 2.0  # the shortest sampling of a case
 
 
 class Session:
@@ -79,6 +83,12 @@ class Session:
             device = dtype_support.device
             self._rates |= {(bench.python, device, dtype): rate for dtype, rate in dtype_support.rates}
         self._interrupted: str | None = None
+        most = 0 if run_request.in_process else fitting(bench.machine)
+        self._standby = StandbyWorkers(bench.python, bench.root.hub_in_use, most)
+
+    def close(self) -> None:
+        """End the processes that wait for a case."""
+        self._standby.close()
 
     def keep(
         self,
@@ -185,6 +195,7 @@ class Session:
         cells = list(pairs.values())
         for number, (both, cell) in enumerate(pairs.items()):
             label = f"  [{number + 1}/{len(cells)}] {' / '.join(case.name for case in both)}"
+            self.prepare(both[0], 2 * (len(cells) - number))
             left = self.ends - time.monotonic()
             share, limit = self._times(cells[number + 1 :], processes=2)
             start = 2 * self.overhead(cell.case)
@@ -213,7 +224,13 @@ class Session:
         ]
         requests = (replace(plain_requests[0], paced=True), replace(plain_requests[1], paced=True))
         on_received = self._progress_line(label, 2 * self.overhead(both[0]), share / 2, ())
-        measured = worker_process.run_pair(requests, pythons, hub=self._bench.root.hub_in_use, on_received=on_received)
+        measured = worker_process.run_pair(
+            requests,
+            pythons,
+            hub=self._bench.root.hub_in_use,
+            on_received=on_received,
+            prepared=(self._standby.take(pythons[0]), self._standby.take(pythons[1])),
+        )
         results = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
         self._progress.report(f"{label} {' / '.join(outcome(result) for result in results)}")
         return results
@@ -247,7 +264,13 @@ class Session:
             result = in_process.run_in_process(request, python)
         else:
             on_received = self._progress_line(label, start, share, later)
-            result = worker_process.run_case(request, python, hub=self._bench.root.hub_in_use, on_received=on_received)
+            result = worker_process.run_case(
+                request,
+                python,
+                hub=self._bench.root.hub_in_use,
+                on_received=on_received,
+                prepared=self._standby.take(python),
+            )
         result = self._finished(result, python)
         if result.samples:
             images = (*result.warmups, *result.samples)
@@ -272,24 +295,47 @@ class Session:
     def overhead(self, case: Case) -> float:
         """Return the seconds that a case takes besides its images: the shortest of its model so far."""
         extra = _FIRST_COMPILE_SECONDS if case.compile != "eager" else 0.0
-        return self._overheads.get((case.model, case.compile), _FIRST_OVERHEAD_SECONDS + extra)
+        first = _PREPARED_OVERHEAD_SECONDS if self._standby.size > 1 else _FIRST_OVERHEAD_SECONDS
+        return self._overheads.get((case.model, case.compile), first + extra) + self._standby.seconds_per_worker
+
+    def prepare(self, case: Case, needed: int) -> None:
+        """Prepare workers for this case and later ones, if none is left and the case runs on a CUDA device.
+
+        On a CPU the images of a case take longer than its start, and the imports of others would disturb them.
+
+        Args:
+            case: the next case.
+            needed: the number of workers that the rest of the run needs.
+        """
+        if case.device.startswith("cuda") and not self._standby.count:
+            self._progress.begin("  importing the libraries for the next cases")
+            self._standby.fill(needed)
 
     def _times(self, later: Sequence[Cell], *, processes: int = 1) -> tuple[float, float]:
-        """Return (this case's share of the time left, the time left without the starts of the later cases)."""
+        """Return this case's share of the time left, and the time left for it.
+
+        The budget is spent in order: the share is that of as many cases as fit with few images each. Time is reserved
+        for the start of later required cases alone; an optional case that finds no time is skipped.
+        """
         left = self.ends - time.monotonic()
-        return left / (len(later) + 1), left - processes * sum(self.overhead(cell.case) for cell in later)
+        costs = [processes * (self.overhead(cell.case) + _LEAST_SAMPLING_SECONDS) for cell in later]
+        fitting = sum(total <= left for total in itertools.accumulate(costs))
+        reserved = processes * sum(self.overhead(cell.case) for cell in later if cell.required)
+        return left / (fitting + 1), left - reserved
 
     def measure_one(self, cell: Cell, later: Sequence[Cell], label: str) -> Result:
-        """Run one case with its share of the time that the later cases do not need for their start.
+        """Run one case with its share of the time that is left.
 
-        A required case may use all time that the later required ones do not need. Without `--budget` its samples, but
-        not the checks after them, may exceed the suite's budget.
+        Any case may use all time that the later required ones do not need for their start. Without `--budget` the
+        samples of a required case, but not the checks after them, may exceed the suite's budget.
         """
+        self.prepare(cell.case, len(later) + 1)
         share, limit = self._times(later)
         if not cell.required:
             return self.run_case(cell, share, limit, label, later=later)
-        _, checks = self._times([other for other in later if other.required])
-        limit = checks if self._run_request.budget_seconds is not None else max(_REQUIRED_SECONDS, checks)
+        checks = limit
+        if self._run_request.budget_seconds is None:
+            limit = max(_REQUIRED_SECONDS, limit)
         return replace(self.run_case(cell, share, limit, label, checks=checks, later=later), required=True)
 
     def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -50,7 +51,8 @@ def run(run_request: RunRequest, progress: Progress) -> Run:
     measured = measure_cases.Session(
         run_request, bench, budget, progress, began=began, dtype_support=support, notes=notes
     )
-    results = measured.measure_pairs(cells, pair[0], pair[1]) if pair else measured.measure(cells)
+    with contextlib.closing(measured):
+        results = measured.measure_pairs(cells, pair[0], pair[1]) if pair else measured.measure(cells)
     return measured.keep(results, interleaved=pair is not None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -76,8 +77,8 @@ def tune(run_request: RunRequest, progress: Progress) -> TuneResult:
     session = run_session.Session(
         run_request, bench, run_request.budget_seconds or BUDGETS[device.partition(":")[0]], progress
     )
-    search = _Search(session, bench, default, fixed)
-    return search.run()
+    with contextlib.closing(session):
+        return _Search(session, bench, default, fixed).run()
 
 
 def to_json(tuned: TuneResult) -> dict[str, Any]:
@@ -190,6 +191,7 @@ class _Search:
 
     def _measure(self, case: Case, later: int) -> Result:
         """Measure one try within its share of the time; time for the confirmation is reserved."""
+        self.session.prepare(case, later + 3)
         left = self.session.ends - time.monotonic() - self._reserve(case.batch)
         if case.compile != "eager":
             left /= 2  # the confirmation compiles once more
@@ -253,6 +255,7 @@ class _Search:
         return self._finish(one, two, gain, doubt=_doubt(pair) or few)
 
     def _pair(self, best: Result, limit: float, again: str) -> list[Result]:
+        self.session.prepare(best.case, 2)
         began = time.monotonic()
         both = (self.default, best.case)
         pythons = (self.bench.python, self.bench.python)

@@ -10,9 +10,9 @@ from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from bench.core import protocol, worker_events
-from bench.core.protocol import Examination, Linking, PrecisionQuery, Request, TorchQuery
+from bench.core.protocol import Examination, Linking, PrecisionQuery, Preparation, Request, TorchQuery
 from bench.core.worker_events import CaseMeasured, TorchDescribed
-from bench.worker import device_probe
+from bench.worker import device_probe, libraries
 from bench.worker.checks import interconnect, run
 from bench.worker.measurement import measure
 
@@ -28,7 +28,11 @@ def main() -> int:
     os.dup2(2, 1)
     _end_with_parent()
     emit = partial(_write, events_file)
-    match request := protocol.decode(sys.stdin.readline()):
+    request, imports_seconds = protocol.decode(sys.stdin.readline()), 0.0
+    if isinstance(request, Preparation):
+        imports_seconds = libraries.prepare(emit)
+        request = protocol.decode(sys.stdin.readline())
+    match request:
         case TorchQuery():
             import torch
 
@@ -42,7 +46,7 @@ def main() -> int:
         case Linking():
             interconnect.run(request, emit)
         case Request():
-            emit(CaseMeasured(measure(request, emit)))
+            emit(CaseMeasured(measure(request, emit, imports_seconds=imports_seconds)))
     return 0
 
 

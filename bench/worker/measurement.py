@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import random
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core import axes, stats
 from bench.core.errors import BUDGET, PARTNER, SkipError, is_unsupported
 from bench.core.protocol import GO, Request
-from bench.core.result import Case, Memory, Numerics, Phases, Result, Sample, Status, Work
+from bench.core.result import Memory, Numerics, Phases, Result, Sample, Status, Work
 from bench.core.worker_events import CardOpened, PhaseEntered, PhasesTimed, WorkPredicted
 from bench.worker import (
     clocks,
@@ -22,6 +21,7 @@ from bench.worker import (
     components,
     device_probe,
     host_load,
+    libraries,
     max_size,
     numerics,
     predicted_time,
@@ -40,11 +40,17 @@ _SLOW_STEP_SECONDS = 20.0
 _LAST_SECONDS = 3.0  # reserved for the comparison with fp32
 
 
-def measure(request: Request, emit: Emit) -> Result:
-    """Measure one case; a failure becomes a result with its reason and the data collected before it."""
+def measure(request: Request, emit: Emit, *, imports_seconds: float = 0.0) -> Result:
+    """Measure one case; a failure becomes a result with its reason and the data collected before it.
+
+    Args:
+        request: the case and its time limits.
+        emit: receives the events.
+        imports_seconds: the seconds of the imports that `libraries.prepare` has made before.
+    """
     so_far = PartialResult(Result(request.case, Status.ERROR))
     try:
-        _run_stages(Job(request, emit, so_far, _deadlines(request)))
+        _run_stages(Job(request, emit, so_far, _deadlines(request)), imports_seconds)
     except SkipError as error:
         so_far.add(status=Status.SKIPPED, reason=str(error))
     except MemoryError:
@@ -127,8 +133,8 @@ class _Meters:
     peak: device_probe.Peak
 
 
-def _run_stages(job: Job) -> None:
-    imported = _import(job)
+def _run_stages(job: Job, imports_seconds: float) -> None:
+    imported = _import(job, imports_seconds)
     torch, device = imported.torch, job.case.device
     price = _price(job, imported)
     peak = device_probe.Peak(torch, device, job.case.dtype, price.rate)
@@ -142,7 +148,7 @@ def _run_stages(job: Job) -> None:
     _check(job, price, loaded, first, sampled)
 
 
-def _import(job: Job) -> _Imported:
+def _import(job: Job, earlier_seconds: float) -> _Imported:
     began = time.perf_counter()
     case = job.case
     job.emit(PhaseEntered("imports"))
@@ -150,7 +156,7 @@ def _import(job: Job) -> _Imported:
     import torch
 
     diffusers.utils.logging.set_verbosity_error()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began + earlier_seconds
     if case.threads:
         torch.set_num_threads(case.threads)
     if case.dtype == "tf32" and not case.device.startswith("cuda"):
@@ -159,7 +165,7 @@ def _import(job: Job) -> _Imported:
     torch.set_grad_enabled(False)
     if case.device.startswith("cuda"):
         job.emit(CardOpened(str(getattr(torch.cuda.get_device_properties(case.device), "uuid", ""))))
-    job.so_far.add(phases=Phases(imports_seconds=seconds), software=_software(torch, diffusers, case))
+    job.so_far.add(phases=Phases(imports_seconds=seconds), software=libraries.software(torch, diffusers, case))
     return _Imported(torch, components.Model(torch, case), seconds)
 
 
@@ -385,16 +391,3 @@ def _continue_on_go(model: components.Model) -> Callable[[timing.TimedImages], b
         return True
 
     return more
-
-
-def _software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:
-    software = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    if case.device.startswith("cuda"):
-        software["cuda"] = str(torch.version.cuda)
-        software["device"] = torch.cuda.get_device_name(case.device)
-        software["tf32"] = components.tf32_in_use(torch)
-    return software

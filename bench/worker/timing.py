@@ -27,6 +27,7 @@ STEADY = 0.02
 _WARM = 0.03  # three consecutive images within this share end the warm-up
 _MAX_WARMUPS = 5
 _PAUSE_SECONDS = 10.0
+_LEAST_SECONDS = 2.0  # a process takes several seconds to start, so this many seconds of images are worth it
 
 
 @dataclass
@@ -61,10 +62,10 @@ def until(share: float, limit: float = float("inf")) -> Callable[[TimedImages], 
     """Return a function that decides whether another image is made.
 
     Sampling stops when at least six samples give the median to within 2 %, or when the time is used up. It never stops
-    below three images, except at the limit.
+    below three images or two seconds of images, except at the limit.
 
     Args:
-        share: the time (time.perf_counter) after which no image is begun, once there are three.
+        share: the time (time.perf_counter) after which no image is begun, once there are three in two seconds.
         limit: the time by which every image has to end, even the third.
     """
 
@@ -73,7 +74,9 @@ def until(share: float, limit: float = float("inf")) -> Callable[[TimedImages], 
             return False
         if len(images.every) < MIN_SAMPLES:
             return True
-        if time.perf_counter() + images.every[-1].seconds > share or len(images.samples) >= MAX_SAMPLES:
+        is_late = time.perf_counter() + images.every[-1].seconds > share
+        is_short = sum(image.seconds for image in images.every) < _LEAST_SECONDS
+        if (is_late and not is_short) or len(images.samples) >= MAX_SAMPLES:
             return False
         if len(images.samples) < ENOUGH_SAMPLES:
             return True

@@ -288,6 +288,7 @@ def main() -> None:
     # Run the real probe once per dtype.
     device_probe.rate = functools.cache(device_probe.rate)
     device_probe._PEAK_SECONDS, device_probe._PROBE_SECONDS, device_probe._COPY_BYTES = 0.005, 0.002, 1 << 20
+    timing._LEAST_SECONDS = 0.0
     results: dict[str, Any] = {"query": device_probe.query(torch), "probe": probe}
     results["cat"] = architecture(CAT)
     results["cat 256"] = architecture(replace(CAT, height=256, width=256))

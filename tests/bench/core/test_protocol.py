@@ -7,13 +7,14 @@ import typing
 import pytest
 
 from bench.core import protocol
-from bench.core.protocol import Again, Examination, Linking, PrecisionQuery, Request, TorchQuery
+from bench.core.protocol import Again, Examination, Linking, PrecisionQuery, Preparation, Request, TorchQuery
 from tests.bench.conftest import a_case
 from tests.conftest import CHECKOUT
 
 GOLDEN = CHECKOUT / "tests" / "data" / "worker_requests"
 REQUESTS: dict[str, protocol.WorkerRequest] = {
     "query": TorchQuery(),
+    "prepare": Preparation(),
     "precisions": PrecisionQuery("cpu", ("fp32", "bf16", "fp16"), 1.5),
     "links": Linking(("cuda:0", "cuda:1"), 1767322800.25, 12.0),
     "examine": Examination("cuda:0", 1767322800.25, 60.0, ("numerics", "product")),

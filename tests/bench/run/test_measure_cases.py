@@ -85,6 +85,28 @@ def test_repetition_has_the_time_of_the_first_attempt(
     assert requests[2].limit_seconds == 40.0, "a repetition does not exceed the budget"
 
 
+def test_small_budget_is_spent_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
+) -> None:
+    # Twenty starts of 6 s alone exceed the budget of 90 s; the first cases get a figure, and no time is reserved for
+    # the starts of the last ones.
+    clock, requests = Standing(), list[Request]()
+    monkeypatch.setattr(measure_cases, "time", clock)
+
+    def run_case(request: Request, *_: object, **__: object) -> Result:
+        requests.append(request)
+        clock.now += 6.0 + 4.0
+        return a_result(request.case, samples=(Sample(1.0, (0.25,) * 4, 0.9),) * 3, phases=Phases(4.0, 0.1, 1.0))
+
+    monkeypatch.setattr(worker_process, "run_case", run_case)
+    run_request = request_in(tmp_path, 90.0)
+    run_session = measure_cases.Session(run_request, suite_run.find_bench(run_request), 90.0, progress)
+    results = run_session.measure([Cell(a_case(seed=seed)) for seed in range(20)])
+    assert [result.status for result in results] == [Status.OK] * 9 + [Status.SKIPPED] * 11
+    assert (requests[0].limit_seconds, requests[8].limit_seconds) == (90.0, 10.0)
+    assert all(result.cause.startswith("the budget leaves 0 s") for result in results[9:])
+
+
 def test_required_cases_get_the_time_of_a_small_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:

@@ -320,6 +320,7 @@ def test_in_process_measures_a_case(measured_python: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "from bench.launch import in_process; from bench.core.result import Case\n"
+        "from bench.worker import timing; timing._LEAST_SECONDS = 0.0\n"
         "from bench.core.protocol import Request\n"
         "case = Case('tiny-ddpm', 'cpu', 'fp32', 'ddim', 2, 1, 16, 16)\n"
         "result = in_process.run_in_process(Request(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"

@@ -68,6 +68,13 @@ def test_sampling_stops_when_the_median_is_known(
     assert events == [SampleTaken(image) for image in images.every]
 
 
+def test_two_seconds_of_images_are_made_even_without_time() -> None:
+    images, _ = timed_images(clock_of(0.25, 0.5), 0.0)
+    assert [image.seconds for image in images.every] == [0.25, 0.5, 0.25, 0.5, 0.25, 0.5]
+    images, _ = timed_images(clock_of(0.25), 0.0)
+    assert len(images.every) == stats.ENOUGH_SAMPLES, "the median is known before"
+
+
 def test_disturbed_first_image_is_warm_up() -> None:
     images, _ = timed_images(clock_of(9.0, *[1.0] * timing.MAX_SAMPLES), FAR)
     assert [image.seconds for image in images.warmups] == [9.0]
