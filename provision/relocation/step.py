@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -18,7 +19,7 @@ from provision.fs.copy_tree import TreeCopy
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import outgoing_links, whole_folders
 from provision.relocation.move import FolderMove, MovePair
-from provision.volume import links, variables
+from provision.volume import home_record, links, variables
 from provision.volume.changes import make_folders
 from provision.volume.owner import current
 
@@ -37,8 +38,9 @@ class Claim(Enum):
     """Name the reason why a folder should be on the volume. It limits what may be done with the user's own files.
 
     LISTED: host.toml or the command names the folder. DEFAULT: the provider profile or firstlight's default does.
-    RECORDED: an earlier run of this home made a link there. These three may move and merge a real folder.
-    UNKNOWN: a record without an owner names it; a link is made only where nothing is.
+    These two may move and merge a real folder. RECORDED: an earlier run with this host name and home made a link
+    there; a real folder is merged only if this very home has had the link. UNKNOWN: a record without an owner names
+    it; a link is made only where nothing is.
     """
 
     LISTED = "listed"
@@ -238,10 +240,22 @@ class RelocateStep:
             return self._blocked_or_noted(f"{source} is a file, not a folder. Look at it: ls -l {source}")
         if source.resolve().is_relative_to(self.root.path.resolve()):
             return Check(State.OK, f"{source} is on the volume itself")
-        if self.claim is Claim.UNKNOWN:
-            note = f"{source} is left alone; an earlier version recorded it as a link to {target}"
-            return Check(State.OK, note, note)
+        if self._may_be_another_home(source):
+            inside = os.path.relpath(target, self.root.path)
+            command = ["provision", "relocate", str(source), "--to", inside, "--root", str(self.root.path)]
+            note = f"{source} is recorded as a link to {target}, but is a folder of this home, so it is left alone"
+            return Check(State.OK, note, f"{note}; to merge it: {shlex.join(command)}")
         return self._check_movable(place)
+
+    def _may_be_another_home(self, source: Path) -> bool:
+        """Return whether a real folder may be of a home that never had the recorded link.
+
+        The record on the volume does not tell a wiped home from another one with the same host name and path. The
+        record in the home does: it lists the links that this very home has had.
+        """
+        if self.claim is Claim.RECORDED:
+            return str(source) not in self._linked_before and any(source.iterdir())
+        return self.claim is Claim.UNKNOWN
 
     def _check_movable(self, place: RelocatedFolder) -> Check:
         source, target = place.source, place.target
@@ -297,6 +311,11 @@ class RelocateStep:
             return set()
         inside = target.relative_to(self.root.path)
         return {str(Path(row.root) / inside) for row in links.read(self.root).rows}
+
+    @functools.cached_property
+    def _linked_before(self) -> set[str]:
+        entry = home_record.used(self.home, self.root)
+        return set(entry.paths) if entry is not None else set()
 
     @functools.cached_property
     def _recorded(self) -> dict[Path, Path]:

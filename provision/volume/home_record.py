@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.fs.atomic import write_atomic
+from provision.volume.links import folder_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from provision.core.layout import Root
+    from provision.volume.links import Link
 
 SCHEMA = 1
 
@@ -28,7 +30,7 @@ class UsedRoot:
     """Describe one root that the home has used.
 
     `volume` is the id in its marker. `mount` is the mount point of its file system; None if it is also the home's.
-    `paths` are the paths of the home that lead to the root.
+    `paths` are the paths of the links from the home to the root that this very home has had.
     """
 
     path: str
@@ -75,12 +77,20 @@ def add_root(home: Path, root: Root, volume: str) -> None:
         _write(home, [*read(home), UsedRoot(str(root.path), volume, None if is_of_home else str(mount))])
 
 
-def content_with_paths(home: Path, root: Root, volume: str, paths: Iterable[Path]) -> bytes | None:
-    """Return the content of the record with these paths of the home for a root; None if the root is not in it."""
+def content_with_paths(home: Path, root: Root, volume: str, links: Iterable[Link]) -> bytes | None:
+    """Return the content of the record with other paths for a root; None if the root is not in it.
+
+    Args:
+        home: the home of the record.
+        root: the root.
+        volume: the id in its marker.
+        links: the recorded links of this home. Those that are in place are listed, and those that were before.
+    """
     entry = used(home, root, volume)
     if entry is None:
         return None
-    changed = replace(entry, paths=tuple(sorted(map(str, paths))))
+    listed = [link.path for link in links if str(link.path) in entry.paths or folder_on(root, link.path) is not None]
+    changed = replace(entry, paths=tuple(sorted(map(str, listed))))
     return _content([row for row in read(home) if row != entry] + [changed])
 
 

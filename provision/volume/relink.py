@@ -34,7 +34,7 @@ def write(root: Root, home: Path, of_home: Iterable[Link], adopt: Owner | None =
 def files(root: Root, home: Path, of_home: Iterable[Link], adopt: Owner | None = None) -> dict[Path, bytes]:
     """Return {path: content} of the record, the scripts and the record in the home that `write` would write."""
     ordered = sorted(of_home)
-    in_home = home_record.content_with_paths(home, root, _volume(root), [link.path for link in ordered])
+    in_home = home_record.content_with_paths(home, root, _volume(root), ordered)
     record = {} if in_home is None else {home_record.record_file(home): in_home}
     return _files(root, links.read(root).with_links(current(home), root, ordered, adopt)) | record
 

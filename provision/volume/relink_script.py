@@ -167,7 +167,7 @@ link() {
         right=$((right + 1))
     elif [ -d "$1" ] && ! rmdir -- "$1" 2>/dev/null; then
         left=$((left + 1))
-        say "left alone: $1 is a folder that is not empty; 'provision repair' merges it"
+        say "left alone: $1 is a folder that is not empty; 'provision repair' merges it or names the command"
     elif [ -e "$1" ]; then
         left=$((left + 1))
         say "left alone: $1 is a file"
@@ -229,7 +229,7 @@ function Restore-Link($path, $target) {
         return
     }
     if ($item -and (-not $item.PSIsContainer -or @(Get-ChildItem -Force -LiteralPath $path).Count)) {
-        Write-Output "left alone: $path is a file or a folder that is not empty; 'provision repair' merges it"
+        Write-Output "left alone: $path is a file or a filled folder; 'provision repair' merges it or names the command"
         $script:left++
         return
     }

@@ -111,6 +111,26 @@ def test_another_host_leaves_its_own_folders_and_links_as_they_are(
         assert (root.links.read_bytes(), root.relink.read_bytes()) == both
 
 
+def test_another_home_with_the_same_host_name_and_path_keeps_its_folder(
+    tmp_path: Path, home: Path, flags: list[object]
+) -> None:
+    work = Root(tmp_path / "root").path / "relocated/work"
+    (home / "work").mkdir()
+    (home / "work/train.py").write_text("a's")
+    assert provision("relocate", home / "work", *flags).returncode == 0
+    home.rename(tmp_path / "home of a")
+    (home / "work").mkdir(parents=True)
+    (home / "work/train.py").write_text("b's")
+    for _ in range(2):
+        done = provision("setup", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"provision relocate {home}/work --to relocated/work" in done.stdout
+        assert (home / "work/train.py").read_text() == "b's"
+        assert [path.read_text() for path in work.iterdir()] == ["a's"]
+    assert provision("relocate", home / "work", *flags).returncode == 0
+    assert sorted(path.read_text() for path in work.iterdir()) == ["a's", "b's"], "the command merges, if it is named"
+
+
 def test_renamed_host_gets_its_links_back_by_adoption(tmp_path: Path, home: Path, flags: list[object]) -> None:
     root = Root(tmp_path / "root")
     (home / "work").mkdir()
