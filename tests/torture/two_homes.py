@@ -157,9 +157,10 @@ class TwoHomes:
             ended = self.run(owner, *argv, **self.choose_kill(kind))
             self.check(owner, before, f"{owner.host} {kind}, exit {ended.code}", is_complete=False)
             if not ended.is_killed:
+                self.calls[kind] = max(self.calls.get(kind, 40), ended.calls)
                 break
             self.figures.kills[kind] += 1
-            if self.chance.random() < 0.6:
+            if self.chance.random() < 0.35:
                 break
         ended = self.run(owner, *argv)
         self.calls[kind] = max(self.calls.get(kind, 40), ended.calls)
@@ -167,7 +168,7 @@ class TwoHomes:
         if ended.code != 0:
             raise ViolationError(f"{what} does not converge: exit {ended.code}: {ended.output[-700:]}")
         self.check(owner, before, what, is_complete=True)
-        if kind in {"relocate", "merge", "cache", "setup"}:
+        if kind in {"relocate", "merge", "cache", "setup"} and self.chance.random() < 0.4:
             self.check_settled(owner, argv, what)
 
     def use(self, owner: Owner) -> None:
