@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from typing import TYPE_CHECKING, Protocol
 
 from provision.core.progress import no_progress
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from provision.core.progress import Progress
 
 _BLOCK = 1 << 20
+_BLOB = re.compile(r"(?:^|/)blobs/([0-9a-f]{64}|[0-9a-f]{40})$")
 
 
 class Hash(Protocol):
@@ -44,6 +46,15 @@ def content_hash(kind: str, size: int) -> Hash:
     digest = hashlib.sha1(usedforsecurity=False)
     digest.update(b"blob %d\0" % size)
     return digest
+
+
+def named_hash(path: str) -> tuple[str, str] | None:
+    """Return the (kind, hash) that the path of a hub cache's blob states; None for another path.
+
+    A blob is named by the hash of its content: sha256 for a large file, git's sha1 for a small one.
+    """
+    match = _BLOB.search(path)
+    return None if match is None else ({40: "git_sha1", 64: "sha256"}[len(match[1])], match[1])
 
 
 def hash_file(path: Path, kind: str, progress: Callable[[int], None] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Merges one folder into another: no version of a file is discarded, and the newest version keeps the name.
+"""Merges one folder into another: no version of a file is discarded, and the right or newest version keeps the name.
 
 A folder whose files belong together is kept whole beside the target's folder of its name.
 """
@@ -13,6 +13,7 @@ import stat
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from provision.core import hashing
 from provision.fs import copy_file, tree
 from provision.fs.copy_tree import CANNOT_LINK, TreeCopy, marks
 
@@ -31,9 +32,10 @@ class MergeEntry:
     """Describe one entry of the merged folder, and what happens to it. A folder comes before its entries.
 
     `action` is "same" (the target has an equal entry, at `other` if that is set), "added" (the target has none),
-    "within" (the entry lies in an added folder), "newer" (the entry takes the name, and the target's version moves to
-    `other`) or "older" (the entry is placed at `other`, a folder with all its entries). `mode`, `size` and `mtime_ns`
-    are those of the entry. `twin` is the path of an earlier entry that is a hard link to the same file.
+    "within" (the entry lies in an added folder), "newer" (the entry takes the name, because it is newer or is a blob
+    with the right hash, and the target's version moves to `other`) or "older" (the entry is placed at `other`, a folder
+    with all its entries). `mode`, `size` and `mtime_ns` are those of the entry. `twin` is the path of an earlier entry
+    that is a hard link to the same file.
     """
 
     path: str
@@ -180,7 +182,7 @@ class TreeMerge:
                         )
             elif self._is_same(original, target, entry.name, status, existing):
                 yield self._row(path, status, "same", equal)
-            elif status.st_mtime_ns > existing.st_mtime_ns:
+            elif self._takes_name(path, status, existing, original, target):
                 yield row("newer", _other_name(target, entry.name, existing))
             elif is_folder:
                 other = _other_name(original, entry.name, status)
@@ -238,6 +240,21 @@ class TreeMerge:
             rows.append(row)
         return rows
 
+    def _takes_name(
+        self, path: str, status: os.stat_result, existing: os.stat_result, original: OpenDir, target: OpenDir
+    ) -> bool:
+        """Return whether an entry takes the name: it has the hash that the name states, else it is newer.
+
+        The name of a hub cache's blob is the hash of its content, so a damaged blob never takes it.
+        """
+        stated = hashing.named_hash(path)
+        if stated is not None and stat.S_ISREG(status.st_mode) and stat.S_ISREG(existing.st_mode):
+            name = _base(path)
+            is_right, is_existing_right = (_has_hash(folder, name, stated) for folder in (original, target))
+            if is_right != is_existing_right:
+                return is_right
+        return status.st_mtime_ns > existing.st_mtime_ns
+
     def _row(self, path: str, status: os.stat_result, action: str, other: str | None) -> MergeEntry:
         twin = None
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
@@ -278,6 +295,16 @@ class TreeMerge:
                 os.close(second)
         finally:
             os.close(first)
+
+
+def _has_hash(folder: OpenDir, name: str, stated: tuple[str, str]) -> bool:
+    """Return whether the content of a file has a hash, given as (kind, hash)."""
+    kind, expected = stated
+    with os.fdopen(folder.open(name, os.O_RDONLY), "rb") as file:
+        digest = hashing.content_hash(kind, os.fstat(file.fileno()).st_size)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == expected
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -1,0 +1,70 @@
+"""Tests that a merge of two hub caches keeps the right blob under its name, whichever version is newer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from provision.core.progress import no_progress
+from provision.core.step import converge
+from provision.setup import undo
+from provision.volume.journal import Journal
+from tests.provision.conftest import git_sha1
+from tests.provision.folder_moves import moving, target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONTENT = b"weights" * 1000
+DAMAGED = CONTENT[:-1] + b"!"
+
+
+def write(path: Path, content: bytes, mtime: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    os.utime(path, (mtime, mtime))
+
+
+@pytest.mark.parametrize("name", [hashlib.sha256(CONTENT).hexdigest(), git_sha1(CONTENT)], ids=["sha256", "git sha1"])
+@pytest.mark.parametrize("is_home_damaged", [True, False])
+@pytest.mark.parametrize("is_damaged_newer", [True, False])
+def test_blob_with_the_hash_of_its_name_keeps_the_name(
+    source: Path, volume: Path, name: str, is_home_damaged: bool, is_damaged_newer: bool
+) -> None:
+    step = moving(source, volume)
+    blob = f"models--a--b/blobs/{name}"
+    damaged, right = (source, target(step)) if is_home_damaged else (target(step), source)
+    write(damaged / blob, DAMAGED, 2000 if is_damaged_newer else 1000)
+    write(right / blob, CONTENT, 1000 if is_damaged_newer else 2000)
+    write(source / "models--a--b/refs/main", b"x", 1000)
+    step.apply()
+    merged = target(step)
+    assert (merged / blob).read_bytes() == CONTENT
+    others = [path for path in (merged / blob).parent.iterdir() if path.name != name]
+    assert [path.read_bytes() for path in others] == [DAMAGED], "the damaged version is kept beside"
+
+
+def test_newer_file_without_a_hash_in_its_name_keeps_the_name(source: Path, volume: Path) -> None:
+    step = moving(source, volume)
+    name = f"models--a--b/other/{hashlib.sha256(CONTENT).hexdigest()}"
+    write(source / name, DAMAGED, 2000)
+    write(target(step) / name, CONTENT, 1000)
+    step.apply()
+    assert (target(step) / name).read_bytes() == DAMAGED
+
+
+def test_undo_separates_a_damaged_newer_blob_again(source: Path, volume: Path) -> None:
+    step = moving(source, volume)
+    blob = f"models--a--b/blobs/{hashlib.sha256(CONTENT).hexdigest()}"
+    write(source / blob, DAMAGED, 2000)
+    write(target(step) / blob, CONTENT, 1000)
+    step.apply()
+    chosen = undo.choose(step.root, None)
+    steps = undo.steps(chosen, step.root, step.home, Journal(step.root.journal, "undo"), no_progress)
+    outcomes = converge(steps, listen=lambda *_: None)
+    assert not [outcome.error for outcome in outcomes if outcome.error]
+    assert (source / blob).read_bytes() == DAMAGED
+    assert (target(step) / blob).read_bytes() == CONTENT
