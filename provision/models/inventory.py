@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core import layout
 from provision.core.errors import BlockedError
-from provision.models import former_ids, stand_ins, verify
+from provision.models import former_ids, shared_store, snapshots, stand_ins, verify
 from provision.models import pins as model_pins
 from provision.models.pull import CORRUPT, PART
 from provision.models.verify import Depth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from provision.config.models import ModelFile, ModelSpec
     from provision.core.layout import Root
@@ -23,12 +27,17 @@ if TYPE_CHECKING:
     from provision.models.verify import FileState
 
 
+# A blob, or with a suffix a partial file or another version of it; huggingface_hub's temporary links begin with a dot.
+_BLOB_FILE = re.compile(r"\.?([0-9a-f]{64}|[0-9a-f]{40})(\..+)?")
+
+
 @dataclass(frozen=True)
 class Removal:
     """List the paths that a removal deletes.
 
-    `links` are files of snapshots; `blobs` are needed by nothing else; `folders` are removed once they are empty.
-    `bytes` is the disk space that becomes free.
+    `links` are links and real files of snapshots; `blobs` are needed by nothing else; `folders` are removed once they
+    are empty. `payloads` are files of the shared store that only these blobs link. `bytes` is the disk space that
+    becomes free.
     `pins`: the hashes to which the removed files are pinned. A pull locks a file under its pinned hash.
     `aliases`: the links of firstlight to the repository by its former ids.
     """
@@ -39,6 +48,7 @@ class Removal:
     bytes: int
     pins: frozenset[str] = frozenset()
     aliases: Sequence[Path] = ()
+    payloads: Sequence[Path] = ()
 
     @property
     def locks(self) -> set[tuple[Path, str]]:
@@ -104,54 +114,83 @@ def snapshot_of(root: Root, model: ModelSpec) -> Path:
 def unlisted(root: Root, manifest: Manifest) -> dict[str, int]:
     """Return {name: bytes} of everything in the cache that is neither a model of the manifest nor a stand-in.
 
-    The name is the repository, or REPOSITORY@COMMIT for a commit that the manifest does not pin (any more).
+    The name is the repository, or REPOSITORY@COMMIT for a commit that the manifest does not pin (any more). Blobs that
+    no snapshot of a pinned repository links, and payloads of the shared store that no repository links, have a name
+    with a note.
     """
     pinned: dict[str, set[str]] = {}
     for model in manifest.models.values():
         pinned.setdefault(model.folder, set()).add(model.revision)
-    sizes = {}
+    sizes: dict[str, int] = {}
     for kind in ("models", "datasets", "spaces"):
         for folder in sorted(root.hub_in_use.glob(f"{kind}--*")):
             name = folder.name.removeprefix(f"{kind}--").replace("--", "/")
             if any(former_ids.leads_to(folder, pinned_folder) for pinned_folder in pinned):
                 continue  # a link by a former id
             if folder.name in pinned:
-                for snapshot in sorted((folder / "snapshots").glob("*")):
-                    if snapshot.name not in pinned[folder.name]:
-                        removal = removal_of_snapshot(snapshot)
-                        sizes[f"{name}@{snapshot.name[:12]}"] = removal.bytes
+                sizes |= _unpinned(folder, name, pinned[folder.name])
             elif not name.startswith(f"{stand_ins.OWNER}/"):
-                sizes[name if kind == "models" else f"{kind}/{name}"] = bytes_in(folder / "blobs")
+                sizes[name if kind == "models" else f"{kind}/{name}"] = repository_bytes(folder)
+    if unused := sum(shared_store.unreferenced(root.hub_in_use).values()):
+        sizes["shared blobs that no repository links (hf cache prune)"] = unused
     return sizes
 
 
-def removal_of_snapshot(snapshot: Path) -> Removal:
-    """Return the removal of a whole snapshot."""
-    return removal_of_links(snapshot, files_below(snapshot), set(), set())
+def _unpinned(repo: Path, name: str, pinned: Collection[str]) -> dict[str, int]:
+    """Return {name: bytes} of the snapshots of a repository that are not pinned, and of what no snapshot links."""
+    others = [snapshot for snapshot in sorted((repo / "snapshots").glob("*")) if snapshot.name not in pinned]
+    sizes = {f"{name}@{snapshot.name[:12]}": removal_of_snapshot(snapshot).bytes for snapshot in others}
+    if unlinked := _unlinked_bytes(repo):
+        sizes[f"{name} (in no snapshot, removed with the last one)"] = unlinked
+    return sizes
 
 
-def removal_of_links(snapshot: Path, links: list[Path], pinned: set[str], unnamed: set[str]) -> Removal:
+def _unlinked_bytes(repo: Path) -> int:
+    """Return the bytes of blobs and unfinished downloads that no snapshot of a repository links."""
+    linked = {verify.blob_name(path) for path in files_below(repo / "snapshots") if path.is_symlink()}
+    return _unique_bytes([path for path in _entries(repo / "blobs") if path.name not in linked])
+
+
+def removal_of_snapshot(snapshot: Path, kept: Collection[str] = ()) -> Removal:
+    """Return the removal of a whole snapshot; blobs of the names in `kept` stay if no snapshot links them."""
+    return removal_of_links(snapshot, files_below(snapshot), set(), set(), kept)
+
+
+def removal_of_links(
+    snapshot: Path, links: list[Path], pinned: set[str], unnamed: set[str], kept: Collection[str] | None
+) -> Removal:
     """Return the removal of files of one snapshot, with the blobs that no other snapshot file needs.
 
     Args:
         snapshot: the folder of the snapshot.
-        links: the files of it that are removed.
+        links: the links and real files of it that are removed.
         pinned: the hashes to which these files are pinned.
         unnamed: blobs without a link that are removed as well, such as partial files.
+        kept: the names of blobs that other models need. If neither one of them nor a file of another snapshot nor a
+            blob in the listing of another commit is left, every blob is removed. None: only blobs of the removed files.
     """
     repo = snapshot.parent.parent
-    other_links = set(files_below(repo / "snapshots")) - set(links)
-    # Links are followed one step: a blob may be a link into a store that repositories share, which must stay.
-    names = {verify.blob_name(link) for link in links} | unnamed
-    needed = {verify.blob_name(link) for link in other_links}
+    other_files = set(files_below(repo / "snapshots")) - set(links)
+    # Links are followed one step: a blob may be a link into a store that repositories share.
+    names = {verify.blob_name(link) for link in links if link.is_symlink()} | unnamed
+    needed = {verify.blob_name(link) for link in other_files if link.is_symlink()}
     entries = _entries(repo / "blobs")
-    blobs = [path for path in entries if blob_of(path) in names - needed]
+    if kept is not None and not other_files:
+        listed = {tree.stem: snapshots.listed_blobs(tree) for tree in (repo / "trees").glob("*.json")}
+        own = listed.pop(snapshot.name, set())
+        others = {blob_of(path) for path in entries} - names - own
+        if others.isdisjoint(set(kept).union(*listed.values())):
+            names |= others | own.difference(kept)
+    blobs = [path for path in entries if blob_of(path) in names - needed and (path.is_symlink() or not path.is_dir())]
+    references = shared_store.references(repo.parent) if any(blob.is_symlink() for blob in blobs) else {}
+    payloads = [payload for payload, linking in sorted(references.items()) if linking <= set(blobs)]
     folders = []
-    if not other_links and len(blobs) == len(entries) and repo.exists():
+    if not other_files and len(blobs) == len(entries) and repo.exists():
         folders = [repo]
-    elif links and not any(link.is_relative_to(snapshot) for link in other_links):
+    elif links and not any(file.is_relative_to(snapshot) for file in other_files):
         folders = [snapshot]  # an empty folder would be filled again from blobs of other snapshots
-    return Removal(links, blobs, folders, sum(_own_bytes(blob) for blob in blobs), frozenset(pinned))
+    freed = _freed_bytes([*links, *blobs, *payloads])
+    return Removal(links, blobs, folders, freed, frozenset(pinned), payloads=payloads)
 
 
 def pins_of(file: ModelFile) -> list[str]:
@@ -167,13 +206,40 @@ def _entries(blobs: Path) -> list[Path]:
 
 
 def blob_of(path: Path) -> str:
-    """Return the name of the blob to which a file of `blobs/` belongs; it may be a partial or corrupt file."""
-    return path.name.removesuffix(PART).removesuffix(CORRUPT)
+    """Return the name of the blob to which a file of `blobs/` belongs.
+
+    It may be a partial file of ours or of huggingface_hub (`.incomplete`), or a copy that was set aside.
+    """
+    match = _BLOB_FILE.fullmatch(path.name)
+    return match[1] if match else path.name.removesuffix(PART).removesuffix(CORRUPT).removesuffix(".incomplete")
 
 
-def _own_bytes(blob: Path) -> int:
-    """Return the bytes that a removal of the blob frees; a link into a shared store frees none."""
-    return 0 if blob.is_symlink() else blob.stat().st_size
+def _freed_bytes(paths: Iterable[Path]) -> int:
+    """Return the bytes that the removal of paths frees; a file with a hard link elsewhere frees none."""
+    counts: Counter[tuple[int, int]] = Counter()
+    freed = 0
+    for path in set(paths):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            counts[status.st_dev, status.st_ino] += 1
+            freed += status.st_size if counts[status.st_dev, status.st_ino] == status.st_nlink else 0
+    return freed
+
+
+def repository_bytes(repo: Path) -> int:
+    """Return the bytes of a repository: its blobs, also those in the shared store, and real files of snapshots."""
+    return _unique_bytes([*_entries(repo / "blobs"), *files_below(repo / "snapshots")])
+
+
+def _unique_bytes(paths: Iterable[Path]) -> int:
+    """Return the bytes of the files to which paths lead; a file with several names counts once."""
+    sizes = {}
+    for path in paths:
+        with suppress(OSError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
 
 
 def cache_of(root: Root, *, is_named: bool) -> Path:
@@ -201,9 +267,9 @@ def cache_of(root: Root, *, is_named: bool) -> Path:
     return cache
 
 
-def files_below(snapshots: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Return every file and link below a folder."""
-    return [Path(base) / name for base, _, files in os.walk(snapshots) for name in files]
+    return [Path(base) / name for base, _, files in os.walk(folder) for name in files]
 
 
 def bytes_in(folder: Path) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from provision.core import hashing
 from provision.core.errors import BlockedError, FirstlightError, from_os_error
 from provision.fs import durable
-from provision.models import former_ids, hf_listing, snapshots, verify
+from provision.models import former_ids, hf_listing, local_copies, snapshots, verify
 from provision.models.blob_lock import BlobLock
 from provision.models.hub_client import HubError, ListedFile
 from provision.models.match_listings import FileResolver
@@ -23,7 +23,7 @@ from provision.net.resumable_request import Source
 from provision.net.source_health import SourceHealth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     import requests
@@ -187,12 +187,18 @@ class Pull:
         return listed.blob in {compared, hashing.hash_file(path, listed.kind) if compared is None else compared}
 
     def _have(self, file: ModelFile, listed: ListedFile) -> int:
-        """Return the number of present bytes of a file, from a complete blob or a partial file."""
+        """Return the number of present bytes of a file, from its blob, another file here, or a partial file."""
         for name in (listed.blob, content_name(file, listed) + PART):
             blob = self.folder / "blobs" / name
             if blob.exists():
                 return min(blob.stat().st_size, listed.size)
-        return 0
+        return listed.size if next(self._copies(file, listed), None) is not None else 0
+
+    def _copies(self, file: ModelFile, listed: ListedFile) -> Iterator[Path]:
+        """Yield the files of this cache that may have the content of a missing file."""
+        names = {name for name in (file.sha256, file.git_sha1, listed.blob) if name}
+        size = file.size if file.locked else listed.size
+        return local_copies.candidates(self.root.hub_in_use, self.spec, file.path, names, size)
 
     def _fetch_all(self, plan: PullPlan, progress: Progress) -> None:
         """Download the files in daemon threads.
@@ -310,6 +316,12 @@ class Pull:
                 self._link(paths, blob.name)  # another run has downloaded it
                 return
             blob.replace(blob.with_name(blob.name + CORRUPT))
+        local_copy = local_copies.verified(self._copies(file, listed), proof)
+        if local_copy is not None:
+            name = listed.blob if listed.kind in proof else hashing.hash_file(local_copy, listed.kind)
+            local_copies.place(local_copy, blobs / name)
+            self._link(paths, name)
+            return
         part = blobs / (target.content + PART)
         sources = [
             Source(hub.name, hub.file_url(self.spec.repo, self.spec.revision, file.path), hub.headers())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, SpecError
-from provision.models import former_ids, pins, stand_ins
+from provision.models import former_ids, pins, shared_store, stand_ins
 from provision.models.blob_lock import BlobLock
 from provision.models.inventory import (
     Removal,
@@ -50,7 +50,8 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         canonical = manifest.name(name)
     except SpecError:
         if "@" in name and "/" in name:
-            return removal_of_snapshot(_other_snapshot(root, manifest, name))
+            snapshot = _other_snapshot(root, manifest, name)
+            return removal_of_snapshot(snapshot, _pins_in(root, manifest, snapshot.parent.parent))
         raise
     if "+" in name and "+" not in canonical:
         raise SpecError(f"{name}: its files are part of {canonical} and cannot be removed alone. Remove {canonical}.")
@@ -70,7 +71,13 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         removed = {file.path for extra in name.split("+")[1:] for file in full_entry.extras[extra]}
     else:
         removed = {file.path for file in _all_files(root, manifest, base)}
-    links = [snapshot / path for path in sorted(removed - kept) if (snapshot / path).is_symlink()]
+    # Beside a file lie the versions of it that a merge or a repair has kept.
+    links = [
+        file
+        for path in sorted(removed - kept)
+        for file in (snapshot / path, *_kept_versions(snapshot / path))
+        if file.is_symlink() or file.is_file()
+    ]
     # A partial file of an unfinished pull has no link yet. It is removed if no other entry can need it.
     own_pins = {
         pin for file in _all_files(root, manifest, base) if file.path in removed - kept for pin in pins_of(file)
@@ -82,9 +89,24 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         for file in _all_files(root, manifest, other)
         for pin in pins_of(file)
     }
-    plan = removal_of_links(snapshot, links, own_pins, own_pins - other_pins)
+    whole = None if "+" in name else other_pins
+    plan = removal_of_links(snapshot, links, own_pins, own_pins - other_pins, whole)
     is_last = "+" not in name and not other_models
     return replace(plan, aliases=former_ids.owned(root.hub_in_use, model.folder)) if is_last else plan
+
+
+def _kept_versions(file: Path) -> list[Path]:
+    """Return the other versions of a snapshot's file that firstlight has kept beside it."""
+    try:
+        return [path for path in file.parent.iterdir() if path.name.startswith(f"{file.name}.firstlight-")]
+    except OSError:
+        return []
+
+
+def _pins_in(root: Root, manifest: Manifest, repo: Path) -> set[str]:
+    """Return the pinned hashes of every entry of a repository."""
+    names = [name for name, model in manifest.models.items() if model.folder == repo.name]
+    return {pin for name in names for file in _all_files(root, manifest, name) for pin in pins_of(file)}
 
 
 def _other_snapshot(root: Root, manifest: Manifest, name: str) -> Path:
@@ -129,6 +151,8 @@ def remove(root: Root, manifest: Manifest, name: str) -> None:
         for blob_file in plan.blobs:
             if (blob_file.parent.parent, blob_of(blob_file)) in expected.locks:
                 blob_file.unlink(missing_ok=True)
+        for payload in plan.payloads:
+            shared_store.drop(payload)
         for folder in plan.folders:
             _remove_empty(folder)
 
@@ -136,10 +160,16 @@ def remove(root: Root, manifest: Manifest, name: str) -> None:
 def _remove_empty(folder: Path) -> None:
     """Remove a snapshot or repository folder that contains no model file any more.
 
-    Refs, huggingface_hub's cached listings (`trees/`) and empty folders do not count.
+    Refs, huggingface_hub's cached listings (`trees/`) and empty folders do not count. With a snapshot go its listing
+    and its list of absent files (`.no_exist`).
     """
-    content_folders = [folder / "snapshots", folder / "blobs"] if (folder / "blobs").is_dir() else [folder]
+    is_snapshot = folder.parent.name == "snapshots"
+    content_folders = [folder] if is_snapshot else [folder / "snapshots", folder / "blobs"]
     if not any(
         path.is_file() or path.is_symlink() for content_folder in content_folders for path in content_folder.rglob("*")
     ):
         shutil.rmtree(folder)
+        if is_snapshot:
+            repo = folder.parent.parent
+            shutil.rmtree(repo / ".no_exist" / folder.name, ignore_errors=True)
+            (repo / "trees" / f"{folder.name}.json").unlink(missing_ok=True)

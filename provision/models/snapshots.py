@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from provision.core.step import Check, State
 from provision.fs.atomic import write_atomic
+from provision.models import shared_store
 from provision.volume.journal_acts import SnapshotRepair
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Iterator
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
     from provision.config.models import ModelSpec
     from provision.core.layout import Root
@@ -78,10 +79,21 @@ _Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, si
 
 @dataclass
 class _Missing:
-    """List the lost links of a repository, (path in the snapshot, blob) by commit, and the new commit of main."""
+    """List the faults of a repository that can be corrected from its own files.
+
+    `links`: {commit: [(path in the snapshot, blob)]} of lost links. `main`: the new commit of main. `shared`: (blob,
+    payload) of links to a shared store at an old place. `markers`: files of `.no_exist` that deny a present file.
+    """
 
     links: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     main: str | None = None
+    shared: list[tuple[Path, Path]] = field(default_factory=list)
+    markers: list[Path] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether there is no fault."""
+        return not (self.links or self.main or self.shared or self.markers)
 
 
 class SnapshotStep:
@@ -110,10 +122,16 @@ class SnapshotStep:
         repos = self._repos()
         incomplete = {repo.name: missing for repo in repos if (missing := self._missing(repo)) is not None}
         if not incomplete:
-            return Check(State.OK, f"{len(repos)} repositories, all snapshots complete")
+            dangling = {repo.name: count for repo in repos if (count := sum(1 for _ in _dangling(repo)))}
+            if not dangling:
+                return Check(State.OK, f"{len(repos)} repositories, all snapshots complete")
+            name, count = next(iter(dangling.items()))
+            more = f", and {len(dangling) - 1} more repositories have such links" if len(dangling) > 1 else ""
+            lost = f"{count} files of {name} are links whose blob is lost{more}; a pull or the client downloads them"
+            return Check(State.OK, f"{len(repos)} repositories; {lost}")
         name, missing = next(iter(incomplete.items()))
         count = sum(len(links) for links in missing.links.values())
-        lost = f"{count} files of its snapshots" if count else "a valid refs/main"
+        lost = f"{count} files of its snapshots" if count else "a valid refs/main" if missing.main else "valid records"
         more = f", and {len(incomplete) - 1} more repositories are incomplete" if len(incomplete) > 1 else ""
         return Check(State.DRIFTED, f"{name} lacks {lost}{more}")
 
@@ -124,10 +142,14 @@ class SnapshotStep:
             if missing is None:
                 continue
             self.journal.record(SnapshotRepair(repo))
+            for blob, payload in missing.shared:
+                shared_store.relink(blob, payload)
             for commit, links in missing.links.items():
                 link(repo, commit, links)
             if missing.main is not None:
                 write_atomic(repo / "refs" / "main", missing.main)
+            for marker in missing.markers:
+                marker.unlink(missing_ok=True)
 
     def _repos(self) -> list[Path]:
         """Return the repositories to check: all on the volume, but only the manifest's in the home's own cache."""
@@ -136,10 +158,10 @@ class SnapshotStep:
         return [repo for repo in _repos(hub) if hub == self.root.hub or repo.name in folders]
 
     def _missing(self, repo: Path) -> _Missing | None:
-        blobs = _sizes(repo / "blobs")
+        missing = _Missing(shared=_lost_shared_blobs(repo / "blobs"))
+        blobs = _sizes(repo / "blobs") | {blob.name: payload.stat().st_size for blob, payload in missing.shared}
         unlinked = {blob for blob in blobs if _BLOB.fullmatch(blob)} - set(_linked_blobs(repo / "snapshots"))
         listings = self._listings(repo)
-        missing = _Missing()
         for commit, files in listings.items():
             snapshot = repo / "snapshots" / commit
             if not (_has_files(snapshot) or unlinked & {blob for blob, _ in files.values()}):
@@ -151,8 +173,14 @@ class SnapshotStep:
             ]
             if links:
                 missing.links[commit] = links
-        missing.main = _main(repo, listings, missing.links)
-        return missing if missing.links or missing.main else None
+        for commit, path, blob in _dangling(repo):  # absolute links into a home that is gone need no listing
+            links = missing.links.get(commit, [])
+            if blob in blobs and path not in dict(links) and path not in listings.get(commit, {}):
+                missing.links[commit] = [*links, (path, blob)]
+        pinned = {model.revision for model in self.manifest if repo.name == model.folder}
+        missing.main = _main(repo, listings, missing.links, pinned)
+        missing.markers = list(_false_markers(repo, missing.links))
+        return None if missing.is_complete else missing
 
     def _listings(self, repo: Path) -> dict[str, _Listing]:
         """Return {commit: its listing}; the commit that is most likely main comes last."""
@@ -190,6 +218,7 @@ def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
     for path, blob in files:
         linked = repo / "snapshots" / commit / path
         target = os.path.relpath(repo / "blobs" / blob, linked.parent)
+        (repo / ".no_exist" / commit / path).unlink(missing_ok=True)
         if _target(linked) == target:
             continue
         if linked.exists() and not linked.is_symlink():
@@ -267,11 +296,10 @@ def _sizes(blobs: Path) -> dict[str, int]:
 
 def _linked_blobs(snapshots: Path) -> Iterator[str]:
     """Return the blobs to which links lead, followed one step; dangling links are left out."""
-    for base, _, files in os.walk(snapshots):
-        for name in files:
-            target = _target(Path(base) / name)
-            if target is not None and (Path(base) / name).exists():
-                yield Path(target).name
+    for path in _files(snapshots):
+        target = _target(path)
+        if target is not None and path.exists():
+            yield Path(target).name
 
 
 def _has_files(snapshot: Path) -> bool:
@@ -279,8 +307,51 @@ def _has_files(snapshot: Path) -> bool:
     return any(files for _, _, files in os.walk(snapshot))
 
 
-def _main(repo: Path, listings: Iterable[str], repaired: Container[str]) -> str | None:
-    """Return the commit to which main is to be set; None if main is right, or no better commit is known."""
+def _dangling(repo: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (commit, path in the snapshot, blob) of the links of snapshots that lead nowhere."""
+    for path in _files(repo / "snapshots"):
+        target = _target(path)
+        if target is not None and not path.exists():
+            commit, *parts = path.relative_to(repo / "snapshots").parts
+            if parts:
+                yield commit, "/".join(parts), Path(target).name
+
+
+def _lost_shared_blobs(blobs: Path) -> list[tuple[Path, Path]]:
+    """Return (blob, payload) of the blobs whose link leads to the shared store at an old place."""
+    try:
+        dangling = [blob for blob in blobs.iterdir() if blob.is_symlink() and not blob.exists()]
+    except OSError:
+        return []
+    return [(blob, payload) for blob in sorted(dangling) if (payload := shared_store.payload_of(blob)) is not None]
+
+
+def _false_markers(repo: Path, repaired: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[Path]:
+    """Yield the files of `.no_exist` for files that are present: huggingface_hub would not load them offline."""
+    for marker in _files(repo / ".no_exist"):
+        commit, *parts = marker.relative_to(repo / ".no_exist").parts
+        path = "/".join(parts)
+        if (repo / "snapshots" / commit / path).exists() or path in dict(repaired.get(commit, ())):
+            yield marker
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield every file and link below a folder."""
+    for base, _, names in os.walk(folder):
+        yield from (Path(base) / name for name in names)
+
+
+def listed_blobs(tree: Path) -> set[str]:
+    """Return the names of the blobs in a listing of huggingface_hub; empty if it cannot be read."""
+    return {blob for blob, _ in (_read_tree(tree) or {}).values()}
+
+
+def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned: Collection[str] = ()) -> str | None:
+    """Return the commit to which main is to be set; None if main is right, or no better commit is known.
+
+    Without refs and listings, the only snapshot is main. Where other refs remain, only a commit of `pinned` becomes
+    main: the manifest loads it without naming a revision.
+    """
 
     def is_present(commit: str) -> bool:
         return commit in repaired or (repo / "snapshots" / commit).is_dir()
@@ -290,12 +361,16 @@ def _main(repo: Path, listings: Iterable[str], repaired: Container[str]) -> str 
         text = (refs / "main").read_text(encoding="utf-8", errors="replace")
     except OSError:
         if refs.is_dir() and any(path.is_file() and not _PART.search(path.name) for path in refs.rglob("*")):
-            return None  # another ref names the snapshot
+            present = [commit for commit in listings if commit in pinned and is_present(commit)]
+            return present[-1] if present else None  # another ref names the snapshot
         text = ""
     commit = text.strip()  # an editor may add a line end, which huggingface_hub would take as part of the commit
     if _COMMIT.fullmatch(commit) and is_present(commit):
         return None if text == commit else commit
     present = [commit for commit in listings if is_present(commit)]
+    if not present:
+        commits = [path for path in (repo / "snapshots").glob("*") if _COMMIT.fullmatch(path.name) and _has_files(path)]
+        present = [path.name for path in commits] if len(commits) == 1 else []
     return present[-1] if present else None
 
 
