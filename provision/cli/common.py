@@ -176,7 +176,8 @@ def run_steps(
     journal = Journal(plan.root.journal, name)
 
     def build() -> list[step.Step]:
-        steps = setup_plan.steps(plan, journal, screen.progress, screen.emit)
+        for_environment = only is None or f"environment {plan.host.env}" in only
+        steps = setup_plan.steps(plan, journal, screen.progress, screen.emit, for_environment=for_environment)
         if only is not None:
             steps = [item for item in steps if item.name in only]
         if name == "repair":

@@ -33,6 +33,11 @@ class Root:
         return self.state / "volume.json"
 
     @property
+    def capabilities(self) -> Path:
+        """Return the record of the features of the root's file system, with one entry for each host and user."""
+        return self.state / "capabilities.json"
+
+    @property
     def lock(self) -> Path:
         """Return the file of the run lock, which the one writing run holds."""
         return self.state / "lock"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
+from provision.fs.mount import unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from provision.fs.capabilities import Capabilities
     from provision.fs.open_dir import OpenDir
     from provision.fs.tree import TreeSize
 
@@ -66,8 +67,7 @@ def require_no_mount(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo"
         return
     inside = os.fsencode(folder) + b"/"
     for line in lines:
-        # The kernel writes spaces, tabs, newlines and backslashes as octal escapes (man 5 proc_pid_mountinfo).
-        point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match.group(1), 8)]), line.split(b" ")[4])
+        point = unescaped(line.split(b" ")[4])
         if point.startswith(inside):
             mount = os.fsdecode(point)
             raise BlockedError(f"{mount} is a mount inside {folder}. Unmount it, then run again: umount {mount}")
@@ -153,19 +153,42 @@ def require_space(
             raise BlockedError(f"{target}: {available:,} {unit} are free and {needed:,} are needed. {advice}")
 
 
-def require_movable(size: TreeSize) -> None:
+def require_movable(size: TreeSize, *, has_owners: bool = True) -> None:
     """Check that this user can give every entry of the copy its owner, and that no mount point lies in the tree.
+
+    Args:
+        size: the size of the tree.
+        has_owners: the owners of the tree are those of its files; False where its file system sets one for all.
 
     Raises:
         BlockedError: an entry belongs to another user and this user is not root, or a file system is mounted in it.
     """
     if size.mount is not None:
         raise BlockedError(f"{size.mount} is a mount point. Unmount it, then run again: umount {size.mount}")
-    if size.foreign is not None:
+    if size.foreign is not None and has_owners:
         raise BlockedError(
             f"{size.foreign} belongs to another user, and a copy of it would belong to you. Look at it: "
             f"ls -ld {size.foreign}; move it away, or change its owner."
         )
+
+
+def require_storable(size: TreeSize, target: Capabilities, folder: Path) -> None:
+    """Check that a file system can store the names and links of a tree, before the first byte is copied.
+
+    Args:
+        size: the size of the tree.
+        target: the features of the file system.
+        folder: a folder on it, for the message.
+
+    Raises:
+        BlockedError: the tree has a symbolic link, or two names that differ by case only, and the file system cannot.
+    """
+    remedy = "Leave this folder in the home (`relocate` in host.toml), or give another --root."
+    if target.symlink is False and size.link is not None:
+        raise BlockedError(f"{size.link} is a symbolic link, and {folder} cannot store links. {remedy}")
+    if target.case is False and size.case_pair is not None:
+        first, second = size.case_pair
+        raise BlockedError(f"{first} and {second} differ by case only, and {folder} takes them for one file. {remedy}")
 
 
 def _used_paths(process: Path, inside: Sequence[bytes], *, is_own: bool) -> Iterator[bytes]:

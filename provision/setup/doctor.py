@@ -13,7 +13,7 @@ from provision.fs.open_dir import link_target
 from provision.host import tool_caches
 from provision.models import hub_in_use
 from provision.relocation import preflight
-from provision.volume import absence, adoption, links
+from provision.volume import absence, adoption, links, volume_capabilities
 from provision.volume.marker import read_marker
 from provision.volume.owner import current
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from provision.fs.capabilities import Capabilities
     from provision.host.facts import HostFacts
     from provision.setup.host_plan import HostPlan
 
@@ -85,10 +86,7 @@ def _root(plan: HostPlan) -> Iterator[Finding]:
         yield Finding("bad", "volume", f"{root.path} is not mounted ({sign.fact})", remedy)
     else:
         yield Finding("note", "volume", f"{root.path} is not set up yet", _run("setup"))
-    folder = root.path
-    while not folder.exists():
-        folder = folder.parent
-    yield from _capabilities(folder, plan.home)
+    yield from _capabilities(root, plan.home)
     if len(str(root.path)) > _LONG_PREFIX:
         yield Finding(
             "note",
@@ -97,34 +95,82 @@ def _root(plan: HostPlan) -> Iterator[Finding]:
         )
 
 
-def _capabilities(folder: Path, home: Path) -> Iterator[Finding]:
-    can = capabilities.probe(folder, home)
+def _capabilities(root: layout.Root, home: Path) -> Iterator[Finding]:
+    """Yield a finding for each feature of the root's file system, with what a missing one costs.
+
+    The features on record are taken; without a record they are tested in a temporary folder.
+    """
+    folder = capabilities.existing(root.path)
+    can = volume_capabilities.recorded(root) or capabilities.probe(folder)
     if not can.writable:
-        yield Finding("bad", "folder", f"{folder} is not writable", "choose another root: --root DIR")
+        yield Finding("bad", "folder", f"{folder} is not writable, or is full", "choose another root: --root DIR")
         return
-    for name, supported, need in (
-        ("symlink", can.symlink, "environments and the hub cache need links"),
-        ("execute", can.execute, "an environment's programs start from it"),
-        ("hardlink", can.hardlink, None),
-        ("flock", can.flock, None),
-    ):
-        if supported:
+    for name, supported, state, cost in _features(can):
+        if supported is None:
+            yield Finding("note", name, f"{folder}: not known on this system")
+        elif supported:
             yield Finding("ok", name, f"{folder} supports it")
-        elif need:
-            yield Finding("bad", name, f"{folder} does not support it: {need}", "choose another root: --root DIR")
         else:
-            fallback = "files are copied" if name == "hardlink" else "the existence of a file is the lock"
-            yield Finding("note", name, f"{folder} does not support it: {fallback}")
-    is_short = can.free_bytes < _NEEDED_BYTES
-    yield Finding("note" if is_short else "ok", "free space", f"{can.free_bytes / 1e9:.1f} GB free at {folder}")
-    if can.free_inodes is None:
+            fix = "choose another root: --root DIR" if state == "bad" else None
+            yield Finding(state, name, f"{folder} does not support it: {cost}", fix)
+    yield _mtime(folder, can)
+    yield from _space(folder)
+    is_same = home.exists() and folder.stat().st_dev == home.stat().st_dev
+    relation = "the same as that of the home" if is_same else "another than that of the home"
+    method = "renamed" if is_same else "copied"
+    yield Finding("ok", "file system", f"{relation}: a relocated folder is {method}")
+
+
+def _features(can: Capabilities) -> list[tuple[str, bool | None, str, str]]:
+    """Return (name, whether it is supported, the state of its lack, what its lack costs) of each feature."""
+    return [
+        ("symlink", can.symlink, "bad", "no environment works there, and the hub cache has real files in snapshots"),
+        ("execute", can.execute, "bad", "no program starts from it, so no environment works there"),
+        (
+            "hardlink",
+            can.hardlink,
+            "note",
+            "files are copied, so an environment takes its space twice, with uv's cache",
+        ),
+        ("flock", can.flock, "note", f"uv's and conda's caches lie in {layout.tool_folder('packages')} instead"),
+        ("chmod", can.chmod, "bad", "uv and conda cannot install there, so no environment works there"),
+        ("modes", can.modes, "note", "relocated files lose them: private files may be readable for every user"),
+        ("owners", can.owners, "note", "relocated files get the owner that the volume sets"),
+        ("xattr", can.xattr, "note", "relocated files lose their extended attributes"),
+        ("case", can.case, "note", "a folder with two names that differ by case only cannot be relocated"),
+        ("exchange", can.exchange, "note", "undo replaces a folder on it by two renames instead of one exchange"),
+        ("fsync", can.fsync, "note", "a power loss may take files that were just written"),
+    ]
+
+
+def _mtime(folder: Path, can: Capabilities) -> Finding:
+    if can.mtime_ns is None:
+        return Finding("note", "mtime", f"{folder}: not known on this system")
+    if can.mtime_ns == 0:
+        text = f"{folder} does not keep modification times: of two versions in a merge, the volume's keeps the name"
+        return Finding("note", "mtime", text)
+    text = f"{folder} keeps modification times in units of {_unit(can.mtime_ns)}"
+    if can.mtime_ns < 10**9:
+        return Finding("ok", "mtime", text)
+    return Finding("note", "mtime", f"{text}: of two versions closer than that, the volume's keeps the name in a merge")
+
+
+def _unit(nanoseconds: int) -> str:
+    units = ((10**9, "s"), (10**6, "ms"), (1000, "µs"), (1, "ns"))
+    return next(f"{nanoseconds // size} {name}" for size, name in units if nanoseconds >= size)
+
+
+def _space(folder: Path) -> Iterator[Finding]:
+    """Yield the free bytes and inodes. A quota shows here only where the file system reports it with its size."""
+    free_bytes, free_inodes = capabilities.free_space(folder)
+    is_short = free_bytes < _NEEDED_BYTES
+    text = f"{free_bytes / 1e9:.1f} GB free at {folder}; a quota that the file system does not report may be smaller"
+    yield Finding("note" if is_short else "ok", "free space", text)
+    if free_inodes is None:
         yield Finding("ok", "free inodes", "the file system allocates inodes on demand")
     else:
-        is_short = can.free_inodes < _NEEDED_INODES
-        yield Finding("note" if is_short else "ok", "free inodes", f"{can.free_inodes:,} free at {folder}")
-    relation = "the same as that of the home" if can.same_as_home else "another than that of the home"
-    method = "renamed" if can.same_as_home else "copied"
-    yield Finding("ok", "file system", f"{relation}: a relocated folder is {method}")
+        is_short = free_inodes < _NEEDED_INODES
+        yield Finding("note" if is_short else "ok", "free inodes", f"{free_inodes:,} free at {folder}")
 
 
 def _links(plan: HostPlan) -> Iterator[Finding]:

@@ -60,6 +60,8 @@ def steps(
     journal: Journal,
     progress: Progress,
     emit: Callable[[str], None] = lambda _: None,
+    *,
+    for_environment: bool = True,
 ) -> list[Step]:
     """Return the steps that make a host ready, in their order.
 
@@ -68,6 +70,7 @@ def steps(
         journal: the journal of this run.
         progress: receives the progress of the current step.
         emit: receives a line for people when a step waits, or does something else that takes long.
+        for_environment: the run builds the environment, so a new root must be able to hold it.
 
     Raises:
         SpecError: host.toml names an environment, variant or model that does not exist, or folders to relocate are
@@ -86,7 +89,9 @@ def steps(
     moved = _relocations(plan, places, {*sources, conda.link}, adoption, journal, progress)
     has_conda_link = conda.is_recorded(root) or (bases and environment.conda_lock is not None)
     link_paths = [*sources, *tool_caches.link_paths(os.environ, plan.home)]
-    built: list[Step] = [VolumeStep(root, link_paths, journal, plan.chosen.warning, plan.home), *moved]
+    warning = plan.chosen.warning
+    volume = VolumeStep(root, link_paths, journal, warning, plan.home, for_environment=for_environment)
+    built: list[Step] = [volume, *moved]
     mirrors, settings = _mirror_steps(plan, journal, conda_is_here=bool(bases))
     built += mirrors
     built.append(EnvStep(root, environment, plan.home, journal, offline=plan.offline, progress=progress, tell=emit))

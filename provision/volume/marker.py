@@ -12,7 +12,7 @@ from provision.core.errors import BlockedError
 from provision.core.step import Check, State
 from provision.fs import durable
 from provision.fs.atomic import write_atomic
-from provision.volume import absence, home_record
+from provision.volume import absence, home_record, volume_capabilities
 from provision.volume.changes import make_folders
 from provision.volume.journal_acts import VolumeMark
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.layout import Root
+    from provision.fs.capabilities import Capabilities
     from provision.volume.journal import Journal
 
 SCHEMA = 1
@@ -71,6 +72,8 @@ class VolumeStep:
         journal: Journal,
         warning: str | None = None,
         home: Path | None = None,
+        *,
+        for_environment: bool = False,
     ) -> None:
         """Store the root and the paths that may be links into it.
 
@@ -80,7 +83,9 @@ class VolumeStep:
             journal: the journal of this run.
             warning: a warning for the user about the root, or None.
             home: the home whose record names the root; None writes no record in the home.
+            for_environment: a new root must be able to hold an environment.
         """
+        self.for_environment = for_environment
         self.warning = warning
         self.home = home
         self.root = root
@@ -107,21 +112,36 @@ class VolumeStep:
             )
         if self.root.path.exists() and not self.root.path.is_dir():
             return Check(State.BLOCKED, f"{self.root.path} is not a folder. Give another --root.")
+        if obstacle := self._obstacle(volume_capabilities.known(self.root)):
+            return Check(State.BLOCKED, obstacle)
         return Check(State.DRIFTED, f"{self.root.path} has no marker yet")
 
     def apply(self) -> None:
-        """Make the folder and its marker, and add the root to the record in the home."""
+        """Make the folder and its marker, record its file system's features, and add the root to the home's record.
+
+        Raises:
+            BlockedError: the file system cannot hold what setup puts there; no byte was written.
+        """
         marker = read_marker(self.root)
         if marker is None:
+            if obstacle := self._obstacle(volume_capabilities.ensure(self.root)):
+                raise BlockedError(obstacle)
             durable.make_folders(self.root.state)
             self.journal.record(VolumeMark(self.root.path))
             created = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
             marker = {"schema": SCHEMA, "id": uuid.uuid4().hex, "created": created}
             write_atomic(self.root.marker, json.dumps(marker, indent=1) + "\n")
+            volume_capabilities.ensure(self.root)
         home = self._home_to_record(str(marker["id"]))
         if home is not None:
             make_folders(home_record.record_file(home).parent, self.journal)
             home_record.add_root(home, self.root, str(marker["id"]))
+
+    def _obstacle(self, can: Capabilities) -> str | None:
+        """Return the reason why nothing may be put on this file system, or None."""
+        if not can.writable:
+            return None  # the system's own error has more to say
+        return volume_capabilities.environment_obstacle(self.root, can) if self.for_environment else None
 
     def _home_to_record(self, volume: str) -> Path | None:
         """Return the home if its record should name the root and does not; a home that is read-only has no record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import hashlib
 import json
@@ -21,6 +22,7 @@ import pytest
 
 from provision.core.layout import Root
 from provision.lockfiles import conda_lock
+from tests import limited_fs
 from tests.provision import conda_channel, silent_server
 from tests.provision.http_server import Fault, Played, Raw
 
@@ -309,6 +311,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no right to mount a tmpfs")
     yield mount
     subprocess.run(["umount", mount], check=True)
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Return a function that mounts an empty folder through FUSE with limits of `tests/limited_fs.py`."""
+    with contextlib.ExitStack() as stack:
+
+        def mount(*limits: str) -> Path:
+            point = Path(tempfile.mkdtemp(prefix="limited-", dir=tmp_path))
+            backing = Path(tempfile.mkdtemp(prefix="backing-", dir=tmp_path))
+            stack.enter_context(limited_fs.mounted(backing, point, *limits))
+            return point
+
+        yield mount
 
 
 @pytest.fixture

@@ -183,10 +183,9 @@ def test_doctor_reports_a_volume_that_is_not_mounted(home: Path, tmp_path: Path)
     assert "not mounted" in completed.stdout
 
 
-def test_probe_finds_every_capability_of_a_normal_folder(tmp_path: Path, home: Path) -> None:
-    result = capabilities.probe(tmp_path, home)
+def test_probe_finds_every_capability_of_a_normal_folder(tmp_path: Path) -> None:
+    result = capabilities.probe(tmp_path)
     assert (result.writable, result.symlink, result.hardlink, result.execute, result.flock) == (True,) * 5
-    assert result.same_as_home
     assert list(tmp_path.glob(".firstlight-probe*")) == []
 
 
@@ -198,13 +197,13 @@ def test_probe_and_doctor_find_a_noexec_and_a_read_only_folder(tmp_path: Path, h
     if completed.returncode != 0:
         pytest.skip("no right to mount a tmpfs")
     try:
-        result = capabilities.probe(folder, home)
-        assert (result.execute, result.symlink, result.same_as_home) == (False, True, False)
+        result = capabilities.probe(folder)
+        assert (result.execute, result.symlink) == (False, True)
         doctor = provision("doctor", "--root", folder)
         assert doctor.returncode == 4
-        assert "does not support it: an environment's programs start from it" in doctor.stdout
+        assert "does not support it: no program starts from it" in doctor.stdout
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-        assert not capabilities.probe(folder, home).writable
+        assert not capabilities.probe(folder).writable
     finally:
         subprocess.run(["umount", folder], check=True)
 
