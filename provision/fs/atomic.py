@@ -34,7 +34,7 @@ def write_atomic(
                 if hasattr(os, "chown") and like.st_uid != os.geteuid():
                     os.chown(part, like.st_uid, like.st_gid)
                 part.chmod(stat.S_IMODE(like.st_mode))
-            os.fsync(file.fileno())  # the mode and the owner as well
+            durable.sync_descriptor(file.fileno())  # the mode and the owner as well
         part.replace(path)
         durable.sync_folder(path.parent)
     finally:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
 from provision.fs import tree
+from provision.fs.kept_metadata import ALL_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from provision.fs.kept_metadata import KeptMetadata
 
 BLOCK = 1 << 20
 BY_DESCRIPTOR = os.chmod in os.supports_fd and os.utime in os.supports_fd
@@ -73,7 +76,14 @@ def _copy_range(source: int, target: int, start: int, end: int, progress: Callab
         progress(count)
 
 
-def is_same(first: int, second: int, block: tuple[bytearray, bytearray], *, content_only: bool = False) -> bool:
+def is_same(
+    first: int,
+    second: int,
+    block: tuple[bytearray, bytearray],
+    *,
+    content_only: bool = False,
+    kept: KeptMetadata = ALL_KEPT,
+) -> bool:
     """Return whether two open files are equal in content and, unless `content_only`, in mode and modification time.
 
     Holes count as zeros. A range that is a hole in both files is not read.
@@ -83,11 +93,14 @@ def is_same(first: int, second: int, block: tuple[bytearray, bytearray], *, cont
         second: the descriptor of the other file.
         block: two buffers of equal length to read into.
         content_only: ignore mode and modification time.
+        kept: the metadata that both file systems keep; only these are compared.
     """
     status, other = os.fstat(first), os.fstat(second)
     if status.st_size != other.st_size:
         return False
-    if not content_only and (status.st_mtime_ns, status.st_mode) != (other.st_mtime_ns, other.st_mode):
+    if not content_only and not (
+        kept.is_same_time(status.st_mtime_ns, other.st_mtime_ns) and (status.st_mode == other.st_mode or not kept.modes)
+    ):
         return False
     if status.st_size <= BLOCK:
         return os.read(first, status.st_size + 1) == os.read(second, status.st_size + 1)
@@ -141,8 +154,10 @@ def _cloned(source: int, target: int) -> bool:
     return True
 
 
-def copy_metadata(target: int | str, source: int, status: os.stat_result, path: str) -> None:
-    """Give a file or folder the owner, attributes, mode and times of its original.
+def copy_metadata(
+    target: int | str, source: int, status: os.stat_result, path: str, kept: KeptMetadata = ALL_KEPT
+) -> None:
+    """Give a file or folder the owner, attributes, mode and times of its original, as far as they are kept.
 
     They are set in this order, because a change of the owner clears the set-user-ID bit and the file capabilities.
 
@@ -151,25 +166,51 @@ def copy_metadata(target: int | str, source: int, status: os.stat_result, path: 
         source: the descriptor of the original.
         status: the status of the original.
         path: the path of the original, for messages.
+        kept: the metadata that both file systems keep.
 
     Raises:
         BlockedError: the owner or an attribute cannot be stored for the copy.
     """
     copy_status = os.stat(target)  # noqa: PTH116 (a descriptor, or on Windows a path)
-    if hasattr(os, "chown") and (copy_status.st_uid, copy_status.st_gid) != (status.st_uid, status.st_gid):
-        try:
-            os.chown(target, status.st_uid, status.st_gid)
-        except PermissionError:
-            # A group that this user is not a member of is not kept, as in other copying tools. The owner must be kept.
-            if copy_status.st_uid != status.st_uid:
-                raise BlockedError(
-                    f"{path} belongs to user {status.st_uid}, and its copy cannot keep this owner. Leave it where it "
-                    f"is, or change its owner: chown -R --no-dereference {copy_status.st_uid} {path}"
-                ) from None
-    if hasattr(os, "listxattr") and isinstance(target, int):
+    if kept.owners and hasattr(os, "chown"):
+        _set_owner(target, copy_status, status, path, kept)
+    if kept.attributes and hasattr(os, "listxattr") and isinstance(target, int):
         _attributes(target, source, path)
-    os.chmod(target, stat.S_IMODE(status.st_mode))  # noqa: PTH101 (as above)
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    _set_mode(target, copy_status, status, kept)
+    try:
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    except OSError:
+        if kept.mtime_ns != 0:
+            raise
+
+
+def _set_owner(
+    target: int | str, copy_status: os.stat_result, status: os.stat_result, path: str, kept: KeptMetadata
+) -> None:
+    group = status.st_gid if kept.group else copy_status.st_gid
+    if (copy_status.st_uid, copy_status.st_gid) == (status.st_uid, group):
+        return
+    try:
+        os.chown(target, status.st_uid, group)
+    except PermissionError:
+        # A group that this user is not a member of is not kept, as in other copying tools. The owner must be kept.
+        if copy_status.st_uid != status.st_uid:
+            raise BlockedError(
+                f"{path} belongs to user {status.st_uid}, and its copy cannot keep this owner. Leave it where it "
+                f"is, or change its owner: chown -R --no-dereference {copy_status.st_uid} {path}"
+            ) from None
+
+
+def _set_mode(target: int | str, copy_status: os.stat_result, status: os.stat_result, kept: KeptMetadata) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if not kept.group and stat.S_ISDIR(status.st_mode):
+        mode = mode & ~stat.S_ISGID | copy_status.st_mode & stat.S_ISGID
+    if kept.modes:
+        os.chmod(target, mode)  # noqa: PTH101 (a descriptor, or on Windows a path)
+        return
+    # One of the two file systems has fixed modes. A fixed 0777 must open no file of the home to other users.
+    with contextlib.suppress(OSError):
+        os.chmod(target, mode & stat.S_IRWXU)  # noqa: PTH101
 
 
 def _attributes(target: int, source: int, path: str) -> None:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, FirstlightError
 from provision.fs import copy_file, tree
+from provision.fs.kept_metadata import ALL_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from provision.fs.kept_metadata import KeptMetadata
     from provision.fs.open_dir import OpenDir
 
 _ROUNDS = 5
@@ -34,17 +36,20 @@ class TreeCopy:
         pairs: Sequence[tuple[OpenDir, OpenDir]],
         progress: Callable[[int, str], None] | None = None,
         is_selected: Callable[[str], bool] | None = None,
+        kept: KeptMetadata = ALL_KEPT,
     ) -> None:
-        """Take the folders and the callbacks.
+        """Take the folders, the callbacks, and the metadata that the copy keeps.
 
         Args:
             pairs: (original, copy) of each folder.
             progress: called with (count, unit); the units are "bytes", "files" and "files proved".
             is_selected: returns whether a relative path is to be copied; default: every path.
+            kept: the metadata that the file systems of both sides keep; only these are set and compared.
         """
         self.pairs = pairs
         self.progress = progress or (lambda _, __: None)
         self.is_selected = is_selected or (lambda _: True)
+        self.kept = kept
         self._copied_marks: dict[str, _Mark] = {}
         self._unverified: set[str] = set()
         self._different: set[str] = set()
@@ -92,7 +97,7 @@ class TreeCopy:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(original.path / name))
         if stat.S_ISLNK(status.st_mode):
             copy.symlink(new, original.readlink(name) or "")
-            copy.copy_owner_and_times(new, status)
+            copy.copy_owner_and_times(new, status, self.kept)
             return
         self._file(original, copy, name, new)
         if not self.is_equal(original, copy, name, new):
@@ -111,7 +116,7 @@ class TreeCopy:
         entries = {entry.name: entry for entry in copy.scan()}
         before = _status(original)
         if entries and copy.descriptor is not None:
-            os.fchmod(copy.descriptor, 0o700)
+            _make_writable(copy.descriptor)
         for entry in original.scan():
             name, entry_key = entry.name, f"{key}/{entry.name}"
             if not self.is_selected(entry_key.partition("/")[2]):
@@ -136,7 +141,7 @@ class TreeCopy:
             changed.append(f"{copy.path}{os.sep}{name}")
             tree.remove(copy, name)
         if original.descriptor is not None and copy.descriptor is not None:
-            copy_file.copy_metadata(copy.descriptor, original.descriptor, before, str(original.path))
+            copy_file.copy_metadata(copy.descriptor, original.descriptor, before, str(original.path), self.kept)
 
     def _is_there(self, key: str, status: os.stat_result, existing: os.DirEntry[str] | None, top: OpenDir) -> bool:
         """Return whether an entry needs no copy: it has not changed since this run, or an earlier one, copied it."""
@@ -149,7 +154,8 @@ class TreeCopy:
             return False
         copied = existing.stat(follow_symlinks=False)
         alike = stat.S_ISREG(status.st_mode) and stat.S_ISREG(copied.st_mode)
-        if not alike or (copied.st_size, copied.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+        is_same_time = self.kept.is_same_time(copied.st_mtime_ns, status.st_mtime_ns)
+        if not alike or copied.st_size != status.st_size or not is_same_time:
             return False
         if status.st_nlink > 1:
             inode = (status.st_dev, status.st_ino)
@@ -180,10 +186,10 @@ class TreeCopy:
             if target is None:
                 return  # no longer a link; the next call of `look` detects it
             copy.symlink(name, target)
-            copy.copy_owner_and_times(name, status)
+            copy.copy_owner_and_times(name, status, self.kept)
         else:
             copy.make_special(name, status)
-            copy.copy_owner_and_times(name, status)
+            copy.copy_owner_and_times(name, status, self.kept)
         if status.st_nlink > 1:
             copied = copy.lstat(name)
             self._copies[inode] = (top, path, copied.st_ino if copied else 0)
@@ -205,12 +211,12 @@ class TreeCopy:
                     source, target, status, lambda count: self.progress(count, "bytes"), clone=self._clone
                 )
                 if copy_file.BY_DESCRIPTOR:
-                    copy_file.copy_metadata(target, source, status, f"{original.path}{os.sep}{name}")
+                    copy_file.copy_metadata(target, source, status, f"{original.path}{os.sep}{name}", self.kept)
             finally:
                 os.close(target)
             if not copy_file.BY_DESCRIPTOR:  # Windows: by path, after the file is closed
                 copy_file.copy_metadata(
-                    f"{copy.path}{os.sep}{new or name}", source, status, f"{original.path}{os.sep}{name}"
+                    f"{copy.path}{os.sep}{new or name}", source, status, f"{original.path}{os.sep}{name}", self.kept
                 )
         finally:
             os.close(source)
@@ -244,7 +250,7 @@ class TreeCopy:
                 different.append(entry_key)
 
     def is_equal(self, original: OpenDir, copy: OpenDir, name: str, new: str) -> bool:
-        """Return whether a file and its copy agree in content, mode and time, or two links in their targets."""
+        """Return whether a file and its copy agree in content and kept metadata, or two links in their targets."""
         copied = copy.lstat(new)
         if copied is None or not stat.S_ISREG(copied.st_mode):
             return original.readlink(name) == copy.readlink(new)
@@ -252,7 +258,7 @@ class TreeCopy:
         try:
             second = copy.open(new, os.O_RDONLY)
             try:
-                return copy_file.is_same(first, second, self._block)
+                return copy_file.is_same(first, second, self._block, kept=self.kept)
             finally:
                 os.close(second)
         finally:
@@ -272,6 +278,12 @@ def _open_pair(
         changed.append(f"{original.path}{os.sep}{name}")
     with original.enter(name) as first, copy.enter(name) as second:
         yield first, second
+
+
+def _make_writable(folder: int) -> None:
+    """Let only this user write into the copy that an earlier run has left; the set-group-ID bit stays."""
+    with contextlib.suppress(PermissionError):  # a file system with fixed modes
+        os.fchmod(folder, stat.S_IRWXU | os.fstat(folder).st_mode & stat.S_ISGID)
 
 
 def marks(folder: OpenDir, key: str = "") -> Iterator[tuple[str, _Mark]]:

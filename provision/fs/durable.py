@@ -5,13 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+import stat
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-# The file system does not know this request for folders.
+# The file system does not know this request: some know it for no folder, some not at all.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EROFS}
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Force an open file or folder to the disk; do nothing on a file system that cannot do it.
+
+    Raises:
+        OSError: The disk failed (EIO, ENOSPC).
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def sync_folder(path: Path) -> None:
@@ -29,10 +40,7 @@ def sync_folder(path: Path) -> None:
     except PermissionError:
         return
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
 
@@ -45,9 +53,39 @@ def sync_file(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))  # Windows forces files that can be written
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def new_file_mode() -> int:
+    """Return the mode that a new file gets: 0666 without the bits of the umask."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return 0o666 & ~int(line.split()[1], 8)
+    umask = os.umask(0o077)  # elsewhere the umask can only be read by setting it
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that only this user can enter, and take the rights of others from one that is there.
+
+    The missing folders above it are made as the umask allows.
+
+    Raises:
+        OSError: A folder cannot be made.
+    """
+    make_folders(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(0o700)
+        sync_folder(path.parent)
+    status = path.stat()
+    is_own = hasattr(os, "geteuid") and status.st_uid == os.geteuid()
+    if is_own and stat.S_IMODE(status.st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+        with contextlib.suppress(OSError):  # a file system with fixed modes
+            path.chmod(0o700)
 
 
 def make_folders(path: Path) -> None:

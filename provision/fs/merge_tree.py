@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from provision.core import hashing
 from provision.fs import copy_file, tree
 from provision.fs.copy_tree import CANNOT_LINK, TreeCopy, marks
+from provision.fs.kept_metadata import ALL_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from provision.fs.kept_metadata import KeptMetadata
     from provision.fs.open_dir import OpenDir
 
 _LONGEST_NAME = 255
@@ -71,6 +73,7 @@ class TreeMerge:
         progress: Callable[[int, str], None] | None = None,
         kind_of: Callable[[OpenDir], str | None] | None = None,
         origin: str = "",
+        kept: KeptMetadata = ALL_KEPT,
     ) -> None:
         """Take the open folders and the callbacks.
 
@@ -81,7 +84,9 @@ class TreeMerge:
             progress: called with (count, unit): "files compared", or a unit of TreeCopy.
             kind_of: returns the kind of a folder that stays whole, None for any other folder; default: none does.
             origin: the end of the name of a whole folder beside the target's.
+            kept: the metadata that both file systems keep.
         """
+        self.kept = kept
         self.kind_of = kind_of or (lambda _: None)
         self.origin = origin
         self.kept_whole: dict[str, tuple[str, str]] = {}
@@ -111,7 +116,7 @@ class TreeMerge:
         def is_selected(path: str) -> bool:
             return path in parents or path in needed or any(parent in needed for parent in _parents(path))
 
-        TreeCopy([(self.original, self.stage)], self.progress, is_selected).run()
+        TreeCopy([(self.original, self.stage)], self.progress, is_selected, self.kept).run()
         self.stage.sync_file_system()
 
     def place(self, rows: Sequence[MergeEntry]) -> None:
@@ -253,7 +258,8 @@ class TreeMerge:
             is_right, is_existing_right = (_has_hash(folder, name, stated) for folder in (original, target))
             if is_right != is_existing_right:
                 return is_right
-        return status.st_mtime_ns > existing.st_mtime_ns
+        times = status.st_mtime_ns, existing.st_mtime_ns
+        return times[0] > times[1] and not self.kept.is_same_time(*times)
 
     def _row(self, path: str, status: os.stat_result, action: str, other: str | None) -> MergeEntry:
         twin = None

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from provision.core.errors import BlockedError
+from provision.fs import durable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Concatenate
 
     from typing_extensions import ParamSpec, Self
+
+    from provision.fs.kept_metadata import KeptMetadata
 
 if TYPE_CHECKING:
     _P = ParamSpec("_P")
@@ -33,6 +36,7 @@ _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_FOLLOW | getattr(
 _SEARCH = _DIRECTORY | getattr(os, "O_PATH", 0)  # a parent folder need not be readable
 _MOST_LINKS = 40  # the limit of the Linux kernel (source: include/linux/namei.h, MAXSYMLINKS)
 _RENAME_EXCHANGE = 2  # linux/fs.h
+_NO_LINK_TIMES = {errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 
 
@@ -109,9 +113,9 @@ class OpenDir:
         return link_target(self._name(name), self.descriptor)
 
     @_with_full_path
-    def make(self, name: str) -> None:
-        """Make a folder that only this user can enter."""
-        os.mkdir(self._name(name), 0o700, dir_fd=self.descriptor)
+    def make(self, name: str, mode: int = 0o700) -> None:
+        """Make a folder with a mode, from which the umask is taken; by default only this user can enter it."""
+        os.mkdir(self._name(name), mode, dir_fd=self.descriptor)
 
     @_with_full_path
     def symlink(self, name: str, target: str) -> None:
@@ -177,13 +181,27 @@ class OpenDir:
         os.mknod(self._name(name), status.st_mode, status.st_rdev, dir_fd=self.descriptor)
 
     @_with_full_path
-    def copy_owner_and_times(self, name: str, status: os.stat_result) -> None:
-        """Give a link or special file the owner and times of its original, whose status is `status`."""
-        if os.chown in os.supports_dir_fd and (copy := self.lstat(name)) and copy.st_uid != status.st_uid:
+    def copy_owner_and_times(self, name: str, status: os.stat_result, kept: KeptMetadata) -> None:
+        """Give a link or special file the owner and times of its original, whose status is `status`.
+
+        What the file system does not keep is left out.
+        """
+        has_other_owner = (
+            kept.owners
+            and os.chown in os.supports_dir_fd
+            and (copy := self.lstat(name)) is not None
+            and copy.st_uid != status.st_uid
+        )
+        if has_other_owner:
             os.chown(self._name(name), status.st_uid, status.st_gid, dir_fd=self.descriptor, follow_symlinks=False)
         if os.utime in os.supports_follow_symlinks:
             times = (status.st_atime_ns, status.st_mtime_ns)
-            os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
+            try:
+                os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
+            except OSError as error:
+                # Some network file systems have no times of links, although they have those of files.
+                if kept.mtime_ns != 0 and error.errno not in _NO_LINK_TIMES:
+                    raise
 
     @_with_full_path
     def set_mode_and_mtime(self, name: str, mode: int, mtime_ns: int) -> None:
@@ -197,7 +215,7 @@ class OpenDir:
     def sync(self) -> None:
         """Write the folder's entries to the disk (fsync)."""
         if self.descriptor is not None:
-            os.fsync(self.descriptor)
+            durable.sync_descriptor(self.descriptor)
 
     def sync_file_system(self) -> None:
         """Write all pending data of this file system to the disk with syncfs, or of all file systems with sync.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ class TreeSize:
     """Hold the space that a copy of a tree needs: `bytes` in whole blocks, and `inodes`.
 
     A file with several hard links counts once in both. `files` is the number of names that are not folders, and `data`
-    their bytes; the progress of a copy counts these. `foreign` is the first entry of another user, and `mount` the
-    first mount point in the tree.
+    their bytes; the progress of a copy counts these. `foreign` is the first entry of another user, `mount` the first
+    mount point in the tree, `link` the first symbolic link, and `case_pair` the first two names of one folder that
+    differ by case only.
     """
 
     bytes: int = 0
@@ -30,6 +32,8 @@ class TreeSize:
     data: int = 0
     foreign: str | None = None
     mount: str | None = None
+    link: str | None = None
+    case_pair: tuple[str, str] | None = None
 
     def __iadd__(self, other: TreeSize) -> Self:
         self.bytes += other.bytes
@@ -40,7 +44,7 @@ class TreeSize:
 
 
 def measure(folder: OpenDir) -> TreeSize:
-    """Return the size of a folder with all its entries, its first entry of another user and its first mount point."""
+    """Return the size of a folder with all its entries, and the first entry of each kind that TreeSize names."""
     amount = TreeSize(inodes=1)
     status = os.lstat(folder.path) if folder.descriptor is None else os.fstat(folder.descriptor)
     _measure(folder, status.st_dev, amount, set())
@@ -68,7 +72,8 @@ def remove(folder: OpenDir, name: str) -> None:
         return
     with folder.enter(name) as inner:
         if inner.descriptor is not None and status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
-            os.fchmod(inner.descriptor, 0o700)
+            with contextlib.suppress(PermissionError):  # a file system with fixed modes may still let us delete
+                os.fchmod(inner.descriptor, 0o700)
         for entry in inner.scan():
             remove(inner, entry.name) if entry.is_dir(follow_symlinks=False) else inner.unlink(entry.name)
     folder.rmdir(name)
@@ -115,8 +120,14 @@ def extents(descriptor: int, size: int) -> list[tuple[int, int]]:
 
 
 def _measure(folder: OpenDir, device: int, amount: TreeSize, counted: set[int]) -> None:
+    names: dict[str, str] = {}
     for entry in folder.scan():
         status = entry.stat(follow_symlinks=False)
+        other = names.setdefault(entry.name.casefold(), entry.name)
+        if other != entry.name:
+            amount.case_pair = amount.case_pair or (str(folder.path / other), entry.name)
+        if stat.S_ISLNK(status.st_mode):
+            amount.link = amount.link or str(folder.path / entry.name)
         if hasattr(os, "geteuid") and os.geteuid() not in {0, status.st_uid}:
             amount.foreign = amount.foreign or str(folder.path / entry.name)
         amount.files += not stat.S_ISDIR(status.st_mode)

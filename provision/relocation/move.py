@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import stat
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.progress import no_progress
 from provision.fs import tree
+from provision.fs.capabilities import UNTESTED
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import merge_manifest, preflight, whole_folders
+from provision.relocation.move_pair import MovePair, OpenPair, beside, has_set_group_id, open_parents, partial_folder
 from provision.volume import journal_acts as acts
 from provision.volume.changes import make_folders
 
@@ -24,68 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.progress import Progress
+    from provision.fs.capabilities import Capabilities
+    from provision.fs.kept_metadata import KeptMetadata
     from provision.fs.merge_tree import MergeEntry, TreeMerge
     from provision.volume.journal import Journal
 
 # The kernel or the file system does not support the exchange of two names (renameat2). A rename may still work.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-@dataclass(frozen=True)
-class MovePair:
-    """Hold the old path of a folder, which becomes a link, and its new path, the target of the link."""
-
-    source: Path
-    target: Path
-
-    @property
-    def aside(self) -> Path:
-        """Return the path of the original folder between the swap with the link and its removal."""
-        return _beside(self.source, "aside")
-
-    @property
-    def partial(self) -> Path:
-        """Return the path of the unfinished copy, beside the target."""
-        return _beside(self.target, "partial")
-
-    @property
-    def unfinished(self) -> bool:
-        """Return whether a killed run left an original or an unfinished copy behind."""
-        return os.path.lexists(self.aside) or os.path.lexists(self.partial)
-
-    @property
-    def is_wiped(self) -> bool:
-        """Return whether only the link is missing: the target is complete and nothing is left to clean up."""
-        return not os.path.lexists(self.source) and self.target.is_dir() and not self.unfinished
-
-
-class _OpenPair:
-    """Hold the paths of a move, with open descriptors of the two parent folders."""
-
-    def __init__(self, paths: MovePair, source_parent: OpenDir, target_parent: OpenDir) -> None:
-        self.paths = paths
-        self.source_parent, self.source_name = source_parent, paths.source.name
-        self.target_parent, self.target_name = target_parent, paths.target.name
-        self.aside_name, self.partial_name = paths.aside.name, paths.partial.name
-
-    @property
-    def ends(self) -> tuple[Path, Path]:
-        return self.paths.source, self.paths.target
-
-    @property
-    def source_is_real(self) -> bool:
-        status = self.source_parent.lstat(self.source_name)
-        is_folder = status is not None and stat.S_ISDIR(status.st_mode)
-        return is_folder and self.source_parent.readlink(self.source_name) is None
-
-    @property
-    def target_is_filled(self) -> bool:
-        status = self.target_parent.lstat(self.target_name)
-        if status is None or not stat.S_ISDIR(status.st_mode):
-            return False
-        with self.target_parent.enter(self.target_name) as target:
-            return not tree.is_empty(target)
 
 
 class FolderMove:
@@ -95,10 +41,22 @@ class FolderMove:
     or other whole folder, that a merge kept beside the target's.
     """
 
-    def __init__(self, journal: Journal, progress: Progress = no_progress) -> None:
-        """Take the journal, which records each act before it is done, and the progress callback."""
+    def __init__(
+        self,
+        journal: Journal,
+        progress: Progress = no_progress,
+        target: Capabilities = UNTESTED,
+        kept: KeptMetadata | None = None,
+    ) -> None:
+        """Take the journal, which records each act before it is done, and the progress callback.
+
+        `target` has the features of the targets' file system. `kept` is the metadata that the file systems of both
+        sides keep; default: what that of the targets keeps.
+        """
         self.journal = journal
         self.progress = progress
+        self.target = target
+        self.kept = kept or target.kept
         self.conflicts: list[str] = []
         self.kept_whole: list[str] = []
 
@@ -122,7 +80,7 @@ class FolderMove:
 
     def _run(self, pairs: Sequence[MovePair]) -> None:
         with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(_opened(pair, self.journal)) for pair in pairs]
+            opened = [stack.enter_context(open_parents(pair, self.journal)) for pair in pairs]
             for pair in opened:
                 self._remove_prepared_links(pair)
             real = [pair for pair in opened if pair.source_is_real]
@@ -154,17 +112,18 @@ class FolderMove:
                     folder.symlink(pair.source.name, str(pair.target))
                 folder.sync()
 
-    def _remove_prepared_links(self, pair: _OpenPair) -> None:
+    def _remove_prepared_links(self, pair: OpenPair) -> None:
         """Remove links that a killed run made under a temporary name and did not put in place."""
         if pair.source_parent.readlink(pair.aside_name) == str(pair.paths.target):
             pair.source_parent.unlink(pair.aside_name)
         if pair.target_parent.readlink(pair.target_name) == str(pair.paths.target):
             pair.target_parent.unlink(pair.target_name)
 
-    def _check(self, real: Sequence[_OpenPair]) -> None:
+    def _check(self, real: Sequence[OpenPair]) -> None:
         folders = [pair.source_parent.path / pair.source_name for pair in real]
         for pair, folder in zip(real, folders, strict=True):
-            preflight.require_safe_parent(pair.source_parent)
+            if self.kept.modes or self.target.modes is False:
+                preflight.require_safe_parent(pair.source_parent)  # fixed modes of the originals say nothing
             preflight.require_no_mount(folder)
             if pair.target_parent.path.is_relative_to(folder):
                 raise BlockedError(f"{pair.paths.target} lies inside {folder}. Choose another root: --root DIR")
@@ -174,12 +133,12 @@ class FolderMove:
             if pair.target_is_filled:
                 self._require_no_conflict(pair, pair.source_name)
 
-    def _require_no_conflict(self, pair: _OpenPair, name: str) -> None:
+    def _require_no_conflict(self, pair: OpenPair, name: str) -> None:
         with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
-            if conflict := whole_folders.conflict(original, target):
+            if conflict := whole_folders.conflict(original, target, self._kept([pair])):
                 raise BlockedError(conflict)
 
-    def _try_rename(self, pair: _OpenPair) -> bool:
+    def _try_rename(self, pair: OpenPair) -> bool:
         """Move by a rename if both parents are on one file system; return False if a rename is not possible."""
         status = pair.source_parent.lstat(pair.source_name)
         if status is None or status.st_dev != _device(pair.target_parent):
@@ -188,7 +147,7 @@ class FolderMove:
         tree.remove_empty(pair.target_parent, pair.target_name)
         return self._exchange_with_link(pair, pair.target_parent, pair.target_name)
 
-    def _exchange_with_link(self, pair: _OpenPair, folder: OpenDir, name: str) -> bool:
+    def _exchange_with_link(self, pair: OpenPair, folder: OpenDir, name: str) -> bool:
         """Give the source folder another name, and its path the link; return False if a rename fails with EXDEV."""
         # The link is made under the new name first, so that one exchange sets both names at the same instant.
         folder.symlink(name, str(pair.paths.target))
@@ -210,7 +169,7 @@ class FolderMove:
         self._require_link_works(pair)
         return True
 
-    def _copy(self, pairs: Sequence[_OpenPair]) -> None:
+    def _copy(self, pairs: Sequence[OpenPair]) -> None:
         """Copy all folders and verify the copies, then give each copy its name and each old path its link."""
         with contextlib.ExitStack() as stack:
             folders = []
@@ -218,16 +177,17 @@ class FolderMove:
             for pair in pairs:
                 source = stack.enter_context(pair.source_parent.enter(pair.source_name))
                 size = tree.measure(source)
-                preflight.require_movable(size)
+                self._require_storable(size, pair)
                 if pair.target_parent.lstat(pair.partial_name) is None:
                     self.journal.record(acts.FolderCopy(*pair.ends, pair.paths.partial, whole=pair.paths.source))
-                partial = stack.enter_context(_partial_folder(pair))
+                partial = stack.enter_context(partial_folder(pair, has_owners=self.kept.owners))
                 total += size
                 copied += tree.measure(partial)
                 folders.append((source, partial))
             preflight.require_space(total, copied, pairs[0].target_parent.path)
             totals = {"bytes": total.data, "files": total.files, "files proved": total.files}
-            tree_copy = TreeCopy(folders, lambda count, unit: self.progress(count, totals[unit], unit))
+            kept = self._kept(pairs)
+            tree_copy = TreeCopy(folders, lambda count, unit: self.progress(count, totals[unit], unit), kept=kept)
             with _remove_partial_if_full(pairs):
                 tree_copy.run()
             for pair in pairs:
@@ -238,7 +198,18 @@ class FolderMove:
                 pair.target_parent.sync_file_system()
             self._swap_all(pairs, tree_copy)
 
-    def _swap_all(self, pairs: Sequence[_OpenPair], tree_copy: TreeCopy) -> None:
+    def _require_storable(self, size: tree.TreeSize, pair: OpenPair) -> None:
+        """Check that the tree can be moved, and that the target's file system can store it."""
+        # Where the targets keep owners and one side does not, the originals' file system sets one owner for all.
+        preflight.require_movable(size, has_owners=self.kept.owners or self.target.owners is False)
+        preflight.require_storable(size, self.target, pair.target_parent.path)
+
+    def _kept(self, pairs: Sequence[OpenPair]) -> KeptMetadata:
+        """Return the metadata that the copies keep; in a folder with the set-group-ID bit they have its group."""
+        parents = [parent for pair in pairs for parent in (pair.source_parent, pair.target_parent)]
+        return replace(self.kept, group=not any(has_set_group_id(parent) for parent in parents))
+
+    def _swap_all(self, pairs: Sequence[OpenPair], tree_copy: TreeCopy) -> None:
         asides = [(pair, self._swap(pair)) for pair in pairs]
         preflight.require_unused([pair.source_parent.path / aside for pair, aside in asides])
         changed = tree_copy.changed_since()  # a program may have written between the last comparison and the swap
@@ -248,14 +219,14 @@ class FolderMove:
             if pair.source_parent.readlink(aside) is None:
                 self._remove_original(pair, aside)
 
-    def _swap(self, pair: _OpenPair) -> str:
+    def _swap(self, pair: OpenPair) -> str:
         """Replace the old path by the link, test the link, and return the name that the original folder has now."""
         self.journal.record(acts.FolderSwap(*pair.ends, pair.paths.aside, whole=pair.paths.target))
         # A folder that cannot be renamed keeps its name, and `_remove_original` deletes it there.
         has_moved = self._exchange_with_link(pair, pair.source_parent, pair.aside_name)
         return pair.aside_name if has_moved else pair.source_name
 
-    def _remove_original(self, pair: _OpenPair, name: str) -> None:
+    def _remove_original(self, pair: OpenPair, name: str) -> None:
         """Delete the original folder under its current name `name`; this is the last act of a move."""
         original = pair.paths.source.with_name(name)
         self.journal.record(acts.OriginalRemoval(*pair.ends, original, whole=pair.paths.target))
@@ -265,7 +236,7 @@ class FolderMove:
             self._link(pair)
             self._require_link_works(pair)
 
-    def _merge(self, pair: _OpenPair, name: str, *, is_copied: bool = False) -> None:
+    def _merge(self, pair: OpenPair, name: str, *, is_copied: bool = False) -> None:
         """Merge the source, or a folder beside it, into the target; a merged source is then replaced by the link.
 
         `is_copied`: this run has made the target as a copy of the folder, so their environments are the same ones.
@@ -273,12 +244,17 @@ class FolderMove:
         whole = pair.source_parent.path / name
         with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
             size = tree.measure(original)
-            preflight.require_movable(size)
+            self._require_storable(size, pair)
             self.journal.record(acts.MergeCopy(*pair.ends, pair.paths.partial, whole=whole))
-            with _partial_folder(pair) as stage:
+            with partial_folder(pair, has_owners=self.kept.owners) as stage:
                 totals = {"files compared": size.files}
                 merge = whole_folders.merge(
-                    original, target, stage, lambda n, unit: self.progress(n, totals.get(unit, 0), unit), is_copied
+                    original,
+                    target,
+                    stage,
+                    lambda n, unit: self.progress(n, totals.get(unit, 0), unit),
+                    self._kept([pair]),
+                    is_copied=is_copied,
                 )
                 entries = merge.look()
                 # If the target holds all of an original that a killed run left, undo has nothing to separate.
@@ -305,26 +281,26 @@ class FolderMove:
             for other, (path, kind) in merge.kept_whole.items()
         ]
 
-    def _place_merged(self, pair: _OpenPair, whole: Path, merge: TreeMerge, entries: list[MergeEntry]) -> None:
+    def _place_merged(self, pair: OpenPair, whole: Path, merge: TreeMerge, entries: list[MergeEntry]) -> None:
         with _remove_partial_if_full([pair]):
             merge.bring(entries)
         manifest = merge_manifest.write(self.journal.backup, entries)
         self.journal.record(acts.FolderMerge(*pair.ends, manifest, whole=whole))
         merge.place(entries)
 
-    def _link(self, pair: _OpenPair) -> None:
+    def _link(self, pair: OpenPair) -> None:
         """Make the old path a link to the target; make an empty target folder if it is missing."""
         target = str(pair.paths.target)
         present = pair.source_parent.readlink(pair.source_name)
         if pair.target_parent.lstat(pair.target_name) is None:
             self.journal.record(acts.TargetCreation(*pair.ends, path=pair.paths.target))
-            pair.target_parent.make(pair.target_name)
+            pair.target_parent.make(pair.target_name, 0o777)  # as the umask allows: other users read a shared cache
         if present == target:
             return
         self.journal.record(acts.MoveLink(*pair.ends, path=pair.paths.source, was=present))
         if present is not None:
             # A rename replaces the old link by the new one atomically.
-            temporary = _beside(pair.paths.source, "link").name
+            temporary = beside(pair.paths.source, "link").name
             if pair.source_parent.lstat(temporary) is not None:
                 pair.source_parent.unlink(temporary)
             pair.source_parent.symlink(temporary, target)
@@ -333,7 +309,7 @@ class FolderMove:
             pair.source_parent.symlink(pair.source_name, target)
         pair.source_parent.sync()
 
-    def _finish_killed_run(self, pair: _OpenPair) -> None:
+    def _finish_killed_run(self, pair: OpenPair) -> None:
         """Merge the original that a killed run left, because it may have changed since; delete what is left over."""
         if pair.source_parent.lstat(pair.aside_name) is not None:
             preflight.require_unused([pair.source_parent.path / pair.aside_name])
@@ -343,7 +319,7 @@ class FolderMove:
         if pair.target_parent.lstat(pair.partial_name) is not None:
             tree.remove(pair.target_parent, pair.partial_name)
 
-    def _require_link_works(self, pair: _OpenPair) -> None:
+    def _require_link_works(self, pair: OpenPair) -> None:
         """Check that the old path leads to the target folder, and that the folder can be listed through it."""
         source, target = pair.ends
         linked, status = source.stat(), pair.target_parent.lstat(pair.target_name)
@@ -353,26 +329,7 @@ class FolderMove:
 
 
 @contextlib.contextmanager
-def _opened(paths: MovePair, journal: Journal) -> Iterator[_OpenPair]:
-    make_folders(paths.target.parent, journal)
-    make_folders(paths.source.parent, journal)
-    with OpenDir.at(paths.source.parent) as source_parent, OpenDir.at(paths.target.parent) as target_parent:
-        yield _OpenPair(paths, source_parent, target_parent)
-
-
-def _partial_folder(pair: _OpenPair) -> OpenDir:
-    """Open the folder of the unfinished copy, made if it is missing; refuse a folder of another user."""
-    if pair.target_parent.lstat(pair.partial_name) is None:
-        pair.target_parent.make(pair.partial_name)
-    partial = pair.target_parent.enter(pair.partial_name)
-    if partial.descriptor is not None and os.fstat(partial.descriptor).st_uid != os.geteuid():
-        partial.close()
-        raise BlockedError(f"{pair.paths.partial} belongs to another user. Look at it: ls -ld {pair.paths.partial}")
-    return partial
-
-
-@contextlib.contextmanager
-def _remove_partial_if_full(pairs: Sequence[_OpenPair]) -> Iterator[None]:
+def _remove_partial_if_full(pairs: Sequence[OpenPair]) -> Iterator[None]:
     """Delete the unfinished copies if the disk becomes full, because a full disk also stops other programs."""
     try:
         yield
@@ -381,15 +338,6 @@ def _remove_partial_if_full(pairs: Sequence[_OpenPair]) -> Iterator[None]:
             for pair in pairs:
                 tree.remove(pair.target_parent, pair.partial_name)
         raise
-
-
-def _beside(path: Path, purpose: str) -> Path:
-    """Return a hidden path beside `path`; a name over 255 bytes, the limit of file systems, becomes its hash."""
-    suffix = f".firstlight-{purpose}"
-    name = path.name
-    if len(os.fsencode(name)) + len(suffix) + 1 > 255:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return path.with_name(f".{name}{suffix}")
 
 
 def _device(folder: OpenDir) -> int:

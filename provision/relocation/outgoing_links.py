@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.fs import tree
+from provision.fs.kept_metadata import ALL_KEPT
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.volume.journal_acts import LinkTexts
@@ -17,6 +18,7 @@ from provision.volume.journal_acts import LinkTexts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from provision.fs.kept_metadata import KeptMetadata
     from provision.volume.journal import Journal
 
 _MOST_LINKS = 40  # the limit of the Linux kernel (source: include/linux/namei.h, MAXSYMLINKS)
@@ -78,8 +80,10 @@ def outgoing_links(folder: OpenDir, moves: Mapping[Path, Path]) -> list[Outgoing
     return list(_below(folder, folder, (), moves))
 
 
-def set_text(folder: OpenDir, name: str, text: str) -> None:
+def set_text(folder: OpenDir, name: str, text: str, kept: KeptMetadata = ALL_KEPT) -> None:
     """Give a link another text in one instant; its owner and times, and the folder's time, stay.
+
+    `kept` is the metadata that the file system keeps.
 
     Raises:
         OSError: the link does not exist, or the folder cannot be written.
@@ -91,22 +95,22 @@ def set_text(folder: OpenDir, name: str, text: str) -> None:
     remove_prepared(folder, name)
     temporary = prepared(Path(name)).name
     folder.symlink(temporary, text)
-    folder.copy_owner_and_times(temporary, status)
+    folder.copy_owner_and_times(temporary, status, kept)
     folder.rename(temporary, folder, name)
     if before is not None and folder.descriptor is not None:
         os.utime(folder.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
     folder.sync()
 
 
-def set_texts(folder: OpenDir, texts: Mapping[str, str]) -> None:
-    """Give links below a folder other texts; `texts` is {relative path: text}."""
+def set_texts(folder: OpenDir, texts: Mapping[str, str], kept: KeptMetadata = ALL_KEPT) -> None:
+    """Give links below a folder other texts; `texts` is {relative path: text}, and `kept` as in `set_text`."""
     for path, text in texts.items():
         *parents, name = path.split("/")
         with ExitStack() as stack:
             here = folder
             for parent in parents:
                 here = stack.enter_context(here.enter(parent))
-            set_text(here, name, text)
+            set_text(here, name, text, kept)
 
 
 def remove_prepared(folder: OpenDir, name: str) -> None:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from provision.core.layout import linked_root
 from provision.core.progress import no_progress
 from provision.core.step import Check, State
-from provision.fs import tree
+from provision.fs import capabilities, tree
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.open_dir import OpenDir, link_target
-from provision.relocation import outgoing_links, whole_folders
-from provision.relocation.move import FolderMove, MovePair
-from provision.volume import home_record, links, variables
+from provision.relocation import outgoing_links, preflight, whole_folders
+from provision.relocation.move import FolderMove
+from provision.relocation.move_pair import MovePair
+from provision.volume import home_record, links, variables, volume_capabilities
 from provision.volume.changes import make_folders
 from provision.volume.owner import current
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from provision.core.layout import Root
     from provision.core.progress import Progress
+    from provision.fs.capabilities import Capabilities
     from provision.host.tool_caches import RelocatedFolder
     from provision.volume.journal import Journal
 
@@ -114,11 +116,13 @@ class RelocateStep:
 
     def apply(self) -> None:
         """Make the links of wiped folders, move or merge the other folders, and set variables where no link can be."""
-        mover = FolderMove(self.journal, self.progress)
+        can = volume_capabilities.ensure(self.root)
+        mover = FolderMove(self.journal, self.progress, can)
         self._relink(mover)
         drifted = [self._effective(place) for place in self.places if self._check(place).state is State.DRIFTED]
         unlinkable = [place for place in drifted if _obstacle(place.source) is not None]
         pairs = [MovePair(place.source, place.target) for place in drifted if place not in unlinkable]
+        is_copied = any(_is_copied(place) for place in drifted)
         rewritten = outgoing_links.make_absolute({pair.source: pair.target for pair in pairs}, self.journal)
         if rewritten:
             self._notes.append(_rewritten_note(rewritten))
@@ -132,7 +136,10 @@ class RelocateStep:
                     f"{len(mover.conflicts)} files differ between the merged folders; the older versions are at {paths}"
                 )
         for place in unlinkable:
-            self._set_variable(place)
+            self._set_variable(place, can)
+        given_up = volume_capabilities.given_up(can)
+        if given_up and is_copied:
+            self._notes.append(f"the moved files lose what {self.root.path} does not keep: {', '.join(given_up)}")
 
     def linked(self) -> Iterator[links.Link]:
         """Yield the links of this step that are in place, also those at parents of its folders."""
@@ -278,15 +285,16 @@ class RelocateStep:
             return Check(State.OK, note, f"{note}. Set it in a shell: . {self.root.variables}")
         return Check(State.DRIFTED, note)
 
-    def _set_variable(self, place: RelocatedFolder) -> None:
+    def _set_variable(self, place: RelocatedFolder, can: Capabilities) -> None:
         """Copy a folder that cannot be replaced by a link, and set its tool's variable to the copy."""
         assert place.variable is not None  # noqa: S101 (`_check_variable` blocks a folder without a variable)
         make_folders(place.target, self.journal)
         with OpenDir.at(place.source) as source, OpenDir.at(place.target) as target:
             if tree.is_empty(target):
-                TreeCopy([(source, target)], lambda count, unit: self.progress(count, 0, unit)).run()
+                preflight.require_storable(tree.measure(source), can, place.target)
+                TreeCopy([(source, target)], lambda count, unit: self.progress(count, 0, unit), kept=can.kept).run()
                 rows = outgoing_links.outgoing_links(source, {source.path: target.path})
-                outgoing_links.set_texts(target, {row.path: row.text for row in rows})
+                outgoing_links.set_texts(target, {row.path: row.text for row in rows}, can.kept)
                 if rows:
                     self._notes.append(_rewritten_note([str(place.target / row.path) for row in rows]))
         variables.set_value(self.root, place.variable, str(place.target), self.journal)
@@ -335,6 +343,12 @@ def _check_merge(source: Path, target: Path) -> Check:
 def _rewritten_note(links: Sequence[str]) -> str:
     paths = ", ".join(links[:3]) + (", …" if len(links) > 3 else "")
     return f"{len(links)} relative links that lead out of the folder are absolute now, to the same places: {paths}"
+
+
+def _is_copied(place: RelocatedFolder) -> bool:
+    """Return whether a folder lies on another file system than its target, so that a move copies it."""
+    source, target = place.source, capabilities.existing(place.target)
+    return link_target(source) is None and source.is_dir() and source.stat().st_dev != target.stat().st_dev
 
 
 def _obstacle(source: Path) -> str | None:

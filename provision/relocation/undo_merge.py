@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import stat
@@ -15,7 +16,7 @@ from provision.fs.merge_tree import MergeEntry, TreeMerge, holding
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.relocation.undo_move import kept_for
-from provision.volume import relink
+from provision.volume import relink, volume_capabilities
 from provision.volume.journal_acts import LinkReplacement, MergeCleanup, MergeSplit
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.core.layout import Root
-    from provision.relocation.move import MovePair
+    from provision.fs.kept_metadata import KeptMetadata
+    from provision.relocation.move_pair import MovePair
     from provision.volume.journal import Journal
     from provision.volume.link_uses import LinkUse
 
@@ -185,7 +187,7 @@ class UndoMergeStep:
                 try:
                     with source_parent.enter(temporary) as restored:
                         self._copy_back(merged, restored, entries)
-                        _copy_mode(merged, restored)
+                        _copy_mode(merged, restored, self._kept)
                         restored.sync_file_system()
                 except OSError:
                     tree.remove(source_parent, temporary)  # a full disk also stops other programs
@@ -232,14 +234,16 @@ class UndoMergeStep:
             status = os.lstat(self.pair.target / entry.kept_at)
         if status is None:
             return False
-        return (
-            entry.kind == "folder"
-            or (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
-            or entry.action == "same"
-        )
+        is_equal = status.st_size == entry.size and self._kept.is_same_time(status.st_mtime_ns, entry.mtime_ns)
+        return entry.kind == "folder" or is_equal or entry.action == "same"
+
+    @functools.cached_property
+    def _kept(self) -> KeptMetadata:
+        """Return the metadata that the volume keeps."""
+        return volume_capabilities.known(self.root).kept
 
     def _copy_back(self, merged: OpenDir, restored: OpenDir, entries: Sequence[MergeEntry]) -> None:
-        tree_copy = TreeCopy([])
+        tree_copy = TreeCopy([], kept=self._kept)
         for entry in entries:
             with holding(restored, entry.path) as (parent, name):
                 if entry.kind == "folder" and entry.action in _LISTED:
@@ -248,7 +252,7 @@ class UndoMergeStep:
                     with holding(merged, entry.kept_at) as (kept_parent, kept), kept_parent.enter(kept) as original:
                         parent.make(name)
                         with parent.enter(name) as copy:
-                            TreeCopy([(original, copy)]).run()
+                            TreeCopy([(original, copy)], kept=self._kept).run()
                 elif entry.twin is not None:
                     with holding(restored, entry.twin) as (twin_parent, twin):
                         twin_parent.hardlink(twin, parent, name)
@@ -290,7 +294,7 @@ class UndoMergeStep:
             if kept_parent.lstat(kept) is None:
                 return True  # an earlier undo has deleted it
             if entry.kind != "folder":
-                return TreeCopy([]).is_equal(kept_parent, parent, kept, name)
+                return TreeCopy([], kept=self._kept).is_equal(kept_parent, parent, kept, name)
             with kept_parent.enter(kept) as original, parent.enter(name) as copy:
                 return all(row.action == "same" for row in TreeMerge(original, copy, copy).look())
         return False
@@ -321,7 +325,10 @@ def _has_two_names(merged: OpenDir, entry: MergeEntry) -> bool:
     return False
 
 
-def _copy_mode(merged: OpenDir, restored: OpenDir) -> None:
-    """Give the restored folder the mode of the merged one, because the manifest has no mode of the folder itself."""
-    if restored.descriptor is not None and merged.descriptor is not None:
+def _copy_mode(merged: OpenDir, restored: OpenDir, kept: KeptMetadata) -> None:
+    """Give the restored folder the mode of the merged one, because the manifest has no mode of the folder itself.
+
+    Where the volume has fixed modes, the folder stays private.
+    """
+    if kept.modes and restored.descriptor is not None and merged.descriptor is not None:
         os.fchmod(restored.descriptor, stat.S_IMODE(os.fstat(merged.descriptor).st_mode))

@@ -13,9 +13,10 @@ from provision.fs import tree
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
-from provision.relocation.move import FolderMove, MovePair
+from provision.relocation.move import FolderMove
+from provision.relocation.move_pair import MovePair
 from provision.volume import journal_acts as acts
-from provision.volume import relink
+from provision.volume import relink, volume_capabilities
 from provision.volume.changes import make_folders
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from provision.core.layout import Root
     from provision.core.progress import Progress
+    from provision.fs.kept_metadata import KeptMetadata
     from provision.volume.journal import Journal
     from provision.volume.link_uses import LinkUse
 
@@ -123,7 +125,7 @@ class UndoMove:
         if self.others or not preflight.is_one_mount(self.pair.target.parent, parent):
             with OpenDir.at(self.pair.target) as folder:
                 size = tree.measure(folder)
-            preflight.require_movable(size)
+            preflight.require_movable(size, has_owners=self._kept.owners)
         return size
 
     def apply(self) -> None:
@@ -136,7 +138,8 @@ class UndoMove:
         preflight.require_unused(self.folders_to_leave())
         if self.pair.unfinished and link_target(source) == str(target):
             # A killed move has left the original beside the link. Complete the move, so that all its files move back.
-            FolderMove(self.journal, self.progress).run([self.pair])
+            can = volume_capabilities.ensure(self.root)
+            FolderMove(self.journal, self.progress, can).run([self.pair])
         with OpenDir.at(target.parent) as target_parent:
             if self.history.committed and (os.path.lexists(target) or self._back.unfinished):
                 if self.others:
@@ -150,6 +153,11 @@ class UndoMove:
             tree.remove(target_parent, self.pair.partial.name)
             target_parent.sync()
         relink.forget(self.root, self.home, source)
+
+    @property
+    def _kept(self) -> KeptMetadata:
+        """Return the metadata that the root's file system keeps."""
+        return volume_capabilities.known(self.root).kept
 
     @property
     def _targets(self) -> set[str | None]:
@@ -227,7 +235,7 @@ class UndoMove:
             with OpenDir.at(source.parent) as parent:
                 parent.unlink(source.name)
         try:
-            FolderMove(self.journal, self.progress).run([self._back])
+            FolderMove(self.journal, self.progress, kept=self._kept).run([self._back])
         except (FirstlightError, OSError):
             if text in self._targets and text is not None and not os.path.lexists(source) and target.is_dir():
                 with OpenDir.at(source.parent) as parent:
@@ -264,7 +272,8 @@ class UndoMove:
                 raise BlockedError(f"{copy.path} belongs to another user. Look at it: ls -ld {copy.path}")
             total = tree.measure(original)
             totals = {"bytes": total.data, "files": total.files, "files proved": total.files}
-            TreeCopy([(original, copy)], lambda count, unit: self.progress(count, totals[unit], unit)).run()
+            progress = lambda count, unit: self.progress(count, totals[unit], unit)  # noqa: E731
+            TreeCopy([(original, copy)], progress, kept=self._kept).run()
             copy.sync_file_system()
 
 

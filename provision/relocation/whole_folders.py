@@ -11,12 +11,14 @@ import re
 from typing import TYPE_CHECKING
 
 from provision.fs import tree
+from provision.fs.kept_metadata import ALL_KEPT
 from provision.fs.merge_tree import TreeMerge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from provision.fs.kept_metadata import KeptMetadata
     from provision.fs.open_dir import OpenDir
 
 CONDA_ENVIRONMENT, VIRTUAL_ENVIRONMENT = "conda environment", "virtual environment"
@@ -47,23 +49,31 @@ def kind_of(folder: OpenDir) -> str | None:
 
 
 def merge(
-    original: OpenDir, target: OpenDir, stage: OpenDir, progress: Callable[[int, str], None], is_copied: bool
+    original: OpenDir,
+    target: OpenDir,
+    stage: OpenDir,
+    progress: Callable[[int, str], None],
+    kept: KeptMetadata,
+    *,
+    is_copied: bool,
 ) -> TreeMerge:
     """Return the merge of two folders that keeps whole folders beside each other, under a name with this host's name.
 
-    `is_copied`: this run has made the target as a copy of the original, so whole folders of one name are the same one.
+    `kept` is the metadata that both file systems keep. `is_copied`: this run has made the target as a copy of the
+    original, so whole folders of one name are the same one.
     """
     host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node()) or "another-host"
-    return TreeMerge(original, target, stage, progress, None if is_copied else kind_of, host)
+    return TreeMerge(original, target, stage, progress, None if is_copied else kind_of, host, kept)
 
 
-def conflict(source: OpenDir, target: OpenDir) -> str | None:
+def conflict(source: OpenDir, target: OpenDir, kept: KeptMetadata = ALL_KEPT) -> str | None:
     """Return the reason why two folders must not be merged, with the next command; None if they may be.
 
-    They must not be if one of them is whole, and the target does not hold all of the source.
+    They must not be if one of them is whole, and the target does not hold all of the source. `kept` is the metadata
+    that both file systems keep.
     """
     kind = kind_of(source) or kind_of(target)
-    if kind is None or tree.is_empty(source) or TreeMerge(source, target, target).is_held():
+    if kind is None or tree.is_empty(source) or TreeMerge(source, target, target, kept=kept).is_held():
         return None
     return (
         f"{source.path} and {target.path} differ, and the files of a {kind} are never merged with others. Give "

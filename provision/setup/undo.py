@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from provision.core import layout
 from provision.core.errors import BlockedError, SpecError
 from provision.core.progress import no_progress
-from provision.relocation.move import MovePair
+from provision.relocation.move_pair import MovePair
 from provision.relocation.undo_merge import UndoMergeStep
 from provision.relocation.undo_move import MoveHistory, UndoMove
 from provision.setup.undo_look_ahead import UndoLookAhead

@@ -9,6 +9,7 @@ from provision.fs import tree
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.volume import links
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ class UndoLookAhead:
             BlockedError: a process uses a folder, space or inodes are short, a folder cannot be moved, or the records
                 of the volume cannot be read or written.
         """
-        links.recorded(self.root, self.home)
+        links.recorded(self.root, current(self.home))
         preflight.require_writable(self.root.state)
         folders = [folder for move in self.moves for folder in move.folders_to_leave()]
         if folders:

@@ -57,12 +57,14 @@ class Journal:
         with self.path.open("a", encoding="ascii") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
-            os.fsync(file.fileno())
+            durable.sync_descriptor(file.fileno())
         if is_new:
             durable.sync_folder(self.folder)
 
     def _begin(self) -> dict[str, object]:
-        durable.make_folders(self.folder)
+        # Both hold copies of the user's own settings, which may contain passwords.
+        for folder in (self.folder, self.folder.with_name("backup")):
+            durable.make_private_folder(folder)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         names = (f"{stamp}-{os.getpid()}{suffix}.jsonl" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         self.path = next(path for path in map(self.folder.joinpath, names) if not path.exists())

@@ -18,7 +18,7 @@ from provision.core.layout import Root
 from provision.core.step import State
 from provision.fs import copy_file
 from provision.host.tool_caches import RelocatedFolder
-from provision.relocation import move, preflight
+from provision.relocation import move, move_pair, preflight
 from provision.relocation.relink_step import RecordStep
 from provision.relocation.step import RelocateStep
 from provision.setup import undo as undo_runs
@@ -320,8 +320,8 @@ def is_linked_by_the_script(field: Field, before: Reading, after: Reading) -> No
 
 def folders(field: Field) -> list[Path]:
     """Return all paths that a move or its undo gives to the folders."""
-    pairs = [move.MovePair(place.source, place.target) for place in field.places]
-    backs = [move.MovePair(pair.target, pair.source) for pair in pairs]
+    pairs = [move_pair.MovePair(place.source, place.target) for place in field.places]
+    backs = [move_pair.MovePair(pair.target, pair.source) for pair in pairs]
     names = [name for pair in (*pairs, *backs) for name in (pair.source, pair.target, pair.aside, pair.partial)]
     return [*names, field.home / "drive"]
 

@@ -18,7 +18,8 @@ from provision.cli.output import Screen
 from provision.core import hashing
 from provision.core.progress import ChildWrites, Meter, Ticker, format_bytes, format_duration
 from provision.core.step import Check, State
-from provision.relocation.move import FolderMove, MovePair
+from provision.relocation.move import FolderMove
+from provision.relocation.move_pair import MovePair
 from provision.setup import plan
 from provision.volume.journal import Journal
 from tests.conftest import CHECKOUT

@@ -12,6 +12,7 @@ from provision.core.progress import no_progress
 from provision.core.step import converge
 from provision.setup import undo
 from provision.volume.journal import Journal
+from provision.volume.owner import current
 from tests.provision.conftest import git_sha1
 from tests.provision.folder_moves import moving, target
 
@@ -62,7 +63,7 @@ def test_undo_separates_a_damaged_newer_blob_again(source: Path, volume: Path) -
     write(source / blob, DAMAGED, 2000)
     write(target(step) / blob, CONTENT, 1000)
     step.apply()
-    chosen = undo.choose(step.root, None)
+    chosen = undo.choose(step.root, None, current(step.home))
     steps = undo.steps(chosen, step.root, step.home, Journal(step.root.journal, "undo"), no_progress)
     outcomes = converge(steps, listen=lambda *_: None)
     assert not [outcome.error for outcome in outcomes if outcome.error]

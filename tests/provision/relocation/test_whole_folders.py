@@ -16,11 +16,13 @@ from provision.fs import tree
 from provision.fs.open_dir import OpenDir
 from provision.host.tool_caches import RelocatedFolder
 from provision.relocation import whole_folders
-from provision.relocation.move import FolderMove, MovePair
+from provision.relocation.move import FolderMove
+from provision.relocation.move_pair import MovePair
 from provision.relocation.step import RelocateStep
 from provision.setup import undo as undo_runs
 from provision.volume.journal import Journal
 from provision.volume.marker import VolumeStep
+from provision.volume.owner import current
 from tests.provision import random_trees
 from tests.provision.folder_moves import leftovers
 
@@ -198,7 +200,7 @@ def test_undo_refuses_if_a_kept_folder_is_missing(home: Path, volume: Path) -> N
     step.apply()
     with OpenDir.at(volume / "tools") as folder:
         tree.remove(folder, kept_name())
-    run = undo_runs.choose(step.root, None)
+    run = undo_runs.choose(step.root, None, current(home))
     states = [item.check().state for item in undo_runs.steps(run, step.root, home, Journal(step.root.journal, "undo"))]
     assert State.BLOCKED in states
     assert (home / "tools").is_symlink()
