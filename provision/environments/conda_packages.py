@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from provision.core import layout
 from provision.core.errors import BlockedError, SpecError
 from provision.core.python_source import PythonSource
+from provision.environments import package_caches
 from provision.environments.prefix import conda_records
 from provision.installers import rattler
 from provision.lockfiles import conda_lock
@@ -76,9 +77,9 @@ class CondaInstaller:
             packages = conda_lock.of_platform(self.locks.conda_file, locked, self.platform)
         except SpecError as error:
             return str(error).rstrip(".")
-        missing = rattler.not_cached(packages, self.root.pkgs)
+        missing = rattler.not_cached(packages, self._cache)
         if missing and self.offline:
-            return f"offline, and {len(missing)} of {len(packages)} conda packages are not in {self.root.pkgs}"
+            return f"offline, and {len(missing)} of {len(packages)} conda packages are not in {self._cache}"
         return self.sources.unreachable(missing)
 
     def install(self, folder: Path, reinstall: Sequence[str] = ()) -> None:
@@ -93,17 +94,15 @@ class CondaInstaller:
         if lock is None or platform is None:
             raise SpecError(f"{self.locks.path} has no conda-lock.yml for this platform. Restore the file.")
         mirrors = self.sources.for_conda(self.packages())
-        if self.offline and (missing := rattler.not_cached(self.packages(), self.root.pkgs)):
-            raise BlockedError(
-                f"offline, and {missing[0].name} is not in {self.root.pkgs}. Run again without --offline."
-            )
+        if self.offline and (missing := rattler.not_cached(self.packages(), self._cache)):
+            raise BlockedError(f"offline, and {missing[0].name} is not in {self._cache}. Run again without --offline.")
         environment = self.locks.environment()
         specs = [spec for spec, _ in environment.conda] if environment is not None else []
         rattler.install(
             lock,
             platform,
             folder,
-            self.root.pkgs,
+            self._cache,
             mirrors,
             final=self.final_prefix,
             specs=specs,
@@ -128,11 +127,17 @@ class CondaInstaller:
             return None
         return next((package.version for package in self.packages() if package.name == "python"), None)
 
+    @property
+    def _cache(self) -> Path:
+        return package_caches.of(self.root).conda
+
     def copy_warning(self) -> str | None:
         """Return a warning if the package cache is on another file system, so that files are copied; else None."""
-        if not self.root.pkgs.exists() or self.root.pkgs.stat().st_dev == self.final_prefix.stat().st_dev:
+        if self._cache != self.root.pkgs or not self._cache.exists():
+            return None
+        if self._cache.stat().st_dev == self.final_prefix.stat().st_dev:
             return None
         return (
-            f"{self.root.pkgs} is on another file system than {self.final_prefix}, so its files were copied instead of "
+            f"{self._cache} is on another file system than {self.final_prefix}, so its files were copied instead of "
             "hard-linked"
         )

@@ -14,7 +14,7 @@ from provision.core.errors import FirstlightError, SpecError
 from provision.core.progress import no_progress
 from provision.core.python_source import PythonSource
 from provision.core.step import Check, State
-from provision.environments import installed_wheels, prefix, rehome_prefix, torch_fallback
+from provision.environments import installed_wheels, package_caches, prefix, rehome_prefix, torch_fallback
 from provision.environments.conda_packages import CondaInstaller
 from provision.environments.package_sources import PackageSources
 from provision.environments.pip_packages import PipInstaller
@@ -24,7 +24,7 @@ from provision.fs.atomic import write_atomic
 from provision.fs.open_dir import OpenDir
 from provision.installers import uv
 from provision.lockfiles import requirements
-from provision.volume import environment_marker
+from provision.volume import environment_marker, volume_capabilities
 from provision.volume.environment_marker import MARKER_NAME, python_source, read_owner
 from provision.volume.journal_acts import EnvironmentBuild
 
@@ -107,6 +107,11 @@ class EnvStep:
 
     def check(self, *, deep: bool = False) -> Check:
         """Check the interpreter, and the size of each file of the packages; `deep` also compares hashes."""
+        result = self._check(deep=deep)
+        obstacle = volume_capabilities.environment_obstacle(self.root) if result.state is State.DRIFTED else None
+        return Check(State.BLOCKED, obstacle) if obstacle else result
+
+    def _check(self, *, deep: bool) -> Check:
         if not self.prefix.exists() or not any(self.prefix.iterdir()):
             return Check(State.DRIFTED, f"{self.prefix} does not exist yet")
         marker = read_owner(self.prefix)
@@ -126,7 +131,12 @@ class EnvStep:
         return self._ok(marker, deep=deep)
 
     def apply(self) -> None:
-        """Build or repair the environment; packages and files that the user added stay."""
+        """Build or repair the environment; packages and files that the user added stay.
+
+        Raises:
+            BlockedError: the root's file system cannot hold an environment; nothing was installed.
+        """
+        volume_capabilities.require_environment(self.root)
         self._delete_unfinished()
         self.journal.record(EnvironmentBuild(self.prefix, self.definition.variants[0].name))
         marker = read_owner(self.prefix)
@@ -179,6 +189,7 @@ class EnvStep:
             notes.append(f"torch {first.torch} was not available{reason}; fallback: {first.instead_cost}")
         if source.is_system and marker.get("reason"):
             notes.append(f"conda's Python was not available ({marker['reason']}); fallback: the system's Python")
+        notes += filter(None, [package_caches.of(self.root).note])
         if source.is_conda:
             notes += filter(None, [prefix.too_long_for_scripts(self.prefix), self.conda.copy_warning()])
         return Check(State.OK, detail, "; ".join(notes) or None)
@@ -239,7 +250,8 @@ class EnvStep:
         self._write_marker(self.prefix, marker, variant)
 
     def _uv(self) -> uv.UvSources:
-        return uv.for_uv(os.environ, self.root.cache / "uv", offline=self.offline, settings=self.sources.settings)
+        caches, settings = package_caches.of(self.root), self.sources.settings
+        return uv.for_uv(os.environ, caches.uv, offline=self.offline, settings=settings, can_link=caches.can_link)
 
     def _pip(self, routes: InstallRoutes) -> PipInstaller:
         return PipInstaller(self.prefix, routes.uv, self.sources, self.offline)

@@ -52,7 +52,12 @@ class UvSources:
 
 
 def for_uv(
-    environ: Mapping[str, str], cache: Path, *, offline: bool, settings: Mapping[str, list[str]] | None = None
+    environ: Mapping[str, str],
+    cache: Path,
+    *,
+    offline: bool,
+    settings: Mapping[str, list[str]] | None = None,
+    can_link: bool = True,
 ) -> UvSources:
     """Carry over the machine's sources of packages to uv, and no other settings.
 
@@ -65,6 +70,7 @@ def for_uv(
         cache: uv's cache folder where the machine sets none.
         offline: use only cached files.
         settings: the pip settings, as `pip_settings` returns them; None reads them.
+        can_link: hard links from the cache to the target work; without them uv copies, and warns of nothing.
     """
     env = {name: value for name, value in child_environment.child(environ).items() if not name.startswith("PIP_")}
     settings = pip_settings(environ) if settings is None else settings
@@ -82,6 +88,8 @@ def for_uv(
     if "truststore" in settings.get("use-feature", []):
         env.setdefault("UV_SYSTEM_CERTS", "1")
     env.setdefault("UV_CACHE_DIR", str(cache))
+    if not can_link:
+        env.setdefault("UV_LINK_MODE", "copy")
     env |= {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_PYTHON_DOWNLOADS": "never"}
     env |= {"UV_NO_PROGRESS": "1", "UV_NO_CONFIG": "1"}
     # uv must find its target only by --python, so an active venv or conda environment must have no effect.
