@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from provision.config.models import cache_folder
@@ -50,8 +49,12 @@ def make(hub: Path, model: ModelSpec) -> list[str]:
         name = cache_folder(repo)
         # The mark is written first: a kill in between may leave a mark without its link, but never an unmarked link.
         write_atomic(folder / _MARK, "\n".join(sorted({*_marked(folder), name})) + "\n")
-        with suppress(FileExistsError):  # another process has made it
+        try:
             (hub / name).symlink_to(model.folder, target_is_directory=True)
+        except FileExistsError:  # another process has made it
+            continue
+        except PermissionError:
+            return [f"{hub} cannot store links, so {model.repo} cannot be loaded as {', '.join(missing_ids)}"]
     paths = {repo: hub / cache_folder(repo) for repo in model.former_repos}
     return [
         f"{path} was not made by firstlight and stays: from_pretrained({repo!r}) loads it"

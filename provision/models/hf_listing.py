@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from provision.fs import durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-_FOR_ALL = 0o044
 
 
 def load() -> None:
@@ -52,14 +53,16 @@ def list_snapshot(repo: str, revision: str, paths: Iterable[str], cache: Path, e
 
 
 def open_listings(repo: Path) -> None:
-    """Make the listings of a repository readable for every user.
+    """Give the listings of a repository the mode that the umask sets.
 
     huggingface_hub writes them readable for their owner only, so other users could not use a shared cache.
     """
+    mode = durable.new_file_mode()
     for tree in (repo / "trees").glob("*.json"):
         with suppress(OSError):  # only its owner can change the mode of a file
-            if tree.stat().st_mode & _FOR_ALL != _FOR_ALL:
-                tree.chmod(0o644)
+            present = stat.S_IMODE(tree.stat().st_mode)
+            if present | mode != present:
+                tree.chmod(present | mode)
 
 
 def _escaped(path: str) -> str:

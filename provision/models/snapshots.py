@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.step import Check, State
+from provision.fs import durable
 from provision.fs.atomic import write_atomic
 from provision.models import shared_store
 from provision.volume.journal_acts import SnapshotRepair
@@ -70,6 +73,8 @@ def _text(path: Path) -> str:
 
 _REPO = re.compile(r"(models|datasets|spaces)--.+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 _TREE_FORMAT = 1  # huggingface_hub's TREE_CACHE_FORMAT_VERSION
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # The remainder of a ref that an interrupted process was writing.
@@ -207,7 +212,8 @@ class SnapshotStep:
 def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
     """Link blobs into a snapshot, with relative links as huggingface_hub makes them.
 
-    Each link is replaced atomically, and several processes may do this at the same time.
+    Each link is replaced atomically, and several processes may do this at the same time. Where the file system cannot
+    store links, the snapshot gets the blob itself, as from huggingface_hub.
 
     Args:
         repo: the repository's folder in the cache.
@@ -215,6 +221,7 @@ def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
         files: (path in the snapshot, blob).
     """
     _sweep(repo)
+    real_files: dict[str, Path] = {}
     for path, blob in files:
         linked = repo / "snapshots" / commit / path
         target = os.path.relpath(repo / "blobs" / blob, linked.parent)
@@ -226,11 +233,28 @@ def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
         while _target(linked) != target:
             linked.parent.mkdir(parents=True, exist_ok=True)
             temporary = _temporary(repo)
-            temporary.symlink_to(target)
+            try:
+                temporary.symlink_to(target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS and getattr(error, "winerror", None) != _NO_PRIVILEGE:
+                    raise
+                _place_file(real_files.get(blob), repo / "blobs" / blob, temporary, linked)
+                real_files[blob] = linked
+                break
             # Another host may delete the temporary link, since it sees no process with this number: try again.
             with suppress(FileNotFoundError):
                 temporary.replace(linked)
             temporary.unlink(missing_ok=True)
+
+
+def _place_file(first: Path | None, blob: Path, temporary: Path, path: Path) -> None:
+    """Move a blob into a snapshot; if it is in one already, at `first`, copy it."""
+    if first is None:
+        blob.replace(path)
+        return
+    shutil.copyfile(first, temporary)
+    durable.sync_file(temporary)
+    temporary.replace(path)
 
 
 def _target(path: Path) -> str | None:

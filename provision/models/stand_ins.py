@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,11 +183,11 @@ def _build(
         shutil.rmtree(leftover, ignore_errors=True)  # of a killed run; the lock excludes a parallel build
     _check_room(folder.parent, name, size_of(model, architecture), is_automatic=is_automatic)
     description = architecture.description or describe(architecture, python)
-    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    staging = folder.parent / f"{prefix}{secrets.token_hex(4)}"
+    staging.mkdir()  # as the umask allows, unlike a folder of tempfile: other users read a shared cache
     try:
         _write(staging, name, model, architecture, description, progress)
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete stand-in of an earlier run
-        staging.chmod(0o755)
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
