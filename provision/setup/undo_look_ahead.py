@@ -8,6 +8,7 @@ from provision.core.step import Check, State
 from provision.fs import tree
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
+from provision.relocation.undo_move import kept_for
 from provision.volume import links
 from provision.volume.owner import current
 
@@ -69,8 +70,10 @@ class UndoLookAhead:
             _, needed, copied = sizes.setdefault(folder.stat().st_dev, (folder, tree.TreeSize(), tree.TreeSize()))
             needed += size
             copied += _measured(move.unfinished_copy)
+        copies = [kept_for(move.pair.target, move.others) for move in self.moves if move.others]
+        reason = f" The folders are copied, for {'; '.join(copies)}." if copies else ""
         for folder, needed, copied in sizes.values():
-            preflight.require_space(needed, copied, folder, "Free some, then run again.")
+            preflight.require_space(needed, copied, folder, f"Free some, then run again.{reason}")
         return sum(needed.bytes for _, needed, _ in sizes.values())
 
 

@@ -161,3 +161,19 @@ def test_only_essential_steps_are_applied_when_the_guard_raises() -> None:
         (State.BLOCKED, Exit.BLOCKED),
     ]
     assert second.acts == ["check"]
+
+
+def test_all_or_nothing_list_stops_at_the_first_failure_and_counts_the_steps_that_are_done() -> None:
+    def fail(_: FakeStep) -> None:
+        raise BlockedError("in use.")
+
+    def run(*steps: FakeStep) -> list[Outcome]:
+        return step.converge(steps, listen=ignore, stop_at_failure=True)
+
+    last = FakeStep()
+    first, failed = run(FakeStep(), FakeStep(does=fail), last)
+    assert last.acts == []
+    assert (first.changed, failed.exit) == (True, Exit.FAILED)
+    assert failed.error == "in use. 1 steps are done, 2 are left. Run the same command again to continue."
+    (unchanged,) = run(FakeStep(does=fail), last)
+    assert (unchanged.exit, unchanged.error) == (Exit.BLOCKED, "in use.")
