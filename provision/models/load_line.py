@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from provision.core.errors import SpecError
-from provision.models import architectures, snapshots, stand_ins, verify
+from provision.models import architectures, main_ref, stand_ins, verify
 from provision.models.verify import Depth
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def line(repo: str, model: ModelSpec, architecture: Architecture | None, revisio
 def of_model(root: Root, model: ModelSpec, architecture: Architecture | None) -> str | None:
     """Return the line for a model in this cache, with its revision if refs/main names another present one."""
     folder = root.hub_in_use / model.folder
-    main = snapshots.main(folder)
+    main = main_ref.read_main(folder)
     is_other = bool(main) and main != model.revision and (folder / "snapshots" / main).is_dir()
     return line(model.repo, model, architecture, model.revision if is_other else None)
 

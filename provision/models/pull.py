@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from provision.core import hashing
 from provision.core.errors import BlockedError, FirstlightError, from_os_error
 from provision.fs import durable
-from provision.models import former_ids, hf_listing, local_copies, snapshots, verify
+from provision.models import former_ids, hf_listing, local_copies, main_ref, snapshots, verify
 from provision.models.blob_lock import BlobLock
 from provision.models.hub_client import HubError, ListedFile
 from provision.models.match_listings import FileResolver
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from provision.models.hub_client import Hub
     from provision.models.hubs import Hubs
 
-if TYPE_CHECKING:
     Progress = Callable[[str, int], None]
 
 AT_ONCE = 4  # files that are downloaded at the same time
@@ -82,10 +81,7 @@ class Pull:
         return self.folder / "snapshots" / self.spec.revision
 
     def look(self, depth: Depth, progress: Progress | None = None) -> list[FileState]:
-        """Return the state of every file without the network.
-
-        `progress` is called with (path, bytes) while files are hashed.
-        """
+        """Return the state of every file without the network; `progress` gets (path, bytes) while files are hashed."""
         return verify.look(self.snapshot, self.spec.files, depth, progress)
 
     def plan(self, progress: Progress | None = None) -> PullPlan:
@@ -170,7 +166,7 @@ class Pull:
                 (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
                 self._fetch_all(plan, progress)
                 self._list_by_client(plan)
-            note = snapshots.set_main(self.folder, self.spec.revision, self.pinned)
+            note = main_ref.set_main(self.folder, self.spec.revision, self.pinned)
             self.notes += [note] if note else []
             self.notes += former_ids.make(self.root.hub_in_use, self.spec)
         except OSError as error:

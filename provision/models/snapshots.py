@@ -1,4 +1,4 @@
-"""Links blobs into snapshots, repairs lost snapshots, and sets refs/main, the commit that is loaded by default."""
+"""Links blobs into snapshots, and repairs lost snapshots."""
 
 from __future__ import annotations
 
@@ -25,51 +25,6 @@ if TYPE_CHECKING:
     from provision.config.models import ModelSpec
     from provision.core.layout import Root
     from provision.volume.journal import Journal
-
-_MARK = "firstlight-main"  # a file in the repository's folder: the revisions to which firstlight has set main
-
-
-def set_main(folder: Path, revision: str, pinned: Collection[str]) -> str | None:
-    """Set refs/main to a revision, so that a program that names no revision loads it offline.
-
-    A main that firstlight has not set stays. One that firstlight has set to another pinned revision stays as well,
-    since otherwise two entries of the manifest would overwrite each other's main.
-
-    Args:
-        folder: the repository's folder in a hub cache.
-        revision: the commit.
-        pinned: the commits of this repository that the manifest pins.
-
-    Returns:
-        A note for the user if main stays at another commit that is present; else None.
-    """
-    mark = folder / _MARK
-    current, own = main(folder), _text(mark).split()
-    if current == revision:
-        return None
-    is_present = bool(current) and (folder / "snapshots" / current).is_dir()
-    if is_present and (current not in own or current in pinned):
-        return (
-            f"refs/main is {current[:7]}, which is present too and is loaded by default. To load the pulled files: "
-            f"revision={revision[:7]}…"
-        )
-    # The mark is written first and has both: after a kill in between, either value of main is in the mark.
-    write_atomic(mark, f"{current} {revision}" if is_present else revision)
-    write_atomic(folder / "refs" / "main", revision)
-    return None
-
-
-def main(folder: Path) -> str:
-    """Return the commit of a repository's refs/main; empty if the file does not exist."""
-    return _text(folder / "refs" / "main")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
 
 _REPO = re.compile(r"(models|datasets|spaces)--.+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

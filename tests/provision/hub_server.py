@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from tests.provision.conftest import git_sha1
+from tests.provision.fake_hub import git_sha1
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.provision.conftest import git_sha1
+from tests.provision.fake_hub import git_sha1
 from tests.torture.shared_volume import HOSTS, difference, lasting
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from tests.provision.http_server import PORTAL, Fault, Played, index
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.provision.conftest import FakeHub
+    from tests.provision.fake_hub import FakeHub
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,8 @@ from provision.mirrors.tools.hf import Hf
 from provision.mirrors.tools.pip import Pip
 from tests.clock import Standing
 from tests.conftest import CHECKOUT
-from tests.provision.conftest import git_sha1, write_wheel
+from tests.provision.conftest import write_wheel
+from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import PORTAL, Fault, Played, index
 
 if TYPE_CHECKING:

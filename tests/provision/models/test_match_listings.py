@@ -15,7 +15,7 @@ from provision.models.hub_client import Hub, HubError, ListedFile
 from provision.models.hubs import Hubs
 from provision.models.verify import Depth
 from tests.provision import hub_server
-from tests.provision.conftest import git_sha1
+from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
 from tests.provision.model_pulls import (

@@ -17,14 +17,14 @@ from provision.cli.models_output import plan_line
 from provision.core.errors import BlockedError, FirstlightError
 from provision.fs import file_lock
 from provision.fs.atomic import write_atomic
-from provision.models import blob_lock, hf_listing, pull, snapshots
+from provision.models import blob_lock, hf_listing, main_ref, pull
 from provision.models.hub_client import AccessError
 from provision.models.hubs import Hubs
 from provision.models.verify import Depth
 from provision.net import partial_file
 from provision.net.source_health import SourceHealth
 from tests.provision import hub_server
-from tests.provision.conftest import git_sha1
+from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
 from tests.provision.model_pulls import FILES, REPO, WEIGHTS, entry_of, gets, hubs_of, pull_from, pull_of, run
@@ -171,7 +171,7 @@ class TestErrors:
 
 
 def interrupt_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Raise KeyboardInterrupt at the n-th write of snapshots.py."""
+    """Raise KeyboardInterrupt at the n-th write of main_ref.py."""
     remaining = [number]
 
     def interrupted_write_atomic(path: Path, content: str) -> None:
@@ -180,7 +180,7 @@ def interrupt_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise KeyboardInterrupt
         write_atomic(path, content)
 
-    monkeypatch.setattr(snapshots, "write_atomic", interrupted_write_atomic)
+    monkeypatch.setattr(main_ref, "write_atomic", interrupted_write_atomic)
 
 
 class TestMain:
@@ -233,10 +233,10 @@ class TestMain:
             (folder / "snapshots" / revision).mkdir(parents=True)
         interrupt_at_write(monkeypatch, interrupted_write)
         with pytest.raises(KeyboardInterrupt):
-            snapshots.set_main(folder, REVISION, {REVISION})
+            main_ref.set_main(folder, REVISION, {REVISION})
         monkeypatch.undo()
-        assert snapshots.set_main(folder, REVISION, {REVISION}) is None
-        assert snapshots.set_main(folder, NEW, {NEW}) is None
+        assert main_ref.set_main(folder, REVISION, {REVISION}) is None
+        assert main_ref.set_main(folder, NEW, {NEW}) is None
         assert (folder / "refs/main").read_text() == NEW
 
 

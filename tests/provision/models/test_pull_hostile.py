@@ -21,7 +21,7 @@ from provision.models.pull import Pull
 from provision.models.verify import Depth
 from tests.clock import Standing
 from tests.provision import hub_server
-from tests.provision.conftest import git_sha1
+from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import PORTAL, Fault, Played
 from tests.provision.hub_server import REVISION
 from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, quick, run

@@ -16,7 +16,7 @@ import pytest
 
 from provision.models import seed_server
 from provision.models.snapshots import link
-from tests.provision.conftest import git_sha1
+from tests.provision.fake_hub import git_sha1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.provision.conftest import FakeHub
+    from tests.provision.fake_hub import FakeHub
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from provision.models.step import ModelStep
 from provision.net.urls import check_address
 
 if TYPE_CHECKING:
-    from tests.provision.conftest import FakeHub
+    from tests.provision.fake_hub import FakeHub
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from provision.core.step import converge
 from provision.setup import undo
 from provision.volume.journal import Journal
 from provision.volume.owner import current
-from tests.provision.conftest import git_sha1
+from tests.provision.fake_hub import git_sha1
 from tests.provision.folder_moves import moving, target
 
 if TYPE_CHECKING:

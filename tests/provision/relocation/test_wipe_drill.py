@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.provision.conda_channel import Served
-    from tests.provision.conftest import FakeHub
+    from tests.provision.fake_hub import FakeHub
 
 # Saves a tiny model once, then loads it by its name, offline, for each line of stdin.
 LOADER = """

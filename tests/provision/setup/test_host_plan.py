@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.provision.conda_channel import Served
-    from tests.provision.conftest import FakeHub
+    from tests.provision.fake_hub import FakeHub
 
 # Runs the command of its arguments; the last line of stderr lists every file that this process opened to read.
 COUNTING = """

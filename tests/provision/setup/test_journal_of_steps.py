@@ -31,7 +31,7 @@ from tests.provision.conda_channel import PLATFORM
 from tests.provision.run_command import provision
 
 if TYPE_CHECKING:
-    from tests.provision.conftest import FakeHub
+    from tests.provision.fake_hub import FakeHub
 
 JOURNALS = Path(__file__).resolve().parents[2] / "data" / "journals"
 OWNER = Owner("gpu-1", "/home/user")

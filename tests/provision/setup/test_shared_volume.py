@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.provision.conftest import FakeHub
+    from tests.provision.fake_hub import FakeHub
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.provision.run_command import provision
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from provision.relocation.move import MovePair
+    from provision.relocation.move_pair import MovePair
 
 
 @pytest.fixture
