@@ -157,9 +157,10 @@ class UndoMergeStep:
             is_left = not self.others and any(self._is_left_empty(entry) for entry in entries)
             is_unfinished = is_prepared or is_left
             return Check(State.DRIFTED if is_unfinished else State.OK, f"{source} is a folder, as before the run")
-        missing = [entry.path for entry in on_volume if not os.path.lexists(source / entry.path)]
-        if missing:
-            listed = "\n".join(f"  missing: {source / path}" for path in missing[:_SHOWN])
+        with OpenDir.at(source) as restored, OpenDir.at(target) as merged:
+            different = [entry.path for entry in on_volume if not self._may_be_deleted(merged, restored, entry)]
+        if different:
+            listed = "\n".join(f"  missing or different: {source / path}" for path in different[:_SHOWN])
             return Check(
                 State.BLOCKED,
                 f"{source} is a folder without files that were merged into {target}. Move it away, then run again:\n"
@@ -211,9 +212,7 @@ class UndoMergeStep:
         self.journal.record(MergeCleanup(self.pair.target, whole=self.pair.source))
         with source_parent.enter(self.pair.source.name) as restored:
             for entry in reversed(entries):
-                if self._is_on_volume(entry) and (
-                    _has_two_names(merged, entry) or self._is_restored(merged, restored, entry)
-                ):
+                if self._is_on_volume(entry) and self._may_be_deleted(merged, restored, entry):
                     self._delete(merged, entry)
 
     def _entries(self) -> list[MergeEntry]:
@@ -281,6 +280,10 @@ class UndoMergeStep:
                 parent.rename(entry.other.rpartition("/")[2], parent, name)
             else:
                 tree.remove(parent, name)
+
+    def _may_be_deleted(self, merged: OpenDir, restored: OpenDir, entry: MergeEntry) -> bool:
+        """Return whether the volume needs the entry no more: it has a second name there, or is at the old path."""
+        return _has_two_names(merged, entry) or self._is_restored(merged, restored, entry)
 
     def _is_restored(self, merged: OpenDir, restored: OpenDir, entry: MergeEntry) -> bool:
         """Return whether the old path holds this entry with the same bytes, so that the volume's may be deleted."""

@@ -239,3 +239,18 @@ def test_bare_repository_is_recognized_and_a_hub_cache_is_not(tmp_path: Path) ->
     with OpenDir.at(tmp_path / "bare") as bare, OpenDir.at(tmp_path / "hub") as cache:
         assert whole_folders.kind_of(bare) == "git repository"
         assert whole_folders.kind_of(cache) is None
+
+
+def test_undo_of_a_merge_refuses_a_folder_with_another_file_of_the_name(home: Path, volume: Path) -> None:
+    step = step_of(home, volume)
+    for top, text in ((home, "mine"), (volume, "there")):
+        (top / "tools").mkdir(exist_ok=True)
+        (top / "tools/file").write_text(text)
+    step.apply()
+    (home / "tools").unlink()
+    (home / "tools").mkdir()
+    (home / "tools/file").write_text("since then")
+    run = undo_runs.choose(step.root, None, current(home))
+    steps = undo_runs.steps(run, step.root, home, Journal(step.root.journal, "undo"))
+    assert State.BLOCKED in [item.check().state for item in steps]
+    assert (home / "tools/file").read_text() == "since then"
