@@ -64,13 +64,18 @@ def table() -> dict[str, GpuSpec]:
     return toml.load_tables(TABLE, GpuSpec)
 
 
+def is_slice(name: str) -> bool:
+    """Return whether a name is that of a MIG or vGPU slice."""
+    return _SLICE.search(name) is not None
+
+
 def find(name: str) -> tuple[str, GpuSpec] | None:
     """Return the (key, figures) of a GPU by the name that torch or the driver reports; None where the table lacks it.
 
     Where several entries match, the one with the longest match counts. A MIG or vGPU slice is never taken for the whole
     GPU.
     """
-    if _SLICE.search(name):
+    if is_slice(name):
         return None
     matches = [(len(match.group()), key) for key, gpu in table().items() if (match := re.search(gpu.match, name))]
     if not matches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bench.gpu import specs
+from bench.gpu import measured, specs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 OWN, MEASURED, SHEET, UNCHECKED = "own", "measured", "sheet", "unchecked"
 TOGETHER = "together"  # the phase with all devices at once; its readings have the names of those of one device
+POWER_CAP = "software power cap"
 LINKS = "links"  # the phase that tests the links between devices
 _SCALES = {"FLOP/s": [(1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")], "B/s": [(1e9, "GB/s"), (1e6, "MB/s")]}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Hold the expected value of a reading in its unit, the source of the value, and the confidence in it."""
+    """Hold the expected value of a reading in its unit, the source of the value, and the confidence in it.
+
+    `warn_below`: the share of the value below which a device is too slow; None for the share of the rule.
+    """
 
     value: float
     source: str
     confidence: str
+    warn_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,20 +91,43 @@ def reading_key(reading: Reading, cards: Sequence[DeviceFacts]) -> str:
 def expected(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence) -> Expected | None:
     """Return the value that a rule expects of a GPU's reading; None if there is no expectation.
 
-    The GPU's own best value comes first, since it has this GPU, host and software. But a GPU that is slow since its
-    first run must not become its own reference: if its best is below the table's warning limit, the table's value is
-    used, unless that value is unchecked or the GPU is sold with a power limit below it.
+    The GPU's own best value comes first, since it has this GPU, host and software. Then come the figures that were
+    measured on GPUs of its kind, and last its data sheet. But a GPU that is slow since its first run must not become
+    its own reference: if its best is below the table's warning limit, the table's value is used, unless that value is
+    unchecked or the GPU is sold with a power limit below it.
     """
     if card.slice:
         return None
     key = reading_key(reading, evidence.cards)
     best = evidence.own.get((card.uuid, key)) if card.uuid is not None and OWN in rule.references else None
-    table_value = _of_table(rule, card, reading)
+    table_value = _of_kind(rule, card, reading, evidence) or _of_table(rule, card, reading)
     if best is None or table_value is None:
         return best or table_value
     is_reliable = table_value.confidence != UNCHECKED and gpu_table_name(card) not in rule.capped_as_sold
-    is_slow = best.value < (rule.warn_below or 0) * table_value.value
+    is_slow = best.value < (table_value.warn_below or rule.warn_below or 0) * table_value.value
     return table_value if is_reliable and is_slow else best
+
+
+def _of_kind(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence) -> Expected | None:
+    """Return the median of the products that were measured on GPUs of this kind.
+
+    A GPU that is sold with a power limit reaches them only while that limit does not slow it down.
+    """
+    if MEASURED not in rule.references or reading.unit != "FLOP/s":
+        return None
+    watched = evidence.watched.get(card.device)
+    capped = watched.throttled.get(POWER_CAP, 0.0) if watched is not None else 0.0
+    if gpu_table_name(card) in rule.capped_as_sold and capped >= (rule.sold_from or 1.0):
+        return None
+    figures = measured.find(card.name, reading.name.rpartition(" ")[2])
+    if figures is None:
+        return None
+    rates = figures.rates
+    span = f"{shown(rates[0], reading.unit)} to {shown(rates[-1], reading.unit)}" if len(rates) > 1 else "one figure"
+    source = (
+        f"the median of {len(rates)} measured on this kind of card ({span}; {figures.kind} in bench/gpu/measured.tsv)"
+    )
+    return Expected(figures.median, source, MEASURED, figures.limit / figures.median)
 
 
 def _of_table(rule: Rule, card: DeviceFacts, reading: Reading) -> Expected | None:
@@ -119,7 +147,8 @@ def _of_table(rule: Rule, card: DeviceFacts, reading: Reading) -> Expected | Non
     figure = bandwidth if is_copy else gpu.flops(dtype)
     if figure is None:
         return None
-    reach = rule.reach_of.get(name, rule.reach)
+    names = (name, f"{gpu.architecture} {dtype}", gpu.architecture)
+    reach = next((rule.reach_of[key] for key in names if key in rule.reach_of), rule.reach)
     is_checked = ("bandwidth_gbs" if is_copy else dtype) not in gpu.unchecked
     doubt = "" if is_checked else ", which is not confirmed by a source"
     source = f"{reach:.0%} of the {shown(figure, reading.unit)} on the data sheet of the {name}{doubt}"

@@ -109,6 +109,8 @@ def _of_card(evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
             judgements += of_readings(name, rule, evidence, card)
         elif rule.kind == "unmeasured":
             judgements += _unmeasured(name, rule, evidence, card, judgements)
+        elif rule.kind == "unknown":
+            judgements += _unknown(name, rule, evidence, card, judgements)
         elif rule.kind in _KINDS:
             judgements += _KINDS[rule.kind](name, rule, evidence, card)
     yield from judgements
@@ -167,11 +169,6 @@ def _disturbed(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> 
         yield judgement(name, rule, card.device, {"why": evidence.disturbed[card.device]})
 
 
-def _unknown(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    if card.device != "cpu" and not card.slice and gpu_table_name(card) is None:
-        yield judgement(name, rule, card.device, {"name": card.name})
-
-
 def _hidden(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
     if card.device.startswith("cuda") and not card.driver_sees:
         yield judgement(name, rule, card.device, {})
@@ -182,6 +179,25 @@ def _slice(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Ju
         yield judgement(name, rule, card.device, {"name": card.name})
 
 
+def _unknown(
+    name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, judgements: Sequence[Judgement]
+) -> Iterator[Judgement]:
+    """Yield a note on a GPU whose products are measured, but for which there is no expected value."""
+    is_known = card.device == "cpu" or card.slice or gpu_table_name(card) is not None
+    if not is_known and not _is_judged_by_speed(judgements) and _has_products(evidence, card):
+        yield judgement(name, rule, card.device, {"name": card.name})
+
+
+def _is_judged_by_speed(judgements: Sequence[Judgement]) -> bool:
+    keys = {key for key, table_rule in rules.table().items() if table_rule.key}
+    return any(item.rule in keys for item in judgements)
+
+
+def _has_products(evidence: Evidence, card: DeviceFacts) -> bool:
+    readings = [reading for reading in evidence.readings if reading.device == card.device]
+    return any(reading.probe == "product" and reading.value is not None for reading in readings)
+
+
 def _unmeasured(
     name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, judgements: Sequence[Judgement]
 ) -> Iterator[Judgement]:
@@ -189,13 +205,13 @@ def _unmeasured(
     if card.device in evidence.unusable or any(item.state is VerdictState.NOT_JUDGED for item in judgements):
         return
     readings = [reading for reading in evidence.readings if reading.device == card.device]
-    keys = {key for key, table_rule in rules.table().items() if table_rule.key}
-    is_cpu = card.device == "cpu"  # a CPU has no expected values, so any value is enough
-    if (
-        any(reading.value is not None for reading in readings)
-        if is_cpu
-        else any(item.rule in keys for item in judgements)
-    ):
+    if card.device == "cpu":  # a CPU has no expected values, so any value is enough
+        is_judged = any(reading.value is not None for reading in readings)
+    elif card.slice or gpu_table_name(card) is None:  # `_unknown` notes that it is compared with itself alone
+        is_judged = _has_products(evidence, card)
+    else:
+        is_judged = _is_judged_by_speed(judgements)
+    if is_judged:
         return
     causes = dict.fromkeys(reading.why_not for reading in readings if reading.probe == "product" and reading.why_not)
     yield judgement(name, rule, card.device, {"why": "".join(f"; {cause}" for cause in causes)})
@@ -225,7 +241,6 @@ _KINDS: dict[str, Callable[[str, Rule, Evidence, DeviceFacts], Iterator[Judgemen
     "throttled": _throttled,
     "steal": _steal,
     "disturbed": _disturbed,
-    "unknown": _unknown,
     "hidden": _hidden,
     "slice": _slice,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.core.validation_records import CUT, PROCESS, UNABLE, Judgement, VerdictState
-from bench.validate.expectations import TOGETHER, UNCHECKED, expected, gpu_table_name, share_of, shown
+from bench.validate.expectations import OWN, POWER_CAP, TOGETHER, UNCHECKED, expected, gpu_table_name, share_of, shown
 from bench.validate.rules import SETUP
 from provision.core import layout
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bench.validate.rules import Rule
 
 ONCE = "once"  # marks a reading that was wrong in one of two attempts
-_POWER = "software power cap"
 
 
 def judgement(name: str, rule: Rule, device: str, values: dict[str, Any], **changes: Any) -> Judgement:
@@ -123,7 +122,9 @@ def _rate(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: 
         return None
     share = share_of(best, best.value, target.value)
     state, why = VerdictState.PASS, ""
-    if rule.warn_below is not None and share < rule.warn_below:
+    own_below = rule.own_below if target.confidence == OWN else None
+    limit = target.warn_below or own_below or rule.warn_below
+    if limit is not None and share < limit:
         doubt = _doubt(evidence, card, rounds)
         state, why = (VerdictState.NOT_JUDGED, doubt) if doubt else _shortfall(rule, evidence, card, share, target)
     values = {
@@ -185,7 +186,7 @@ def _is_capped_as_sold(rule: Rule, evidence: Evidence, card: DeviceFacts, share:
 
     That is so if the power limit capped it most of the time, and the value is high enough.
     """
-    capped = _caps(rule, evidence, card.device).get(_POWER, 0.0)
+    capped = _caps(rule, evidence, card.device).get(POWER_CAP, 0.0)
     return (
         gpu_table_name(card) in rule.capped_as_sold
         and capped >= (rule.sold_from or 1.0)

@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "throttled": ({"reasons", "above"}, set(), {"name", "share"}),
     "rate": (
         {"probes", "references", "warn_below"},
-        {"fail_below", "reach", "reach_of", "key", "only", *_CAPPED},
+        {"fail_below", "own_below", "reach", "reach_of", "key", "only", *_CAPPED},
         {"name", "source", "why", *_RATIO},
     ),
     "fade": ({"probes", "below"}, _CAPPED, {"name", *_RATIO}),
@@ -92,7 +92,9 @@ class Rule(toml.Strict):
 
     Shares are parts of one. `warn_below` and `fail_below`: shares of the expected value. `reach`: the share of the data
     sheet's figure that a healthy GPU is expected to reach; `reach_of`: the same for single GPUs by their name in the
-    table. `capped_by`: throttle reasons that excuse a low value if they are active at least `capped_above` of the time.
+    table, for an architecture and dtype ("Ada fp32"), or for an architecture. `own_below`: the warning limit where the
+    expected value is the GPU's own. `capped_by`: throttle reasons that excuse a low value if they are active at least
+    `capped_above` of the time.
     `capped_as_sold`: GPUs for which a software power cap is normal if it is active at least `sold_from` of the time,
     and the value is at least `sold_below` of the expected one. `field` and `most`: fields of `DeviceFacts`. `key`: a
     device without a judgement of such a rule is not judged. `only`: the rule holds for readings whose name contains one
@@ -115,6 +117,7 @@ class Rule(toml.Strict):
     reach_of: dict[str, Share] = Field(default_factory=dict)
     warn_below: Share | None = None
     fail_below: Share | None = None
+    own_below: Share | None = None
     below: Share | None = None
     above: Annotated[float, Field(ge=0, lt=1)] | None = None
     capped_by: list[str] = Field(default_factory=list)

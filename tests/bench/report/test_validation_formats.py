@@ -59,7 +59,7 @@ def cells(run: Run, name: str) -> tuple[str, ...]:
 
 def test_row_has_value_expected_figure_confidence_and_share() -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
-    assert cells(run, "product bf16") == ("cuda:0", "product bf16", "120.0 TFLOP/s", "271.2 TFLOP/s (measured)", "44%")
+    assert cells(run, "product bf16") == ("cuda:0", "product bf16", "120.0 TFLOP/s", "264.5 TFLOP/s (measured)", "45%")
     assert cells(run, "copy")[3:] == ("1529.2 GB/s (sheet)", "111%")
     assert cells(run, "convolution bf16")[3:] == ("", ""), "no table has an expected figure"
     assert cells(run, "matrix product bf16")[2:] == ("off by 1.1e-03", "at most 5.0e-03", "")
@@ -88,7 +88,7 @@ def test_notes_list_worst_judgement_first_with_advice() -> None:
     run = run_of(replace(with_readings(card(persistence=False, power_limit_watts=300.0), SLOW_BF16)))
     lines = validation_tables.notes(run)
     assert lines[0] == "verdict: fail"
-    assert lines[1].startswith("  fail, cuda:0: product bf16: 120.0 TFLOP/s is 44%")
+    assert lines[1].startswith("  fail, cuda:0: product bf16: 120.0 TFLOP/s is 45%")
     assert "ticket" in lines[2]
     warned = next(n for n, line in enumerate(lines) if line.startswith("  warn, cuda:0: its power limit is 300 W"))
     remark = lines.index("  cuda:0: persistence mode is off: the first process on the card waits for its driver")
