@@ -5,6 +5,10 @@ DEVICE ?= auto
 ROOT   ?=
 HOST   ?=
 SOAK   ?=
+# Of test-gpu: a folder of wheels, the folder of the results, and the limit of time.
+WHEELS  ?=
+OUT     ?=
+SECONDS ?=
 
 # -I: Python ignores its variables and the user's packages.
 bootstrap = "$(PYTHON)" -I provision/bootstrap.py
@@ -12,10 +16,11 @@ place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
 provision = $(bootstrap) && .venv/bin/python -I -m provision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan status verify repair doctor undo bench validate report picture test speed check fix docs lock
+.PHONY: help setup plan status verify repair doctor undo bench validate report picture test test-gpu speed check fix docs \
+	lock
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 	@echo "  with ROOT=folder that survives  HOST=host.toml  SUITE=quick  DEVICE=auto|cpu|cuda  PYTHON=python3"
 
 setup:  ## prepare this host: volume, links, environment, models
@@ -53,6 +58,10 @@ picture: toolbox  ## render the last run of the benchmark as docs/images/quick.s
 
 test: test_root  ## run setup for the tests, then every test (TESTS='-n0 -x tests/bench' selects some, in one process)
 	@.venv/bin/python -I -m pytest -n auto $(TESTS)
+
+test-gpu:  ## check a real card in 8 minutes, without a network (PYTHON=one with torch WHEELS=folder OUT=results)
+	@"$(PYTHON)" -I tests/gpu/check_card.py --device "$(if $(filter auto,$(DEVICE)),cuda,$(DEVICE))" \
+		$(if $(WHEELS),--wheels "$(WHEELS)") --out "$(or $(OUT),results/gpu)" $(if $(SECONDS),--seconds $(SECONDS))
 
 speed: test_root  ## run the speed comparisons of tests/speed
 	@.venv/bin/python -I -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)
