@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from provision.core.errors import LostLockError
-from provision.fs import process_identity
+from provision.fs import durable, process_identity
 from provision.fs.process_identity import Life, ProcessIdentity
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Lease:
                     file.seek(0)
                     file.write(self._holder.to_bytes(self._renewals))
                     file.flush()
-                    os.fsync(file.fileno())
+                    durable.sync_descriptor(file.fileno())
             except FileNotFoundError:
                 raise self._lost() from None
             self._renewed_at = self._clock()
@@ -259,7 +259,7 @@ class Lease:
             with file:
                 file.write(record)
                 file.flush()
-                os.fsync(file.fileno())
+                durable.sync_descriptor(file.fileno())
             with contextlib.suppress(OSError):  # some mounts have one fixed mode
                 claim.chmod(_READABLE)
         except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 from provision.fs import durable
@@ -22,6 +21,6 @@ def write(folder: Path, entries: Iterable[MergeEntry]) -> Path:
     with path.open("x", encoding="ascii") as file:
         json.dump([entry.to_dict() for entry in entries], file)
         file.flush()
-        os.fsync(file.fileno())
+        durable.sync_descriptor(file.fileno())
     durable.sync_folder(folder)
     return path

@@ -223,8 +223,9 @@ class UndoMove:
         preflight.require_no_mount(target)
         if not self.others:
             preflight.require_writable(target.parent)
-            with OpenDir.at(preflight.existing_folder(target.parent)) as parent:
-                preflight.require_safe_parent(parent)
+            if self._kept.modes:  # fixed modes of the volume say nothing
+                with OpenDir.at(preflight.existing_folder(target.parent)) as parent:
+                    preflight.require_safe_parent(parent)
 
     def _move_back(self) -> None:
         """Move the folder to its old path; after a failure, the link takes that path again."""
