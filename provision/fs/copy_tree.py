@@ -250,9 +250,14 @@ class TreeCopy:
                 different.append(entry_key)
 
     def is_equal(self, original: OpenDir, copy: OpenDir, name: str, new: str) -> bool:
-        """Return whether a file and its copy agree in content and kept metadata, or two links in their targets."""
-        copied = copy.lstat(new)
-        if copied is None or not stat.S_ISREG(copied.st_mode):
+        """Return whether a file and its copy agree in content and kept metadata, or two links in their targets.
+
+        A file that is absent, or an entry of another kind, is never equal.
+        """
+        status, copied = original.lstat(name), copy.lstat(new)
+        if status is None or copied is None or stat.S_IFMT(status.st_mode) != stat.S_IFMT(copied.st_mode):
+            return False
+        if not stat.S_ISREG(copied.st_mode):
             return original.readlink(name) == copy.readlink(new)
         first = original.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:

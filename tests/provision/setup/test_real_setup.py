@@ -36,5 +36,7 @@ def test_setup_builds_the_real_environment_and_runs_a_real_denoising_step(
     outcomes = {row["step"]: row for row in json.loads(completed.stdout)["outcomes"]}
     assert "diffusers 0.42.1: one denoising step on cpu" in outcomes["smoke"]["detail"]
     entries = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
-    expected = [".cache", ".cache/huggingface", ".cache/huggingface/hub", ".cache/huggingface/xet"]
+    caches = [".cache", ".cache/huggingface", ".cache/huggingface/hub", ".cache/huggingface/xet"]
+    state = ".local/state/firstlight"
+    expected = [*caches, ".local", ".local/state", state, f"{state}/roots.json"]
     assert entries == expected, "setup makes nothing else in the home"
