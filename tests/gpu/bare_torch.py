@@ -31,7 +31,9 @@ def synchronize(device: str) -> None:
 def product_rates(device: str) -> dict[str, float]:
     """Return {dtype: the best FLOPs a second of square matrix products} over two sizes."""
     is_card = device.startswith("cuda")
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtypes = {"fp32": torch.float32}
+    if is_card:  # many CPUs emulate the others
+        dtypes |= {"bf16": torch.bfloat16, "fp16": torch.float16}
     if is_card and torch.cuda.get_device_capability() >= (8, 0):
         dtypes["tf32"] = torch.float32
     rates: dict[str, float] = {}
@@ -53,15 +55,16 @@ def product_rates(device: str) -> dict[str, float]:
     return rates
 
 
-def step_seconds(device: str, config: dict[str, Any]) -> float:
+def step_seconds(device: str, architecture: dict[str, Any]) -> float:
     """Return the median seconds of a denoising step with guidance: the UNet, and the scheduler of diffusers."""
+    config = architecture["unet"]
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     is_card = device.startswith("cuda")
     kind = torch.float16 if is_card else torch.float32
     with torch.device(device):
         unet = UNet2DConditionModel(**config).to(kind).eval()
-    edge = 64 if is_card else 32
+    edge = (512 if is_card else 64) // architecture["scale"]
     scheduler = DDIMScheduler()
     states = torch.randn(2 * _BATCH, 77, config["cross_attention_dim"], device=device, dtype=kind)
     noise = torch.randn(_BATCH, 4, edge, edge, device=device, dtype=kind)
@@ -86,7 +89,12 @@ def step_seconds(device: str, config: dict[str, Any]) -> float:
 def compute_until_closed(device: str) -> None:
     """Multiply matrices until stdin is closed, as another tenant's process would."""
     is_closed = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), is_closed.set()), daemon=True).start()
+
+    def wait() -> None:
+        sys.stdin.read()
+        is_closed.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     matrix = torch.randn(2048, 2048, device=device)
     torch.mm(matrix, matrix)
     synchronize(device)
@@ -99,11 +107,13 @@ def compute_until_closed(device: str) -> None:
 def main() -> None:
     """Measure, or compute, as the arguments say."""
     device, what = sys.argv[1:]
+    if not device.startswith("cuda"):
+        torch.set_num_threads(1)  # beside other work, several threads spend their time on waiting for each other
     if what == "load":
         compute_until_closed(device)
         return
-    config = json.loads(Path(what).read_text(encoding="utf-8"))["unet"]
-    answer = {"products": product_rates(device), "step_seconds": step_seconds(device, config)}
+    architecture = json.loads(Path(what).read_text(encoding="utf-8"))
+    answer = {"products": product_rates(device), "step_seconds": step_seconds(device, architecture)}
     print(json.dumps(answer | {"torch": torch.__version__}))
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent
 CHECKOUT = FOLDER.parent.parent
 _ENVS = CHECKOUT / "envs" / "architectures"
+# The wheels that the measured interpreter needs beside the machine's own torch; all others are for `bench` itself.
+_MEASURED = ("diffusers", "transformers", "accelerate", "safetensors", "importlib_metadata", "zipp")
+_TOOLBOX = CHECKOUT / ".venv" / "bin" / "python"  # `make` installs it
 _PASS, _FAIL, _LATE = "pass", "FAIL", "not run"
 
 
@@ -62,6 +65,7 @@ class Checks:
         """Run `bench`, keep its output and its run file under `name`, and return its exit code."""
         began = time.monotonic()
         place = self.out / name
+        timeout = max(10.0, min(timeout, self.ends - began))
         command = [str(self.own), "-I", "-m", "bench", *words, "--device", self.device, "--python", str(self.measured)]
         command += ["--root", str(self.out / "root"), "--out", str(place), "--no-color", "--quiet"]
         try:
@@ -203,6 +207,45 @@ _CHECKS: tuple[tuple[Callable[[Checks], None], float], ...] = (
 )
 
 
+def make_environments(base: Path, wheels: Path, folder: Path) -> tuple[Path, Path]:
+    """Return the interpreters of `bench` and of the measured environment; nothing is downloaded.
+
+    Both see the packages of the machine's own interpreter, such as torch, after their own.
+
+    Args:
+        base: the interpreter that has torch.
+        wheels: the folder of wheels.
+        folder: the place of both environments.
+
+    Raises:
+        subprocess.CalledProcessError: a wheel does not fit, or the interpreter has no pip.
+    """
+    files = sorted(wheels.glob("*.whl"))
+    measured = [file for file in files if file.name.startswith(_MEASURED)]
+    own = [file for file in files if file not in measured]
+    packages = _output(base, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])")
+    return (
+        _make(base, folder / "own", own, [str(CHECKOUT), packages]),
+        _make(base, folder / "measured", measured, [packages]),
+    )
+
+
+def _make(base: Path, folder: Path, wheels: list[Path], paths: list[str]) -> Path:
+    _output(base, "-m", "venv", "--without-pip", str(folder))
+    python = folder / "bin" / "python"
+    packages = Path(_output(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"))
+    if wheels:
+        options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--target", str(packages))
+        _output(base, "-m", "pip", "install", *options, *map(str, wheels))
+    (packages / "firstlight-checks.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
+    return python
+
+
+def _output(*command: object) -> str:
+    done = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def page(checks: Checks, machine: str) -> str:
     """Return the outcomes as one page of Markdown."""
     head = "| check | result | measured | expected |\n| --- | --- | --- | --- |"
@@ -214,9 +257,6 @@ def page(checks: Checks, machine: str) -> str:
 
 def main() -> int:
     """Run the checks, write results.json and results.md, and return 1 if one failed."""
-    sys.path.insert(0, str(CHECKOUT))
-    from tests.gpu import environments
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the interpreter that has torch")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels; without it the toolbox of `make` runs bench")
@@ -227,21 +267,28 @@ def main() -> int:
     began = time.monotonic()
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    own, measured = environments.toolbox_python(), options.python
+    own, measured = _TOOLBOX, options.python
     if options.wheels is not None:
-        own, measured = environments.make_environments(options.python, options.wheels, out / "environments")
+        own, measured = make_environments(options.python, options.wheels, out / "environments")
     checks = Checks(options.device, own, measured, out, began + options.seconds)
     checks.seconds["environments"] = time.monotonic() - began
     for check, least in _CHECKS:
         name = (check.__doc__ or "").splitlines()[0]
         if checks.ends - time.monotonic() < least:
             checks.checked.append(Checked(name, _LATE, "no time was left", ""))
-            continue
-        try:
-            check(checks)
-        except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-            checks.note(name, f"{type(error).__name__}: {error}", "it ends", holds=False)
-    run = next(iter(checks.runs.values()), {"machine": {}})
+        else:
+            try:
+                check(checks)
+            except (OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError) as error:
+                checks.note(name, f"{type(error).__name__}: {error}", "it ends", holds=False)
+        write_results(checks)
+    return int(any(row.state == _FAIL for row in checks.checked))
+
+
+def write_results(checks: Checks) -> None:
+    """Write the outcomes so far, so that a time limit from outside leaves them."""
+    out = checks.out
+    run: dict[str, Any] = next(iter(checks.runs.values()), {"machine": {}})
     machine = f"{run['machine'].get('gpus')} {run['machine'].get('cpu')}, torch {checks.bare.get('torch')}"
     content = {
         "machine": run["machine"],
@@ -252,7 +299,6 @@ def main() -> int:
     }
     (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "results.md").write_text(page(checks, machine), encoding="utf-8")
-    return int(any(row.state == _FAIL for row in checks.checked))
 
 
 if __name__ == "__main__":
