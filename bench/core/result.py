@@ -187,10 +187,11 @@ class Numerics:
 class Host:
     """Record the host load while the samples were taken; shares are from 0 to 1.
 
-    `cpu_share`: CPU time of the process over wall time times threads. `steal_share`: the part of all CPU time that the
-    hypervisor took away. `pressure_share`: the part of the time in which some task of the machine waited for a core
-    (the kernel's PSI). `wait_share`: the time that the process's own threads waited for a core, over wall time times
-    threads. `harness_share`: the part of one core that the parent process used meanwhile.
+    `cpu_share`: CPU time of the process over wall time times threads. `steal_share`: the part of the CPU time that all
+    work of the machine wanted which the hypervisor took away. `pressure_share`: the part of the time in which some task
+    of the machine waited for a core (the kernel's PSI). `wait_share`: the part of their runnable time in which the
+    process's own threads waited for a core. `harness_share`: the part of one core that the parent process used
+    meanwhile.
     """
 
     threads: int

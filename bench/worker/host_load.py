@@ -63,8 +63,18 @@ class HostLoad:
             steal_share=self._stolen / self._ticks if self._ticks else None,
             load_average=load,
             pressure_share=self._pressed / passed if self._pressed is not None and passed else None,
-            wait_share=self._waited / passed / threads if self._waited is not None and passed else None,
+            wait_share=_share_of_wait(self._waited, cpu_seconds),
         )
+
+
+def _share_of_wait(waited: float | None, worked: float) -> float | None:
+    """Return the part of its runnable time that a process waited for a core; None where one of the two is unknown.
+
+    The number of threads does not count: of the threads that torch could use, a loop on a GPU uses one.
+    """
+    if waited is None or waited + worked <= 0:
+        return None
+    return waited / (waited + worked)
 
 
 def _sum(total: float | None, more: float | None) -> float | None:
@@ -76,13 +86,17 @@ def _since(first: float | None, last: float | None) -> float | None:
 
 
 def _cpu_ticks() -> tuple[int, int] | None:
-    """Return (stolen, all) ticks since boot, from /proc/stat: user nice system idle iowait irq softirq steal."""
+    """Return (stolen, wanted) ticks since boot: those that the hypervisor took, and those that some work wanted.
+
+    An idle core wants no ticks, so on a host with many cores the work of a few is not diluted. Source of the columns of
+    /proc/stat (user nice system idle iowait irq softirq steal): the kernel's filesystems/proc.rst.
+    """
     try:
         words = _STAT.read_text(encoding="ascii").splitlines()[0].split()[1:9]
     except (OSError, IndexError):
         return None
     ticks = [int(word) for word in words]
-    return (ticks[7], sum(ticks)) if len(ticks) == 8 else None
+    return (ticks[7], sum(ticks) - ticks[3] - ticks[4]) if len(ticks) == 8 else None
 
 
 def _pressure_seconds() -> float | None:

@@ -280,6 +280,27 @@ def test_waiting_for_a_core_is_measured_while_entered(tmp_path: Path, monkeypatc
     assert (host.pressure_share, host.wait_share) == (0.5, 0.5)
 
 
+def test_loop_with_one_busy_thread_on_many_cores_shows_its_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A loop on a GPU: torch could use 64 threads, one works, and it waits half of its time for a core.
+    thread = tmp_path / "self" / "task" / "7"
+    thread.mkdir(parents=True)
+    (thread / "schedstat").write_text("0 0 9\n")
+    monkeypatch.setattr(host_load, "_SELF", tmp_path / "self")
+    load = host_load.HostLoad()
+    with load.watched():
+        (thread / "schedstat").write_text("5000000000 5000000000 9\n")
+    assert load.host(threads=64, cpu_seconds=5.0, wall_seconds=10.0).wait_share == 0.5
+
+
+def test_steal_on_a_few_busy_cores_of_many_is_not_diluted(stat: Path) -> None:
+    load = host_load.HostLoad()
+    with load.watched():  # 64 cores, of which one works and loses a third of its time
+        stat.write_text("cpu 200 0 100 7100 0 0 0 100 0 0\n")
+    assert load.host(threads=64, cpu_seconds=1.0, wall_seconds=1.0).steal_share == pytest.approx(1 / 3)
+
+
 def test_wait_for_cores_is_none_where_the_kernel_does_not_report_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +329,7 @@ def test_steal_is_measured_while_entered(stat: Path) -> None:
         stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
     stat.write_text("cpu 160 0 110 810 0 0 0 900 999 0\n")
     host = load.host(threads=4, cpu_seconds=6.0, wall_seconds=2.0)
-    assert host.steal_share == pytest.approx(0.20)
+    assert host.steal_share == pytest.approx(20 / 90), "10 of the ticks were idle"
     assert host.cpu_share == pytest.approx(0.75)
     assert host.threads == 4
 
