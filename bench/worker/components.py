@@ -92,19 +92,30 @@ class Model:
     def evaluations(self) -> int:
         """Return how often a loop evaluates the model; second-order schedulers evaluate more often than once per step.
 
+        The scheduler makes all its steps once with a small tensor: some fail with very few or very many steps, each
+        with an error of its own.
+
         Raises:
-            SkipError: the scheduler does not support this number of steps.
+            SkipError: the scheduler does not support this number of steps, or the task has no step.
         """
-        scheduler = self.scheduler()
+        scheduler, case = self.scheduler(), self.case
+        skipped = case.steps - int(case.steps * STRENGTH) if self.task == "image-to-image" else 0
+        if skipped == case.steps:
+            raise SkipError(f"image-to-image at strength {STRENGTH:g} has no step of {case.steps}")
         try:
-            scheduler.set_timesteps(self.case.steps)
-        except ValueError as error:
-            raise SkipError(f"{self.case.scheduler} does not support {self.case.steps} steps: {error}") from None
-        count = len(scheduler.timesteps)
-        if self.task != "image-to-image":
-            return count
-        skipped = self.case.steps - min(int(self.case.steps * STRENGTH), self.case.steps)
-        return count - skipped * int(scheduler.order)
+            scheduler.set_timesteps(case.steps)
+            first = skipped * int(scheduler.order)
+            if first and hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(first)
+            steps = scheduler.timesteps[first:]
+            sample = self.torch.ones(1, 4, 8, 8)
+            for step in steps:
+                scaled = scheduler.scale_model_input(sample, step)
+                sample = scheduler.step(self.torch.zeros_like(scaled), step, sample).prev_sample
+        except Exception as error:  # each scheduler raises errors of its own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise SkipError(f"{case.scheduler} does not support {case.steps} steps: {reason}") from None
+        return len(steps)
 
     def flops(self) -> Flops:
         """Count the FLOPs of an evaluation and of a whole batch on the meta device.

@@ -120,6 +120,11 @@ def loops() -> dict[str, Any]:
         f"{name} half-way": replace(tiny, task="image-to-image", scheduler=name, steps=10)
         for name in ("ddim", "heun", "pndm", "kdpm2-a", "dpmpp-2s")
     }
+    cases |= {
+        "image-to-image of one step": replace(tiny, task="image-to-image", steps=1),
+        "kdpm2-a of two steps": replace(tiny, scheduler="kdpm2-a", steps=2),
+        "heun of one step": replace(tiny, scheduler="heun", steps=1),
+    }
     for name in axes.ATTENTIONS:
         cases[f"attention {name}"] = replace(tiny, attention=name)
         cases[f"attention {name} written out"] = replace(tiny, model="tiny-ddpm", attention=name)
