@@ -17,6 +17,7 @@ two hosts may differ.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -212,6 +213,11 @@ class Lease:
         silences = [self._observations[name].silent_seconds for name in self.blocking if name in self._observations]
         return EXPIRY_SECONDS - min(silences, default=0.0)
 
+    @property
+    def _unborn(self) -> str:
+        """Return the begin of the names of files that become claims. A killed process may leave one."""
+        return f"{self.path.name}.new-lease-"
+
     def _read_claims(self) -> dict[str, bytes]:
         """Return {file name: record} of all claims."""
         prefix = self._claim_path("").name
@@ -250,21 +256,30 @@ class Lease:
         return not self.blocking
 
     def _create(self, claim: Path, record: bytes) -> bool:
-        """Create a claim; return False if it exists."""
+        """Create a claim that holds its record from the first instant, if hard links work; return False if it exists.
+
+        Without hard links a process that is killed between the two acts leaves an empty claim, which must expire.
+        """
+        new = self.path.with_name(f"{self._unborn}{secrets.token_hex(8)}")
         try:
-            file = claim.open("xb")
+            _write_new(new, record)
+            try:
+                os.link(new, claim)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # the process that has just taken the lease has deleted the file
+                return False
+            except OSError:
+                _write_new(claim, record)
         except FileExistsError:
             return False
-        try:
-            with file:
-                file.write(record)
-                file.flush()
-                durable.sync_descriptor(file.fileno())
-            with contextlib.suppress(OSError):  # some mounts have one fixed mode
-                claim.chmod(_READABLE)
         except BaseException:
-            claim.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if claim.read_bytes() == record:
+                    claim.unlink()
             raise
+        finally:
+            new.unlink(missing_ok=True)
         return True
 
     def _confirm(self, claim: Path, dead: Mapping[str, bytes]) -> bool:
@@ -276,6 +291,8 @@ class Lease:
             if is_confirmed:
                 for name in claims:
                     self.path.with_name(name).unlink(missing_ok=True)
+                for unborn in self.path.parent.glob(f"{glob.escape(self._unborn)}*"):
+                    unborn.unlink(missing_ok=True)
         except BaseException:
             claim.unlink(missing_ok=True)
             raise
@@ -307,6 +324,25 @@ class Lease:
     def _number(self, name: str) -> int:
         digits = name.removeprefix(self._claim_path("").name)
         return int(digits) if digits.isdecimal() else 0
+
+
+def _write_new(path: Path, record: bytes) -> None:
+    """Create a file that holds a record, and sync it.
+
+    Raises:
+        OSError: the file exists, or cannot be written; then it is deleted again.
+    """
+    file = path.open("xb")
+    try:
+        with file:
+            file.write(record)
+            file.flush()
+            durable.sync_descriptor(file.fileno())
+        with contextlib.suppress(OSError):  # some mounts have one fixed mode
+            path.chmod(_READABLE)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read_holder(path: Path) -> Holder | None:

@@ -13,9 +13,9 @@ from provision.relocation.move_pair import MovePair
 from provision.relocation.undo_merge import UndoMergeStep
 from provision.relocation.undo_move import MoveHistory, UndoMove
 from provision.setup.undo_look_ahead import UndoLookAhead
-from provision.setup.undo_steps import UndoFile, UndoFolder, UndoLink, UndoLinkTexts, UndoVariable
+from provision.setup.undo_steps import UndoFile, UndoFolder, UndoHomeRecord, UndoLink, UndoLinkTexts, UndoVariable
+from provision.volume import home_record, link_uses
 from provision.volume import journal_acts as acts
-from provision.volume import link_uses
 from provision.volume.journal_paths import PathMap
 from provision.volume.owner import current
 
@@ -178,7 +178,7 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                 digests = tuple(dict.fromkeys(change.sha256 for change in changes))
                 built.append(UndoFile(act.path, changes[0].backup, changes[0].mode, digests, journal))
             case acts.FolderCreation() | acts.TargetCreation() if once(f"folder {act.path}"):
-                built.append(UndoFolder(act.path, journal, undo.others(act.path)))
+                built += _undo_folder(undo, act.path)
             case acts.VariableChange() if once(f"variable {act.name}"):
                 values = [act.value, undo.paths.earlier_text(act.value)]
                 built.append(UndoVariable(root, act.name, values, act.was, journal))
@@ -232,6 +232,13 @@ def _link_paths(run_acts: Sequence[ReadAct]) -> set[Path]:
     paths = {path for act in run_acts if isinstance(act, acts.LinkBatch) for path in act.paths}
     paths |= {act.path for act in run_acts if isinstance(act, acts.MoveLink | acts.EnvironmentLink)}
     return paths | {act.source for act in run_acts if isinstance(act, acts.MoveAct)}
+
+
+def _undo_folder(undo: _Undo, path: Path) -> list[Step]:
+    folder = UndoFolder(path, undo.journal, undo.others(path))
+    if path == home_record.record_file(undo.home).parent:
+        return [UndoHomeRecord(undo.root, undo.home, undo.journal), folder]
+    return [folder]
 
 
 def _undo_link(undo: _Undo, path: Path, target: Path, was: str | None) -> UndoLink:

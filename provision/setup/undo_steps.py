@@ -13,8 +13,8 @@ from provision.fs.atomic import write_atomic
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import outgoing_links, preflight
 from provision.relocation.undo_move import kept_for
+from provision.volume import home_record, relink, variables
 from provision.volume import journal_acts as acts
-from provision.volume import relink, variables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -203,6 +203,34 @@ class UndoFolder(_UndoStep):
         self.journal.record(acts.FolderRemoval(self.path))
         self.path.rmdir()
         durable.sync_folder(self.path.parent)
+
+
+class UndoHomeRecord(_UndoStep):
+    """Removes the root from the record in the home, if no link of the home leads to it any more."""
+
+    def __init__(self, root: Root, home: Path, journal: Journal) -> None:
+        """Take the root that the run marked, and the home."""
+        super().__init__(journal)
+        self.name = "record in the home"
+        self.root = root
+        self.home = home
+
+    def describe(self) -> str:
+        """Return the line of the plan."""
+        return f"remove {self.root.path} from {home_record.record_file(self.home)} if no link leads to it"
+
+    def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a record has no deeper check)
+        """Check whether the record lists the root without a link."""
+        entry = home_record.used(self.home, self.root)
+        if entry is None:
+            return Check(State.OK, f"the home has no record of {self.root.path}")
+        if entry.paths:
+            return Check(State.OK, f"the record stays, because {entry.paths[0]} leads to {self.root.path}")
+        return Check(State.DRIFTED, f"the record lists {self.root.path}, to which no link leads")
+
+    def apply(self) -> None:
+        """Remove the root from the record."""
+        home_record.forget_unused(self.home, self.root)
 
 
 class UndoVariable(_UndoStep):

@@ -113,6 +113,15 @@ def forget(home: Path, root: Root, path: Path) -> None:
             record_file(home).unlink()
 
 
+def forget_unused(home: Path, root: Root) -> None:
+    """Remove a root without paths from the record; a record without roots is deleted."""
+    changed = [row for row in read(home) if row.path != str(root.path) or row.paths]
+    if changed:
+        _write(home, changed)
+    else:
+        record_file(home).unlink(missing_ok=True)
+
+
 def _write(home: Path, rows: list[UsedRoot]) -> None:
     write_atomic(record_file(home), _content(rows))
 

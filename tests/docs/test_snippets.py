@@ -60,11 +60,12 @@ INSTEAD = {
         "pytest -p bench.pytest_plugin --pyargs bench.suites --diffusion-suite precision --collect-only -q"
     ),
 }
-# A plan of something to do ends with 3, and make with 2.
+# A plan of something to do ends with 3, and make with 2. OLDNAME stands for a host that the sandbox does not have.
 EXPECTED_EXIT = {
     "make plan": 2,
     ".venv/bin/provision models pull stable-diffusion-v1-5@fp16 --dry-run": 3,
     ".venv/bin/provision relocate ~/work --dry-run": 3,
+    ".venv/bin/provision repair --root /data --adopt OLDNAME": 2,
 }
 # The sandbox's environment has no real torch, which the examples need.
 IN_ENVIRONMENT = ".venv/bin/provision env run -- python"

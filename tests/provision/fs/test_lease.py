@@ -328,3 +328,19 @@ def test_record_has_the_identity_of_its_process() -> None:
     identity = process_identity.current()
     row = json.loads(Holder(identity, "t", "then").to_bytes(3))
     assert row == {**asdict(identity), "token": "t", "started": "then", "renewals": "000000000003"}
+
+
+def test_process_that_is_killed_before_its_claim_exists_blocks_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    lock = folder / "lock"
+    code = (
+        "import os, sys; from pathlib import Path; from provision.fs.lease import Lease; "
+        "os.link = lambda *_: os._exit(9); Lease(Path(sys.argv[1])).take()"
+    )
+    assert subprocess.run([sys.executable, "-I", "-c", code, lock], check=False, cwd=CHECKOUT).returncode == 9
+    assert len(list(folder.iterdir())) == 1
+    lease = Lease(lock)
+    assert lease.take()
+    assert [path.name for path in folder.iterdir()] == ["lock.lease-1"], "the rest of the killed process is deleted"
+    lease.release()
