@@ -131,7 +131,8 @@ def environ(root: Root, **more: str) -> dict[str, str]:
 def provision(root: Root, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run `provision models` with this root."""
     words = [sys.executable, "-m", "provision", "models", *argv, "--host", str(root.path.parent / "host.toml")]
-    variables = environ(root, PYTHONPATH=str(CHECKOUT)) | more
+    # This home has no link to the hub of the volume, so the variable names the hub.
+    variables = environ(root, PYTHONPATH=str(CHECKOUT), HF_HUB_CACHE=str(root.hub)) | more
     return subprocess.run(
         [*words, "--root", str(root.path)], capture_output=True, text=True, check=False, env=variables
     )

@@ -240,6 +240,8 @@ def _run(command: _Command, screen: output.Screen, started: float) -> Exit:
             outcomes = _converge(command, steps, screen)
         else:
             outcomes = step.check_all(steps, deep=name == "verify", listen=screen.listen)
+            if command.dry_run and _would_apply(command, steps, outcomes):
+                _require_marker(command)
     finally:
         screen.end()
     if name == "plan" or command.dry_run:
@@ -261,8 +263,7 @@ def _converge(command: _Command, steps: list[step.Step], screen: output.Screen) 
     final = _outcomes_without_apply(command, steps, screen)
     if final is not None:
         return final
-    if command.name in {"repair", "undo", "mirrors restore"}:
-        marker.require(root)
+    _require_marker(command)
     with run_lock.holding(root, again(), waiting(command.options)) as has_waited:
         if has_waited:  # the other run has changed the host, so the steps and their checks are out of date
             steps = command.build()
@@ -281,15 +282,30 @@ def _outcomes_without_apply(command: _Command, steps: list[step.Step], screen: o
     from provision.core import step
 
     outcomes = step.check_all(steps, listen=screen.watch)
-    is_blocked = any(
-        (item.essential or command.all_or_nothing) and outcome.error
-        for item, outcome in zip(steps, outcomes, strict=True)
-    )
-    if not is_blocked and any(outcome.after is step.State.DRIFTED for outcome in outcomes):
+    if _would_apply(command, steps, outcomes):
         return None
     for item, outcome in zip(steps, outcomes, strict=True):  # the outcomes are final, so print them
         screen.listen(item, outcome)
     return outcomes
+
+
+def _would_apply(command: _Command, steps: list[step.Step], outcomes: list[Outcome]) -> bool:
+    """Return whether a run applies a step: one has drifted, and no step stops the run before."""
+    from provision.core import step
+
+    is_blocked = any(
+        (item.essential or command.all_or_nothing) and outcome.error
+        for item, outcome in zip(steps, outcomes, strict=True)
+    )
+    return not is_blocked and any(outcome.after is step.State.DRIFTED for outcome in outcomes)
+
+
+def _require_marker(command: _Command) -> None:
+    """Check the marker for a command that never makes one, so that its dry run ends as the run does."""
+    from provision.volume import marker
+
+    if command.name in {"repair", "undo", "mirrors restore"}:
+        marker.require(command.plan.root)
 
 
 def during(work: str, options: OutputOptions) -> AbstractContextManager[None]:

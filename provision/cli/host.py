@@ -75,7 +75,7 @@ def relocate(
         plan = resolve_host(place.root, place.host, place.envs, offline=True)
         label, folder = tool_caches.parse_argument(path, to, plan.home)
         plan = plan.with_relocated(folder)
-        relocated_folders.require_present(plan, folder)
+        relocated_folders.require_present(plan, folder, is_target_named=to is not None)
         only = {"volume", f"relocate {label}", "relink.sh"}
         options = OutputOptions.of(output_flags)
         return run_steps("relocate", plan, options, dry_run=dry_run, only=only)

@@ -101,10 +101,12 @@ class Root:
     def hub_in_use(self) -> Path:
         """Return the hub cache that a program of this process uses, by huggingface_hub's own rule.
 
-        The volume's hub cache takes the place of the home's default one, to which a lost link should lead.
+        The volume's hub cache takes the place of the home's default one, to which a lost link should lead. If a link
+        of the user leads to another folder, that one is in use.
         """
         folders = client_folders(os.environ, Path.home())
-        is_volume_hub = self.hub.exists() and (folders.variable is None or is_same_place(folders.hub, self.hub))
+        is_default = folders.variable is None and not _is_linked(folders.hub)
+        is_volume_hub = self.hub.exists() and (is_default or is_same_place(folders.hub, self.hub))
         return self.hub if is_volume_hub else folders.hub
 
     @property
@@ -135,6 +137,11 @@ def is_same_place(path: Path, other: Path) -> bool:
         return path.samefile(other)
     except OSError:
         return False
+
+
+def _is_linked(hub: Path) -> bool:
+    """Return whether the default hub cache, or a folder above it up to ~/.cache, is a link to an existing folder."""
+    return any(path.is_symlink() and path.exists() for path in (hub, *hub.parents[:2]))
 
 
 def linked_root(link: Path) -> Root | None:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from provision.config.host import Folder
 from provision.core.errors import SpecError
 from provision.host import tool_caches
-from provision.volume import absence
+from provision.volume import absence, links
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from provision.config.host import Relocated
     from provision.setup.host_plan import HostPlan
 
 
-def require_present(plan: HostPlan, entry: Relocated) -> None:
+def require_present(plan: HostPlan, entry: Relocated, *, is_target_named: bool = True) -> None:
     """Require that a folder of the user exists, in its place or on the volume. A cache may still be missing.
 
     While the volume is absent nothing is required, because its check has the better message.
 
+    Args:
+        plan: the host plan.
+        entry: the folder to relocate.
+        is_target_named: the command names the folder on the volume, so another owner's folder is meant, too.
+
     Raises:
-        SpecError: the folder does not exist, as after a typing error.
+        SpecError: the folder does not exist, as after a typing error; or only another owner's folder of its name does.
     """
     root = plan.root
     if not isinstance(entry, Folder) or (not root.marker.is_file() and absence.sign(root, plan.home, [])):
@@ -31,4 +38,14 @@ def require_present(plan: HostPlan, entry: Relocated) -> None:
         names = ", ".join((*tool_caches.NAMES, "conda"))
         raise SpecError(
             f"{folder.source} does not exist, so it cannot be relocated. Name a folder that exists, or a cache: {names}"
+        )
+    if os.path.lexists(folder.source) or is_target_named:
+        return
+    inside = os.path.relpath(folder.target, root.path).replace(os.sep, "/")
+    owners = {row.owner for row in links.read(root).rows if row.target == inside}
+    others = sorted(str(owner) for owner in owners if owner is not None)
+    if others and not owners & {None, current(plan.home)}:
+        raise SpecError(
+            f"{folder.source} does not exist, and {folder.target} was relocated by {others[0]}. To use that folder "
+            f"here too, name it: provision relocate {shlex.quote(str(folder.source))} --to {shlex.quote(inside)}"
         )

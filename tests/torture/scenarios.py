@@ -205,6 +205,8 @@ def without_root(field: Field, entries: Reading) -> Reading:
 
 def same(actual: Reading, expected: Reading) -> None:
     """Assert that two readings are equal."""
+    # A power loss may leave the folder in which the features of a file system are tested; a later test deletes it.
+    actual = {path: entry for path, entry in actual.items() if "/.firstlight-probe-" not in path}
     missing = sorted(set(expected) - set(actual))
     unexpected = sorted(set(actual) - set(expected))
     different = sorted(path for path in set(actual) & set(expected) if actual[path] != expected[path])
