@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from provision.core.client_folders import client_folders
@@ -18,9 +18,13 @@ _CHECKOUT_ENVS = _PACKAGED_ENVS.parent.parent / "envs"
 
 @dataclass(frozen=True)
 class Root:
-    """Name the files and folders inside firstlight's root on the volume."""
+    """Name the files and folders inside firstlight's root on the volume.
+
+    `has_own_hub`: this home keeps a hub cache of its own, so it does not use the one that another home has on the root.
+    """
 
     path: Path
+    has_own_hub: bool = field(default=False, compare=False)
 
     @property
     def state(self) -> Path:
@@ -105,7 +109,7 @@ class Root:
         of the user leads to another folder, that one is in use.
         """
         folders = client_folders(os.environ, Path.home())
-        is_default = folders.variable is None and not _is_linked(folders.hub)
+        is_default = folders.variable is None and not self.has_own_hub and not _is_linked(folders.hub)
         is_volume_hub = self.hub.exists() and (is_default or is_same_place(folders.hub, self.hub))
         return self.hub if is_volume_hub else folders.hub
 

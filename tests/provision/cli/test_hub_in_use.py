@@ -85,7 +85,18 @@ def test_pull_fills_the_hub_that_a_program_of_this_shell_uses(
     assert "present" in output_of("models", "list", *flags)[1]
 
 
+def test_home_that_does_not_relocate_the_hub_uses_its_own_beside_that_of_another_home(
+    flags: list[object], root: Root, home: Path
+) -> None:
+    root.hub.mkdir(parents=True, exist_ok=True)
+    assert output_of("models", "pull", "m", *flags)[0] == 0
+    assert is_found()
+    assert (home / ".cache/huggingface/hub").is_dir()
+    assert list(root.hub.glob("models--*")) == []
+
+
 def test_hub_of_the_volume_without_its_link_is_reported(flags: list[object], root: Root, home: Path) -> None:
+    Path(str(flags[3])).write_text('relocate = ["huggingface"]\nmodels = ["m"]\n')
     code, text = output_of("models", "pull", "m", *flags)
     assert code == 3
     assert not is_found()

@@ -132,6 +132,7 @@ def test_remove_keeps_a_blob_that_became_needed_during_the_confirmation(
         root.state.mkdir(parents=True)
         root.marker.write_text(json.dumps({"schema": 1, "id": "x"}))
         root.hub.mkdir(parents=True)
+    (tmp_path / "host.toml").write_text('relocate = ["huggingface"]\n')
     root_flags = [*flags, "--root", str(root.path)]
     entries = manifest.load(tmp_path / "envs/models.toml")
 
