@@ -173,7 +173,7 @@ def price(text: str | None) -> float | None:
 
 
 def percent(text: str) -> float:
-    """Return the share of a text such as "3%", as --fail-over takes it; 3 % is 0.03.
+    """Return a percentage such as "3%", the value of --fail-over, as a fraction: 0.03.
 
     Raises:
         SpecError: the text is not a percentage from 0 to below 100.

@@ -88,18 +88,23 @@ KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
 
 
 class Rule(toml.Strict):
-    """Hold one rule. `state`: its worst judgement; `again`: doubtful readings are measured once more.
+    """Hold one rule of rules.toml. A share is a fraction from 0 to 1.
 
-    Shares are parts of one. `warn_below` and `fail_below`: shares of the expected value. `reach`: the share of the data
-    sheet's figure that a healthy GPU is expected to reach; `reach_of`: the same for single GPUs by their name in the
-    table, for an architecture and dtype ("Ada fp32"), or for an architecture. `own_below`: the warning limit where the
-    expected value is the GPU's own. `capped_by`: throttle reasons that excuse a low value if they are active at least
-    `capped_above` of the time.
-    `capped_as_sold`: GPUs for which a software power cap is normal if it is active at least `sold_from` of the time,
-    and the value is at least `sold_below` of the expected one. `field` and `most`: fields of `DeviceFacts`. `key`: a
-    device without a judgement of such a rule is not judged. `only`: the rule holds for readings whose name contains one
-    of these parts. `on`: the kind of device that the rule holds for; None for all. `fewest`: the least number of
-    patterns that a memory test must write to each byte.
+    `state`: the worst judgement that the rule can give. `again`: a reading that violates the rule is measured once more
+    before it counts. `key`: a device that no rule with `key` has judged is not judged. `only`: the rule applies to
+    readings whose name contains one of these strings; empty: to all. `on`: the kind of device that the rule applies to;
+    None: to all.
+
+    `warn_below`, `fail_below`: the limits of the value, as shares of the expected value. `own_below`: the warning limit
+    where the expected value is the GPU's own earlier one. `reach`: the share of the data sheet's figure that a healthy
+    GPU is expected to reach. `reach_of`: the same for a GPU by its name in the table of GPUs, for an architecture and
+    dtype ("Ada fp32"), or for an architecture. `field`: the field of `DeviceFacts` that is judged. `most`: the field
+    with the maximum of that value. `fewest`: the least number of patterns that a memory test must write to each byte.
+
+    `capped_by`: the throttle reasons that excuse a low value. A reason counts if it is active for at least the share
+    `capped_above` of the time. `capped_as_sold`: the GPUs, by their name in the table of GPUs, for which a software
+    power cap is normal. A low value of such a GPU passes if the cap is active for at least the share `sold_from` of the
+    time, and the value is at least the share `sold_below` of the expected one.
     """
 
     kind: Kind

@@ -32,7 +32,7 @@ _CHECKED = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Dep
 
 
 def pull(work: Pull, emit: Callable[[str], None], *, quiet: bool, dry_run: bool) -> ModelRow:
-    """Report the plan of a pull, and run it; an error becomes the error of the row.
+    """Print the plan of a pull, run the pull, and return its result. An error is stored in the result, not raised.
 
     Args:
         work: the pull.

@@ -99,7 +99,7 @@ class TreeMerge:
         self._first: dict[int, str] = {}
 
     def look(self) -> list[MergeEntry]:
-        """Compare both folders, byte by byte where both have a name, and return an entry for each path."""
+        """Return the action for each entry of the original; files of one path are compared byte by byte."""
         self._marks = dict(marks(self.original))
         self._first.clear()
         return list(self._compare(self.original, self.target, ""))

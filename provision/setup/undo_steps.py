@@ -237,7 +237,10 @@ class UndoVariable(_UndoStep):
     """Restores a variable in variables.sh on the volume."""
 
     def __init__(self, root: Root, name: str, values: Sequence[str | None], was: str | None, journal: Journal) -> None:
-        """Take the name, the run's value by present and by earlier paths, and the earlier value (None: not set)."""
+        """Take the name of the variable, the value that the run set, and the value before the run (None: not set).
+
+        `values` has the run's value twice: with the present path of the volume, and with its path during the run.
+        """
         super().__init__(journal)
         self.name = f"variable {name}"
         self.root, self.variable = root, name

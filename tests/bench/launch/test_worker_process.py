@@ -172,7 +172,9 @@ def test_time_without_a_core_extends_the_deadline(run: Callable[..., Result], mo
     assert run(GOOD_ANSWER, seconds=-worker_process._GRACE_SECONDS).status is Status.OK
 
 
-def test_starved_worker_is_reported_as_starved(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_waited_for_a_core_is_reported_as_starved(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(child_process, "waited_seconds", lambda _: 1e6)
     monkeypatch.setattr(worker_process, "_STARVED_SECONDS", 0.0)
     result = run("signal.pause()", seconds=-worker_process._GRACE_SECONDS)

@@ -86,7 +86,7 @@ def test_cases_without_time_share_one_line_and_have_no_rows() -> None:
     assert shown.count(tables.label(late[1].case)) == 1
 
 
-def test_choices_for_the_device_are_in_the_notes() -> None:
+def test_reason_for_a_skipped_dtype_is_in_the_notes() -> None:
     line = "bf16: no kernels on this CPU, about 90 times slower than fp32, left out"
     assert line in tables.notes(a_run(CLEAN, notes=(line,)))
 

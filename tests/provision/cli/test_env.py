@@ -174,7 +174,7 @@ def test_package_from_pip_that_replaces_condas_is_listed(
     assert "MIXED: pip 99.0 from pip replaces" in provision("env", "list", *root_flags).stdout
 
 
-def test_package_from_pip_on_which_condas_depend_is_listed(tmp_path: Path) -> None:
+def test_pip_package_that_a_conda_package_depends_on_is_listed(tmp_path: Path) -> None:
     meta = tmp_path / "conda-meta"
     meta.mkdir()
     record = {

@@ -237,7 +237,9 @@ def test_present_file_that_the_client_has_marked_as_absent_loads(root: Root, ent
     assert isinstance(try_to_load_from_cache(REPO, "model_index.json", cache_dir=root.hub), str)
 
 
-def test_remove_of_the_last_model_takes_what_no_snapshot_links(root: Root, entries: Manifest, hub: Played) -> None:
+def test_remove_of_the_last_model_deletes_blobs_that_no_snapshot_links(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     blobs = work.folder / "blobs"
