@@ -165,16 +165,17 @@ def gc(
     wait: WaitFlag = 0,
     json: JsonFlag = False,
 ) -> None:
-    """Show the size of the backups of earlier runs and delete them. These runs can no longer be undone then."""
+    """Show the backups of this home's earlier runs and delete them. These runs can no longer be undone then."""
 
     def act() -> Exit:
         from provision.cli import output
         from provision.setup import undo as undo_runs
+        from provision.volume.owner import current
         from provision.volume.run_lock import holding, require
 
         stream = sys.stderr if json else sys.stdout
         plan = resolve_host(place.root, place.host, None, offline=True)
-        runs = undo_runs.runs_with_backups(plan.root)
+        runs = undo_runs.runs_with_backups(plan.root, current(plan.home))
         total = sum(run.backup_bytes for run in runs)
         lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in runs]
         print("\n".join([*lines, f"{len(runs)} backups, {total:,} bytes"]), file=stream)

@@ -267,9 +267,9 @@ def _undo_move(undo: _Undo, pair: MovePair) -> UndoMove | UndoMergeStep:
     return UndoMove(pair, undo.root, undo.home, undo.journal, undo.progress, history=history, others=others)
 
 
-def runs_with_backups(root: Root) -> list[JournaledRun]:
-    """Return the runs whose backups still exist."""
-    return [run for run in runs(root) if run.backup.exists()]
+def runs_with_backups(root: Root, owner: Owner) -> list[JournaledRun]:
+    """Return the runs of an owner, and of an unknown one, whose backups still exist."""
+    return [run for run in runs(root) if run.backup.exists() and run.header.owner in {owner, None}]
 
 
 def delete_backups(with_backups: Sequence[JournaledRun]) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -85,11 +86,16 @@ def test_undo_is_blocked_by_a_later_change(home: Path, host: list[object]) -> No
     assert provision("undo", *host[:2]).returncode == 0
 
 
-def test_only_gc_deletes_a_backup(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_only_gc_of_the_same_owner_deletes_a_backup(
+    tmp_path: Path, home: Path, host: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / ".bashrc").write_text("alias x=y\n")
     assert provision("setup", *host).returncode == 0
     backup = tmp_path / "root/.firstlight/backup"
     assert provision("setup", *host).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "node", lambda: "another-host")
+        assert "0 backups" in provision("gc", "--yes", *host[:2]).stdout
     unconfirmed = provision("gc", *host[:2])
     assert unconfirmed.returncode == 2
     assert "10 bytes" in unconfirmed.stdout
