@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 TOGETHER = {"tests/bench/worker/test_sampling.py": "tests/bench/worker/test_measurement.py"}
 # The files that take longest. They begin first, so that the last file to end is a short one.
 LONGEST = (
+    "tests/test_examples.py",
+    "tests/torture/test_two_hosts.py",
+    "tests/docs/test_snippets.py",
     "tests/provision/environments/test_conda_packages.py",
     "tests/provision/environments/test_killed_build.py",
     "tests/bench/worker/checks/test_run.py",
