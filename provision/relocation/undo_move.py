@@ -273,7 +273,7 @@ class UndoMove:
                 raise BlockedError(f"{copy.path} belongs to another user. Look at it: ls -ld {copy.path}")
             total = tree.measure(original)
             totals = {"bytes": total.data, "files": total.files, "files proved": total.files}
-            progress = lambda count, unit: self.progress(count, totals[unit], unit)  # noqa: E731
+            progress = lambda count, unit: self.progress(count, totals[unit], unit)  # noqa: E731 (a def is longer)
             TreeCopy([(original, copy)], progress, kept=self._kept).run()
             copy.sync_file_system()
 

@@ -40,7 +40,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Answer:
-    """Hold the end of one command: its words, exit code, JSON object (None without one) and messages."""
+    """Hold the result of one command: its words, exit code, JSON object (None if it printed none) and messages."""
 
     words: list[str]
     code: int
