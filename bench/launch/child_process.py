@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 DONE, ENDED, LATE = "done", "ended", "late"
+_READ, _EMPTY, _CLOSED = "read", "empty", "closed"
 _END_SECONDS = 10.0
 _TAIL_LINES = 8
 _TAIL_BYTES = 8192
+_BLOCK_BYTES = 1 << 16
 _MAX_LINE_BYTES = 16 << 20  # a thousand times the longest event
 
 
@@ -70,12 +72,12 @@ def listen(
                 polled = time.monotonic()
             if not events:
                 continue
-            rest, closed = _drain(pipe, rest, deadline, receive)
             if ending in events:
-                return ENDED, rest
+                return ENDED, _drain(pipe, rest, deadline, receive)
+            rest, state = _read_block(pipe, rest, receive)
             if is_done():
                 return DONE, rest
-            if closed:
+            if state == _CLOSED:
                 ready.unregister(pipe)
                 if ending is None:
                     break
@@ -99,24 +101,32 @@ def _ending(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _drain(pipe: int, rest: bytes, deadline: float, receive: Callable[[bytes], None]) -> tuple[bytes, bool]:
-    """Read the bytes that the pipe holds now, and pass each complete line to `receive`.
+def _read_block(pipe: int, rest: bytes, receive: Callable[[bytes], None]) -> tuple[bytes, str]:
+    """Read one block of bytes from the pipe, and pass each complete line to `receive`.
+
+    One block, since a process that writes without a pause never leaves the pipe empty.
 
     Returns:
-        The line that is not complete yet, and whether the pipe is closed.
+        The line that is not complete yet, and _READ, _EMPTY (nothing to read now) or _CLOSED.
     """
-    while time.monotonic() < deadline:
-        try:
-            block = os.read(pipe, 1 << 16)
-        except BlockingIOError:
-            return rest, False
-        if not block:
-            return rest, True
-        *lines, rest = (rest + block).split(b"\n")
-        rest = rest[-_MAX_LINE_BYTES:]
-        for line in lines:
-            receive(line)
-    return rest, False
+    try:
+        block = os.read(pipe, _BLOCK_BYTES)
+    except BlockingIOError:
+        return rest, _EMPTY
+    if not block:
+        return rest, _CLOSED
+    *lines, rest = (rest + block).split(b"\n")
+    for line in lines:
+        receive(line)
+    return rest[-_MAX_LINE_BYTES:], _READ
+
+
+def _drain(pipe: int, rest: bytes, deadline: float, receive: Callable[[bytes], None]) -> bytes:
+    """Pass the complete lines that the pipe still holds to `receive`, and return the line that is not complete."""
+    state = _READ
+    while state == _READ and time.monotonic() < deadline:
+        rest, state = _read_block(pipe, rest, receive)
+    return rest
 
 
 def waited_seconds(pid: int) -> float:

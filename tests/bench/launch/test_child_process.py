@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import os
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from bench.launch import child_process
@@ -16,20 +15,25 @@ if TYPE_CHECKING:
 
 def test_process_that_writes_all_the_time_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
     # A GPU may generate images faster than twice a second; its clock and temperature must still be read.
-    monkeypatch.setattr(child_process, "time", Ticking(0.1))
-    lines: list[bytes] = []
-    polls: list[int] = []
-    echo = [sys.executable, "-u", "-c", "import sys\nfor line in sys.stdin: print(line, end='')"]
-    with subprocess.Popen(echo, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
-        assert process.stdin is not None
+    clock = Ticking(0.1)
+    monkeypatch.setattr(child_process, "time", clock)
+    polls: list[None] = []
+    reader, writer = os.pipe()
 
-        def receive(line: bytes) -> None:
-            lines.append(line)
-            process.stdin.write(b"another\n")  # type: ignore[union-attr]
+    def answer(_line: bytes) -> None:
+        os.write(writer, b"another\n")  # the pipe is never empty
 
-        process.stdin.write(b"one\n")
-        child_process.listen(
-            process, math.inf, b"", receive, lambda: len(lines) >= 20, lambda: polls.append(len(lines))
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as process:
+        process.stdout = os.fdopen(reader, "rb", buffering=0)
+        os.write(writer, b"one\n")
+        end, _ = child_process.listen(
+            process,
+            clock.now + 100,
+            b"",
+            answer,
+            lambda: len(polls) >= 3,
+            lambda: polls.append(None),
         )
         child_process.end(process)
-    assert any(polls)
+    os.close(writer)
+    assert end == child_process.DONE
