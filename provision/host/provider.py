@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.config import host as host_config
 from provision.config import toml
-from provision.core import layout
+from provision.core import client_folders, layout
+from provision.core.errors import BlockedError
 from provision.host import tool_caches
+from provision.volume import links
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,7 +59,7 @@ def choose(
     """Return the root of this run.
 
     The order is: the flag, host.toml, the root to which the links of this home lead, the root of the only matching
-    profile, and the user's data folder.
+    profile, and the user's data folder. `root.has_own_hub` is set.
 
     Args:
         flag: the value of --root, or None.
@@ -67,7 +71,18 @@ def choose(
     Raises:
         SpecError: a profile cannot be read.
     """
-    candidates = detect(load(envs), environ)
+    chosen = _choose(flag, host, detect(load(envs), environ), environ, home)
+    return replace(chosen, root=replace(chosen.root, has_own_hub=_has_own_hub(chosen, home)))
+
+
+def _choose(
+    flag: str | None,
+    host: host_config.HostSpec,
+    candidates: Sequence[ProfileMatch],
+    environ: Mapping[str, str],
+    home: Path,
+) -> ResolvedRoot:
+    """Return the root as `choose` does, without `has_own_hub`."""
     matches = [match for match in candidates if match.root is not None]
     match = matches[0] if len(matches) == 1 else None
     linked = next(filter(None, map(layout.linked_root, tool_caches.link_paths(environ, home))), None)
@@ -100,6 +115,17 @@ def choose(
     if match is not None and root.path == match.root:
         default = match.profile.relocate
     return ResolvedRoot(root, reason, match, candidates, default if host.relocate is None else host.relocate)
+
+
+def _has_own_hub(chosen: ResolvedRoot, home: Path) -> bool:
+    """Return whether neither the list of folders to relocate nor a record of this home has the home's hub cache."""
+    if "huggingface" in chosen.relocate:
+        return False
+    hub = client_folders.default_hub(home)
+    with contextlib.suppress(BlockedError):  # the steps report a record that cannot be read
+        recorded = [*links.recorded(chosen.root, current(home)), *links.of_unknown_owner(chosen.root, home)]
+        return all(link.path not in {hub, *hub.parents} for link in recorded)
+    return False
 
 
 def load(envs: Path) -> dict[str, host_config.Profile]:

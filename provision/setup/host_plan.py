@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provision.config import host as host_config
-from provision.core import client_folders, layout
-from provision.core.errors import BlockedError, SpecError
+from provision.core import layout
+from provision.core.errors import SpecError
 from provision.host import provider
-from provision.volume import links
-from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -168,17 +165,5 @@ def resolve(
             f"{name!r} is no name of an environment. Use letters, digits, '.', '_' and '-', with no leading sign."
         )
     chosen = provider.choose(root, spec, folder, os.environ, Path.home())
-    chosen = replace(chosen, root=replace(chosen.root, has_own_hub=_has_own_hub(chosen, Path.home())))
     changed = spec.model_copy(update=given)
     return HostPlan(HostDefinition(changed, folder), chosen, Path.home(), offline, retry, changed.mirror)
-
-
-def _has_own_hub(chosen: ResolvedRoot, home: Path) -> bool:
-    """Return whether neither the host's list nor a record of this home names the hub cache as relocated."""
-    if "huggingface" in chosen.relocate:
-        return False
-    hub = client_folders.default_hub(home)
-    with contextlib.suppress(BlockedError):  # the steps report a record that cannot be read
-        recorded = [*links.recorded(chosen.root, current(home)), *links.of_unknown_owner(chosen.root, home)]
-        return all(link.path not in {hub, *hub.parents} for link in recorded)
-    return False

@@ -341,3 +341,14 @@ def logged_requests() -> list[dict[str, Any]]:
 
 def test_outcome_has_the_status_and_the_first_line_of_the_reason() -> None:
     assert measure_cases.outcome(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"
+
+
+def test_run_uses_the_home_s_own_hub_beside_that_of_another_home(tmp_path: Path, home: Path) -> None:
+    host = tmp_path / "host.toml"
+    host.write_text("relocate = []\n")
+    (tmp_path / "cache/huggingface/hub").mkdir(parents=True)
+    root = suite_run.find_root(replace(request_in(tmp_path, 1), host=host))
+    assert root.hub_in_use == home / ".cache/huggingface/hub"
+    host.write_text('relocate = ["huggingface"]\n')
+    root = suite_run.find_root(replace(request_in(tmp_path, 1), host=host))
+    assert root.hub_in_use == tmp_path / "cache/huggingface/hub"

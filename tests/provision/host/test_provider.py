@@ -16,6 +16,7 @@ from provision.core.errors import SpecError
 from provision.environments import activation
 from provision.fs import capabilities
 from provision.host import provider, tool_caches
+from provision.volume.owner import current
 from tests.conftest import CHECKOUT
 from tests.provision.run_command import provision
 
@@ -149,6 +150,23 @@ def test_root_is_selected_by_flag_then_host_toml_then_links_then_profile(
     assert chosen(environ={"HERE": "1"}, root=str(tmp_path / "spec")).root.path == tmp_path / "spec"
     assert chosen(str(tmp_path / "flag"), root=str(tmp_path / "spec")).root.path == tmp_path / "flag"
     assert chosen(str(tmp_path / "flag")).relocate == ["huggingface"]
+
+
+@pytest.mark.parametrize(
+    ("relocate", "is_recorded", "has_own_hub"),
+    [([], False, True), (["pip"], False, True), (["huggingface"], False, False), ([], True, False)],
+)
+def test_home_has_its_own_hub_if_neither_its_list_nor_a_record_relocates_it(
+    hosts: Path, home: Path, tmp_path: Path, relocate: list[str], is_recorded: bool, has_own_hub: bool
+) -> None:
+    root = layout.Root(tmp_path / "root")
+    root.state.mkdir(parents=True)
+    if is_recorded:
+        row = {"root": str(root.path), "path": "~/.cache/huggingface", "target": "cache/huggingface"}
+        owner = {"host": current(home).host, "home": str(home)}
+        root.links.write_text(json.dumps({"schema": 2, "links": [owner | row]}))
+    spec = host_config.HostSpec.model_validate({"relocate": relocate})
+    assert provider.choose(str(root.path), spec, hosts, {}, home).root.has_own_hub is has_own_hub
 
 
 def test_sign_without_its_mount_yields_a_warning(hosts: Path, home: Path) -> None:
