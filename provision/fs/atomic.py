@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import stat
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,9 @@ from provision.fs import durable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+PART = re.compile(r"\.part-[0-9]+(-[0-9a-f]{8})?$")  # the end of the name of a file that is not complete yet
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def write_atomic(
@@ -24,10 +29,9 @@ def write_atomic(
         private: make the file readable for this user only, from its creation on.
     """
     durable.make_folders(path.parent)
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    part, descriptor = _new_part(path, 0o600 if private or like is not None else 0o666)
     try:
-        is_narrow = private or like is not None
-        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if is_narrow else 0o666)) as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
             file.flush()
             if like is not None:
@@ -39,3 +43,17 @@ def write_atomic(
         durable.sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _new_part(path: Path, mode: int) -> tuple[Path, int]:
+    """Make the file that becomes `path`, and return its path and a descriptor for writing.
+
+    Its name cannot be predicted, and O_EXCL follows no link: no other user can prepare a link under it, and no
+    process with the same id on another host writes the same file.
+    """
+    while True:
+        part = path.with_name(f"{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            return part, os.open(part, _NEW, mode)
+        except FileExistsError:
+            continue

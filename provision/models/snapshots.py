@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.step import Check, State
 from provision.fs import durable
-from provision.fs.atomic import write_atomic
+from provision.fs.atomic import PART, write_atomic
 from provision.models import shared_store
 from provision.volume.journal_acts import SnapshotRepair
 
@@ -33,7 +33,6 @@ _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 _TREE_FORMAT = 1  # huggingface_hub's TREE_CACHE_FORMAT_VERSION
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # The remainder of a ref that an interrupted process was writing.
-_PART = re.compile(r"\.part-[0-9]+$")
 _Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, size in bytes, None if unknown)}
 
 
@@ -339,7 +338,7 @@ def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned:
     try:
         text = (refs / "main").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        if refs.is_dir() and any(path.is_file() and not _PART.search(path.name) for path in refs.rglob("*")):
+        if refs.is_dir() and any(path.is_file() and not PART.search(path.name) for path in refs.rglob("*")):
             present = [commit for commit in listings if commit in pinned and is_present(commit)]
             return present[-1] if present else None  # another ref names the snapshot
         text = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping  # noqa: TC003 (fields of a dataclass)
@@ -17,6 +16,7 @@ from provision.core.errors import Exit, SpecError
 from provision.core.layout import Root
 from provision.core.step import State
 from provision.fs import copy_file
+from provision.fs.atomic import PART
 from provision.host.tool_caches import RelocatedFolder
 from provision.relocation import move, move_pair, preflight
 from provision.relocation.relink_step import RecordStep
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 Reading = dict[str, object]
 # The temporary name of a file that is being written. Such a file stays after a power loss, as after a kill.
-_PART = re.compile(r"\.part-[0-9]+$")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Field:
         """Return the reading of home and volume, without .firstlight in the root and without temporary files."""
         now, _ = disk.read([self.home, self.volume])
         entries = {path: entry for path, entry in reading(now).items() if not path.startswith(str(self.root.state))}
-        parts = [path for path in entries if _PART.search(path)]
+        parts = [path for path in entries if PART.search(path)]
         only_parts = {str(Path(part).parent) for part in parts}
         only_parts -= {str(Path(path).parent) for path in entries if path not in parts}
         return {path: entry for path, entry in entries.items() if path not in parts and path not in only_parts}
