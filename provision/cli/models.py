@@ -330,8 +330,14 @@ def remove(
 @app.command()
 @flags.expand
 def seed(
-    bind: Annotated[str, typer.Option("--bind", help="The address of the server.")] = "0.0.0.0",  # noqa: S104 (made for the local network)
+    bind: Annotated[
+        str, typer.Option("--bind", help="The address of the server; 0.0.0.0 serves all networks of this host.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="The port; 0 selects a free one.")] = 8090,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar="FIRSTLIGHT_SEED_TOKEN", help="Serve only clients that send this token."),
+    ] = None,
     *,
     place: PlaceFlags,
     manifest: ManifestFlag = None,
@@ -341,28 +347,19 @@ def seed(
     def act() -> Exit:
         from provision.cli import models_output
         from provision.core import layout
-        from provision.models import inventory, seed_server
+        from provision.models import seed_server
 
         context = _context(None, place, manifest)
         with during("checking the models", OutputOptions(False, False, False, False)):
-            cached = inventory.cached_models(context.plan.root, context.manifest)
-            complete = [entry for entry in cached if entry.state == "whole"]
-        models = []
-        for entry in complete:
-            snapshot = inventory.snapshot_of(context.plan.root, entry.model)
-            paths = [file.path for file in entry.model.files]
-            models += [
-                seed_server.served(repo, entry.model.revision, entry.model.license, snapshot, paths)
-                for repo in (entry.model.repo, *entry.model.former_repos)
-            ]
+            names, models = seed_server.complete_models(context.plan.root, context.manifest)
         if not models:
             raise FirstlightError(
                 f"no model of the manifest is complete on this host. Pull one first: `{layout.program()} models pull`."
             )
-        with seed_server.server(models, bind, port) as server:
+        with seed_server.server(models, bind, port, token) as server:
             hosts = seed_server.addresses() if bind == "0.0.0.0" else [bind]  # noqa: S104
-            names = [entry.name for entry in complete]
-            print(models_output.seed_lines(names, hosts, server.server_address[1]), flush=True)
+            lines = models_output.seed_lines(names, hosts, server.server_address[1], needs_token=token is not None)
+            print(lines, flush=True)
             server.serve_forever()
         return Exit.GOOD
 

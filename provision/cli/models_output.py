@@ -245,17 +245,34 @@ def removal_json(name: str, removal: Removal, code: int, *, removed: bool) -> st
     return redact(json.dumps({"schema": SCHEMA, "command": "models remove", **values}))
 
 
-def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int) -> str:
-    """Return the lines that show how another host uses this one as a hub."""
-    lines = [f"serving {', '.join(names)}, read-only, until Ctrl-C. On another host run:"]
-    pull = f"provision models pull {names[0]} --endpoint"
-    lines += [f"  {pull} http://{host}:{port}" for host in hosts or ["THIS-HOST"]]
-    first = hosts[0] if hosts else "THIS-HOST"
+def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int, *, needs_token: bool) -> str:
+    """Return the lines that show how another host uses this one as a hub, and which clients can download.
+
+    Args:
+        names: the served models.
+        hosts: the addresses of the server; only ["127.0.0.1"] if no other host can reach it.
+        port: the port of the server.
+        needs_token: True if a client must send the token.
+    """
+    addresses = [f"http://{host}:{port}" for host in hosts or ["THIS-HOST"]]
+    is_local = all(host.startswith("127.") for host in hosts) and bool(hosts)
+    where = "On this host run:" if is_local else "On another host run:"
+    prefix = "HF_TOKEN=TOKEN " if needs_token else ""
+    lines = [f"serving {', '.join(names)}, read-only, until Ctrl-C. {where}"]
+    for address in addresses:
+        allowed = f" --send-token-to {address}" if needs_token else ""
+        lines.append(f"  {prefix}provision models pull {names[0]} --endpoint {address}{allowed}")
     lines += [
         "or add it permanently to your own catalogue (host.toml: catalogue = FILE):",
-        f'  [hf.lan]\n  url = "http://{first}:{port}"',
+        f'  [hf.lan]\n  url = "{addresses[0]}"',
         "The other host verifies pinned files. For a model with unpinned files it needs --trust-mirror.",
     ]
+    if is_local:
+        lines.append("No other host can reach this address. To serve the networks of this host: --bind 0.0.0.0")
+    elif not needs_token:
+        lines.append(
+            "Every host that reaches this address can download these models. To require a token: --token TOKEN"
+        )
     return "\n".join(lines)
 
 

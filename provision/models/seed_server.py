@@ -5,25 +5,29 @@ Source of the protocol: the requests of huggingface_hub for a snapshot.
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import re
 import socket
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+from provision.models import inventory
+from provision.net.http_server import FilePart, HttpResponse, HttpServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from typing import BinaryIO
+
+    from provision.core.layout import Root
+    from provision.models.manifest import Manifest
+    from provision.net.http_server import HttpLimits, HttpRequest
 
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
-_LARGEST_BODY = 1 << 20  # bytes of a request
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,23 @@ class ServedModel:
         return rows
 
 
+def complete_models(root: Root, manifest: Manifest) -> tuple[list[str], list[ServedModel]]:
+    """Return the names and the servable files of the models that are complete in the hub in use.
+
+    A model has an entry for each of its repository ids, former ones included.
+    """
+    names, models = [], []
+    for cached in inventory.cached_models(root, manifest):
+        if cached.state == "whole":
+            names.append(cached.name)
+            snapshot, paths = inventory.snapshot_of(root, cached.model), [file.path for file in cached.model.files]
+            models += [
+                served(repo, cached.model.revision, cached.model.license, snapshot, paths)
+                for repo in (cached.model.repo, *cached.model.former_repos)
+            ]
+    return names, models
+
+
 def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[str]) -> ServedModel:
     """Return the servable files of a model: those whose blob is named by a hash.
 
@@ -61,13 +82,22 @@ def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[
     return ServedModel(repo, revision, license_, files)
 
 
-def server(models: list[ServedModel], host: str, port: int) -> ThreadingHTTPServer:
+def server(
+    models: list[ServedModel], host: str, port: int, token: str | None = None, limits: HttpLimits | None = None
+) -> HttpServer:
     """Return a server of these models; `serve_forever` runs it.
+
+    Args:
+        models: the models.
+        host: the address of the server.
+        port: the port; 0 selects a free one.
+        token: the token that a client must send (`Authorization: Bearer TOKEN`); None: every client may download.
+        limits: the limits of the server; default: those of HttpLimits.
 
     Raises:
         OSError: the port is in use, or the host does not have the address.
     """
-    return _Server((host, port), _handler({model.repo: model for model in models}, models))
+    return HttpServer((host, port), _Routes(models, token).answer, limits)
 
 
 def addresses() -> list[str]:
@@ -82,151 +112,120 @@ def addresses() -> list[str]:
     return sorted(addresses_found)
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        """Print the traceback of an error, unless the client has closed the connection."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
+class _Routes:
+    """Answers the requests of huggingface_hub for a snapshot of the models.
 
+    Args:
+        models: the models.
+        token: the token that every request must have, or None.
+    """
 
-def _handler(repos: Mapping[str, ServedModel], models: list[ServedModel]) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        server_version = "firstlight"
+    def __init__(self, models: list[ServedModel], token: str | None) -> None:
+        self._models = models
+        self._token = token
 
-        def log_message(self, *_: object) -> None: ...
+    def answer(self, request: HttpRequest) -> HttpResponse:
+        """Return the response to a request."""
+        if self._token is not None and not self._is_allowed(request):
+            return HttpResponse(401, headers={"WWW-Authenticate": "Bearer"})
+        if request.method == "POST":
+            return self._paths_info(request)
+        if request.method in {"GET", "HEAD"}:
+            return self._get(request)
+        return HttpResponse(405, headers={"Allow": "GET, HEAD, POST"})
 
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
+    def _get(self, request: HttpRequest) -> HttpResponse:
+        path = unquote(urlsplit(request.target).path)
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(tree|revision)/([^/]+)/?", path):
+            return self._description(match.group(1), match.group(2), match.group(3))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+            return self._description(match.group(1), "revision", None)
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._file(match.group(1), match.group(2), match.group(3), request.headers.get("range", ""))
+        return _missing("RepoNotFound")
 
-        def do_GET(self) -> None:
-            self.answer(body=True)
+    def _is_allowed(self, request: HttpRequest) -> bool:
+        sent = request.headers.get("authorization", "").encode("latin-1")
+        return hmac.compare_digest(sent, f"Bearer {self._token}".encode())
 
-        def do_POST(self) -> None:
-            """Answer `paths-info`, the listing of some files, which a caching proxy requests."""
-            content = self.body()
-            if content is None:
-                return
-            match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", urlsplit(self.path).path)
-            model = self.model(match.group(1), match.group(2)) if match else None
-            if model is None:
-                self.missing("RepoNotFound")
-                return
-            with suppress(ValueError, TypeError, AttributeError, RecursionError):
-                paths = json.loads(content).get("paths", [])
-                self.json([row for row in model.listing() if row["path"] in paths], body=True)
-                return
-            self.reply(400, b"", {}, body=True)
+    def _paths_info(self, request: HttpRequest) -> HttpResponse:
+        """Answer `paths-info`, the listing of some files, which a caching proxy requests."""
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", urlsplit(request.target).path)
+        model = self._model(match.group(1), match.group(2)) if match else None
+        if model is None:
+            return _missing("RepoNotFound")
+        with suppress(ValueError, TypeError, AttributeError, RecursionError):
+            paths = json.loads(request.body).get("paths", [])
+            return _json([row for row in model.listing() if row["path"] in paths])
+        return HttpResponse(400)
 
-        def body(self) -> bytes | None:
-            """Return the body of a request; None after an error response.
+    def _description(self, repo: str, kind: str, revision: str | None) -> HttpResponse:
+        """Answer `tree` with the listing of a revision, and `revision` with its information; None is any revision."""
+        model = self._model(repo, revision)
+        if model is None:
+            is_served = any(candidate.repo == repo for candidate in self._models)
+            return _missing("RevisionNotFound" if is_served else "RepoNotFound")
+        if kind == "tree":
+            return _json(model.listing())
+        names = [{"rfilename": path} for path in sorted(model.files)]
+        card = {"license": model.license}
+        return _json({"id": repo, "modelId": repo, "sha": model.revision, "siblings": names, "cardData": card})
 
-            After an error the connection is closed, because the rest of the body was not read.
-            """
-            length = self.headers.get("Content-Length", "0")
-            if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]+", length):
-                self.reply(411, b"", {"Connection": "close"}, body=True)
-            elif len(length) > 9 or int(length) > _LARGEST_BODY:
-                self.reply(413, b"", {"Connection": "close"}, body=True)
-            else:
-                return self.rfile.read(int(length))
+    def _model(self, repo: str, revision: str | None) -> ServedModel | None:
+        """Return a model with the files of all entries of its revision; None stands for any revision."""
+        candidates = [
+            candidate
+            for candidate in self._models
+            if candidate.repo == repo and revision in {candidate.revision, "main", None}
+        ]
+        if not candidates:
             return None
+        # Entries with the same repository and revision, such as two variants, form one snapshot.
+        files = {
+            path: blob
+            for candidate in candidates
+            if candidate.revision == candidates[0].revision
+            for path, blob in candidate.files.items()
+        }
+        return ServedModel(repo, candidates[0].revision, candidates[0].license, files)
 
-        def answer(self, *, body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(tree|revision)/([^/]+)/?", path):
-                repo, kind, revision = match.groups()
-                model = self.model(repo, revision)
-                if model is None:
-                    self.missing("RevisionNotFound" if repo in repos else "RepoNotFound", body=body)
-                elif kind == "tree":
-                    self.json(model.listing(), body=body)
-                else:
-                    self.info(model, body=body)
-            elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)) and match.group(1) in repos:
-                self.info(repos[match.group(1)], body=body)
-            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                model = self.model(match.group(1), match.group(2))
-                blob = model.files.get(match.group(3)) if model else None
-                if model is None or blob is None:
-                    self.missing("EntryNotFound" if model else "RepoNotFound", body=body)
-                else:
-                    self.file(blob, model.revision, body=body)
-            else:
-                self.missing("RepoNotFound", body=body)
+    def _file(self, repo: str, revision: str, path: str, range_header: str) -> HttpResponse:
+        """Answer with a file, or with the valid range of it that the request names."""
+        model = self._model(repo, revision)
+        blob = model.files.get(path) if model else None
+        if model is None or blob is None:
+            return _missing("EntryNotFound" if model else "RepoNotFound")
+        try:
+            file = blob.open("rb")
+        except OSError:  # the model was removed after the server had started
+            return _missing("EntryNotFound")
+        size = os.fstat(file.fileno()).st_size
+        first, last = 0, size - 1
+        match = _RANGE.fullmatch(range_header)
+        if match and match.group(2) and int(match.group(2)) < int(match.group(1)):
+            match = None  # an invalid range is ignored (RFC 9110, 14.1.1)
+        if match:
+            first = int(match.group(1))
+            last = min(last, int(match.group(2))) if match.group(2) else last
+            if first >= size:
+                file.close()
+                return HttpResponse(416, headers={"Content-Range": f"bytes */{size}"})
+        headers = {
+            "ETag": f'"{blob.name}"',
+            "X-Repo-Commit": model.revision,
+            "X-Linked-Size": str(size),
+            "X-Linked-Etag": f'"{blob.name}"',
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
+        if match:
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        return HttpResponse(206 if match else 200, FilePart(file, first, last - first + 1), headers)
 
-        def model(self, repo: str, revision: str) -> ServedModel | None:
-            candidates = [
-                candidate for candidate in models if candidate.repo == repo and revision in {candidate.revision, "main"}
-            ]
-            if not candidates:
-                return None
-            # Entries with the same repository and revision, such as two variants, form one snapshot.
-            files = {
-                path: blob
-                for candidate in candidates
-                if candidate.revision == candidates[0].revision
-                for path, blob in candidate.files.items()
-            }
-            return ServedModel(repo, candidates[0].revision, candidates[0].license, files)
 
-        def info(self, model: ServedModel, *, body: bool) -> None:
-            names = [{"rfilename": path} for path in sorted(model.files)]
-            card = {"license": model.license}
-            self.json(
-                {"id": model.repo, "modelId": model.repo, "sha": model.revision, "siblings": names, "cardData": card},
-                body=body,
-            )
+def _json(value: object) -> HttpResponse:
+    return HttpResponse(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-        def file(self, blob: Path, revision: str, *, body: bool) -> None:
-            with blob.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                first, last = 0, size - 1
-                match = _RANGE.fullmatch(self.headers.get("Range", ""))
-                if match and match.group(2) and int(match.group(2)) < int(match.group(1)):
-                    match = None  # an invalid range is ignored (RFC 9110, 14.1.1)
-                if match:
-                    first = int(match.group(1))
-                    last = min(last, int(match.group(2))) if match.group(2) else last
-                    if first >= size:
-                        self.reply(416, b"", {"Content-Range": f"bytes */{size}"}, body=body)
-                        return
-                headers = {
-                    "ETag": f'"{blob.name}"',
-                    "X-Repo-Commit": revision,
-                    "X-Linked-Size": str(size),
-                    "X-Linked-Etag": f'"{blob.name}"',
-                    "Accept-Ranges": "bytes",
-                    "Content-Type": "application/octet-stream",
-                    "Content-Length": str(last - first + 1),
-                }
-                if match:
-                    headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-                self.begin(206 if match else 200, headers)
-                if body and size:
-                    self.send(file, first, last - first + 1)
 
-        def send(self, file: BinaryIO, first: int, count: int) -> None:
-            self.wfile.flush()
-            # sendfile, where the system has it, does not copy the bytes through this process.
-            if self.connection.sendfile(file, first, count) < count:
-                self.close_connection = True  # the file became shorter than the declared length
-
-        def json(self, value: object, *, body: bool) -> None:
-            self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=body)
-
-        def missing(self, code: str, *, body: bool = True) -> None:
-            self.reply(404, b"", {"X-Error-Code": code}, body=body)
-
-        def reply(self, status: int, content: bytes, headers: Mapping[str, str], *, body: bool) -> None:
-            self.begin(status, {**headers, "Content-Length": str(len(content))})
-            if body:
-                self.wfile.write(content)
-
-        def begin(self, status: int, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-    return Handler
+def _missing(code: str) -> HttpResponse:
+    return HttpResponse(404, headers={"X-Error-Code": code})

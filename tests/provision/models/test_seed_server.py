@@ -100,6 +100,13 @@ def seed(cache: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Seed]:
     assert capfd.readouterr().err == ""
 
 
+def raw(seed: Seed, content: bytes) -> bytes:
+    """Send bytes on a new connection, and return all bytes until the server closes it."""
+    with socket.create_connection(("127.0.0.1", seed.port), timeout=600) as line:
+        line.sendall(content)
+        return b"".join(iter(lambda: line.recv(4096), b""))
+
+
 def reset(line: http.client.HTTPConnection) -> None:
     """Close a connection with a TCP reset, as a killed client does."""
     line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -207,19 +214,17 @@ def test_paths_info_lists_the_requested_files(seed: Seed) -> None:
     ("header", "value", "status"),
     [
         ("Content-Length", str(2 << 20), 413),
-        ("Content-Length", "9" * 5000, 413),
-        ("Content-Length", "-1", 411),
-        ("Transfer-Encoding", "chunked", 411),
+        ("Content-Length", "9" * 5000, 400),
+        ("Content-Length", "-1", 400),
+        ("Content-Length", "2\r\nTransfer-Encoding: chunked", 400),
     ],
-    ids=["too large", "too many digits", "negative", "chunked"],
+    ids=["too large", "too many digits", "negative", "both framings"],
 )
 def test_unread_body_closes_the_connection(seed: Seed, header: str, value: str, status: int) -> None:
     head = f"POST {INFO}/paths-info/main HTTP/1.1\r\nHost: x\r\n{header}: {value}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", seed.port), timeout=600) as line:
-        line.sendall(head.encode())
-        response = b"".join(iter(lambda: line.recv(4096), b""))
+    response = raw(seed, head.encode())
     assert response.startswith(f"HTTP/1.1 {status} ".encode())
-    assert b"\r\nConnection: close\r\n" in response
+    assert b"\r\nconnection: close\r\n" in response.lower()
 
 
 def test_client_that_disconnects_causes_no_error(seed: Seed) -> None:
@@ -234,11 +239,50 @@ def test_client_that_disconnects_causes_no_error(seed: Seed) -> None:
     assert seed.request("GET", INFO).status == 200
 
 
-def test_other_error_is_printed(seed: Seed, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_file_that_was_removed_after_the_start_is_not_found(seed: Seed, cache: Path) -> None:
     (cache / "blobs" / BLOBS["empty.txt"]).unlink()
-    with pytest.raises(http.client.RemoteDisconnected):
-        seed.request("GET", f"{PLACE}/empty.txt")
-    assert "FileNotFoundError" in capfd.readouterr().err
+    response = seed.request("GET", f"{PLACE}/empty.txt")
+    assert (response.status, response.headers["X-Error-Code"]) == (404, "EntryNotFound")
+
+
+def test_chunked_body_is_read(seed: Seed) -> None:
+    body = b'{"paths": ["empty.txt"]}'
+    head = f"POST {INFO}/paths-info/main HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    response = raw(seed, head.encode() + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+    assert [row["path"] for row in json.loads(response.partition(b"\r\n\r\n")[2])] == ["empty.txt"]
+
+
+def test_body_of_a_get_is_not_taken_for_the_next_request(seed: Seed) -> None:
+    inner = f"GET {INFO} HTTP/1.1\r\nHost: y\r\n\r\n".encode()
+    head = f"GET {PLACE}/empty.txt HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(inner)}\r\n\r\n"
+    assert raw(seed, head.encode() + inner).count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "TRACE", "OPTIONS"])
+def test_method_that_changes_something_is_refused(seed: Seed, method: str) -> None:
+    assert seed.request(method, INFO).status == 405
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [(None, 401), ("Bearer wrong", 401), ("Bearer ", 401), ("Basic c2VjcmV0", 401), ("Bearer secret", 200)],
+)
+def test_server_with_a_token_serves_only_requests_that_have_it(
+    cache: Path, authorization: str | None, status: int
+) -> None:
+    model = seed_server.served(REPO, REVISION, "mit", cache / "snapshots" / REVISION, list(FILES))
+    with seed_server.server([model], "127.0.0.1", 0, token="secret") as running:  # noqa: S106 (a test's)
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        client = Seed(running.server_address[1])
+        headers = {} if authorization is None else {"Authorization": authorization}
+        for path in (INFO, f"{INFO}/tree/main", f"{PLACE}/empty.txt"):
+            assert client.request("GET", path, None, **headers).status == status
+        assert client.request("POST", f"{INFO}/paths-info/main", b"{}", **headers).status == status
+        running.shutdown()
+        thread.join()
+        for connection in client.open:
+            connection.close()
 
 
 def test_blob_in_a_shared_store_keeps_its_own_name(tmp_path: Path) -> None:
