@@ -15,6 +15,7 @@ from provision.core.redact import redact
 from provision.installers import pip_settings, uv_settings
 from provision.mirrors import index_page
 from provision.net import urls
+from provision.net.page import PageError, read_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from provision.installers.uv import UvSources
 
 _CONNECT_SECONDS = 4.0
-_LARGEST_PAGE_BYTES = 64 << 20
 # These statuses do not show whether the source has the file. An installer may have a password that we do not have.
 _UNCLEAR_STATUSES = {401, 403, 407, 429}
 
@@ -144,6 +144,8 @@ class _IndexQuery:
             self.answer = SourceAnswer(self.source, False, str(error))
         except _UnclearError as error:
             self.answer = SourceAnswer(self.source, None, str(error), is_unclear=True)
+        except PageError as error:
+            self.answer = SourceAnswer(self.source, None, str(error))
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self.answer = SourceAnswer(self.source, None, f"does not answer ({type(error).__name__})")
         except Exception as error:  # a wrong response of one server must not end the other queries
@@ -176,7 +178,7 @@ class _IndexQuery:
                 raise _NotServedError(f"does not have {self.pinned.name}")
             if not response.ok:
                 raise _NotServedError(f"answers {response.status_code}")
-            content = response.raw.read(_LARGEST_PAGE_BYTES, decode_content=True)
+            content = read_page(response, max(0.1, self.deadline - time.monotonic()))
             try:
                 return index_page.read(content, response.headers.get("Content-Type", ""), response.url)
             except index_page.NoIndexError as error:

@@ -21,6 +21,7 @@ from provision.core.errors import FirstlightError
 from provision.lockfiles.requirements import normal
 from provision.mirrors import index_page
 from provision.net import download, urls
+from provision.net.page import PageError, read_page
 from provision.net.resumable_request import Source
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 # the index's address. With this constant address the cache stays valid offline and after a change of the mirror.
 INDEX = "http://firstlight.invalid/simple"
 _PAGE_TIMEOUTS = (3.0, 4.0)  # seconds to connect, seconds without data
-_LARGEST_PAGE = 64 << 20
 _DOWNLOADS_AT_ONCE = 8
 
 
@@ -174,7 +174,8 @@ class FailoverProxy:
                     if file.name == name and (file.sha256 is None or file.sha256 in locked):
                         yield Source(source.name, file.url)
 
-        return self._fetch(name, sources, locked, sizes[0] if sizes else None)
+        # A page may lie about the size, so it is for the progress alone.
+        return self._fetch(name, sources, locked, None, shown_size=sizes[0] if sizes else 0)
 
     def conda_package(self, path: str) -> Path | None:
         """Return the path of a conda package, complete and verified; None where no source delivers it.
@@ -194,10 +195,17 @@ class FailoverProxy:
                 elif channel in source.channels:
                     yield Source(source.name, f"{source.channels[channel]}/{rest}")
 
-        return self._fetch(path.rpartition("/")[2], sources, frozenset({package.sha256}), package.size)
+        size = package.size
+        return self._fetch(path.rpartition("/")[2], sources, frozenset({package.sha256}), size, shown_size=size or 0)
 
     def _fetch(
-        self, name: str, sources: Callable[[], Iterator[Source]], hashes: frozenset[str], size: int | None
+        self,
+        name: str,
+        sources: Callable[[], Iterator[Source]],
+        hashes: frozenset[str],
+        size: int | None,
+        *,
+        shown_size: int,
     ) -> Path | None:
         """Download a file into the store, unless it is there; return None and store the reason where that fails."""
         with self._locks_guard:
@@ -206,7 +214,7 @@ class FailoverProxy:
         with lock, self._slots:
             if target.exists():
                 return target
-            self._total += size or 0
+            self._total += shown_size
 
             def add_progress(count: int) -> None:
                 self._progress(count, self._total)
@@ -282,11 +290,14 @@ class FailoverProxy:
             ) as response:
                 if not response.ok:
                     return []
-                content = response.raw.read(_LARGEST_PAGE, decode_content=True)
+                content = read_page(response, _PAGE_TIMEOUTS[1])
                 return index_page.read(content, response.headers.get("Content-Type", ""), response.url)
         except index_page.NoIndexError:
             return []
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except PageError as error:
+            self.health.mark_failed(source.name, str(error))
+            return []
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             self.health.mark_failed(source.name, f"its index page cannot be read ({type(error).__name__})")
             return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 # The Accept header of a request for an index page (source: PEP 691, with the weights that pip and uv send).
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 PLAIN_NAME = re.compile(r"[\w.+!-]+\.(whl|tar\.gz|zip)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST_FILE_BYTES = 1 << 40
+_MOST_ENTRIES, _MOST_VALUES = 400_000, 3_000_000  # of a page; the largest public ones have a third of these
 
 
 class NoIndexError(FirstlightError):
@@ -58,7 +62,7 @@ class _Anchors(HTMLParser):
 
 
 def read(content: bytes, content_type: str, url: str) -> list[IndexFile]:
-    """Return the files that a page lists.
+    """Return the files that a page lists. A row that describes no file, such as one with an invalid URL, is left out.
 
     Args:
         content: the body of the response.
@@ -66,8 +70,13 @@ def read(content: bytes, content_type: str, url: str) -> list[IndexFile]:
         url: the address of the page after redirects; its links are relative to it.
 
     Raises:
-        NoIndexError: the content is neither index JSON nor HTML with a link to a file.
+        NoIndexError: the content is neither index JSON nor HTML with a link to a file, or it has too many entries.
     """
+    # Counted before it is parsed, since a list of 20 million empty lists takes 3 GB of memory.
+    if max(content.count(b"{") + content.count(b"["), content.count(b"<")) > _MOST_ENTRIES or (
+        content.count(b",") > _MOST_VALUES
+    ):
+        raise NoIndexError("its page has too many entries")
     if "json" in content_type:
         return list(_json_files(content, url))
     parser = _Anchors()
@@ -82,20 +91,34 @@ def read(content: bytes, content_type: str, url: str) -> list[IndexFile]:
 def _json_files(content: bytes, url: str) -> Iterator[IndexFile]:
     try:
         rows = json.loads(content)["files"]
-        for row in rows:
-            name = str(row["filename"])
-            if PLAIN_NAME.fullmatch(name):
-                size = row.get("size")
-                digest = row.get("hashes", {}).get("sha256")
-                yield IndexFile(name, urljoin(url, str(row["url"])), digest, size if isinstance(size, int) else None)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise NoIndexError("its JSON page is not an index page") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        rows = None
+    if not isinstance(rows, list):
+        raise NoIndexError("its JSON page is not an index page")
+    for row in rows:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # a wrong row does not hide the right ones
+            size, digest = row.get("size"), row.get("hashes", {}).get("sha256")
+            is_size = type(size) is int and 0 <= size <= _LARGEST_FILE_BYTES
+            file = IndexFile(
+                str(row["filename"]), urljoin(url, str(row["url"])), _sha256(digest), size if is_size else None
+            )
+            if PLAIN_NAME.fullmatch(file.name):
+                yield file
 
 
 def _link_file(attributes: dict[str, str | None], url: str) -> IndexFile | None:
-    target, fragment = urldefrag(urljoin(url, attributes.get("href") or ""))
-    name = unquote(urlsplit(target).path.rpartition("/")[2])
+    try:
+        target, fragment = urldefrag(urljoin(url, attributes.get("href") or ""))
+        name = unquote(urlsplit(target).path.rpartition("/")[2])
+    except ValueError:  # an invalid IPv6 address
+        return None
     if not PLAIN_NAME.fullmatch(name):
         return None
     kind, _, digest = fragment.partition("=")
-    return IndexFile(name, target, digest.lower() if kind == "sha256" and len(digest) == 64 else None)
+    return IndexFile(name, target, _sha256(digest) if kind == "sha256" else None)
+
+
+def _sha256(digest: object) -> str | None:
+    """Return a checksum of a page in lower case; None if the value is no sha256."""
+    text = digest.lower() if isinstance(digest, str) else ""
+    return text if _SHA256.fullmatch(text) else None

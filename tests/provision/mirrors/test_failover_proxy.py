@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
+from collections.abc import Callable  # noqa: TC003 (the annotation of a variable)
 from contextlib import closing
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,11 @@ from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
 from provision.mirrors import failover_proxy
 from provision.mirrors.chosen_mirrors import MirrorSource
+from provision.net import page as net_page
 from provision.net.source_health import SourceHealth
+from tests.provision import silent_server
 from tests.provision.conftest import lock_text, write_wheel
-from tests.provision.http_server import PORTAL, Fault, Played, index
+from tests.provision.http_server import PORTAL, Fault, Played, Raw, index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -233,3 +237,100 @@ class TestPages:
     def test_files_that_are_not_locked_are_not_listed(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
         wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
         assert self.page(tmp_path, {"0" * 64}, sources_of(play(index([wheel])))) == []
+
+
+PART3 = "part3-1.0-py3-none-any.whl"
+
+
+def json_page(digest: str, **changes: object) -> bytes:
+    """Return the JSON page of part3 with some values of its only row changed."""
+    row = {"filename": PART3, "url": f"/files/{PART3}", "hashes": {"sha256": digest}, "size": 1}
+    return json.dumps({"files": [row | changes]}).encode()
+
+
+def gzip_of(start: bytes, repeated: bytes, count: int, end: bytes) -> bytes:
+    """Return the compressed form of a large body, made without holding the body."""
+    packer = zlib.compressobj(1, wbits=31)
+    parts = [packer.compress(start), *(packer.compress(repeated * 10_000) for _ in range(count // 10_000))]
+    return b"".join([*parts, packer.compress(end), packer.flush()])
+
+
+LYING_PAGES: dict[str, Callable[[str], bytes]] = {
+    "wrong size": lambda digest: json_page(digest, size=12345),
+    "negative size": lambda digest: json_page(digest, size=-1),
+    "infinite size": lambda digest: json_page(digest, size=float("inf")),
+    "size as text": lambda digest: json_page(digest, size="9" * 5000),
+    "list as hash": lambda digest: json_page(digest, hashes={"sha256": [digest]}),
+    "table as hash": lambda digest: json_page(digest, hashes={"sha256": {"a": digest}}),
+    "number as hash": lambda digest: json_page(digest, hashes={"sha256": 5}),
+    "text as hashes": lambda digest: json_page(digest, hashes="x"),
+    "invalid address": lambda digest: json_page(digest, url="http://[::1/x"),
+    "address of a file": lambda digest: json_page(digest, url="file:///etc/passwd"),
+    "name with a path": lambda digest: json_page(digest, filename=f"../{PART3}"),
+    "table as files": lambda _: b'{"files": {"a": 1}}',
+    "number as page": lambda _: b"5",
+    "deep JSON": lambda _: b'{"files":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+    "no UTF-8": lambda _: b'{"files": "\xff"}',
+    "invalid address in HTML": lambda digest: f'<a href="http://[::1/{PART3}#sha256={digest}">x</a>'.encode(),
+    "five million tags": lambda _: b"<a href='x'>" * 5_000_000,
+    "half a tag": lambda _: b"<a href='" + b"x" * 1_000_000,
+}
+PACKED_PAGES: dict[str, Callable[[], bytes]] = {
+    "packed lists": lambda: gzip_of(b'{"files":[', b"[],", 20_000_000, b"{}]}"),
+    "packed rows": lambda: gzip_of(b'{"files":[', b'{"filename":"a-1.whl","url":"u"},', 1_600_000, b"{}]}"),
+    "packed spaces": lambda: gzip_of(b"", b" ", 1 << 30, b"{}"),
+    "no gzip": lambda: b"not compressed",
+}
+
+
+class TestLyingPages:
+    """Check that the page of one mirror, whatever it holds, does not keep the next mirror from delivering."""
+
+    @pytest.mark.parametrize("kind", [*LYING_PAGES, *PACKED_PAGES])
+    def test_package_comes_from_the_honest_mirror(
+        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes], kind: str
+    ) -> None:
+        wheel = wheels_folder / PART3
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        page = LYING_PAGES[kind](digest) if kind in LYING_PAGES else PACKED_PAGES[kind]()
+        liar = play(index_content | {"/simple/part3/": page} | {f"/files/{PART3}": b"wrong content"})
+        if kind in PACKED_PAGES:
+            headers = {"Content-Type": "application/vnd.pypi.simple.v1+json", "Content-Encoding": "gzip"}
+            liar.headers["/simple/part3/"] = headers
+        self.check_delivery(tmp_path, wheel, sources_of(liar, play(index_content)))
+
+    @pytest.mark.parametrize("chunked", [False, True], ids=["declared length", "chunked"])
+    def test_page_that_arrives_byte_by_byte_is_abandoned(
+        self,
+        play: Any,
+        tmp_path: Path,
+        wheels_folder: Path,
+        index_content: dict[str, bytes],
+        monkeypatch: pytest.MonkeyPatch,
+        chunked: bool,
+    ) -> None:
+        silent_server.own(monkeypatch)
+        monkeypatch.setattr(net_page, "time", silent_server.CLOCK)
+        length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1000000"
+
+        def script(server: Raw, line: Any) -> None:
+            server.send(line, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + length + b"\r\n\r\n")
+            server.drip(line, b"1\r\n \r\n" if chunked else b" ")
+
+        with closing(Raw(script)) as dripping:
+            slow = MirrorSource("slow", f"{dripping.url}/simple")
+            honest = sources_of(play(index_content))
+            self.check_delivery(tmp_path, wheels_folder / PART3, [slow, *honest])
+
+    def check_delivery(self, tmp_path: Path, wheel: Path, mirrors: list[MirrorSource]) -> None:
+        """Assert that part3 is on its page, and comes with the locked content."""
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        store = tmp_path / "store"
+        with failover_proxy.FailoverProxy(requests.Session(), store, SourceHealth(), lambda _, __: None) as proxy:
+            proxy.wheels({"part3": ("1.0", frozenset({digest}))}, mirrors)
+            page = proxy.page("part3")
+            assert page is not None
+            assert [row["filename"] for row in json.loads(page[0])["files"]] == [PART3]
+            path = proxy.wheel("part3", PART3)
+            assert path is not None, proxy.failures
+            assert path.read_bytes() == wheel.read_bytes()
