@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from bench.core.result import Case, Result
     from bench.worker.sampling import Images
 
-_LOCATE_PACKAGES = "import sys, sysconfig; print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))"
+_LOCATE_PACKAGES = """
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]  # no module of the working folder takes the place of another
+import sysconfig
+print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))
+"""
 
 
 def run_in_process(request: Request, python: Path) -> Result:

@@ -37,8 +37,9 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # The worker can import this one package and the packages of the measured environment. It must not import from the
 # working folder or from firstlight's own environment, where this package may be installed.
 _BOOTSTRAP = """
-import runpy, sys, types
-sys.path[:] = [entry for entry in sys.path if entry]
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]  # no module of the working folder takes the place of another
+import runpy, types
 sys.modules["bench"] = types.ModuleType("bench")
 sys.modules["bench"].__path__ = [sys.argv[1]]
 runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)

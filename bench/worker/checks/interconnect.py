@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 # Each rank is a process of its own that can import only this package, like the worker.
 _RANK = """
-import sys, types
-sys.path[:] = [entry for entry in sys.path if entry]
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]  # no module of the working folder takes the place of another
+import types
 sys.modules["bench"] = types.ModuleType("bench")
 sys.modules["bench"].__path__ = [sys.argv[1]]
 from bench.worker.checks import interconnect

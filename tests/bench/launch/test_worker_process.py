@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -16,7 +17,8 @@ import pytest
 
 from bench.core.protocol import Request, TorchQuery
 from bench.core.result import Phases, Result, Sample, Status
-from bench.launch import child_process, received_events, worker_process
+from bench.launch import child_process, in_process, received_events, worker_process
+from bench.worker.checks import interconnect
 from tests.bench.conftest import a_case
 from tests.bench.fake_workers import PRELUDE
 from tests.clock import Until
@@ -360,6 +362,20 @@ def test_worker_imports_only_from_the_measured_environment(tmp_path: Path, monke
         (folder / "torch.py").write_text("raise SystemExit(9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     assert "No module named 'torch'" in worker_process.query(OWN_PYTHON)["error"]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [worker_process._BOOTSTRAP, in_process._LOCATE_PACKAGES, interconnect._RANK],
+    ids=["worker", "in-process", "rank"],
+)
+def test_modules_of_the_working_folder_do_not_run_in_a_child(tmp_path: Path, program: str) -> None:
+    ran = tmp_path / "ran"
+    for name in sys.stdlib_module_names:
+        Path(f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
+    argv: list[str | Path] = [OWN_PYTHON, "-c", program, worker_process._PACKAGE, "bench.worker"]
+    subprocess.run(argv, check=False, capture_output=True, stdin=subprocess.DEVNULL)
+    assert not ran.exists(), ran.read_text()
 
 
 @pytest.mark.parametrize(
