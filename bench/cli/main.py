@@ -24,7 +24,7 @@ from bench.cli.common import (
 )
 from bench.core.errors import Exit
 from bench.report import terminal
-from provision.core import command_end, flags, streams
+from provision.core import command_end, flags, streams, umask
 from provision.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def _program(version: VersionFlag = False) -> None:
 def main() -> None:
     """Run the command; SIGTERM and SIGHUP end it and its worker, as Ctrl-C does."""
     streams.prepare()
+    umask.forbid_writing_to_all()
     sys.exit(command_end.run_app(app, "bench"))
 
 

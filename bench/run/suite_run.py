@@ -88,11 +88,16 @@ def find_bench(run_request: RunRequest) -> BenchHost:
 
 
 def find_root(run_request: RunRequest) -> Root:
-    """Return the root that the request names, or that of this host's provider profile."""
+    """Return the root that the request names, or that of this host's provider profile.
+
+    Raises:
+        BlockedError: another user can change the records of the root.
+    """
     envs = (run_request.envs or layout.shipped_envs()).absolute()
-    return provider.choose(
-        run_request.root, host_config.load_host(run_request.host), envs, os.environ, Path.home()
-    ).root
+    host = host_config.load_host(run_request.host)
+    chosen = provider.choose(run_request.root, host, envs, os.environ, Path.home())
+    provider.require_trust(chosen, host, os.environ)
+    return chosen.root
 
 
 def choose_device(run_request: RunRequest, bench: BenchHost, progress: Progress) -> str:

@@ -38,6 +38,9 @@ HostFlag = Annotated[Path | None, typer.Option("--host", help="A file to read in
 EnvsFlag = Annotated[
     Path | None, typer.Option("--envs", help="A folder to use in place of the shipped envs folder.", metavar="DIR")
 ]
+TrustFlag = Annotated[
+    bool, typer.Option("--trust-volume", help="Use a root that other users can write to, and trust them.")
+]
 OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="Print only errors and the summary.")]
@@ -82,6 +85,7 @@ class RootFlags:
 
     root: RootFlag = None
     host: HostFlag = None
+    trust_volume: TrustFlag = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class PlaceFlags:
     root: RootFlag = None
     host: HostFlag = None
     envs: EnvsFlag = None
+    trust_volume: TrustFlag = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ def resolve_host(
     *,
     offline: bool = False,
     retry: bool = False,
+    trust: bool | None = False,
     changes: Mapping[str, object] | None = None,
 ) -> HostPlan:
     """Return the host plan for a command's flags, as `host_plan.resolve` does.
@@ -150,7 +156,7 @@ def resolve_host(
     """
     from provision.setup import host_plan
 
-    return host_plan.resolve(root, host, envs, offline=offline, retry=retry, changes=changes)
+    return host_plan.resolve(root, host, envs, offline=offline, retry=retry, trust=trust, changes=changes)
 
 
 def run_steps(

@@ -43,7 +43,7 @@ def list_(*, place: RootFlags, json: JsonFlag = False) -> None:
         from provision.cli import output
         from provision.environments import discover
 
-        plan = resolve_host(place.root, place.host, None)
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume)
         with during("reading the environments", OutputOptions(json, False, False, False)):
             environments = discover.environments(plan.root, plan.home, os.environ)
         print(output.environments_json(environments) if json else output.environments(environments))
@@ -61,7 +61,7 @@ def where(name: NameArgument = None, *, place: RootFlags, json: JsonFlag = False
         from provision.cli import output
         from provision.core import layout
 
-        plan = resolve_host(place.root, place.host, None, changes={"env": name})
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume, changes={"env": name})
         prefix = plan.root.prefix(plan.host.env)
         is_there = layout.interpreter(prefix).exists()
         result = output.told_json("env where", env=plan.host.env, prefix=str(prefix), is_there=is_there)
@@ -90,7 +90,9 @@ def create(
         if interpreter is not None:
             toml.choose(interpreter, ["auto", "conda", "system"], "interpreter")
         changes = {"env": name, "variant": variant, "interpreter": interpreter}
-        plan = resolve_host(place.root, place.host, place.envs, offline=offline, changes=changes)
+        plan = resolve_host(
+            place.root, place.host, place.envs, trust=place.trust_volume, offline=offline, changes=changes
+        )
         env = plan.host.env
         only = {"volume", "mirror settings", f"environment {env}", f"conda sees {env}"}
         show = OutputOptions(output.json, output.quiet, output.verbose, output.no_color, output.wait)
@@ -117,7 +119,7 @@ def remove(
         from provision.volume.journal import Journal
         from provision.volume.run_lock import holding
 
-        plan = resolve_host(place.root, place.host, None, changes={"env": name})
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume, changes={"env": name})
         prefix = plan.root.prefix(name)
         show = OutputOptions(json, False, False, False, wait)
         with during(f"reading {prefix}", show):
@@ -151,7 +153,7 @@ def run(
         from provision.mirrors.tools import all_tools
         from provision.volume import variables
 
-        plan = resolve_host(place.root, place.host, None, changes={"env": name})
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume, changes={"env": name})
         prefix = plan.root.prefix(plan.host.env)
         if not layout.interpreter(prefix).exists():
             raise BlockedError(

@@ -47,7 +47,7 @@ def doctor(*, place: PlaceFlags, json: JsonFlag = False) -> None:
         from provision.cli import output
         from provision.setup import doctor as host_doctor
 
-        plan = resolve_host(place.root, place.host, place.envs)
+        plan = resolve_host(place.root, place.host, place.envs, trust=None)
         with during("doctor", OutputOptions(json=json)):
             findings = host_doctor.examine(plan)
         print(output.findings_json(plan.chosen, findings) if json else output.findings(findings))
@@ -72,7 +72,7 @@ def relocate(
         from provision.host import tool_caches
         from provision.setup import relocated_folders
 
-        plan = resolve_host(place.root, place.host, place.envs, offline=True)
+        plan = resolve_host(place.root, place.host, place.envs, trust=place.trust_volume, offline=True)
         label, folder = tool_caches.parse_argument(path, to, plan.home)
         plan = plan.with_relocated(folder)
         relocated_folders.require_present(plan, folder, is_target_named=to is not None)
@@ -110,7 +110,7 @@ def undo(
         from provision.volume.journal import Journal
         from provision.volume.journal_acts import RunUndone
 
-        plan = resolve_host(place.root, place.host, None, offline=True)
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume, offline=True)
         marker.require(plan.root)
         if list_:
             runs = undo_runs.runs(plan.root)
@@ -174,7 +174,7 @@ def gc(
         from provision.volume.run_lock import holding, require
 
         stream = sys.stderr if json else sys.stdout
-        plan = resolve_host(place.root, place.host, None, offline=True)
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume, offline=True)
         runs = undo_runs.runs_with_backups(plan.root, current(plan.home))
         total = sum(run.backup_bytes for run in runs)
         lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in runs]

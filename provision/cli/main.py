@@ -28,7 +28,7 @@ from provision.cli.host import app as host_app
 from provision.cli.mirrors import app as mirrors_app
 from provision.cli.mirrors import shellenv
 from provision.cli.models import app as models_app
-from provision.core import command_end, flags, streams
+from provision.core import command_end, flags, streams, umask
 
 if TYPE_CHECKING:
     from provision.core.errors import Exit
@@ -55,6 +55,7 @@ def _program(version: VersionFlag = False) -> None:
 def main() -> None:
     """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does: child processes end, and no file is half written."""
     streams.prepare()
+    umask.forbid_writing_to_all()
     sys.exit(command_end.run_app(app, "provision"))
 
 
@@ -73,7 +74,11 @@ def _add_check(name: str, help_text: str) -> None:
     ) -> None:
         options = OutputOptions(json, quiet, verbose, no_color)
         guard(
-            lambda: run_steps(name, resolve_host(place.root, place.host, place.envs, offline=offline), options),
+            lambda: run_steps(
+                name,
+                resolve_host(place.root, place.host, place.envs, trust=place.trust_volume, offline=offline),
+                options,
+            ),
             json=json,
         )
 
@@ -95,7 +100,7 @@ def setup(
     """Set up the host. A step that is already done is not repeated."""
 
     def act() -> Exit:
-        plan = resolve_host(place.root, place.host, place.envs, offline=offline, retry=True)
+        plan = resolve_host(place.root, place.host, place.envs, trust=place.trust_volume, offline=offline, retry=True)
         options = OutputOptions.of(output_flags)
         return run_steps("setup", with_adoption(plan, adopt, options), options)
 
@@ -115,7 +120,7 @@ def repair(
     """Repair the host without the network: links after a wipe of the home, and environments from the caches."""
 
     def act() -> Exit:
-        plan = resolve_host(place.root, place.host, place.envs, offline=True)
+        plan = resolve_host(place.root, place.host, place.envs, trust=place.trust_volume, offline=True)
         options = OutputOptions.of(output_flags)
         chosen = plan.with_adopted(adopt) if dry_run else with_adoption(plan, adopt, options)
         return run_steps("repair", chosen, options, dry_run=dry_run)

@@ -52,7 +52,9 @@ def list_(*, place: PlaceFlags, catalogue: CatalogueFlag = None, json: JsonFlag 
         from provision.cli import mirrors_output
         from provision.mirrors import chosen_mirrors
 
-        plan = resolve_host(place.root, place.host, place.envs, changes={"catalogue": catalogue})
+        plan = resolve_host(
+            place.root, place.host, place.envs, trust=place.trust_volume, changes={"catalogue": catalogue}
+        )
         mirrors = plan.definition.catalogue
         record = chosen_mirrors.read(plan.root) or chosen_mirrors.MirrorRecord()
         print(mirrors_output.catalogue_json(mirrors, record) if json else mirrors_output.catalogue(mirrors, record))
@@ -76,7 +78,9 @@ def probe(
     def act() -> Exit:
         from provision.cli import mirrors_output
 
-        plan = resolve_host(place.root, place.host, place.envs, changes={"catalogue": catalogue})
+        plan = resolve_host(
+            place.root, place.host, place.envs, trust=place.trust_volume, changes={"catalogue": catalogue}
+        )
         tools = _tools(tool)
         selector = _selector(plan)
         targets = [target for tool in tools for target in selector.targets(tool)]
@@ -113,7 +117,14 @@ def use(
         from provision.mirrors.chosen_mirrors import OFFICIAL
         from provision.mirrors.tools import all_tools
 
-        plan = resolve_host(place.root, place.host, place.envs, offline=offline, changes={"catalogue": catalogue})
+        plan = resolve_host(
+            place.root,
+            place.host,
+            place.envs,
+            trust=place.trust_volume,
+            offline=offline,
+            changes={"catalogue": catalogue},
+        )
         mirrors = plan.definition.catalogue
         toml.choose(name, ["auto", OFFICIAL, *mirrors.names()], "mirror")
         tools = all_tools.names()
@@ -146,7 +157,7 @@ def restore(
         from provision.mirrors import write_config
         from provision.volume.journal import Journal
 
-        plan = resolve_host(place.root, place.host, None, offline=True)
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume, offline=True)
         journal = Journal(plan.root.journal, "mirrors restore")
 
         def build(_: Progress) -> list[Step]:
@@ -172,7 +183,7 @@ def shellenv(
         from provision.volume import variables
 
         toml.choose(shell, variables.SHELLS, "shell")
-        plan = resolve_host(place.root, place.host, None)
+        plan = resolve_host(place.root, place.host, None, trust=place.trust_volume)
         sys.stdout.buffer.write(
             variables.script(variables.for_child(plan.root, os.environ, all_tools.variable_groups()), shell)
         )

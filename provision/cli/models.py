@@ -367,7 +367,7 @@ def seed(
 
 
 def _context(names: list[str] | None, place: PlaceFlags, manifest: str | None) -> _ModelContext:
-    plan = resolve_host(place.root, place.host, place.envs, changes={"manifest": manifest})
+    plan = resolve_host(place.root, place.host, place.envs, trust=place.trust_volume, changes={"manifest": manifest})
     return _ModelContext(plan, plan.definition.manifest, names or list(plan.host.models))
 
 

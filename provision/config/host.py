@@ -112,6 +112,7 @@ class HostSpec(Strict):
     models: list[str] = ["ddpm-cat-256", "stable-diffusion-v1-5"]
     manifest: str | None = None
     login: bool = False
+    trust_volume: bool = False
 
 
 def load_host(path: Path | None) -> HostSpec:

@@ -13,7 +13,7 @@ from provision.config import toml
 from provision.core import client_folders, layout
 from provision.core.errors import BlockedError
 from provision.host import tool_caches
-from provision.volume import links
+from provision.volume import links, trust
 from provision.volume.owner import current
 
 if TYPE_CHECKING:
@@ -73,6 +73,37 @@ def choose(
     """
     chosen = _choose(flag, host, detect(load(envs), environ), environ, home)
     return replace(chosen, root=replace(chosen.root, has_own_hub=_has_own_hub(chosen, home)))
+
+
+def require_trust(
+    chosen: ResolvedRoot, host: host_config.HostSpec, environ: Mapping[str, str], *, is_trusted: bool = False
+) -> None:
+    """Check that no other user can change the records of the root, unless the user trusts the volume.
+
+    The volume of a provider's host is trusted: one person rents it, and no other user exists on it.
+
+    Args:
+        chosen: the root.
+        host: the content of host.toml; `trust_volume` trusts the volume.
+        environ: the environment variables; FIRSTLIGHT_TRUST_VOLUME=1 trusts it.
+        is_trusted: a flag of the command trusts it.
+
+    Raises:
+        BlockedError: another user can; the message has the path, the fact, and the command that mends it.
+    """
+    if not (is_trusted or trust_reason(chosen, host, environ)):
+        trust.require(chosen.root)
+
+
+def trust_reason(chosen: ResolvedRoot, host: host_config.HostSpec, environ: Mapping[str, str]) -> str | None:
+    """Return the reason why every user who can write to the root is trusted; None if they are not."""
+    if host.trust_volume:
+        return "trust_volume in host.toml"
+    if environ.get(trust.VARIABLE, "").lower() in {"1", "true", "yes", "on"}:
+        return trust.VARIABLE
+    if chosen.match is not None and chosen.root.path == chosen.match.root:
+        return f"one person rents a host of {chosen.match.profile.title}"
+    return None
 
 
 def _choose(

@@ -127,19 +127,30 @@ def start_files(environ: Mapping[str, str], home: Path) -> dict[str, Path]:
 
 
 def _posix(root: Root) -> list[bytes]:
-    relink, variables = shell_quoted(str(root.relink)), shell_quoted(str(root.variables))
+    own = _test_of_owner(root)
+    state, relink, variables = (shell_quoted(str(path)) for path in (root.state, root.relink, root.variables))
     return [
-        b"[ ! -r %s ] || sh %s -q" % (relink, relink),
-        b"[ ! -r %s ] || . %s" % (variables, variables),
+        b"if [ %s %s ] && [ %s %s ]; then sh %s -q; fi" % (own, state, own, relink, relink),
+        b"if [ %s %s ] && [ %s %s ]; then . %s; fi" % (own, state, own, variables, variables),
     ]
 
 
 def _fish(root: Root) -> list[bytes]:
-    relink, variables = fish_quoted(str(root.relink)), fish_quoted(str(root.variables))
+    own = _test_of_owner(root)
+    state, relink, variables = (fish_quoted(str(path)) for path in (root.state, root.relink, root.variables))
     return [
-        b"test ! -r %s; or sh %s -q" % (relink, relink),
-        b"test ! -r %s; or source %s" % (variables, variables),
+        b"test %s %s; and test %s %s; and sh %s -q" % (own, state, own, relink, relink),
+        b"test %s %s; and test %s %s; and source %s" % (own, state, own, variables, variables),
     ]
+
+
+def _test_of_owner(root: Root) -> bytes:
+    """Return the option of `test` for a file whose commands this user may run at login: -O, the user owns it.
+
+    On a file system that shows another owner for this user's files, and on a volume whose users are trusted, it is -r.
+    """
+    is_own = not root.state.exists() or root.state.stat().st_uid == os.geteuid()
+    return b"-O" if is_own else b"-r"
 
 
 def _powershell(root: Root) -> list[bytes]:

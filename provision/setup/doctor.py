@@ -10,10 +10,10 @@ from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.fs import capabilities
 from provision.fs.open_dir import link_target
-from provision.host import tool_caches
+from provision.host import provider, tool_caches
 from provision.models import hub_in_use
 from provision.relocation import preflight
-from provision.volume import absence, adoption, links, volume_capabilities
+from provision.volume import absence, adoption, links, trust, volume_capabilities
 from provision.volume.marker import read_marker
 from provision.volume.owner import current
 
@@ -73,6 +73,12 @@ def _profiles(plan: HostPlan) -> Iterator[Finding]:
 
 def _root(plan: HostPlan) -> Iterator[Finding]:
     root = plan.root
+    if distrust := trust.find(root):
+        if reason := provider.trust_reason(plan.chosen, plan.host, os.environ):
+            yield Finding("note", "trust", f"{distrust}, which is trusted: {reason}")
+        else:
+            fact = f"{distrust}, so that user could give commands to firstlight"
+            yield Finding("bad", "trust", fact, distrust.remedy)
     try:
         marker = read_marker(root)
     except BlockedError as error:

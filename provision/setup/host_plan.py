@@ -141,6 +141,7 @@ def resolve(
     *,
     offline: bool = False,
     retry: bool = False,
+    trust: bool | None = False,
     changes: Mapping[str, object] | None = None,
 ) -> HostPlan:
     """Return the host plan of a run from the flags of the command and host.toml.
@@ -151,9 +152,11 @@ def resolve(
         envs: the folder to use in place of the shipped envs folder.
         offline: use no network.
         retry: contact a hub again that did not answer an earlier run.
+        trust: True trusts every user who can write to the root; None leaves the check of the root to the caller.
         changes: {key of host.toml: the value of a flag, or None without the flag}.
 
     Raises:
+        BlockedError: another user can change the records of the root (see `provider.require_trust`).
         SpecError: host.toml, a provider profile or the name of the environment is not valid.
     """
     spec = host_config.load_host(host)
@@ -165,5 +168,7 @@ def resolve(
             f"{name!r} is no name of an environment. Use letters, digits, '.', '_' and '-', with no leading sign."
         )
     chosen = provider.choose(root, spec, folder, os.environ, Path.home())
+    if trust is not None:
+        provider.require_trust(chosen, spec, os.environ, is_trusted=trust)
     changed = spec.model_copy(update=given)
     return HostPlan(HostDefinition(changed, folder), chosen, Path.home(), offline, retry, changed.mirror)

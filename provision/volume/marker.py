@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.core.step import Check, State
-from provision.fs import durable
 from provision.fs.atomic import write_atomic
-from provision.volume import absence, home_record, volume_capabilities
+from provision.volume import absence, home_record, trust, volume_capabilities
 from provision.volume.changes import make_folders
 from provision.volume.journal_acts import VolumeMark
 
@@ -126,7 +125,7 @@ class VolumeStep:
         if marker is None:
             if obstacle := self._obstacle(volume_capabilities.ensure(self.root)):
                 raise BlockedError(obstacle)
-            durable.make_folders(self.root.state)
+            trust.make_state_folder(self.root)
             self.journal.record(VolumeMark(self.root.path))
             created = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
             marker = {"schema": SCHEMA, "id": uuid.uuid4().hex, "created": created}

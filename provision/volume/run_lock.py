@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
-from provision.fs import durable, lease
+from provision.fs import lease
 from provision.fs.file_lock import PAUSE_SECONDS, FileLock
+from provision.volume import trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,7 @@ def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[
     Raises:
         BlockedError: another run holds the lock; the message has its pid, host and start time.
     """
-    durable.make_folders(root.state)
+    trust.make_state_folder(root)
     lock = FileLock(root.lock, waiting.clock, has_older_marker=True)
     has_waited = _wait(root, lock, again, waiting)
     try:

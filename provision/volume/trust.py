@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from provision.core import layout
 from provision.core.errors import BlockedError
-from provision.fs import capabilities
+from provision.fs import capabilities, durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from provision.core.layout import Root
 
-ALLOW = "--trust-volume"
+VARIABLE = "FIRSTLIGHT_TRUST_VOLUME"  # "1": the user trusts everybody who can write to the volume
 _SCRATCH = ".firstlight-probe-"  # as in provision.fs.capabilities, which deletes those of killed runs
 _PERSONS = range(1000, 60_001)  # the ids of people's accounts; source: UID_MIN and UID_MAX in login.defs
 _NO_LOGIN = ("nologin", "false", "sync")
@@ -46,9 +46,13 @@ class Distrust:
 
 @dataclass(frozen=True)
 class _Trusted:
-    """Hold the ids of the users whose files are trusted, and whether the rights of a file are evidence."""
+    """Hold the ids of the users whose files are trusted, and the meaning of a file's rights.
+
+    `are_modes_fixed`: the file system gives each file the same rights. `has_modes`: the rights are evidence.
+    """
 
     users: frozenset[int]
+    are_modes_fixed: bool = False
     has_modes: bool = True
 
 
@@ -62,8 +66,14 @@ def find(root: Root) -> Distrust | None:
     if sys.platform == "win32":
         return None
     trusted = _Trusted(frozenset({0, os.geteuid()}))
+    if _first(root, trusted) is None:
+        return None
+    trusted = _on_this_file_system(root, trusted)
     distrust = _first(root, trusted)
-    return None if distrust is None else _first(root, _on_this_file_system(root, trusted))
+    if distrust is not None and trusted.are_modes_fixed:
+        fact = f"{distrust.fact}, and no chmod has an effect there"
+        return Distrust(distrust.path, fact, f"export {VARIABLE}=1")
+    return distrust
 
 
 def require(root: Root) -> None:
@@ -76,10 +86,25 @@ def require(root: Root) -> None:
     if distrust is not None:
         raise BlockedError(
             f"{distrust}. What firstlight reads there would be a command of that user. Run `{distrust.remedy}`; or, if "
-            f"every user who can write there may give you commands, add {ALLOW}.",
+            f"every user who can write there may give you commands, set {VARIABLE}=1.",
             kind="untrusted",
             next_act=distrust.remedy,
         )
+
+
+def make_state_folder(root: Root) -> None:
+    """Make the folder of the records, which only this user can enter.
+
+    Where other users can write to the root itself, the volume is shared on purpose, and the folder follows the umask.
+
+    Raises:
+        OSError: a folder cannot be made.
+    """
+    durable.make_folders(root.path)
+    if sys.platform != "win32" and _judge(root.path, _Trusted(frozenset({root.path.lstat().st_uid}))) is not None:
+        durable.make_folders(root.state)
+    else:
+        durable.make_private_folder(root.state)
 
 
 def _first(root: Root, trusted: _Trusted) -> Distrust | None:
@@ -101,9 +126,13 @@ def _upwards(path: Path) -> Iterator[Path]:
 
 
 def _records(root: Root) -> Iterator[Path]:
-    """Yield the files and folders of the records. The journals and backups lie in private folders."""
+    """Yield the files and folders of the records.
+
+    The journals and backups lie in private folders. Every user may write to the run lock and its claims, which hold no
+    commands.
+    """
     with suppress(OSError), os.scandir(root.state) as entries:
-        yield from (Path(entry.path) for entry in entries)
+        yield from (Path(entry.path) for entry in entries if not entry.name.startswith(root.lock.name))
 
 
 def _judge_record(path: Path, root: Root, trusted: _Trusted) -> Distrust | None:
@@ -145,7 +174,8 @@ def _on_this_file_system(root: Root, trusted: _Trusted) -> _Trusted:
     except OSError:
         return trusted
     has_fixed_modes = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    return _Trusted(trusted.users | {status.st_uid}, has_modes=not has_fixed_modes or _has_other_persons())
+    has_modes = not has_fixed_modes or _has_other_persons()
+    return _Trusted(trusted.users | {status.st_uid}, has_fixed_modes, has_modes)
 
 
 def _has_other_persons() -> bool:

@@ -219,8 +219,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def limited(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Return a function that mounts an empty folder through FUSE with limits of `tests/limited_fs.py`."""
+def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Return a function that mounts an empty folder through FUSE with limits of `tests/limited_fs.py`.
+
+    The users of the host are trusted, since with fixed modes each of them can write there.
+    """
+    monkeypatch.setenv("FIRSTLIGHT_TRUST_VOLUME", "1")
     with contextlib.ExitStack() as stack:
 
         def mount(*limits: str) -> Path:

@@ -286,3 +286,30 @@ def test_overlapping_and_reserved_folders_are_rejected(
         tool_caches.places(
             [host_config.Folder(**entry) for entry in relocate], layout.Root(tmp_path / "root"), {}, home, []
         )
+
+
+def test_root_that_other_users_can_write_is_used_only_if_it_is_trusted(hosts: Path, home: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    root.chmod(0o777)
+    flags = ["--root", root, "--envs", ENVS]
+    refused = provision("plan", "--offline", *flags)
+    assert refused.returncode == 4
+    assert f"{root} is writable by every user" in refused.stderr
+    assert f"chmod go-w {root}" in refused.stderr
+    assert "chmod go-w" in provision("doctor", *flags).stdout
+    assert provision("plan", "--offline", *flags, "--trust-volume").returncode == 3
+    assert provision("plan", "--offline", *flags, env={"FIRSTLIGHT_TRUST_VOLUME": "1"}).returncode == 3
+    trusting = provision("doctor", *flags, env={"FIRSTLIGHT_TRUST_VOLUME": "1"})
+    assert "which is trusted: FIRSTLIGHT_TRUST_VOLUME" in trusting.stdout
+    (tmp_path / "host.toml").write_text("trust_volume = true\n")
+    assert provision("plan", "--offline", *flags, "--host", tmp_path / "host.toml").returncode == 3
+    root.chmod(0o755)
+    assert provision("plan", "--offline", *flags).returncode == 3
+
+
+def test_volume_of_a_provider_is_trusted(hosts: Path, home: Path) -> None:
+    chosen = provider.choose(None, host_config.HostSpec(), hosts, {"HERE": "1"}, home)
+    assert provider.trust_reason(chosen, host_config.HostSpec(), {}) == "one person rents a host of here"
+    other = provider.choose(str(home / "root"), host_config.HostSpec(), hosts, {"HERE": "1"}, home)
+    assert provider.trust_reason(other, host_config.HostSpec(), {}) is None

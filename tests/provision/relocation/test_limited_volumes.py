@@ -209,8 +209,9 @@ def test_folder_is_relocated_to_ext4_with_old_and_new_inodes(home: Path, tmp_pat
         subprocess.run(["umount", volume], check=True)
 
 
-def test_folder_is_relocated_to_a_real_ntfs(home: Path, tmp_path: Path) -> None:
+def test_folder_is_relocated_to_a_real_ntfs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mount a real NTFS, which keeps times in units of 100 ns, and neither modes nor owners."""
+    monkeypatch.setenv("FIRSTLIGHT_TRUST_VOLUME", "1")
     if not shutil.which("mkfs.ntfs") or not shutil.which("ntfs-3g"):
         pytest.skip("ntfs-3g is not installed")
     image, volume = tmp_path / "image", tmp_path / "ntfs"

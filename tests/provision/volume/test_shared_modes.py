@@ -13,7 +13,7 @@ from provision.core.layout import Root
 from provision.models import hf_listing
 from tests.provision import hub_server
 from tests.provision.model_pulls import FILES, REPO, is_whole, pull_of, run
-from tests.provision.run_command import provision
+from tests.provision.run_command import process, provision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +42,9 @@ def hub(play: Any) -> Played:
 
 
 @pytest.fixture
-def shared(other_disk: Path) -> Path:
-    """Make a folder that every user can enter, whose group its new entries get."""
+def shared(other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder that a group shares on purpose: its new entries get the group, and its users are trusted."""
+    monkeypatch.setenv("FIRSTLIGHT_TRUST_VOLUME", "1")
     os.chown(other_disk, -1, GROUP)
     other_disk.chmod(0o2775)
     return other_disk
@@ -76,6 +77,20 @@ def test_shared_folders_follow_the_umask_and_the_group(home: Path, shared: Path,
     is_readable = umask != 0o077
     assert (as_other("ls", root.hub).returncode == 0) is is_readable
     assert as_other("ls", root.journal).returncode != 0
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o002], ids=oct, indirect=True)
+def test_records_of_a_volume_that_is_not_shared_are_private(home: Path, other_disk: Path, umask: int) -> None:
+    other_disk.chmod(0o755)
+    (home / "data").mkdir()
+    (home / "data").chmod(0o755)
+    completed = process("relocate", home / "data", "--to", "moved", "--root", other_disk / "root")
+    assert completed.returncode == 0, completed.stderr
+    root = Root(other_disk / "root")
+    assert mode(root.state) == 0o700
+    assert as_other("cat", root.links).returncode != 0
+    entries = [path for path in root.path.rglob("*") if not path.is_symlink()]
+    assert [path for path in entries if mode(path) & 0o002] == [root.lock], "every user may take a lock"
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002], ids=oct, indirect=True)

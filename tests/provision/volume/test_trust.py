@@ -81,7 +81,7 @@ def test_message_has_the_command_and_the_way_to_trust_the_volume(root: Root) -> 
     with pytest.raises(BlockedError) as error:
         trust.require(root)
     assert f"chmod go-w {shlex.quote(str(root.path))}" in str(error.value)
-    assert "--trust-volume" in str(error.value)
+    assert "FIRSTLIGHT_TRUST_VOLUME=1" in str(error.value)
 
 
 def test_sticky_folder_above_the_root_is_trusted(root: Root) -> None:
