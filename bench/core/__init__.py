@@ -1,1 +1,1 @@
-"""Define the data that worker and parent share: results, axes, statistics, protocol. Only the standard library."""
+"""Define the records and statistics that worker and parent share. They need only the standard library."""

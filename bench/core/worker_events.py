@@ -137,14 +137,14 @@ class TorchDescribed:
 
 @dataclass(frozen=True)
 class DeviceExamined:
-    """Answer an Examination or a Linking: all its phases are complete."""
+    """Answer an Examination or a LinkTest: all its phases are complete."""
 
     examined: ExaminationReport
 
 
 @dataclass(frozen=True)
 class CaseMeasured:
-    """Answer a Request: the result of the case."""
+    """Answer a CaseRequest: the result of the case."""
 
     result: Result
 

@@ -14,8 +14,8 @@ from provision.core.errors import BlockedError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from bench.core.protocol import Request
     from bench.core.result import Case, Result
+    from bench.core.worker_requests import CaseRequest
     from bench.worker.sampling import Images
 
 _LOCATE_PACKAGES = """
@@ -26,7 +26,7 @@ print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))
 """
 
 
-def run_in_process(request: Request, python: Path) -> Result:
+def run_in_process(request: CaseRequest, python: Path) -> Result:
     """Run one case in this process, for a debugger, without a monitor and without a time limit.
 
     Args:

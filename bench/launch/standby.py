@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from bench.core.protocol import Preparation
+from bench.core.worker_requests import Preparation
 from bench.launch.worker_process import Worker
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench.core import protocol, stats
+from bench.core import stats, worker_requests
 from bench.core.errors import PARTNER
-from bench.core.protocol import WAITING, Again, Examination, Preparation, Request, TorchQuery
 from bench.core.result import Result, Sample, Status
 from bench.core.stats import FEWEST_PAIRS
 from bench.core.worker_events import CaseMeasured, TorchDescribed
+from bench.core.worker_requests import WAITING, CaseRequest, Examination, Preparation, RepeatPhases, TorchQuery
 from bench.launch import child_process, received_events
 from bench.launch.monitor import WorkerMonitor
 from provision.core import child_environment
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from bench.core.protocol import WorkerRequest
     from bench.core.result import Case
     from bench.core.validation_records import GpuLoadStats
+    from bench.core.worker_requests import WorkerRequest
 
 if TYPE_CHECKING:
     OnReceived = Callable[[received_events.ReceivedEvents], None]
@@ -57,7 +57,7 @@ def _ignore(_: received_events.ReceivedEvents) -> None:
 
 
 def run_case(
-    request: Request, python: Path, *, hub: Path, on_received: OnReceived = _ignore, prepared: Worker | None = None
+    request: CaseRequest, python: Path, *, hub: Path, on_received: OnReceived = _ignore, prepared: Worker | None = None
 ) -> Result:
     """Run one case in a new process.
 
@@ -77,7 +77,9 @@ def run_case(
     return worker.result(request.case)
 
 
-def _worker_for(request: Request, python: Path, hub: Path, on_received: OnReceived, prepared: Worker | None) -> Worker:
+def _worker_for(
+    request: CaseRequest, python: Path, hub: Path, on_received: OnReceived, prepared: Worker | None
+) -> Worker:
     if prepared is None:
         return Worker(request, python, hub, on_received)
     prepared.assign(request, on_received)
@@ -85,7 +87,7 @@ def _worker_for(request: Request, python: Path, hub: Path, on_received: OnReceiv
 
 
 def run_pair(
-    requests: tuple[Request, Request],
+    requests: tuple[CaseRequest, CaseRequest],
     pythons: tuple[Path, Path],
     *,
     hub: Path,
@@ -180,7 +182,7 @@ class Worker:
 
     @property
     def _is_paced(self) -> bool:
-        return isinstance(self._request, Request) and self._request.paced
+        return isinstance(self._request, CaseRequest) and self._request.paced
 
     @property
     def samples(self) -> list[Sample]:
@@ -219,17 +221,17 @@ class Worker:
             self.stderr = f"{self._python} does not start: {error.strerror}"
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        self._send(protocol.encode(self._request))
+        self._send(worker_requests.encode(self._request))
         self._close_stdin_after_request()
 
-    def assign(self, request: Request, on_received: OnReceived) -> None:
+    def assign(self, request: CaseRequest, on_received: OnReceived) -> None:
         """Send a prepared worker its request; from now on it is like a worker that was started for this request."""
         self._request, self._on_received = request, on_received
         self.received = received_events.ReceivedEvents()
         if self._monitor is not None and self._process is not None:
             self._monitor.close()
             self._monitor = WorkerMonitor(self._process.pid, is_paired=self._is_paced)
-        self._send(protocol.encode(request))
+        self._send(worker_requests.encode(request))
         self._close_stdin_after_request()
 
     def _close_stdin_after_request(self) -> None:
@@ -281,7 +283,7 @@ class Worker:
     def request_image(self, deadline: float) -> bool:
         """Request one image from a paced worker, and return whether it has arrived before the deadline."""
         count = len(self.samples)
-        self._send(protocol.GO)
+        self._send(worker_requests.GO)
         return self.listen(deadline, lambda: len(self.samples) > count)
 
     def is_prepared(self) -> bool:
@@ -298,7 +300,7 @@ class Worker:
         The new readings are appended.
         """
         self.received.phase = "repeat"
-        self._send(Again(tuple(phases), seconds).line)
+        self._send(RepeatPhases(tuple(phases), seconds).line)
 
     def fault(self) -> str:
         """Return why a worker sent no answer; call it after leaving the context."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.core.protocol import PrecisionQuery
 from bench.core.result import Precision
 from bench.core.worker_events import DeviceCapabilities, PrecisionProbe
+from bench.core.worker_requests import PrecisionQuery
 from bench.launch import worker_process
 from bench.run import cases
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from bench.core import stats
 from bench.core.codec import plain
 from bench.core.errors import BUDGET
-from bench.core.protocol import Request
 from bench.core.result import SCHEMA, Result, Run, Status
 from bench.core.validation_records import Verdict, VerdictState
+from bench.core.worker_requests import CaseRequest
 from bench.launch import in_process, worker_process
 from bench.launch.standby import StandbyWorkers, fitting
 from bench.run import cases, disturbance, image_quality, store, time_left, verdict
@@ -338,11 +338,11 @@ class Session:
             limit = max(_REQUIRED_SECONDS, limit)
         return replace(self.run_case(cell, share, limit, label, checks=checks, later=later), required=True)
 
-    def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> Request:
+    def _request(self, case: Case, share: float, limit: float, image: str, python: Path) -> CaseRequest:
         weights = cases.weights(case.model, self._manifest, self._bench.root)
         comparison_key = replace(case, scheduler="", steps=0, seed=0, vae="whole", threads=0)
         compare = comparison_key not in self._compared
-        return Request(
+        return CaseRequest(
             case,
             time.time(),
             share,

@@ -8,9 +8,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.core.protocol import PHASES, WAITING, Examination
 from bench.core.validation_records import PROCESS, DeviceFacts, Reading
 from bench.core.worker_events import DeviceExamined
+from bench.core.worker_requests import PHASES, WAITING, Examination
 from bench.gpu import nvml
 from bench.launch.worker_process import Worker
 from bench.validate import judge

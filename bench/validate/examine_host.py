@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.core.protocol import Linking
 from bench.core.validation_records import PROCESS, Reading, Validation
+from bench.core.worker_requests import LinkTest
 from bench.gpu import choose_device, diagnosis
 from bench.gpu.device_nodes import NUMBERED
 from bench.launch import worker_process
@@ -238,7 +238,7 @@ class _HostExamination:
         self._progress.report(f"  links between devices {_gist(readings)}")
 
     def _link_readings(self, names: tuple[str, ...]) -> tuple[Reading, ...]:
-        request = Linking(names, time.time(), _LINKS_SECONDS)
+        request = LinkTest(names, time.time(), _LINKS_SECONDS)
         with worker_process.Worker(request, self._bench.python, self._bench.root.hub_in_use) as worker:
             worker.listen(time.monotonic() + _LINKS_SECONDS + GRACE_SECONDS)
         readings = tuple(worker.received.readings)

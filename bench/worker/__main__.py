@@ -9,9 +9,9 @@ import sys
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from bench.core import protocol, worker_events
-from bench.core.protocol import Examination, Linking, PrecisionQuery, Preparation, Request, TorchQuery
+from bench.core import worker_events, worker_requests
 from bench.core.worker_events import CaseMeasured, TorchDescribed
+from bench.core.worker_requests import CaseRequest, Examination, LinkTest, PrecisionQuery, Preparation, TorchQuery
 from bench.worker import device_probe, libraries
 from bench.worker.checks import interconnect, run
 from bench.worker.measurement import measure
@@ -28,10 +28,10 @@ def main() -> int:
     os.dup2(2, 1)
     _end_with_parent()
     emit = partial(_write, events_file)
-    request, imports_seconds = protocol.decode(sys.stdin.readline()), 0.0
+    request, imports_seconds = worker_requests.decode(sys.stdin.readline()), 0.0
     if isinstance(request, Preparation):
         imports_seconds = libraries.prepare(emit)
-        request = protocol.decode(sys.stdin.readline())
+        request = worker_requests.decode(sys.stdin.readline())
     match request:
         case TorchQuery():
             import torch
@@ -43,9 +43,9 @@ def main() -> int:
             device_probe.precisions(torch, request, emit)
         case Examination():
             run.examine(request, emit, sys.stdin)
-        case Linking():
+        case LinkTest():
             interconnect.run(request, emit)
-        case Request():
+        case CaseRequest():
             emit(CaseMeasured(measure(request, emit, imports_seconds=imports_seconds)))
     return 0
 

@@ -22,8 +22,8 @@ from bench.worker import clocks, components
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.core.protocol import PrecisionQuery
     from bench.core.worker_events import Emit
+    from bench.core.worker_requests import PrecisionQuery
 
 _AMPERE = (8, 0)
 _CALLS = 4

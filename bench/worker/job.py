@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.core.protocol import Request
     from bench.core.result import Case, Result
     from bench.core.worker_events import Emit
+    from bench.core.worker_requests import CaseRequest
 
 
 class PartialResult:
@@ -41,7 +41,7 @@ class Deadlines:
 class Job:
     """Hold the input of every stage: the request, the receiver of events, the result so far, and the deadlines."""
 
-    request: Request
+    request: CaseRequest
     emit: Emit
     so_far: PartialResult
     deadlines: Deadlines

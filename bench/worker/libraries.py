@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bench.core.axes import PIPELINES
-from bench.core.protocol import WAITING
 from bench.core.worker_events import PhaseEntered
+from bench.core.worker_requests import WAITING
 from bench.worker import components
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core import axes, stats
 from bench.core.errors import BUDGET, PARTNER, SkipError, is_unsupported
-from bench.core.protocol import GO, Request
 from bench.core.result import Memory, Numerics, Phases, Result, Sample, Status, Work
 from bench.core.worker_events import CardOpened, PhaseEntered, PhasesTimed, WorkPredicted
+from bench.core.worker_requests import GO, CaseRequest
 from bench.worker import (
     clocks,
     compile_cost,
@@ -40,7 +40,7 @@ _SLOW_STEP_SECONDS = 20.0
 _LAST_SECONDS = 3.0  # reserved for the comparison with fp32
 
 
-def measure(request: Request, emit: Emit, *, imports_seconds: float = 0.0) -> Result:
+def measure(request: CaseRequest, emit: Emit, *, imports_seconds: float = 0.0) -> Result:
     """Measure one case; a failure becomes a result with its reason and the data collected before it.
 
     Args:
@@ -62,7 +62,7 @@ def measure(request: Request, emit: Emit, *, imports_seconds: float = 0.0) -> Re
     return so_far.result
 
 
-def _deadlines(request: Request) -> Deadlines:
+def _deadlines(request: CaseRequest) -> Deadlines:
     requested_at = time.perf_counter() - (time.time() - request.asked_at)
     limit = requested_at + request.limit_seconds
     checks = request.checks_seconds

@@ -13,8 +13,8 @@ import torch
 from bench.core import worker_events
 from bench.core.codec import plain
 from bench.core.errors import SkipError
-from bench.core.protocol import Examination
 from bench.core.validation_records import Reading
+from bench.core.worker_requests import Examination
 from bench.worker import components
 from bench.worker.checks import compute, copies, interconnect, memory_patterns, run, sampling_speed
 from bench.worker.checks import device as checked_device

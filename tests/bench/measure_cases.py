@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.core import axes, protocol, worker_events
+from bench.core import axes, worker_events, worker_requests
 from bench.core.codec import plain
 from bench.core.errors import SkipError
 from bench.core.result import Case, Sample
@@ -50,7 +50,7 @@ def measure_case(
     """Measure a case with the fewest samples; return its result and its events, in JSON's types."""
     path = str(FOLDER / image) if image else None
     folders = {case.model: str(weights)} if weights else {}
-    request = protocol.Request(
+    request = worker_requests.CaseRequest(
         case,
         asked_at if asked_at is not None else time.time(),
         0.0,
@@ -175,7 +175,7 @@ def make_image(case: Case) -> Any:
 def run_paced() -> Any:
     """Run a paced worker: three times "go", then another word."""
     words = iter(["go\n", "go\n", "go\n", "no\n"])
-    request = protocol.Request(TINY, time.time(), 0.0, 1e6, {}, None, paced=True, compare=False)
+    request = worker_requests.CaseRequest(TINY, time.time(), 0.0, 1e6, {}, None, paced=True, compare=False)
     stdin = sys.stdin
     sys.stdin = type("Words", (), {"readline": lambda _: next(words)})()
     try:

@@ -26,8 +26,8 @@ from bench.worker.checks import device as checked_device
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench.core.protocol import Linking
     from bench.core.worker_events import Emit
+    from bench.core.worker_requests import LinkTest
     from bench.worker.checks.device import Device
 
 # Each rank is a process of its own that can import only this package, like the worker.
@@ -58,7 +58,7 @@ class RankTask:
     seconds: float
 
 
-def run(request: Linking, emit: Emit) -> None:
+def run(request: LinkTest, emit: Emit) -> None:
     """Measure the links between the devices, and emit a reading of each."""
     began = time.perf_counter()
     ends = began + request.budget_seconds - (time.time() - request.asked_at)

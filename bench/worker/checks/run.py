@@ -9,9 +9,9 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.core.protocol import WAITING, decode_again
 from bench.core.validation_records import PROCESS, Reading
 from bench.core.worker_events import CardOpened, DeviceExamined, ExaminationReport, PhaseEntered, ReadingTaken
+from bench.core.worker_requests import WAITING, decode_repeat_phases
 from bench.worker import host_load
 from bench.worker.checks import compute, copies, memory_patterns, sampling_speed
 from bench.worker.checks import device as checked_device
@@ -19,9 +19,9 @@ from bench.worker.checks import device as checked_device
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from bench.core.protocol import Examination
     from bench.core.result import Host
     from bench.core.worker_events import Emit
+    from bench.core.worker_requests import Examination
     from bench.worker.checks.device import Device
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def examine(request: Examination, emit: Emit, lines: Iterable[str]) -> None:
     examiner.run(request.probes or tuple(CHECKS), examiner.left())
     examiner.wait()
     for line in lines:
-        again = decode_again(line)
+        again = decode_repeat_phases(line)
         if again is None:
             break
         examiner.run(again.phases, again.seconds)

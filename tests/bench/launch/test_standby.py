@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from bench.core.protocol import Request
 from bench.core.result import Status
+from bench.core.worker_requests import CaseRequest
 from bench.launch import standby, worker_process
 from bench.run import measure_cases, suite_run
 from bench.run.cases import Cell
@@ -67,8 +67,8 @@ def starts() -> list[str]:
     return [line.split()[0] for line in Path("starts").read_text().splitlines()]
 
 
-def a_request() -> Request:
-    return Request(a_case(), time.time(), 60.0, 60.0, {}, None)
+def a_request() -> CaseRequest:
+    return CaseRequest(a_case(), time.time(), 60.0, 60.0, {}, None)
 
 
 def test_prepared_worker_measures_a_case(pool: Callable[..., StandbyWorkers]) -> None:

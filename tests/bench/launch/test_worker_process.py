@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 import pytest
 
-from bench.core.protocol import Request, TorchQuery
 from bench.core.result import Phases, Result, Sample, Status
+from bench.core.worker_requests import CaseRequest, TorchQuery
 from bench.launch import child_process, in_process, received_events, worker_process
 from bench.worker.checks import interconnect
 from tests.bench.conftest import a_case
@@ -68,8 +68,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     return run_program
 
 
-def a_request() -> Request:
-    return Request(a_case(), time.time(), GUARD_SECONDS, GUARD_SECONDS, {}, None)
+def a_request() -> CaseRequest:
+    return CaseRequest(a_case(), time.time(), GUARD_SECONDS, GUARD_SECONDS, {}, None)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.core.protocol import PrecisionQuery
 from bench.core.result import Precision
 from bench.core.worker_events import CapabilitiesRead, DeviceCapabilities, PrecisionProbed
+from bench.core.worker_requests import PrecisionQuery
 from bench.launch import worker_process
 from bench.run import cases, dtype_support, suite_run
 from bench.run.dtype_support import DtypeSupport

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.core.protocol import Request
 from bench.core.result import Phases, Result, Sample, Status
+from bench.core.worker_requests import CaseRequest
 from bench.launch import worker_process
 from bench.run import measure_cases, store, suite_run
 from bench.run.cases import Cell
@@ -44,7 +44,7 @@ def test_overhead_is_taken_from_undisturbed_starts_only(
     clock = Standing()
     monkeypatch.setattr(measure_cases, "time", clock)
 
-    def run_case(request: Request, *_: object, **__: object) -> Result:
+    def run_case(request: CaseRequest, *_: object, **__: object) -> Result:
         clock.now += 57.0
         host = replace(a_host(), wait_share=waited)
         return a_result(request.case, host=host, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
@@ -60,10 +60,10 @@ def test_repetition_has_the_time_of_the_first_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     # Both disturbed required cases are repeated, and the time of the optional one is reserved.
-    clock, requests = Standing(), list[Request]()
+    clock, requests = Standing(), list[CaseRequest]()
     monkeypatch.setattr(measure_cases, "time", clock)
 
-    def run_case(request: Request, *_: object, **__: object) -> Result:
+    def run_case(request: CaseRequest, *_: object, **__: object) -> Result:
         clock.now += min(request.share_seconds, 10.0)
         requests.append(request)
         return a_result(request.case, host=replace(a_host(), wait_share=0.4))
@@ -90,10 +90,10 @@ def test_small_budget_is_spent_in_order(
 ) -> None:
     # Twenty starts of 6 s alone exceed the budget of 90 s; the first cases get a figure, and no time is reserved for
     # the starts of the last ones.
-    clock, requests = Standing(), list[Request]()
+    clock, requests = Standing(), list[CaseRequest]()
     monkeypatch.setattr(measure_cases, "time", clock)
 
-    def run_case(request: Request, *_: object, **__: object) -> Result:
+    def run_case(request: CaseRequest, *_: object, **__: object) -> Result:
         requests.append(request)
         clock.now += 6.0 + 4.0
         return a_result(request.case, samples=(Sample(1.0, (0.25,) * 4, 0.9),) * 3, phases=Phases(4.0, 0.1, 1.0))
@@ -110,10 +110,10 @@ def test_small_budget_is_spent_in_order(
 def test_required_cases_get_the_time_of_a_small_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
-    clock, requests = Standing(), list[Request]()
+    clock, requests = Standing(), list[CaseRequest]()
     monkeypatch.setattr(measure_cases, "time", clock)
 
-    def run_case(request: Request, *_: object, **__: object) -> Result:
+    def run_case(request: CaseRequest, *_: object, **__: object) -> Result:
         requests.append(request)
         clock.now += 18.0
         return a_result(request.case)
@@ -131,7 +131,7 @@ def test_required_cases_get_the_time_of_a_small_budget(
 def test_interrupted_run_has_a_skipped_result_for_each_unreached_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
-    def run_case(request: Request, *_: object, **__: object) -> Result:
+    def run_case(request: CaseRequest, *_: object, **__: object) -> Result:
         if request.case.scheduler == "ddpm":
             raise KeyboardInterrupt
         return a_result(request.case)
@@ -154,7 +154,7 @@ def test_overhead_is_the_shortest_start(
     clock, durations = Standing(), iter([10.0, 50.0])
     monkeypatch.setattr(measure_cases, "time", clock)
 
-    def run_case(request: Request, *_: object, **__: object) -> Result:
+    def run_case(request: CaseRequest, *_: object, **__: object) -> Result:
         clock.now += next(durations)
         return a_result(request.case, samples=(Sample(2.0, (0.5,) * 4, 3.9),), phases=Phases())
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.core.protocol import Request
 from bench.core.result import Precision, Result, Run, Status
+from bench.core.worker_requests import CaseRequest
 from bench.launch import in_process, worker_process
 from bench.run import compare, dtype_support, measure_cases, request, store, suite_run
 from provision.core.errors import BlockedError, SpecError
@@ -309,7 +309,7 @@ def test_in_process_needs_an_interpreter_of_the_same_version(tmp_path: Path) -> 
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho '2.7 /nowhere'\n")
     python.chmod(0o755)
-    request = Request(a_case(), time.time(), 1.0, 1.0, {}, None)
+    request = CaseRequest(a_case(), time.time(), 1.0, 1.0, {}, None)
     with pytest.raises(BlockedError, match=r"That is Python 2\.7, but this process is Python 3"):
         in_process.run_in_process(request, python)
 
@@ -321,9 +321,9 @@ def test_in_process_measures_a_case(measured_python: Path) -> None:
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "from bench.launch import in_process; from bench.core.result import Case\n"
         "from bench.worker import timing; timing._LEAST_SECONDS = 0.0\n"
-        "from bench.core.protocol import Request\n"
+        "from bench.core.worker_requests import CaseRequest\n"
         "case = Case('tiny-ddpm', 'cpu', 'fp32', 'ddim', 2, 1, 16, 16)\n"
-        "result = in_process.run_in_process(Request(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"
+        "result = in_process.run_in_process(CaseRequest(case, time.time(), 0.0, 60.0, {}, None), Path(sys.argv[2]))\n"
         "print(result.status.value, len(result.samples) + len(result.warmups), result.reason)\n"
     )
     import subprocess

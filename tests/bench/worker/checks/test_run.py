@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.core import protocol
+from bench.core import worker_requests
 from bench.core.codec import record
 from bench.core.result import Host
 from bench.core.validation_records import CUT, UNABLE, Reading
@@ -296,7 +296,7 @@ def test_loops_are_cases_of_the_quick_suite() -> None:
 
 
 def test_time_parts_of_all_phases_add_up_to_100() -> None:
-    assert tuple(run.CHECKS) == protocol.PHASES, "what the parent may ask for"
+    assert tuple(run.CHECKS) == worker_requests.PHASES, "what the parent may ask for"
     assert sum(phase.cpu_parts for phase in run.CHECKS.values()) == 100
     assert sum(phase.gpu_parts for phase in run.CHECKS.values()) == 100
 

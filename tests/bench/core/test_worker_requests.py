@@ -6,19 +6,27 @@ import typing
 
 import pytest
 
-from bench.core import protocol
-from bench.core.protocol import Again, Examination, Linking, PrecisionQuery, Preparation, Request, TorchQuery
+from bench.core import worker_requests
+from bench.core.worker_requests import (
+    CaseRequest,
+    Examination,
+    LinkTest,
+    PrecisionQuery,
+    Preparation,
+    RepeatPhases,
+    TorchQuery,
+)
 from tests.bench.conftest import a_case
 from tests.conftest import CHECKOUT
 
 GOLDEN = CHECKOUT / "tests" / "data" / "worker_requests"
-REQUESTS: dict[str, protocol.WorkerRequest] = {
+REQUESTS: dict[str, worker_requests.WorkerRequest] = {
     "query": TorchQuery(),
     "prepare": Preparation(),
     "precisions": PrecisionQuery("cpu", ("fp32", "bf16", "fp16"), 1.5),
-    "links": Linking(("cuda:0", "cuda:1"), 1767322800.25, 12.0),
+    "links": LinkTest(("cuda:0", "cuda:1"), 1767322800.25, 12.0),
     "examine": Examination("cuda:0", 1767322800.25, 60.0, ("numerics", "product")),
-    "case": Request(
+    "case": CaseRequest(
         a_case(dtype="bf16", threads=2),
         1767322800.25,
         20.0,
@@ -39,24 +47,24 @@ REQUESTS: dict[str, protocol.WorkerRequest] = {
 @pytest.mark.parametrize("name", list(REQUESTS))
 def test_a_request_is_encoded_to_the_golden_line_and_decoded_from_it(name: str) -> None:
     line = (GOLDEN / f"{name}.json").read_text(encoding="utf-8")
-    assert protocol.encode(REQUESTS[name]) + "\n" == line
-    assert protocol.decode(line) == REQUESTS[name]
+    assert worker_requests.encode(REQUESTS[name]) + "\n" == line
+    assert worker_requests.decode(line) == REQUESTS[name]
 
 
 def test_the_golden_files_hold_a_request_of_every_kind() -> None:
-    assert {type(request) for request in REQUESTS.values()} == set(typing.get_args(protocol.WorkerRequest))
+    assert {type(request) for request in REQUESTS.values()} == set(typing.get_args(worker_requests.WorkerRequest))
 
 
 @pytest.mark.parametrize("line", ["", "{", "{}", '{"examine": 3}', '{"links": {}}', '{"precisions": 3}'])
 def test_a_line_that_is_no_request_is_refused(line: str) -> None:
     with pytest.raises(ValueError):
-        protocol.decode(line)
+        worker_requests.decode(line)
 
 
 def test_the_control_line_again_names_its_seconds_and_phases() -> None:
-    again = Again(("copy", "memory"), 7.5)
+    again = RepeatPhases(("copy", "memory"), 7.5)
     assert again.line == "again 7.5 copy memory"
-    assert protocol.decode_again("again 7.5 copy memory\n") == again
-    assert [protocol.decode_again(line) for line in ("", "\n", "enough\n", "go\n")] == [None] * 4
+    assert worker_requests.decode_repeat_phases("again 7.5 copy memory\n") == again
+    assert [worker_requests.decode_repeat_phases(line) for line in ("", "\n", "enough\n", "go\n")] == [None] * 4
     with pytest.raises(ValueError):
-        protocol.decode_again("again\n")
+        worker_requests.decode_repeat_phases("again\n")

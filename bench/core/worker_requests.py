@@ -11,7 +11,7 @@ from bench.core.result import Case  # noqa: TC001 (the codec reads a record's ty
 
 # The phases of an examination, in their order; the worker has a check for each.
 PHASES = ("numerics", "product", "convolution", "copy", "pinned", "memory", "sustained", "threads", "loop")
-WAITING = "waiting"  # the phase of a worker that waits for a control line or, after a Preparation, for a Request
+WAITING = "waiting"  # the phase of a worker that waits for a control line or, after a Preparation, for a CaseRequest
 
 GO = "go"  # the control line for one more image of a paced worker
 _AGAIN = "again"
@@ -33,7 +33,10 @@ class PrecisionQuery:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Request the import of a case's libraries; the worker then enters the phase WAITING, and waits for a Request."""
+    """Request the import of a case's libraries.
+
+    The worker then enters the phase WAITING, and waits for a CaseRequest.
+    """
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Examination:
 
 
 @dataclass(frozen=True)
-class Linking:
+class LinkTest:
     """Request a test of the links between devices; `budget_seconds` count from `asked_at` (time.time of the parent)."""
 
     devices: tuple[str, ...]
@@ -60,7 +63,7 @@ class Linking:
 
 
 @dataclass(frozen=True)
-class Request:
+class CaseRequest:
     """Request the measurement of one case.
 
     Both time limits count from `asked_at` (time.time of the parent), so they include the start of the process. After
@@ -89,7 +92,7 @@ class Request:
     cpus: float | None = None
 
 
-WorkerRequest = TorchQuery | PrecisionQuery | Preparation | Examination | Linking | Request
+WorkerRequest = TorchQuery | PrecisionQuery | Preparation | Examination | LinkTest | CaseRequest
 
 
 def encode(request: WorkerRequest) -> str:
@@ -104,9 +107,9 @@ def encode(request: WorkerRequest) -> str:
             content = {"prepare": True}
         case Examination():
             content = {"examine": plain(request)}
-        case Linking():
+        case LinkTest():
             content = {"links": plain(request)}
-        case Request():
+        case CaseRequest():
             content = plain(request)
     return json.dumps(content)
 
@@ -118,7 +121,7 @@ def decode(line: str) -> WorkerRequest:
         ValueError: the line is not JSON, or does not fit the request's record.
     """
     content = json.loads(line)
-    kind: type[WorkerRequest] = Request
+    kind: type[WorkerRequest] = CaseRequest
     fields = content
     if content == {"query": True}:
         kind, fields = TorchQuery, {}
@@ -129,13 +132,13 @@ def decode(line: str) -> WorkerRequest:
     elif "examine" in content:
         kind, fields = Examination, content["examine"]
     elif "links" in content:
-        kind, fields = Linking, content["links"]
+        kind, fields = LinkTest, content["links"]
     request: WorkerRequest = record(fields, kind, kind.__name__)
     return request
 
 
 @dataclass(frozen=True)
-class Again:
+class RepeatPhases:
     """Repeat some phases of an examination within `seconds`; this is a control line, not a request."""
 
     phases: tuple[str, ...]
@@ -147,7 +150,7 @@ class Again:
         return f"{_AGAIN} {self.seconds:g} {' '.join(self.phases)}"
 
 
-def decode_again(line: str) -> Again | None:
+def decode_repeat_phases(line: str) -> RepeatPhases | None:
     """Return the phases of a control line "again SECONDS PHASE ..."; None for any other line.
 
     Raises:
@@ -157,4 +160,4 @@ def decode_again(line: str) -> Again | None:
     if keyword != _AGAIN:
         return None
     seconds, *phases = rest
-    return Again(tuple(phases), float(seconds))
+    return RepeatPhases(tuple(phases), float(seconds))
