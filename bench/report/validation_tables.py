@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bench.core.validation_records import CUT, VerdictState
 from bench.report import tables
 from bench.validate.expectations import TOGETHER, shown
-from bench.validate.rule_checks import ONCE
+from bench.validate.reading_checks import ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,9 +13,9 @@ from bench.core.worker_events import DeviceExamined
 from bench.core.worker_requests import PHASES, WAITING, Examination
 from bench.gpu import nvml
 from bench.launch.worker_process import Worker
-from bench.validate import judge
+from bench.validate import judge, merge_readings
 from bench.validate.expectations import Evidence
-from bench.validate.rule_checks import ONCE, is_wrong
+from bench.validate.reading_checks import ONCE, is_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,7 +120,7 @@ class DeviceExamination:
         phases = [phase for phase in doubtful_phases if phase in PHASES]
         if phases:
             self.readings = list(
-                judge.merge(readings, self._repeat_after(readings, phases, budget_seconds * AGAIN_SHARE))
+                merge_readings.merge(readings, self._repeat_after(readings, phases, budget_seconds * AGAIN_SHARE))
             )
 
     def repeat(self, phases: Sequence[str], seconds: float) -> list[Reading]:
@@ -133,7 +133,7 @@ class DeviceExamination:
         readings = self._repeat_phases(phases, seconds)
         wrong = list(dict.fromkeys(reading.probe for reading in readings if is_wrong(reading)))
         if wrong and self.is_alive:
-            readings = list(judge.merge(readings, self._repeat_after(readings, wrong, seconds)))
+            readings = list(merge_readings.merge(readings, self._repeat_after(readings, wrong, seconds)))
         return readings
 
     def stop(self) -> None:

@@ -16,10 +16,10 @@ from bench.gpu import choose_device, diagnosis
 from bench.gpu.device_nodes import NUMBERED
 from bench.launch import worker_process
 from bench.run import disturbance, measure_cases, suite_run
-from bench.validate import history, judge
+from bench.validate import history, judge, merge_readings
 from bench.validate.examine_device import AGAIN_SHARE, GRACE_SECONDS, START_SECONDS, DeviceExamination
 from bench.validate.expectations import TOGETHER, Evidence, shown
-from bench.validate.rule_checks import is_wrong
+from bench.validate.reading_checks import is_wrong
 from provision.core import layout
 from provision.core.errors import BlockedError, FirstlightError, SpecError
 
@@ -232,7 +232,7 @@ class _HostExamination:
         began = time.monotonic()
         readings = self._link_readings(names)
         if any(is_wrong(reading) for reading in readings):
-            readings = judge.merge(readings, self._link_readings(names))
+            readings = merge_readings.merge(readings, self._link_readings(names))
         self.readings += readings
         self._seconds["links"] = time.monotonic() - began
         self._progress.report(f"  links between devices {_gist(readings)}")

@@ -10,7 +10,7 @@ from bench.core.validation_records import CUT, VerdictState
 from bench.run import store
 from bench.run import verdict as run_verdict
 from bench.validate.expectations import OWN, TOGETHER, Expected, reading_key, share_of
-from bench.validate.rule_checks import is_wrong
+from bench.validate.reading_checks import is_wrong
 from provision.core.errors import FirstlightError
 
 if TYPE_CHECKING:

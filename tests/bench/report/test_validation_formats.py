@@ -17,7 +17,7 @@ from bench.report import export, formats, json_schema, terminal, validation_tabl
 from bench.run import verdict
 from bench.validate import judge
 from bench.validate.expectations import TOGETHER
-from bench.validate.rule_checks import ONCE
+from bench.validate.reading_checks import ONCE
 from provision.core.errors import SpecError
 from tests.bench.conftest import a_run
 from tests.bench.report.test_export import fits

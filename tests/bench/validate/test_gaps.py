@@ -11,7 +11,8 @@ from bench.core.validation_records import CUT, UNABLE, Reading, VerdictState
 from bench.run.verdict import conclude
 from bench.validate import history
 from bench.validate.expectations import Evidence, reading_key
-from bench.validate.judge import judge, phases_to_repeat, settle
+from bench.validate.judge import judge, phases_to_repeat
+from bench.validate.merge_readings import settle
 from tests.bench.validation_samples import (
     A100,
     FINE,

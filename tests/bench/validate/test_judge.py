@@ -11,7 +11,8 @@ from bench.core.validation_records import DeviceFacts, Judgement, Reading, Verdi
 from bench.run import verdict
 from bench.run.verdict import conclude
 from bench.validate.expectations import Evidence, Expected
-from bench.validate.judge import judge, merge, phases_to_repeat, settle
+from bench.validate.judge import judge, phases_to_repeat
+from bench.validate.merge_readings import merge, settle
 from tests.bench.validation_samples import (
     A100,
     CALM,

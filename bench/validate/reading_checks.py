@@ -55,7 +55,7 @@ def of_readings(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) ->
     """Yield the judgements of one rule on a device's readings, at most one for each name."""
     for rounds in evidence.rounds(card.device).values():
         if rule.is_about(rounds[0]):
-            item = _KINDS[rule.kind](name, rule, evidence, card, rounds)
+            item = _CHECKS[rule.kind](name, rule, evidence, card, rounds)
             if item is not None:
                 yield item
 
@@ -283,7 +283,7 @@ def _shares_of_fastest(
                 yield share_of(reading, reading.value, best.value), reading.device, reading, best.value
 
 
-_KINDS: dict[str, Callable[[str, Rule, Evidence, DeviceFacts, Sequence[Reading]], Judgement | None]] = {
+_CHECKS: dict[str, Callable[[str, Rule, Evidence, DeviceFacts, Sequence[Reading]], Judgement | None]] = {
     "fault": _fault,
     "limit": _limit,
     "once": _once,
@@ -295,4 +295,4 @@ _KINDS: dict[str, Callable[[str, Rule, Evidence, DeviceFacts, Sequence[Reading]]
     "least": _least,
     "crowd": _crowd,
 }
-OF_READINGS = frozenset(_KINDS)
+KINDS = frozenset(_CHECKS)
