@@ -18,7 +18,7 @@ from bench.core.validation_records import Verdict, VerdictState
 from bench.core.worker_requests import CaseRequest
 from bench.launch import in_process, worker_process
 from bench.launch.standby import StandbyWorkers, fitting
-from bench.run import cases, disturbance, image_quality, store, time_left, verdict
+from bench.run import cases, disturbance, image_quality, progress_line, store, verdict
 from provision.config import models, toml
 
 if TYPE_CHECKING:
@@ -289,8 +289,8 @@ class Session:
         """Return the callback that shows the progress of a case."""
         now, title = time.monotonic(), " ".join(label.split())
         required = sum(cell.required for cell in later) if self._run_request.budget_seconds is None else 0
-        budget = time_left.CaseBudget(title, overhead, now, now + share, self.ends, len(later), required)
-        return lambda received: self._progress.update(lambda: f"  {budget.line(received)}")
+        progress = progress_line.CaseProgress(title, overhead, now, now + share, self.ends, len(later), required)
+        return lambda received: self._progress.update(lambda: f"  {progress.line(received)}")
 
     def overhead(self, case: Case) -> float:
         """Return the seconds that a case takes besides its images: the shortest of its model so far."""

@@ -1,4 +1,4 @@
-"""Predicts the remaining time of a run, and describes its progress in one line."""
+"""Describes the progress of a run in one line, with the predicted time that is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PHASES = {
 
 
 @dataclass(frozen=True)
-class CaseBudget:
+class CaseProgress:
     """Hold the title and the time limits of a case before it begins.
 
     `title`: its title. `overhead`: the seconds that a case takes besides its images. `began`, `share_ends` and `ends`

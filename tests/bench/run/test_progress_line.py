@@ -6,10 +6,10 @@ import pytest
 
 from bench.core.result import Phases, Sample, Work
 from bench.launch.received_events import ReceivedEvents
-from bench.run.time_left import CaseBudget
+from bench.run.progress_line import CaseProgress
 
 # It began at 100 s and takes 8 s besides its images; its share ends at 140 s, and the run's budget at 220 s.
-CASE = CaseBudget("[2/4] tiny fp32", 8.0, 100.0, 140.0, 220.0, later=2)
+CASE = CaseProgress("[2/4] tiny fp32", 8.0, 100.0, 140.0, 220.0, later=2)
 IMAGE = Sample(4.0, (1.0,) * 4, 8.0)
 PRICED = Work(flops_per_step=10, flops_per_image=40, predicted_step_seconds=1.0)
 
@@ -57,7 +57,7 @@ def test_checks_are_not_counted_as_an_image() -> None:
 
 
 def test_remaining_time_of_later_cases_is_limited_by_the_budget() -> None:
-    late = CaseBudget("x", 8.0, 100.0, 140.0, 150.0, later=9)
+    late = CaseProgress("x", 8.0, 100.0, 140.0, 150.0, later=9)
     assert late.line(received(samples=5), 145.0).endswith("about 5 s left for the run")
 
 
@@ -72,6 +72,6 @@ def test_first_image_is_shown_until_there_is_another() -> None:
 
 
 def test_required_cases_are_counted_beyond_the_budget() -> None:
-    late = CaseBudget("x", 8.0, 100.0, 140.0, 150.0, later=9, required=2)
+    late = CaseProgress("x", 8.0, 100.0, 140.0, 150.0, later=9, required=2)
     # 4 s for this case, and for each of the two required ones 8 s and 7 images of 4 s.
     assert late.line(received(samples=5), 145.0).endswith("about 76 s left for the run")
