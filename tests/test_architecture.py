@@ -252,9 +252,9 @@ def test_what_is_installed_as_a_package_needs_what_the_toolbox_has() -> None:
 PLANTED = {
     "provision/core/errors.py": ("import provision.fs.tree", "provision: seven layers"),
     "provision/models/step.py": ("import provision.relocation.move", "provision: seven layers"),
-    "bench/core/stats.py": ("import bench.run.verdict", "bench: seven layers"),
+    "bench/core/stats.py": ("import bench.run.judge_cases", "bench: seven layers"),
     "provision/fs/tree.py": ("import bench.core.stats", "provision knows nothing of bench"),
-    "bench/run/verdict.py": ("import provision.models.manifest", "bench knows of provision only"),
+    "bench/run/judge_cases.py": ("import provision.models.manifest", "bench knows of provision only"),
     "bench/worker/timing.py": ("import bench.gpu.nvml", "the worker side runs under the measured interpreter"),
     "bench/run/store.py": ("import bench.worker.timing", "only bench.launch.in_process loads"),
     "provision/host/tool_caches.py": ("import provision.host.provider", "no cycles"),

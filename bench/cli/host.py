@@ -43,9 +43,9 @@ def validate(
     """Check that this host's GPUs are healthy and reach the expected speed; without a GPU, check its CPU."""
 
     def act() -> Exit:
+        from bench.core import verdict
         from bench.core.codec import dumps
         from bench.report import formats
-        from bench.run import verdict
         from bench.validate import examine_host
         from bench.validate import history as validation_history
 
@@ -67,7 +67,7 @@ def validate(
         else:
             print(formats.terminal(run, context), end="")
             print(f"kept: {page.with_name('run.json')}\npage: {page}")
-        code = verdict.exit_of(run.verdict)
+        code = verdict.exit_code(run.verdict)
         # A failure that was found before an interrupt stays a failure.
         return Exit.INTERRUPTED if validation.interrupted and code is not Exit.VERDICT_FAIL else code
 

@@ -131,9 +131,10 @@ def run(
     """Measure the cases of a suite, each in a new process."""
 
     def act() -> Exit:
+        from bench.core import verdict
         from bench.core.codec import dumps
         from bench.report import tables
-        from bench.run import compare, suite_run, verdict
+        from bench.run import compare, suite_run
 
         request = folders.request(
             suite,
@@ -157,7 +158,7 @@ def run(
             if measured.interleaved:
                 print(tables.comparison(compare.compare_pairs(measured), color=color, width=width), end="")
             _keep_page(measured, folders.out)
-        return verdict.exit_of(measured.verdict, strict=strict)
+        return verdict.exit_code(measured.verdict, strict=strict)
 
     common.guard(act, json=output.json)
 

@@ -20,8 +20,8 @@ from typing import Any
 from bench.core.validation_records import (
     GpuLoadStats,  # noqa: TC001 (the codec reads a record's types)
     Validation,  # noqa: TC001 (the codec reads a record's types)
-    Verdict,  # noqa: TC001 (the codec reads a record's types)
 )
+from bench.core.verdict import Verdict  # noqa: TC001 (the codec reads a record's types)
 
 SCHEMA = 3
 

@@ -1,32 +1,16 @@
-"""Define the records of a validation: facts and load of GPUs, readings, judgements, and the verdict."""
+"""Define the records of a validation: facts and load of GPUs, and readings."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import Enum
+
+from bench.core.verdict import Judgement  # noqa: TC001 (the codec reads a record's types)
 
 PROCESS = "process"  # the name of the reading that records how an examining process ended
 # Marks among the figures of a reading; a mark that is set has the value 1.0.
 CUT = "cut"  # larger shapes did not fit in time or memory, so the value is a lower bound
 UNABLE = "unable"  # the device has no such kernel or dtype, so a missing value is no gap
-
-
-class VerdictState(str, Enum):
-    """Name the verdicts of a run or of one judgement."""
-
-    PASS = "pass"  # noqa: S105 (a verdict)
-    WARN = "warn"
-    FAIL = "fail"
-    NOT_JUDGED = "could not judge"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Record the judgement of a whole run and the reasons for this judgement."""
-
-    state: VerdictState
-    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,26 +93,6 @@ class Reading:
     fault: str | None = None
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     round: int = 0
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Record what one rule concludes about a device.
-
-    `said`: the figure, the expected figure and its origin. `advice`: what to do. `source`: the source of the expected
-    figure. `confidence`: "own" (the best kept run of this very GPU), "measured", "sheet" (data sheet), or "unchecked".
-    """
-
-    rule: str
-    device: str
-    state: VerdictState
-    said: str
-    advice: str = ""
-    value: float | None = None
-    expected: float | None = None
-    unit: str = ""
-    source: str | None = None
-    confidence: str | None = None
 
 
 @dataclass(frozen=True)

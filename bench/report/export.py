@@ -13,7 +13,7 @@ from bench.core import stats
 from bench.core.codec import dumps, plain
 from bench.core.result import Status
 from bench.core.validation_records import Reading
-from bench.run import disturbance, verdict
+from bench.run import disturbance, judge_cases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ def _flat(result: Result, price_per_hour: float | None) -> dict[str, object]:
         "achieved_flops_per_second": stats.achieved_flops(result),
         "peak_share": stats.peak_share(result),
         "copy_bytes_per_second": max(result.work.copy_bytes_per_second, default=None),
-        "spec_share": verdict.spec_share(result),
+        "spec_share": judge_cases.spec_share(result),
         "finite": numerics and numerics.finite,
         "repeats": numerics and numerics.repeats,
         "forward_error": numerics and numerics.forward_error,

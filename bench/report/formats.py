@@ -112,9 +112,10 @@ def schema_text() -> str:
     return json.dumps(json_schema.of_run(), indent=1)
 
 
-def _check_has_cases(run: Run, lack: str, is_needed: bool) -> None:
+def _check_has_cases(run: Run, missing_part: str, is_needed: bool) -> None:
+    """Raise an error if a report needs cases and the run is a validation, which has none; `missing_part` ends it."""
     if run.validation is not None and is_needed:
-        raise SpecError(f"{run.id} is a validation, which has {lack}.")
+        raise SpecError(f"{run.id} is a validation, which has {missing_part}.")
 
 
 FORMS: dict[str, Callable[[Run, ReportContext], str]] = {

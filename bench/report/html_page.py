@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core import stats
 from bench.core.result import Status
 from bench.report import charts, tables, validation_tables
-from bench.run import compare, disturbance, image_quality, verdict
+from bench.run import compare, disturbance, image_quality, judge_cases
 from bench.validate import history
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def html(
         columns=validation_tables.COLUMNS,
         gained=tables.gain_lines(run.tuning) if run.tuning is not None else [],
         priced=price_per_hour is not None,
-        on_sheet=any(verdict.spec_share(result) is not None for result in measured),
+        on_sheet=any(judge_cases.spec_share(result) is not None for result in measured),
         trend=tables.trend_rows(kept),
         trend_columns=tables.TREND,
         fits=[result for result in measured if result.fit is not None],
@@ -113,7 +113,7 @@ def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
         "drift": stats.drift(result.samples),
         "achieved": stats.achieved_flops(result),
         "peak_share": stats.peak_share(result),
-        "spec_share": verdict.spec_share(result),
+        "spec_share": judge_cases.spec_share(result),
         "memory": tables.memory_of(result),
         "disturbed": disturbed,
         "shares": {name: seconds / whole for name, seconds in result.shares.items()} if whole else {},

@@ -6,7 +6,7 @@ import re
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from bench.core.validation_records import VerdictState
+from bench.core.verdict import VerdictState
 from bench.validate.expectations import shown
 from provision.core.errors import SpecError
 from provision.core.redact import redact
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.core.result import Run
-    from bench.core.validation_records import DeviceFacts, GpuLoadStats, Judgement, Validation
+    from bench.core.validation_records import DeviceFacts, GpuLoadStats, Validation
+    from bench.core.verdict import Judgement
 
 # An absolute path or one from a home folder; the kernel's folders are the same on every machine.
 _PATH = re.compile(r"(?<![\w./\\])(?!//)(?:~|[A-Za-z]:)?[/\\](?!dev/|proc/|sys/)[^\s'\",;)\]]+")

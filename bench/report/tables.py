@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.core import stats
 from bench.core.errors import BUDGET
 from bench.core.result import Status
-from bench.run import disturbance, verdict
+from bench.run import disturbance, judge_cases
 from bench.validate import history
 from bench.validate.expectations import shown
 
@@ -127,7 +127,7 @@ def tuning_table(result: TuneResult, *, color: bool, width: int | None) -> str:
     for name in ("setting", "s/image", "speedup", "error vs fp32", "peak", ""):
         table.add_column(name, justify="left" if name in {"setting", ""} else "right", overflow="fold")
     default_seconds = stats.least_image_seconds(result.default)
-    ruled_out = {trial.case: reason for trial in result.tries if (reason := verdict.exclusion_reason(trial))}
+    ruled_out = {trial.case: reason for trial in result.tries if (reason := judge_cases.exclusion_reason(trial))}
     for trial in sorted(result.tries, key=lambda trial: (trial.case in ruled_out, stats.least_image_seconds(trial))):
         seconds = stats.least_image_seconds(trial)
         error = trial.numerics.forward_error if trial.numerics else None

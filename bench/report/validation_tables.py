@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.core.validation_records import CUT, VerdictState
+from bench.core.validation_records import CUT
+from bench.core.verdict import VerdictState
 from bench.report import tables
 from bench.validate.expectations import TOGETHER, shown
 from bench.validate.reading_checks import ONCE
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bench.core.result import Run
-    from bench.core.validation_records import DeviceFacts, Judgement, Reading, Validation
+    from bench.core.validation_records import DeviceFacts, Reading, Validation
+    from bench.core.verdict import Judgement
 
 COLUMNS = ("device", "reading", "value", "expected", "share")
 # Worst first.

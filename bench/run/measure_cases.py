@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.core import stats
+from bench.core import stats, verdict
 from bench.core.codec import plain
 from bench.core.errors import BUDGET
 from bench.core.result import SCHEMA, Result, Run, Status
-from bench.core.validation_records import Verdict, VerdictState
+from bench.core.verdict import Verdict, VerdictState
 from bench.core.worker_requests import CaseRequest
 from bench.launch import in_process, worker_process
 from bench.launch.standby import StandbyWorkers, fitting
-from bench.run import cases, disturbance, image_quality, progress_line, store, verdict
+from bench.run import cases, disturbance, image_quality, judge_cases, progress_line, store
 from provision.config import models, toml
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ class Session:
         """
         results = image_quality.with_psnr(results, self.folder)
         judged = (
-            verdict.judge(results, self._run_request.suite) if tuning is None else verdict.judge_tuning(results, tuning)
+            judge_cases.judge(results, self._run_request.suite)
+            if tuning is None
+            else judge_cases.judge_tuning(results, tuning)
         )
         if self._interrupted is not None:
             judged = Verdict(VerdictState.NOT_JUDGED, (self._interrupted, *judged.reasons))

@@ -13,7 +13,7 @@ from bench.core.codec import plain
 from bench.core.errors import BUDGET, PARTNER, Exit
 from bench.core.result import Status, Tuning
 from bench.gpu import choose_device
-from bench.run import cases, compare, disturbance, recipe, suite_run, verdict
+from bench.run import cases, compare, disturbance, judge_cases, recipe, suite_run
 from bench.run import measure_cases as run_session
 from provision.config import models, toml
 from provision.core.errors import FirstlightError, SpecError
@@ -88,7 +88,7 @@ def to_json(tuned: TuneResult) -> dict[str, Any]:
         {
             "case": plain(result.case),
             "status": result.status.value,
-            "reason": result.reason or verdict.exclusion_reason(result),
+            "reason": result.reason or judge_cases.exclusion_reason(result),
             "image_seconds": stats.least_image_seconds(result) if result.samples else None,
             "gain": default / stats.least_image_seconds(result) if result.samples else None,
             "forward_error": result.numerics.forward_error if result.numerics else None,
@@ -205,7 +205,7 @@ class _Search:
         If the machine changed between the two, both are measured again in turns.
         """
         best = self.best
-        if verdict.exclusion_reason(candidate) or disturbance.same_machine(candidate, best):
+        if judge_cases.exclusion_reason(candidate) or disturbance.same_machine(candidate, best):
             return _beats(candidate, best)
         ratio = stats.least_image_seconds(candidate) / stats.least_image_seconds(best)
         if not 1 / _MAX_DRIFT < ratio < _MAX_DRIFT:
@@ -303,7 +303,7 @@ class _Search:
 def _beats(candidate: Result, best: Result) -> bool:
     """Return whether a try is correct and faster by more than two tries of one setting differ."""
     both = [summary for result in (candidate, best) if (summary := stats.image_seconds(result)) is not None]
-    if verdict.exclusion_reason(candidate) or len(both) < 2:
+    if judge_cases.exclusion_reason(candidate) or len(both) < 2:
         return False
     return both[0].minimum < both[1].minimum * (1 - max(compare.MIN_EFFECT, *(summary.spread for summary in both)))
 

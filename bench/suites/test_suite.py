@@ -9,7 +9,7 @@ import pytest
 from bench.core.result import Status
 from bench.pytest_plugin import Replay, suites
 from bench.report import export
-from bench.run import disturbance, verdict
+from bench.run import disturbance, judge_cases
 from provision.core.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def test_case(cell: Cell, suite: Suites, benchmark: Any) -> None:
         result = suite.measure(cell)
     except FirstlightError as error:
         pytest.fail(str(error), pytrace=False)
-    if verdict.is_unmeasured(result):
+    if judge_cases.is_unmeasured(result):
         pytest.fail(str(result.reason), pytrace=False)
-    if result.status is not Status.OK and not verdict.is_wrong(result):
+    if result.status is not Status.OK and not judge_cases.is_wrong(result):
         pytest.skip(result.cause)
     if result.samples:
         CLOCK.wind([sample.seconds for sample in result.samples])

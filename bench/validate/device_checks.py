@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.core.validation_records import VerdictState
+from bench.core.verdict import VerdictState
 from bench.validate import rules
 from bench.validate.expectations import gpu_table_name
 from bench.validate.reading_checks import judgement
@@ -12,7 +12,8 @@ from bench.validate.reading_checks import judgement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.core.validation_records import DeviceFacts, Judgement
+    from bench.core.validation_records import DeviceFacts
+    from bench.core.verdict import Judgement
     from bench.validate.expectations import Evidence
     from bench.validate.rules import Rule
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from bench.core.validation_records import CUT, VerdictState
+from bench.core import verdict
+from bench.core.validation_records import CUT
+from bench.core.verdict import VerdictState
 from bench.run import store
-from bench.run import verdict as run_verdict
 from bench.validate.expectations import OWN, TOGETHER, Expected, reading_key, share_of
 from bench.validate.reading_checks import is_wrong
 from provision.core.errors import FirstlightError
@@ -202,9 +203,7 @@ def history_lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
                     run.id,
                     card.device,
                     card.name,
-                    run_verdict.conclude(
-                        [item for item in run.validation.judgements if item.device == card.device]
-                    ).state,
+                    verdict.conclude([item for item in run.validation.judgements if item.device == card.device]).state,
                     product,
                     copy,
                     loop,

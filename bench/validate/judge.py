@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.core.validation_records import VerdictState
+from bench.core.verdict import VerdictState
 from bench.validate import device_checks, reading_checks, rules
 from bench.validate.reading_checks import is_gap, is_wrong, judgement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench.core.validation_records import DeviceFacts, Judgement, Reading
+    from bench.core.validation_records import DeviceFacts, Reading
+    from bench.core.verdict import Judgement
     from bench.validate.expectations import Evidence
     from bench.validate.rules import Rule
 

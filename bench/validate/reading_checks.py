@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bench.core.validation_records import CUT, PROCESS, UNABLE, Judgement, VerdictState
+from bench.core.validation_records import CUT, PROCESS, UNABLE
+from bench.core.verdict import Judgement, VerdictState
 from bench.validate.expectations import OWN, POWER_CAP, TOGETHER, UNCHECKED, expected, gpu_table_name, share_of, shown
 from bench.validate.rules import SETUP
 from provision.core import layout

@@ -15,7 +15,7 @@ import pytest
 
 from bench.core.codec import record
 from bench.core.result import SCHEMA, Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Status, Work
-from bench.core.validation_records import Verdict, VerdictState
+from bench.core.verdict import Verdict, VerdictState
 from bench.launch import worker_process
 from bench.run import request
 from bench.validate import examine_host

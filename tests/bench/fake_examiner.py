@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.core.validation_records import VerdictState
+from bench.core.verdict import VerdictState
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
-    from bench.core.validation_records import Judgement
+    from bench.core.verdict import Judgement
     from bench.validate.examine_host import HostValidation
 
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED

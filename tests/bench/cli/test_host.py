@@ -12,7 +12,7 @@ import pytest
 from bench.cli import host
 from bench.core.codec import loads
 from bench.core.result import Run
-from bench.core.validation_records import Verdict, VerdictState
+from bench.core.verdict import Verdict, VerdictState
 from bench.run import store
 from bench.validate import examine_host, history
 from tests.bench import processor_clocks

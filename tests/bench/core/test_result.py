@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench.core.codec import dumps, loads, plain
 from bench.core.result import Case, Host, Memory, Numerics, Phases, Result, Run, Sample, Work
-from bench.core.validation_records import Verdict
+from bench.core.verdict import Verdict
 from tests.bench.conftest import a_case, a_result, a_run
 
 JSON = st.recursive(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.core.result import Fit, Moment, Run, Sample, Status, Trust
-from bench.core.validation_records import Verdict, VerdictState
+from bench.core.verdict import Verdict, VerdictState
 from bench.report import charts, html_page, tables
 from tests.bench.conftest import a_case, a_result, a_run
 from tests.bench.validation_samples import A100, validated

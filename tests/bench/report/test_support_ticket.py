@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.core.validation_records import GpuLoadStats, Validation, VerdictState
+from bench.core import verdict
+from bench.core.validation_records import GpuLoadStats, Validation
+from bench.core.verdict import VerdictState
 from bench.report import support_ticket
-from bench.run import verdict
 from bench.validate import judge
 from provision.core.errors import SpecError
 from tests.bench.conftest import a_run

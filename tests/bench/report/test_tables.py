@@ -7,7 +7,7 @@ import re
 import pytest
 
 from bench.core.result import Memory, Numerics, Phases, Result, Run, Sample, Status
-from bench.core.validation_records import Verdict, VerdictState
+from bench.core.verdict import Verdict, VerdictState
 from bench.report import tables
 from tests.bench.conftest import a_case, a_host, a_result, a_run, machine
 

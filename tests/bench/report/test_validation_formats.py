@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench.core import verdict
 from bench.core.codec import dumps, loads, plain
 from bench.core.result import Run
 from bench.core.validation_records import CUT, DeviceFacts, GpuLoadStats, Reading
 from bench.report import export, formats, json_schema, terminal, validation_tables
-from bench.run import verdict
 from bench.validate import judge
 from bench.validate.expectations import TOGETHER
 from bench.validate.reading_checks import ONCE

@@ -21,7 +21,7 @@ from tests.clock import Until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.core.validation_records import VerdictState
+    from bench.core.verdict import VerdictState
     from bench.validate.examine_host import HostValidation
     from tests.bench.gpu.test_nvml import Driver
 

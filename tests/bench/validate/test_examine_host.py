@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench.core import verdict
 from bench.core.errors import Exit
 from bench.core.validation_records import PROCESS
 from bench.gpu import diagnosis
 from bench.gpu.device_nodes import DeviceNode, GpuVisibility
-from bench.run import request, store, suite_run, verdict
+from bench.run import request, store, suite_run
 from bench.validate import examine_device, examine_host, history
 from provision.core.errors import BlockedError, SpecError
 from provision.host import facts
@@ -24,7 +25,7 @@ from tests.bench.fake_examiner import FAIL, OPEN, PASS, TWO, WARN, changed_in, j
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.core.validation_records import VerdictState
+    from bench.core.verdict import VerdictState
     from bench.validate.examine_host import HostValidation
     from tests.bench.fake_workers import RecordedProgress
 
@@ -35,7 +36,7 @@ def test_healthy_gpu_passes_and_its_run_is_stored_in_out_and_in_the_history(
 ) -> None:
     validation = validate()
     assert validation.run.verdict.state is PASS, validation.run.verdict.reasons
-    assert verdict.exit_of(validation.run.verdict) is Exit.GOOD
+    assert verdict.exit_code(validation.run.verdict) is Exit.GOOD
     assert store.load("", tmp_path / "out") == validation.run
     assert history.load(
         suite_run.find_root(request.RunRequest(suite="", out=tmp_path, root=str(tmp_path))).validations
@@ -63,7 +64,7 @@ def test_gpu_is_compared_with_its_own_best_value(validate: Callable[..., HostVal
 @pytest.mark.usefixtures("driver")
 def test_slow_phase_is_repeated_before_the_gpu_fails(validate: Callable[..., HostValidation]) -> None:
     validation = validate(changed_in("product", "values['product'] = 300 * T"))
-    assert verdict.exit_of(validation.run.verdict) is Exit.VERDICT_FAIL
+    assert verdict.exit_code(validation.run.verdict) is Exit.VERDICT_FAIL
     assert logged_phases()[7:] == ["cuda:0 product"]
     (product,) = judgements_of(validation, "product")
     assert product.state is FAIL
@@ -219,7 +220,7 @@ def test_new_worker_of_a_repeated_phase_continues_in_the_next_round(validate: Ca
 def test_verdict_without_the_drivers_library_is_could_not_judge(validate: Callable[..., HostValidation]) -> None:
     # This test uses the real library, which finds no driver.
     validation = validate()
-    assert verdict.exit_of(validation.run.verdict) is Exit.NOT_JUDGED
+    assert verdict.exit_code(validation.run.verdict) is Exit.NOT_JUDGED
     assert [item.state for item in judgements_of(validation, "driver-hidden")] == [OPEN]
 
 
@@ -242,7 +243,7 @@ def test_gpu_that_torch_cannot_use_fails_with_the_cause(
     machine = replace(facts.probe(), gpus=(Gpu("NVIDIA H100 80GB HBM3", "9.0"),), nvidia_driver="570.86.15")
     monkeypatch.setattr(facts, "probe", lambda: machine)
     validation = validate("COUNT = 0\nFOUND |= {'cuda': None, 'available': False}\n")
-    assert verdict.exit_of(validation.run.verdict) is Exit.VERDICT_FAIL
+    assert verdict.exit_code(validation.run.verdict) is Exit.VERDICT_FAIL
     (unusable,) = judgements_of(validation, "unusable")
     assert "CPU-only build" in unusable.said
     assert "provision env create --variant cu" in unusable.said

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.core.validation_records import CUT, UNABLE, Reading, VerdictState
-from bench.run.verdict import conclude
+from bench.core.validation_records import CUT, UNABLE, Reading
+from bench.core.verdict import VerdictState, conclude
 from bench.validate import history
 from bench.validate.expectations import Evidence, reading_key
 from bench.validate.judge import judge, phases_to_repeat

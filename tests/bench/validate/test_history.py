@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.core.validation_records import Judgement, Reading, VerdictState
+from bench.core.verdict import Judgement, VerdictState
 from bench.report import charts, tables
 from bench.validate import history
 from bench.validate.expectations import Expected
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.core.result import Run
+    from bench.core.validation_records import Reading
 
 BF16 = ("GPU-a100", "product bf16")
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from bench.core import verdict
 from bench.core.errors import Exit
-from bench.core.validation_records import DeviceFacts, Judgement, Reading, Verdict, VerdictState
-from bench.run import verdict
-from bench.run.verdict import conclude
+from bench.core.validation_records import DeviceFacts, Reading
+from bench.core.verdict import Judgement, Verdict, VerdictState, conclude
 from bench.validate.expectations import Evidence, Expected
 from bench.validate.judge import judge, phases_to_repeat
 from bench.validate.merge_readings import merge, settle
@@ -302,7 +302,7 @@ def test_worst_judgement_decides_the_verdict_and_comes_first() -> None:
         "cuda:0: other processes on the card: 1",
     ]
     assert "ask for another card" in judgements.reasons[0], "the advice"
-    assert [verdict.exit_of(Verdict(state)) for state in (PASS, WARN, FAIL, OPEN)] == [
+    assert [verdict.exit_code(Verdict(state)) for state in (PASS, WARN, FAIL, OPEN)] == [
         Exit.GOOD, Exit.GOOD, Exit.VERDICT_FAIL, Exit.NOT_JUDGED,
     ]  # fmt: skip
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from bench.core import verdict
 from bench.core.errors import Exit
-from bench.core.validation_records import Judgement, VerdictState
+from bench.core.verdict import Judgement, VerdictState, conclude
 from bench.gpu import measured
-from bench.run import verdict
-from bench.run.verdict import conclude
 from bench.validate.judge import judge
 from tests.bench.validation_samples import FINE, T, card, reading
 from tests.conftest import CHECKOUT
@@ -71,7 +70,7 @@ def test_healthy_card_of_any_name_gets_a_verdict(name: str) -> None:
     products = figures or [reading("product", "product fp16", 1000 * T)]
     copy = reading("copy", "copy", 9e12)
     result = conclude(judge(replace(fine, readings=(*fine.readings, *products, copy))))
-    assert (result.state, verdict.exit_of(result)) == (VerdictState.PASS, Exit.GOOD), result.reasons
+    assert (result.state, verdict.exit_code(result)) == (VerdictState.PASS, Exit.GOOD), result.reasons
 
 
 def test_names_are_104() -> None:

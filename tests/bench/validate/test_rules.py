@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.core.validation_records import UNABLE, DeviceFacts, VerdictState
+from bench.core.validation_records import UNABLE, DeviceFacts
+from bench.core.verdict import VerdictState, conclude
 from bench.gpu import measured, nvml, specs
 from bench.gpu.nvml import FAULT_REASONS
-from bench.run.verdict import conclude
 from bench.validate import rules
 from bench.validate.judge import judge
 from provision.config import toml

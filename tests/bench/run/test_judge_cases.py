@@ -8,9 +8,9 @@ import pytest
 
 from bench.core.errors import Exit
 from bench.core.result import Numerics, Result, Sample, Status
-from bench.core.validation_records import Verdict, VerdictState
+from bench.core.verdict import Verdict, VerdictState, exit_code
 from bench.run import disturbance
-from bench.run.verdict import exit_of, judge, spec_share
+from bench.run.judge_cases import judge, spec_share
 from tests.bench.conftest import a_case, a_host, a_result
 
 CLEAN = a_result()
@@ -124,12 +124,12 @@ def test_unmeasured_case_is_not_disturbed() -> None:
     ],
 )
 def test_verdict_has_its_exit_code(state: VerdictState, code: Exit) -> None:
-    assert exit_of(Verdict(state)) is code
+    assert exit_code(Verdict(state)) is code
 
 
 def test_warning_exits_with_5_if_strict() -> None:
     states = (VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED)
-    codes = [exit_of(Verdict(state), strict=True) for state in states]
+    codes = [exit_code(Verdict(state), strict=True) for state in states]
     assert codes == [Exit.GOOD, Exit.NOT_JUDGED, Exit.VERDICT_FAIL, Exit.NOT_JUDGED]
 
 

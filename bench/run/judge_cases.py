@@ -1,7 +1,4 @@
-"""Judges a run of cases by the reliability of its own numbers, and combines judgements into one verdict.
-
-A device is judged in `bench.validate.judge`.
-"""
+"""Judges a run of cases by the reliability of its own numbers; `bench.validate.judge` judges a device."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import shlex
 from typing import TYPE_CHECKING
 
 from bench.core import stats
-from bench.core.errors import BUDGET, Exit
+from bench.core.errors import BUDGET
 from bench.core.result import Status
-from bench.core.validation_records import Judgement, Verdict, VerdictState
+from bench.core.verdict import Verdict, VerdictState
 from bench.gpu import specs
 from bench.run import disturbance
 
@@ -19,24 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bench.core.result import Result, Tuning
-
-_ORDER = (VerdictState.FAIL, VerdictState.NOT_JUDGED, VerdictState.WARN)
-
-
-def conclude(judgements: Sequence[Judgement]) -> Verdict:
-    """Return one verdict for all judgements, with their reasons, the worst first.
-
-    One failure fails the host. Otherwise one "could not judge" makes the verdict "could not judge", even if there are
-    warnings: a verdict on a part of the host must not be taken for one on the whole host.
-    """
-    reasons = [
-        " ".join(filter(None, (f"{judgement.device}: {judgement.said}.", judgement.advice)))
-        for state in _ORDER
-        for judgement in judgements
-        if judgement.state is state
-    ]
-    states = {judgement.state for judgement in judgements}
-    return Verdict(next((state for state in _ORDER if state in states), VerdictState.PASS), tuple(reasons))
 
 
 def exclusion_reason(result: Result) -> str | None:
@@ -135,14 +114,3 @@ def spec_share(result: Result) -> float | None:
     achieved = stats.achieved_flops(result)
     sheet = spec[1].flops(result.case.dtype) if spec is not None else None
     return achieved / sheet if achieved is not None and sheet is not None else None
-
-
-def exit_of(verdict: Verdict, *, strict: bool = False) -> Exit:
-    """Return the exit code of a verdict; with `strict` a warning is 5."""
-    codes = {
-        VerdictState.PASS: Exit.GOOD,
-        VerdictState.WARN: Exit.NOT_JUDGED if strict else Exit.GOOD,
-        VerdictState.FAIL: Exit.VERDICT_FAIL,
-        VerdictState.NOT_JUDGED: Exit.NOT_JUDGED,
-    }
-    return codes[verdict.state]
