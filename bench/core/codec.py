@@ -1,4 +1,4 @@
-"""Convert frozen records to JSON and back; a value that does not fit its type is rejected."""
+"""Convert frozen dataclasses to JSON and back; a value that does not fit the type of its field is rejected."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def dumps(record: object) -> str:
 
 
 def loads(text: str, kind: type[_T]) -> _T:
-    """Read a record from JSON.
+    """Return the record of the dataclass `kind` that a JSON text holds.
 
     Raises:
-        ValueError: the text is not JSON, a field is missing or unknown, or a value has another type.
+        ValueError: the text is not JSON, a field is missing or unknown, or a value has another type than its field.
     """
     return typing.cast("_T", record(json.loads(text, parse_constant=_reject), kind, kind.__name__))
 
@@ -32,7 +32,10 @@ def _reject(constant: str) -> float:
 
 
 def plain(value: object) -> Any:
-    """Convert a record, and everything in it, to JSON's types."""
+    """Return a value with the types of JSON.
+
+    Each record in it becomes a dict, each tuple a list, and each Enum its value.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
@@ -45,12 +48,12 @@ def plain(value: object) -> Any:
 
 
 def record(value: Any, kind: Any, where: str) -> Any:  # noqa: C901, PLR0911 (one branch per kind of type)
-    """Convert a value of JSON's types to a typed value; the inverse of `plain`.
+    """Convert a value with the types of JSON to the type `kind`; the inverse of `plain`.
 
     Args:
-        value: the value as read from JSON.
-        kind: the type, as a record's field declares it.
-        where: the place of the value, for messages, such as "Run.results[0].case".
+        value: the value as `json.loads` returns it.
+        kind: the type, as a field of a record declares it.
+        where: the place of the value, such as "Run.results[0].case"; it is in the messages of errors.
 
     Raises:
         ValueError: the value does not fit the type.

@@ -1,16 +1,24 @@
-"""Define the exit codes of `bench` and the errors of a worker; the parent raises provision's errors."""
+"""Define the exit codes of `bench` and the errors of a worker.
+
+The parent process raises those of `provision.core.errors`.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-BUDGET = "the budget leaves"  # part of the reason of a case that had no time
-PARTNER = "its partner could not be measured"  # the reason of a case whose pair failed
-BYTES_FOR_A_RUN = 16 * 1024 * 1024  # upper bound for the files of one run
+BUDGET = "the budget leaves"  # a part of the reason of each case for which the time budget of the run was too short
+PARTNER = "its partner could not be measured"  # the reason of a case of a pair whose other case failed
+BYTES_FOR_A_RUN = 16 * 1024 * 1024  # no run writes files of more than this in total
 
 
 class Exit(IntEnum):
-    """Name the exit codes of `bench`."""
+    """Name the exit codes of `bench`.
+
+    FAILED: an unexpected error. USAGE: invalid arguments or an invalid file. VERDICT_FAIL: the verdict is "fail", or a
+    case became slower than in the baseline. BLOCKED: the host lacks something that the command needs. NOT_JUDGED: the
+    verdict is "could not judge".
+    """
 
     GOOD = 0
     FAILED = 1
@@ -21,7 +29,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-# Words of torch's messages where a device has no such kernel.
+# Each of torch's messages about a missing kernel contains one of these phrases.
 _UNSUPPORTED = (
     "not implemented",
     "no available kernel",
@@ -36,10 +44,16 @@ _UNSUPPORTED = (
 
 
 class SkipError(Exception):
-    """Signal that the case cannot run on this device or cannot end in time; the message gives the reason."""
+    """Signal that a case cannot run on this device, or cannot end within its time limit.
+
+    The message gives the reason.
+    """
 
 
 def is_unsupported(error: Exception) -> bool:
-    """Return whether torch reports that the device has no such kernel; other failures do not prove that."""
+    """Return whether an error means that the device has no kernel for the operation and dtype.
+
+    False for any other failure.
+    """
     text = str(error).lower()
     return isinstance(error, NotImplementedError) or any(phrase in text for phrase in _UNSUPPORTED)

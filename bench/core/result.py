@@ -1,4 +1,4 @@
-"""Define the records of a run: cases and their results; frozen dataclasses that need only the standard library.
+"""Define the records of a run: cases, their results, and the run itself, as frozen dataclasses.
 
 Schema history of a run:
 1 - the first version.
@@ -27,7 +27,11 @@ SCHEMA = 3
 
 
 class Status(str, Enum):
-    """Name how the measurement of a case ended."""
+    """Name how the measurement of a case ended.
+
+    SKIPPED: the case cannot run on this device, or had no time. OOM: out of memory. TIMEOUT: a time limit ended it.
+    ERROR: an exception, a dead worker, or wrong numbers in the image.
+    """
 
     OK = "ok"
     SKIPPED = "skipped"
@@ -40,10 +44,11 @@ class Status(str, Enum):
 class Case:
     """Describe one measurement of a suite: a model, a device and all settings.
 
-    `height` and `width`: of the image, in pixels. `steps`: the number that the scheduler is set to; the scheduler
-    decides how often it evaluates the model for them. `task`: the task of the pipeline, "" for the one that the model
-    was trained for. `attention`, `compile`, `offload` and `vae`: names of `bench.core.axes`. `threads`: 0 for torch's
-    default.
+    `height` and `width`: of the image, in pixels. `steps`: diffusers' `num_inference_steps`; some schedulers evaluate
+    the model more than once a step. `batch`: the images that are generated together. `layout`: torch's memory format.
+    `task`: the task of the pipeline; "" for the task that the model was trained for. The values of `dtype`,
+    `scheduler`, `layout`, `attention`, `compile`, `offload` and `vae` are names of `bench.core.axes`. `threads`: the
+    threads of torch; 0 for torch's default.
     """
 
     model: str
@@ -65,7 +70,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Return the name in reports and picture files; every setting that is not the default is part of it."""
+        """Return the name of the case in reports and picture files.
+
+        It contains every setting that is not the default.
+        """
         task = f"-{self.task}" if self.task else ""
         parts = [
             f"{self.model}{task}-{self.device.replace(':', '')}-{self.dtype}",
@@ -78,17 +86,23 @@ class Case:
 
     @property
     def settings(self) -> list[str]:
-        """Return the settings that can be tuned: the dtype, the batch, and every setting that is not the default."""
+        """Return the settings as reports show them.
+
+        They are the dtype, "batch N", and every other setting that is not the default.
+        """
         return [self.dtype, f"batch {self.batch}", *self.unusual.values()]
 
     @property
     def is_reference(self) -> bool:
-        """Return whether other cases are compared with this one: fp32, and no setting that changes rounding."""
+        """Return whether the case can be the reference for the numbers of other cases.
+
+        That is a case in fp32 without a setting that changes the rounding.
+        """
         return self.dtype == "fp32" and set(self.unusual) <= {"threads", "seed", "vae"}
 
     @property
     def unusual(self) -> dict[str, str]:
-        """Return {axis: the value as it appears in names} of the settings that differ from the default."""
+        """Return {axis: its value as it appears in `name`} for each setting that is not the default."""
         settings = {
             "layout": (self.layout, "contiguous", ""),
             "attention": (self.attention, "sdpa", "attention-"),
@@ -103,7 +117,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Phases:
-    """Record the wall seconds of the phases before the samples; None where a phase was not reached."""
+    """Record the wall seconds of the phases before the samples; None for a phase that was not reached."""
 
     imports_seconds: float | None = None
     load_seconds: float | None = None
@@ -112,10 +126,10 @@ class Phases:
 
 @dataclass(frozen=True)
 class Sample:
-    """Record one timed image or batch: one whole sampling loop.
+    """Record one timed image or batch, that is, one whole sampling loop.
 
-    `seconds`: wall time between two synchronizations. `step_seconds`: the times between the ends of consecutive
-    evaluations of the model. `cpu_seconds`: CPU time of the process, all threads together.
+    `seconds`: the wall time; the device is synchronized before and after it. `step_seconds`: the times between the ends
+    of consecutive evaluations of the model. `cpu_seconds`: the CPU time of the worker, all threads together.
     """
 
     seconds: float
@@ -125,12 +139,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Memory:
-    """Record the peaks of memory in bytes; None where a value cannot be read.
+    """Record the peaks of memory in bytes; None for a value that cannot be read.
 
-    Host peaks are of the phase, not of the whole life of the process. `host_run_uss_peak_bytes`: memory that no other
-    process shares, read every few milliseconds during an image that is not timed. `device_used_bytes`: the memory in
-    use on the whole GPU, by all processes. `device_process_bytes`: the memory of this process on the GPU. NVML reports
-    both.
+    `host_load_peak_bytes`, `host_run_peak_bytes`: the peak of the worker's resident memory while the weights are
+    loaded, and while the images are made. `host_run_uss_peak_bytes`: the peak of the memory that it shares with no
+    other process (USS), read every few milliseconds during an image that is not timed. `device_peak_allocated_bytes`,
+    `device_peak_reserved_bytes`: of torch's allocator. `device_used_bytes`: the memory in use on the whole GPU, by all
+    processes. `device_process_bytes`: the memory of the worker on the GPU. NVML reports the last two.
     """
 
     host_load_peak_bytes: int | None = None
@@ -144,13 +159,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """Record the amount of arithmetic of a case, and the rates of the machine.
+    """Record the number of floating point operations (FLOPs) of a case, and the speed of the machine.
 
     FLOPs count a multiply-add as two, as torch.utils.flop_counter does. `probe_flops_per_second`: the rate of a short
-    convolution in the case's dtype, from which the cost was predicted. `peak_flops_per_second`: {probe: the best rate
-    before, between and after the images}. `evaluations`: evaluations of the model per image. `copy_bytes_per_second`:
-    the rate of a copy in memory (read and written bytes) at each of these times; it shows a machine whose speed
-    changed. `predicted_compile_seconds`: predicted from one compiled block.
+    convolution in the case's dtype, from which `predicted_step_seconds` was computed. `peak_flops_per_second`: {kind of
+    probe: its best rate}; the probes run before, between and after the images. `evaluations`: the evaluations of the
+    model for an image. `copy_bytes_per_second`: the rate of a copy in memory (bytes read and bytes written) each time
+    that the probes run; different rates show that the speed of the machine changed. `predicted_compile_seconds`: the
+    time that torch.compile takes, predicted from the compilation of one block of the model.
     """
 
     flops_per_step: int | None = None
@@ -165,12 +181,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Numerics:
-    """Record whether the pictures are finite and right, and the name of the kept picture (beside the run's file).
+    """Record the checks of the images' numbers, and the name of the image file that is kept beside the run's file.
 
-    `repeats`: the same seed gave the same numbers again. `forward_error`: the relative L2 distance of one evaluation of
-    the model from the same in fp32 with the default settings, at most `tolerance`; None with `not_compared` as the
-    reason. `psnr`: decibels between the picture and that of the same case in fp32 (10 log10 of 1 over the mean squared
-    difference of pixels in [0, 1]), 100 where the two are equal; None where the run has no such case.
+    `finite`: no pixel is NaN or infinite. `image_sha256`: the checksum of the first image in 8 bits. `repeats`: a second image with
+    the same seed has the same numbers. `forward_error`: the relative L2 distance between one evaluation of the model
+    and the same evaluation in fp32 with the default settings; above `tolerance` the case has failed. Where it is None,
+    `not_compared` is the reason. `psnr`: the peak signal-to-noise ratio between the image and that of the same case in
+    fp32, in decibels: 10 log10 of 1 over the mean squared difference of pixels in [0, 1]. It is 100 for equal images,
+    and None where the run has no such case in fp32.
     """
 
     finite: bool
@@ -185,13 +203,14 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Host:
-    """Record the host load while the samples were taken; shares are from 0 to 1.
+    """Record the host load while the samples were taken; a share is a number from 0 to 1.
 
-    `cpu_share`: CPU time of the process over wall time times threads. `steal_share`: the part of the CPU time that all
-    work of the machine wanted which the hypervisor took away. `pressure_share`: the part of the time in which some task
-    of the machine waited for a core (the kernel's PSI). `wait_share`: the part of their runnable time in which the
-    process's own threads waited for a core. `harness_share`: the part of one core that the parent process used
-    meanwhile.
+    `threads`: the threads of torch. `cpu_share`: the CPU time of the worker over wall time times threads.
+    `steal_share`: the part that the hypervisor took away of the CPU time for which the machine had work.
+    `pressure_share`: the part of the time in which some task of the machine waited for a core (the kernel's PSI).
+    `wait_share`: the time in which the worker's own threads waited for a core, over the time in which they ran or
+    waited. `harness_share`: the part of one core that the parent process used. None where the kernel does not report a
+    value.
     """
 
     threads: int
@@ -206,7 +225,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Moment:
-    """Record memory at one time: seconds since the worker started, the phase, bytes of the process and of the GPU."""
+    """Record the memory in use at one time.
+
+    `at`: seconds since the worker started. `phase`: the phase of the worker. `host_bytes`: the resident memory of the
+    worker. `device_bytes`: the memory in use on the whole GPU. None where a value cannot be read.
+    """
 
     at: float
     phase: str
@@ -216,7 +239,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Trust:
-    """Record whether other work disturbed a case (`contended`) or not (`clean`), and the reasons."""
+    """Record whether other work disturbed a case: `state` is "clean" or "contended" (disturbed), with the reasons."""
 
     state: str
     reasons: tuple[str, ...] = ()
@@ -224,7 +247,11 @@ class Trust:
 
 @dataclass(frozen=True)
 class Fit:
-    """Record the largest batch and image that fit, found by bisection; a `bound` is what ended it: memory or time."""
+    """Record the largest batch and the largest square image that fit, found by bisection; None where none fits.
+
+    `size`: the height and width in pixels. `batch_bound`, `size_bound`: what limits each: "memory", "time", "search"
+    (no larger value is tried), or why it was not searched.
+    """
 
     batch: int | None
     batch_bound: str
@@ -234,11 +261,13 @@ class Fit:
 
 @dataclass(frozen=True)
 class Result:
-    """Record the result of one case; `reason` explains a status that is not ok.
+    """Record the result of one case.
 
-    `warmups`: the images after the first one that were made before the loop was steady. `shares`: {component: its
-    seconds} of one image that is not a sample and took `shares_of_seconds`. `attempts`: how often the case was measured
-    until it was clean. `required`: the suite fails without this case. `notes`: how the case differs from its settings.
+    `reason`: why the status is not ok. `weights`: "real" or "random". `warmups`: the images between the first one and
+    the first sample. `shares`: {component: its seconds} within one image that is not a sample; `shares_of_seconds`: the
+    seconds of that whole image. `attempts`: how often the case was measured; a disturbed case is measured again.
+    `required`: a run in which this case was not measured does not pass. `notes`: how the measurement differs from the
+    settings of the case.
     """
 
     case: Case
@@ -264,7 +293,7 @@ class Result:
 
     @property
     def cause(self) -> str:
-        """Return the first line of the reason; empty without one."""
+        """Return the first line of the reason; "" without a reason."""
         return next(iter((self.reason or "").splitlines()), "")
 
 
@@ -272,8 +301,10 @@ class Result:
 class Tuning:
     """Record the result of a search for faster settings.
 
-    `gain`: how many times as fast `best` is as `default`, with its 95 % interval; None where no setting is faster.
-    `doubt`: the reason why the gain is not reliable. `notes`: further remarks for the reader.
+    `default`, `best`: the case with the default settings, and the one with the fastest settings found. `gain`: how many
+    times as fast `best` is as `default`; `gain_low` and `gain_high` are its 95 % interval. All three are None where no
+    setting is faster. `code`: Python code with the best settings. `doubt`: the reason why the gain is not reliable.
+    `notes`: further remarks for the reader.
     """
 
     default: Case
@@ -288,10 +319,10 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Precision:
-    """Record whether a device has kernels for a dtype, as torch reports and a short convolution confirms.
+    """Record whether a device has kernels for a dtype, as torch reports and a short convolution in this dtype confirms.
 
-    `flops_per_second`: the rate of that convolution, None where it could not run. `slower`: how many times as slow that
-    is as fp32. `fault`: what ended the probe (a signal, an exception, a deadline).
+    `flops_per_second`: the rate of the convolution; None where it could not run. `slower`: its time as a multiple of
+    the time in fp32. `fault`: what ended the probe (a signal, an exception or a deadline).
     """
 
     dtype: str
@@ -306,9 +337,9 @@ class Run:
     """Record one run of a suite on one machine. `started` is in UTC, ISO 8601; `seconds` is the whole wall time.
 
     `command`: the command that repeats the run. `interleaved`: the cases are pairs whose images were made in turns.
-    `tuning`: the result of a search whose trials are the cases. `validation`: the examination of a host, in a run
-    without cases. `precisions`: the lower dtypes that were probed before the cases. `notes`: what was chosen for the
-    device or left out.
+    `tuning`: the result of `bench tune`; the cases are then the settings that were tried. `validation`: the result of
+    `bench validate`; such a run has no cases. `precisions`: the dtypes below fp32 that were probed before the cases.
+    `notes`: what was chosen for the device or left out.
     """
 
     schema: int

@@ -1,4 +1,4 @@
-"""Compute the statistics of raw samples; no value is averaged before."""
+"""Compute statistics from the raw samples of a case; samples are never averaged before they are stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from bench.core.result import Result, Sample
 
-FEWEST_PAIRS = 6  # as many as an interval of the median needs: see ENOUGH_SAMPLES
+FEWEST_PAIRS = 6  # pairs of samples; the interval of a median needs as many values, see ENOUGH_SAMPLES
 
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
@@ -22,7 +22,10 @@ _LEAST_QUARTER = 2
 
 @dataclass(frozen=True)
 class Summary:
-    """Summarize the samples of one quantity; `low` and `high` bound the median with 95 % confidence (bootstrap)."""
+    """Summarize the samples of one quantity.
+
+    `low` and `high` bound the median with 95 % confidence (percentile bootstrap). `count`: the number of samples.
+    """
 
     median: float
     low: float
@@ -32,12 +35,12 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """Return half the width of the interval over the median."""
+        """Return half the width of the interval from `low` to `high`, divided by the median; 0.0 for a median of 0."""
         return (self.high - self.low) / 2 / self.median if self.median else 0.0
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Return the median with its percentile bootstrap interval (Efron, 1979), and the minimum.
+    """Return the median of the values with its percentile bootstrap interval (Efron, 1979), and the minimum.
 
     The bootstrap draws 1000 resamples from a seeded generator, so equal samples give an equal interval.
 
@@ -54,21 +57,21 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def paired_ratio(before: Sequence[float], after: Sequence[float]) -> Summary:
-    """Return the median of after / before over pairs that were measured side by side, with its bootstrap interval.
+    """Return the median of the ratios after / before of samples that were taken in pairs, with its bootstrap interval.
 
     Raises:
-        ValueError: there are no values, or the two have different lengths.
+        ValueError: there are no values, or the two sequences have different lengths.
     """
     return summarize([b / a for a, b in zip(before, after, strict=True)])
 
 
 def ratio(before: Sequence[float], after: Sequence[float]) -> Summary:
-    """Return the ratio of two medians, after / before, with its bootstrap interval (both sides are resampled).
+    """Return median(after) / median(before) with its bootstrap interval; both sides are resampled.
 
-    `minimum` is the ratio of the two minima.
+    `minimum` is min(after) / min(before).
 
     Raises:
-        ValueError: there are no values.
+        ValueError: a side has no values.
     """
     if not before or not after:
         raise ValueError("no values")
@@ -86,37 +89,44 @@ def ratio(before: Sequence[float], after: Sequence[float]) -> Summary:
 def step_seconds(result: Result) -> Summary | None:
     """Return the seconds of a denoising step, over all steps of all samples; None without samples.
 
-    The steps of one image are not independent draws, so the interval is that of the images' medians. Where a device
-    gives no step times, a step is the image's time over the number of evaluations.
+    The steps of one image are not independent draws, so the interval is that of the medians of the images. A device
+    whose steps cannot be timed has no `step_seconds`; a step is then the time of an image over its number of
+    evaluations.
     """
     values = [seconds for sample in result.samples for seconds in sample.step_seconds]
     if values:
         images = summarize([statistics.median(sample.step_seconds) for sample in result.samples if sample.step_seconds])
         middle = statistics.median(values)
         return Summary(middle, min(images.low, middle), max(images.high, middle), min(values), len(values))
-    if not values and result.work.evaluations:  # no step times: divide the image's time
+    if not values and result.work.evaluations:
         values = [sample.seconds / result.work.evaluations for sample in result.samples]
     return summarize(values) if values else None
 
 
 def image_seconds(result: Result) -> Summary | None:
-    """Return the seconds per image, over all samples; None without samples."""
+    """Return the seconds per image over all samples; None without samples."""
     batch = result.case.batch
     return summarize([sample.seconds / batch for sample in result.samples]) if result.samples else None
 
 
 def least_image_seconds(result: Result) -> float:
-    """Return the seconds per image of the fastest batch, which other work disturbed least; inf without samples."""
+    """Return the seconds per image of the fastest sample, which other work disturbed least; inf without samples."""
     return min((sample.seconds / result.case.batch for sample in result.samples), default=float("inf"))
 
 
 def p90(values: Sequence[float]) -> float | None:
-    """Return the 90th percentile; None for fewer than 20 values, where it is one of the two largest."""
+    """Return the 90th percentile; None for fewer than 20 values.
+
+    With fewer values it would be one of the two largest ones.
+    """
     return statistics.quantiles(values, n=10)[-1] if len(values) >= _ENOUGH_FOR_P90 else None
 
 
 def drift(samples: Sequence[Sample]) -> float | None:
-    """Return how much slower the last quarter of the images is than the first, as a share; None below 8 images."""
+    """Return how much slower the last quarter of the images is than the first quarter; None for fewer than 8 images.
+
+    The result is the ratio of the median seconds minus 1; it is negative if the images became faster.
+    """
     quarter = len(samples) // 4
     if quarter < _LEAST_QUARTER:
         return None
@@ -127,21 +137,24 @@ def drift(samples: Sequence[Sample]) -> float | None:
 
 
 def level_shift(samples: Sequence[Sample]) -> float:
-    """Return the relative difference of the median seconds of the first and the last third of the images."""
+    """Return by how much the median seconds of the first and of the last third of the images differ.
+
+    The result is the larger median over the smaller one, minus 1.
+    """
     third = max(1, len(samples) // 3)
     medians = [statistics.median(sample.seconds for sample in part) for part in (samples[:third], samples[-third:])]
     return max(medians) / min(medians) - 1 if min(medians) > 0 else 0.0
 
 
 def images_per_second(result: Result) -> float | None:
-    """Return the images per second of the median sample; None without samples."""
+    """Return the images per second at the median time of the samples; None without samples."""
     if not result.samples:
         return None
     return result.case.batch / statistics.median(sample.seconds for sample in result.samples)
 
 
 def achieved_flops(result: Result) -> float | None:
-    """Return the FLOPs a second of a median evaluation of the model; None if the time or the FLOPs are unknown."""
+    """Return the FLOPs a second at the median time of a step; None if that time or the FLOPs of a step are unknown."""
     steps = step_seconds(result)
     if steps is None or not steps.median or not result.work.flops_per_step:
         return None
@@ -149,13 +162,19 @@ def achieved_flops(result: Result) -> float | None:
 
 
 def peak_share(result: Result) -> float | None:
-    """Return the achieved rate over the best rate of the matrix products and convolutions measured in the same run."""
+    """Return the achieved FLOPs a second over the best rate of the probes of the same case; None if either is unknown.
+
+    A probe is a matrix product or a convolution.
+    """
     achieved, peaks = achieved_flops(result), result.work.peak_flops_per_second
     return achieved / max(peaks.values()) if achieved is not None and peaks else None
 
 
 def joules_an_image(result: Result) -> float | None:
-    """Return the GPU's energy per image, warm-ups included, in joules; None if the GPU does not report its energy."""
+    """Return the GPU's energy per image in joules; None if the GPU does not report its energy.
+
+    The energy was counted over the warm-ups and the samples, so both count as images.
+    """
     gpu = result.host.gpu if result.host is not None else None
     images = (len(result.warmups) + len(result.samples)) * result.case.batch
     return gpu.energy_joules / images if gpu is not None and gpu.energy_joules is not None and images else None

@@ -1,4 +1,4 @@
-"""Define the records of a validation: facts and load of GPUs, and readings."""
+"""Define the records of a validation (a run of `bench validate`): facts and load of devices, and readings."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 from bench.core.verdict import Judgement  # noqa: TC001 (the codec reads a record's types)
 
-PROCESS = "process"  # the name of the reading that records how an examining process ended
+PROCESS = "process"  # the name of the reading that records how the process of an examination ended
 # Marks among the figures of a reading; a mark that is set has the value 1.0.
-CUT = "cut"  # larger shapes did not fit in time or memory, so the value is a lower bound
-UNABLE = "unable"  # the device has no such kernel or dtype, so a missing value is no gap
+CUT = "cut"  # larger shapes did not fit in the time or the memory, so the value is a lower bound
+UNABLE = "unable"  # the device has no such kernel or dtype, so a rule does not report the missing value
 
 
 @dataclass(frozen=True)
 class GpuLoadStats:
-    """Record the GPU's readings while the samples were taken; None where the driver does not report a value.
+    """Record the GPU's state over the phase that was monitored; None for a value that the driver does not report.
 
-    `throttled`: {reason: its share of the readings}. `reasons_told`: whether the driver reports reasons at all, which
-    tells an empty `throttled` from an unknown one (None in older files). `others`: the number of other processes on the
-    GPU. `energy_source`: "counter" (the GPU's own) or "power" (its power, integrated over time).
+    `throttled`: {reason: the share of the polls in which it lowered the clocks}. `reasons_told`: whether the driver
+    reports such reasons at all; an empty `throttled` means no throttling only if it does (None in older files).
+    `others`: the number of other processes on the GPU. `energy_source`: "counter" (the GPU's energy counter) or "power"
+    (its power, integrated over time).
     """
 
     clock_mhz_median: float | None = None
@@ -36,14 +37,16 @@ class GpuLoadStats:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """Record what the driver reports about a device; None for a fact that it does not report. A CPU has only a name.
+    """Record what the driver reports about a device; None for a fact that the driver does not report.
 
-    `driver_sees`: whether NVML finds the device (a container may hide it). `slice`: the device is a part of a GPU (MIG,
-    vGPU). `ecc_corrected`, `ecc_uncorrected`: memory errors since the driver was loaded. `pages_retired`: memory pages
-    or rows that were replaced. `rows_pending`: more will be replaced at the next reset. `rows_failed`: a replacement
-    failed. `xids`: the driver's numbers of the hardware errors that came during the watch. `pcie_generation`,
-    `pcie_width`: the link under load; those with `_most`: the maximum of GPU and slot. `others`: the number of
-    processes on the device that are not firstlight's.
+    Of a CPU only `device` and `name` are set. `driver_sees`: whether NVML lists the device (a container may hide it).
+    `slice`: the device is a part of a GPU (MIG, vGPU). `ecc`: ECC is on. `ecc_corrected`, `ecc_uncorrected`: the memory
+    errors since the driver was loaded. `pages_retired`: the memory pages or rows that the GPU has replaced.
+    `rows_pending`: the GPU will replace more at the next reset. `rows_failed`: a replacement failed. `xids`: the
+    driver's numbers of hardware errors (XIDs) that occurred during the validation. `persistence`: the driver's
+    persistence mode is on. `pcie_generation`, `pcie_width`: of the PCIe link under load; `pcie_generation_most`,
+    `pcie_width_most`: the maximum that GPU and slot allow. `others`: the number of processes on the device that are not
+    firstlight's.
     """
 
     device: str
@@ -75,11 +78,12 @@ class DeviceFacts:
 class Reading:
     """Record the value that one phase of an examination measured on one device.
 
-    `probe`: the phase of the examination. `name`: the measured quantity. `value`: the best of the raw `samples`; None
-    where there is none, with the reason in `why_not` or `fault`. `unit`: of `value` and `samples`: "FLOP/s", "B/s", "s"
-    (seconds per step), or "" for a share or a relative error. `limit`: the largest acceptable relative error. `fault`:
-    an error that is wrong in itself, such as a NaN or a changed byte. `figures`: further numbers of the reading.
-    `round`: the round of a soak.
+    `probe`: the phase of the examination. `name`: the measured quantity, such as "product bf16". `value`: the best of
+    `samples`; None where there is none, with the reason in `why_not` or `fault`. `unit`: of `value` and `samples`:
+    "FLOP/s", "B/s", "s" (seconds per step), or "" for a share or a relative error. `limit`: the largest acceptable
+    relative error; None for other quantities. `fault`: an error that proves a defect, such as a NaN or a changed byte.
+    `figures`: {name: further number of the reading}. `round`: the number of the repetition in a soak; 0 before the
+    soak.
     """
 
     probe: str
@@ -97,11 +101,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Validation:
-    """Record the results of a host's examination: its devices before and after, all readings, all judgements.
+    """Record the result of a host's validation.
 
-    `seconds`: {phase: the seconds of the slowest device}. `watched`: {device: its load readings under sustained load}.
-    `disturbed`: {device: the other work that disturbed it}. `software`: {name: version}. `soak_seconds`: the length of
-    the soak, None without one.
+    `cards`: the facts of its devices afterwards; `before`: the same before the examination. `seconds`: {phase: the
+    seconds on the device that took longest}. `watched`: {device: its state under sustained load}. `disturbed`: {device:
+    the other work that disturbed its examination}. `software`: {name: version}. `soak_seconds`: the length of the soak;
+    None without a soak.
     """
 
     cards: tuple[DeviceFacts, ...]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class VerdictState(str, Enum):
-    """Name the verdicts of a run or of one judgement."""
+    """Name the verdicts of a run; one judgement has one of the same states."""
 
     PASS = "pass"  # noqa: S105 (a verdict)
     WARN = "warn"
@@ -23,7 +23,7 @@ class VerdictState(str, Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Record the judgement of a whole run and the reasons for this judgement."""
+    """Record the verdict of a whole run and the reasons for it."""
 
     state: VerdictState
     reasons: tuple[str, ...] = ()
@@ -33,8 +33,10 @@ class Verdict:
 class Judgement:
     """Record what one rule concludes about a device.
 
-    `said`: the figure, the expected figure and its origin. `advice`: what to do. `source`: the source of the expected
-    figure. `confidence`: "own" (the best kept run of this very GPU), "measured", "sheet" (data sheet), or "unchecked".
+    `rule`: the name of the rule in rules.toml. `said`: one sentence with the value, the expected value and its source.
+    `advice`: what the user can do. `value`, `expected`: the reading and the expected value, in `unit`. `source`: the
+    source of the expected value. `confidence`: "own" (the best kept validation of this very GPU), "measured" (measured
+    on GPUs of its kind), "sheet" (data sheet), or "unchecked" (a figure that no source confirms).
     """
 
     rule: str
@@ -53,10 +55,12 @@ _ORDER = (VerdictState.FAIL, VerdictState.NOT_JUDGED, VerdictState.WARN)
 
 
 def conclude(judgements: Sequence[Judgement]) -> Verdict:
-    """Return one verdict for all judgements, with their reasons, the worst first.
+    """Return one verdict for all judgements.
 
-    One failure fails the host. Otherwise one "could not judge" makes the verdict "could not judge", even if there are
-    warnings: a verdict on a part of the host must not be taken for one on the whole host.
+    The text of each judgement that is not "pass" is a reason, the worst first.
+
+    The first of "fail", "could not judge" and "warn" that a judgement has is the verdict. "Could not judge" goes before
+    "warn", since a warning alone would look like a verdict on the whole host.
     """
     reasons = [
         " ".join(filter(None, (f"{judgement.device}: {judgement.said}.", judgement.advice)))
@@ -69,7 +73,12 @@ def conclude(judgements: Sequence[Judgement]) -> Verdict:
 
 
 def exit_code(verdict: Verdict, *, strict: bool = False) -> Exit:
-    """Return the exit code of a verdict; with `strict` a warning is 5."""
+    """Return the exit code of a verdict.
+
+    Args:
+        verdict: the verdict.
+        strict: turn a verdict of "warn" into exit code 5 instead of 0.
+    """
     codes = {
         VerdictState.PASS: Exit.GOOD,
         VerdictState.WARN: Exit.NOT_JUDGED if strict else Exit.GOOD,

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class DeviceCapabilities:
     """Hold the vector width of a CPU, or the number formats of a GPU; None for a field of the other kind of device.
 
-    `lanes`: fp32 numbers in one vector instruction. `threads`: the threads that torch uses. `tf32`: 1 if the GPU has
-    TF32, otherwise 0.
+    `lanes`: the fp32 numbers in one vector instruction of the CPU. `threads`: the threads that torch uses on the CPU.
+    `tf32`: 1 if the GPU has TF32, otherwise 0.
     """
 
     lanes: int | None = None
@@ -37,11 +37,11 @@ class DeviceCapabilities:
 
 @dataclass(frozen=True)
 class PrecisionProbe:
-    """Hold the state of one dtype's probe.
+    """Hold the state of the probe of one dtype: a short convolution on the device.
 
-    `kernels`: whether torch reports kernels for the dtype; None if torch does not report it. `rate`: FLOPs a second of
-    a short convolution. `fault`: the first line of the error that ended the probe. `unsupported`: that error means that
-    the device has no such kernel.
+    `kernels`: whether torch reports kernels for the dtype; None if it reports neither. `rate`: the FLOPs a second of
+    the convolution. `fault`: the first line of the error that ended the probe. `unsupported`: the error means that the
+    device has no such kernel. `rate` and `fault` are None before the probe.
     """
 
     dtype: str
@@ -52,9 +52,9 @@ class PrecisionProbe:
 
     @property
     def is_finished(self) -> bool:
-        """Return whether the probe has ended, so that it has a rate or a fault.
+        """Return whether the probe has ended, that is, whether it has a rate or a fault.
 
-        The worker sends the record once before the probe, with neither, and again after it.
+        The worker sends the record twice: before the probe, with neither of them, and after the probe.
         """
         return self.rate is not None or self.fault is not None
 
@@ -63,8 +63,8 @@ class PrecisionProbe:
 class ExaminationReport:
     """Hold the facts of an examination besides its readings.
 
-    `host`: the load of the host during the sustained phase. `software`: {name: version}. `seconds`: {phase: seconds}.
-    A test of links reports only seconds.
+    `host`: the load of the host during the phase "sustained". `software`: {name: version}. `seconds`: {phase: seconds}.
+    A test of links between GPUs reports only `seconds`.
     """
 
     host: Host | None = None
@@ -74,21 +74,21 @@ class ExaminationReport:
 
 @dataclass(frozen=True)
 class PhaseEntered:
-    """Announce the phase that begins."""
+    """Announce the phase that the worker begins."""
 
     phase: str
 
 
 @dataclass(frozen=True)
 class CardOpened:
-    """Name the GPU that the worker is about to use, by its UUID ("" if torch does not give one)."""
+    """Name the GPU that the worker is about to use, by its UUID; "" if torch does not report a UUID."""
 
     card: str
 
 
 @dataclass(frozen=True)
 class WorkPredicted:
-    """Report the arithmetic of the case and its predicted cost."""
+    """Report the FLOPs of the case, and its predicted time."""
 
     work: Work
 
@@ -116,40 +116,43 @@ class ReadingTaken:
 
 @dataclass(frozen=True)
 class CapabilitiesRead:
-    """Report the capabilities of the device whose dtypes are probed."""
+    """Report the capabilities of the device; the probes of its dtypes follow."""
 
     computes: DeviceCapabilities
 
 
 @dataclass(frozen=True)
 class PrecisionProbed:
-    """Report the state of one dtype's probe: first the kernels, then the rate or the error."""
+    """Report the state of one dtype's probe: once before the convolution, and once after it."""
 
     precision: PrecisionProbe
 
 
 @dataclass(frozen=True)
 class TorchDescribed:
-    """Answer a TorchQuery: the version of torch and the devices that it sees, as `device_probe.query` returns them."""
+    """Answer a TorchQuery with the version of torch and the devices that torch lists.
+
+    The dict is the one that `device_probe.query` returns.
+    """
 
     query: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class DeviceExamined:
-    """Answer an Examination or a LinkTest: all its phases are complete."""
+    """Answer an Examination or a LinkTest after its last phase; the readings were sent before."""
 
     examined: ExaminationReport
 
 
 @dataclass(frozen=True)
 class CaseMeasured:
-    """Answer a CaseRequest: the result of the case."""
+    """Answer a CaseRequest with the result of the case."""
 
     result: Result
 
 
-WorkerAnswer = TorchDescribed | DeviceExamined | CaseMeasured  # the last event of a request
+WorkerAnswer = TorchDescribed | DeviceExamined | CaseMeasured  # the last event that a request causes
 WorkerEvent = (
     PhaseEntered
     | CardOpened
@@ -166,11 +169,11 @@ if TYPE_CHECKING:
 
 # An event is a JSON object with one key: the name of the only field of its record.
 _KINDS: dict[str, type[WorkerEvent]] = {dataclasses.fields(kind)[0].name: kind for kind in typing.get_args(WorkerEvent)}
-_SPARSE = (DeviceCapabilities, PrecisionProbe, ExaminationReport)  # their fields without a value are left out
+_SPARSE = (DeviceCapabilities, PrecisionProbe, ExaminationReport)  # fields of these that are None are not sent
 
 
 def encode(event: WorkerEvent) -> str:
-    """Return an event as one line of JSON, without the end of the line."""
+    """Return an event as one line of JSON, without a line feed."""
     return dumps({field.name: _content(getattr(event, field.name)) for field in dataclasses.fields(event)})
 
 
@@ -183,10 +186,10 @@ def _content(value: object) -> Any:
 
 
 def decode(line: str | bytes) -> WorkerEvent:
-    """Return the event of one line.
+    """Return the event that one line holds.
 
     Raises:
-        ValueError: the line is not JSON, is not an event, or does not fit the event's record.
+        ValueError: the line is not JSON, is not an event, or does not fit the record of its event.
     """
     try:
         content = json.loads(line)

@@ -1,4 +1,4 @@
-"""Defines the requests that the parent sends to a worker, the names of the phases, and the control lines."""
+"""Defines the requests and control lines that the parent sends to a worker, and the phases of an examination."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from bench.core.result import Case  # noqa: TC001 (the codec reads a record's ty
 
 # The phases of an examination, in their order; the worker has a check for each.
 PHASES = ("numerics", "product", "convolution", "copy", "pinned", "memory", "sustained", "threads", "loop")
-WAITING = "waiting"  # the phase of a worker that waits for a control line or, after a Preparation, for a CaseRequest
+WAITING = "waiting"  # the phase in which a worker waits for a control line or, after a Preparation, for a CaseRequest
 
-GO = "go"  # the control line for one more image of a paced worker
+GO = "go"  # the control line upon which a worker with a paced CaseRequest makes one image
 _AGAIN = "again"
 
 
 @dataclass(frozen=True)
 class TorchQuery:
-    """Request the version of torch and the devices that it sees."""
+    """Request the version of torch and the devices that torch lists."""
 
 
 @dataclass(frozen=True)
 class PrecisionQuery:
-    """Request a probe of each dtype on one device. `cpus`: the CPU quota of the control group; None without one."""
+    """Request a probe of each dtype on one device.
+
+    `cpus`: the CPU quota of the control group, in cores; None without a quota.
+    """
 
     device: str
     dtypes: tuple[str, ...]
@@ -33,9 +36,9 @@ class PrecisionQuery:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Request the import of a case's libraries.
+    """Request the import of the libraries that a case needs.
 
-    The worker then enters the phase WAITING, and waits for a CaseRequest.
+    The worker then enters the phase WAITING and waits for a CaseRequest.
     """
 
 
@@ -55,7 +58,10 @@ class Examination:
 
 @dataclass(frozen=True)
 class LinkTest:
-    """Request a test of the links between devices; `budget_seconds` count from `asked_at` (time.time of the parent)."""
+    """Request a test of the links between GPUs.
+
+    `budget_seconds` count from `asked_at` (time.time of the parent), so they include the start of the process.
+    """
 
     devices: tuple[str, ...]
     asked_at: float
@@ -67,14 +73,16 @@ class CaseRequest:
     """Request the measurement of one case.
 
     Both time limits count from `asked_at` (time.time of the parent), so they include the start of the process. After
-    `share_seconds` no further sample begins; a case that cannot end within `limit_seconds` is skipped.
+    `share_seconds`, the case's share of the run's budget, no further sample begins. A case that cannot end within
+    `limit_seconds` is skipped.
 
-    `weights`: {architecture: snapshot folder}, empty for random weights. `image`: the path for the picture.
-    `rate_known`: FLOPs a second that the device has reached in this dtype before; a probe that measures less was
-    disturbed. `rate_fp32`: the same in fp32. `paced`: each image waits for a line "go" on stdin; any other line, or the
-    end of stdin, ends the sampling. `compare`: compare one evaluation with that of fp32. `find_max`: search the largest
-    batch and image. `checks_seconds`: the time limit of the checks after the samples, if it is below `limit_seconds`.
-    `cpus`: the CPU quota of the control group; None without one.
+    `weights`: {architecture: snapshot folder}; empty for random weights. `image`: the file into which the image is
+    written; None writes none. `paced`: the worker makes one image for each line "go" on stdin; any other line, or the
+    end of stdin, ends the samples. `compare`: compare one evaluation of the model with the same evaluation in fp32.
+    `find_max`: search the largest batch and the largest image. `rate_known`: the FLOPs a second that this device has
+    reached in this dtype before in this run; other work disturbed a probe that measures less. `rate_fp32`: the same in
+    fp32. `checks_seconds`: the time limit of the checks after the samples, if it is below `limit_seconds`. `cpus`: the
+    CPU quota of the control group, in cores; None without a quota.
     """
 
     case: Case
@@ -96,7 +104,7 @@ WorkerRequest = TorchQuery | PrecisionQuery | Preparation | Examination | LinkTe
 
 
 def encode(request: WorkerRequest) -> str:
-    """Return a request as one line of JSON, without the end of the line."""
+    """Return a request as one line of JSON, without a line feed."""
     content: dict[str, Any]
     match request:
         case TorchQuery():
@@ -115,10 +123,10 @@ def encode(request: WorkerRequest) -> str:
 
 
 def decode(line: str) -> WorkerRequest:
-    """Return the request of one line.
+    """Return the request that one line holds.
 
     Raises:
-        ValueError: the line is not JSON, or does not fit the request's record.
+        ValueError: the line is not JSON, or does not fit the record of its request.
     """
     content = json.loads(line)
     kind: type[WorkerRequest] = CaseRequest
@@ -139,19 +147,22 @@ def decode(line: str) -> WorkerRequest:
 
 @dataclass(frozen=True)
 class RepeatPhases:
-    """Repeat some phases of an examination within `seconds`; this is a control line, not a request."""
+    """Request from an examining worker that it repeats some phases within `seconds`.
+
+    It is sent as a control line while the worker waits, and not as a request.
+    """
 
     phases: tuple[str, ...]
     seconds: float
 
     @property
     def line(self) -> str:
-        """Return the control line, without the end of the line."""
+        """Return the control line "again SECONDS PHASE ...", without a line feed."""
         return f"{_AGAIN} {self.seconds:g} {' '.join(self.phases)}"
 
 
 def decode_repeat_phases(line: str) -> RepeatPhases | None:
-    """Return the phases of a control line "again SECONDS PHASE ..."; None for any other line.
+    """Return the record of a control line "again SECONDS PHASE ..."; None for any other line.
 
     Raises:
         ValueError: the line has no seconds.
