@@ -183,12 +183,12 @@ class Work:
 class Numerics:
     """Record the checks of the images' numbers, and the name of the image file that is kept beside the run's file.
 
-    `finite`: no pixel is NaN or infinite. `image_sha256`: the checksum of the first image in 8 bits. `repeats`: a second image with
-    the same seed has the same numbers. `forward_error`: the relative L2 distance between one evaluation of the model
-    and the same evaluation in fp32 with the default settings; above `tolerance` the case has failed. Where it is None,
-    `not_compared` is the reason. `psnr`: the peak signal-to-noise ratio between the image and that of the same case in
-    fp32, in decibels: 10 log10 of 1 over the mean squared difference of pixels in [0, 1]. It is 100 for equal images,
-    and None where the run has no such case in fp32.
+    `finite`: no pixel is NaN or infinite. `image_sha256`: the checksum of the first image in 8 bits. `repeats`: a
+    second image with the same seed has the same numbers. `forward_error`: the relative L2 distance between one
+    evaluation of the model and the same evaluation in fp32 with the default settings; above `tolerance` the case has
+    failed. Where it is None, `not_compared` is the reason. `psnr`: the peak signal-to-noise ratio between the image and
+    that of the same case in fp32, in decibels: 10 log10 of 1 over the mean squared difference of pixels in [0, 1]. It
+    is 100 for equal images, and None where the run has no such case in fp32.
     """
 
     finite: bool

@@ -1,4 +1,4 @@
-"""Choose the device of a run from the user's wish and from what torch can use."""
+"""Choose the device of a run from the name that the user gives and from the devices that torch can use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def choose(name: str, machine: Machine, torch_facts: dict[str, Any] | None) -> s
     """Return the device of a run: "cpu", "cuda:N" or "mps".
 
     Args:
-        name: "auto", "cpu", "cuda", "cuda:N" or "mps". "auto" takes a GPU where torch can use one, else the CPU.
-        machine: the host and the visibility of its GPUs.
-        torch_facts: the answer of `worker_process.query`; None where torch was not queried.
+        name: "auto", "cpu", "cuda", "cuda:N" or "mps". "cuda" is cuda:0. "auto" is a GPU if torch can use one, else the
+            CPU.
+        machine: the facts of the host and which GPUs it exposes.
+        torch_facts: what `worker_process.query` returned; None if torch was not queried.
 
     Raises:
         SpecError: `name` is not a device name.
-        BlockedError: the named device cannot be used; the message gives the cause and the fix.
+        BlockedError: the named device cannot be used; the message gives the cause and the remedy.
     """
     check_name(name)
     if name == "cpu" or (name == "auto" and torch_facts is None):
@@ -48,12 +49,14 @@ def choose(name: str, machine: Machine, torch_facts: dict[str, Any] | None) -> s
         raise BlockedError(fault.text)
     count = len(answer["devices"])
     if index >= count:
-        raise BlockedError(f"cuda:{index} does not exist: torch lists {count} of them, cuda:0 to cuda:{count - 1}.")
+        raise BlockedError(
+            f"cuda:{index} does not exist: the last GPU that torch lists is cuda:{count - 1}. Use --device cuda:0."
+        )
     return f"cuda:{index}"
 
 
 def check_name(name: str) -> None:
-    """Check the form of a device name; the device itself is not looked at.
+    """Check that a text has the form of a device name; whether the device exists is not checked.
 
     Raises:
         SpecError: no device has a name of this form; the message lists the valid forms.

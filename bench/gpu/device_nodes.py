@@ -15,18 +15,18 @@ from bench.gpu import nvml
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-CONTROL = ("nvidiactl", "nvidia-uvm")  # CUDA opens these beside the node of each GPU
-NUMBERED = re.compile(r"nvidia\d+")  # the node of one GPU
+CONTROL = ("nvidiactl", "nvidia-uvm")  # CUDA opens these nodes besides those of the GPUs
+NUMBERED = re.compile(r"nvidia\d+")  # the name of a GPU's own node, such as nvidia0
 _VENDOR = "0x10de"  # NVIDIA's PCI vendor id
-_DISPLAY = "0x03"  # PCI class of display controllers; a card's audio and USB functions have other classes
+_DISPLAY = "0x03"  # the PCI class of display controllers; the audio and USB functions of a card have other classes
 
 
 @dataclass(frozen=True)
 class DeviceNode:
     """Record one file of /dev that CUDA opens.
 
-    `fault`: the errno name, such as EACCES, where opening fails; None where it opens. `mode` (octal) and `owner` are
-    filled in only where opening fails.
+    `fault`: the errno name of the failed `open`, such as EACCES; None if the file can be opened. `mode` (octal, such as
+    "0660") and `owner` ("owner UID, group GID") are "" if the file can be opened.
     """
 
     name: str
@@ -39,9 +39,10 @@ class DeviceNode:
 class GpuVisibility:
     """Record which NVIDIA GPUs a machine exposes to a process.
 
-    `on_bus`: the PCI addresses of the GPUs. `loaded`: the kernel has loaded the driver. `nvml_error`: the error number
-    with which NVML fails to start, None where it starts. `lacks_mig_instance`: a GPU is in MIG mode and has no
-    instance. `visible`: the value of CUDA_VISIBLE_DEVICES. `in_container`: a sign of a container is present.
+    `on_bus`: the PCI addresses of the GPUs. `loaded`: the kernel has loaded NVIDIA's driver. `nodes`: the device nodes
+    of NVIDIA in /dev. `nvml_error`: the error number of nvmlInit; None if it succeeds. `lacks_mig_instance`: a GPU is
+    in MIG mode and has no instance. `visible`: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
+    `in_container`: this process runs in a container.
     """
 
     on_bus: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class GpuVisibility:
 
 
 def read_visibility(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> GpuVisibility:
-    """Read the GPU visibility of this machine. Each device node is opened and closed once; nothing is changed.
+    """Read which GPUs this machine exposes. Each device node is opened and closed once; nothing is changed.
 
     Args:
         root: the folder that contains /sys, /proc and /dev; tests pass another one.

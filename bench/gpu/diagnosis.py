@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     from provision.config.torch import TorchSpec
     from provision.host.facts import HostFacts
 
-# {CUDA major version: its oldest driver}, for versions without a variant in torch.toml. Source: NVIDIA's table of
-# CUDA's minor version compatibility.
+# {major version of CUDA: the oldest driver that runs it}, for versions that no variant in torch.toml uses. Source:
+# NVIDIA's table of CUDA's minor version compatibility.
 _OLDER_CUDA = {"11": "450.80.02"}
 _USE_CPU = "Or use --device cpu."
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Record the facts of a host, the visibility of its GPUs, and the builds of torch that it could install.
+    """Record the facts of a host, which GPUs it exposes, and the builds of torch that could be installed on it.
 
-    `torch`: the variants of torch.toml. `locked`: the names of the variants for which a lock file exists.
+    `torch`: the content of torch.toml; None if there is no such file. `locked`: the names of the variants (builds of
+    torch) that have a lock file.
     """
 
     facts: HostFacts
@@ -42,7 +43,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Record why torch cannot use a GPU: a short name of the cause, the problem, and the fix."""
+    """Record why torch cannot use a GPU: a short name of the cause, the problem, and the remedy."""
 
     name: str
     problem: str
@@ -50,13 +51,16 @@ class Diagnosis:
 
     @property
     def text(self) -> str:
-        """Return the problem and the fix as one message."""
+        """Return the problem and the remedy as one message."""
         return f"{self.problem}. {self.fix}"
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Hold what a diagnosis is based on: a machine, the answer of its torch, and the index of the GPU."""
+    """Hold the basis of a diagnosis.
+
+    `torch_facts`: what `worker_process.query` returned. `index`: the number of the GPU in torch's order.
+    """
 
     machine: Machine
     torch_facts: Mapping[str, Any]
@@ -77,7 +81,7 @@ class _Evidence:
 
 
 def inspect_machine(facts: HostFacts, envs: Path) -> Machine:
-    """Read the GPU visibility of this machine and the builds of torch for which a lock file exists.
+    """Read which GPUs this machine exposes, and the builds of torch that could be installed on it.
 
     Args:
         facts: the facts of this machine.
@@ -92,14 +96,15 @@ def inspect_machine(facts: HostFacts, envs: Path) -> Machine:
 
 
 def diagnose(machine: Machine, torch_facts: Mapping[str, Any], index: int = 0) -> Diagnosis | None:
-    """Return why torch cannot use a GPU of this machine, or None where it can.
+    """Return why torch cannot use a GPU of this machine, or None if it can.
 
-    Where torch can use CUDA, only the GPU's compute capability is checked. Else the lowest faulty layer is named: the
-    GPU and its driver come first, then device nodes and libraries, then the build of torch.
+    If torch can use CUDA, only the compute capability of the GPU is checked. Otherwise the first cause that applies is
+    returned, in this order: GPU and driver, device nodes, the build of torch, CUDA_VISIBLE_DEVICES, MIG, NVSwitch,
+    libraries.
 
     Args:
         machine: the machine.
-        torch_facts: the answer of `worker_process.query`.
+        torch_facts: what `worker_process.query` returned.
         index: the number of the GPU in torch's order.
     """
     evidence = _Evidence(machine, torch_facts, index)
@@ -134,18 +139,18 @@ def _driver_mismatch(evidence: _Evidence) -> Diagnosis | None:
         "driver mismatch",
         f"the kernel runs driver {evidence.driver}, but the driver's libraries have another version (NVML: "
         "driver/library version mismatch)",
-        f"{restart}: a driver update has left both versions in use. {_USE_CPU}",
+        f"{restart}: after an update of the driver, both versions are in use. {_USE_CPU}",
     )
 
 
 def _missing_node(evidence: _Evidence) -> Diagnosis | None:
     visibility = evidence.machine.visibility
     names = {node.name for node in visibility.nodes}
-    # The driver creates these nodes at the first use of CUDA; a CPU-only torch never uses it.
+    # The driver creates the nodes of CONTROL at the first use of CUDA; a CPU-only torch never uses CUDA.
     missing = [name for name in CONTROL if name not in names] if evidence.torch_facts.get("cuda") else []
     if not any(NUMBERED.fullmatch(name) for name in names):
         missing.insert(0, "nvidia0")
-    # WSL's driver does not appear in the kernel and needs no device nodes; there the list of GPUs counts.
+    # In WSL the kernel has no NVIDIA driver and CUDA needs no device nodes; a GPU in the facts shows that it works.
     if (not visibility.loaded and evidence.machine.facts.gpus) or not missing:
         return None
     paths = ", ".join(f"/dev/{name}" for name in missing)
@@ -157,7 +162,10 @@ def _missing_node(evidence: _Evidence) -> Diagnosis | None:
 
 
 def _faulty_node(evidence: _Evidence) -> Diagnosis | None:
-    """Return the fault of a device node that CUDA needs; of the GPUs' own nodes, one that opens is enough."""
+    """Return the diagnosis for a device node that CUDA needs and this user cannot open; None if there is none.
+
+    CUDA needs every node of CONTROL, and the node of at least one GPU.
+    """
     nodes = evidence.machine.visibility.nodes
     gpu_nodes = [node for node in nodes if NUMBERED.fullmatch(node.name)]
     needed = [node for node in nodes if node.name in CONTROL]
@@ -181,7 +189,8 @@ def _faulty_node(evidence: _Evidence) -> Diagnosis | None:
             return Diagnosis(
                 "dead node",
                 f"/dev/{node.name} does not open ({node.fault}): the driver has failed, or the card has left the bus",
-                f"See `sudo dmesg | grep -i nvrm` for which. Restart the machine, or rent another card. {_USE_CPU}",
+                "The output of `sudo dmesg | grep -i nvrm` shows which of the two. Restart the machine, or rent "
+                f"another card. {_USE_CPU}",
             )
     return None
 
@@ -209,14 +218,17 @@ def _old_driver(evidence: _Evidence) -> Diagnosis | None:
 
 
 def _hidden_devices(evidence: _Evidence) -> Diagnosis | None:
-    """Return the diagnosis for a CUDA_VISIBLE_DEVICES that hides every GPU: CUDA stops at the first invalid entry."""
+    """Return the diagnosis for a CUDA_VISIBLE_DEVICES that hides every GPU: its first entry is no GPU.
+
+    CUDA ignores all entries from the first invalid one on.
+    """
     visible = evidence.machine.visibility.visible
     if visible is None or re.match(r"\s*(\d|GPU-|MIG-)", visible):
         return None
     return Diagnosis(
         "hidden by a variable",
         f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every card",
-        f"Run `unset CUDA_VISIBLE_DEVICES`. {_USE_CPU}",
+        f"Run `unset CUDA_VISIBLE_DEVICES`, then the command again. {_USE_CPU}",
     )
 
 
@@ -233,7 +245,7 @@ def _no_instance(evidence: _Evidence) -> Diagnosis | None:
 
 
 def _no_fabric_manager(evidence: _Evidence) -> Diagnosis | None:
-    """Return the diagnosis for CUDA's error 802, on hosts with NVSwitch (source: CUDA's cudaErrorSystemNotReady)."""
+    """Return the diagnosis for CUDA's error 802 on hosts with NVSwitch (source: CUDA's cudaErrorSystemNotReady)."""
     refusal = str(evidence.torch_facts.get("refusal") or "")
     if "802" not in refusal and "system not yet initialized" not in refusal:
         return None
@@ -263,7 +275,7 @@ def _unexplained(evidence: _Evidence) -> Diagnosis:
         "unexplained",
         f"{evidence.torch}, built for CUDA {evidence.torch_facts.get('cuda')}, cannot use {evidence.gpu_name} with "
         f"driver {evidence.driver}; {reason}",
-        f"Look at the output of `nvidia-smi` and `sudo dmesg | grep -i nvrm`. {_USE_CPU}",
+        f"Read the output of `nvidia-smi` and `sudo dmesg | grep -i nvrm`. {_USE_CPU}",
     )
 
 
@@ -282,7 +294,7 @@ _CHECKS: tuple[Callable[[_Evidence], Diagnosis | None], ...] = (
 
 
 def _no_code(evidence: _Evidence, device: Mapping[str, Any]) -> Diagnosis | None:
-    """Return the diagnosis for a GPU for which this torch has no machine code; None if it has code."""
+    """Return the diagnosis for a GPU for which this torch has no machine code; None if it has machine code."""
     capability = str(device["capability"])
     names = [str(name) for name in evidence.torch_facts.get("architectures", [])]
     if supported(capability, names):
@@ -301,10 +313,11 @@ def _no_code(evidence: _Evidence, device: Mapping[str, Any]) -> Diagnosis | None
 
 
 def supported(capability: str, architectures: list[str]) -> bool:
-    """Return whether code for one of torch's architectures runs on a GPU of this compute capability.
+    """Return whether a build of torch for these architectures runs on a GPU of this compute capability.
 
-    Machine code (sm_XY) runs on the same major version with the same or a newer minor version. PTX (compute_XY) runs on
-    the same and every newer version. Source: NVIDIA's CUDA programming guide, binary and PTX compatibility.
+    Machine code (sm_XY) runs on GPUs of the same major version with the same or a newer minor version. PTX (compute_XY)
+    runs on GPUs of the same and every newer version. Source: NVIDIA's CUDA programming guide, binary and PTX
+    compatibility.
 
     Args:
         capability: "major.minor", such as "9.0".
@@ -324,11 +337,12 @@ def supported(capability: str, architectures: list[str]) -> bool:
 
 
 def _build_advice(evidence: _Evidence, device: Mapping[str, Any] | None = None) -> str:
-    """Return the command that installs a fitting build of torch, or the reason why none fits.
+    """Return the command that installs a build of torch for this machine, or the reason why there is none.
 
     Args:
         evidence: the machine and its torch.
-        device: the name and the compute capability of the GPU as torch reports them; None: as the facts have them.
+        device: {"name": ..., "capability": ...} of the GPU as torch reports them; None: the facts of the machine are
+            used.
     """
     facts, torch = evidence.machine.facts, evidence.machine.torch
     if device is not None:
@@ -346,7 +360,7 @@ def _build_advice(evidence: _Evidence, device: Mapping[str, Any] | None = None) 
 
 
 def _oldest_driver(torch: TorchSpec | None, cuda: str) -> str | None:
-    """Return the oldest driver with which a build for this CUDA's major version starts; None where it is unknown."""
+    """Return the oldest driver that runs a build for this version of CUDA; None if it is unknown."""
     major = cuda.partition(".")[0]
     variants = [variant for variant in (torch.variant if torch is not None else []) if variant.driver is not None]
     drivers = [variant.driver for variant in variants if re.fullmatch(rf"cu{major}\d", variant.name)]

@@ -1,4 +1,4 @@
-"""Read facts and samples of an NVIDIA GPU through NVML, the driver's library; every value may be missing."""
+"""Read facts and the present state of an NVIDIA GPU through NVML, the driver's library; every value may be missing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bench.core import validation_records
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Bits of nvmlClocksEventReasons (source: nvml.h); the bit for an idle GPU is left out. A clock that was set by hand is
-# no fault, but it explains a slow GPU.
+# {bit of nvmlClocksEventReasons: its name} (source: nvml.h), without the bit for an idle GPU. A clock that was set by
+# hand is no fault, but explains a slow GPU.
 REASONS = {
     0x2: "clocks set by hand",
     0x4: "software power cap",
@@ -23,10 +23,10 @@ REASONS = {
     0x40: "hardware thermal slowdown",
     0x80: "hardware power brake",
 }
-# The reasons that show a fault of the GPU, its cooling or its power supply.
+# Throttle reasons that show a fault of the GPU, its cooling or its power supply.
 FAULT_REASONS = {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "hardware power brake"}
 _LOST = 15  # NVML_ERROR_GPU_IS_LOST: the GPU no longer answers on its bus (source: nvml.h)
-MISMATCH = 18  # NVML_ERROR_LIB_RM_VERSION_MISMATCH: the kernel's driver and the library differ (source: nvml.h)
+MISMATCH = 18  # NVML_ERROR_LIB_RM_VERSION_MISMATCH: kernel driver and library have other versions (source: nvml.h)
 NO_LIBRARY = 12  # NVML_ERROR_LIBRARY_NOT_FOUND (source: nvml.h)
 _OFF_THE_BUS = 79  # the XID of a lost GPU in the kernel's log (source: NVIDIA's list of XIDs)
 _VIRTUAL = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU: this machine has a share of the GPU (source: nvml.h)
@@ -34,7 +34,7 @@ _MAX_EVENTS = 1000
 
 
 def start_error() -> int | None:
-    """Return the error number with which NVML fails to start; None where it starts."""
+    """Return the error number of nvmlInit; None if it succeeds."""
     import pynvml
 
     try:
@@ -46,7 +46,7 @@ def start_error() -> int | None:
 
 
 def lacks_mig_instance() -> bool:
-    """Return whether a GPU is in MIG mode and has no instance; CUDA finds no device then."""
+    """Return whether a GPU is in MIG mode and has no instance; CUDA then finds no device."""
     import pynvml
 
     try:
@@ -66,7 +66,7 @@ def _is_empty(nvml: Any, handle: Any) -> bool:
     try:
         if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             return False
-    except nvml.NVMLError:  # an older or smaller GPU without a MIG mode
+    except nvml.NVMLError:  # the GPU has no MIG mode
         return False
     for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         with contextlib.suppress(nvml.NVMLError):
@@ -77,11 +77,11 @@ def _is_empty(nvml: Any, handle: Any) -> bool:
 
 @dataclass(frozen=True)
 class NvmlSample:
-    """Record one sample of a GPU.
+    """Record the state of a GPU at one time; None for a value that the driver does not report.
 
-    Units: MHz, degrees Celsius, watts, joules since the driver was loaded, bytes. `reasons`: the names of what lowers
-    the clocks; empty where nothing does, None where the driver does not report it. `processes`: {process id: its
-    bytes}.
+    `clock_mhz`: the clock of the SMs. `temperature`: degrees Celsius. `energy_joules`: since the driver was loaded.
+    `reasons`: the reasons (values of REASONS) that lower the clocks now; empty if nothing lowers them. `processes`:
+    {process id: the bytes that it uses on the GPU}.
     """
 
     clock_mhz: float | None = None
@@ -94,10 +94,13 @@ class NvmlSample:
 
 
 class NvmlDevice:
-    """Read one GPU, addressed by its UUID. Without NVML, the GPU or the permission, every value is None."""
+    """Read one GPU, addressed by its UUID.
+
+    Every value is None if NVML does not start, does not list the GPU, or refuses the permission.
+    """
 
     def __init__(self, uuid: str | None) -> None:
-        """Open the GPU; None opens nothing."""
+        """Open the GPU with this UUID; None opens no GPU, and every value is then None."""
         self._handle: Any = None
         self._uuid = uuid
         self._events: Any = None
@@ -112,7 +115,7 @@ class NvmlDevice:
             pynvml.nvmlInit()
         except pynvml.NVMLError:
             return
-        # torch reports the UUID without the prefix that NVML needs, for a GPU and a MIG instance alike.
+        # torch reports the UUID of a GPU and of a MIG instance without the prefix that NVML needs.
         names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]
         for name in names:
             if self._handle is None:
@@ -124,7 +127,7 @@ class NvmlDevice:
         self.power_limit_watts = limit / 1000 if limit is not None else None
 
     def read(self) -> NvmlSample | None:
-        """Take one sample; this takes a few milliseconds. None where the GPU is not open."""
+        """Return the present state of the GPU after a few milliseconds; None if the GPU is not open."""
         if self._handle is None:
             return None
         nvml, handle = self._nvml, self._handle
@@ -144,7 +147,10 @@ class NvmlDevice:
         )
 
     def watch(self) -> None:
-        """Start to collect the critical errors (XIDs) of the GPU; without effect where the driver reports none."""
+        """Start to collect the critical errors (XIDs) of the GPU.
+
+        This has no effect where the driver does not report them.
+        """
         if self._handle is None or self._events is not None:
             return
         nvml = self._nvml
@@ -159,13 +165,13 @@ class NvmlDevice:
         self._events = events
 
     def describe(self, device: str, name: str = "", *, ours: int = 0) -> validation_records.DeviceFacts:
-        """Return the facts of the GPU as the driver reports them; a value that it does not report is None.
+        """Return the facts of the GPU that the driver reports; a fact that the driver does not report is None.
 
         Args:
-            device: torch's name for it, such as "cuda:0".
-            name: torch's name of the model; used where the driver reports none.
+            device: the name of the device in torch, such as "cuda:0".
+            name: the name of the GPU model by torch; used if the driver reports none.
             ours: the number of firstlight's own processes on the GPU. In a container the driver reports other process
-                ids, or no process at all, so they are counted and not matched.
+                ids, or no process at all. So this number is subtracted, and the ids are not compared.
         """
         if self._handle is None:
             return validation_records.DeviceFacts(device, name, uuid=self._uuid)
@@ -191,7 +197,7 @@ class NvmlDevice:
         )
 
     def _drain(self) -> tuple[int, ...]:
-        """Return all XIDs since the watch began."""
+        """Return all XIDs since `watch` was called."""
         nvml = self._nvml
         for _ in range(_MAX_EVENTS if self._events is not None else 0):
             event = self._call(lambda: nvml.nvmlEventSetWait_v2(self._events, 0))  # an empty queue raises a timeout
@@ -202,7 +208,7 @@ class NvmlDevice:
         return tuple(self._xids)
 
     def close(self) -> None:
-        """Release the error events and NVML."""
+        """Free the queue of XIDs and shut NVML down."""
         if self._events is not None:
             self._call(lambda: self._nvml.nvmlEventSetFree(self._events))
             self._events = None
@@ -220,7 +226,7 @@ class NvmlDevice:
 
 
 def _text(value: str | bytes | None) -> str:
-    """Return text; older libraries return bytes."""
+    """Return a string; older versions of the library return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
@@ -238,7 +244,10 @@ def _ecc_errors(nvml: Any, handle: Any, kind: str) -> int:
 
 
 def _is_slice(nvml: Any, handle: Any) -> bool | None:
-    """Return whether the GPU is a MIG instance, is in MIG mode, or is a share from a hypervisor; None if unknown."""
+    """Return whether the GPU is a MIG instance, is in MIG mode, or is a vGPU.
+
+    None if the driver reports none of these.
+    """
     answers: list[bool] = []
     for function in (
         lambda: bool(nvml.nvmlDeviceIsMigDeviceHandle(handle)),
@@ -248,11 +257,12 @@ def _is_slice(nvml: Any, handle: Any) -> bool | None:
         try:
             answers.append(function())
         except nvml.NVMLError:
-            continue  # a GPU without this function has no such mode
+            continue  # a GPU that does not support this call has no such mode
     return any(answers) if answers else None
 
 
-# {field of DeviceFacts, or an intermediate value: the call that reads it}. NVML reports power in milliwatts.
+# {field of DeviceFacts, or a value from which `describe` computes fields: the call that reads it}. NVML reports power
+# in milliwatts.
 _READERS: dict[str, Callable[[Any, Any], Any]] = {
     "name": lambda nvml, handle: nvml.nvmlDeviceGetName(handle),
     "uuid": lambda nvml, handle: nvml.nvmlDeviceGetUUID(handle),

@@ -1,4 +1,4 @@
-"""Look up the data sheet figures of a GPU by its name; each figure has a source."""
+"""Look up the data sheet figures of a GPU by its name; specs.toml has the source of each figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from provision.config import toml
 
 TABLE = Path(__file__).parent / "specs.toml"
-# A slice of a GPU (MIG, vGPU) has a part of its figures; the name does not give the share.
+# The names of slices of a GPU (MIG, vGPU). A slice has a part of the GPU's speed, and its name does not give the share.
 _SLICE = re.compile(r"\bMIG\b|\bGRID\b|-\d+[ABCQ]\b")
 
 Figure = Annotated[float, Field(gt=0)]
@@ -25,18 +25,19 @@ def _pattern(text: str) -> str:
 
 
 class PcieSpec(toml.Strict):
-    """Record the PCIe link of a GPU."""
+    """Record the PCIe link of a GPU: its generation and its number of lanes."""
 
     generation: int
     lanes: int
 
 
 class GpuSpec(toml.Strict):
-    """Record the figures of one GPU model.
+    """Record the data sheet figures of one GPU model.
 
-    TFLOP/s are 1e12 FLOPs a second of dense products. GB/s are 1e9 bytes a second; memory is in GB of 2**30 bytes.
-    `match`: a regular expression for the name. `tflops`: {dtype: the data sheet's figure}. `measured`: {dtype: the best
-    rate of a matrix product that was ever measured on one}. `unchecked`: the figures that no source confirms.
+    `match`: a regular expression for the name that the driver reports. `tflops`: {dtype: 1e12 FLOPs a second of dense
+    products; with "acc16", accumulated in fp16}. `measured`: {dtype: the best rate of a matrix product measured on such
+    a GPU, in the same unit}. `bandwidth_gbs`: 1e9 bytes a second. `memory_gb`: 2**30 bytes. `unchecked`: the names of
+    the figures that no source confirms.
     """
 
     match: Annotated[str, AfterValidator(_pattern)]
@@ -53,27 +54,29 @@ class GpuSpec(toml.Strict):
     sources: Annotated[list[str], Field(min_length=1)]
 
     def flops(self, dtype: str) -> float | None:
-        """Return the data sheet's FLOPs a second for the dtype of a case; None where it has no figure."""
+        """Return the FLOPs a second for a dtype of a case by the data sheet; None if the data sheet has no figure."""
         tflops = {str(name): figure for name, figure in self.tflops.items()}.get(dtype)
         return tflops * 1e12 if tflops is not None else None
 
 
 @cache
 def table() -> dict[str, GpuSpec]:
-    """Return {name: figures} of every GPU in the table."""
+    """Return {name of the GPU model: its figures} of every model in specs.toml."""
     return toml.load_tables(TABLE, GpuSpec)
 
 
 def is_slice(name: str) -> bool:
-    """Return whether a name is that of a MIG or vGPU slice."""
+    """Return whether the name of a GPU is that of a slice (MIG, vGPU)."""
     return _SLICE.search(name) is not None
 
 
 def find(name: str) -> tuple[str, GpuSpec] | None:
-    """Return the (key, figures) of a GPU by the name that torch or the driver reports; None where the table lacks it.
+    """Return (name in the table, figures) of a GPU, by the name that torch or the driver reports.
 
-    Where several entries match, the one with the longest match counts. A MIG or vGPU slice is never taken for the whole
-    GPU.
+    None if no entry matches.
+
+    Of several entries that match, the one that matches the longest part of the name counts. A slice (MIG, vGPU) has no
+    entry, so it is never taken for the whole GPU.
     """
     if is_slice(name):
         return None

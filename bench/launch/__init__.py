@@ -1,1 +1,1 @@
-"""Starts worker processes, reads their events, and monitors them from the parent."""
+"""Starts worker processes, reads their events, and monitors them from the parent process."""

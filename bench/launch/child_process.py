@@ -23,11 +23,11 @@ _END_SECONDS = 10.0
 _TAIL_LINES = 8
 _TAIL_BYTES = 8192
 _BLOCK_BYTES = 1 << 16
-_MAX_LINE_BYTES = 16 << 20  # a thousand times the longest event
+_MAX_LINE_BYTES = 16 << 20  # a thousand times the length of the longest event
 
 
 def tail(errors: IO[bytes]) -> str:
-    """Return the last lines of a worker's stderr, without secrets."""
+    """Return the last lines (at most 8) of a worker's stderr as text, with passwords and tokens removed."""
     errors.seek(max(0, errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
     lines = errors.read().decode("utf-8", "replace").strip().splitlines()
     return redact("\n".join(lines[-_TAIL_LINES:]))
@@ -41,21 +41,23 @@ def listen(
     is_done: Callable[[], bool],
     poll: Callable[[], None],
 ) -> tuple[str, bytes]:
-    """Read whole lines until `is_done()` is true, the process has ended, or the deadline has passed (LATE).
+    """Read lines from a process until `is_done()` is true, the process has ended, or the deadline has passed.
 
-    The end of the process is awaited beside the pipe, since a child of the process may keep the pipe open. The process
-    is not reaped before `end`, so that no other process can get its id or its group's id.
+    The end of the process is awaited as well as the end of its pipe, since a child of the process may keep the pipe
+    open. The process is not reaped here, so no other process can get its id or its group's id before `end` kills the
+    group.
 
     Args:
-        process: the child; its stdout is a pipe.
-        deadline: of time.monotonic.
-        rest: the beginning of the line that the last call left incomplete.
-        receive: called with each complete line.
-        is_done: checked after each read.
+        process: the child process; its stdout is a pipe.
+        deadline: the time of time.monotonic at which to stop.
+        rest: the incomplete line that the previous call returned; b"" at the first call.
+        receive: called with each complete line, without its line feed.
+        is_done: called after each read.
         poll: called twice a second.
 
     Returns:
-        DONE, ENDED or LATE, and the line that is not complete yet.
+        DONE (`is_done()` is true), ENDED (the process has ended) or LATE (the deadline has passed), and the incomplete
+        line at the end of what was read.
     """
     assert process.stdout is not None  # noqa: S101 (opened as a pipe)
     pipe = process.stdout.fileno()
@@ -67,7 +69,7 @@ def listen(
         polled = time.monotonic()
         while (remaining := deadline - time.monotonic()) > 0:
             events = {key.fd for key, _ in ready.select(min(remaining, POLL_SECONDS))}
-            if not events or time.monotonic() - polled >= POLL_SECONDS:  # poll also a process that writes all the time
+            if not events or time.monotonic() - polled >= POLL_SECONDS:  # also while the process writes all the time
                 poll()
                 polled = time.monotonic()
             if not events:
@@ -90,7 +92,10 @@ def listen(
 
 @contextlib.contextmanager
 def _ending(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
-    """Yield a descriptor that becomes readable when the process ends; None where pidfd_open is missing (not Linux)."""
+    """Yield a file descriptor that becomes readable when the process ends.
+
+    None where os.pidfd_open is missing (not Linux).
+    """
     if not hasattr(os, "pidfd_open"):
         yield None
         return
@@ -104,10 +109,10 @@ def _ending(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
 def _read_block(pipe: int, rest: bytes, receive: Callable[[bytes], None]) -> tuple[bytes, str]:
     """Read one block of bytes from the pipe, and pass each complete line to `receive`.
 
-    One block, since a process that writes without a pause never leaves the pipe empty.
+    It reads no more than one block, since a process that writes without a pause never leaves the pipe empty.
 
     Returns:
-        The line that is not complete yet, and _READ, _EMPTY (nothing to read now) or _CLOSED.
+        The incomplete line, and _READ, _EMPTY (nothing to read now) or _CLOSED.
     """
     try:
         block = os.read(pipe, _BLOCK_BYTES)
@@ -122,7 +127,7 @@ def _read_block(pipe: int, rest: bytes, receive: Callable[[bytes], None]) -> tup
 
 
 def _drain(pipe: int, rest: bytes, deadline: float, receive: Callable[[bytes], None]) -> bytes:
-    """Pass the complete lines that the pipe still holds to `receive`, and return the line that is not complete."""
+    """Pass the complete lines that are left in the pipe to `receive`, and return the incomplete line."""
     state = _READ
     while state == _READ and time.monotonic() < deadline:
         rest, state = _read_block(pipe, rest, receive)
@@ -130,9 +135,9 @@ def _drain(pipe: int, rest: bytes, deadline: float, receive: Callable[[bytes], N
 
 
 def waited_seconds(pid: int) -> float:
-    """Return the seconds in which a process's first thread was ready to run and had no core.
+    """Return the seconds in which the first thread of a process was ready to run and waited for a core.
 
-    Source: the kernel's sched-stats.rst. 0 where the kernel does not count them.
+    0 where the kernel does not count them. Source: the kernel's sched-stats.rst.
     """
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
@@ -141,10 +146,10 @@ def waited_seconds(pid: int) -> float:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker's process group, and reap the worker.
+    """Kill the process group of a worker, and reap the worker.
 
-    If the worker has ended already, this kills the children that it left. A process that hangs in a driver cannot be
-    killed: after ten seconds it is left to the system and has no exit code.
+    If the worker has ended already, this kills the children that it left behind. A process that hangs in a driver
+    cannot be killed. After ten seconds it is no longer awaited, and its exit code stays None.
     """
     if process.returncode is None:
         kill(process)
@@ -155,7 +160,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker's process group without waiting for its end."""
+    """Kill the process group of a worker without waiting for its end."""
     if process.returncode is None:  # not reaped, so no other process has its id or its group's id
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

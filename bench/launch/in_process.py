@@ -1,4 +1,4 @@
-"""Runs worker code in this process: a whole case for a debugger, or one warm case for the pytest fixture."""
+"""Runs a case in this process instead of a worker: `bench run --in-process` for a debugger, and the pytest fixture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print('%d.%d' % sys.version_info[:2], sysconfig.get_path('purelib'))
 
 
 def run_in_process(request: CaseRequest, python: Path) -> Result:
-    """Run one case in this process, for a debugger, without a monitor and without a time limit.
+    """Run one case in this process, so that a debugger can stop in it; without a monitor and without a time limit.
 
     Args:
         request: the case to measure.
@@ -40,25 +40,27 @@ def run_in_process(request: CaseRequest, python: Path) -> Result:
     process_result = process.run([python, "-c", _LOCATE_PACKAGES], timeout_seconds=60, check=False)
     version, _, packages = process_result.stdout.strip().partition(" ")
     if process_result.returncode or version != own_version:
-        remedy = f"Make firstlight's own environment with it: rm -r .venv, then make setup PYTHON={python}"
+        remedy = f"Build .venv anew with that interpreter: rm -r .venv, then make setup PYTHON={python}"
         if layout.is_packaged():
-            remedy = "Install firstlight under that version, or omit --in-process."
+            remedy = "Install firstlight with an interpreter of that version, or omit --in-process."
         raise BlockedError(
-            f"--in-process loads the packages of {python} into this process. That is Python {version or '?'}, but this "
-            f"process is Python {own_version}. {remedy}"
+            f"--in-process loads the packages of {python} into this process. That interpreter is Python "
+            f"{version or '?'}, but this process is Python {own_version}. {remedy}"
         )
     if packages not in sys.path:
-        sys.path.append(packages)  # last, since this process has loaded its own version of the shared packages
+        sys.path.append(packages)  # last: of packages that both have, this process has loaded its own version
     from bench.worker import measurement
 
     return measurement.measure(request, lambda _: None)
 
 
 def find_device(name: str) -> str:
-    """Return the device that "auto" or "cuda" means for this process's torch; any other name is returned unchanged.
+    """Return the device that "auto" or "cuda" means for the torch of this process.
+
+    Any other name is returned unchanged.
 
     Raises:
-        BlockedError: torch does not list the GPU.
+        BlockedError: torch does not list the GPU of this name.
     """
     import torch
 
@@ -68,13 +70,18 @@ def find_device(name: str) -> str:
     if name == "cuda":
         name = "cuda:0"
     if name.startswith("cuda:") and int(name.partition(":")[2]) >= cards:
-        raise BlockedError(f"torch lists no {name}; it sees {cards} cards. Run `nvidia-smi`.")
+        raise BlockedError(
+            f"torch does not list {name}, and the number of GPUs that it lists is {cards}. Run `nvidia-smi`."
+        )
     return name
 
 
 @contextlib.contextmanager
 def torch_settings(case: Case) -> Iterator[None]:
-    """Set torch's fp32 precision and threads to those of the case, and restore both afterwards."""
+    """Set torch's fp32 precision and its number of threads to those of the case.
+
+    Restore the former values at the end.
+    """
     import torch
 
     from bench.worker import components
@@ -119,14 +126,17 @@ class DiffusionCase:
         self._memory = device_memory.Peaks(torch, case.device)
 
     def __call__(self) -> Images:
-        """Generate one batch of images, and wait for the device."""
+        """Generate one batch of images, and wait until the device is idle."""
         with self._torch.no_grad():
             images = self._loop(lambda: None)
             self._synchronize(self._torch, self.case.device)
         return images
 
     def extra_info(self) -> dict[str, Any]:
-        """Return what is stored beside the times: the case, its FLOPs, and the memory peaks since the first batch."""
+        """Return what is stored beside the times of pytest-benchmark.
+
+        These are the case, its FLOPs, and the memory peaks since the first batch.
+        """
         self._memory.pause()
         memory = {name: value for name, value in asdict(self._memory.memory()).items() if value is not None}
         work = {"flops_per_step": self.flops.step, "flops_per_batch": self.flops.batch, "weights": self.weights}

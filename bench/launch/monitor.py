@@ -1,4 +1,4 @@
-"""Monitors a worker from its parent twice a second: memory, GPU, and the parent's own CPU time."""
+"""Monitors a worker from its parent process twice a second: memory, GPU, and the CPU time of the parent itself."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 @dataclass
 class _Window:
-    """Hold the measurements of the monitored phase; a worker may enter this phase several times.
+    """Hold the measurements within one phase of the worker, which it may enter several times.
 
-    `seconds`: time in the phase. `own_seconds`: CPU seconds of the parent in it. `counted`: all of the energy comes
-    from the GPU's energy counter, not from power times time.
+    `readings`: the state of the GPU at each poll. `seconds`: the time in the phase. `own_seconds`: the CPU seconds of
+    the parent in it. `joules`: the energy of the GPU in it. `counted`: all of `joules` comes from the GPU's energy
+    counter; otherwise some of it is power times time.
     """
 
     readings: list[NvmlSample] = field(default_factory=list)
@@ -36,18 +37,18 @@ class _Window:
 
 
 class WorkerMonitor:
-    """Measure the memory and the GPU of one worker, and the CPU time of its parent.
+    """Measure the memory and the GPU of one worker, and the CPU time of the parent.
 
-    The parent calls `poll` whenever it wakes; the monitor itself never sleeps.
+    It has no thread of its own: the parent calls `poll` about twice a second.
     """
 
     def __init__(self, pid: int, window: str = "samples", *, is_paired: bool = False) -> None:
-        """Start the monitor of a worker that was just started.
+        """Start to monitor a worker that was just started.
 
         Args:
             pid: the worker's process id.
             window: the phase in which the GPU is monitored.
-            is_paired: the worker shares its GPU with the other worker of a pair, so the energy belongs to both.
+            is_paired: a second worker takes turns with this one on the same GPU. The GPU's energy is then not reported.
         """
         self._pid = pid
         self._window_phase = window
@@ -64,19 +65,19 @@ class WorkerMonitor:
         self._first: NvmlSample | None = None
 
     def open_card(self, uuid: str) -> None:
-        """Open the GPU that the worker has named."""
+        """Open the GPU with this UUID, which the worker has named as its own."""
         self._card = NvmlDevice(uuid)
         self._first = self._card.read()
 
     def enter(self, phase: str) -> None:
-        """Record that the worker has begun another phase."""
+        """Record that the worker has begun this phase."""
         self.poll()
         if phase == self._window_phase and self._phase != self._window_phase:
             self._last = (time.monotonic(), time.process_time(), self._card.read())
         self._phase = phase
 
     def poll(self) -> None:
-        """Take one measurement of the worker and its GPU."""
+        """Measure the worker and its GPU once."""
         reading = self._card.read()
         now, own = time.monotonic(), time.process_time()
         if reading is not None:
@@ -87,11 +88,14 @@ class WorkerMonitor:
         self._last = (now, own, reading)
 
     def close(self) -> None:
-        """Close the connection to the GPU's driver."""
+        """Close the connection to NVML."""
         self._card.close()
 
     def add_to(self, result: Result) -> Result:
-        """Return the result with the monitor's measurements added."""
+        """Return the result with what the monitor has measured.
+
+        These are the memory and GPU of the worker, the parent's share of a core, and the memory over time.
+        """
         window = self._window
         memory = replace(result.memory, device_used_bytes=self._most_used, device_process_bytes=self._most_own)
         host = result.host
@@ -101,7 +105,10 @@ class WorkerMonitor:
         return replace(result, memory=memory, host=host, timeline=tuple(self._moments))
 
     def gpu(self) -> GpuLoadStats | None:
-        """Return the GPU's clocks, power and throttling in the monitored phase; None without readings."""
+        """Return the GPU's clocks, power and throttling within the monitored phase.
+
+        None if the GPU could not be read.
+        """
         return self._gpu() if self._window.readings else None
 
     def _note_memory(self, reading: NvmlSample) -> None:
@@ -117,7 +124,7 @@ class WorkerMonitor:
             return
         device = reading.used_bytes if reading is not None else None
         self._moments.append(Moment(round(now - self._began, 3), self._phase, _rss_bytes(self._pid), device))
-        if len(self._moments) > _MAX_MOMENTS:  # of a long run, every second moment is kept
+        if len(self._moments) > _MAX_MOMENTS:  # a long run has too many, so every second one is dropped
             self._moments = self._moments[::2]
             self._stride *= 2
 
@@ -163,8 +170,9 @@ class WorkerMonitor:
     def _others(self) -> int | None:
         """Return the largest number of processes on the GPU besides the worker and the other worker of its pair.
 
-        In a container the driver reports process ids of the host, so the worker's own id is not in its list. Then every
-        process that was there before the worker counts as another one, and one of the new processes is the worker.
+        None if NVML lists no processes. In a container NVML reports process ids of the host, so the worker's own id is
+        not in its list. Then each process that was on the GPU before the worker counts as another one, and one of the
+        new processes is taken for the worker.
         """
         lists = [reading.processes for reading in self._window.readings if reading.processes is not None]
         if not lists:
@@ -181,7 +189,7 @@ class WorkerMonitor:
 
 
 def _rss_bytes(pid: int) -> int | None:
-    """Return the resident memory of a process; None where /proc does not have it."""
+    """Return the resident memory of a process in bytes; None if /proc does not have the process."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):

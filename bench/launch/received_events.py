@@ -1,4 +1,4 @@
-"""Collects the events that a worker sends, and explains why a worker ended without a result."""
+"""Collects the events that a worker sends, and explains the end of a worker that sent no result."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ if TYPE_CHECKING:
 
 NOT_STARTED = 127  # the exit code of a shell for a missing program
 _STARVED_SHARE = 0.5
-_SILENT_SECONDS = 300.0  # twice the longest silent phase of a case, without its images and its compilation
-_IMAGES = 5  # an image may take this many times its predicted seconds
+_SILENT_SECONDS = 300.0  # twice the longest time without an event, apart from images and compilation
+_IMAGES = 5  # a worker counts as hung after this many times the seconds of an image
 _UNLIMITED = {
     "load",
     "largest",
-}  # loading from a slow disk and the search of a size: only the case's deadline ends them
+}  # the disk may be slow, and the search for the largest image sends no events: only the deadline ends these phases
 
 
 @dataclass
 class ReceivedEvents:
-    """Hold the events of a worker so far.
+    """Hold what a worker has sent so far.
 
-    `at`: the time of the last line; `entered`: the start of the phase (both time.monotonic). `answer`: the last answer.
-    `invalid_lines`: the number of lines that are not events.
+    `phase`: the phase that the worker has begun last; `entered`: the time of its begin. `at`: the time of the last
+    line. Both are times of time.monotonic. `phases`: the seconds of the phases before the samples. `answer`: the last
+    event of the request; None until it arrives. `invalid_lines`: the number of lines that are not events.
     """
 
     phase: str = "start"
@@ -63,14 +64,20 @@ class ReceivedEvents:
 
     @property
     def silence_limit_seconds(self) -> float:
-        """Return the seconds without an event after which the worker counts as hung."""
+        """Return the seconds without an event after which a worker in this phase counts as hung.
+
+        Infinity for some phases.
+        """
         if self.phase in _UNLIMITED:
             return float("inf")
         return _SILENT_SECONDS + 3 * (self.work.predicted_compile_seconds or 0.0) + _IMAGES * self._image_seconds
 
     @property
     def _image_seconds(self) -> float:
-        """Return the seconds of one image, in which no event is sent: predicted or measured, whichever is longer."""
+        """Return the seconds of one image: predicted or measured, whichever is longer.
+
+        No event is sent during an image.
+        """
         work, last = self.work, self.samples[-1].seconds if self.samples else 0.0
         predicted = 0.0
         if work.predicted_step_seconds and work.flops_per_step and work.flops_per_image:
@@ -79,7 +86,10 @@ class ReceivedEvents:
 
 
 def receive(received: ReceivedEvents, monitor: WorkerMonitor | None, line: bytes) -> None:  # noqa: C901 (one case per event)
-    """Add the event of one line; a line that is not an event is counted."""
+    """Add the event that a line holds to `received`, and pass it on to the monitor.
+
+    Count a line that is not an event.
+    """
     received.at = time.monotonic()
     try:
         event = worker_events.decode(line)
@@ -111,12 +121,12 @@ def receive(received: ReceivedEvents, monitor: WorkerMonitor | None, line: bytes
 
 
 def explain_end(received: ReceivedEvents, code: int | None, starved_share: float) -> tuple[Status, str]:
-    """Return the status and the reason for a case whose worker sent no result.
+    """Return the status and the reason for a case whose worker has ended without a result.
 
     Args:
-        received: the events of the worker.
-        code: its exit code; None if it was killed at its deadline.
-        starved_share: the share of its life in which it was ready to run and had no core.
+        received: the events that the worker has sent.
+        code: the exit code of the worker; None if it was killed at its deadline.
+        starved_share: the share of its lifetime in which it was ready to run and waited for a core.
     """
     where = f"in the phase {received.phase!r}"
     if code is None:

@@ -1,4 +1,4 @@
-"""Starts one worker process per case, waits on its pipe until a deadline without busy waiting, and ends it."""
+"""Starts one worker process per case, reads its events until a deadline without busy waiting, and ends the process."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     OnReceived = Callable[[received_events.ReceivedEvents], None]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# The worker can import this one package and the packages of the measured environment. It must not import from the
-# working folder or from firstlight's own environment, where this package may be installed.
+# A worker imports the package `bench` from argv[1], and all else from the measured environment. It must not import from
+# the working folder or from firstlight's own environment, in which `bench` may be installed.
 _BOOTSTRAP = """
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]  # no module of the working folder takes the place of another
@@ -45,31 +45,31 @@ sys.modules["bench"].__path__ = [sys.argv[1]]
 runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
 """
 _GRACE_SECONDS = 20.0
-_STARVED_SECONDS = 600.0  # at most this much is added to the deadline for the time without a core
-_MANY_PAIRS = 20  # with fewer pairs, the interval of a ratio that jumps between two values is not reliable
+_STARVED_SECONDS = 600.0  # the time in which a worker waited for a core extends its deadline by at most this
+_MANY_PAIRS = 20  # with fewer pairs, the interval is not reliable if the ratio jumps between two values
 _MAX_PAIRS = 60
 _PRECISE_SPREAD = 0.01
 _PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def _ignore(_: received_events.ReceivedEvents) -> None:
-    """Ignore the events."""
+    """Do nothing with the events."""
 
 
 def run_case(
     request: CaseRequest, python: Path, *, hub: Path, on_received: OnReceived = _ignore, prepared: Worker | None = None
 ) -> Result:
-    """Run one case in a new process.
+    """Measure one case in a worker process.
 
-    A worker that dies, hangs or prints invalid lines becomes a result with its status and the end of its stderr; the
-    samples that it sent before are kept.
+    A worker that dies, hangs or prints invalid lines gives a result with a status that is not ok. Its reason ends with
+    the last lines of the worker's stderr, and the samples that were sent before are kept.
 
     Args:
         request: the case to measure.
-        python: the interpreter to measure under.
-        hub: the hub cache that the worker may read.
-        on_received: called with the events so far, at each line of the worker and twice a second.
-        prepared: a prepared worker for the case; None starts a new one.
+        python: the interpreter of the worker.
+        hub: the Hugging Face cache folder that the worker may read.
+        on_received: called with all events so far, after each line of the worker and twice a second.
+        prepared: a prepared worker that takes the case; None starts a new one.
     """
     deadline = time.monotonic() + request.limit_seconds + _GRACE_SECONDS
     with _worker_for(request, python, hub, on_received, prepared) as worker:
@@ -94,15 +94,15 @@ def run_pair(
     on_received: OnReceived = _ignore,
     prepared: tuple[Worker | None, Worker | None] = (None, None),
 ) -> tuple[Result, Result]:
-    """Run two cases in two processes that generate their images in turns, never at the same time.
+    """Measure two cases in two processes that generate their images in turns, never at the same time.
 
-    A slow drift of the machine then changes both cases alike.
+    A slow change of the machine's speed then affects both cases alike.
 
     Args:
-        requests: the cases to measure; both are paced. The time limits of the first one hold for both.
-        pythons: the interpreter of each.
-        hub: the hub cache that the workers may read.
-        on_received: called with the events of the active worker, at each of its lines and twice a second.
+        requests: the cases to measure; both are paced. The time limits of the first one apply to both.
+        pythons: the interpreter of each case.
+        hub: the Hugging Face cache folder that the workers may read.
+        on_received: called with all events of one worker, after each of its lines and twice a second while it computes.
         prepared: a prepared worker for each case; None starts a new one.
     """
     first = requests[0]
@@ -116,13 +116,13 @@ def run_pair(
                 stack.push(worker)
         ready = []
         for request, python, waiting in zip(requests, pythons, prepared, strict=True):
-            # The second starts when the first is ready: each probes the device, imports and loads undisturbed.
+            # The second worker starts when the first one is ready, so the two do not disturb each other's preparation.
             both.append(stack.enter_context(_worker_for(request, python, hub, on_received, waiting)))
             ready.append(both[-1].listen(deadline, both[-1].is_ready))
             if not ready[-1]:
                 break
         while all(ready) and _needs_pair(both, ends, limit):
-            # A B, then B A: neither case is always the first of a pair.
+            # The order alternates (A B, then B A), so neither case is always the first of a pair.
             for worker in both if len(both[0].samples) % 2 == 0 else reversed(both):
                 ready.append(all(ready) and worker.request_image(deadline))
         for worker in both:
@@ -135,7 +135,10 @@ def run_pair(
 
 
 def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
-    """Return torch's version and devices under an interpreter, or {"error": text} if that fails."""
+    """Return torch's version and devices under an interpreter; {"error": text} if torch does not start.
+
+    `seconds`: the time limit. `device_probe.query` describes the dict.
+    """
     with Worker(TorchQuery(), python, Path(os.devnull)) as worker:
         worker.listen(time.monotonic() + seconds)
     if isinstance(worker.received.answer, TorchDescribed):
@@ -144,10 +147,10 @@ def query(python: Path, *, seconds: float = 120.0) -> dict[str, Any]:
 
 
 def _needs_pair(both: Sequence[Worker], ends: float, limit: float) -> bool:
-    """Return whether another pair of images is needed.
+    """Return whether the two workers of a pair have to make another pair of images.
 
-    It ends when at least twenty pairs give the ratio to within 1 %, or when the time is used up; never before
-    FEWEST_PAIRS pairs, unless these exceed the limit.
+    They need FEWEST_PAIRS pairs, unless the next pair would end after `limit`. They need more until 20 pairs give the
+    ratio to within 1 %, the next pair would end after `ends`, or there are 60 pairs.
     """
     one, two = ([sample.seconds for sample in worker.samples] for worker in both)
     if one and time.monotonic() + one[-1] + two[-1] > limit:
@@ -160,10 +163,20 @@ def _needs_pair(both: Sequence[Worker], ends: float, limit: float) -> bool:
 
 
 class Worker:
-    """Manage a worker process as a context manager: entering starts it, leaving ends it with all its children."""
+    """Manage a worker process as a context manager.
+
+    Entering starts the process; leaving ends it with all its children.
+    """
 
     def __init__(self, request: WorkerRequest, python: Path, hub: Path, on_received: OnReceived = _ignore) -> None:
-        """Store the request, the interpreter, the hub cache that the worker may read, and a callback for progress."""
+        """Prepare to start a worker process.
+
+        Args:
+            request: the first request to send.
+            python: the interpreter of the process.
+            hub: the Hugging Face cache folder that the worker may read.
+            on_received: called with all events so far, after each line of the worker and twice a second.
+        """
         self._on_received = on_received
         self._request, self._python, self._hub = request, python, hub
         self.received = received_events.ReceivedEvents()
@@ -225,7 +238,10 @@ class Worker:
         self._close_stdin_after_request()
 
     def assign(self, request: CaseRequest, on_received: OnReceived) -> None:
-        """Send a prepared worker its request; from now on it is like a worker that was started for this request."""
+        """Send a prepared worker the request of a case.
+
+        From then on it is like a worker that was started for this request.
+        """
         self._request, self._on_received = request, on_received
         self.received = received_events.ReceivedEvents()
         if self._monitor is not None and self._process is not None:
@@ -253,8 +269,8 @@ class Worker:
     def listen(self, deadline: float, is_done: Callable[[], bool] = lambda: False) -> bool:
         """Read the worker's lines until `is_done()` is true, then return True.
 
-        Returns False if the worker has ended, or its deadline has passed, before that. The call blocks; twice a second
-        it polls the worker's monitor.
+        Return False if the worker ends or its deadline passes before that. The call blocks, and polls the worker's
+        monitor twice a second.
         """
         if self._process is None:
             return False
@@ -281,43 +297,46 @@ class Worker:
         return min(deadline, silent) + min(self._waited, _STARVED_SECONDS)
 
     def request_image(self, deadline: float) -> bool:
-        """Request one image from a paced worker, and return whether it has arrived before the deadline."""
+        """Request one image from a worker with a paced request; return whether it was made before the deadline."""
         count = len(self.samples)
         self._send(worker_requests.GO)
         return self.listen(deadline, lambda: len(self.samples) > count)
 
     def is_prepared(self) -> bool:
-        """Return whether the worker has imported its libraries and waits for its request."""
+        """Return whether the worker has imported its libraries and waits for a request."""
         return self.received.phase == WAITING
 
     def is_ready(self) -> bool:
-        """Return whether a paced worker waits for its next control line."""
+        """Return whether a worker with a paced request waits for the control line of its next image."""
         return self.received.phase == "samples"
 
     def request_again(self, phases: Sequence[str], seconds: float) -> None:
-        """Send a control line that repeats some phases of an examination within `seconds`.
+        """Send a control line, upon which an examining worker repeats some phases within `seconds`.
 
-        The new readings are appended.
+        The new readings are appended to those of the first time.
         """
         self.received.phase = "repeat"
         self._send(RepeatPhases(tuple(phases), seconds).line)
 
     def fault(self) -> str:
-        """Return why a worker sent no answer; call it after leaving the context."""
+        """Return the reason for which the worker sent no answer, and the end of its stderr.
+
+        Call it after leaving the context.
+        """
         _, reason = received_events.explain_end(self.received, self.code, self._starved_share())
         return f"{reason}\n{self.stderr}".strip()
 
     def gpu(self) -> GpuLoadStats | None:
-        """Return the GPU's clocks, power and throttling under the sustained load."""
+        """Return the GPU's clocks, power and throttling under sustained load; None if the GPU could not be read."""
         return self._monitor.gpu() if self._monitor is not None else None
 
     def stop(self) -> None:
-        """Kill the worker from another thread; the listening thread sees its end."""
+        """Kill the worker; another thread that listens to it then sees its end."""
         if self._process is not None:
             child_process.kill(self._process)
 
     def close_stdin(self) -> None:
-        """Close the worker's stdin, so that a paced worker generates no further image."""
+        """Close the worker's stdin, upon which a worker with a paced request makes no further image."""
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -341,11 +360,11 @@ class Worker:
         )
 
     def _starved_share(self) -> float:
-        """Return the share of the worker's life in which it was ready to run and had no core."""
+        """Return the share of the worker's lifetime in which it was ready to run and waited for a core."""
         return self._waited / max(time.monotonic() - self._began, 1e-9)
 
     def _send(self, line: str) -> None:
-        self.received.at = time.monotonic()  # until now the worker had no reason to send a line
+        self.received.at = time.monotonic()  # the silence before this line is no sign of a hung worker
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line.encode() + b"\n")
@@ -362,15 +381,15 @@ class Worker:
 
 
 def worker_command(python: Path) -> Sequence[str]:
-    """Return the command line that starts a worker; tests replace this function."""
+    """Return the command line that starts a worker process; tests replace this function."""
     return [str(python), "-c", _BOOTSTRAP, str(_PACKAGE), "bench.worker"]
 
 
 def _environment(hub: Path) -> dict[str, str]:
-    # The child environment hides other packages, does not turn warnings into errors, and permits bytecode: with cached
+    # `child` removes variables that add packages, turn warnings into errors, or forbid cached bytecode. With cached
     # bytecode the second case starts in a third of the time.
     environment = child_environment.child(os.environ) | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)}
-    # The case sets the precision of fp32; these variables would change it.
+    # The dtype of the case sets how torch computes in fp32; these variables would override that.
     for name in _PRECISION_VARIABLES:
         environment.pop(name, None)
     return environment

@@ -124,7 +124,7 @@ def test_compute_capability_is_compared_with_architectures_of_torch(
 
 @pytest.mark.parametrize("index", [1, 9])
 def test_absent_gpu_index_is_rejected_with_count_of_gpus(index: int) -> None:
-    with pytest.raises(BlockedError, match=rf"cuda:{index} does not exist: torch lists 1 of them"):
+    with pytest.raises(BlockedError, match=rf"cuda:{index} does not exist: the last GPU that torch lists is cuda:0"):
         choose(f"cuda:{index}", WITH_H200, torch_answer(NEW_GPU))
 
 
