@@ -102,7 +102,7 @@ class DiffusionCase:
     """Hold one loaded case in this process. A call generates one batch of images and waits until the device is idle."""
 
     def __init__(self, case: Case, weights: Mapping[str, str]) -> None:
-        """Build the model, load its weights, and generate a first batch, which selects kernels and fills caches.
+        """Build the model, load its weights, and generate a first batch. This selects the kernels and fills the caches.
 
         Args:
             case: the case to run.

@@ -290,7 +290,10 @@ class Worker:
         return True
 
     def _ends(self, deadline: float) -> float:
-        """Return when the worker is killed: at the deadline, or after a long silence; time without a core is added."""
+        """Return the time (time.monotonic) at which the worker is killed: its deadline, or the limit of its silence.
+
+        The time in which the worker waited for a core is added to either.
+        """
         if self._process is not None:
             self._waited = max(self._waited, child_process.waited_seconds(self._process.pid))
         silent = float("inf") if self._is_examination else self.received.at + self.received.silence_limit_seconds

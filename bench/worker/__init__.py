@@ -1,1 +1,1 @@
-"""Measure cases under the measured interpreter; this needs torch and diffusers, and none of firstlight's packages."""
+"""Measure cases under the measured interpreter, with its torch and diffusers and without the packages of firstlight."""

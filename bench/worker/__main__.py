@@ -1,4 +1,4 @@
-"""Runs a worker process: it reads one request from stdin, and writes events as JSON lines to stdout."""
+"""Runs a worker process: it reads requests from stdin, and writes events as lines of JSON to stdout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def main() -> int:
-    """Read one request from stdin, write the events to the real stdout, and send all other output to stderr."""
+    """Read a request from stdin, and after a Preparation a second one; write the events to stdout.
+
+    Only events go to the real stdout; all other output of this process to stdout goes to stderr.
+    """
     events_file = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _end_with_parent()
@@ -51,7 +54,7 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    """Make the kernel kill this process when the parent ends for any reason (Linux only)."""
+    """Make the kernel kill this process when its parent ends for any reason (Linux only)."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
@@ -68,5 +71,5 @@ def _write(events_file: IO[str], event: WorkerEvent) -> None:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    # All events are written. A library that crashes while it is unloaded must not turn this into a failure.
+    # All events are written. A library that crashes at the exit of Python must not change the exit code.
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Sets the attention of a case: diffusers' processors, or a kernel of torch for the calls that it can take."""
+"""Sets how a case computes attention: by a processor of diffusers, or by one of torch's kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def set_processors(model: Model) -> None:
-    """Set diffusers' own attention processors, if the case names one of them."""
+    """Set the attention processor of diffusers if the case names one ("eager", "sliced")."""
     case = model.case
     if case.attention not in {"eager", "sliced"}:
         return
@@ -31,44 +31,46 @@ def set_processors(model: Model) -> None:
 
 
 def choose_kernels(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the kernels of torch that the case may use, the preferred one first, and notes on the calls that it skips.
+    """Return the kernels of torch that the case may use, the one that it names first, and notes for the reader.
 
-    A kernel takes only some sizes and dtypes: on CUDA, flash takes heads of at most 256 numbers in 16 bits (source:
-    torch's sdp_utils.cpp), and the VAE of Stable Diffusion has one head of 512. Each kind of call of the model is tried
-    once on the device; those that the kernel rejects get the next kernel in the list.
+    A kernel computes only some sizes and dtypes. On CUDA, flash computes heads of at most 256 numbers in 16 bits
+    (source: torch's sdp_utils.cpp), but the VAE of Stable Diffusion has one head of 512. So each kind of call of the
+    model is tried once on the device. The calls that the named kernel rejects get the next kernel of
+    PREFERRED_ATTENTIONS.
 
     Returns:
-        The names of SDPBackend, empty where torch chooses; and the notes.
+        The names of the SDPBackends, empty if torch chooses; and a note on the calls that another kernel computes.
 
     Raises:
-        SkipError: the kernel takes no call of the UNet, or this torch cannot prefer it.
+        SkipError: the named kernel computes no call of the UNet, or this torch cannot prefer it to others.
     """
     case = model.case
     forced = ATTENTIONS[case.attention]
     if forced is None:
         return (), ()
-    if forced == "MATH":  # it takes every call
+    if forced == "MATH":  # this kernel computes every call
         return (forced,), ()
     calls = components.Model(model.torch, case).attention_calls()
     reasons = {call: _rejection(model, forced, call) for call in calls}
     rejected = {call: reason for call, reason in reasons.items() if reason is not None}
     if not any(call.component == "unet" for call in calls - rejected.keys()):
-        why_not = next(iter(rejected.values()), "the model calls no attention of torch")
+        why_not = next(iter(rejected.values()), "the model does not use torch's scaled_dot_product_attention")
         raise SkipError(f"attention {case.attention} is not available on {case.device} in {case.dtype}: {why_not}")
     if not rejected:
         return (forced,), ()
     if forced == "CUDNN_ATTENTION" and not _has_priorities():  # an older torch prefers every other kernel to this one
         raise SkipError(
-            f"torch {model.torch.__version__} cannot prefer {forced}, which takes not all calls of the model"
+            f"attention {case.attention} cannot compute all attention calls of the model, and torch "
+            f"{model.torch.__version__} would use another kernel for all of them; it needs torch 2.6 or newer"
         )
     return PREFERRED_ATTENTIONS[case.attention], (
-        f"attention {case.attention}: another kernel computes {_described(rejected)}, which this one does not take",
+        f"attention {case.attention}: another kernel computes {_heads_text(rejected)}, which this kernel rejects",
     )
 
 
 @contextlib.contextmanager
 def prefer(kernels: Sequence[str]) -> Iterator[None]:
-    """Let torch use only these kernels while the context is active, for each call the first one that takes it."""
+    """Let torch use only these kernels while the context is active: for each call the first one that computes it."""
     if not kernels:
         yield
         return
@@ -80,14 +82,14 @@ def prefer(kernels: Sequence[str]) -> Iterator[None]:
 
 
 def _has_priorities() -> bool:
-    """Return whether torch can order the kernels (2.6 and later)."""
+    """Return whether torch can use kernels in a given order (2.6 and later)."""
     from torch.nn.attention import sdpa_kernel
 
     return "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
 def _rejection(model: Model, kernel: str, call: AttentionCall) -> str | None:
-    """Return the reason for which a kernel rejects a call; None where it takes the call."""
+    """Return the reason for which a kernel rejects a call; None if it computes the call."""
     torch, case = model.torch, model.case
     dtype = torch.float32 if call.component == "vae" and _is_upcast(model) else model.dtype
 
@@ -107,13 +109,13 @@ def _rejection(model: Model, kernel: str, call: AttentionCall) -> str | None:
 
 
 def _is_upcast(model: Model) -> bool:
-    """Return whether the pipeline converts the VAE to fp32 before it decodes; only the pipelines of SDXL do."""
+    """Return whether the pipeline converts the VAE to fp32 before it decodes; only SDXL pipelines in fp16 do that."""
     is_half = model.case.dtype == "fp16" and "text_encoder_2" in model.components
     return is_half and bool(model.components["vae"].config.force_upcast)
 
 
-def _described(calls: Iterable[AttentionCall]) -> str:
-    """Return the components of some calls with the sizes of their heads, for people."""
+def _heads_text(calls: Iterable[AttentionCall]) -> str:
+    """Return a text on some calls, such as "the vae's heads of 512": the component and the sizes of its heads."""
     sizes: dict[str, set[int]] = {}
     for call in calls:
         sizes.setdefault(call.component, set()).add(call.head_size)

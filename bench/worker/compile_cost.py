@@ -1,4 +1,4 @@
-"""Predict the cost of torch.compile for a model by compiling one block of it."""
+"""Predict how long torch.compile takes for a model by compiling one block of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _BLOCK = "ResnetBlock2D"  # every UNet of the architectures contains these block
 
 
 def predict(model: Model) -> float:
-    """Return the predicted seconds to compile a model: those of one UNet block, over the block's share of all kernels.
+    """Return the predicted seconds in which torch.compile compiles the UNet of a case.
 
-    A kernel is counted as an operator with the shapes of its arguments; a repeated one is compiled once. The first
-    compiled function of a process also pays for the compiler's own start, so one is compiled before the measurement.
-    The block is compiled without caches, so that a second run predicts the same; where the whole model was compiled
-    before, compiling takes less than predicted.
+    They are the seconds of one block, over the block's share of the kernels of the UNet. The share is the number of
+    different kernels of the block over that of the whole UNet. A kernel is an operator with the shapes of its
+    arguments; torch compiles a repeated one only once. The first compilation of a process also starts the compiler, so
+    a small function is compiled before the measurement. The block is compiled without torch's caches, so a second run
+    predicts the same seconds; if the whole model is in the caches, compiling takes less.
 
     Measured on a 2-core CPU with torch 2.13, beside other work: 29 s predicted and 23 s needed for a tiny UNet2DModel,
     41 and 32 for a tiny conditional one, 58 and 63 for ddpm-cat-256.
@@ -30,7 +31,7 @@ def predict(model: Model) -> float:
         model: the model of the case, still on the meta device.
 
     Raises:
-        SkipError: torch cannot compile here.
+        SkipError: torch.compile does not work here.
     """
     torch, case = model.torch, model.case
     block, arguments, share = _block(model)
@@ -42,7 +43,7 @@ def predict(model: Model) -> float:
             began = time.perf_counter()
             torch.compile(block.forward, mode=COMPILES[case.compile])(*inputs)
             seconds = time.perf_counter() - began
-    except Exception as error:  # each compiler backend raises exceptions of its own
+    except Exception as error:  # each compiler backend has its own exceptions
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SkipError(f"torch.compile cannot be used here: {reason.strip()[:300]}") from None
     torch.compiler.reset()
@@ -50,7 +51,7 @@ def predict(model: Model) -> float:
 
 
 def _block(model: Model) -> tuple[Any, tuple[Any, ...], float]:
-    """Return a block on the meta device, its arguments, and its share of the kernels of the compiled model."""
+    """Return the first ResnetBlock2D of the UNet on the meta device, its arguments, and its share of the kernels."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Kernels(TorchDispatchMode):  # type: ignore[misc]  # the toolbox has no torch

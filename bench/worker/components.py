@@ -1,4 +1,4 @@
-"""Build the components of a case on the meta device, count their FLOPs, and give them random or real weights."""
+"""Build the components of a case on torch's meta device, count their FLOPs, and give them random or real weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _ENCODED = {"image-to-image": 1, "inpainting": 2}
 
 @dataclass(frozen=True)
 class Flops:
-    """Record the FLOPs of one evaluation and of a whole batch, and the number of evaluations per image."""
+    """Record the FLOPs of one evaluation of the model (`step`) and of a whole batch (`batch`).
+
+    `evaluations`: the number of evaluations per image.
+    """
 
     step: int
     batch: int
@@ -36,8 +39,8 @@ class Flops:
 class AttentionCall:
     """Describe one kind of call of torch's scaled_dot_product_attention; equal calls of a model are one kind.
 
-    `component`: "unet", "text encoder" or "vae". `queries` and `keys`: the lengths of the two sequences. `is_masked`,
-    `is_causal`: the call has a mask of its own, or the causal one.
+    `component`: "unet", "text encoder" or "vae". `queries`, `keys`: the lengths of the two sequences. `head_size`: the
+    numbers in a head. `is_masked`: the call has an attention mask. `is_causal`: the call uses the causal mask.
     """
 
     component: str
@@ -50,10 +53,13 @@ class AttentionCall:
 
 
 class Model:
-    """Hold the components of one case; `task` is the task of its pipeline."""
+    """Hold the components (UNet, VAE, text encoders, ...) of one case.
+
+    `config`: the content of the architecture's file. `task`: the task of the pipeline. `components`: {name: module}.
+    """
 
     def __init__(self, torch: Any, case: Case) -> None:
-        """Build the components without memory, on the meta device."""
+        """Build the components on torch's meta device, where their weights have shapes and no memory."""
         self.torch = torch
         self.case = case
         self.config = architecture(case.model)
@@ -66,17 +72,17 @@ class Model:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Return the height and the width of the denoised tensor."""
+        """Return the height and the width of the tensor that is denoised."""
         return self.case.height // self.config["scale"], self.case.width // self.config["scale"]
 
     @property
     def weight_bytes(self) -> int:
-        """Return the bytes of all weights in the case's dtype."""
+        """Return the bytes of the weights of all components in the case's dtype."""
         parameters = sum(weight.numel() for component in self.components.values() for weight in component.parameters())
         return int(parameters * self.torch.finfo(self.dtype).bits // 8)
 
     def scheduler(self) -> Any:
-        """Return a new scheduler of the case, with the configuration of the model's own.
+        """Return a new scheduler of the kind that the case names, with the scheduler configuration of the model.
 
         Raises:
             SkipError: the scheduler needs a package that is not installed.
@@ -90,18 +96,21 @@ class Model:
             raise SkipError(f"{name} cannot be used here: {' '.join(str(error).split())[:200]}") from None
 
     def evaluations(self) -> int:
-        """Return how often a loop evaluates the model; second-order schedulers evaluate more often than once per step.
+        """Return how often a sampling loop evaluates the model.
 
-        The scheduler makes all its steps once with a small tensor: some fail with very few or very many steps, each
-        with an error of its own.
+        A second-order scheduler needs about two evaluations a step.
+
+        The scheduler makes all its steps once with a small tensor, since some schedulers fail only at very few or very
+        many steps.
 
         Raises:
-            SkipError: the scheduler does not support this number of steps, or the task has no step.
+            SkipError: the scheduler does not support this number of steps, or no step of an image-to-image case
+                remains.
         """
         scheduler, case = self.scheduler(), self.case
         skipped = case.steps - int(case.steps * STRENGTH) if self.task == "image-to-image" else 0
         if skipped == case.steps:
-            raise SkipError(f"image-to-image at strength {STRENGTH:g} has no step of {case.steps}")
+            raise SkipError(f"image-to-image at strength {STRENGTH:g} leaves no step of {case.steps}; use more steps")
         try:
             scheduler.set_timesteps(case.steps)
             first = skipped * int(scheduler.order)
@@ -112,7 +121,7 @@ class Model:
             for step in steps:
                 scaled = scheduler.scale_model_input(sample, step)
                 sample = scheduler.step(self.torch.zeros_like(scaled), step, sample).prev_sample
-        except Exception as error:  # each scheduler raises errors of its own
+        except Exception as error:  # each scheduler has its own exceptions
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise SkipError(f"{case.scheduler} does not support {case.steps} steps: {reason}") from None
         return len(steps)
@@ -125,18 +134,21 @@ class Model:
         """
         evaluations = self.evaluations()
         step = _count(self.evaluate)
-        rest = sum(_count(call) * times for _, call, times in self._around_the_loop())
+        rest = sum(_count(call) * times for _, call, times in self._calls_outside_the_loop())
         return Flops(step, step * evaluations + rest, evaluations)
 
     def attention_calls(self) -> set[AttentionCall]:
-        """Return the kinds of attention calls of one image; the components have to be on the meta device still."""
+        """Return the kinds of attention calls of one image. The components must still be on the meta device."""
         calls: set[AttentionCall] = set()
-        for name, call, _ in [("unet", self.evaluate, 1), *self._around_the_loop()]:
+        for name, call, _ in [("unet", self.evaluate, 1), *self._calls_outside_the_loop()]:
             calls |= _recorded(self.torch, name, call)
         return calls
 
-    def _around_the_loop(self) -> list[tuple[str, Callable[[], object], int]]:
-        """Return (component, one call of it on the meta device, calls per image) of all work outside of the loop."""
+    def _calls_outside_the_loop(self) -> list[tuple[str, Callable[[], object], int]]:
+        """Return the work before and after the sampling loop: text encoders, VAE encoder and VAE decoder.
+
+        Each item is (component, a function that calls it once on the meta device, number of calls per image).
+        """
         torch, case = self.torch, self.case
         if self.task == "unconditional":
             return []
@@ -152,7 +164,7 @@ class Model:
         return [*calls, ("vae", partial(vae.decode, latents), 1)]
 
     def evaluate(self) -> None:
-        """Evaluate the denoising model once, on the meta device."""
+        """Evaluate the UNet, and the ControlNet if there is one, once on the meta device."""
         torch, case = self.torch, self.case
         with torch.device("meta"), torch.inference_mode():
             if self.task == "unconditional":
@@ -171,7 +183,7 @@ class Model:
                 self.components["controlnet"](latents, 1, encoder_hidden_states=states, controlnet_cond=control)
 
     def _encoders(self) -> list[tuple[Any, Any]]:
-        """Return each text encoder with input tokens, on torch's default device."""
+        """Return (text encoder, input tokens) for each text encoder; the tokens are on torch's default device."""
         torch, double = self.torch, 2 * self.case.batch
         encoders = [self.components[name] for name in ("text_encoder", "text_encoder_2") if name in self.components]
         return [
@@ -180,9 +192,9 @@ class Model:
         ]
 
     def load(self, weights: dict[str, Path]) -> None:
-        """Materialize the components (from the meta device) with their weights, in the case's dtype and layout.
+        """Replace the components on the meta device by ones with weights, in the case's dtype and memory format.
 
-        The components are placed on the case's device, or on the CPU where they are to be offloaded.
+        They are placed on the case's device; with an `offload` they stay on the CPU.
 
         Args:
             weights: {architecture: snapshot folder}; empty: seeded random weights are used.
@@ -191,17 +203,17 @@ class Model:
         device = "cpu" if offloaded else self.case.device
         base = self.config.get("base", self.case.model)
         for name, component in self.components.items():
-            owner = self.case.model if name in architecture_of_own(self.case.model) else base
-            prepared = self._read(name, weights[owner]) if weights else component.to(self.dtype)
+            owner = self.case.model if name in own_components(self.case.model) else base
+            prepared = self._load_component(name, weights[owner]) if weights else component.to(self.dtype)
             if self.case.layout == "channels_last":
                 prepared.to(memory_format=self.torch.channels_last)  # costs nothing on the meta device
             self.components[name] = prepared.to(device, self.dtype) if weights else self._fill(prepared, device)
 
     def _fill(self, component: Any, device: str) -> Any:
-        """Fill a component with random weights in PyTorch's default range, from one seeded pool.
+        """Return a component on a device with random weights, repeated from one pool of seeded numbers.
 
-        The range is uniform, one over the root of the fan-in. Speed and memory do not depend on the values, and any
-        time spent here would count as load time.
+        The weights are uniform between plus and minus one over the root of the fan-in, PyTorch's default. Speed and
+        memory do not depend on their values. A pool is used since the time of this function counts as load time.
         """
         torch = self.torch
         component = component.to_empty(device=device)
@@ -212,19 +224,19 @@ class Model:
                 if weight.ndim < 2:
                     weight.fill_(1.0 if name.endswith("weight") else 0.0)
                     continue
-                # Scaling the pool and not the weight writes a large weight once and never reads it.
+                # The pool is scaled and not the weight, so a large weight is written once and never read.
                 _repeat(weight, pool[: weight.numel()] / math.sqrt(weight[0].numel()))
             for name, buffer in component.named_buffers():
                 if name.endswith("position_ids"):
                     buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
         return component
 
-    def _read(self, name: str, weights: Path) -> Any:
-        """Load one component from a snapshot; only safetensors files are read, and nothing from the network."""
-        flat = not (weights / name).is_dir()  # the snapshot is one component
+    def _load_component(self, name: str, weights: Path) -> Any:
+        """Load one component from a snapshot folder. Only safetensors files are read, and the network is not used."""
+        flat = not (weights / name).is_dir()  # then the snapshot consists of this component
         folder = weights if flat else weights / name
-        # Two variants may share a folder; diffusers' default is the plain one, so fp16 is read only if the plain one is
-        # absent.
+        # A folder may hold plain files and files of the variant fp16. Like diffusers by default, this reads the plain
+        # ones; it reads fp16 only if there are no plain ones.
         files = list(folder.glob("*.safetensors"))
         variant = "fp16" if files and all(".fp16." in file.name for file in files) else None
         kind = type(self.components[name])
@@ -233,12 +245,16 @@ class Model:
         )
         return component.eval()
 
-    def place_anew(self, generator: random.Random, seconds: float) -> None:
-        """Reallocate up to a quarter of the weights, for at most this many seconds; on a CPU only.
+    def reallocate_weights(self, generator: random.Random, seconds: float) -> None:
+        """Copy up to a quarter of the weights to new memory, for at most this many seconds; does nothing on a GPU.
 
         The placement of the weights in memory makes a UNet in one process up to an eighth faster or slower (measured on
-        a shared 2-core AMD EPYC). GPUs showed no such effect, so their weights stay. A process that kept one placement
-        would measure its luck: see Curtsinger and Berger, "Stabilizer" (2013).
+        a shared 2-core AMD EPYC). A process that kept one placement would measure this chance: see Curtsinger and
+        Berger, "Stabilizer" (2013). GPUs showed no such effect.
+
+        Args:
+            generator: selects the weights.
+            seconds: the time limit.
         """
         if self.case.device != "cpu":
             return
@@ -250,7 +266,10 @@ class Model:
                 return
 
     def noise(self, channels: int) -> Any:
-        """Return the initial noise of every image of a case; drawn on the CPU, so that devices can be compared."""
+        """Return the initial noise of a batch, the same for every batch.
+
+        Drawn on the CPU, so it is equal on all devices.
+        """
         torch, case = self.torch, self.case
         shape = (case.batch, channels, *self.latent_size)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(case.seed))
@@ -258,7 +277,7 @@ class Model:
 
 
 def _repeat(weight: Any, pool: Any) -> None:
-    """Fill a weight with repetitions of a pool of numbers, in the order of its indices, for any memory layout."""
+    """Fill a weight with repetitions of a pool of numbers, in the order of its indices, in any memory format."""
     if not weight.is_contiguous():
         row = weight[0].numel()
         rows = max(1, pool.numel() // row)
@@ -274,8 +293,11 @@ def _repeat(weight: Any, pool: Any) -> None:
     flat[whole:].copy_(pool[: flat.numel() - whole])
 
 
-def architecture_of_own(model: str) -> set[str]:
-    """Return the components that a model has itself, without those of the architecture that it extends."""
+def own_components(model: str) -> set[str]:
+    """Return the names of the components of an architecture, without those of its base.
+
+    The base is the architecture that it extends.
+    """
     config = architecture(model)
     if "base" not in config:
         return set(config["classes"])
@@ -283,10 +305,11 @@ def architecture_of_own(model: str) -> set[str]:
 
 
 def set_precision(torch: Any, dtype: str) -> None:
-    """Set how a GPU computes in fp32: in IEEE fp32, in TF32 everywhere, or as torch does by default.
+    """Set how a CUDA device computes in fp32 for a case of this dtype.
 
-    The fp32 parts of a case in fp16 or bf16 (SDXL decodes with a VAE in fp32) have torch's default, as in programs:
-    TF32 in convolutions only. Source: torch's notes on CUDA semantics, TensorFloat-32.
+    "fp32" and "fp64": in IEEE fp32. "tf32": in TF32. "fp16" and "bf16": as torch does by default, with TF32 in
+    convolutions only, since programs do so too: SDXL decodes with a VAE in fp32. Source: torch's notes on CUDA
+    semantics, TensorFloat-32.
     """
     if torch.version.cuda:
         torch.backends.cudnn.allow_tf32 = dtype in {"tf32", "bf16", "fp16"}
@@ -321,7 +344,13 @@ def _count(call: Callable[[], object]) -> int:
 
 
 def _recorded(torch: Any, component: str, call: Callable[[], object]) -> set[AttentionCall]:
-    """Return the kinds of attention calls that a call on the meta device makes."""
+    """Return the kinds of attention calls that a function makes on the meta device.
+
+    Args:
+        torch: the library.
+        component: the name for `AttentionCall.component`.
+        call: the function.
+    """
     from torch.overrides import TorchFunctionMode
 
     calls: set[AttentionCall] = set()

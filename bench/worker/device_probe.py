@@ -1,4 +1,4 @@
-"""Probe a machine briefly: what torch can use, the rate of a dtype, and the peak rate beside the images."""
+"""Probe a device briefly: what torch can use, the rate of a dtype, and the peak rate between the images."""
 
 from __future__ import annotations
 
@@ -29,19 +29,21 @@ _AMPERE = (8, 0)
 _CALLS = 4
 _ENOUGH_SECONDS = 0.02
 _LIMIT_SECONDS = 1.0
-_LANES = {"AVX512": 16, "AVX2": 8, "SVE256": 8}  # {instruction set: fp32 numbers per instruction}
-_FINE_SECONDS = 1e-4  # a coarser clock cannot time a call (Windows counts CPU time in 1/64 s)
+_LANES = {"AVX512": 16, "AVX2": 8, "SVE256": 8}  # {instruction set: fp32 numbers in one vector instruction}
+_FINE_SECONDS = 1e-4  # a clock with coarser ticks cannot time a call (Windows counts CPU time in 1/64 s)
 _PROBE_SECONDS = 0.02
 _PEAK_SECONDS = 0.05
 _MAX_CALLS = 5
-_COPY_BYTES = 256 << 20  # larger than any cache: at 64 MB cached and uncached placements looked nearly alike
-_CHANNELS, _SIDE = 256, 64  # those of a convolution in the middle of the UNets
+_COPY_BYTES = 256 << 20  # larger than any cache: with 64 MB, copies in and out of a cache had nearly the same rate
+_CHANNELS, _SIDE = 256, 64  # the size of a convolution in the middle of a UNet
 
 
 def query(torch: Any) -> dict[str, Any]:
-    """Return facts about this torch and its devices, in JSON's types.
+    """Return facts about this torch and its devices as a dict with the types of JSON.
 
-    `refusal`: the first line of CUDA's error where a torch with CUDA finds no device.
+    "torch": its version. "cuda": the CUDA version that it is built for, or None. "available": CUDA works. "devices":
+    [{"name", "capability", "uuid"}] of the GPUs. "architectures": those that it has machine code for, such as "sm_90".
+    "mps": MPS works. "refusal": the first line of the error with which CUDA does not start, or None.
     """
     built = torch.version.cuda
     available = bool(built) and torch.cuda.is_available()
@@ -65,7 +67,7 @@ def query(torch: Any) -> dict[str, Any]:
 
 
 def _refusal(torch: Any) -> str | None:
-    """Return the first line of the error with which CUDA fails to start; None where it starts."""
+    """Return the first line of the error with which CUDA does not start; None if it starts."""
     try:
         torch.cuda.init()
     except RuntimeError as error:
@@ -74,38 +76,39 @@ def _refusal(torch: Any) -> str | None:
 
 
 def rate(torch: Any, device: str, dtype: str, cpus: float | None = None) -> float:
-    """Return the FLOPs a second of a 3x3 convolution like those of the UNets, doubled in size until it can be timed.
+    """Return the FLOPs a second of a 3x3 convolution like those of a UNet.
 
-    The first call is a warm-up that does not count, since cuDNN loads its libraries there. Of each size the fastest of
-    several calls counts. The first size takes a fraction of a millisecond where the dtype has kernels. Where it has
-    none (fp16 on most CPUs), even that size takes long enough to give the rate.
+    The size of the convolution is doubled until it takes long enough to be timed, and the best rate counts. The first
+    call is a warm-up that does not count, since cuDNN loads its libraries there. Of each size the fastest of several
+    calls counts. The smallest size takes a fraction of a millisecond on a device that has kernels for the dtype. On
+    others (fp16 on most CPUs) even that size takes long enough to give the rate.
 
-    On a CPU one thread computes, its own CPU time counts, and the rate is multiplied by the number of the case's
-    threads. Wall time would be wrong by 50 to 1,000 times beside other processes, for the threads of a convolution wait
-    for each other (measured on 2 shared cores: calls of 0.8 ms took 64 to 147 ms, and 31 ms of CPU time, spent on
-    spinning).
+    On a CPU one thread computes, its CPU time counts, and the rate is multiplied by the number of the case's threads.
+    Beside other processes wall time would be 50 to 1,000 times too long, for the threads of a convolution wait for each
+    other. (Measured on 2 shared cores: calls of 0.8 ms took 64 to 147 ms, with 31 ms of CPU time spent on spinning.)
 
     Args:
-        torch: the library, set to the precision that fp32 has in this dtype.
+        torch: the library, after `components.set_precision` for this dtype.
         device: the device name of a case.
         dtype: the dtype of the convolution.
-        cpus: the number of CPUs that the control group grants, None without a limit; more threads compute no faster.
+        cpus: the CPU quota of the control group, in cores; None without a quota. More threads than this compute no
+            faster.
 
     Raises:
         RuntimeError: the device cannot compute in this dtype.
     """
     if device != "cpu":
-        return _rate(torch, device, dtype, partial(_timed, torch, device))
+        return _rate(torch, device, dtype, partial(_wall_seconds, torch, device))
     threads = int(torch.get_num_threads())
     torch.set_num_threads(1)
     try:
-        return min(threads, cpus or threads) * _rate(torch, device, dtype, _worked)
+        return min(threads, cpus or threads) * _rate(torch, device, dtype, _cpu_seconds)
     finally:
         torch.set_num_threads(threads)
 
 
 def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], object]], float]) -> float:
-    """Return the best rate over the sizes, by the given clock."""
+    """Return the best FLOPs a second over the sizes; `timed` returns the seconds of a call."""
     kind = getattr(torch, DTYPES[dtype])
     channels, side, best = 64, 8, 0.0
     weight = torch.full((channels, channels, 3, 3), 0.01, device=device, dtype=kind)
@@ -125,9 +128,9 @@ def _rate(torch: Any, device: str, dtype: str, timed: Callable[[Callable[[], obj
 
 
 def precisions(torch: Any, query: PrecisionQuery, emit: Emit) -> None:
-    """Emit the capabilities of the device, then what torch reports of each dtype, and its rate.
+    """Emit the capabilities of the device; then, for each dtype, whether torch reports kernels, and the measured rate.
 
-    Each result is emitted at once, for a kernel may crash this process.
+    Each result is emitted before the next probe begins, since a kernel may crash this process.
     """
     device = query.device
     torch.set_grad_enabled(False)
@@ -152,7 +155,7 @@ def precisions(torch: Any, query: PrecisionQuery, emit: Emit) -> None:
 
 
 def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:
-    """Return whether torch reports kernels of a dtype for a device; None where torch does not report it."""
+    """Return whether torch reports kernels of a dtype for a device; None if torch does not report that."""
     if dtype in {"fp32", "fp64"}:
         return True
     if device.startswith("cuda"):
@@ -163,20 +166,20 @@ def has_kernels(torch: Any, device: str, dtype: str) -> bool | None:
         return dtype == "fp16" or None
     machine = platform.machine().lower()
     if machine not in {"x86_64", "amd64"} and (machine, dtype) not in {("aarch64", "bf16"), ("arm64", "bf16")}:
-        return None  # fp16 on ARM has torch's own kernels, which oneDNN does not report
+        return None  # torch computes fp16 on ARM with its own kernels, which oneDNN does not report
     is_supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
     return bool(is_supported()) if is_supported is not None else None
 
 
 class Peak:
-    """Measure the best FLOPs a second of a matrix product and a convolution on a device, and the rate of copies.
+    """Measure the best FLOPs a second of a matrix product and of a convolution on a device, and the rate of copies.
 
-    The speed of a machine drifts with other work. So the peak is measured before, between and after the images, and the
-    best is kept: a share of anything less could exceed one.
+    The speed of a machine changes with other work. So this is measured before, between and after the images, and the
+    best rate is kept. With a lower one, the rate of a case could be more than 100 % of it.
     """
 
     def __init__(self, torch: Any, device: str, dtype: str, rate: float) -> None:
-        """Choose sizes that take a fiftieth of a second at `rate`: large enough for a GPU, small on a slow device."""
+        """Choose sizes that take about 0.02 s at `rate` FLOPs a second: large on a GPU, small on a slow device."""
         kind = getattr(torch, DTYPES[dtype])
         self._torch, self._device = torch, device
         edge = int((rate * _PROBE_SECONDS / 2) ** (1 / 3))
@@ -190,8 +193,8 @@ class Peak:
         self.copies: list[float] = []
         self.seconds = 0.0
 
-    def ask(self) -> None:
-        """Measure the matrix product, the convolution and the copies a few times each."""
+    def measure(self) -> None:
+        """Measure the matrix product, the convolution and the copies a few times each, and keep the best rates."""
         began = time.perf_counter()
         torch, kind, edge, (batch, side) = self._torch, self._kind, self._edge, self._convolution
         with torch.inference_mode():
@@ -208,28 +211,28 @@ class Peak:
         self.seconds += time.perf_counter() - began
 
     def _copy(self) -> None:
-        """Measure the rate of a copy within the memory; skipped where there is no room for it."""
+        """Measure the rate of a copy within the memory of the device; do nothing if there is too little free memory."""
         torch = self._torch
         try:
             source = torch.zeros(_COPY_BYTES, device=self._device, dtype=torch.uint8)
             target = torch.zeros_like(source)
-        except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is the latter
+        except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is a RuntimeError
             return
         call = partial(target.copy_, source)
-        seconds = min(_timed(torch, self._device, call) for _ in range(_MAX_CALLS))
+        seconds = min(_wall_seconds(torch, self._device, call) for _ in range(_MAX_CALLS))
         self.copies.append(2 * _COPY_BYTES / seconds)
 
     def _keep(self, name: str, flops: float, call: Callable[[], object]) -> None:
         ends = time.perf_counter() + _PEAK_SECONDS
         for number in range(_MAX_CALLS):
-            seconds = _timed(self._torch, self._device, call)
+            seconds = _wall_seconds(self._torch, self._device, call)
             if number:  # the first call is a warm-up
                 self.best[name] = max(self.best.get(name, 0.0), flops / seconds)
             if number and time.perf_counter() > ends:
                 return
 
 
-def _timed(torch: Any, device: str, call: Callable[[], object]) -> float:
+def _wall_seconds(torch: Any, device: str, call: Callable[[], object]) -> float:
     clocks.synchronize(torch, device)
     began = time.perf_counter()
     call()
@@ -237,7 +240,7 @@ def _timed(torch: Any, device: str, call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _worked(call: Callable[[], object]) -> float:
+def _cpu_seconds(call: Callable[[], object]) -> float:
     """Return the CPU seconds that this thread spends on a call; wall seconds where the CPU clock is too coarse."""
     is_fine = time.get_clock_info("thread_time").resolution <= _FINE_SECONDS
     clock = time.thread_time if is_fine else time.perf_counter

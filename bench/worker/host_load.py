@@ -1,4 +1,4 @@
-"""Measure the host load while images are made: stolen CPU time, pressure, and waiting for a core."""
+"""Measure the host load while images are made: stolen CPU time, pressure, and the time of waiting for a core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PRESSURE = Path("/proc/pressure/cpu")
 
 
 class HostLoad:
-    """Measure the load of the host, only during the contexts of `watched`."""
+    """Measure the host load, only within the contexts of `watched`."""
 
     def __init__(self) -> None:
         """Start with nothing measured."""
@@ -30,7 +30,7 @@ class HostLoad:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Add the load during this context to the measured load; one context per image."""
+        """Add the load during this context to the load that was measured before; one context is used per image."""
         ticks, pressed, waited, began = _cpu_ticks(), _pressure_seconds(), _waited_seconds(), time.monotonic()
         try:
             yield
@@ -44,10 +44,10 @@ class HostLoad:
             self._waited = _sum(self._waited, _since(waited, _waited_seconds()))
 
     def host(self, threads: int, cpu_seconds: float, wall_seconds: float) -> Host:
-        """Return the accumulated load.
+        """Return the load of all contexts so far.
 
         Args:
-            threads: the number of threads of the case.
+            threads: the number of torch's threads.
             cpu_seconds: the CPU time of the process during the samples.
             wall_seconds: the duration of the samples.
         """
@@ -68,9 +68,10 @@ class HostLoad:
 
 
 def _share_of_wait(waited: float | None, worked: float) -> float | None:
-    """Return the part of its runnable time that a process waited for a core; None where one of the two is unknown.
+    """Return the time that a process waited for a core over the time in which it waited or ran; None if it is unknown.
 
-    The number of threads does not count: of the threads that torch could use, a loop on a GPU uses one.
+    Both are seconds, summed over its threads. The number of torch's threads does not enter, since a loop on a GPU uses
+    one of them.
     """
     if waited is None or waited + worked <= 0:
         return None
@@ -86,10 +87,11 @@ def _since(first: float | None, last: float | None) -> float | None:
 
 
 def _cpu_ticks() -> tuple[int, int] | None:
-    """Return (stolen, wanted) ticks since boot: those that the hypervisor took, and those that some work wanted.
+    """Return (stolen, wanted) CPU ticks of the machine since boot; None if /proc/stat does not have them.
 
-    An idle core wants no ticks, so on a host with many cores the work of a few is not diluted. Source of the columns of
-    /proc/stat (user nice system idle iowait irq softirq steal): the kernel's filesystems/proc.rst.
+    Stolen ticks are those that the hypervisor took away. Wanted ticks are those for which there was work, stolen ones
+    included. Idle ticks do not count, so that on a host with many cores the share of a few busy ones is not diluted.
+    Source of the columns (user nice system idle iowait irq softirq steal): the kernel's filesystems/proc.rst.
     """
     try:
         words = _STAT.read_text(encoding="ascii").splitlines()[0].split()[1:9]
@@ -100,7 +102,10 @@ def _cpu_ticks() -> tuple[int, int] | None:
 
 
 def _pressure_seconds() -> float | None:
-    """Return the seconds since boot in which some task waited for a core (source: the kernel's accounting/psi.rst)."""
+    """Return the seconds since boot in which some task of the machine waited for a core; None if the kernel has no PSI.
+
+    Source: the kernel's accounting/psi.rst.
+    """
     try:
         match = re.search(r"^some .*total=(\d+)", _PRESSURE.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
@@ -109,7 +114,12 @@ def _pressure_seconds() -> float | None:
 
 
 def _waited_seconds() -> float | None:
-    """Return the seconds in which this process's threads waited for a core (source: the kernel's sched-stats.rst)."""
+    """Return the seconds in which this process's threads have waited for a core.
+
+    None if the kernel does not count them.
+
+    Source: the kernel's sched-stats.rst.
+    """
     waited = 0
     try:
         for thread in (_SELF / "task").iterdir():

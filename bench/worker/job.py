@@ -1,4 +1,4 @@
-"""Defines what every stage of a measurement receives: the request, the deadlines, and the result so far."""
+"""Defines the input of every stage of a measurement: the request, the deadlines, and the result so far."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ if TYPE_CHECKING:
 
 
 class PartialResult:
-    """Hold the result of a case so far, which survives a stage that fails.
+    """Hold the result of a case so far. It is kept if a stage fails.
 
-    Stages add to it, and read nothing from it.
+    Stages add fields to it, and read nothing from it.
     """
 
     def __init__(self, result: Result) -> None:
         self.result = result
 
     def add(self, **fields: Any) -> None:
-        """Set fields of the result."""
+        """Set these fields of the result."""
         self.result = replace(self.result, **fields)
 
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Hold the deadlines of the samples, the checks and the case (time.perf_counter).
+    """Hold the deadlines of a case as times of time.perf_counter.
 
-    No further sample begins after `samples`.
+    After `samples` no further sample begins. After `checks` no further check begins. At `case` the case must have
+    ended.
     """
 
     samples: float
@@ -39,7 +40,7 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class Job:
-    """Hold the input of every stage: the request, the receiver of events, the result so far, and the deadlines."""
+    """Hold the input of every stage: the request, the function that sends events, the result so far, the deadlines."""
 
     request: CaseRequest
     emit: Emit

@@ -1,4 +1,4 @@
-"""Import the libraries of a case before its request comes, and describe their versions."""
+"""Import the libraries of a case before its request arrives, and report their versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare(emit: Emit) -> float:
     """
     began = time.perf_counter()
     emit(PhaseEntered("imports"))
-    with contextlib.suppress(Exception):  # the import of the case fails in the same way, and its result has the reason
+    with contextlib.suppress(Exception):  # the case imports them again, fails in the same way and reports the reason
         _import_classes()
     seconds = time.perf_counter() - began
     emit(PhaseEntered(WAITING))
@@ -43,7 +43,10 @@ def _import_classes() -> None:
 
 
 def software(torch: Any, diffusers: Any, case: Case) -> dict[str, str]:
-    """Return {name: version} of the libraries, and for a GPU its name and its use of TF32."""
+    """Return {name: version} of Python, torch and diffusers.
+
+    On a GPU also its CUDA version, its name and its use of TF32.
+    """
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,

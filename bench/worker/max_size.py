@@ -1,4 +1,4 @@
-"""Search the largest batch and the largest image that fit in memory."""
+"""Search the largest batch and the largest square image that fit in memory."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ _MEMORY, _TIME, _LIMIT = "memory", "time", "search"
 
 @dataclass
 class _Search:
-    """Record the largest value that fitted the memory (`fits`), and what ended the search (`bound`)."""
+    """Record the largest value that fitted in memory (`fits`.
+
+    None if none did), and what ended the search (`bound`).
+    """
 
     fits: int | None
     bound: str
 
 
 def largest(model: Model, until: float) -> Fit:
-    """Search the largest batch at the case's image, then the largest square image at batch 1.
+    """Search the largest batch at the case's image size, then the largest square image at batch 1.
 
-    Each try runs one evaluation and a decode. The value doubles until it does not fit, then the gap is halved. On a
-    GPU, a value that does not fit fails, without further harm. On a CPU the process would be killed, and torch's
-    kernels stay broken after a failure. So there the peak of each try predicts that of the next, and a value that would
-    not fit is not tried.
+    Each try runs one evaluation and a decode. The value doubles until it does not fit; then the gap between the largest
+    that fits and the smallest that does not is halved. On a GPU a value that does not fit raises an error and does no
+    harm. On a CPU the kernel would kill the process, and torch's kernels no longer work after a failed allocation. So
+    on a CPU the memory peak of each try predicts that of the next, and a value that would not fit is not tried.
 
     Args:
         model: the model of the case, with its weights.
@@ -51,7 +54,10 @@ def largest(model: Model, until: float) -> Fit:
 
 
 class _Tries:
-    """Try values of one quantity. `power`: the assumed power of the value with which time and memory grow."""
+    """Try values of one quantity, "batch" or "size"; a value counts in `unit`.
+
+    `power`: time and memory are assumed to grow with this power of the value.
+    """
 
     def __init__(self, model: Model, quantity: str, unit: int) -> None:
         self._model, self._quantity, self._unit = model, quantity, unit
@@ -60,13 +66,13 @@ class _Tries:
         self._free = None if model.case.device.startswith("cuda") else memory.free_bytes()
 
     def __call__(self, value: int) -> float | None:
-        """Return the seconds of an image with this batch or size; None if the image does not fit the memory."""
+        """Return the seconds of an image with this batch or size; None if it does not fit in memory."""
         if self._free is not None and self._predicted(value) > self._free:
             return None
         before = memory.rss_bytes()
         memory.reset_host_peak()
         began = time.perf_counter()
-        if not _try(self._model, **{self._quantity: value * self._unit}):
+        if not _fits(self._model, **{self._quantity: value * self._unit}):
             return None
         seconds, peak = time.perf_counter() - began, memory.host_peak_bytes()
         if peak is not None and before is not None:
@@ -76,7 +82,10 @@ class _Tries:
         return seconds
 
     def _predicted(self, value: int) -> float:
-        """Predict the bytes of a value from the last one and the growth between the last two."""
+        """Return the predicted bytes of a value, from the last try and the growth between the last two.
+
+        0.0 without a try.
+        """
         if not self._taken:
             return 0.0
         power: float = self.power
@@ -90,10 +99,10 @@ class _Tries:
 
 
 def _search(fits: _Tries, until: float, most: int) -> _Search:
-    """Search the largest value that fits: double from one, then halve the gap.
+    """Search the largest value that fits: double it from one, then halve the gap.
 
     Args:
-        fits: tries a value.
+        fits: tries a value; returns its seconds, or None.
         until: the time (time.perf_counter) by which every try has to end.
         most: the largest value to try.
     """
@@ -117,7 +126,7 @@ def _search(fits: _Tries, until: float, most: int) -> _Search:
         value = min(largest_fit * 2, most) if smallest_misfit is None else (largest_fit + smallest_misfit) // 2
 
 
-def _try(model: Model, *, batch: int | None = None, size: int | None = None) -> bool:
+def _fits(model: Model, *, batch: int | None = None, size: int | None = None) -> bool:
     torch, case = model.torch, model.case
     trial = copy.copy(model)
     trial.case = replace(
@@ -131,7 +140,7 @@ def _try(model: Model, *, batch: int | None = None, size: int | None = None) -> 
     try:
         sampling.Loop(trial)(lambda: None)
         clocks.synchronize(torch, case.device)
-    except (RuntimeError, MemoryError, ValueError, SkipError):  # a size that fails for any reason does not fit
+    except (RuntimeError, MemoryError, ValueError, SkipError):  # a value that fails for any reason counts as too large
         return False
     finally:
         gc.collect()

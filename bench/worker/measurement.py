@@ -1,4 +1,4 @@
-"""Measures one case in a worker process, in stages that each take the results of the stages before."""
+"""Measures one case in a worker process, in stages; each stage takes the results of earlier stages as arguments."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     from bench.core.worker_events import Emit
 
 _SLOW_STEP_SECONDS = 20.0
-_LAST_SECONDS = 3.0  # reserved for the comparison with fp32
+_LAST_SECONDS = 3.0  # this much time is reserved for the comparison with fp32
 
 
 def measure(request: CaseRequest, emit: Emit, *, imports_seconds: float = 0.0) -> Result:
-    """Measure one case; a failure becomes a result with its reason and the data collected before it.
+    """Measure one case. A failure gives a result with its reason and the data collected before it.
 
     Args:
         request: the case and its time limits.
-        emit: receives the events.
-        imports_seconds: the seconds of the imports that `libraries.prepare` has made before.
+        emit: called with each event.
+        imports_seconds: the seconds of the imports if `libraries.prepare` has made them already.
     """
     so_far = PartialResult(Result(request.case, Status.ERROR))
     try:
@@ -55,7 +55,7 @@ def measure(request: CaseRequest, emit: Emit, *, imports_seconds: float = 0.0) -
         so_far.add(status=Status.SKIPPED, reason=str(error))
     except MemoryError:
         so_far.add(status=Status.OOM, reason="the host has no memory left")
-    except Exception as error:  # any failure of a library becomes this case's result, so that the other cases still run
+    except Exception as error:  # a library may raise anything; the result reports it, and the next case runs
         text = f"{type(error).__name__}: {error}".strip()
         oom = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
         so_far.add(status=Status.OOM if oom else Status.ERROR, reason=text[:2000])
@@ -71,7 +71,7 @@ def _deadlines(request: CaseRequest) -> Deadlines:
 
 @dataclass(frozen=True)
 class _Imported:
-    """Hold torch, set up for the case, and the case's model on the meta device."""
+    """Hold torch, set up for the case, the case's model on the meta device, and the seconds of the imports."""
 
     torch: Any
     model: components.Model
@@ -79,10 +79,10 @@ class _Imported:
 
 
 @dataclass(frozen=True)
-class _Price:
-    """Hold the predicted cost of the case.
+class _PredictedCost:
+    """Hold the predicted time of a step; `rate`: the FLOPs a second that the probe measured.
 
-    `rate`: FLOPs a second of the probe. `least_images`: the fewest images that give a result.
+    `least_images`: the fewest images, the first one included, that give a result.
     """
 
     rate: float
@@ -92,15 +92,15 @@ class _Price:
 
     @property
     def is_slow(self) -> bool:
-        """Return whether optional work would take too long compared with the samples."""
+        """Return whether optional probes and checks would take too long, since a step takes more than 20 s."""
         return self.step_seconds > _SLOW_STEP_SECONDS
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """Hold the loop with its weights.
+    """Hold the sampling loop with its weights, and the seconds of loading them.
 
-    `peak_bytes`: peak of the host's memory while loading; None if it cannot be read.
+    `peak_bytes`: the peak of the worker's resident memory while loading; None if it cannot be read.
     """
 
     loop: sampling.Loop
@@ -110,7 +110,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _FirstImage:
-    """Hold the numerics of the first image, and the digest of all its bits."""
+    """Hold the checks of the first image's numbers, and the checksum of all its bits."""
 
     numerics: Numerics
     digest: str
@@ -126,7 +126,7 @@ class _Sampled:
 
 @dataclass(frozen=True)
 class _Meters:
-    """Hold the meters that run beside the loop: the device's clock, the memory peaks, and the peak rate."""
+    """Hold what measures while the loop runs: the device's clock, the memory peaks, and the peak rate."""
 
     clock: clocks.Clock
     memory: device_memory.Peaks
@@ -136,16 +136,16 @@ class _Meters:
 def _run_stages(job: Job, imports_seconds: float) -> None:
     imported = _import(job, imports_seconds)
     torch, device = imported.torch, job.case.device
-    price = _price(job, imported)
-    peak = device_probe.Peak(torch, device, job.case.dtype, price.rate)
-    if not price.is_slow:
-        peak.ask()
+    cost = _predict_cost(job, imported)
+    peak = device_probe.Peak(torch, device, job.case.dtype, cost.rate)
+    if not cost.is_slow:
+        peak.measure()
     loaded = _load(job, imported)
     clock = clocks.clock_for(torch, device)
     memory = device_memory.Peaks(torch, device)
-    first = _make_first_image(job, imported, price, loaded, clock)
-    sampled = _take_samples(job, price, loaded, first, _Meters(clock, memory, peak))
-    _check(job, price, loaded, first, sampled)
+    first = _make_first_image(job, imported, cost, loaded, clock)
+    sampled = _take_samples(job, cost, loaded, first, _Meters(clock, memory, peak))
+    _check(job, cost, loaded, first, sampled)
 
 
 def _import(job: Job, earlier_seconds: float) -> _Imported:
@@ -169,23 +169,23 @@ def _import(job: Job, earlier_seconds: float) -> _Imported:
     return _Imported(torch, components.Model(torch, case), seconds)
 
 
-def _price(job: Job, imported: _Imported) -> _Price:
-    """Predict the cost from the FLOPs and a probe, before the weights are loaded.
+def _predict_cost(job: Job, imported: _Imported) -> _PredictedCost:
+    """Predict the time of the case from its FLOPs and a probe of the device, before the weights are loaded.
 
     Raises:
         SkipError: the case cannot run on this device, or cannot end in time.
     """
     job.emit(PhaseEntered("probe"))
     case, request, torch, model = job.case, job.request, imported.torch, imported.model
-    predicted_time.check_room(torch, case, model.weight_bytes)
+    predicted_time.check_memory(torch, case, model.weight_bytes)
     try:
         rate = device_probe.rate(torch, case.device, case.dtype, request.cpus)
     except (RuntimeError, TypeError) as error:
-        if not is_unsupported(error):  # for example, another process uses all of the GPU's memory
+        if not is_unsupported(error):  # another failure, for example because the GPU's memory is full
             raise
         raise SkipError(f"{case.device} cannot compute in {case.dtype}: {str(error).splitlines()[0]}") from None
     rate = max(rate, request.rate_known or 0.0)
-    usable_rate = predicted_time.believed(torch, case, rate, request.rate_fp32)
+    usable_rate = predicted_time.usable_rate(torch, case, rate, request.rate_fp32)
     flops = model.flops()
     step_seconds = flops.step / usable_rate
     work = Work(
@@ -202,17 +202,17 @@ def _price(job: Job, imported: _Imported) -> _Price:
     shortest = flops.batch / usable_rate * images
     limit = job.deadlines.case
     if time.perf_counter() + shortest > limit:
-        raise SkipError(predicted_time.over(step_seconds, shortest, limit - time.perf_counter()))
+        raise SkipError(predicted_time.too_long(step_seconds, shortest, limit - time.perf_counter()))
     if axes.COMPILES[case.compile] is not None:
-        work = _price_compiling(job, model, work, shortest)
-    return _Price(rate, step_seconds, work, images)
+        work = _predict_compilation(job, model, work, shortest)
+    return _PredictedCost(rate, step_seconds, work, images)
 
 
-def _price_compiling(job: Job, model: components.Model, work: Work, rest: float) -> Work:
+def _predict_compilation(job: Job, model: components.Model, work: Work, rest: float) -> Work:
     """Return the work with the predicted seconds of the compilation.
 
     Raises:
-        SkipError: these seconds and the `rest` of the shortest run do not fit in the time left.
+        SkipError: these seconds and those of the fewest images (`rest`) do not fit in the time left.
     """
     job.emit(PhaseEntered("probe of the compiler"))
     seconds = compile_cost.predict(model)
@@ -222,7 +222,7 @@ def _price_compiling(job: Job, model: components.Model, work: Work, rest: float)
     left = job.deadlines.case - time.perf_counter()
     if seconds + rest > left:
         raise SkipError(
-            f"the prediction is {seconds:.0f} s for compiling and {rest:.0f} s for the shortest run; "
+            f"compiling would take about {seconds:.0f} s and the fewest images {rest:.0f} s; "
             f"{BUDGET} {max(left, 0):.0f} s"
         )
     return work
@@ -241,29 +241,31 @@ def _load(job: Job, imported: _Imported) -> _Loaded:
 
 
 def _make_first_image(
-    job: Job, imported: _Imported, price: _Price, loaded: _Loaded, clock: clocks.Clock
+    job: Job, imported: _Imported, cost: _PredictedCost, loaded: _Loaded, clock: clocks.Clock
 ) -> _FirstImage:
     job.emit(PhaseEntered("first image"))
-    guard = predicted_time.guard(job.case, price.work.evaluations or 1, price.least_images - 1, job.deadlines.case)
+    check_time = predicted_time.time_check(
+        job.case, cost.work.evaluations or 1, cost.least_images - 1, job.deadlines.case
+    )
     clock.start()
-    pixels, raw = loaded.loop(predicted_time.both(clock.mark, guard))
+    pixels, raw = loaded.loop(predicted_time.call_both(clock.mark, check_time))
     seconds, _ = clock.stop()
     phases = Phases(imported.imports_seconds, loaded.seconds, seconds)
     job.emit(PhasesTimed(phases))
-    image_numerics = numerics.look(pixels, raw, job.request.image)
+    image_numerics = numerics.check_image(pixels, raw, job.request.image)
     job.so_far.add(phases=phases, numerics=image_numerics)
     return _FirstImage(image_numerics, numerics.digest(raw))
 
 
-def _take_samples(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, meters: _Meters) -> _Sampled:
+def _take_samples(job: Job, cost: _PredictedCost, loaded: _Loaded, first: _FirstImage, meters: _Meters) -> _Sampled:
     job.emit(PhaseEntered("samples"))
     request, memory, peak, torch = job.request, meters.memory, meters.peak, loaded.loop.model.torch
 
     def pause() -> None:
         memory.pause()
-        if not price.is_slow:
+        if not cost.is_slow:
             job.emit(PhaseEntered("probe"))
-            peak.ask()
+            peak.measure()
             job.emit(PhaseEntered("samples"))
         memory.resume()
 
@@ -279,8 +281,8 @@ def _take_samples(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, 
     host = load.host(torch.get_num_threads(), used, sum(sample.seconds for sample in images.every))
     job.emit(PhaseEntered("probe"))
     memory.pause()
-    if not price.is_slow:
-        peak.ask()
+    if not cost.is_slow:
+        peak.measure()
     status, reason = _outcome(images, is_finite=first.numerics.finite, is_paced=request.paced)
     sampled = _Sampled(tuple(images.samples), replace(memory.memory(), host_load_peak_bytes=loaded.peak_bytes))
     job.so_far.add(
@@ -289,9 +291,9 @@ def _take_samples(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, 
         warmups=tuple(images.warmups),
         samples=sampled.samples,
         memory=sampled.memory,
-        # The images of a pair are generated in turns, so a change of the machine affects both cases alike.
+        # No copy rates of a pair: its images are made in turns, so a change of the machine affects both cases alike.
         work=replace(
-            price.work,
+            cost.work,
             peak_flops_per_second=peak.best,
             copy_bytes_per_second=() if request.paced else tuple(peak.copies),
         ),
@@ -310,10 +312,11 @@ def _outcome(images: timing.TimedImages, *, is_finite: bool, is_paced: bool) -> 
     return Status.OK, None
 
 
-def _check(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, sampled: _Sampled) -> None:
-    """Generate one more image, and measure its phases and its memory.
+def _check(job: Job, cost: _PredictedCost, loaded: _Loaded, first: _FirstImage, sampled: _Sampled) -> None:
+    """Generate one more image and measure the time of its components and its memory; then check the numbers.
 
-    The image must have the same bits as the first one.
+    The image must have the same bits as the first one. If there is time, the largest batch and image are searched, and
+    one evaluation is compared with fp32.
     """
     job.emit(PhaseEntered("checks"))
     loop, until = loaded.loop, job.deadlines.checks
@@ -337,57 +340,57 @@ def _check(job: Job, price: _Price, loaded: _Loaded, first: _FirstImage, sampled
     if job.request.find_max:
         job.emit(PhaseEntered("largest"))
         job.so_far.add(fit=max_size.largest(loop.model, until - _LAST_SECONDS))
-    job.so_far.add(
-        numerics=_compared(job, price, sampled, checked, lambda: numerics.forward_error(loop.model, kept[0]))
-    )
+    job.so_far.add(numerics=_compared(job, cost, sampled, checked, lambda: numerics.forward_error(loop.model, kept[0])))
 
 
 def _compared(
-    job: Job, price: _Price, sampled: _Sampled, checked: Numerics, forward_error: Callable[[], float]
+    job: Job, cost: _PredictedCost, sampled: _Sampled, checked: Numerics, forward_error: Callable[[], float]
 ) -> Numerics:
-    """Return the numerics with the error of one evaluation against fp32, or with the reason for its absence."""
-    why_not = _why_not_compared(job, price, sampled)
+    """Return the numerics with the error of one evaluation against fp32, or with the reason for which it is missing.
+
+    An error above the tolerance sets the status of the case to ERROR.
+    """
+    why_not = _why_not_compared(job, cost, sampled)
     if why_not is not None:
         return replace(checked, not_compared=why_not)
     try:
         error = forward_error()
     except (MemoryError, RuntimeError) as exception:  # torch.OutOfMemoryError is a RuntimeError
         return replace(checked, not_compared=str(exception).splitlines()[0][:200])
-    dtype = job.case.dtype
-    limit = axes.TOLERANCES[dtype]
+    limit = axes.TOLERANCES[job.case.dtype]
     if not error <= limit:  # also true for NaN
-        reason = f"one evaluation differs from fp32 by {error:.2g} (relative L2); {dtype} may differ by {limit:.2g}"
+        reason = f"one evaluation differs from fp32 by {error:.2g} (relative L2 distance); the limit is {limit:.2g}"
         job.so_far.add(status=Status.ERROR, reason=reason)
     if not math.isfinite(error):
-        return replace(checked, not_compared=f"its difference from fp32 is {error}", tolerance=limit)
+        return replace(checked, not_compared=f"the difference from fp32 is {error}", tolerance=limit)
     return replace(checked, forward_error=error, tolerance=limit)
 
 
-def _why_not_compared(job: Job, price: _Price, sampled: _Sampled) -> str | None:
-    """Return the reason to compare no evaluation with fp32; None if an evaluation is compared."""
+def _why_not_compared(job: Job, cost: _PredictedCost, sampled: _Sampled) -> str | None:
+    """Return the reason for which no evaluation is compared with fp32; None if one is compared."""
     if not job.request.compare:
-        return "an earlier case has compared the same evaluation"
+        return "an earlier case with the same evaluation was compared with fp32"
     if job.case.is_reference:
-        return "it is the reference of the comparison"
+        return "the case is itself the reference in fp32"
     if job.case.offload != "none":
-        return "its weights are offloaded during the evaluation"
+        return "the weights are offloaded during the evaluation"
     steps = [step for sample in sampled.samples for step in sample.step_seconds]
-    if price.is_slow or time.perf_counter() + 4 * max([price.step_seconds, *steps]) > job.deadlines.checks:
+    if cost.is_slow or time.perf_counter() + 4 * max([cost.step_seconds, *steps]) > job.deadlines.checks:
         return "the time budget is used up"
     return None
 
 
 def _continue_on_go(model: components.Model) -> Callable[[timing.TimedImages], bool]:
-    """Return a condition that permits one image per line "go" on stdin.
+    """Return a condition that waits for a line on stdin and is true if the line is "go": one image per line.
 
-    The weights are reallocated before each image, so that memory placement does not bias an A/B pair.
+    Before each image some weights are reallocated, so that their placement in memory favours neither case of a pair.
     """
     generator = random.Random(model.case.seed)  # noqa: S311 (not for secrets)
 
     def more(images: timing.TimedImages) -> bool:
         if sys.stdin.readline().strip() != GO:
             return False
-        model.place_anew(generator, images.every[-1].seconds / 4 if images.every else _LAST_SECONDS)
+        model.reallocate_weights(generator, images.every[-1].seconds / 4 if images.every else _LAST_SECONDS)
         return True
 
     return more

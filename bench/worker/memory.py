@@ -1,4 +1,4 @@
-"""Read the memory of this process, of the machine and of a device, and the peaks of a phase."""
+"""Read the memory of this process, of the machine and of a device, and the peaks of memory over a time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SELF = Path("/proc/self")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _V1_INACTIVE = "total_inactive_file"
-_NO_LIMIT = 1 << 60  # no limit is "max" in version 2, and the largest multiple of a page in version 1
+_NO_LIMIT = 1 << 60  # a group without a limit has "max" in cgroup version 2, and a huge number in version 1
 _USS_SECONDS = 0.05
 
 
 def reset_host_peak() -> bool:
-    """Reset the process's high-water mark in the kernel; return whether that worked (Linux 4.0 and later)."""
+    """Reset the kernel's peak of this process's resident memory; return whether that worked (Linux 4.0 and later)."""
     with contextlib.suppress(OSError):
         (_SELF / "clear_refs").write_text("5", encoding="ascii")
         return True
@@ -30,12 +30,12 @@ def reset_host_peak() -> bool:
 
 
 def host_peak_bytes() -> int | None:
-    """Return the high-water mark of resident memory since the last reset."""
+    """Return the peak of this process's resident memory since the last reset; None if it cannot be read."""
     return _status_bytes("VmHWM")
 
 
 def rss_bytes() -> int | None:
-    """Return the resident memory now."""
+    """Return the present resident memory of this process; None if it cannot be read."""
     return _status_bytes("VmRSS")
 
 
@@ -48,16 +48,22 @@ def _status_bytes(name: str) -> int | None:
 
 
 def free_bytes() -> int | None:
-    """Return the bytes that can still be allocated: of the machine, or of a control group that has less left."""
-    left = [_number(_MEMINFO, r"^MemAvailable:\s+(\d+) kB", 1024), *(_left_of(*group) for group in _control_groups())]
+    """Return the bytes that this process can still allocate; None if that is unknown.
+
+    It is the available memory of the machine, or the memory left in its control group if that is less.
+    """
+    left = [
+        _number(_MEMINFO, r"^MemAvailable:\s+(\d+) kB", 1024),
+        *(_group_free_bytes(*group) for group in _control_groups()),
+    ]
     return min((count for count in left if count is not None), default=None)
 
 
 def _control_groups() -> list[tuple[Path, str, str, str]]:
-    """Return (folder, limit file, usage file, reclaimable row of memory.stat) of every group of this process.
+    """Return (folder, limit file, usage file, reclaimable row of memory.stat) of every control group of this process.
 
-    A container finds its own group at the top. Elsewhere /proc/self/cgroup names it, and the limits of its parents
-    apply too. Source: the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
+    In a container, the group of the process is the top folder. Elsewhere /proc/self/cgroup has its path, and the limits
+    of its parent groups apply too. Source: the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
     """
     try:
         rows = (_SELF / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -75,8 +81,11 @@ def _control_groups() -> list[tuple[Path, str, str, str]]:
     return control_groups
 
 
-def _left_of(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
-    """Return the bytes that a control group may still allocate; the kernel reclaims inactive page cache first."""
+def _group_free_bytes(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    """Return the bytes that a control group may still allocate; None without a limit.
+
+    The inactive page cache counts as free, since the kernel reclaims it before the limit applies.
+    """
     most, used = _number(folder / limit, r"^(\d+)"), _number(folder / usage, r"^(\d+)")
     if most is None or used is None or most >= _NO_LIMIT:
         return None
@@ -92,12 +101,12 @@ def _number(path: Path, pattern: str, unit: int = 1) -> int | None:
 
 
 class Peaks:
-    """Collect the peaks of one phase, without what happens in its pauses (a probe between two images)."""
+    """Collect the peaks of memory over a time, without what happens between `pause` and `resume` (a probe)."""
 
     def __init__(self, torch: Any, device: str) -> None:
-        """Begin the phase."""
+        """Begin to collect."""
         if device.startswith("cuda"):
-            torch.cuda.empty_cache()  # the allocator's memory of a probe is not part of the phase
+            torch.cuda.empty_cache()  # memory that a probe has left with the allocator does not count
         self._torch = torch
         self._device = device
         self._host: int | None = None
@@ -116,13 +125,16 @@ class Peaks:
                 self._reserved = int(self._torch.cuda.max_memory_reserved(self._device))
 
     def resume(self) -> None:
-        """Reset the peaks, so that they cover the time from now on."""
+        """Reset the counters of the kernel and of torch, so that they cover the time from now on."""
         self._is_phase = reset_host_peak()
         if self._device.startswith("cuda"):
             self._torch.cuda.reset_peak_memory_stats(self._device)
 
     def memory(self) -> Memory:
-        """Return the peaks of the phase, after `pause`; the host's are None where its mark could not be reset."""
+        """Return the collected peaks; call it after `pause`.
+
+        The host's peak is None if the kernel's counter could not be reset.
+        """
         return Memory(
             host_run_peak_bytes=self._host,
             device_peak_allocated_bytes=self._allocated,
@@ -135,7 +147,7 @@ def _larger(one: int | None, two: int | None) -> int | None:
 
 
 def uss_bytes() -> int | None:
-    """Return the memory of this process that no other process shares."""
+    """Return the bytes of this process that it shares with no other process (USS); None if they cannot be read."""
     try:
         text = (_SELF / "smaps_rollup").read_text(encoding="ascii")
     except OSError:
@@ -144,9 +156,9 @@ def uss_bytes() -> int | None:
 
 
 class UssPeak:
-    """Read `uss_bytes` in a thread while the context is active.
+    """Collect the peak of `uss_bytes` (`bytes`) in a thread while the context is active.
 
-    The thread takes CPU time, so use the context only while no image is timed.
+    The thread takes CPU time, so no image is timed in this context.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Check the numbers of a case: whether they are finite, repeatable, and near to those in fp32."""
+"""Check the numbers of a case: whether they are finite, repeatable, and close to those in fp32."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from bench.worker.components import Model
 
 
-def look(pixels: Any, raw: Any, path: str | None) -> Numerics:
-    """Return whether all numbers are finite, also before clamping; keep the first picture as PNG.
+def check_image(pixels: Any, raw: Any, path: str | None) -> Numerics:
+    """Return whether all numbers of an image are finite, and its checksum; write the first picture of the batch as PNG.
 
     Args:
         pixels: float in [0, 1], of shape (batch, 3, height, width).
         raw: the pixels before clamping, or the latents that they were decoded from.
-        path: the file of the picture; None for none.
+        path: the file of the picture; None writes none.
     """
     finite = bool(pixels.isfinite().all()) and bool(raw.isfinite().all())
     kept = (pixels[0].nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().contiguous()
@@ -36,13 +36,13 @@ def look(pixels: Any, raw: Any, path: str | None) -> Numerics:
 
 
 def digest(raw: Any) -> str:
-    """Return the hash of every bit of an image before clamping."""
+    """Return the checksum of every bit of an image before clamping."""
     return hashlib.sha256(raw.cpu().double().contiguous().numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Store copies of the inputs and the output of one evaluation of a model."""
+    """Hold copies of the inputs and the output of one evaluation of a model."""
 
     args: tuple[Any, ...]
     named: dict[str, Any]
@@ -51,7 +51,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def first_evaluation(model: Any) -> Iterator[list[Evaluation]]:
-    """Copy the first evaluation of a module that happens within into the list that is yielded."""
+    """Yield a list, to which the first evaluation of this module within the context is added."""
     kept: list[Evaluation] = []
 
     def keep(_: object, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
@@ -66,30 +66,30 @@ def first_evaluation(model: Any) -> Iterator[list[Evaluation]]:
 
 
 def forward_error(model: Model, kept: Evaluation) -> float:
-    """Return the relative L2 distance of an evaluation from the same in fp32, eager, contiguous, with the same weights.
+    """Return the relative L2 distance between an evaluation and the same one in fp32, with the same weights.
 
-    The weights of each layer are in fp32 only while that layer computes, so no memory for a second UNet is needed. All
-    layers use the same buffer, since a host takes seconds to allocate 3 GB of new pages. The model's settings are lost
-    afterwards, so nothing can be measured after it.
+    The evaluation in fp32 is not compiled. The weights of a layer are in fp32 only while that layer computes, so no
+    memory for a second UNet is needed. All layers use the same buffer, since a host takes seconds to allocate 3 GB of
+    new pages. Afterwards the model has lost its settings, so nothing can be measured with it.
 
     Args:
         model: the model of the case.
-        kept: a stored evaluation of its UNet.
+        kept: an evaluation of its UNet.
     """
     torch, unet = model.torch, model.components["unet"]
     vars(unet).pop("forward", None)  # removes the compiled function
-    first = next(unet.parameters())  # a model converts its inputs to the dtype of this weight, so it stays in fp32
+    first = next(unet.parameters())  # a UNet converts its inputs to the dtype of this weight, so it must stay in fp32
     first.data = first.data.to(torch.float32).contiguous()
     layers = {part: weights for part in unet.modules() if (weights := list(part.parameters(recurse=False)))}
-    wide = _Wide(torch, max(sum(weight.numel() for weight in weights) for weights in layers.values()))
+    buffers = _Fp32Buffers(torch, max(sum(weight.numel() for weight in weights) for weights in layers.values()))
     for part in unet.modules():
         if hasattr(part, "set_processor"):
             part.set_processor(_default_processor())
     for part, weights in layers.items():
         other_weights = [weight for weight in weights if weight is not first]
         if other_weights:
-            part.register_forward_pre_hook(partial(wide.enter, other_weights))
-            part.register_forward_hook(partial(wide.leave, other_weights))
+            part.register_forward_pre_hook(partial(buffers.enter, other_weights))
+            part.register_forward_hook(partial(buffers.leave, other_weights))
     if torch.version.cuda:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     as_fp32 = partial(_to_fp32, torch)
@@ -98,8 +98,8 @@ def forward_error(model: Model, kept: Evaluation) -> float:
     return float((kept.output.cpu().double() - reference).norm() / reference.norm())
 
 
-class _Wide:
-    """Hold a buffer for one layer's weights in fp32, and another where a layer computes within a layer."""
+class _Fp32Buffers:
+    """Hold buffers for the fp32 weights of the layers that compute now: one, or more where a layer contains others."""
 
     def __init__(self, torch: Any, most: int) -> None:
         """Start without buffers. `most`: the number of weights of the largest layer."""
@@ -108,7 +108,7 @@ class _Wide:
         self._taken: list[tuple[Any, list[Any]]] = []
 
     def enter(self, weights: list[Any], *_: object) -> None:
-        """Convert the layer's weights to fp32 before it computes."""
+        """Convert a layer's weights to fp32 before the layer computes."""
         torch = self._torch
         buffer = (
             self._free.pop() if self._free else torch.empty(self._most, dtype=torch.float32, device=weights[0].device)
@@ -120,7 +120,7 @@ class _Wide:
             buffer = buffer[count:]
 
     def leave(self, weights: list[Any], *_: object) -> None:
-        """Restore the layer's weights after it has computed."""
+        """Restore a layer's weights after the layer has computed."""
         buffer, originals = self._taken.pop()
         self._free.append(buffer)
         for weight, data in zip(weights, originals, strict=True):
@@ -146,7 +146,7 @@ def _copy(value: Any) -> Any:
 
 
 def _map_leaves(value: Any, change: Any) -> Any:
-    """Return the arguments of a model with every leaf replaced by `change(leaf)`."""
+    """Return the same nested lists, tuples and dicts with every other value replaced by `change(value)`."""
     if isinstance(value, dict):
         return {name: _map_leaves(item, change) for name, item in value.items()}
     if isinstance(value, (tuple, list)):

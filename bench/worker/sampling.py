@@ -1,4 +1,4 @@
-"""Generate the images of a case, by a sampling loop written here or by diffusers' own pipeline."""
+"""Generate the images of a case, by a sampling loop in this module or by a pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ if TYPE_CHECKING:
 
 
 class Images(NamedTuple):
-    """Hold pixels, float in [0, 1] of shape (batch, 3, height, width), and the pixels or latents before clamping."""
+    """Hold one batch of images.
+
+    `pixels`: floats in [0, 1] of shape (batch, 3, height, width). `raw`: the pixels before clamping, or the latents
+    that they were decoded from.
+    """
 
     pixels: Any
     raw: Any
 
 
 class Loop:
-    """Generate one image after another of a case.
+    """Generate one batch of images after another, all equal.
 
-    `parts`: {component: (object, name of the function that does its work)}, for timing them. `notes`: how the loop
-    differs from the settings of its case.
+    `parts`: {name: (object, name of its function)} of the components that `timing.PhaseTimer` times. `notes`: how the
+    loop differs from the settings of its case.
     """
 
     def __init__(self, model: Model) -> None:
-        """Prepare everything that all images share: settings, the scheduler, the first noise.
+        """Prepare what all images share: settings, scheduler and initial noise.
 
         Raises:
             SkipError: a setting is not available on this device.
@@ -53,14 +57,14 @@ class Loop:
         """Generate one batch of images.
 
         Args:
-            mark: called when the first evaluation begins and after each one.
+            mark: called when the first evaluation begins, and after each step.
         """
         with attention.prefer(self._kernels):
             return self._image(mark)
 
 
 def _apply_settings(model: Model) -> None:
-    """Apply the case's attention, compilation and VAE settings."""
+    """Apply the case's settings of attention, compilation and VAE."""
     case, components = model.case, model.components
     if case.offload != "none" and (model.task == "unconditional" or not case.device.startswith("cuda")):
         raise SkipError(f"offload {case.offload}: only a pipeline on a CUDA device supports offloading")
@@ -68,7 +72,7 @@ def _apply_settings(model: Model) -> None:
     for name in ("unet", "controlnet"):
         mode = COMPILES[case.compile]
         if name in components and mode is not None:
-            # Compile the function, not the module, so that hooks on the module stay outside of the compiled code.
+            # The function is compiled and not the module, so hooks on the module stay outside of the compiled code.
             components[name].forward = model.torch.compile(components[name].forward, mode=mode)
     if case.vae != "whole":
         if "vae" not in components:
@@ -80,7 +84,7 @@ def _apply_settings(model: Model) -> None:
 
 
 def _written_out(loop: Loop) -> Callable[[Mark], Images]:
-    """Return the sampling loop of the tutorials: UNet2DModel and a scheduler."""
+    """Return a function that makes an image with the loop of diffusers' tutorials: a UNet2DModel and a scheduler."""
     model, scheduler = loop.model, loop.scheduler
     torch, case = model.torch, model.case
     unet, noise = model.components["unet"], model.noise(3)
@@ -102,7 +106,10 @@ def _written_out(loop: Loop) -> Callable[[Mark], Images]:
 
 
 def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
-    """Return the sampling loop of the task's pipeline. The prompt is random tokens: words do not change the time."""
+    """Return a function that makes an image with the diffusers pipeline of the task.
+
+    The prompt is random tokens, since its words do not change the time.
+    """
     model = loop.model
     torch, case = model.torch, model.case
     pipeline = _pipeline(loop)
@@ -182,7 +189,7 @@ def _pipeline(loop: Loop) -> Any:
 
 
 def _inputs(model: Model, generator: Any) -> dict[str, Any]:
-    """Return the pipeline's inputs besides the prompt: the first noise, or an image, drawn once."""
+    """Return the arguments of the pipeline besides the prompt: the initial noise, or an image and a mask."""
     torch, case = model.torch, model.case
     size = {"height": case.height, "width": case.width}
     if model.task == "text-to-image":
@@ -198,7 +205,12 @@ def _inputs(model: Model, generator: Any) -> dict[str, Any]:
 
 
 def _pairs(batch: int, **states: Any) -> dict[str, Any]:
-    """Return each state of the prompt and its negative, repeated for a whole batch."""
+    """Return the prompt arguments of the pipeline for a whole batch.
+
+    Args:
+        batch: the number of images.
+        states: {name: a tensor whose two rows are the states of the prompt and of the negative prompt}.
+    """
     arguments = {}
     for name, both in states.items():
         rest = (1,) * (both.ndim - 1)

@@ -1,4 +1,4 @@
-"""Time whole sampling loops: warm-up until they are steady, then samples until their median is known."""
+"""Time whole sampling loops: warm-up images until their time is steady, then samples until their median is known."""
 
 from __future__ import annotations
 
@@ -24,29 +24,32 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 60
 STEADY = 0.02
-_WARM = 0.03  # three consecutive images within this share end the warm-up
+_WARM = 0.03  # the warm-up ends when three consecutive images differ by no more than this share
 _MAX_WARMUPS = 5
 _PAUSE_SECONDS = 10.0
-_LEAST_SECONDS = 2.0  # a process takes several seconds to start, so this many seconds of images are worth it
+_LEAST_SECONDS = 2.0  # little beside the several seconds in which the process starts, and more samples of fast cases
 
 
 @dataclass
 class TimedImages:
-    """Hold the timing of each image, in the order in which they were made.
+    """Hold the timing of each image, in the order in which the images were made.
 
-    The warm-up images are separate from the samples.
+    The warm-up images come first, and the samples follow.
     """
 
     every: list[Sample] = field(default_factory=list)
 
     @property
     def warmups(self) -> list[Sample]:
-        """Return the images before the loop was steady."""
+        """Return the warm-up images: those before the first sample."""
         return self.every[: self._first()]
 
     @property
     def samples(self) -> list[Sample]:
-        """Return the samples: from the first of three consecutive images within 3 %, else all but the first few."""
+        """Return the samples: the images from the first of three consecutive ones within 3 % on.
+
+        At most five images are warm-up; the last three images are always samples.
+        """
         return self.every[self._first() :]
 
     def _first(self) -> int:
@@ -61,12 +64,12 @@ class TimedImages:
 def until(share: float, limit: float = float("inf")) -> Callable[[TimedImages], bool]:
     """Return a function that decides whether another image is made.
 
-    Sampling stops when at least six samples give the median to within 2 %, or when the time is used up. It never stops
-    below three images or two seconds of images, except at the limit.
+    Sampling stops when at least six samples give the median to within 2 %, at 60 samples, or when `share` has passed.
+    Before three images and two seconds of images it stops only at `limit`.
 
     Args:
-        share: the time (time.perf_counter) after which no image is begun, once there are three in two seconds.
-        limit: the time by which every image has to end, even the third.
+        share: the time (time.perf_counter) after which no image begins.
+        limit: the time by which every image has to end.
     """
 
     def more(images: TimedImages) -> bool:
@@ -93,15 +96,15 @@ def take(
     between: Callable[[], None] = lambda: None,
     around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> TimedImages:
-    """Time one image after another.
+    """Time one image after another, and return their timings.
 
     Args:
-        loop: makes one image; its argument is the clock's mark.
+        loop: makes one image; its argument is the clock's `mark`.
         clock: the clock of the device.
         more: decides whether another image is made; it may wait.
-        emit: receives an event for each image.
-        between: called every few seconds, between two images.
-        around: makes a context for each image, outside of its time.
+        emit: called with an event for each image.
+        between: called every ten seconds between two images.
+        around: returns a context manager; each image is made within one, which is not timed.
     """
     images = TimedImages()
     paused = time.monotonic()
@@ -120,10 +123,13 @@ def take(
 
 
 class PhaseTimer:
-    """Time the parts of a loop while the context is active: by events on a CUDA device, else by the host's clock."""
+    """Time the components of a loop while the context is active.
+
+    A CUDA device is timed by events, any other by the host's clock.
+    """
 
     def __init__(self, torch: Any, device: str, parts: dict[str, tuple[Any, str]]) -> None:
-        """Store {name: (object, name of its function)}."""
+        """Store {name: (object, name of its function)} of the components."""
         self._torch = torch
         self._device = device
         self._parts = parts
@@ -142,15 +148,15 @@ class PhaseTimer:
             setattr(*self._parts[name], original)
 
     def seconds(self) -> dict[str, float]:
-        """Return {name: seconds in all}; the device has to be idle."""
+        """Return {name: seconds of all its calls}; the device has to be idle."""
         return {name: sum(self._between(*pair) for pair in pairs) for name, pairs in self._marks.items()}
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         owner, function = self._parts[name]
-        if function in vars(owner):  # a compiled or hooked function is restored at the end
+        if function in vars(owner):  # it is compiled or hooked already, and has to be restored at the end
             self._kept[name] = call
 
-        @functools.wraps(call)  # keeps the signature, which a pipeline inspects for the scheduler's arguments
+        @functools.wraps(call)  # a pipeline inspects the signature of the scheduler's function
         def timed(*args: Any, **named: Any) -> Any:
             begin = self._now()
             result = call(*args, **named)

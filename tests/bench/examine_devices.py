@@ -113,13 +113,13 @@ def soon(seconds: float = 600.0) -> float:
 
 def numbers() -> dict[str, Any]:
     """Check the arithmetic of a correct CPU, and of CPUs with each kind of error."""
-    readings = {"well": all_of(compute.numerics(checked_device.of(torch, "cpu"), soon()))}
+    readings = {"well": all_of(compute.numerics(checked_device.access(torch, "cpu"), soon()))}
     for name, change in (("one off", one_off), ("NaN", no_number), ("all off", lambda reading: reading * 1.05)):
         readings[name] = [
             reading for reading in all_of(compute.numerics(Changed(change), soon())) if "product" in reading["name"]
         ]
     fp8 = Reading("numerics", "matrix product fp8", "cpu", "", None)
-    readings["fp8"] = plain(compute._numerics_of_product(checked_device.of(torch, "cpu"), "fp8", fp8))
+    readings["fp8"] = plain(compute._numerics_of_product(checked_device.access(torch, "cpu"), "fp8", fp8))
     return readings
 
 
@@ -198,7 +198,7 @@ def stopped() -> dict[str, Any]:
     def raised(error: Exception) -> Any:
         raise error
 
-    device = checked_device.of(torch, "cpu")
+    device = checked_device.access(torch, "cpu")
     cases: dict[str, Callable[[], Any]] = {
         "no room": lambda: torch.empty(1 << 60),
         "no kernel": lambda: torch.mm(torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)),
@@ -207,12 +207,12 @@ def stopped() -> dict[str, Any]:
         "broken": lambda: raised(RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")),
         "wrong shape": lambda: device.product("fp32", torch.ones(2, 3), torch.ones(2, 3)),
     }
-    return {name: plain(checked_device.guarded(BLANK, case)) for name, case in cases.items()}
+    return {name: plain(checked_device.reading_or_error(BLANK, case)) for name, case in cases.items()}
 
 
 def looped() -> dict[str, Any]:
     """Measure sampling loops: normal, without time, without memory, and with NaN."""
-    device = checked_device.of(torch, "cpu")
+    device = checked_device.access(torch, "cpu")
     readings = {
         "well": all_of(sampling_speed.loop(device, soon(), TINY)),
         "late": all_of(sampling_speed.loop(device, soon(0.0), TINY)),
@@ -282,16 +282,16 @@ def lines(events: list[WorkerEvent]) -> list[dict[str, Any]]:
 def examine_busy_gpu(request: Examination) -> list[WorkerEvent]:
     """Examine a GPU that another process holds exclusively."""
     events: list[WorkerEvent] = []
-    original = checked_device.of
+    original = checked_device.access
 
     def busy(torch: Any, name: str) -> checked_device.Device:
         raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
 
-    checked_device.of = busy
+    checked_device.access = busy
     try:
         run.examine(request, events.append, iter(["again 1 copy\n"]))
     finally:
-        checked_device.of = original
+        checked_device.access = original
     return events
 
 
@@ -301,7 +301,7 @@ def main() -> None:
     os.dup2(2, 1)
     CLOCK.own()
     torch.set_grad_enabled(False)
-    device = checked_device.of(torch, "cpu")
+    device = checked_device.access(torch, "cpu")
     results = {
         "numbers": numbers(),
         "memories": memories(),

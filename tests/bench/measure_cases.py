@@ -196,7 +196,7 @@ def move_weights() -> dict[str, Any]:
     tensors = [weight.data for weight in weights]  # keeps the memory in use, so that it is not reused
 
     def moved(seconds: float) -> int:
-        model.place_anew(random.Random(0), seconds)  # noqa: S311 (a sampling)
+        model.reallocate_weights(random.Random(0), seconds)  # noqa: S311 (a sampling)
         return sum(weight.data_ptr() != address for weight, address in zip(weights, addresses, strict=True))
 
     counts = {"all": len(weights), "in no time": moved(0.0), "moved": moved(math.inf)}

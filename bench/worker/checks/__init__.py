@@ -1,1 +1,1 @@
-"""Examine a device for `bench validate`, under the measured interpreter."""
+"""Examine a device for `bench validate`, in a worker process under the measured interpreter."""

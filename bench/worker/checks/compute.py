@@ -36,14 +36,15 @@ _SUM_UNITS = {"fp8": 2.0**-14}
 # cores", 2021). Winograd convolutions have up to 7 times the error of direct ones (Lavin and Gray, arXiv 1509.09308,
 # table of accuracy). Attention rounds its scores, and its weights once more, between its two products.
 _MARGINS = {"matrix product": 4.0, "convolution": 16.0, "attention": 8.0}
-_OUTLIER = 8.0  # times the limit: rounding never puts a single number so far off
-_ROWS = 256  # rows of a card's product that are compared with float64: some of every tile
+_OUTLIER = 8.0  # times the limit; no single number differs by as much because of rounding
+_ROWS = 256  # rows of a card's product that are compared with float64; they are of every tile of the kernel
 _BURST_SECONDS = 0.25
 _FEWEST_BURSTS = 8.0
 _EDGES = (128, 256, 512, 1024, 2048, 4096, 8192)
 # m, n and k of the products: squares, and two oblong shapes as in a transformer.
 _SHAPES = (*((edge, edge, edge) for edge in _EDGES), (4096, 4096, 1280), (8192, 8192, 2048))
-# A card is fastest with large shapes. The first one gives the cost; the largest follow, the small ones come last.
+# A card is fastest with large shapes. From the first shape the time of the others is predicted; the largest follow, and
+# the small ones come last.
 _CARD_SHAPES = (
     *((2048, 2048, 2048), (8192, 8192, 8192), (8192, 8192, 2048)),
     *((4096, 4096, 4096), (4096, 4096, 1280), (1024, 1024, 1024)),
@@ -54,14 +55,14 @@ _CARD_CONVOLUTIONS = ((1, 320, 64), (8, 640, 64), (4, 320, 64), (1, 256, 32))
 
 
 def numerics(device: Device, until: float) -> Iterator[Reading]:
-    """Yield the errors of products, convolutions and attention in each dtype, against float64 on the CPU."""
+    """Yield the error against float64 of a matrix product, a convolution and an attention in each dtype."""
     checks = {"matrix product": _numerics_of_product, "convolution": _numerics_of_convolution, "attention": _attention}
     for dtype in device.dtypes:
         for name, check in checks.items():
             # No library has fp8 convolutions, and torch has no TF32 setting for attention.
             if name == "matrix product" or (dtype != "fp8" and (dtype, name) != ("tf32", "attention")):
                 blank = Reading("numerics", f"{name} {dtype}", device.name, "", None)
-                yield checked_device.guarded(
+                yield checked_device.reading_or_error(
                     blank, partial(_in_time, until, device, dtype, partial(check, device, dtype, blank))
                 )
 
@@ -79,7 +80,7 @@ def _numerics_of_product(device: Device, dtype: str, blank: Reading) -> Reading:
     result = device.product(dtype, left, right)
     number = device.torch.arange(_ROWS, device=device.name)
     step = m // _ROWS
-    rows = number * step + number % step  # at a different place within each tile
+    rows = number * step + number % step  # each row has another place within its tile
     return compared(blank, result[rows], _to_float64(left.float()[rows]) @ _to_float64(right), k)
 
 
@@ -104,12 +105,12 @@ def _attention(device: Device, dtype: str, blank: Reading) -> Reading:
 
 
 def compared(blank: Reading, result: Any, reference: Any, terms: int) -> Reading:
-    """Return a reading with the relative L2 distance of a result from the reference, and its limit.
+    """Return a reading with the relative L2 distance of a result from its reference, and the limit of this distance.
 
     Args:
         blank: the reading without a value; its name is "OPERATION DTYPE".
         result: the result of the device.
-        reference: the same in float64, on the CPU.
+        reference: the result in float64, computed on the CPU.
         terms: the number of terms in each sum of the result.
     """
     name, _, dtype = blank.name.rpartition(" ")
@@ -124,14 +125,14 @@ def compared(blank: Reading, result: Any, reference: Any, terms: int) -> Reading
     fault = None
     if error <= limit and largest > _OUTLIER * limit:
         fault = (
-            f"one of {reference.numel()} numbers is off by {largest:.2g} times their usual size; "
-            f"rounding gives {limit:.2g}"
+            f"one of {reference.numel()} numbers differs by {largest:.2g} times their usual size; rounding explains "
+            f"{limit:.2g}"
         )
     return replace(blank, value=error, limit=limit, fault=fault)
 
 
 def _to_float64(tensor: Any) -> Any:
-    return tensor.cpu().float().double()  # through float32: fp8 has no direct conversion
+    return tensor.cpu().float().double()  # by way of float32, since fp8 has no direct conversion
 
 
 def _normal(device: Device, dtype: str, *shapes: tuple[int, ...]) -> list[Any]:
@@ -141,7 +142,7 @@ def _normal(device: Device, dtype: str, *shapes: tuple[int, ...]) -> list[Any]:
 
 
 def product(device: Device, until: float) -> Iterator[Reading]:
-    """Yield the rate of matrix products in each dtype, in the fastest shape."""
+    """Yield the rate of matrix products for each dtype, in the fastest shape."""
 
     def variants_of(dtype: str) -> Iterator[checked_device.Variant]:
         ordered = sorted(_SHAPES, key=lambda shape: shape[0] * shape[1] * shape[2])
@@ -150,14 +151,14 @@ def product(device: Device, until: float) -> Iterator[Reading]:
             def make(shape: tuple[int, int, int] = (m, n, k)) -> Callable[[], object]:
                 return partial(device.product, dtype, *checked_device.operands(device, dtype, shape))
 
-            room = 8 * (m * k + k * n + m * n)  # the fp32 originals, and the copies in the dtype
+            room = 8 * (m * k + k * n + m * n)  # bytes of the matrices in fp32, and of their copies in the dtype
             yield checked_device.Variant(2.0 * m * n * k, {"m": float(m), "n": float(n), "k": float(k)}, room, make)
 
     yield from _rates("product", device, device.dtypes, variants_of, until)
 
 
 def convolution(device: Device, until: float) -> Iterator[Reading]:
-    """Yield the rate of 3x3 convolutions in each dtype, in the fastest shape and layout."""
+    """Yield the rate of 3x3 convolutions for each dtype, in the fastest shape and memory format."""
     torch = device.torch
 
     def variants_of(dtype: str) -> Iterator[checked_device.Variant]:
@@ -190,7 +191,15 @@ def _rates(
     variants_of: Callable[[str], Iterator[checked_device.Variant]],
     until: float,
 ) -> Iterator[Reading]:
-    """Yield a reading per dtype; time that one dtype leaves goes to the next ones."""
+    """Yield a reading per dtype. The time is shared equally; what a dtype does not use is left to the later ones.
+
+    Args:
+        probe: the name of the phase.
+        device: the device.
+        dtypes: the dtypes, in order.
+        variants_of: returns the shapes to measure in a dtype.
+        until: the time (time.perf_counter) after which nothing is begun.
+    """
     for number, dtype in enumerate(dtypes):
         now = time.perf_counter()
         components.set_precision(device.torch, dtype)
@@ -201,25 +210,25 @@ def _rates(
 
 
 def sustained(device: Device, until: float, around: Around = contextlib.nullcontext) -> Iterator[Reading]:
-    """Yield the rate of one product that is repeated in bursts, and check that its result stays equal bit by bit.
+    """Yield the rate of one matrix product that is repeated in bursts; a result with other bits is a fault.
 
     The same kernel, inputs and settings give the same bits on one device (source: cuBLAS, "Results Reproducibility").
 
     Args:
         device: the device.
         until: the time (time.perf_counter) after which no burst is begun.
-        around: makes a context for each burst.
+        around: returns a context manager; each burst runs within one.
     """
     dtype = "fp32" if not device.is_card else "bf16" if "bf16" in device.dtypes else "fp16"
     blank = Reading("sustained", f"sustained {dtype}", device.name, "FLOP/s", None)
     components.set_precision(device.torch, dtype)
-    yield checked_device.guarded(blank, partial(_bursts, device, dtype, until, around, blank))
-    device.let_go()
+    yield checked_device.reading_or_error(blank, partial(_bursts, device, dtype, until, around, blank))
+    device.empty_cache()
 
 
 def _bursts(device: Device, dtype: str, until: float, around: Around, blank: Reading) -> Reading:
     burst = min(_BURST_SECONDS, (until - time.perf_counter()) / _FEWEST_BURSTS)
-    edge, left, right, seconds = _load(device, dtype, burst)
+    edge, left, right, seconds = _largest_product(device, dtype, burst)
     latest: list[Any] = []
 
     def call() -> None:
@@ -244,8 +253,8 @@ def _bursts(device: Device, dtype: str, until: float, around: Around, blank: Rea
     return replace(blank, value=statistics.median(rates), samples=tuple(rates), figures=figures, fault=fault)
 
 
-def _load(device: Device, dtype: str, most_seconds: float) -> tuple[int, Any, Any, float]:
-    """Return the largest square product within this time: its edge, its two matrices, the seconds of a call.
+def _largest_product(device: Device, dtype: str, most_seconds: float) -> tuple[int, Any, Any, float]:
+    """Return the largest square matrix product that takes at most this time: edge, its two matrices, seconds of a call.
 
     Raises:
         SkipError: the smallest product takes longer.
@@ -259,7 +268,7 @@ def _load(device: Device, dtype: str, most_seconds: float) -> tuple[int, Any, An
         call = partial(device.product, dtype, left, right)
         device.timed(call)
         seconds = device.timed(call)
-        if seconds > most_seconds:  # longer than predicted, since other work disturbed it
+        if seconds > most_seconds:  # other work disturbed it, so it took longer than predicted
             break
         best = edge, left, right, seconds
     if best is None:
@@ -272,11 +281,11 @@ def _same_bits(torch: Any, one: Any, two: Any) -> bool:
 
 
 def threads(device: Device, until: float) -> Iterator[Reading]:
-    """Yield the rate of all CPU threads together over the sum of as many single ones; of fp32 products."""
+    """Yield the rate of fp32 products on all CPU threads together, over that rate on one thread times their number."""
     blank = Reading("threads", "scaling", device.name, "", None)
     whole = device.torch.get_num_threads()
     try:
-        yield checked_device.guarded(blank, partial(_scaling, device, whole, until, blank))
+        yield checked_device.reading_or_error(blank, partial(_scaling, device, whole, until, blank))
     finally:
         device.torch.set_num_threads(whole)
 
@@ -288,13 +297,13 @@ def _scaling(device: Device, whole: int, until: float, blank: Reading) -> Readin
     counts = [*(2**power for power in range(whole.bit_length()) if 2**power < whole), whole]
     torch.set_num_threads(1)
     rounds = 3 * len(counts)
-    edge, left, right, seconds = _load(device, "fp32", (until - time.perf_counter()) / rounds)
+    edge, left, right, seconds = _largest_product(device, "fp32", (until - time.perf_counter()) / rounds)
     best = dict.fromkeys(counts, 0.0)
-    # In turns, so that other work disturbs each count alike.
+    # The numbers of threads take turns, so that other work disturbs each of them alike.
     while not all(best.values()) or time.perf_counter() + 2 * seconds * len(counts) < until:
         for count in counts:
             torch.set_num_threads(count)
-            device.timed(partial(device.product, "fp32", left, right))  # starts the threads
+            device.timed(partial(device.product, "fp32", left, right))  # a warm-up, in which the threads start
             best[count] = max(best[count], 2.0 * edge**3 / device.timed(partial(device.product, "fp32", left, right)))
     figures = {str(count): rate for count, rate in best.items()}
     return replace(blank, value=best[whole] / best[1] / whole, figures=figures)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from bench.worker.checks.device import Device
 
-# No cache holds both sides of a copy of this size. At 64 MB a CPU's cached and uncached placements looked alike; the
-# largest cache of a card in the table is that of a B200, 126 MB.
+# No cache holds source and target of a copy of this size. With 64 MB, copies in and out of a CPU's cache had nearly the
+# same rate; the largest cache of a card in specs.toml is that of a B200, 126 MB.
 _SIZES = (256 << 20, 1 << 30)
 
 
 def copy(device: Device, until: float) -> Iterator[Reading]:
-    """Yield the rate of a copy within the device's memory, in bytes read and written a second."""
+    """Yield the rate of a copy within the device's memory: the bytes read plus the bytes written a second."""
     torch = device.torch
 
     def make(size: int) -> Callable[[], object]:
@@ -35,7 +35,7 @@ def copy(device: Device, until: float) -> Iterator[Reading]:
 
 
 def pinned(device: Device, until: float) -> Iterator[Reading]:
-    """Yield the rates of copies from the host's page-locked memory to a card, and back, in bytes a second."""
+    """Yield the rates of copies from the host's page-locked memory to a card and back, in bytes a second."""
     torch, size = device.torch, _SIZES[0]
 
     def make(*, to_host: bool) -> Callable[[], object]:

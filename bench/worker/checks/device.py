@@ -1,4 +1,4 @@
-"""Access a CPU or a CUDA device for the checks; time their calls and turn errors into readings."""
+"""Give the checks access to a CPU or a CUDA device; time their calls and turn errors into readings."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ if TYPE_CHECKING:
 # {name: torch's dtype}. A tf32 product has fp32 inputs and results; an fp8 product has bf16 results.
 KINDS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
 NO_TIME = "no time is left in its share of the budget"
-_GROUP_SECONDS = 0.02  # a thousand times the error of a clock or an event
+_GROUP_SECONDS = 0.02  # calls are timed in groups of this length: a thousand times the error of a clock or an event
 _TRIES = 3
 _MOST_SAMPLES = 60
-_GROWTH = 1.05  # a larger shape must gain this factor for the lack of a still larger one to matter
-_CAUTION = 2.0  # a call may take this factor longer than a smaller one predicts
+_GROWTH = (
+    1.05  # the rate is still growing with the work if the fastest variant is faster by this factor than smaller ones
+)
+_CAUTION = 2.0  # a call may take this many times as long as a smaller call predicts
 _ROOM = 4  # a variant takes at most a quarter of the free memory
-# Words of torch's messages that show no fault of the device: it has too little memory, another process holds the card
-# exclusively, or a library is not the one that torch was built with.
+# Phrases in torch's messages that show no fault of the device: there is too little memory (first line), another process
+# has exclusive use of the card, or a library is not the one that torch was built with.
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "cannot allocate")
 _NOT_ITS_OWN = ("busy or unavailable", "version incompatib", "no kernel image", "NOT_INITIALIZED")
 
 
 class Device(Protocol):
-    """Access a device for the checks. `dtypes`: the dtypes of its matrix products, as readings name them."""
+    """Give the checks access to one device.
+
+    `dtypes`: the dtypes whose matrix products are measured, by the names of KINDS. `is_card`: it is a CUDA device.
+    """
 
     torch: Any
     name: str
@@ -43,52 +48,52 @@ class Device(Protocol):
         """Wait until the device has finished all queued work."""
 
     def timed(self, call: Callable[[], object], times: int = 1) -> float:
-        """Return the mean seconds of `times` calls; only the last one is waited for."""
+        """Return the mean seconds of `times` calls; the device is waited for only after the last one."""
 
     def free_bytes(self) -> int | None:
-        """Return the bytes that can still be allocated on the device; None where that is unknown."""
+        """Return the bytes that can still be allocated on the device; None if that is unknown."""
 
-    def let_go(self) -> None:
-        """Release the memory that the allocator caches."""
+    def empty_cache(self) -> None:
+        """Free the memory that torch's allocator caches."""
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
-        """Return the matrix product of two matrices from `operands`."""
+        """Return the matrix product of two matrices that `operands` has made."""
 
 
 class Cpu:
-    """Access the host's CPU."""
+    """Give the checks access to the host's CPU."""
 
     is_card = False
     dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")
 
     def __init__(self, torch: Any, name: str = "cpu") -> None:
-        """Store torch and the name."""
+        """Store torch and the name of the device."""
         self.torch, self.name = torch, name
 
     def wait(self) -> None:
         """Do nothing: the CPU computes synchronously."""
 
     def timed(self, call: Callable[[], object], times: int = 1) -> float:
-        """Return the mean seconds of the calls, by the host's clock."""
+        """Return the mean seconds of the calls, measured by the host's clock."""
         began = time.perf_counter()
         for _ in range(times):
             call()
         return (time.perf_counter() - began) / times
 
     def free_bytes(self) -> int | None:
-        """Return the free bytes of the machine, or of the control group where that has less."""
+        """Return the free bytes of the machine, or of the control group if it has less."""
         return memory.free_bytes()
 
-    def let_go(self) -> None:
-        """Do nothing: the CPU allocator caches no memory."""
+    def empty_cache(self) -> None:
+        """Do nothing: torch's CPU allocator caches no memory."""
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
-        """Return the matrix product of two matrices from `operands`."""
+        """Return the matrix product of two matrices that `operands` has made."""
         return _product(self.torch, dtype, left, right)
 
 
 class Cuda:
-    """Access a CUDA device; its events measure the time."""
+    """Give the checks access to a CUDA device, whose events measure the time."""
 
     is_card = True
 
@@ -112,7 +117,7 @@ class Cuda:
         self.torch.cuda.synchronize(self.name)
 
     def timed(self, call: Callable[[], object], times: int = 1) -> float:
-        """Return the mean seconds of the calls, by two events on the stream (in milliseconds)."""
+        """Return the mean seconds of the calls, measured by two events on the stream."""
         first, last = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.wait()
         first.record()
@@ -123,26 +128,31 @@ class Cuda:
         return float(first.elapsed_time(last)) / 1000.0 / times
 
     def free_bytes(self) -> int | None:
-        """Return the free bytes as the driver reports them, without the memory of other processes."""
+        """Return the free bytes of the GPU as the driver reports them; memory of other processes is not free."""
         return int(self.torch.cuda.mem_get_info(self.name)[0])
 
-    def let_go(self) -> None:
-        """Release the memory that the allocator caches; ignore errors of a broken device, which was reported before."""
+    def empty_cache(self) -> None:
+        """Free the memory that torch's allocator caches.
+
+        Ignore errors of a broken device, which a reading has reported.
+        """
         with contextlib.suppress(RuntimeError):
             self.torch.cuda.empty_cache()
 
     def product(self, dtype: str, left: Any, right: Any) -> Any:
-        """Return the matrix product of two matrices from `operands`."""
+        """Return the matrix product of two matrices that `operands` has made."""
         return _product(self.torch, dtype, left, right)
 
 
-def of(torch: Any, name: str) -> Device:
+def access(torch: Any, name: str) -> Device:
     """Return access to the device of this name ("cpu", "cuda:0")."""
     return Cuda(torch, name) if name.startswith("cuda") else Cpu(torch, name)
 
 
 def operands(device: Device, dtype: str, shape: tuple[int, int, int]) -> tuple[Any, Any]:
-    """Return two matrices of normal numbers, m by k and k by n; zeros would take less power than real work.
+    """Return two matrices of normally distributed numbers, m by k and k by n.
+
+    They are not zeros, since a GPU takes less power for zeros than for real work.
 
     Args:
         device: the device that holds them.
@@ -164,16 +174,16 @@ def _product(torch: Any, dtype: str, left: Any, right: Any) -> Any:
         return torch.mm(left, right)
     one = torch.ones((), device=left.device)
     options = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
-    # Data sheets give the rate with fast accumulation: sums stay in the tensor cores, with fewer bits.
+    # The rates of data sheets are with fast accumulation: sums stay in the tensor cores, with fewer bits.
     return torch._scaled_mm(left, right, **options, use_fast_accum=True)  # noqa: SLF001 (torch has no other name for it)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Describe one of several variants of a measurement.
+    """Describe one way to measure a rate, such as one shape of a matrix product.
 
-    `amount`: the FLOPs or bytes of a call. `figures`: the parameters of the variant. `room_bytes`: the memory that it
-    needs. `make`: allocates that memory and returns the call.
+    `amount`: the FLOPs or bytes of a call. `figures`: its parameters, for the reading. `room_bytes`: the memory that it
+    needs. `make`: allocates that memory and returns the call to time.
     """
 
     amount: float
@@ -184,7 +194,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class FastestVariant:
-    """Record the fastest variant: its rates per second, one per sample, and its figures."""
+    """Record the fastest variant: its rates (FLOPs or bytes a second), one per sample, and its figures."""
 
     rates: tuple[float, ...]
     figures: dict[str, float]
@@ -193,24 +203,24 @@ class FastestVariant:
 def fastest(device: Device, variants: Sequence[Variant], until: float) -> FastestVariant:
     """Measure all variants for which time and memory suffice, then the fastest one again.
 
-    The figure CUT marks the result where variants with more work than the fastest one were left out and the rate was
-    still growing.
+    The result has the figure CUT, a lower bound, if a variant with more work than the fastest one was left out although
+    the rate was still growing with the work.
 
     Args:
         device: the device.
-        variants: the variants, one with a small amount first.
+        variants: the variants, beginning with one that takes little time.
         until: the time (time.perf_counter) after which nothing is begun.
 
     Raises:
-        SkipError: time or memory do not even suffice for the first one.
+        SkipError: time or memory do not suffice for any variant.
     """
     best, chosen, rate, largest_skipped, free = FastestVariant((), {}), None, 0.0, 0.0, device.free_bytes()
     measured: list[tuple[float, float]] = []  # (amount, rate)
     for variant in variants:
         left = until - time.perf_counter()
-        price = variant.amount / rate * _CAUTION if rate else 0.0
+        predicted_seconds = variant.amount / rate * _CAUTION if rate else 0.0
         is_room = free is None or variant.room_bytes * _ROOM <= free
-        if left <= 0 or price * (_TRIES + 1) > left or not is_room:
+        if left <= 0 or predicted_seconds * (_TRIES + 1) > left or not is_room:
             largest_skipped = max(largest_skipped, variant.amount)
             continue
         call = variant.make()
@@ -234,26 +244,26 @@ def fastest(device: Device, variants: Sequence[Variant], until: float) -> Fastes
 
 
 def calls_for(device: Device, call: Callable[[], object], seconds: float) -> int:
-    """Return how many calls take about this many seconds together. It is measured, since calls differ much in time."""
+    """Return a number of calls that together take about this many seconds, found by trying 1, 2, 4, ... calls."""
     times = 1
     while device.timed(call, times) * times < seconds / 1.5:
         times *= 2
     return times
 
 
-def guarded(blank: Reading, check: Callable[[], Reading]) -> Reading:
-    """Return the reading of a check; where an error stopped it, the blank reading with that error."""
+def reading_or_error(blank: Reading, check: Callable[[], Reading]) -> Reading:
+    """Return the reading of a check, or the blank reading with the error that ended the check."""
     try:
         return check()
-    except Exception as error:  # the other checks go on
-        return stopped(blank, error)
+    except Exception as error:  # an error ends one check, and not the others
+        return with_error(blank, error)
 
 
-def stopped(blank: Reading, error: Exception) -> Reading:
-    """Return a blank reading with the error that stopped its check.
+def with_error(blank: Reading, error: Exception) -> Reading:
+    """Return a blank reading with the error that ended its check.
 
     An error that torch raises while it computes (above all a CUDA error) is a fault of the device. Too little memory or
-    time, a missing kernel or a failing library is only the reason for a missing value.
+    time, a missing kernel or a failing library is the reason for a missing value, and no fault.
     """
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
     if isinstance(error, (SkipError, MemoryError)):
@@ -269,13 +279,13 @@ def stopped(blank: Reading, error: Exception) -> Reading:
 
 
 def timed_best(blank: Reading, device: Device, variants: Sequence[Variant], until: float) -> Reading:
-    """Return a reading with the rate of the fastest variant, or with the error that stopped it."""
+    """Return a reading with the rate of the fastest variant, or with the error that ended its measurement."""
 
     def check() -> Reading:
         result = fastest(device, variants, until)
         return replace(blank, value=max(result.rates), samples=result.rates, figures=result.figures)
 
     try:
-        return guarded(blank, check)
+        return reading_or_error(blank, check)
     finally:
-        device.let_go()
+        device.empty_cache()

@@ -1,4 +1,4 @@
-"""Measure the links between devices: sums over all of them, and copies from card to card."""
+"""Measure the links between GPUs: sums over all of them (all-reduce), and copies from card to card."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bench.core.worker_requests import LinkTest
     from bench.worker.checks.device import Device
 
-# Each rank is a process of its own that can import only this package, like the worker.
+# Each rank is a process of its own. Like a worker, it can import `bench` and the packages of the measured environment.
 _RANK = """
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]  # no module of the working folder takes the place of another
@@ -44,13 +44,16 @@ _CARD_SIZES = (1 << 20, 16 << 20, 64 << 20, 256 << 20)
 _HOST_SIZES = (1 << 20, 16 << 20, 64 << 20)
 _PEER_BYTES = 256 << 20
 _MAX_TIMES = 20
-_GRACE_SECONDS = 15.0  # the grace period after which a hanging rank is killed
-_CYCLE = 97  # the summed numbers are below this; fp32 holds the sums of up to 590 ranks exactly
+_GRACE_SECONDS = 15.0  # a rank that hangs is killed this long after its time limit
+_CYCLE = 97  # the numbers to sum are below this, so sums over up to 590 ranks are exact in fp32
 
 
 @dataclass(frozen=True)
 class RankTask:
-    """Describe the task of one rank. `meeting`: the file through which the ranks connect."""
+    """Describe the task of one rank, which is one process per device in torch.distributed.
+
+    `meeting`: the file through which the ranks connect. `seconds`: the time limit.
+    """
 
     rank: int
     devices: tuple[str, ...]
@@ -59,7 +62,7 @@ class RankTask:
 
 
 def run(request: LinkTest, emit: Emit) -> None:
-    """Measure the links between the devices, and emit a reading of each."""
+    """Measure the links between the devices, and emit their readings."""
     began = time.perf_counter()
     ends = began + request.budget_seconds - (time.time() - request.asked_at)
     are_cards = all(device.startswith("cuda") for device in request.devices)
@@ -75,17 +78,18 @@ def run(request: LinkTest, emit: Emit) -> None:
 
 
 def all_reduce(devices: Sequence[str], seconds: float) -> Reading:
-    """Return the bus bandwidth of each device while all of them compute a sum: the best of several sizes.
+    """Return the bus bandwidth of an all-reduce over all devices, in bytes a second: the best of several sizes.
 
-    The bandwidth is bytes * 2 (n - 1) / n over the seconds, which does not depend on the number of ranks (source:
+    The bandwidth is bytes * 2 (n - 1) / n over the seconds, which does not depend on the number n of ranks (source:
     NVIDIA/nccl-tests, doc/PERFORMANCE.md).
 
     Args:
-        devices: one rank each; NCCL where all are CUDA devices, else gloo over the loopback interface.
-        seconds: the time for all of it.
+        devices: one rank is started for each. If all are CUDA devices, they use NCCL, else gloo over the loopback
+            interface.
+        seconds: the time limit.
     """
     blank = Reading("links", f"all-reduce of {len(devices)}", devices[0], "B/s", None)
-    return checked_device.guarded(blank, partial(_all_reduce, devices, seconds))
+    return checked_device.reading_or_error(blank, partial(_all_reduce, devices, seconds))
 
 
 def _all_reduce(devices: Sequence[str], seconds: float) -> Reading:
@@ -100,21 +104,21 @@ def _all_reduce(devices: Sequence[str], seconds: float) -> Reading:
         _wait(ranks, seconds + _GRACE_SECONDS)
         answers = [rank.answer() for rank in ranks]
     readings = [reading for reading in answers if reading is not None]
-    # The fault of one rank counts for all, and is the reason why others were killed.
+    # The fault of one rank is the fault of the test, and the other ranks may have been killed because of it.
     failures = [reading for reading in readings if reading.fault is not None] or [
         reading for reading in readings if reading.value is None
     ]
     if not failures and len(readings) < len(ranks):
         missing = answers.index(None)
-        raise SkipError(f"rank {missing} ended with exit code {ranks[missing].process.returncode} and gave no reading")
+        raise SkipError(f"rank {missing} ended without a reading (exit code {ranks[missing].process.returncode})")
     return (failures or readings)[0]  # all ranks report the same rates
 
 
 class _Rank:
-    """Run the process of one rank."""
+    """Manage the process of one rank."""
 
     def __init__(self, task: RankTask, answer: Path) -> None:
-        """Start the process."""
+        """Start the process; it writes its reading into the file `answer`."""
         self._answer = answer
         environment = dict(os.environ) | {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
         with answer.open("wb") as file:
@@ -126,17 +130,17 @@ class _Rank:
             )
         assert self.process.stdin is not None  # noqa: S101 (opened as a pipe)
         with contextlib.suppress(BrokenPipeError):
-            # stdin stays open; its end of file shows the rank that this process has ended.
+            # stdin stays open. A rank ends at its end of file, that is, when this process has ended.
             self.process.stdin.write(dumps(task).encode() + b"\n")
             self.process.stdin.flush()
 
     def answer(self) -> Reading | None:
-        """Return the reading of the rank; None where it has printed none."""
+        """Return the reading of the rank; None if it has written none."""
         text = self._answer.read_text(encoding="utf-8")
         return record(json.loads(text), Reading, "reading") if text.endswith("\n") else None
 
     def end(self) -> None:
-        """Kill the process."""
+        """Kill the process, and wait for its end."""
         self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None  # noqa: S101 (opened as a pipe)
@@ -145,7 +149,10 @@ class _Rank:
 
 
 def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
-    """Wait until all ranks have ended, one has failed (the others would wait for it), or the time is over."""
+    """Wait until all ranks have ended, one has failed, or the time is over; then kill all ranks.
+
+    After a failure the other ranks would wait for the failed one.
+    """
     until = time.monotonic() + seconds
     with concurrent.futures.ThreadPoolExecutor(len(ranks)) as pool:
         waiting = {pool.submit(rank.process.wait) for rank in ranks}
@@ -158,11 +165,11 @@ def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
                     return
         finally:
             for rank in ranks:
-                rank.process.kill()  # else the pool would wait for a hanging rank
+                rank.process.kill()  # otherwise the pool waits for a rank that hangs
 
 
 def rank() -> None:
-    """Run one rank: read a RankTask from stdin, compute the sums with the others, and print the reading."""
+    """Run as the process of one rank: read a RankTask from stdin, sum with the other ranks, print the reading."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     task: RankTask = record(json.loads(sys.stdin.readline()), RankTask, "part")
@@ -171,10 +178,10 @@ def rank() -> None:
 
     torch.set_grad_enabled(False)
     blank = Reading("links", f"all-reduce of {len(task.devices)}", task.devices[0], "B/s", None)
-    reading = checked_device.guarded(blank, partial(_sum, torch, task, blank))
+    reading = checked_device.reading_or_error(blank, partial(_sum, torch, task, blank))
     answers.write(dumps(reading) + "\n")
     answers.flush()
-    os._exit(0 if reading.value is not None else 1)  # a library's teardown must not turn a good reading into a crash
+    os._exit(0 if reading.value is not None else 1)  # a library that crashes at exit must not change the exit code
 
 
 def _end_with_the_parent() -> None:
@@ -186,7 +193,7 @@ def _sum(torch: Any, task: RankTask, blank: Reading) -> Reading:
     import torch.distributed as world
 
     until = time.perf_counter() + task.seconds
-    device = checked_device.of(torch, task.devices[task.rank])
+    device = checked_device.access(torch, task.devices[task.rank])
     if not device.is_card:
         torch.set_num_threads(1)
     are_cards = all(device_name.startswith("cuda") for device_name in task.devices)
@@ -210,7 +217,7 @@ def _sums(device: Device, world: Any, task: RankTask, blank: Reading, until: flo
         own_numbers = numbers.float() * (task.rank + 1)
         call = partial(world.all_reduce, own_numbers.clone())
         device.timed(call)  # the first call opens the connections
-        # All ranks use the time of the slowest one, and the largest lateness; below 0, time is left.
+        # All ranks use the seconds of the slowest one, and the time of the latest one past `until` (negative before).
         call_seconds, lateness = _maxima_over_ranks(device, world, [device.timed(call), time.perf_counter() - until])
         times = max(1, min(_MAX_TIMES, int(-lateness / 4 / call_seconds)))
         seconds = _maxima_over_ranks(device, world, [device.timed(call) for _ in range(times)])
@@ -221,30 +228,32 @@ def _sums(device: Device, world: Any, task: RankTask, blank: Reading, until: flo
         rates = tuple(size * 2 * (ranks - 1) / ranks / duration for duration in seconds)
         if best.value is None or max(rates) > best.value:
             best = replace(best, value=max(rates), samples=rates, figures={"bytes": float(size), "ranks": float(ranks)})
-        if -lateness < call_seconds * _MAX_TIMES:  # the next size takes several times as long
+        if (
+            -lateness < call_seconds * _MAX_TIMES
+        ):  # too little time for the next size, which takes several times as long
             break
     return best
 
 
 def _maxima_over_ranks(device: Device, world: Any, numbers: Sequence[float]) -> list[float]:
-    """Return the maximum over all ranks of each number."""
+    """Return, for each number, the maximum of the values that all ranks have for it."""
     maxima = device.torch.tensor(numbers, device=device.name, dtype=device.torch.float64)
     world.all_reduce(maxima, op=world.ReduceOp.MAX)
     return [float(number) for number in maxima.cpu()]
 
 
 def is_sum(torch: Any, result: Any, numbers: Any, ranks: int) -> bool:
-    """Return whether the result equals the sum over ranks, where rank r contributes r + 1 times the numbers."""
+    """Return whether a result equals the sum over all ranks, where rank r contributes r + 1 times the numbers."""
     return bool(torch.equal(result, numbers.float() * (ranks * (ranks + 1) // 2)))
 
 
 def peers(torch: Any, devices: Sequence[str], until: float) -> Iterator[Reading]:
-    """Yield the rate of a copy from each card to each other card, and check that the bytes arrive."""
+    """Yield the rate of a copy from each card to each other card in bytes a second; bytes that differ are a fault."""
     pairs = [(one, two) for one in devices for two in devices if one != two]
     for number, (one, two) in enumerate(pairs):
         now = time.perf_counter()
         blank = Reading("links", f"peer {one} to {two}", one, "B/s", None)
-        yield checked_device.guarded(
+        yield checked_device.reading_or_error(
             blank, partial(_peer, torch, (one, two), now + (until - now) / (len(pairs) - number), blank)
         )
 
@@ -252,7 +261,7 @@ def peers(torch: Any, devices: Sequence[str], until: float) -> Iterator[Reading]
 def _peer(torch: Any, pair: tuple[str, str], until: float, blank: Reading) -> Reading:
     if time.perf_counter() >= until:
         raise SkipError(checked_device.NO_TIME)
-    other, device = checked_device.of(torch, pair[1]), checked_device.of(torch, pair[0])
+    other, device = checked_device.access(torch, pair[1]), checked_device.access(torch, pair[0])
     source, expected = (torch.arange(_PEER_BYTES // 8, device=name) for name in pair)
     target = torch.zeros_like(expected)
 

@@ -1,4 +1,4 @@
-"""Test most of a device's free memory: write patterns and addresses, and check that each byte is read back."""
+"""Test most of a device's free memory: write patterns to it, read them back, and compare every byte."""
 
 from __future__ import annotations
 
@@ -18,35 +18,40 @@ if TYPE_CHECKING:
     from bench.worker.checks.device import Device
 
 if TYPE_CHECKING:
-    # Called between writing and checking, with the pattern's name and the memory, so that tests can plant a fault.
+    # Called with the pattern's name and the memory between writing and reading back, so that tests can change a byte.
     Between = Callable[[str, Sequence[Any]], None]
 
 _WORD = 8  # bytes of a word, the unit that is written and compared
-# Shares of the free memory. On a card a tenth stays for other processes. On a host at most half is used: a card rejects
-# an allocation that is too large, but a host kills some process.
+# The shares of the free memory that are tested. On a card about a tenth is left to other processes. On a host at most
+# half is used: a card rejects an allocation that is too large, but the kernel of a host kills some process.
 _CARD_SHARE, _HOST_SHARE = 0.87, 0.5
 _CARD_CHUNK, _HOST_CHUNK = 512 << 20, 64 << 20  # bytes
-_TRIAL_BYTES = 64 << 20  # more than allocators cache, and more than most caches hold
+_TRIAL_BYTES = 64 << 20  # more than an allocator caches, and more than most caches of a CPU hold
 _CAUTION = 1.1
 # The block that is written at once; it and its few copies fit in a cache.
 _CARD_BLOCK, _HOST_BLOCK = 4 << 20, 1 << 20  # words
-# Multiplying by this odd number spreads neighbouring addresses over all 64 bits and maps no two to one word, since it
-# has an inverse modulo 2**64. It is 2**64 over the golden ratio (Knuth, The Art of Computer Programming, 6.4).
+# The product with this odd number differs for all addresses, since it has an inverse modulo 2**64; and the products of
+# neighbouring addresses differ in bits of all 64 places. It is 2**64 over the golden ratio (Knuth, The Art of Computer
+# Programming, 6.4).
 _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 _ALTERNATING = 0x5555555555555555
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Describe the content of a word: a constant, or (None) its own spread address. `flipped`: all bits inverted."""
+    """Describe what is written to each word of the memory.
+
+    `constant`: the content of every word; None: each word gets its own address, times _SPREAD. `flipped`: all bits are
+    inverted.
+    """
 
     name: str
     constant: int | None
     flipped: bool = False
 
 
-# Each bit of each word is once a one and once a zero; neighbouring bits are once equal and once different. A stuck
-# address line is found, since every word of the memory is written before the first is checked.
+# With these patterns each bit of each word is a one once and a zero once, and neighbouring bits are equal once and
+# different once. A stuck address line is found, since the whole memory is written before its first word is read back.
 PATTERNS = (
     Pattern("own address", None),
     Pattern("own address inverted", None, flipped=True),
@@ -56,17 +61,19 @@ PATTERNS = (
 
 
 def memory(device: Device, until: float, between: Between | None = None) -> Iterator[Reading]:
-    """Yield one reading: the tested share of the free memory, and the words that were read back wrong.
+    """Yield one reading: the tested share of the free memory; words that were read back wrong are its fault.
 
     Args:
         device: the device.
-        until: the time (time.perf_counter) by which all has to end; it limits how much is tested.
-        between: called after each pattern was written and before it is checked.
+        until: the time (time.perf_counter) by which the test has to end; it limits how much memory is tested.
+        between: called after each pattern was written and before it is read back.
     """
     blank = Reading("memory", "memory", device.name, "", None)
-    device.let_go()
-    yield checked_device.guarded(blank, partial(_test_patterns, device, until, between or (lambda *_: None), blank))
-    device.let_go()
+    device.empty_cache()
+    yield checked_device.reading_or_error(
+        blank, partial(_test_patterns, device, until, between or (lambda *_: None), blank)
+    )
+    device.empty_cache()
 
 
 def _test_patterns(device: Device, until: float, between: Between, blank: Reading) -> Reading:
@@ -77,14 +84,14 @@ def _test_patterns(device: Device, until: float, between: Between, blank: Readin
     blocks = _Blocks(device)
     if free * share < blocks.bytes:
         raise SkipError(f"only {free} bytes are free")
-    price = _price(device, blocks, until)
-    device.let_go()
-    # The first pattern is written as memory is allocated: new pages of a host may cost more than all the rest.
+    seconds_per_byte = _seconds_per_byte(device, blocks, until)
+    device.empty_cache()
+    # The first pattern is written while memory is allocated: new pages of a host may take longer than all the rest.
     chunks: list[Any] = []
     tested, reason = 0, "the allocator returned no memory"
     for chunk in _allocate(device, int(free * share) // blocks.bytes * blocks.bytes):
         more = len(chunk) * _WORD
-        is_time = (tested + more) * price < until - time.perf_counter()
+        is_time = (tested + more) * seconds_per_byte < until - time.perf_counter()
         if not (is_time and _is_written(blocks, PATTERNS[0], [chunk], until, tested // _WORD)):
             reason = checked_device.NO_TIME
             break
@@ -115,13 +122,13 @@ def _test_patterns(device: Device, until: float, between: Between, blank: Readin
 
 @dataclass
 class _Errors:
-    """Count the words that were read back wrong, and describe the first."""
+    """Count the words that were read back wrong, and describe the first of them."""
 
     words: int = 0
     first: tuple[int, int, str] = field(default=(0, 0, ""))  # offset in bytes, the differing bits, the pattern
 
     def fault(self) -> str | None:
-        """Return the fault in words; None where every word was right."""
+        """Return the text of the fault; None if no word was wrong."""
         if not self.words:
             return None
         offset, bits, pattern = self.first
@@ -133,10 +140,10 @@ class _Errors:
 
 
 class _Blocks:
-    """Compute the expected content of a block of words, in memory that all blocks share."""
+    """Compute the expected content of each block of words, in buffers that are allocated once."""
 
     def __init__(self, device: Device) -> None:
-        """Allocate the shared memory."""
+        """Allocate the buffers."""
         self.words = _CARD_BLOCK if device.is_card else _HOST_BLOCK
         self.bytes = self.words * _WORD
         self._device = device
@@ -146,7 +153,7 @@ class _Blocks:
         self._difference = torch.empty_like(self._index)
 
     def expected(self, pattern: Pattern, first: int) -> Any:
-        """Return the expected words from an address (counted in words) on."""
+        """Return the expected content of the block that begins at word number `first` of the tested memory."""
         torch, expected = self._device.torch, self._expected
         if pattern.constant is not None:
             expected.fill_(pattern.constant)
@@ -156,25 +163,25 @@ class _Blocks:
         return expected.bitwise_not_() if pattern.flipped else expected
 
     def difference(self, block: Any, expected: Any) -> Any:
-        """Return the bits in which a block differs from the expected ones."""
+        """Return the exclusive or of the words of a block and the expected ones: the bits that differ."""
         return self._device.torch.bitwise_xor(block, expected, out=self._difference)
 
 
-def _price(device: Device, blocks: _Blocks, until: float) -> float:
-    """Return the seconds per byte of all patterns, including the time to allocate new pages on a host.
+def _seconds_per_byte(device: Device, blocks: _Blocks, until: float) -> float:
+    """Return the seconds that all patterns take per byte, including the time in which a host allocates new pages.
 
     Raises:
         SkipError: there is no time for this measurement.
     """
-    price, left = 0.0, until - time.perf_counter()
+    seconds_per_byte, left = 0.0, until - time.perf_counter()
     if left <= 0:
         raise SkipError(checked_device.NO_TIME)
-    # One block shows whether there is time for several; only several give the true cost.
+    # The time of one block shows whether there is time for several blocks, which are needed for the true value.
     for size in (blocks.bytes, blocks.bytes, _TRIAL_BYTES):
-        if price * size > left / 4:
+        if seconds_per_byte * size > left / 4:
             break
-        price = device.timed(partial(_trial, device, blocks, size)) / size * _CAUTION
-    return price
+        seconds_per_byte = device.timed(partial(_trial, device, blocks, size)) / size * _CAUTION
+    return seconds_per_byte
 
 
 def _trial(device: Device, blocks: _Blocks, size: int) -> None:
@@ -185,18 +192,21 @@ def _trial(device: Device, blocks: _Blocks, size: int) -> None:
 
 
 def _allocate(device: Device, size: int) -> Iterator[Any]:
-    """Yield memory of this size, a chunk at a time; stop early where the allocator fails."""
+    """Yield memory of this size in bytes, one chunk at a time; stop early if an allocation fails."""
     chunk = _CARD_CHUNK if device.is_card else _HOST_CHUNK
     while size > 0:
         try:
             yield device.torch.empty(min(size, chunk) // _WORD, device=device.name, dtype=device.torch.int64)
-        except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is the former
+        except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
             return
         size -= chunk
 
 
 def _blocks_of(blocks: _Blocks, chunks: Sequence[Any], first: int = 0) -> Iterator[tuple[int, Any]]:
-    """Yield (the number of its first word, the block) for all blocks; `first` is the number of the first word."""
+    """Yield (number of its first word, block) for each block of the chunks.
+
+    `first` is the number of the first word of all.
+    """
     for chunk in chunks:
         for block in chunk.split(blocks.words):
             yield first, block
@@ -204,7 +214,7 @@ def _blocks_of(blocks: _Blocks, chunks: Sequence[Any], first: int = 0) -> Iterat
 
 
 def _is_written(blocks: _Blocks, pattern: Pattern, chunks: Sequence[Any], until: float, begin: int = 0) -> bool:
-    """Write a pattern to all chunks; return whether there was time for it."""
+    """Write a pattern to all chunks; return whether there was time for all of it."""
     for first, block in _blocks_of(blocks, chunks, begin):
         if time.perf_counter() > until:
             return False
@@ -213,13 +223,13 @@ def _is_written(blocks: _Blocks, pattern: Pattern, chunks: Sequence[Any], until:
 
 
 def _is_checked(blocks: _Blocks, pattern: Pattern, chunks: Sequence[Any], errors: _Errors, until: float) -> bool:
-    """Compare all chunks with a pattern and record differences; return whether there was time for it."""
+    """Compare all chunks with a pattern and record the differences; return whether there was time for all of it."""
     for first, block in _blocks_of(blocks, chunks):
         if time.perf_counter() > until:
             return False
         difference = blocks.difference(block, blocks.expected(pattern, first))
         if bool(difference.any()):
-            # Use the values just read: a second read might be right.
+            # The words are not read a second time, for they might then be right.
             wrong = difference.nonzero().flatten()
             if not errors.words:
                 place = int(wrong[0])

@@ -1,4 +1,4 @@
-"""Examines one device in phases, each with its share of the time, and repeats phases on request."""
+"""Examines one device in phases, each with its share of the time, and repeats phases upon a control line."""
 
 from __future__ import annotations
 
@@ -29,25 +29,30 @@ if TYPE_CHECKING:
 
 
 class Phase(NamedTuple):
-    """Hold the check of a phase, and the phase's parts of the time on a CPU and on a GPU; 0: it does not run there."""
+    """Hold the check of a phase, and the parts of the time that it gets on a CPU and on a GPU.
+
+    With 0 it does not run there.
+    """
 
     cpu_parts: float
     gpu_parts: float
     probe: Probe
 
 
-# In the order of execution. The parts add up to 100 and divide the time left after the imports. A phase that does not
-# run or ends early leaves its time to the later ones. On a GPU a part is about one second of a one-minute examination.
+# {phase: its check}, in the order of execution. The parts add up to 100 and divide the time left after the imports. A
+# phase that does not run or ends early leaves its time to later phases. Of a one-minute examination of a GPU, the time
+# left is about 50 s.
 CHECKS: dict[str, Phase] = {
     # Three small computations per dtype, and their float64 references on the host: a few seconds at most.
     "numerics": Phase(4, 10, compute.numerics),
-    # The verdict depends most on these: up to five dtypes, and one second each finds the fastest shape.
+    # The verdict depends most on products. There are up to five dtypes; in one second each, the fastest shape is found.
     "product": Phase(16, 18, compute.product),
     "convolution": Phase(8, 8, compute.convolution),
-    # Bandwidth varies from copy to copy, so tens of copies are timed; each is short.
+    # The bandwidth varies from copy to copy, so tens of short copies are timed.
     "copy": Phase(4, 6, copies.copy),
     "pinned": Phase(0, 5, copies.pinned),
-    # All free memory of a GPU is tested four times; a host's memory is slower and larger, so a part of it is tested.
+    # Nearly all free memory of a GPU is tested with four patterns. The memory of a host is slower and larger, so only a
+    # part of it is tested.
     "memory": Phase(12, 16, memory_patterns.memory),
     # A GPU heats up slowly, so this phase is its longest. The clock of a CPU is not monitored.
     "sustained": Phase(14, 19, compute.sustained),
@@ -58,11 +63,11 @@ CHECKS: dict[str, Phase] = {
 
 
 def examine(request: Examination, emit: Emit, lines: Iterable[str]) -> None:
-    """Examine a device and emit its readings; then run phases again, one control line at a time.
+    """Examine a device and emit its readings; then repeat phases, one control line at a time.
 
     Args:
-        request: the device, the budget and the phases.
-        emit: receives each event.
+        request: the device, the time budget and the phases.
+        emit: called with each event.
         lines: the control lines of the parent ("again SECONDS PHASE ..."); any other line ends the examination.
 
     Raises:
@@ -77,9 +82,9 @@ def examine(request: Examination, emit: Emit, lines: Iterable[str]) -> None:
     try:
         examiner = _Examiner(torch, request, emit)
     except RuntimeError as error:
-        # A GPU that is full or reserved by other processes is not faulty. Any other error ends this process, and the
-        # parent starts another one.
-        reading = checked_device.stopped(Reading("start", PROCESS, request.device, "", None), error)
+        # A GPU that is full, or used exclusively by another process, is not faulty. After any other error this process
+        # ends, and the parent starts another one.
+        reading = checked_device.with_error(Reading("start", PROCESS, request.device, "", None), error)
         if reading.fault is not None:
             raise
         emit(ReadingTaken(reading))
@@ -97,17 +102,17 @@ def examine(request: Examination, emit: Emit, lines: Iterable[str]) -> None:
         examiner.wait()
 
 
-class _Load:
-    """Measure the work of other processes while the device is under load, and subtract the worker's own work."""
+class _LoadMeter:
+    """Measure the host load and the worker's own CPU time during the bursts of sustained load."""
 
     def __init__(self) -> None:
-        """Start with no time measured."""
+        """Start with nothing measured."""
         self._host_load = host_load.HostLoad()
         self._used = self._passed = 0.0
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Measure the host while the context is active; enter it once per burst."""
+        """Add the load during this context to the load that was measured before; one context is used per burst."""
         with self._host_load.watched():
             cpu_began, began = time.process_time(), time.perf_counter()
             try:
@@ -117,7 +122,7 @@ class _Load:
                 self._passed += time.perf_counter() - began
 
     def host(self, threads: int) -> Host:
-        """Return the load of the host during all bursts."""
+        """Return the host load during all bursts; `threads` is the number of torch's threads."""
         return self._host_load.host(threads, self._used, self._passed)
 
 
@@ -125,16 +130,16 @@ class _Examiner:
     """Run the phases of one device, and record their seconds."""
 
     def __init__(self, torch: Any, request: Examination, emit: Emit) -> None:
-        """Prepare the device."""
+        """Name the device to the parent, and initialize it."""
         self._torch, self._request, self._emit = torch, request, emit
         torch.set_grad_enabled(False)
-        if request.device.startswith("cuda"):  # before the GPU's driver lists this process
+        if request.device.startswith("cuda"):  # the parent opens the GPU before the driver lists this process on it
             emit(CardOpened(str(getattr(torch.cuda.get_device_properties(request.device), "uuid", ""))))
-        self._device = checked_device.of(torch, request.device)
-        self._load = _Load()
+        self._device = checked_device.access(torch, request.device)
+        self._load_meter = _LoadMeter()
         self._rates: dict[str, float] = {}  # {dtype: FLOPs a second of the convolution}
         if self._device.is_card:
-            torch.zeros(1, device=request.device)  # the driver initializes the GPU here, outside of any phase's time
+            torch.zeros(1, device=request.device)  # the driver initializes the GPU here, before the first phase
             self._device.wait()
         self._seconds = {"imports": time.time() - request.asked_at}
         self._ends = time.perf_counter() + request.budget_seconds - self._seconds["imports"]
@@ -156,8 +161,8 @@ class _Examiner:
             rest -= part
 
     def wait(self) -> None:
-        """Send the report before each wait, since the parent may end the worker during a wait."""
-        host = self._load.host(self._torch.get_num_threads())
+        """Send the report and enter the phase WAITING; the parent may end the worker while it waits."""
+        host = self._load_meter.host(self._torch.get_num_threads())
         self._emit(DeviceExamined(ExaminationReport(host, self._software(), dict(self._seconds))))
         self._emit(PhaseEntered(WAITING))
 
@@ -168,7 +173,7 @@ class _Examiner:
         self._emit(PhaseEntered(name))
         probe = CHECKS[name].probe
         if name == "sustained":
-            probe = partial(compute.sustained, around=self._load.watched)
+            probe = partial(compute.sustained, around=self._load_meter.watched)
         elif name == "loop":
             probe = partial(sampling_speed.loop, known=self._rates)
         try:
@@ -176,9 +181,9 @@ class _Examiner:
                 if name == "convolution" and reading.value is not None:
                     self._rates[reading.name.rpartition(" ")[2]] = reading.value
                 self._emit(ReadingTaken(reading))
-        except Exception as error:  # for example, the driver lost the GPU: the other phases still run
+        except Exception as error:  # for example, the driver has lost the GPU; the other phases still run
             blank = Reading(name, name, self._device.name, "", None)
-            self._emit(ReadingTaken(checked_device.stopped(blank, error)))
+            self._emit(ReadingTaken(checked_device.with_error(blank, error)))
 
     def _software(self) -> dict[str, str]:
         torch, device = self._torch, self._request.device

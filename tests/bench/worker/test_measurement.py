@@ -246,7 +246,7 @@ def test_compile_time_is_predicted_and_skips_the_case(found: dict[str, Any]) -> 
     predicted = result.work.predicted_compile_seconds
     assert predicted is not None
     assert predicted > 31
-    assert (result.reason or "").startswith(f"the prediction is {predicted:.0f} s for compiling and ")
+    assert (result.reason or "").startswith(f"compiling would take about {predicted:.0f} s and the fewest images ")
     assert result.phases.load_seconds is None
 
 

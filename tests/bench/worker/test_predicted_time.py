@@ -24,7 +24,7 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def run(steps: list[float], *, limit: float, device: str = "cpu") -> None:
         now = [0.0]
         monkeypatch.setattr(predicted_time, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-        check = predicted_time.guard(a_case(device=device), len(steps), 3, limit)
+        check = predicted_time.time_check(a_case(device=device), len(steps), 3, limit)
         check()
         for seconds in steps:
             now[0] += seconds
@@ -71,11 +71,11 @@ def test_rate_far_below_fp32_is_replaced_by_that_of_fp32(
     capability: tuple[int, int], dtype: str, rate: float, fp32: float | None, price: float
 ) -> None:
     case = a_case(device="cuda:0", dtype=dtype)
-    assert predicted_time.believed(torch_of(*capability), case, rate, fp32) == price
+    assert predicted_time.usable_rate(torch_of(*capability), case, rate, fp32) == price
 
 
 def test_rate_of_a_cpu_is_never_replaced() -> None:
-    assert predicted_time.believed(None, a_case(dtype="fp16"), 1e9, 1e12) == 1e9
+    assert predicted_time.usable_rate(None, a_case(dtype="fp16"), 1e9, 1e12) == 1e9
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_weights_larger_than_the_gpu_skip_a_case(device: str, offload: str, *, f
     card = SimpleNamespace(total_memory=4_000_000_000)
     torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: card))
     case = a_case(device=device, offload=offload)
-    predicted_time.check_room(torch, case, 4_000_000_000)
+    predicted_time.check_memory(torch, case, 4_000_000_000)
     with contextlib.nullcontext() if fits else pytest.raises(SkipError, match=r"take 4\.27 GB, and the card has 4 GB"):
-        predicted_time.check_room(torch, case, 4_270_000_000)
+        predicted_time.check_memory(torch, case, 4_270_000_000)
 
 
 @pytest.mark.parametrize(("cpus", "rate"), [(None, 64e9), (4.0, 4e9), (0.5, 0.5e9), (100.0, 64e9)])
@@ -128,6 +128,6 @@ def test_cpu_time_counts_unless_its_clock_is_too_coarse(monkeypatch: pytest.Monk
         get_clock_info=lambda _: fine, thread_time=lambda: 5.0, perf_counter=lambda: float(next(walls))
     )
     monkeypatch.setattr(device_probe, "time", clock)
-    assert device_probe._worked(lambda: None) == 1e-9
+    assert device_probe._cpu_seconds(lambda: None) == 1e-9
     fine.resolution = 1 / 64  # a clock that is too coarse to time a call
-    assert device_probe._worked(lambda: None) == 1.0
+    assert device_probe._cpu_seconds(lambda: None) == 1.0

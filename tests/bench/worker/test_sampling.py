@@ -53,7 +53,7 @@ def test_every_task_scheduler_and_setting_makes_an_image(found: dict[str, Any]) 
     assert {name: reason for name, reason in skipped.items() if "attention" not in name} == {
         "offload model": "offload model: only a pipeline on a CUDA device supports offloading",
         "vae of none": "vae tiling: tiny-ddpm has no VAE",
-        "image-to-image of one step": "image-to-image at strength 0.8 has no step of 1",
+        "image-to-image of one step": "image-to-image at strength 0.8 leaves no step of 1; use more steps",
     }
     assert {name.split()[1] for name in skipped if name.startswith("attention")} == {"efficient", "cudnn"}
     assert set(axes.SCHEDULERS) == {name.split()[0] for name in found["loops"] if name.endswith("written out")} - {
@@ -69,7 +69,7 @@ def test_forced_kernel_covers_the_calls_that_it_takes(found: dict[str, Any]) -> 
     }  # fmt: skip
     assert results["all"].notes == ()
     assert results["some"].notes == (
-        "attention flash: another kernel computes the vae's heads of 16, which this one does not take",
+        "attention flash: another kernel computes the vae's heads of 16, which this kernel rejects",
     )
     assert results["none"].reason == (
         "attention flash is not available on cpu in fp32: No available kernel. Aborting execution."
@@ -116,14 +116,14 @@ def test_evaluation_is_compared_with_fp32(found: dict[str, Any], name: str) -> N
 def test_reference_case_is_not_compared(found: dict[str, Any]) -> None:
     numerics = result_of(found, "tiny").numerics
     assert numerics is not None
-    assert numerics.not_compared == "it is the reference of the comparison"
+    assert numerics.not_compared == "the case is itself the reference in fp32"
 
 
 @pytest.mark.worker
 def test_error_above_tolerance_is_a_failed_case(found: dict[str, Any]) -> None:
     result = result_of(found, "wrong")
     assert result.status is Status.ERROR
-    assert "(relative L2); bf16 may differ by 1e-09" in (result.reason or "")
+    assert "(relative L2 distance); the limit is 1e-09" in (result.reason or "")
     assert result.samples, "the samples are kept"
 
 

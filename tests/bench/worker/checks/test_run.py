@@ -81,7 +81,7 @@ def test_single_wrong_number_is_found(results: dict[str, Any]) -> None:
     assert [reading.name for reading in products] == [f"matrix product {dtype}" for dtype in DTYPES]
     for reading in products:
         is_far = (reading.value or 0.0) > (reading.limit or 0.0)
-        assert is_far or "one of 65536 numbers is off by 1 times" in (reading.fault or "")
+        assert is_far or "one of 65536 numbers differs by 1 times" in (reading.fault or "")
     assert products[1].fault is not None, "in bf16 the distance of all numbers hides a single one"
 
 
@@ -187,7 +187,7 @@ def test_missing_memory_kernel_time_or_package_is_no_fault(results: dict[str, An
 )
 def test_only_errors_of_the_gpu_itself_are_faults(message: str, is_correct: bool) -> None:
     """Check that a refusal by a library or by another process is a reason, and no fault of the GPU."""
-    reading = checked_device.stopped(
+    reading = checked_device.with_error(
         Reading("product", "product bf16", "cuda:0", "FLOP/s", None), RuntimeError(message)
     )
     assert (reading.fault is None) is is_correct
