@@ -1,1 +1,1 @@
-"""Runs the cases of a suite within a time budget, judges the run, and stores it."""
+"""Runs the cases of a suite within a time budget, derives the verdict, and stores the run."""

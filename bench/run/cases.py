@@ -1,4 +1,4 @@
-"""Reads suites from TOML, expands them into cases, and finds the snapshots of a case's weights."""
+"""Reads suites from TOML, expands them into cases, and finds the snapshots with a model's weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 SUITES = Path(__file__).parent.parent / "suites"
-LOWER = "lower"  # in a suite: the preferred low-precision dtype of the device
+LOWER = "lower"  # a suite's word for the preferred one of LOW that the device has kernels for
 LOW = ("bf16", "fp16")
 _MAX_DIGITS = 10
-_DEFAULT_SUITES = ("sampling", "pipelines", "tiny")  # the first suite with a model defines its default case
+_DEFAULT_SUITES = ("sampling", "pipelines", "tiny")  # the first of these with a model has the model's default case
 
 
 def suites() -> list[str]:
-    """Return the names of the suites in this package."""
+    """Return the sorted names of the suites in bench/suites."""
     return sorted(file.stem for file in SUITES.glob("*.toml"))
 
 
@@ -56,7 +56,7 @@ _T = TypeVar("_T")
 
 
 def _as_axis(value: object) -> object:
-    """Return a value, or a list of values, as a tuple."""
+    """Return the value of an axis as a tuple; a suite may give one value or a list."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
@@ -67,10 +67,10 @@ Pixels = Annotated[int, Field(gt=0, multiple_of=8)]
 
 
 class Shape(toml.Strict):
-    """Describe the shapes for one kind of device; each field is one number or a list.
+    """Describe image sizes, steps and batches for one kind of device; each is one number or a list.
 
-    `size`: the edge of a square image in pixels; `height` and `width` can replace it. `lanes`: the shape is for a CPU
-    that computes at least this many fp32 numbers at once, which is its threads times the numbers in a vector
+    `size`: the edges of square images in pixels; `height` and `width` can replace it. `lanes`: the shape is for a CPU
+    that computes at least this many fp32 numbers at once, that is, its threads times the numbers in a vector
     instruction.
     """
 
@@ -96,12 +96,14 @@ class Shape(toml.Strict):
 
 
 class Matrix(toml.Strict):
-    """Describe one block of a suite: all combinations of its axes. An axis that is absent has the library's default.
+    """Describe one block of a suite: its cases are all combinations of its axes.
 
-    Without `cpu` (or `gpu`) the block has no cases for that kind of device; of several shapes the first that fits the
-    device is used. The dtype "lower" is the preferred low-precision dtype that the device has kernels for. `required`:
-    the run is incomplete without this block, so it comes first, and may exceed the budget. `find_max`: also search the
-    largest batch and image.
+    An absent axis has the library's default.
+
+    `cpu`, `gpu`: the shapes for this kind of device; without them the block has no cases there. Of several shapes the
+    first one that fits the device is used. The dtype "lower" means the preferred one of bf16 and fp16 that the device
+    has kernels for. `required`: without the cases of this block the run is incomplete, so they come first and may
+    exceed the budget. `find_max`: the largest batch and the largest image are searched too.
     """
 
     model: Axis[Model]
@@ -121,7 +123,7 @@ class Matrix(toml.Strict):
 
 
 class Budget(toml.Strict):
-    """Hold the seconds of the whole suite for each kind of device."""
+    """Hold the time budget of a suite in seconds, for each kind of device."""
 
     cpu: Annotated[int, Field(gt=0)]
     cuda: Annotated[int, Field(gt=0)]
@@ -129,7 +131,10 @@ class Budget(toml.Strict):
 
 
 class Suite(toml.Strict):
-    """Describe the file of a suite. `include`: suites whose blocks come first."""
+    """Describe the file of a suite. `include`: the suites whose blocks come before its own.
+
+    `matrix`: its own blocks.
+    """
 
     description: str
     budget: Budget
@@ -141,7 +146,7 @@ class Suite(toml.Strict):
 class Cell:
     """Hold a case of a suite.
 
-    `find_max`: search its largest batch and image. `required`: the run is incomplete without it.
+    `find_max`: search its largest batch and image. `required`: without this case the run is incomplete.
     """
 
     case: Case
@@ -151,10 +156,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Describe the number formats and the width of a device.
+    """Describe the number formats of a device, and the width of a CPU.
 
-    `lower`: its preferred low-precision dtype. `without`: the dtypes that it has no kernels for. `lanes`: the fp32
-    numbers that a CPU computes at once; None if that is not known.
+    `lower`: what the dtype "lower" of a suite means; None: no dtype. `without`: the dtypes that the device has no
+    kernels for. `lanes`: the fp32 numbers that a CPU computes at once; None if unknown.
     """
 
     lower: str | None = None
@@ -163,7 +168,9 @@ class Capabilities:
 
 
 def load_suite(name: str) -> Suite:
-    """Return a suite of this package by its name, or of a file by its path.
+    """Return a suite of this package by its name, or of a TOML file by its path.
+
+    The blocks of included suites are in it.
 
     Raises:
         SpecError: no suite has this name, or the file is invalid.
@@ -194,15 +201,16 @@ def unroll(
     changes: Mapping[str, str] | None = None,
     capabilities: Capabilities | None = None,
 ) -> list[Cell]:
-    """Return all cases of a suite on one device, in the file's order, without duplicates.
+    """Return all cases of a suite on one device, in the order of the file, without duplicates.
 
     Args:
         suite: the suite.
         device: the device, such as "cpu" or "cuda:0".
-        only_models: keep only these models; empty for all.
-        only_dtypes: keep only these dtypes; empty for all.
+        only_models: keep only the cases of these models; empty keeps all.
+        only_dtypes: keep only the cases in these dtypes; empty keeps all.
         changes: {axis: value} to set in every case.
-        capabilities: the number formats of the device. A dtype that the user names is tried even without kernels.
+        capabilities: the number formats of the device. Dtypes without kernels are left out, unless `only_dtypes` or
+            `changes` names a dtype.
 
     Raises:
         SpecError: a model, dtype, axis or value is unknown, or no case is left.
@@ -229,12 +237,12 @@ def unroll(
             "Run a suite with fp32, such as `bench run quick`, or choose another --device."
         )
     if not cells:
-        raise SpecError("this suite has no case with this model and dtype on this device. Run `bench list`.")
+        raise SpecError("this suite has no case with this model and dtype on this device. See `bench list`.")
     return list(cells.values())
 
 
 def default_case(model: str, device: str) -> Case:
-    """Return the first case of a model in the suites, with the size and the steps that fit the device.
+    """Return the first case of a model in the shipped suites, with the size and the steps for this kind of device.
 
     Raises:
         SpecError: the model is unknown, or no suite has it for this device.
@@ -245,7 +253,7 @@ def default_case(model: str, device: str) -> Case:
         blocks = [block for block in suite.matrix or () if model in block.model]
         if any(block.cpu if device == "cpu" else block.gpu for block in blocks):
             return unroll(suite, device, only_models=[model])[0].case
-    raise SpecError(f"no suite has a size of {model} for {device}.")
+    raise SpecError(f"no suite has a case of {model} on {device}. Choose another --device, or another model.")
 
 
 def check_names(only_models: Sequence[str], only_dtypes: Sequence[str]) -> None:
@@ -261,7 +269,7 @@ def check_names(only_models: Sequence[str], only_dtypes: Sequence[str]) -> None:
 
 
 def change(case: Case, changes: Mapping[str, str]) -> Case:
-    """Return a case with some axes changed; names and values are those of a suite's file, and `size` sets both edges.
+    """Return a case with some axes changed. Names and values are those of a suite's file; `size` sets height and width.
 
     Raises:
         SpecError: an axis or a value is unknown.
@@ -296,9 +304,9 @@ def change(case: Case, changes: Mapping[str, str]) -> Case:
 
 
 def shape_for(shapes: Sequence[Shape], lanes: float | None) -> Shape:
-    """Return the first shape whose lanes the device has.
+    """Return the first shape whose `lanes` are at most those of the device.
 
-    That is the first shape if the device's lanes are not known (such as a GPU), and the last shape if none fits.
+    If the lanes of the device are unknown (as for a GPU), this is the first shape. If none fits, it is the last one.
     """
     fitting = (shape for shape in shapes if lanes is None or (shape.lanes or 0) <= lanes)
     return next(fitting, shapes[-1])
@@ -323,7 +331,7 @@ def _cases(block: Matrix, device: str, lower: tuple[str, ...], lanes: float | No
     ):
         tasks = axes.tasks(model)
         if task and task not in tasks:
-            raise SpecError(f"{model} cannot do {task}. Choose one of: {', '.join(tasks)}.")
+            raise SpecError(f"{model} has no task {task}. Choose one of: {', '.join(tasks)}.")
         for (height, width), steps, batch in itertools.product(shape.images, shape.steps, shape.batch):
             yield Case(
                 model,
@@ -345,9 +353,10 @@ def _cases(block: Matrix, device: str, lower: tuple[str, ...], lanes: float | No
 
 
 def weights(model: str, manifest: Mapping[str, models.ModelSpec], root: Root) -> dict[str, str]:
-    """Return {architecture: snapshot folder} of the first manifest entry of each architecture that is complete on disk.
+    """Return {architecture: snapshot folder} for the architectures of a model: its own, and its base if it has one.
 
-    Empty if any architecture of the model is absent.
+    Each folder is that of the first entry in models.toml whose files are all on disk. Empty if an architecture has
+    none.
     """
     base = axes.architecture(model).get("base")
     folders = {}

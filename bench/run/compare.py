@@ -17,19 +17,21 @@ if TYPE_CHECKING:
     from bench.core.stats import Summary
 
 SLOWER, FASTER, SAME, NOT_JUDGED = "slower", "faster", "same", "could not judge"
-# A smaller difference is not reported: five runs of one undisturbed case agree within this share.
+# A smaller change is not reported: five runs of one undisturbed case differed by less than this share.
 MIN_EFFECT = 0.03
-# The memory placement of the weights changes the speed of a process for its whole life: two processes of one setting
-# on a CPU took 0.30 and 0.34 s an image (measured on a shared 2-core AMD EPYC). Pairs reallocate before each image.
+# Where the weights are in memory changes the speed of a process on a CPU for its whole life: two processes of one case
+# took 0.30 and 0.34 s an image (measured on a shared 2-core AMD EPYC). The workers of a pair reallocate weights before
+# each image, so this does not apply to pairs.
 _PLACEMENT_EFFECT = 0.15
-_PLACEMENT_NOTE = "two processes on a CPU may differ this much: `bench run --interleave` finds smaller differences"
+_PLACEMENT_NOTE = "two processes on a CPU can differ by this much. `bench run --interleave` finds smaller differences"
 
 
 @dataclass(frozen=True)
 class ComparedCase:
     """Hold the comparison of one case.
 
-    `ratio`: seconds per image, after / before. `floor`: the effect must be larger than this share.
+    `before`, `after`: seconds per image. `ratio`: after / before. `floor`: the smallest relative change that counts.
+    `state`: SLOWER, FASTER, SAME or NOT_JUDGED. `reason`: why it could not be judged.
     """
 
     name: str
@@ -43,9 +45,10 @@ class ComparedCase:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the change of each case between two runs.
+    """Hold the comparisons of all cases that two runs have in common.
 
-    `differs`: software whose versions differ, which may be the cause. `alone`: cases that only one run has.
+    `differs`: a text for each library whose version differs, which may explain a change. `alone`: the names of cases
+    that only one run has.
     """
 
     rows: tuple[ComparedCase, ...]
@@ -54,7 +57,7 @@ class Comparison:
 
     @property
     def exit(self) -> Exit:
-        """Return 3 if a case became slower, 5 if no case could be judged, otherwise 0."""
+        """Return exit code 3 if a case became slower, 5 if no case could be judged, otherwise 0."""
         states = {row.state for row in self.rows}
         if SLOWER in states:
             return Exit.VERDICT_FAIL
@@ -64,14 +67,15 @@ class Comparison:
 def compare(before: Run, after: Run, *, least: float = MIN_EFFECT) -> Comparison:
     """Compare the cases that both runs have.
 
-    A case is slower only if the 95 % interval of the ratio of the medians excludes 1, and the effect exceeds both
-    `least` and the noise, and both runs are from the same kind of machine, and neither was disturbed. The noise is the
-    larger of each run's own interval and the change of the machine's own peak rates between the runs.
+    A case is slower (or faster) only if all of this holds. The 95 % interval of the ratio of the medians excludes 1.
+    The change exceeds both `least` and the noise. Both runs are from the same kind of machine, and neither was
+    disturbed. The noise is the largest of these: each run's spread, the change of the machine's peak rates between the
+    runs, and on a CPU the effect of memory placement.
 
     Args:
         before: the older run, or the baseline.
         after: the newer run.
-        least: the smallest effect that is reported, as a share.
+        least: the smallest change that counts, as a share.
     """
     machine = "; ".join(_unlike_machines(before, after))
     earlier = {result.case: result for result in before.results}
@@ -86,7 +90,12 @@ def compare(before: Run, after: Run, *, least: float = MIN_EFFECT) -> Comparison
 
 
 def compare_pairs(run: Run, *, least: float = MIN_EFFECT) -> Comparison:
-    """Compare each pair of cases in an interleaved run, image by image."""
+    """Compare the two cases of each pair in an interleaved run, image by image.
+
+    Args:
+        run: the run, whose results are pairs.
+        least: the smallest change that counts, as a share.
+    """
     rows = [
         _row(_both(one.case, two.case), one, two, "", least, paired=True)
         for one, two in zip(run.results[::2], run.results[1::2], strict=True)
@@ -95,9 +104,9 @@ def compare_pairs(run: Run, *, least: float = MIN_EFFECT) -> Comparison:
 
 
 def paired_ratio(before: Result, after: Result) -> Summary:
-    """Return the ratio of seconds per image, after / before, of two cases that were measured in turns.
+    """Return the ratio of the seconds per image, after / before, of two cases whose images were made in turns.
 
-    Warm-up images count, since the two images of a pair are equally warm.
+    Warm-up images count too, since the two images of a pair are equally warm.
 
     Raises:
         ValueError: a case has no image.
@@ -111,7 +120,7 @@ def paired_ratio(before: Result, after: Result) -> Summary:
 
 
 def too_few_pairs(ratio: Summary) -> str | None:
-    """Return why the ratio has too few pairs to be reliable; None if it has enough."""
+    """Return the reason for which the ratio is of too few pairs to be reliable; None if it is of enough pairs."""
     if ratio.count >= stats.FEWEST_PAIRS:
         return None
     return f"{ratio.count} pairs are too few: the median needs at least {stats.FEWEST_PAIRS}"
@@ -131,7 +140,7 @@ def _row(name: str, before: Result, after: Result, machine: str, least: float, *
             *([sample.seconds / result.case.batch for sample in result.samples] for result in (before, after))
         )
         placement = _PLACEMENT_EFFECT if after.case.device == "cpu" else 0.0
-        floor = max(least, first.spread, second.spread, _moved(before, after), placement)
+        floor = max(least, first.spread, second.spread, _machine_change(before, after), placement)
     if fault:
         return ComparedCase(name, first, second, ratio, floor, NOT_JUDGED, fault)
     effect = ratio.median - 1
@@ -142,22 +151,22 @@ def _row(name: str, before: Result, after: Result, machine: str, least: float, *
 
 
 def _fault(result: Result, label: str) -> str | None:
-    """Return why a result cannot be compared; None if it can."""
+    """Return the reason for which a result cannot be compared; None if it can. `label`: "before" or "after"."""
     if result.status is not Status.OK:
         return f"{label}: {result.status.value}"
     reason = disturbance.of_case(result)
     return f"{label}: {reason}" if reason else None
 
 
-def _moved(before: Result, after: Result) -> float:
-    """Return the relative change of the machine's peak FLOPs or copy rate between the two runs, whichever is larger."""
+def _machine_change(before: Result, after: Result) -> float:
+    """Return the relative change of the machine's peak FLOPs a second or of its copy rate, whichever is larger."""
     peaks = [max(result.work.peak_flops_per_second.values(), default=0.0) for result in (before, after)]
     copies = [max(result.work.copy_bytes_per_second, default=0.0) for result in (before, after)]
     return max((max(pair) / min(pair) - 1 for pair in (peaks, copies) if all(pair)), default=0.0)
 
 
 def _unlike_machines(before: Run, after: Run) -> list[str]:
-    """Return a description of each difference between the machines."""
+    """Return a text for each difference between the machines of two runs."""
     differences = []
     for key in ("cpu", "cores", "cpu_quota", "gpus", "nvidia_driver"):
         one, two = before.machine.get(key), after.machine.get(key)

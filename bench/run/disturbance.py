@@ -1,4 +1,4 @@
-"""Decides whether other work on the host or the card disturbed a measurement, from the load measured beside it."""
+"""Decides whether other work on the host or the GPU disturbed a measurement, from the load measured beside it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from bench.core.validation_records import GpuLoadStats
 
 CLEAN, CONTENDED = "clean", "contended"
-# An undisturbed run on 2 threads waits 0.4 % of the time for a core and uses 98 % of both cores. With a third busy
+# An undisturbed case on 2 threads waits 0.4 % of the time for a core and uses 98 % of both cores. With another busy
 # process it waits 30 % and more, and uses 38 to 70 % (measured on a shared 2-core host).
 _CLEAN_WAIT_SHARE = 0.05
 _CLEAN_CPU_SHARE = 0.85
 _CLEAN_PRESSURE_SHARE = 0.25
 _CLEAN_STEAL_SHARE = 0.05
 _CLEAN_THROTTLED_SHARE = 0.1
-# The copy rate varies by a tenth from one measurement to the next. On a shared 2-core virtual machine it went from 50
-# to 32 GB/s, and a UNet from 0.64 to 0.53 s, for minutes each: most likely the hypervisor moved the virtual cores to
-# other ones, which a guest cannot see.
+# The copy rate varies by a tenth from one measurement to the next. On a shared 2-core virtual machine it changed from
+# 50 to 32 GB/s for minutes, and the time of a UNet from 0.64 to 0.53 s. Most likely the hypervisor had moved the
+# virtual cores to other physical ones, which a virtual machine cannot see.
 _SAME_MACHINE_FACTOR = 1.25
-_STEADY_SHARE = 0.05  # the images of an undisturbed case differ by less, from the first third to the last
+_STEADY_SHARE = 0.05  # the first and the last third of the images of an undisturbed case differ by less than this
 
 
 def trust(result: Result) -> Trust | None:
-    """Return whether a case's figures are undisturbed, with the reasons; None if it has no figures."""
+    """Return whether other work disturbed a case, with the reasons; None if the case has no samples."""
     if result.host is None or not result.samples:
         return None
     reasons = tuple(_disturbances(result, result.host))
@@ -38,20 +38,26 @@ def trust(result: Result) -> Trust | None:
 
 
 def same_machine(one: Result, two: Result) -> bool:
-    """Return whether two cases were measured undisturbed, with the same copy rate in memory."""
+    """Return whether two cases were both undisturbed and measured at the same copy rate.
+
+    Another copy rate shows that the speed of the machine has changed.
+    """
     copies = [max(result.work.copy_bytes_per_second, default=1.0) for result in (one, two)]
     alike = max(copies) <= _SAME_MACHINE_FACTOR * min(copies) or min(copies) == 1.0
     return alike and of_case(one) is None and of_case(two) is None
 
 
 def of_case(result: Result) -> str | None:
-    """Return why a case's numbers are disturbed; None if they are not."""
+    """Return how other work disturbed a case, as one text; None if it did not."""
     judged = result.trust or trust(result)
     return ", ".join(judged.reasons) if judged is not None and judged.state == CONTENDED else None
 
 
 def of_host(host: Host, device: str) -> str | None:
-    """Return what other processes of the host did while a device was measured; None if they did nothing."""
+    """Return what other processes of the host did while a device was measured, as one text.
+
+    None if they did nothing.
+    """
     return ", ".join(_host_disturbances(host, device)) or None
 
 
@@ -59,10 +65,10 @@ def _disturbances(result: Result, host: Host) -> Iterator[str]:
     yield from _host_disturbances(host, result.case.device)
     copies = result.work.copy_bytes_per_second
     is_changed = bool(copies) and max(copies) > _SAME_MACHINE_FACTOR * min(copies)
-    # A change of only the copy rate does not matter.
+    # A change of the copy rate matters only if the images became faster or slower too.
     if is_changed and stats.level_shift(result.samples) > _STEADY_SHARE:
         first, last = (f"{rate / 1e9:.0f}" for rate in (copies[0], copies[-1]))
-        yield f"the machine itself changed: its copy rate went from {first} to {last} GB/s"
+        yield f"the speed of the machine changed: its copy rate went from {first} to {last} GB/s"
     if host.gpu is not None:
         yield from _gpu_disturbances(host.gpu)
 

@@ -22,23 +22,24 @@ if TYPE_CHECKING:
     from bench.run.cases import Suite
 
 FP32 = "fp32"
-# A dtype that is this many times slower than fp32 has no kernels, even if torch reports some. A smaller factor proves
-# nothing: with AMX the probe's small convolution is 1.6 times slower in bf16, and a whole image is twice as fast
-# (measured on a 2-core Xeon).
+# A dtype that is more than this many times slower than fp32 counts as one without kernels, even if torch reports some.
+# A smaller factor proves nothing: with AMX the small convolution of the probe is 1.6 times slower in bf16, but a whole
+# image is twice as fast (measured on a 2-core Xeon).
 _NO_KERNEL_FACTOR = 4.0
 _PROBE_SECONDS = 120.0
 _TF32 = "tf32"  # a format of NVIDIA GPUs only
-# The preferred low precision of each kind of device is the one that programs commonly use there. The faster one in a
-# probe would differ from run to run.
+# {kind of device: the dtypes for "lower", the preferred one first}: the one that programs commonly use there. It is not
+# the faster one of a probe, which would differ from run to run.
 _PREFERRED = {"cpu": ("bf16", "fp16"), "cuda": ("fp16", "bf16"), "mps": ("fp16", "bf16")}
 
 
 @dataclass(frozen=True)
 class DtypeSupport:
-    """Hold the dtypes and the width of a device.
+    """Hold the dtypes that a device has kernels for, and the width of a CPU.
 
-    `rates`: {dtype: FLOPs a second}. `lanes`: as in a suite's shapes. `fault`: why the probe failed. `tf32`: whether a
-    GPU has TF32; None if that is not known.
+    `precisions`: the result of each probe of a dtype below fp32. `rates`: (dtype, FLOPs a second) of each successful
+    probe. `lanes`: the fp32 numbers that a CPU computes at once; None if unknown. `fault`: the reason for which the
+    dtypes could not be probed. `tf32`: whether a GPU has TF32; None if unknown.
     """
 
     device: str
@@ -50,12 +51,12 @@ class DtypeSupport:
 
     @property
     def kind(self) -> str:
-        """Return the kind of the device: cpu, cuda or mps."""
+        """Return the kind of the device: "cpu", "cuda" or "mps"."""
         return self.device.partition(":")[0]
 
     @property
     def capabilities(self) -> cases.Capabilities:
-        """Return the dtypes and the width for expanding a suite; a dtype without a probe counts as supported."""
+        """Return what `cases.unroll` needs; a dtype that was not probed counts as supported."""
         without = {precision.dtype for precision in self.precisions if not precision.kernels}
         if self.kind != "cuda" or self.tf32 is False:
             without.add(_TF32)
@@ -64,7 +65,10 @@ class DtypeSupport:
 
 
 def is_needed(suite: Suite, device: str, only_dtypes: Sequence[str]) -> bool:
-    """Return whether a suite depends on the device's dtypes or width; the probe costs an import of torch."""
+    """Return whether the cases of a suite depend on the device's dtypes or width.
+
+    Otherwise no probe has to import torch.
+    """
     blocks = [block for block in suite.matrix or () if (block.cpu if device == "cpu" else block.gpu)]
     dtypes = {name for block in blocks for name in block.dtype}
     has_shapes = any(len(block.cpu or ()) > 1 for block in blocks) and device == "cpu"
@@ -79,18 +83,18 @@ def probe(
     dtypes: Sequence[str] = cases.LOW,
     on_received: Callable[[ReceivedEvents], None] = lambda _: None,
 ) -> DtypeSupport:
-    """Probe each dtype under the interpreter, in a process of its own, with torch's report and short convolutions.
+    """Probe each dtype under the interpreter, in a worker process, with torch's report and short convolutions.
 
-    A kernel that kills the process (SIGILL) proves that its dtype is unsupported; the others are probed in a new
-    process. A hang, a lack of memory or a driver error proves nothing: the dtype then counts as supported, unless torch
-    reports that it has no kernels.
+    A kernel that kills the worker (SIGILL) proves that the device does not support its dtype; the other dtypes are
+    probed in a new worker. A hang, a lack of memory or a driver error proves nothing. The dtype then counts as
+    supported, unless torch reports that it has no kernels.
 
     Args:
-        python: the interpreter.
+        python: the interpreter of the worker.
         device: the device, such as "cpu" or "cuda:0".
-        cpus: the CPU quota of the control group; None without one.
-        dtypes: the low-precision dtypes to probe.
-        on_received: called with the events so far, at each line of the worker and twice a second.
+        cpus: the CPU quota of the control group, in cores; None without a quota.
+        dtypes: the dtypes to probe besides fp32.
+        on_received: called with all events so far, after each line of the worker and twice a second.
     """
     pending = [FP32, *dtypes]
     probes: dict[str, PrecisionProbe] = {}
@@ -104,7 +108,7 @@ def probe(
         capabilities = received.capabilities or capabilities
         probes |= {probe.dtype: probe for probe in received.precisions}
         pending = [name for name in pending if name not in probes or not probes[name].is_finished]
-        if received.phase not in pending:  # the worker ended before the first dtype or after the last one
+        if received.phase not in pending:  # the worker did not end within the probe of a dtype
             fault = worker.fault() if pending else None
             break
         is_crash = worker.code is not None and worker.code != -signal.SIGKILL
@@ -122,7 +126,10 @@ def probe(
 
 
 def _lanes(capabilities: DeviceCapabilities, cpus: float | None) -> float | None:
-    """Return the fp32 numbers that a CPU computes at once: vector width times threads; None for another device."""
+    """Return the fp32 numbers that a CPU computes at once: vector width times threads; None for another device.
+
+    `cpus`: the CPU quota, which limits the threads; None without a quota.
+    """
     if capabilities.lanes is None or capabilities.threads is None:
         return None
     threads = float(capabilities.threads)
@@ -130,9 +137,10 @@ def _lanes(capabilities: DeviceCapabilities, cpus: float | None) -> float | None
 
 
 def _has_kernels(probe: PrecisionProbe, slower: float | None) -> bool:
-    """Return whether a dtype has kernels, by torch's report and the probe.
+    """Return whether a device has kernels for a dtype, by torch's report and the probe.
 
-    A dtype that torch reports as emulated counts if it is as fast as fp32.
+    A dtype without kernels by torch's report counts if its convolution is as fast as in fp32. `slower`: the time in
+    this dtype as a multiple of the time in fp32; None if it was not measured.
     """
     if probe.fault is not None:
         return not probe.unsupported and probe.kernels is not False
@@ -142,12 +150,12 @@ def _has_kernels(probe: PrecisionProbe, slower: float | None) -> bool:
 
 
 def notes(support: DtypeSupport, suite: Suite, dtypes: Sequence[str]) -> Iterator[str]:
-    """Yield how the device changes a suite: the dtypes that are left out, the meaning of "lower", and the shapes.
+    """Yield texts on how the device changes a suite: dtypes that are left out, what "lower" means, the sizes.
 
     Args:
         support: the result of the probe.
         suite: the suite.
-        dtypes: the dtypes that the user has named.
+        dtypes: the dtypes that the user has named; empty if none.
     """
     if support.fault is not None:
         reason = support.fault.splitlines()[0]
@@ -167,14 +175,14 @@ def notes(support: DtypeSupport, suite: Suite, dtypes: Sequence[str]) -> Iterato
         elif precision.dtype in used and precision.fault is not None:
             yield f"{precision.dtype}: its probe failed ({precision.fault}); its cases run anyway"
     if _TF32 in names and _TF32 in support.capabilities.without:
-        yield f"{_TF32}: left out, since only NVIDIA GPUs from Ampere on have it"
+        yield f"{_TF32}: left out, since only NVIDIA GPUs of the Ampere generation or newer have it"
     if cases.LOWER in names:
         lower = support.capabilities.lower
         yield f"lower precision: {lower or 'none; this device has kernels for fp32 only'}"
 
 
 def describe_omission(precision: Precision, device: str) -> str:
-    """Return why a dtype is left out, for people."""
+    """Return a text for the user on the reason for which a dtype is left out."""
     kind = "CPU" if device == "cpu" else "card"
     if precision.fault is not None:
         return f"{precision.dtype}: left out, since its probe failed ({precision.fault})"

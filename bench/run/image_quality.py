@@ -1,6 +1,6 @@
-"""Compares the pictures of a run: each dtype's with the one in fp32, and each scheduler's with a reference picture.
+"""Compares the pictures of a run: those of each dtype with fp32, and those of each scheduler with a reference picture.
 
-The reference picture is the one made with the most model evaluations.
+The reference picture is the one made with the most evaluations of the model.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 _SOLVERS = {
     "ddim", "pndm", "euler", "heun", "lms", "kdpm2", "deis", "dpmpp", "dpmpp-karras", "dpmpp-2s", "unipc",
 }  # fmt: skip
-_EQUAL = 100.0  # decibels for equal pictures: JSON has no infinity, and different 8-bit pictures stay far below
-_REFERENCE_FACTOR = 2.0  # the reference solution has at least this many times the evaluations of the others
+_EQUAL = 100.0  # stored decibels of equal pictures: JSON has no infinity, and unequal 8-bit pictures have far fewer
+_REFERENCE_FACTOR = 2.0  # the reference has at least this many times the evaluations of a compared picture
 
 
 @dataclass(frozen=True)
 class PrecisionPair:
-    """Hold a picture and its counterpart in fp32.
+    """Hold a result and that of the same case in fp32 (`plain`).
 
-    `psnr`: decibels for a peak of 1; infinite if the two are equal.
+    `psnr`: the peak signal-to-noise ratio of the two pictures in decibels; infinite if they are equal.
     """
 
     result: Result
@@ -42,8 +42,7 @@ class PrecisionPair:
 class SchedulerAccuracy:
     """Hold the error of a scheduler's picture.
 
-    `error`: the root mean square difference from the reference picture, with pixels in [0, 1]. The reference picture is
-    the one made with the most model evaluations.
+    `error`: the root mean square difference from the reference picture, with pixels in [0, 1].
     """
 
     result: Result
@@ -51,7 +50,7 @@ class SchedulerAccuracy:
 
 
 def with_psnr(results: Sequence[Result], folder: Path) -> list[Result]:
-    """Return the results of a run, with the PSNR against fp32 for each picture that has a counterpart."""
+    """Return the results of a run, with the PSNR of each picture whose case was also measured in fp32."""
     psnrs = {id(pair.result): min(pair.psnr, _EQUAL) for pair in precision_pairs(results, folder)}
     return [
         replace(result, numerics=replace(result.numerics, psnr=psnrs[id(result)]))
@@ -62,7 +61,7 @@ def with_psnr(results: Sequence[Result], folder: Path) -> list[Result]:
 
 
 def precision_pairs(results: Sequence[Result], folder: Path) -> list[PrecisionPair]:
-    """Return each picture of a run whose case was also measured in fp32 with the library's default settings.
+    """Return a pair for each case that was also measured in fp32 with the library's default settings.
 
     PSNR is 10 log10(1 / mean squared error) of pixels in [0, 1], over all channels.
 
@@ -81,11 +80,11 @@ def precision_pairs(results: Sequence[Result], folder: Path) -> list[PrecisionPa
 
 
 def scheduler_accuracies(results: Sequence[Result], folder: Path) -> Iterator[tuple[Result, list[SchedulerAccuracy]]]:
-    """Yield the reference result of each model and dtype, with the errors of the other results against its picture.
+    """Yield (reference result, errors of the other results) of each group of cases.
 
-    The reference is the result with the most model evaluations. A picture is compared only if the reference has at
-    least twice as many evaluations; groups with fewer than two
-    such pictures are left out.
+    The cases of a group differ only in scheduler or steps. The reference is the result with the most evaluations of the
+    model. A picture is compared only if the reference has at least twice as many evaluations. Groups with fewer than
+    two such pictures are left out.
 
     Args:
         results: the results of the run.
@@ -105,7 +104,7 @@ def scheduler_accuracies(results: Sequence[Result], folder: Path) -> Iterator[tu
 
 
 def read_image(result: Result, folder: Path) -> bytes | None:
-    """Return the picture of a case as PNG; None if it is not in the folder, or is not PNG.
+    """Return the PNG file of a case's picture; None if it is not in the folder, or is no PNG.
 
     Only the file name of the stored path is used, since the run's file may come from an untrusted source.
     """
@@ -113,13 +112,13 @@ def read_image(result: Result, folder: Path) -> bytes | None:
         return None
     try:
         content = (folder / Path(result.numerics.image).name).read_bytes()
-    except (OSError, ValueError):  # no such file, or an invalid file name
+    except (OSError, ValueError):  # ValueError: the file name is invalid
         return None
     return content if content.startswith(b"\x89PNG") else None
 
 
 def _in_fp32(case: Case) -> Case:
-    """Return the same case in fp32 with the library's defaults for all settings that only change the rounding."""
+    """Return the same case in fp32, with the defaults for all settings that change only the rounding."""
     return replace(
         case,
         dtype="fp32",
@@ -133,9 +132,9 @@ def _in_fp32(case: Case) -> Case:
 
 
 def _solves(case: Case) -> bool:
-    """Return whether the scheduler solves the model's probability flow ODE.
+    """Return whether the scheduler of a case solves the model's probability flow ODE.
 
-    DDIM does not if it clips its predictions.
+    DDIM does not solve it if the scheduler configuration of the model clips the predictions.
     """
     if case.model not in axes.models():
         return False
@@ -148,7 +147,7 @@ def _evaluations(result: Result) -> int:
 
 
 def _distance(one: Result, two: Result, folder: Path) -> float | None:
-    """Return the root mean square of the pixel differences; None if a picture is absent or the sizes differ."""
+    """Return the root mean square difference of two pictures; None if one is absent or their sizes differ."""
     pixels = [_pixels(read_image(result, folder)) for result in (one, two)]
     if pixels[0] is None or pixels[1] is None or pixels[0].shape != pixels[1].shape:
         return None

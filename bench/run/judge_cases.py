@@ -1,4 +1,4 @@
-"""Judges a run of cases by the reliability of its own numbers; `bench.validate.judge` judges a device."""
+"""Judges a run of cases by the reliability of its own numbers; `bench.validate.judge` judges devices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def exclusion_reason(result: Result) -> str | None:
-    """Return why a setting is excluded, however fast it is; None if it is not.
+    """Return the reason for which `bench tune` must not choose a setting, however fast it is; None if there is none.
 
-    It is excluded if it failed, or if its numbers may be wrong.
+    A setting is excluded if its measurement failed, or if its numbers may be wrong.
     """
     if result.status is not Status.OK:
         return f"{result.status.value}: {result.cause}"
@@ -35,11 +35,11 @@ def exclusion_reason(result: Result) -> str | None:
 
 
 def judge(results: Sequence[Result], suite: str = "") -> Verdict:
-    """Judge a run of cases: only numbers that are known to be wrong fail it, and noise is a warning.
+    """Return the verdict on a run of cases.
 
-    fail: a case has wrong numbers. could not judge: no case was measured, or a case that can run was not, unless it is
-    not required and the budget left it no time. warn: a figure is disturbed or doubtful. `suite`: its name, for the
-    commands that measure a case again.
+    fail: a case has wrong numbers. could not judge: no case was measured, or a case that can run on the device was not.
+    (A case that is not required and had no time does not count.) warn: a figure is disturbed or doubtful. `suite`: the
+    name of the suite, for the commands that measure a case again.
     """
     wrong = [result for result in results if is_wrong(result)]
     unmeasured = [result for result in results if is_unmeasured(result) and result not in wrong]
@@ -59,7 +59,7 @@ def judge(results: Sequence[Result], suite: str = "") -> Verdict:
 
 
 def is_wrong(result: Result) -> bool:
-    """Return whether a case's numbers are known to be wrong: NaN, infinity, or beyond the tolerance to fp32."""
+    """Return whether a case has wrong numbers: NaN, infinity, or a distance from fp32 above the tolerance."""
     numerics = result.numerics
     if result.status is not Status.ERROR or numerics is None:
         return False
@@ -75,7 +75,7 @@ def is_unmeasured(result: Result) -> bool:
 
 
 def _repeat_command(result: Result, suite: str) -> str:
-    """Return the command that measures a case again, with more memory or time if that was missing."""
+    """Return "Next: " and the command that measures a case again, with less memory or more time if it lacked that."""
     case = result.case
     words = ["bench run", shlex.quote(suite) if suite else ""]
     words.append(f"--device {case.device} --model {case.model} --dtype {case.dtype}")
@@ -87,7 +87,10 @@ def _repeat_command(result: Result, suite: str) -> str:
 
 
 def judge_tuning(results: Sequence[Result], tuning: Tuning) -> Verdict:
-    """Judge a search by its default and its best setting only: an excluded setting says nothing about the machine."""
+    """Return the verdict on a run of `bench tune`, by the cases with the default and the best setting only.
+
+    Other settings may fail without a fault of the machine.
+    """
     judged = judge([result for result in results if result.case in {tuning.default, tuning.best}])
     if tuning.doubt is None:
         return judged
@@ -95,7 +98,7 @@ def judge_tuning(results: Sequence[Result], tuning: Tuning) -> Verdict:
 
 
 def _doubts(result: Result) -> Iterator[str]:
-    """Yield what is doubtful about a case that succeeded."""
+    """Yield a text for each doubtful figure of a case that was measured."""
     if result.status is not Status.OK:
         return
     if result.numerics is not None and result.numerics.repeats is False:
@@ -109,7 +112,10 @@ def _doubts(result: Result) -> Iterator[str]:
 
 
 def spec_share(result: Result) -> float | None:
-    """Return the achieved rate divided by the rate on the GPU's data sheet for the dtype; None without a data sheet."""
+    """Return the achieved FLOPs a second over those on the GPU's data sheet for the dtype.
+
+    None without such a figure.
+    """
     spec = specs.find(result.software.get("device", ""))
     achieved = stats.achieved_flops(result)
     sheet = spec[1].flops(result.case.dtype) if spec is not None else None

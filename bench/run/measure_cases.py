@@ -1,4 +1,4 @@
-"""Runs the cases of one run within its budget, one after another or in pairs, and stores the run."""
+"""Measures the cases of one run within its time budget, one after another or in pairs, and stores the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.core import stats, verdict
+from bench.core import verdict
 from bench.core.codec import plain
 from bench.core.errors import BUDGET
 from bench.core.result import SCHEMA, Result, Run, Status
@@ -18,7 +18,7 @@ from bench.core.verdict import Verdict, VerdictState
 from bench.core.worker_requests import CaseRequest
 from bench.launch import in_process, worker_process
 from bench.launch.standby import StandbyWorkers, fitting
-from bench.run import cases, disturbance, image_quality, judge_cases, progress_line, store
+from bench.run import case_outcome, cases, disturbance, image_quality, judge_cases, progress_line, store
 from provision.config import models, toml
 
 if TYPE_CHECKING:
@@ -31,16 +31,19 @@ if TYPE_CHECKING:
     from bench.run.dtype_support import DtypeSupport
     from bench.run.request import BenchHost, Progress, RunRequest
 
-_FIRST_OVERHEAD_SECONDS = 6.0  # until the first case of a model is measured
-_PREPARED_OVERHEAD_SECONDS = 3.0  # the same for a prepared worker
-_FIRST_COMPILE_SECONDS = 20.0  # added for the probe of the compiler
-_REQUIRED_SECONDS = 600.0  # the limit of a required case, even over the suite's budget
+_FIRST_OVERHEAD_SECONDS = 6.0  # the assumed time of a case besides its images, until a case of its model is measured
+_PREPARED_OVERHEAD_SECONDS = 3.0  # the same with a prepared worker
+_FIRST_COMPILE_SECONDS = 20.0  # the same for compiling, which is added
+_REQUIRED_SECONDS = 600.0  # a required case may take this long even if the suite's budget is shorter
 _PYTHON = "python"  # the only setting of a pair that is not an axis
-_LEAST_SAMPLING_SECONDS = 2.0  # the shortest sampling of a case
+_LEAST_SAMPLING_SECONDS = 2.0  # the shortest time in which a case takes its samples
 
 
 class Session:
-    """Run the cases of one run, and store it. Time that a case leaves of its share goes to the later cases."""
+    """Measure the cases of one run, and store it.
+
+    A case gets a share of the time that is left, so what a case does not use goes to the later ones.
+    """
 
     def __init__(
         self,
@@ -53,16 +56,17 @@ class Session:
         dtype_support: DtypeSupport | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        """Create the run's folder. The run's time counts from now, or from `began` (time.monotonic).
+        """Create the run's folder, and start to count the run's time.
 
         Args:
             run_request: the request of the run.
             bench: the root, the interpreter and the machine.
             budget_seconds: the time for all cases.
-            progress: receives the progress.
-            began: the start of the run; now if absent.
-            dtype_support: the probe of the device's dtypes; its rates help to predict the cost of the cases.
-            notes: how the device changes the suite. The run stores both.
+            progress: shows the progress to the user.
+            began: the start of the run (time.monotonic); None: now.
+            dtype_support: the probe of the device's dtypes, whose rates help to predict the time of the cases. The run
+                stores it.
+            notes: texts on how the device changes the suite. The run stores them.
         """
         self._run_request, self._bench, self._progress = run_request, bench, progress
         self._started = dt.datetime.now(dt.timezone.utc)
@@ -87,7 +91,7 @@ class Session:
         self._standby = StandbyWorkers(bench.python, bench.root.hub_in_use, most)
 
     def close(self) -> None:
-        """End the processes that wait for a case."""
+        """End the prepared workers that no case has taken."""
         self._standby.close()
 
     def keep(
@@ -100,8 +104,11 @@ class Session:
     ) -> Run:
         """Write the run's file, and return the run.
 
-        The verdict covers all results, or the default and the best setting of a search, or the judgements of a
-        validation.
+        Args:
+            results: the results of the cases.
+            interleaved: the cases are pairs whose images were made in turns.
+            tuning: the result of `bench tune`; the verdict then covers only the default and the best setting.
+            validation: the result of `bench validate`; the verdict then follows from its judgements.
 
         Raises:
             BlockedError: the disk is full, or cannot be written.
@@ -134,9 +141,10 @@ class Session:
         return run
 
     def measure(self, cells: list[Cell]) -> list[Result]:
-        """Measure each case once, the required ones first, and disturbed cases again while there is time.
+        """Measure each case once, the required ones first, and disturbed cases a second time if there is time.
 
-        Disturbed required cases are repeated before any other case begins.
+        A disturbed required case is repeated before any case that is not required. After Ctrl-C the cases measured so
+        far are stored, if there are any.
         """
         results: dict[int, Result] = {}
         required = [number for number, cell in enumerate(cells) if cell.required]
@@ -155,7 +163,10 @@ class Session:
     def _measure_in_order(
         self, cells: list[Cell], required: list[int], others: list[int], results: dict[int, Result]
     ) -> None:
-        """Measure the required cases, then the others; after each part, repeat its disturbed cases."""
+        """Measure the required cases, then the others, and repeat disturbed cases of each part at its end.
+
+        `required` and `others` are indexes into `cells`. The results are added to `results`, which is {index: result}.
+        """
         order = required + others
         for part in (required, others):
             seconds = {}
@@ -172,10 +183,12 @@ class Session:
                 results[number] = self.measure_again(cells[number], results[number], seconds[number], label, later)
 
     def measure_again(self, cell: Cell, before: Result, took: float, label: str, later: Sequence[Cell] = ()) -> Result:
-        """Measure a case again if it succeeded but was disturbed, while there is time; return the better result.
+        """Measure a case again if it succeeded but was disturbed and there is time.
 
-        The repetition has the time that the first one `took`, so that others can be repeated too. Only its times are
-        new: the comparison with fp32 is that of the first result. `later`: the cases after it; time for the required
+        Return the better of the two results.
+
+        It gets only the time of the first measurement (`took` seconds), so that other cases can be repeated too. The
+        comparison with fp32 is kept from the first result, `before`. `later`: the cases after it; time for the required
         ones is reserved.
         """
         disturbed = before.status is Status.OK and disturbance.of_case(before) is not None
@@ -183,11 +196,16 @@ class Session:
         if not disturbed or left < took:
             return before
         again = replace(self.run_case(cell, took, left, label, later=later), required=cell.required)
-        again = with_comparison_of(again, before)
-        return replace(again if _is_clean(again) else before, attempts=2)
+        again = case_outcome.with_comparison_of(again, before)
+        return replace(again if case_outcome.is_clean(again) else before, attempts=2)
 
     def measure_pairs(self, cells: list[Cell], one: Mapping[str, str], two: Mapping[str, str]) -> list[Result]:
-        """Measure each case in both settings, image by image in turns; equal pairs are measured once."""
+        """Measure each case in two settings whose images are made in turns.
+
+        Cases that give the same pair are measured once.
+
+        `one`, `two`: {axis: value} of each setting; the axis "python" is the interpreter.
+        """
         results: list[Result] = []
         pythons = tuple(Path(settings.get(_PYTHON, self._bench.python)) for settings in (one, two))
         axes = [{axis: value for axis, value in settings.items() if axis != _PYTHON} for settings in (one, two)]
@@ -204,21 +222,24 @@ class Session:
             if limit < start:
                 reason = f"{BUDGET} {max(left, 0):.0f} s, but starting a pair takes {start:.0f} s"
                 results += [Result(case, Status.SKIPPED, reason=reason, required=cell.required) for case in both]
-                self._progress.report(f"{label} {outcome(results[-1])}")
+                self._progress.report(f"{label} {case_outcome.text(results[-1])}")
                 continue
             began = time.monotonic()
             pair = self.run_pair(both, (pythons[0], pythons[1]), share, limit, label)
             took = time.monotonic() - began
-            if _is_disturbed(pair) and limit - took > took:
+            if case_outcome.is_disturbed_pair(pair) and limit - took > took:
                 again = self.run_pair(both, (pythons[0], pythons[1]), took, took, f"{label} again")
-                pair = again if all(map(_is_clean, again)) else pair
+                pair = again if all(map(case_outcome.is_clean, again)) else pair
             results += [replace(result, required=cell.required) for result in pair]
         return results
 
     def run_pair(
         self, both: tuple[Case, Case], pythons: tuple[Path, Path], share: float, limit: float, label: str
     ) -> list[Result]:
-        """Run two cases in turns, each under its interpreter; `share` and `limit` count from now."""
+        """Measure two cases whose images are made in turns, each under its interpreter.
+
+        No pair of images begins more than `share` seconds from now, and both cases end within `limit` seconds.
+        """
         self._progress.begin(label)
         plain_requests = [
             self._request(case, share, limit, f"{case.name}-{side}.png", python)
@@ -234,7 +255,7 @@ class Session:
             prepared=(self._standby.take(pythons[0]), self._standby.take(pythons[1])),
         )
         results = [self._finished(result, python) for result, python in zip(measured, pythons, strict=True)]
-        self._progress.report(f"{label} {' / '.join(outcome(result) for result in results)}")
+        self._progress.report(f"{label} {' / '.join(case_outcome.text(result) for result in results)}")
         return results
 
     def run_case(
@@ -247,15 +268,15 @@ class Session:
         checks: float | None = None,
         later: Sequence[Cell] = (),
     ) -> Result:
-        """Run one case: no image begins more than `share` seconds from now, and the case ends within `limit`.
+        """Measure one case: no image begins more than `share` seconds from now, and it ends within `limit` seconds.
 
-        The checks after its samples end within `checks` seconds, if that is given. `later`: the cases after it.
+        `checks`: the seconds from now within which its checks end; None: `limit`. `later`: the cases after it.
         """
         start = self.overhead(cell.case)
         if limit < start:
             reason = f"{BUDGET} {max(limit, 0):.0f} s, but starting a case takes {start:.0f} s"
             result = Result(cell.case, Status.SKIPPED, reason=reason)
-            self._progress.report(f"{label} {outcome(result)}")
+            self._progress.report(f"{label} {case_outcome.text(result)}")
             return result
         self._progress.begin(label)
         python = self._bench.python
@@ -278,24 +299,24 @@ class Session:
             images = (*result.warmups, *result.samples)
             image_seconds = sum(image.seconds for image in images) + (result.phases.first_image_seconds or 0.0)
             took = max(0.0, time.monotonic() - began - image_seconds)
-            # A start that other processes slowed down would make later cases seem too expensive: the shortest counts.
+            # The least time counts: a start that other processes slowed down would make the prediction too long.
             if disturbance.of_case(result) is None or took < start:
                 key = (cell.case.model, cell.case.compile)
                 self._overheads[key] = min(took, self._overheads.get(key, took))
-        self._progress.report(f"{label} {outcome(result)}")
+        self._progress.report(f"{label} {case_outcome.text(result)}")
         return result
 
     def _progress_line(
         self, label: str, overhead: float, share: float, later: Sequence[Cell]
     ) -> Callable[[ReceivedEvents], None]:
-        """Return the callback that shows the progress of a case."""
+        """Return a function that shows the progress of a case, to be called with the events of its worker."""
         now, title = time.monotonic(), " ".join(label.split())
         required = sum(cell.required for cell in later) if self._run_request.budget_seconds is None else 0
         progress = progress_line.CaseProgress(title, overhead, now, now + share, self.ends, len(later), required)
         return lambda received: self._progress.update(lambda: f"  {progress.line(received)}")
 
     def overhead(self, case: Case) -> float:
-        """Return the seconds that a case takes besides its images: the shortest of its model so far."""
+        """Return the seconds that a case takes besides its images: the least of the cases of its model so far."""
         extra = _FIRST_COMPILE_SECONDS if case.compile != "eager" else 0.0
         first = _PREPARED_OVERHEAD_SECONDS if self._standby.size > 1 else _FIRST_OVERHEAD_SECONDS
         return self._overheads.get((case.model, case.compile), first + extra) + self._standby.seconds_per_worker
@@ -303,21 +324,19 @@ class Session:
     def prepare(self, case: Case, needed: int) -> None:
         """Prepare workers for this case and later ones, if none is left and the case runs on a CUDA device.
 
-        On a CPU the images of a case take longer than its start, and the imports of others would disturb them.
-
-        Args:
-            case: the next case.
-            needed: the number of workers that the rest of the run needs.
+        On a CPU a case gains little, since its images take longer than its start; and the imports would disturb other
+        cases. `needed`: the number of workers that the rest of the run needs.
         """
         if case.device.startswith("cuda") and not self._standby.count:
             self._progress.begin("  importing the libraries for the next cases")
             self._standby.fill(needed)
 
     def _times(self, later: Sequence[Cell], *, processes: int = 1) -> tuple[float, float]:
-        """Return this case's share of the time left, and the time left for it.
+        """Return (share, limit) of a case in seconds from now.
 
-        The budget is spent in order: the share is that of as many cases as fit with few images each. Time is reserved
-        for the start of later required cases alone; an optional case that finds no time is skipped.
+        The share is that of as many cases as fit into the time left with few images each, in their order. Below the
+        limit, only the time in which later required cases start is reserved, so other cases may find no time and are
+        skipped. `processes`: the processes of a case: 1, or 2 for a pair.
         """
         left = self.ends - time.monotonic()
         costs = [processes * (self.overhead(cell.case) + _LEAST_SAMPLING_SECONDS) for cell in later]
@@ -326,10 +345,10 @@ class Session:
         return left / (fitting + 1), left - reserved
 
     def measure_one(self, cell: Cell, later: Sequence[Cell], label: str) -> Result:
-        """Run one case with its share of the time that is left.
+        """Measure one case within its share of the time that is left.
 
-        Any case may use all time that the later required ones do not need for their start. Without `--budget` the
-        samples of a required case, but not the checks after them, may exceed the suite's budget.
+        A case may use all of it except for the time in which later required cases start. Without `--budget` the samples
+        of a required case may exceed the suite's budget, but not its checks.
         """
         self.prepare(cell.case, len(later) + 1)
         share, limit = self._times(later)
@@ -366,34 +385,5 @@ class Session:
         return replace(result, trust=disturbance.trust(result))
 
 
-def with_comparison_of(result: Result, before: Result) -> Result:
-    """Return a result that has the comparison with fp32 of an earlier result, if it has none of its own."""
-    one, two = before.numerics, result.numerics
-    if one is None or two is None or one.forward_error is None or two.forward_error is not None:
-        return result
-    return replace(
-        result,
-        numerics=replace(two, forward_error=one.forward_error, tolerance=one.tolerance, not_compared=None),
-    )
-
-
 def _unreached(cell: Cell) -> Result:
     return Result(cell.case, Status.SKIPPED, reason="interrupted before its turn", required=cell.required)
-
-
-def _is_clean(result: Result) -> bool:
-    return result.status is Status.OK and disturbance.of_case(result) is None
-
-
-def _is_disturbed(pair: Sequence[Result]) -> bool:
-    """Return whether both results of a pair were measured and at least one was disturbed."""
-    return all(result.status is Status.OK for result in pair) and not all(map(_is_clean, pair))
-
-
-def outcome(result: Result) -> str:
-    """Return the outcome of a case in a few words."""
-    steps = stats.step_seconds(result)
-    if result.status is Status.OK and steps is not None:
-        disturbed = disturbance.of_case(result)
-        return f"{steps.median:.3g} s/step over {len(result.samples)} images{f' ({disturbed})' if disturbed else ''}"
-    return f"{result.status.value}: {result.cause}".removesuffix(": ")

@@ -11,7 +11,7 @@ from bench.core import stats
 if TYPE_CHECKING:
     from bench.launch.received_events import ReceivedEvents
 
-_EXTRA_IMAGES = 2  # the first image, and the image of the checks
+_EXTRA_IMAGES = 2  # images besides the samples: the first one, and the one of the checks
 _FIRST = "first image"
 _PHASES = {
     "start": "starting its process",
@@ -27,11 +27,12 @@ _PHASES = {
 
 @dataclass(frozen=True)
 class CaseProgress:
-    """Hold the title and the time limits of a case before it begins.
+    """Hold what the progress line of a case needs besides the events of its worker.
 
-    `title`: its title. `overhead`: the seconds that a case takes besides its images. `began`, `share_ends` and `ends`
-    (time.monotonic): its start, the end of its share, after which no image begins, and the end of the run's budget.
-    `later`: the number of cases after it; `required`: the number of these that run even over the budget.
+    `title`: the text before the progress. `overhead`: the seconds that a case takes besides its images. `began`,
+    `share_ends` and `ends` are times of time.monotonic: the start of the case, the end of its share of the time, after
+    which no image begins, and the end of the run's budget. `later`: the number of cases after it. `required`: the
+    number of these that run even after the budget is used up.
     """
 
     title: str
@@ -43,7 +44,7 @@ class CaseProgress:
     required: int = 0
 
     def line(self, received: ReceivedEvents, now: float | None = None) -> str:
-        """Return the current activity, the progress of the case, and the seconds left for the run."""
+        """Return the line: what the worker does now, the progress of the case, and the seconds left for the run."""
         now = time.monotonic() if now is None else now
         count, image = len(received.samples), _image_seconds(received, now)
         images = self._images(count, image, now)
@@ -62,16 +63,28 @@ class CaseProgress:
         return f"{self.title}: {activity}; about {left:.0f} s left for the run"
 
     def _images(self, count: int, image: float | None, now: float) -> int:
-        """Return the number of images that fit in the case's share of the time, within three to six."""
+        """Return the predicted number of images of the case: those that fit in its share of the time, three to six.
+
+        Args:
+            count: the images made so far.
+            image: the seconds of an image; None if unknown.
+            now: the present time (time.monotonic).
+        """
         if image is None:
             return stats.ENOUGH_SAMPLES
         fitting = count + int(max(0.0, self.share_ends - now) / image)
         return max(stats.MIN_SAMPLES, count, min(stats.ENOUGH_SAMPLES, fitting))
 
     def _left(self, received: ReceivedEvents, image: float | None, images: int, now: float) -> float:
-        """Return the predicted seconds of this case and the later ones.
+        """Return the predicted seconds until the end of the run.
 
-        Each later case takes as long as this one, within the budget.
+        Each later case is assumed to take as long as this one, within the budget.
+
+        Args:
+            received: the events of the worker.
+            image: the seconds of an image; None if unknown.
+            images: the predicted number of images of this case.
+            now: the present time (time.monotonic).
         """
         image_seconds = image or 1.0
         whole = self.overhead + (images + _EXTRA_IMAGES) * image_seconds
@@ -84,7 +97,10 @@ class CaseProgress:
 
 
 def _image_seconds(received: ReceivedEvents, now: float) -> float | None:
-    """Return the seconds of an image: those of the last one, or predicted, but at least the time since it began."""
+    """Return the seconds of an image: those of the last one, or a prediction for the first one; None if unknown.
+
+    While the first image is made, it is at least the time since its begin.
+    """
     if received.samples:
         return received.samples[-1].seconds
     if received.phases.first_image_seconds is not None:

@@ -1,4 +1,4 @@
-"""Renders a case as code to paste: diffusers calls, all settings that differ from its defaults, one batch of images."""
+"""Renders a case as Python code for the user: diffusers calls with all settings that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def code(case: Case, manifest: Mapping[str, ModelSpec]) -> str:
-    """Return Python code that generates images like a case.
+    """Return Python code that generates one batch of images with the settings of a case.
 
     Args:
-        case: the settings.
-        manifest: the known models; for a model without an entry the code has a placeholder.
+        case: the case.
+        manifest: the entries of models.toml by name; for a model without an entry the code has a placeholder.
     """
     import jinja2
 

@@ -1,4 +1,4 @@
-"""Defines the request of a run, the host that it uses, and the interface for its progress."""
+"""Defines the options of a run, the host that it uses, and the interface that shows its progress."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """Hold the options of a run.
+    """Hold the options of `bench run`, `bench tune` and `bench validate`.
 
-    `interleave`: the two settings of a pair, such as "dtype=bf16,layout=channels_last".
+    `out`: the folder of all runs. `python`: the measured interpreter. `root`, `host`, `envs`: as the flags of
+    `provision`. `models`, `dtypes`: keep only these; empty keeps all. `interleave`: the two settings of a pair, such as
+    ("dtype=fp32", "dtype=bf16,layout=channels_last"). `changes`: settings "axis=value" for every case. `in_process`:
+    measure in this process, for a debugger. `command`: the command that repeats the run.
     """
 
     suite: str
@@ -38,21 +41,21 @@ class RunRequest:
 
 
 class Progress(Protocol):
-    """Show a user which case of a run is measured, and its outcome."""
+    """Show the user which case of a run is measured, and its outcome."""
 
     def begin(self, line: str) -> None:
-        """Show the line of a case that begins."""
+        """Show that the case of this line begins."""
 
     def update(self, line: Callable[[], str]) -> None:
-        """Show the current activity; `line` is called only if its text is shown."""
+        """Show the present activity instead of the last one; `line` is called only if its text is shown."""
 
     def report(self, line: str) -> None:
-        """Show a line that stays."""
+        """Show a line that stays on the screen."""
 
 
 @dataclass(frozen=True)
 class BenchHost:
-    """Hold the root, the interpreter and the machine of a run."""
+    """Hold the root, the measured interpreter, the facts of the machine, and the folder `envs`."""
 
     root: Root
     python: Path

@@ -1,4 +1,4 @@
-"""Reads and writes runs: a folder per run with its run.json and pictures, and baselines by name."""
+"""Reads and writes runs: each run has a folder with run.json and pictures; a baseline is a run stored under a name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BASELINES = "baselines"
-_VALIDATION = "-validate-"  # a part of each validation's id, since the id has the suite's name
+_VALIDATION = "-validate-"  # the id of every validation contains this, since the suite's name is a part of an id
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def keep(run: Run, folder: Path) -> Path:
-    """Write a run's run.json into its folder, whole or not at all.
+    """Write a run into the run.json of its folder, and return the path.
+
+    A file is either written completely or not at all.
 
     Raises:
         BlockedError: the disk is full, or cannot be written.
@@ -30,7 +32,7 @@ def keep(run: Run, folder: Path) -> Path:
 
 
 def keep_baseline(run: Run, name: str, out: Path) -> Path:
-    """Store a run as a baseline; it replaces a baseline of the same name.
+    """Store a run as the baseline of this name, in place of an earlier one; return the path.
 
     Raises:
         SpecError: the name is invalid.
@@ -42,7 +44,12 @@ def keep_baseline(run: Run, name: str, out: Path) -> Path:
 
 
 def write(run: Run, path: Path, *, flag: str = "--out") -> Path:
-    """Write a run's file, whole or not at all; `flag` is the flag that chooses another folder, for the error message.
+    """Write a run to a file, completely or not at all, and return the path.
+
+    Args:
+        run: the run.
+        path: the file.
+        flag: the flag with which the user can choose another folder, for the message of an error.
 
     Raises:
         BlockedError: the disk is full, or cannot be written.
@@ -53,22 +60,25 @@ def write(run: Run, path: Path, *, flag: str = "--out") -> Path:
         part.write_text(dumps(run) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(part)  # a failed write does not set it
+        error.filename = error.filename or str(part)  # the error of a failed write has no file name
         raise from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag=flag) from error
     return path
 
 
 def baselines(out: Path) -> list[str]:
-    """Return the names of the baselines in a folder."""
+    """Return the sorted names of the baselines in the folder of all runs."""
     return sorted(file.stem for file in (out / _BASELINES).glob("*.json"))
 
 
 def find(name: str, out: Path, *, validation: bool | None = None) -> Path:
     """Return the path of a run's JSON file.
 
-    `name`: a run's id, the path of its folder or of its file, or the name of a baseline; "" selects the last run.
-    `validation`: applies to the last run only: it must be a validation (True), must not be one (False), or may be
-    either (None).
+    Args:
+        name: the id of a run, the path of its folder or of its file, or the name of a baseline; "" selects the last
+            run.
+        out: the folder of all runs.
+        validation: for the last run: select the last validation (True), the last other run (False), or the last of all
+            (None).
 
     Raises:
         FirstlightError: there is no such run.
@@ -89,7 +99,7 @@ def find(name: str, out: Path, *, validation: bool | None = None) -> Path:
 
 
 def load(name: str, out: Path, *, validation: bool | None = None) -> Run:
-    """Return the run that `find` locates.
+    """Return the run whose file `find` returns for these arguments.
 
     Raises:
         FirstlightError: there is no such run, or this version cannot read it.
@@ -106,12 +116,12 @@ def load(name: str, out: Path, *, validation: bool | None = None) -> Run:
 
 
 def _check(run: Run) -> None:
-    """Reject values that firstlight never writes and that the readers of a run cannot handle.
+    """Reject values that firstlight never writes and that reports cannot handle.
 
     Raises:
         ValueError: the run has such a value.
     """
-    dumps(run).encode("utf-8")  # fails for half of a surrogate pair
+    dumps(run).encode("utf-8")  # raises for a lone surrogate, which JSON can hold and UTF-8 cannot
     gpus = run.machine.get("gpus", [])
     is_list = isinstance(gpus, list) and all(isinstance(gpu, dict) for gpu in gpus)
     names = [gpu.get("name") for gpu in gpus] if is_list else [None]

@@ -1,4 +1,4 @@
-"""Runs a suite within its budget: chooses the device, expands the cases, measures and stores them."""
+"""Runs a suite within its time budget: chooses the device, expands the suite into cases, measures and stores them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(run_request: RunRequest, progress: Progress) -> Run:
 
 
 def settings(text: str) -> dict[str, str]:
-    """Return the settings of a text "axis=value,axis=value".
+    """Return {axis: value} of a text "axis=value,axis=value".
 
     Raises:
         SpecError: the text is not of this form.
@@ -72,10 +72,10 @@ def settings(text: str) -> dict[str, str]:
 
 
 def find_bench(run_request: RunRequest) -> BenchHost:
-    """Return the root, the interpreter and the machine of a run.
+    """Return the root, the measured interpreter and the machine of a run.
 
     Raises:
-        BlockedError: there is no interpreter.
+        BlockedError: the interpreter does not exist.
     """
     host = host_config.load_host(run_request.host)
     envs = layout.envs_folder(run_request.envs)
@@ -88,7 +88,7 @@ def find_bench(run_request: RunRequest) -> BenchHost:
 
 
 def find_root(run_request: RunRequest) -> Root:
-    """Return the root that the request names, or that of this host's provider profile.
+    """Return the root that the request names, or else the root of this host's provider profile.
 
     Raises:
         BlockedError: another user can change the records of the root.
@@ -101,12 +101,12 @@ def find_root(run_request: RunRequest) -> Root:
 
 
 def choose_device(run_request: RunRequest, bench: BenchHost, progress: Progress) -> str:
-    """Return the device of the run.
+    """Return the device of the run: "cpu", "cuda:N" or "mps".
 
     Raises:
         BlockedError: the requested device cannot be used.
     """
-    # Without a GPU, auto can only mean the CPU: no worker needs to import torch.
+    # On a host without a GPU, "auto" is the CPU, and no worker has to import torch to find that out.
     needs_query = (
         run_request.device not in {"auto", "cpu"} or bool(bench.machine.gpus) or bench.machine.system == "darwin"
     )
@@ -117,14 +117,14 @@ def choose_device(run_request: RunRequest, bench: BenchHost, progress: Progress)
     chosen = device_choice.choose(run_request.device, machine, query)
     if run_request.device == "auto" and chosen == "cpu" and bench.machine.gpus and query is not None:
         fault = diagnosis.diagnose(machine, query)
-        progress.report(f"on the CPU: {fault.text if fault is not None else 'torch lists no card'}")
+        progress.report(f"the CPU is used: {fault.text if fault is not None else 'torch lists no card'}")
     return chosen
 
 
 def find_cells(
     suite: Suite, run_request: RunRequest, bench: BenchHost, device: str, progress: Progress
 ) -> tuple[dtype_support.DtypeSupport, tuple[str, ...], list[Cell]]:
-    """Return the dtype support of the device, the notes on the suite's changes, and the cases for the device.
+    """Return what is known about the device's dtypes, the texts on how it changes the suite, and the cases.
 
     Raises:
         SpecError: no case is left.

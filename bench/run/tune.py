@@ -1,4 +1,7 @@
-"""Searches a model's fastest setting on a device, axis by axis; each try is measured and compared with fp32."""
+"""Searches the fastest setting of a model on a device, axis by axis.
+
+Each setting is measured and compared with fp32.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from bench.core.codec import plain
 from bench.core.errors import BUDGET, PARTNER, Exit
 from bench.core.result import Status, Tuning
 from bench.gpu import choose_device
-from bench.run import cases, compare, disturbance, judge_cases, recipe, suite_run
+from bench.run import case_outcome, cases, compare, disturbance, judge_cases, recipe, suite_run
 from bench.run import measure_cases as run_session
 from provision.config import models, toml
 from provision.core.errors import FirstlightError, SpecError
@@ -27,18 +30,22 @@ if TYPE_CHECKING:
     from bench.run.request import BenchHost, Progress, RunRequest
 
 BUDGETS = {"cpu": 300.0, "cuda": 240.0, "mps": 300.0}
-# The attention kernels to try besides torch's own choice. On a CPU torch has two kernels. "sliced" is left out, since
-# it saves memory and costs time.
+# {kind of device: the values of the axis `attention` to try besides "sdpa"}. On a CPU torch has two kernels. "sliced"
+# is left out, since it saves memory and takes more time.
 _ATTENTIONS = {"cpu": ("flash", "eager"), "cuda": ("flash", "efficient", "cudnn", "eager"), "mps": ("eager",)}
 _COMPILES = {"cpu": ("compiled",), "cuda": ("compiled", "compiled-graphs"), "mps": ()}
 _MAX_BATCH = 64
 _MEMORY_SHARE = 0.9  # a larger batch is tried if its predicted memory is below this share of the free memory
-_MAX_DRIFT = 1.6  # a larger ratio is not a drift of the machine: the largest seen is 1.3, on a shared host
+_MAX_DRIFT = 1.6  # a change of the machine's speed does not explain a larger ratio; 1.3 was seen on a shared host
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """Hold the result of a search: `default` and `best` as last measured, all tries, and the stored run."""
+    """Hold the result of a search.
+
+    `default`, `best`: the results of these settings as last measured. `tries`: the results of all settings. `run`: the
+    stored run. `tuning`: the part of the run about the search.
+    """
 
     default: Result
     best: Result
@@ -48,20 +55,20 @@ class TuneResult:
 
     @property
     def exit(self) -> Exit:
-        """Return 5 if the result is doubtful, otherwise 0."""
+        """Return exit code 5 if the result is doubtful, otherwise 0."""
         return Exit.NOT_JUDGED if self.tuning.doubt else Exit.GOOD
 
 
 def tune(run_request: RunRequest, progress: Progress) -> TuneResult:
     """Search the fastest setting of one model; axes in `run_request.changes` are fixed and not searched.
 
-    A setting is excluded if its numbers are out of tolerance, it crashes, or it runs out of memory. The default is fp32
-    and contiguous, as diffusers loads a model; on a GPU with TF32 the default uses TF32, like torch's own convolutions.
-    This makes the gain too small rather than too large.
+    A setting is excluded if its numbers are out of tolerance, or if it crashes or needs too much memory. The default is
+    fp32 and contiguous, as diffusers loads a model; on a CUDA device it is TF32, as torch's own convolutions compute.
+    So the gain is rather too small than too large.
 
     Raises:
         SpecError: a name or a setting is unknown.
-        FirstlightError: the default itself cannot be measured.
+        FirstlightError: the default setting cannot be measured.
         BlockedError: the device, the interpreter or the disk cannot be used.
     """
     choose_device.check_name(run_request.device)
@@ -82,7 +89,7 @@ def tune(run_request: RunRequest, progress: Progress) -> TuneResult:
 
 
 def to_json(tuned: TuneResult) -> dict[str, Any]:
-    """Return the result of a search in JSON's own types."""
+    """Return the result of a search with the types of JSON, as `bench tune --json` prints it."""
     default = stats.least_image_seconds(tuned.default)
     tries = [
         {
@@ -105,7 +112,7 @@ def to_json(tuned: TuneResult) -> dict[str, Any]:
 
 
 def _default(model: str, device: str, fixed: Mapping[str, str]) -> Case:
-    """Return the case as diffusers loads the model, with a size that fits the device."""
+    """Return the case with the settings with which diffusers loads the model, and a size that fits the device."""
     plain = {"dtype": "tf32" if device.startswith("cuda") else "fp32", "layout": "contiguous", "batch": "1"}
     return cases.change(cases.default_case(model, device), plain | dict(fixed))
 
@@ -122,7 +129,7 @@ class _Search:
     best: Result = field(init=False)
 
     def run(self) -> TuneResult:
-        """Measure the default, search, and measure the default and the best again in turns."""
+        """Measure the default, search, and then measure the default and the best setting again in turns."""
         first = self._measure(self.default, later=8)
         if first.status is not Status.OK:
             raise FirstlightError(
@@ -139,7 +146,10 @@ class _Search:
         return self._confirmed(self.best)
 
     def _precisions(self, best: Case) -> Iterator[tuple[Case, int]]:
-        """Yield each dtype in each layout; a dtype that failed is not tried in a second layout."""
+        """Yield (case, number of later tries) for each dtype in each memory format.
+
+        A dtype that failed in one memory format is not tried in another.
+        """
         dtypes = [name for name in DTYPES if name != "fp64" and (name != "tf32" or best.device.startswith("cuda"))]
         searched = [best.dtype] if "dtype" in self.fixed else dtypes
         layouts = [best.layout] if "layout" in self.fixed else LAYOUTS
@@ -154,12 +164,14 @@ class _Search:
                 failed.add(dtype)
 
     def _attentions(self, best: Case) -> Iterator[tuple[Case, int]]:
+        """Yield (case, number of later tries) for each attention that the device may have."""
         if "attention" not in self.fixed:
             kernels = _ATTENTIONS[best.device.partition(":")[0]]
             for number, attention in enumerate(kernels):
                 yield replace(best, attention=attention), len(kernels) - number + 1
 
     def _compiles(self, best: Case) -> Iterator[tuple[Case, int]]:
+        """Yield (case, number of later tries) for each mode of torch.compile, until one fails."""
         if "compile" not in self.fixed:
             for mode in _COMPILES[best.device.partition(":")[0]]:
                 case = replace(best, compile=mode)
@@ -168,7 +180,7 @@ class _Search:
                     return
 
     def _batches(self, best: Case) -> Iterator[tuple[Case, int]]:
-        """Yield twice the batch as long as that is faster per image and fits in memory."""
+        """Yield twice the batch of the last case, as long as that was faster per image and fits in memory."""
         batch = best.batch * 2
         while "batch" not in self.fixed and batch <= _MAX_BATCH and self._fits(self.best, batch):
             yield replace(best, batch=batch), 0
@@ -177,32 +189,36 @@ class _Search:
             batch *= 2
 
     def _fits(self, before: Result, batch: int) -> bool:
-        """Return whether a batch fits in the host's memory.
+        """Return whether a batch fits in the host's memory, which is assumed to grow in proportion to the batch.
 
-        Memory is assumed to grow in proportion to the batch. A GPU raises an error itself, so it is not checked.
+        It is not checked for a GPU, where a batch that is too large only raises an error.
         """
         if before.case.device.startswith("cuda") or before.memory.host_run_peak_bytes is None:
             return True
         import psutil
 
         predicted = before.memory.host_run_peak_bytes * batch / before.case.batch
-        available = min(psutil.virtual_memory().available, self.bench.machine.memory_bytes)  # a container may have less
+        # psutil reports the memory of the machine; a container may be allowed less.
+        available = min(psutil.virtual_memory().available, self.bench.machine.memory_bytes)
         return predicted < _MEMORY_SHARE * available
 
     def _measure(self, case: Case, later: int) -> Result:
-        """Measure one try within its share of the time; time for the confirmation is reserved."""
+        """Measure one setting within its share of the time; time for the final measurement in turns is reserved.
+
+        `later`: the number of tries after this one.
+        """
         self.session.prepare(case, later + 3)
         left = self.session.ends - time.monotonic() - self._reserve(case.batch)
         if case.compile != "eager":
-            left /= 2  # the confirmation compiles once more
+            left /= 2  # the final measurement in turns compiles once more
         result = self.session.run_case(cases.Cell(case, find_max=False), left / (later + 1), left, f"  {case.name:<60}")
         self.tries[case] = result
         return result
 
     def _is_faster(self, candidate: Result, later: int) -> bool:
-        """Return whether a try is correct and faster than the best.
+        """Return whether a setting has right numbers and is faster than the best one so far.
 
-        If the machine changed between the two, both are measured again in turns.
+        If the speed of the machine changed between the two measurements, both are measured again in turns.
         """
         best = self.best
         if judge_cases.exclusion_reason(candidate) or disturbance.same_machine(candidate, best):
@@ -224,12 +240,12 @@ class _Search:
         if not all(result.status is Status.OK for result in pair):
             return _beats(candidate, best)
         gain = compare.paired_ratio(pair[0], pair[1])
-        # The interval of a few pairs is too wide; the confirmation detects a wrong choice.
+        # The interval of a few pairs is too wide to be sure. The final measurement in turns detects a wrong choice.
         is_sure = gain.high < 1 or compare.too_few_pairs(gain) is not None
         return is_sure and gain.median < 1 - compare.MIN_EFFECT
 
     def _reserve(self, batch: int) -> float:
-        """Return the seconds for the confirmation: the start of two processes, and the pairs that an interval needs."""
+        """Return the seconds of the final measurement in turns: the start of two processes, and the pairs needed."""
         first = self.tries.get(self.default)
         if first is None:
             return 0.0
@@ -237,7 +253,7 @@ class _Search:
         return 2 * self.session.overhead(self.default) + (stats.FEWEST_PAIRS + 3) * images
 
     def _confirmed(self, best: Result) -> TuneResult:
-        """Measure the default and the best in turns, and again if that was disturbed and time is left."""
+        """Measure the default and the best setting in turns, and once more if that was disturbed and there is time."""
         first = self.tries[self.default]
         pair = self._pair(best, self.session.ends - time.monotonic(), "")
         faults = sorted(
@@ -249,7 +265,7 @@ class _Search:
         one, two = pair
         gain = compare.paired_ratio(two, one)
         if gain.low <= 1:
-            note = f"{', '.join(best.case.settings)} seemed faster, but was not when measured in turns with the default"
+            note = f"{', '.join(best.case.settings)} looked faster, but measured in turns with the default it was not"
             return self._finish(one, one, None, notes=(note,))
         few = compare.too_few_pairs(gain)
         return self._finish(one, two, gain, doubt=_doubt(pair) or few)
@@ -260,7 +276,7 @@ class _Search:
         both = (self.default, best.case)
         pythons = (self.bench.python, self.bench.python)
         measured = self.session.run_pair(both, pythons, limit, limit, f"  default / best{again}")
-        pair = [run_session.with_comparison_of(result, self.tries[result.case]) for result in measured]
+        pair = [case_outcome.with_comparison_of(result, self.tries[result.case]) for result in measured]
         took = time.monotonic() - began
         is_good = all(result.status is Status.OK for result in pair)
         if again or not (is_good and _doubt(pair)) or self.session.ends - time.monotonic() < took:
@@ -276,7 +292,7 @@ class _Search:
         tries = tuple(self.tries.values())
         untried = sum(self._is_untried(result) for result in tries)
         if untried:
-            notes += (f"{untried} of {len(tries)} settings were not tried, since the time was used up: raise --budget",)
+            notes += (f"{untried} of {len(tries)} settings were not tried for lack of time. Use a larger --budget",)
         if best is default:
             doubt = doubt or _doubt(tries) or (notes[-1] if untried else None)
         manifest = toml.load_tables(self.bench.envs / "models.toml", models.ModelSpec)
@@ -293,7 +309,7 @@ class _Search:
         return TuneResult(default, best, tries, self.session.keep(tries, tuning=tuning), tuning)
 
     def _is_untried(self, result: Result) -> bool:
-        """Return whether a try had no time, and is not predicted to be slower than the default."""
+        """Return whether a setting had no time, unless it is predicted to be slower than the default."""
         default_steps = stats.step_seconds(self.tries[self.default])
         predicted = result.work.predicted_step_seconds
         is_slower = default_steps is not None and predicted is not None and predicted > default_steps.median
@@ -301,7 +317,7 @@ class _Search:
 
 
 def _beats(candidate: Result, best: Result) -> bool:
-    """Return whether a try is correct and faster by more than two tries of one setting differ."""
+    """Return whether a setting has right numbers and is faster than the best by more than the noise of a setting."""
     both = [summary for result in (candidate, best) if (summary := stats.image_seconds(result)) is not None]
     if judge_cases.exclusion_reason(candidate) or len(both) < 2:
         return False

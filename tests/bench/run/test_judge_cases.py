@@ -144,7 +144,7 @@ def drifting(*seconds: float) -> tuple[Sample, ...]:
 def test_changed_copy_rate_with_changed_images_is_a_disturbance() -> None:
     work = replace(a_result().work, copy_bytes_per_second=(50e9, 47e9, 32e9))
     slower = a_result(work=work, samples=drifting(2.0, 2.0, 2.0, 2.3, 2.3, 2.3))
-    assert disturbance.of_case(slower) == "the machine itself changed: its copy rate went from 50 to 32 GB/s"
+    assert disturbance.of_case(slower) == "the speed of the machine changed: its copy rate went from 50 to 32 GB/s"
     assert disturbance.of_case(replace(slower, work=replace(work, copy_bytes_per_second=(50e9, 44e9)))) is None
 
 

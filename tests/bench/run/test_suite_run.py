@@ -13,7 +13,7 @@ import pytest
 from bench.core.result import Precision, Result, Run, Status
 from bench.core.worker_requests import CaseRequest
 from bench.launch import in_process, worker_process
-from bench.run import compare, dtype_support, measure_cases, request, store, suite_run
+from bench.run import case_outcome, compare, dtype_support, measure_cases, request, store, suite_run
 from provision.core.errors import BlockedError, SpecError
 from tests.bench.conftest import a_case
 from tests.bench.fake_workers import PACED_IMAGES, PLAIN, WORKER, RecordedProgress
@@ -340,10 +340,10 @@ def logged_requests() -> list[dict[str, Any]]:
 
 
 def test_outcome_has_the_status_and_the_first_line_of_the_reason() -> None:
-    assert measure_cases.outcome(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"
+    assert case_outcome.text(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"
 
 
-def test_run_uses_the_home_s_own_hub_beside_that_of_another_home(tmp_path: Path, home: Path) -> None:
+def test_run_uses_the_hub_of_the_home_beside_that_of_another_home(tmp_path: Path, home: Path) -> None:
     host = tmp_path / "host.toml"
     host.write_text("relocate = []\n")
     (tmp_path / "cache/huggingface/hub").mkdir(parents=True)

@@ -218,7 +218,7 @@ def test_setting_that_is_slower_when_confirmed_is_not_recommended(search: Callab
     assert tuned.tuning.gain is None
     assert tuned.exit is Exit.GOOD
     assert tuned.tuning.notes == (
-        "bf16, batch 2, channels_last seemed faster, but was not when measured in turns with the default",
+        "bf16, batch 2, channels_last looked faster, but measured in turns with the default it was not",
     )
     assert "dtype=torch.float32" in tuned.tuning.code
 
