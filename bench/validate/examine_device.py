@@ -1,4 +1,4 @@
-"""Runs the examination of one device from the parent: its worker, its GPU's counters, and their readings."""
+"""Runs the examination of one device from the parent process: its worker, its GPU's counters, and the readings."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from bench.core.worker_events import ExaminationReport
     from bench.run.request import BenchHost
 
-GRACE_SECONDS = 30.0  # added to the budget: the interpreter and its libraries may start slowly
-# A GPU has worked just before these phases, so its link runs at full speed.
+GRACE_SECONDS = 30.0  # added to a worker's time limit, since the interpreter and its libraries may start slowly
+# A GPU has worked just before these phases begin, so its PCIe link then runs at full speed.
 _LOADED = frozenset({"memory", "sustained", "loop"})
-AGAIN_SHARE = 0.25  # of the budget, for repeated phases
-START_SECONDS = 10.0  # a worker's start: the import of torch, and the GPU's driver
-_BEFORE = frozenset({"start", "imports"})  # the phases before the first use of the device
+AGAIN_SHARE = 0.25  # the time for repeated phases, as a share of the time for all phases
+START_SECONDS = 10.0  # the time in which a worker starts: the import of torch, and the GPU's driver
+_BEFORE = frozenset({"start", "imports"})  # in these phases the device is not used yet
 
 
 class DeviceExamination:
-    """Examine one device with a worker process, as a context manager; phases can be repeated until it is left."""
+    """Examine one device with a worker, as a context manager. Within the context phases can be repeated."""
 
     def __init__(self, bench: BenchHost, device: str, name: str, uuid: str | None) -> None:
         """Read the state of the device before the examination.
 
         Args:
             bench: the root and the interpreter.
-            device: torch's name of the device.
+            device: the name of the device in torch.
             name: the model of the GPU or CPU.
-            uuid: of a GPU; None for a CPU.
+            uuid: the UUID of a GPU; None for a CPU.
         """
         self._bench = bench
         self.device = device
@@ -73,17 +73,23 @@ class DeviceExamination:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether the worker waits for a control line."""
+        """Return whether the worker is alive and waits for a control line."""
         return self._worker is not None and self._worker.received.phase == WAITING
 
     @property
     def watched(self) -> GpuLoadStats | None:
-        """Return the GPU's clocks, power and throttling under sustained load."""
+        """Return the GPU's clocks, power and throttling under sustained load.
+
+        None for a CPU, or if they were not read.
+        """
         current = self._worker.gpu() if self._worker is not None else None
         return current or self._watched
 
     def card(self) -> DeviceFacts:
-        """Return the current state of the device, with the link's generation and width under load."""
+        """Return the present facts of the device.
+
+        Generation and width of the PCIe link are the largest ones under load.
+        """
         if self._last is not None:
             return self._last
         current = self._card.describe(self.device, self._name, ours=int(self._worker is not None))
@@ -94,14 +100,16 @@ class DeviceExamination:
         )
 
     def examine(self, budget_seconds: float, evidence: Callable[[Evidence], Evidence]) -> None:
-        """Run all phases, and repeat those whose readings the rules doubt. A worker that dies is started once more.
+        """Run all phases, then repeat those whose readings violate a rule with `again`.
+
+        If the worker dies, a new one runs all phases again.
 
         Args:
             budget_seconds: the time for all phases, with the start of the worker.
-            evidence: adds the data of the host and of earlier runs to the evidence on the device.
+            evidence: returns the evidence on the device with the data of the host and of earlier runs added.
         """
         readings, end = self._run_new_worker(budget_seconds)
-        if end is not None and not self._has_hung:  # a worker that hung has used up its time
+        if end is not None and not self._has_hung:  # after a worker that hung there is no time for another one
             first = end
             readings, end = self._run_new_worker(budget_seconds)
             readings.append(end or replace(first, fault=None, why_not=None, figures={ONCE: 1.0}))
@@ -124,7 +132,9 @@ class DeviceExamination:
             )
 
     def repeat(self, phases: Sequence[str], seconds: float) -> list[Reading]:
-        """Repeat some phases. A wrong reading is repeated once more; if the worker ends, that is a reading too.
+        """Return the readings of repeated phases; a phase with a wrong reading runs once more.
+
+        If the worker ends, the readings contain that too.
 
         Args:
             phases: the phases to repeat.
@@ -137,12 +147,12 @@ class DeviceExamination:
         return readings
 
     def stop(self) -> None:
-        """Kill the worker from another thread; the listening thread sees its end."""
+        """Kill the worker; another thread that listens to it then sees its end."""
         if self._worker is not None:
             self._worker.stop()
 
     def finish(self) -> None:
-        """Let the worker end by itself, and keep its last report and the GPU's last state."""
+        """Make the worker end by itself, and keep its last report and the last facts of the device."""
         self._last = self.card()
         if self._worker is not None and self.is_alive:
             self._worker.close_stdin()
@@ -150,10 +160,10 @@ class DeviceExamination:
         self._leave()
 
     def _keep(self, report: ExaminationReport) -> None:
-        """Keep the last report of a worker; a killed worker has sent one before each wait."""
+        """Keep the last report of a worker; a worker that was killed has sent one before."""
         if report.host is None:
             return
-        if self.host is None or report.host.cpu_share is not None:  # a repeated part may have had no sustained load
+        if self.host is None or report.host.cpu_share is not None:  # None if "sustained" was not among repeated phases
             self.host = report.host
         self.seconds |= report.seconds
         self.software = report.software or {}
@@ -166,9 +176,9 @@ class DeviceExamination:
         return worker
 
     def _listen(self, worker: Worker, seconds: float) -> Reading | None:
-        """Wait until the worker has run its phases; if the worker ends early, return the reading that records this.
+        """Wait until the worker has run its phases; if it ends before, return the reading that records its end.
 
-        The GPU's state is read whenever the GPU has just worked.
+        The GPU's facts are read at the begin of each phase in _LOADED.
         """
         deadline = time.monotonic() + seconds + GRACE_SECONDS
         received, visited = worker.received, set[str]()
@@ -182,22 +192,30 @@ class DeviceExamination:
     def _run_new_worker(
         self, budget_seconds: float, phases: Sequence[str] = ()
     ) -> tuple[list[Reading], Reading | None]:
-        """Run all phases, or some phases, in a new worker; return its readings, and the reading of its end or None."""
+        """Run these phases (empty: all) in a new worker.
+
+        Return its readings, and the reading of its early end or None.
+        """
         worker = self._begin(budget_seconds, phases)
         end = self._listen(worker, budget_seconds)
         return list(worker.received.readings), end
 
     def _repeat_after(self, readings: Sequence[Reading], phases: Sequence[str], seconds: float) -> list[Reading]:
-        """Repeat phases, in a new worker after a fault: a process whose GPU has failed cannot compute any more."""
+        """Repeat phases: in the same worker, or in a new one if a reading has a fault.
+
+        A process whose GPU has failed cannot use the GPU any more.
+        """
         if not any(reading.fault is not None for reading in readings):
             return self._repeat_phases(phases, seconds)
         again, end = self._run_new_worker(seconds + START_SECONDS, phases)
         return again if end is None else [*again, end]
 
     def _repeat_phases(self, phases: Sequence[str], seconds: float) -> list[Reading]:
-        """Repeat phases in the current worker; return the new readings, and that of the worker's end.
+        """Repeat phases in the same worker.
 
-        Without a current worker there are no readings.
+        Return the new readings, and the reading of the worker's early end if it ended.
+
+        If there is no worker any more, there are no readings.
         """
         worker = self._worker
         if worker is None:
@@ -209,9 +227,10 @@ class DeviceExamination:
         return readings if end is None else [*readings, end]
 
     def _end_of(self, worker: Worker) -> Reading:
-        """Return the end of a worker as a reading: a fault of the device, since a healthy device survives all checks.
+        """Return the early end of a worker as a reading.
 
-        It is a fault of the host instead if the host's memory ran out, or if the host itself is slow.
+        It is a fault of the device, since a healthy device survives all checks. But if the host's memory ran out, or
+        the host is slow, it is the reason for missing values.
         """
         phase = worker.received.phase
         self._leave()

@@ -1,4 +1,4 @@
-"""Validates a host: examines each device alone, then all at once, then repeats this for the time of a soak."""
+"""Validates a host: examines each device alone, then all at once, and repeats phases for the time of a soak."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from bench.run.request import BenchHost, Progress, RunRequest
 
 SUITE = "validate"
-_BUDGET_SECONDS = 60.0  # for one device: a verdict within a minute
-_LATER_SECONDS = 40.0  # for each further device
+_BUDGET_SECONDS = 60.0  # the default time budget with one device
+_LATER_SECONDS = 40.0  # is added for each further device
 _TOGETHER_SECONDS = 20.0
 _LINKS_SECONDS = 12.0
-# The phases in which all devices load their host at the same time.
+# The phases that run on all devices at the same time.
 _AT_ONCE = ("product", "pinned", "sustained", "loop")
 _ROUND = ("product", "copy", "memory", "sustained")
 _ROUND_SECONDS = 30.0
-_WAIT_SECONDS = 0.5  # the same interval as the poll of a worker
+_WAIT_SECONDS = 0.5  # the interval at which workers are polled, too
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
 @dataclass(frozen=True)
 class HostValidation:
-    """Hold a validation, and all validations on the volume including this one.
+    """Hold the run of a validation, and all validations on the volume (`kept`) including this one.
 
-    `interrupted`: the soak ended before its time. `notes`: further messages for the user.
+    `interrupted`: the user ended the soak before its time. `notes`: further messages for the user.
     """
 
     run: Run
@@ -57,15 +57,15 @@ class HostValidation:
 
 
 def validate(run_request: RunRequest, progress: Progress, *, soak_seconds: float | None = None) -> HostValidation:
-    """Validate the requested devices: with "auto" every GPU, or the CPU if there is none.
+    """Validate the requested device; "auto" means every GPU, or the CPU if there is no GPU.
 
     Args:
         run_request: the request; its budget does not include the soak.
-        progress: receives the progress.
-        soak_seconds: the time for repeating the examination afterwards; None for no soak.
+        progress: shows the progress to the user.
+        soak_seconds: the time for which phases are repeated afterwards; None for no soak.
 
     Raises:
-        SpecError: there is no such device.
+        SpecError: the device name is not valid, or is mps.
         BlockedError: the interpreter, a requested device or the disk cannot be used.
     """
     choose_device.check_name(run_request.device)
@@ -88,16 +88,19 @@ def validate(run_request: RunRequest, progress: Progress, *, soak_seconds: float
     notes = [f"skipped: {reason}" for reason in kept.unread]
     try:
         history.keep(run, bench.root.validations)
-    except FirstlightError as error:  # the run itself is stored already
+    except FirstlightError as error:  # the run is stored in its own folder already
         notes.append(f"the validation is not stored on the volume: {error}")
     return HostValidation(run, (*kept.runs, run), examination.is_interrupted, tuple(notes))
 
 
 def plan_seconds(budget: float, devices: int) -> float:
-    """Return the seconds for the phases of each device: equal, since GPUs with other times cannot be compared.
+    """Return the seconds for the phases of one device.
+
+    They are equal for all devices, since GPUs that had different times cannot be compared.
 
     Args:
-        budget: the seconds for all devices; a part is reserved for repeated phases, and for the phases of all devices.
+        budget: the seconds for all devices; a part is reserved for repeated phases, and for the phases with all
+            devices.
         devices: the number of devices.
     """
     later = _TOGETHER_SECONDS + _LINKS_SECONDS if devices > 1 else 0.0
@@ -105,7 +108,7 @@ def plan_seconds(budget: float, devices: int) -> float:
 
 
 def parse_soak(text: str | None) -> float | None:
-    """Return the seconds of a text such as 90s, 30m or 1.5h; None for None.
+    """Return the seconds of a text such as "90s", "30m" or "1.5h"; None for None.
 
     Raises:
         SpecError: the text is not a time.
@@ -114,7 +117,7 @@ def parse_soak(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if match is None or not float(match.group(1)):
-        raise SpecError(f"--soak {text} is not a time. Give a time such as 30m, 90s or 1.5h.")
+        raise SpecError(f"--soak {text} is not a time above 0. Give a time such as 30m, 90s or 1.5h.")
     return float(match.group(1)) * _UNITS[match.group(2)]
 
 
@@ -130,11 +133,11 @@ def _choose(requested: str, bench: BenchHost, query: dict[str, Any]) -> _Selecti
     machine = diagnosis.inspect_machine(bench.machine, bench.envs)
     if requested not in {"auto", "cpu"}:
         name = choose_device.choose(requested, machine, query)
-        return _Selection({name: _named(query["devices"][int(name.partition(":")[2])])})
+        return _Selection({name: _name_and_uuid(query["devices"][int(name.partition(":")[2])])})
     if "error" in query:
         verify = layout.next_command("verify")
         raise BlockedError(f"the environment's torch does not start. Run `{verify}`. Its error:\n{query['error']}")
-    cards = {f"cuda:{index}": _named(described) for index, described in enumerate(query["devices"])}
+    cards = {f"cuda:{index}": _name_and_uuid(described) for index, described in enumerate(query["devices"])}
     has_cards = bool(cards or bench.machine.gpus or machine.visibility.on_bus or machine.visibility.loaded)
     if requested == "cpu" or not has_cards:
         return _Selection({"cpu": (bench.machine.cpu, None)})
@@ -148,13 +151,13 @@ def _choose(requested: str, bench: BenchHost, query: dict[str, Any]) -> _Selecti
         and not any("MIG" in name for name, _ in cards.values())
     ):
         unusable["cuda"] = (
-            f"{len(nodes)} cards have a device node that can be opened, but torch sees {len(cards)}: `nvidia-smi` and "
-            "`sudo dmesg | grep -i xid` show the card that was lost"
+            f"{len(nodes)} cards have a device node that can be opened, but torch lists {len(cards)}. `nvidia-smi` and "
+            "`sudo dmesg | grep -i xid` show which card has failed"
         )
     return _Selection(usable, unusable)
 
 
-def _named(described: dict[str, Any]) -> tuple[str, str | None]:
+def _name_and_uuid(described: dict[str, Any]) -> tuple[str, str | None]:
     return str(described["name"]), str(described.get("uuid") or "") or None
 
 
@@ -184,7 +187,7 @@ class _HostExamination:
         """Examine the devices, and return all readings with the judgements."""
         soaked = None
         with contextlib.ExitStack() as stack:
-            # One pool for the whole examination: the kernel kills a worker when the thread that started it ends.
+            # The threads live until the end, since the kernel kills a worker when the thread that started it ends.
             pool = stack.enter_context(ThreadPoolExecutor(max(1, len(self._selection.devices))))
             for name, (model, uuid) in self._selection.devices.items():
                 examination = stack.enter_context(DeviceExamination(self._bench, name, model, uuid))
@@ -196,7 +199,7 @@ class _HostExamination:
                 soaked = self._soak(pool, soak_seconds)
             for examination in self._examinations:
                 examination.finish()
-            # Last, since a GPU may be in exclusive mode, which admits one process.
+            # The links come last: a GPU in exclusive mode admits one process, so its worker must have ended.
             if len(self._examinations) > 1 and not self.is_interrupted:
                 self._links()
         return self._validation(soaked)
@@ -205,28 +208,28 @@ class _HostExamination:
         self._progress.begin(f"  {examination.device:<8} {examination.before.name}")
         examination.examine(self._seconds_per_device, self._with_host)
         self.readings += examination.readings
-        self._progress.report(f"  {examination.device:<8} {_gist(examination.readings)}")
+        self._progress.report(f"  {examination.device:<8} {_summary_line(examination.readings)}")
 
     def _with_host(self, of_device: Evidence) -> Evidence:
         host = self._host_evidence
         return replace(of_device, own=host.own, cores=host.cores, cpu_quota=host.cpu_quota)
 
     def _together(self, pool: ThreadPoolExecutor) -> None:
-        """Run some phases on all devices at once, which shows whether the host can feed them."""
+        """Run some phases on all devices at the same time, which shows whether the host limits them."""
         self._progress.begin("  all at once")
         began = time.monotonic()
         readings = self._at_once(pool, _AT_ONCE, _TOGETHER_SECONDS)
         if self.is_interrupted:
             raise KeyboardInterrupt
-        # The end of a worker stays a fault of its own phase.
+        # A reading with a fault (the end of a worker, too) keeps its phase.
         self.readings += [
             replace(reading, probe=TOGETHER) if reading.fault is None else reading for reading in readings
         ]
         self._seconds[TOGETHER] = time.monotonic() - began
-        self._progress.report(f"  all at once {_gist(readings)}")
+        self._progress.report(f"  all at once {_summary_line(readings)}")
 
     def _links(self) -> None:
-        """Test the links between the devices; a wrong reading is repeated once."""
+        """Test the links between the devices; if a reading is wrong, test them once more."""
         names = tuple(examination.device for examination in self._examinations)
         self._progress.begin("  links between devices")
         began = time.monotonic()
@@ -235,7 +238,7 @@ class _HostExamination:
             readings = merge_readings.merge(readings, self._link_readings(names))
         self.readings += readings
         self._seconds["links"] = time.monotonic() - began
-        self._progress.report(f"  links between devices {_gist(readings)}")
+        self._progress.report(f"  links between devices {_summary_line(readings)}")
 
     def _link_readings(self, names: tuple[str, ...]) -> tuple[Reading, ...]:
         request = LinkTest(names, time.time(), _LINKS_SECONDS)
@@ -247,7 +250,7 @@ class _HostExamination:
         return (*readings, Reading("links", "links", names[0], "", None, fault=worker.fault()))
 
     def _soak(self, pool: ThreadPoolExecutor, seconds: float) -> float:
-        """Repeat rounds until the time is over or the user interrupts. Returns the seconds of the soak."""
+        """Repeat rounds of phases until the time is over or the user interrupts; return the seconds that this took."""
         began, number = time.monotonic(), 0
         while time.monotonic() - began < seconds and any(examination.is_alive for examination in self._examinations):
             number += 1
@@ -259,11 +262,11 @@ class _HostExamination:
                 self._progress.report("  interrupted: the readings so far are judged")
                 break
             left = max(0.0, seconds - (time.monotonic() - began))
-            self._progress.report(f"  round {number}, {left:.0f} s left: {_gist(readings)}{self._errors()}")
+            self._progress.report(f"  round {number}, {left:.0f} s left: {_summary_line(readings)}{self._errors()}")
         return time.monotonic() - began
 
     def _errors(self) -> str:
-        """Return the errors that the drivers have counted since the beginning, for people; "" without errors."""
+        """Return a text on the errors that the drivers have counted since the beginning; "" without errors."""
         text = ""
         for examination in self._examinations:
             card, before = examination.card(), examination.before
@@ -275,9 +278,9 @@ class _HostExamination:
         return text
 
     def _at_once(self, pool: ThreadPoolExecutor, phases: Sequence[str], seconds: float) -> list[Reading]:
-        """Repeat phases on all devices at once, each in a thread, and return the readings.
+        """Repeat phases on all devices at the same time, each device in a thread, and return the readings.
 
-        Devices without a live worker are left out. After an interrupt the readings are those until then.
+        Devices without a live worker are left out. If the user interrupts, the readings until then are returned.
         """
         alive = [examination for examination in self._examinations if examination.is_alive]
         readings_by_device: dict[str, list[Reading]] = {}
@@ -286,8 +289,9 @@ class _HostExamination:
             readings_by_device[examination.device] = examination.repeat(phases, seconds)
 
         futures: list[Future[None]] = []
-        # An interrupt before the wait would stop some devices before they have begun. The mask holds for this thread
-        # only: if another thread takes the signal, Python may raise the interrupt here at any time.
+        # With the signals blocked, no interrupt comes between the submissions, after which only some devices would have
+        # begun. That is so for this thread only: if another thread takes the signal, Python may raise
+        # KeyboardInterrupt here at any time.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             futures.extend(pool.submit(repeat, examination) for examination in alive)
@@ -298,13 +302,13 @@ class _HostExamination:
             self.is_interrupted = True
             for examination in alive:
                 examination.stop()
-            pool.shutdown()  # also waits for a thread whose future is not in the list, because of the interrupt
+            pool.shutdown()  # waits for all threads; an interrupt may have kept a future out of the list
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for future in futures:
-            future.result()  # raises an exception of the thread
+            future.result()  # raises the exception of the thread, if there is one
         all_readings = [reading for examination in alive for reading in readings_by_device.get(examination.device, [])]
-        # After an interrupt this process has killed the workers, so their end is not a reading.
+        # After an interrupt this process has killed the workers, so the readings of their end are dropped.
         return [reading for reading in all_readings if reading.name != PROCESS] if self.is_interrupted else all_readings
 
     def _validation(self, soaked: float | None) -> Validation:
@@ -312,7 +316,7 @@ class _HostExamination:
         phases = {name for examination in examinations for name in examination.seconds}
         longest = {name: max(examination.seconds.get(name, 0.0) for examination in examinations) for name in phases}
         hosts = {examination.device: examination.host for examination in examinations if examination.host is not None}
-        # A GPU works on its own once its work is queued, so other processes on the host do not disturb it.
+        # Other processes on the host do not disturb a GPU, which computes alone once its work is queued.
         disturbances = {name: disturbance.of_host(host, name) for name, host in hosts.items() if name == "cpu"}
         validation = Validation(
             cards=tuple(examination.card() for examination in examinations),
@@ -339,8 +343,8 @@ class _HostExamination:
         return replace(validation, judgements=judge.judge(evidence))
 
 
-def _gist(readings: Sequence[Reading]) -> str:
-    """Return the readings in one line: the faults, or the largest figures."""
+def _summary_line(readings: Sequence[Reading]) -> str:
+    """Return one line on some readings: their faults, or else the largest rate of each phase."""
     wrong = [
         f"{reading.device} {reading.name}: {(reading.fault or '').splitlines()[0]}"
         for reading in readings

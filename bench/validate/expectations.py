@@ -1,4 +1,4 @@
-"""Defines the evidence on a host, and the expected value of a reading from history, the GPU table or a data sheet."""
+"""Defines the evidence on a host, and the expected value of a reading: from earlier runs, its kind or a data sheet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.validate.rules import Rule
 
 OWN, MEASURED, SHEET, UNCHECKED = "own", "measured", "sheet", "unchecked"
-TOGETHER = "together"  # the phase with all devices at once; its readings have the names of those of one device
+TOGETHER = "together"  # the phase with all devices at once; its readings have the same names as those of a device alone
 POWER_CAP = "software power cap"
 LINKS = "links"  # the phase that tests the links between devices
 _SCALES = {"FLOP/s": [(1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")], "B/s": [(1e9, "GB/s"), (1e6, "MB/s")]}
@@ -23,9 +23,10 @@ _SCALES = {"FLOP/s": [(1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")], "B
 
 @dataclass(frozen=True)
 class Expected:
-    """Hold the expected value of a reading in its unit, the source of the value, and the confidence in it.
+    """Hold the expected value of a reading in its unit, a text on the source of the value, and the confidence in it.
 
-    `warn_below`: the share of the value below which a device is too slow; None for the share of the rule.
+    `confidence`: OWN, MEASURED, SHEET or UNCHECKED. `warn_below`: the share of the value below which a device is too
+    slow; None: the `warn_below` of the rule is used.
     """
 
     value: float
@@ -38,9 +39,9 @@ class Expected:
 class Evidence:
     """Hold all data for the verdict on a host and its devices.
 
-    `cards`, `before`, `readings`, `watched` and `disturbed` are those of a `Validation`. `hosts`: {device: load of the
-    host}. `cores`: the cores of the host; `cpu_quota`: the quota of the control group. `unusable`: {device: why torch
-    cannot use it}. `own`: {(uuid, `reading_key` of a reading): the best value in the stored runs}.
+    `cards`, `before`, `readings`, `watched` and `disturbed` are those of a `Validation`. `hosts`: {device: host load}.
+    `cores`: the cores of the host. `cpu_quota`: the quota of the control group, in cores. `unusable`: {device: why
+    torch cannot use it}. `own`: {(uuid, `reading_key` of a reading): the GPU's own best value in earlier validations}.
     """
 
     cards: tuple[DeviceFacts, ...]
@@ -55,9 +56,9 @@ class Evidence:
     own: Mapping[tuple[str, str], Expected] = field(default_factory=dict)
 
     def rounds(self, device: str) -> dict[tuple[str, str], list[Reading]]:
-        """Return {(phase, measured quantity): its readings, oldest first} of a device.
+        """Return {(phase, name of the measured quantity): its readings, oldest first} of a device.
 
-        There is more than one reading only if a soak repeated the measurement.
+        A quantity has more than one reading only after a soak.
         """
         rounds: dict[tuple[str, str], list[Reading]] = {}
         for reading in self.readings:
@@ -67,17 +68,17 @@ class Evidence:
 
 
 def gpu_table_name(card: DeviceFacts) -> str | None:
-    """Return the GPU's name in the table of GPUs; None if the table does not have it, or if it is a slice of one."""
+    """Return the GPU's name in specs.toml; None if it is not there, or if the device is a slice of a GPU."""
     spec = None if card.slice else specs.find(card.name)
     return spec[0] if spec is not None else None
 
 
 def reading_key(reading: Reading, cards: Sequence[DeviceFacts]) -> str:
-    """Return a name of a reading that is the same in all runs.
+    """Return a name under which a reading is compared with those of other runs.
 
-    It is the reading's own name, except for links between GPUs. The numbers of GPUs change between runs, since
-    CUDA_VISIBLE_DEVICES renumbers them, so their UUIDs replace them. A sum over all GPUs gets the UUIDs of all. The
-    copied bytes are added, since other sizes have other speeds.
+    It is the reading's own name, except for links between GPUs. The numbers of GPUs change with CUDA_VISIBLE_DEVICES,
+    so UUIDs replace them; an all-reduce over all GPUs gets all UUIDs. The number of copied bytes is added, since the
+    rate depends on it.
     """
     if reading.probe != LINKS:
         return reading.name
@@ -89,12 +90,12 @@ def reading_key(reading: Reading, cards: Sequence[DeviceFacts]) -> str:
 
 
 def expected(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence) -> Expected | None:
-    """Return the value that a rule expects of a GPU's reading; None if there is no expectation.
+    """Return the value that a rule expects of a GPU's reading; None if there is no expected value.
 
-    The GPU's own best value comes first, since it has this GPU, host and software. Then come the figures that were
-    measured on GPUs of its kind, and last its data sheet. But a GPU that is slow since its first run must not become
-    its own reference: if its best is below the table's warning limit, the table's value is used, unless that value is
-    unchecked or the GPU is sold with a power limit below it.
+    The first of these that exists is used: the GPU's own best value in earlier validations, the rates that were
+    measured on GPUs of its kind, a share of its data sheet. But a GPU that was slow from the first validation on must
+    not be its own reference. So if its own best value is below the warning limit of the second or third, that one is
+    used. It is not used if it is unchecked, or if the GPU is sold with a power limit that lowers it.
     """
     if card.slice:
         return None
@@ -109,9 +110,9 @@ def expected(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence
 
 
 def _of_kind(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence) -> Expected | None:
-    """Return the median of the products that were measured on GPUs of this kind.
+    """Return the median of the rates that were measured on GPUs of this kind; None if there are none.
 
-    A GPU that is sold with a power limit reaches them only while that limit does not slow it down.
+    A GPU that is sold with a power limit is not compared with them if that limit slowed it down.
     """
     if MEASURED not in rule.references or reading.unit != "FLOP/s":
         return None
@@ -156,12 +157,15 @@ def _of_table(rule: Rule, card: DeviceFacts, reading: Reading) -> Expected | Non
 
 
 def share_of(reading: Reading, value: float, reference: float) -> float:
-    """Return the speed of a value relative to another one: above 1 if it is better. For seconds, less is better."""
+    """Return the speed of a value relative to a reference, in the unit of the reading; above 1 if the value is better.
+
+    In seconds, less is better.
+    """
     return reference / value if reading.unit == "s" else value / reference
 
 
 def shown(value: float, unit: str) -> str:
-    """Return a value with its unit, for people."""
+    """Return a value with its unit as text, such as "260.0 TFLOP/s"."""
     if unit == "s":
         return f"{value * 1000:.1f} ms"
     for scale, name in _SCALES.get(unit, []):

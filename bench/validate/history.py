@@ -1,4 +1,4 @@
-"""Reads and writes the validations on the volume, and computes the best values and trends of each device."""
+"""Reads and writes the validations on the volume, and computes the best values and the trends of each device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from bench.core.validation_records import DeviceFacts, Reading, Validation
 
 _BAD = {VerdictState.FAIL, VerdictState.NOT_JUDGED}
-_UNKNOWN = "unknown-card"  # the rule for a GPU that the table lacks; its earlier values can still be a reference
+_UNKNOWN = "unknown-card"  # the rule on a GPU without expected values, which does not make its own values unusable
 
 
 @dataclass(frozen=True)
 class ValidationHistory:
-    """Hold the validations of a folder, oldest first. `unread`: for each skipped file, why it cannot be read."""
+    """Hold the validations of a folder, oldest first. `unread`: a message for each file that was skipped."""
 
     runs: tuple[Run, ...]
     unread: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class ValidationHistory:
 
 @dataclass(frozen=True)
 class Point:
-    """Hold the value of a reading in one run; `torch` is the version that it was measured with."""
+    """Hold the value of a reading in one run. `run`: the id of the run; `torch`: the version of torch that it used."""
 
     at: datetime
     run: str
@@ -45,9 +45,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Trend:
-    """Hold one reading of one GPU or CPU over the runs, in their order.
+    """Hold the values of one reading of one device over the runs, oldest first.
 
-    `whose`: the identity of the device: the UUID of a GPU, or the host and name of a CPU.
+    `whose`: the UUID of a GPU, or the host and name of a CPU. `card`: the name of the device. `name`: the name of the
+    reading.
     """
 
     whose: str
@@ -63,7 +64,7 @@ class Trend:
 
     @property
     def best(self) -> float:
-        """Return the best value: the smallest of seconds, the largest of other units."""
+        """Return the best value: the smallest one if the unit is seconds, otherwise the largest one."""
         values = [point.value for point in self.points]
         return min(values) if self.unit == "s" else max(values)
 
@@ -75,10 +76,10 @@ class Trend:
 
 @dataclass(frozen=True)
 class HistoryLine:
-    """Hold one device in one run: its verdict, and one representative reading of each kind (see `history_lines`).
+    """Hold one device in one run: its verdict, and one representative reading each of product, copy and loop.
 
-    `against_first` and `against_best`: the value of its product relative to the oldest and the best of that name, 1.0
-    if equal; None without a product.
+    `against_first`, `against_best`: its product over the oldest and over the best value of the same product in all
+    runs; None without a product.
     """
 
     at: datetime
@@ -94,7 +95,7 @@ class HistoryLine:
 
 
 def keep(run: Run, folder: Path) -> Path:
-    """Write a validation into a file named by its id, whole or not at all.
+    """Write a validation into a file named by its id, completely or not at all, and return the path.
 
     Raises:
         BlockedError: the disk is full, or cannot be written.
@@ -105,7 +106,7 @@ def keep(run: Run, folder: Path) -> Path:
 def load(folder: Path) -> ValidationHistory:
     """Return the validations of a folder.
 
-    Other files, and files that this version cannot read, are listed as unread.
+    Files that are no validation, or that this version cannot read, are listed as unread.
     """
     entries: list[tuple[datetime, str, Run]] = []
     unread: list[str] = []
@@ -128,11 +129,11 @@ def load(folder: Path) -> ValidationHistory:
 
 
 def best_figures(kept: Sequence[Run], torch: str | None) -> dict[tuple[str, str], Expected]:
-    """Return the best value of each GPU: {(uuid, `reading_key` of a reading): the value and its run}.
+    """Return {(uuid, `reading_key` of a reading): its best value} of each GPU over all validations.
 
-    Only GPUs that passed or had warnings and were not disturbed count, with a torch of the same minor version, since
-    its libraries decide how fast a healthy GPU computes. CPUs have no best values, since other tenants of the host
-    affect them.
+    A validation counts only if the GPU passed or had warnings and was not disturbed, and if torch had the same minor
+    version as now (`torch`), since its libraries decide how fast a healthy GPU computes. CPUs have no best values,
+    since other tenants of the host slow them down.
     """
     best: dict[tuple[str, str], tuple[Reading, Run]] = {}
     for run in kept:
@@ -153,10 +154,10 @@ def best_figures(kept: Sequence[Run], torch: str | None) -> dict[tuple[str, str]
 
 
 def trends(kept: Sequence[Run]) -> tuple[Trend, ...]:
-    """Return how each value of each device changes over the runs, in the order of their first appearance.
+    """Return how each value of each device changes over the runs, in the order of first appearance.
 
-    A GPU is identified by its UUID, since its number may change; a CPU by its host and name. Of several rounds in a run
-    the best counts.
+    A GPU is identified by its UUID, since its number may change; a CPU by its host and name. If a run has several
+    rounds, the best value counts.
     """
     series: dict[tuple[str, str], tuple[DeviceFacts, Reading, list[Point]]] = {}
     for run in kept:
@@ -173,9 +174,10 @@ def trends(kept: Sequence[Run]) -> tuple[Trend, ...]:
 
 
 def runs_of_host(kept: Sequence[Run], machine: Mapping[str, object]) -> tuple[Run, ...]:
-    """Return the validations of one host: those with its name, and those of a GPU that its newest validation has.
+    """Return the validations of one host: those with its host name, and those of a GPU that its newest validation has.
 
-    A rented host may get another name at each start, and its volume may have been on another host before.
+    A rented host may get another name at each start, and its volume may have been on another host before. `machine`:
+    the facts of the host, as a run stores them.
     """
     name = machine.get("hostname")
     named = [run for run in kept if run.machine.get("hostname") == name]
@@ -184,7 +186,7 @@ def runs_of_host(kept: Sequence[Run], machine: Mapping[str, object]) -> tuple[Ru
 
 
 def history_lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
-    """Return one line per device and run: the fastest product, the copy, and the loop with the largest batch."""
+    """Return one line per device and run: with its fastest product, its copy, and its loop with the largest batch."""
     trend_by_key = {(trend.whose, trend.name): trend for trend in trends(kept)}
     lines = []
     for run in kept:
@@ -194,7 +196,7 @@ def history_lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
         best = _best_of_run(run, run.validation)
         for card in run.validation.cards:
             of_card = [reading for of, reading in best.values() if of == card]
-            product, copy, loop = (_most(of_card, probe) for probe in ("product", "copy", "loop"))
+            product, copy, loop = (_representative(of_card, probe) for probe in ("product", "copy", "loop"))
             trend = trend_by_key.get((_whose(run, card), product.name)) if product is not None else None
             value = product.value if product is not None else None
             lines.append(
@@ -214,8 +216,8 @@ def history_lines(kept: Sequence[Run]) -> tuple[HistoryLine, ...]:
     return tuple(lines)
 
 
-def _most(readings: Sequence[Reading], probe: str) -> Reading | None:
-    """Return the representative reading of a phase: the largest value, or for the loop the largest batch."""
+def _representative(readings: Sequence[Reading], probe: str) -> Reading | None:
+    """Return the representative reading of a phase: the largest value; of loops, the one with the largest batch."""
     candidates = [reading for reading in readings if reading.probe == probe]
     if probe == "loop":
         return max(candidates, key=lambda reading: _batch(reading.name), default=None)
@@ -228,7 +230,7 @@ def _batch(name: str) -> int:
 
 
 def _best_of_run(run: Run, validation: Validation) -> dict[tuple[str, str], tuple[DeviceFacts, Reading]]:
-    """Return {(uuid, or host and name of a CPU; name of a reading): the best of the run's rounds}."""
+    """Return {(uuid, or host and name of a CPU; name of a reading): (device, the best reading of the run's rounds)}."""
     best: dict[tuple[str, str], tuple[DeviceFacts, Reading]] = {}
     for card, reading in _figures(validation):
         key = (_whose(run, card), reading.name)
@@ -238,9 +240,9 @@ def _best_of_run(run: Run, validation: Validation) -> dict[tuple[str, str], tupl
 
 
 def _figures(validation: Validation) -> Iterator[tuple[DeviceFacts, Reading]]:
-    """Yield the readings of a validation that can be better or worse: speeds, and the scaling over threads.
+    """Yield (device, reading) of the readings that can be better or worse: speeds, and the scaling over threads.
 
-    The readings of all GPUs at once are left out: they have the names of those of one GPU.
+    Readings of the phase with all devices at once are left out: they have the same names as those of a device alone.
     """
     cards = {card.device: card for card in validation.cards}
     for reading in validation.readings:
@@ -267,7 +269,7 @@ def _torch(validation: Validation | None) -> str | None:
 
 
 def _has_same_torch(validation: Validation, torch: str | None) -> bool:
-    """Return whether a validation was made with a torch of the same minor version."""
+    """Return whether a validation was made with the same minor version of torch."""
     version = _torch(validation)
     return version is not None and torch is not None and version.split(".")[:2] == torch.split(".")[:2]
 
@@ -278,7 +280,7 @@ def _uuids(run: Run) -> set[str]:
 
 
 def _time(run: Run) -> datetime | None:
-    """Return the start of a run; None if it is not a valid time with a time zone."""
+    """Return the start of a run; None if the stored text is not a time with a time zone."""
     try:
         at = datetime.fromisoformat(run.started)
     except ValueError:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def judge(evidence: Evidence) -> tuple[Judgement, ...]:
-    """Return the judgements of all rules, device by device; an expected value is a judgement too, with "pass".
+    """Return the judgements of all rules, device by device.
 
-    A rule has no judgement if its phase did not run or has no reading; other rules report what could not be judged.
+    A value that is as good as expected is a judgement too, with "pass". A rule gives no judgement if its phase did not
+    run or has no reading. Other rules then report what could not be judged.
     """
     judgements = [item for card in evidence.cards for item in _of_device(evidence, card)]
     for name, rule in rules.table().items():
@@ -34,7 +35,12 @@ def judge(evidence: Evidence) -> tuple[Judgement, ...]:
 
 
 def phases_to_repeat(judgements: Sequence[Judgement], readings: Sequence[Reading]) -> tuple[str, ...]:
-    """Return the phases of a device to repeat before their readings count, in the order of the readings."""
+    """Return the phases with a reading that violates a rule with `again`, in the order of the readings.
+
+    Args:
+        judgements: the judgements on the readings.
+        readings: the readings of one or more devices.
+    """
     bad = {(item.rule, item.device) for item in judgements if item.state is not VerdictState.PASS}
     table = rules.table()
     phases: dict[str, None] = {}

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def merge(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading, ...]:
-    """Return all readings, each of its name once: of a repeated one the result of `settle`, in the order of `first`."""
+    """Return one reading for each quantity, in the order of `first`.
+
+    For a repeated one, the reading that `settle` returns.
+    """
     merged = {_identity(reading): reading for reading in first}
     for reading in again:
         before = merged.get(_identity(reading))
@@ -25,11 +28,11 @@ def merge(first: Sequence[Reading], again: Sequence[Reading]) -> tuple[Reading, 
 
 
 def settle(first: Reading, again: Reading) -> Reading:
-    """Return the reading to judge, of two readings of the same quantity.
+    """Return the reading that counts, of two readings of the same quantity.
 
-    A fault in both is a fault. A fault in one of them is a fault only if the other has no value; otherwise the good
-    reading counts, with a mark that a rule turns into a warning. Of two values the better one counts: a disturbance
-    makes a measurement slow, never fast.
+    A fault in both is a fault. A fault in one of them is a fault only if the other has no value. Otherwise the good
+    reading counts, with the mark ONCE, which a rule turns into a warning. Of two good values the better one counts:
+    other work makes a measurement slow, never fast.
     """
     if is_wrong(first) or is_wrong(again):
         return _settle_fault(first, again)
@@ -46,13 +49,13 @@ def _settle_fault(first: Reading, again: Reading) -> Reading:
 
 
 def _better(first: Reading, again: Reading) -> Reading:
-    if "first_quarter" in first.figures and "first_quarter" in again.figures:  # compare how much of the speed it kept
+    if "first_quarter" in first.figures and "first_quarter" in again.figures:  # the one that slowed down less is better
         return max(
             again,
             first,
             key=lambda reading: reading.figures["last_quarter"] / (reading.figures["first_quarter"] or 1.0),
         )
-    if "patterns" in first.figures and "patterns" in again.figures:  # take the test that covered more
+    if "patterns" in first.figures and "patterns" in again.figures:  # the memory test that covered more is better
         return max(again, first, key=lambda reading: (reading.value or 0.0) * reading.figures["patterns"])
     better = again if share_of(first, again.value or 1.0, first.value or 1.0) >= 1 else first
     if CUT in first.figures and CUT in again.figures:

@@ -1,4 +1,4 @@
-"""Checks a device's readings by the rules: faults, and speed against the expected value."""
+"""Applies the rules about a device's readings: faults, and speed against the expected value."""
 
 from __future__ import annotations
 
@@ -17,29 +17,37 @@ if TYPE_CHECKING:
     from bench.validate.expectations import Evidence, Expected
     from bench.validate.rules import Rule
 
-ONCE = "once"  # marks a reading that was wrong in one of two attempts
+ONCE = "once"  # the mark of a reading that was wrong in one of two attempts
 
 
 def judgement(name: str, rule: Rule, device: str, values: dict[str, Any], **changes: Any) -> Judgement:
-    """Return the judgement of a rule with its texts filled in; `changes` are further fields of the judgement."""
+    """Return the judgement of a rule on a device.
+
+    Args:
+        name: the name of the rule.
+        rule: the rule, whose texts are filled in.
+        device: the device.
+        values: {name in the rule's texts: its value}.
+        changes: further fields of the judgement; `state` replaces the state of the rule.
+    """
     state = changes.pop("state", VerdictState(rule.state))
     values = values | {SETUP: layout.next_command("setup")}
     return Judgement(name, device, state, rule.says.format(**values), rule.advice.format(**values), **changes)
 
 
 def is_wrong(reading: Reading) -> bool:
-    """Return whether a reading shows a faulty device: it has a fault, or an error over its limit."""
+    """Return whether a reading shows a faulty device: it has a fault, or an error above its limit."""
     return reading.fault is not None or _is_over(reading)
 
 
 def is_gap(reading: Reading) -> bool:
-    """Return whether a reading has no value although its device could have given one."""
+    """Return whether a reading has no value although the device could have given one."""
     is_empty = reading.value is None and reading.fault is None
     return is_empty and UNABLE not in reading.figures and reading.name != PROCESS
 
 
 def missing(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Yield the readings that have no value in any round; those with the same reason are one judgement."""
+    """Yield a judgement on the readings that have no value in any round, one for each reason."""
     names_by_reason: dict[str, list[str]] = {}
     for rounds in evidence.rounds(card.device).values():
         if rule.is_about(rounds[0]) and all(is_gap(reading) for reading in rounds):
@@ -53,7 +61,10 @@ def _is_over(reading: Reading) -> bool:
 
 
 def of_readings(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Yield the judgements of one rule on a device's readings, at most one for each name."""
+    """Yield the judgements of one rule on a device's readings, at most one for each name.
+
+    The rule's kind is in KINDS.
+    """
     for rounds in evidence.rounds(card.device).values():
         if rule.is_about(rounds[0]):
             item = _CHECKS[rule.kind](name, rule, evidence, card, rounds)
@@ -62,11 +73,13 @@ def of_readings(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) ->
 
 
 def _fault(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report the first fault among the rounds of a reading."""
     faulty = next((reading for reading in rounds if reading.fault is not None), None)
     return None if faulty is None else judgement(name, rule, card.device, {"name": faulty.name, "fault": faulty.fault})
 
 
 def _limit(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report the first error above its limit among the rounds of a reading."""
     wrong = next((reading for reading in rounds if _is_over(reading)), None)
     if wrong is None:
         return None
@@ -75,19 +88,22 @@ def _limit(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequen
 
 
 def _once(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report a reading that was wrong in one of two attempts."""
     if not any(ONCE in reading.figures for reading in rounds):
         return None
     return judgement(name, rule, card.device, {"name": rounds[0].name})
 
 
 def _ended(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report that the process of the examination ended early, with the first line of the reason."""
     reasons = [reading.why_not for reading in rounds if reading.name == PROCESS and reading.why_not is not None]
     return judgement(name, rule, card.device, {"why": reasons[0].partition("\n")[0]}) if reasons else None
 
 
 def _untested(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report a memory test that covered less of the memory, or used fewer patterns, than the rule requires."""
     measured = [reading for reading in rounds if reading.value is not None]
-    if not measured or any(_is_tested(rule, reading) for reading in measured):
+    if not measured or any(_is_tested_enough(rule, reading) for reading in measured):
         return None
     last = measured[-1]
     patterns = last.figures.get("patterns", rule.fewest)
@@ -95,10 +111,10 @@ def _untested(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Seq
     return judgement(name, rule, card.device, values, value=last.value, expected=rule.below)
 
 
-def _is_tested(rule: Rule, reading: Reading) -> bool:
-    """Return whether a memory test covered as much as the rule requires.
+def _is_tested_enough(rule: Rule, reading: Reading) -> bool:
+    """Return whether a memory test covered as much of the memory, with as many patterns, as the rule requires.
 
-    A test without a value is a gap, which has another rule.
+    For a test without a value this is true; another rule reports it.
     """
     share, patterns = reading.value, reading.figures.get("patterns")
     is_short = share is not None and rule.below is not None and share < rule.below
@@ -111,12 +127,13 @@ def _best(rounds: Sequence[Reading]) -> Reading | None:
     return max(measured, key=lambda reading: share_of(reading, reading.value or 1.0, 1.0), default=None)
 
 
-def _whole(rounds: Sequence[Reading]) -> list[Reading]:
-    """Return the readings whose value is not a lower bound; a low lower bound is no evidence of a fault."""
+def _without_lower_bounds(rounds: Sequence[Reading]) -> list[Reading]:
+    """Return the readings without the mark CUT: a low value that is only a lower bound is no evidence of a fault."""
     return [reading for reading in rounds if CUT not in reading.figures]
 
 
 def _rate(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report the best value of the rounds against the expected value; with "pass" if it is high enough."""
     best = _best(rounds)
     target = expected(rule, card, best, evidence) if best is not None else None
     if best is None or best.value is None or target is None:
@@ -142,7 +159,7 @@ def _rate(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: 
 
 
 def _doubt(evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> str | None:
-    """Return why a low value is no evidence against the device; None if it is evidence."""
+    """Return the reason for which a low value is no evidence against the device; None if it is evidence."""
     if all(CUT in reading.figures for reading in rounds if reading.value):
         return "its largest shapes had no time or no memory, so this value is a lower bound"
     watched = evidence.watched.get(card.device)
@@ -156,9 +173,12 @@ def _doubt(evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> 
 def _shortfall(
     rule: Rule, evidence: Evidence, card: DeviceFacts, share: float, target: Expected
 ) -> tuple[VerdictState, str]:
-    """Return the state of the judgement of a low value, and the reason for this state."""
+    """Return the state of the judgement on a low value, and the reason for this state.
+
+    `share`: the value over the expected value.
+    """
     device = card.device
-    caps = _caps(rule, evidence, device)
+    caps = _excusing_reasons(rule, evidence, device)
     reason = ", ".join(f"{name} {part:.0%} of the time" for name, part in caps.items())
     if _is_capped_as_sold(rule, evidence, card, share):
         return VerdictState.PASS, f"{reason}, which is the limit that this card is sold with"
@@ -173,8 +193,8 @@ def _shortfall(
     return VerdictState.FAIL, "neither a power cap nor heat explains it"
 
 
-def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
-    """Return {throttle reason that excuses a low value: its share of the time under load}."""
+def _excusing_reasons(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
+    """Return {throttle reason: its share of the time under load} of those that excuse a low value by this rule."""
     watched = evidence.watched.get(device)
     if watched is None or rule.capped_above is None:
         return {}
@@ -185,9 +205,9 @@ def _caps(rule: Rule, evidence: Evidence, device: str) -> dict[str, float]:
 def _is_capped_as_sold(rule: Rule, evidence: Evidence, card: DeviceFacts, share: float) -> bool:
     """Return whether a low value is normal for a GPU that is sold with a power limit.
 
-    That is so if the power limit capped it most of the time, and the value is high enough.
+    That is so if the power limit was active most of the time, and the value is high enough for such a GPU.
     """
-    capped = _caps(rule, evidence, card.device).get(POWER_CAP, 0.0)
+    capped = _excusing_reasons(rule, evidence, card.device).get(POWER_CAP, 0.0)
     return (
         gpu_table_name(card) in rule.capped_as_sold
         and capped >= (rule.sold_from or 1.0)
@@ -196,6 +216,7 @@ def _is_capped_as_sold(rule: Rule, evidence: Evidence, card: DeviceFacts, share:
 
 
 def _fade(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report a device whose speed in the last quarter of the sustained load is too low a share of that in the first."""
     last = rounds[-1]
     first_quarter, last_quarter = last.figures.get("first_quarter"), last.figures.get("last_quarter")
     if not first_quarter or last_quarter is None:
@@ -204,12 +225,13 @@ def _fade(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: 
     return (
         None
         if is_capped or card.device in evidence.disturbed
-        else _of(name, rule, card, last, (last_quarter, first_quarter))
+        else _judge_share(name, rule, card, last, (last_quarter, first_quarter))
     )
 
 
 def _drift(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    # In a soak all devices work at once, so their values are not compared with those of one device alone.
+    """Report a device whose last round of a soak is too slow compared with its best one."""
+    # In a soak all devices work at the same time, so their values are not compared with those of a device alone.
     comparable = [reading for reading in rounds if reading.round or len(evidence.cards) == 1]
     best, last = _best(comparable), rounds[-1]
     if best is None or best.value is None or not last.value or CUT in last.figures:
@@ -219,29 +241,35 @@ def _drift(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds:
         or card.device in evidence.disturbed
     ):
         return None
-    return _of(name, rule, card, last, (last.value, best.value))
+    return _judge_share(name, rule, card, last, (last.value, best.value))
 
 
 def _least(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
+    """Report a share (such as the scaling over threads) below the limit of the rule."""
     best = _best(rounds)
     if best is None or best.value is None or card.device in evidence.disturbed:
         return None
-    return _of(name, rule, card, best, (best.value, 1.0))
+    return _judge_share(name, rule, card, best, (best.value, 1.0))
 
 
 def _crowd(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Judge the value of a device while all devices work against its best value."""
-    together = _best(_whole(rounds))
+    """Report a device that is too slow while all devices work, compared with its best value at all."""
+    together = _best(_without_lower_bounds(rounds))
     if together is None or not together.value or card.device in evidence.disturbed:
         return None
     key = (card.device, together.name, together.unit)
     same = [reading for reading in evidence.readings if (reading.device, reading.name, reading.unit) == key]
     best = _best(same) or together
-    return _of(name, rule, card, together, (together.value, best.value or 0.0))
+    return _judge_share(name, rule, card, together, (together.value, best.value or 0.0))
 
 
-def _of(name: str, rule: Rule, card: DeviceFacts, reading: Reading, pair: tuple[float, float]) -> Judgement | None:
-    """Return a judgement if the first of two values is too small a share of the second; otherwise None."""
+def _judge_share(
+    name: str, rule: Rule, card: DeviceFacts, reading: Reading, pair: tuple[float, float]
+) -> Judgement | None:
+    """Return a judgement if the first value of `pair` over the second is below the limit of the rule.
+
+    Otherwise None.
+    """
     value, target = pair
     share = share_of(reading, value, target)
     if rule.below is None or share >= rule.below:
@@ -252,7 +280,10 @@ def _of(name: str, rule: Rule, card: DeviceFacts, reading: Reading, pair: tuple[
 
 
 def slowest(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
-    """Yield the slowest GPU of each model on a host with several; it passes if it is about as fast as the others."""
+    """Yield, for each GPU model of which the host has several, a judgement on the slowest GPU.
+
+    It is "pass" if that GPU is about as fast as the fastest one.
+    """
     kinds: dict[str, list[DeviceFacts]] = {}
     for card in evidence.cards:
         kinds.setdefault(card.name, []).append(card)
@@ -272,10 +303,10 @@ def slowest(name: str, rule: Rule, evidence: Evidence) -> Iterator[Judgement]:
 def _shares_of_fastest(
     rule: Rule, evidence: Evidence, cards: Sequence[DeviceFacts]
 ) -> Iterator[tuple[float, str, Reading, float]]:
-    """Yield (share of the fastest, device, its reading, the fastest value) of each reading that all GPUs have."""
+    """Yield (share of the fastest, device, its reading, the fastest value) of each reading that all these GPUs have."""
     rounds_by_card = [evidence.rounds(card.device) for card in cards]
     for key in sorted(set.intersection(*map(set, rounds_by_card))):
-        candidates = [_best(_whole(readings[key])) for readings in rounds_by_card]
+        candidates = [_best(_without_lower_bounds(readings[key])) for readings in rounds_by_card]
         if not rule.is_about(rounds_by_card[0][key][0]) or None in candidates:
             continue
         best = _best([reading for reading in candidates if reading is not None])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.core.validation_records import Reading
 
 TABLE = Path(__file__).parent / "rules.toml"
-# The name that every text may hold: the command that sets a host up, as a checkout or a wheel has it.
+# The name that every text of a rule may contain: it is replaced by the command that sets a host up.
 SETUP = "setup"
 
 Kind = Literal[
@@ -52,7 +52,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 _ALWAYS = {"kind", "state", "reason", "says", "advice", "again"}
 _RATIO = {"value", "expected", "share"}
 _CAPPED = {"capped_by", "capped_above", "capped_as_sold", "sold_from", "sold_below"}
-# {kind: (required keys, optional keys, names that its texts may contain)}.
+# {kind: (required keys, optional keys, names in braces that its texts may contain)}.
 KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "fault": (set(), set(), {"name", "fault"}),
     "limit": (set(), set(), {"name", "value", "limit"}),
@@ -90,21 +90,23 @@ KINDS: dict[str, tuple[set[str], set[str], set[str]]] = {
 class Rule(toml.Strict):
     """Hold one rule of rules.toml. A share is a fraction from 0 to 1.
 
-    `state`: the worst judgement that the rule can give. `again`: a reading that violates the rule is measured once more
-    before it counts. `key`: a device that no rule with `key` has judged is not judged. `only`: the rule applies to
-    readings whose name contains one of these strings; empty: to all. `on`: the kind of device that the rule applies to;
-    None: to all.
+    `kind`: a key of KINDS. `state`: the worst judgement that the rule gives. `reason`: the purpose of the rule and the
+    source of its limits. `says`, `advice`: texts for the user. `again`: a reading that violates the rule is measured
+    once more before it counts. `key`: a device counts as judged only if a rule with `key` has judged it. `probes`: the
+    phases whose readings it is about; empty: all. `only`: it is about readings whose name contains one of these
+    strings; empty: all. `on`: the kind of device that it is about; None: both.
 
-    `warn_below`, `fail_below`: the limits of the value, as shares of the expected value. `own_below`: the warning limit
-    where the expected value is the GPU's own earlier one. `reach`: the share of the data sheet's figure that a healthy
-    GPU is expected to reach. `reach_of`: the same for a GPU by its name in the table of GPUs, for an architecture and
-    dtype ("Ada fp32"), or for an architecture. `field`: the field of `DeviceFacts` that is judged. `most`: the field
-    with the maximum of that value. `fewest`: the least number of patterns that a memory test must write to each byte.
+    `references`: the expected values that may be used. `warn_below`, `fail_below`: the limits of the value, as shares
+    of the expected value. `own_below`: the warning limit if the expected value is the GPU's own earlier one. `reach`:
+    the share of the data sheet's figure that a healthy GPU reaches. `reach_of`: the same for a GPU by its name in
+    specs.toml, for an architecture and dtype ("Ada fp32"), or for an architecture. `below`, `above`: the limit of a
+    share for other kinds. `field`: the field of `DeviceFacts` that is judged. `most`: the field with the maximum of
+    that value. `fewest`: the least number of patterns that a memory test must write to each byte.
 
     `capped_by`: the throttle reasons that excuse a low value. A reason counts if it is active for at least the share
-    `capped_above` of the time. `capped_as_sold`: the GPUs, by their name in the table of GPUs, for which a software
-    power cap is normal. A low value of such a GPU passes if the cap is active for at least the share `sold_from` of the
-    time, and the value is at least the share `sold_below` of the expected one.
+    `capped_above` of the time. `capped_as_sold`: the GPUs, by their name in specs.toml, that are sold with a power
+    limit below what their chip needs. A low value of such a GPU passes if a software power cap is active for at least
+    the share `sold_from` of the time, and the value is at least the share `sold_below` of the expected one.
     """
 
     kind: Kind
@@ -138,13 +140,13 @@ class Rule(toml.Strict):
     listed: bool | None = None
 
     def is_about(self, reading: Reading) -> bool:
-        """Return whether the rule holds for a reading of this phase, name and device."""
+        """Return whether the rule is about this reading, by its phase, name and device."""
         has_phase = not self.probes or reading.probe in self.probes
         has_name = not self.only or any(part in reading.name for part in self.only)
         return has_phase and has_name and self.on in {None, "cpu" if reading.device == "cpu" else "card"}
 
     @model_validator(mode="after")
-    def _whole(self) -> Rule:
+    def _check_keys(self) -> Rule:
         needed, possible, names = KINDS[self.kind]
         given = self.model_fields_set - _ALWAYS
         if missing := needed - given:
@@ -169,7 +171,7 @@ class Rule(toml.Strict):
 
 @cache
 def table() -> dict[str, Rule]:
-    """Return all rules by their name, in the file's order.
+    """Return {name: rule} of all rules, in the order of the file.
 
     Raises:
         SpecError: the file is invalid; the message has line and key.

@@ -178,7 +178,7 @@ def test_trend_table_shows_each_value_and_its_change() -> None:
     assert {len(row) for row in rows} == {len(tables.TREND)}
     shown = tables.trend(history.ValidationHistory(runs, ("half.json cannot be read",)), color=False, width=200)
     assert all(cell in shown for row in rows for cell in row)
-    assert "passed over: half.json cannot be read" in shown
+    assert "skipped: half.json cannot be read" in shown
 
 
 def test_chart_has_a_line_for_each_reading_of_two_runs() -> None:

@@ -177,7 +177,7 @@ CASES = [
     ),
     pytest.param(
         card(name="NVIDIA GeForce RTX 4080 SUPER"), "unknown-card", PASS,
-        "NVIDIA GeForce RTX 4080 SUPER: no expected values, so its speed is held against nothing but itself",
+        "NVIDIA GeForce RTX 4080 SUPER: there are no expected values, so its speed is compared only with its own",
         id="4080 SUPER",
     ),
     pytest.param(
