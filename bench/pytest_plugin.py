@@ -1,4 +1,4 @@
-"""Extends pytest-benchmark: a fixture for one case, this machine in its JSON, and suites as tests."""
+"""Extends pytest-benchmark: a fixture for one case, the facts of this machine in its JSON, and suites as tests."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker `diffusion`."""
     config.addinivalue_line(
         "markers",
-        "diffusion(model, **axes): the case of diffusion_case: dtype, scheduler, size, steps, batch, layout, …, device",
+        "diffusion(model, **axes): the case of the fixture diffusion_case: dtype, scheduler, size, steps, …, device",
     )
 
 
-@pytest.hookimpl(optionalhook=True)  # a hook of pytest-benchmark, which may be absent
+@pytest.hookimpl(optionalhook=True)  # this hook belongs to pytest-benchmark, which may not be installed
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """Add the facts of this machine, and the versions of torch and diffusers."""
+    """Add the facts of this machine and the versions of torch and diffusers to pytest-benchmark's JSON."""
     from provision.host import facts
 
     machine_info["firstlight"] = facts.probe().to_dict()
@@ -53,23 +53,23 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Replace the software versions by those of the environment that a suite was measured in."""
+    """Replace the versions of torch and diffusers by those of the environment in which a suite was measured."""
     if _SUITES in config.stash:
         output_json["machine_info"].update(config.stash[_SUITES].software)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the path of a suite's run."""
+    """Print the path of the run of a suite."""
     if _SUITES in config.stash and config.stash[_SUITES].kept is not None:
         terminalreporter.write_line(f"kept: {config.stash[_SUITES].kept}")
 
 
 @pytest.fixture
 def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
-    """Yield the case of the test's `diffusion` marker, or of an indirect parameter (a dict with the same keys).
+    """Yield the case that the test's marker `diffusion` or an indirect parameter (a dict with the same keys) describes.
 
-    torch's settings (TF32, threads) are restored afterwards. If the test uses pytest-benchmark's `benchmark` fixture,
-    the case, its FLOPs and its memory are added to `extra_info`.
+    The case is loaded in this process. torch's settings (TF32, threads) are restored afterwards. If the test uses
+    pytest-benchmark's fixture `benchmark`, the case, its FLOPs and its memory are added to `extra_info`.
     """
     benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
     axes = _axes(request)
@@ -99,19 +99,21 @@ def diffusion_case(request: pytest.FixtureRequest) -> Iterator[DiffusionCase]:
 
 
 def _axes(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return the model and the axes of the marker; an indirect parameter overrides them."""
+    """Return {"model": name, axis: value} of the marker and of an indirect parameter, which overrides the marker."""
     marker = request.node.get_closest_marker("diffusion")
     parameter = getattr(request, "param", {})
     if not isinstance(parameter, dict) or (marker and len(marker.args) > 1):
         pytest.fail(
-            'mark a case as @pytest.mark.diffusion("MODEL", AXIS=VALUE), or give a dict of these', pytrace=False
+            'Mark the test as @pytest.mark.diffusion("MODEL", AXIS=VALUE), or give an indirect parameter: a dict with '
+            "these keys.",
+            pytrace=False,
         )
     named = {"model": marker.args[0]} if marker and marker.args else {}
     return {**named, **(marker.kwargs if marker else {}), **parameter}
 
 
 def _case(axes: dict[str, Any]) -> Case:
-    """Return the suites' case for this machine, changed by the axes.
+    """Return the default case of a model for this machine, with these axes changed.
 
     Raises:
         FirstlightError: a name is wrong, or the device cannot be used.
@@ -134,20 +136,23 @@ class Replay:
         self._ahead: Iterator[float] = iter(())
 
     def __call__(self) -> float:
-        """Return the time in seconds."""
+        """Return the present time of the clock in seconds."""
         return self._now
 
     def wind(self, seconds: list[float]) -> None:
-        """Set the seconds of the next rounds."""
+        """Set the seconds by which the next calls of `tick` advance the clock."""
         self._ahead = iter(seconds)
 
     def tick(self) -> None:
-        """Advance the clock by one round; rounds after the last sample (such as a profiler's) take no time."""
+        """Advance the clock by the seconds of the next round.
+
+        After the last one (as in a profiler's round) by nothing.
+        """
         self._now += next(self._ahead, 0.0)
 
 
 class Suites:
-    """Hold the cells of the chosen suite, and the session that measures them like `bench run`."""
+    """Hold the cases of the chosen suite, and the session that measures them as `bench run` does."""
 
     def __init__(self, config: pytest.Config) -> None:
         from bench.run import cases, request, suite_run
@@ -177,7 +182,7 @@ class Suites:
         self._results: dict[Case, Result] = {}
 
     def measure(self, cell: Cell) -> Result:
-        """Measure one case within its share of the suite's budget, which starts with the first case."""
+        """Measure one case within its share of the suite's budget, which begins with the first case."""
         from bench.core.errors import BYTES_FOR_A_RUN
         from bench.run import measure_cases
         from provision.core.errors import from_os_error
@@ -197,7 +202,7 @@ class Suites:
         later = self.cells[self.cells.index(cell) + 1 :]
         began = time.monotonic()
         result = self._session.measure_one(cell, later, f"  {cell.case.name}")
-        # pytest fixes the order of the tests, so a case is repeated at once, with time reserved for the later ones.
+        # pytest has fixed the order of the tests, so a disturbed case is repeated now; time for later ones is reserved.
         result = self._session.measure_again(cell, result, time.monotonic() - began, f"  {cell.case.name}", later)
         self._results[cell.case] = result
         return result
@@ -215,20 +220,20 @@ class Suites:
             self.kept = self._session.folder / "run.json"
 
     def begin(self, line: str) -> None:
-        """Ignore the begin of a case: pytest shows the current test."""
+        """Do nothing: pytest shows the current test."""
 
     def update(self, line: Callable[[], str]) -> None:
-        """Ignore progress: pytest shows its own."""
+        """Do nothing: pytest shows the progress of its tests."""
 
     def report(self, line: str) -> None:
-        """Ignore the outcome: it is in the test's report."""
+        """Do nothing: the outcome is in the test's report."""
 
 
 def suites(config: pytest.Config) -> Suites:
     """Return the suite of this pytest run.
 
     Raises:
-        pytest.UsageError: it cannot be measured here; the message has the reason and the remedy.
+        pytest.UsageError: the suite cannot be measured here; the message has the reason and the remedy.
     """
     from provision.core.errors import FirstlightError
 
@@ -241,6 +246,6 @@ def suites(config: pytest.Config) -> Suites:
 
 
 def _option(config: pytest.Config, name: str) -> str | None:
-    """Return the value of an option; None also if the plugin was loaded after the options were parsed."""
+    """Return the value of an option; None also if the plugin was loaded only after the options were parsed."""
     value: str | None = config.getoption(f"--diffusion-{name}", None)
     return value

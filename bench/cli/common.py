@@ -1,4 +1,4 @@
-"""Defines what the commands of `bench` share: their flags, their progress on stderr, and their exit."""
+"""Defines what the commands of `bench` share: flags, the progress on stderr, and the exit code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ VersionFlag = Annotated[
 
 @dataclass(frozen=True)
 class RootFlags:
-    """Hold the flags that locate the root; the names of the fields are those of RunRequest."""
+    """Hold the flags that locate the root; the fields have the same names as those of RunRequest."""
 
     root: RootFlag = None
     host: Annotated[Path | None, typer.Option("--host", help="The file that describes this host.", metavar="FILE")] = (
@@ -62,7 +62,7 @@ class RunFlags(RootFlags):
     out: OutFlag = OUT
 
     def request(self, suite: str, **fields: Any) -> RunRequest:
-        """Return the request of a run with these folders; `fields` are further fields of the request."""
+        """Return a RunRequest with the values of these flags; `fields` are its further fields."""
         from bench.run.request import RunRequest
 
         return RunRequest(suite=suite, **vars(self), **fields)
@@ -70,7 +70,7 @@ class RunFlags(RootFlags):
 
 @dataclass(frozen=True)
 class OutputFlags:
-    """Hold the flags for the form of the output."""
+    """Hold the flags on how the result is printed."""
 
     json: JsonFlag = False
     no_color: NoColorFlag = False
@@ -78,7 +78,7 @@ class OutputFlags:
 
 @dataclass(frozen=True)
 class ProgressFlags:
-    """Hold the flags for the form of the output of a command that shows its progress."""
+    """Hold the flags on how the result is printed, and whether progress is shown."""
 
     json: JsonFlag = False
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False
@@ -89,19 +89,18 @@ _REDRAW_SECONDS, _LINE_SECONDS = 1.0, 10.0
 
 
 def command_line() -> str:
-    """Return the command as it was typed, or as make typed it."""
+    """Return the command line of this process, starting with "bench"."""
     words = shlex.join(["bench", *sys.argv[1:]])
-    # A file name may hold bytes that are not UTF-8. The run's file is UTF-8, so such bytes become escapes.
+    # An argument may hold bytes that are not UTF-8. The run's file is UTF-8, so such bytes become escapes.
     return words.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Progress:
     """Show the progress of a run on stderr.
 
-    On a terminal, each case has one line, which is redrawn at most once a second. Otherwise a line is written at most
-    every ten seconds. The parent draws only when it wakes for another reason (a line of the worker, or its poll twice a
-    second), so drawing takes no time from the measured work. If stderr can no longer be written, the progress stops
-    and the run goes on.
+    On a terminal each case has one line, which is redrawn at most once a second. Otherwise a line is written at most
+    every ten seconds. The parent draws only after a line of the worker or its poll twice a second, so drawing takes no
+    time from the measured work. If stderr can no longer be written, the progress stops and the run continues.
     """
 
     def __init__(self, *, quiet: bool, now: Callable[[], float] = time.monotonic) -> None:
@@ -111,13 +110,13 @@ class Progress:
         self._shown = now()
 
     def begin(self, line: str) -> None:
-        """Show the line of a case that begins."""
+        """Show that the case of this line begins; only on a terminal."""
         if self.terminal:
             self._write(f"\r\x1b[K{self._cut(f'{line} …')}")
             self._shown = self._now()
 
     def update(self, line: Callable[[], str]) -> None:
-        """Show the current activity; `line` is called only if its text is shown."""
+        """Show the present activity instead of the last one; `line` is called only if its text is shown."""
         if self.quiet or self._now() - self._shown < (_REDRAW_SECONDS if self.terminal else _LINE_SECONDS):
             return
         self._shown = self._now()
@@ -137,7 +136,7 @@ class Progress:
                 self.quiet = True
 
     def _cut(self, line: str) -> str:
-        """Return a line cut to the terminal's width: a wrapped line could not be redrawn."""
+        """Return a line cut to the terminal's width, since a line that wraps cannot be redrawn."""
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
         except OSError:
@@ -146,7 +145,10 @@ class Progress:
 
 
 def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
-    """Run a command and exit with its exit code; each error becomes a message, and with `json` also a JSON object."""
+    """Run a command and exit with the exit code that it returns.
+
+    An error becomes a message on stderr; with `json` it also becomes a JSON object on stdout.
+    """
 
     def os_error(error: OSError) -> FirstlightError:
         return from_os_error(error, needed_bytes=BYTES_FOR_A_RUN, flag="--out")
@@ -156,10 +158,10 @@ def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
 
 
 def price(text: str | None) -> float | None:
-    """Return the amount of money an hour of a text such as "2.5/h", in the user's own currency; None for None.
+    """Return the number of a price per hour such as "2.5/h", in any currency; None for None.
 
     Raises:
-        SpecError: the text is not an amount.
+        SpecError: the text is not a price.
     """
     if text is None:
         return None
@@ -168,12 +170,12 @@ def price(text: str | None) -> float | None:
     except ValueError:
         amount = -1.0
     if not 0 <= amount < float("inf"):
-        raise SpecError(f"--price {text} is not an amount an hour. Give a number such as 2.5/h.")
+        raise SpecError(f"--price {text} is not a price per hour. Give a number such as 2.5/h.")
     return amount
 
 
 def percent(text: str) -> float:
-    """Return a percentage such as "3%", the value of --fail-over, as a fraction: 0.03.
+    """Return a percentage such as "3%" as a fraction: 0.03.
 
     Raises:
         SpecError: the text is not a percentage from 0 to below 100.

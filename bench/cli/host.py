@@ -1,4 +1,4 @@
-"""Defines the commands that examine a host instead of measuring cases: validate and history."""
+"""Defines the commands that examine a host instead of measuring cases: `validate` and `history`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def validate(
     device: DeviceFlag = "auto",
     soak: Annotated[
         str | None,
-        typer.Option("--soak", help="Repeat the examination for this time, such as 30m.", metavar="TIME"),
+        typer.Option("--soak", help="Repeat the checks for this time afterwards, such as 30m.", metavar="TIME"),
     ] = None,
     python: PythonFlag = None,
     folders: RunFlags,
@@ -68,7 +68,7 @@ def validate(
             print(formats.terminal(run, context), end="")
             print(f"kept: {page.with_name('run.json')}\npage: {page}")
         code = verdict.exit_code(run.verdict)
-        # A failure that was found before an interrupt stays a failure.
+        # If the verdict is "fail" although the soak was interrupted, its exit code counts.
         return Exit.INTERRUPTED if validation.interrupted and code is not Exit.VERDICT_FAIL else code
 
     common.guard(act, json=output.json)

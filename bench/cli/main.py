@@ -1,4 +1,4 @@
-"""Defines the command `bench` and its subcommands that measure cases, and show, keep and compare runs."""
+"""Defines the command `bench` and its subcommands that measure cases, and that show, store and compare runs."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ app.command()(host_cli.history)
 
 @app.callback()
 def _program(version: VersionFlag = False) -> None:
-    """Take the flags that stand before a command."""
+    """Handle the flags that stand before a subcommand."""
 
 
 def main() -> None:
-    """Run the command; SIGTERM and SIGHUP end it and its worker, as Ctrl-C does."""
+    """Run the command; SIGTERM and SIGHUP end the command and its worker, as Ctrl-C does."""
     streams.prepare()
     umask.forbid_writing_to_all()
     sys.exit(command_end.run_app(app, "bench"))
@@ -108,7 +108,7 @@ def run(
         tuple[str, str] | None,
         typer.Option(
             "--interleave",
-            help="Measure each case in two settings, one image of each in turn:"
+            help="Measure each case in two settings whose images are made in turns, such as:"
             " dtype=fp32 dtype=bf16,layout=channels_last; python=PATH is a setting too.",
             metavar="A B",
         ),
@@ -118,7 +118,7 @@ def run(
     ] = False,
     python: PythonFlag = None,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run cases in this process, for a debugger; do not use the figures.")
+        bool, typer.Option("--in-process", help="Run cases in this process, for a debugger; its figures are not valid.")
     ] = False,
     folders: RunFlags,
     budget: Annotated[float | None, typer.Option("--budget", help="Seconds for the whole suite.", min=1)] = None,
@@ -164,7 +164,7 @@ def run(
 
 
 def _keep_page(run: Run, out: Path) -> None:
-    """Write the report page beside the run's file, and print the paths of both."""
+    """Write the HTML page of a run beside its file, and print the paths of both."""
     from bench.report import formats
 
     page = out / run.id / "report.html"
@@ -234,7 +234,7 @@ def report_(
     ] = None,
     price: Annotated[
         str | None,
-        typer.Option("--price", help="The price of the host an hour, such as 2.5/h: adds the cost of 1000 images."),
+        typer.Option("--price", help="The host's price per hour, such as 2.5/h: adds the cost of 1000 images."),
     ] = None,
     against: Annotated[
         str | None,
@@ -263,7 +263,7 @@ def report_(
         if chosen == "schema":
             text = formats.schema_text()
         else:
-            # A ticket always describes a validation.
+            # Only a validation has a ticket, so the default is the last validation.
             file = store.find(run, out, validation=True if chosen == "ticket" else None)
             shown = store.load(str(file), out)
             baseline = store.load(against, out) if against is not None else None
@@ -283,7 +283,7 @@ def report_(
 
 
 def _validations(run: Run, root: str | None) -> Sequence[Run]:
-    """Return the validations on the volume of the host of a validation; nothing for another run."""
+    """Return all validations of the host of a validation; an empty sequence for a run that is no validation."""
     from bench.run import request, suite_run
     from bench.validate import history
 

@@ -1,1 +1,1 @@
-"""Show runs and validations as text, Markdown, HTML, charts, and files for other programs."""
+"""Show runs and validations as text, Markdown, HTML and charts, and export them for other programs."""

@@ -1,4 +1,4 @@
-"""Draw the charts of a run with matplotlib, as SVG that refers to no font, script or other file."""
+"""Draw the charts of a run with matplotlib, as SVG that needs no font, script or other file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ _GIGABYTE = 1e9
 
 
 def step_times(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
-    """Draw the distribution of step times: a box for the middle half, a line at the median, a dot for each outlier.
+    """Draw the distribution of the step times of each case: a box for the middle half, a line at the median.
 
-    Return None where no result has step times.
+    A dot is an outlier. None if no result has step times.
+
+    Args:
+        results: the results of measured cases.
+        label: returns the name of a case.
     """
     boxes = [(label(result.case), _milliseconds(result)) for result in results if _milliseconds(result)]
     if not boxes:
         return None
-    boxes.reverse()  # the first case on top
+    boxes.reverse()  # so that the first case is on top
     figure, axes = _figure(max(_LEAST, _ROW * len(boxes) + 0.7))
     axes.boxplot(
         [values for _, values in boxes],
@@ -68,7 +72,7 @@ def batch_scaling(results: Sequence[Result], label: Callable[[Case], str]) -> st
 
 
 def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) -> str | None:
-    """Draw the memory of the GPU, or of the worker process on a CPU, from start to end; None without readings."""
+    """Draw the memory of the GPU over time, on a CPU that of the worker process; None if it was not measured."""
     results_with_timeline = [result for result in results if len(result.timeline) > 1]
     if not results_with_timeline:
         return None
@@ -84,7 +88,13 @@ def memory_over_time(results: Sequence[Result], label: Callable[[Case], str]) ->
 
 
 def errors_over_time(longest: Result, solutions: Sequence[SchedulerAccuracy], label: Callable[[Case], str]) -> str:
-    """Draw time per image against distance from the longest solution, a line per scheduler; lower left is best."""
+    """Draw the time per image against the error of the picture, one line per scheduler; the lower left corner is best.
+
+    Args:
+        longest: the reference result, whose picture has the most evaluations of the model.
+        solutions: the errors of the other results against it.
+        label: returns the name of a case.
+    """
     figure, axes = _figure(4.2)
     schedulers = sorted({solution.result.case.scheduler for solution in solutions})
     for number, scheduler in enumerate(schedulers):
@@ -107,7 +117,10 @@ def errors_over_time(longest: Result, solutions: Sequence[SchedulerAccuracy], la
 
 
 def comparison_chart(comparison: Comparison) -> str | None:
-    """Draw the change of each case's time since the baseline, with its interval and threshold; None without ratios."""
+    """Draw the change of each case's time, with its interval and the smallest change that counts.
+
+    None without ratios.
+    """
     rows = [(row, row.ratio) for row in reversed(comparison.rows) if row.ratio is not None]
     if not rows:
         return None
@@ -120,12 +133,12 @@ def comparison_chart(comparison: Comparison) -> str | None:
         axes.errorbar(middle, height, xerr=[[middle - low], [high - middle]], fmt="o", color=color, markersize=4)
     axes.axvline(0, color="#66727f", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [_short(row.name) for row, _ in rows])
-    axes.set_xlabel("change of the seconds per image, per cent; grey: below the threshold")
+    axes.set_xlabel("change of the seconds per image, per cent; grey: too small to count")
     return _svg(figure)
 
 
 def trend(trends: Sequence[Trend]) -> str | None:
-    """Draw each reading of one device over time, as a part of its best; None where no reading has two points."""
+    """Draw each reading of one device over time, in per cent of its best value; None if none has two values."""
     lines = [line for line in trends if len(line.points) > 1]
     if not lines:
         return None
@@ -139,7 +152,7 @@ def trend(trends: Sequence[Trend]) -> str | None:
 
 
 def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:
-    """Finish a line chart: axis labels, a vertical axis from zero, and a legend."""
+    """Add to a line chart the labels of both axes, a vertical axis from zero and a legend; return it as SVG."""
     axes.set_xlabel(across)
     axes.set_ylabel(upward)
     axes.set_ylim(bottom=0)
@@ -149,12 +162,12 @@ def _lines(figure: Any, axes: Any, across: str, upward: str) -> str:
 
 
 def _legend(axes: Any) -> None:
-    """Put the legend beside the lines, so that no line is hidden."""
+    """Put the legend beside the chart, so that it hides no line."""
     axes.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _logarithmic(axes: Any) -> None:
-    """Set a logarithmic scale with plain numbers as ticks."""
+    """Set a logarithmic horizontal axis with plain numbers as ticks."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_xscale("log")
@@ -173,7 +186,7 @@ def _spans_decades(values: Sequence[float]) -> bool:
 
 def _short(text: str) -> str:
     short = text if len(text) <= _LONG_LABEL else f"{text[: _LONG_LABEL - 1]}…"
-    return short.replace("$", r"\$")  # matplotlib renders text between two dollar signs as a formula
+    return short.replace("$", r"\$")  # otherwise matplotlib renders text between two dollar signs as a formula
 
 
 def _figure(height: float) -> tuple[Any, Any]:
@@ -190,7 +203,7 @@ def _svg(figure: Any) -> str:
     import matplotlib as mpl
 
     sink = io.StringIO()
-    # Text stays text, so that it can be searched. The fixed salt makes equal runs give equal bytes.
+    # With fonttype "none" text is stored as text and can be searched. With a fixed salt equal runs give equal bytes.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "firstlight", "font.family": "sans-serif"}):
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     text = sink.getvalue()

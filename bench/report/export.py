@@ -1,4 +1,4 @@
-"""Export a run for other programs: CSV, and the JSON of pytest-benchmark."""
+"""Export a run for other programs: as CSV, and as the JSON of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from bench.core.result import Result, Run
     from bench.core.validation_records import Validation
 
-# The version of pytest-benchmark whose format this is; its reader checks this field.
+# The version of pytest-benchmark whose format is written; pytest-benchmark checks it when it reads the file.
 _FORMAT_VERSION = "5.2.0"
 
 
 def csv_text(run: Run, price_per_hour: float | None = None) -> str:
-    """Return a run as CSV: a row per case, a column per figure, in seconds and bytes; unknown values are empty."""
+    """Return a run as CSV with a row per case and a column per figure, in seconds and bytes; an unknown value is empty.
+
+    `price_per_hour`: the price of an hour of the machine; adds a column with the cost of a thousand images.
+    """
     sink = io.StringIO()
     rows = [_flat(result, price_per_hour) for result in run.results]
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -37,7 +40,7 @@ def csv_text(run: Run, price_per_hour: float | None = None) -> str:
 
 
 def readings_csv(validation: Validation) -> str:
-    """Return the readings of a validation as CSV, each in its unit; figures and raw samples are JSON in a cell."""
+    """Return the readings of a validation as CSV with a row per reading; lists and dicts are JSON in a cell."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow([field.name for field in fields(Reading)])
@@ -48,7 +51,7 @@ def readings_csv(validation: Validation) -> str:
 
 
 def pytest_benchmark(run: Run) -> dict[str, Any]:
-    """Return a run in the JSON format of pytest-benchmark; a round is one image or batch."""
+    """Return a run in the JSON format of pytest-benchmark; each round is one image or batch."""
     software = next((result.software for result in run.results if result.software), {})
     return {
         "machine_info": {
@@ -80,7 +83,7 @@ def pytest_benchmark(run: Run) -> dict[str, Any]:
 
 
 def extra_info(result: Result) -> dict[str, Any]:
-    """Return the values that pytest-benchmark stores beside the times of a case."""
+    """Return the values of a case that pytest-benchmark stores beside its times, in `extra_info`."""
     return {
         "status": result.status.value,
         "trust": trust.state if (trust := result.trust or disturbance.trust(result)) else None,
@@ -160,7 +163,7 @@ def _benchmark(result: Result) -> dict[str, Any]:
 
 
 def _stats(seconds: Sequence[float]) -> dict[str, Any]:
-    """Return pytest-benchmark's figures, by its own names and definitions (source: its class Stats)."""
+    """Return the figures of pytest-benchmark, with its own names and definitions (source: its class Stats)."""
     ordered = sorted(seconds)
     mean, median = statistics.fmean(ordered), statistics.median(ordered)
     deviation = statistics.stdev(ordered) if len(ordered) > 1 else 0.0

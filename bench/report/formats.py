@@ -1,4 +1,4 @@
-"""Convert a kept run to each format of `bench report`: tables, Markdown, a page, other programs' files, a ticket."""
+"""Convert a stored run to each format of `bench report`: tables, Markdown, HTML, CSV, JSON, a ticket."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class ReportContext:
     """Hold what a report needs besides the run.
 
-    `folder`: the folder of the run and its pictures. `cost`: the price of an hour of the machine. `baseline`: the run
-    to compare with. `kept`: all validations of the run's host.
+    `folder`: the folder of the run and its pictures. `cost`: the price of an hour of the machine; None: no costs.
+    `baseline`: the run to compare with. `no_color`: do not use colours. `kept`: all validations of the run's host.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ def html(run: Run, context: ReportContext) -> str:
     """Return the run as one HTML page that needs no other file.
 
     Raises:
-        SpecError: a price or a baseline is given for a validation.
+        SpecError: a price or a baseline is given, but the run is a validation.
     """
     from bench.report import html_page
 
@@ -60,10 +60,10 @@ def html(run: Run, context: ReportContext) -> str:
 
 
 def csv(run: Run, context: ReportContext) -> str:
-    """Return the run as CSV with a row per case, or a validation with a row per reading.
+    """Return the run as CSV with a row per case; a validation as CSV with a row per reading.
 
     Raises:
-        SpecError: a price is given for a validation.
+        SpecError: a price is given, but the run is a validation.
     """
     from bench.report import export
 
@@ -93,7 +93,7 @@ def pytest_benchmark(run: Run, _: ReportContext) -> str:
 
 
 def ticket(run: Run, _: ReportContext) -> str:
-    """Return the text that a user sends to the support of the host's provider.
+    """Return the text for the support of the host's provider.
 
     Raises:
         SpecError: the run is not a validation.
@@ -113,7 +113,16 @@ def schema_text() -> str:
 
 
 def _check_has_cases(run: Run, missing_part: str, is_needed: bool) -> None:
-    """Raise an error if a report needs cases and the run is a validation, which has none; `missing_part` ends it."""
+    """Check that a run has cases if the report needs them (`is_needed`).
+
+    Args:
+        run: the run.
+        missing_part: what a validation does not have, as the end of the message.
+        is_needed: the report needs cases.
+
+    Raises:
+        SpecError: the report needs cases, but the run is a validation.
+    """
     if run.validation is not None and is_needed:
         raise SpecError(f"{run.id} is a validation, which has {missing_part}.")
 

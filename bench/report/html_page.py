@@ -34,10 +34,10 @@ def html(
 
     Args:
         run: the run.
-        folder: the folder of its pictures; an absent picture is left out.
-        price_per_hour: the price of an hour of the machine, for the cost of a thousand images.
+        folder: the folder of its pictures; a picture that is not there is left out.
+        price_per_hour: the price of an hour of the machine, for the cost of a thousand images; None: no costs.
         baseline: the run to compare with, in a chart.
-        kept: the validations of the run's host, this one among them, for a table and a chart per device.
+        kept: the validations of the run's host, including this one, for a table and one chart per device.
     """
     import jinja2
 
@@ -89,7 +89,7 @@ def html(
 
 
 def _trends(kept: Sequence[Run]) -> Iterator[tuple[str, str | None]]:
-    """Return the title and the chart of each device that was validated more than once."""
+    """Yield (title, chart) for each device that was validated; the chart is None if it was validated only once."""
     trends_of: dict[str, list[Trend]] = {}
     for trend in history.trends(kept):
         trends_of.setdefault(trend.whose, []).append(trend)
@@ -99,7 +99,7 @@ def _trends(kept: Sequence[Run]) -> Iterator[tuple[str, str | None]]:
 
 
 def _row(result: Result, price_per_hour: float | None) -> dict[str, Any]:
-    """Return the values of one case for the tables; the template formats them."""
+    """Return the values of one case for the tables of the page; the template formats them."""
     steps, images = stats.step_seconds(result), stats.image_seconds(result)
     disturbed = disturbance.of_case(result)
     whole = result.shares_of_seconds
@@ -128,7 +128,7 @@ def _picture(result: Result, folder: Path) -> dict[str, str] | None:
 
 
 def _twin(twin: PrecisionPair, folder: Path) -> dict[str, str]:
-    """Return both pictures of a pair and their distance."""
+    """Return the picture of a case, its picture in fp32 (both base64) and a text on their distance."""
     one, two = (image_quality.read_image(result, folder) or b"" for result in (twin.result, twin.plain))
     distance = "equal" if twin.psnr == float("inf") else f"PSNR {twin.psnr:.1f} dB"
     return {"name": tables.label(twin.result.case), "one": _encoded(one), "two": _encoded(two), "psnr": distance}

@@ -1,4 +1,4 @@
-"""Build the JSON Schema of run.json from the record classes, so that it always equals what is written."""
+"""Build the JSON Schema of run.json from the record classes, so that it always describes what is written."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _of_record(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             for field in fields
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         ]
-        definitions[name] = {}  # reserves the name, since a record may contain its own class
+        definitions[name] = {}  # a record may contain its own class, which must then be found here
         definitions[name] = {
             "type": "object",
             "description": " ".join(str(kind.__doc__).split()),

@@ -1,4 +1,7 @@
-"""Write the text for a provider's support: the faulty device, figures with sources, commands; no user's name."""
+"""Write the text for a provider's support: the faulty devices, their figures with sources, and commands.
+
+It does not contain the user's name, paths or the name of the host.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from bench.core.validation_records import DeviceFacts, GpuLoadStats, Validation
     from bench.core.verdict import Judgement
 
-# An absolute path or one from a home folder; the kernel's folders are the same on every machine.
+# An absolute path or one below a home folder. /dev, /proc and /sys are no private data, so they are not matched.
 _PATH = re.compile(r"(?<![\w./\\])(?!//)(?:~|[A-Za-z]:)?[/\\](?!dev/|proc/|sys/)[^\s'\",;)\]]+")
 _COMPLAINTS = (VerdictState.FAIL, VerdictState.WARN)
 _TITLES = {  # worst first
@@ -31,9 +34,9 @@ _LEAST_NAME = 3
 
 
 def text(run: Run) -> str:
-    """Return the text that a user can send to the provider's support: plain text, times in UTC.
+    """Return the text that a user can send to the provider's support: plain text, with times in UTC.
 
-    Return one sentence where no rule found a fault or a warning, for then there is nothing to send.
+    If no rule found a fault or a warning, return one sentence that there is nothing to send.
 
     Raises:
         SpecError: the run is not a validation.
@@ -84,7 +87,7 @@ def _judgements(validation: Validation, state: VerdictState, title: str) -> Iter
 
 
 def _facts(card: DeviceFacts, validation: Validation) -> Iterator[str]:
-    """Yield the facts that the driver reports, and every figure that has an expected one."""
+    """Yield a line for each fact that the driver reports about a device, and for each value with an expected value."""
     if card.uuid is not None:
         yield f"  uuid: {card.uuid}"
     if card.driver is not None:
@@ -131,12 +134,12 @@ def _load(load: GpuLoadStats) -> str:
 
 
 def _command(run: Run) -> str:
-    """Return the command that repeats the run, without the paths of this user's files."""
+    """Return the command that repeats the run, without the flags whose values are paths."""
     words: list[str] = []
     for word in (run.command or "bench validate").split():
         if _PATH.fullmatch(word.partition("=")[2] or word):
             if words and words[-1].startswith("-"):
-                words.pop()  # the flag of this path
+                words.pop()  # the flag whose value is this path
             continue
         words.append(word)
     return " ".join(words)
@@ -171,7 +174,7 @@ def _utc(started: str) -> str:
 
 
 def _impersonal(lines: str, run: Run) -> str:
-    """Return the text without secrets, paths and the host's name."""
+    """Return the text without secrets, and with "…" for paths and for the host's name."""
     lines = _PATH.sub("…", redact(lines))
     host = str(run.machine.get("hostname", ""))
     return re.sub(rf"(?<!\w){re.escape(host)}(?!\w)", "…", lines) if len(host) >= _LEAST_NAME else lines

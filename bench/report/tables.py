@@ -1,4 +1,4 @@
-"""Show a run as tables for a terminal or as Markdown; this imports neither torch nor a worker."""
+"""Show a run as tables for a terminal or as Markdown; this module imports neither torch nor worker code."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ ADVICE = (
 )
 # Forty convolutions at a load of 14 on 2 cores take 4.0 s, and 0.6 s with the variable (torch 2.13, libgomp).
 SPINNING = (
-    "   beside other work, torch's threads spend most of the time spinning while they wait for each other. "
-    "OMP_WAIT_POLICY=passive makes them sleep"
+    "   when other programs use the cores, torch's threads spend most of the time spinning while they wait for each "
+    "other. With OMP_WAIT_POLICY=passive in the environment they sleep instead"
 )
 TREND = ("UTC", "device", "verdict", "product", "copy", "loop", "against first", "against best")
 
 
 def terminal(run: Run, *, color: bool, width: int | None) -> str:
-    """Return the run as a table for a terminal, with its notes below.
+    """Return the run as a table for a terminal, with notes below it.
 
     Args:
         run: the run.
         color: whether colour codes are allowed.
-        width: the width in columns; None: that of the terminal.
+        width: the width in columns; None: the width of the terminal.
     """
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not markup: the name of a machine or model may contain brackets.
+    # rich would read brackets in the name of a machine or model as markup, so this is a Text.
     table = Table(title=Text(f"{run.suite}: {machine_line(run)}"), title_justify="left")
     for name in COLUMNS:
         first = name == "case"
@@ -60,17 +60,23 @@ def terminal(run: Run, *, color: bool, width: int | None) -> str:
             min_width=12 if first else None,
         )
     for result in run.results:
-        if result.status is Status.SKIPPED:  # no figures; the notes list it
+        if result.status is Status.SKIPPED:  # the notes list it
             continue
         cells = row(result)
-        # The notes give the reason; in the table it would widen the columns.
+        # The reason is in the notes, since it would widen the columns of the table.
         cells_shown = cells if result.status is Status.OK else (cells[0], result.status.value)
         table.add_row(*(Text(cell) for cell in cells_shown))
     return rendered(table, color=color, width=width) + "\n".join(notes(run)) + "\n"
 
 
 def rendered(renderable: RenderableType, *, color: bool, width: int | None) -> str:
-    """Return a table or a title as text for a terminal."""
+    """Return an object of the library rich, such as a table, as text for a terminal.
+
+    Args:
+        renderable: the object.
+        color: whether colour codes are allowed.
+        width: the width in columns; None: the width of the terminal.
+    """
     import io
 
     from rich.console import Console
@@ -95,7 +101,7 @@ def markdown(run: Run) -> str:
 
 
 def comparison(comparison_result: Comparison, *, color: bool, width: int | None) -> str:
-    """Return the comparison of two runs as a table for a terminal, with its notes below."""
+    """Return the comparison of two runs as a table for a terminal, with notes below it."""
     from rich.table import Table
     from rich.text import Text
 
@@ -119,7 +125,10 @@ def comparison(comparison_result: Comparison, *, color: bool, width: int | None)
 
 
 def tuning_table(result: TuneResult, *, color: bool, width: int | None) -> str:
-    """Return a search as a table for a terminal: fastest first, ruled out last; then the gain and the code."""
+    """Return the result of `bench tune` for a terminal: a table of all settings, the gain, and the code.
+
+    The fastest setting comes first; the excluded ones come last.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -149,7 +158,7 @@ def tuning_table(result: TuneResult, *, color: bool, width: int | None) -> str:
 
 
 def gain_lines(tuning: Tuning) -> list[str]:
-    """Return the lines that describe the gain of a search."""
+    """Return the lines about the gain of `bench tune`."""
     best = ", ".join(tuning.best.settings)
     if tuning.best == tuning.default:
         lines = [f"the default is the fastest setting: {best}"]
@@ -163,7 +172,10 @@ def gain_lines(tuning: Tuning) -> list[str]:
 
 
 def trend(kept: ValidationHistory, *, color: bool, width: int | None) -> str:
-    """Return a host's validations as a table for a terminal, newest last; unreadable files are listed below it."""
+    """Return the validations of a host as a table for a terminal, the newest last.
+
+    Files that were skipped are listed below.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -172,13 +184,15 @@ def trend(kept: ValidationHistory, *, color: bool, width: int | None) -> str:
         table.add_column(name, justify="left" if name in TREND[:3] else "right", overflow="fold")
     for cells in trend_rows(kept.runs):
         table.add_row(*(Text(cell) for cell in cells))
-    lines = ["product: the fastest dtype; against first, best: the change since the oldest run, and from the best run"]
-    lines += [f"passed over: {reason}" for reason in kept.unread]
+    lines = [
+        "product: the fastest dtype; against first, best: its change from the oldest validation, from the best one"
+    ]
+    lines += [f"skipped: {reason}" for reason in kept.unread]
     return rendered(table, color=color, width=width) + "\n".join(lines) + "\n"
 
 
 def trend_rows(kept: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return a row with the cells of TREND for each device of each validation; times are in UTC."""
+    """Return the cells of the columns TREND for each device of each validation; times are in UTC."""
     return [
         (
             f"{line.at.astimezone(timezone.utc):%Y-%m-%d %H:%M}",
@@ -195,7 +209,7 @@ def trend_rows(kept: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def _reading(reading: Reading | None) -> str:
-    """Return a figure with its unit, and with the rest of its name where the column does not give it."""
+    """Return a value with its unit, followed by the part of its name that the column's title does not have."""
     if reading is None or reading.value is None:
         return ""
     detail = reading.name.removeprefix(f"{reading.probe} ")
@@ -203,7 +217,7 @@ def _reading(reading: Reading | None) -> str:
 
 
 def row(result: Result) -> tuple[str, ...]:
-    """Return one case as the cells of COLUMNS; a case without figures has its status and reason instead."""
+    """Return one case as the cells of COLUMNS; a case without figures has its status and reason instead of figures."""
     name = label(result.case) + (", real weights" if result.weights == "real" else "")
     steps = stats.step_seconds(result)
     if result.status is not Status.OK or steps is None:
@@ -228,7 +242,7 @@ def row(result: Result) -> tuple[str, ...]:
 
 
 def label(case: Case) -> str:
-    """Return a case's name for tables; the device is left out, since a run has one."""
+    """Return the name of a case for tables; the device is not in it, since a run has only one."""
     task = f" {case.task}" if case.task else ""
     name = f"{case.model}{task} {case.dtype} {case.scheduler} {case.height}x{case.width}, {case.steps} steps"
     name += f", batch {case.batch}" if case.batch > 1 else ""
@@ -236,7 +250,7 @@ def label(case: Case) -> str:
 
 
 def machine_line(run: Run) -> str:
-    """Return the machine and the software in one line."""
+    """Return one line about the machine and the versions of its software."""
     gpus = ", ".join(str(gpu["name"]) for gpu in run.machine.get("gpus", []))
     software = software_of(run)
     versions = ", ".join(f"{name} {version}" for name, version in software.items())
@@ -246,20 +260,20 @@ def machine_line(run: Run) -> str:
 
 
 def software_of(run: Run) -> dict[str, str]:
-    """Return {name: version} of the software that computed."""
+    """Return {name: version} of the software of the measured environment."""
     validated = run.validation.software if run.validation is not None else {}
     return next((result.software for result in run.results if result.software), validated)
 
 
 def notes(run: Run) -> list[str]:
-    """Return the lines below the figures: verdict, choices, left-out cases, warnings and the total time."""
+    """Return the lines below the table: verdict, choices, skipped cases, warnings and the total time."""
     lines = [f"verdict: {run.verdict.state.value}", *(f"  {reason}" for reason in run.verdict.reasons)]
     lines += run.notes
     lines += left_out(run)
     lines += [f"{label(result.case)}: {note}" for result in run.results for note in result.notes]
     measured = [result for result in run.results if result.status is Status.OK]
     if any(result.weights == "random" for result in measured):
-        lines.append("weights: random where the real ones are absent; speed and memory are the same")
+        lines.append("weights: random where the model is not downloaded; speed and memory do not depend on them")
     if any(disturbance.of_case(result) for result in measured):
         lines.append(ADVICE)
     if any(disturbance.of_case(result) and result.case.device == "cpu" for result in measured):
@@ -275,12 +289,12 @@ def notes(run: Run) -> list[str]:
 
 
 def left_out(run: Run) -> list[str]:
-    """Return the lines about skipped cases: those without time in one line, the others with their reasons."""
+    """Return the lines about skipped cases: one line for all that had no time, and one line for each other case."""
     skipped = [result for result in run.results if result.status is Status.SKIPPED]
     late = [label(result.case) for result in skipped if (result.reason or "").startswith(BUDGET)]
     lines = [f"skipped {label(result.case)}: {result.reason}" for result in skipped if label(result.case) not in late]
     return lines + (
-        [f"not measured, no time was left (raise --budget to measure them): {'; '.join(late)}"] if late else []
+        [f"not measured for lack of time (use a larger --budget to measure them): {'; '.join(late)}"] if late else []
     )
 
 
@@ -290,7 +304,7 @@ def _figure(value: float | None) -> str:
 
 
 def memory_of(result: Result) -> str:
-    """Return the peak of the device's memory, or of the host's where the device has none of its own."""
+    """Return the peak of the device's memory as text; on a device that uses the host's memory, that of the host."""
     memory = result.memory
     if memory.device_peak_reserved_bytes:
         return f"{memory.device_peak_reserved_bytes / 1e9:.2f} GB"

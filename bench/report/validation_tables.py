@@ -1,4 +1,4 @@
-"""Show a validation: the verdict of the rules on each device, and every reading behind it."""
+"""Show a validation as text: the verdict, the judgements of the rules, and every reading."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _ORDER = (VerdictState.FAIL, VerdictState.NOT_JUDGED, VerdictState.WARN, Verdict
 
 
 def terminal(run: Run, *, color: bool, width: int | None) -> str:
-    """Return a validation as a table for a terminal, with its notes below.
+    """Return a validation as a table for a terminal, with notes below it.
 
     Args:
         run: a validation.
         color: whether colour codes are allowed.
-        width: the width in columns; None: that of the terminal.
+        width: the width in columns; None: the width of the terminal.
     """
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not markup: the name of a machine may contain brackets.
+    # rich would read brackets in the name of a machine as markup, so this is a Text.
     title = Text(f"{run.suite}: {tables.machine_line(run)}")
     table = Table(title=title, title_justify="left")
     for name in COLUMNS:
@@ -53,7 +53,7 @@ def markdown(run: Run) -> str:
 
 
 def rows(run: Run) -> list[tuple[str, ...]]:
-    """Return each reading as the cells of COLUMNS; the rounds of a soak are summarized in `notes` instead."""
+    """Return each reading as the cells of COLUMNS, without those of a soak, which `notes` summarizes."""
     validation = run.validation
     return (
         []
@@ -73,7 +73,7 @@ def _row(reading: Reading, validation: Validation) -> tuple[str, ...]:
 
 
 def _expectation(reading: Reading, judgements: Sequence[Judgement]) -> Judgement | None:
-    """Return the judgement that compared this reading with an expected figure; None without one."""
+    """Return the judgement that compared this reading with an expected value; None if there is none."""
     candidates = (
         judgement for judgement in judgements if judgement.source is not None and judgement.device == reading.device
     )
@@ -84,7 +84,7 @@ def _expectation(reading: Reading, judgements: Sequence[Judgement]) -> Judgement
 
 
 def figure_text(reading: Reading) -> str:
-    """Return a reading's figure in words, or its fault, or the reason why there is none."""
+    """Return the value of a reading as text; or its fault; or the reason for which it has no value."""
     if reading.fault is not None:
         return f"FAULT: {_first_line(reading.fault)}"
     if reading.value is None and ONCE in reading.figures:
@@ -101,12 +101,12 @@ def figure_text(reading: Reading) -> str:
 
 
 def limit_text(reading: Reading) -> str:
-    """Return the limit of a relative error; empty without one."""
+    """Return the limit of a relative error as text; "" for a reading without a limit."""
     return f"at most {reading.limit:.1e}" if reading.limit is not None else ""
 
 
 def notes(run: Run) -> list[str]:
-    """Return the lines below the figures: the verdict, every judgement that is not a pass, and the advice."""
+    """Return the lines below the table: the verdict, each judgement that is not "pass" with its advice, and facts."""
     validation = run.validation
     if validation is None:
         return []
@@ -116,7 +116,7 @@ def notes(run: Run) -> list[str]:
         if judgement.state is not VerdictState.PASS:
             lines.append(f"  {judgement.state.value}, {judgement.device}: {judgement.said}")
             lines += [f"    {judgement.advice}"] if judgement.advice else []
-    # A pass without an expected figure is a remark, such as a setting that costs a second.
+    # A "pass" without an expected value is for information, such as a driver setting that has little effect.
     remarks = [
         judgement for judgement in judgements if judgement.state is VerdictState.PASS and judgement.source is None
     ]
@@ -129,7 +129,7 @@ def notes(run: Run) -> list[str]:
 
 
 def card_line(card: DeviceFacts) -> str:
-    """Return the facts that the driver reports of a GPU, in one line; empty for a CPU."""
+    """Return the facts that the driver reports about a GPU, in one line; "" for a CPU."""
     if card.device == "cpu":
         return ""
     parts = [f"{card.device}: {card.name}", f"driver {card.driver}" if card.driver else ""]
@@ -146,7 +146,7 @@ def card_line(card: DeviceFacts) -> str:
 
 
 def _watched(validation: Validation) -> Iterator[str]:
-    """Yield a line per device: its clocks, heat, power and throttling under load."""
+    """Yield a line per device with its clocks, temperature, power and throttling under sustained load."""
     for device, gpu in validation.watched.items():
         parts = [
             (gpu.clock_mhz_median, "{:.0f} MHz (median)"),
@@ -161,7 +161,7 @@ def _watched(validation: Validation) -> Iterator[str]:
 
 
 def _rounds(validation: Validation) -> Iterator[str]:
-    """Yield the lines of a soak: the range and the last value of each figure, and the total of tested memory."""
+    """Yield the lines about a soak: the range and the last value of each quantity, and the total of tested memory."""
     if validation.soak_seconds is None:
         return
     count = max((reading.round for reading in validation.readings), default=0)
@@ -181,5 +181,5 @@ def _rounds(validation: Validation) -> Iterator[str]:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line of a message, which may be a traceback."""
+    """Return the first line of a text that may be a traceback."""
     return next(iter(text.splitlines()), "")

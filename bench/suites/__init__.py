@@ -1,1 +1,1 @@
-"""Provide the shipped suites as data; `pytest --pyargs bench.suites` runs one with pytest-benchmark."""
+"""Provide the shipped suites as TOML files; `pytest --pyargs bench.suites` runs one with pytest-benchmark."""

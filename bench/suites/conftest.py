@@ -1,3 +1,3 @@
-"""Register the plugin for `pytest --pyargs bench.suites` where firstlight is not installed as a package."""
+"""Register the plugin for `pytest --pyargs bench.suites` from a checkout, where firstlight is not installed."""
 
 pytest_plugins = ["bench.pytest_plugin"]

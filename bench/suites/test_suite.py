@@ -1,4 +1,4 @@
-"""Measure each case of a suite as a test, in a fresh process, and pass its samples to pytest-benchmark."""
+"""Measure each case of a suite as a test, in a worker process, and pass its samples to pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def suite(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterator[Suites]:
-    """Measure the cases; keep the run after the last case."""
+    """Yield the suite that measures the cases; store the run after the last case."""
     measured_suite = suites(pytestconfig)
-    # Only the cases that pytest runs get a share of the time.
+    # A case that pytest does not run (it was deselected) gets no share of the time.
     functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
     names = {function.name for function in functions if "suite" in function.fixturenames}
     measured_suite.cells = [cell for cell in measured_suite.cells if f"test_case[{cell.case.name}]" in names]
@@ -41,7 +41,10 @@ def suite(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterat
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_case(cell: Cell, suite: Suites, benchmark: Any) -> None:
-    """Fail where `bench run` would fail; skip a case that cannot run here, with its reason."""
+    """Measure one case.
+
+    The test fails where the verdict of `bench run` would not pass, and is skipped if the case cannot run here.
+    """
     benchmark.group = cell.case.model
     try:
         result = suite.measure(cell)

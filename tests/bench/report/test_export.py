@@ -150,8 +150,8 @@ def test_kept_run_is_reported_in_every_format(tmp_path: Path, form: str, begins:
     ("words", "message"),
     [
         (["--format", "pdf"], "unknown format 'pdf'; available: markdown, terminal, html"),
-        (["--price", "cheap"], "--price cheap is not an amount an hour"),
-        (["--format", "csv", "--price", "-1"], "--price -1 is not an amount an hour"),
+        (["--price", "cheap"], "--price cheap is not a price per hour"),
+        (["--format", "csv", "--price", "-1"], "--price -1 is not a price per hour"),
         (["--price", "2.5/h"], "--price is only for the formats csv and html"),
     ],
 )

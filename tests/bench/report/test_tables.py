@@ -81,7 +81,7 @@ def test_cases_without_time_share_one_line_and_have_no_rows() -> None:
     ]
     shown = tables.terminal(a_run(CLEAN, *late), color=False, width=200)
     (line,) = [line for line in shown.splitlines() if tables.label(late[0].case) in line]
-    assert line.startswith("not measured, no time was left")
+    assert line.startswith("not measured for lack of time")
     assert tables.label(late[1].case) in line
     assert shown.count(tables.label(late[1].case)) == 1
 
