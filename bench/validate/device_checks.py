@@ -31,14 +31,14 @@ def of_device(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> I
 
 
 def _present(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report a count of the device (`rule.field`, such as its memory errors) that is not zero."""
+    """Yield a judgement on a count of the device (`rule.field`, such as its memory errors) that is not zero."""
     count = getattr(card, rule.field or "")
     if count:
         yield judgement(name, rule, card.device, {"count": float(count)}, value=float(count), expected=0.0)
 
 
 def _growth(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report a count of the device (`rule.field`) that grew during the validation."""
+    """Yield a judgement on a count of the device (`rule.field`) that grew during the validation."""
     before = next((facts for facts in evidence.before if facts.device == card.device), None)
     counts = [getattr(facts, rule.field or "") for facts in (before, card) if facts is not None]
     if len(counts) == 2 and None not in counts and counts[1] > counts[0]:
@@ -47,20 +47,20 @@ def _growth(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Ite
 
 
 def _off(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report a setting of the driver (`rule.field`) that is off."""
+    """Yield a judgement on a driver setting of the device (`rule.field`) that is off."""
     if getattr(card, rule.field or "") is False:
         yield judgement(name, rule, card.device, {})
 
 
 def _xids(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report hardware errors (XIDs): those in `rule.xids` if the rule is `listed`, otherwise all others."""
+    """Yield a judgement on hardware errors (XIDs): those in `rule.xids` if the rule is `listed`, else all others."""
     codes = sorted({xid for xid in card.xids if (xid in rule.xids) is rule.listed})
     if codes:
         yield judgement(name, rule, card.device, {"xids": ", ".join(map(str, codes))})
 
 
 def _under(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report a value (`rule.field`) below a share of its possible maximum (`rule.most`)."""
+    """Yield a judgement on a value (`rule.field`) below a share of its possible maximum (`rule.most`)."""
     value, most = (getattr(card, field or "") for field in (rule.field, rule.most))
     if value is not None and most is not None and value < (rule.below or 0) * most:
         values = {"value": float(value), "expected": float(most)}
@@ -68,7 +68,7 @@ def _under(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Ju
 
 
 def _throttled(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report the throttle reason of the rule that lowered the clocks for the largest share of the time."""
+    """Yield a judgement on the reason of `rule.reasons` that lowered the clocks for the largest share of the time."""
     watched = evidence.watched.get(card.device)
     shares = {reason: watched.throttled.get(reason, 0.0) for reason in rule.reasons} if watched is not None else {}
     worst = max(shares, key=lambda reason: shares[reason], default="")
@@ -78,7 +78,7 @@ def _throttled(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> 
 
 
 def _steal(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report CPU time that the hypervisor gave to other guests."""
+    """Yield a judgement on CPU time that the hypervisor gave to other guests."""
     host = evidence.hosts.get(card.device)
     share = host.steal_share if host is not None else None
     if share is not None and share > (rule.above or 0):
@@ -86,19 +86,19 @@ def _steal(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iter
 
 
 def _disturbed(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report that other work disturbed the examination of the device."""
+    """Yield a judgement on a device whose examination other work disturbed."""
     if card.device in evidence.disturbed:
         yield judgement(name, rule, card.device, {"why": evidence.disturbed[card.device]})
 
 
 def _hidden(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report a GPU that NVML does not list."""
+    """Yield a judgement on a GPU that NVML does not list."""
     if card.device.startswith("cuda") and not card.driver_sees:
         yield judgement(name, rule, card.device, {})
 
 
 def _slice(name: str, rule: Rule, _: Evidence, card: DeviceFacts) -> Iterator[Judgement]:
-    """Report that the device is a slice of a GPU (MIG, vGPU)."""
+    """Yield a judgement on a device that is a slice of a GPU (MIG, vGPU)."""
     if card.slice:
         yield judgement(name, rule, card.device, {"name": card.name})
 

@@ -73,13 +73,13 @@ def of_readings(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts) ->
 
 
 def _fault(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report the first fault among the rounds of a reading."""
+    """Return a judgement on the first fault among the rounds of a reading; None without a fault."""
     faulty = next((reading for reading in rounds if reading.fault is not None), None)
     return None if faulty is None else judgement(name, rule, card.device, {"name": faulty.name, "fault": faulty.fault})
 
 
 def _limit(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report the first error above its limit among the rounds of a reading."""
+    """Return a judgement on the first error above its limit among the rounds of a reading; None if all are below."""
     wrong = next((reading for reading in rounds if _is_over(reading)), None)
     if wrong is None:
         return None
@@ -88,20 +88,23 @@ def _limit(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequen
 
 
 def _once(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report a reading that was wrong in one of two attempts."""
+    """Return a judgement on a reading that was wrong in one of two attempts; None for any other."""
     if not any(ONCE in reading.figures for reading in rounds):
         return None
     return judgement(name, rule, card.device, {"name": rounds[0].name})
 
 
 def _ended(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report that the process of the examination ended early, with the first line of the reason."""
+    """Return a judgement on a process of the examination that ended early; None if it did not."""
     reasons = [reading.why_not for reading in rounds if reading.name == PROCESS and reading.why_not is not None]
     return judgement(name, rule, card.device, {"why": reasons[0].partition("\n")[0]}) if reasons else None
 
 
 def _untested(name: str, rule: Rule, _: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report a memory test that covered less of the memory, or used fewer patterns, than the rule requires."""
+    """Return a judgement on a memory test that covered less than the rule requires, with fewer patterns or less memory.
+
+    None if a round covered enough, or none has a value.
+    """
     measured = [reading for reading in rounds if reading.value is not None]
     if not measured or any(_is_tested_enough(rule, reading) for reading in measured):
         return None
@@ -133,7 +136,10 @@ def _without_lower_bounds(rounds: Sequence[Reading]) -> list[Reading]:
 
 
 def _rate(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report the best value of the rounds against the expected value; with "pass" if it is high enough."""
+    """Return a judgement on the best value of the rounds against the expected value, "pass" if it is high enough.
+
+    None if there is no value or no expected value.
+    """
     best = _best(rounds)
     target = expected(rule, card, best, evidence) if best is not None else None
     if best is None or best.value is None or target is None:
@@ -216,7 +222,10 @@ def _is_capped_as_sold(rule: Rule, evidence: Evidence, card: DeviceFacts, share:
 
 
 def _fade(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report a device whose speed in the last quarter of the sustained load is too low a share of that in the first."""
+    """Return a judgement if the last quarter of the sustained load is slower than the first by more than allowed.
+
+    Otherwise None. The rule has the limit.
+    """
     last = rounds[-1]
     first_quarter, last_quarter = last.figures.get("first_quarter"), last.figures.get("last_quarter")
     if not first_quarter or last_quarter is None:
@@ -230,7 +239,10 @@ def _fade(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: 
 
 
 def _drift(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report a device whose last round of a soak is too slow compared with its best one."""
+    """Return a judgement if the last round of a soak is slower than the best one by more than the rule allows.
+
+    Otherwise None.
+    """
     # In a soak all devices work at the same time, so their values are not compared with those of a device alone.
     comparable = [reading for reading in rounds if reading.round or len(evidence.cards) == 1]
     best, last = _best(comparable), rounds[-1]
@@ -245,7 +257,7 @@ def _drift(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds:
 
 
 def _least(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report a share (such as the scaling over threads) below the limit of the rule."""
+    """Return a judgement on a share (such as the scaling over threads) below the limit of the rule; otherwise None."""
     best = _best(rounds)
     if best is None or best.value is None or card.device in evidence.disturbed:
         return None
@@ -253,7 +265,10 @@ def _least(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds:
 
 
 def _crowd(name: str, rule: Rule, evidence: Evidence, card: DeviceFacts, rounds: Sequence[Reading]) -> Judgement | None:
-    """Report a device that is too slow while all devices work, compared with its best value at all."""
+    """Return a judgement on a device that is too slow while all devices work; otherwise None.
+
+    Its value is compared with its best value of the same quantity, alone or not.
+    """
     together = _best(_without_lower_bounds(rounds))
     if together is None or not together.value or card.device in evidence.disturbed:
         return None

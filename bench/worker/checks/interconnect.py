@@ -228,9 +228,7 @@ def _sums(device: Device, world: Any, task: RankTask, blank: Reading, until: flo
         rates = tuple(size * 2 * (ranks - 1) / ranks / duration for duration in seconds)
         if best.value is None or max(rates) > best.value:
             best = replace(best, value=max(rates), samples=rates, figures={"bytes": float(size), "ranks": float(ranks)})
-        if (
-            -lateness < call_seconds * _MAX_TIMES
-        ):  # too little time for the next size, which takes several times as long
+        if -lateness < call_seconds * _MAX_TIMES:  # the next size takes several times as long, so time is too short
             break
     return best
 

@@ -130,7 +130,7 @@ class _Examiner:
     """Run the phases of one device, and record their seconds."""
 
     def __init__(self, torch: Any, request: Examination, emit: Emit) -> None:
-        """Name the device to the parent, and initialize it."""
+        """Send the UUID of a GPU to the parent, and initialize the device."""
         self._torch, self._request, self._emit = torch, request, emit
         torch.set_grad_enabled(False)
         if request.device.startswith("cuda"):  # the parent opens the GPU before the driver lists this process on it
