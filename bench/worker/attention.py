@@ -64,7 +64,7 @@ def choose_kernels(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
             f"{model.torch.__version__} would use another kernel for all of them; it needs torch 2.6 or newer"
         )
     return PREFERRED_ATTENTIONS[case.attention], (
-        f"attention {case.attention}: another kernel computes {_heads_text(rejected)}, which this kernel rejects",
+        f"attention {case.attention} rejects {_heads_text(rejected)}; another kernel computes them",
     )
 
 
@@ -115,11 +115,11 @@ def _is_upcast(model: Model) -> bool:
 
 
 def _heads_text(calls: Iterable[AttentionCall]) -> str:
-    """Return a text on some calls, such as "the vae's heads of 512": the component and the sizes of its heads."""
+    """Return a text on some calls, such as "the vae's heads of size 512": the component and the sizes of its heads."""
     sizes: dict[str, set[int]] = {}
     for call in calls:
         sizes.setdefault(call.component, set()).add(call.head_size)
     return "; ".join(
-        f"the {name}'s heads of {', '.join(map(str, sorted(of_component)))}"
+        f"the {name}'s heads of size {', '.join(map(str, sorted(of_component)))}"
         for name, of_component in sorted(sizes.items())
     )

@@ -69,7 +69,7 @@ def test_forced_kernel_covers_the_calls_that_it_takes(found: dict[str, Any]) -> 
     }  # fmt: skip
     assert results["all"].notes == ()
     assert results["some"].notes == (
-        "attention flash: another kernel computes the vae's heads of 16, which this kernel rejects",
+        "attention flash rejects the vae's heads of size 16; another kernel computes them",
     )
     assert results["none"].reason == (
         "attention flash is not available on cpu in fp32: No available kernel. Aborting execution."
