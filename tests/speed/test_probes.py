@@ -23,7 +23,7 @@ from bench.worker.checks import copies
 from bench.worker.checks import device as checked_device
 torch.set_grad_enabled(False)
 name = "cuda:0" if torch.cuda.is_available() else "cpu"
-device = checked_device.of(torch, name)
+device = checked_device.access(torch, name)
 wait = torch.cuda.synchronize if name != "cpu" else lambda: None
 def plain(call, amount, seconds=1.0):
     best, ends = 0.0, time.perf_counter() + seconds
