@@ -134,10 +134,7 @@ def test_case_is_changed_by_the_axes_of_a_suite(suite: cases.Suite) -> None:
         ({"dtype": "fp8"}, "dtype=fp8: unknown dtype 'fp8'; valid names: fp64, fp32"),
         ({"colour": "red"}, "unknown axis 'colour'; available: attention, batch"),
         ({"size": "7"}, "size=7: Input should be a multiple of 8"),
-        (
-            {"task": "inpainting"},
-            "tiny-sd has no task inpainting. Choose one of: text-to-image, image-to-image",
-        ),
+        ({"task": "inpainting"}, "tiny-sd has no task inpainting. Choose one of: text-to-image, image-to-image"),
     ],
 )
 def test_invalid_change_is_rejected(suite: cases.Suite, changes: dict[str, str], message: str) -> None:
