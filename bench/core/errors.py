@@ -15,9 +15,9 @@ BYTES_FOR_A_RUN = 16 * 1024 * 1024  # no run writes files of more than this in t
 class Exit(IntEnum):
     """Name the exit codes of `bench`.
 
-    FAILED: an unexpected error. USAGE: invalid arguments or an invalid file. VERDICT_FAIL: the verdict is "fail", or a
-    case became slower than in the baseline. BLOCKED: the host lacks something that the command needs. NOT_JUDGED: the
-    verdict is "could not judge".
+    FAILED: a failure that no other code describes; the message gives the reason. USAGE: invalid arguments or an invalid
+    file. VERDICT_FAIL: the verdict is "fail", or a case became slower than in the baseline. BLOCKED: the user must act
+    first, for example free disk space. NOT_JUDGED: the verdict is "could not judge", or two runs cannot be compared.
     """
 
     GOOD = 0

@@ -102,7 +102,7 @@ class DeviceExamination:
     def examine(self, budget_seconds: float, evidence: Callable[[Evidence], Evidence]) -> None:
         """Run all phases, then repeat those whose readings violate a rule with `again`.
 
-        If the worker dies, a new one runs all phases again.
+        If the worker dies, a new one runs all phases again. After a worker that hung there is no time for that.
 
         Args:
             budget_seconds: the time for all phases, with the start of the worker.

@@ -95,7 +95,7 @@ def expected(rule: Rule, card: DeviceFacts, reading: Reading, evidence: Evidence
     The first of these that exists is used: the GPU's own best value in earlier validations, the rates that were
     measured on GPUs of its kind, a share of its data sheet. But a GPU that was slow from the first validation on must
     not be its own reference. So if its own best value is below the warning limit of the second or third, that one is
-    used. It is not used if it is unchecked, or if the GPU is sold with a power limit that lowers it.
+    used. This does not apply if that one is unchecked, or if the GPU is in `capped_as_sold` of the rule.
     """
     if card.slice:
         return None
