@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _FIRST_OVERHEAD_SECONDS = 6.0  # the assumed time of a case besides its images, until a case of its model is measured
 _PREPARED_OVERHEAD_SECONDS = 3.0  # the same with a prepared worker
-_FIRST_COMPILE_SECONDS = 20.0  # the same for compiling, which is added
+_FIRST_COMPILE_SECONDS = 20.0  # is added to these if the case is compiled
 _REQUIRED_SECONDS = 600.0  # a required case may take this long even if the suite's budget is shorter
 _PYTHON = "python"  # the only setting of a pair that is not an axis
 _LEAST_SAMPLING_SECONDS = 2.0  # the shortest time in which a case takes its samples

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SUITE = "validate"
 _BUDGET_SECONDS = 60.0  # the default time budget with one device
-_LATER_SECONDS = 40.0  # is added for each further device
+_LATER_SECONDS = 40.0  # the default time budget grows by this for each further device
 _TOGETHER_SECONDS = 20.0
 _LINKS_SECONDS = 12.0
 # The phases that run on all devices at the same time.

@@ -27,7 +27,7 @@ STEADY = 0.02
 _WARM = 0.03  # the warm-up ends when three consecutive images differ by no more than this share
 _MAX_WARMUPS = 5
 _PAUSE_SECONDS = 10.0
-_LEAST_SECONDS = 2.0  # little beside the several seconds in which the process starts, and more samples of fast cases
+_LEAST_SECONDS = 2.0  # a fast case makes images for at least this time; its process takes longer to start
 
 
 @dataclass

@@ -215,7 +215,7 @@ def fastest(device: Device, variants: Sequence[Variant], until: float) -> Fastes
         SkipError: time or memory do not suffice for any variant.
     """
     best, chosen, rate, largest_skipped, free = FastestVariant((), {}), None, 0.0, 0.0, device.free_bytes()
-    measured: list[tuple[float, float]] = []  # (amount, rate)
+    measured: list[tuple[float, float]] = []  # (amount, rate) of each variant that was measured
     for variant in variants:
         left = until - time.perf_counter()
         predicted_seconds = variant.amount / rate * _CAUTION if rate else 0.0
