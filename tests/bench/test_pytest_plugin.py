@@ -100,7 +100,7 @@ def test_fixture_runs_cases_in_a_users_tests(measured_python: Path, tmp_path: Pa
     assert "offload model: only a pipeline on a CUDA device" in done.stdout
     assert "dtype=tf33: unknown dtype 'tf33'; valid names: fp64" in done.stdout
     assert "only NVIDIA GPUs have the format TF32" in done.stdout
-    assert 'mark a case as @pytest.mark.diffusion("MODEL", AXIS=VALUE)' in done.stdout
+    assert 'Mark the test as @pytest.mark.diffusion("MODEL", AXIS=VALUE)' in done.stdout
     assert "torch does not list cuda:7, and the number of GPUs that it lists is 0." in done.stdout
     assert "unknown device 'gpu'" in done.stdout
     assert 'no model is given. Mark the test: @pytest.mark.diffusion("ddpm-cat-256"' in done.stdout

@@ -310,7 +310,7 @@ def test_in_process_needs_an_interpreter_of_the_same_version(tmp_path: Path) -> 
     python.write_text("#!/bin/sh\necho '2.7 /nowhere'\n")
     python.chmod(0o755)
     request = CaseRequest(a_case(), time.time(), 1.0, 1.0, {}, None)
-    with pytest.raises(BlockedError, match=r"That is Python 2\.7, but this process is Python 3"):
+    with pytest.raises(BlockedError, match=r"interpreter is Python 2\.7, but this process is Python 3"):
         in_process.run_in_process(request, python)
 
 
