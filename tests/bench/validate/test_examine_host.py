@@ -234,7 +234,7 @@ def test_gpu_that_torch_does_not_list_fails(
     validation = validate()
     assert validation.run.verdict.state is (FAIL if is_lost else PASS)
     messages = [item.said for item in judgements_of(validation, "unusable")]
-    assert ["but torch sees 1" in message for message in messages] == [True] * is_lost
+    assert ["but torch lists 1" in message for message in messages] == [True] * is_lost
 
 
 def test_gpu_that_torch_cannot_use_fails_with_the_cause(
