@@ -17,9 +17,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("provision", "bench")
 # Heavy or peculiar packages, and the modules that may import them.
 KEPT = {
-    "torch": {"bench.worker", "bench.launch.in_process", "provision.models.stand_in_worker"},
-    "diffusers": {"bench.worker", "provision.models.stand_in_worker"},
-    "transformers": {"bench.worker.components", "bench.worker.libraries", "provision.models.stand_in_worker"},
+    "torch": {"bench.worker", "bench.launch.in_process", "provision.models.describe_architecture"},
+    "diffusers": {"bench.worker", "provision.models.describe_architecture"},
+    "transformers": {"bench.worker.components", "bench.worker.libraries", "provision.models.describe_architecture"},
     "PIL": {"bench.worker.numerics", "bench.run.image_quality"},
     "matplotlib": {"bench.report.charts"},
     "jinja2": {"bench.report.html_page", "bench.run.recipe"},

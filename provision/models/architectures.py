@@ -28,7 +28,7 @@ class Architecture:
     `optional`: the components of `classes` that a pipeline can be loaded without, such as a safety checker.
     `processors`: {component: (class, settings)}.
     `is_flat`: the repository keeps the files of its only model at the top, not in a folder named after the component.
-    `description`: the recorded answer of the worker (stand_in_worker.py); None if the worker must be run.
+    `description`: the recorded answer of the worker (describe_architecture.py); None if the worker must be run.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Architecture:
 
     @property
     def request(self) -> dict[str, Any]:
-        """Return the JSON input of stand_in_worker.py: the classes, configurations and scheduler to describe."""
+        """Return the JSON input of describe_architecture.py: the classes, configurations and scheduler to describe."""
         return {"classes": self.classes, "configs": self.configs, "scheduler": self.scheduler}
 
 

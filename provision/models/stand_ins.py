@@ -15,7 +15,7 @@ from provision.core import layout, process
 from provision.core.errors import BlockedError, FirstlightError, from_os_error
 from provision.fs.atomic import write_atomic
 from provision.fs.file_lock import exclusive_lock
-from provision.models import architectures, safetensors, stand_in_files, stand_in_worker
+from provision.models import architectures, describe_architecture, safetensors, stand_in_files
 from provision.models.snapshots import link
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def describe(architecture: Architecture, python: Path) -> dict[str, Any]:
             f"weights). Run `{layout.next_command('setup')}` to create an environment with diffusers."
         )
     completed = process.run(
-        [python, "-I", Path(stand_in_worker.__file__)],
+        [python, "-I", Path(describe_architecture.__file__)],
         stdin=json.dumps(architecture.request),
         timeout_seconds=_TIMEOUT_SECONDS,
         check=False,

@@ -12,7 +12,7 @@ import pytest
 from provision.core import layout
 from provision.core.errors import FirstlightError
 from provision.core.layout import Root
-from provision.models import architectures, manifest, pipeline_info, stand_in_worker, stand_ins
+from provision.models import architectures, describe_architecture, manifest, pipeline_info, stand_ins
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
 from tests.provision import hub_server, tiny_pipelines
@@ -160,7 +160,7 @@ def test_every_architecture_has_its_declared_number_of_parameters(measured_pytho
         for part in architecture.classes
     ]
     completed = subprocess.run(
-        [str(measured_python), "-I", "-c", script, stand_in_worker.__file__],
+        [str(measured_python), "-I", "-c", script, describe_architecture.__file__],
         input=json.dumps([row[2:] for row in rows]),
         capture_output=True,
         text=True,
@@ -186,7 +186,7 @@ def test_shipped_descriptions_equal_those_of_the_real_classes(measured_python: P
         "print(json.dumps([describe(**request) for request in json.loads(sys.stdin.read())]))\n"
     )
     completed = subprocess.run(
-        [str(measured_python), "-I", "-c", script, stand_in_worker.__file__],
+        [str(measured_python), "-I", "-c", script, describe_architecture.__file__],
         input=json.dumps([architecture.request for architecture in known_architectures.values()]),
         capture_output=True,
         text=True,
