@@ -15,7 +15,8 @@ from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.models import former_ids, shared_store, snapshots, stand_ins, verify
 from provision.models import pins as model_pins
-from provision.models.pull import CORRUPT, PART
+from provision.models.pull import CORRUPT
+from provision.models.pull_plan import PART
 from provision.models.verify import Depth
 
 if TYPE_CHECKING:

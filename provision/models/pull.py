@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from provision.core import hashing
-from provision.core.errors import BlockedError, FirstlightError, from_os_error
+from provision.core.errors import FirstlightError, from_os_error
 from provision.fs import durable
 from provision.models import former_ids, hf_listing, local_copies, main_ref, snapshots, verify
 from provision.models.blob_lock import BlobLock
-from provision.models.hub_client import HubError, ListedFile
 from provision.models.match_listings import FileResolver
-from provision.models.pull_plan import FileToFetch, PullPlan, content_name
-from provision.models.verify import Depth, FileState
+from provision.models.pull_plan import PART, local_candidates, make_plan
+from provision.models.verify import Depth
 from provision.net import download
 from provision.net.resumable_request import Source
 from provision.net.source_health import SourceHealth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     import requests
 
-    from provision.config.models import ModelFile, ModelSpec
+    from provision.config.models import ModelSpec
     from provision.core.layout import Root
-    from provision.models.hub_client import Hub
     from provision.models.hubs import Hubs
+    from provision.models.pull_plan import FileToFetch, PullPlan
+    from provision.models.verify import FileState
 
     Progress = Callable[[str, int], None]
 
 AT_ONCE = 4  # files that are downloaded at the same time
-_HEADROOM = 1.1  # the required free space as a multiple of the downloaded bytes
 _POLL_SECONDS = 0.2
-# The suffixes of a partial file, and of a file that was set aside because its content is wrong.
-PART, CORRUPT = ".firstlight-part", ".firstlight-corrupt"
+CORRUPT = ".firstlight-corrupt"  # the suffix of a file that was set aside because its content is wrong
 
 
 @dataclass
@@ -100,51 +97,8 @@ class Pull:
         """
         self.health.stopped.clear()  # set at the end of an earlier `run`
         states = self.look(Depth.HASH, progress)
-        every_hub = self.hubs.every()
-        pairs = list(zip(self.spec.files, states, strict=True))
-        missing = [file for file, state in pairs if state.state != "ok"]
-        unconfirmed = [file for file, state in pairs if state.state == "ok" and self._resolver.is_unconfirmed(file)]
-        free = shutil.disk_usage(_existing(self.folder)).free
-        needed: list[FileToFetch] = []
-        hubs: list[Hub] = []
-        if missing:
-            resolved, hubs = self._resolver.resolve(missing, every_hub)
-            corrupt = {state.path for state in states if state.state == "corrupt"}
-            needed = [
-                FileToFetch(file, listed, 0 if file.path in corrupt else self._have(file, listed))
-                for file, listed in resolved
-            ]
-        by_mirrors: Counter[str] = Counter()
-        unproven = 0
-        official = [hub for hub in every_hub if hub.is_official]
-        try:  # only the official hub can prove a present file wrong; without its answer the file stays
-            confirmed, order = (
-                self._resolver.resolve_once(unconfirmed, official, every_hub) if unconfirmed else ([], [])
-            )
-        except HubError:
-            by_mirrors.update(self._resolver.provisional[file.path] for file in unconfirmed if file.locked)
-            unproven = len(unconfirmed) - by_mirrors.total()
-        else:
-            hubs = hubs or order
-            present = {file.path: file for file in unconfirmed}
-            # Compared by the pins with which the files were hashed: the resolver returns them without a mirror's pins.
-            mismatches = {
-                file.path: FileToFetch(file, listed, 0)
-                for file, listed in confirmed
-                if not self._matches_listing(present[file.path], listed)
-            }
-            needed += mismatches.values()
-            states = [_corrupt(state) if state.path in mismatches else state for state in states]
-        self._resolver.apply_pins()
+        plan = make_plan(self.root.hub_in_use, self._resolver, self.hubs.every(), states)
         self.spec = self._resolver.spec
-        plan = PullPlan(states, needed, hubs, free, unproven, by_mirrors)
-        # A size without a pin comes from one hub's listing, and a wrong one must not stop the pull.
-        trusted_bytes = sum(target.listed.size - target.have for target in plan.fetched if target.size is not None)
-        if free < round(trusted_bytes * _HEADROOM):
-            raise BlockedError(
-                f"{self.folder}: {free:,} bytes are free, {round(trusted_bytes * _HEADROOM):,} are needed for "
-                f"{self.name}. Free some space, or use another --root, then run again."
-            )
         return plan
 
     def run(self, plan: PullPlan, progress: Progress) -> None:
@@ -171,30 +125,6 @@ class Pull:
             self.notes += former_ids.make(self.root.hub_in_use, self.spec)
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
-
-    def _matches_listing(self, file: ModelFile, listed: ListedFile) -> bool:
-        """Return whether a present file has the hash that a hub lists.
-
-        The file's pin, or else the name of its blob, has been compared with the content already. So the content is
-        hashed here only if neither gives a hash of the listed kind.
-        """
-        path = self.snapshot / file.path
-        compared = verify.pins_of(file, path).get(listed.kind)
-        return listed.blob in {compared, hashing.hash_file(path, listed.kind) if compared is None else compared}
-
-    def _have(self, file: ModelFile, listed: ListedFile) -> int:
-        """Return the number of present bytes of a file, from its blob, another file here, or a partial file."""
-        for name in (listed.blob, content_name(file, listed) + PART):
-            blob = self.folder / "blobs" / name
-            if blob.exists():
-                return min(blob.stat().st_size, listed.size)
-        return listed.size if next(self._copies(file, listed), None) is not None else 0
-
-    def _copies(self, file: ModelFile, listed: ListedFile) -> Iterator[Path]:
-        """Yield the files of this cache that may have the content of a missing file."""
-        names = {name for name in (file.sha256, file.git_sha1, listed.blob) if name}
-        size = file.size if file.locked else listed.size
-        return local_copies.candidates(self.root.hub_in_use, self.spec, file.path, names, size)
 
     def _fetch_all(self, plan: PullPlan, progress: Progress) -> None:
         """Download the files in daemon threads.
@@ -312,7 +242,7 @@ class Pull:
                 self._link(paths, blob.name)  # another run has downloaded it
                 return
             blob.replace(blob.with_name(blob.name + CORRUPT))
-        local_copy = local_copies.verified(self._copies(file, listed), proof)
+        local_copy = local_copies.verified(local_candidates(self.root.hub_in_use, self.spec, file, listed), proof)
         if local_copy is not None:
             name = listed.blob if listed.kind in proof else hashing.hash_file(local_copy, listed.kind)
             local_copies.place(local_copy, blobs / name)
@@ -389,12 +319,3 @@ class Pull:
 
 class _StoppedError(Exception):
     """Report that an interrupt or the error of another file has stopped a download; the received part is kept."""
-
-
-def _corrupt(state: FileState) -> FileState:
-    return replace(state, state="corrupt", reason="does not match the listing of the official hub")
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest parent folder that exists, or the path itself."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -17,7 +17,7 @@ import pytest
 
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.layout import Root
-from provision.models import hub_client, manifest, pull
+from provision.models import hub_client, manifest, pull, pull_plan
 from provision.models.hub_client import AccessError
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
@@ -162,7 +162,7 @@ class TestResume:
     def test_partial_file_of_an_earlier_run_is_resumed(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
-        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
+        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(FILES[WEIGHTS][:2_700_000])
         plan = work.plan()
@@ -173,7 +173,7 @@ class TestResume:
 
     def test_wrong_partial_file_is_replaced(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
-        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull.PART}"
+        part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(bytes(2_700_000))
         run(work)
@@ -335,7 +335,7 @@ class TestRefusals:
         (small_disk / "ballast").write_bytes(bytes(plan.free - 2_000_000))
         with pytest.raises(BlockedError, match=r"no space left.*bytes are needed"):
             work.run(plan, lambda *_: None)
-        assert list((work.folder / "blobs").glob(f"*{pull.PART}"))
+        assert list((work.folder / "blobs").glob(f"*{pull_plan.PART}"))
         (small_disk / "ballast").unlink()
         run(work)
         assert is_whole(work)
@@ -364,7 +364,7 @@ class TestRefusals:
             check=False,
         )
         assert b"KeyboardInterrupt" in completed.stderr
-        assert [path.stat().st_size for path in (work.folder / "blobs").glob(f"*{pull.PART}")] == [1_000_000]
+        assert [path.stat().st_size for path in (work.folder / "blobs").glob(f"*{pull_plan.PART}")] == [1_000_000]
         played.faults.clear()
         run(work)
         assert is_whole(work)

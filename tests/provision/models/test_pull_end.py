@@ -17,7 +17,7 @@ from provision.cli.models_output import plan_line
 from provision.core.errors import BlockedError, FirstlightError
 from provision.fs import file_lock
 from provision.fs.atomic import write_atomic
-from provision.models import blob_lock, hf_listing, main_ref, pull
+from provision.models import blob_lock, hf_listing, main_ref, pull, pull_plan
 from provision.models.hub_client import AccessError
 from provision.models.hubs import Hubs
 from provision.models.verify import Depth
@@ -79,7 +79,7 @@ class TestSameContent:
             with pytest.raises(FirstlightError):
                 run(work)
         partial_files = {path.name: path.stat().st_size for path in (work.folder / "blobs").iterdir()}
-        assert partial_files == {f"{SHA256}{pull.PART}": 2_000_000}
+        assert partial_files == {f"{SHA256}{pull_plan.PART}": 2_000_000}
         played.faults.clear()
         assert pull_from(root, work.hubs, text).plan().bytes_wanted == 1_000_000
 

@@ -14,7 +14,7 @@ from provision.cli import models_output
 from provision.core.errors import FirstlightError
 from provision.mirrors import chosen_mirrors
 from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
-from provision.models import hub_client, manifest, pull
+from provision.models import hub_client, manifest, pull_plan
 from provision.models.hub_client import AccessError, HubError
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
@@ -140,7 +140,7 @@ class TestBodies:
         self, root: Root, play: Any, fault: Fault, reason: str
     ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
-        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pull.PART}"
+        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(FILES[WEIGHTS][:2_700_000])
         with pytest.raises(FirstlightError, match=reason):
@@ -162,7 +162,7 @@ class TestBodies:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         victim = tmp_path / "victim"
         victim.write_text("mine")
-        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pull.PART}"
+        part = work.folder / "blobs" / f"{SHA256[WEIGHTS]}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
         part.symlink_to(victim)
         run(work)
@@ -339,7 +339,7 @@ class TestPresentFiles:
         work = pinned_by_sha256(root, wrong_hub, hub_server.start(play, REPO, FILES))
         (root.path / "models.toml").write_text(f'{head}files = [{{path = "{WEIGHTS}", sha256 = "{digest}"}}]\n')
         work = Pull(root, "m", manifest.load(root.path / "models.toml").pick("m"), work.hubs)
-        part = work.folder / "blobs" / f"{digest}{pull.PART}"
+        part = work.folder / "blobs" / f"{digest}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(FILES[WEIGHTS][:2_700_000])
         run(work)
