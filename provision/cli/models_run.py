@@ -55,7 +55,7 @@ def pull(work: Pull, emit: Callable[[str], None], *, quiet: bool, dry_run: bool)
         with DownloadBars(work.name, sizes, shown=not quiet) as bars:
             work.run(plan, bars.advance)
         model_step.record(work.root, work.name, None)
-        row.files = work.look(Depth.SIZE)
+        row.files = work.check_files(Depth.SIZE)
         row.state = _worst(row)
         details = [
             work.health.summary() or "all files were present",
@@ -68,7 +68,7 @@ def pull(work: Pull, emit: Callable[[str], None], *, quiet: bool, dry_run: bool)
         raise
     except (FirstlightError, OSError) as error:
         failure = from_os_error(error) if isinstance(error, OSError) else error
-        row.files, row.error, row.exit = work.look(Depth.SIZE), str(failure), failure.exit
+        row.files, row.error, row.exit = work.check_files(Depth.SIZE), str(failure), failure.exit
         if type(failure) is HubError and not work.hubs.offline:
             row.error += f". To find another hub: {layout.program()} mirrors probe --tool hf"
     row.bytes_fetched = work.arrived
@@ -87,7 +87,7 @@ def verify(work: Pull, depth: Depth, *, quiet: bool) -> ModelRow:
     started = time.perf_counter()
     row = ModelRow(work.name, work.spec)
     with _hashing(work, quiet=quiet) as bars:
-        row.files = work.look(depth, bars.advance)
+        row.files = work.check_files(depth, bars.advance)
     row.state = _worst(row)
     invalid = sum(file.state != "ok" for file in row.files)
     row.detail = f"invalid: {invalid} of {len(row.files)} files" if invalid else f"{_CHECKED[depth]} matches"

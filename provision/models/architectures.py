@@ -1,4 +1,4 @@
-"""Reads envs/architectures/NAME.json: the components of a model, known without its files and without torch."""
+"""Reads envs/architectures/NAME.json, which describes the components of a model without its files and without torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe the components of a kind of model.
+    """Describe the components of all models with the same architecture, such as "sd15".
 
-    `pipeline`: the class of the pipeline in diffusers; None for a model that is loaded without a pipeline.
-    `classes`: {component: (library, class)}.
-    `configs`: {component: its configuration}.
-    `parameters`: {component: number of parameters}.
-    `tokenizers`: {component: class}.
-    `scheduler`: (class, settings); None if the model has no scheduler.
-    `optional`: the components of `classes` that a pipeline can be loaded without, such as a safety checker.
-    `processors`: {component: (class, settings)}.
+    `name`: the name of the architecture in the manifest.
+    `pipeline`: the name of the pipeline's class in diffusers; None for a model that is loaded without a pipeline.
+    `classes`: {component with weights: (library, name of its class)}.
+    `configs`: {component with weights: its configuration}.
+    `parameters`: {component with weights: number of parameters}.
+    `tokenizers`: {component: name of its class in transformers}.
+    `scheduler`: (name of its class, settings); None if the model has no scheduler.
+    `optional`: the components of `classes` that may be absent from a pipeline, such as a safety checker.
+    `processors`: {component: (name of its class in transformers, settings)}.
     `is_flat`: the repository keeps the files of its only model at the top, not in a folder named after the component.
-    `description`: the recorded answer of the worker (describe_architecture.py); None if the worker must be run.
+    `description`: the recorded output of describe_architecture.py, which lists all tensors; None if nothing valid is
+        recorded, so that the script must be run.
     """
 
     name: str
@@ -45,19 +47,19 @@ class Architecture:
 
     @property
     def request(self) -> dict[str, Any]:
-        """Return the JSON input of describe_architecture.py: the classes, configurations and scheduler to describe."""
+        """Return the input of describe_architecture.py: the classes, configurations and scheduler to describe."""
         return {"classes": self.classes, "configs": self.configs, "scheduler": self.scheduler}
 
 
 def load(envs: Path, name: str) -> Architecture:
-    """Read an architecture.
+    """Return an architecture from its file, with its description if a valid one is recorded.
 
     Args:
-        envs: the folder of environments, models and architectures.
+        envs: the folder `envs`, which has the subfolder `architectures`.
         name: the name of the architecture in the manifest.
 
     Raises:
-        SpecError: the file is missing or cannot be read.
+        SpecError: the file is missing, cannot be read or is not valid.
     """
     path = envs / "architectures" / f"{name}.json"
     try:
@@ -86,12 +88,18 @@ def load(envs: Path, name: str) -> Architecture:
 
 
 def recorded_path(envs: Path, name: str) -> Path:
-    """Return the path of the file that holds the worker's description of an architecture."""
+    """Return the path of the file with the recorded output of describe_architecture.py; it may be missing."""
     return envs / "architectures" / "recorded" / f"{name}.json"
 
 
 def record(envs: Path, architecture: Architecture, description: Mapping[str, Any]) -> None:
-    """Write the worker's description of an architecture to its file, with one tensor per line."""
+    """Record the output of describe_architecture.py in the file at `recorded_path`, with one tensor per line.
+
+    Args:
+        envs: the folder `envs`.
+        architecture: the described architecture.
+        description: the output of the script.
+    """
     path = recorded_path(envs, architecture.name)
     text = json.dumps({"of": fingerprint(architecture), **description}, indent=1)
     text = re.sub(r"\[[^][{}]*\]", lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
@@ -100,9 +108,9 @@ def record(envs: Path, architecture: Architecture, description: Mapping[str, Any
 
 
 def fingerprint(architecture: Architecture) -> str:
-    """Return the hash of everything that determines the worker's description.
+    """Return the sha256 of the input of describe_architecture.py, in hex.
 
-    The versions of the packages are not part of it.
+    The versions of diffusers and transformers change the output as well, but are not part of the hash.
     """
     return hashlib.sha256(json.dumps(architecture.request, sort_keys=True).encode()).hexdigest()
 
@@ -114,7 +122,7 @@ def _classes(rows: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def _with_description(architecture: Architecture, path: Path) -> Architecture:
     """Return the architecture with its recorded description.
 
-    It is returned unchanged if nothing is recorded, or if the record belongs to other settings.
+    The architecture is returned unchanged if `path` has no valid record, or a record for another input of the script.
     """
     try:
         description = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,7 @@
-"""Runs huggingface_hub once on a complete snapshot, so that it stores its own listing of the snapshot."""
+"""Calls huggingface_hub for a complete snapshot, so that huggingface_hub stores its own listing of that snapshot.
+
+A program can then load the snapshot offline. The listing is a file in `trees/` of the repository's folder.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,31 @@ if TYPE_CHECKING:
 
 
 def load() -> None:
-    """Import huggingface_hub; the import takes 0.2 seconds, which can pass while files are downloaded."""
+    """Import huggingface_hub, in a thread while files are downloaded, because the import takes 0.2 s."""
     from huggingface_hub import snapshot_download  # noqa: F401
 
 
 def list_snapshot(repo: str, revision: str, paths: Iterable[str], cache: Path, endpoint: str) -> bool:
-    """Let huggingface_hub store its listing of a snapshot whose files are all present; it downloads none of them.
+    """Call `snapshot_download` for a snapshot whose files are all present, so that it only stores its listing.
 
-    It gets no token, because it follows a listing's next page to any host and would send the token there.
+    The call has no token. huggingface_hub follows the link to a listing's next page to any host, and would send the
+    token there.
 
     Args:
         repo: the id of the repository.
         revision: the commit.
-        paths: the files of the snapshot.
+        paths: the paths of the files in the snapshot.
         cache: the hub cache.
-        endpoint: the URL of the hub.
+        endpoint: the URL of the hub that lists the files.
 
     Returns:
-        True after success; False if the hub gave an answer with which huggingface_hub cannot work.
+        True after success; False if huggingface_hub has raised an error, such as for an invalid response.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    constants.HF_HUB_DISABLE_XET = True  # Xet downloads from its own data hosts, not from the mirror
+    constants.HF_HUB_DISABLE_XET = True  # the Xet protocol downloads from its own hosts, not from the mirror
     try:
         snapshot_download(
             repo,
@@ -47,15 +51,15 @@ def list_snapshot(repo: str, revision: str, paths: Iterable[str], cache: Path, e
             token=False,
             allow_patterns=[_escaped(path) for path in paths],
         )
-    except Exception:  # a hub's answer may raise any error in the client
+    except Exception:  # an invalid response of a hub may raise any error in huggingface_hub
         return False
     return True
 
 
 def open_listings(repo: Path) -> None:
-    """Give the listings of a repository the mode that the umask sets.
+    """Add to the listings of a repository the permissions that the umask gives to new files.
 
-    huggingface_hub writes them readable for their owner only, so other users could not use a shared cache.
+    huggingface_hub makes a listing readable for its owner only, so other users could not use a shared cache.
     """
     mode = durable.new_file_mode()
     for tree in (repo / "trees").glob("*.json"):
@@ -66,5 +70,5 @@ def open_listings(repo: Path) -> None:
 
 
 def _escaped(path: str) -> str:
-    """Return a path as a pattern that matches this path only."""
+    """Return a pattern for `allow_patterns` that matches only this path."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in path)

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
     import requests
 
-# The number of requests to a hub that is busy or breaks the connection.
-_TRIES = 3
+_TRIES = 3  # the largest number of requests for one page, if the hub is busy or the connection breaks
 _RETRY_TIMEOUT_SECONDS = 5.0  # a request with a shorter timeout is not retried
-_MAX_PAGES = 1000
-_SHORT_WAIT_SECONDS = 5.0  # a longer Retry-After is left to the caller, which tries another hub first
+_MAX_PAGES = 1000  # of one listing
+_SHORT_WAIT_SECONDS = 5.0  # a longer Retry-After raises BusyError, so that the caller can try another hub first
 # The listing of the largest repository has some megabytes; a larger response is not a listing.
 _MAX_RESPONSE_BYTES = 64 << 20
 _MAX_RESPONSE_SECONDS = 60.0
@@ -40,23 +39,24 @@ class HubError(FirstlightError):
 
 
 class BusyError(HubError):
-    """Report that a hub is busy; the request is to be repeated after `wait` seconds."""
+    """Report that a hub is busy, and that the request can be repeated after `wait` seconds."""
 
     def __init__(self, message: str, wait: float) -> None:
-        """Take the message, and the wait in seconds."""
+        """Store the message and the wait in seconds."""
         super().__init__(message)
         self.wait = wait
 
 
 class AccessError(HubError):
-    """Report that a hub does not give this user access to a repository."""
+    """Report that a hub has denied access to a repository (401 or 403), or does not show the repository."""
 
 
 @dataclass(frozen=True)
 class ListedFile:
     """Describe one file in the listing of a hub.
 
-    `blob` is the name of its blob: the sha256 of a large file, the git sha1 of a small one. `size` is in bytes.
+    `path`: its path in the repository. `size`: in bytes.
+    `blob`: its hash, which is also the name of its blob: the sha256 of a large file (LFS), git's sha1 of a small file.
     """
 
     path: str
@@ -65,12 +65,12 @@ class ListedFile:
 
     @property
     def kind(self) -> str:
-        """Return the kind of hash of `blob`: sha256 or git_sha1."""
+        """Return the kind of the hash in `blob`: "sha256" or "git_sha1"."""
         return "sha256" if len(self.blob) == 64 else "git_sha1"
 
 
 class Hub:
-    """Requests listings from one endpoint. After a connection failure the endpoint is not contacted again."""
+    """Requests listings from one hub. After a connection failure no further request is made to the hub."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class Hub:
         name: str | None = None,
         token_hosts: Collection[str] = (),
     ) -> None:
-        """Take the endpoint: `endpoint`, else HF_ENDPOINT, else the official hub.
+        """Store the settings of the hub.
 
         Args:
             environ: the environment variables.
-            offline: make no request.
-            endpoint: the URL of the hub.
-            name: its name in messages and records; None: "official", or the URL without credentials.
-            token_hosts: the hosts besides the official one to which the user has allowed the token to be sent.
+            offline: make no request; every method that needs one raises HubError.
+            endpoint: the URL of the hub; None: the value of HF_ENDPOINT in `environ`, else the official hub.
+            name: the hub's name in messages and records; None: "official", or the URL without user and password.
+            token_hosts: the hosts besides the official hub to which the user has allowed the token to be sent.
 
         Raises:
             SpecError: the endpoint is not a URL, or is plain http to a public address.
@@ -105,17 +105,18 @@ class Hub:
 
     @property
     def is_official(self) -> bool:
-        """Return whether this is the official hub, the only one whose hashes are trusted by default."""
+        """Return whether this is the official hub, the only hub whose hashes are trusted by default."""
         return self.endpoint == self.official
 
     @property
     def token(self) -> str | None:
-        """Return the user's token if this hub may get it, else None.
+        """Return the user's token if it may be sent to this hub, else None.
 
-        The official hub may get it, and the hosts that the user has named.
+        It may be sent to the hosts that the user has named, and to the official hub unless
+        HF_HUB_DISABLE_IMPLICIT_TOKEN is set. None too if the user has no token.
 
         Raises:
-            FirstlightError: the token has characters that an HTTP header cannot carry.
+            FirstlightError: the token has characters that are not allowed in an HTTP header.
         """
         if not self._may_see_token:
             return None
@@ -127,27 +128,27 @@ class Hub:
         return token
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of every request, with the token if this hub may get it."""
+        """Return the headers of every request, with the token if it may be sent to this hub."""
         token = self.token
         return {"User-Agent": "firstlight", **({"Authorization": f"Bearer {token}"} if token else {})}
 
     def _request_headers(self) -> dict[str, str]:
-        return {**self.headers(), "Accept-Encoding": "identity"}  # the body is read without decoding
+        return {**self.headers(), "Accept-Encoding": "identity"}  # the body is read without being decompressed
 
     def file_url(self, repo: str, revision: str, path: str) -> str:
         """Return the URL of one file of a snapshot."""
         return f"{self.endpoint}/{repo}/resolve/{revision}/{quote(path)}"
 
     def listing(self, repo: str, revision: str, *, seconds: float = 10.0) -> dict[str, ListedFile]:
-        """Return {path: file} of all files of a snapshot.
+        """Return {path: file} of all files of a repository at one commit.
 
         Args:
             repo: "owner/name".
-            revision: a commit.
-            seconds: the timeout to connect, and again to read.
+            revision: the commit.
+            seconds: the timeout of a read; also of the connection, up to 3 s. Below 5 s no request is retried.
 
         Raises:
-            BusyError: the hub is busy for more than a few seconds.
+            BusyError: the hub is busy, with a Retry-After of 5 s to 600 s.
             AccessError: this user has no access to the repository.
             HubError: the hub is unavailable, does not have the revision, or its response is not a listing.
         """
@@ -162,15 +163,23 @@ class Hub:
                 raise self._invalid_response(repo) from None
             if not next_url.query:
                 break
-            # Only the query of the link is used: a mirror may copy the official hub's link, which would leak the token.
+            # Only the query of the link to the next page is used, with this hub's URL. A mirror may copy the link from
+            # the official hub; a request to another host would leak the token.
             url = f"{self.endpoint}/api/models/{repo}/tree/{revision}?{next_url.query}"
         return files
 
     def resolve(self, repo: str, revision: str) -> tuple[str, str]:
-        """Return the commit of a branch or tag, and the licence of the repository ("" if it names none).
+        """Return the commit of a branch or tag, and the licence of the repository.
+
+        Args:
+            repo: "owner/name".
+            revision: the name of the branch or tag.
+
+        Returns:
+            (commit, licence, or "" if the repository has no licence in its metadata).
 
         Raises:
-            HubError: as for `listing`.
+            BusyError, AccessError, HubError: as for `listing`.
         """
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
         info, _ = self._get(url, repo, 10.0)
@@ -181,7 +190,7 @@ class Hub:
             raise self._invalid_response(repo) from None
 
     def _invalid_response(self, repo: str) -> HubError:
-        return HubError(f"{self.shown} sent an invalid response for {repo}")
+        return HubError(f"{self.shown} sent an invalid response to a request for {repo}")
 
     @property
     def shown(self) -> str:
@@ -189,7 +198,19 @@ class Hub:
         return redact(self.endpoint)
 
     def _get(self, url: str, repo: str, seconds: float) -> tuple[Any, dict[str, dict[str, str]]]:
-        """Return the JSON of a response and its links. Retry if the hub is busy or breaks the connection."""
+        """Request a URL; retry if the hub is busy for at most 5 s, or if the connection breaks.
+
+        Args:
+            url: the URL.
+            repo: the repository, for messages.
+            seconds: the timeout, as for `listing`.
+
+        Returns:
+            (the parsed JSON of the response, the links in its header Link as requests parses them).
+
+        Raises:
+            BusyError, AccessError, HubError: as for `listing`.
+        """
         import requests
         import urllib3
 
@@ -209,7 +230,7 @@ class Hub:
                         refusal = self.refusal(repo, response.status_code, response.headers.get("X-Error-Code", ""))
                         if response.status_code not in BUSY or attempt == attempts:
                             raise refusal
-                        if wait > _SHORT_WAIT_SECONDS:  # another hub can be tried meanwhile
+                        if wait > _SHORT_WAIT_SECONDS:  # the caller can try another hub meanwhile
                             raise BusyError(str(refusal), wait) if wait <= LONGEST_WAIT_SECONDS else refusal
                 except (
                     requests.RequestException,
@@ -223,7 +244,7 @@ class Hub:
                         self.unavailable = f"{self.shown} does not answer{kind}"
                         raise HubError(self.unavailable) from None
                 time.sleep(wait)
-        raise AssertionError  # the last attempt has returned or raised
+        raise AssertionError  # not reached: the last attempt returns or raises
 
     def _read(self, response: requests.Response, repo: str, seconds: float) -> Any:  # noqa: ANN401 (JSON is any of six types)
         content = bytearray()
@@ -238,14 +259,17 @@ class Hub:
             raise self._invalid_response(repo) from None
 
     def refusal(self, repo: str, status: int, code: str) -> HubError:
-        """Return the error for an HTTP status, with the user's next step.
+        """Return the error for an HTTP error status of this hub; its message has the user's next step.
 
-        Source: the hub's header X-Error-Code. `code` is its value, or empty.
+        Args:
+            repo: the requested repository.
+            status: the HTTP status.
+            code: the value of the response's header X-Error-Code, such as "GatedRepo"; "" without the header.
         """
         page = f"{self.shown}/{repo}"
         gets_token = self.is_official or self.is_token_host
         remedy = "set HF_TOKEN (or run `hf auth login`)"
-        if not gets_token:  # setting only HF_TOKEN would not help, since it is not sent to this hub
+        if not gets_token:  # HF_TOKEN alone would not help, since the token is not sent to this hub
             remedy = (
                 "pull it from the official hub, or allow the token for this hub: "
                 f"--send-token-to {host_of(self.endpoint)}"
@@ -253,21 +277,21 @@ class Hub:
         if code == "GatedRepo" or status == 403:
             reason = "the token has no access to it" if self.token else "no token was sent"
             return AccessError(
-                f"{repo} is gated, and {reason}. Accept its terms at {page}, create a token that can read it, "
+                f"{repo} is gated, and {reason}. Accept the terms at {page}, create a token that can read {repo}, "
                 f"and {remedy}"
             )
         if status == 401 or code == "RepoNotFound":
             reason = "the token has no access to it" if self.token else "no token was sent"
             return AccessError(
-                f"{self.shown} does not show {repo}: its name is wrong, or it is private and {reason}. Check {page}. "
-                f"If it is private, {remedy}"
+                f"{self.shown} does not show {repo}: the name is wrong, or the repository is private and {reason}. "
+                f"Check {page}. If the repository is private, {remedy}"
             )
         if code == "RevisionNotFound":
             return HubError(f"{self.shown} does not have the pinned revision of {repo} any more")
-        return HubError(f"{self.shown} answers {status} for {repo}")
+        return HubError(f"{self.shown} answers {status} to a request for {repo}")
 
     def session(self) -> requests.Session:
-        """Return a session that uses the proxy and CA settings of the environment, but no password of ~/.netrc."""
+        """Return a session that uses the proxy and CA environment variables, and no password of ~/.netrc."""
         from provision.net import session as http_session
 
         return http_session.TokenSession()
@@ -277,7 +301,7 @@ def is_host(named: str, endpoint: str) -> bool:
     """Return whether `named` is the host of an endpoint.
 
     Args:
-        named: "HOST", "HOST:PORT" or a URL. A URL must also have the endpoint's scheme and port.
+        named: "HOST", "HOST:PORT" or a URL. "HOST" matches any port. A URL must also have the endpoint's scheme.
         endpoint: the URL of a hub.
     """
     url = urlsplit(endpoint)
@@ -298,7 +322,7 @@ def _port(url: SplitResult) -> int | None:
 
 
 def _is_broken_connection(error: Exception) -> bool:
-    """Return whether a server answered and then broke the connection, so that a retry may succeed."""
+    """Return whether an error of a request is a connection that broke after it was made, so that a retry may help."""
     import requests
     import urllib3
 
@@ -313,7 +337,7 @@ def _is_broken_connection(error: Exception) -> bool:
 
 
 def _listed(entry: dict[str, object]) -> ListedFile | None:
-    """Return the file of a row of a listing; None for a folder.
+    """Return the file that one row of a hub's listing describes; None if the row describes a folder.
 
     Raises:
         ValueError, KeyError, TypeError: the row is invalid.

@@ -1,4 +1,7 @@
-"""Describes which hub cache is in use, by which rule, and whether programs of this shell and of others find it."""
+"""Determines which hub cache is in use and by which rule, and whether programs of this shell and other shells find it.
+
+A hub cache is the folder in which huggingface_hub stores models. "The volume's hub" is the hub cache in the root.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
 class HubInUse:
     """Describe the hub cache in use.
 
-    `source` names the variable or the rule that selects it. `problem` says which programs do not find it, and names
-    two ways to correct that. `is_found`: programs of this shell find it, in each working folder.
+    `path`: its folder.
+    `source`: the environment variable or the rule that selects it, as text.
+    `problem`: the programs that do not find the hub cache, and two ways to correct that, as text; None without one.
+    `is_found`: programs of this shell find it, in each working folder.
     """
 
     path: Path
@@ -33,11 +38,11 @@ class HubInUse:
 
     @property
     def line(self) -> str:
-        """Return the line for people, without the problem."""
+        """Return the line for the user: the folder and the rule that selects it, without the problem."""
         return f"hub in use: {self.path} (from {self.source})"
 
     def to_dict(self) -> dict[str, object]:
-        """Return the description as JSON types."""
+        """Return {"path", "from", "problem", "is_found"} for JSON output."""
         return {"path": str(self.path), "from": self.source, "problem": self.problem, "is_found": self.is_found}
 
 
@@ -50,7 +55,7 @@ def of(root: Root) -> HubInUse:
     if folders.is_relative and folders.variable is not None:
         given = f"{folders.variable}={shlex.quote(os.environ[folders.variable])}"
         problem = (
-            f"{given} is a relative path, so programs use another hub in each working folder. Set an absolute path: "
+            f"{given} is a relative path, so each working folder has a hub of its own. Set an absolute path: "
             f"`export {folders.variable}={shlex.quote(str(_value(folders.variable, folders.hub)))}`, or use the "
             f"default: `unset {folders.variable}`"
         )
@@ -69,7 +74,13 @@ def of(root: Root) -> HubInUse:
 
 
 def _on_volume(root: Root, client_hub: Path, source: str) -> HubInUse:
-    """Return the volume's hub cache, with a problem where the client uses another folder."""
+    """Return the description if the volume's hub is in use; it has a problem if huggingface_hub uses another folder.
+
+    Args:
+        root: the root.
+        client_hub: the hub cache that huggingface_hub uses in this shell.
+        source: the variable or rule that selects `client_hub`.
+    """
     if layout.is_same_place(client_hub, root.hub):
         link = "" if client_hub == root.hub else f", {client_hub} leads to it"
         return HubInUse(root.hub, f"{source}{link}")
@@ -87,7 +98,7 @@ def _on_volume(root: Root, client_hub: Path, source: str) -> HubInUse:
 
 
 def _value(variable: str, hub: Path) -> Path:
-    """Return the value of a variable that selects this hub."""
+    """Return the value of the environment variable with which huggingface_hub uses this hub cache."""
     return {"HF_HOME": hub.parent, "XDG_CACHE_HOME": hub.parent.parent}.get(variable, hub)
 
 
@@ -99,15 +110,18 @@ class HubStep:
     local = True
 
     def __init__(self, root: Root) -> None:
-        """Take the root."""
+        """Store the root."""
         self.root = root
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return the text of this step in the plan: the hub cache in use."""
         return of(self.root).line
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (the check has one depth)
-        """Compare the client's folder with the hub cache in use; the relocation makes a link that is missing."""
+        """Check whether programs of this shell find the hub cache in use.
+
+        If they do not, the state is drifted: the relocation of huggingface, an earlier step, makes the missing link.
+        """
         hub = of(self.root)
         detail = f"{hub.path} (from {hub.source})"
         if hub.is_found:
@@ -115,9 +129,9 @@ class HubStep:
         return Check(State.DRIFTED, str(hub.problem))
 
     def apply(self) -> None:
-        """Raise the problem, which only the user or an earlier step can correct.
+        """Raise an error with the problem, since only the user or an earlier step can correct it.
 
         Raises:
-            BlockedError: programs of this shell do not find the hub cache in use.
+            BlockedError: always; programs of this shell do not find the hub cache in use.
         """
         raise BlockedError(str(of(self.root).problem))

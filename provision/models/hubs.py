@@ -1,4 +1,4 @@
-"""Selects the hubs from which models are pulled: only HF_ENDPOINT, or the chosen mirrors and the official hub."""
+"""Selects the hubs from which models are pulled: HF_ENDPOINT alone, or the chosen mirrors and the official hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Hubs:
-    """Holds the hubs of one run, the best first. A hub that failed to connect is not contacted again."""
+    """Holds the hubs of one run, so that a hub that failed to connect is not contacted again in this run."""
 
     def __init__(
         self,
@@ -28,14 +28,14 @@ class Hubs:
         token_hosts: Collection[str] = (),
         endpoint: str | None = None,
     ) -> None:
-        """Take the root, whose recorded mirror choice applies unless the host sets HF_ENDPOINT itself.
+        """Store the settings.
 
         Args:
-            root: the root.
+            root: the root, which has the record of the chosen mirrors.
             environ: the environment variables.
             offline: make no request.
-            token_hosts: the hosts besides the official one that may get the user's token.
-            endpoint: use this hub only.
+            token_hosts: the hosts besides the official hub to which the user's token may be sent.
+            endpoint: the URL of the only hub to use; None: as `every` describes.
         """
         self.root = root
         self.endpoint = endpoint
@@ -47,10 +47,11 @@ class Hubs:
     def every(self) -> list[Hub]:
         """Return the hubs to use, the best first.
 
-        This is only the hub of `endpoint` or HF_ENDPOINT, or else the chosen mirrors together with the official hub.
+        If `endpoint` is given, or the user has set HF_ENDPOINT, that hub is the only one. Otherwise they are the chosen
+        mirrors and the official hub; the official hub is first if it was chosen, else last.
 
         Raises:
-            SpecError: HF_ENDPOINT is not an allowed address.
+            SpecError: HF_ENDPOINT is not an allowed URL.
         """
         if self.endpoint is not None:
             return [self._hub(self.endpoint, None)]

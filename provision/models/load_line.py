@@ -1,4 +1,7 @@
-"""Builds the line of Python code that loads a model, to be pasted after a setup or a pull."""
+"""Builds the line of Python code that loads a model, such as `DiffusionPipeline.from_pretrained("owner/name")`.
+
+Setup and pull print it, so that the user can paste it.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def line(repo: str, model: ModelSpec, architecture: Architecture | None, revision: str | None = None) -> str | None:
-    """Return the line that loads exactly the files of an entry.
+    """Return the line of code that loads exactly the files of an entry.
 
     Args:
-        repo: the id to load: the model's own, or its stand-in's.
+        repo: the id to load: that of the model's repository or of its stand-in.
         model: the entry of the manifest.
         architecture: its architecture; None if it is unknown.
-        revision: the commit; None if refs/main names it.
+        revision: the commit to name in the line; None if refs/main has the right commit.
 
     Returns:
         The line; None if the class that loads the model is unknown.
@@ -38,7 +41,7 @@ def line(repo: str, model: ModelSpec, architecture: Architecture | None, revisio
     elif architecture.is_flat:
         _, class_name = next(iter(architecture.classes.values()))
         is_flat_pipeline = architecture.pipeline is not None
-    if not is_flat_pipeline:  # small pipelines run in their stored dtype
+    if not is_flat_pipeline:  # a pipeline whose repository is flat is small, and runs in its stored dtype
         arguments.append("torch_dtype=torch.float16")
     if architecture is not None:
         missing = architecture.optional - stand_ins.parts_of(model, architecture)
@@ -47,7 +50,10 @@ def line(repo: str, model: ModelSpec, architecture: Architecture | None, revisio
 
 
 def of_model(root: Root, model: ModelSpec, architecture: Architecture | None) -> str | None:
-    """Return the line for a model in this cache, with its revision if refs/main names another present one."""
+    """Return the line for a model in the hub cache; None as for `line`.
+
+    The line names the revision if refs/main is another commit that is present.
+    """
     folder = root.hub_in_use / model.folder
     main = main_ref.read_main(folder)
     is_other = bool(main) and main != model.revision and (folder / "snapshots" / main).is_dir()
@@ -55,15 +61,15 @@ def of_model(root: Root, model: ModelSpec, architecture: Architecture | None) ->
 
 
 def of_stand_in(name: str, model: ModelSpec, architecture: Architecture | None) -> str | None:
-    """Return the line for the stand-in of a model."""
+    """Return the line for the stand-in of a model; None as for `line`."""
     return line(stand_ins.repo_of(name), model, architecture)
 
 
 def of_cached(root: Root, envs: Path, name: str, model: ModelSpec) -> str | None:
-    """Return the line for a model, or for its stand-in if only the stand-in is complete."""
+    """Return the line for a model, or for its stand-in if only the stand-in is complete; None as for `line`."""
     architecture = architecture_of(envs, model)
     snapshot = root.hub_in_use / model.folder / "snapshots" / model.revision
-    is_whole = all(file.state == "ok" for file in verify.look(snapshot, model.files, Depth.SIZE))
+    is_whole = all(file.state == "ok" for file in verify.check_files(snapshot, model.files, Depth.SIZE))
     if not is_whole and stand_ins.snapshot_of(root, name) is not None:
         return of_stand_in(name, model, architecture)
     return of_model(root, model, architecture)

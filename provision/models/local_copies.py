@@ -1,4 +1,4 @@
-"""Finds the content of a file in the hub cache by its hash, so that it is not downloaded again."""
+"""Finds files in the hub cache that have the content of a missing file, so that the content is not downloaded again."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def candidates(hub: Path, spec: ModelSpec, path: str, names: Collection[str], size: int | None) -> Iterator[Path]:
-    """Yield the files of a hub cache that may have the content of a model's file.
+    """Yield the files of a hub cache that may have the content of a model's file; their hashes are not checked.
 
-    They are blobs by their name, and real files at the same path in snapshots: a cache that was copied with `cp -rL`,
-    or filled without links, has real files. Folders of former ids are searched as well.
+    They are the blobs with one of the names, and the real files at the same path in other snapshots. A cache has real
+    files if it was copied with `cp -rL`, or is on a file system without links. Folders of former ids are searched too.
 
     Args:
         hub: the hub cache.
-        spec: the model.
+        spec: the entry of the manifest.
         path: the path of the file in the snapshot.
-        names: the names that its blob may have.
-        size: its size in bytes; None if it is not known.
+        names: the names that the blob of the file may have.
+        size: the size of the file in bytes; None if it is not known.
     """
     folders = [hub / spec.folder, *(hub / cache_folder(repo) for repo in spec.former_repos)]
     for repo in [folder for folder in folders if not folder.is_symlink()]:
@@ -43,11 +43,11 @@ def candidates(hub: Path, spec: ModelSpec, path: str, names: Collection[str], si
 
 
 def verified(files: Iterator[Path], proof: Mapping[str, Collection[str]]) -> Path | None:
-    """Return the first of these files whose content has the right hashes; None without one.
+    """Return the first of these files whose content has the right hashes; None if there is none.
 
     Args:
-        files: the candidates.
-        proof: {kind of hash: right hashes}.
+        files: the files to hash.
+        proof: {kind of hash: the right hashes, one of which the file must have}.
     """
     for file in files:
         with suppress(OSError):
@@ -57,7 +57,12 @@ def verified(files: Iterator[Path], proof: Mapping[str, Collection[str]]) -> Pat
 
 
 def place(file: Path, blob: Path) -> None:
-    """Give a verified file the name of a blob, by a hard link, or by a copy where none is possible."""
+    """Make a blob from a verified file: a hard link to the file, or a copy if a hard link is not possible.
+
+    Args:
+        file: the path of the verified file.
+        blob: the path of the blob to make.
+    """
     temporary = blob.with_name(f".{blob.name}.{secrets.token_hex(4)}.firstlight-copy")
     try:
         try:
@@ -71,4 +76,5 @@ def place(file: Path, blob: Path) -> None:
 
 
 def _escaped(path: str) -> str:
+    """Return a glob pattern that matches only this path."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in path)

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 
 def lock(path: Path, name: str, model: ModelSpec, hub: Hub) -> int:
-    """Add the size and hash that the official hub lists to each file of a manifest's entry and of its extras.
+    """Add the sizes and hashes that the official hub lists to the files of one entry in a manifest.
 
-    Extras are optional sets of files, NAME+EXTRA. Everything else in the manifest stays as it is, including comments.
+    The files of the entry's extras (optional sets of files, NAME+EXTRA) are completed too. Everything else in the
+    manifest stays as it is, including comments.
 
     Args:
-        path: the manifest.
+        path: the path of the manifest.
         name: the name of the entry.
-        model: the entry, for its repository and revision.
+        model: the same entry as it was read, with its repository and revision.
         hub: the official hub.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Reads and sets refs/main of a repository in a hub cache: the commit that is loaded by default."""
+"""Reads and sets refs/main of a repository in a hub cache: the commit that is loaded if a program names no revision."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-_MARK = "firstlight-main"  # a file in the repository's folder: the revisions to which firstlight has set main
+_MARK = "firstlight-main"  # a file in the repository's folder: the commits to which firstlight has set refs/main
 
 
 def set_main(folder: Path, revision: str, pinned: Collection[str]) -> str | None:
-    """Set refs/main to a revision, so that a program that names no revision loads it offline.
+    """Set refs/main to a commit, so that a program that names no revision loads this commit offline.
 
-    A main that firstlight has not set stays. One that firstlight has set to another pinned revision stays as well,
-    since otherwise two entries of the manifest would overwrite each other's main.
+    refs/main is not changed if it names another present commit to which firstlight has not set it. It is not changed
+    either if that commit is pinned, since otherwise two entries of the manifest would overwrite it in turn.
 
     Args:
         folder: the repository's folder in a hub cache.
@@ -25,7 +25,7 @@ def set_main(folder: Path, revision: str, pinned: Collection[str]) -> str | None
         pinned: the commits of this repository that the manifest pins.
 
     Returns:
-        A note for the user if main stays at another commit that is present; else None.
+        A note for the user if refs/main is not changed and names another commit; else None.
     """
     mark = folder / _MARK
     current, own = read_main(folder), read_text(mark).split()
@@ -34,22 +34,23 @@ def set_main(folder: Path, revision: str, pinned: Collection[str]) -> str | None
     is_present = bool(current) and (folder / "snapshots" / current).is_dir()
     if is_present and (current not in own or current in pinned):
         return (
-            f"refs/main is {current[:7]}, which is present too and is loaded by default. To load the pulled files: "
-            f"revision={revision[:7]}…"
+            f"refs/main is {current[:7]}, which is present too and is loaded by default. To load the pulled files, add "
+            f"the argument revision={revision[:7]}…"
         )
-    # The mark is written first and has both: after a kill in between, either value of main is in the mark.
+    # The mark is written first and has both commits. After a kill between the two writes, either value of refs/main is
+    # in the mark.
     write_atomic(mark, f"{current} {revision}" if is_present else revision)
     write_atomic(folder / "refs" / "main", revision)
     return None
 
 
 def read_main(folder: Path) -> str:
-    """Return the commit of a repository's refs/main; empty if the file does not exist."""
+    """Return the commit in a repository's refs/main; "" if the file does not exist."""
     return read_text(folder / "refs" / "main")
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a small file without outer white space; empty if it does not exist or is not UTF-8."""
+    """Return the text of a small file without white space at its ends; "" if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

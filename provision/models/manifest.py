@@ -1,8 +1,8 @@
-"""Reads the manifest: envs/models.toml, the user's own manifest, and the names by which their models are found.
+"""Reads the manifest (envs/models.toml and the user's own manifest), and finds a model in it by name.
 
-The name of a model is NAME[@VARIANT][+EXTRA...]. NAME is the name of an entry, a former name of it, or the id of its
-repository. NAME without a variant is the entry that `from_pretrained(REPO)` loads. If a repository has only variants,
-it is the first of them.
+The name of a model is NAME[@VARIANT][+EXTRA...]. NAME is the name of an entry, an alias (a former name), or the id of
+its repository. VARIANT is a set of weights, such as fp16. EXTRA is an optional set of files. NAME without a variant is
+the entry that `from_pretrained(REPO)` loads. If all entries of a repository have variants, it is the first of them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _ENTRY = re.compile(r"[A-Za-z0-9][\w.-]*(@(?P<variant>[\w-]+))?")
 
 
 class Manifest:
-    """Holds the known models by the names of their entries, NAME or NAME@VARIANT."""
+    """Holds the known models: {name of the entry: entry} in `models`; the name is NAME or NAME@VARIANT."""
 
     def __init__(self, models: dict[str, ModelSpec], added: Collection[str] = ()) -> None:
-        """Take the entries, and the names of those that are in the user's own file."""
+        """Store the entries, and in `added` the names of the entries that are in the user's own manifest."""
         self.models = models
         self.added = added
 
     def name(self, requested: str) -> str:
-        """Return the canonical name of a model: its entry's name, and each extra that adds files, once.
+        """Return the canonical name of a model: the name of its entry, and "+EXTRA" once for each extra with files.
 
         Args:
             requested: NAME[@VARIANT][+EXTRA...], as in the module's docstring.
@@ -49,9 +49,9 @@ class Manifest:
         return "+".join([entry, *(extra for extra in dict.fromkeys(extras) if entry_extras[extra])])
 
     def pick(self, requested: str) -> ModelSpec:
-        """Return one entry, with the files of the requested extras added to its files.
+        """Return the entry of a model, with the files of the requested extras added to its files.
 
-        Its aliases are the former ids of its repository that any entry names.
+        Its aliases are all former ids of its repository, also those in other entries of the same repository.
 
         Args:
             requested: as for `name`.
@@ -68,7 +68,7 @@ class Manifest:
         return model.model_copy(update={"files": files, "extras": {}, "aliases": list(dict.fromkeys(former_repos))})
 
     def revisions(self, repo: str) -> set[str]:
-        """Return the commits of a repository that entries pin."""
+        """Return the commits of a repository that the entries of the manifest pin."""
         return {model.revision for model in self.models.values() if model.repo == repo}
 
     def with_all_extras(self) -> Iterable[ModelSpec]:
@@ -97,11 +97,13 @@ def _stem(name: str) -> str:
 
 
 def load(shipped: Path, added: str | None = None) -> Manifest:
-    """Read the shipped manifest and the user's own; an entry of the user replaces the shipped one of the same name.
+    """Return the manifest from the file of firstlight and from the user's own file.
+
+    If both files have an entry with the same name, the user's entry is used.
 
     Args:
-        shipped: envs/models.toml.
-        added: the user's manifest; None if there is none.
+        shipped: the path of envs/models.toml.
+        added: the path of the user's manifest, which may begin with ~; None if there is none.
 
     Raises:
         SpecError: a file cannot be read, a key is wrong, or a name is invalid.
@@ -119,8 +121,11 @@ def _read(path: Path) -> dict[str, ModelSpec]:
         match = _ENTRY.fullmatch(name)
         if not match:
             raise SpecError(
-                f"{path}, key {name}: a name consists of letters, digits, . _ and -, or is NAME@VARIANT. Rename it."
+                f"{path}, key {name}: the name of an entry is NAME or NAME@VARIANT, of letters, digits, . _ and -. "
+                "Rename the entry."
             )
         if match["variant"] and match["variant"] != model.variant:
-            raise SpecError(f'{path}, key {name}: this name requires variant = "{match["variant"]}". Add it.')
+            raise SpecError(
+                f'{path}, key {name}: an entry with this name requires the line variant = "{match["variant"]}". Add it.'
+            )
     return models

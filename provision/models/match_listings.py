@@ -1,4 +1,4 @@
-"""Compares the listings of hubs with the pins, and selects the hub of each file."""
+"""Finds the files of a model in the listings of hubs, and compares the listed sizes and hashes with the pinned ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class FileResolver:
-    """Compares the listings of hubs with the pins of one model, for one pull.
+    """Finds the files of one model in the listings of hubs, for one pull.
 
-    `name` is the name of the model in messages. `trust`: also accept a mirror's hash for a
-    file without a pinned hash.
+    `root`: the root, which has the record of hashes that earlier pulls took from listings.
+    `name`: the name of the model in messages.
+    `manifest`: the entry of the manifest. `spec`: the same entry, with the recorded sizes and hashes added.
+    `health`: the failures of the sources in this run.
+    `trust`: accept a mirror's hash too for a file without a pinned hash.
     """
 
     root: Root
@@ -34,14 +37,15 @@ class FileResolver:
     spec: ModelSpec = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the recorded pins."""
+        """Read the recorded sizes and hashes."""
         self._listings: dict[str, dict[str, ListedFile]] = {}
         self.apply_pins()
 
     def apply_pins(self) -> None:
-        """Read the recorded pins again.
+        """Add the recorded sizes and hashes to `spec`, and set `provisional`.
 
-        Pins of the manifest take precedence. Hashes that only a mirror has supplied are provisional.
+        Sizes and hashes in the manifest take precedence. `provisional` is {path: name of the mirror} of the files
+        whose hash only a mirror has listed; the official hub can replace it.
         """
         self.spec = pins.apply(self.root, self.manifest)
         self._manifest_files = {file.path: file for file in self.manifest.files}
@@ -50,27 +54,31 @@ class FileResolver:
         self.provisional = {path: mirror for path, mirror in by_mirrors.items() if path in recorded}
 
     def is_unconfirmed(self, file: ModelFile) -> bool:
-        """Return whether a file has no pinned hash, or a hash that only a mirror has supplied."""
+        """Return whether a file has no pinned hash, or a hash that only a mirror has listed."""
         return not file.locked or file.path in self.provisional
 
     def resolve(
         self, files: Sequence[ModelFile], hubs: Sequence[Hub]
     ) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
-        """Find each file in the listings of the hubs; wait for busy hubs if only they may have it.
+        """Find each file in the listings of the hubs.
+
+        If a file is in no listing and a hub is busy, wait and try again. If a file has no pinned hash, or one that only
+        a mirror has listed, the official hub comes first.
 
         Args:
             files: the files to find.
-            hubs: the hubs to use.
+            hubs: the hubs to use, the best first.
 
         Returns:
             As `resolve_once`.
 
         Raises:
-            BusyError, HubError, FirstlightError: as for `resolve_once`; BusyError after the wait limit of the run.
+            BusyError: a further wait would exceed the limit of the run.
+            HubError, FirstlightError: as for `resolve_once`.
         """
         ordered = list(hubs)
         if any(self.is_unconfirmed(file) for file in files):
-            ordered.sort(key=lambda hub: not hub.is_official)  # its hashes are worth more than a faster mirror
+            ordered.sort(key=lambda hub: not hub.is_official)  # its hashes matter more than a faster mirror
         while True:
             try:
                 return self.resolve_once(files, ordered, hubs)
@@ -81,23 +89,24 @@ class FileResolver:
     def resolve_once(
         self, files: Sequence[ModelFile], hubs: Sequence[Hub], every: Sequence[Hub]
     ) -> tuple[list[tuple[ModelFile, ListedFile]], list[Hub]]:
-        """Find each file in the listings of the hubs; each file comes from the first hub that lists it as pinned.
+        """Find each file in the listings of the hubs, without a wait.
 
-        A hub that lists one file with another size or hash is banned for all files. Hashes of files without a pin are
-        recorded.
-
-        Returns:
-            ([(file, its listing)] in the order of `files`, all hubs, those that list the files first).
+        The first hub that lists a file with the pinned size and hash supplies the row for that file. A hub that lists
+        one file with another size or hash is banned for all files. The hashes of files without a pin are recorded.
 
         Args:
             files: the files to find.
-            hubs: the hubs whose listings are read, in this order.
-            every: the hubs that may deliver the files.
+            hubs: the hubs whose listings are read, in this order, until all files are found.
+            every: all hubs that may deliver the files.
+
+        Returns:
+            ([(file, its row in a listing)] in the order of `files`, `every` with the hubs of these rows moved to the
+            front).
 
         Raises:
-            BusyError: a hub is busy that may list the missing files.
-            HubError: no hub lists all files.
-            FirstlightError: a hub lists other content than the pinned one.
+            BusyError: a file is in no listing, and a hub is busy.
+            HubError: a file is in no listing.
+            FirstlightError: a file is in no listing, and a hub lists a file with another size or hash than the pinned.
         """
         matches: dict[str, tuple[ModelFile, ListedFile]] = {}
         used: list[tuple[Hub, list[ListedFile]]] = []
@@ -130,9 +139,13 @@ class FileResolver:
         return [matches[file.path] for file in files], [*preferred, *(hub for hub in every if hub not in preferred)]
 
     def _failure(self, failures: Sequence[HubError], mismatch: FirstlightError | None) -> FirstlightError:
-        """Return the error if not all files were found.
+        """Return the error to raise if a file was not found.
 
-        A busy hub has priority over a mismatch, because the busy one may list the right content.
+        A busy hub has priority over a wrong size or hash, because the busy hub may list the right content.
+
+        Args:
+            failures: the errors of hubs that are unavailable or do not have a file.
+            mismatch: the error of the last hub that lists another size or hash; None without one.
         """
         busy = [failure for failure in failures if isinstance(failure, BusyError)]
         if busy:
@@ -148,7 +161,15 @@ class FileResolver:
     def _match_listing(
         self, hub: Hub, files: Sequence[ModelFile]
     ) -> tuple[list[tuple[ModelFile, ListedFile]], list[HubError]]:
-        """Return the files that a hub lists as pinned, and the first failure if some are missing."""
+        """Compare files with the listing of one hub.
+
+        Returns:
+            ([(file, its row)] of the files in the listing, [the error for the first file that is not accepted] or []).
+
+        Raises:
+            HubError: the hub has no listing.
+            FirstlightError: the hub lists a file with another size or hash than the pinned.
+        """
         listing = self._listing(hub)
         matches: list[tuple[ModelFile, ListedFile]] = []
         failures: list[HubError] = []
@@ -165,7 +186,7 @@ class FileResolver:
         return self._listings[hub.endpoint]
 
     def _check_pin(self, file: ModelFile, listing: dict[str, ListedFile], hub: Hub) -> tuple[ModelFile, ListedFile]:
-        if hub.is_official and file.path in self.provisional:  # its hash replaces the mirror's
+        if hub.is_official and file.path in self.provisional:  # the official hash replaces the mirror's
             file = self._manifest_files[file.path]
         listed = listing.get(file.path)
         if listed is None:
@@ -181,6 +202,6 @@ class FileResolver:
             if pin is not None and pin != value:
                 raise FirstlightError(
                     f"{hub.shown} lists {file.path} of {self.spec.repo} with {key} {value}, "
-                    f"pinned is {pin}. The file was not fetched. Use another hub: HF_ENDPOINT=URL"
+                    f"but the pinned {key} is {pin}. The file was not downloaded. Use another hub: HF_ENDPOINT=URL"
                 )
         return file, listed

@@ -1,4 +1,8 @@
-"""Records on the volume the hashes that the manifest does not pin; the first pull takes them from a hub's listing."""
+"""Records in the root the sizes and hashes of files that the manifest does not pin.
+
+The first pull takes them from a hub's listing. The record is the file `root.model_pins`:
+{"schema", "pins": {REPOSITORY@REVISION: {path: {"size", "sha256" or "git_sha1", "from": name of the hub}}}}.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,15 @@ _OFFICIAL = "official"
 
 
 def apply(root: Root, model: ModelSpec) -> ModelSpec:
-    """Return the model with the recorded sizes and hashes of its files; values of the manifest take precedence.
+    """Return an entry of the manifest with the recorded sizes and hashes added to its files.
 
-    A record is ignored if it contradicts the manifest, or has an invalid hash or size.
+    The record of a file is ignored if the manifest pins its hash, if it contradicts the manifest, or if it is invalid.
     """
     rows = _read(root).get(_key(model), {})
-    return model.model_copy(update={"files": [_with(file, rows.get(file.path, {})) for file in model.files]})
+    return model.model_copy(update={"files": [_with_record(file, rows.get(file.path, {})) for file in model.files]})
 
 
-def _with(file: ModelFile, row: dict[str, Any]) -> ModelFile:
+def _with_record(file: ModelFile, row: dict[str, Any]) -> ModelFile:
     pinned = file.model_dump(exclude_none=True)
     recorded = {name: row[name] for name in ("size", "sha256", "git_sha1") if row.get(name) is not None}
     if file.locked or any(pinned.get(name, value) != value for name, value in recorded.items()):
@@ -40,27 +44,27 @@ def _with(file: ModelFile, row: dict[str, Any]) -> ModelFile:
 
 
 def source(root: Root, model: ModelSpec, path: str) -> str | None:
-    """Return the name of the hub that supplied the recorded hash of a file; None without a record."""
+    """Return the name of the hub whose listing has supplied the recorded hash of a file; None without a record."""
     hub = _read(root).get(_key(model), {}).get(path, {}).get("from")
     return str(hub) if hub else None
 
 
 def by_mirrors(root: Root, model: ModelSpec) -> dict[str, str]:
-    """Return {path: hub} of the files whose recorded hashes come from another hub than the official one."""
+    """Return {path: name of the mirror} of the files whose recorded hash comes from a mirror's listing."""
     rows = _read(root).get(_key(model), {})
     return {path: str(row["from"]) for path, row in rows.items() if row.get("from") not in (None, _OFFICIAL)}
 
 
 def keep(root: Root, model: ModelSpec, listed: Iterable[ListedFile], source: str) -> None:
-    """Record a hub's sizes and hashes of files that are not pinned yet.
+    """Record the sizes and hashes that a hub lists for files without a recorded hash.
 
-    A hash of the official hub replaces one of a mirror. Nothing else replaces a recorded hash.
+    A hash of the official hub replaces the recorded hash of a mirror. No other recorded hash is replaced.
 
     Args:
-        root: the root that holds the record.
+        root: the root that has the record.
         model: the entry of the manifest.
-        listed: the files in the listing of the hub.
-        source: the name of the hub.
+        listed: the rows of the hub's listing.
+        source: the name of the hub; "official" for the official hub.
     """
     with exclusive_lock(root.model_pins):
         pins = _read(root)
@@ -84,7 +88,10 @@ def _key(model: ModelSpec) -> str:
 
 
 def _read(root: Root) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the recorded pins; parts that are not tables are left out, because the user may have edited the file."""
+    """Return the recorded pins: {REPOSITORY@REVISION: {path: row}}.
+
+    Values of a wrong type are left out, because the user may have edited the file.
+    """
     pins = _document(root).get("pins")
     if not isinstance(pins, dict):
         return {}

@@ -1,4 +1,4 @@
-"""Reads the components of a model from the cache, else from its architecture, in the form of a printed pipeline."""
+"""Reads the components of a model from its files in the cache, or from its architecture if the files are absent."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
 _BYTES = {"F16": 2, "F32": 4}
 _CACHE = "the cache"
-_DEPTH = 3  # of lists in a setting; schedulers have one
-_LONGEST_NAME = 80  # of a component
+_DEPTH = 3  # the deepest nesting of lists in a setting; schedulers have lists without nesting
+_LONGEST_NAME = 80  # of a component, in characters
 # {dtype in a safetensors file: its short name}.
 DTYPES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
 @dataclass(frozen=True)
 class Component:
-    """Describe one part of a pipeline, such as a text encoder.
+    """Describe one component of a pipeline, such as a text encoder.
 
-    `parameters`, `dtype` and `bytes` are None for a component without weights, or if its weights are not known.
+    `library` and `kind`: the library and the name of its class, such as "diffusers" and "UNet2DConditionModel"; None if
+    they are not known.
+    `parameters`: their number. `dtype`: the dtype of most parameters, such as "fp16". `bytes`: the size of its weights.
+    These three are None for a component without weights, or if its weights are not known.
     """
 
     name: str
@@ -40,7 +43,10 @@ class Component:
 class PipelineStructure:
     """Describe the components of a model.
 
-    `read_from` is "the cache" or "the architecture". `faults` are the parts that are missing or invalid.
+    `pipeline`: the name of the pipeline's class; None for a model without a pipeline.
+    `scheduler`: (name of its class, settings); None without one.
+    `read_from`: "the cache" or "the architecture".
+    `faults`: a text for each part that is missing or invalid in the cache.
     """
 
     pipeline: str | None
@@ -53,10 +59,12 @@ class PipelineStructure:
 def read(snapshot: Path, model: ModelSpec, envs: Path) -> PipelineStructure:
     """Return the structure of a model.
 
+    It is read from the snapshot if that has a model_index.json or config.json, else from the architecture.
+
     Args:
-        snapshot: the folder of its snapshot; it may not exist.
-        model: its entry in the manifest.
-        envs: the folder with the architectures.
+        snapshot: the folder of the model's snapshot; it may be missing.
+        model: the entry of the manifest.
+        envs: the folder `envs`, which has the architectures.
 
     Raises:
         SpecError: the model is not in the cache, and its architecture is unknown.
@@ -87,7 +95,7 @@ def _of_cache(snapshot: Path, model: ModelSpec) -> PipelineStructure:
         if name == "scheduler":
             scheduler = (class_name, _settings(snapshot, faults))
             continue
-        # A repository with one model keeps its files at the top, beside the index.
+        # A repository with one model has the files of the model at the top, in the folder of model_index.json.
         is_flat = not (snapshot / name).is_dir() and (snapshot / "config.json").exists()
         components.append(_component(snapshot, "" if is_flat else name, name, (library, class_name), model, faults))
     pipeline = _name(index.get("_class_name"), "the pipeline in model_index.json", faults)
@@ -95,7 +103,10 @@ def _of_cache(snapshot: Path, model: ModelSpec) -> PipelineStructure:
 
 
 def _classes(index: dict[str, Any], faults: list[str]) -> dict[str, tuple[str | None, str]]:
-    """Return {component: (library, class)} of a pipeline's index; a component with a null class is left out."""
+    """Return {component: (library, name of its class)} from model_index.json; a null component is left out.
+
+    An invalid name is left out too, and a text about it is added to `faults`.
+    """
     classes: dict[str, tuple[str | None, str]] = {}
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or not value[1]:
@@ -114,7 +125,7 @@ def _classes(index: dict[str, Any], faults: list[str]) -> dict[str, tuple[str | 
 
 
 def _settings(snapshot: Path, faults: list[str]) -> dict[str, Any]:
-    """Return the scheduler's settings that can be printed; the others are reported as a fault."""
+    """Return the scheduler's settings that can be printed; add a text to `faults` if there are others."""
     paths = (snapshot / "scheduler" / "scheduler_config.json", snapshot / "scheduler_config.json")
     file = next((path for path in paths if path.exists()), None)
     config = _json(file, faults) if file else {}
@@ -158,7 +169,18 @@ def _component(
 
 
 def _weights(snapshot: Path, folder: str, name: str, model: ModelSpec, faults: list[str]) -> list[Path]:
-    """Return the weights of this model: the files that its entry lists, else those named by its variant."""
+    """Return the weights of one component that belong to an entry of the manifest.
+
+    They are the files that the entry lists. If none of these is present, they are the files with the entry's variant in
+    their names. If there are none either, a text is added to `faults`.
+
+    Args:
+        snapshot: the folder of the snapshot.
+        folder: the component's folder in the snapshot; "" for the snapshot itself.
+        name: the name of the component.
+        model: the entry of the manifest.
+        faults: the list to which a text is added.
+    """
     files = sorted((snapshot / folder).glob("*.safetensors"))
     named = {snapshot / file.path for file in model.files if file.path.endswith(".safetensors")}
     listed = [file for file in named if file.parent == snapshot / folder]
@@ -167,7 +189,7 @@ def _weights(snapshot: Path, folder: str, name: str, model: ModelSpec, faults: l
         file for file in files if (f".{variant}." in file.name if variant else file.name.count(".") == 1)
     ]
     if not own and (files or listed):
-        faults.append(f"{name}: its {variant or 'fp32'} weights are missing")
+        faults.append(f"the {variant or 'fp32'} weights of {name} are missing")
     return own
 
 
@@ -199,7 +221,11 @@ def _json(path: Path, faults: list[str]) -> dict[str, Any]:
 
 
 def _name(value: object, description: str, faults: list[str]) -> str | None:
-    """Return a name from a file; None if it is absent, or is not printable text, which is reported as a fault."""
+    """Return a name that was read from a file.
+
+    None if the value is None. None too if it is not printable text; then a text with `description` is added to
+    `faults`.
+    """
     if value is None or (isinstance(value, str) and value.isprintable()):
         return value
     faults.append(f"{description} is not a valid name")

@@ -1,4 +1,7 @@
-"""Downloads the missing files of a model into the hub cache, verifies them, and shares them with parallel pulls."""
+"""Downloads the missing files of a model into the hub cache and verifies them.
+
+Several pulls can run at the same time; each content is downloaded by one of them.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +39,22 @@ if TYPE_CHECKING:
 
 AT_ONCE = 4  # files that are downloaded at the same time
 _POLL_SECONDS = 0.2
-CORRUPT = ".firstlight-corrupt"  # the suffix of a file that was set aside because its content is wrong
+CORRUPT = ".firstlight-corrupt"  # the suffix of a file that was renamed because its content is wrong
 
 
 @dataclass
 class Pull:
-    """Downloads the missing files of one model into a hub cache.
+    """Downloads the missing files of one model into the hub cache in use.
 
+    `root`: the root.
+    `name`: the name of the model in messages.
+    `spec`: the entry of the manifest; recorded sizes and hashes are added to it.
+    `hubs`: the hubs to use.
     `trust`: accept a mirror's hash for a file without a pinned hash.
     `pinned`: the revisions of the repository that the manifest pins.
-    `arrived`: the bytes that were downloaded.
-    `notes`: further messages for the user.
+    `health`: the deliveries and failures of the hubs in this run.
+    `arrived`: the number of downloaded bytes.
+    `notes`: messages for the user about refs/main and links by former ids, after `run`.
     """
 
     root: Root
@@ -58,7 +66,7 @@ class Pull:
     health: SourceHealth = field(default_factory=SourceHealth)
 
     def __post_init__(self) -> None:
-        """Read the recorded pins."""
+        """Add the recorded sizes and hashes to `spec`."""
         self._resolver = FileResolver(self.root, self.name, self.spec, self.health, self.trust)
         self.spec = self._resolver.spec
         self._stopped = threading.Event()
@@ -69,34 +77,34 @@ class Pull:
 
     @property
     def folder(self) -> Path:
-        """Return the model's folder in the hub cache."""
+        """Return the folder of the model's repository in the hub cache."""
         return self.root.hub_in_use / self.spec.folder
 
     @property
     def snapshot(self) -> Path:
-        """Return the folder of the pinned revision."""
+        """Return the folder of the pinned revision, with the links to its blobs."""
         return self.folder / "snapshots" / self.spec.revision
 
-    def look(self, depth: Depth, progress: Progress | None = None) -> list[FileState]:
-        """Return the state of every file without the network; `progress` gets (path, bytes) while files are hashed."""
-        return verify.look(self.snapshot, self.spec.files, depth, progress)
-
-    def plan(self, progress: Progress | None = None) -> PullPlan:
-        """Hash the present files, and look up the missing ones at the hubs.
-
-        Present files that the official hub has not confirmed are compared with its listing, too. If every file is
-        present and confirmed, no request is made.
+    def check_files(self, depth: Depth, progress: Progress | None = None) -> list[FileState]:
+        """Return the state of every file, without a request to a hub.
 
         Args:
-            progress: called with (path, bytes) while files are hashed.
+            depth: the depth of the check.
+            progress: called with (path, number of bytes hashed since the last call).
+        """
+        return verify.check_files(self.snapshot, self.spec.files, depth, progress)
+
+    def plan(self, progress: Progress | None = None) -> PullPlan:
+        """Hash the present files, find the missing files in the listings of the hubs, and return the plan.
+
+        Args:
+            progress: called with (path, number of bytes hashed since the last call).
 
         Raises:
-            HubError: the hubs that answer do not list all missing files.
-            FirstlightError: a hub lists other content than the pinned one.
-            BlockedError: the free disk space is not sufficient.
+            HubError, FirstlightError, BlockedError: as for `make_plan`.
         """
         self.health.stopped.clear()  # set at the end of an earlier `run`
-        states = self.look(Depth.HASH, progress)
+        states = self.check_files(Depth.HASH, progress)
         plan = make_plan(self.root.hub_in_use, self._resolver, self.hubs.every(), states)
         self.spec = self._resolver.spec
         return plan
@@ -104,32 +112,34 @@ class Pull:
     def run(self, plan: PullPlan, progress: Progress) -> None:
         """Download the files of the plan, several at the same time, and link them into the snapshot.
 
-        An interrupt ends all downloads at once.
+        It also sets refs/main, and makes the links by former ids. An interrupt ends all downloads at once.
 
         Args:
             plan: the result of `plan`.
-            progress: called with (path, bytes) while files arrive.
+            progress: called with (path, number of bytes received since the last call).
 
         Raises:
             DownloadError: no hub delivered a file; the received part is kept.
-            WrongContentError: every hub that delivered a file sent wrong content.
+            WrongContentError: no hub delivered the right content of a file, and at least one sent wrong content.
+            AccessError: a hub denied access to the repository.
             BlockedError: the disk is full or cannot be written.
+            FirstlightError: a file was removed or changed meanwhile.
         """
         try:
             if plan.needed:
                 (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
-                self._fetch_all(plan, progress)
-                self._list_by_client(plan)
+                self._download_all(plan, progress)
+                self._store_listing(plan)
             note = main_ref.set_main(self.folder, self.spec.revision, self.pinned)
             self.notes += [note] if note else []
             self.notes += former_ids.make(self.root.hub_in_use, self.spec)
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
 
-    def _fetch_all(self, plan: PullPlan, progress: Progress) -> None:
-        """Download the files in daemon threads.
+    def _download_all(self, plan: PullPlan, progress: Progress) -> None:
+        """Download the files of the plan in daemon threads.
 
-        Such a thread may wait for a silent server, and must not delay the end of the program after an interrupt.
+        A daemon thread does not delay the end of the program after an interrupt, even while it waits for a server.
         """
         queue = deque(sorted(plan.fetched, key=lambda file: -file.listed.size))
         errors: list[BaseException] = []
@@ -145,7 +155,9 @@ class Pull:
 
         with plan.hubs[0].session() as session:
             workers = [
-                threading.Thread(target=self._work, args=(session, plan, queue, report, errors), daemon=True)
+                threading.Thread(
+                    target=self._download_from_queue, args=(session, plan, queue, report, errors), daemon=True
+                )
                 for _ in range(min(AT_ONCE, len(queue)))
             ]
             for worker in workers:
@@ -163,8 +175,8 @@ class Pull:
     def _error(self, plan: PullPlan, errors: list[BaseException]) -> BaseException:
         """Return the error to raise for the errors of all files.
 
-        An error that stops the whole pull has priority over a hub's refusal with the user's next step. Otherwise the
-        errors of the files are joined in one message.
+        An error that stops the whole pull, such as a full disk, has priority. If a hub has denied access to every
+        failed file, the error has the user's next step. Otherwise the messages of up to three files are joined.
         """
         file_errors = [
             error for error in errors if isinstance(error, download.DownloadError | download.WrongContentError)
@@ -177,13 +189,13 @@ class Pull:
             if refusing_hub is not None:
                 refusal = refusing_hub.refusal(self.spec.repo, *refusals[0].refusals[refusing_hub.name])
                 others = "; ".join(f"{name}: {reason}" for name, reason in refusals[0].others.items())
-                return type(refusal)(f"{refusal}. Of the other hubs, {others}") if others else refusal
-        more = f" And {len(file_errors) - 3} more files." if len(file_errors) > 3 else ""
+                return type(refusal)(f"{refusal}. The other hubs failed too: {others}") if others else refusal
+        more = f" {len(file_errors) - 3} more files failed." if len(file_errors) > 3 else ""
         text = " ".join(map(str, file_errors[:3])) + more
         is_wrong_content = isinstance(file_errors[0], download.WrongContentError)
         return download.WrongContentError(text) if is_wrong_content else download.DownloadError(text, {}, {})
 
-    def _work(
+    def _download_from_queue(
         self,
         session: requests.Session,
         plan: PullPlan,
@@ -191,10 +203,17 @@ class Pull:
         report: Progress,
         errors: list[BaseException],
     ) -> None:
-        """Download one file after another.
+        """Download one file of the queue after another, until the queue is empty or the pull is stopped.
 
-        Files that another process downloads are moved to the end of the queue; they are complete when their turn comes
-        again.
+        A file that another process downloads is moved to the end of the queue, because it is most likely complete
+        when it is reached again.
+
+        Args:
+            session: the HTTP session.
+            plan: the plan of the pull.
+            queue: the files to download, which all threads share.
+            report: called with (path, number of bytes received since the last call).
+            errors: the list to which each error is appended.
         """
         locked_in_a_row = 0
         while not self._stopped.is_set():
@@ -213,14 +232,14 @@ class Pull:
                     continue
                 locked_in_a_row = 0
                 for text in lock.taken_over:
-                    self._report_once(f"{target.file.path}: took over its lock: {text}")
+                    self._report_once(f"{target.file.path}: the lock of an earlier process was taken over: {text}")
                 try:
-                    self._fetch(session, target, plan, report)
+                    self._download_content(session, target, plan, report)
                 finally:
                     lock.release()
             except _StoppedError:
                 return
-            except BaseException as error:  # _fetch_all raises it in the main thread
+            except BaseException as error:  # _download_all raises it in the main thread
                 errors.append(error)
                 if not isinstance(error, download.DownloadError | download.WrongContentError):
                     self._stopped.set()  # most likely the disk is full, so other files would fail as well
@@ -231,15 +250,20 @@ class Pull:
             self._reported.add(text)
             self.health.tell(text)
 
-    def _fetch(self, session: requests.Session, target: FileToFetch, plan: PullPlan, report: Progress) -> None:
-        """Download one content, and link it for every file that has this content."""
+    def _download_content(
+        self, session: requests.Session, target: FileToFetch, plan: PullPlan, report: Progress
+    ) -> None:
+        """Download the content of one file, and link it at the path of every file in the plan with this content.
+
+        If the hub cache has the content already, it is linked without a download.
+        """
         file, listed, proof = target.file, target.listed, target.proof
         paths = [other.file.path for other in plan.needed if other.content == target.content]
         blobs = self.folder / "blobs"
         blob = blobs / listed.blob
         if blob.exists():
             if all(hashing.hash_file(blob, kind) in digests for kind, digests in proof.items()):
-                self._link(paths, blob.name)  # another run has downloaded it
+                self._link(paths, blob.name)  # another run has downloaded the blob
                 return
             blob.replace(blob.with_name(blob.name + CORRUPT))
         local_copy = local_copies.verified(local_candidates(self.root.hub_in_use, self.spec, file, listed), proof)
@@ -263,38 +287,41 @@ class Pull:
             progress=lambda count: report(file.path, count),
             name=file.path,
         )
-        # The blob is named by a verified hash. The hash in a listing counts only if it is the proof.
+        # The name of a blob is a verified hash. The hash in a listing is verified only if its kind is in `proof`.
         name = listed.blob if listed.kind in proof else hashing.hash_file(part, listed.kind)
-        durable.sync_file(part)  # a blob's name is taken for its content: it must not stand for what was lost
+        durable.sync_file(part)  # programs trust a blob by its name, so its content must survive a power cut
         self._lock(target.content).require()
         part.replace(blobs / name)
         self._link(paths, name)
 
     def _link(self, paths: Sequence[str], blob: str) -> None:
-        """Link a verified blob into the snapshot at once.
+        """Link a verified blob into the snapshot, at each of the paths.
 
-        The file can then be used and removed even if the run fails later.
+        This is done after each download, so that the file can be used and removed even if the pull fails later.
         """
         snapshots.link(self.folder, self.spec.revision, [(path, blob) for path in paths])
 
     def _lock(self, blob: str) -> BlobLock:
-        """Return the lock of a blob: the same one for each attempt, since it observes whether the holder is alive."""
+        """Return the lock of a blob.
+
+        Each call for a blob returns the same object, which observes over several attempts whether the holder is alive.
+        """
         if blob not in self._locks:
             self._locks[blob] = BlobLock(self.root.hub_in_use / ".locks" / self.spec.folder / f"{blob}.lock")
         return self._locks[blob]
 
-    def _list_by_client(self, plan: PullPlan) -> None:
-        """Let huggingface_hub store its listing of the snapshot.
+    def _store_listing(self, plan: PullPlan) -> None:
+        """Call huggingface_hub, so that it stores its listing of the snapshot.
 
-        huggingface_hub downloads missing files without checking our hashes. So it is called only if all files are
-        present, and the files are verified afterwards.
+        huggingface_hub downloads a missing file without comparing it with the pinned hash. So it is called only if all
+        files are present. If a file has changed after the call, all files are verified again.
 
         Raises:
-            FirstlightError: files were removed or changed meanwhile.
+            FirstlightError: a file was removed, or a file has wrong content after the call.
         """
         before = self._identities()
         if None in before.values():
-            raise FirstlightError(f"{self.name}: files were removed during the download. Run again.")
+            raise FirstlightError(f"{self.name}: a file was removed during the pull. Run the same command again.")
         usable = set(self.health.order(hub.name for hub in plan.hubs))
         for hub in plan.hubs:
             if hub.name in usable and hf_listing.list_snapshot(
@@ -302,11 +329,11 @@ class Pull:
             ):
                 break
         hf_listing.open_listings(self.folder)
-        if self._identities() != before and any(state.state != "ok" for state in self.look(Depth.HASH)):
-            raise FirstlightError(f"{self.name}: files were changed during the download. Run again.")
+        if self._identities() != before and any(state.state != "ok" for state in self.check_files(Depth.HASH)):
+            raise FirstlightError(f"{self.name}: a file was changed during the pull. Run the same command again.")
 
     def _identities(self) -> dict[str, tuple[int, ...] | None]:
-        """Return {path: (device, inode, size, mtime in ns)} of each file; None for a missing one."""
+        """Return {path in the snapshot: (device, inode, size, mtime in ns)}, with None for a missing file."""
         identities: dict[str, tuple[int, ...] | None] = {}
         for file in self.spec.files:
             try:
@@ -318,4 +345,4 @@ class Pull:
 
 
 class _StoppedError(Exception):
-    """Report that an interrupt or the error of another file has stopped a download; the received part is kept."""
+    """Report that a download was stopped by an interrupt or by an error of another file; the received part is kept."""

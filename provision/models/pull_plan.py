@@ -27,7 +27,11 @@ _HEADROOM = 1.1  # the required free space as a multiple of the bytes to downloa
 
 @dataclass(frozen=True)
 class FileToFetch:
-    """Describe one file to download, as the hub lists it; `have` bytes of it are present from an earlier run."""
+    """Describe one file to download.
+
+    `file`: the file in the entry of the manifest. `listed`: its row in the listing of a hub.
+    `have`: the number of its bytes that are in the cache already and need no download.
+    """
 
     file: ModelFile
     listed: ListedFile
@@ -35,17 +39,17 @@ class FileToFetch:
 
     @property
     def size(self) -> int | None:
-        """Return the right number of bytes, or None.
+        """Return the size of the file in bytes, as pinned, or as listed if no hash is pinned.
 
-        It is None if a hash is pinned and no size: the size of a listing is not trusted then.
+        None if a hash is pinned without a size, because the listed size is not trusted then.
         """
         return self.file.size if self.file.locked else self.listed.size
 
     @property
     def proof(self) -> dict[str, set[str]]:
-        """Return {kind of hash: {right hash}} for the strongest pinned hash.
+        """Return {kind of hash: {hash}}, the hash that the downloaded file must have.
 
-        The hash of the listing counts only if none is pinned.
+        It is the pinned sha256, else the pinned git_sha1, else the hash in the listing.
         """
         if self.file.sha256 is not None:
             return {"sha256": {self.file.sha256}}
@@ -55,27 +59,29 @@ class FileToFetch:
 
     @property
     def content(self) -> str:
-        """Return the name of the content, its hash. Files with the same content are downloaded once.
+        """Return the hash that names the content of the file: the pinned hash, else the hash in the listing.
 
-        The partial file and its lock have this name. So a later run finds them, even if the listing names another blob.
+        Files with the same content are downloaded once. The partial file and its lock have this name. So a later run
+        finds the partial file even if another hub lists another hash.
         """
         return content_name(self.file, self.listed)
 
 
 def content_name(file: ModelFile, listed: ListedFile) -> str:
-    """Return the name of a file's content: its pinned hash, else the blob in the listing."""
+    """Return the hash that names the content of a file: its pinned hash, else the hash in the listing."""
     return file.sha256 or file.git_sha1 or listed.blob
 
 
 @dataclass(frozen=True)
 class PullPlan:
-    """Describe what a pull does.
+    """Describe what a pull will do.
 
-    `states` are of all files. `needed` are the files to download, each from the first of `hubs` that delivers it.
-    `free`
-    is the free disk space in bytes.
-    `unproven`: the number of present files that have no pinned hash and that no hub could confirm.
-    `by_mirrors`: {hub: number} of the present files whose hash only this mirror has supplied.
+    `states`: the state of every file of the model.
+    `needed`: the files to download, each from the first of `hubs` that delivers it.
+    `hubs`: the hubs, the best first.
+    `free`: the free disk space in bytes.
+    `unproven`: the number of present files without a pinned hash that the official hub could not confirm.
+    `by_mirrors`: {name of a mirror: the number of present files whose hash only this mirror has listed}.
     """
 
     states: list[FileState]
@@ -87,7 +93,7 @@ class PullPlan:
 
     @property
     def fetched(self) -> list[FileToFetch]:
-        """Return one file for each content that is needed."""
+        """Return the files to download, with one file for each content."""
         files: dict[str, FileToFetch] = {}
         for file in self.needed:
             files.setdefault(file.content, file)
@@ -95,31 +101,32 @@ class PullPlan:
 
     @property
     def bytes_wanted(self) -> int:
-        """Return the number of bytes to download."""
+        """Return the number of bytes to download, by the sizes in the listings."""
         return sum(file.listed.size - file.have for file in self.fetched)
 
     @property
     def is_done(self) -> bool:
-        """Return whether every file is present and right."""
+        """Return whether every file of the model is present with the right content."""
         return all(state.state == "ok" for state in self.states)
 
 
 def make_plan(hub_cache: Path, resolver: FileResolver, hubs: Sequence[Hub], states: Sequence[FileState]) -> PullPlan:
-    """Return the plan of a pull, and record the hashes of the listings for files without a pinned hash.
+    """Find the missing files of a model in the listings of the hubs, and return the plan of the pull.
 
-    Present files that the official hub has not confirmed are compared with its listing, too. If every file is
-    present and confirmed, no request is made.
+    A present file that has no pinned hash, or one that only a mirror has listed, is compared with the listing of the
+    official hub. The hashes in the listings are recorded for files without a pinned hash. If every file is present and
+    confirmed, no request is made.
 
     Args:
         hub_cache: the folder of the hub cache.
-        resolver: finds the files of the model in the listings.
+        resolver: the object that finds the files of this model in the listings.
         hubs: the hubs to use, the best first.
-        states: the state of each file of the model, in the order of its files, after a check by hash.
+        states: the state of each file of the model after a check by hash, in the order of `resolver.spec.files`.
 
     Raises:
-        HubError: the hubs that answer do not list all missing files.
-        FirstlightError: a hub lists other content than the pinned one.
-        BlockedError: the free disk space is not sufficient.
+        HubError: the available hubs do not list all missing files.
+        FirstlightError: a hub lists a file with another size or hash than the pinned one.
+        BlockedError: the free disk space is less than 1.1 times the bytes to download.
     """
     spec = resolver.spec
     folder = hub_cache / spec.folder
@@ -139,7 +146,7 @@ def make_plan(hub_cache: Path, resolver: FileResolver, hubs: Sequence[Hub], stat
     by_mirrors: Counter[str] = Counter()
     unproven = 0
     official = [hub for hub in hubs if hub.is_official]
-    try:  # only the official hub can prove a present file wrong; without its answer the file stays
+    try:  # only the official hub can prove a present file wrong; if it is unavailable, the file is kept
         confirmed, order = resolver.resolve_once(unconfirmed, official, hubs) if unconfirmed else ([], [])
     except HubError:
         by_mirrors.update(resolver.provisional[file.path] for file in unconfirmed if file.locked)
@@ -147,7 +154,7 @@ def make_plan(hub_cache: Path, resolver: FileResolver, hubs: Sequence[Hub], stat
     else:
         ordered = ordered or order
         present = {file.path: file for file in unconfirmed}
-        # Compared by the pins with which the files were hashed: the resolver returns them without a mirror's pins.
+        # `present` has the hashes with which the files were compared. The resolver's files lack those of a mirror.
         mismatches = {
             file.path: FileToFetch(file, listed, 0)
             for file, listed in confirmed
@@ -157,7 +164,7 @@ def make_plan(hub_cache: Path, resolver: FileResolver, hubs: Sequence[Hub], stat
         states = [_corrupt(state) if state.path in mismatches else state for state in states]
     resolver.apply_pins()
     plan = PullPlan(list(states), needed, ordered, free, unproven, by_mirrors)
-    # A size without a pin comes from one hub's listing, and a wrong one must not stop the pull.
+    # A size that is not pinned comes from the listing of one hub; if it is wrong, it must not stop the pull.
     trusted_bytes = sum(target.listed.size - target.have for target in plan.fetched if target.size is not None)
     if free < round(trusted_bytes * _HEADROOM):
         raise BlockedError(
@@ -168,16 +175,23 @@ def make_plan(hub_cache: Path, resolver: FileResolver, hubs: Sequence[Hub], stat
 
 
 def local_candidates(hub_cache: Path, spec: ModelSpec, file: ModelFile, listed: ListedFile) -> Iterator[Path]:
-    """Yield the files of the hub cache that may have the content of a missing file."""
+    """Yield the files of the hub cache that may have the content of a missing file; their hashes are not checked.
+
+    Args:
+        hub_cache: the folder of the hub cache.
+        spec: the entry of the manifest.
+        file: the missing file.
+        listed: its row in the listing of a hub.
+    """
     names = {name for name in (file.sha256, file.git_sha1, listed.blob) if name}
     size = file.size if file.locked else listed.size
     return local_copies.candidates(hub_cache, spec, file.path, names, size)
 
 
 def _present_bytes(hub_cache: Path, spec: ModelSpec, file: ModelFile, listed: ListedFile) -> int:
-    """Return the number of bytes of a missing file that need no download.
+    """Return the number of bytes of a missing file that are in the cache already.
 
-    They are in its blob, in its partial file, or in another file of the cache.
+    They are in its blob, in its partial file, or in another file that may have the same content.
     """
     for name in (listed.blob, content_name(file, listed) + PART):
         blob = hub_cache / spec.folder / "blobs" / name
@@ -189,8 +203,8 @@ def _present_bytes(hub_cache: Path, spec: ModelSpec, file: ModelFile, listed: Li
 def _matches_listing(snapshot: Path, file: ModelFile, listed: ListedFile) -> bool:
     """Return whether a present file has the hash that a hub lists.
 
-    The file's pin, or else the name of its blob, has been compared with the content already. So the content is
-    hashed here only if neither gives a hash of the listed kind.
+    The content was compared before with the pinned hash, or with the hash that is the name of the blob. So the file is
+    hashed here only if that hash is of another kind than the listed hash.
     """
     path = snapshot / file.path
     compared = verify.pins_of(file, path).get(listed.kind)

@@ -1,6 +1,6 @@
-"""Records the tensors and configurations of architectures, so that their stand-ins are built without importing torch.
+"""Records the tensors and configurations of architectures, so that a stand-in is built without an import of torch.
 
-Run it after a lock file or an architecture has changed:
+Run this module after a lock file or an architecture has changed:
 python -m provision.models.record_architecture ROOT/envs/diffusers/bin/python NAME...
 """
 
@@ -14,15 +14,15 @@ from provision.models import architectures, stand_ins
 
 
 def record(envs: Path, python: Path, names: list[str]) -> None:
-    """Let an environment's interpreter describe architectures, and write the descriptions beside them.
+    """Run describe_architecture.py for architectures, and write its output to `envs/architectures/recorded`.
 
     Args:
-        envs: the folder with the architectures.
-        python: the interpreter of an environment that has diffusers.
+        envs: the folder `envs` of a checkout.
+        python: the interpreter of an environment that has diffusers, under which the script runs.
         names: the names of the architectures.
 
     Raises:
-        BlockedError: the folder belongs to an installed package.
+        BlockedError: the folder belongs to an installed firstlight, not to a checkout.
         FirstlightError: an architecture does not exist, or the interpreter cannot describe it.
     """
     layout.require_own(envs)

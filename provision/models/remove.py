@@ -1,4 +1,4 @@
-"""Removes a model from the hub cache, except for files that another entry needs."""
+"""Removes a model from the hub cache, except for the files that another entry of the manifest needs."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ if TYPE_CHECKING:
 
 
 def removal(root: Root, manifest: Manifest, name: str) -> Removal:
-    """Return the removal of a model: nothing that a present entry or another snapshot needs.
+    """Return the paths to delete when a model is removed.
+
+    Files that another present entry or another snapshot needs are not among them.
 
     Args:
         root: the root.
-        manifest: the models by name.
-        name: the name of a model as for `Manifest.name`, or stand-in/NAME, or REPOSITORY@COMMIT as `unlisted` returns
-            it.
+        manifest: the manifest.
+        name: the name of a model as for `Manifest.name`, or stand-in/NAME, or REPOSITORY@COMMIT as in the result of
+            `inventory.unlisted`.
 
     Raises:
-        SpecError: there is no such model.
+        SpecError: there is no such model, or it cannot be removed alone.
     """
     if name.startswith(f"{stand_ins.OWNER}/"):
         folder = stand_ins.folder_of(root, name.partition("/")[2])
@@ -50,11 +52,14 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         canonical = manifest.name(name)
     except SpecError:
         if "@" in name and "/" in name:
-            snapshot = _other_snapshot(root, manifest, name)
+            snapshot = _unpinned_snapshot(root, manifest, name)
             return removal_of_snapshot(snapshot, _pins_in(root, manifest, snapshot.parent.parent))
         raise
     if "+" in name and "+" not in canonical:
-        raise SpecError(f"{name}: its files are part of {canonical} and cannot be removed alone. Remove {canonical}.")
+        raise SpecError(
+            f"{name} has no files of its own: they are part of {canonical}. Remove {canonical} instead: "
+            f"provision models remove {canonical}"
+        )
     name = canonical
     model = manifest.pick(name)
     base = name.partition("+")[0]
@@ -71,14 +76,14 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
         removed = {file.path for extra in name.split("+")[1:] for file in full_entry.extras[extra]}
     else:
         removed = {file.path for file in _all_files(root, manifest, base)}
-    # Beside a file lie the versions of it that a merge or a repair has kept.
+    # A merge or a repair may have kept other versions of a file in the same folder.
     links = [
         file
         for path in sorted(removed - kept)
         for file in (snapshot / path, *_kept_versions(snapshot / path))
         if file.is_symlink() or file.is_file()
     ]
-    # A partial file of an unfinished pull has no link yet. It is removed if no other entry can need it.
+    # A partial file of an unfinished pull has no link yet. It is removed unless another entry pins the same hash.
     own_pins = {
         pin for file in _all_files(root, manifest, base) if file.path in removed - kept for pin in pins_of(file)
     }
@@ -96,7 +101,7 @@ def removal(root: Root, manifest: Manifest, name: str) -> Removal:
 
 
 def _kept_versions(file: Path) -> list[Path]:
-    """Return the other versions of a snapshot's file that firstlight has kept beside it."""
+    """Return the other versions of a snapshot's file that firstlight has kept in the same folder."""
     try:
         return [path for path in file.parent.iterdir() if path.name.startswith(f"{file.name}.firstlight-")]
     except OSError:
@@ -104,12 +109,17 @@ def _kept_versions(file: Path) -> list[Path]:
 
 
 def _pins_in(root: Root, manifest: Manifest, repo: Path) -> set[str]:
-    """Return the pinned hashes of every entry of a repository."""
+    """Return the pinned hashes in all entries of the manifest for a repository; `repo` is its folder in the cache."""
     names = [name for name, model in manifest.models.items() if model.folder == repo.name]
     return {pin for name in names for file in _all_files(root, manifest, name) for pin in pins_of(file)}
 
 
-def _other_snapshot(root: Root, manifest: Manifest, name: str) -> Path:
+def _unpinned_snapshot(root: Root, manifest: Manifest, name: str) -> Path:
+    """Return the snapshot for REPOSITORY@COMMIT, where COMMIT may be the beginning of a commit.
+
+    Raises:
+        SpecError: not exactly one snapshot matches, or the manifest pins the commit.
+    """
     repo, _, commit = name.partition("@")
     folder = root.hub_in_use / f"models--{repo.replace('/', '--')}" / "snapshots"
     matches = [path for path in sorted(folder.glob("*")) if commit and path.name.startswith(commit)]
@@ -122,19 +132,24 @@ def _other_snapshot(root: Root, manifest: Manifest, name: str) -> Path:
 
 
 def _all_files(root: Root, manifest: Manifest, name: str) -> list[ModelFile]:
-    """Return the files of an entry and of all its extras, with their recorded hashes."""
+    """Return the files of an entry and of all its extras, with the recorded hashes added."""
     return pins.apply(root, manifest.pick("+".join([name, *manifest.models[name].extras]))).files
 
 
 def remove(root: Root, manifest: Manifest, name: str) -> None:
-    """Delete what `removal` lists.
+    """Delete the paths that `removal` returns for a model.
 
-    The removal is computed again under the locks of its blobs, since another run may need some of them by now.
-    Links are deleted before blobs: a kill may leave a blob without a link, but never a link without its blob.
+    The paths are determined a second time after the blobs are locked, since another run may need some of them by now.
+    Links are deleted before blobs. So a kill may leave a blob without a link, but never a link without its blob.
+
+    Args:
+        root: the root.
+        manifest: the manifest.
+        name: the name of the model, as for `removal`.
 
     Raises:
         BlockedError: another run downloads one of the files.
-        SpecError: there is no such model.
+        SpecError: as for `removal`.
     """
     expected = removal(root, manifest, name)
     with ExitStack() as locks:
@@ -142,7 +157,8 @@ def remove(root: Root, manifest: Manifest, name: str) -> None:
             lock = BlobLock(root.hub_in_use / ".locks" / repo.name / f"{blob}.lock")
             if not lock.take_or_decide():
                 raise BlockedError(
-                    f"{repo / 'blobs' / blob} is being downloaded by another run. Wait for its end, then run again."
+                    f"{repo / 'blobs' / blob} is being downloaded by another run. Wait until that run has ended, then "
+                    "run the same command again."
                 )
             locks.callback(lock.release)
         plan = removal(root, manifest, name)  # under the locks, no other run can link a blob
@@ -158,10 +174,10 @@ def remove(root: Root, manifest: Manifest, name: str) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a snapshot or repository folder that contains no model file any more.
+    """Remove the folder of a snapshot or repository if it contains no model file any more.
 
-    Refs, huggingface_hub's cached listings (`trees/`) and empty folders do not count. With a snapshot go its listing
-    and its list of absent files (`.no_exist`).
+    refs/, the listings of huggingface_hub (`trees/`) and empty folders are not model files. The listing of a removed
+    snapshot and its record of absent files (`.no_exist`) are removed too.
     """
     is_snapshot = folder.parent.name == "snapshots"
     content_folders = [folder] if is_snapshot else [folder / "snapshots", folder / "blobs"]

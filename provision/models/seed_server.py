@@ -69,10 +69,17 @@ def complete_models(root: Root, manifest: Manifest) -> tuple[list[str], list[Ser
 
 
 def served(repo: str, revision: str, license_: str, snapshot: Path, paths: list[str]) -> ServedModel:
-    """Return the servable files of a model: those whose blob is named by a hash.
+    """Return a model with the files that can be served: those whose blob has a hash as its name.
 
-    A link is followed one step, since a blob may be a link into a store that repositories share, where it has another
-    hash as its name.
+    Only the first link is followed. A blob may itself be a link into the store that repositories share, where the
+    file has another hash as its name.
+
+    Args:
+        repo: the id of the repository.
+        revision: the pinned commit.
+        license_: the name of the licence.
+        snapshot: the folder of the snapshot.
+        paths: the paths of the model's files in the snapshot.
     """
     files = {}
     for path in paths:

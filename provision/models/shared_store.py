@@ -1,6 +1,7 @@
-"""Reads the shared blob store of huggingface_hub 2.x, and deletes payloads that no repository links any more.
+"""Reads the shared store of huggingface_hub 2.x, and deletes the payloads to which no repository has a link any more.
 
-The store is `blobs/XX/XET_HASH` in the hub cache. A blob of a repository is a link to a payload there.
+A payload is a file `blobs/XX/XET_HASH` in the hub cache; the folder `blobs` is the store. A blob of a repository is a
+link to a payload.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ _LOCK_SECONDS = 10.0
 
 
 def payload_of(blob: Path) -> Path | None:
-    """Return the payload in the store to which the link of a blob leads; None for another blob.
+    """Return the path of the payload to which a blob is a link; None if the blob is no link to a payload.
 
-    A link to the store of a folder that is gone leads to the payload of the same name in this cache.
+    If the blob is a dangling link into the store of another folder, the payload with the same name in the store of
+    this cache is returned. Such a link is left after the cache has been moved.
     """
     try:
         target = Path(os.path.normpath(blob.parent / blob.readlink()))
@@ -38,11 +40,11 @@ def payload_of(blob: Path) -> Path | None:
 
 
 def references(hub: Path) -> dict[Path, set[Path]]:
-    """Return {payload: the blobs of repositories that are links to it} of a hub cache."""
+    """Return {payload: the blobs that are links to the payload} for all repositories of a hub cache."""
     linked: dict[Path, set[Path]] = {}
     for repo in hub.glob("*--*"):
         if repo.is_symlink() and repo.resolve().parent == hub.resolve():
-            continue  # a former id of a repository beside it
+            continue  # a link by the former id of another repository in this cache
         for blob in repo.glob("blobs/*"):
             payload = payload_of(blob)
             if payload is not None:
@@ -51,7 +53,7 @@ def references(hub: Path) -> dict[Path, set[Path]]:
 
 
 def unreferenced(hub: Path) -> dict[Path, int]:
-    """Return {payload: bytes} of the payloads that no repository links."""
+    """Return {payload: size in bytes} of the payloads to which no repository of a hub cache has a link."""
     store = hub / "blobs"
     if not _is_store(store):
         return {}
@@ -61,7 +63,7 @@ def unreferenced(hub: Path) -> dict[Path, int]:
 
 
 def relink(blob: Path, payload: Path) -> None:
-    """Replace a dangling link of a blob by a relative link to the payload, as huggingface_hub makes it."""
+    """Replace a blob that is a dangling link by a relative link to its payload, as huggingface_hub makes such links."""
     temporary = blob.with_name(f".{blob.name}.{os.getpid():08x}.shared")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(payload, blob.parent))
@@ -69,10 +71,10 @@ def relink(blob: Path, payload: Path) -> None:
 
 
 def drop(payload: Path) -> None:
-    """Delete a payload and its manifest of references, unless a repository links it.
+    """Delete a payload and its list of references (`.refs`), unless a repository has a link to the payload.
 
-    The client's lock of the payload is held: the client takes it before it makes a link. While the client holds it,
-    the payload stays.
+    huggingface_hub's lock of the payload is held meanwhile, because huggingface_hub takes the lock before it makes a
+    link. If another process holds the lock for more than 10 s, the payload is not deleted.
     """
     import filelock
 
@@ -84,7 +86,7 @@ def drop(payload: Path) -> None:
 
 
 def _is_store(folder: Path) -> bool:
-    """Return whether a folder has the marker of the client; another folder of this name is left alone."""
+    """Return whether a folder has huggingface_hub's marker of a shared store, in the known version."""
     try:
         return (folder / _MARKER).read_text(encoding="utf-8").strip() == _VERSION
     except (OSError, UnicodeDecodeError):

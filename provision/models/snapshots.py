@@ -1,4 +1,4 @@
-"""Links blobs into snapshots, and repairs lost snapshots."""
+"""Links blobs into snapshots, and makes the lost links of snapshots again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 _TREE_FORMAT = 1  # huggingface_hub's TREE_CACHE_FORMAT_VERSION
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# The remainder of a ref that an interrupted process was writing.
 _Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, size in bytes, None if unknown)}
 
 
@@ -40,8 +39,10 @@ _Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, si
 class _Missing:
     """List the faults of a repository that can be corrected from its own files.
 
-    `links`: {commit: [(path in the snapshot, blob)]} of lost links. `main`: the new commit of main. `shared`: (blob,
-    payload) of links to a shared store at an old place. `markers`: files of `.no_exist` that deny a present file.
+    `links`: {commit: [(path in the snapshot, name of the blob)]} of the lost links.
+    `main`: the commit to which refs/main is to be set; None if it stays.
+    `shared`: (blob, payload) of each blob that is a dangling link into the shared store of another folder.
+    `markers`: files of `.no_exist`, huggingface_hub's record of absent files, for files that are present.
     """
 
     links: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -56,10 +57,11 @@ class _Missing:
 
 
 class SnapshotStep:
-    """Makes sure that every listed blob is linked in its snapshot, and that main names a present snapshot.
+    """Makes sure that each present blob is linked in its snapshots, and that refs/main names a present snapshot.
 
-    huggingface_hub writes a listing of each commit to `trees/`. The manifest pins the files of its models.
-    A missing snapshot whose blobs are linked by another one is not rebuilt, because the user has removed it.
+    The paths of the links are in the listing of each commit, which huggingface_hub writes to `trees/`, and in the
+    manifest. A missing snapshot is not made again if another snapshot has links to all its blobs, because then the
+    user has removed it.
     """
 
     name = "hub cache"
@@ -67,17 +69,17 @@ class SnapshotStep:
     local = True
 
     def __init__(self, root: Root, manifest: Iterable[ModelSpec], journal: Journal) -> None:
-        """Take the models of the manifest, with their recorded hashes."""
+        """Store the root, the entries of the manifest with their recorded hashes, and the journal of the run."""
         self.root = root
         self.manifest = list(manifest)
         self.journal = journal
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return the text of this step in the plan."""
         return f"rebuild the snapshots and refs of {self.root.hub_in_use} from its blobs"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (the steps of the models hash the blobs)
-        """Look for lost links, and for a main that names no present snapshot."""
+        """Check for lost links, and for a refs/main that names no present snapshot."""
         repos = self._repos()
         incomplete = {repo.name: missing for repo in repos if (missing := self._missing(repo)) is not None}
         if not incomplete:
@@ -86,7 +88,7 @@ class SnapshotStep:
                 return Check(State.OK, f"{len(repos)} repositories, all snapshots complete")
             name, count = next(iter(dangling.items()))
             more = f", and {len(dangling) - 1} more repositories have such links" if len(dangling) > 1 else ""
-            lost = f"{count} files of {name} are links whose blob is lost{more}; a pull or the client downloads them"
+            lost = f"{count} files of {name} are links whose blob is lost{more}; a pull downloads these files again"
             return Check(State.OK, f"{len(repos)} repositories; {lost}")
         name, missing = next(iter(incomplete.items()))
         count = sum(len(links) for links in missing.links.values())
@@ -95,7 +97,7 @@ class SnapshotStep:
         return Check(State.DRIFTED, f"{name} lacks {lost}{more}")
 
     def apply(self) -> None:
-        """Make the missing links, which are relative as those of huggingface_hub, and set refs/main."""
+        """Make the lost links, which are relative like those of huggingface_hub, and set refs/main."""
         for repo in self._repos():
             missing = self._missing(repo)
             if missing is None:
@@ -111,7 +113,10 @@ class SnapshotStep:
                 marker.unlink(missing_ok=True)
 
     def _repos(self) -> list[Path]:
-        """Return the repositories to check: all on the volume, but only the manifest's in the home's own cache."""
+        """Return the folders of the repositories to check.
+
+        In the volume's hub cache they are all repositories, in another hub cache only those of the manifest.
+        """
         hub = self.root.hub_in_use
         folders = {f"models--{model.repo.replace('/', '--')}" for model in self.manifest}
         return [repo for repo in _repos(hub) if hub == self.root.hub or repo.name in folders]
@@ -132,7 +137,7 @@ class SnapshotStep:
             ]
             if links:
                 missing.links[commit] = links
-        for commit, path, blob in _dangling(repo):  # absolute links into a home that is gone need no listing
+        for commit, path, blob in _dangling(repo):  # an absolute link into a deleted home needs no listing
             links = missing.links.get(commit, [])
             if blob in blobs and path not in dict(links) and path not in listings.get(commit, {}):
                 missing.links[commit] = [*links, (path, blob)]
@@ -142,7 +147,7 @@ class SnapshotStep:
         return None if missing.is_complete else missing
 
     def _listings(self, repo: Path) -> dict[str, _Listing]:
-        """Return {commit: its listing}; the commit that is most likely main comes last."""
+        """Return {commit: its `_Listing`}; the commit that refs/main most likely named comes last."""
         listings: dict[str, _Listing] = {}
         trees = [path for path in (repo / "trees").glob("*.json") if _COMMIT.fullmatch(path.stem)]
         for tree in sorted(trees, key=lambda path: path.stat().st_mtime_ns):
@@ -164,17 +169,17 @@ class SnapshotStep:
 
 
 def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
-    """Link blobs into a snapshot, with relative links as huggingface_hub makes them.
+    """Link blobs into a snapshot, with relative links like those of huggingface_hub.
 
-    Each link is replaced atomically, and several processes may do this at the same time. Where the file system cannot
-    store links, the snapshot gets the blob itself, as from huggingface_hub.
+    Each link is replaced atomically, and several processes may do this at the same time. If the file system cannot
+    store links, the blob is moved into the snapshot, as huggingface_hub does it.
 
     Args:
         repo: the repository's folder in the cache.
         commit: the commit of the snapshot.
-        files: (path in the snapshot, blob).
+        files: (path in the snapshot, name of the blob) of each link.
     """
-    _sweep(repo)
+    _remove_old_links(repo)
     real_files: dict[str, Path] = {}
     for path, blob in files:
         linked = repo / "snapshots" / commit / path
@@ -195,14 +200,14 @@ def link(repo: Path, commit: str, files: Iterable[tuple[str, str]]) -> None:
                 _place_file(real_files.get(blob), repo / "blobs" / blob, temporary, linked)
                 real_files[blob] = linked
                 break
-            # Another host may delete the temporary link, since it sees no process with this number: try again.
+            # Another host may delete the temporary link, since it has no process with this number. Then try again.
             with suppress(FileNotFoundError):
                 temporary.replace(linked)
             temporary.unlink(missing_ok=True)
 
 
 def _place_file(first: Path | None, blob: Path, temporary: Path, path: Path) -> None:
-    """Move a blob into a snapshot; if it is in one already, at `first`, copy it."""
+    """Move a blob to a path in a snapshot, or copy `first`, the path to which the blob was moved before."""
     if first is None:
         blob.replace(path)
         return
@@ -220,13 +225,12 @@ def _target(path: Path) -> str | None:
 
 
 def _set_aside(repo: Path, path: Path) -> None:
-    """Rename a file that occupies the path of a link, so that the file is kept.
+    """Rename a file at the path of a link to NAME.firstlight-corrupt, so that the file is kept.
 
-    Another process may have replaced the file with the right link meanwhile; then the link is deleted, to be made
-    again.
+    If another process has replaced the file by the link meanwhile, the link is deleted; the caller makes it again.
     """
     moved = _temporary(repo)
-    with suppress(FileNotFoundError):  # another process has moved it
+    with suppress(FileNotFoundError):  # another process has moved the file
         path.replace(moved)
         if moved.is_symlink():
             moved.unlink()
@@ -235,15 +239,15 @@ def _set_aside(repo: Path, path: Path) -> None:
 
 
 def _temporary(repo: Path) -> Path:
-    """Return a path that only this process uses.
+    """Return a path for a temporary file that no other process uses.
 
-    It is outside of every snapshot, where a temporary file that a kill leaves would count as a file of the snapshot.
+    It is outside of all snapshots, because a temporary file that is left after a kill would count as a model file.
     """
     return repo / f".firstlight-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _sweep(repo: Path) -> None:
-    """Delete the temporary links of killed processes; a file that was being set aside is kept."""
+def _remove_old_links(repo: Path) -> None:
+    """Delete the temporary links of killed processes; a temporary file that is not a link is kept."""
     import psutil
 
     for path in repo.glob(".firstlight-*-*"):
@@ -254,7 +258,7 @@ def _sweep(repo: Path) -> None:
 
 def _repos(hub: Path) -> list[Path]:
     try:
-        # A link to a folder beside it is a former id, not another repository.
+        # A link to another folder in the cache is made for a former id; it is not another repository.
         return sorted(
             path
             for path in hub.iterdir()
@@ -265,7 +269,7 @@ def _repos(hub: Path) -> list[Path]:
 
 
 def _sizes(blobs: Path) -> dict[str, int]:
-    """Return {name: bytes} of the blobs; a blob may be a link into a store that repositories share."""
+    """Return {name: size in bytes} of the blobs; links are followed, since a blob may be a link to a payload."""
     try:
         return {entry.name: entry.stat().st_size for entry in os.scandir(blobs) if entry.is_file()}
     except OSError:
@@ -273,7 +277,7 @@ def _sizes(blobs: Path) -> dict[str, int]:
 
 
 def _linked_blobs(snapshots: Path) -> Iterator[str]:
-    """Return the blobs to which links lead, followed one step; dangling links are left out."""
+    """Yield the name of the blob to which each link in the snapshots leads; dangling links are left out."""
     for path in _files(snapshots):
         target = _target(path)
         if target is not None and path.exists():
@@ -281,12 +285,12 @@ def _linked_blobs(snapshots: Path) -> Iterator[str]:
 
 
 def _has_files(snapshot: Path) -> bool:
-    """Return whether a snapshot has a file; a removed one may have left empty folders."""
+    """Return whether a snapshot has a file; a removed snapshot may have left empty folders."""
     return any(files for _, _, files in os.walk(snapshot))
 
 
 def _dangling(repo: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (commit, path in the snapshot, blob) of the links of snapshots that lead nowhere."""
+    """Yield (commit, path in the snapshot, name of the blob) of each dangling link in the snapshots."""
     for path in _files(repo / "snapshots"):
         target = _target(path)
         if target is not None and not path.exists():
@@ -296,7 +300,7 @@ def _dangling(repo: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _lost_shared_blobs(blobs: Path) -> list[tuple[Path, Path]]:
-    """Return (blob, payload) of the blobs whose link leads to the shared store at an old place."""
+    """Return (blob, payload) of each blob that is a dangling link into the shared store of another folder."""
     try:
         dangling = [blob for blob in blobs.iterdir() if blob.is_symlink() and not blob.exists()]
     except OSError:
@@ -305,7 +309,10 @@ def _lost_shared_blobs(blobs: Path) -> list[tuple[Path, Path]]:
 
 
 def _false_markers(repo: Path, repaired: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[Path]:
-    """Yield the files of `.no_exist` for files that are present: huggingface_hub would not load them offline."""
+    """Yield the files of `.no_exist` for files that are present or in `repaired`, {commit: [(path, blob)]}.
+
+    With such a record of an absent file, huggingface_hub would not load the present file offline.
+    """
     for marker in _files(repo / ".no_exist"):
         commit, *parts = marker.relative_to(repo / ".no_exist").parts
         path = "/".join(parts)
@@ -320,15 +327,15 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def listed_blobs(tree: Path) -> set[str]:
-    """Return the names of the blobs in a listing of huggingface_hub; empty if it cannot be read."""
+    """Return the names of the blobs in a listing of huggingface_hub; an empty set if it cannot be read."""
     return {blob for blob, _ in (_read_tree(tree) or {}).values()}
 
 
 def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned: Collection[str] = ()) -> str | None:
-    """Return the commit to which main is to be set; None if main is right, or no better commit is known.
+    """Return the commit to which refs/main is to be set; None if it is right, or if no better commit is known.
 
-    Without refs and listings, the only snapshot is main. Where other refs remain, only a commit of `pinned` becomes
-    main: the manifest loads it without naming a revision.
+    If there are no refs and no listings, it is the commit of the only snapshot. If refs/main is missing and other refs
+    exist, it is only set to a commit of `pinned`, because another ref may name the snapshot that the user loads.
     """
 
     def is_present(commit: str) -> bool:
@@ -340,9 +347,9 @@ def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned:
     except OSError:
         if refs.is_dir() and any(path.is_file() and not PART.search(path.name) for path in refs.rglob("*")):
             present = [commit for commit in listings if commit in pinned and is_present(commit)]
-            return present[-1] if present else None  # another ref names the snapshot
+            return present[-1] if present else None
         text = ""
-    commit = text.strip()  # an editor may add a line end, which huggingface_hub would take as part of the commit
+    commit = text.strip()  # an editor may add a line end, which huggingface_hub reads as a part of the commit
     if _COMMIT.fullmatch(commit) and is_present(commit):
         return None if text == commit else commit
     present = [commit for commit in listings if is_present(commit)]
@@ -353,7 +360,7 @@ def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned:
 
 
 def _read_tree(path: Path) -> _Listing | None:
-    """Return a listing that huggingface_hub has stored; None if it has another format or is damaged."""
+    """Return a listing that huggingface_hub has stored; None if it has another format or is not valid."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["format_version"] != _TREE_FORMAT:
@@ -367,5 +374,5 @@ def _read_tree(path: Path) -> _Listing | None:
 
 
 def _is_inside(path: str) -> bool:
-    """Return whether a path of a listing stays inside the snapshot."""
+    """Return whether a path in a listing is inside the snapshot: neither absolute nor with ".."."""
     return not Path(path).is_absolute() and ".." not in Path(path).parts

@@ -1,7 +1,8 @@
 """Writes the files of a stand-in in the layout of its model's repository: configurations, tokenizers, random weights.
 
-All weights repeat one seeded pool of random numbers in PyTorch's default range: uniform, at most 1 / sqrt(fan-in). They
-are in half precision under the plain file names; a program that loads them gets the dtype that it requests.
+All weights repeat one pool of random numbers, made with a fixed seed. Their range is PyTorch's default: uniform between
+-1 / sqrt(fan-in) and 1 / sqrt(fan-in). They are stored in half precision, also under file names without a variant; a
+program loads them in the dtype that it requests.
 """
 
 from __future__ import annotations
@@ -22,24 +23,25 @@ if TYPE_CHECKING:
 
 BYTES = 2  # size of a number in half precision
 _SEED = 0
-# The size of the pool is a prime, so that no row of a weight repeats another. Its 64 KiB stay in a core's second-level
-# cache: they are written three to nine times as fast as blocks of 4 MiB (measured on 2 shared cores, ext4).
+# The number of random numbers in the pool. It is a prime, so that no row of a weight repeats another row. The 64 KiB of
+# the pool stay in a core's second-level cache, so they are written three to nine times as fast as blocks of 4 MiB
+# (measured on 2 shared cores, ext4).
 _POOL = 32749
-# Thresholds above every cosine, so that the safety checker's random weights flag no image.
+# Thresholds above 1, the largest cosine, so that the safety checker with random weights flags no image.
 _UNREACHABLE_THRESHOLDS = {"concept_embeds_weights": 2.0, "special_care_embeds_weights": 2.0}
-# {pipeline: the components that may be null in its index}.
+# {pipeline: the components that may be null in its model_index.json}.
 _OPTIONAL = {
     "StableDiffusionPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
     "StableDiffusionInpaintPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
     "StableDiffusionXLPipeline": ("feature_extractor", "image_encoder"),
 }
 
-Shapes = dict[str, list[Any]]
+Shapes = dict[str, list[Any]]  # {tensor: its shape}, as describe_architecture.py prints it
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """Describe one file: its path in the repository, and the sha256 of its content."""
+    """Describe one written file: its path in the repository, and the sha256 of its content in hex."""
 
     path: str
     sha256: str
@@ -57,15 +59,15 @@ def write(
     """Write every file of a stand-in.
 
     Args:
-        folder: the folder for the files of the repository.
+        folder: the folder into which the files of the repository are written.
         architecture: the architecture.
-        description: the worker's description of it.
-        variant: the variant in the names of the weights files; None for plain names.
-        components: the components with weights to write; the others are left out.
-        progress: called with the number of bytes of weights that were written.
+        description: the description of the architecture, the output of describe_architecture.py.
+        variant: the variant in the names of the files with weights; None for names without a variant.
+        components: the names of the components with weights to write; the others are left out.
+        progress: called with the number of bytes of weights written since the last call.
 
     Returns:
-        The files with their hashes.
+        The path and the sha256 of each file.
     """
     weights: dict[str, Shapes] = {}
     for name, component in description["components"].items():
@@ -111,7 +113,13 @@ def _index(architecture: Architecture, version: str, components: frozenset[str])
 
 
 def _write_weights(folder: Path, files: Mapping[str, Shapes], progress: Callable[[int], None]) -> list[WrittenFile]:
-    """Write the files one after another, and hash the same content at the same time on another core."""
+    """Write files of weights one after another, and hash their content at the same time in another thread.
+
+    Args:
+        folder: the folder of the repository.
+        files: {path in the repository: the shapes of its tensors}.
+        progress: called with the number of bytes of each written block.
+    """
     pool = _Pool()
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as hashing:
@@ -129,7 +137,9 @@ def _write_weights(folder: Path, files: Mapping[str, Shapes], progress: Callable
 
 def _write_all(out: Any, block: memoryview) -> None:  # noqa: ANN401 (an unbuffered file)
     while block:
-        block = block[out.write(block) :]  # a disk that becomes full takes a part of the block first
+        block = block[
+            out.write(block) :
+        ]  # if the disk becomes full, only a part of the block is written before the error
 
 
 def _hash(pool: _Pool, shapes: Shapes, stopped: threading.Event) -> str:
@@ -142,17 +152,20 @@ def _hash(pool: _Pool, shapes: Shapes, stopped: threading.Event) -> str:
 
 
 class _Pool:
-    """Holds the pool of random numbers, scaled for each fan-in; a model has few different ones."""
+    """Holds the pool of random numbers, and a copy of it that is scaled for each fan-in.
+
+    A model has few different fan-ins, so the copies need little memory.
+    """
 
     def __init__(self) -> None:
-        """Generate the numbers."""
+        """Generate the random numbers."""
         import numpy as np
 
         self._uniform = np.random.default_rng(_SEED).uniform(-1, 1, _POOL)
         self._scaled: dict[int, memoryview] = {}
 
     def content(self, shapes: Shapes) -> Iterator[memoryview]:
-        """Return the content of a safetensors file with tensors of these shapes, in blocks."""
+        """Yield, in blocks, the content of a safetensors file with random tensors of these shapes."""
         yield memoryview(_header(shapes))
         for name, shape in shapes.items():
             yield from self._tensor(name, shape)
@@ -192,8 +205,9 @@ def _header(shapes: Shapes) -> bytes:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """Write the smallest CLIP tokenizer: all bytes, all bytes at the end of a word, a few merges, begin and end tokens.
+    """Write the files of a small CLIP tokenizer.
 
+    Its tokens are all bytes, all bytes at the end of a word, the results of four merges, and the begin and end tokens.
     Source of the letters that represent the bytes: the byte-level BPE that OpenAI published with GPT-2.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

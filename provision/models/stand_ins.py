@@ -1,4 +1,7 @@
-"""Builds stand-ins in the hub cache: models of a real architecture with random weights, under an id of their own."""
+"""Builds stand-ins in the hub cache: models with the architecture of a real model and random weights.
+
+A stand-in has an id of its own, stand-in/NAME.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
     from provision.models.architectures import Architecture
 
 OWNER = "stand-in"
-_FORMAT = 2  # format 1 had a folder for each component of a flat repository, and weights in full precision
-_HEADROOM = 1.1  # the required free space as a multiple of the weights
-_AUTOMATIC_SHARE = 1 / 3  # an automatic build uses at most this part of the free space
+# The version of the stand-ins' files. Version 1 had a folder for each component of a flat repository, and weights in
+# full precision.
+_FORMAT = 2
+_HEADROOM = 1.1  # the required free space as a multiple of the size of the weights
+_AUTOMATIC_SHARE = 1 / 3  # a stand-in that the user has not requested uses at most this part of the free space
 _STAGING = ".firstlight-stand-in-"
 _TIMEOUT_SECONDS = 1800.0
 _REPORT_BYTES = 1 << 24  # bytes between two progress reports
@@ -41,17 +46,20 @@ Progress = Callable[[int, int], None]
 
 
 def repo_of(name: str) -> str:
-    """Return the id of a stand-in for `from_pretrained`: stand-in/NAME, or stand-in/NAME.VARIANT."""
-    return f"{OWNER}/{name.partition('+')[0].replace('@', '.')}"  # @ is not allowed in an id
+    """Return the id with which `from_pretrained` loads a stand-in: stand-in/NAME, or stand-in/NAME.VARIANT.
+
+    `name` is the name of a model in the manifest; its extras are ignored.
+    """
+    return f"{OWNER}/{name.partition('+')[0].replace('@', '.')}"  # an id must not contain @
 
 
 def folder_of(root: Root, name: str) -> Path:
-    """Return the folder of a stand-in in the hub cache."""
+    """Return the path of a stand-in's folder in the hub cache; it may be missing."""
     return root.hub_in_use / cache_folder(repo_of(name))
 
 
 def snapshot_of(root: Root, name: str) -> Path | None:
-    """Return the snapshot of a stand-in; None if it is not built or incomplete."""
+    """Return the folder of a stand-in's snapshot; None if the stand-in is not built or is not complete."""
     folder = folder_of(root, name)
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
@@ -62,13 +70,16 @@ def snapshot_of(root: Root, name: str) -> Path | None:
     if not all(map(_is_written, links)):
         return None
     blobs = {path.relative_to(snapshot).as_posix(): path.readlink().name for path in links}
-    # The revision is the hash of all files, so an incomplete stand-in does not match it.
+    # The revision is computed from the hashes of all files, so the revision of an incomplete stand-in differs.
     is_whole = blobs and revision == _revision(blobs) and all(path.exists() for path in links)
     return snapshot if is_whole else None
 
 
 def _is_written(path: Path) -> bool:
-    """Return whether a file has its full size; after a power cut, a file may exist without its content."""
+    """Return whether a file has its content; after a power cut, a file may exist without its content.
+
+    The size of a safetensors file is compared with its header. Another file must not be empty.
+    """
     try:
         if path.suffix != ".safetensors":
             return path.stat().st_size > 0
@@ -79,12 +90,15 @@ def _is_written(path: Path) -> bool:
 
 
 def dtype_of(model: ModelSpec) -> str:
-    """Return the dtype of a model's real weights, by its variant: F16 or F32."""
+    """Return the dtype of a model's real weights: "F16" if its variant is fp16, else "F32"."""
     return "F16" if model.variant == "fp16" else "F32"
 
 
 def parts_of(model: ModelSpec, architecture: Architecture) -> frozenset[str]:
-    """Return the components with weights that an entry has; a safety checker only if the entry lists its files."""
+    """Return the names of the components with weights that an entry of the manifest has.
+
+    An optional component, such as a safety checker, is one of them only if the entry lists files of that component.
+    """
     folders = {file.path.partition("/")[0] for file in model.files}
     return frozenset(
         component
@@ -94,7 +108,7 @@ def parts_of(model: ModelSpec, architecture: Architecture) -> frozenset[str]:
 
 
 def size_of(model: ModelSpec, architecture: Architecture) -> int:
-    """Return the size of a stand-in's weights in bytes."""
+    """Return the size of the weights of a model's stand-in in bytes."""
     return sum(architecture.parameters[component] for component in parts_of(model, architecture)) * stand_in_files.BYTES
 
 
@@ -108,24 +122,25 @@ def build(
     *,
     is_automatic: bool = False,
 ) -> Path:
-    """Build a stand-in, unless it is present.
+    """Build the stand-in of a model, unless it is present.
 
     Args:
         root: the root.
         name: the name of the model in the manifest.
-        model: its entry.
-        envs: the folder with the architectures.
-        python: the interpreter of an environment that has diffusers; it is used if no description is recorded.
+        model: the entry of the manifest.
+        envs: the folder `envs`, which has the architectures.
+        python: the interpreter of an environment with diffusers; it is used only if no description is recorded.
         progress: called with (bytes written since the last call, bytes in total).
-        is_automatic: the user has not requested this stand-in; it is built only if a third of the free space suffices.
+        is_automatic: the user has not requested this stand-in; it is built only if it needs at most a third of the
+            free space.
 
     Returns:
-        Its snapshot.
+        The folder of the stand-in's snapshot.
 
     Raises:
         SpecError: the architecture is unknown.
         BlockedError: the free space is not sufficient, or the disk cannot be written.
-        FirstlightError: the environment cannot describe the architecture.
+        FirstlightError: describe_architecture.py fails, or an automatic build needs more than a third of the space.
     """
     architecture = architectures.load(envs, model.architecture)
     snapshot = snapshot_of(root, name)
@@ -134,7 +149,7 @@ def build(
     folder = folder_of(root, name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Another build of this stand-in may hold the lock; afterwards its result is used.
+        # Another process may hold the lock while it builds this stand-in; its result is used then.
         with exclusive_lock(root.hub_in_use / ".locks" / folder.name / "build"):
             snapshot = snapshot_of(root, name)
             if snapshot is not None:
@@ -145,15 +160,19 @@ def build(
 
 
 def describe(architecture: Architecture, python: Path) -> dict[str, Any]:
-    """Let an environment's interpreter describe an architecture.
+    """Return the output of describe_architecture.py for an architecture.
+
+    Args:
+        architecture: the architecture to describe.
+        python: the interpreter of an environment with diffusers, under which the script runs.
 
     Raises:
-        FirstlightError: the interpreter is missing, or cannot describe the architecture.
+        FirstlightError: the interpreter does not exist, or the script fails.
     """
     if not python.exists():
         raise FirstlightError(
-            f"{python} does not exist. It is needed to build a stand-in (the model's architecture with random "
-            f"weights). Run `{layout.next_command('setup')}` to create an environment with diffusers."
+            f"{python} does not exist. This interpreter is needed to build a stand-in (the model's architecture with "
+            f"random weights). Run `{layout.next_command('setup')}` to create an environment with diffusers."
         )
     completed = process.run(
         [python, "-I", Path(describe_architecture.__file__)],
@@ -162,7 +181,7 @@ def describe(architecture: Architecture, python: Path) -> dict[str, Any]:
         check=False,
     )
     if completed.returncode:
-        raise FirstlightError(f"{python} could not build the stand-in of {architecture.name}: {completed.tail(4)}")
+        raise FirstlightError(f"{python} could not describe the architecture {architecture.name}: {completed.tail(4)}")
     description: dict[str, Any] = json.loads(completed.stdout)
     return description
 
@@ -180,11 +199,11 @@ def _build(
     folder = folder_of(root, name)
     prefix = f"{_STAGING}{repo_of(name).partition('/')[2]}-"
     for leftover in folder.parent.glob(f"{prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a killed run; the lock excludes a parallel build
+        shutil.rmtree(leftover, ignore_errors=True)  # left by a killed run: the lock excludes a parallel build
     _check_room(folder.parent, name, size_of(model, architecture), is_automatic=is_automatic)
     description = architecture.description or describe(architecture, python)
     staging = folder.parent / f"{prefix}{secrets.token_hex(4)}"
-    staging.mkdir()  # as the umask allows, unlike a folder of tempfile: other users read a shared cache
+    staging.mkdir()  # with the mode of the umask, unlike tempfile: other users read a shared cache
     try:
         _write(staging, name, model, architecture, description, progress)
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete stand-in of an earlier run
@@ -193,7 +212,10 @@ def _build(
         shutil.rmtree(staging, ignore_errors=True)
     snapshot = snapshot_of(root, name)
     if snapshot is None:
-        raise FirstlightError(f"{folder} is incomplete after its build. Remove it, then run again.")
+        raise FirstlightError(
+            f"{folder} is not complete after the stand-in was built. Remove this folder, then run the same command "
+            "again."
+        )
     return snapshot
 
 
@@ -207,8 +229,8 @@ def _check_room(cache: Path, name: str, size: int, *, is_automatic: bool) -> Non
         )
     if is_automatic and needed > free * _AUTOMATIC_SHARE:
         raise FirstlightError(
-            f"its {needed:,} bytes are more than a third of the free space. To build it: {layout.program()} models "
-            f"pull --stand-in {name}"
+            f"the stand-in needs {needed:,} bytes, more than a third of the free space. To build it: "
+            f"{layout.program()} models pull --stand-in {name}"
         )
 
 
@@ -220,7 +242,7 @@ def _write(
     description: dict[str, Any],
     progress: Progress,
 ) -> None:
-    """Write the files, move them to blobs that are named by their hashes, and link these in a snapshot."""
+    """Write the files of a stand-in, move each file to a blob that is named by its hash, and link the blobs."""
     files, blobs = staging / "files", staging / "blobs"
     blobs.mkdir()
     files.mkdir()
@@ -254,7 +276,7 @@ def _write(
 
 
 def _revision(blobs: dict[str, str]) -> str:
-    """Return the hash of {path: blob} and of the format.
+    """Return the revision of a stand-in: 40 hex digits, the hash of `_FORMAT` and {path: name of its blob}.
 
     A stand-in of an older format has another revision, so that it is built again.
     """

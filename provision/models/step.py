@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from provision.models.hubs import Hubs
     from provision.models.verify import FileState
 
-_SIGN_OF_LIFE_SECONDS = 1.0
+_LISTING_SECONDS = 1.0  # the timeout of the request that shows whether a hub is available again
 
 
 class ModelStep:
@@ -39,14 +39,14 @@ class ModelStep:
     Args:
         root: the root.
         name: the name of the model in the manifest.
-        spec: its entry.
+        spec: the entry of the manifest.
         hubs: the hubs to use.
-        retry: if a stand-in is recorded, try the hub again once in this run (setup does, status does not).
-        progress: called with (bytes, total) while files arrive, and with the bytes of files while they are hashed.
-        build: builds the stand-in and reports its bytes; None: the stand-in is only recorded.
-        tell: called with the text of each long wait.
+        retry: if a stand-in is recorded, request the listing again once in this run (setup does, status does not).
+        progress: called with (bytes since the last call, bytes in total) while files are downloaded or hashed.
+        build: a function that builds the stand-in and reports its progress; None: the stand-in is only recorded.
+        tell: called with a text for the user before each long wait.
         pinned: the revisions of the model's repository that the manifest pins.
-        architecture: its architecture; None if it is unknown.
+        architecture: the architecture of the model; None if it is unknown.
     """
 
     essential = False
@@ -66,7 +66,7 @@ class ModelStep:
         pinned: Collection[str] = (),
         architecture: Architecture | None = None,
     ) -> None:
-        """Take the arguments that the class describes."""
+        """Store the arguments that the class describes."""
         self.name = f"model {name}"
         self.root = root
         self.model = name
@@ -77,17 +77,22 @@ class ModelStep:
         self.architecture = architecture
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return the text of this step in the plan."""
         spec = self.pull.spec
         known = f"{spec.bytes / 1e9:.2f} GB, " if spec.bytes else ""
         return f"pull {spec.repo} ({known}{spec.license}) from {self.pull.hubs.every()[0].shown}"
 
     def check(self, *, deep: bool = False) -> Check:
-        """Check the presence and size of every file; with `deep`, hash each file and compare it with its pin."""
-        states = self.pull.look(Depth.HASH if deep else Depth.SIZE, self._hashed)
+        """Check the presence and size of every file; with `deep`, compare also the hash of every file with its pin.
+
+        The state is ok as well if all files are missing and a reason for a stand-in is recorded.
+        """
+        states = self.pull.check_files(Depth.HASH if deep else Depth.SIZE, self._hashed)
         wrong = [state for state in states if state.state != "ok"]
         if not wrong:
-            return self._whole(sum(state.size or 0 for state in states), ", every hash matches" if deep else "")
+            return self._complete_state(
+                sum(state.size or 0 for state in states), ", every hash matches" if deep else ""
+            )
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         detail = f"{wrong[0].path} {wrong[0].reason}{more}"
         reason = self._stand_in_reason(states)
@@ -102,50 +107,68 @@ class ModelStep:
         )
 
     def retry_reason(self) -> str | None:
-        """Return why the pull or the build of the stand-in is to be tried again; None where nothing stands in."""
-        if not self.retry or self._stand_in_reason(self.pull.look(Depth.SIZE)) is None:
+        """Return a reason to run `apply` although the state is ok: a hub is available again, or no stand-in is built.
+
+        None if there is no such reason, if no stand-in is recorded, or without `retry`.
+        """
+        if not self.retry or self._stand_in_reason(self.pull.check_files(Depth.SIZE)) is None:
             return None
-        if hub := self._hub_that_is_back():
+        if hub := self._available_hub():
             return f"{hub.shown} answers now"
         if self.build is not None and stand_ins.snapshot_of(self.root, self.model) is None:
-            return "its stand-in is not built"
+            return "the stand-in is not built"
         return None
 
     def _stand_in_reason(self, states: Sequence[FileState]) -> str | None:
-        """Return the recorded reason for a stand-in; None where there is none, or a file is here that is wrong."""
+        """Return the recorded reason for a stand-in.
+
+        None if no reason is recorded, if all files are right, or if a file is present and wrong.
+        """
         lacking = [state for state in states if state.state != "ok"]
         if not lacking or any(state.state != "missing" for state in lacking):
             return None
         return recorded(self.root).get(self.model)
 
-    def _whole(self, size: int, how: str) -> Check:
-        """Return the state of a complete model: drifted if a link by a former id is missing and can be made."""
+    def _complete_state(self, size: int, how: str) -> Check:
+        """Return the state of a model whose files are right.
+
+        It is drifted if a link by a former id is missing and can be made, else ok.
+
+        Args:
+            size: the size of all files in bytes.
+            how: a text for the detail, such as ", every hash matches".
+        """
         hub, spec, said = self.root.hub_in_use, self.pull.spec, list(self.pull.health.warnings())
         if lost := former_ids.missing(hub, spec):
             if former_ids.can_be_made(hub, spec):
-                return Check(State.DRIFTED, f"{spec.repo} cannot be loaded as {lost[0]}")
-            said.append(f"{hub} is read-only, so {spec.repo} cannot be loaded as {lost[0]}")
+                return Check(State.DRIFTED, f"{spec.repo} cannot be loaded as {lost[0]} (former id)")
+            said.append(f"{hub} is read-only, so {spec.repo} cannot be loaded as {lost[0]} (former id)")
         fetched = self.pull.health.summary()
         how += f": {fetched}" if fetched else ""
         load = _to_load(load_line.of_model(self.root, spec, self.architecture))
         return Check(State.OK, f"{spec.repo}, {size:,} bytes{how}{load}", "; ".join(said) or None)
 
     def apply(self) -> None:
-        """Pull the missing files; if no hub delivers them, build the stand-in and record it."""
+        """Pull the missing files; if no hub delivers them, build the stand-in and record it with the reason.
+
+        Raises:
+            FirstlightError: a hub sent wrong content, or the disk is full or cannot be written.
+        """
         try:
             plan = self.pull.plan(self._hashed)
             total = plan.bytes_wanted
             self.pull.run(plan, lambda _, count: self.progress(count, total))
         except (HubError, DownloadError) as error:
-            record(self.root, self.model, self._stand_in(str(error)))
+            record(self.root, self.model, self._build_stand_in(str(error)))
         else:
             record(self.root, self.model, None)
 
     def _hashed(self, _path: str, count: int) -> None:
-        """Report the bytes of a present file that were hashed."""
+        """Report that `count` bytes of a present file were hashed."""
         self.progress(count, self.pull.spec.bytes or 0, "bytes hashed")
 
-    def _stand_in(self, reason: str) -> str:
+    def _build_stand_in(self, reason: str) -> str:
+        """Build the stand-in, and return the reason to record; if the build fails, its error is added."""
         if self.build is None:
             return reason
         try:
@@ -154,11 +177,12 @@ class ModelStep:
             return f"{reason}; no stand-in was built: {error}"
         return reason
 
-    def _hub_that_is_back(self) -> Hub | None:
+    def _available_hub(self) -> Hub | None:
+        """Return the first hub that sends a listing within a second; None without one."""
         spec = self.pull.spec
         for hub in self.pull.hubs.every():
             with suppress(HubError):
-                hub.listing(spec.repo, spec.revision, seconds=_SIGN_OF_LIFE_SECONDS)
+                hub.listing(spec.repo, spec.revision, seconds=_LISTING_SECONDS)
                 return hub
         return None
 
@@ -168,7 +192,7 @@ def _to_load(line: str | None) -> str:
 
 
 def recorded(root: Root) -> dict[str, str]:
-    """Return {model: the reason for its stand-in} of this root."""
+    """Return {name of a model: the reason for its stand-in} from the record in the root; {} if it cannot be read."""
     try:
         kept = json.loads(root.stand_ins.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -177,7 +201,7 @@ def recorded(root: Root) -> dict[str, str]:
 
 
 def record(root: Root, model: str, reason: str | None) -> None:
-    """Record the reason for a model's stand-in; None deletes the record."""
+    """Record in the root the reason for a model's stand-in; if `reason` is None, delete the model's record."""
     if reason is None and model not in recorded(root):
         return
     with exclusive_lock(root.stand_ins):

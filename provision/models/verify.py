@@ -22,9 +22,11 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 
 class Depth(IntEnum):
-    """Name the depths of a check. Each depth includes the ones before it.
+    """Name the depths of a check.
 
-    HASH replaces HEADER if a hash is known, since a file with the right hash has the right header.
+    SIZE: the file is present and has its pinned size. HEADER: a safetensors file also has a valid header.
+    HASH: the file also has its pinned hash. HASH does not read the header if a hash is known, since a file with the
+    right hash has the right header.
     """
 
     SIZE = 0
@@ -36,7 +38,10 @@ class Depth(IntEnum):
 class FileState:
     """Describe whether one file is present and correct.
 
-    `state` is ok, missing, corrupt, or failed (the file cannot be read). `size` is in bytes.
+    `path`: its path in the snapshot.
+    `size`: in bytes; None if the file is missing or cannot be read.
+    `state`: "ok", "missing", "corrupt" (wrong size, header or hash) or "failed" (the file cannot be read).
+    `reason`: the end of a sentence whose subject is the file, such as "is missing"; None if `state` is "ok".
     """
 
     path: str
@@ -45,16 +50,17 @@ class FileState:
     reason: str | None = None
 
 
-def look(
+def check_files(
     snapshot: Path, files: Sequence[ModelFile], depth: Depth, progress: Callable[[str, int], None] | None = None
 ) -> list[FileState]:
     """Return the state of each file of a snapshot, in the order of `files`.
 
     Args:
-        snapshot: the folder of the revision.
-        files: the files that it should have.
+        snapshot: the folder of the snapshot.
+        files: the files that the snapshot should have.
         depth: the depth of the check.
-        progress: called with (path, bytes) while files are hashed; an exception that it raises ends the check.
+        progress: called with (path, number of bytes hashed since the last call); an exception that it raises ends the
+            check.
     """
     if depth < Depth.HASH:
         return [_check(snapshot, file, depth, None) for file in files]
@@ -72,29 +78,35 @@ def look(
 
 
 def pins_of(file: ModelFile, path: Path) -> dict[str, str]:
-    """Return {kind: hash} that a file must have; without a pin, the name of its blob, which is its hash.
+    """Return {kind: hash} with the one hash that a file must have, or {} if no hash is known.
 
-    It is empty if no hash is known.
+    It is the pinned sha256, else the pinned git_sha1, else the name of the blob to which the path is a link: the name
+    of a blob is its hash.
+
+    Args:
+        file: the file in the entry of the manifest.
+        path: its path in the snapshot.
     """
     pins = {kind: pin for kind, pin in (("sha256", file.sha256), ("git_sha1", file.git_sha1)) if pin}
     if not pins:
-        # The name of a real file is not a hash, even if it has the length of one.
+        # The name of a file that is not a link is not a hash, even if it has the length of a hash.
         blob = blob_name(path) if path.is_symlink() else ""
         kind = {64: "sha256", 40: "git_sha1"}.get(len(blob)) if _HEX.fullmatch(blob) else None
         return {kind: blob} if kind else {}
-    # One hash is enough, and sha256 is the stronger one.
+    # One hash is sufficient, and sha256 is stronger than sha1.
     return {"sha256": pins["sha256"]} if "sha256" in pins else pins
 
 
 def blob_name(path: Path) -> str:
-    """Return the name of the blob to which a snapshot's link leads.
+    """Return the name of the blob to which a link in a snapshot leads; for another file, the name of the file.
 
-    The link is followed one step, since a blob may be a link into a store that repositories share.
+    Only the first link is followed, since the blob may itself be a link into the store that repositories share.
     """
     return path.readlink().name if path.is_symlink() else path.name
 
 
 def _check(snapshot: Path, file: ModelFile, depth: Depth, progress: Callable[[str, int], None] | None) -> FileState:
+    """Return the state of one file, as `check_files` does."""
     path = snapshot / file.path
     try:
         size = path.stat().st_size
@@ -109,10 +121,11 @@ def _check(snapshot: Path, file: ModelFile, depth: Depth, progress: Callable[[st
 def _fault(
     path: Path, size: int, file: ModelFile, depth: Depth, progress: Callable[[str, int], None] | None
 ) -> str | None:
+    """Return what is wrong with a file, as for `FileState.reason`; None if nothing is."""
     if not path.is_file():
         return "is not a regular file"
     if file.size is not None and size != file.size:
-        return f"has {size:,} bytes, pinned are {file.size:,}"
+        return f"has {size:,} bytes, but the pinned size is {file.size:,} bytes"
     pins = pins_of(file, path) if depth >= Depth.HASH else {}
     if depth >= Depth.HEADER and not pins and file.path.endswith(".safetensors"):
         try:

@@ -1,4 +1,4 @@
 """Downloads over HTTP: sessions, response bodies, retries, and one file from several sources.
 
-Knowledge about hubs, indexes and channels does not belong here.
+Code that knows the layout of a hub, a package index or a conda channel does not belong here.
 """

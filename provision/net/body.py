@@ -1,4 +1,4 @@
-"""Reads the body of a response into one reused buffer, so that each byte is copied once before it is hashed."""
+"""Reads the body of an HTTP response into one reused buffer, so that each byte is copied once before it is hashed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import urllib3
     from typing_extensions import Self
 
-# Large enough for few calls, and small enough to stay in a core's cache until it is hashed and written.
-# Measured: the fastest of 2^17 … 2^20, and a tenth faster than a new buffer of 2^20 for each read.
+# The size of a block in bytes: large enough for few calls, and small enough to stay in a core's cache until it is
+# hashed and written. Measured: the fastest of 2^17 … 2^20, and a tenth faster than a new buffer of 2^20 for each read.
 _BLOCK = 1 << 19
 
 
@@ -30,12 +30,18 @@ class ConnectionBrokenError(Exception):
 class StallTimeout:
     """Aborts a read that returns no data within a timeout.
 
-    A socket's own timeout restarts with every received byte, so it never ends a response that arrives byte by byte.
-    At the timeout `abort` is called, and the `with` block raises StalledError.
+    Use it as a context manager around the read. At the timeout it calls `abort`, and the end of the `with` block
+    raises StalledError. A socket's own timeout restarts with every received byte, so it never ends a response that
+    arrives byte by byte.
     """
 
     def __init__(self, seconds: float, abort: Callable[[], None]) -> None:
-        """Take the timeout in seconds, and the function that aborts the read."""
+        """Store the timeout.
+
+        Args:
+            seconds: the timeout.
+            abort: the function that aborts the read from another thread, such as a shutdown of the socket.
+        """
         self._seconds = seconds
         self._abort = abort
         self._deadline: float | None = None
@@ -43,16 +49,16 @@ class StallTimeout:
         self._is_over = self._has_aborted = False
 
     def __enter__(self) -> Self:
-        """Start the timeout."""
+        """Set the deadline, and start the thread that waits for it."""
         self.start()
         threading.Thread(target=self._wait, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the timeout.
+        """End the thread.
 
         Raises:
-            StalledError: the read was aborted.
+            StalledError: the timeout has passed, and the read was aborted.
         """
         with self._changed:
             self._is_over = True
@@ -61,7 +67,7 @@ class StallTimeout:
             raise StalledError
 
     def start(self) -> None:
-        """Set the deadline to the full timeout from now: the next read begins."""
+        """Set the deadline to now plus the timeout, because the next read begins."""
         with self._changed:
             self._deadline = time.monotonic() + self._seconds
 
@@ -83,25 +89,27 @@ class StallTimeout:
 
 
 def blocks(raw: urllib3.BaseHTTPResponse, seconds: float) -> Iterator[bytes | memoryview]:
-    """Yield the body in blocks as they arrive; a block is valid only until the next one is requested.
+    """Yield the body of a response in blocks as they arrive.
 
-    The body must not be compressed (send `Accept-Encoding: identity`).
+    A block is valid only until the next one is requested, since the buffer is reused. The body must not be compressed
+    (send `Accept-Encoding: identity`).
 
     Args:
-        raw: the response.
-        seconds: the timeout for the next data. The length line of a chunk and a trailer do not count as data.
+        raw: the response, whose body is not read yet.
+        seconds: the timeout for the next data. In a chunked body, the length line of a chunk and a trailer do not
+            count as data.
 
     Raises:
-        StalledError: no data arrived within `seconds`, or within the timeout of the request.
+        StalledError: no data arrived within `seconds`, or within the read timeout of the request.
         ConnectionBrokenError: the connection ended before the body was complete.
         urllib3.exceptions.HTTPError: another error of urllib3.
     """
-    # urllib3 allocates new bytes for every read, but its inner http.client response can read into a buffer. That inner
-    # response has no public name, so a response of another type or state is read through urllib3.
+    # urllib3 allocates new bytes for every read. Its inner http.client response can read into a buffer, but has no
+    # public name. So a response of another type or state is read through urllib3.
     inner = getattr(raw, "_fp", None)
     if isinstance(inner, http.client.HTTPResponse) and not inner.chunked and raw.length_remaining == inner.length:
         buffer = memoryview(bytearray(min(_BLOCK, inner.length or 0)))
-        # urllib3 reads the last block itself, since it then returns the connection to the pool.
+        # The last block is read through urllib3, which then returns the connection to the pool.
         while inner.length is not None and inner.length > len(buffer):
             try:
                 count = inner.fp.readinto1(buffer)

@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from provision.net.resumable_request import Source
     from provision.net.source_health import SourceHealth
 
-# (connect, read) timeouts in seconds. The first round leaves a silent source quickly for another one; the later rounds
-# give each source more time.
-_IMPATIENT = (3.0, 4.0)
-_PATIENT = (6.0, 60.0)
-_PATIENT_ROUNDS = 2
-_SHORTEST_WAIT_SECONDS = 0.2
-# A busy source without Retry-After is waited for this often. After that its response counts as any other failure.
+# (connect, read) timeouts in seconds. A round tries each source once. The first round has short timeouts, so that a
+# source that sends nothing is soon replaced by the next one. The later rounds give each source more time.
+_SHORT_TIMEOUTS = (3.0, 4.0)
+_LONG_TIMEOUTS = (6.0, 60.0)
+_LONG_ROUNDS = 2  # the largest number of rounds with long timeouts that bring no new bytes
+_SHORTEST_WAIT_SECONDS = 0.2  # the first wait for a busy source that sends no Retry-After
+# The number of waits for a busy source that sends no Retry-After. A later busy response counts as any other failure.
 _MOST_UNREQUESTED_WAITS = 5
 
 
 class DownloadError(FirstlightError):
     """Report that no source delivered the file; the partial file is kept for the next run.
 
-    `refusals` has {source: (HTTP status, error code of the hub)} of the sources that show the file to certain users
-    only. `others` has {source: reason} of the other sources.
+    `refusals`: {name of source: (HTTP status, value of the header X-Error-Code)} of the sources that denied access
+    (401 or 403). `others`: {name of source: reason} of the other sources that failed.
     """
 
     kind = "source"
 
     def __init__(self, message: str, refusals: Mapping[str, tuple[int, str]], others: Mapping[str, str]) -> None:
-        """Take the message, and the failures of the sources."""
+        """Store the message and the failures, which the class describes."""
         super().__init__(message)
         self.refusals = dict(refusals)
         self.others = dict(others)
 
 
 class WrongContentError(FirstlightError):
-    """Report that every source that delivered sent content with a wrong hash."""
+    """Report that no source delivered the file, and that at least one sent a whole file with a wrong hash."""
 
     kind = "content"
 
@@ -65,42 +65,44 @@ def download(
 ) -> str:
     """Download a file from the first source that delivers the pinned content, and resume a partial file.
 
-    If a source fails in the middle, the next one continues from there; the pinned hash covers the bytes of both. A
-    source that sent a whole file with wrong content is banned for the run.
+    If a source fails in the middle of the file, the next source continues at the same byte. The pinned hash is
+    compared with the whole file, so it covers the bytes of every source. A source that alone sent a whole file with
+    wrong content is banned for the run.
 
     Args:
         session: the HTTP session, with its proxies and TLS settings.
-        candidates: returns the possible sources, the best first; called again in each round.
+        candidates: a function that returns the possible sources, the best first; called again in each round.
         part: the path of the partial file; it is kept after a failure.
-        size: the size of the file in bytes, if it is known.
-        pins: {kind of `hashing.content_hash`: the pinned digests, of which one must match}.
+        size: the size that the file must have, in bytes; None if it is not known.
+        pins: {kind of hash, as for `hashing.content_hash`: the allowed digests in hex}; one digest of each kind must
+            match.
         health: the failures of the sources in this run; banned sources are not used.
-        progress: called with the number of received bytes.
+        progress: called with the number of bytes in each received block.
         name: the name of the file in messages.
 
     Returns:
-        The source that delivered the last byte. The complete file is at `part`.
+        The name of the source with which the download ended. The complete file is at `part`.
 
     Raises:
-        DownloadError: no source delivered.
-        WrongContentError: every source that delivered sent wrong content.
+        DownloadError: no source delivered the file, and none sent wrong content.
+        WrongContentError: no source delivered the pinned content, and at least one sent wrong content.
     """
     work = _Fetch(session, candidates, PartialFile(part, pins, size), health, progress, name)
     rounds = 0
-    while rounds <= _PATIENT_ROUNDS:
+    while rounds <= _LONG_ROUNDS:
         before, work.was_busy = work.partial.have, False
-        source = work.round(patient=bool(rounds))
+        source = work.try_sources(has_long_timeouts=bool(rounds))
         if source is not None:
             return source
         if not work.usable():
             break
-        # A round does not count if new bytes arrived, or if a busy source requested a later retry.
+        # A round does not count if new bytes arrived, or if a busy source is to be tried again after a wait.
         rounds += not (work.partial.have > before or work.was_busy)
-    reasons = "; ".join(f"{source}: {reason}" for source, reason in work.failures.items()) or "no source has it"
+    reasons = "; ".join(f"{source}: {reason}" for source, reason in work.failures.items()) or "no source has the file"
     if work.wrong:
         raise WrongContentError(f"{name} was not accepted: {reasons}.")
     raise DownloadError(
-        f"{name} could not be fetched: {reasons}. The received part is kept; run the same command again to resume.",
+        f"{name} could not be downloaded: {reasons}. The received part is kept; run the same command again to resume.",
         work.refusals,
         {source: reason for source, reason in work.failures.items() if source not in work.refusals},
     )
@@ -108,11 +110,17 @@ def download(
 
 @dataclass
 class _Fetch:
-    """Holds the state of one download.
+    """Holds the state of one download; all its sets and dictionaries have the names of sources.
 
-    `failures` has the last reason of each failed source, and `wrong` the sources that sent wrong content. `dropped`
-    are the sources that do not have the file. `tried` are the sources of this round. `silent` are those that sent
-    nothing with the longer timeouts. `busy` are those that requested a later retry.
+    `session` to `name`: the arguments of `download`; `partial` is the partial file at its `part`.
+    `failures`: {source: the reason of its last failure}.
+    `wrong`: the sources that sent wrong content.
+    `dropped`: the sources that are not tried again for this file, most of them because they do not have it.
+    `refusals`: {source: (HTTP status, error code)} of the sources that denied access.
+    `tried`: the sources that were tried in this round.
+    `silent`: the sources that failed in a round with long timeouts without sending a byte.
+    `busy`: {source: the time of its next try} of the sources that answered with a busy status, such as 503.
+    `was_busy`: in this round a source was busy that is to be tried again after a wait.
     """
 
     session: requests.Session
@@ -136,17 +144,21 @@ class _Fetch:
         order = self.health.order(source.source for source in sources)
         return sorted((item for item in sources if item.source in order), key=lambda item: order.index(item.source))
 
-    def round(self, *, patient: bool) -> str | None:
-        """Try each source that is not busy once, and return the name of the one that delivered, or None."""
+    def try_sources(self, *, has_long_timeouts: bool) -> str | None:
+        """Try each source that is not busy once.
+
+        Returns:
+            The name of the source that delivered the file; None if none did.
+        """
         self.tried.clear()
         for candidate in self._ready():
             self.tried.add(candidate.source)
             before = self.partial.have
             try:
-                self._append(candidate, patient=patient)
+                self._append(candidate, _LONG_TIMEOUTS if has_long_timeouts else _SHORT_TIMEOUTS)
             except SourceError as error:
                 self._record(candidate.source, error)
-                if patient and error.is_transient and self.partial.have == before:
+                if has_long_timeouts and error.is_transient and self.partial.have == before:
                     self.silent.add(candidate.source)
                 continue
             if self._accept(candidate):
@@ -154,11 +166,15 @@ class _Fetch:
         return None
 
     def _ready(self) -> list[Source]:
-        """Return the sources that can be tried now; wait for a busy source only if no other one may deliver."""
+        """Return the sources that can be tried now, the best first.
+
+        If each source is busy or has sent no byte within the long timeouts, wait for the busy source whose wait ends
+        first, and put it at the front. If that wait would exceed the limit of the run, drop all sources and return [].
+        """
         sources = self.usable()
         ready = [source for source in sources if not self._is_busy(source)]
         waiting = [source for source in sources if source not in ready]
-        # A source that timed out is no reason to skip the wait for a busy one.
+        # A source that sent no byte within the long timeouts most likely fails again, so a busy one is waited for.
         if not waiting or any(source.source not in self.silent for source in ready):
             return ready
         first = min(waiting, key=lambda source: self.busy[source.source].until)
@@ -174,12 +190,20 @@ class _Fetch:
         return busy is not None and busy.until > time.monotonic()
 
     def _has_alternative(self) -> bool:
-        """Return whether a source is left that is not busy, was not tried in this round and has not timed out."""
+        """Return whether another source can be tried now.
+
+        Such a source is not busy, was not tried in this round, and has not failed to send a byte within the long
+        timeouts.
+        """
         sources = self.usable()
         return any(item.source not in self.tried | self.silent and not self._is_busy(item) for item in sources)
 
     def _record(self, source: str, error: SourceError) -> None:
-        """Record a failure for this file and, if it concerns other files too, for the run."""
+        """Record the failure of a source for this file.
+
+        A timeout, a broken connection or wrong content is recorded for the whole run too, since it concerns each file
+        of the source.
+        """
         self.failures[source] = str(error)
         if error.refusal is not None:
             self.refusals[source] = error.refusal
@@ -193,7 +217,10 @@ class _Fetch:
             self.dropped.add(source)
 
     def _record_busy(self, source: str, wait: float) -> None:
-        """Set the time of the next try: after the requested wait, or a longer one that doubles with each response."""
+        """Record the time at which a busy source is tried again.
+
+        The wait is `wait`, the seconds of Retry-After, but at least 0.2 s, doubled with each busy response.
+        """
         times = self.busy[source].times if source in self.busy else 0
         shortest = _SHORTEST_WAIT_SECONDS * 2**times
         is_requested = wait >= shortest
@@ -205,18 +232,22 @@ class _Fetch:
         self.wrong.add(source)
         self.health.ban(source, f"{self.name}: {reason}")
 
-    def _append(self, candidate: Source, *, patient: bool) -> None:
-        is_complete = self.partial.is_whole or (self.partial.have and self.partial.wrong is None)
+    def _append(self, candidate: Source, timeouts: tuple[float, float]) -> None:
+        """Request the missing bytes from a source, unless the partial file is complete already."""
+        is_complete = self.partial.has_pinned_size or (self.partial.have and self.partial.mismatch is None)
         if not is_complete:
-            timeouts = _PATIENT if patient else _IMPATIENT
             resumable_request.append(
                 FetchOptions(self.session, self.progress, timeouts, self._has_alternative), candidate, self.partial
             )
 
     def _accept(self, candidate: Source) -> bool:
-        """Record a correct file and return True; else delete it, ban the source if it sent all bytes, return False."""
+        """Return whether the downloaded file has the pinned hashes.
+
+        A correct file is recorded as delivered. A wrong file is deleted, and its source is banned if all bytes came
+        from that source.
+        """
         partial, source = self.partial, candidate.source
-        reason = partial.wrong
+        reason = partial.mismatch
         if reason is None:
             deliverer = source if source in partial.sources else next(iter(partial.sources), source)
             self.health.deliver(self.name, deliverer, partial.have, self.failures)
@@ -229,9 +260,11 @@ class _Fetch:
 
 @dataclass(frozen=True)
 class _Busy:
-    """Hold the time until which a source is not tried, the number of its busy responses, and the origin of the wait.
+    """Describe the wait for a busy source.
 
-    `is_requested` is False if the source has not requested this wait with Retry-After.
+    `until`: the time at which the source is tried again, by `time.monotonic()`.
+    `times`: the number of busy responses of the source so far.
+    `is_requested`: the source has requested this wait with Retry-After.
     """
 
     until: float

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from provision.net.partial_file import Block, PartialFile, Progress
 
 _NO_ACCESS = {401, 403}
-# A source that sends fewer bytes than this within these seconds is abandoned if another source is available.
+# A source that sends fewer bytes than this within so many seconds is replaced by another one that can be tried.
 _SLOWEST_BYTES, _SLOWEST_SECONDS = 100_000, 5.0
 
 
 @dataclass(frozen=True)
 class Source:
-    """Describe one server that can deliver a file: its name, the URL of the file, and request headers."""
+    """Describe one server that can deliver a file.
+
+    `source`: the name of the server in messages and records, such as "official" or a mirror's name.
+    `url`: the URL of the file. `headers`: the request headers, such as a token.
+    """
 
     source: str
     url: str
@@ -38,7 +42,10 @@ class Source:
 class FetchOptions:
     """Hold the options of a request.
 
-    `timeouts` are (connect, read) in seconds. `has_alternative` returns whether another source could be tried now.
+    `session`: the HTTP session.
+    `progress`: called with the number of bytes in each received block.
+    `timeouts`: (connect, read) in seconds.
+    `has_alternative`: returns whether another source could be tried now; a slow source is kept if it returns False.
     """
 
     session: requests.Session
@@ -48,13 +55,14 @@ class FetchOptions:
 
 
 class SourceError(Exception):
-    """Report that a source did not deliver, with the kind of failure.
+    """Report that a source did not deliver a file, with the kind of failure.
 
-    `is_transient`: a timeout, a broken connection, a short body or a slow source; a retry may succeed.
+    The message is a clause about the source, such as "it timed out"; the caller puts the source's name before it.
+    `is_transient`: a timeout, a broken connection, a body that is too short, or a slow source; a retry may succeed.
     `is_wrong`: the source sent the whole file with wrong content.
-    `wait`: the source is busy, and is to be tried again after so many seconds.
-    `refusal`: (HTTP status, error code of the hub) if the source shows the file to certain users only.
-    Without any of these the source does not have the file.
+    `wait`: the seconds after which the source, which is busy, is to be tried again; else None.
+    `refusal`: (HTTP status, value of the header X-Error-Code) if the source denied access (401 or 403); else None.
+    If none of these is set, the source cannot deliver this file, and a retry is of no use.
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class SourceError(Exception):
         wait: float | None = None,
         refusal: tuple[int, str] | None = None,
     ) -> None:
-        """Take the reason as text, and the kind of failure."""
+        """Store the message `reason`, and the kind of failure that the class describes."""
         super().__init__(reason)
         self.is_transient = is_transient
         self.is_wrong = is_wrong
@@ -77,8 +85,8 @@ class SourceError(Exception):
 class _Response(Enum):
     """Name the kinds of response.
 
-    REST: the missing part that was requested. WHOLE: the whole file. NOTHING: the file has no bytes after those on
-    disk (status 416).
+    REST: the missing part that was requested (status 206). WHOLE: the whole file. NOTHING: the file has no bytes after
+    those of the partial file (status 416).
     """
 
     REST = auto()
@@ -87,10 +95,13 @@ class _Response(Enum):
 
 
 def append(options: FetchOptions, source: Source, partial: PartialFile) -> None:
-    """Request the bytes that a partial file lacks from a source, and append them.
+    """Request the missing bytes of a partial file from a source, and append them to the partial file.
 
-    The bytes on disk are kept. They are deleted only if the source sends the whole pinned file, and that file begins
-    with other bytes.
+    The present bytes are kept, with one exception: the source sends a whole file with the pinned hash that begins with
+    other bytes. Then the partial file is replaced by that file.
+
+    If it returns without an error, the partial file may still be wrong. This is so only if the source sent exactly the
+    missing bytes of a file with a pinned size: either the earlier bytes or the new ones are the cause.
 
     Raises:
         SourceError: the source does not deliver, or sends wrong content. Received bytes that may be correct are kept.
@@ -106,24 +117,29 @@ def append(options: FetchOptions, source: Source, partial: PartialFile) -> None:
             limit = "half of the free space" if partial.size is None else "the pinned size"
             raise SourceError(f"it sends more than {error.most:,} bytes ({limit})") from None
         except ContentMismatchError as error:
-            if error.wrong is not None:
-                raise _mismatch(partial, error) from None
+            if error.mismatch is not None:
+                raise _mismatch_error(partial, error) from None
             partial.restart()
             continue
-        reason = partial.wrong
+        reason = partial.mismatch
         if reason is None or (kind is _Response.REST and partial.size is not None):
-            return  # if a complete file is wrong, either the earlier bytes or the new ones can be the cause
+            return
         partial.roll_back(checkpoint)
         if kind is _Response.WHOLE:
             raise SourceError(f"it sent {reason}", is_wrong=True)
-        from_start = True  # the whole file of the source shows whether the earlier bytes or the new ones are wrong
+        from_start = True  # the whole file from this source shows whether the earlier bytes or the new ones are wrong
 
 
 def _receive(options: FetchOptions, source: Source, partial: PartialFile, *, from_start: bool) -> _Response:
+    """Request a file, or its missing bytes unless `from_start`, and append what the partial file lacks.
+
+    Raises:
+        SourceError, TooLargeError, ContentMismatchError: as these classes describe.
+    """
     import requests
     import urllib3
 
-    # identity, since a compressed body would have other bytes than the pinned ones
+    # "identity", since the hash of a compressed body is not the pinned one
     headers = {**source.headers, "Accept-Encoding": "identity"}
     if not from_start:
         headers["Range"] = f"bytes={partial.have}-"
@@ -136,9 +152,9 @@ def _receive(options: FetchOptions, source: Source, partial: PartialFile, *, fro
             kind = _Response.REST if response.status_code == 206 else _Response.WHOLE
             first = 0 if from_start else partial.have
             if kind is _Response.REST and not re.match(rf"bytes {first}-", response.headers.get("Content-Range", "")):
-                raise SourceError("it sends another range than requested")
-            size = _size(response, partial)
-            # A body without a declared length may be endless.
+                raise SourceError("it sends another range of bytes than the requested one")
+            size = _whole_size(response, partial)
+            # A body of unknown length may be endless.
             most = partial.have + shutil.disk_usage(partial.path.parent).free // 2 if size is None else size
             blocks = _blocks(response, options)
             if kind is _Response.WHOLE and partial.have:
@@ -153,20 +169,22 @@ def _receive(options: FetchOptions, source: Source, partial: PartialFile, *, fro
     return kind
 
 
-def _mismatch(partial: PartialFile, error: ContentMismatchError) -> SourceError:
-    """Return the error for a whole file that differs from the bytes on disk and is not the pinned file."""
+def _mismatch_error(partial: PartialFile, error: ContentMismatchError) -> SourceError:
+    """Return the error for a received whole file that has neither the partial file's bytes nor the pinned hash."""
     if error.size < partial.have:
         return SourceError("it sent fewer bytes than the partial file holds", is_transient=True)
     if partial.size not in {None, error.size}:
         return SourceError(f"it sent {error.size:,} of {partial.size:,} bytes", is_transient=True)
-    return SourceError(f"it sent {error.wrong}", is_wrong=True)
+    return SourceError(f"it sent {error.mismatch}", is_wrong=True)
 
 
-def _size(response: requests.Response, partial: PartialFile) -> int | None:
-    """Return the size of the whole file in bytes: the declared one, else the pinned one; None if neither is known.
+def _whole_size(response: requests.Response, partial: PartialFile) -> int | None:
+    """Return the size of the whole file in bytes.
+
+    It is the size in the response's headers (Content-Length or Content-Range), else the pinned size, else None.
 
     Raises:
-        SourceError: the declared size is not the pinned one.
+        SourceError: the size in the headers is not the pinned size.
     """
     declared = response.headers.get("Content-Length", "")
     if response.status_code == 206:
@@ -174,15 +192,15 @@ def _size(response: requests.Response, partial: PartialFile) -> int | None:
     if not re.fullmatch(r"[0-9]{1,18}", declared):
         return partial.size
     if partial.size not in {None, int(declared)}:
-        raise SourceError(f"its file has {int(declared):,} bytes, pinned are {partial.size:,}")
+        raise SourceError(f"its file has {int(declared):,} bytes, but the pinned size is {partial.size:,} bytes")
     return int(declared)
 
 
 def _blocks(response: requests.Response, options: FetchOptions) -> Iterator[Block]:
-    """Yield the blocks of the body as they arrive.
+    """Yield the blocks of a response's body as they arrive.
 
     Raises:
-        SourceError: the source is too slow, and another source could be tried.
+        SourceError: the source sent less than 100 kB within 5 s, and another source could be tried now.
     """
     since, arrived = time.monotonic(), 0
     for block in body.blocks(response.raw, options.timeouts[1]):
@@ -190,16 +208,17 @@ def _blocks(response: requests.Response, options: FetchOptions) -> Iterator[Bloc
         arrived += len(block)
         if time.monotonic() - since > _SLOWEST_SECONDS:
             if arrived < _SLOWEST_BYTES and options.has_alternative():
-                raise SourceError(f"it sends {arrived / _SLOWEST_SECONDS / 1000:.0f} kB a second", is_transient=True)
+                speed = arrived / _SLOWEST_SECONDS / 1000
+                raise SourceError(f"it sends only {speed:.0f} kB a second", is_transient=True)
             since, arrived = time.monotonic(), 0
 
 
 def _status_error(response: requests.Response) -> SourceError:
-    """Return the error for a response with an HTTP error status."""
+    """Return the error for a response with an HTTP error status (400 or more)."""
     code = response.headers.get("X-Error-Code", "")
     status = " ".join(filter(None, [str(response.status_code), response.reason, code and f"({code})"]))
     if response.history and response.status_code in _NO_ACCESS:
-        # The redirect's address has most likely expired. A new request gets a fresh one.
+        # The URL of the redirect has most likely expired. The source redirects a new request to a new URL.
         return SourceError(f"its redirect target answers {status}", is_transient=True)
     if response.status_code in _NO_ACCESS:
         return SourceError(f"it answers {status}", refusal=(response.status_code, code))
@@ -212,12 +231,12 @@ def _status_error(response: requests.Response) -> SourceError:
 
 
 def _connection_failure(error: Exception) -> str:
-    """Return a short text for a failed connection."""
+    """Return the cause of a failed connection as a clause about the source, such as "it timed out"."""
     import requests
     import urllib3
 
     if isinstance(error, requests.ConnectTimeout):
-        return "it does not answer"
+        return "it does not answer (no connection within the timeout)"
     if isinstance(
         error, urllib3.exceptions.ProtocolError | requests.exceptions.ChunkedEncodingError | body.ConnectionBrokenError
     ):

@@ -1,4 +1,4 @@
-"""Defines the HTTP status codes that call for a retry, and computes the time until it."""
+"""Lists the HTTP status codes after which a request is repeated, and computes the wait before the retry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
 BUSY = {429, 500, 502, 503, 504}
-# A hub with a rate limit accepts requests again after five minutes. A Retry-After above this limit is not waited for.
+# The longest wait for one retry: a server with a longer Retry-After counts as failed. A hub with a rate limit accepts
+# requests again after five minutes.
 LONGEST_WAIT_SECONDS = 600.0
 
 
@@ -15,8 +16,8 @@ def retry_after(text: str | None, attempt: int = 0) -> float:
     """Return the seconds to wait before a request to a busy server is repeated.
 
     Args:
-        text: the Retry-After header: seconds or a date (source: RFC 9110, 10.2.3). Without it the wait is 2^attempt.
-        attempt: the number of retries so far.
+        text: the value of the header Retry-After, seconds or a date (source: RFC 9110, 10.2.3); None without it.
+        attempt: the number of retries so far. Without a valid `text` the wait is 2^attempt seconds.
     """
     wait = float(2**attempt)
     if text and text.strip().isdecimal():

@@ -1,4 +1,7 @@
-"""Provides HTTP sessions that a server cannot block: redirect bodies are not read, and slow headers time out."""
+"""Provides HTTP sessions that a slow server cannot block.
+
+The body of a redirect is read for at most 3 s, and all headers of a response together have a timeout.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +19,37 @@ from provision.net import body
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_POOL = 16
+_POOL = 16  # connections
 _MOST_REDIRECTS = 5
-# The body of a redirect is short. If it is longer than this, or arrives later, the connection is closed.
+# The body of a redirect is short. If it has more bytes than this, or needs more seconds, the connection is closed.
 _SHORT_BYTES, _SHORT_SECONDS = 4096, 3.0
 
 
 class Session(requests.Session):
-    """Pools connections, and takes proxies and CA settings from the environment."""
+    """Reuses connections, and takes proxies and CA settings from the environment variables."""
 
     def __init__(self) -> None:
-        """Set the redirect limit, and a pool with one connection for each parallel download."""
+        """Set the limit of 5 redirects, and connection pools of 16, more than there are parallel downloads."""
         super().__init__()
         self.max_redirects = _MOST_REDIRECTS
         for scheme in ("https://", "http://"):
             self.mount(scheme, _Adapter(pool_maxsize=_POOL))
 
     def resolve_redirects(self, resp: requests.Response, *rest: Any, **named: Any) -> Iterator[requests.Response]:  # noqa: ANN401 (as requests has it)
-        """Follow redirects as requests does, but without reading the whole body of each redirect first."""
+        """Follow redirects as requests does, but read at most 4096 bytes of each redirect's body."""
         if self.get_redirect_target(resp):
             _release(resp)
         yield from super().resolve_redirects(resp, *rest, **named)
 
 
 class TokenSession(Session):
-    """Sends no password of ~/.netrc, neither instead of a token nor after a redirect."""
+    """Sends the token of the request's headers, and never a password of ~/.netrc.
+
+    requests itself would replace the token by such a password, and would send one after a redirect.
+    """
 
     def __init__(self) -> None:
-        """Set an authentication function, because requests reads ~/.netrc if there is none."""
+        """Set an authentication function that changes nothing, because requests reads ~/.netrc without a function."""
         super().__init__()
         self.auth = _unchanged
 
@@ -58,7 +64,10 @@ def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _release(redirect: requests.Response) -> None:
-    """Finish a redirect response; its connection is reused if its body is short, else closed."""
+    """End a redirect response, so that requests does not read its body.
+
+    If the body has ended within 4096 bytes and 3 s, the connection is reused. Otherwise it is closed.
+    """
     with (
         suppress(body.StalledError, urllib3.exceptions.HTTPError),
         body.StallTimeout(_SHORT_SECONDS, redirect.raw.shutdown),
@@ -69,20 +78,20 @@ def _release(redirect: requests.Response) -> None:
 
 
 class _HeaderTimeout:
-    """Adds a timeout for all headers of a response together; it is as long as the read timeout."""
+    """Adds a timeout for all headers of a response together to a connection; it is as long as the read timeout."""
 
     sock: socket.socket
     timeout: object
 
     def getresponse(self) -> urllib3.HTTPResponse:
-        """Return the response.
+        """Return the response after its headers were read.
 
-        The socket's own timeout is not enough: it restarts with every byte and every "100 Continue".
+        The socket's own timeout is not sufficient, since it restarts with every byte and every "100 Continue".
 
         Raises:
             StalledError: the headers are not complete within the timeout.
         """
-        shutdown = getattr(self.sock, "shutdown", None)  # a socket of TLS within TLS has none
+        shutdown = getattr(self.sock, "shutdown", None)  # urllib3's socket for TLS within TLS has no shutdown
         if shutdown is None or not isinstance(self.timeout, int | float):
             return super().getresponse()  # type: ignore[misc, no-any-return]  # the method of the other base class
         with body.StallTimeout(float(self.timeout), partial(shutdown, socket.SHUT_RD)):
@@ -106,7 +115,10 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Makes connections with the header timeout, also through an HTTP proxy; a SOCKS proxy uses its own classes."""
+    """Makes connections with the header timeout, directly or through an HTTP proxy.
+
+    Connections through a SOCKS proxy have no header timeout, since they use other classes.
+    """
 
     def init_poolmanager(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 (as requests has it)
         super().init_poolmanager(*args, **named)

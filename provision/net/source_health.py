@@ -1,4 +1,4 @@
-"""Records the failures and deliveries of each source in one run; all downloads of the run share the record."""
+"""Records which sources delivered files and which failed in one run; all downloads of the run share the record."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-# The limit for the sum of all waits of a run.
+# The limit for the sum of all waits of a run for busy sources.
 MOST_WAITING_SECONDS = 1200.0
 _REPORTED_FROM_SECONDS = 5.0  # a shorter wait is not reported to the user
 
 
 @dataclass
 class SourceHealth:
-    """Holds the deliveries, the failed sources, which are tried last, and the banned ones, which are not used.
+    """Records the delivered files, and the failed and banned sources of one run.
 
-    `delivered` has (file, source, bytes) of each file. `fallbacks` has a text for each file that another source than
-    the first delivered. `banned` and `failed` have the reason for each source. `tell` is called with the text of each
-    long wait. `stopped` ends every wait.
+    `delivered`: (name of file, name of source, size in bytes) of each downloaded file.
+    `fallbacks`: {name of file: text for the user} of each file that a source delivered after another one had failed.
+    `banned`: {name of source: reason}; these sources are not used again in this run.
+    `failed`: {name of source: reason}; these sources are tried last.
+    `tell`: called with a text for the user before each wait of 5 s or more.
+    `stopped`: an event; when it is set, every wait ends.
     """
 
     delivered: list[tuple[str, str, int]] = field(default_factory=list)
@@ -35,23 +38,24 @@ class SourceHealth:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def order(self, sources: Iterable[str]) -> list[str]:
-        """Return the sources that are not banned, each once; failed ones come last."""
+        """Return the names of the sources that are not banned, each once, in the given order; failed ones come last."""
         with self._lock:
             usable = [name for name in dict.fromkeys(sources) if name not in self.banned]
             return sorted(usable, key=lambda name: name in self.failed)
 
     def wait(self, seconds: float, reason: str, *, is_requested: bool = True) -> bool:
-        """Wait, if the total of all waits stays within the limit of the run.
+        """Wait before a retry, if the total of all waits stays within the limit of the run (1200 s).
 
         Waits of several files at the same time count once.
 
         Args:
             seconds: the length of the wait.
-            reason: the text that is shown to the user.
+            reason: the text for the user, such as "FILE from SOURCE".
             is_requested: the source has requested this wait with Retry-After.
 
         Returns:
-            True after the full wait; False if the limit of the run would be exceeded, or the run was stopped.
+            True after the full wait. False if the wait would exceed the limit of the run (then there is no wait), or
+            if `stopped` was set meanwhile.
         """
         with self._lock:
             now = time.monotonic()
@@ -70,18 +74,18 @@ class SourceHealth:
             self.banned.setdefault(source, reason)
 
     def mark_failed(self, source: str, reason: str) -> None:
-        """Record a failure of a source; the other sources come first from now on."""
+        """Record a failure of a source; from now on `order` puts it after the sources that have not failed."""
         with self._lock:
             self.failed.setdefault(source, reason)
 
     def deliver(self, file: str, source: str, size: int, failures: Mapping[str, str]) -> None:
-        """Record a complete and verified file.
+        """Record that a source has delivered a complete and verified file.
 
         Args:
             file: the name of the file.
             source: the source that delivered it.
             size: its size in bytes.
-            failures: {source: reason} of the sources that were tried before and failed.
+            failures: {name of source: reason} of the sources that were tried for this file before and failed.
         """
         with self._lock:
             self.delivered.append((file, source, size))
@@ -98,7 +102,7 @@ class SourceHealth:
         return ", ".join(f"{count} {'file' if count == 1 else 'files'} from {name}" for name, count in ordered)
 
     def warnings(self) -> list[str]:
-        """Return the warnings of the run: each banned source, and up to three files from a fallback source."""
+        """Return the warnings of the run: each banned source, and up to three files that came after a failure."""
         bans = [f"{name} is not used again in this run: {reason}" for name, reason in self.banned.items()]
         fallbacks = list(self.fallbacks.values())
         more = [f"and {len(fallbacks) - 3} more files from a fallback source"] if len(fallbacks) > 3 else []

@@ -1,4 +1,4 @@
-"""Decides which URLs may be used: https, or http to a loopback or private address."""
+"""Checks that a URL may be used (https, or http to a loopback or private address), and compares hosts."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from urllib.parse import urlsplit
 
 from provision.core.errors import SpecError
 
-# Second-level labels, such as `co` in `co.uk`, below which countries sell names. Two hosts below one of them have the
-# same owner only if three labels agree.
+# Second-level labels, such as `co` in `co.uk`, under which countries sell names. Two hosts under such a label have the
+# same owner only if their last three labels are equal.
 _SHARED = {"edu", "com", "net", "org", "ac", "gov", "co"}
 
 
 def check_address(url: str, setting: str) -> str:
-    """Return a URL without its trailing slash.
+    """Return an allowed URL without its trailing slashes.
 
     Args:
         url: the URL.
-        setting: the name of the setting that holds it, for the message.
+        setting: the name of the setting that has this URL, for the message.
 
     Raises:
-        SpecError: the text is not a URL, or http to an address that is neither loopback nor private, or has an @
-            after the first /, ? or #, which is most likely a part of a password.
+        SpecError: the text is not a URL, or is http to an address that is neither loopback nor private. Or it has an @
+            after the first /, ? or #: the text before the @ is most likely a password with such a character.
     """
     if is_allowed(url) and not re.search(r"://[^/?#]*[/?#].*@", url):
         return url.rstrip("/")
@@ -37,7 +37,7 @@ def check_address(url: str, setting: str) -> str:
 
 
 def is_allowed(url: str) -> bool:
-    """Return whether a text is a URL of https, or of http to a loopback or private address."""
+    """Return whether a text is an https URL, or an http URL to a loopback or private address."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -47,7 +47,10 @@ def is_allowed(url: str) -> bool:
 
 
 def is_private(host: str) -> bool:
-    """Return whether a host is `localhost` or a loopback or private IP address; any other host name is not."""
+    """Return whether a host is `localhost`, or a loopback or private IP address.
+
+    Any other host name is not private, whatever its address.
+    """
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -56,19 +59,20 @@ def is_private(host: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """Return the host and port of a URL, such as "mirror.example:8080"."""
+    """Return the host and port of a URL in lower case, such as "mirror.example:8080", without a user and password."""
     return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 def same_site(host: str, other: str) -> bool:
-    """Return whether two hosts belong to one owner by their names.
+    """Return whether two host names belong to the same owner.
 
-    The last two labels must agree, or the last three below a suffix such as `co.uk`.
+    Their last two labels must be equal, or their last three under a suffix such as `co.uk`.
     """
     return _site(host) == _site(other)
 
 
 def _site(host: str) -> str:
+    """Return the part of a host name that its owner has registered, or a private host with its port."""
     name = host.partition(":")[0] if host.count(":") == 1 else host
     if is_private(name):
         return host

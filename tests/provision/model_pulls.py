@@ -73,7 +73,7 @@ def run(work: Pull) -> list[tuple[str, int]]:
 
 def is_whole(work: Pull) -> bool:
     """Return whether every file of the model is present with its content."""
-    return all(state.state == "ok" for state in work.look(Depth.HASH)) and all(
+    return all(state.state == "ok" for state in work.check_files(Depth.HASH)) and all(
         (work.snapshot / path).read_bytes() == content for path, content in FILES.items()
     )
 

@@ -69,7 +69,7 @@ import re, sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from provision.models import verify as checking; from provision.models import manifest
 spec = manifest.load(Path(sys.argv[2])).pick("large")
-assert {each.state for each in checking.look(Path(sys.argv[3]), spec.files, checking.Depth.HASH)} == {"ok"}
+assert {each.state for each in checking.check_files(Path(sys.argv[3]), spec.files, checking.Depth.HASH)} == {"ok"}
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
 """
 
@@ -199,7 +199,7 @@ def test_verification_against_plain_sha256(
 
     def once() -> None:
         began = time.perf_counter()
-        assert {file.state for file in verify.look(snapshot, spec.files, Depth.HASH)} == {"ok"}
+        assert {file.state for file in verify.check_files(snapshot, spec.files, Depth.HASH)} == {"ok"}
         ours.append(time.perf_counter() - began)
         began = time.perf_counter()
         with ThreadPoolExecutor(cores) as pool:

@@ -152,9 +152,9 @@ def test_remove_keeps_a_blob_that_became_needed_during_the_confirmation(
     monkeypatch.setattr(common, "sys", SimpleNamespace(stdin=terminal, exit=sys.exit, argv=[]))
     result = CliRunner().invoke(models.app, ["remove", "m", *root_flags])
     assert result.exit_code == 0, result.output
-    assert [state.state for state in pull_of("n").look(Depth.HASH)] == ["ok", "ok"]
+    assert [state.state for state in pull_of("n").check_files(Depth.HASH)] == ["ok", "ok"]
     assert not (first.folder / "snapshots" / REVISION / "a/model.safetensors").exists()
-    assert [state.state for state in first.look(Depth.SIZE)] == ["missing", "ok"]
+    assert [state.state for state in first.check_files(Depth.SIZE)] == ["missing", "ok"]
 
 
 def test_remove_keeps_a_blob_that_became_needed_before_locking(
@@ -175,8 +175,8 @@ def test_remove_keeps_a_blob_that_became_needed_before_locking(
 
     monkeypatch.setattr(remove, "BlobLock", LateLock)
     remove.remove(root, entries, "m")
-    assert [state.state for state in second.look(Depth.HASH)] == ["ok", "ok"]
-    assert [state.state for state in first.look(Depth.SIZE)] == ["missing", "ok"]
+    assert [state.state for state in second.check_files(Depth.HASH)] == ["ok", "ok"]
+    assert [state.state for state in first.check_files(Depth.SIZE)] == ["missing", "ok"]
 
 
 def test_remove_is_blocked_by_a_download_under_another_kind_of_hash(
@@ -199,7 +199,7 @@ def test_remove_is_blocked_by_a_download_under_another_kind_of_hash(
     with pytest.raises(BlockedError, match="is being downloaded by another run"):
         remove.remove(root, entries, "m")
     lock.release()
-    assert [state.state for state in work.look(Depth.HASH)] == ["ok", "ok"]
+    assert [state.state for state in work.check_files(Depth.HASH)] == ["ok", "ok"]
     remove.remove(root, entries, "m")
     assert not work.folder.exists()
 

@@ -172,7 +172,7 @@ class TestUv:
         installation = ProxyInstallation(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), sources_of(wrong))
         with pytest.raises(process.CommandError):
             installation.run()
-        assert "pinned is" in installation.failures["part3-1.0-py3-none-any.whl"]
+        assert "but the pinned sha256 is" in installation.failures["part3-1.0-py3-none-any.whl"]
 
     def test_partial_file_of_a_killed_run_is_resumed(
         self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]

@@ -35,7 +35,7 @@ def test_lock_of_a_silent_host_is_taken_over_and_reported(root: Root, play: Any)
     work.run(plan, lambda *_: None)
     assert is_whole(work)
     assert messages[0] == f"{WEIGHTS} is being downloaded by another process; waiting for it"
-    assert f"{WEIGHTS}: took over its lock: pid 1 on far" in messages[1]
+    assert f"{WEIGHTS}: the lock of an earlier process was taken over: pid 1 on far" in messages[1]
     assert claims(lock) == []
 
 

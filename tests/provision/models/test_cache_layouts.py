@@ -83,7 +83,7 @@ def make_real(root: Root) -> None:
 
 
 def states(work: Pull) -> set[str]:
-    return {state.state for state in work.look(Depth.HASH)}
+    return {state.state for state in work.check_files(Depth.HASH)}
 
 
 def publish(root: Root, repo: str) -> Path:

@@ -75,7 +75,7 @@ def test_missing_link_in_a_read_only_cache_is_a_warning(
     assert check.state is State.OK
     assert f"cannot be loaded as {OLD}" in (check.fallback or "")
     (note,) = former_ids.make(root.hub, both_pulled.pick("m"))
-    assert note.endswith(f"is read-only, so {REPO} cannot be loaded as {OLD}")
+    assert note.endswith(f"is read-only, so {REPO} cannot be loaded as {OLD} (former id)")
 
 
 def test_pulled_model_is_loaded_by_its_former_id(root: Root, both_pulled: Manifest) -> None:
@@ -171,7 +171,7 @@ def test_unpinned_revision_is_removed_by_its_commit(root: Root, both_pulled: Man
 def test_removal_of_an_extra_that_is_part_of_the_entry_is_refused(root: Root, both_pulled: Manifest) -> None:
     model = both_pulled.models["m"].model_copy(update={"extras": {"checker": []}})
     changed = manifest.Manifest({**both_pulled.models, "m": model})
-    with pytest.raises(SpecError, match="are part of m and cannot be removed alone"):
+    with pytest.raises(SpecError, match="has no files of its own: they are part of m"):
         remove.removal(root, changed, "m+checker")
     assert len(names(root)) == 4
 

@@ -76,10 +76,10 @@ def test_name_of_a_users_entry_goes_before_a_former_name(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ('"a+b"', "", "Rename it"),
-        ('"a/b"', "", "Rename it"),
-        ('"m@fp16"', "", 'requires variant = "fp16"'),
-        ('"m@fp16"', 'variant = "bf16"', 'requires variant = "fp16"'),
+        ('"a+b"', "", "Rename the entry"),
+        ('"a/b"', "", "Rename the entry"),
+        ('"m@fp16"', "", 'requires the line variant = "fp16"'),
+        ('"m@fp16"', 'variant = "bf16"', 'requires the line variant = "fp16"'),
         ("m", 'aliases = ["../x"]', "aliases"),
         ("m", 'aliases = ["a/b/c"]', "aliases"),
     ],

@@ -132,7 +132,7 @@ class TestHubs:
         mirror = hub_server.start(play, REPO, CHANGED)
         official = hub_server.start(play, REPO, FILES, Fault(f"resolve/{REVISION}/{CONFIG}", status=404))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url), pinned=False)
-        with pytest.raises(FirstlightError, match="pinned is"):
+        with pytest.raises(FirstlightError, match="but the pinned git_sha1 is"):
             run(work)
         assert not (work.snapshot / CONFIG).exists()
 
@@ -196,7 +196,7 @@ class TestTrust:
         content = corrupt.read_bytes()
         corrupt.unlink()
         corrupt.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-        assert [state.path for state in work.look(Depth.HASH) if state.state != "ok"] == [CONFIG]
+        assert [state.path for state in work.check_files(Depth.HASH) if state.state != "ok"] == [CONFIG]
 
     def test_official_hub_is_preferred_for_hashes(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         changed_mirror = hub_server.start(play, REPO, CHANGED)
@@ -239,7 +239,9 @@ class TestTrust:
         official = hub_server.start(play, REPO, {**FILES, CONFIG: b'{"another size": 1}\n'})
         for _ in range(2):
             work = pull_from(root, hubs_of(root, monkeypatch, UNREACHABLE, official.url), text)
-            with pytest.raises(FirstlightError, match=r"with size 20, pinned is 9\. The file was not fetched"):
+            with pytest.raises(
+                FirstlightError, match=r"with size 20, but the pinned size is 9\. The file was not downloaded"
+            ):
                 run(work)
             assert [file.size for file in work.spec.files] == [len(FILES[CONFIG])]
             (work.snapshot / CONFIG).unlink(missing_ok=True)
@@ -252,7 +254,9 @@ class TestTrust:
         run(pull_from(root, hubs, entry_of(f'{{path = "{CONFIG}"}}')))
         work = pull_from(root, hubs, entry_of(f'{{path = "{CONFIG}", size = 5}}'))
         assert [(file.size, file.locked) for file in work.spec.files] == [(5, False)]
-        assert work.look(Depth.SIZE)[0].reason == f"has {len(FILES[CONFIG])} bytes, pinned are 5"
+        assert (
+            work.check_files(Depth.SIZE)[0].reason == f"has {len(FILES[CONFIG])} bytes, but the pinned size is 5 bytes"
+        )
 
 
 class TestInvalidRecords:

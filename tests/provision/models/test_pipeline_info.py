@@ -57,14 +57,14 @@ def test_weights_of_another_variant_do_not_count(tmp_path: Path) -> None:
     save_pipeline(tmp_path, HALF, dtype="F16")
     structure = read(tmp_path, model(f"unet/{FULL}"))
     assert (unet(structure).kind, unet(structure).parameters, unet(structure).bytes) == ("UNet2DModel", None, None)
-    assert structure.faults == ["unet: its fp32 weights are missing"]
-    assert "fault: unet: its fp32 weights are missing" in models_output.structure_lines("m", model(), structure, None)
+    assert structure.faults == ["the fp32 weights of unet are missing"]
+    assert "fault: the fp32 weights of unet are missing" in models_output.structure_lines("m", model(), structure, None)
     half = read(tmp_path, model(f"unet/{HALF}", variant="fp16"))
     assert (unet(half).parameters, unet(half).dtype, half.faults) == (2, "fp16", [])
     save_pipeline(tmp_path, FULL)
     assert (unet(read(tmp_path, model())).dtype, read(tmp_path, model()).faults) == ("fp32", [])
     (tmp_path / "unet" / HALF).unlink()
-    assert read(tmp_path, model(variant="fp16")).faults == ["unet: its fp16 weights are missing"]
+    assert read(tmp_path, model(variant="fp16")).faults == ["the fp16 weights of unet are missing"]
 
 
 def test_weights_listed_in_the_entry_count_for_the_variant(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_weights_listed_in_the_entry_count_for_the_variant(tmp_path: Path) -> No
 
 def test_missing_weights_are_a_fault_only_if_the_entry_lists_them(tmp_path: Path) -> None:
     save_pipeline(tmp_path)
-    assert read(tmp_path, model(f"unet/{FULL}")).faults == ["unet: its fp32 weights are missing"]
+    assert read(tmp_path, model(f"unet/{FULL}")).faults == ["the fp32 weights of unet are missing"]
     assert read(tmp_path, model()).faults == [], (
         "without a listed file, a component may have no weights, like a tokenizer"
     )
@@ -93,7 +93,7 @@ def test_model_without_a_pipeline_has_one_component(tmp_path: Path) -> None:
         ("model", "AutoencoderKL", 2)
     ]
     assert structure.faults == []
-    assert read(tmp_path, model(FULL)).faults == ["model: its fp32 weights are missing"]
+    assert read(tmp_path, model(FULL)).faults == ["the fp32 weights of model are missing"]
 
 
 def index(**changes: Any) -> str:

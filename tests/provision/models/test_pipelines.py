@@ -202,13 +202,15 @@ def test_shipped_descriptions_equal_those_of_the_real_classes(measured_python: P
 def test_failed_build_of_a_stand_in_gives_the_reason(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(FirstlightError, match=r"does not exist\. It is needed to build a stand-in .*`make setup`"):
+    with pytest.raises(
+        FirstlightError, match=r"does not exist\. This interpreter is needed to build a stand-in .*`make setup`"
+    ):
         stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, layout.interpreter(tmp_path))
     with pytest.raises(FirstlightError, match="the architecture 'x' is unknown"):
         stand_ins.build(root, "tiny", model("x"), ENVS, layout.interpreter(tmp_path))
     failing_python = tmp_path / "python"
     failing_python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: diffusers' >&2; exit 1\n")
     failing_python.chmod(0o755)
-    with pytest.raises(FirstlightError, match=r"could not build the stand-in of .*ModuleNotFoundError"):
+    with pytest.raises(FirstlightError, match=r"could not describe the architecture .*ModuleNotFoundError"):
         stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, failing_python)
     assert [path.name for path in root.hub.iterdir()] == [".locks"], "nothing is left behind"

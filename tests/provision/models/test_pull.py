@@ -77,15 +77,18 @@ class TestFaults:
         ("fault", "reason"),
         [
             (Fault(WEIGHTS, flip=True), "it sent content with sha256"),
-            (Fault(WEIGHTS, body=b"<html>login</html>"), "pinned are 3,000,000"),
+            (Fault(WEIGHTS, body=b"<html>login</html>"), "but the pinned size is 3,000,000 bytes"),
             (Fault(WEIGHTS, status=404), "answers 404"),
-            (Fault("", status=404, headers={"X-Error-Code": "RepoNotFound"}), "its name is wrong, or it is private"),
+            (
+                Fault("", status=404, headers={"X-Error-Code": "RepoNotFound"}),
+                "the name is wrong, or the repository is private",
+            ),
             (Fault("", status=404, headers={"X-Error-Code": "RevisionNotFound"}), "does not have the pinned revision"),
-            (Fault("", status=401, headers={"X-Error-Code": "GatedRepo"}), "is gated.*Accept its terms"),
+            (Fault("", status=401, headers={"X-Error-Code": "GatedRepo"}), "is gated.*Accept the terms"),
             (Fault("", status=403), "is gated"),
             (Fault(WEIGHTS, status=401, headers={"X-Error-Code": "GatedRepo"}), "is gated.*no token was sent"),
             (Fault(WEIGHTS, status=403, headers={"X-Error-Code": "GatedRepo"}), "is gated"),
-            (Fault("/tree/", body=b"<html>login</html>"), "sent an invalid response for"),
+            (Fault("/tree/", body=b"<html>login</html>"), "sent an invalid response to a request for"),
             (Fault("/tree/", status=418), "answers 418"),
         ],
     )
@@ -97,12 +100,12 @@ class TestFaults:
             run(work)
         assert "hf_" not in str(raised.value)
         assert not (work.snapshot / WEIGHTS).exists()
-        assert work.look(Depth.SIZE)[2].state == "missing"
+        assert work.check_files(Depth.SIZE)[2].state == "missing"
 
     def test_listing_with_another_size_or_hash_stops_the_pull(self, root: Root, play: Any) -> None:
         for changes in ({"size": 5}, {"oid": "2" * 40}):
             played = hub_server.start(play, REPO, FILES, **changes)
-            with pytest.raises(FirstlightError, match="The file was not fetched"):
+            with pytest.raises(FirstlightError, match="The file was not downloaded"):
                 run(pull_of(root, played.url))
             assert not gets(played, "/resolve/")
 
@@ -225,7 +228,7 @@ class TestResume:
             assert sum(path.stat().st_size for path in work.folder.rglob("blobs/*")) >= bytes_before, (
                 "no received byte is lost"
             )
-            assert all(state.state in {"ok", "missing"} for state in work.look(Depth.HASH))
+            assert all(state.state in {"ok", "missing"} for state in work.check_files(Depth.HASH))
         run(work)
         assert is_whole(work)
         assert not list(work.folder.rglob("*.firstlight-*"))
@@ -252,7 +255,7 @@ def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, p
             except BaseException:
                 os._exit(1)
         _, status = os.wait()
-        assert all(state.state in {"ok", "missing"} for state in work.look(Depth.HASH)), number
+        assert all(state.state in {"ok", "missing"} for state in work.check_files(Depth.HASH)), number
         next_pull = pull_of(root, played.url, pinned=False, trust=True)
         run(next_pull)
         assert is_whole(next_pull), number

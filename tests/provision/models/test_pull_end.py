@@ -56,7 +56,7 @@ class TestSameContent:
         assert plan.bytes_wanted == len(FILES[WEIGHTS])
         assert "3,000,000 bytes to fetch" in plan_line("m", plan)
         work.run(plan, lambda *_: None)
-        assert [state.state for state in work.look(Depth.HASH)] == ["ok", "ok"]
+        assert [state.state for state in work.check_files(Depth.HASH)] == ["ok", "ok"]
         assert gets(played, "model.safetensors") == 1
         assert (messages, work.arrived) == ([], len(FILES[WEIGHTS]))
 
@@ -67,7 +67,7 @@ class TestSameContent:
         )
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(4_000_000))
         run(work)
-        assert [state.state for state in work.look(Depth.HASH)] == ["ok", "ok"]
+        assert [state.state for state in work.check_files(Depth.HASH)] == ["ok", "ok"]
 
     def test_listing_with_changing_blobs_leaves_one_partial_file(self, root: Root, play: Any) -> None:
         text = entry_of(f'{{path = "{WEIGHTS}", size = 3000000, sha256 = "{SHA256}"}}')
@@ -111,7 +111,7 @@ class TestErrors:
     ) -> None:
         mirror = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=403))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, UNREACHABLE))
-        with pytest.raises(AccessError, match=r"is gated.*Of the other hubs, official: it does not answer"):
+        with pytest.raises(AccessError, match=r"is gated.*The other hubs failed too: official: it does not answer"):
             run(work)
 
     def test_missing_file_goes_before_a_refusal_of_another_file(
@@ -121,7 +121,7 @@ class TestErrors:
         mirror = hub_server.start(play, REPO, FILES, Fault("unet/config", status=403), missing)
         official = hub_server.start(play, REPO, FILES, Fault("unet/config", status=404), missing)
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url))
-        with pytest.raises(FirstlightError, match=r"vae/model\.safetensors could not be fetched.*404"):
+        with pytest.raises(FirstlightError, match=r"vae/model\.safetensors could not be downloaded.*404"):
             run(work)
 
     def test_file_changed_during_the_pull_is_an_error(
@@ -134,7 +134,7 @@ class TestErrors:
             return True
 
         monkeypatch.setattr(hf_listing, "list_snapshot", overwrite)
-        with pytest.raises(FirstlightError, match="files were changed during the download"):
+        with pytest.raises(FirstlightError, match="a file was changed during the pull"):
             run(work)
 
     def test_full_disk_ends_the_waits_of_all_workers(

@@ -66,7 +66,7 @@ class TestListings:
         victim.write_text("mine")
         played = hub_server.start(play, REPO, FILES)
         played.content[TREE] = listing(unet__config_json={"oid": oid})
-        with pytest.raises(HubError, match="sent an invalid response for"):
+        with pytest.raises(HubError, match="sent an invalid response to a request for"):
             run(pinned_by_sha256(root, played))
         assert victim.read_text() == "mine"
         assert [path.name for path in victim.parent.iterdir()] == ["precious.txt"]
@@ -75,7 +75,7 @@ class TestListings:
     def test_invalid_size_in_a_listing_is_refused(self, root: Root, play: Any, size: object) -> None:
         played = hub_server.start(play, REPO, FILES)
         played.content[TREE] = listing(unet__config_json={"size": size})
-        with pytest.raises(HubError, match="sent an invalid response for"):
+        with pytest.raises(HubError, match="sent an invalid response to a request for"):
             run(pinned_by_sha256(root, played))
 
     def test_wrong_unpinned_hash_of_one_hub_does_not_ban_another(self, root: Root, play: Any) -> None:
@@ -110,7 +110,7 @@ class TestListings:
     def test_endless_listing_is_refused(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub_client, "_MAX_RESPONSE_BYTES", 1 << 20)
         played = hub_server.start(play, REPO, FILES, Fault("/tree/", chunked=1 << 26))
-        with pytest.raises(HubError, match="sent an invalid response for"):
+        with pytest.raises(HubError, match="sent an invalid response to a request for"):
             run(pull_of(root, played.url))
 
     def test_listing_with_a_broken_connection_is_retried(self, root: Root, play: Any) -> None:
@@ -129,10 +129,10 @@ class TestBodies:
     @pytest.mark.parametrize(
         ("fault", "reason"),
         [
-            (Fault(WEIGHTS, body=PORTAL), "pinned are 3,000,000"),
+            (Fault(WEIGHTS, body=PORTAL), "but the pinned size is 3,000,000 bytes"),
             (Fault(WEIGHTS, status=416), "answers 416"),
             (Fault(WEIGHTS, chunked=1 << 20), "it sent fewer bytes than the partial file holds"),
-            (Fault(WEIGHTS, status=200, body=b""), "pinned are 3,000,000"),
+            (Fault(WEIGHTS, status=200, body=b""), "but the pinned size is 3,000,000 bytes"),
         ],
         ids=["portal", "416", "no length", "empty"],
     )
@@ -300,7 +300,7 @@ class TestPresentFiles:
         run(work)
         next_pull = pull_of(root, official.url, pinned=False)
         assert is_whole(next_pull)
-        assert all(state.state == "ok" for state in next_pull.look(Depth.HASH))
+        assert all(state.state == "ok" for state in next_pull.check_files(Depth.HASH))
         assert gets(official, WEIGHTS) == 0, "a right file is not downloaded again"
 
     def test_blob_that_links_to_a_shared_store_is_accepted(self, root: Root, play: Any) -> None:
@@ -314,7 +314,7 @@ class TestPresentFiles:
         blob.replace(store)
         blob.symlink_to(store)
         unpinned = pull_of(root, played.url, pinned=False)
-        assert all(state.state == "ok" for state in unpinned.look(Depth.HASH))
+        assert all(state.state == "ok" for state in unpinned.check_files(Depth.HASH))
 
     def test_pin_of_the_manifest_goes_before_every_listing(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
@@ -354,6 +354,6 @@ class TestPresentFiles:
         (work.snapshot / WEIGHTS).resolve().unlink()
         played.content[f"/{REPO}/resolve/{REVISION}/{CONFIG}"] = b'{"a": 6}\n'
         plan = work.plan()
-        with pytest.raises(FirstlightError, match="were removed during the download"):
+        with pytest.raises(FirstlightError, match="a file was removed during the pull"):
             work.run(plan, lambda *_: (work.snapshot / CONFIG).unlink(missing_ok=True))
         assert not (work.snapshot / CONFIG).exists()

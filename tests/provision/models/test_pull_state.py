@@ -130,7 +130,7 @@ class TestMain:
         assert (work.folder / "refs/main").read_text() == OLD
         (note,) = work.notes
         assert note.startswith("refs/main is 2222222, which is present too")
-        assert note.endswith("To load the pulled files: revision=1111111…")
+        assert note.endswith("To load the pulled files, add the argument revision=1111111…")
 
     @pytest.mark.parametrize("text", ["", "no commit", "3" * 40])
     def test_invalid_main_is_replaced(self, root: Root, play: Any, text: str) -> None:

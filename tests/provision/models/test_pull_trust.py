@@ -136,5 +136,5 @@ class TestPins:
         changed_mirror = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
         work = pull_of(root, changed_mirror.url, pinned=False, trust=True)
         (work.snapshot / WEIGHTS).resolve().unlink()
-        with pytest.raises(FirstlightError, match="The file was not fetched"):
+        with pytest.raises(FirstlightError, match="The file was not downloaded"):
             run(work)

@@ -134,7 +134,9 @@ def test_stand_in_with_an_empty_file_is_built_again(root: Root, envs: Path, path
 def test_recorded_description_of_other_settings_is_ignored(root: Root, envs: Path) -> None:
     path = envs / "architectures/a.json"
     path.write_text(path.read_text().replace('"sample_size": 8', '"sample_size": 16'))
-    with pytest.raises(FirstlightError, match=r"does not exist\. It is needed to build a stand-in .*`make setup`"):
+    with pytest.raises(
+        FirstlightError, match=r"does not exist\. This interpreter is needed to build a stand-in .*`make setup`"
+    ):
         build(root, envs)
     assert not list(root.hub.glob("*stand-in*"))
 

@@ -102,7 +102,7 @@ def test_wrong_content_is_refused(root: Root, tmp_path: Path, hub: FakeHub) -> N
     wrong = bytes(len(hub.files["model.safetensors"]))
     hub.faults["content"] = {"model.safetensors": wrong}
     model = step(root, tmp_path, hub)
-    with pytest.raises(FirstlightError, match="pinned is"):
+    with pytest.raises(FirstlightError, match="but the pinned sha256 is"):
         model.apply()
     assert not list(root.hub_in_use.glob("**/snapshots/*/model.safetensors"))
 
@@ -110,7 +110,7 @@ def test_wrong_content_is_refused(root: Root, tmp_path: Path, hub: FakeHub) -> N
 def test_file_with_another_listed_hash_is_not_requested(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     model = step(root, tmp_path, hub)
     hub.files["model.safetensors"] = b"x" * len(hub.files["model.safetensors"])
-    with pytest.raises(FirstlightError, match="The file was not fetched"):
+    with pytest.raises(FirstlightError, match="The file was not downloaded"):
         model.apply()
     assert not weight_requests(hub)
 
@@ -188,7 +188,7 @@ def test_stand_in_is_built_at_most_once_in_a_run(root: Root, tmp_path: Path, hub
     assert outcome.error is None
     assert len(tries) == 1
     (again,) = engine.check_all([later], listen=lambda *_: None)
-    assert (again.after, again.detail) == (State.DRIFTED, "its stand-in is not built"), "the next run tries again"
+    assert (again.after, again.detail) == (State.DRIFTED, "the stand-in is not built"), "the next run tries again"
 
 
 def test_long_wait_is_reported(root: Root, tmp_path: Path, hub: FakeHub) -> None:

@@ -59,13 +59,17 @@ def test_file_of_the_real_library_is_read(tmp_path: Path, measured_python: Path)
 @pytest.mark.parametrize(
     ("header", "data", "reason"),
     [
-        ({"a": tensor(0, 8, [2])}, bytes(4), "has 4 bytes of tensors, and its header declares 8"),
+        ({"a": tensor(0, 8, [2])}, bytes(4), "has 4 bytes of tensors, but its header declares 8 bytes"),
         ({"a": tensor(0, 8, [2])}, bytes(12), "has 12 bytes of tensors"),
-        ({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, bytes(12), "has an overlap before b"),
-        ({"a": tensor(4, 12, [2])}, bytes(12), "has a gap before a"),
-        ({"a": tensor(0, 8, [3])}, bytes(8), "a length that does not match its shape"),
-        ({"\x1b[2J": tensor(0, 8, [3])}, bytes(8), r"has the tensor '\\x1b\[2J' with"),
-        ({"\ud800": tensor(4, 12, [2])}, bytes(12), r"has a gap before '\\ud800'"),
+        (
+            {"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])},
+            bytes(12),
+            "has the tensor b, whose data starts inside the previous tensor",
+        ),
+        ({"a": tensor(4, 12, [2])}, bytes(12), "has the tensor a, whose data starts after a gap"),
+        ({"a": tensor(0, 8, [3])}, bytes(8), "whose number of bytes does not match its shape"),
+        ({"\x1b[2J": tensor(0, 8, [3])}, bytes(8), r"has the tensor '\\x1b\[2J', whose"),
+        ({"\ud800": tensor(4, 12, [2])}, bytes(12), r"has the tensor '\\ud800', whose data starts after a gap"),
         ({"a": tensor(0, 8, [2], "Q9")}, bytes(8), "has an invalid header"),
         ({"a": tensor(0, 8, [-2])}, bytes(8), "has an invalid header"),
         ({"a": {"dtype": "F32"}}, bytes(8), "has an invalid header"),
@@ -126,7 +130,7 @@ def test_each_depth_detects_its_kind_of_fault(tmp_path: Path) -> None:
     size = good.stat().st_size
 
     def state(depth: Depth, **pins: Any) -> str:
-        return verify.look(tmp_path, [ModelFile(path="good.safetensors", **pins)], depth)[0].state
+        return verify.check_files(tmp_path, [ModelFile(path="good.safetensors", **pins)], depth)[0].state
 
     assert [state(depth, size=size, sha256=digest) for depth in Depth] == ["ok"] * 3
     assert state(Depth.SIZE, size=size + 1) == "corrupt"
@@ -146,7 +150,7 @@ def test_states_are_in_the_order_of_the_files(tmp_path: Path) -> None:
     names = [f"{number}.json" for number in range(20)]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(bytes(number * 100))
-    states = verify.look(tmp_path, [ModelFile(path=name) for name in names], Depth.HASH)
+    states = verify.check_files(tmp_path, [ModelFile(path=name) for name in names], Depth.HASH)
     assert [state.path for state in states] == names
 
 
@@ -228,7 +232,7 @@ def test_users_manifest_adds_entries(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", "[mine]"))
     assert set(manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml")).models) == {"m", "mine"}
     (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", '["a+b"]'))
-    with pytest.raises(SpecError, match="a name consists of letters, digits"):
+    with pytest.raises(SpecError, match="the name of an entry is NAME or NAME@VARIANT, of letters, digits"):
         manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml"))
 
 
@@ -245,8 +249,10 @@ class TestNames:
         blob.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         if is_link:
             (tmp_path / self.NAME).symlink_to(blob)
-        assert [state.state for state in verify.look(tmp_path, [ModelFile(path=self.NAME)], Depth.HASH)] == ["ok"]
+        assert [state.state for state in verify.check_files(tmp_path, [ModelFile(path=self.NAME)], Depth.HASH)] == [
+            "ok"
+        ]
 
     def test_name_of_a_real_file_is_not_a_hash(self, tmp_path: Path) -> None:
         (tmp_path / ("a" * 40)).write_bytes(b"x")
-        assert [state.state for state in verify.look(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]
+        assert [state.state for state in verify.check_files(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]

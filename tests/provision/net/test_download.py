@@ -123,7 +123,7 @@ class TestOneFile:
         assert [len(server.seen) for server in servers] == [1, 1], "a source without the file is not tried again"
 
     def test_wrong_content_from_every_source_raises_wrong_content_error(self, play: Any, tmp_path: Path) -> None:
-        with pytest.raises(download.WrongContentError, match="pinned is"):
+        with pytest.raises(download.WrongContentError, match="but the pinned sha256 is"):
             fetched(tmp_path / "part", play({"/f": CONTENT}, Fault(flip=True)))
         assert not (tmp_path / "part").exists()
 
@@ -341,7 +341,7 @@ class TestBlockingServers:
     def test_endless_response_part_times_out(
         self, raw: Any, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
     ) -> None:
-        monkeypatch.setattr(download, "_IMPATIENT", (3.0, 0.5))
+        monkeypatch.setattr(download, "_SHORT_TIMEOUTS", (3.0, 0.5))
         slow = raw(lambda server, line: getattr(self, part)(line, server))
         source, health = fetched(tmp_path / "part", slow, play({"/f": CONTENT}))
         assert source == "m1"
