@@ -1,4 +1,4 @@
-"""Returns the variables of an activated environment, and links our environments into conda's folder."""
+"""Returns the variables of an activated environment, and links the root's environments into conda's folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _BASE_NAMES = ("miniconda3", "anaconda3", "miniforge3", "mambaforge", "micromamb
 
 
 def activated_variables(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for a program in an environment, as the environment's own activation sets them."""
+    """Return the environment variables with which a program runs in an environment, as its activation sets them.
+
+    Args:
+        prefix: the folder of the environment.
+        environ: the environment variables before the activation.
+    """
     variables = dict(environ)
     for name in ("PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"):
         variables.pop(name, None)
@@ -40,7 +45,12 @@ def activated_variables(prefix: Path, environ: Mapping[str, str]) -> dict[str, s
 
 
 def conda_bases(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Return the folders of this machine's conda installations; the installation in use comes first."""
+    """Return the folders of the conda installations on this host; the installation in use comes first.
+
+    Args:
+        environ: the environment variables.
+        home: the user's home folder.
+    """
     programs = [environ.get("CONDA_EXE"), shutil.which("conda", path=environ.get("PATH", ""))]
     candidates = [Path(os.path.realpath(program)).parent.parent for program in programs if program]
     candidates += [parent / name for parent in (home, Path("/root"), Path("/opt")) for name in _BASE_NAMES]
@@ -51,12 +61,16 @@ def conda_bases(environ: Mapping[str, str], home: Path) -> list[Path]:
             if (folder / "conda-meta").is_dir() and folder not in bases:
                 bases.append(folder)
         except OSError:
-            continue  # the home of another user, which may not be read
+            continue  # a folder that this user cannot read
     return bases
 
 
 def conda_folders(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Return the folders below the home that conda's settings name for environments and packages.
+    """Return the folders for environments and packages in conda's settings that are below the home.
+
+    Args:
+        environ: the environment variables.
+        home: the user's home folder, with .condarc.
 
     Raises:
         SpecError: conda's settings cannot be read.
@@ -78,30 +92,40 @@ class CondaLinkStep:
     local = True
 
     def __init__(self, prefix: Path, home: Path, bases: list[Path], journal: Journal) -> None:
-        """Take the environment's prefix, the home, the folders of the conda installations, and the run's journal."""
+        """Store the arguments.
+
+        Args:
+            prefix: the folder of the environment.
+            home: the user's home folder.
+            bases: the folders of the conda installations.
+            journal: the journal of the run.
+        """
         self.name = f"conda sees {prefix.name}"
         self.prefix = prefix
         self.bases = bases
         self.journal = journal
         self.home = home
-        # This folder is in conda's default envs_dirs, so no setting of the user has to change.
+        # ~/.conda/envs is in conda's default envs_dirs, so no setting of the user has to change.
         self.link = home / ".conda" / "envs" / prefix.name
 
     def is_recorded(self, root: Root) -> bool:
-        """Return whether an earlier run has made the link. A recorded link is kept even if conda is missing now."""
+        """Return whether an earlier run has made the link, so that it is made again even if conda is missing now."""
         return any(link.path == self.link for link in links.recorded(root, current(self.home)))
 
     def linked(self) -> Iterator[links.Link]:
-        """Yield the link if it exists and points to the prefix."""
+        """Yield the link if it exists and leads to the prefix; otherwise yield nothing."""
         if link_target(self.link) == str(self.prefix):
             yield links.Link(self.link, self.prefix)
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return the text of this step in the plan."""
         return f"link {self.link} to {self.prefix}, so that `conda activate {self.prefix.name}` finds it"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no content to verify)
-        """Return OK if the link exists, the environment is not conda's, or another environment has the name."""
+        """Check that the link exists.
+
+        The state is ok too if the environment has no Python from conda, or if another environment has its name.
+        """
         marker = read_owner(self.prefix)
         if marker is None or not python_source(marker).is_conda:
             return Check(State.OK, f"not a conda environment; activate it with: . {self.prefix}/bin/activate")
@@ -111,7 +135,8 @@ class CondaLinkStep:
         if base is not None or (not is_ours and (self.link.is_symlink() or self.link.exists())):
             other = base / "envs" / self.prefix.name if base else self.link
             note = (
-                f"conda uses the name {self.prefix.name} for {other}; activate ours with: conda activate {self.prefix}"
+                f"conda uses the name {self.prefix.name} for {other}; to activate the environment in the root: "
+                f"conda activate {self.prefix}"
             )
             return Check(State.OK, note, note)
         if is_ours:

@@ -1,4 +1,4 @@
-"""Installs the conda packages of an environment with rattler: Python, and the other packages of the conda lock."""
+"""Installs the conda packages of an environment with rattler: Python, and the other packages in the conda lock file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 class CondaInstaller:
     """Installs the conda packages of one environment.
 
-    `locks` is the folder of the lock files. `lock` is the path of the conda lock, or None if there is none. `platform`
-    is conda's name for this machine, or None if conda has none. `requested` is the requested source of Python.
-    `final_prefix` is the prefix of the finished environment, which may be built in another folder.
+    `locks`: the lock folder of the environment. `lock`: the path of its conda lock file; None if there is none.
+    `platform`: conda's name of this host's platform, such as "linux-64"; None if conda has no name for it.
+    `requested`: the requested source of Python: AUTO, CONDA or SYSTEM.
+    `final_prefix`: the prefix of the finished environment, which may be built in another folder.
+    `root`: the root, with the package cache. `sources`: the sources of the packages.
+    `offline`: install only packages that are in the package cache.
     """
 
     locks: LockFolder
@@ -43,11 +46,11 @@ class CondaInstaller:
     offline: bool
 
     def choose(self) -> tuple[PythonSource, str | None]:
-        """Return the source of Python, CONDA or SYSTEM, and the reason if SYSTEM is a fallback.
+        """Return (the source of Python, CONDA or SYSTEM; the reason if SYSTEM is a fallback, else None).
 
         Raises:
-            SpecError: conda is requested, and there is no conda lock.
-            BlockedError: conda is requested, and its packages cannot be installed.
+            SpecError: CONDA is requested, and there is no conda lock file.
+            BlockedError: CONDA is requested, and the conda packages cannot be installed.
         """
         if self.requested.is_system or (self.requested.is_auto and self.lock is None):
             return PythonSource.SYSTEM, None
@@ -68,10 +71,11 @@ class CondaInstaller:
         return PythonSource.SYSTEM, reason
 
     def _obstacle(self) -> str | None:
-        """Return the reason why the conda packages cannot be installed now, or None."""
+        """Return, as text, why the conda packages cannot be installed now; None if they can."""
         if self.platform is None:
             return "conda has no name for this platform"
-        # A lock that cannot be read is an error. A lock for other platforms only is a reason for the system's Python.
+        # A lock file that cannot be read raises an error. A lock file that is only for other platforms is a reason to
+        # use the system's Python.
         locked = self.locks.conda_packages()
         try:
             packages = conda_lock.of_platform(self.locks.conda_file, locked, self.platform)
@@ -83,16 +87,23 @@ class CondaInstaller:
         return self.sources.unreachable(missing)
 
     def install(self, folder: Path, reinstall: Sequence[str] = ()) -> None:
-        """Install the packages of the lock into a folder, and reinstall those that `reinstall` names.
+        """Install the packages of the conda lock file into a folder.
+
+        Args:
+            folder: the folder in which the environment is made.
+            reinstall: the names of packages whose files are written again.
 
         Raises:
-            SpecError: there is no lock for this platform.
+            SpecError: there is no conda lock file for this platform.
             BlockedError: a package is not cached and the run is offline, or no space is left.
             FirstlightError: a package cannot be downloaded, or its checksum is wrong.
         """
         lock, platform = self.lock, self.platform
         if lock is None or platform is None:
-            raise SpecError(f"{self.locks.path} has no conda-lock.yml for this platform. Restore the file.")
+            raise SpecError(
+                f"{self.locks.path} has no conda-lock.yml for this platform. Restore the file: "
+                f"git checkout -- {self.locks.conda_file}"
+            )
         mirrors = self.sources.for_conda(self.packages())
         if self.offline and (missing := rattler.not_cached(self.packages(), self._cache)):
             raise BlockedError(f"offline, and {missing[0].name} is not in {self._cache}. Run again without --offline.")
@@ -112,17 +123,21 @@ class CondaInstaller:
         )
 
     def packages(self, marker: dict[str, object] | None = None) -> Sequence[CondaPackage]:
-        """Return the packages of the lock for this platform.
+        """Return the packages in the conda lock file for this platform; empty without a lock file.
 
         Args:
-            marker: of an existing environment; the result is empty if its Python is the system's.
+            marker: the content of an environment's marker file; None before it is built. The result is empty if the
+                environment has the system's Python.
         """
         if self.lock is None or (marker is not None and not python_source(marker).is_conda):
             return []
         return self.locks.conda_packages(self.platform)
 
     def python_version(self, source: PythonSource = PythonSource.AUTO) -> str | None:
-        """Return the version of Python in the lock, or None if the environment gets the system's Python."""
+        """Return the version of Python in the conda lock file; None if the environment uses the system's Python.
+
+        `source` is the source of Python that `choose` has returned; AUTO before `choose` is called.
+        """
         if source.is_system or self.requested.is_system or self.lock is None or self.platform is None:
             return None
         return next((package.version for package in self.packages() if package.name == "python"), None)
@@ -132,7 +147,10 @@ class CondaInstaller:
         return package_caches.of(self.root).conda
 
     def copy_warning(self) -> str | None:
-        """Return a warning if the package cache is on another file system, so that files are copied; else None."""
+        """Return a warning if the package cache is on another file system than the prefix; else None.
+
+        Then files are copied from the cache instead of hard-linked, and need their disk space twice.
+        """
         if self._cache != self.root.pkgs or not self._cache.exists():
             return None
         if self._cache.stat().st_dev == self.final_prefix.stat().st_dev:

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 
 def conflicts(prefix: Path) -> list[str]:
-    """Return a message for each package from pip that conflicts with conda's packages.
+    """Return a text for each package that pip has installed in conflict with conda.
 
-    Such a package replaces the package of the same name that conda installed. Or a conda package depends on it although
-    conda itself has not installed it.
+    There are two kinds of conflict: conda has installed a package with the same name, and pip has replaced it. Or a
+    package from conda depends on the package, but conda has not installed it.
+
+    Args:
+        prefix: the folder of the environment.
     """
     records = conda_records(prefix)
     installed = {normal(name): record for name, record in records.items()}
@@ -42,12 +45,12 @@ def conflicts(prefix: Path) -> list[str]:
 
 
 def _is_from_conda(info: Path, prefix: Path, files: Mapping[str, Any]) -> bool:
-    """Return whether conda installed this package and pip has not replaced it.
+    """Return whether conda has installed a package and pip has not replaced it.
 
     Args:
         info: the .dist-info folder of the package.
-        prefix: the environment.
-        files: {path: conda's record} of the files that conda installed.
+        prefix: the folder of the environment.
+        files: {path in the prefix: row of conda's record} of the files that conda has installed.
     """
     relative = info.relative_to(prefix).as_posix()
     if f"{relative}/METADATA" not in files:
@@ -61,5 +64,5 @@ def _is_from_conda(info: Path, prefix: Path, files: Mapping[str, Any]) -> bool:
 
 
 def dist_infos(prefix: Path) -> list[Path]:
-    """Return the .dist-info folders of an environment."""
+    """Return the .dist-info folders in an environment, one for each installed Python package."""
     return [*prefix.glob("lib/python3*/site-packages/*.dist-info"), *prefix.glob("Lib/site-packages/*.dist-info")]

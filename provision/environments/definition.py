@@ -1,4 +1,4 @@
-"""Resolves the definition of an environment: its lock files, and the variants of torch for this machine."""
+"""Resolves the definition of an environment: its lock files, and the variants of torch that run on this host."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from provision.host.facts import HostFacts
 
 _INPUTS = ("environment.yml", "requirements.in")
-_PLAIN = "requirements"  # an environment without torch has one lock, requirements.lock
+_PLAIN = "requirements"  # an environment without torch has one pip lock file, requirements.lock
 
 
 @dataclass(frozen=True)
 class EnvironmentDefinition:
-    """Describe the parts of an environment.
+    """Describe what an environment is made of.
 
-    `locks` is the folder of its lock files. `variants` has the chosen variant first, then its fallbacks. `pythons` are
-    the Python versions for which the locks have wheels. `interpreter` is auto, conda or system. `platform` is conda's
-    name for this machine, or None. `reason` explains the choice of the variant. `warning` is shown to the user.
+    `name`: the name of the environment. `locks`: its lock folder.
+    `variants`: the chosen variant of torch first, then its fallbacks.
+    `pythons`: the Python versions for which the lock files have wheels, such as "3.11", the best first.
+    `interpreter`: the requested source of Python: "auto", "conda" or "system".
+    `platform`: conda's name of this host's platform; None if conda has no name for it.
+    `reason`: why the variant was chosen, as text. `warning`: a text for the user about the variant, or None.
     """
 
     name: str
@@ -51,12 +54,12 @@ class EnvironmentDefinition:
 
     @property
     def conda_lock(self) -> Path | None:
-        """Return the path of the conda lock, or None if it does not exist."""
+        """Return the path of the conda lock file; None if it does not exist."""
         return self.locks.conda_file if self.locks.conda_file.exists() else None
 
 
 def names(envs: Path) -> list[str]:
-    """Return the sorted names of the environments in an envs/ folder: each folder with a lock, except the toolbox."""
+    """Return the sorted names of the environments: the folders in `envs` with a lock file, except "toolbox"."""
     folders = [folder for folder in envs.iterdir() if folder.is_dir() and folder.name != "toolbox"]
     return sorted(
         folder.name for folder in folders if any(folder.glob("*.lock")) or (folder / "conda-lock.yml").exists()
@@ -68,19 +71,19 @@ def resolve(envs: Path, host: HostSpec, facts: HostFacts) -> EnvironmentDefiniti
 
     Args:
         envs: the folder with torch.toml and a folder for each environment.
-        host: the specification with the environment, its variant and its interpreter.
-        facts: the facts of the machine on which the variant must run.
+        host: the host definition, with the requested environment, variant and interpreter.
+        facts: the facts of the host on which the variant must run.
 
     Raises:
-        SpecError: the environment does not exist or has no lock, no variant runs on the machine, or environment.yml
-            requests one package from both conda and pip.
+        SpecError: the environment does not exist or has no lock file, no variant runs on the host, or environment.yml
+            requires the same package from conda and pip.
     """
     if host.env not in names(envs) and any((envs / host.env / file).exists() for file in _INPUTS):
         raise SpecError(f"{envs / host.env} is not locked yet. Run `{layout.program()} env lock {host.env}`.")
     folder = envs / toml.choose(host.env, names(envs), "environment")
     torch = toml.load(envs / "torch.toml", torch_config.TorchSpec)
     locks = LockFolder(folder)
-    locks.environment()  # reports a package that is requested from both conda and pip, before any step begins
+    locks.environment()  # raises an error about environment.yml before any step begins
     locked = [file.stem for file in folder.glob("*.lock")]
     if any(variant.name in locked for variant in torch.variant):
         choice = torch_build.choose(facts, torch, host.variant, locked)

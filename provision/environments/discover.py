@@ -1,4 +1,4 @@
-"""Lists the conda and virtual environments of this machine, with the conflicts between conda and pip in them."""
+"""Lists the conda and virtual environments of this host, with the conflicts between conda and pip in them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DiscoveredEnvironment:
-    """Describe one environment of this machine.
+    """Describe one environment of this host.
 
-    `manager` is "conda" or "venv". `interpreter` is such as "Python 3.11.7". `variant` is a variant of torch, or a
-    version such as "torch 2.13.0". `mixed` has a text for each package from pip that conflicts with conda.
-    `activatable` is the command that activates the environment, or None.
+    `name`: the name of its folder, or "base". `prefix`: the path of its folder.
+    `manager`: "conda" or "venv".
+    `interpreter`: the Python version as text, such as "Python 3.11.7"; None if it is not known.
+    `variant`: a variant such as "cu128" if firstlight built the environment, else a version such as "torch 2.13.0";
+        None without torch.
+    `packages`: the number of packages. `size_bytes`: the size of its files.
+    `mixed`: a text for each package from pip that conflicts with conda.
+    `activatable`: the command that activates the environment; None if there is no such command.
+    `on_volume`: the environment is in the root.
     """
 
     name: str
@@ -41,17 +47,17 @@ class DiscoveredEnvironment:
     on_volume: bool
 
     def to_dict(self) -> dict[str, object]:
-        """Return the record as plain JSON types."""
+        """Return {name of the attribute: value} for JSON output."""
         return asdict(self)
 
 
 def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[DiscoveredEnvironment]:
-    """Return the environments in all usual folders; those of the root come first.
+    """Return the environments in all usual folders of this host; those of the root come first.
 
     Args:
-        root: the root, whose environments firstlight made.
-        home: the home with conda's settings and folders.
-        environ: the variables; CONDA_*, VIRTUAL_ENV and WORKON_HOME name further folders.
+        root: the root, with the environments that firstlight has built.
+        home: the user's home folder, with conda's settings and folders.
+        environ: the environment variables; CONDA_*, VIRTUAL_ENV and WORKON_HOME contain further folders.
     """
     bases = conda_bases(environ, home)
     folders = _children(root.prefix(""))
@@ -59,7 +65,7 @@ def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Dis
         folders += [base, *_children(base / "envs")]
     for parent in _envs_dirs(environ, home):
         folders += _children(parent)
-    registry = home / ".conda" / "environments.txt"  # conda writes the path of each environment that it makes here
+    registry = home / ".conda" / "environments.txt"  # conda's list of the environments that it has made
     if registry.is_file():
         folders += [Path(line) for line in registry.read_text(encoding="utf-8", errors="replace").split("\n") if line]
     folders += [Path(environ[name]) for name in ("CONDA_PREFIX", "VIRTUAL_ENV") if environ.get(name)]
@@ -70,7 +76,7 @@ def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Dis
             if real not in discovered and ((real / "conda-meta").is_dir() or (real / "pyvenv.cfg").is_file()):
                 discovered[real] = _describe(folder, real, root, bases)
         except OSError:
-            continue  # a folder of another user, which may not be read
+            continue  # a folder that this user cannot read
     return list(discovered.values())
 
 

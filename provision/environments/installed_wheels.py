@@ -1,4 +1,4 @@
-"""Verifies installed wheels against their RECORD."""
+"""Compares installed pip packages with the lock file, and their files with RECORD, a wheel's list of its files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def damaged_packages(
 ) -> dict[str, str]:
     """Return {name: reason} of the locked packages that are missing, have another version, or have damaged files.
 
+    The reason is the end of a sentence whose subject is the package, or a sentence about one of its files.
+
     Args:
-        site: a site-packages folder.
-        packages: the packages that the lock pins.
-        deep: compare the hash of each file with the RECORD of its package, not only the size.
-        progress: receives the number of hashed files and bytes.
+        site: the site-packages folder of an environment.
+        packages: the packages in the lock file.
+        deep: compare the hash of each file with RECORD, not only the size.
+        progress: called while files are hashed, as `core.progress.Progress` describes; it counts files or bytes.
     """
     installed = {}
     for folder in site.glob("*.dist-info"):
@@ -41,14 +43,14 @@ def damaged_packages(
         if package.name not in installed:
             damaged[package.name] = ABSENT
         elif installed[package.name][0] != package.version:
-            damaged[package.name] = f"is {installed[package.name][0]}, the lock pins {package.version}"
+            damaged[package.name] = f"is {installed[package.name][0]}, but the lock pins {package.version}"
         else:
             intact.append((package.name, installed[package.name][1]))
     hashed: dict[str, tuple[str, str]] = {}
     digests = []
     for name, info in intact:
-        # Threads compete for Python's global lock: 20,000 calls of stat are faster in one thread.
-        reason = _stat_record(info)
+        # One thread is faster for 20,000 calls of stat, since several threads would wait for Python's global lock.
+        reason = _size_fault(info)
         if reason:
             damaged[name] = reason
         elif deep:
@@ -63,13 +65,13 @@ def damaged_packages(
 
 
 def _digests(info: Path) -> list[tuple[str, bytes]]:
-    """Return (path, sha256 digest) of each file in the RECORD of a .dist-info folder."""
+    """Return (path, sha256 digest) of each file that has a sha256 in the RECORD of a .dist-info folder."""
     rows = [(path, digest.partition("=")) for path, digest, _ in _record(info)]
     return [(path, urlsafe_b64decode(f"{digest}=")) for path, (kind, _, digest) in rows if kind == "sha256"]
 
 
-def _stat_record(info: Path) -> str | None:
-    """Return a text for the first file of the RECORD that is missing or has another size, or None."""
+def _size_fault(info: Path) -> str | None:
+    """Return a text about the first file in RECORD that is missing or has another size; None without one."""
     site = f"{info.parent}{os.sep}"
     for path, _, size in _record(info):
         try:
@@ -77,17 +79,20 @@ def _stat_record(info: Path) -> str | None:
         except OSError:
             return f"{path} is missing"
         if size and int(size) != actual:
-            return f"{path} has {actual} bytes, its RECORD has {size}"
-    return None if (info / "RECORD").exists() else "its RECORD is missing"
+            return f"{path} has {actual} bytes, but RECORD lists {size}"
+    return None if (info / "RECORD").exists() else f"{info.name}/RECORD is missing"
 
 
 def _record(info: Path) -> list[tuple[str, str, str]]:
-    """Return (path, digest, size) of each file in the RECORD of a package, without compiled bytecode."""
+    """Return (path, digest, size) of each file in RECORD, without compiled bytecode.
+
+    The values are the text of the file: the digest is such as "sha256=…", and the digest and size may be "".
+    """
     try:
         text = (info / "RECORD").read_text(encoding="utf-8")
     except OSError:
         return []
-    # Nearly all lines have three plain fields, for which split is enough. Only a path with a comma is quoted.
+    # Nearly all lines have three fields without quotes, so split is sufficient. Only a path with a comma has quotes.
     rows = text.splitlines() if '"' not in text else csv.reader(text.splitlines())
     fields = [row.split(",") if isinstance(row, str) else row for row in rows]
     return [(row[0], row[1], row[2]) for row in fields if len(row) == 3 and not row[0].endswith(".pyc")]

@@ -1,4 +1,7 @@
-"""Selects the folders of uv's and conda's package caches: on the root, or in the home where they cannot work there."""
+"""Selects the folders of the package caches of uv and conda: in the root, or on a local disk.
+
+The caches are on a local disk if the root's file system lacks a feature that they need.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackageCaches:
-    """Name the two caches. `can_link`: hard links from them into an environment of the root may work.
+    """Hold the folders of the two package caches.
 
-    `note` is a text for the user if the caches are not on the root.
+    `uv`, `conda`: the folders.
+    `can_link`: files in an environment of the root can be hard links to files in the caches.
+    `note`: a text for the user if the caches are not in the root, else None.
     """
 
     uv: Path
@@ -28,10 +33,10 @@ class PackageCaches:
 
 
 def of(root: Root) -> PackageCaches:
-    """Return the caches of a root, by the known features of its file system.
+    """Return the package caches for a root, by the known features of the root's file system.
 
-    uv and rattler lock their caches with flock, and have no other lock. uv makes a lock file by a rename that replaces
-    nothing, or by a hard link (seen with uv 0.13 and py-rattler 0.28).
+    uv and rattler lock their caches with flock only. uv makes a lock file with a rename that replaces no file
+    (renameat2), or with a hard link. This was observed with uv 0.13 and py-rattler 0.28.
     """
     can = volume_capabilities.known(root)
     if can.flock is False:
@@ -41,5 +46,5 @@ def of(root: Root) -> PackageCaches:
     else:
         return PackageCaches(root.cache / "uv", root.pkgs, can.hardlink is not False)
     folder = layout.tool_folder("packages")
-    note = f"{root.path} has {lack}, which uv and conda need for their caches: these are in {folder}"
+    note = f"{root.path} has {lack}, which uv and conda need for their caches, so the caches are in {folder}"
     return PackageCaches(folder / "uv", folder / "conda", False, note)

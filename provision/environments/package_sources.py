@@ -1,4 +1,7 @@
-"""Selects the sources of an environment's packages, and serves them to uv and rattler through the failover proxy."""
+"""Selects the sources of an environment's packages, and runs the failover proxy for uv and rattler.
+
+A source is an index, a conda channel, or a page with links to files (find-links).
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class PackageSources:
-    """Selects the sources of packages for one run; packages are installed within `open`.
+    """Selects the sources of packages for one run; packages are installed inside of a `with` block of `open`.
 
-    `home` has the settings of pip and conda. `progress` receives (bytes received, bytes expected). `health` records the
-    failures and deliveries of the mirrors.
+    `root`: the root, with the record of the chosen mirrors. `environ`: the environment variables.
+    `home`: the user's home folder, with the settings of pip and conda. `journal`: the journal of the run.
+    `offline`: make no request. `progress`: called with (bytes received, bytes expected).
+    `health`: the record of the deliveries and failures of the mirrors in this run.
     """
 
     root: Root
@@ -51,12 +56,12 @@ class PackageSources:
 
     @cached_property
     def machine(self) -> MachineSettings:
-        """Return the variables and the home with this machine's own settings; pip's are read once."""
+        """Return the settings of this host for pip, uv and conda; the settings of pip are read once."""
         return MachineSettings(self.environ, self.home)
 
     @property
     def settings(self) -> dict[str, list[str]]:
-        """Return this machine's pip settings; reading them takes a quarter of a second."""
+        """Return {option of pip: its values} on this host; the first call takes a quarter of a second."""
         return self.machine.pip
 
     @property
@@ -66,8 +71,11 @@ class PackageSources:
     def wheel_sources(self, variant: Variant) -> list[MirrorSource]:
         """Return the sources of wheels for the failover proxy, the best first.
 
-        The list is empty if uv needs no proxy: no mirror is chosen, the machine has its own pip settings, or every
-        source is official.
+        The list is empty if uv needs no failover proxy: no mirror is chosen, the user has set an index, or every source
+        is official.
+
+        Args:
+            variant: the variant of torch to install.
         """
         record = self._record
         indexes = record.sources(Pip.name)
@@ -79,11 +87,15 @@ class PackageSources:
         named = [
             replace(source, url=pip_settings.official_index()) if source.is_official else source for source in indexes
         ]
-        # The health of a source is recorded by its name. A mirror that fails as an index may still serve torch.
+        # The health of a source is recorded under its name. A mirror whose index fails may still serve torch, so the
+        # page with torch has a name of its own.
         return [*named, *(replace(source, name=f"{source.name} (torch)") for source in torch_pages)]
 
     def torch_sources(self, variant: Variant) -> list[MirrorSource]:
-        """Return the pages with a build such as 2.13.0+cpu: the chosen mirrors, and the official page."""
+        """Return the pages with the variant's build of torch, such as 2.13.0+cpu, the best first.
+
+        They are the pages of the chosen mirrors and the official page; none if the variant's torch is on an index.
+        """
         if variant.find_links is None:
             return []
         official = MirrorSource(OFFICIAL, variant.find_links, "find-links")
@@ -91,7 +103,12 @@ class PackageSources:
         return pages if official in pages else [*pages, official]
 
     def uv_sources(self, uv: uv_installer.UvSources, variant: Variant) -> list[TorchSource]:
-        """Return all sources from which uv installs, including the mirrors behind the failover proxy."""
+        """Return all sources from which uv installs, directly or through the failover proxy.
+
+        Args:
+            uv: the inputs of uv, with the sources in the host's settings.
+            variant: the variant of torch to install.
+        """
         mirrors = self.wheel_sources(variant)
         if not mirrors:
             return own_sources(uv)
@@ -99,7 +116,10 @@ class PackageSources:
         return [*own, *(TorchSource(f"the mirror {mirror.name}", mirror.url, mirror.kind) for mirror in mirrors)]
 
     def torch_pages(self, variant: Variant) -> list[TorchSource]:
-        """Return the pages from which only torch is installed; none if the failover proxy already uses them."""
+        """Return the pages from which only torch is installed, the best first.
+
+        There are none if the failover proxy uses these pages for all packages.
+        """
         if self.wheel_sources(variant) and not self.offline:
             return []
         return [
@@ -108,14 +128,17 @@ class PackageSources:
         ]
 
     def conda_sources(self) -> list[MirrorSource]:
-        """Return the sources of conda packages, the best first; none if the machine's conda settings name a mirror."""
+        """Return the sources of conda packages, the best first; none if the user's conda settings have a mirror."""
         record = self._record
         if Conda().own_setting(self.machine, record):
             return []
         return [source for source in record.sources(Conda.name) if source.is_official or source.channels]
 
     def unreachable(self, packages: Sequence[CondaPackage]) -> str | None:
-        """Return the reason why no source serves the conda packages, or None; each source is tried with one package."""
+        """Return, as text, why no source serves the conda packages; None if one does, or without packages.
+
+        One of the packages is requested from each source until a source serves it.
+        """
         sources = self.conda_sources()
         if not sources:
             return rattler.unreachable(packages, conda_settings.mirrors(self.environ, self.home))
@@ -130,7 +153,13 @@ class PackageSources:
 
     @contextmanager
     def open(self, variant: Variant) -> Iterator[None]:
-        """Run the failover proxy if a mirror is used; at the end, write deliveries and warnings to the journal."""
+        """Run the failover proxy inside of a `with` block if a mirror is used and the run is not offline.
+
+        At the end of the block, the deliveries and warnings of the sources are written to the journal.
+
+        Args:
+            variant: the variant of torch to install.
+        """
         has_mirror = any(not source.is_official for source in (*self.wheel_sources(variant), *self.conda_sources()))
         if self.offline or not has_mirror:
             yield
@@ -149,12 +178,15 @@ class PackageSources:
                     self.journal.record(MirrorWarning(redact(text)))
 
     def for_wheels(self, uv: uv_installer.UvSources, variant: Variant, lock: str) -> uv_installer.UvSources:
-        """Return the settings with which uv installs the packages of a lock, through the failover proxy if needed.
+        """Return the inputs with which uv installs the packages of a pip lock file.
+
+        If the failover proxy runs, uv downloads through it. If the run is offline, uv uses only files that the proxy
+        has cached.
 
         Args:
-            uv: the settings with this machine's own sources.
-            variant: the variant of torch in the lock.
-            lock: the text of the lock.
+            uv: the inputs of uv, with the sources in the host's settings.
+            variant: the variant of torch in the lock file.
+            lock: the text of the lock file.
         """
         mirrors = self.wheel_sources(variant)
         if mirrors and self.offline:
@@ -165,12 +197,19 @@ class PackageSources:
         return replace(uv, environment=self._proxy.environment(uv.environment))
 
     def for_conda(self, packages: Sequence[CondaPackage]) -> dict[str, str]:
-        """Return {official URL of a channel: URL of its mirror or of the failover proxy}, as rattler takes it."""
+        """Return {official URL of a channel: URL of its mirror or of the failover proxy}, the mirrors for rattler.
+
+        Args:
+            packages: the packages to install.
+        """
         sources = self.conda_sources()
         if self._proxy is None or not any(not source.is_official for source in sources):
             return conda_settings.mirrors(self.environ, self.home)
         return self._proxy.conda(packages, sources)
 
     def failure(self) -> str | None:
-        """Return the proxy's reasons for files that it could not serve, or None; the installer does not see them."""
+        """Return, as text, why the failover proxy could not serve files; None if it has served all, or does not run.
+
+        The installer's own message does not have these reasons.
+        """
         return "; ".join(self._proxy.failures.values()) if self._proxy and self._proxy.failures else None

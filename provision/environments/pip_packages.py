@@ -1,4 +1,4 @@
-"""Installs the pip packages of an environment with uv: each by its hash, and damaged packages again."""
+"""Installs the pip packages of an environment with uv, each by its pinned hash, and reinstalls damaged packages."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
 
 class _NotCachedError(BlockedError):
-    """Raised when uv runs offline and a package is not in its cache."""
+    """Report that uv runs offline and a package is not in uv's cache."""
 
 
 @dataclass(frozen=True)
 class PipInstaller:
     """Runs uv for one environment.
 
-    `final_prefix` is the prefix of the finished environment, which may be built in another folder.
+    `final_prefix`: the prefix of the finished environment, which may be built in another folder.
+    `uv`: the inputs of uv, with the sources in the host's settings. `sources`: the sources of the packages.
+    `offline`: install only cached packages.
     """
 
     final_prefix: Path
@@ -41,15 +43,15 @@ class PipInstaller:
     offline: bool
 
     def venv(self, folder: Path, base: Path) -> None:
-        """Make a virtual environment that can be moved, or make its interpreter again.
+        """Make a virtual environment that can be moved; in an existing one, make the interpreter again.
 
         Args:
-            folder: where the environment is made.
-            base: the interpreter that it uses.
+            folder: the folder of the virtual environment.
+            base: the path of the interpreter on which the virtual environment is based.
 
         Raises:
             BlockedError: no space is left.
-            CommandError: uv failed.
+            CommandError: uv has failed.
         """
         flags: list[str | Path] = [
             "--quiet",
@@ -64,34 +66,34 @@ class PipInstaller:
     def install(
         self, folder: Path, route: InstallRoute, version: str, packages: Sequence[LockedPackage], lock: str
     ) -> None:
-        """Install the packages of a lock into an environment; other packages in it stay.
+        """Install the packages of a pip lock file into an environment; other packages in the environment are kept.
 
         Args:
             folder: the current folder of the environment.
             route: the variant of torch, and its source.
             version: the version of the environment's Python, such as "3.11.7".
-            packages: the packages of the lock.
-            lock: the text of the lock.
+            packages: the packages in the lock file.
+            lock: the text of the lock file.
 
         Raises:
             BlockedError: no space is left, or a package is not cached and the run is offline.
             TorchError: torch could not be installed, but the other packages could.
-            CommandError: uv failed.
+            CommandError: uv has failed.
         """
         site = environment_marker.site_packages(folder, version)
         reasons = installed_wheels.damaged_packages(site, packages, deep=True)
         damaged = {name for name, reason in reasons.items() if reason != installed_wheels.ABSENT}
         install: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", "-"]
         install += ["--python", layout.interpreter(folder)]
-        # uv takes a package with a .dist-info folder as installed, so a damaged package has to be named. uv unpacks a
-        # named package again, so intact ones are not named.
+        # uv skips a package that has a .dist-info folder, so each damaged package is an argument. uv unpacks such a
+        # package again, so the intact packages are no arguments.
         for name in sorted(damaged):
             install += ["--reinstall-package", name]
         self._install(install, route, lock)
         reinstalled = [package for package in packages if package.name in damaged]
         still_damaged = installed_wheels.damaged_packages(site, reinstalled, deep=True)
         if still_damaged:
-            # An installed file is a hard link into uv's cache, so the cached file has the same damage.
+            # An installed file can be a hard link to the file in uv's cache, which then has the same damage.
             self._run(["cache", "clean", "--quiet", *still_damaged], self.uv)
             self._install(install, route, lock)
 
@@ -101,14 +103,15 @@ class PipInstaller:
             try:
                 self._install_from_uv_sources(install, route.variant, lock)
             except (process.CommandError, _NotCachedError) as error:
-                # uv's message does not show which package failed. A second run without torch shows it.
+                # uv's message does not show which package has failed. It is torch if a second run without torch
+                # succeeds.
                 if not torch.strip():
                     raise
                 self._install_from_uv_sources(install, route.variant, others)
                 raise TorchError(str(error)) from error
             return
         self._install_from_uv_sources(install, route.variant, others)
-        # Only this page is used, because the query has rejected the torch of the machine's own sources.
+        # Only this page is used, because the sources in the host's settings do not have the pinned torch.
         environment = {name: value for name, value in self.uv.environment.items() if name != "UV_FIND_LINKS"}
         page_only = replace(self.uv, environment=environment, config={})
         try:
@@ -124,7 +127,7 @@ class PipInstaller:
         except _NotCachedError:
             if uv is self.uv:
                 raise
-            self._run(arguments, self.uv, lock, variant)  # a package may be cached from before a mirror was chosen
+            self._run(arguments, self.uv, lock, variant)  # a package may have been cached before a mirror was chosen
 
     def _run(
         self,
@@ -133,17 +136,17 @@ class PipInstaller:
         stdin: str | None = None,
         variant: Variant | None = None,
     ) -> None:
-        """Run uv, and turn its failures into our errors.
+        """Run uv, and raise an error with the cause and the user's next step if uv fails.
 
         Args:
-            arguments: the arguments of uv.
-            uv: the settings with which it runs.
-            stdin: the text for its input.
-            variant: the variant that it installs; the error for a full disk names its size.
+            arguments: the arguments of the command uv.
+            uv: the inputs of the process.
+            stdin: the text for its standard input.
+            variant: the variant of torch to install; its size is in the message about a full disk.
 
         Raises:
             BlockedError: no space is left, or a package is not cached and the run is offline.
-            CommandError: uv failed.
+            CommandError: uv has failed for another reason.
         """
         needed = variant.install_bytes if variant else None
         try:
@@ -153,8 +156,7 @@ class PipInstaller:
             if re.search(r"os error 28|No space left|os error 122|Disk quota", f"{error} {proxy_failure}"):
                 size = f" (about {needed:,} bytes are needed)" if needed else ""
                 raise BlockedError(
-                    f"{self.final_prefix}: no space left{size}. Free some space, or give another --root, then run "
-                    "again."
+                    f"{self.final_prefix}: no space left{size}. Free some space, or use another --root, then run again."
                 ) from error
             if self.offline:
                 reason = str(error).splitlines()[-1].strip().rstrip(".")

@@ -1,4 +1,4 @@
-"""Inspects the prefix of an environment: its interpreter, its size, and the files of its conda packages."""
+"""Inspects the prefix, the folder of an environment: its interpreter, its size and the files of conda packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHEBANG_LIMIT = 127  # Linux before 5.1 cuts a longer first line of a script (B
 
 
 def python_version(python: Path) -> str | None:
-    """Return the version of an interpreter, such as "3.11.7", or None if it does not run."""
+    """Return the version of a Python interpreter, such as "3.11.7"; None if the interpreter does not run."""
     try:
         return process.run([python, "-I", "-S", "-c", _VERSION], timeout_seconds=20).stdout.strip() or None
     except process.CommandError:
@@ -32,12 +32,14 @@ def python_version(python: Path) -> str | None:
 
 
 def find_python(supported: Sequence[str], first: Path, advice: str) -> tuple[Path, str]:
-    """Return an interpreter of this machine with a supported version, and its full version.
+    """Return the path and the full version of a Python interpreter on this host with a supported version.
+
+    For a venv it is the interpreter from which the venv was made.
 
     Args:
-        supported: versions such as "3.11", the best first.
+        supported: the supported versions, such as "3.11", the best first.
         first: the path of the interpreter that is tried before those on the PATH.
-        advice: the command that installs a supported Python, for the error message.
+        advice: the command that installs a supported Python, for the message of the error.
 
     Raises:
         BlockedError: no interpreter has a supported version.
@@ -55,18 +57,22 @@ def find_python(supported: Sequence[str], first: Path, advice: str) -> tuple[Pat
     available = ", ".join(sorted(set(other_versions))) or "none"
     raise BlockedError(
         f"this machine has no Python {' or '.join(supported)} (it has: {available}), and the locks have wheels for "
-        f"these versions only. Install one, for example with `{advice}`, then run again."
+        f"these versions only. Install one of them, for example with `{advice}`, then run again."
     )
 
 
 def too_long_for_scripts(prefix: Path) -> str | None:
-    """Return a warning if the path is too long for the first line of scripts, so that they may not start; else None."""
+    """Return a warning if the path of a prefix is too long for the first line of scripts; else None.
+
+    The first line has the path of the interpreter. A script with a line of more than 127 characters may fail to start.
+    """
     line = f"#!{prefix}/bin/python3.11"
     if len(line) <= _SHEBANG_LIMIT:
         return None
     return (
-        f"the path {prefix} makes the first line of its scripts longer than {_SHEBANG_LIMIT} characters, so they may "
-        f"not start; choose a root of at most {_SHEBANG_LIMIT - len(line) + len(str(prefix.parent.parent))} characters"
+        f"with the path {prefix}, the first line of scripts has more than {_SHEBANG_LIMIT} characters, so the scripts "
+        "may fail to start; choose a root whose path has at most "
+        f"{_SHEBANG_LIMIT - len(line) + len(str(prefix.parent.parent))} characters"
     )
 
 
@@ -75,7 +81,7 @@ def size_bytes(prefix: Path, without: Collection[str] = ()) -> int:
 
     Args:
         prefix: the folder.
-        without: the names of direct subfolders that are not counted.
+        without: the names of subfolders directly in the folder that are not counted.
     """
     seen, total = set(), 0
     for base, folders, files in os.walk(prefix):
@@ -93,7 +99,7 @@ def size_bytes(prefix: Path, without: Collection[str] = ()) -> int:
 
 
 def conda_records(prefix: Path) -> dict[str, dict[str, Any]]:
-    """Return {name: record} of the conda packages that are recorded in an environment's conda-meta folder."""
+    """Return {name of a package: its record} from the JSON files in an environment's conda-meta folder."""
     records = {}
     for file in sorted((prefix / "conda-meta").glob("*.json")):
         try:
@@ -110,11 +116,13 @@ def damaged_conda_packages(
 ) -> dict[str, str]:
     """Return {name: reason} of the locked conda packages that are missing, another build, or have damaged files.
 
+    The reason is the end of a sentence whose subject is the package, or a sentence about one of its files.
+
     Args:
-        prefix: an environment made from conda packages.
-        packages: the packages that the lock pins.
-        deep: compare the hash of each file with its record, not only the size.
-        progress: receives the number of hashed files and bytes.
+        prefix: the folder of an environment with conda packages.
+        packages: the packages in the conda lock file.
+        deep: compare the hash of each file with the record of its package, not only the size.
+        progress: called while files are hashed, as `core.progress.Progress` describes; it counts files or bytes.
     """
     records = conda_records(prefix)
     damaged, intact = {}, []
@@ -124,12 +132,12 @@ def damaged_conda_packages(
             damaged[package.name] = "is not installed"
         elif record.get("sha256") != package.sha256:
             version, build = record.get("version"), record.get("build")
-            damaged[package.name] = f"is {version} ({build}), the lock pins {package.url.rpartition('/')[2]}"
+            damaged[package.name] = f"is {version} ({build}), but the lock pins {package.url.rpartition('/')[2]}"
         else:
             intact.append((package.name, record))
     hashed, digests = {}, []
     for name, record in intact:
-        reason = _stat_files(prefix, record)
+        reason = _size_fault(prefix, record)
         if reason:
             damaged[name] = reason
         elif deep:
@@ -142,8 +150,8 @@ def damaged_conda_packages(
     return damaged
 
 
-def _stat_files(prefix: Path, record: dict[str, Any]) -> str | None:
-    """Return a text for the first file of a package's record that is missing or has another size, or None."""
+def _size_fault(prefix: Path, record: dict[str, Any]) -> str | None:
+    """Return a text about the first file in a conda record that is missing or has another size; None without one."""
     content = {row["_path"] for row in _content(record)}
     for row in record.get("paths_data", {}).get("paths", []):
         try:
@@ -151,19 +159,22 @@ def _stat_files(prefix: Path, record: dict[str, Any]) -> str | None:
         except OSError:
             return f"{row['_path']} is missing"
         if row["_path"] in content and "prefix_placeholder" not in row and row.get("size_in_bytes", size) != size:
-            return f"{row['_path']} has {size} bytes, its record has {row['size_in_bytes']}"
+            return f"{row['_path']} has {size} bytes, but its record in conda-meta lists {row['size_in_bytes']}"
     return None
 
 
 def _content(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a package's record for files with content: no links, and no compiled bytecode."""
+    """Return the rows of a package's record for files with content, without symbolic links and compiled bytecode."""
     kinds = {"hardlink", "unix_python_entry_point"}
     rows = record.get("paths_data", {}).get("paths", [])
     return [row for row in rows if row.get("path_type") in kinds and not row["_path"].endswith(".pyc")]
 
 
 def _digests(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (path, sha256 in hex) of each file of a package's record, after the prefix was written into the file."""
+    """Return (path in the prefix, sha256 in hex) of each file in a package's record that has a hash.
+
+    It is the hash of the installed file, in which the path of the prefix may have been written.
+    """
     digests = []
     for row in _content(record):
         digest = row.get("sha256_in_prefix") or (None if "prefix_placeholder" in row else row.get("sha256"))

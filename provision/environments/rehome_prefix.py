@@ -1,4 +1,4 @@
-"""Rewrites the prefix of a moved environment in its scripts, and updates the RECORD of their packages."""
+"""Replaces the path of a moved environment in its scripts, and updates their hashes in RECORD, the list of a wheel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def rewrite(prefix: Path, old: str, new: str) -> None:
 
     Args:
         prefix: the current folder of the environment.
-        old: the path in its scripts.
-        new: the path that replaces it.
+        old: the path of the environment in the scripts.
+        new: the path that replaces `old`.
     """
     old_bytes, new_bytes = os.fsencode(old), os.fsencode(new)
     changed = {}
@@ -29,7 +29,7 @@ def rewrite(prefix: Path, old: str, new: str) -> None:
         if script.is_symlink() or not script.is_file() or _is_binary(script):
             continue
         content = script.read_bytes()
-        # Match only whole path components: /data/env is not a part of /data/env2.
+        # Match only whole components of a path: /data/env must not match in /data/env2.
         rewritten = re.sub(re.escape(old_bytes) + rb"(?=[/\"'\s:;)]|$)", lambda _: new_bytes, content)
         if rewritten != content:
             part = script.with_name(f".{script.name}.part")
@@ -43,7 +43,12 @@ def rewrite(prefix: Path, old: str, new: str) -> None:
 
 
 def _update_record(record: Path, changed: dict[str, tuple[bytes, int]]) -> None:
-    """Write the new digest and size of the changed scripts ({name: (sha256, bytes)}) into a RECORD."""
+    """Write the new hashes and sizes of changed scripts into a RECORD file.
+
+    Args:
+        record: the path of the RECORD file.
+        changed: {name of a script: (sha256 digest, size in bytes)}.
+    """
     text = record.read_text(encoding="utf-8")
     if "../bin/" not in text and "../Scripts/" not in text:
         return

@@ -1,4 +1,4 @@
-"""Removes an environment that firstlight made and in which no program runs."""
+"""Removes an environment that firstlight has built, unless a program runs in it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 def removable_bytes(prefix: Path, root: Root) -> int:
-    """Return the size in bytes of an environment that may be removed.
+    """Check that an environment can be removed, and return its size in bytes.
+
+    Args:
+        prefix: the folder of the environment.
+        root: the root, whose environments the message lists.
 
     Raises:
-        SpecError: the environment does not exist; the message lists those of the root.
-        BlockedError: firstlight did not make the environment, or a program runs in it.
+        SpecError: the environment does not exist.
+        BlockedError: firstlight did not build the environment, or a program runs in it.
     """
     names = sorted(folder.parent.name for folder in root.prefix("").glob("*/.firstlight.json"))
     if not prefix.exists():
@@ -34,12 +38,19 @@ def removable_bytes(prefix: Path, root: Root) -> int:
         raise BlockedError(f"{prefix} was not made by firstlight, so it is not removed. Inspect it: ls -la {prefix}")
     program = _running_program(prefix)
     if program:
-        raise BlockedError(f"a program runs in {prefix}: {program}. End it, then run again.")
+        raise BlockedError(f"a program runs in {prefix}: {program}. End the program, then run again.")
     return size_bytes(prefix)
 
 
 def remove(prefix: Path, root: Root, home: Path, journal: Journal) -> None:
-    """Remove conda's link to an environment, then rename its folder, then delete the folder."""
+    """Remove the link to an environment in conda's folder, then rename the environment's folder, then delete it.
+
+    Args:
+        prefix: the folder of the environment.
+        root: the root, with the record of links.
+        home: the user's home folder, with conda's folder.
+        journal: the journal of the run.
+    """
     # If this process is killed, the next build deletes the folder, because it has the name of an unfinished build.
     renamed = prefix.with_name(f".{prefix.name}.building-{uuid.uuid4().hex[:8]}")
     journal.record(EnvironmentRemoval(prefix))
@@ -52,7 +63,7 @@ def remove(prefix: Path, root: Root, home: Path, journal: Journal) -> None:
 
 
 def _running_program(prefix: Path) -> str | None:
-    """Return the process id and the command of a program that runs in an environment, or None."""
+    """Return the pid and the command of a program that runs in an environment, as text; None without one."""
     import psutil
 
     beginning = f"{prefix.resolve()}{os.sep}"

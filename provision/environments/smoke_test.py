@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 SCHEMA = 1
-_SECONDS = 900  # measured: 190 s with a cold disk and two busy processes beside it
+_SECONDS = 900  # the timeout; measured: 190 s with a cold disk and two other busy processes
 _PROGRAM = """
 import json, time
 started = time.perf_counter()
@@ -41,23 +41,26 @@ print(json.dumps({"torch": torch.__version__, "diffusers": diffusers.__version__
 
 
 class SmokeStep:
-    """Runs the smoke test when the environment has changed since the last run; a deep check always runs it."""
+    """Runs the smoke test if the environment has changed since the last smoke test; a deep check always runs it."""
 
     name = "smoke"
     essential = False
     local = True
 
     def __init__(self, root: Root, env: str) -> None:
-        """Take the root and the environment's name."""
+        """Store the root and the prefix of the environment with the name `env`."""
         self.root = root
         self.prefix = root.prefix(env)
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return the text of this step in the plan."""
         return "import torch and diffusers in the environment and run one denoising step"
 
     def check(self, *, deep: bool = False) -> Check:
-        """Judge the stored result if the environment has not changed since; `deep` runs the test again."""
+        """Check the stored result of the smoke test; with `deep`, run the smoke test and check its result.
+
+        The state is drifted if there is no result, or if the environment has changed since then.
+        """
         identity = self._identity()
         if identity is None:
             return Check(State.DRIFTED, "the environment is not ready yet")
@@ -75,7 +78,11 @@ class SmokeStep:
             return Check(State.DRIFTED, f"{self.root.smoke} cannot be read")
 
     def apply(self) -> None:
-        """Run the smoke test, and store the result."""
+        """Run the smoke test, and store the result in the root.
+
+        Raises:
+            FirstlightError: the environment has no Python, or the smoke test fails.
+        """
         if self._identity() is None:
             raise FirstlightError(
                 f"{self.prefix} has no usable Python, so the smoke test cannot run. "
@@ -88,8 +95,8 @@ class SmokeStep:
     def _identity(self) -> str | None:
         """Return a digest that changes when the environment is rebuilt or a package is reinstalled.
 
-        The digest covers the interpreter and the .dist-info folders. It does not cover the site-packages folder, which
-        also changes when a program compiles a module in it. The result is None if the environment has no Python.
+        It is a hash of the inodes and times of the interpreter and the .dist-info folders. The site-packages folder
+        itself is left out, because it also changes when Python writes bytecode. None if the environment has no Python.
         """
         python = layout.interpreter(self.prefix)
         try:
@@ -102,8 +109,8 @@ class SmokeStep:
         return digest.hexdigest()
 
     def _run(self) -> dict[str, object]:
-        # This first import also compiles the bytecode, which makes every later start three times faster.
-        # -I keeps modules in the current folder from being imported.
+        # The first import also writes the bytecode, so that every later start is three times faster.
+        # With -I, Python imports no module from the current folder.
         environment = child_environment.child(os.environ)
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.root.hub_in_use)}
         python = layout.interpreter(self.prefix)
@@ -111,7 +118,9 @@ class SmokeStep:
         if completed.returncode != 0:
             last_line = completed.tail(1) or f"exit {completed.returncode}"
             verify = layout.next_command("verify")
-            raise FirstlightError(f"{python} cannot run a denoising step: {last_line}. Run `{verify}`.")
+            raise FirstlightError(
+                f"{python} cannot run a denoising step: {last_line}. To check the packages, run `{verify}`."
+            )
         try:
             result = json.loads(completed.stdout.splitlines()[-1])
         except (IndexError, ValueError):
@@ -122,5 +131,8 @@ class SmokeStep:
         detail = "torch {torch}, diffusers {diffusers}: one denoising step on {device}".format(**result)
         if result["finite"] is not True:
             verify = layout.next_command("verify")
-            return Check(State.BLOCKED, f"{detail} returned values that are not finite. Run `{verify}`.")
+            return Check(
+                State.BLOCKED,
+                f"{detail} returned values that are not finite. To check the packages, run `{verify}`.",
+            )
         return Check(State.OK, f"{detail} in {float(str(result['seconds'])):.1f} s")

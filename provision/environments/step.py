@@ -1,4 +1,4 @@
-"""Defines the step that builds an environment from its lock files, or repairs it."""
+"""Defines the setup step that builds an environment from its lock files, or repairs it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from provision.volume.journal import Journal
 
 SCHEMA = 2
-# The timeouts of the query for torch: before an installation, and for the line of a plan.
+# The timeouts of the query for torch: before an installation, and for the text in the plan.
 _INSTALL_QUERY_SECONDS, _PLAN_QUERY_SECONDS = 30.0, 4.0
 
 
 class EnvStep:
-    """Builds an environment of the root from its locks, and reinstalls its missing and damaged packages."""
+    """Builds an environment in the root from its lock files, and reinstalls its missing and damaged packages."""
 
     essential = False
     local = True  # cached packages can be installed without the network
@@ -60,16 +60,16 @@ class EnvStep:
         progress: Progress = no_progress,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take the definition of the environment and its surroundings.
+        """Store the arguments.
 
         Args:
             root: the root, which contains the prefix.
             definition: the definition of the environment.
-            home: the home with the settings of pip and conda.
+            home: the user's home folder, with the settings of pip and conda.
             journal: the journal of the run.
-            offline: install from caches only.
-            progress: receives the progress of downloads and checks.
-            tell: receives notices, such as the source of torch.
+            offline: install cached packages only.
+            progress: called with the progress of downloads and checks.
+            tell: called with texts for the user, such as the selected source of torch.
         """
         self.name = f"environment {definition.name}"
         self.root = root
@@ -93,7 +93,7 @@ class EnvStep:
         )
 
     def describe(self) -> str:
-        """Return the line of the plan; it queries the sources of torch, unless torch is installed."""
+        """Return the text of this step in the plan; query the sources of torch unless torch is installed."""
         variant = self.definition.variants[0]
         build = f" (torch {variant.torch})" if variant.torch else ""
         text = f"build {self.prefix} from {self.definition.name}/{variant.name}.lock{build}, and verify every checksum"
@@ -106,7 +106,7 @@ class EnvStep:
             return f"{text}; {error}"
 
     def check(self, *, deep: bool = False) -> Check:
-        """Check the interpreter, and the size of each file of the packages; `deep` also compares hashes."""
+        """Check the interpreter and the size of each installed file; with `deep`, check the hashes too."""
         result = self._check(deep=deep)
         obstacle = volume_capabilities.environment_obstacle(self.root) if result.state is State.DRIFTED else None
         return Check(State.BLOCKED, obstacle) if obstacle else result
@@ -131,7 +131,7 @@ class EnvStep:
         return self._ok(marker, deep=deep)
 
     def apply(self) -> None:
-        """Build or repair the environment; packages and files that the user added stay.
+        """Build or repair the environment; packages and files that the user has added are kept.
 
         Raises:
             BlockedError: the root's file system cannot hold an environment; nothing was installed.
@@ -147,11 +147,11 @@ class EnvStep:
                 self._repair(marker)
 
     def _damage(self, marker: dict[str, object], *, deep: bool) -> str | None:
-        """Return the first difference between an environment and its definition, or None.
+        """Return a text about the first difference between an environment and its definition; None without one.
 
         Args:
-            marker: the marker that firstlight wrote into the environment.
-            deep: compare hashes, not only sizes.
+            marker: the content of the environment's marker file.
+            deep: compare the hashes of files, not only their sizes.
         """
         variant = self._variant_of(marker)
         if variant is None:
@@ -165,14 +165,14 @@ class EnvStep:
                 return _summary(reasons)
         version = prefix.python_version(layout.interpreter(self.prefix))
         if version is None or not self._fits(version, variant):
-            return f"its Python does not run ({layout.interpreter(self.prefix)})"
+            return f"{layout.interpreter(self.prefix)} does not run, or has an unsupported version"
         site = environment_marker.site_packages(self.prefix, version)
         locked = self._pip_packages(variant, version, marker)
         reasons = installed_wheels.damaged_packages(site, locked, deep=deep, progress=self.progress)
         return _summary(reasons) if reasons else None
 
     def _ok(self, marker: dict[str, object], *, deep: bool) -> Check:
-        """Return the check of an undamaged environment: its contents, its fallbacks and warnings."""
+        """Return the result of the check of an undamaged environment: its contents, fallbacks and warnings."""
         variant = self._variant_of(marker) or self.definition.variants[0]
         version = prefix.python_version(layout.interpreter(self.prefix)) or ""
         count = len(self._pip_packages(variant, version, marker)) + len(self.conda.packages(marker))
@@ -195,7 +195,7 @@ class EnvStep:
         return Check(State.OK, detail, "; ".join(notes) or None)
 
     def _build(self) -> None:
-        """Build the environment in a temporary folder beside its prefix, and rename it when it is complete."""
+        """Build the environment in a temporary folder, and rename that folder to the prefix at the end."""
         new = self.prefix.with_name(f".{self.prefix.name}.building-{uuid.uuid4().hex[:8]}")
         source, reason = self.conda.choose()
         marker: dict[str, object] = {"interpreter": source.value, "prefix": str(self.prefix), "reason": reason}
@@ -217,13 +217,13 @@ class EnvStep:
             rehome_prefix.rewrite(new, str(new), str(self.prefix))
             self._write_marker(new, marker, variant)
             if self.prefix.exists():
-                self.prefix.rmdir()  # it is empty: check blocks every other folder without a marker
+                self.prefix.rmdir()  # the folder is empty: `check` blocks any other folder without a marker file
             new.rename(self.prefix)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
     def _repair(self, marker: dict[str, object]) -> None:
-        """Install what is missing or damaged in an environment, and rewrite the paths of a moved conda environment."""
+        """Install missing and damaged packages again, and replace the old path in a moved conda environment."""
         python = layout.interpreter(self.prefix)
         installed = prefix.python_version(python)
         routes = self._begin(marker, installed or self._python_version(python_source(marker)), is_new=False)
@@ -257,13 +257,13 @@ class EnvStep:
         return PipInstaller(self.prefix, routes.uv, self.sources, self.offline)
 
     def _venv(self, folder: Path, pip: PipInstaller) -> str:
-        """Make a virtual environment in a folder, and return its Python version."""
+        """Make a virtual environment in a folder, and return its version of Python, such as "3.11.7"."""
         base, version = self._base_python()
         pip.venv(folder, base)
         return version
 
     def _begin(self, marker: dict[str, object], version: str, *, is_new: bool) -> InstallRoutes:
-        """Select and announce the source of torch before any download, and report settings without effect."""
+        """Select the source of torch before any download; report it, and the host's settings without effect."""
         routes = self._routes(marker, version, _INSTALL_QUERY_SECONDS)
         if routes.uv.dropped:
             have = "have" if len(routes.uv.dropped) > 1 else "has"
@@ -272,10 +272,10 @@ class EnvStep:
         return routes
 
     def _ready(self, routes: InstallRoutes, *, is_new: bool) -> None:
-        """Announce the selected route, and check that the environment fits the disk.
+        """Report the selected source of torch, and check the free space if an environment or variant is new.
 
         Raises:
-            BlockedError: there is not enough space.
+            BlockedError: the free space is not sufficient.
         """
         variant = routes.route.variant
         if not routes.is_installed and variant.torch is not None:
@@ -300,7 +300,7 @@ class EnvStep:
         )
 
     def _installed_variant(self, marker: dict[str, object], version: str) -> Variant | None:
-        """Return the variant of an environment if its torch is installed and undamaged, else None."""
+        """Return the variant of the environment if its torch is installed and undamaged, else None."""
         variant = self._variant_of(marker)
         if variant is None:
             return None
@@ -314,7 +314,7 @@ class EnvStep:
         return self.conda.python_version(source) or self._base_python()[1]
 
     def _base_python(self) -> tuple[Path, str]:
-        """Return an interpreter of this machine for a virtual environment, and its version."""
+        """Return the path and version of an interpreter on this host for a virtual environment."""
         advice = f"{uv.uv_binary()} python install {self.definition.pythons[0]}"
         return prefix.find_python(self._pythons(self.definition.variants[0]), uv.base_python(), advice)
 
@@ -323,13 +323,13 @@ class EnvStep:
     ) -> Variant:
         """Install the pip packages of the first variant whose torch is available, and return the variant.
 
-        For a fallback variant, the reasons are written to `marker`.
+        The reasons for a fallback variant are added to `marker`, the content for the marker file, as "passed".
         """
 
         def attempt(route: InstallRoute) -> None:
             packages = self._pip_packages(route.variant, version, marker)
             if packages:
-                # uv must not see conda's packages: it would overwrite their files.
+                # The packages from conda are left out, because uv would overwrite their files.
                 conda = {requirements.normal(package.name) for package in self._conda_python_packages(marker)}
                 lock = requirements.without(self.definition.locks.text(route.variant.name), conda)
                 pip.install(folder, route, version, packages, lock)
@@ -342,15 +342,15 @@ class EnvStep:
     def _pip_packages(
         self, variant: Variant, version: str, marker: dict[str, object]
     ) -> Sequence[requirements.LockedPackage]:
-        """Return the packages of the pip lock, without those that conda installs.
+        """Return the packages in the pip lock file, without those that conda installs.
 
         Args:
-            variant: the variant of torch, which has its own lock.
-            version: the version of the environment's Python.
-            marker: the marker of the environment; it names the source of Python.
+            variant: the variant of torch, which has a pip lock file of its own.
+            version: the version of the environment's Python, such as "3.11.7".
+            marker: the content of the environment's marker file, with the source of Python.
 
         Raises:
-            SpecError: the pip lock and the conda lock pin different versions of one package.
+            SpecError: the pip lock file and the conda lock file pin different versions of a package.
         """
         lock = self.definition.locks.pip_file(variant.name)
         if not lock.exists() and variant.torch is None:
@@ -370,31 +370,31 @@ class EnvStep:
         return [package for package in self.conda.packages(marker) if package.is_python]
 
     def _variant_of(self, marker: dict[str, object]) -> Variant | None:
-        """Return the variant that the marker names, or None if it does not fit this machine."""
+        """Return the variant in the content of a marker file; None if it is not one of this host's variants."""
         variants = self.definition.variants
         return next((variant for variant in variants if variant.name == marker.get("variant")), None)
 
     def _pythons(self, variant: Variant) -> Sequence[str]:
-        """Return the Python versions for which the lock of a variant has wheels, such as "3.11"."""
+        """Return the Python versions for which the lock file of a variant has wheels, such as "3.11"."""
         return variant.python or self.definition.pythons
 
     def _fits(self, version: str, variant: Variant) -> bool:
         return version.rpartition(".")[0] in self._pythons(variant)
 
     def _delete_unfinished(self) -> None:
-        """Delete the temporary folders that killed builds and removals have left."""
+        """Delete the temporary folders that were left by killed builds and removals."""
         for folder in self.prefix.parent.glob(f".{self.prefix.name}.building-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _write_marker(self, folder: Path, marker: dict[str, object], variant: Variant) -> None:
         with OpenDir.at(folder) as prefix:
-            prefix.sync_file_system()  # an environment that is marked as complete must not lose files to a power loss
+            prefix.sync_file_system()  # no file of an environment with a marker file may be lost in a power cut
         content = marker | {"schema": SCHEMA, "env": self.definition.name, "variant": variant.name}
         if read_owner(folder) != content:
             write_atomic(folder / MARKER_NAME, json.dumps(content, sort_keys=True) + "\n")
 
 
 def _summary(reasons: dict[str, str]) -> str:
-    """Return the first of {package: reason} as text, and the number of the others."""
+    """Return the first of {package: reason} as text, with the number of the other packages."""
     name, reason = next(iter(reasons.items()))
     return f"{name}: {reason}" + (f", and {len(reasons) - 1} more" if len(reasons) > 1 else "")

@@ -1,4 +1,8 @@
-"""Selects the source of torch: this machine's own sources, the pages of the variant, then a fallback variant."""
+"""Selects the variant of torch to install, and the source from which it is installed.
+
+For each variant, the sources in the host's settings of pip and uv come first, then the pages with its builds. If none
+of them has torch, a fallback variant is selected.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +32,16 @@ _UNPACKED = 1.8
 
 
 class TorchError(process.CommandError):
-    """Raised when torch could not be installed, but the other packages of the lock could."""
+    """Report that torch could not be installed, but the other packages of the lock file could."""
 
 
 @dataclass(frozen=True)
 class InstallRoute:
     """Describe how torch is installed: its variant and its source.
 
-    `page` is the URL of the page from which only torch is installed; None means uv's own sources. `source` is the name
-    of the source in messages.
+    `page`: the URL of the page from which only torch is installed; None: torch is installed from the same sources as
+    the other packages.
+    `source`: the name of the source in messages.
     """
 
     variant: Variant
@@ -45,17 +50,23 @@ class InstallRoute:
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """Return the key of the route. All of uv's own sources have one key, because uv uses them together."""
+        """Return (name of the variant, page), which identifies the route.
+
+        All sources without a page of their own have the same key, because uv uses them together.
+        """
         return self.variant.name, self.page
 
 
 @dataclass
 class InstallRoutes:
-    """Selects the best route for an environment, and the next one after a failure; each selection queries the sources.
+    """Selects the best route for an environment, and another route after a failure; each selection queries the sources.
 
-    `variants` has the chosen variant first, then its fallbacks. `pins` returns the torch that the lock of a variant
-    pins, or None if it pins none. `seconds` is the timeout of a query. `installed` is the variant whose torch is
-    installed and undamaged, or None. `rejections` has the reason for each source that was not taken.
+    `sources`: the sources of packages in this run. `uv`: the inputs of uv, with the sources in the host's settings.
+    `variants`: the chosen variant first, then its fallbacks.
+    `pins`: returns the torch that the lock file of a variant pins; None if it pins none.
+    `seconds`: the timeout of a query.
+    `installed`: the variant whose torch is installed and undamaged; None without one.
+    `rejections`: a text for each source that does not have torch, or from which the installation has failed.
     """
 
     sources: PackageSources
@@ -67,7 +78,7 @@ class InstallRoutes:
     rejections: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start without a failed route."""
+        """Set that no route has failed, and that no route is selected."""
         self._failed: dict[tuple[str, str | None], str] = {}
         self._route: InstallRoute | None = None
 
@@ -79,7 +90,7 @@ class InstallRoutes:
         return self._route
 
     def _next(self) -> InstallRoute | None:
-        """Return the best route that has not failed, or None, and set `rejections` to the reasons against others."""
+        """Return the best route that has not failed, or None; set `rejections` to a text for each other source."""
         if self.is_installed and self.installed is not None:
             return InstallRoute(self.installed, None, _OWN)
         self.rejections = []
@@ -90,22 +101,23 @@ class InstallRoutes:
                 if route.key not in self._failed:
                     return route
                 self.rejections.append(f"{route.source}: {self._failed[route.key]}")
-        # No query has found torch. A query can be wrong, so uv tries its own sources before this becomes an error.
+        # No query has found torch. A query can be wrong, so uv is run once with its own sources before an error is
+        # raised.
         last = InstallRoute(self.variants[0], None, _OWN)
         return None if last.key in self._failed else last
 
     def follow(
         self, attempt: Callable[[InstallRoute], None], ready: Callable[[], None], report: Callable[[str], None]
     ) -> Variant:
-        """Install by the first route that works, and return its variant.
+        """Install by one route after another until a route succeeds, and return its variant.
 
         Args:
-            attempt: installs by a route; raises TorchError if only torch could not be installed.
-            ready: announces each further route before it is tried; raises BlockedError if it does not fit the disk.
-            report: receives the reason for each failed route.
+            attempt: a function that installs by a route, and raises TorchError if only torch could not be installed.
+            ready: called before each further route; it raises BlockedError if the environment does not fit the disk.
+            report: called with a text for the user after each failed route.
 
         Raises:
-            FirstlightError: every route failed.
+            FirstlightError: every route has failed.
         """
         errors: list[TorchError] = []
         while True:
@@ -125,11 +137,11 @@ class InstallRoutes:
 
     @property
     def is_installed(self) -> bool:
-        """Return whether torch is installed and no route has failed, so that torch is not downloaded."""
+        """Return whether torch is installed already and no route has failed; then torch is not downloaded."""
         return self.installed is not None and not self._failed
 
     def announce(self, root: Root) -> str:
-        """Return a line about the selected route: the source of torch, its size, and the free space of the root."""
+        """Return a line for the user: the selected source of torch, its size, and the free space of the root."""
         route, first = self.route, self.variants[0]
         text = f"torch {route.variant.torch} from {route.source}"
         if route.variant.name != first.name:
@@ -141,12 +153,12 @@ class InstallRoutes:
         if self.sources.offline:
             return BlockedError(str(error))
         return FirstlightError(
-            f"torch {self.variants[0].torch} is not available: {'; '.join(self.rejections)}. Name a folder or page "
-            f"that has it, then run again: PIP_FIND_LINKS=… {layout.program()} setup. The installer's message:\n{error}"
+            f"torch {self.variants[0].torch} is not available: {'; '.join(self.rejections)}. Set a folder or page with "
+            f"this torch: PIP_FIND_LINKS=FOLDER_OR_URL {layout.program()} setup. The installer's message:\n{error}"
         )
 
     def _routes(self, variant: Variant) -> tuple[list[InstallRoute], list[str]]:
-        """Return the routes to a variant, the best first, and the reasons against the other sources."""
+        """Return ([route to install a variant], [text about a source that does not have it]), the best route first."""
         pinned = self.pins(variant)
         if pinned is None:
             return [InstallRoute(variant, None, _OWN)], []
@@ -164,7 +176,7 @@ class InstallRoutes:
         source = next((answer.source for answer in uv_answers if answer.has), None)
         if source is not None or any(answer.has is None for answer in uv_answers):
             routes.append(InstallRoute(variant, None, source.name if source else _OWN))
-        # A page with an unclear answer is tried before a fallback variant: a status 503 may be gone a moment later, and
+        # A page whose answer is unclear, such as 503, is tried before a fallback variant: it may soon be available, and
         # the fallback may be gigabytes larger.
         page_answers = answers[len(uv_sources) :]
         usable = [answer for answer in page_answers if answer.has]
@@ -173,7 +185,7 @@ class InstallRoutes:
 
 
 def sizes(variant: Variant) -> str:
-    """Return the known sizes of a variant, such as ": about 0.4 GB to download, 1.0 GB on disk", or an empty text."""
+    """Return the known sizes of a variant, such as ": about 0.4 GB to download, 1.0 GB on disk"; "" without any."""
     parts = []
     if variant.download_bytes is not None:
         parts.append(f"{_gigabytes(variant.download_bytes)} to download")
@@ -186,10 +198,10 @@ def need_space(variant: Variant, name: str, root: Root, cache: Path) -> None:
     """Check that the root has enough free space for an environment.
 
     Args:
-        variant: the variant of torch, whose sizes are used; without sizes nothing is checked.
+        variant: the variant of torch, with the size of the environment; if no size is known, nothing is checked.
         name: the name of the environment in the message.
-        root: the root; its folder is made.
-        cache: uv's cache. On the file system of the root, its unpacked packages need no further space.
+        root: the root; its folder is made if it does not exist.
+        cache: uv's cache. If it is on the root's file system, packages that are unpacked in it need no further space.
 
     Raises:
         BlockedError: there is not enough space.
@@ -207,7 +219,7 @@ def need_space(variant: Variant, name: str, root: Root, cache: Path) -> None:
     if free < needed:
         raise BlockedError(
             f"{root.path}: {free:,} bytes are free, about {needed:,} are needed for {name} "
-            f"({variant.name}{sizes(variant)}). Free some space, or give another --root, then run again."
+            f"({variant.name}{sizes(variant)}). Free some space, or use another --root, then run again."
         )
 
 

@@ -1,4 +1,4 @@
-"""Queries sources of packages for a pinned wheel: whether a source lists it for this machine, and serves it."""
+"""Queries package sources for a pinned package: whether a source lists a wheel for this host, and serves its file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from provision.installers.uv import UvSources
 
 _CONNECT_SECONDS = 4.0
-# These statuses do not show whether the source has the file. An installer may have a password that we do not have.
+# These statuses do not show whether the source has the file. uv may have a password that this module does not have.
 _UNCLEAR_STATUSES = {401, 403, 407, 429}
 
 
 @dataclass(frozen=True)
 class TorchSource:
-    """Describe one source of packages; `name` is its name in messages, and `kind` is "index" or "find-links"."""
+    """Describe one source of packages.
+
+    `name`: its name in messages. `url`: its URL or path. `kind`: "index", or "find-links" for a folder or a page with
+    links to files.
+    """
 
     name: str
     url: str
@@ -40,7 +44,11 @@ class TorchSource:
 
 @dataclass(frozen=True)
 class PinnedPackage:
-    """Describe a package that a lock pins: `hashes` are sha256 digests, `python` is a version such as "3.11.7"."""
+    """Describe a package in a lock file.
+
+    `hashes`: the sha256 digests of its files, in hex. `python`: the version of the environment's Python, such as
+    "3.11.7".
+    """
 
     name: str
     version: str
@@ -56,8 +64,9 @@ class PinnedPackage:
 class SourceAnswer:
     """Hold the result of one query.
 
-    `has` is True if the source has the file, and None if this is not known. `reason` explains a result that is not
-    True. `is_unclear`: the server was busy or requested a password, so an installer may succeed.
+    `has`: True if the source has the file, False if not, None if the query has not shown it.
+    `reason`: the end of a sentence whose subject is the source, such as "answers 404"; "" if `has` is True.
+    `is_unclear`: the server was busy or requested a password, so an installation may still succeed.
     """
 
     source: TorchSource
@@ -67,7 +76,10 @@ class SourceAnswer:
 
 
 def own_sources(uv: UvSources) -> list[TorchSource]:
-    """Return the sources in uv's settings; folders and pages of files come first, the default index last."""
+    """Return the sources in uv's environment variables and settings.
+
+    Folders and pages of the option find-links come first, the default index last.
+    """
     env = uv.environment
     links = [link for link in env.get("UV_FIND_LINKS", "").split(",") if link] + uv_settings.find_links(uv.config)
     pages = [TorchSource(f"find-links {redact(link)}", link, "find-links") for link in links]
@@ -99,9 +111,9 @@ def query_all(
     Args:
         sources: the sources.
         pinned: the package.
-        session: makes a session for each request.
-        seconds: the timeout; it is not known whether a source without an answer by then has the file.
-        insecure: the hosts whose certificate is not verified, in the format of UV_INSECURE_HOST.
+        session: a function that returns a new HTTP session for each request.
+        seconds: the timeout of the query; in the answer of a source without a response by then, `has` is None.
+        insecure: the hosts whose certificates are not verified, separated by spaces as in UV_INSECURE_HOST.
     """
     queries = [_IndexQuery(source, pinned, session, time.monotonic() + seconds, insecure.split()) for source in sources]
     threads = [threading.Thread(target=query.run, daemon=True) for query in queries]
@@ -114,16 +126,20 @@ def query_all(
 
 
 class _NotServedError(Exception):
-    """Raised when a source does not have the file; the text is the reason."""
+    """Report that a source does not have the file; the message is the end of a sentence about the source."""
 
 
 class _UnclearError(Exception):
-    """Raised when the answer does not show whether the source has the file; the text is the reason."""
+    """Report that a response does not show whether the source has the file; the message is as in _NotServedError."""
 
 
 @dataclass
 class _IndexQuery:
-    """Queries one source in a thread of its own, until `deadline` on the monotonic clock."""
+    """Queries one source in a thread of its own.
+
+    `deadline`: the end of the query, by `time.monotonic()`. `insecure`: the hosts whose certificates are not verified.
+    `answer`: the result; None until the query has ended.
+    """
 
     source: TorchSource
     pinned: PinnedPackage
@@ -133,12 +149,12 @@ class _IndexQuery:
     answer: SourceAnswer | None = field(default=None)
 
     def run(self) -> None:
-        """Set `answer`; no exception leaves this function."""
+        """Query the source and set `answer`; every exception is caught and becomes an answer."""
         import requests
         import urllib3
 
         try:
-            self._judge(self._files())
+            self._check_listed(self._files())
             self.answer = SourceAnswer(self.source, has=True)
         except _NotServedError as error:
             self.answer = SourceAnswer(self.source, False, str(error))
@@ -148,7 +164,7 @@ class _IndexQuery:
             self.answer = SourceAnswer(self.source, None, str(error))
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self.answer = SourceAnswer(self.source, None, f"does not answer ({type(error).__name__})")
-        except Exception as error:  # a wrong response of one server must not end the other queries
+        except Exception as error:  # an invalid response of one server must not end the thread without an answer
             self.answer = SourceAnswer(self.source, None, f"cannot be read ({type(error).__name__})")
 
     def _files(self) -> list[index_page.IndexFile]:
@@ -184,7 +200,13 @@ class _IndexQuery:
             except index_page.NoIndexError as error:
                 raise _NotServedError(str(error)) from None
 
-    def _judge(self, files: Sequence[index_page.IndexFile]) -> None:
+    def _check_listed(self, files: Sequence[index_page.IndexFile]) -> None:
+        """Check that the files have a wheel of the package for this host, with a pinned hash, and that it is served.
+
+        Raises:
+            _NotServedError: they have no such wheel, or the source does not serve it.
+            _UnclearError: the response does not show whether the source has the wheel.
+        """
         from packaging.utils import InvalidWheelFilename, parse_wheel_filename
         from packaging.version import Version
 
@@ -207,6 +229,7 @@ class _IndexQuery:
         self._check_served([(file, self._hash(file)) for file in usable])
 
     def _check_served(self, files: Sequence[tuple[index_page.IndexFile, str | None]]) -> None:
+        """Request one byte of the first (file, sha256) with a pinned hash, else of the first with an unknown hash."""
         matching = [file for file, digest in files if digest in self.pinned.hashes]
         usable = matching or [file for file, digest in files if digest is None]
         if not usable:
@@ -215,8 +238,8 @@ class _IndexQuery:
         file = usable[0]
         if _local(file.url) is not None:
             return
-        # One byte shows that the file exists. A server without range requests starts to send the whole file; then the
-        # connection is closed after the header.
+        # One byte shows that the file exists. A server without range requests starts to send the whole file, but the
+        # connection is closed after the headers.
         headers = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
         with self._get(file.url, headers) as response:
             if response.status_code in _UNCLEAR_STATUSES:
@@ -225,7 +248,10 @@ class _IndexQuery:
                 raise _NotServedError(f"lists {file.name}, but answers {response.status_code} for it")
 
     def _hash(self, file: index_page.IndexFile) -> str | None:
-        """Return the sha256 of a file: computed for a local file, else from the page, or None if the page has none."""
+        """Return the sha256 of a listed file in hex.
+
+        It is computed for a local file. Otherwise it is the one on the page, or None if the page has no hash.
+        """
         path = _local(file.url)
         if path is None:
             return file.sha256
@@ -246,7 +272,7 @@ class _IndexQuery:
 
 
 def _tags(python: str) -> frozenset[object]:
-    """Return the wheel tags that a version of Python supports on this machine."""
+    """Return the wheel tags that a version of Python supports on this host, as `packaging.tags.Tag`."""
     from packaging import tags
 
     major, minor = (int(part) for part in python.split(".")[:2])
@@ -255,7 +281,7 @@ def _tags(python: str) -> frozenset[object]:
 
 
 def _local(url: str) -> Path | None:
-    """Return the local path of a path or file URL, or None for another URL."""
+    """Return the local path for a path or a file: URL; None for another URL."""
     if "://" not in url:
         return Path(url).expanduser()
     parts = urlsplit(url)
@@ -263,13 +289,18 @@ def _local(url: str) -> Path | None:
 
 
 def _row(word: str) -> dict[str, str]:
-    """Return the name and the URL of an index from the value URL or NAME=URL of a variable."""
+    """Return {"name", "url"} of an index for a word NAME=URL in a variable of uv, or {"url"} for a word URL."""
     match = re.match(r"([\w.-]+)=(.+)$", word)
     return {"name": match.group(1), "url": match.group(2)} if match else {"url": word}
 
 
 def _with_password(row: Mapping[str, str], environ: Mapping[str, str]) -> str:
-    """Return the URL of an index with the user and password of UV_INDEX_NAME_USERNAME and UV_INDEX_NAME_PASSWORD."""
+    """Return the URL of an index, with the user and password of UV_INDEX_NAME_USERNAME and UV_INDEX_NAME_PASSWORD.
+
+    Args:
+        row: the "url" of the index, and perhaps its "name".
+        environ: the environment variables.
+    """
     name = re.sub(r"\W", "_", row.get("name", "")).upper()
     user, password = (environ.get(f"UV_INDEX_{name}_{part}", "") for part in ("USERNAME", "PASSWORD"))
     parts = urlsplit(row["url"])

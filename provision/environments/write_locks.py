@@ -1,4 +1,7 @@
-"""Writes the lock files of an environment, solved by rattler and uv: hashes without URLs, which fit any mirror."""
+"""Writes the lock files of an environment, which rattler and uv solve.
+
+The pip lock files have hashes and no URLs, so packages can be installed from any mirror.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,14 @@ if TYPE_CHECKING:
 _HEADER = "# Written by `provision env lock`: hashes, and no URLs. Do not edit.\n"
 _TOOLBOX_PYTHON = "3.10"
 _SYS_PLATFORM = {"linux": "linux", "darwin": "darwin", "windows": "win32"}
-# uv resolves for a single operating system only if a project file requests it.
+# The pyproject.toml with which uv resolves for a single operating system; uv has no command-line option for that.
 _PROJECT = """\
 [project]
 name = "lock"
 version = "0"
 requires-python = ">={python}"
 """
-# The virtual packages of the oldest supported systems. Source: the minimum versions of conda-forge's own builds.
+# {system: the virtual packages of its oldest supported version}. Source: the minimum versions of conda-forge's builds.
 _VIRTUAL_PACKAGES = {
     "linux": ("__unix=0", "__linux=4.18", "__glibc=2.17"),
     "osx": ("__unix=0", "__osx=11.0"),
@@ -43,19 +46,20 @@ _VIRTUAL_PACKAGES = {
 
 
 def lock(envs: Path, name: str, options: SolverOptions) -> list[Path]:
-    """Write the locks of an environment, and return their paths.
+    """Write the lock files and the list of probe files of an environment, and return the paths of the written files.
 
-    There is one conda lock, and one pip lock for each variant of torch, or a single one without torch.
+    There is one conda lock file if the environment has an environment.yml. There is one pip lock file for each variant
+    of torch, or a single one if the environment has no torch.
 
     Args:
-        envs: the folder with torch.toml and the environment's folder.
-        name: the environment; "toolbox" has three locks of its own.
+        envs: the folder with torch.toml and a folder for each environment.
+        name: the name of the environment; "toolbox" has three pip lock files of its own.
         options: the options for the conda packages.
 
     Raises:
-        SpecError: the environment does not exist, torch.toml is wrong, or one package is requested from both conda and
-            pip.
-        FirstlightError: there is no solution, or an index or channel does not answer.
+        SpecError: the environment does not exist, torch.toml is invalid, or the same package is required from conda
+            and pip.
+        FirstlightError: there is no solution, or an index or channel is unavailable.
     """
     inputs = {
         file.parent.name for pattern in ("requirements.in", "environment.yml") for file in envs.glob(f"*/{pattern}")
@@ -93,11 +97,16 @@ def lock(envs: Path, name: str, options: SolverOptions) -> list[Path]:
 
 
 def probe_files_of(lock_file: Path, python: str, variant: Variant | None) -> list[dict[str, object]]:
-    """Return the rows of the probe files of a pip lock.
+    """Return the rows for probe files of a pip lock file: small files that a probe downloads from a mirror.
 
-    The lock is resolved again in the format of PEP 751, which has the size and upload time of each file.
+    uv resolves the lock file again in the format of PEP 751, which has the size and upload time of each file.
+
+    Args:
+        lock_file: the path of the pip lock file.
+        python: the oldest Python version, such as "3.11".
+        variant: the variant of torch in the lock file; None without torch.
     """
-    # A local version such as 2.13.0+cpu is on no mirrored index, and may have a wheel for a single Python version.
+    # A local version such as 2.13.0+cpu is on no mirror of an index, and may have a wheel for one Python version only.
     text = lock_file.read_text(encoding="utf-8")
     local = {name for name, (version, _) in requirements.hashes(text).items() if "+" in version}
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,10 +121,12 @@ def probe_files_of(lock_file: Path, python: str, variant: Variant | None) -> lis
 class SolverOptions:
     """Hold the options with which the conda packages of an environment are solved.
 
-    `platforms` are conda's names such as "linux-64"; None means those of environment.yml, else those of the existing
-    lock, else all platforms of conda-forge. `mirrors` is {official channel URL: mirror URL}. `virtual` are additional
-    virtual packages such as "__cuda=12.8". `keep_conda` keeps the existing conda lock. `tool` is "rattler" or
-    "conda-lock".
+    `platforms`: conda's names of the platforms, such as "linux-64"; None: those in environment.yml, else those in the
+        existing lock file, else all known platforms.
+    `mirrors`: {official URL of a channel: URL of its mirror}.
+    `virtual`: additional virtual packages, such as "__cuda=12.8".
+    `keep_conda`: keep the existing conda lock file.
+    `tool`: the solver, "rattler" or "conda-lock".
     """
 
     platforms: Sequence[str] | None
@@ -126,11 +137,15 @@ class SolverOptions:
 
 
 def solve_conda(folder: Path, options: SolverOptions) -> list[CondaPackage]:
-    """Solve the environment.yml of a folder for each platform, and return the packages with official URLs.
+    """Return the conda packages that satisfy a folder's environment.yml on each platform, with official URLs.
+
+    Args:
+        folder: the folder of the environment in envs/.
+        options: the options of the solver.
 
     Raises:
-        SpecError: environment.yml is not valid.
-        FirstlightError: there is no solution, or a channel does not answer.
+        SpecError: environment.yml is not valid, or an option is not for this solver.
+        FirstlightError: there is no solution, or a channel is unavailable.
     """
     environment = conda_lock.read_environment(folder / "environment.yml")
     target = folder / "conda-lock.yml"
@@ -140,7 +155,9 @@ def solve_conda(folder: Path, options: SolverOptions) -> list[CondaPackage]:
     specs = [spec for spec, _ in environment.conda]
     if options.tool == "conda-lock":
         if options.virtual:
-            raise SpecError("--virtual is for rattler; conda-lock reads virtual packages from its own file. Omit it.")
+            raise SpecError(
+                "--virtual is for rattler; conda-lock reads virtual packages from its own file. Omit --virtual."
+            )
         return conda_lock_cli.solve(specs, environment.channels, platforms, options.mirrors)
     packages = []
     with tempfile.TemporaryDirectory() as cache:
@@ -158,12 +175,12 @@ def _write_conda(folder: Path, packages: Sequence[CondaPackage]) -> Path:
 
 
 def _pip_requirements(folder: Path, scratch: Path) -> Path | None:
-    """Return the path of the requirements for pip, or None if there are none.
+    """Return the path of a file with the requirements for pip; None if there are none.
 
-    The path is requirements.in, else a file in `scratch` with the `pip:` section of environment.yml.
+    It is requirements.in of the folder, or else a new file in `scratch` with the `pip:` list of environment.yml.
 
     Raises:
-        SpecError: both exist, or one package is requested from both conda and pip.
+        SpecError: both lists exist, or the same package is required from conda and pip.
     """
     file = folder / "requirements.in"
     if not (folder / "environment.yml").exists():
@@ -192,7 +209,10 @@ def _pip_requirements(folder: Path, scratch: Path) -> Path | None:
 
 
 def _conda_pins(folder: Path) -> str:
-    """Return the Python packages of the conda lock as constraints, so that pip keeps their versions."""
+    """Return the text of a constraints file with the Python packages of the conda lock file.
+
+    With these constraints, the pip lock files have the same versions of these packages.
+    """
     file = folder / "conda-lock.yml"
     packages = conda_lock.read_lock(file) if file.exists() else []
     return "".join(sorted({f"{package.name}=={package.version}\n" for package in packages if package.is_python}))
@@ -207,23 +227,24 @@ def _compile(
     name: str = "lock",
     flags: Sequence[str] = (),
 ) -> str:
-    """Resolve requirements with uv, and return the text of the lock.
+    """Resolve requirements with uv, and return the text of the lock file.
 
-    The lock is for all Python versions from `python` on, and for all platforms, or for the system of the variant.
+    The lock file is for all Python versions from `python` on. It is for the operating system of the variant, or for all
+    platforms without a variant.
 
     Args:
-        inputs: the files with the requirements.
+        inputs: the paths of the files with the requirements.
         python: the oldest Python version, such as "3.11".
-        variant: the variant of torch, with its page and its system.
-        constraints: files with versions that the lock must keep.
-        name: the file name of uv's output, by which uv chooses the format.
+        variant: the variant of torch, with the page of its builds and its operating system; None without torch.
+        constraints: the paths of files with versions that the lock file must have.
+        name: the file name of uv's output, by which uv selects the format.
         flags: further arguments for uv.
     """
     with tempfile.TemporaryDirectory() as scratch:
         uv = uv_installer.for_uv(os.environ, Path(scratch) / "cache", offline=False)
         env = dict(uv.environment)
-        # A lock needs the hashes of the wheels for all platforms, so it is resolved from one complete index. From an
-        # additional folder with a few wheels, uv would list only their hashes.
+        # A lock file needs the hashes of the wheels for all platforms, so only one complete index is used. If another
+        # index had only a few wheels of a package, uv would write only the hashes of these wheels.
         env.pop("UV_INDEX", None)
         if variant is None or variant.find_links is None:
             env.pop("UV_FIND_LINKS", None)
@@ -235,7 +256,8 @@ def _compile(
         for constraint in constraints:
             arguments += ["--constraints", constraint]
         if variant is not None:
-            # uv reads a project's settings only together with the user's, so the user's come from an empty folder.
+            # uv reads the user's settings together with a project's. So the folder of the user's settings is set to
+            # `scratch`, which has none.
             systems = [f"sys_platform == '{_SYS_PLATFORM[variant.system]}'"]
             project = _PROJECT.format(python=python)
             project += uv_settings.write({"environments": systems, **uv.config}, "tool.uv")
@@ -254,9 +276,16 @@ def _write(target: Path, text: str) -> Path:
 
 
 def add_hashes(text: str, variant: Variant) -> str:
-    """Return the text of a lock whose entry for torch also has the hashes of the variant in torch.toml.
+    """Add the hashes of torch in torch.toml to the entry of torch in a lock file.
 
-    These are the hashes of wheels for other Python versions, which uv does not list.
+    They are the hashes of wheels for other Python versions, which uv does not list.
+
+    Args:
+        text: the text of the lock file.
+        variant: the variant of torch in the lock file.
+
+    Returns:
+        The new text; `text` itself if it has no entry for torch, or the variant has no hashes.
     """
     lines = text.splitlines()
     pinned = f"torch=={variant.torch}"

@@ -56,7 +56,7 @@ def test_root_that_is_too_long_for_scripts_causes_a_warning(
     long_path = tmp_path / ("x" * 60) / ("y" * 60)
     step = env_step(long_path, conda_envs)
     step.apply()
-    assert "longer than 127 characters" in (step.check().fallback or "")
+    assert "has more than 127 characters" in (step.check().fallback or "")
 
 
 def test_package_cache_on_another_file_system_causes_a_warning(step: EnvStep, other_disk: Path) -> None:

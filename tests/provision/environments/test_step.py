@@ -86,10 +86,10 @@ def test_repair_keeps_packages_that_the_user_added(tmp_path: Path, envs: Path, w
     ("command", "detail"),
     [
         ("rm diffusers/__init__.py", "diffusers: diffusers/__init__.py is missing"),
-        ("rm diffusers-8.8.dist-info/RECORD", "diffusers: its RECORD is missing"),
+        ("rm diffusers-8.8.dist-info/RECORD", "diffusers: diffusers-8.8.dist-info/RECORD is missing"),
         ("rm -r diffusers-8.8.dist-info", "diffusers: is not installed"),
-        ("rm torch/big.txt && echo short > torch/big.txt", "torch: torch/big.txt has 6 bytes, its RECORD has 20000"),
-        ("rm ../../../bin/python", "its Python does not run"),
+        ("rm torch/big.txt && echo short > torch/big.txt", "torch: torch/big.txt has 6 bytes, but RECORD lists 20000"),
+        ("rm ../../../bin/python", "does not run, or has an unsupported version"),
     ],
 )
 def test_quick_check_finds_damage_and_apply_repairs_it(tmp_path: Path, envs: Path, command: str, detail: str) -> None:
@@ -112,7 +112,7 @@ def test_package_is_updated_when_the_lock_changes(tmp_path: Path, envs: Path, wh
     write_wheel(wheels, "diffusers", "8.9", {"diffusers/__init__.py": "new = 1\n"})
     (envs / "diffusers/cpu.lock").write_text(lock_text(*sorted(wheels.glob("*.whl"))))
     step = env_step(tmp_path, envs)  # the step of another run, which reads the new lock
-    assert "is 8.8, the lock pins 8.9" in step.check().detail
+    assert "is 8.8, but the lock pins 8.9" in step.check().detail
     step.apply()
     assert step.check(deep=True).state is State.OK
     assert (site_packages(step) / "diffusers/__init__.py").read_text() == "new = 1\n"
