@@ -1,1 +1,1 @@
-"""The installers pip, uv and rattler: the machine's settings for them, and the code that runs them."""
+"""Reads the host's settings of pip, uv and conda, and runs the installers uv and rattler."""

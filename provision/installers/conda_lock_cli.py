@@ -1,4 +1,7 @@
-"""Solves conda packages with the program conda-lock, as an alternative to rattler; it needs conda and its own venv."""
+"""Solves conda packages with the program conda-lock, as an alternative to rattler.
+
+conda-lock requires conda, mamba or micromamba, and is installed into a venv of its own.
+"""
 
 from __future__ import annotations
 
@@ -27,33 +30,42 @@ _SOLVERS = ("conda", "mamba", "micromamba")
 def solve(
     specs: Sequence[str], channels: Sequence[str], platforms: Sequence[str], mirrored: Mapping[str, str]
 ) -> list[CondaPackage]:
-    """Solve specs with conda-lock.
+    """Return the conda packages that satisfy specs, as solved by conda-lock.
 
     Args:
-        specs: the requested packages, in conda's syntax.
-        channels: the names or addresses of the channels.
-        platforms: conda's names of the platforms.
-        mirrored: {official address of a channel: address of its mirror}. conda-lock writes addresses of the mirror.
+        specs: the requested packages, in conda's syntax, such as "numpy>=2".
+        channels: the names or URLs of the channels.
+        platforms: conda's names of the platforms, such as "linux-64".
+        mirrored: {official URL of a channel: URL of its mirror}. conda-lock writes the URLs of mirrors into its output.
 
     Returns:
-        The packages, with official addresses.
+        The packages of all platforms, with official URLs.
 
     Raises:
-        BlockedError: no conda, mamba or micromamba is installed; conda-lock would try to download one.
+        BlockedError: no conda, mamba or micromamba is installed. conda-lock would try to download one of them.
         CommandError: conda-lock has failed.
-        SpecError: the output of conda-lock is not a lock of version 1.
+        SpecError: the output of conda-lock is not a lock file of version 1.
     """
     solver = os.environ.get("CONDA_EXE") or next(filter(None, map(shutil.which, _SOLVERS)), None)
     if solver is None or shutil.which(solver) is None:
         raise BlockedError(
-            f"conda-lock needs one of {', '.join(_SOLVERS)}, and none is on the PATH. Install one, or lock without it: "
-            f"{layout.program()} env lock (rattler solves, and writes the same format)."
+            f"conda-lock needs one of {', '.join(_SOLVERS)}, and none is on the PATH. Install one of them, or lock "
+            f"without conda-lock: {layout.program()} env lock (rattler writes the same format)."
         )
     with tempfile.TemporaryDirectory() as scratch:
         inputs, lock, names = (Path(scratch) / name for name in ("environment.yml", "conda-lock.yml", "names.json"))
         inputs.write_text(json.dumps({"channels": list(channels), "dependencies": list(specs)}), encoding="utf-8")
-        names.write_text("{}", encoding="utf-8")  # without a table of pip's names, conda-lock would download one
-        argv: list[str | Path] = [_tool(), "lock", "--file", inputs, "--lockfile", lock, "--conda", solver]
+        names.write_text("{}", encoding="utf-8")  # without a table of pip's package names, conda-lock downloads one
+        argv: list[str | Path] = [
+            _conda_lock_program(),
+            "lock",
+            "--file",
+            inputs,
+            "--lockfile",
+            lock,
+            "--conda",
+            solver,
+        ]
         argv += ["--pypi_to_conda_lookup_file", names.as_uri()]
         argv += [word for platform in platforms for word in ("--platform", platform)]
         process.run(argv, env=child_environment.child(os.environ) | {"CONDA_EXE": solver})
@@ -61,10 +73,11 @@ def solve(
     return [replace(package, url=conda_settings.official_url(package.url, mirrored)) for package in packages]
 
 
-def _tool() -> Path:
-    """Return the path of conda-lock: from the PATH, or installed from its lock file into a venv.
+def _conda_lock_program() -> Path:
+    """Return the path of the program conda-lock; install it first if it is not on the PATH.
 
-    The venv is beside the toolbox, since the packages of the two conflict.
+    It is installed from `toolbox/interop.lock` into a venv of its own, because its packages conflict with those of the
+    toolbox, the venv in which firstlight runs.
     """
     program = shutil.which("conda-lock")
     if program:

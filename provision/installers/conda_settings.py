@@ -1,4 +1,4 @@
-"""The machine's settings of conda, from its variables and .condarc: channels and their mirrors."""
+"""Reads the host's settings of conda (environment variables and .condarc): channels and their mirrors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from provision.core.redact import redact
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-CHANNELS = "https://conda.anaconda.org"  # conda's default channel_alias, the host in the addresses of its locks
+CHANNELS = "https://conda.anaconda.org"  # conda's default channel_alias, with which the URLs in lock files begin
 
 
 def mirrors(environ: Mapping[str, str], home: Path) -> dict[str, str]:
-    """Return {official address of a channel: address of its mirror} from the machine's conda settings.
+    """Return {official URL of a channel: URL of its mirror} from the host's conda settings.
 
-    Both addresses end with a slash. The first entry that matches an address applies.
+    A URL of all channels (channel_alias) is the last entry. All URLs end with a slash. For a package, the first entry
+    whose official URL is the beginning of the package's URL applies.
     Source: conda's documentation of `channel_alias` and `custom_channels`.
+
+    Args:
+        environ: the environment variables.
+        home: the user's home folder.
 
     Raises:
         SpecError: .condarc cannot be read.
@@ -35,12 +40,12 @@ def mirrors(environ: Mapping[str, str], home: Path) -> dict[str, str]:
 
 
 def own_channels(environ: Mapping[str, str], home: Path, written: Collection[str] = ()) -> str | None:
-    """Return the machine's first own setting of a channel address as text, or None.
+    """Return, as text, the first setting of a channel's URL that firstlight has not written; None without one.
 
     Args:
         environ: the environment variables.
         home: the user's home folder.
-        written: addresses that firstlight has written, which do not count.
+        written: the URLs that firstlight has written to the settings.
 
     Raises:
         SpecError: .condarc cannot be read.
@@ -62,7 +67,12 @@ def own_channels(environ: Mapping[str, str], home: Path, written: Collection[str
 
 
 def mirror_url(url: str, mirrored: Mapping[str, str]) -> str:
-    """Return the address of a package on the mirror of its channel; the official one where there is no mirror."""
+    """Return the URL of a package on the mirror of its channel, or `url` itself if the channel has no mirror.
+
+    Args:
+        url: the official URL of the package.
+        mirrored: {official URL of a channel: URL of its mirror}.
+    """
     for channel, mirror in mirrored.items():
         if url.startswith(channel):
             return mirror + url.removeprefix(channel)
@@ -70,7 +80,12 @@ def mirror_url(url: str, mirrored: Mapping[str, str]) -> str:
 
 
 def official_url(url: str, mirrored: Mapping[str, str]) -> str:
-    """Return the official address of a package from its address on a mirror."""
+    """Return the official URL of a package, or `url` itself if it is not on one of the mirrors.
+
+    Args:
+        url: the URL of the package on a mirror.
+        mirrored: {official URL of a channel: URL of its mirror}.
+    """
     for channel, mirror in mirrored.items():
         if url.startswith(mirror):
             return channel + url.removeprefix(mirror)
@@ -78,7 +93,7 @@ def official_url(url: str, mirrored: Mapping[str, str]) -> str:
 
 
 def conda_settings(environ: Mapping[str, str], home: Path) -> dict[str, Any]:
-    """Return the content of ~/.condarc, or of the file that CONDARC names; {} where there is no file.
+    """Return {setting: value} from ~/.condarc, or from the file in the variable CONDARC; {} if the file is missing.
 
     Raises:
         SpecError: the file cannot be read.

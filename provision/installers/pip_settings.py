@@ -1,4 +1,4 @@
-"""The machine's settings of pip, and a session for HTTP requests with the same proxy and certificates."""
+"""Reads the host's settings of pip, and makes an HTTP session with the same proxy and certificates."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 def pip_settings(environ: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return {option: values} of this machine's pip, from its files and environment variables together."""
+    """Return {option of pip: its values} from the host's pip files and the environment variables PIP_…."""
     return child_environment.parse_pip_config(pip_config_list(environ))
 
 
 def official_index() -> str:
-    """Return the address of the official index, from the installed pip."""
+    """Return the URL of the official index, which is the default of the installed pip."""
     from pip._internal.models.index import PyPI
 
     return PyPI.simple_url
 
 
 def session(environ: Mapping[str, str], settings: Mapping[str, list[str]]) -> requests.Session:
-    """Return a session that uses the proxy and certificates that uv uses, with the User-Agent `firstlight`.
+    """Return an HTTP session with the same proxy and certificates as uv, and the User-Agent `firstlight`.
 
     Args:
         environ: the environment variables.
-        settings: the pip settings, as `pip_settings` returns them.
+        settings: {option of pip: its values}, as `pip_settings` returns them.
     """
     from provision.net import session as http_session
 
@@ -48,11 +48,14 @@ def session(environ: Mapping[str, str], settings: Mapping[str, list[str]]) -> re
 
 
 def forbids_index(settings: Mapping[str, list[str]]) -> bool:
-    """Return whether pip's option no-index is on, with which pip uses no index."""
+    """Return whether pip's option no-index is on, so that pip uses no index; `settings` as `pip_settings` returns."""
     return settings.get("no-index", ["0"])[0].lower() in {"1", "true", "yes", "on"}
 
 
 def pip_config_list(environ: Mapping[str, str]) -> str:
-    """Return the output of `pip config list` of the toolbox's pip, with its files and environment variables."""
+    """Return the output of `pip config list`, which has the settings of pip's files and environment variables.
+
+    It is run with the pip of the toolbox, the venv in which firstlight runs.
+    """
     pip = [sys.executable, "-I", "-m", "pip", "--disable-pip-version-check", "config", "list"]
     return process.run(pip, env=child_environment.for_pip_config(environ), timeout_seconds=60).stdout

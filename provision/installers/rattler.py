@@ -1,4 +1,4 @@
-"""Installs and solves conda packages with rattler, in one worker process for each request."""
+"""Installs and solves conda packages with the library rattler, in one worker process for each request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from provision.lockfiles.conda_lock import CondaPackage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-_TIMEOUT_SECONDS = 5
-# With -I, Python ignores the current folder and PYTHONPATH, so the folder of this package is passed as an argument.
+_TIMEOUT_SECONDS = 5  # to connect to a channel, and to read from it
+# With -I, Python ignores the current folder and PYTHONPATH. So the folder with the package `provision` is an argument.
 _LAUNCH = """
 import runpy, sys
 sys.path.insert(0, sys.argv[1])
@@ -30,11 +30,11 @@ _NO_SPACE = re.compile(r"os error 28|No space left|os error 122")
 
 
 def unreachable(packages: Sequence[CondaPackage], mirrored: Mapping[str, str]) -> str | None:
-    """Request one of the packages, and return the reason why it cannot be downloaded, or None.
+    """Request one of the packages, and return, as text, why it cannot be downloaded; None if it can.
 
     Args:
-        packages: the packages; without any, nothing is requested.
-        mirrored: {official address of a channel: address of its mirror}.
+        packages: the packages; no request is made if there are none.
+        mirrored: {official URL of a channel: URL of its mirror}.
     """
     import requests
 
@@ -50,7 +50,7 @@ def unreachable(packages: Sequence[CondaPackage], mirrored: Mapping[str, str]) -
 
 
 def not_cached(packages: Iterable[CondaPackage], pkgs: Path) -> list[CondaPackage]:
-    """Return the packages that are not unpacked in the package cache `pkgs`."""
+    """Return the packages that are missing in the package cache `pkgs`, where packages are unpacked."""
     missing = []
     for package in packages:
         stem = package.url.rpartition("/")[2].removesuffix(".conda").removesuffix(".tar.bz2")
@@ -72,23 +72,23 @@ def install(
     kept: Iterable[str] = (),
     full: bool = False,
 ) -> None:
-    """Install exactly the conda packages of a lock into `prefix`, and verify the sha256 sum of each.
+    """Install exactly the conda packages of a lock file into a prefix, and verify the sha256 of each package.
 
     Args:
-        lock: path of a conda-lock.yml.
+        lock: the path of a conda-lock.yml.
         platform: conda's name of the platform.
         prefix: the folder into which the files are written.
-        pkgs: the package cache; its files are hard-linked where the prefix is on the same file system.
-        mirrored: {official address of a channel: address of its mirror}.
-        final: the path that installed files contain as the prefix; the caller renames `prefix` to it.
+        pkgs: the package cache; its files are hard-linked if the prefix is on the same file system.
+        mirrored: {official URL of a channel: URL of its mirror}.
+        final: the path that is written into installed files as their prefix; the caller renames `prefix` to it.
         specs: the requested specs, for conda's own record in the prefix.
-        reinstall: names of packages whose files are written again.
-        kept: names of packages that stay although they are not in the lock.
-        full: verify the checksums of cached packages before they are used.
+        reinstall: the names of packages whose files are written again.
+        kept: the names of packages that are not removed although they are not in the lock file.
+        full: verify the checksums of the files of cached packages before they are used.
 
     Raises:
         BlockedError: no space is left.
-        FirstlightError: a package cannot be downloaded, or its content does not match the lock.
+        FirstlightError: a package cannot be downloaded, or its content does not match the lock file.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     pkgs.mkdir(parents=True, exist_ok=True)
@@ -118,21 +118,21 @@ def solve(
     mirrored: Mapping[str, str],
     cache: Path,
 ) -> list[CondaPackage]:
-    """Solve specs for one platform.
+    """Return the conda packages that satisfy specs on one platform.
 
     Args:
-        specs: the requested packages, in conda's syntax.
-        channels: the names or addresses of the channels.
-        platform: conda's name of the platform.
-        virtual: virtual packages, such as `__cuda=12.8`.
-        mirrored: {official address of a channel: address of its mirror}.
+        specs: the requested packages, in conda's syntax, such as "numpy>=2".
+        channels: the names or URLs of the channels.
+        platform: conda's name of the platform, such as "linux-64".
+        virtual: the virtual packages of the host, such as `__cuda=12.8`.
+        mirrored: {official URL of a channel: URL of its mirror}.
         cache: the folder for downloaded repodata.
 
     Returns:
-        The packages, with official addresses.
+        The packages, with official URLs.
 
     Raises:
-        FirstlightError: a channel does not answer, or there is no solution.
+        FirstlightError: a channel is unavailable, or there is no solution.
     """
     request = {
         "action": "solve",
@@ -150,20 +150,28 @@ def solve(
         if not any("error sending request" in line for line in lines):
             raise
         raise FirstlightError(
-            f"{lines[1].removeprefix('Caused by: ') if len(lines) > 1 else lines[0]}: {lines[-1]}. Name a mirror "
+            f"{lines[1].removeprefix('Caused by: ') if len(lines) > 1 else lines[0]}: {lines[-1]}. Set a mirror "
             "(channel_alias in ~/.condarc, or CONDA_CHANNEL_ALIAS), or keep the locked conda packages: --keep-conda."
         ) from None
 
 
 def _run_worker(request: Mapping[str, object], folder: Path) -> dict[str, Any]:
-    """Run a worker process for one request and return its result; `folder` is named if the disk is full.
+    """Run a worker process (rattler_worker.py) for one request, and return its result.
 
-    The exit code is ignored if there is a result file, since the library may crash after it is written.
+    The worker's exit code is ignored if there is a result file, since rattler may crash after the file is written.
+
+    Args:
+        request: the request, with "action" and the keys that the function of this name in rattler_worker.py reads.
+        folder: the folder to name in the message if the disk is full.
+
+    Raises:
+        BlockedError: the disk is full.
+        FirstlightError: the worker reported another error, or ended without a result.
     """
     with tempfile.TemporaryDirectory(prefix="firstlight-") as scratch:
         result_file = Path(scratch) / "answer.json"
         text = json.dumps({**request, "answer": str(result_file)})
-        # The failover proxy listens on loopback, which a proxy of the machine cannot reach.
+        # The failover proxy listens on loopback, which an HTTP proxy on another host cannot reach.
         no_proxy = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
         environment = child_environment.child(os.environ) | {"no_proxy": no_proxy, "NO_PROXY": no_proxy}
         argv = [sys.executable, "-I", "-c", _LAUNCH, str(Path(__file__).resolve().parent.parent.parent)]
@@ -177,5 +185,5 @@ def _run_worker(request: Mapping[str, object], folder: Path) -> dict[str, Any]:
         return result
     message = redact(str(result["error"]))
     if _NO_SPACE.search(message):
-        raise BlockedError(f"{folder}: no space left. Free some space, or give another --root, then run again.")
+        raise BlockedError(f"{folder}: no space left. Free some space, or use another --root, then run again.")
     raise FirstlightError(f"conda packages: {message}")

@@ -1,6 +1,7 @@
-"""The worker process that runs rattler; separate, since the library can crash when the interpreter exits.
+"""Runs rattler in a process of its own, because the library can crash when the interpreter exits.
 
-It reads one request as JSON from standard input, writes one result to the file that the request names, and exits.
+The process reads one request as JSON from standard input, and writes one result as JSON to a file. The request has
+the path of this file in "answer", and the name of the function to run in "action": install or solve.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from provision.lockfiles.conda_lock import CondaPackage
 
 
 def client(mirrors: dict[str, str]) -> Any:  # noqa: ANN401 (rattler is imported where it is used)
-    """Return a client that downloads from each channel's mirror; package records keep the official addresses."""
+    """Return a rattler client that downloads from the mirrors of channels.
+
+    The records of packages keep the official URLs.
+
+    Args:
+        mirrors: {official URL of a channel: URL of its mirror}.
+    """
     import rattler
     from rattler.networking.middleware import MirrorMiddleware, RetryMiddleware
 
@@ -27,19 +34,16 @@ def client(mirrors: dict[str, str]) -> Any:  # noqa: ANN401 (rattler is imported
 
 
 async def install(request: dict[str, Any]) -> dict[str, object]:
-    """Install exactly the conda packages of a lock into a prefix.
+    """Install exactly the conda packages of a lock file into a prefix.
 
     Args:
-        request: `lock` (path of a conda-lock.yml), `platform`, `prefix` (the folder to write), `final` (the path that
-            installed files contain as the prefix), `pkgs` (the package cache), `mirrors` ({channel: mirror}), `specs`
-            (the requested specs), `reinstall` (packages to write again), `kept` (packages that stay although they are
-            not in the lock), `full` (verify the checksums of cached packages).
+        request: the arguments of `rattler.install` in this package, under their names; `mirrored` is "mirrors".
 
     Returns:
         {"packages": the number of packages}.
 
     Raises:
-        ValueError: the lock has no packages for the platform.
+        ValueError: the lock file has no packages for the platform.
     """
     import rattler
 
@@ -66,17 +70,16 @@ async def install(request: dict[str, Any]) -> dict[str, object]:
 
 
 async def solve(request: dict[str, Any]) -> dict[str, object]:
-    """Solve specs for one platform.
+    """Find the conda packages that satisfy specs on one platform.
 
     Args:
-        request: `specs`, `channels`, `platform`, `virtual` (such as `__cuda=12.8`), `mirrors` ({channel: mirror}),
-            `cache` (the folder for repodata).
+        request: the arguments of `rattler.solve` in this package, under their names; `mirrored` is "mirrors".
 
     Returns:
-        {"packages": the fields of a `CondaPackage` for each package}.
+        {"packages": [the fields of a `CondaPackage` as a dictionary, for each package]}.
 
     Raises:
-        ValueError: a package has no md5 or sha256 sum in its channel.
+        ValueError: the channel lists a package without its md5 or sha256.
     """
     import rattler
 
@@ -99,7 +102,7 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
     packages = []
     for record in records:
         if record.md5 is None or record.sha256 is None:
-            raise ValueError(f"{record.url} has no md5 or no sha256 sum in its channel")
+            raise ValueError(f"{record.url} is listed without its md5 or sha256 in the channel")
         dependencies = {spec.partition(" ")[0]: spec.partition(" ")[2].strip() or "*" for spec in record.depends}
         package = CondaPackage(
             record.name.source,
@@ -117,12 +120,12 @@ async def solve(request: dict[str, Any]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run one request, write its result or error, and exit without the interpreter's own shutdown."""
+    """Run one request, write its result or {"error": text}, and exit with 0 without the interpreter's shutdown."""
     request = json.loads(sys.stdin.read())
     action = {"install": install, "solve": solve}[request["action"]]
     try:
         result = asyncio.run(action(request))
-    except BaseException as error:  # the library's exceptions have no common base class; the parent raises the error
+    except BaseException as error:  # rattler's exceptions have no common base class; the parent raises the error
         result = {"error": str(error) or type(error).__name__}
     result_file = Path(request["answer"])
     part = result_file.with_suffix(".part")

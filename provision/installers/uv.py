@@ -1,4 +1,4 @@
-"""Runs uv with an environment and a configuration file that carry over the machine's sources of packages."""
+"""Runs uv with the package sources that are set on the host for pip and uv, and without other settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from provision.installers.pip_settings import forbids_index, pip_settings
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# {option of pip: (variable of uv, separator of several values)} (source: uv's documentation of its environment).
+# {option of pip: (environment variable of uv with the same meaning, separator between several values)}. Source: uv's
+# documentation of its environment variables.
 _CARRIED = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "pypi-url": ("UV_DEFAULT_INDEX", " "),
@@ -38,11 +39,12 @@ _WHOLE_NUMBERS = {"UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES"}
 
 @dataclass(frozen=True)
 class UvSources:
-    """Hold the inputs of a uv process that uses the same sources as the machine's pip.
+    """Hold the inputs of a uv process that uses the same package sources as the host's pip and uv.
 
-    `environment` is the complete environment of the process. `flags` are further command-line flags.
-    `config` are the settings from uv's own files that are carried over.
-    `dropped` describes settings that a user may expect to work but that have no effect here.
+    `environment`: all environment variables of the process.
+    `flags`: further command-line flags.
+    `config`: the settings from uv's own files that are used, for a temporary uv.toml.
+    `dropped`: a text for each setting of the host that has no effect here, although the user may expect one.
     """
 
     environment: dict[str, str]
@@ -59,18 +61,19 @@ def for_uv(
     settings: Mapping[str, list[str]] | None = None,
     can_link: bool = True,
 ) -> UvSources:
-    """Carry over the machine's sources of packages to uv, and no other settings.
+    """Return the inputs of a uv process that uses the package sources of the host's pip and uv.
 
-    A setting for uv itself takes precedence over the same setting for pip; so uv's own default index replaces pip's.
-    All indexes are searched together, as in pip: the checksums of the lock decide which file is used, not the order
-    of the indexes. A missing folder of wheels is left out, since uv fails there and pip ignores it.
+    A setting of uv takes precedence over the same setting of pip. So uv's default index replaces pip's. uv searches
+    all indexes, as pip does: the checksums in the lock file decide which file is used, not the order of the indexes.
+    A find-links folder that does not exist is left out, because uv would fail, while pip ignores it.
 
     Args:
         environ: the environment variables of this process.
-        cache: uv's cache folder where the machine sets none.
+        cache: uv's cache folder if the host sets none.
         offline: use only cached files.
-        settings: the pip settings, as `pip_settings` returns them; None reads them.
-        can_link: hard links from the cache to the target work; without them uv copies, and warns of nothing.
+        settings: {option of pip: its values}, as `pip_settings` returns them; None: read them now.
+        can_link: whether files in the target can be hard links to the cache. If not, uv is set to copy the files, so
+            that it prints no warning.
     """
     env = {name: value for name, value in child_environment.child(environ).items() if not name.startswith("PIP_")}
     settings = pip_settings(environ) if settings is None else settings
@@ -78,7 +81,7 @@ def for_uv(
     for option, values in settings.items():
         if option in _CARRIED:
             variable, joint = _CARRIED[option]
-            value = _for_uv(variable, joint.join(values))
+            value = _uv_value(variable, joint.join(values))
             if value is not None:
                 env.setdefault(variable, value)
     has_default = env.get("UV_INDEX_URL") or any(row.get("default") for row in uv_settings.indexes(config)[0])
@@ -92,7 +95,7 @@ def for_uv(
         env.setdefault("UV_LINK_MODE", "copy")
     env |= {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_PYTHON_DOWNLOADS": "never"}
     env |= {"UV_NO_PROGRESS": "1", "UV_NO_CONFIG": "1"}
-    # uv must find its target only by --python, so an active venv or conda environment must have no effect.
+    # --python alone selects the target environment, so an active venv or conda environment must have no effect.
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", "UV_CONFIG_FILE"):
         env.pop(variable, None)
     if offline:
@@ -105,7 +108,7 @@ def for_uv(
 
 
 def _drop_absent_folders(env: dict[str, str]) -> list[str]:
-    """Remove missing folders of wheels from UV_FIND_LINKS in `env`; return a text for each of them."""
+    """Remove the folders that do not exist from UV_FIND_LINKS in `env`; return a text for each of them."""
     values = [value for value in env.get("UV_FIND_LINKS", "").split(",") if value]
     links = [link if "://" in link else os.path.expanduser(link) for link in values]  # noqa: PTH111 (no Path)
     present = [link for link in links if "://" in link or os.path.exists(link)]  # noqa: PTH110 (nor here)
@@ -116,8 +119,8 @@ def _drop_absent_folders(env: dict[str, str]) -> list[str]:
     return [f"find-links {redact(link)} (no such folder)" for link in links if link not in present]
 
 
-def _for_uv(variable: str, value: str) -> str | None:
-    """Convert a value of pip's option to the value of uv's variable; return None where uv has no such value."""
+def _uv_value(variable: str, value: str) -> str | None:
+    """Return the value of a uv variable for the value of pip's option; None if uv does not accept such a value."""
     if variable in _WHOLE_NUMBERS:
         try:
             return str(math.ceil(float(value)))
@@ -131,14 +134,19 @@ def _for_uv(variable: str, value: str) -> str | None:
 
 
 def run_uv(arguments: Sequence[str | Path], uv: UvSources, stdin: str | None = None) -> process.Completed:
-    """Run uv to its end. The settings of uv's own files apply only as far as `uv.config` has them.
+    """Run uv and wait for its end. Of the settings in uv's own files, only those in `uv.config` apply.
+
+    Args:
+        arguments: the arguments of the command, without the program.
+        uv: the inputs of the process, as `for_uv` returns them.
+        stdin: the text for its standard input.
 
     Raises:
         CommandError: uv has failed.
     """
     if not uv.config:
         return process.run([uv_binary(), *arguments], env=uv.environment, stdin=stdin)
-    # The file may contain a password. Only its owner can read the temporary folder, which is removed when uv ends.
+    # The file may contain a password. Only this user can read the temporary folder, which is removed when uv ends.
     with tempfile.TemporaryDirectory(prefix="firstlight-") as scratch:
         file = Path(scratch) / "uv.toml"
         file.write_text(uv_settings.write(uv.config), encoding="utf-8")
@@ -148,13 +156,13 @@ def run_uv(arguments: Sequence[str | Path], uv: UvSources, stdin: str | None = N
 def own_index(
     environ: Mapping[str, str], settings: Mapping[str, list[str]], home: Path, written: str | None = None
 ) -> str | None:
-    """Return the machine's first own setting of a package index as text, or None.
+    """Return, as text, the first setting of a package index that firstlight has not written; None without one.
 
     Args:
         environ: the environment variables.
-        settings: the pip settings, as `pip_settings` returns them.
+        settings: {option of pip: its values}, as `pip_settings` returns them.
         home: the user's home folder.
-        written: the index that firstlight has written, which does not count.
+        written: the URL of the index that firstlight has written to the settings; None without one.
     """
     ignored = {"", None, written}
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", *_MORE_INDEXES):
@@ -166,13 +174,14 @@ def own_index(
             return f"pip's {option} = {redact(' '.join(values))}"
     if forbids_index(settings):
         return "pip's no-index"
-    return _own_uv(environ, home, written)
+    return _own_uv_index(environ, home, written)
 
 
 _MORE_INDEXES = ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_NO_INDEX")
 
 
-def _own_uv(environ: Mapping[str, str], home: Path, written: str | None) -> str | None:
+def _own_uv_index(environ: Mapping[str, str], home: Path, written: str | None) -> str | None:
+    """Return, as text, the first of uv's settings files with an index that firstlight has not written; else None."""
     for file in uv_settings.paths(environ, home):
         try:
             settings = uv_settings.parse(file.read_text(encoding="utf-8-sig"))
@@ -188,14 +197,23 @@ def _own_uv(environ: Mapping[str, str], home: Path, written: str | None) -> str 
 
 
 def uv_binary() -> Path:
-    """Return the path of the toolbox's uv."""
+    """Return the path of the program uv in the toolbox, the venv in which firstlight runs."""
     import uv
 
     return Path(uv.find_uv_bin())
 
 
 def main(lock: str) -> int:
-    """Install a lock file into the toolbox itself, as the second half of the bootstrap; return the exit code."""
+    """Install the packages of a lock file into the toolbox, the venv in which firstlight runs.
+
+    The bootstrap runs this as its last step.
+
+    Args:
+        lock: the path of the lock file.
+
+    Returns:
+        The exit code: 0, or 1 if uv has failed.
+    """
     target = Path(sys.prefix)
     uv = for_uv(os.environ, target.parent / ".cache" / "uv", offline=False)
     argv: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--require-hashes"]

@@ -1,4 +1,4 @@
-"""Reads uv's own settings files, and writes one that has only the sources of packages."""
+"""Reads uv's own settings files, and writes a settings file that has only the package sources."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from provision.core import child_environment
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# The keys whose values are addresses or paths; a relative path is relative to the folder of its file.
+# The settings whose values are URLs or paths; a relative path is relative to the folder of the settings file.
 _ADDRESS_KEYS = ("index-url", "extra-index-url", "find-links")
-# The keys of an index that define its address and access (source: uv's documentation of indexes). Their values are
-# strings, booleans or lists of numbers, for which TOML and JSON have the same syntax.
+# The keys of an [[index]] table that define the URL of the index and the access to it (source: uv's documentation of
+# indexes). Their values are strings, booleans or lists of numbers, for which TOML and JSON have the same syntax.
 _INDEX_KEYS = ("name", "url", "default", "explicit", "format", "authenticate", "ignore-error-codes")
 _TRUE = ("1", "true", "t", "yes", "y", "on")  # source: uv's parser of its boolean variables
 
 
 def paths(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Return the paths of the settings files that uv reads outside of a project, the user's first.
+    """Return the paths of the settings files that uv reads outside of a project: the user's, then the system's.
+
+    A file may be missing. If UV_CONFIG_FILE is set, it is the only one.
 
     Source: uv's documentation of its configuration files.
     """
@@ -41,10 +43,14 @@ def paths(environ: Mapping[str, str], home: Path) -> list[Path]:
 
 
 def read(environ: Mapping[str, str], home: Path) -> tuple[dict[str, Any], list[str]]:
-    """Merge uv's settings files as uv does, without settings that would change the result of an installation.
+    """Merge uv's settings files as uv does, without the settings that would change the result of an installation.
+
+    Args:
+        environ: the environment variables.
+        home: the user's home folder.
 
     Returns:
-        The settings that are kept, and a text for each setting that is left out, such as "exclude-newer of FILE".
+        (the kept settings, as in uv.toml; a text for each setting that is left out, such as "exclude-newer of FILE").
     """
     if environ.get("UV_NO_CONFIG", "").lower() in _TRUE:
         return {}, []
@@ -68,7 +74,16 @@ def read(environ: Mapping[str, str], home: Path) -> tuple[dict[str, Any], list[s
 
 
 def _merge_table(merged: dict[str, Any], table: Mapping[str, Any], folder: Path) -> list[str]:
-    """Merge the settings of a table that are kept; return the keys that are left out and that a user may miss."""
+    """Add the kept settings of a table to `merged`.
+
+    Args:
+        merged: the settings so far.
+        table: the table of a settings file.
+        folder: the folder of that file.
+
+    Returns:
+        The keys that are left out although the user may expect them to have an effect.
+    """
     dropped = []
     for key, value in table.items():
         effect = child_environment.UV_TOML.get(key, child_environment.IGNORED)
@@ -82,7 +97,12 @@ def _merge_table(merged: dict[str, Any], table: Mapping[str, Any], folder: Path)
 
 
 def write(settings: Mapping[str, Any], table: str = "") -> str:
-    """Return settings as TOML; `table` is the name of the table that contains them, such as "tool.uv"."""
+    """Return settings as TOML text.
+
+    Args:
+        settings: {key: value}.
+        table: the name of the table in which they are written, such as "tool.uv"; "" for the top of the file.
+    """
     plain = {key: value for key, value in settings.items() if not _is_table(value)}
     lines = [f"[{table}]"] if table and plain else []
     lines += [f"{key} = {_toml_value(value)}" for key, value in plain.items()]
@@ -97,12 +117,12 @@ def write(settings: Mapping[str, Any], table: str = "") -> str:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parse TOML with the first available parser.
+    """Return the content of a TOML text, with the first available parser of tomllib, tomli and pip's tomli.
 
-    The bootstrap runs this module before the toolbox has all its packages, and Python 3.10 has no tomllib.
+    The bootstrap runs this module before all packages of firstlight are installed, and Python 3.10 has no tomllib.
 
     Raises:
-        ValueError: the text is not valid TOML.
+        ValueError: the text is not valid TOML, or no parser is available.
     """
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):
         try:
@@ -114,7 +134,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def _merge(merged: dict[str, Any], key: str, value: object) -> None:
-    """Merge one setting: lists are joined, the earlier file's first; another value stays as in the earlier file."""
+    """Add one setting to `merged`: lists are joined, that of the earlier file first; other values are not replaced."""
     if isinstance(value, list) and isinstance(merged.get(key), list):
         merged[key] = [*merged[key], *value]
     else:
@@ -143,12 +163,19 @@ def _is_table(value: object) -> bool:
 
 
 def _toml_value(value: object) -> str:
-    """Return a string, number, boolean or list of these as TOML, which has the same syntax for them as JSON."""
+    """Return a string, number, boolean or list of them as TOML, which has the same syntax for these values as JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def indexes(settings: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], bool]:
-    """Return the indexes in kept settings, each with its `url`, and whether the settings forbid any index."""
+    """Return the indexes in uv's settings, without the explicit ones.
+
+    Args:
+        settings: the kept settings, as `read` returns them.
+
+    Returns:
+        ([the table of an index, with "url" and perhaps "name" and "default"], whether no index may be used).
+    """
     pip_table = settings.get("pip") or {}
     rows = [dict(row) for row in settings.get("index", []) if not row.get("explicit")]
     for table in (settings, pip_table):
@@ -160,7 +187,7 @@ def indexes(settings: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], b
 
 
 def find_links(settings: Mapping[str, Any]) -> list[str]:
-    """Return the folders and pages of links in kept settings."""
+    """Return the values of find-links in the kept settings: folders, and URLs of pages with links to packages."""
     links = []
     for table in (settings, settings.get("pip") or {}):
         value = table.get("find-links", [])

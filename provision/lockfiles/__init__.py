@@ -1,1 +1,1 @@
-"""Reads and writes lock files: conda-lock files and pip requirements; packages are not installed here."""
+"""Reads and writes lock files: conda-lock files and pip requirements. Code that installs packages is not here."""

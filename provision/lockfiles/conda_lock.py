@@ -1,4 +1,4 @@
-"""Reads `environment.yml`, which people write, and reads and writes `conda-lock.yml`, version 1."""
+"""Reads `environment.yml`, which a person writes, and reads and writes lock files `conda-lock.yml` of version 1."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ _HEADER = "# Written by `provision env lock`: every package by its hashes, at it
 class CondaPackage:
     """Describe one locked conda package of one platform.
 
-    `url` is its address on the official channel, even if a mirror serves it. `size` in bytes and `timestamp` in seconds
-    are known only for a package of a new solution, because the lock file does not store them.
+    `platform`: conda's name of the platform, such as "linux-64".
+    `url`: its URL on the official channel, even if it is downloaded from a mirror.
+    `dependencies`: {name of a package: required version, such as ">=1.2", or "*"}.
+    `size`: in bytes. `timestamp`: the build time in seconds since 1970. A lock file does not store these two; they are
+        known only for a package that was just solved.
     """
 
     name: str
@@ -49,7 +52,11 @@ class CondaPackage:
 
 @dataclass(frozen=True)
 class Environment:
-    """Hold the content of environment.yml; each dependency is a pair of (requirement, line number)."""
+    """Hold the content of environment.yml.
+
+    `channels`: the names or URLs of the channels. `platforms`: conda's names of the platforms; empty if none is named.
+    `conda`, `pip`: (requirement, line number) of each dependency.
+    """
 
     channels: tuple[str, ...]
     conda: tuple[tuple[str, int], ...]
@@ -58,7 +65,7 @@ class Environment:
 
 
 def subdir(system: str, machine: str) -> str | None:
-    """Return conda's name for a platform, or None if conda has none.
+    """Return conda's name for a platform, such as "linux-64"; None for an unknown platform.
 
     Args:
         system: the value of `platform.system()` in lower case.
@@ -68,7 +75,11 @@ def subdir(system: str, machine: str) -> str | None:
 
 
 def read_lock(path: Path, platform: str | None = None) -> list[CondaPackage]:
-    """Return the packages that a lock file pins, of one platform or of all.
+    """Return the packages in a lock file.
+
+    Args:
+        path: the path of the lock file.
+        platform: conda's name of the platform whose packages are returned; None: of all platforms.
 
     Raises:
         SpecError: the file cannot be read, is not a lock file of version 1, or has no package of the platform.
@@ -76,27 +87,29 @@ def read_lock(path: Path, platform: str | None = None) -> list[CondaPackage]:
     text, data = _load(path)
     remedy = f"Restore it: git checkout -- {path}"
     if not isinstance(data, dict) or data.get("version") != 1 or not isinstance(data.get("package"), list):
-        raise SpecError(f"{path} is no conda-lock file of version 1. {remedy}")
+        raise SpecError(f"{path} is not a conda-lock file of version 1. {remedy}")
     packages = []
     for row in data["package"]:
         package = _package(row)
         if package is None:
             line = row.lc.line + 1 if hasattr(row, "lc") else _line_of(text, str(row))
-            raise SpecError(f"{path}, line {line}: no pinned conda package (name, version, url, md5, sha256). {remedy}")
+            raise SpecError(
+                f"{path}, line {line}: not a pinned conda package with name, version, url, md5 and sha256. {remedy}"
+            )
         packages.append(package)
     return list(of_platform(path, packages, platform))
 
 
 def of_platform(path: Path, packages: Sequence[CondaPackage], platform: str | None) -> Sequence[CondaPackage]:
-    """Return the packages of a lock that are for one platform.
+    """Return the packages of a lock file that are for one platform.
 
     Args:
-        path: the lock, for the message.
-        packages: the lock's packages for all platforms.
-        platform: conda's name of the platform, such as linux-64; None selects all packages.
+        path: the path of the lock file, for the message.
+        packages: the packages of all platforms in the lock file.
+        platform: conda's name of the platform, such as "linux-64"; None: return all packages.
 
     Raises:
-        SpecError: the lock does not have the platform.
+        SpecError: the lock file has no package of the platform.
     """
     if platform is None:
         return packages
@@ -111,8 +124,8 @@ def lock_text(packages: Sequence[CondaPackage], channels: Sequence[str], sources
 
     Args:
         packages: the packages of every platform.
-        channels: the names or URLs of the channels, the preferred one first.
-        sources: the files from which the lock was made, relative to the lock file.
+        channels: the names or URLs of the channels, the preferred channel first.
+        sources: the paths of the files from which the packages were solved, relative to the lock file.
     """
     rows = sorted(packages, key=lambda package: (package.name, package.platform))
     lines = [_HEADER.rstrip(), "version: 1", "metadata:", "  content_hash: {}", "  channels:"]
@@ -135,11 +148,11 @@ def read_environment(path: Path) -> Environment:
     """Return the content of an environment.yml.
 
     Raises:
-        SpecError: the file cannot be read, has a wrong entry, or requires a package from both conda and pip.
+        SpecError: the file cannot be read, has an invalid entry, or requires the same package from conda and pip.
     """
     _, data = _load(path)
     if not isinstance(data, dict) or not isinstance(data.get("dependencies"), list):
-        raise SpecError(f"{path} has no list of dependencies.")
+        raise SpecError(f"{path} has no list `dependencies:`. Add one.")
     return _environment(path, data)
 
 
@@ -162,8 +175,8 @@ def _environment(path: Path, data: Any) -> Environment:  # noqa: ANN401 (ruamel'
         if package_name(spec) in lines:
             other, first = lines[package_name(spec)]
             raise SpecError(
-                f"{path}: line {first} asks conda for {other}, line {line} asks pip for {spec}: one package would "
-                "overwrite the other. Keep one of the two lines."
+                f"{path}: line {first} requires {other} from conda, line {line} requires {spec} from pip: one package "
+                "would overwrite the other. Keep one of the two lines."
             )
     channels = tuple(str(channel) for channel in data.get("channels") or ["conda-forge"])
     platforms = tuple(str(platform) for platform in data.get("platforms") or [])
@@ -174,7 +187,10 @@ def _environment(path: Path, data: Any) -> Environment:  # noqa: ANN401 (ruamel'
 
 
 def package_name(spec: str) -> str:
-    """Return the normalized package name of a requirement such as `conda-forge::Some_Package>=1`."""
+    """Return the normalized package name in a requirement: "some-package" for `conda-forge::Some_Package>=1`.
+
+    It is "" if the requirement has no valid name.
+    """
     name = re.match(r"\s*([A-Za-z0-9._-]*[A-Za-z0-9])", spec.rpartition("::")[2])
     return re.sub(r"[-_.]+", "-", name.group(1)).lower() if name else ""
 
@@ -205,7 +221,7 @@ def _load(path: Path) -> tuple[str, Any]:
         text = path.read_text(encoding="utf-8")
         return text, YAML(typ="rt").load(text)
     except FileNotFoundError:
-        raise SpecError(f"{path} is not there.") from None
+        raise SpecError(f"{path} does not exist.") from None
     except (UnicodeDecodeError, YAMLError) as error:
         raise SpecError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     except OSError as error:
@@ -217,5 +233,5 @@ def _line_of(text: str, word: str) -> int:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as a quoted YAML string; YAML would read an unquoted 3.11 as a number."""
+    """Return a text as a quoted YAML string, because YAML reads 3.11 without quotes as a number."""
     return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""Reads the lock files of one environment, each at most once in a run."""
+"""Reads the lock files of one environment, each file at most once in a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LockFolder:
-    """The folder of one environment under envs/. Each file in it is read when it is first needed, and then kept."""
+    """Represents the lock folder of one environment, a folder in envs/.
+
+    Each file of the folder is read when it is first needed. Its content is kept for the rest of the run.
+    """
 
     path: Path
     _texts: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -28,30 +31,34 @@ class LockFolder:
     )
 
     def pip_file(self, variant: str) -> Path:
-        """Return the path of pip's lock of a variant; the file may be absent."""
+        """Return the path of the pip lock file of a variant, such as "cu128"; the file may be missing."""
         return self.path / f"{variant}.lock"
 
     @property
     def conda_file(self) -> Path:
-        """Return the path of conda's lock; the file may be absent."""
+        """Return the path of the conda lock file; the file may be missing."""
         return self.path / "conda-lock.yml"
 
     def text(self, variant: str) -> str:
-        """Return the text of pip's lock of a variant.
+        """Return the text of the pip lock file of a variant.
 
         Raises:
-            OSError: it cannot be read.
-            UnicodeDecodeError: it is not UTF-8.
+            OSError: the file cannot be read.
+            UnicodeDecodeError: the file is not UTF-8.
         """
         if variant not in self._texts:
             self._texts[variant] = self.pip_file(variant).read_text(encoding="utf-8")
         return self._texts[variant]
 
     def packages(self, variant: str, python: str) -> Sequence[LockedPackage]:
-        """Return the packages that pip's lock of a variant pins for this system and a version of Python.
+        """Return the packages that the pip lock file of a variant pins for this system.
+
+        Args:
+            variant: the build of torch, such as "cu128".
+            python: the version of Python, such as "3.12.3", for the markers in the file.
 
         Raises:
-            FirstlightError: the lock cannot be read, or a line is no pinned requirement.
+            FirstlightError: the file cannot be read, or a line is not a pinned requirement.
         """
         if (variant, python) not in self._packages:
             lock = self.pip_file(variant)
@@ -65,27 +72,30 @@ class LockFolder:
         return self._packages[variant, python]
 
     def hashes(self, variant: str) -> Mapping[str, tuple[str, frozenset[str]]]:
-        """Return {package: (version, its sha256 hashes)} of pip's lock of a variant.
+        """Return {name of a package: (version, its sha256 hashes)} from the pip lock file of a variant.
 
         Raises:
-            OSError: it cannot be read.
-            UnicodeDecodeError: it is not UTF-8.
+            OSError: the file cannot be read.
+            UnicodeDecodeError: the file is not UTF-8.
         """
         return requirements.hashes(self.text(variant))
 
     def conda_packages(self, platform: str | None = None) -> Sequence[CondaPackage]:
-        """Return the packages that conda's lock pins for a platform; None: for all platforms.
+        """Return the packages in the conda lock file.
+
+        Args:
+            platform: conda's name of the platform whose packages are returned; None: of all platforms.
 
         Raises:
-            SpecError: the lock cannot be read, is no lock of version 1, or does not have the platform.
+            SpecError: the file cannot be read, is not a lock file of version 1, or has no package of the platform.
         """
         return conda_lock.of_platform(self.conda_file, self._conda_packages, platform)
 
     def environment(self) -> conda_lock.Environment | None:
-        """Return the content of environment.yml; None where there is no such file.
+        """Return the content of environment.yml; None if there is no such file.
 
         Raises:
-            SpecError: it cannot be read, or it asks conda and pip for one package.
+            SpecError: the file cannot be read, has an invalid entry, or requires the same package from conda and pip.
         """
         return self._environment
 

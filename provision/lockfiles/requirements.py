@@ -1,4 +1,4 @@
-"""Reads lock files of pip requirements: pinned versions, markers and hashes."""
+"""Reads lock files that are pip requirements: pinned versions, markers and hashes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LockedPackage:
-    """Describe one pinned package of a lock file."""
+    """Describe one pinned package of a lock file: its normalized name and its version."""
 
     name: str
     version: str
 
 
 def parse(text: str, python: str, lock: Path) -> list[LockedPackage]:
-    """Return the packages that a lock's text pins for this system and the given Python version.
+    """Return the packages in a lock file whose markers match this system and a version of Python.
 
     Args:
-        text: the lock's.
-        python: such as 3.12.3.
-        lock: the file that the text is of, for the message.
+        text: the text of the lock file.
+        python: the version of Python, such as "3.12.3".
+        lock: the path of the lock file, for the message.
 
     Raises:
-        FirstlightError: a line is no pinned requirement.
+        FirstlightError: a line is not a valid requirement.
     """
     from packaging.markers import default_environment
     from packaging.requirements import InvalidRequirement, Requirement
@@ -52,9 +52,9 @@ def parse(text: str, python: str, lock: Path) -> list[LockedPackage]:
 
 
 def hashes(text: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """Return {package: (version, its sha256 digests)} of a lock file's text.
+    """Return {normalized name of a package: (version, its sha256 digests in hex)} from the text of a lock file.
 
-    A package with two entries gets the version of the later one and the digests of both.
+    A package with two entries, such as for two systems, has the version of the later entry and the digests of both.
     """
     packages: dict[str, tuple[str, frozenset[str]]] = {}
     name = version = ""
@@ -70,17 +70,25 @@ def hashes(text: str) -> dict[str, tuple[str, frozenset[str]]]:
 
 
 def without(text: str, names: Collection[str]) -> str:
-    """Return a lock's text without the entries of some packages, for uv to read.
+    """Return the text of a lock file without the entries of some packages, as input for uv.
 
     Args:
-        text: of a lock of pinned requirements, an entry's hashes indented below it.
-        names: normalised names.
+        text: the text of the lock file, in which the hashes of an entry are indented lines below it.
+        names: the normalized names of the packages to leave out.
     """
     return split(text, names)[1]
 
 
 def split(text: str, names: Collection[str]) -> tuple[str, str]:
-    """Return (the entries of some packages, the other lines) of a lock file's text; `names` are normalized."""
+    """Split the text of a lock file.
+
+    Args:
+        text: the text of the lock file.
+        names: the normalized names of the selected packages.
+
+    Returns:
+        (the lines of the entries of these packages, all other lines).
+    """
     selected: list[str] = []
     others: list[str] = []
     lines = others
@@ -92,7 +100,7 @@ def split(text: str, names: Collection[str]) -> tuple[str, str]:
 
 
 def normal(name: str) -> str:
-    """Return the normalized name of a package, by which indexes compare names.
+    """Return the normalized name of a package, which is used to compare names.
 
     Source: the Python packaging specification of names (PEP 503): runs of -, _ and . become -, in lower case.
     """

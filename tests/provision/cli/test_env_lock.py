@@ -92,7 +92,7 @@ def test_environment_of_conda_packages_only_and_a_pip_section_are_locked(
         (
             "dependencies:\n- numpy=2\n- pip:\n  - greet\n  - NumPy>=1\n",
             None,
-            r"line 2 asks conda.*line 5 asks pip for NumPy>=1",
+            r"line 2 requires .* from conda.*line 5 requires NumPy>=1 from pip",
         ),
         (
             "dependencies:\n- python\n- greet\n",
@@ -100,8 +100,8 @@ def test_environment_of_conda_packages_only_and_a_pip_section_are_locked(
             r"line 3 requests greet from conda.*line 2 requests greet==1.0 from pip",
         ),
         ("dependencies:\n- pip:\n  - greet\n", "greet\n", r"line 3: requirements.in also lists pip's packages"),
-        ("dependencies: 3\n", None, "no list of dependencies"),
-        ("dependencys: []\n", None, "no list of dependencies"),
+        ("dependencies: 3\n", None, "has no list `dependencies:`"),
+        ("dependencys: []\n", None, "has no list `dependencies:`"),
         ("name: [\n", None, "not valid YAML"),
         ("dependencies: []\nprefixes: 1\n", None, "line 2: unknown key prefixes"),
         ("dependencies: []\nplatforms: [amiga]\n", None, "unknown platform amiga"),
@@ -207,11 +207,11 @@ def test_real_conda_lock_reads_the_shipped_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("sha256: '", "sha256: 'zz", 1), r"line 1\d: no pinned conda package"),
-        (lambda text: text.replace("manager: conda", "manager: pip", 1), "no pinned conda package"),
-        (lambda text: text.replace("version: 1\n", "version: 9\n", 1), "no conda-lock file of version 1"),
+        (lambda text: text.replace("sha256: '", "sha256: 'zz", 1), r"line 1\d: not a pinned conda package"),
+        (lambda text: text.replace("manager: conda", "manager: pip", 1), "not a pinned conda package"),
+        (lambda text: text.replace("version: 1\n", "version: 9\n", 1), "is not a conda-lock file of version 1"),
         (lambda _: "[1, 2", "not valid YAML"),
-        (lambda _: "", "no conda-lock file of version 1"),
+        (lambda _: "", "is not a conda-lock file of version 1"),
     ],
 )
 def test_error_of_a_corrupt_conda_lock_names_the_line(tmp_path: Path, change: Any, message: str) -> None:
