@@ -1,1 +1,1 @@
-"""Mirrors of packages and models: catalogue, probe, selection, failover proxy, and the settings files of the tools."""
+"""Reads the catalogue of mirrors, probes and selects mirrors, runs the failover proxy, and writes settings files."""

@@ -1,4 +1,4 @@
-"""The catalogue of mirrors: envs/mirrors.toml, and a file of the same form with the user's own mirrors."""
+"""Reads the catalogue of mirrors: envs/mirrors.toml, and a file of the same form with the user's own mirrors."""
 
 from __future__ import annotations
 
@@ -23,46 +23,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Hold the mirrors as {tool: {name: mirror}}. Between equally good mirrors, the first one is chosen."""
+    """Hold the mirrors: {name of the tool: {name of the mirror: mirror}}.
+
+    If two mirrors are equally good, the earlier one in this order is chosen.
+    """
 
     mirrors: Mapping[str, Mapping[str, Mirror]] = field(default_factory=dict)
 
     def of(self, tool: str) -> Mapping[str, Mirror]:
-        """Return {name: mirror} for one tool, without mirrors whose `enabled` is false."""
+        """Return {name: mirror} for one tool, without the mirrors whose `enabled` is false."""
         return {name: mirror for name, mirror in self.mirrors.get(tool, {}).items() if mirror.enabled}
 
     def names(self) -> list[str]:
-        """Return the names of all mirrors, without duplicates."""
+        """Return the names of all enabled mirrors, each once."""
         return list(dict.fromkeys(name for tool in all_tools.names() for name in self.of(tool)))
 
     def tools_of(self, name: str) -> list[str]:
-        """Return the names of the tools that a mirror serves."""
+        """Return the names of the tools for which the catalogue has a mirror with this name."""
         return [tool for tool in all_tools.names() if name in self.of(tool)]
 
 
 def load(shipped: Path, added: str | None = None) -> Catalogue:
-    """Load the shipped catalogue and the user's; a user's entry replaces the shipped entry of the same name.
+    """Return the catalogue from the file of firstlight and the user's own file.
+
+    If both files have a mirror of a tool with the same name, the user's entry is used.
 
     Args:
-        shipped: path of envs/mirrors.toml; the file may be absent.
-        added: path of the user's catalogue, which has the same form.
+        shipped: the path of envs/mirrors.toml; the file may be missing.
+        added: the path of the user's file, which has the same form and may begin with ~; None without one.
 
     Raises:
-        SpecError: a file cannot be read, a key or address in it is wrong, or a mirror has a reserved name.
+        SpecError: a file cannot be read, has an invalid key or URL, or has a mirror with a reserved name.
     """
     from pathlib import Path
 
     first = _read(shipped) if shipped.exists() else {}
     if added is None:
         return Catalogue(first)
-    # Without a home folder, expanduser returns the path unchanged; the file is then reported as not found.
+    # Without a home folder, expanduser returns the path unchanged. Then an error reports that the file does not exist.
     user_mirrors = _read(Path(os.path.expanduser(added)))  # noqa: PTH111 (Path.expanduser raises there)
     return Catalogue({tool: {**first.get(tool, {}), **user_mirrors[tool]} for tool in all_tools.names()})
 
 
 def _read(path: Path) -> dict[str, dict[str, Mirror]]:
     """Return {tool: {name: mirror}} of one file; a tool without mirrors in the file has an empty table."""
-    # The pydantic model is built from the list of tools: one table for each, with rows of the tool's `mirror_model`.
+    # The pydantic model has one table for each tool, with rows of the tool's `mirror_model`.
     tables: dict[str, Any] = {
         tool.name: (GenericAlias(dict, (str, tool.mirror_model)), Field(default_factory=dict))
         for tool in all_tools.TOOLS
@@ -72,5 +77,5 @@ def _read(path: Path) -> dict[str, dict[str, Mirror]]:
     for tool, rows in mirrors.items():
         for name in rows:
             if name in {OFFICIAL, "auto", "keep"}:
-                raise SpecError(f"{path}, key {tool}.{name}: {name!r} is a reserved name. Give the mirror another one.")
+                raise SpecError(f"{path}, key {tool}.{name}: {name!r} is a reserved name. Rename the mirror.")
     return mirrors

@@ -1,4 +1,7 @@
-"""The record on the volume: the mirror that is chosen for each tool, and the files that were changed for it."""
+"""Reads and writes the record of the chosen mirrors, the file mirrors.json in the root.
+
+It has the mirror that is chosen for each tool, and the settings files that were changed for the mirrors.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,14 @@ OFFICIAL = "official"  # the source that a tool uses by default
 
 @dataclass(frozen=True)
 class MirrorSource:
-    """Describe a source of one tool's files: a mirror or the official source.
+    """Describe a source from which one tool can download: a mirror or the official source.
 
-    `url` is "" for the official source, whose address the tool has by default.
-    `kind` is the layout of a torch mirror's pages, "index" or "find-links"; it is always "index" for other tools.
-    `channels` is {conda channel: its address, without a trailing slash}.
-    `defaults` is the address below which conda's channels main, r and msys2 are.
+    `name`: the name of the mirror in the catalogue, or "official".
+    `url`: the URL; it may be "" for the official source, which the tool uses by default.
+    `kind`: the layout of a torch mirror: "index", or "find-links" for one page with links to all files. It is "index"
+        for the other tools.
+    `channels`: {conda channel: its URL, without a trailing slash}.
+    `defaults`: the URL below which conda's channels main, r and msys2 are; None if the mirror does not have them.
     """
 
     name: str
@@ -35,22 +40,23 @@ class MirrorSource:
 
     @property
     def is_official(self) -> bool:
-        """Return whether this is the official source, for which no setting is overridden."""
+        """Return whether this is the official source, for which firstlight writes no setting."""
         return self.name == OFFICIAL
 
     @property
     def conda_addresses(self) -> set[str]:
-        """Return every address that firstlight writes into conda's settings for this source."""
+        """Return all URLs that firstlight writes into conda's settings for this source."""
         channels = {url.removesuffix(f"/{name}") for name, url in self.channels.items()}
         return {address for address in (self.url, self.defaults, *channels) if address}
 
 
 @dataclass(frozen=True)
 class MirrorChoice:
-    """Hold the sources of one tool: the chosen one first, then the fallbacks in their order.
+    """Hold the sources that are chosen for one tool.
 
-    `asked` is the value from host.toml or the command: auto, official or the name of a mirror.
-    `sources` is empty where the machine's own setting is kept. `why` gives the reason in words.
+    `asked`: the requested value from host.toml or the command: "auto", "official" or the name of a mirror.
+    `sources`: the chosen source first, then the fallbacks in their order; empty if the user's own setting is kept.
+    `why`: the reason for the choice, as text.
     """
 
     asked: str
@@ -59,17 +65,20 @@ class MirrorChoice:
 
     @property
     def first(self) -> MirrorSource:
-        """Return the chosen source; the official one where there are no sources."""
+        """Return the chosen source; the official source if `sources` is empty."""
         return self.sources[0] if self.sources else MirrorSource(OFFICIAL)
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """Describe one settings file that firstlight changed, with its content before and after.
+    """Describe one settings file that firstlight has changed.
 
-    `kept` is the path of the original content on the volume, None where the file did not exist.
-    `mode` is the original file mode. `sha256` is of the content that firstlight wrote.
-    `folders` are the folders that were created for the file, the innermost first.
+    `path`: the path of the settings file.
+    `kept`: the path of the copy of its original content in the root; None if the file did not exist before.
+    `mode`: the original file mode; None if the file did not exist.
+    `sha256`: the hash of the content that firstlight has written, in hex; "" if firstlight has removed the file; or
+        "edited since" if the user has edited the file between two runs.
+    `folders`: the paths of the folders that firstlight has made for the file, the innermost first.
     """
 
     path: str
@@ -81,11 +90,11 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class MirrorRecord:
-    """Hold all that mirrors.json on the volume records.
+    """Hold the content of mirrors.json in the root.
 
-    `choices` is {tool: its choice}. `written` are the changed settings files.
-    `nodefaults` leaves conda's default channels out.
-    `restored` is true after `mirrors restore`; setup then chooses no mirror by itself.
+    `choices`: {name of the tool: its choice}. `written`: the settings files that firstlight has changed.
+    `nodefaults`: conda's default channels are left out of conda's settings.
+    `restored`: the original settings were restored by `mirrors restore`, so setup chooses no mirror on its own.
     """
 
     choices: dict[str, MirrorChoice] = field(default_factory=dict)
@@ -94,21 +103,21 @@ class MirrorRecord:
     restored: bool = False
 
     def chosen(self, tool: str) -> MirrorSource:
-        """Return the chosen source of a tool; the official one where nothing was chosen."""
+        """Return the chosen source of a tool; the official source if the record has no choice for the tool."""
         return self.choices[tool].first if tool in self.choices else MirrorSource(OFFICIAL)
 
     def sources(self, tool: str) -> tuple[MirrorSource, ...]:
-        """Return every source that a tool may use, the chosen one first."""
+        """Return the chosen source and the fallbacks of a tool, in this order; empty without a choice."""
         return self.choices[tool].sources if tool in self.choices else ()
 
 
 def record_path(root: Root) -> Path:
-    """Return the path of the record on the volume."""
+    """Return the path of the record in a root; the file may be missing."""
     return root.state / "mirrors.json"
 
 
 def read(root: Root) -> MirrorRecord | None:
-    """Read the record; return None where there is none, or where it cannot be read."""
+    """Return the record of a root; None if there is no record, or if it is not valid."""
     try:
         content = json.loads(record_path(root).read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
@@ -128,11 +137,11 @@ def _choice(row: dict[str, Any]) -> MirrorChoice:
 
 
 def write(root: Root, record: MirrorRecord) -> None:
-    """Write the record to the volume."""
+    """Write the record to its file in the root."""
     write_atomic(record_path(root), to_json(record))
 
 
 def to_json(record: MirrorRecord) -> str:
-    """Return the text of the record's file."""
+    """Return the text of mirrors.json for a record."""
     content = {"schema": SCHEMA, **asdict(record)}
     return json.dumps(content, indent=1, sort_keys=True) + "\n"

@@ -1,6 +1,7 @@
-"""Writes a mirror into the text of pip's, conda's and uv's settings files, and keeps every other line unchanged.
+"""Adds a mirror to the text of the settings files of pip, conda and uv, and keeps every other line unchanged.
 
-New settings go into a marked block, which can be removed again. A setting that is already there gets the new value.
+New settings are written into a block between two marker lines, which can be removed again. If the file has the setting
+already, its value is replaced.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _ADVICE = "Change or remove the file, then run again"
 
 
 def pip_config(content: bytes, index: str | None, links: Sequence[str] = ()) -> bytes:
-    """Return the content of pip.conf with this index and these pages of links.
+    """Return the content of pip.conf with an index and with pages for find-links.
 
-    An option that the file already has gets the new value in place, since pip's configparser rejects duplicates.
+    If the file has the option already, its value is replaced, since pip rejects an option that is there twice.
 
     Args:
-        content: the present content; a block from an earlier run is removed first.
-        index: the address of the index; None adds no index.
-        links: pages that link files, for `find-links`.
+        content: the present content; the block of an earlier run is removed from it first.
+        index: the URL of the index; None: add no index.
+        links: the URLs of pages with links to packages, for the option find-links.
 
     Raises:
         SpecError: the content is not a configuration that pip can read.
@@ -60,16 +61,16 @@ def pip_config(content: bytes, index: str | None, links: Sequence[str] = ()) -> 
 
 
 def condarc(content: bytes, values: Mapping[str, Any]) -> bytes:
-    """Return the content of .condarc with these keys.
+    """Return the content of .condarc with new values.
 
-    A mapping such as custom_channels is merged: the user's other entries stay.
+    The entries of a mapping such as custom_channels are added to the user's entries.
 
     Args:
-        content: the present content; a block from an earlier run is removed first.
-        values: {key of .condarc: value}; without any, only the block is removed.
+        content: the present content; the block of an earlier run is removed from it first.
+        values: {key of .condarc: value}; if it is empty, only the block is removed.
 
     Raises:
-        SpecError: the content is not a mapping in YAML.
+        SpecError: the content is not valid YAML, or not a mapping.
     """
     from ruamel.yaml import YAML
 
@@ -97,11 +98,11 @@ def condarc(content: bytes, values: Mapping[str, Any]) -> bytes:
 
 
 def uv_config(content: bytes, index: str | None) -> bytes:
-    """Return the content of uv.toml with this default index.
+    """Return the content of uv.toml with a default index.
 
     Args:
-        content: the present content; a block from an earlier run is removed first.
-        index: the address of the index; None only removes the block.
+        content: the present content; the block of an earlier run is removed from it first.
+        index: the URL of the index; None: only remove the block.
 
     Raises:
         SpecError: the content is not valid TOML.
@@ -122,17 +123,22 @@ def uv_config(content: bytes, index: str | None) -> bytes:
         try:
             parse_toml(appended)
         except ValueError:
-            pass  # the file has its indexes in an inline array, to which no table can be appended
+            pass  # the indexes are in an inline array, to which no table can be appended
         else:
             return appended.encode()
     return _merged_toml(text, index)
 
 
 def _replace_option(text: str, name: str, value: str) -> tuple[str, int]:
-    """Replace the value of an option in [global] and [install], including its continuation lines.
+    """Replace the value of an option of pip.conf in the sections [global] and [install], with its continuation lines.
+
+    Args:
+        text: the content of pip.conf.
+        name: the name of the option.
+        value: the new value.
 
     Returns:
-        The new text, and the number of replaced values.
+        (the new text, the number of replaced values).
     """
     option = name.replace("-", "[-_]")
     pattern = re.compile(rf"(?mi)^({option}[ \t]*[=:][ \t]*)[^\r\n]*((?:\r?\n[ \t]+[^\r\n]*)*)")
@@ -151,7 +157,7 @@ def _check_ini(content: bytes) -> None:
     try:
         configparser.RawConfigParser().read_string(content.decode("utf-8"))
     except (configparser.Error, UnicodeDecodeError) as error:
-        raise SpecError(f"pip cannot read it: {' '.join(str(error).split())}. {_ADVICE}.") from None
+        raise SpecError(f"pip cannot read this file: {' '.join(str(error).split())}. {_ADVICE}.") from None
 
 
 def _load_yaml(content: bytes) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _reads_as(content: bytes, expected: Mapping[str, Any]) -> bool:
 
 
 def _merged_yaml(content: bytes, values: Mapping[str, Any]) -> bytes:
-    """Return YAML with these values set; comments, order and quotes of the content stay."""
+    """Return a YAML file with new values; its comments, order and quotes are kept."""
     from ruamel.yaml import YAML
 
     merging = YAML(typ="rt")
@@ -216,10 +222,10 @@ def _both_maps(first: object, second: object) -> bool:
 
 
 def _appended(text: str, block: Sequence[str], newline: str) -> str:
-    """Return the text with a block at its end.
+    """Return the text with a block of lines at its end.
 
-    Where the last line has no newline, the newline is added before the block and the block ends without one. So
-    `_without_block` can restore the text to the byte.
+    If the last line of the text has no newline, a newline is added before the block, and none after the block. So
+    `_without_block` can restore exactly the same bytes.
     """
     joined = newline.join(block)
     if text and not text.endswith("\n"):
@@ -228,15 +234,15 @@ def _appended(text: str, block: Sequence[str], newline: str) -> str:
 
 
 def _without_block(content: bytes) -> bytes:
-    """Return the content without firstlight's block, equal to the bytes before the block was added."""
+    """Return the content without firstlight's block: the same bytes as before the block was added."""
     match = re.search(
         rb"(\r?\n)?" + re.escape(BEGIN.encode()) + rb".*?" + re.escape(END.encode()) + rb"(\r?\n)?", content, re.DOTALL
     )
     if not match:
         return content
     before, after = match.group(1) or b"", match.group(2) or b""
-    # A block without a newline behind it was added with the newline before it (see `_appended`). Any other block was
-    # added with the newline behind it.
+    # If no newline follows the block, the newline before the block was added with it (see `_appended`). Otherwise the
+    # newline after the block was added with it.
     return content[: match.start()] + (before if after else b"") + content[match.end() :]
 
 

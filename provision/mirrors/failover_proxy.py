@@ -1,7 +1,7 @@
-"""The failover proxy: a local server through which uv and rattler download, with several sources and verification.
+"""Runs the failover proxy, a local HTTP server through which uv and rattler download from several sources.
 
-uv and rattler use one address and end when it fails. The proxy takes their requests instead. It tries the sources one
-after another, resumes a partial file from the next source, verifies the checksum, and only then sends the file.
+uv and rattler use a single URL and end when it fails. So they send their requests to this server. It tries the sources
+one after another, resumes a partial file from the next source, verifies the checksum, and then sends the file.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
     from provision.mirrors.chosen_mirrors import MirrorSource
     from provision.net.source_health import SourceHealth
 
-# A host name that never resolves (RFC 2606); uv reaches it through this server as its HTTP proxy. uv keys its cache by
-# the index's address. With this constant address the cache stays valid offline and after a change of the mirror.
+# The URL of the index for uv. Its host name never resolves (RFC 2606): uv uses this server as the HTTP proxy for it. uv
+# caches files by the URL of the index. Since this URL never changes, the cache is valid offline and for each mirror.
 INDEX = "http://firstlight.invalid/simple"
 _PAGE_TIMEOUTS = (3.0, 4.0)  # seconds to connect, seconds without data
 _DOWNLOADS_AT_ONCE = 8
 
 
 class FailoverProxy:
-    """Serve the files that locks pin; `with` starts and stops the server.
+    """Serves the files that lock files pin; a `with` block starts and stops the server.
 
     Args:
-        session: sends the requests to the sources.
-        store: the folder for downloads. Complete files in it are used and partial files are resumed. `finish` removes
-            the folder.
+        session: the HTTP session for the requests to the sources.
+        store: the folder for downloads. Complete files in the folder are used, and partial files are resumed. `finish`
+            removes the folder.
         health: the failures and deliveries of the sources in this run.
-        progress: called with the number of bytes that have just arrived, and the total number that is expected.
+        progress: called with (bytes received since the last call, bytes that are expected in total).
     """
 
     def __init__(
         self, session: requests.Session, store: Path, health: SourceHealth, progress: Callable[[int, int], None]
     ) -> None:
-        """Store the arguments; start nothing."""
+        """Store the arguments, without starting the server."""
         self.session = session
         self.store = store
         self.health = health
@@ -74,21 +74,25 @@ class FailoverProxy:
         self._server: ThreadingHTTPServer | None = None
 
     def wheels(self, hashes: Mapping[str, tuple[str, frozenset[str]]], sources: Sequence[MirrorSource]) -> None:
-        """Serve the packages of a pip lock from these sources.
+        """Set the packages of a pip lock file to serve, and their sources.
 
         Args:
-            hashes: {package: (version, sha256 sums of its files)}.
-            sources: the indexes and pages of links, the first one preferred.
+            hashes: {normalized name of a package: (version, sha256 digests of its files)}.
+            sources: the indexes and the pages with links, the best first.
         """
         self._hashes = dict(hashes)
         self._sources = sources
         self.failures.clear()
 
     def conda(self, packages: Sequence[CondaPackage], sources: Sequence[MirrorSource]) -> dict[str, str]:
-        """Serve conda packages from the `channels` of these sources.
+        """Set the conda packages to serve, and their sources.
+
+        Args:
+            packages: the packages.
+            sources: the sources, the best first; their `channels` have the URLs.
 
         Returns:
-            {address of a channel host: address of this server}, the form in which rattler takes mirrors.
+            {URL of a host with channels: URL of this server}, the mirrors for rattler.
         """
         self._conda = {urlsplit(package.url).path.lstrip("/"): package for package in packages}
         self._conda_sources = sources
@@ -97,27 +101,31 @@ class FailoverProxy:
 
     @property
     def url(self) -> str:
-        """Return the address of this server, without a trailing slash."""
+        """Return the URL of this server, without a trailing slash."""
         assert self._server is not None  # noqa: S101 (only for the type)
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Return uv's environment with this server as its index; all other sources of the machine keep working."""
+        """Return the environment variables with which uv uses this server as its index.
+
+        Other sources in the host's settings, such as a folder for find-links, are used as before.
+        """
         env = cached_only(environ)
         plain = re.findall(r"http://([^/\s,]+)", f"{env.get('UV_FIND_LINKS', '')} {env.get('UV_INDEX', '')}")
         excluded = {part for name in ("NO_PROXY", "no_proxy") for part in env.get(name, "").split(",") if part.strip()}
         if "*" in excluded:
-            # "*" would exclude this server too. Without the other proxy variables, all other hosts stay excluded.
+            # "*" would exclude this server too. Instead the other proxy variables are removed, so that no other host is
+            # reached through a proxy.
             excluded = {"localhost"}
             for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
                 env.pop(name, None)
         hosts = ",".join(sorted(excluded | {host.rpartition("@")[2].partition(":")[0] for host in plain}))
         env |= {"NO_PROXY": hosts, "no_proxy": hosts, "HTTP_PROXY": self.url, "http_proxy": self.url}
-        # This server sends nothing until a file is complete, which may take long. It does its own timeouts and retries.
+        # This server sends nothing until a file is complete, which may take long. It has timeouts and retries itself.
         return env | {"UV_HTTP_TIMEOUT": "86400", "UV_HTTP_RETRIES": "0"}
 
     def __enter__(self) -> Self:
-        """Start to listen on loopback."""
+        """Start the server on a free port of the loopback address."""
         self.store.mkdir(parents=True, exist_ok=True)
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -125,19 +133,19 @@ class FailoverProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening; downloaded and partial files stay for the next run."""
+        """Stop the server; downloaded and partial files are kept for the next run."""
         assert self._server is not None  # noqa: S101 (only for the type)
         self._server.shutdown()
         self._server.server_close()
 
     def finish(self) -> None:
-        """Remove the stored files; call it when the installation has succeeded."""
+        """Remove the folder with the downloads, after the installation has succeeded."""
         shutil.rmtree(self.store, ignore_errors=True)
 
     def page(self, package: str) -> tuple[bytes, bool] | None:
-        """Return the index page of one package in JSON (PEP 691), and whether it lists every locked file.
+        """Return (the index page of one package in JSON (PEP 691), whether it lists every locked file).
 
-        Return None where the package is not locked or no source lists a file of it.
+        None if the package is not in the lock file, or if no source lists one of its files.
         """
         package = normal(package)
         _, locked = self._hashes.get(package, ("", frozenset()))
@@ -157,14 +165,17 @@ class FailoverProxy:
         return json.dumps(content).encode(), {file.sha256 for file in files} >= locked
 
     def tag(self, package: str) -> str:
-        """Return the ETag of a package's page, a hash of the locked checksums, on which a complete page depends."""
+        """Return the ETag of a package's index page: a hash of the checksums in the lock file.
+
+        A page that lists every locked file depends only on these checksums.
+        """
         _, locked = self._hashes.get(normal(package), ("", frozenset()))
         return hashlib.sha256("".join(sorted(locked)).encode()).hexdigest()[:32]
 
     def wheel(self, package: str, name: str) -> Path | None:
-        """Return the path of a package's file, complete and verified; None where no source delivers it."""
+        """Return the path of a downloaded and verified file of a package; None if no source delivers the file."""
         if not index_page.PLAIN_NAME.fullmatch(name):
-            return None  # any local program can send requests here, and a name with a path would leave the store
+            return None  # any local program can send a request, and a name such as ../x would be outside of the store
         _, locked = self._hashes.get(package, ("", frozenset()))
         sizes = [file.size for file in self._cached_files(package) if file.name == name and file.size]
 
@@ -178,10 +189,10 @@ class FailoverProxy:
         return self._fetch(name, sources, locked, None, shown_size=sizes[0] if sizes else 0)
 
     def conda_package(self, path: str) -> Path | None:
-        """Return the path of a conda package, complete and verified; None where no source delivers it.
+        """Return the path of a downloaded and verified conda package; None if no source delivers the package.
 
         Args:
-            path: the package's path on the host of its channel.
+            path: the path in the official URL of the package, such as "conda-forge/noarch/NAME.conda".
         """
         package = self._conda.get(path)
         if package is None:
@@ -207,7 +218,17 @@ class FailoverProxy:
         *,
         shown_size: int,
     ) -> Path | None:
-        """Download a file into the store, unless it is there; return None and store the reason where that fails."""
+        """Download a file into the store, unless the store has it, and return its path.
+
+        If the download fails, the reason is added to `failures`, and None is returned.
+
+        Args:
+            name: the name of the file.
+            sources: returns the sources of the file, the best first.
+            hashes: the allowed sha256 digests.
+            size: the pinned size in bytes; None if no size is pinned.
+            shown_size: the size in bytes for the progress; 0 if no page gives one.
+        """
         with self._locks_guard:
             lock = self._locks.setdefault(name, threading.Lock())
         target = self.store / name
@@ -242,13 +263,17 @@ class FailoverProxy:
             return target
 
     def _in_order(self) -> list[MirrorSource]:
-        """Return the sources that may be used; those that have failed in this run come last."""
+        """Return the sources that are not banned; those that have failed in this run come last."""
         order = self.health.order(source.name for source in self._sources)
         usable = (source for source in self._sources if source.name in order)
         return sorted(usable, key=lambda source: order.index(source.name))
 
     def _files(self, package: str, locked: frozenset[str]) -> Iterator[index_page.IndexFile]:
-        """Yield every locked file of a package once; read the page of a further source while files are missing."""
+        """Yield each locked file of a package once, from the pages of the sources.
+
+        The page of a further source is read only if files are still missing. Once a file was found, the pages of failed
+        sources are not read.
+        """
         files: dict[str, index_page.IndexFile] = {}
         for source in self._in_order():
             if {file.sha256 for file in files.values()} >= locked:
@@ -267,7 +292,7 @@ class FailoverProxy:
                 yield from files
 
     def _list(self, source: MirrorSource, package: str) -> list[index_page.IndexFile]:
-        """Return the files of a package that a source lists; each page is requested once for each package."""
+        """Return the files of a package that a source lists; the result is cached for each source and package."""
         is_flat = source.kind == "find-links"
         key = (source.name, package)
         if key not in self._page_cache:
@@ -303,7 +328,10 @@ class FailoverProxy:
 
 
 def cached_only(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return uv's environment for an offline run that uses files which earlier runs got through the proxy."""
+    """Return the environment variables for an offline run of uv, in which uv uses only files in its cache.
+
+    With them, uv finds the files that earlier runs downloaded through the failover proxy.
+    """
     return {key: value for key, value in environ.items() if key not in {"UV_INDEX_URL", "UV_EXTRA_INDEX_URL"}} | {
         "UV_DEFAULT_INDEX": INDEX
     }
@@ -313,7 +341,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: object) -> None:
-        """Print nothing: an interrupted installer closes its connections, which is no error here."""
+        """Print nothing, since an interrupted installer closes its connections, which is no error of this server."""
 
 
 def _handler(proxy: FailoverProxy) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
@@ -360,7 +388,7 @@ def _handler(proxy: FailoverProxy) -> type[BaseHTTPRequestHandler]:  # noqa: C90
                 self.end_headers()
                 shutil.copyfileobj(file, self.wfile, 1 << 20)
             with suppress(OSError):
-                path.unlink()  # the installer caches the file, so a second copy on the volume would waste space
+                path.unlink()  # the installer has the file in its cache, so a second copy would waste space
 
         def reply(self, status: int, headers: Mapping[str, str], content: bytes = b"") -> None:
             self.send_response(status)

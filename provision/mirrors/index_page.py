@@ -1,4 +1,4 @@
-"""Reads an index page or a page of links, in JSON or HTML, into its files and their checksums."""
+"""Reads the files and checksums that an index page lists; a page with links for find-links is read in the same way."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ _MOST_ENTRIES, _MOST_VALUES = 400_000, 3_000_000  # of a page; the largest publi
 
 
 class NoIndexError(FirstlightError):
-    """Signal that a response is not an index page; it is most likely a login page."""
+    """Report that a response is not an index page; it is most likely a login page."""
 
 
 @dataclass(frozen=True)
 class IndexFile:
-    """Describe one file that a page lists. `sha256` and `size` (bytes) are None where the page lacks them."""
+    """Describe one file that a page lists.
+
+    `name`: the name of the file. `url`: its URL.
+    `sha256`: in hex; None if the page does not have it. `size`: in bytes; None if the page does not have it.
+    """
 
     name: str
     url: str
@@ -39,7 +43,7 @@ class IndexFile:
 
 @dataclass
 class _Anchors(HTMLParser):
-    """Collect the attributes of every link, and the title, of an HTML page."""
+    """Collects the attributes of all links in an HTML page, and its title."""
 
     links: list[dict[str, str | None]] = field(default_factory=list)
     title: str = ""
@@ -49,13 +53,13 @@ class _Anchors(HTMLParser):
         self._in_title = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Store the attributes of a link."""
+        """Store the attributes of a link, and note whether this is the start of the title."""
         if tag == "a":
             self.links.append(dict(attrs))
         self._in_title = tag == "title"
 
     def handle_data(self, data: str) -> None:
-        """Store the title, by which a user recognizes a login page in the error message."""
+        """Store the title, which is shown in the error message so that the user can recognize a login page."""
         if self._in_title:
             self.title = " ".join(f"{self.title} {data}".split())
             self._in_title = False
@@ -67,10 +71,11 @@ def read(content: bytes, content_type: str, url: str) -> list[IndexFile]:
     Args:
         content: the body of the response.
         content_type: the Content-Type header of the response.
-        url: the address of the page after redirects; its links are relative to it.
+        url: the URL of the page after redirects; the links of the page can be relative to it.
 
     Raises:
-        NoIndexError: the content is neither index JSON nor HTML with a link to a file, or it has too many entries.
+        NoIndexError: the content is neither an index page in JSON nor HTML with a link to a file, or it has too many
+            entries.
     """
     # Counted before it is parsed, since a list of 20 million empty lists takes 3 GB of memory.
     if max(content.count(b"{") + content.count(b"["), content.count(b"<")) > _MOST_ENTRIES or (
@@ -84,7 +89,7 @@ def read(content: bytes, content_type: str, url: str) -> list[IndexFile]:
     files = [file for file in (_link_file(attributes, url) for attributes in parser.links) if file is not None]
     if not files:
         title = f" ({parser.title[:60]!r})" if parser.title else ""
-        raise NoIndexError(f"its page links no file{title}: it is a login page, or not an index")
+        raise NoIndexError(f"its page has no link to a file{title}: the page is a login page, or not an index")
     return files
 
 

@@ -1,4 +1,4 @@
-"""One entry of the mirror catalogue, with the keys that all tools share."""
+"""Defines one entry in the catalogue of mirrors, with the keys that are the same for all tools."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ Address = Annotated[str, AfterValidator(_address)]
 class Mirror(toml.Strict):
     """Describe a mirror from which one tool can download.
 
-    `redirects` is true where the mirror sends downloads to other hosts by design.
-    `reach` is the only network from which the mirror answers; None if it answers from everywhere.
-    `source` is the public list that names the mirror.
+    `url`: the URL of the mirror.
+    `redirects`: the mirror redirects downloads to other hosts, so this is no error.
+    `reach`: the only network whose hosts can use the mirror, as text; None if every host can.
+    `enabled`: false if the mirror is not used.
+    `source`: the URL of the public list that contains the mirror. `note`: a remark for readers of the catalogue.
     """
 
     url: Address
@@ -42,5 +44,10 @@ class Mirror(toml.Strict):
     note: str = ""
 
     def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (conda's and torch's need it)
-        """Return this mirror under the name `name`, as a source of the files that `needs` locks."""
+        """Return this mirror as a source.
+
+        Args:
+            name: the name of the mirror in the catalogue.
+            needs: the lock files and models of the host, by which a tool selects the variant or the channels.
+        """
         return MirrorSource(name, self.url)

@@ -1,4 +1,4 @@
-"""Probes all mirrors at the same time for the locked files and speed: a few MB in less than ten seconds."""
+"""Probes all mirrors at the same time: downloads a few MB in less than ten seconds to check locked files and speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from provision.mirrors.probe_files import ProbeFile
     from provision.mirrors.probe_mirror import ProbeResult, ProbeTarget
 
-# Without any response status after this time, the machine has no network and the probe ends.
+# If no mirror has sent a response status after this time, the host has no network, and the probe ends.
 _FIRST_RESPONSE_SECONDS = 2.5
 _TOTAL_SECONDS = 9.0
 
@@ -27,12 +27,12 @@ def probe(
     probe_files: Mapping[str, Sequence[ProbeFile]],
     session: Callable[[], requests.Session],
 ) -> list[ProbeResult]:
-    """Probe all targets at the same time, each on one connection, and end within ten seconds in any case.
+    """Probe all targets at the same time, each over one connection, and return within ten seconds in any case.
 
     Args:
         targets: the mirrors and official sources.
-        probe_files: {tool: the locked files that its mirrors must have}.
-        session: returns a new session for each target. The session must not send a token.
+        probe_files: {name of the tool: the locked files that its mirrors must have}.
+        session: a function that returns a new HTTP session for each target. The session must not send a token.
 
     Returns:
         One result for each target, in the order of `targets`.
@@ -43,7 +43,7 @@ def probe(
     for prober in probers:
         prober.shared = shared
         tool_probe = all_tools.by_name(prober.target.tool).probe
-        # A name lookup may block its thread for longer than the probe lasts. A daemon thread does not delay the exit.
+        # A name lookup may block its thread longer than ten seconds. A daemon thread does not delay the exit.
         threading.Thread(target=prober.run, args=(tool_probe,), daemon=True).start()
     with shared.changed:
         shared.changed.wait_for(lambda: shared.ended == len(probers) or shared.has_response, _FIRST_RESPONSE_SECONDS)

@@ -1,4 +1,7 @@
-"""The probe files: the few locked files that a probe downloads, the largest, newest and smallest of each lock."""
+"""Selects, writes and reads the probe files: the few locked files that a probe downloads from a mirror.
+
+They are the largest, the newest and the smallest file of each lock file, in `witnesses.toml` of the lock folder.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,19 @@ _HEADER = """\
 # Written by `provision env lock`: the locked files by which `provision mirrors probe` judges a mirror. Do not edit.
 """
 _FILE = "witnesses.toml"
-# Wheels of a universal lock that fit the most common machines: Python 3.11 on Linux x86-64, macOS arm64 or Windows.
+# The names of wheels for the most common hosts: Python 3.11 on Linux x86-64, macOS arm64 or Windows.
 _FITTING = re.compile(
     r"-(none-any|(cp311|cp3\d+-abi3)-\S*(manylinux\S*_x86_64|macosx\S*(arm64|universal2)|win_amd64))\.whl$"
 )
-_WHOLE_BYTES = 300_000  # a probe downloads a file of at most this size whole, and compares its checksum
+_WHOLE_BYTES = 300_000  # a probe downloads the whole file and compares its checksum if it has at most this size
 
 
 class LockedRow(toml.Strict):
-    """Describe one file of a lock. `why` is the reason for its selection, such as "largest"."""
+    """Describe one probe file in witnesses.toml.
+
+    `why`: the reason for its selection, such as "largest". `name`, `version`: the package. `file`: the file name.
+    `sha256`: in hex. `size`: in bytes.
+    """
 
     why: str
     name: str
@@ -40,7 +47,10 @@ class LockedRow(toml.Strict):
 
 
 class LockedRows(toml.Strict):
-    """Hold the probe files of an environment: `pip` by the name of the lock, `conda` by platform."""
+    """Hold the probe files of an environment.
+
+    `pip`: {name of the pip lock file without ".lock": its rows}. `conda`: {conda's name of the platform: its rows}.
+    """
 
     pip: dict[str, list[LockedRow]] = Field(default_factory=dict)
     conda: dict[str, list[LockedRow]] = Field(default_factory=dict)
@@ -48,10 +58,12 @@ class LockedRows(toml.Strict):
 
 @dataclass(frozen=True)
 class ProbeFile:
-    """Describe one locked file that a probe looks for.
+    """Describe one locked file that a probe requests.
 
-    `hashes` are the checksums of which the file must have one; `kind` is their algorithm, sha256 or git_sha1.
-    `size` is in bytes. `path` is the address of a conda package, or OWNER/NAME/resolve/REVISION/FILE on a hub.
+    `name`, `version`: the package; for a model, the path of the file and "". `why`: the reason for its selection.
+    `hashes`: the checksums, one of which the file must have. `kind`: their algorithm, "sha256" or "git_sha1".
+    `size`: in bytes; None if it is not known.
+    `path`: the official URL of a conda package, or OWNER/NAME/resolve/REVISION/FILE on a hub; None for a wheel.
     """
 
     name: str
@@ -64,7 +76,7 @@ class ProbeFile:
 
     @property
     def is_small(self) -> bool:
-        """Return whether a probe downloads the whole file to compare its checksum."""
+        """Return whether the file is so small that a probe downloads the whole file to compare its checksum."""
         return self.size is not None and self.size <= _WHOLE_BYTES
 
     def __str__(self) -> str:
@@ -72,7 +84,7 @@ class ProbeFile:
 
 
 def read(folder: Path) -> LockedRows:
-    """Read the probe files of an environment's folder; return empty tables where the folder has no such file.
+    """Return the probe files of an environment from witnesses.toml in its lock folder; empty without that file.
 
     Raises:
         SpecError: the file is not valid.
@@ -82,7 +94,10 @@ def read(folder: Path) -> LockedRows:
 
 
 def select_from_pylock(text: str) -> list[dict[str, object]]:
-    """Select probe files from a lock in the format of PEP 751, which has sizes and upload times.
+    """Select the probe files of a pip lock file.
+
+    Args:
+        text: the lock file in the format of PEP 751, which has the size and upload time of each file.
 
     Returns:
         The rows for `write`.
@@ -109,10 +124,10 @@ def _row(name: str, version: str, file: str, wheel: Mapping[str, Any]) -> dict[s
 
 
 def select_from_solution(packages: Iterable[CondaPackage]) -> dict[str, list[dict[str, object]]]:
-    """Select probe files from solved conda packages.
+    """Select the probe files of solved conda packages.
 
     Returns:
-        {platform: the rows for `write`}.
+        {conda's name of the platform: the rows for `write`}.
     """
     by_platform: dict[str, list[dict[str, object]]] = {}
     for package in packages:
@@ -127,15 +142,15 @@ def select_from_solution(packages: Iterable[CondaPackage]) -> dict[str, list[dic
 def write(
     folder: Path, pip: Mapping[str, list[dict[str, object]]], conda: Mapping[str, list[dict[str, object]]]
 ) -> list[Path]:
-    """Write the probe files of an environment. A lock without new rows keeps the rows that the file has.
+    """Write the probe files of an environment to witnesses.toml; present rows without new ones are kept.
 
     Args:
-        folder: the folder of the environment's lock files.
-        pip: {name of the lock: its new rows}.
-        conda: {platform: its new rows}.
+        folder: the lock folder of the environment.
+        pip: {name of the pip lock file without ".lock": its new rows}.
+        conda: {conda's name of the platform: its new rows}.
 
     Returns:
-        The written path; nothing where there are no rows at all, and no file is written.
+        [the path of the file], or [] if there are no rows, so that no file is written.
     """
     from provision.fs.atomic import write_atomic
 
@@ -161,7 +176,7 @@ def _quoted(value: object) -> str:
 
 
 def _select(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Return the largest row, the two newest and the smallest, without duplicate packages."""
+    """Return the rows of the largest file, the two newest and the smallest, each package once, with the key "why"."""
     by_size = sorted(rows, key=lambda row: (int(str(row["size"])), str(row["file"])))
     by_time = sorted(rows, key=lambda row: (float(str(row["time"])), str(row["file"])))
     groups = [("largest", by_size[-1:]), ("newest", by_time[-1:]), ("newest but one", by_time[-2:-1])]

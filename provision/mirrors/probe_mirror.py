@@ -1,4 +1,4 @@
-"""The probe of one mirror on one connection: its responses, the locked files that it has, and its speed."""
+"""Probes one mirror over one connection: its responses, the locked files that it has, and its speed."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ if TYPE_CHECKING:
     from provision.mirrors.probe_files import ProbeFile
 
 _CONNECT_SECONDS, _READ_SECONDS = 2.0, 2.5
-# The download that measures the speed ends at the first of these two limits.
+# The download that measures the speed ends when one of these two limits is reached.
 _RATE_BYTES, _RATE_SECONDS = 2 << 20, 1.0
 _RATES_AT_ONCE = 6  # speed measurements at the same time
 
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """Describe what is probed: one mirror, or the official source, of the tool named `tool`.
+    """Describe what is probed: one mirror, or the official source, of one tool.
 
-    `kind` is the layout of a torch mirror's pages, "index" or "find-links"; it is always "index" for other tools.
-    `channels` is {conda channel: its address}. `redirects`: whether the mirror may redirect or link to other hosts.
-    `reach` is the only network from which the mirror answers; None if it answers from everywhere.
+    `tool`: the name of the tool. `name`: the name of the mirror, or "official". `url`: its URL.
+    `kind`: the layout of a torch mirror, "index" or "find-links"; it is "index" for the other tools.
+    `channels`: {conda channel: its URL}.
+    `redirects`: the mirror may redirect or link to other hosts.
+    `reach`: the only network whose hosts can use the mirror, as text; None if every host can.
     """
 
     tool: str
@@ -47,10 +49,15 @@ class ProbeTarget:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Hold the result of one probe: the target has `held` of the `asked` probe files.
+    """Hold the result of one probe.
 
-    `error` is the reason why the target cannot be used, or None. `missing` describes each missing file.
-    `final_host` is the host that served the largest file, after redirects. `kind` is the kind that the probe detected.
+    `reachable`: the target has sent a response.
+    `held`: the number of probe files that the target has. `asked`: the number of probe files.
+    `megabytes_per_second`: the measured speed; None if it was not measured.
+    `final_host`: the host that has sent the largest file, after redirects.
+    `error`: why the target cannot be used, as the end of a sentence whose subject is the target; None if it can.
+    `missing`: a text for each probe file that the target does not have.
+    `kind`: the layout of the torch mirror that the probe has detected.
     """
 
     target: ProbeTarget
@@ -69,7 +76,7 @@ class ProbeResult:
         return self.error is None and self.held == self.asked > 0
 
     def to_dict(self) -> dict[str, object]:
-        """Return the result as plain JSON types, without secrets."""
+        """Return the result for JSON output, without a password in the URL."""
         return {
             "name": self.target.name,
             "url": redact(self.target.url),
@@ -88,9 +95,10 @@ class ProbeResult:
 class ProbeRun:
     """Hold the state that the probers of one run share.
 
-    `deadline` is in seconds of the monotonic clock. `ended` counts the finished probers.
-    `has_response` is true once any mirror has sent a response status.
-    `measuring` limits the number of speed measurements at the same time.
+    `deadline`: the end of the run, by `time.monotonic()`. `ended`: the number of finished probers.
+    `has_response`: at least one mirror has sent a response status.
+    `changed`: notified when `ended` or `has_response` changes.
+    `measuring`: limits the number of speed measurements at the same time.
     """
 
     deadline: float
@@ -101,12 +109,17 @@ class ProbeRun:
 
 
 class UnusableError(Exception):
-    """Signal that a mirror cannot be used; the text is the reason."""
+    """Report that a mirror cannot be used; the message is the end of a sentence whose subject is the mirror."""
 
 
 @dataclass
 class Response:
-    """Hold one response. `content` may be only the beginning of the body. `seconds` is the request's duration."""
+    """Hold one response.
+
+    `status`: the HTTP status. `url`: the URL after redirects.
+    `content`: the received part of the body, which may be only its beginning.
+    `seconds`: the duration of the request with the reading of `content`.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -116,9 +129,10 @@ class Response:
 
 
 class Prober:
-    """Probe one mirror on one connection, without retries. The mirror's tool selects the requests.
+    """Probes one mirror over one connection, without retries; the requests are those of the mirror's tool.
 
-    `findings` is the result so far. `result` is the final result, None until the probe has ended.
+    `shared`: the state that the probers of a run share.
+    `findings`: the result so far. `result`: the final result; None until the probe has ended.
     """
 
     shared: ProbeRun
@@ -132,7 +146,7 @@ class Prober:
         self.findings = ProbeResult(target, asked=len(probe_files), kind=target.kind)
 
     def run(self, probe: Callable[[Prober], None]) -> None:
-        """Call `probe` (see `Tool.probe`) on this mirror and set `result`. Never raise."""
+        """Call `probe`, the method `Tool.probe` of the mirror's tool, and set `result`; every exception is caught."""
         import requests
         import urllib3
 
@@ -143,7 +157,7 @@ class Prober:
             self.update(error=str(error))
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self.update(error=self._reason(error))
-        except Exception as error:  # an unexpected response of one mirror must not end the probe of the others
+        except Exception as error:  # an invalid response of one mirror must not end its thread without a result
             self.update(error=f"sends an invalid response ({type(error).__name__})")
         with self.shared.changed:
             self.result = replace(self.findings, reachable=self.reachable)
@@ -155,20 +169,24 @@ class Prober:
             raise UnusableError("; ".join(self.findings.missing[:2]) or "has none of the locked files")
 
     def unfinished(self, seconds: float) -> ProbeResult:
-        """Return the findings of a mirror whose probe has not ended after `seconds`, with that as the error."""
+        """Return the result so far of a probe that has not ended after `seconds`; its `error` is the timeout."""
         reason = (
             f"does not finish within {seconds:.1f} s" if self.reachable else f"does not answer within {seconds:.1f} s"
         )
         return replace(self.findings, reachable=self.reachable, error=self._with_reach(reason))
 
     def compare(self, url: str, probe_file: ProbeFile) -> str:
-        """Download a small file and compare its checksum with the lock.
+        """Download a small file, and compare its checksum with the lock file.
+
+        Args:
+            url: the URL of the file on the mirror.
+            probe_file: the locked file.
 
         Returns:
-            The reason why the file is missing, or "" where it is there.
+            Why the mirror does not have the file, such as "answers 404"; "" if it has the file.
 
         Raises:
-            UnusableError: the content does not match the locked checksum.
+            UnusableError: the content does not have the locked checksum.
         """
         response = self.get(url, limit=(probe_file.size or 0) + 1)
         if response.status != 200:
@@ -180,22 +198,22 @@ class Prober:
         return ""
 
     def check_size(self, url: str, probe_file: ProbeFile) -> str:
-        """Request one byte of a file to compare its size with the lock.
+        """Request one byte of a file, and compare the size of the file with the lock file.
 
         Returns:
-            The reason why the file is missing or of another size, or "".
+            Why the mirror does not have the file, or that it has another size, as text; "" if it has the file.
         """
         return self._missing_reason(self.get(url, limit=1, first=0), probe_file)
 
     def measure(self, url: str, probe_file: ProbeFile | None) -> str:
-        """Measure the speed with a ranged GET and store it in the findings, in MB/s.
+        """Measure the speed with the download of a part of a file, and store it in `findings` in MB/s.
 
         Args:
-            url: the address of a large file.
-            probe_file: the file whose size must match; None skips this check.
+            url: the URL of a large file.
+            probe_file: the locked file whose size is compared; None: compare no size.
 
         Returns:
-            The reason why the file is missing or of another size, or "".
+            As `check_size`.
         """
         with self.shared.measuring:
             response = self.get(url, limit=_RATE_BYTES, first=0, seconds=_RATE_SECONDS)
@@ -212,7 +230,7 @@ class Prober:
         total = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
         size = total.group(1) if total else response.headers.get("Content-Length", "")
         if probe_file is not None and probe_file.size is not None and size.isdecimal() and int(size) != probe_file.size:
-            return f"its file has {int(size):,} bytes, the lock has {probe_file.size:,}"
+            return f"its file has {int(size):,} bytes, but the size in the lock is {probe_file.size:,} bytes"
         return ""
 
     def get(
@@ -224,17 +242,18 @@ class Prober:
         seconds: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """Send one GET request and read at most `limit` bytes of the body for at most `seconds`.
+        """Send one GET request, and read at most `limit` bytes of the body in at most `seconds`.
 
         Args:
-            url: the address.
+            url: the URL.
             limit: the largest number of bytes to read.
-            first: offset of the first byte of a range request; None requests the whole file.
-            seconds: the longest time to read; None reads until the deadline of the run.
-            headers: the request headers; None asks for a body without compression.
+            first: the offset of the first byte of a range request; None: request the whole file.
+            seconds: the longest time to read; None: read until the deadline of the run.
+            headers: the request headers; None: request a body without compression.
 
         Raises:
-            UnusableError: the address is on another site, or the deadline of the run has passed.
+            UnusableError: the request was redirected to a host that is not allowed, or the deadline of the run has
+                passed.
         """
         left = self.shared.deadline - time.monotonic()
         if left <= 0:
@@ -265,21 +284,21 @@ class Prober:
                 self.shared.changed.notify_all()
 
     def _check_hosts(self, urls: Sequence[str]) -> None:
-        """Check the addresses of a request and its redirects, in their order.
+        """Check the URLs of a request and its redirects, in their order.
 
         Raises:
-            UnusableError: one is plain http outside of the private network, or the last one is on a site that the
-                target may not use.
+            UnusableError: a URL is http to a public host. Or the last URL has a host of another owner than the mirror,
+                although the mirror is not known to redirect.
         """
         for url in urls:
             if urlsplit(url).scheme == "http" and not is_private(urlsplit(url).hostname or ""):
                 raise UnusableError(f"redirects or links to plain http ({host_of(url)})")
         any_site = self.target.redirects or self.target.name == OFFICIAL
         if not any_site and not same_site(host_of(urls[-1]), host_of(self.target.url)):
-            raise UnusableError(f"redirects or links to {host_of(urls[-1])}")
+            raise UnusableError(f"redirects or links to another host, {host_of(urls[-1])}")
 
     def update(self, **changes: object) -> None:
-        """Replace fields of the findings; a keyword is the name of a field of `ProbeResult`."""
+        """Set attributes of `findings`; each keyword is the name of an attribute of `ProbeResult`."""
         self.findings = replace(self.findings, **changes)  # type: ignore[arg-type]  # mypy cannot match the names
 
     def _reason(self, error: Exception) -> str:
@@ -291,7 +310,7 @@ class Prober:
         if isinstance(error, requests.exceptions.SSLError):
             return "has a TLS certificate that this machine does not trust"
         if isinstance(error, requests.exceptions.ProxyError):
-            return "does not answer: the proxy of this machine cannot reach it"
+            return "does not answer: the HTTP proxy of this machine cannot reach the mirror"
         if isinstance(error, requests.TooManyRedirects):
             return "redirects in a loop"
         if self.reachable or isinstance(error, requests.ReadTimeout):
@@ -299,4 +318,4 @@ class Prober:
         return self._with_reach(f"does not answer ({type(error).__name__})")
 
     def _with_reach(self, reason: str) -> str:
-        return f"{reason}; it answers only inside {self.target.reach}" if self.target.reach else reason
+        return f"{reason}; the mirror answers only inside {self.target.reach}" if self.target.reach else reason

@@ -1,4 +1,4 @@
-"""The locked packages and pinned models of one host, which a mirror must have."""
+"""Holds the locked packages and the pinned models of one host, which a mirror must have."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeNeeds:
-    """Hold the locks of an environment and the models of a host. Each tool selects its probe files from them.
+    """Hold the locked packages and the models of a host; each tool selects its probe files from them.
 
-    `folder` is the folder of the environment's lock files. `variant` is its build of PyTorch.
-    `hashes` is {package: (version, sha256 sums)} of the pip lock.
-    `platform` is conda's name for this machine's platform, and `conda` are the locked packages of that platform.
+    `folder`: the lock folder of the environment. `variant`: the variant of torch.
+    `hashes`: {normalized name of a package: (version, sha256 digests)} of the variant's pip lock file.
+    `platform`: conda's name of this host's platform; None if conda has no name for it.
+    `conda`: the locked conda packages of that platform.
+    `models`: the entries of the manifest that the host definition contains.
     """
 
     folder: Path
@@ -35,7 +37,7 @@ class ProbeNeeds:
 
     @cached_property
     def rows(self) -> probe_files.LockedRows:
-        """Return the environment's probe files, which witnesses.toml in its folder lists. The file is read once.
+        """Return the probe files of the environment from witnesses.toml, which is read once.
 
         Raises:
             SpecError: witnesses.toml is not valid.

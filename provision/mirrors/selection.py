@@ -1,4 +1,4 @@
-"""The step that chooses a mirror for each tool by completeness and speed, and records the choice on the volume."""
+"""Defines the setup step that chooses a mirror for each tool by its files and speed, and records the choice."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ if TYPE_CHECKING:
 # A mirror must be this many times as fast as the official source. A smaller gain does not justify changes in the
 # user's settings files.
 _MINIMUM_SPEEDUP = 1.5
-_FALLBACKS = 4  # further mirrors that are recorded behind the chosen one
+_FALLBACKS = 4  # the number of further mirrors that are recorded as fallbacks
 
 
 def requested_mirrors(value: str | Mapping[str, str], catalogue: Catalogue) -> dict[str, str]:
-    """Return {tool: auto, keep, official or the name of a mirror} for the value of `mirror` in host.toml.
+    """Return {name of the tool: "auto", "keep", "official" or the name of a mirror} for each tool.
 
-    One name applies to all tools that the mirror serves. A tool without a value gets auto.
+    Args:
+        value: the value of `mirror` in host.toml. A single name applies to all tools that the mirror serves. A tool
+            without a value has "auto".
+        catalogue: the known mirrors.
 
     Raises:
-        SpecError: there is no such mirror, or it does not serve the tool.
+        SpecError: there is no mirror with this name, or none for the tool.
     """
     tools = all_tools.names()
     if isinstance(value, str):
@@ -56,14 +59,22 @@ def requested_mirrors(value: str | Mapping[str, str], catalogue: Catalogue) -> d
 
 
 def rank(results: Sequence[ProbeResult]) -> list[ProbeResult]:
-    """Return the usable results, the best first: by share of the files, then by MB/s, then in the given order."""
+    """Return the results of the usable targets, the best first.
+
+    They are sorted by the share of the probe files that the target has, then by MB/s, then in the given order.
+    """
     usable = [result for result in results if result.error is None and result.held]
     return sorted(usable, key=lambda result: (-result.held / result.asked, -(result.megabytes_per_second or 0.0)))
 
 
 @dataclass
 class MirrorSelector:
-    """Probe and choose the mirrors of one host. `record` is the present record of the volume."""
+    """Probes and chooses the mirrors of one host.
+
+    `catalogue`: the known mirrors. `needs`: the locked packages and models of the host.
+    `environ`: the environment variables. `home`: the user's home folder.
+    `record`: the present record in the root, with the settings that firstlight has written.
+    """
 
     catalogue: Catalogue
     needs: ProbeNeeds
@@ -73,25 +84,29 @@ class MirrorSelector:
 
     @cached_property
     def machine(self) -> MachineSettings:
-        """Return the settings of this machine: its variables and its user's files."""
+        """Return the host's own settings: the environment variables and the user's files."""
         return MachineSettings(self.environ, self.home)
 
     @cached_property
     def probe_files(self) -> dict[str, list[ProbeFile]]:
-        """Return {tool: the locked files that its mirrors are probed for}."""
+        """Return {name of the tool: the locked files that a probe requests from its mirrors}."""
         return {tool.name: tool.probe_files(self.needs) for tool in all_tools.TOOLS}
 
     def own_setting(self, tool: Tool) -> str | None:
-        """Return the machine's own setting of a tool's source, in words, or None.
+        """Return, as text, the user's own setting of a tool's source; None without one.
 
-        A setting that firstlight wrote does not count.
+        A setting that firstlight has written does not count.
         """
         return tool.own_setting(self.machine, self.record)
 
     def targets(self, tool: Tool, only: str | None = None) -> list[ProbeTarget]:
-        """Return the sources of a tool to probe: the official one and every mirror, or only the source named `only`.
+        """Return the sources of a tool to probe: the official source and every mirror.
 
-        The list is empty where the locks have no file for the tool.
+        The list is empty if the lock files and models have no file for the tool.
+
+        Args:
+            tool: the tool.
+            only: the name of the only source to return; None: return all.
         """
         if not self.probe_files[tool.name]:
             return []
@@ -103,22 +118,22 @@ class MirrorSelector:
         return [target for target in targets if target is not None and only in {None, target.name}]
 
     def source(self, tool: Tool, name: str) -> MirrorSource:
-        """Return a mirror of the catalogue as a source: with the address of the torch build and with conda channels."""
+        """Return the mirror with this name as a source, with the URL of the variant or of the conda channels."""
         if name == OFFICIAL:
             return MirrorSource(OFFICIAL)
         return self.catalogue.of(tool.name)[name].source_for(name, self.needs)
 
     def probe(self, targets: Sequence[ProbeTarget]) -> list[ProbeResult]:
-        """Probe all targets at the same time; return the results in their order."""
+        """Probe all targets at the same time, and return the results in the order of the targets."""
         return mirror_probe.probe(
             targets, self.probe_files, partial(pip_settings.session, self.environ, self.machine.pip)
         )
 
     def auto(self, tool: Tool, results: Sequence[ProbeResult]) -> MirrorChoice:
-        """Choose the best source of a tool from the probe results, with the next best ones as fallbacks.
+        """Choose the best source of a tool by the results of the probe, and the next best sources as fallbacks.
 
-        The official source is preferred unless a mirror is `_MINIMUM_SPEEDUP` times as fast. The machine's own
-        setting takes precedence over any choice.
+        If the official source has all files, a mirror is chosen only if it is more than 1.5 times as fast. If the user
+        has a setting of their own, no source is chosen.
         """
         own_setting = self.own_setting(tool)
         if own_setting:
@@ -138,13 +153,13 @@ class MirrorSelector:
         return MirrorChoice("auto", tuple(sources), _summary(best))
 
     def named(self, tool: Tool, name: str, results: Sequence[ProbeResult]) -> MirrorChoice:
-        """Choose a mirror by its name; the fallbacks are the official source, then the catalogue's other mirrors.
+        """Choose the mirror with this name; the fallbacks are the official source, then other mirrors of the catalogue.
 
         Raises:
             FirstlightError: the probe of this mirror has failed.
         """
         if name == OFFICIAL:
-            return MirrorChoice(OFFICIAL, (MirrorSource(OFFICIAL),), "nothing is overridden")
+            return MirrorChoice(OFFICIAL, (MirrorSource(OFFICIAL),), "the official source was requested")
         result = next((row for row in results if (row.target.tool, row.target.name) == (tool.name, name)), None)
         if result is not None and result.error:
             raise FirstlightError(
@@ -157,13 +172,13 @@ class MirrorSelector:
         return MirrorChoice(name, (first, MirrorSource(OFFICIAL), *others[:_FALLBACKS]), why)
 
     def _probed_source(self, tool: Tool, result: ProbeResult) -> MirrorSource:
-        """Return the source of a probe result, with the kind of page that the probe detected."""
+        """Return the source of a probe result, with the layout of the torch mirror that the probe has detected."""
         source = self.source(tool, result.target.name)
         return source if source.is_official else replace(source, kind=result.kind)
 
 
 class MirrorStep:
-    """Ensure that a source is chosen for each tool and recorded on the volume."""
+    """Makes sure that a source is chosen for each tool and recorded in the root."""
 
     name = "mirrors"
     essential = False
@@ -186,27 +201,29 @@ class MirrorStep:
         """Store the inputs of the choice.
 
         Args:
-            root: the root on the volume.
-            requested: {tool: auto, keep, official or the name of a mirror}.
+            root: the root.
+            requested: {name of the tool: "auto", "keep", "official" or the name of a mirror}.
             catalogue: the known mirrors.
-            needs: returns the locked files; called only when mirrors are probed.
+            needs: a function that returns the locked packages and models; called only by `apply`.
             environ: the environment variables of this process.
             home: the user's home folder.
-            journal: the journal of this run.
-            offline: probe nothing.
-            again: choose anew, also where a choice is recorded.
-            nodefaults: leave conda's default channels out; None keeps the recorded value.
+            journal: the journal of the run.
+            offline: probe no mirror.
+            again: choose again, even if a choice is recorded.
+            nodefaults: leave conda's default channels out of conda's settings; None: keep the recorded value.
         """
         self.root, self.requested, self.catalogue, self.needs = root, requested, catalogue, needs
         self.environ, self.home, self.journal = environ, home, journal
         self.offline, self.again, self.nodefaults = offline, again, nodefaults
 
     def describe(self) -> str:
-        """Return the plan's line for this step."""
-        return "probe every mirror for a few seconds, and choose by completeness and speed"
+        """Return the text of this step in the plan."""
+        return (
+            "probe every mirror for a few seconds, and choose the mirror with the most locked files and the best speed"
+        )
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a choice is not probed again)
-        """Check that the record has a choice for each tool, and that it is the requested one."""
+        """Check that the record has the requested choice for each tool."""
         record = chosen_mirrors.read(self.root)
         if record is not None and record.restored and set(self.requested.values()) <= {"auto", "keep"}:
             return Check(
@@ -221,11 +238,15 @@ class MirrorStep:
         return Check(State.OK, _choices_text(record or MirrorRecord()))
 
     def retry_reason(self) -> str | None:
-        """Return why to choose although a choice may stand, or None."""
+        """Return a reason to run `apply` although the state may be ok; None without one."""
         return "a new choice was requested" if self.again else None
 
     def apply(self) -> None:
-        """Probe the mirrors, choose one for each tool, and record the choices."""
+        """Probe the mirrors, choose a source for each tool, and record the choices.
+
+        Raises:
+            FirstlightError: the probe of a requested mirror has failed.
+        """
         record = chosen_mirrors.read(self.root) or MirrorRecord()
         selector = MirrorSelector(self.catalogue, self.needs(), self.environ, self.home, record)
         tools = [(all_tools.by_name(tool), name) for tool, name in self.requested.items() if name != "keep"]
@@ -259,7 +280,7 @@ def _choices_text(record: MirrorRecord) -> str:
     for tool, choice in record.choices.items():
         name = choice.first.name if choice.sources else "this machine's own"
         texts.append(f"{tool} {name}")
-    return ", ".join(texts) or "nothing is overridden"
+    return ", ".join(texts) or "no mirror is chosen"
 
 
 def _summary(result: ProbeResult) -> str:

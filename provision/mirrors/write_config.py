@@ -1,4 +1,4 @@
-"""The steps that write the chosen mirrors into the tools' settings files, and the steps that restore those files."""
+"""Defines the setup step that writes the chosen mirrors into settings files, and the steps that restore the files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from provision.core.step import Step
     from provision.volume.journal import Journal
 
-_EDITED = "edited since"  # in place of a sha256 sum, which it never equals
+_EDITED = "edited since"  # written instead of a sha256 that no content matches
 
 
 def mirror_variables(record: MirrorRecord) -> dict[str, str]:
-    """Return {variable: value} for the chosen mirrors, in the order of the tools."""
+    """Return {environment variable: value} for the chosen mirrors of all tools, in the order of the tools."""
     values: dict[str, str] = {}
     for tool in all_tools.TOOLS:
         source = record.chosen(tool.name)
@@ -44,10 +44,17 @@ def mirror_variables(record: MirrorRecord) -> dict[str, str]:
 def targets(
     record: MirrorRecord, prefix: Path, home: Path, environ: Mapping[str, str], *, conda_is_here: bool
 ) -> list[ConfigFile]:
-    """Return every settings file that names a mirror: those of the environment first, then the user's.
+    """Return all settings files for mirrors: those of the environment first, then the user's.
 
-    These are the files of each tool, and the files that set variables in an environment. The latter are a .pth file
-    that Python runs when it starts, and the activation scripts of a conda environment.
+    They are the files of each tool, and the files that set variables in an environment: a .pth file, whose line Python
+    runs when it starts, and the activation scripts of a conda environment.
+
+    Args:
+        record: the record of the chosen mirrors.
+        prefix: the folder of the environment.
+        home: the user's home folder.
+        environ: the environment variables.
+        conda_is_here: conda is installed on this host.
     """
     owner = read_owner(prefix)
     source = None if owner is None else python_source(owner)
@@ -70,12 +77,12 @@ def _variable_files(scope: ConfigScope) -> Iterator[ConfigFile]:
 
 
 def _variable_names() -> list[str]:
-    """Return the names of all variables that firstlight sets for mirrors."""
+    """Return the names of all environment variables that firstlight sets for mirrors."""
     return [name for group in all_tools.variable_groups() for name in group.names]
 
 
 class SettingsStep:
-    """Ensure that every settings file and variable names the chosen mirror, and keep the user's own settings."""
+    """Makes sure that every settings file and variable has the chosen mirror; the user's own settings are kept."""
 
     name = "mirror settings"
     essential = False
@@ -84,35 +91,43 @@ class SettingsStep:
     def __init__(
         self, root: Root, prefix: Path, home: Path, environ: Mapping[str, str], journal: Journal, *, conda_is_here: bool
     ) -> None:
-        """Store the environment's prefix, the home folder and variables of the user, and the run's journal.
+        """Store the arguments.
 
-        `conda_is_here` is true where conda is installed; then the user's .condarc is written even if it is absent.
+        Args:
+            root: the root, with the record of the chosen mirrors.
+            prefix: the folder of the environment.
+            home: the user's home folder.
+            environ: the environment variables.
+            journal: the journal of the run.
+            conda_is_here: conda is installed, so that the user's .condarc is written even if it does not exist.
         """
         self.root, self.prefix, self.home, self.environ = root, prefix, home, environ
         self.journal = journal
         self.conda_is_here = conda_is_here
 
     def describe(self) -> str:
-        """Return the plan's line for this step."""
+        """Return the text of this step in the plan."""
         return "write the chosen mirrors into pip's, conda's and uv's settings"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (files are read whole)
-        """Compare each settings file and variable with the chosen mirrors."""
+        """Check that each settings file and environment variable has the chosen mirrors."""
         record = chosen_mirrors.read(self.root) or MirrorRecord()
         drifted = [str(target.path) for target in self._targets(record) if _differs(target, record)]
         drifted += [name for name, value in self._variables(record).items() if _value(self.root, name) != value]
         notes = [f"{tool}: {choice.why}" for tool, choice in record.choices.items() if not choice.sources]
         for name, value in ({} if record.restored else mirror_variables(record)).items():
             if self.environ.get(name) not in {None, "", value}:
-                notes.append(f"{name} is set in this shell and wins over the mirror: unset {name}")
+                notes.append(f"{name} is set in this shell and has priority over the mirror: unset {name}")
         if drifted:
-            return Check(State.DRIFTED, f"{drifted[0]} does not name the chosen mirror{_more(len(drifted) - 1)}")
+            return Check(State.DRIFTED, f"{drifted[0]} does not have the chosen mirror{_more(len(drifted) - 1)}")
         overridden = any(not choice.first.is_official for choice in record.choices.values())
-        detail = f"{len(record.written)} files name the chosen mirrors" if overridden else "nothing is overridden"
+        detail = (
+            f"{len(record.written)} files have the chosen mirrors" if overridden else "no settings file has a mirror"
+        )
         return Check(State.OK, detail, "; ".join(notes) or None)
 
     def apply(self) -> None:
-        """Write the files and variables that differ; keep the earlier bytes for `mirrors restore` and `undo`."""
+        """Write the files and variables that differ; the earlier bytes are kept for `mirrors restore` and `undo`."""
         record = chosen_mirrors.read(self.root) or MirrorRecord()
         for target in self._targets(record):
             if _differs(target, record):
@@ -128,13 +143,16 @@ class SettingsStep:
         return [replace(file, path=file.path.resolve()) for file in files]
 
     def _variables(self, record: MirrorRecord) -> dict[str, str | None]:
-        """Return {variable: the value that it should have, None for unset}."""
+        """Return {environment variable: the value that it should have; None if it should be unset}."""
         expected = {} if record.restored else mirror_variables(record)
         present = variables.read(self.root)
         return {name: expected.get(name) for name in _variable_names() if name in expected or name in present}
 
     def _write(self, target: ConfigFile, record: MirrorRecord) -> MirrorRecord:
-        """Write one settings file; return the record with the file, which is written to the volume first."""
+        """Write one settings file, and return the record with an entry for it.
+
+        The record is written to the root before the settings file, so that a kill leaves no file without an entry.
+        """
         path = target.path
         present = _read(path)
         base, written = _base(path, record)
@@ -144,8 +162,8 @@ class SettingsStep:
         is_original = written is None or base == _original(written)
         if written is None:
             written = WrittenFile(str(path), self._keep_original(base, record), _mode(path), "", folders)
-        # A file that was edited after firstlight wrote it has the user's content too. `restore` must not replace it
-        # without --force, so no content may count as firstlight's own.
+        # A file that was edited after firstlight has written it has the user's content too. `restore` must not replace
+        # such a file without --force, so the recorded hash must match no content.
         written = replace(written, sha256=_digest(after) if is_original else _EDITED)
         others = tuple(file for file in record.written if file.path != str(path))
         is_restored = is_original and after == base
@@ -169,13 +187,19 @@ class SettingsStep:
 
 
 class RestoreFileStep:
-    """Ensure that a settings file has its original bytes and mode, or is absent again."""
+    """Makes sure that a settings file has its original bytes and mode, or does not exist if it did not exist before."""
 
     essential = False
     local = True
 
     def __init__(self, written: WrittenFile, journal: Journal, *, force: bool) -> None:
-        """Store the changed file. `force` restores also a file that the user has edited, and keeps the edited copy."""
+        """Store the arguments.
+
+        Args:
+            written: the record's entry of the changed file.
+            journal: the journal of the run.
+            force: restore the file even if the user has edited it; a copy of the edited file is kept.
+        """
         self.name = f"restore {Path(written.path).name}"
         self.written = written
         self.path = Path(written.path)
@@ -183,14 +207,17 @@ class RestoreFileStep:
         self.force = force
 
     def describe(self) -> str:
-        """Return the plan's line for this step."""
+        """Return the text of this step in the plan."""
         return f"restore {self.path}" if self.written.kept else f"remove {self.path}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read whole)
-        """Compare the file with its original content and with the content that firstlight wrote."""
+        """Compare the file with its original content and with the content that firstlight has written.
+
+        The state is blocked if the user has edited the file since, unless `force` is set.
+        """
         present, original = _read(self.path), _original(self.written)
         mode_is_right = present is None or self.written.mode is None or _mode(self.path) == self.written.mode
-        # An interrupted run may have made the folders of a file and not the file.
+        # An interrupted run may have made the folders for a file, but not the file.
         has_empty_folders = present is None and any(map(_is_empty, map(Path, self.written.folders)))
         if present == original and mode_is_right and not has_empty_folders:
             return Check(State.OK, f"{self.path} has its original content")
@@ -201,14 +228,14 @@ class RestoreFileStep:
         return Check(
             State.BLOCKED,
             f"{self.path} was edited after firstlight wrote it. Add --force to restore the original; the edited file "
-            f"is kept beside it as {self.path.name}.firstlight-kept-N:\n{diff}",
+            f"is kept in the same folder as {self.path.name}.firstlight-kept-N:\n{diff}",
         )
 
     def apply(self) -> None:
         """Restore the file's original content and mode.
 
-        Remove the file if it did not exist before firstlight wrote it. If a user has edited it since, first save the
-        edited version beside it as NAME.firstlight-kept-N.
+        Remove the file if it did not exist before firstlight wrote it. If the user has edited the file since, first
+        write a copy of the edited file to NAME.firstlight-kept-N in the same folder.
         """
         present, original = _read(self.path), _original(self.written)
         if present is not None and present != original and _digest(present) != self.written.sha256:
@@ -226,23 +253,23 @@ class RestoreFileStep:
 
 
 class RestoreChoiceStep:
-    """Ensure that no mirror is chosen or named by a variable, and that setup chooses none by itself."""
+    """Makes sure that no mirror is recorded or set in a variable, and that setup chooses no mirror on its own."""
 
     name = "mirrors"
     essential = False
     local = True
 
     def __init__(self, root: Root, journal: Journal) -> None:
-        """Store the root and the run's journal."""
+        """Store the root and the journal of the run."""
         self.root = root
         self.journal = journal
 
     def describe(self) -> str:
-        """Return the plan's line for this step."""
+        """Return the text of this step in the plan."""
         return "remove the chosen mirrors from the record and the variables"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper)
-        """Check the record and the variables."""
+        """Check that the record has no choice, and that no variable is set to a mirror."""
         record = chosen_mirrors.read(self.root)
         if record is not None and not record.restored:
             return Check(State.DRIFTED, "mirrors are chosen")
@@ -251,7 +278,7 @@ class RestoreChoiceStep:
         return Check(State.OK, "no mirror is chosen, and no variable names one")
 
     def apply(self) -> None:
-        """Unset the variables, and write a record without choices that is marked as restored."""
+        """Unset the variables, and write a record without choices in which `restored` is true."""
         for name in _variable_names():
             if name in variables.read(self.root):
                 variables.set_value(self.root, name, None, self.journal)
@@ -261,7 +288,13 @@ class RestoreChoiceStep:
 
 
 def restore_steps(root: Root, journal: Journal, *, force: bool) -> list[Step]:
-    """Return the steps that restore every changed settings file, and last the step that removes the choices."""
+    """Return the steps of `mirrors restore`: one for each changed settings file, then the one that removes the choices.
+
+    Args:
+        root: the root, with the record.
+        journal: the journal of the run.
+        force: restore even the files that the user has edited.
+    """
     record = chosen_mirrors.read(root) or MirrorRecord()
     return [*(RestoreFileStep(file, journal, force=force) for file in record.written), RestoreChoiceStep(root, journal)]
 
@@ -274,17 +307,18 @@ def _differs(target: ConfigFile, record: MirrorRecord) -> bool:
         raise SpecError(f"{target.path}: {error}") from None
     present = _read(target.path)
     if present is None and content == (base or b""):
-        return False  # the file was removed, and there is no setting to write into it
+        return False  # the file does not exist, and there is no setting to write into it
     if not content and written is not None and _original(written) is None:
         return present is not None
     return content != (present or b"")
 
 
 def _base(path: Path, record: MirrorRecord) -> tuple[bytes | None, WrittenFile | None]:
-    """Return the content to which the settings are added, and the file's entry in the record.
+    """Return (the content to which the settings are added, the file's entry in the record).
 
-    The content is the original one, unless the file was edited after firstlight wrote it; then it is the present one.
-    So a file that was lost in a wipe gets the user's settings again.
+    The content is the original content, so that a file that was lost in a wipe has the user's settings again. If the
+    file was edited after firstlight wrote it, it is the present content. None stands for a file that does not exist,
+    or for no entry in the record.
     """
     present = _read(path)
     written = next((file for file in record.written if file.path == str(path)), None)
@@ -297,7 +331,7 @@ def _base(path: Path, record: MirrorRecord) -> tuple[bytes | None, WrittenFile |
 
 
 def _remove(path: Path, folders: Sequence[str]) -> None:
-    """Remove a file, and the folders that were created for it if they are empty."""
+    """Remove a file, and those of `folders` that are empty then; the innermost folder comes first."""
     path.unlink(missing_ok=True)
     durable.sync_folder(path.parent)
     for folder in map(Path, folders):
@@ -330,7 +364,7 @@ def _mode(path: Path) -> int | None:
 
 
 def _folders(path: Path, record: MirrorRecord) -> tuple[str, ...]:
-    """Return the missing parent folders of a file and those that firstlight created earlier, the innermost first."""
+    """Return the parent folders of a file that do not exist or were made by firstlight earlier, the innermost first."""
     created = {folder for file in record.written for folder in file.folders}
     return tuple(str(folder) for folder in path.parents if not folder.exists() or str(folder) in created)
 

@@ -1,1 +1,1 @@
-"""The tools for which mirrors are chosen, a class each: settings, official source, probe, settings files, variables."""
+"""Defines each tool with mirrors (pip, conda, torch, hf): its settings, official source, probe and variables."""

@@ -1,4 +1,4 @@
-"""The list of all tools, in the order of output and plans."""
+"""Lists all tools, in the order in which they are shown and probed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOOLS: tuple[Tool, ...] = (
 
 
 def names() -> list[str]:
-    """Return the names of all tools."""
+    """Return the names of all tools: pip, conda, torch, hf."""
     return [tool.name for tool in TOOLS]
 
 
@@ -32,5 +32,5 @@ def by_name(name: str) -> Tool:
 
 
 def variable_groups() -> list[VariableGroup]:
-    """Return the variable groups of all tools."""
+    """Return the groups of environment variables that firstlight sets for all tools."""
     return [group for tool in TOOLS for group in tool.variable_groups]

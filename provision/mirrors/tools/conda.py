@@ -1,4 +1,4 @@
-"""The tool conda: its channels, and .condarc."""
+"""Defines the tool conda: its mirrors and channels, its probe and its settings file .condarc."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ _MAGIC = (b"{", b"\x28\xb5\x2f\xfd")  # the first bytes of repodata: JSON, or a 
 
 
 class CondaMirror(Mirror):
-    """Describe a mirror of conda channels. A channel's address is `url`/CHANNEL.
+    """Describe a mirror of conda channels; the URL of a channel is `url`/CHANNEL.
 
-    `elsewhere` is {channel: its other base address}. `lacks` are the channels that the mirror does not have.
-    `defaults` is the base address of the channels main, r and msys2, None where the mirror lacks them.
+    `elsewhere`: {channel: the URL before /CHANNEL, if it is not `url`}.
+    `lacks`: the channels that the mirror does not have.
+    `defaults`: the URL below which the channels main, r and msys2 are; None if the mirror does not have them.
     """
 
     defaults: Address | None = None
@@ -42,7 +43,7 @@ class CondaMirror(Mirror):
     def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:
         """Return the mirror as a source of the locked channels and of conda-forge.
 
-        A channel that the mirror lacks gets its official address.
+        A channel that the mirror does not have has its official URL in the result.
         """
         channels = dict.fromkeys([*locked_channels(needs), "conda-forge", *self.elsewhere])
         addresses = {channel: address for channel in channels if (address := self.channel(channel))}
@@ -50,30 +51,30 @@ class CondaMirror(Mirror):
         return MirrorSource(name, self.url.rstrip("/"), channels=addresses, defaults=self.defaults)
 
     def channel(self, name: str) -> str | None:
-        """Return the address of a channel, without a trailing slash; None where the mirror lacks the channel."""
+        """Return the URL of a channel, without a trailing slash; None if the mirror does not have the channel."""
         if name in self.lacks:
             return None
         return f"{self.elsewhere.get(name, self.url).rstrip('/')}/{name}"
 
 
 class Conda(Tool):
-    """Implement the tool conda, whose mirrors have channels."""
+    """Defines the tool conda, whose mirrors have channels."""
 
     name = "conda"
     mirror_model: ClassVar[type[Mirror]] = CondaMirror
     variable_groups = (VariableGroup("CONDA_CHANNEL_ALIAS"),)
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return the first channel address that the user has set, in a conda variable or .condarc; None without one."""
+        """Return, as text, the first channel URL that the user has set in a variable or .condarc; None without one."""
         return conda_settings.own_channels(machine.environ, machine.home, record.chosen(self.name).conda_addresses)
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:
-        """Return conda's default host with the locked channels."""
+        """Return conda's default host as a source of the locked channels."""
         channels = {name: f"{conda_settings.CHANNELS}/{name}" for name in locked_channels(needs)}
         return MirrorSource(OFFICIAL, conda_settings.CHANNELS, channels=channels)
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the selected probe files of the platform, or the first three locked packages where there are none."""
+        """Return the probe files of the platform in witnesses.toml, or the first three locked packages without any."""
         locked = {package.sha256: package for package in needs.conda}
         selected = needs.rows.conda.get(needs.platform or "", [])
         rows = [row for row in selected if row.sha256 in locked]
@@ -88,7 +89,7 @@ class Conda(Tool):
         ]
 
     def target(self, source: MirrorSource, needs: ProbeNeeds) -> ProbeTarget | None:
-        """Return the probe target for the locked channels, or None where the source lacks one of them."""
+        """Return the target of a probe of the locked channels; None if the source does not have one of them."""
         locked = locked_channels(needs)
         channels = {name: source.channels[name] for name in locked if name in source.channels}
         if set(channels) != set(locked):
@@ -96,7 +97,11 @@ class Conda(Tool):
         return ProbeTarget(self.name, source.name, source.url, source.kind, channels)
 
     def probe(self, prober: Prober) -> None:
-        """Read the first bytes of each channel's repodata, then probe the probe files."""
+        """Read the first bytes of each channel's repodata, then request the probe files.
+
+        Raises:
+            UnusableError: a channel has no repodata, or a file has a wrong checksum.
+        """
         for name, base in prober.target.channels.items():
             response = prober.get(f"{base}/noarch/repodata.json", limit=_REPODATA_BYTES, first=0)
             if response.status not in {200, 206}:
@@ -106,11 +111,14 @@ class Conda(Tool):
         probe_paths.check(prober, {file: _channel_url(prober.target, file) for file in prober.probe_files})
 
     def variables(self, source: MirrorSource) -> dict[str, str]:
-        """Return the variable with the base address of the channels."""
+        """Return {"CONDA_CHANNEL_ALIAS": the URL before the names of the channels}."""
         return {"CONDA_CHANNEL_ALIAS": source.url}
 
     def config_files(self, scope: ConfigScope) -> list[ConfigFile]:
-        """Return the .condarc of a conda environment, and the user's .condarc if conda is installed or it exists."""
+        """Return the .condarc of the environment, if it has conda's Python, and the user's .condarc.
+
+        The user's file is left out if conda is not installed and the file does not exist.
+        """
         source = scope.record.chosen(self.name)
         is_windows = sys.platform == "win32"
         values = (
@@ -140,8 +148,8 @@ def settings(source: MirrorSource, *, nodefaults: bool, is_windows: bool = False
 
     Args:
         source: the mirror.
-        nodefaults: leave the default channels out.
-        is_windows: add msys2 to the default channels.
+        nodefaults: leave conda's default channels out.
+        is_windows: add msys2 to conda's default channels.
     """
     values: dict[str, Any] = {"channel_alias": source.url}
     values["custom_channels"] = {name: url.removesuffix(f"/{name}") for name, url in source.channels.items()}

@@ -1,4 +1,4 @@
-"""The tool hf: huggingface_hub, the client that downloads models from a hub."""
+"""Defines the tool hf: huggingface_hub, the library that downloads models from a hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Hf(Tool):
-    """Implement the tool hf. Its client has no settings file, so Python sets its variables when it starts."""
+    """Defines the tool hf.
+
+    huggingface_hub has no settings file. So its variables are set when the environment's Python starts.
+    """
 
     name = "hf"
     variable_groups = (
@@ -34,26 +37,26 @@ class Hf(Tool):
     )
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return the user's HF_ENDPOINT as text, without secrets; None where only firstlight has set it."""
+        """Return "HF_ENDPOINT=URL", without a password, if the user has set the variable; else None."""
         endpoint = self.own_endpoint(machine.environ, record)
         return f"HF_ENDPOINT={redact(endpoint)}" if endpoint else None
 
     def own_endpoint(self, environ: Mapping[str, str], record: MirrorRecord) -> str | None:
-        """Return the endpoint that the user has set, or None. The endpoint of the chosen mirror does not count."""
+        """Return the value of HF_ENDPOINT in `environ` if the user has set it, else None.
+
+        A value that is the URL of the chosen mirror does not count, because firstlight has set it.
+        """
         endpoint = environ.get("HF_ENDPOINT")
         if endpoint and endpoint.rstrip("/") != record.chosen(self.name).url.rstrip("/"):
             return endpoint
         return None
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (one hub serves every model)
-        """Return the official hub, with the address from the installed client."""
+        """Return the official hub, with its URL from the installed huggingface_hub."""
         return MirrorSource(OFFICIAL, official.official_endpoint())
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the largest and the smallest pinned file of the models.
-
-        The `path` of each probe file is OWNER/NAME/resolve/REVISION/FILE.
-        """
+        """Return the largest and the smallest pinned file of the host's models; empty if no file is pinned."""
         pinned = [
             ProbeFile(
                 file.path,
@@ -72,12 +75,12 @@ class Hf(Tool):
         return list(dict.fromkeys([*ordered[-1:], *ordered[:1]]))
 
     def probe(self, prober: Prober) -> None:
-        """Probe the pinned files at their revision."""
+        """Request the pinned files of the models at their pinned revisions."""
         base = prober.target.url.rstrip("/")
         probe_paths.check(prober, {probe_file: f"{base}/{probe_file.path}" for probe_file in prober.probe_files})
 
     def variables(self, source: MirrorSource) -> dict[str, str]:
-        """Return the endpoint, and the two variables that keep downloads on the mirror and the token off it."""
-        # With Xet, the client downloads from Hugging Face's own data hosts and bypasses the mirror. With an implicit
-        # token, it sends the user's token to the mirror.
+        """Return the variable with the hub's URL, and two variables that switch off Xet and the implicit token."""
+        # With Xet, huggingface_hub downloads from other hosts instead of the mirror. With the implicit token, it sends
+        # the user's token to the mirror.
         return {"HF_ENDPOINT": source.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}

@@ -1,4 +1,4 @@
-"""The tool pip, with uv: their index of Python packages."""
+"""Defines the tool pip, which includes uv: their index of Python packages, its probe and their settings files."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ if TYPE_CHECKING:
 
 
 class Pip(Tool):
-    """Implement the tool pip. uv installs from the same index, so its settings are written too."""
+    """Defines the tool pip; the settings of uv, which installs from the same index, are written too."""
 
     name = "pip"
-    # pip reads a settings file inside an environment. uv reads none there, so activation sets its variable.
+    # pip reads a settings file in an environment. uv does not, so activation of the environment sets its variable.
     variable_groups = (VariableGroup("PIP_INDEX_URL"), VariableGroup("UV_DEFAULT_INDEX", at_activation=True))
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return the first index that the user has set, in a variable or file of pip or uv; None without one."""
+        """Return, as text, the first index that the user has set for pip or uv; None without one.
+
+        It may be set in an environment variable or in a settings file.
+        """
         return uv.own_index(machine.environ, machine.pip, machine.home, record.chosen(self.name).url or None)
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:  # noqa: ARG002 (one index serves every lock)
-        """Return the official index, with the address from the installed pip."""
+        """Return the official index, with its URL from the installed pip."""
         return MirrorSource(OFFICIAL, pip_settings.official_index())
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the selected probe files of the variant's lock, or the lock's first three packages."""
-        # Rows are matched by checksum, since a lock may have two versions of a package for two versions of Python.
+        """Return the probe files of the variant in witnesses.toml, or three packages of its lock file without any."""
+        # Rows are matched by checksum, since a lock file may have two versions of a package for two versions of Python.
         selected = needs.rows.pip.get(needs.variant.name, [])
         rows = [row for row in selected if row.sha256 in needs.hashes.get(row.name, ("", ()))[1]]
         if rows:
@@ -50,7 +53,11 @@ class Pip(Tool):
         return [ProbeFile(name, needs.hashes[name][0], "locked", needs.hashes[name][1]) for name in first]
 
     def probe(self, prober: Prober) -> None:
-        """Read the index page of each probe file's package, then probe the files that it links."""
+        """Read the index page of each probe file's package, then request files to which these pages have links.
+
+        Raises:
+            UnusableError: a response is not an index page, or a file has a wrong checksum.
+        """
         base = prober.target.url.rstrip("/")
         files = {
             probe_file: probe_pages.linked_files(prober, f"{base}/{probe_file.name}/", probe_file)
@@ -59,11 +66,14 @@ class Pip(Tool):
         probe_pages.check(prober, files)
 
     def variables(self, source: MirrorSource) -> dict[str, str]:
-        """Return the variables of pip and uv with the address of the index."""
+        """Return the variables of pip and uv with the URL of the index."""
         return {"PIP_INDEX_URL": source.url, "UV_DEFAULT_INDEX": source.url}
 
     def config_files(self, scope: ConfigScope) -> list[ConfigFile]:
-        """Return the user's files of pip and uv, and the environment's pip.conf, which names torch's page too."""
+        """Return the user's settings files of pip and uv, and the environment's pip.conf.
+
+        The environment's pip.conf also has the page of the chosen torch mirror.
+        """
         index = scope.record.chosen(self.name).url or None
         torch = scope.record.chosen(Torch.name)
         links = [] if torch.is_official else [Torch.page(torch)]

@@ -1,4 +1,4 @@
-"""The probe of an index or a page of links: the locked wheels that it links, and their checksums."""
+"""Probes a mirror whose pages have links to wheels: an index, or one page for find-links."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ _PAGE_BYTES = 32 << 20
 
 
 def linked_files(prober: Prober, url: str, probe_file: ProbeFile) -> list[IndexFile]:
-    """Return the locked files of a package that the page at `url` links.
+    """Return the locked files of a package to which a page has links; [] if the page has none of them.
 
-    A page without checksums is matched by the locked version in the file names.
+    If the page has no checksums, they are the files with the locked version in their names.
+
+    Args:
+        prober: the prober of the mirror.
+        url: the URL of the page.
+        probe_file: the probe file of the package.
 
     Raises:
-        UnusableError: the response is not a page of an index.
+        UnusableError: the response is not an index page.
     """
     response = prober.get(url, limit=_PAGE_BYTES, headers={"Accept": index_page.ACCEPT})
     if response.status == 404 and prober.findings.asked > 1:
@@ -43,11 +48,16 @@ def linked_files(prober: Prober, url: str, probe_file: ProbeFile) -> list[IndexF
 
 
 def check(prober: Prober, files: Mapping[ProbeFile, Sequence[IndexFile]]) -> None:
-    """Count the probe files that have links, compare the checksum of a small one, and measure with the largest.
+    """Count the probe files to which the pages have links, compare the checksum of a small file, measure the speed.
+
+    The results are stored in the findings of `prober`. The speed is measured with the largest file.
 
     Args:
-        prober: the probe of one mirror.
-        files: {probe file: its links, as `linked_files` returns them}.
+        prober: the prober of the mirror.
+        files: {probe file: its files on the page, as `linked_files` returns them}.
+
+    Raises:
+        UnusableError: the small file has a wrong checksum.
     """
     linked = {probe_file: links for probe_file, links in files.items() if links}
     text = " ".join(prober.findings.missing)
@@ -62,6 +72,7 @@ def check(prober: Prober, files: Mapping[ProbeFile, Sequence[IndexFile]]) -> Non
 
 
 def _newest(files: Sequence[IndexFile]) -> str | None:
+    """Return the newest version in the names of wheels; None without a wheel."""
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
     versions = []

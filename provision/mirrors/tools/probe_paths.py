@@ -1,4 +1,4 @@
-"""The probe of a channel or a hub, where the address of each file follows from the lock."""
+"""Probes a mirror of conda channels or a hub, where the URL of each file is known from the lock file or manifest."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 
 
 def check(prober: Prober, urls: Mapping[ProbeFile, str | None]) -> None:
-    """Probe each file, count the files that the mirror has, and store the reason for each missing one.
+    """Request each probe file from a mirror.
 
-    A small file is downloaded whole to compare its checksum. The largest file measures the speed. Of any other file,
-    one byte is requested to compare its size.
+    The number of files that the mirror has, and a text for each missing file, are stored in the findings of `prober`.
+    A small file is downloaded whole, and its checksum is compared. The speed is measured with the largest file. One
+    byte of any other file is requested, and its size is compared.
 
     Args:
-        prober: the probe of one mirror.
-        urls: {probe file: its address; None where the mirror lacks its channel}.
+        prober: the prober of the mirror.
+        urls: {probe file: its URL; None if the mirror does not have its channel}.
+
+    Raises:
+        UnusableError: a small file has a wrong checksum.
     """
     largest = max(urls, key=lambda probe_file: probe_file.size or 0, default=None)
     for probe_file, url in urls.items():

@@ -1,4 +1,4 @@
-"""The interface of a tool for which mirrors are chosen, and the records that its methods take and return."""
+"""Defines the interface of a tool for which mirrors are chosen, and the records that its methods use."""
 
 from __future__ import annotations
 
@@ -26,19 +26,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """Hold the sources of this machine's settings: the environment variables and the user's home folder."""
+    """Hold the places of the host's own settings: the environment variables and the user's home folder."""
 
     environ: Mapping[str, str]
     home: Path
 
     @cached_property
     def pip(self) -> dict[str, list[str]]:
-        """Return {option: values} of this machine's pip. The first access runs pip; the result is cached."""
+        """Return {option of pip: its values} on this host; pip is run once, and the result is cached."""
         return pip_settings.pip_settings(self.environ)
 
 
 class Stage(IntEnum):
-    """Order the settings files: those of the environment first, then the user's. The record keeps this order."""
+    """Name the kinds of settings files in the order in which they are written and recorded.
+
+    ENVIRONMENT: pip's file in the environment. PYTHON_START: the .pth file that sets variables when Python starts.
+    CONDA_ENVIRONMENT: the environment's .condarc. ACTIVATION: the activation scripts. USER: the user's files of pip and
+    conda. USER_UV: the user's file of uv.
+    """
 
     ENVIRONMENT = 0
     PYTHON_START = 1
@@ -50,7 +55,11 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """Describe one settings file. `render` returns the new content from the earlier one; b"" means no file."""
+    """Describe one settings file.
+
+    `path`: its path. `stage`: its kind.
+    `render`: returns the new content for the earlier content; b"" stands for a file that does not exist.
+    """
 
     path: Path
     render: Callable[[bytes], bytes]
@@ -59,10 +68,13 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class ConfigScope:
-    """Hold the inputs of the settings files: the chosen mirrors, one environment and one user.
+    """Hold the inputs for the content of the settings files: the chosen mirrors, one environment and one user.
 
-    `python_source` is the origin of the Python at `prefix`; None where firstlight has made no environment there.
-    `conda_is_here` is true where conda is installed.
+    `record`: the record of the chosen mirrors. `prefix`: the folder of the environment.
+    `python_source`: the source of the environment's Python, CONDA or SYSTEM; None if firstlight has built no
+        environment at `prefix`.
+    `home`: the user's home folder. `environ`: the environment variables.
+    `conda_is_here`: conda is installed on this host.
     """
 
     record: MirrorRecord
@@ -74,11 +86,11 @@ class ConfigScope:
 
 
 class Tool(ABC):
-    """Define one tool whose downloads can come from a mirror.
+    """Defines one tool that can download from a mirror.
 
-    `name` is the tool's key in the catalogue, in host.toml, in the record on the volume and in JSON.
-    `mirror_model` is the model of its mirrors in the catalogue.
-    `variable_groups` are the variables that firstlight sets for the tool.
+    `name`: the name of the tool in the catalogue, in host.toml, in the record in the root, and in JSON.
+    `mirror_model`: the pydantic model of its mirrors in the catalogue.
+    `variable_groups`: the environment variables that firstlight sets for the tool.
     """
 
     name: ClassVar[str]
@@ -87,7 +99,11 @@ class Tool(ABC):
 
     @abstractmethod
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:
-        """Return the user's own setting of a source as text, or None. A setting that `record` wrote does not count.
+        """Return, as text, the first setting of a source that the user has made; None without one.
+
+        Args:
+            machine: the host's own settings.
+            record: the record of the chosen mirrors; a setting with the URL of a chosen mirror does not count.
 
         Raises:
             SpecError: a settings file cannot be read.
@@ -95,32 +111,32 @@ class Tool(ABC):
 
     @abstractmethod
     def official(self, needs: ProbeNeeds) -> MirrorSource:
-        """Return the official source; its address is "" where the tool has none."""
+        """Return the official source; its URL is "" if there is no official page for the variant of torch."""
 
     @abstractmethod
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the few locked files that a probe looks for.
+        """Return the few locked files that a probe requests; empty if the host needs no file of this tool.
 
         Raises:
-            SpecError: the file with the selected probe files is not valid.
+            SpecError: witnesses.toml is not valid.
         """
 
     @abstractmethod
     def probe(self, prober: Prober) -> None:
-        """Probe one mirror for the probe files, and store the results in the findings of `prober`.
+        """Request the probe files from one mirror, and store the results in the findings of `prober`.
 
         Raises:
             UnusableError: the mirror cannot be used.
         """
 
     def target(self, source: MirrorSource, needs: ProbeNeeds) -> ProbeTarget | None:  # noqa: ARG002 (conda's needs it)
-        """Return the probe target for a source, or None where the source cannot serve the locked files."""
+        """Return the target of a probe for a source; None if the source cannot have the locked files."""
         return ProbeTarget(self.name, source.name, source.url, source.kind)
 
     def variables(self, source: MirrorSource) -> dict[str, str]:  # noqa: ARG002 (a tool may read none)
-        """Return {variable: value} for a mirror, with the variables of `variable_groups` in their order."""
+        """Return {environment variable: value} with which the tool uses a mirror; {} if it reads no variable."""
         return {}
 
     def config_files(self, scope: ConfigScope) -> list[ConfigFile]:  # noqa: ARG002 (a tool may read none)
-        """Return the settings files that name the chosen mirror of this tool."""
+        """Return the settings files that must have the URL of the chosen mirror; [] if the tool has none."""
         return []

@@ -1,4 +1,4 @@
-"""The tool torch: PyTorch's own builds, such as 2.13.0+cpu, which have an index or a page of links of their own."""
+"""Defines the tool torch: PyTorch's builds, such as 2.13.0+cpu, which are on an index or page of their own."""
 
 from __future__ import annotations
 
@@ -21,38 +21,45 @@ if TYPE_CHECKING:
 class TorchMirror(Mirror):
     """Describe a mirror of PyTorch's builds.
 
-    `{variant}` in `url` is replaced by the variant, such as cpu or cu126.
-    `kind` is "index" (an index with a page for torch) or "find-links" (one page that links every file).
+    In `url`, the text {variant} is replaced by the variant, such as cpu or cu126.
+    `kind`: the layout: "index" (an index with a page for torch) or "find-links" (one page with links to all files).
     """
 
     kind: Literal["index", "find-links"] = "index"
 
     def source_for(self, name: str, needs: ProbeNeeds) -> MirrorSource:
-        """Return the mirror as a source of the variant that `needs` locks."""
+        """Return the mirror as a source of the variant in `needs`."""
         return MirrorSource(name, self.url.replace("{variant}", needs.variant.name), self.kind)
 
 
 class Torch(Tool):
-    """Implement the tool torch. pip and uv install its builds; pip's settings file names their page."""
+    """Defines the tool torch.
+
+    pip and uv install its builds, so the page of the chosen mirror is written into the environment's pip.conf.
+    """
 
     name = "torch"
     mirror_model: ClassVar[type[Mirror]] = TorchMirror
 
     def own_setting(self, machine: MachineSettings, record: MirrorRecord) -> str | None:  # noqa: ARG002 (no such setting is written)
-        """Return pip's no-index setting, which forbids the pages of torch as well; None without it."""
+        """Return "pip's no-index" if this setting is on, since it forbids the pages of torch as well; else None."""
         return "pip's no-index" if pip_settings.forbids_index(machine.pip) else None
 
     def official(self, needs: ProbeNeeds) -> MirrorSource:
-        """Return the page of links of the variant."""
+        """Return the official page with links to the variant's builds."""
         return MirrorSource(OFFICIAL, needs.variant.find_links or "", "find-links")
 
     def probe_files(self, needs: ProbeNeeds) -> list[ProbeFile]:
-        """Return the packages with a local version, such as 2.13.0+cpu, which no general index has."""
+        """Return the packages in the lock file with a version such as 2.13.0+cpu, which no other index has."""
         packages = needs.hashes.items()
         return [ProbeFile(name, version, "build", hashes) for name, (version, hashes) in packages if "+" in version]
 
     def probe(self, prober: Prober) -> None:
-        """Probe as the kind from the catalogue, then as the other kind; store the kind that works in the findings."""
+        """Probe the layout in the catalogue, then the other layout; store the layout that has the files.
+
+        Raises:
+            UnusableError: the responses are not index pages, or a file has a wrong checksum.
+        """
         base = prober.target.url.rstrip("/")
         kinds = [("index", f"{base}/torch/"), ("find-links", f"{base}/")]
         kinds = kinds if prober.target.kind == "index" else kinds[::-1]
@@ -73,5 +80,5 @@ class Torch(Tool):
 
     @staticmethod
     def page(source: MirrorSource) -> str:
-        """Return the address of the page on which a source links the files of torch."""
+        """Return the URL of the page on which a source has links to the files of torch."""
         return source.url if source.kind == "find-links" else f"{source.url.rstrip('/')}/torch/"

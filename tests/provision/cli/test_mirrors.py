@@ -59,7 +59,7 @@ def journal(tmp_path: Path) -> list[dict[str, Any]]:
 
 # {name of a mirror that cannot be used: its fault, and a part of the problem that the probe reports}.
 UNUSABLE = {
-    "portal": (Fault(body=PORTAL), "links no file"),
+    "portal": (Fault(body=PORTAL), "has no link to a file"),
     "refuses": (Fault(status=403), "answers 403"),
     "gone": (Fault(status=404), "lacks"),
     "stalls": (Fault(stall=True), "stops sending data"),
@@ -338,7 +338,7 @@ class TestUse:
     ) -> None:
         pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
         done = provision("mirrors", "use", "near", *flags, UV_DEFAULT_INDEX="https://mine.example")
-        assert "UV_DEFAULT_INDEX is set in this shell and wins over the mirror" in done.stdout, done.stderr
+        assert "UV_DEFAULT_INDEX is set in this shell and has priority over the mirror" in done.stdout, done.stderr
 
     def test_host_toml_sets_the_mirror_of_single_tools(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path

@@ -97,7 +97,7 @@ class TestPip:
         ids=["duplicate section", "no section", "not UTF-8"],
     )
     def test_file_that_pip_cannot_read_is_rejected(self, content: bytes) -> None:
-        with pytest.raises(SpecError, match="pip cannot read it"):
+        with pytest.raises(SpecError, match="pip cannot read this file"):
             config_text.pip_config(content, INDEX)
 
 
