@@ -206,8 +206,8 @@ class FailoverProxy:
                 elif channel in source.channels:
                     yield Source(source.name, f"{source.channels[channel]}/{rest}")
 
-        size = package.size
-        return self._fetch(path.rpartition("/")[2], sources, frozenset({package.sha256}), size, shown_size=size or 0)
+        size, hashes = package.size, frozenset({package.sha256})
+        return self._fetch(path.rpartition("/")[2], sources, hashes, size, shown_size=size or 0)
 
     def _fetch(
         self,
@@ -321,10 +321,9 @@ class FailoverProxy:
             return []
         except PageError as error:
             self.health.mark_failed(source.name, str(error))
-            return []
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             self.health.mark_failed(source.name, f"its index page cannot be read ({type(error).__name__})")
-            return []
+        return []
 
 
 def cached_only(environ: Mapping[str, str]) -> dict[str, str]:
