@@ -1,1 +1,1 @@
-"""Makes a host ready for diffusion work: facts, plan, steps."""
+"""Prepares a host for diffusion work: reads its facts, plans the steps, and applies those that have work to do."""

@@ -1,5 +1,6 @@
-"""Builds `.venv`, the toolbox that firstlight itself runs on, with the standard library only.
+"""Builds `.venv`, the virtual environment (the "toolbox") in which firstlight itself runs.
 
+It imports the standard library and two modules of firstlight that also need nothing else.
 This file uses no syntax newer than Python 3.6, so that a python3 that is too old can report that it is too old.
 """
 
@@ -23,6 +24,8 @@ TOOLBOX = os.path.join("envs", "toolbox")
 LOCKS = ("requirements.lock", "dev.lock")  # dev.lock contains every package of requirements.lock
 STAMP = "firstlight.json"
 COMMANDS = ("provision", "bench")
+LOCK_CHANGED = "the lock file has changed"
+COMMANDS_CHANGED = "the commands in .venv/bin have changed"
 
 
 def find_defect(checkout: str, lock: str) -> "str | None":
@@ -30,7 +33,7 @@ def find_defect(checkout: str, lock: str) -> "str | None":
 
     Args:
         checkout: the folder that holds `envs/` and `.venv`.
-        lock: "requirements.lock" or "dev.lock".
+        lock: the name of a lock file in `envs/toolbox`: "requirements.lock" or "dev.lock".
     """
     venv = os.path.join(checkout, ".venv")
     try:
@@ -38,7 +41,7 @@ def find_defect(checkout: str, lock: str) -> "str | None":
             stamp = json.load(file)
         packages = dict(stamp["packages"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "no toolbox yet"
+        return ".venv is not built yet"
     if stamp.get("lock") is None:
         return "an earlier run did not finish"
     site = _site_packages(venv)
@@ -46,11 +49,11 @@ def find_defect(checkout: str, lock: str) -> "str | None":
         return ".venv's python does not run"
     accepted = {_sha256(os.path.join(checkout, TOOLBOX, name)) for name in LOCKS[LOCKS.index(lock) :]}
     if stamp.get("lock") not in accepted:
-        return "the lock has changed"
+        return LOCK_CHANGED
     for name, version in sorted(packages.items()):
         missing = _missing_file(site, name, version)
         if missing:
-            return "%s %s lacks %s" % (name, version, missing)
+            return "%s %s is damaged: %s" % (name, version, missing)
     return _misplaced(checkout, site)
 
 
@@ -58,17 +61,18 @@ def apply(checkout: str, lock: str) -> None:
     """Build or repair `.venv` from a lock file; pip and uv check every hash.
 
     Raises:
-        BootstrapError: venv or pip is missing, firstlight did not make the folder, or an installer failed.
+        BootstrapError: Python has no venv or pip, the existing `.venv` was not made by firstlight, or an installer
+            failed.
     """
     venv = os.path.join(checkout, ".venv")
     _need_venv()
     reason = find_defect(checkout, lock)
     if os.path.lexists(venv) and not os.path.exists(os.path.join(venv, STAMP)):
-        raise BootstrapError("%s was not made by firstlight. Move it away, then run make again." % venv)
+        raise BootstrapError("%s was not made by firstlight. Move this folder away, then run make again." % venv)
     if not os.path.isdir(venv):
         os.mkdir(venv)
-    # A working venv keeps its packages: for a newer lock, or dev.lock, only the difference is installed.
-    healthy = find_defect(checkout, LOCKS[0]) is None or reason in ("the lock has changed", "its commands have changed")
+    # A working venv keeps its packages: for a newer lock file, or for dev.lock, only the difference is installed.
+    healthy = find_defect(checkout, LOCKS[0]) is None or reason in (LOCK_CHANGED, COMMANDS_CHANGED)
     # The stamp without a lock marks the folder as made by firstlight and as unfinished.
     _write_json(os.path.join(venv, STAMP), {"lock": None, "packages": {}})
     progress = BootstrapProgress(checkout, lock)
@@ -82,7 +86,7 @@ def apply(checkout: str, lock: str) -> None:
         shutil.copyfile(site_config, os.path.join(venv, "pip.conf"))
     site = _site_packages(venv)
     if site is None:
-        raise BootstrapError("%s has no site-packages folder. Remove it and run make again." % venv)
+        raise BootstrapError("%s has no site-packages folder. Remove .venv and run make again." % venv)
     with open(os.path.join(site, "firstlight.pth"), "w") as file:
         file.write(_path_line(checkout))
     path = os.path.join(checkout, TOOLBOX, lock)
@@ -94,7 +98,8 @@ def apply(checkout: str, lock: str) -> None:
     listing = progress.run(command, "reading pip's settings", "pip cannot read its settings", variables)
     settings = child_environment.parse_pip_config(listing)
     _report_dropped(settings)
-    # pip has this machine's index and certificates, so it installs uv. uv installs the rest in a tenth of pip's time.
+    # pip has this machine's index and certificates, so pip installs uv. uv installs the other packages in a tenth of
+    # pip's time.
     uv_lock = os.path.join(venv, "uv.txt")
     with open(uv_lock, "w") as file:
         file.write(_entry(path, "uv"))
@@ -103,11 +108,11 @@ def apply(checkout: str, lock: str) -> None:
         os.mkdir(scratch)
     install = [*pip, "install", "--quiet", "--no-input", "--no-deps", "--require-hashes", "-r", uv_lock]
     variables = dict(child_environment.for_pip(os.environ, settings), TMPDIR=scratch)
-    progress.run(install, "fetching uv", "pip could not install uv of %s" % path, variables)
+    progress.run(install, "fetching uv", "pip could not install the uv that %s pins" % path, variables)
     shutil.rmtree(scratch, ignore_errors=True)
-    # The module that runs uv reads this machine's settings itself, so it gets all variables.
+    # The module that runs uv reads this machine's settings itself, so it gets all environment variables.
     install = [python, "-I", "-m", "provision.installers.uv", path]
-    progress.run(install, "uv installs %s" % lock, "uv could not install %s" % path, dict(os.environ))
+    progress.run(install, "uv installs %s" % lock, "uv could not install the packages of %s" % path, dict(os.environ))
     if os.name == "posix":
         for name in COMMANDS:
             _write_command(venv, name)
@@ -116,10 +121,17 @@ def apply(checkout: str, lock: str) -> None:
 
 
 def main(arguments: "list[str]") -> int:
-    """Check the toolbox, install what is missing, check again, and return the exit code."""
+    """Check `.venv`, build or repair it if it does not match its lock file, check again, and return the exit code.
+
+    Args:
+        arguments: the command-line arguments; the only valid one is `--dev`, which selects dev.lock.
+
+    Returns:
+        0 if `.venv` matches, 1 after a failure, 2 for an unknown argument, 130 after Ctrl-C.
+    """
     unknown = [word for word in arguments if word != "--dev"]
     if unknown:
-        emit("unknown argument %s; the only one is --dev" % unknown[0])
+        emit("unknown argument %s; the only argument is --dev" % unknown[0])
         return 2
     _need_python()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an exception, so that child processes are ended too
@@ -138,7 +150,7 @@ def _converge(lock: str) -> int:
         emit("%s: %s. Fix the cause, then run make again." % (error.filename or CHECKOUT, error.strerror))
         return 1
     except KeyboardInterrupt:
-        emit("interrupted; run make again, it continues from here")
+        emit("interrupted; run make again to continue")
         return 130
     if reason is not None:
         emit("the toolbox still does not match its lock: %s. Remove .venv and run make again." % reason)
@@ -146,7 +158,11 @@ def _converge(lock: str) -> int:
 
 
 def _need_python() -> None:
-    """Restart under a newer python3 of this machine if this one is too old; exit with code 1 if there is none."""
+    """Check the version of the running Python. If it is older than 3.10, restart this script under a newer python3.
+
+    Raises:
+        SystemExit: the machine has no newer python3; the exit code is 1.
+    """
     if sys.version_info >= OLDEST:
         return
     for minor in range(NEWEST, OLDEST[1] - 1, -1):
@@ -154,7 +170,10 @@ def _need_python() -> None:
         if python and _version(python) == (3, minor):
             os.execv(python, [python, "-I", os.path.abspath(__file__), *sys.argv[1:]])
     version = "%d.%d" % sys.version_info[:2]
-    emit("python3 is %s, firstlight needs 3.10 or newer. Install one, then `make PYTHON=python3.11`." % version)
+    emit(
+        "this python3 is %s; firstlight needs 3.10 or newer. Install python3.11, then `make PYTHON=python3.11`."
+        % version
+    )
     raise SystemExit(1)
 
 
@@ -165,13 +184,13 @@ def _need_venv() -> None:
     except ImportError as error:
         package = "python%d.%d-venv" % sys.version_info[:2]
         raise BootstrapError(
-            "this python has no venv. Install it (Debian, Ubuntu: apt-get install %s; "
+            "this python has no module venv. Install it (Debian, Ubuntu: apt-get install %s; "
             "Fedora: dnf install python3-pip), then run make again." % package
         ) from error
 
 
 def _version(python: str) -> "tuple[int, int] | None":
-    """Return the (major, minor) version of an interpreter, or None if it does not start."""
+    """Return the (major, minor) version of a Python interpreter, or None if it does not start."""
     code = "import sys; print('%d %d' % sys.version_info[:2])"
     try:
         output = subprocess.check_output([python, "-I", "-S", "-c", code], stderr=subprocess.DEVNULL)
@@ -196,7 +215,11 @@ def _report_dropped(settings: "dict[str, list[str]]") -> None:
 
 
 def _path_line(checkout: str) -> str:
-    """Return the line of a .pth file that adds a folder to sys.path; in ASCII where a plain path could be misread."""
+    """Return the line for a .pth file in site-packages that adds the checkout to sys.path.
+
+    The line is the plain path. If the path has characters outside ASCII, or spaces at an end, the line is a Python
+    statement with the path as an escaped string.
+    """
     if ascii(checkout)[1:-1] != checkout or checkout != checkout.strip():
         return "import sys; sys.path.append(%s)\n" % ascii(checkout)
     return checkout + "\n"
@@ -219,7 +242,7 @@ def _site_packages(venv: str) -> "str | None":
 
 
 def _installed(site: str) -> "dict[str, str]":
-    """Return {name: version} of every package in `site`, from its .dist-info folder."""
+    """Return {name: version} of every package in the folder `site`, from the names of its .dist-info folders."""
     versions = {}
     for entry in os.listdir(site):
         if entry.endswith(".dist-info"):
@@ -229,10 +252,13 @@ def _installed(site: str) -> "dict[str, str]":
 
 
 def _missing_file(site: str, name: str, version: str) -> "str | None":
-    """Return the first file of a package's RECORD that is absent or has another size, or None."""
+    """Return the first defect of an installed package, or None if each file of its RECORD has its recorded size.
+
+    The defect is "RECORD is missing", "PATH is missing" or "PATH has another size".
+    """
     record = _read(os.path.join(site, "%s-%s.dist-info" % (name, version), "RECORD"))
     if record is None:
-        return "its RECORD"
+        return "RECORD is missing"
     for line in record.splitlines():
         # RECORD quotes a path that contains a comma. No package of the toolbox has one; a quoted path is not checked.
         path, _, rest = line.partition(",")
@@ -242,20 +268,20 @@ def _missing_file(site: str, name: str, version: str) -> "str | None":
         try:
             actual = os.stat(os.path.join(site, path)).st_size
         except OSError:
-            return path
+            return "%s is missing" % path
         if size and int(size) != actual:
-            return "%s in its recorded size" % path
+            return "%s has another size" % path
     return None
 
 
 def _misplaced(checkout: str, site: str) -> "str | None":
-    """Return which part of `.venv` does not belong to this checkout, or None."""
+    """Return why `.venv` does not fit this checkout: the checkout has moved, or the commands differ; else None."""
     venv = os.path.join(checkout, ".venv")
     if _read(os.path.join(site, "firstlight.pth")) != _path_line(checkout):
         return "the checkout has moved"
     commands = COMMANDS if os.name == "posix" else ()
     if any(_read(os.path.join(venv, "bin", command)) != _command(venv, command) for command in commands):
-        return "its commands have changed"
+        return COMMANDS_CHANGED
     return None
 
 
@@ -271,11 +297,11 @@ def _clear(venv: str) -> None:
 
 
 def _entry(lock: str, name: str) -> str:
-    """Return the lines of one package in a lock file: its pin and its hashes."""
+    """Return the lines of one package in a lock file: its pinned version and its hashes."""
     lines = (_read(lock) or "").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith(name + "==")]
     if not starts:
-        raise BootstrapError("%s does not pin %s. Restore it: git checkout -- %s" % (lock, name, lock))
+        raise BootstrapError("%s does not pin %s. Restore the file: git checkout -- %s" % (lock, name, lock))
     end = starts[0] + 1
     while end < len(lines) and lines[end].startswith(" "):
         end += 1
@@ -283,7 +309,10 @@ def _entry(lock: str, name: str) -> str:
 
 
 def _command(venv: str, command: str) -> str:
-    """Return the sh script of a command; a #! line of Python would not allow spaces or a long path."""
+    """Return the content of the sh script that starts a command ("provision" or "bench").
+
+    A `#!` line with the path of python would fail if the path has spaces or is long.
+    """
     code = 'import sys; sys.argv[0] = "%s"; from %s.cli.main import main; main()' % (command, command)
     return '#!/bin/sh\nexec %s -I -c %s "$@"\n' % (shlex.quote(_python(venv)), shlex.quote(code))
 
@@ -316,7 +345,10 @@ def _sha256(path: str) -> str:
 
 
 def _start() -> int:
-    """Restart Python in isolated mode (-I), so that its variables and the user's site folder have no effect."""
+    """Run `main` in a Python in isolated mode (-I), and return the exit code.
+
+    In isolated mode the PYTHON* variables and the user's site-packages have no effect.
+    """
     if sys.flags.isolated:
         return main(sys.argv[1:])
     argv = [sys.executable, "-I", os.path.abspath(__file__), *sys.argv[1:]]

@@ -9,11 +9,11 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from provision.config.toml import TAGS, Strict, load
 
-NAME = r"^[A-Za-z0-9][\w.-]*$"  # the name of an environment, which is also the name of its folder
+NAME = r"^[A-Za-z0-9][\w.-]*$"  # valid names of environments; the name is also the name of the environment's folder
 
 
 def _plain_folder(path: str) -> str:
-    """Return a relative path that cannot leave its parent folder.
+    """Return the path unchanged if it is a relative path that stays inside its parent folder.
 
     Raises:
         ValueError: the path is absolute, empty, or contains `..`, a backslash or a zero byte.
@@ -21,16 +21,16 @@ def _plain_folder(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or "\0" in path:
         raise ValueError(
-            f"{path!r} is not a plain relative path, such as folder/name: without .., \\ and control characters"
+            f"{path!r} is not a plain relative path such as folder/name; .., \\ and control characters are not allowed"
         )
     return path
 
 
-def _whole_path(path: str) -> str:
-    """Return a path that is absolute, or begins with `~/`.
+def _absolute_or_home_path(path: str) -> str:
+    """Return the path unchanged if it is absolute or begins with `~/`.
 
     Raises:
-        ValueError: the path is neither.
+        ValueError: the path is relative, is `/`, or contains a zero byte.
     """
     if not (Path(path).is_absolute() or path.startswith("~/")) or "\0" in path or not Path(path).name:
         raise ValueError(f"{path!r} is neither absolute nor in the home (~/…)")
@@ -38,9 +38,9 @@ def _whole_path(path: str) -> str:
 
 
 class Folder(Strict):
-    """Describe a folder that the user relocates: its path, and its path relative to the root."""
+    """Describe a folder of the user's choice to relocate: its path, and (`to`) its new path relative to the root."""
 
-    path: Annotated[str, AfterValidator(_whole_path)]
+    path: Annotated[str, AfterValidator(_absolute_or_home_path)]
     to: Annotated[str, AfterValidator(_plain_folder)]
 
 
@@ -56,7 +56,7 @@ Relocated = Annotated[
 
 
 class Sign(Strict):
-    """Describe a sign that identifies a provider: a variable that is set, or a path that exists."""
+    """Describe a sign that identifies a provider: the environment variable `env` is set, or the path `path` exists."""
 
     env: str | None = None
     path: str | None = None
@@ -64,17 +64,19 @@ class Sign(Strict):
     @model_validator(mode="after")
     def _one(self) -> Sign:
         if (self.env is None) == (self.path is None):
-            raise ValueError("a sign is either env or path")
+            raise ValueError("a sign has either the key env or the key path, not both")
         return self
 
 
 class Profile(Strict):
     """Describe a rental provider: the signs that identify it, and its folders.
 
-    A host matches if at least one sign of `any` and every sign of `all` is present. `roots` are paths or patterns of
-    the volume. `folder` is a folder in the volume, used if the volume itself is the user's home. `relocate` is the
-    default list of folders to relocate. `environments` is False if the volume cannot hold environments. `persists`,
-    `wiped` and `traps` describe the host to people, and `source` names the documentation of these facts.
+    A host matches if at least one sign of `any` and every sign of `all` is present. `roots` are the possible mount
+    points of the volume, as paths or glob patterns. firstlight's root is the folder `folder` on the volume; "" is the
+    volume itself. `folder` is set if the volume is also the user's home. `relocate` is the default list of folders to
+    relocate. `environments` is False if the volume cannot hold environments. `persists`, `wiped` and `traps` are texts
+    for the user: the folders that survive a wipe, those that do not, and known problems. `source` names the
+    documentation of these facts.
     """
 
     title: str
@@ -116,10 +118,13 @@ class HostSpec(Strict):
 
 
 def load_host(path: Path | None) -> HostSpec:
-    """Return the content of `path`, else of `host.toml` in the working folder, else the defaults.
+    """Return the content of a host.toml.
+
+    Args:
+        path: the file; None: `host.toml` in the working folder, or the default values if that file does not exist.
 
     Raises:
-        SpecError: the named file does not exist, or its content is wrong (see `toml.load`).
+        SpecError: the file `path` does not exist, or its content is wrong (see `toml.load`).
     """
     if path is None:
         path = Path("host.toml")

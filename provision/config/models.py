@@ -1,4 +1,4 @@
-"""Defines the records of models.toml: a repository, its revision, and its files with their hashes."""
+"""Defines the records of models.toml: each model's repository, its revision, and its files with their hashes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class ModelFile(Strict):
-    """Describe one file of a model. A value that is None is unknown, and is read from the official hub only.
+    """Describe one file of a model: its path in the repository, its size in bytes and its hash.
 
-    A git hash covers the size and the content. A file that is pinned only by its git hash therefore needs its size.
+    If `size` or both hashes are None, the manifest does not pin them; they are then read from the official hub only.
+    `git_sha1` is git's blob hash. It covers the size and the content, so a file with `git_sha1` alone needs its size.
     """
 
     path: Annotated[str, AfterValidator(check_model_path)]
@@ -28,21 +29,21 @@ class ModelFile(Strict):
 
     @property
     def locked(self) -> bool:
-        """Return whether the content of the file is pinned by a hash."""
+        """Return whether the manifest pins the content of the file by a hash."""
         return self.sha256 is not None or self.git_sha1 is not None
 
     @model_validator(mode="after")
     def _sized(self) -> ModelFile:
         if self.git_sha1 is not None and self.sha256 is None and self.size is None:
-            raise ValueError(f"{self.path!r} has a git_sha1 and no size: git hashes both, add the size")
+            raise ValueError(f"{self.path!r} has a git_sha1 and no size; add the size, because git's hash covers it")
         return self
 
 
-def _one_path_each(files: Sequence[ModelFile]) -> None:
-    """Check that no two paths are equal on a file system that ignores case, and no file is also a folder.
+def _check_paths_differ(files: Sequence[ModelFile]) -> None:
+    """Check that all files can exist together, also on a file system that ignores case.
 
     Raises:
-        ValueError: two paths collide.
+        ValueError: two paths are equal or differ only in case, or one file's path is the folder of another file.
     """
     kinds: dict[str, str] = {}
     for file in files:
@@ -61,8 +62,9 @@ _ALIAS = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
 class ModelSpec(Strict):
     """Describe one model of the manifest.
 
-    `extras` has {name: the files that NAME+EXTRA adds}; the list is empty if the entry already contains them.
-    `aliases` are former names of the entry, and, with a slash, former ids of its repository.
+    `extras` has {EXTRA: files}: the files that the model name `NAME+EXTRA` adds to `files`. The list is empty if
+    `files` contains them already. `aliases` are former names of the model; an alias with a slash is a former id of its
+    repository.
     """
 
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
@@ -77,22 +79,22 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _paths(self) -> ModelSpec:
-        _one_path_each([*self.files, *(file for extra in self.extras.values() for file in extra)])
+        _check_paths_differ([*self.files, *(file for extra in self.extras.values() for file in extra)])
         return self
 
     @property
     def folder(self) -> str:
-        """Return the name of the repository's folder in a hub cache."""
+        """Return the name of the repository's folder in a hub cache: models--OWNER--NAME."""
         return cache_folder(self.repo)
 
     @property
     def former_repos(self) -> list[str]:
-        """Return the former ids of the repository."""
+        """Return the aliases that are former ids of the repository, such as "OWNER/NAME"."""
         return [alias for alias in self.aliases if "/" in alias]
 
     @property
     def bytes(self) -> int | None:
-        """Return the size of all files in bytes; None if the size of a weights file is not pinned."""
+        """Return the total size of `files` in bytes; None if the size of a .safetensors file is not pinned."""
         if any(file.size is None and file.path.endswith(".safetensors") for file in self.files):
             return None
         return sum(file.size or 0 for file in self.files)

@@ -1,4 +1,4 @@
-"""Reads TOML files into strict records; an error names the file, line and key."""
+"""Reads TOML files into records with fixed keys and types; an error message names the file, the line and the key."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ else:
 
 
 class Strict(BaseModel):
-    """Rejects unknown keys and converts no types; it is the base of all records, which are frozen."""
+    """Base of all records that are read from TOML: frozen, rejects unknown keys, and converts no types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-# The tags of union members. pydantic puts them into the location of an error; the message leaves them out.
+# The tags by which pydantic selects the member of a union. pydantic puts them into the location of an error; the
+# message leaves them out.
 TAGS = (
     "a name",
     "a folder",
@@ -38,17 +39,18 @@ _S = TypeVar("_S", bound=BaseModel)
 
 
 def load(path: Path, model: type[_S]) -> _S:
-    """Read one TOML file into a record.
+    """Return the content of one TOML file as a record of the class `model`.
 
     Raises:
-        SpecError: the file cannot be read, is not valid TOML, or has a wrong key or type; with file, line and key.
+        SpecError: the file cannot be read, is not valid TOML, or has a wrong key or type. The message for a wrong key
+            or type names the file, the line and the key.
     """
     text, data = _parse(path)
     return _validate(path, text, data, model, ())
 
 
 def load_tables(path: Path, model: type[_S]) -> dict[str, _S]:
-    """Return {name: record} of a TOML file that has one table for each name.
+    """Return {table name: record} of a TOML file whose top-level tables are all records of the class `model`.
 
     Raises:
         SpecError: as in `load`.
@@ -58,7 +60,7 @@ def load_tables(path: Path, model: type[_S]) -> dict[str, _S]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the content of a TOML text without checking its keys.
+    """Return the content of a TOML text as a dict; its keys and types are not checked.
 
     Raises:
         ValueError: the text is not valid TOML.
@@ -67,15 +69,15 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def choose(name: str, available: Sequence[str], kind: str) -> str:
-    """Return `name` if it is available.
+    """Return `name` unchanged if it is one of the available names.
 
     Args:
         name: the requested name.
         available: the valid names.
-        kind: the word for such a name in the message, such as "model".
+        kind: the kind of thing that the names stand for, such as "model"; used in the message.
 
     Raises:
-        SpecError: the name is unknown; the message lists the available ones.
+        SpecError: the name is not available; the message lists the available names.
     """
     if name not in available:
         raise SpecError(f"unknown {kind} {name!r}; available: {', '.join(available) or 'none'}.")
@@ -87,7 +89,7 @@ def _parse(path: Path) -> tuple[str, dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         return text, tomllib.loads(text)
     except FileNotFoundError:
-        raise SpecError(f"{path} is not there.") from None
+        raise SpecError(f"{path} does not exist.") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}.") from None
     except OSError as error:
@@ -112,7 +114,12 @@ def _validate(path: Path, text: str, data: object, model: type[_S], prefix: tupl
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the valid keys of the table that contains the unknown key."""
+    """Return the valid keys of the table in which an unknown key stands.
+
+    Args:
+        model: the record of the whole file.
+        location: the keys and list indexes that lead to the unknown key, as pydantic reports them.
+    """
     for part in location[:-1]:
         if isinstance(part, int):
             continue
@@ -125,11 +132,11 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 
 
 def line_of(text: str, location: Sequence[int | str]) -> int:
-    """Return the line number (from 1) of a key in a TOML text, or of the nearest enclosing table if it has no line.
+    """Return the line number (from 1) of a key in a TOML text; of its nearest enclosing table if the key is absent.
 
     Args:
         text: the content of the file.
-        location: the keys and list indexes from the top level, as pydantic reports them.
+        location: the keys and list indexes that lead from the top level to the key, as pydantic reports them.
     """
     names = [str(part) for part in location if isinstance(part, str)]
     indexes = [part for part in location if isinstance(part, int)]

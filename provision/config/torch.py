@@ -12,10 +12,13 @@ from provision.config.toml import Strict
 class Variant(Strict):
     """Describe one variant of PyTorch, and the machines on which it runs.
 
-    `torch` is the version, or None for an environment without torch. `driver` is the oldest NVIDIA driver, and
-    `architectures` are the compute capabilities with machine code in the build. `instead` is the variant to use if no
-    source has this one, and `instead_cost` describes its drawback. `hashes` are sha256 digests of further
-    wheels of torch that are accepted besides those in the lock file.
+    `torch` is the version; None: the environment has no torch. `system` and `machine` are the operating system and the
+    CPU architecture; None: every CPU. `driver` is the oldest NVIDIA driver that can run the variant; None: the variant
+    needs no GPU. `architectures` are the compute capabilities for which the wheels contain machine code. `python` lists
+    the Python versions if the variant has fewer than `TorchSpec.python`. `find_links` is a page with the wheel of
+    torch, used if no other source has it. `instead` is the variant to install if that page does not have the wheel
+    either, and `instead_cost` describes its drawback. `hashes` are sha256 digests of wheels of torch that are accepted
+    in addition to those in the lock file.
     """
 
     name: str
@@ -36,8 +39,9 @@ class Variant(Strict):
 class TorchSpec(Strict):
     """Holds the content of torch.toml.
 
-    `python` lists the Python versions for which the locks have wheels. `variant` lists the variants, the best first.
-    `older_cards` has {part of a GPU's name: compute capability} for GPUs that are recognized by name.
+    `python` lists the Python versions for which the lock files have wheels. `variant` lists the variants, the best
+    first. `older_cards` has {part of a GPU's name: compute capability}, for GPUs whose compute capability cannot be
+    read.
     """
 
     python: Annotated[list[str], Field(min_length=1)]

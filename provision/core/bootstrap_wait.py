@@ -1,4 +1,4 @@
-"""Runs the programs of the bootstrap and shows the written bytes and the elapsed seconds of a long one.
+"""Runs the programs that build `.venv`, and shows the written bytes and the elapsed seconds while one takes long.
 
 The bootstrap imports this module, so it uses the standard library only and no syntax newer than Python 3.6.
 """
@@ -24,24 +24,27 @@ LINE_SECONDS, LOOK_SECONDS = 10.0, 1.0
 
 
 class BootstrapError(Exception):
-    """Report a failure of the bootstrap: the message names what is missing and what to do."""
+    """Report that `.venv` could not be built; the message names the cause and the next command."""
 
 
 def emit(line: str) -> None:
-    """Print a progress line to stderr; stdout is reserved for data."""
+    """Print one line to stderr, after the word "bootstrap:"; stdout is reserved for data."""
     sys.stderr.write("bootstrap: %s\n" % line)
     sys.stderr.flush()
 
 
 class BootstrapProgress:
-    """Runs programs one after another and shows a progress line or a live counter while one takes long."""
+    """Runs programs one after another, and shows the progress of a program that takes long.
+
+    In a terminal a live counter is rewritten in place. Elsewhere a line is printed every LINE_SECONDS.
+    """
 
     def __init__(self, checkout: str, lock: str) -> None:
-        """Note the start time and begin to count the bytes that `.venv` and uv's cache hold already.
+        """Note the start time, and start to count the bytes that `.venv` and uv's cache contain at the start.
 
         Args:
             checkout: the folder that holds `envs/` and `.venv`.
-            lock: the lock file's name, a key of EXPECTED_BYTES.
+            lock: the name of the lock file, a key of EXPECTED_BYTES.
         """
         cache = os.environ.get("UV_CACHE_DIR") or os.path.join(checkout, ".cache", "uv")
         self.folder = checkout
@@ -49,7 +52,7 @@ class BootstrapProgress:
         self.expected = EXPECTED_BYTES[lock]
         self.started = time.time()
         self.before = None  # type: int | None
-        # A thread counts, because a cache on a network file system can take minutes.
+        # The count runs in a thread, because it takes minutes for a cache on a network file system.
         self.counting = threading.Thread(target=self._count, daemon=True)
         self.counting.start()
         self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
@@ -62,12 +65,12 @@ class BootstrapProgress:
 
         Args:
             argv: the program and its arguments.
-            task: the name of the work in progress lines.
-            failure: the first line of the error message.
+            task: the description of the work in the progress lines, such as "making .venv".
+            failure: the first line of the error message if the program fails.
             environment: all environment variables of the program.
 
         Raises:
-            BootstrapError: the program failed; the message ends in its last lines of output.
+            BootstrapError: the exit code is not 0; the message ends in the last 12 lines of the program's output.
         """
         process = subprocess.Popen(
             argv,
@@ -132,7 +135,10 @@ class BootstrapProgress:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program and its children: SIGTERM first, so that they can delete their temporary files, then SIGKILL."""
+    """End a program and its child processes.
+
+    SIGTERM comes first, so that they can delete their temporary files. SIGKILL follows after 5 seconds.
+    """
     for name, seconds in (("SIGTERM", 5.0), ("SIGKILL", None)):
         try:
             if os.name == "posix":
@@ -148,7 +154,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def tree_bytes(folders: "Iterable[str]") -> int:
-    """Return the total size of all files in the folders, in bytes.
+    """Return the total size of all files in the folders and below them, in bytes.
 
     A file with several hard links counts once, because uv links files from its cache into environments.
     """

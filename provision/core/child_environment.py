@@ -1,4 +1,4 @@
-"""Decides which settings of pip, uv and Python a child process inherits from this machine.
+"""Selects the settings of pip, uv and Python that a child process inherits from this machine.
 
 The bootstrap imports this module, so it uses the standard library only and no syntax newer than Python 3.6.
 """
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # The policy for one setting.
-# kept: the setting names a source of packages or the way to reach it, so the child inherits it.
-# reported: the setting would change which packages are installed or where, or break the interpreter. It is dropped
+# kept: the setting names a source of packages or the network path to it, so the child inherits the setting.
+# reported: the setting would change the installed packages or their folder, or break the interpreter. It is dropped
 # with a message.
 # ignored: the setting has no meaning here. It is dropped without a message.
 KEPT, REPORTED, IGNORED = "kept", "reported", "ignored"
@@ -33,7 +33,7 @@ _PIP_TABLE = {
     "source-dir source-directory compile no-compile break-system-packages isolated config-settings global-option "
     "no-build-isolation use-pep517 no-use-pep517 log log-file local-log",
 }
-# PIP_CONFIG_FILE names pip's configuration file. It is the only variable of pip that is not an option.
+# PIP_CONFIG_FILE names pip's configuration file. It is pip's only variable without a command-line option.
 _PIP_TABLE[KEPT] += " config-file"
 
 # The variables of uv, without the prefix UV_.
@@ -53,8 +53,8 @@ _UV_TABLE = {
     "PYTHON_INSTALL_REGISTRY",
 }
 
-# The keys of uv.toml, and the keys of its [pip] table that are not keys of the whole file.
-# (source: uv's parser, which lists the valid keys when it meets an unknown one)
+# The top-level keys of uv.toml, and the keys that only its [pip] table has.
+# (source: uv's parser, whose error message for an unknown key lists the valid keys)
 _UV_TOML_TABLE = {
     KEPT: "index index-url extra-index-url find-links no-index keyring-provider allow-insecure-host system-certs "
     "native-tls http-proxy https-proxy no-proxy concurrent-downloads concurrent-builds concurrent-installs",
@@ -100,10 +100,10 @@ _CREDENTIAL = re.compile(r"UV_INDEX_\w+_(USERNAME|PASSWORD)")
 
 
 def policy(variable: str) -> str:
-    """Return what happens to an environment variable in a child process.
+    """Return the policy for an environment variable: KEPT, REPORTED or IGNORED.
 
-    The result is KEPT (inherited), REPORTED (dropped with a message) or IGNORED (dropped silently). A variable that
-    does not belong to pip, uv or Python is KEPT.
+    A child process inherits a KEPT variable. A REPORTED variable is dropped with a message, an IGNORED one without a
+    message. A variable that does not belong to pip, uv or Python is KEPT.
     """
     if variable.startswith("PIP_"):
         return PIP.get(variable[len("PIP_") :].lower().replace("_", "-"), IGNORED)
@@ -115,9 +115,10 @@ def policy(variable: str) -> str:
 
 
 def child(environ: "Mapping[str, str]") -> "dict[str, str]":
-    """Return the variables for a child process that runs python, pip or uv: the kept ones of `environ`.
+    """Return the environment variables for a child process that runs python, pip or uv.
 
-    PYTHONNOUSERSITE is added, so that packages of the user's own site folder are not imported.
+    These are the variables of `environ` whose policy is KEPT. PYTHONNOUSERSITE is added, so that packages in the user's
+    own site-packages are not imported.
     """
     kept = {name: value for name, value in environ.items() if policy(name) == KEPT}
     kept["PYTHONNOUSERSITE"] = "1"
@@ -125,14 +126,15 @@ def child(environ: "Mapping[str, str]") -> "dict[str, str]":
 
 
 def dropped(environ: "Mapping[str, str]") -> "list[str]":
-    """Return the sorted names of the set variables that a user may rely on, but that have no effect here."""
+    """Return the sorted names of the variables that are set, but dropped with a message (policy REPORTED)."""
     return sorted(name for name, value in environ.items() if value and policy(name) == REPORTED)
 
 
 def parse_pip_config(listing: str) -> "dict[str, list[str]]":
-    """Merge the output of `pip config list` into {option: values}.
+    """Return {option: values} from the output of `pip config list`.
 
-    As in pip, a variable overrides the sections of the file, and `install` overrides `global`.
+    As in pip, an environment variable overrides the configuration file. In the file, the section `install` overrides
+    the section `global`.
 
     Args:
         listing: lines such as `global.index-url='https://…'` or `:env:.find-links='/wheels'`.
@@ -154,10 +156,12 @@ def parse_pip_config(listing: str) -> "dict[str, list[str]]":
 
 
 def for_pip(environ: "Mapping[str, str]", settings: "Mapping[str, list[str]]") -> "dict[str, str]":
-    """Return the variables for `pip install`: pip reads no configuration file, and only the kept options apply.
+    """Return the environment variables for `pip install`.
+
+    With them pip reads no configuration file. Of `settings`, the options with the policy KEPT apply.
 
     Args:
-        environ: the variables of this process.
+        environ: the environment variables of this process.
         settings: {option: values}, as `parse_pip_config` returns them.
     """
     plain = {name: value for name, value in child(environ).items() if not name.startswith("PIP_")}
@@ -169,5 +173,5 @@ def for_pip(environ: "Mapping[str, str]", settings: "Mapping[str, list[str]]") -
 
 
 def for_pip_config(environ: "Mapping[str, str]") -> "dict[str, str]":
-    """Return the variables for `pip config list`: no setting of pip can suppress or redirect its output."""
+    """Return the environment variables for `pip config list`, so that no setting suppresses or redirects the output."""
     return {**child(environ), "PIP_QUIET": "0", "PIP_VERBOSE": "0", "PIP_LOG": os.devnull}

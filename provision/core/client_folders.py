@@ -1,4 +1,4 @@
-"""Computes the folders of huggingface_hub from environment variables, without an import of it (30 ms)."""
+"""Computes the folders of huggingface_hub from environment variables, without its import, which takes 30 ms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# The variables that select the hub cache, the strongest first.
+# The variables that select the hub cache; an earlier one overrides the later ones.
 _HUB_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 _REFERENCE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
 
@@ -20,8 +20,9 @@ _REFERENCE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
 class ClientFolders:
     """Hold the folders that huggingface_hub uses in a process, as absolute paths.
 
-    `home` is HF_HOME. `variable` is the variable that selects the hub cache, None for the default of the home.
-    `is_relative`: the variable holds a relative path, so the hub cache differs between working folders.
+    `home` is the folder HF_HOME, `hub` the hub cache, and `xet` the cache of the Xet downloads. `variable` is the name
+    of the environment variable that selects the hub cache; None: the cache is the default one in the user's home.
+    `is_relative` is True if the variable has a relative path, so that the hub cache depends on the working folder.
     """
 
     home: Path
@@ -32,14 +33,14 @@ class ClientFolders:
 
 
 def client_folders(environ: Mapping[str, str], home: Path) -> ClientFolders:
-    """Return the folders that huggingface_hub uses with these variables.
+    """Return the folders that huggingface_hub uses with the given environment variables.
 
-    Source: huggingface_hub's constants.py. An empty variable counts as set there, and names the working folder.
-    HF_XET_CACHE is taken literally; in the other variables ~ and $NAME are replaced.
+    Source: huggingface_hub's constants.py. There, a variable with an empty value counts as set, and selects the working
+    folder. HF_XET_CACHE is taken literally; in the values of the other variables ~ and $NAME are replaced.
 
     Args:
         environ: the environment variables.
-        home: the home folder, which replaces ~.
+        home: the user's home folder, which replaces ~.
     """
     cache = environ.get("XDG_CACHE_HOME", os.path.join(home, ".cache"))  # noqa: PTH118 (an empty name stays empty)
     hf_home = _expand(environ.get("HF_HOME", os.path.join(cache, "huggingface")), environ, home)  # noqa: PTH118
@@ -56,12 +57,15 @@ def client_folders(environ: Mapping[str, str], home: Path) -> ClientFolders:
 
 
 def default_hub(home: Path) -> Path:
-    """Return the hub cache that huggingface_hub uses in a home without any variable."""
+    """Return the hub cache of huggingface_hub if no variable selects another: ~/.cache/huggingface/hub in `home`."""
     return home / ".cache" / "huggingface" / "hub"
 
 
 def _expand(text: str, environ: Mapping[str, str], home: Path) -> str:
-    """Replace ~ and then $NAME and ${NAME}, as os.path does; an unset variable stays in the text."""
+    """Return a path with ~ replaced, and then $NAME and ${NAME}, as os.path.expanduser and expandvars do.
+
+    The name of an unset variable stays in the path.
+    """
     if os.name == "nt":
         return os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111 (%NAME% as well)
     is_own_home = text == "~" or text.startswith("~/")

@@ -1,4 +1,4 @@
-"""Ends a command: sets its exit code, prints its message to stderr and, with --json, one object to stdout.
+"""Ends a command: sets the exit code, prints the error message to stderr and, with --json, one object to stdout.
 
 A command that fails under --json prints this object, with its keys in this order (schema 1):
 
@@ -9,14 +9,16 @@ A command that fails under --json prints this object, with its keys in this orde
 | kind | meaning | exit |
 | --- | --- | --- |
 | usage | a flag, an argument or a file of the user is wrong | 2 |
-| blocked | the user must act first; finer: no-space, read-only, permission, locked, not-mounted | 4 |
-| failed | the work failed; finer: source (no server delivered), content (another hash), program (a child failed) | 1 |
+| blocked | the user must act first | 4 |
+| no-space, read-only, permission, locked, not-mounted | special cases of blocked | 4 |
+| failed | the work failed | 1 |
+| source, content, program | special cases of failed: no server delivered, wrong hash, a child process failed | 1 |
 | interrupted | Ctrl-C, SIGTERM or SIGHUP; the state is consistent | 130 |
 | internal | a bug in firstlight; its traceback is printed to stderr only | 1 |
 
-`next` is the next command or action, or null. Secrets are removed from every text. A command that prints its own
-object for a failure, such as the outcomes of `setup`, prints only that one. Nothing is printed after the reader has
-closed the pipe.
+`next` is the next command or action for the user, or null. Secrets are removed from every text. A command that prints
+an object of its own for a failure, such as the results of the steps of `setup`, prints only that object. Nothing is
+printed after the reader of stdout has closed the pipe.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 INTERRUPTED = "interrupted; the state is consistent. Run the same command again, it continues from here."
-# The next act after a message about a wrong flag or file that lists the valid values but no action.
-CORRECTED = "Correct it, then run the same command again"
+# The next action after a message about a wrong flag or file that lists the valid values but no action.
+CORRECTED = "Correct the flag or the file, then run the same command again"
 # The first words of the sentences that give advice in firstlight's messages.
 _ADVICE = re.compile(
     r"(Accept|Add|Change|Choose|Close|End|Fetch|Fix|Free|Give|Install|Keep|Leave|Lock|Look|Make|Mend|Mount|Move|Name|"
@@ -55,7 +57,7 @@ _GROUPS = {"env", "mirrors", "models"}
 
 @dataclass(frozen=True)
 class Fault:
-    """Describe the error that ended a command."""
+    """Describe the error that ended a command, with the keys of the JSON object that the module documents."""
 
     kind: str
     message: str
@@ -63,7 +65,7 @@ class Fault:
     exit: int
 
     def to_json(self, command: str) -> str:
-        """Return the JSON object that --json prints."""
+        """Return the object that --json prints, as JSON text; `command` is the command's name, such as "env create"."""
         error = {
             "kind": self.kind,
             "message": redact(self.message),
@@ -77,7 +79,7 @@ def fault_of(
     interrupted: str = INTERRUPTED,
     os_error: Callable[[OSError], FirstlightError] = from_os_error,
 ) -> Fault:
-    """Return the description of the error that ended a command.
+    """Return the kind, message, next action and exit code for the exception that ended a command.
 
     Args:
         error: the exception.
@@ -92,13 +94,14 @@ def fault_of(
     if isinstance(error, KeyboardInterrupt):
         return Fault("interrupted", interrupted, "Run the same command again", int(Exit.INTERRUPTED))
     text = f"{type(error).__name__}: {error}"
-    return Fault("internal", f"{text}. This is a bug in firstlight", "Report it", int(Exit.FAILED))
+    return Fault("internal", f"{text}. This is a bug in firstlight", "Report this bug", int(Exit.FAILED))
 
 
 def next_of(message: str) -> str | None:
-    """Return the advice of a message: the only command in backquotes, else the last sentence of advice, else None.
+    """Return the next command or action that a message contains, or None.
 
-    Only the first line is read, because the other lines are the output of a program or a comparison of files.
+    It is the command in backquotes if there is exactly one, else the last sentence that gives advice. Only the first
+    line is read, because the other lines are the output of a program or a comparison of files.
     """
     sentences: list[str] = re.split(r"(?<=[.:;!?])\s+(?=[A-Z])", message.partition("\n")[0])
     advice = next((sentence for sentence in reversed(sentences) if _ADVICE.match(sentence)), None)
@@ -125,11 +128,11 @@ def run(
     interrupted: str = INTERRUPTED,
     os_error: Callable[[OSError], FirstlightError] = from_os_error,
 ) -> int:
-    """Run a command, print its message or object, and return its exit code.
+    """Run a command, print the error message or object if it fails, and return its exit code.
 
     Args:
-        act: the command.
-        json: print one object to stdout; the output of the command is buffered until it has ended.
+        act: the command; returns its exit code.
+        json: buffer the command's stdout until the command has ended; after an error print one JSON object instead.
         interrupted: the message after Ctrl-C.
         os_error: turns an OSError into one of firstlight's errors.
     """
@@ -146,17 +149,17 @@ def run(
 
 
 def run_app(app: Callable[..., object], name: str) -> int:
-    """Run a typer application and return its exit code; with --json a wrong flag also prints an object.
+    """Run a typer application and return its exit code; with --json, a wrong flag also prints a JSON object.
 
     Args:
         app: the application.
-        name: the name of the program.
+        name: the name of the program: "provision" or "bench".
     """
     import typer
 
     command, is_json = command_of(sys.argv[1:])
     try:
-        code = app(standalone_mode=False, prog_name=name)  # commands raise SystemExit; only typer itself returns a code
+        code = app(standalone_mode=False, prog_name=name)  # commands raise SystemExit; typer's own parts return a code
     except (typer.Abort, KeyboardInterrupt):
         code = int(Exit.INTERRUPTED)
     except BrokenPipeError:
@@ -167,7 +170,7 @@ def run_app(app: Callable[..., object], name: str) -> int:
             return _fail(error, fault_of(error), json=is_json)
         show()
         text = str(error.format_message())  # type: ignore[attr-defined]  # typer has no public name for this class
-        # The context holds the parsed command words, without an unknown command. A flag without its value has none.
+        # The context has the parsed command words, without an unknown command. It is None if a flag lacks its value.
         context = getattr(error, "ctx", None)
         parsed = str(context.command_path).split(" ")[1:] if context is not None else command.split()
         help_command = shlex.join([layout.program(name), *parsed, "--help"])
@@ -178,7 +181,7 @@ def run_app(app: Callable[..., object], name: str) -> int:
 
 
 def interrupted_early() -> int:
-    """Print the message of a command that was interrupted before it started, and return its exit code."""
+    """Print the message for an interrupt before the command started, and return the exit code."""
     error = KeyboardInterrupt()
     _, is_json = command_of(sys.argv[1:])
     return _fail(error, fault_of(error, "interrupted before the command started; nothing was changed."), json=is_json)
@@ -189,7 +192,7 @@ def _fail(error: BaseException, fault: Fault, *, json: bool) -> int:
         text = fault.message
     elif fault.kind == "internal":
         trace = "".join(traceback.format_exception(error))
-        text = f"{redact(trace)}\nerror: this is a bug in firstlight. Report it."
+        text = f"{redact(trace)}\nerror: this is a bug in firstlight. Report it with the lines above."
     else:
         text = f"error: {redact(fault.message)}"
     print(text, file=sys.stderr)
@@ -208,7 +211,7 @@ def _print(fault: Fault, command: str, *, json: bool) -> int:
 
 
 def _write(text: str) -> None:
-    """Write JSON to stdout, with every character outside ASCII escaped, so that no locale can change it."""
+    """Write JSON to stdout with every character outside ASCII escaped, so that the locale cannot change the text."""
     sys.stdout.write(re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match.group())[1:-1], text))
     sys.stdout.flush()
 

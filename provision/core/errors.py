@@ -1,4 +1,4 @@
-"""Defines the exit codes, and the errors that carry one."""
+"""Defines the exit codes of the commands, and one exception class for each exit code of a failure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Name the exit codes of the commands (docs: design of the commands)."""
+    """Name the exit codes of the commands; docs/commands.md gives the meaning of each."""
 
     GOOD = 0
     FAILED = 1
@@ -23,15 +23,15 @@ class FirstlightError(Exception):
 
     Args:
         message: the text for people.
-        kind: a stable word for programs, where it is finer than the class's own. `command_end` lists the words.
-        next_act: the next command or action, where the last sentence of the message does not contain it.
+        kind: a stable word for programs, such as "no-space"; default: the `kind` of the class. `command_end` lists all.
+        next_act: the next command or action for the user; needed if the last sentence of the message does not name it.
     """
 
     exit = Exit.FAILED
     kind = "failed"
 
     def __init__(self, message: str = "", *, kind: str | None = None, next_act: str | None = None) -> None:
-        """Store the message for people, and the kind and the next act for programs."""
+        """Store the message for people, and the kind and the next action for programs."""
         super().__init__(message)
         self.kind = kind or type(self).kind
         self.next_act = next_act
@@ -61,10 +61,10 @@ class LostLockError(BlockedError):
 
 
 def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str = "--root") -> FirstlightError:
-    """Turn an OSError into an error whose message names a remedy.
+    """Turn an OSError into one of firstlight's errors, whose message names a remedy.
 
     Args:
-        error: the system's error; the message names its `filename`.
+        error: the system's error; the message starts with its `filename`.
         needed_bytes: the size of the failed write in bytes, where it is known.
         flag: the command-line flag that selects another folder.
     """
@@ -80,8 +80,10 @@ def from_os_error(error: OSError, *, needed_bytes: int | None = None, flag: str 
         )
     if error.errno in {errno.EACCES, errno.EPERM}:
         return BlockedError(
-            f"{thing}: permission denied{needed}. Change its owner, or give another {flag}.", kind="permission"
+            f"{thing}: permission denied{needed}. Change its owner or mode, or give another {flag}.", kind="permission"
         )
     if error.errno == errno.ENOTDIR:
-        return BlockedError(f"{thing}: a file is in the place of a folder. Move it away, or give another {flag}.")
+        return BlockedError(
+            f"{thing}: a file is in the place of a folder. Move this file away, or give another {flag}."
+        )
     return FirstlightError(f"{thing}: {error.strerror or error}. Fix the cause, then run again.")

@@ -1,4 +1,4 @@
-"""Expands records of command-line flags in the signature that typer reads."""
+"""Lets several commands share a group of flags: a dataclass of flags becomes single parameters, which typer needs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command whose flag records are expanded: each field is a parameter of its own.
+    """Return a command in which each field of a flag record is a parameter of its own.
 
     A flag record is a frozen dataclass with fields of the form `name: Annotated[type, typer.Option(...)] = default`.
-    The command takes it as a keyword-only parameter that is annotated with the dataclass. typer reads a signature in
-    which the fields stand at the place of this parameter, in the order of the dataclass. A call collects the values of
-    the fields in the record again; a flag that is not passed has its default. A field without a default is required.
+    `command` takes the record as a keyword-only parameter that is annotated with the dataclass. In the signature of
+    the returned command, the fields replace this parameter, in the order of the dataclass. The returned command makes
+    the record from the values of the fields, and passes it to `command`. A flag that the user does not pass has its
+    default. A field without a default is required.
 
-    All parameters of the result are keyword-only: typer passes each value by its name, and the flags of a record that
-    have a default may then stand before a parameter that has none.
+    All parameters of the returned command are keyword-only. typer passes each value by its name, and a parameter with a
+    default may then stand before a parameter without one.
 
     Raises:
         ValueError: a field has the name of another parameter, or of a field of another record.

@@ -22,10 +22,10 @@ _BLOB = re.compile(r"(?:^|/)blobs/([0-9a-f]{64}|[0-9a-f]{40})$")
 
 
 class Hash(Protocol):
-    """Describe the methods of hashlib's hash objects that are used here."""
+    """Describe the methods of hashlib's hash objects that firstlight uses."""
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Add bytes."""
+        """Add bytes to the hashed content."""
 
     def hexdigest(self) -> str:
         """Return the digest of all bytes so far, in hexadecimal."""
@@ -35,7 +35,7 @@ class Hash(Protocol):
 
 
 def content_hash(kind: str, size: int) -> Hash:
-    """Return a new hash object of a kind by which a hub pins files.
+    """Return a new hash object of one of the two kinds by which a hub identifies the content of files.
 
     Args:
         kind: "sha256", or "git_sha1" (git's blob hash: sha1 over "blob SIZE", a zero byte and the content).
@@ -49,18 +49,21 @@ def content_hash(kind: str, size: int) -> Hash:
 
 
 def named_hash(path: str) -> tuple[str, str] | None:
-    """Return the (kind, hash) that the path of a hub cache's blob states; None for another path.
+    """Return (kind, hash) from the path of a blob in a hub cache; None if the path is not that of a blob.
 
-    A blob is named by the hash of its content: sha256 for a large file, git's sha1 for a small one.
+    The name of a blob is the hash of its content: "sha256" for a large file, "git_sha1" for a small one.
     """
     match = _BLOB.search(path)
     return None if match is None else ({40: "git_sha1", 64: "sha256"}[len(match[1])], match[1])
 
 
 def hash_file(path: Path, kind: str, progress: Callable[[int], None] | None = None) -> str:
-    """Return the content hash of a file on disk; `kind` is as in `content_hash`.
+    """Return the content hash of a file on disk, in hexadecimal.
 
-    `progress` is called with the number of bytes of each block.
+    Args:
+        path: the file.
+        kind: "sha256" or "git_sha1", as in `content_hash`.
+        progress: called after each block with the number of its bytes.
     """
     digest = content_hash(kind, path.stat().st_size)
     add_file(path, digest, progress)
@@ -68,7 +71,10 @@ def hash_file(path: Path, kind: str, progress: Callable[[int], None] | None = No
 
 
 def add_file(path: Path, digest: Hash, progress: Callable[[int], None] | None = None) -> None:
-    """Add the content of a file to a hash, in blocks of 1 MiB; `progress` is called with the bytes of each block."""
+    """Add the content of a file to a hash, in blocks of 1 MiB.
+
+    `progress` is called after each block with the number of its bytes.
+    """
     block = memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
@@ -112,15 +118,16 @@ def _read(handle: int, view: memoryview) -> int:
 def mismatched_files(
     files: Iterable[tuple[str, bytes]], progress: Progress = no_progress, unit: str = "files"
 ) -> list[str]:
-    """Return the paths of the files whose sha256 is not the expected one, or that cannot be read.
+    """Return the paths of the files that cannot be read, or whose sha256 digest differs from the expected digest.
 
-    hashlib releases Python's global lock, so threads use every core. The largest files are hashed first, so that one
-    large file does not keep a single core busy at the end.
+    hashlib releases Python's global interpreter lock, so threads use every core. The largest files are hashed first, so
+    that all cores are busy until the end.
 
     Args:
         files: pairs of (path, expected sha256 digest).
-        progress: called with the number of files under the name `unit`; with "files" also with the bytes.
-        unit: the name of the files in progress reports.
+        progress: called with the count of hashed files since the last call, the number of all files, and `unit`. If
+            `unit` is "files", it is also called with the count of hashed bytes and the size of all files.
+        unit: the word for the files in progress reports.
     """
     from concurrent.futures import ThreadPoolExecutor
 

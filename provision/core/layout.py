@@ -1,4 +1,4 @@
-"""Defines the paths of the root, of caches in the home, and of the checkout's data."""
+"""Defines the paths inside the root, the caches in the home folder, and the paths of the checkout's data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _CHECKOUT_ENVS = _PACKAGED_ENVS.parent.parent / "envs"
 class Root:
     """Name the files and folders inside firstlight's root on the volume.
 
-    `has_own_hub`: this home keeps a hub cache of its own, so it does not use the one that another home has on the root.
+    `has_own_hub` is True if this home keeps its hub cache outside of the root. The hub cache that another home has put
+    on the root is then not used.
     """
 
     path: Path
@@ -28,7 +29,7 @@ class Root:
 
     @property
     def state(self) -> Path:
-        """Return the folder of firstlight's own records."""
+        """Return the folder of firstlight's own records, `.firstlight` in the root."""
         return self.path / ".firstlight"
 
     @property
@@ -38,17 +39,17 @@ class Root:
 
     @property
     def capabilities(self) -> Path:
-        """Return the record of the features of the root's file system, with one entry for each host and user."""
+        """Return the file that records the features of the root's file system, one entry for each host and user."""
         return self.state / "capabilities.json"
 
     @property
     def lock(self) -> Path:
-        """Return the file of the run lock, which the one writing run holds."""
+        """Return the file of the run lock; the run that changes the root holds this lock."""
         return self.state / "lock"
 
     @property
     def holder(self) -> Path:
-        """Return the file in which an older version describes the run that holds the lock."""
+        """Return the file in which an older version of firstlight describes the run that holds the run lock."""
         return self.state / "holder.json"
 
     @property
@@ -58,7 +59,7 @@ class Root:
 
     @property
     def links(self) -> Path:
-        """Return the record of the links that every host of this volume should have."""
+        """Return the file that records the symbolic links into the volume, with the owner of each link."""
         return self.state / "links.json"
 
     @property
@@ -68,22 +69,22 @@ class Root:
 
     @property
     def variables(self) -> Path:
-        """Return the shell file of the variables that replace a link where a link cannot be made."""
+        """Return the shell file with the environment variables that replace links that cannot be made."""
         return self.state / "variables.sh"
 
     @property
     def stand_ins(self) -> Path:
-        """Return the record of the stand-ins of this host, with the reason for each."""
+        """Return the file that records the stand-ins of this host, with the reason for each."""
         return self.state / "stand-ins.json"
 
     @property
     def model_pins(self) -> Path:
-        """Return the record of the hashes that hubs listed for files without a pin in the manifest."""
+        """Return the file that records the hashes that hubs listed for files without a pin in the manifest."""
         return self.state / "model-pins.json"
 
     @property
     def smoke(self) -> Path:
-        """Return the record of the last smoke test: the environment and the measurements."""
+        """Return the file that records the last smoke test: the environment and the measurements."""
         return self.state / "smoke.json"
 
     @property
@@ -103,10 +104,11 @@ class Root:
 
     @property
     def hub_in_use(self) -> Path:
-        """Return the hub cache that a program of this process uses, by huggingface_hub's own rule.
+        """Return the hub cache that a program with the environment variables of this process uses.
 
-        The volume's hub cache takes the place of the home's default one, to which a lost link should lead. If a link
-        of the user leads to another folder, that one is in use.
+        If a variable selects a folder, a link of the user leads to one, or `has_own_hub` is True, the result is the
+        folder that huggingface_hub computes itself. Otherwise the result is the hub cache on the volume, if it exists:
+        the default cache of the home should be a link to it, even if a wipe has deleted this link.
         """
         folders = client_folders(os.environ, Path.home())
         is_default = folders.variable is None and not self.has_own_hub and not _is_linked(folders.hub)
@@ -122,21 +124,21 @@ class Root:
         return self.path / "pkgs"
 
     def prefix(self, env: str) -> Path:
-        """Return the prefix of an environment."""
+        """Return the prefix of an environment: `envs/NAME` in the root."""
         return self.path / "envs" / env
 
 
 def interpreter(prefix: Path) -> Path:
-    """Return the path of an environment's python.
+    """Return the path of an environment's python executable.
 
-    On Windows a venv has it in `Scripts`, and a conda environment in the prefix itself.
+    On Windows it lies in `Scripts` in a venv, and in the prefix itself in a conda environment.
     """
     candidates = (prefix / "Scripts" / "python.exe", prefix / "python.exe")
     return next((python for python in candidates if python.exists()), prefix / "bin" / "python")
 
 
 def is_same_place(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to one existing file or folder."""
+    """Return whether two paths lead to the same existing file or folder."""
     try:
         return path.samefile(other)
     except OSError:
@@ -149,10 +151,10 @@ def _is_linked(hub: Path) -> bool:
 
 
 def linked_root(link: Path) -> Root | None:
-    """Return the root to which an earlier setup relocated a cache, or None; `link` is the link left in the home.
+    """Return the root to which the link `link` in a home leads, or None.
 
-    The dangling link of a hub cache counts too: its volume may not be mounted now, and another root must not replace
-    it.
+    An earlier setup has made such a link when it relocated a cache to the root. A dangling link to a hub cache counts
+    too: its volume may not be mounted now, and another root must not take its place.
     """
     try:
         target = link.readlink()
@@ -167,14 +169,14 @@ def linked_root(link: Path) -> Root | None:
 
 
 def default_root() -> Path:
-    """Return the root in the user's data folder, used when no other root is named or found."""
+    """Return the root in the user's data folder, which is used if no flag, file, link or profile gives another."""
     import platformdirs
 
     return platformdirs.user_data_path("firstlight", appauthor=False)
 
 
 def program(name: str = "provision") -> str:
-    """Return the command that starts a program of firstlight: its name if PATH contains it, else its path."""
+    """Return the command that starts "provision" or "bench": the name if PATH contains the program, else the path."""
     import shutil
 
     if shutil.which(name):
@@ -184,27 +186,28 @@ def program(name: str = "provision") -> str:
 
 
 def tool_folder(name: str) -> Path:
-    """Return the folder in which a program is installed that cannot be part of the toolbox."""
+    """Return the folder in the user's cache for a program that firstlight installs outside of its own `.venv`."""
     import platformdirs
 
     return platformdirs.user_cache_path("firstlight", appauthor=False) / name
 
 
 def is_packaged() -> bool:
-    """Return whether this code runs from an installed wheel, where there is no Makefile and no `envs/` to edit."""
+    """Return whether this code runs from an installed wheel, which has no Makefile and no editable `envs/`."""
     return _PACKAGED_ENVS.is_dir()
 
 
 def shipped_envs() -> Path:
-    """Return the `envs/` that this code ships with: the copy inside an installed package, else the checkout's."""
+    """Return the `envs/` folder that belongs to this code: inside the installed package, else in the checkout."""
     return _PACKAGED_ENVS if is_packaged() else _CHECKOUT_ENVS
 
 
 def envs_folder(named: Path | None) -> Path:
-    """Return the absolute `envs/` folder of a command.
+    """Return the absolute path of the `envs/` folder that a command reads.
 
-    The order is: the folder that --envs names; for an installed package, `./envs` of the current folder if it has a
-    torch.toml; the shipped one. A root also has a folder `envs`, with the environments themselves and no torch.toml.
+    The order is: the folder `named`, which is the value of --envs; `./envs` of the current folder, if this code is an
+    installed package and `./envs` has a torch.toml; the folder that belongs to this code. The torch.toml is required
+    because a root also has a folder `envs`, with the environments themselves and without a torch.toml.
     """
     if named is not None:
         return named.absolute()
@@ -213,10 +216,10 @@ def envs_folder(named: Path | None) -> Path:
 
 
 def require_own(envs: Path) -> None:
-    """Refuse to write into the `envs/` of an installed package.
+    """Check that an `envs/` folder is the user's own, before a command writes into it.
 
     Raises:
-        BlockedError: `envs` is that folder; the message gives the command that copies it.
+        BlockedError: `envs` lies in the installed package; the message gives the command that copies the folder.
     """
     if is_packaged() and envs.resolve() == _PACKAGED_ENVS:
         copy = shlex.join(["cp", "-r", str(envs), "envs"])
@@ -228,7 +231,7 @@ def require_own(envs: Path) -> None:
 
 
 def next_command(target: str) -> str:
-    """Return the command that a message tells a person to run: make's in a checkout, else our own program's.
+    """Return a command for the user, as text in a message: `make TARGET` in a checkout, else a program of firstlight.
 
     Args:
         target: a target of the Makefile, such as "setup"; "bench" stands for `bench run`.

@@ -1,4 +1,4 @@
-"""Runs other programs; tests replace `run`."""
+"""Runs other programs as child processes; tests replace `run`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _GRACE_SECONDS = 5.0
 
 
 class CommandError(FirstlightError):
-    """Report that a child program failed; the message ends in its last lines of output."""
+    """Report that a child process failed; the message ends in the last lines of its output."""
 
     kind = "program"
 
 
 @dataclass(frozen=True)
 class Completed:
-    """Hold the result of a program: its arguments, exit code and output."""
+    """Hold the result of a program: its arguments, its exit code (-N after signal N) and its output."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -36,7 +36,7 @@ class Completed:
     stderr: str
 
     def tail(self, lines: int = 12) -> str:
-        """Return the last lines of stderr, or of stdout if stderr is empty, without secrets."""
+        """Return the last `lines` lines of stderr, or of stdout if stderr is empty, without secrets."""
         text = (self.stderr.strip() or self.stdout.strip()).splitlines()
         return redact("\n".join(text[-lines:]))
 
@@ -57,7 +57,7 @@ def run(
     stdin: str | None = None,
     check: bool = True,
 ) -> Completed:
-    """Run a program to its end and return its output.
+    """Run a program to its end and return its exit code and output.
 
     Args:
         argv: the program and its arguments; no shell is involved.
@@ -67,7 +67,7 @@ def run(
         check: raise an error if the exit code is not 0.
 
     Raises:
-        CommandError: the program cannot be started, exceeds the timeout, or fails (with `check`).
+        CommandError: the program cannot be started, exceeds the timeout, or (with `check`) its exit code is not 0.
     """
     words = [str(word) for word in argv]
     try:
@@ -100,7 +100,10 @@ def run(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a child after an interrupt: SIGTERM first, so that it can delete its temporary files, then SIGKILL."""
+    """End a child process after an interrupt.
+
+    SIGTERM comes first, so that it can delete its temporary files. SIGKILL follows after 5 seconds.
+    """
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:

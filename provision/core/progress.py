@@ -1,8 +1,8 @@
-"""Measures the progress of a step and reports it as text, at most every ten seconds.
+"""Measures the progress of a step of setup and reports it as text, at most every ten seconds.
 
-A step reports (count, total, unit) while it works. Bytes give the rate and the time left; other units ("files",
-"mirrors") are only counted. A step without reports shows its elapsed seconds. An installer in a child process shows
-the bytes that the child has written.
+A step calls a progress callback with (count, total, unit) while it works. From bytes the rate and the time left are
+computed; other units ("files", "mirrors") are only counted. For a step without calls the text has the elapsed seconds.
+For an installer in a child process the text has the bytes that the child has written.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class Progress(Protocol):
     """Describe a progress callback: (count since the last call, total or 0 if it is not known, unit)."""
 
     def __call__(self, count: int, total: int, unit: str = "bytes", /) -> None:
-        """Receive one report."""
+        """Receive one progress report."""
 
 
 def no_progress(_count: int, _total: int, _unit: str = "bytes", /) -> None:
-    """Ignore a progress report."""
+    """Receive a progress report and do nothing; the default where no progress is shown."""
 
 
 class Meter:
-    """Measures the progress of the current step. Several threads may report to it.
+    """Measures the progress of the current step; several threads may report progress at once.
 
     Args:
         name: the name of the step.
         now: the current time of the clock, in seconds.
-        written: returns the bytes that the step's children have written; used if the step reports no bytes.
+        written: returns the bytes that child processes of the step have written; used if the step reports no bytes.
     """
 
     def __init__(self, name: str, now: float, written: Callable[[], int] | None = None) -> None:
@@ -64,7 +64,7 @@ class Meter:
                 self._total[unit] = total
 
     def sample(self, now: float) -> None:
-        """Record the current byte count, from which the rate of the last seconds is computed."""
+        """Record the byte count at the time `now`; the rate is computed from the records of the last 30 s."""
         with self._lock:
             reported = self._done.get(_BYTES, 0)
         size = reported if reported or self._written is None else self._written()
@@ -73,7 +73,7 @@ class Meter:
             self._samples.popleft()
 
     def share(self) -> float | None:
-        """Return the finished part of the work, from 0 to 1; None if the total is not known."""
+        """Return the finished fraction of the work, from 0 to 1; None if no total is known."""
         with self._lock:
             for unit in (_BYTES, *self._total):
                 if self._total.get(unit) and self._done.get(unit):
@@ -81,7 +81,7 @@ class Meter:
         return None
 
     def text(self, now: float) -> str:
-        """Return the counts, the rate and the time left as text; the elapsed time if the time left is not known."""
+        """Return the counts, the rate and the time left as text; without a known total, the elapsed time instead."""
         with self._lock:
             done, total = dict(self._done), dict(self._total)
         reports_bytes = bool(done.pop(_BYTES, 0))
@@ -99,13 +99,13 @@ class Meter:
         return ", ".join(parts)
 
     def _rate(self, now: float) -> float:
-        """Return the rate of the last seconds, in bytes per second."""
+        """Return the mean rate over the last 30 s, in bytes per second."""
         first = self._samples[0] if len(self._samples) > 1 else (self._began, 0)
         last = self._samples[-1] if self._samples else (now, 0)
         return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else 0.0
 
     def _seconds_left(self, done: dict[str, int], total: dict[str, int], now: float) -> float | None:
-        """Return the seconds left for the first counted unit at its mean rate so far; None without a known total."""
+        """Return the seconds left for the first counted unit, at the mean rate so far; None without a known total."""
         for unit, count in done.items():
             if count and total.get(unit, 0) > count:
                 return (now - self._began) * (total[unit] - count) / count
@@ -113,12 +113,12 @@ class Meter:
 
 
 class Ticker:
-    """Samples a meter in a thread within a `with` block, and emits its text after each interval without output.
+    """Samples a meter in a thread during a `with` block, and emits the meter's text when no output came for a while.
 
     Args:
         meter: the meter of the current step.
         emit: called with the text.
-        interval: the seconds without output after which the text is emitted.
+        interval: the seconds without other output after which the text is emitted.
         clock: returns the time in seconds; tests replace it.
         pause: waits for the given seconds and returns True once the `with` block has ended; tests replace it.
     """
@@ -156,7 +156,7 @@ class Ticker:
         self._thread.join()
 
     def reset(self) -> None:
-        """Restart the interval, after another line was shown to the user."""
+        """Start the interval anew; the caller has just shown another line to the user."""
         self._last_output = self._clock()
 
     def _run(self) -> None:
@@ -170,14 +170,14 @@ class Ticker:
 
 
 class ChildWrites:
-    """Counts the bytes that the child processes have written, by the system's counters; 0 if it has none (macOS)."""
+    """Counts the bytes that the child processes have written, by the system's counters; 0 on macOS, which has none."""
 
     def __init__(self) -> None:
-        """Start without children."""
+        """Start with no counted process."""
         self._written: dict[tuple[int, float], int] = {}
 
     def __call__(self) -> int:
-        """Return the bytes of all children so far; a child that has ended keeps its last count."""
+        """Return the bytes that all child processes have written so far; an ended process keeps its last count."""
         import psutil
 
         for child in psutil.Process().children(recursive=True):
@@ -210,7 +210,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _count_text(unit: str, count: int, total: int) -> str:
-    """Return "COUNT of TOTAL UNIT"; a total below the count was an estimate, and is left out."""
+    """Return "COUNT of TOTAL UNIT", or "COUNT UNIT" if the total is below the count, because it was an estimate."""
     is_bytes = unit.partition(" ")[0] == _BYTES
     done_text, total_text = (format_bytes(count), format_bytes(total)) if is_bytes else (f"{count:,}", f"{total:,}")
     text = f"{done_text} of {total_text}" if total >= count > 0 else done_text

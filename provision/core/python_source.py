@@ -1,4 +1,4 @@
-"""The source of the python of an environment: conda or this machine."""
+"""Names the sources from which an environment gets its Python interpreter: conda, or this machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from enum import Enum
 
 
 class PythonSource(Enum):
-    """The source of an environment's python: conda's lock, or this machine.
+    """Name the source of an environment's Python interpreter: CONDA (its conda lock file) or SYSTEM (this machine).
 
-    AUTO is only a request: conda where the environment has a lock for it and its packages can be fetched.
+    AUTO is a request only. It means CONDA if the environment has a conda lock file and the packages can be downloaded,
+    else SYSTEM.
     """
 
     AUTO = "auto"
@@ -17,23 +18,23 @@ class PythonSource(Enum):
 
     @property
     def is_auto(self) -> bool:
-        """Return whether the request leaves the source open."""
+        """Return whether this is AUTO, a request for either source."""
         return self is PythonSource.AUTO
 
     @property
     def is_conda(self) -> bool:
-        """Return whether python comes from conda, with conda's packages beside it."""
+        """Return whether the interpreter comes from conda, together with other conda packages."""
         return self is PythonSource.CONDA
 
     @property
     def is_system(self) -> bool:
-        """Return whether python is this machine's, so that no conda package is installed."""
+        """Return whether the interpreter is one of this machine, so that no conda package is installed."""
         return self is PythonSource.SYSTEM
 
     def accepts(self, other: PythonSource) -> bool:
-        """Return whether a request for this source is met by an environment with the other one."""
+        """Return whether an environment with the source `other` satisfies a request for this source."""
         return self.is_auto or self is other
 
     def __str__(self) -> str:
-        """Return the source in words, as messages name it."""
+        """Return the name of the source for messages: "the system", "conda" or "auto"."""
         return "the system" if self.is_system else self.value

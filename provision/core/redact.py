@@ -12,7 +12,7 @@ _TOKEN = re.compile(r"(hf_|api_org_)[A-Za-z0-9]{8,}|(hf_)(?:oauth|jwt)_[A-Za-z0-
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s]+|[^/\s:@\[]+:(?!\d+/)[^\s@]+)(?=@)")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SHORTEST_SECRET = 6
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")  # all but tab and newline; a server may send escapes
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")  # except tab and newline; a server may send escape codes
 
 
 def redact(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Defines a step, and runs lists of steps: check each, apply what has drifted, check again."""
+"""Defines a step of setup, and runs lists of steps: checks each step, applies it if it has drifted, checks it again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class State(str, Enum):
-    """Name the results of a check: OK; DRIFTED, setup has work to do; BLOCKED, setup cannot do it."""
+    """Name the results of a check: OK, DRIFTED (setup has work to do) or BLOCKED (setup cannot do the work)."""
 
     OK = "ok"
     DRIFTED = "drifted"
@@ -23,9 +23,10 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """Hold the result of a check: the state, its detail for people, and the fallback in use.
+    """Hold the result of a check: the state, and `detail`, a text for the user about the state.
 
-    `fallback` describes a fallback, such as another build or a stand-in. It is shown even when the state is OK.
+    `fallback` describes a fallback in use, such as another build or a stand-in; None: none is in use. It is shown even
+    if the state is OK.
     """
 
     state: State
@@ -36,7 +37,8 @@ class Check:
 class Step(Protocol):
     """Describe one thing that setup makes true on a host.
 
-    `essential`: no later step can succeed without it. `local`: it needs no network, so repair may apply it.
+    `essential`: no later step can succeed if this step fails. `local`: the step needs no network, so `repair` may apply
+    it.
     """
 
     name: str
@@ -44,10 +46,10 @@ class Step(Protocol):
     local: bool
 
     def describe(self) -> str:
-        """Return the line of the plan: the work that `apply` would do."""
+        """Return one line for the plan: the work that `apply` would do."""
 
     def check(self, *, deep: bool = False) -> Check:
-        """Return the state without any write; `deep` also hashes files and runs programs."""
+        """Return the state without any write; with `deep`, also hash files and run programs."""
 
     def apply(self) -> None:
         """Do the work; called only after `check` has returned DRIFTED."""
@@ -55,18 +57,23 @@ class Step(Protocol):
 
 @runtime_checkable
 class RetryStep(Protocol):
-    """A step that may be worth applying although its check finds nothing to do.
+    """Describe a step that can be applied again although its check returns OK, such as a pull that has a stand-in.
 
-    The reason is read in the check before `apply`, not in the check after it, so that one run tries once.
+    `retry_reason` is called in the check before `apply` and not in the check after it, so that one run tries once.
     """
 
     def retry_reason(self) -> str | None:
-        """Return why the step is to be applied, or None."""
+        """Return why the step is to be applied again, such as "hub A answers now"; None: it is not to be applied."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold the result of one step in a run, with its state before and after."""
+    """Hold the result of one step in a run.
+
+    `before` and `after` are the states before and after `apply`; `changed` is True if `apply` and the second check
+    ended without an error. `seconds` is the duration of the step. `error` is the message of a failure, or None. `exit`
+    is the exit code for this step alone.
+    """
 
     step: str
     before: State
@@ -105,13 +112,14 @@ def converge(
     guard: Callable[[], None] = lambda: None,
     stop_at_failure: bool = False,
 ) -> list[Outcome]:
-    """Check each step, apply it if it has drifted, and check again; stop after an essential step that fails.
+    """Check each step, apply it if it has drifted, and check it again; stop after an essential step that fails.
 
     Args:
         steps: the steps, in their order.
         listen: called with (step, None) before each step, and with (step, outcome) after it.
-        guard: raises if writing is no longer allowed; called before `apply` of each step that is not essential.
-        stop_at_failure: stop after every step that fails; BLOCKED then means that no step has changed anything.
+        guard: called before `apply` of each step that is not essential; raises if writing is no longer allowed.
+        stop_at_failure: stop after the first step that fails, essential or not. The exit code of that step is FAILED if
+            a step has changed something; so BLOCKED means that nothing was changed.
 
     Raises:
         LostLockError: another run has taken over the run lock. No later step is checked or applied.
@@ -132,7 +140,7 @@ def converge(
 
 
 def exit_of(outcomes: Sequence[Outcome]) -> Exit:
-    """Return the exit code of a run: that of the first failure, else CHANGES if a step has drifted, else GOOD."""
+    """Return the exit code of a run: that of the first failed step, else CHANGES if a step has drifted, else GOOD."""
     for outcome in outcomes:
         if outcome.exit not in {Exit.GOOD, Exit.CHANGES}:
             return outcome.exit
@@ -178,7 +186,7 @@ def _converge(step: Step, guard: Callable[[], None]) -> Outcome:
     error_text = None
     code = Exit.GOOD
     if result.state is not State.OK:
-        error_text = f"still {result.state.value} after it was applied: {result.detail}"
+        error_text = f"the step is still {result.state.value} after it was applied: {result.detail}"
         code = Exit.BLOCKED if result.state is State.BLOCKED else Exit.FAILED
     return Outcome(
         step.name,

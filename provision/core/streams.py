@@ -1,4 +1,4 @@
-"""Makes the standard streams usable in every locale, with a closed descriptor, and after the terminal has closed."""
+"""Prepares stdin, stdout and stderr for every locale, for closed descriptors, and for a terminal that closes later."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _PLAIN = {box: plain for plain, boxes in _BOXES.items() for box in boxes} | {
 
 
 class _TolerantStream(io.FileIO):
-    """Writes to a descriptor and ignores the errors that must not end the work."""
+    """Writes to a file descriptor and ignores given system errors, so that they do not end the command."""
 
     def __init__(self, number: int, *, ignored: set[int] | None) -> None:
-        """Take the descriptor and the ignored errno values; None ignores every error."""
+        """Take the file descriptor `number`, and the errno values to ignore; None ignores every error."""
         super().__init__(number, "w", closefd=False)
         self._ignored = ignored
 
@@ -39,7 +39,7 @@ class _TolerantStream(io.FileIO):
         """Write the data, or drop it if the write fails with an ignored error.
 
         Raises:
-            OSError: the write fails with another error; its `filename` is STDOUT.
+            OSError: the write fails with an error that is not ignored; the error's `filename` is STDOUT.
         """
         try:
             return super().write(data)

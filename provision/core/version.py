@@ -1,3 +1,3 @@
-"""Holds the version of firstlight; the wheel's metadata and `--version` are read from here."""
+"""Holds the version of firstlight, which the wheel's metadata and `--version` show."""
 
 VERSION = "0.1.0"

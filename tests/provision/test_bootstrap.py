@@ -155,7 +155,7 @@ def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: p
         f"  progress = bootstrap_wait.BootstrapProgress({str(home)!r}, 'dev.lock')\n"
         f"  progress.run([sys.executable, '-c', {code!r}], '', '', dict(os.environ))\n"
         "bootstrap.apply = apply\n"
-        "bootstrap.find_defect = lambda *_: 'no toolbox yet'\n"
+        "bootstrap.find_defect = lambda *_: '.venv is not built yet'\n"
         "raise SystemExit(bootstrap.main([]))\n"
     )
     completed = subprocess.run(

@@ -242,7 +242,7 @@ def test_invalid_suite_is_rejected_with_file_line_and_key(
 
 
 def test_absent_or_malformed_suite_file_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="is not there"):
+    with pytest.raises(SpecError, match="does not exist"):
         cases.load_suite(str(tmp_path / "absent.toml"))
     with pytest.raises(SpecError, match="not valid TOML"):
         cases.load_suite(str(write_suite(tmp_path, "description = \n")))

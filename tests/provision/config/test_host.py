@@ -35,7 +35,7 @@ def test_defaults_apply_without_a_host_file(tmp_path: Path) -> None:
     assert host.load_host(None) == host.HostSpec()
     Path("host.toml").write_text('env = "other"\n')
     assert host.load_host(None).env == "other"
-    with pytest.raises(SpecError, match="is not there"):
+    with pytest.raises(SpecError, match="does not exist"):
         host.load_host(tmp_path / "absent.toml")
 
 
@@ -137,7 +137,7 @@ def test_file_name_similar_to_a_forbidden_one_is_accepted(path: str) -> None:
 
 
 def test_file_pinned_by_git_hash_alone_needs_its_size(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has a git_sha1 and no size: git hashes both, add the size"):
+    with pytest.raises(ValueError, match="has a git_sha1 and no size; add the size"):
         models.ModelFile(path="a.json", git_sha1="1" * 40)
     assert models.ModelFile(path="a.json", git_sha1="1" * 40, size=0).locked
     assert models.ModelFile(path="a.json", git_sha1="1" * 40, sha256="2" * 64).locked
