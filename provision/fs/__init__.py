@@ -1,4 +1,4 @@
 """Reads, copies, compares and merges files and folders through open directory descriptors.
 
-Knowledge about the content of the files does not belong here.
+Code that depends on the meaning of the files' contents does not belong here.
 """

@@ -1,4 +1,4 @@
-"""Writes a file completely or not at all."""
+"""Writes a file atomically: with its whole new content, or not at all."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | geta
 def write_atomic(
     path: Path, content: str | bytes, *, like: os.stat_result | None = None, private: bool = False
 ) -> None:
-    """Write a file so that a reader, or a crash, sees either the old bytes or all new ones.
+    """Write a file so that at every time, also after a crash, it has either the old content or the new one.
 
     Args:
         path: the file; missing parent folders are made.
-        content: the new content.
-        like: the status of a file whose mode and owner the new file gets; default: those of any new file.
+        content: the new content; a text is written as UTF-8.
+        like: the status of an existing file; the new file gets its mode and owner. Default: the mode by the umask, and
+            this user.
         private: make the file readable for this user only, from its creation on.
     """
     durable.make_folders(path.parent)
@@ -38,7 +39,7 @@ def write_atomic(
                 if hasattr(os, "chown") and like.st_uid != os.geteuid():
                     os.chown(part, like.st_uid, like.st_gid)
                 part.chmod(stat.S_IMODE(like.st_mode))
-            durable.sync_descriptor(file.fileno())  # the mode and the owner as well
+            durable.sync_descriptor(file.fileno())  # after the changes of mode and owner, so that it covers them
         part.replace(path)
         durable.sync_folder(path.parent)
     finally:

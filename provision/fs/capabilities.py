@@ -1,4 +1,4 @@
-"""Tests the features of a folder's file system by using them, and lists what a copy on it can keep."""
+"""Tests the features of a folder's file system by using them, and lists the metadata that a copy on it can keep."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SCRATCH = ".firstlight-probe-"
-_LEFTOVER_SECONDS = 3600  # a probe takes less than a second, so an older scratch folder is of a killed run
-# A time whose digits differ in each unit, at an odd second: the distance of the stored time shows the unit.
+_LEFTOVER_SECONDS = 3600  # a probe takes less than a second, so an older scratch folder comes from a killed run
+# A time that is not a multiple of any unit below, not even of 2 s: the rounding of the stored time shows the unit.
 _SET_MTIME_NS = 1_600_000_001_123_456_789
 _UNITS_NS = (1, 100, 1000, 10**6, 10**9, 2 * 10**9)
 _MODES = (0o640, 0o711)
@@ -31,12 +31,13 @@ _OTHER_USER = 12_345
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Hold the features of a file system for this user; None: not tested, or unknown on this system.
+    """Hold the features of a file system for this user. None: not tested, or the operating system cannot test it.
 
-    `execute`: a program starts from it. `exchange`: two names can be exchanged atomically. `fsync`: a file and the
-    names in a folder can be forced to the disk. `case`: names that differ by case only are two files. `chmod`: it
-    raises no error. `modes`: it has its effect. `owners`: a new file belongs to this user, and for root a change of the
-    owner is kept. `mtime_ns` is the unit in which modification times are kept; 0: a set time is not kept.
+    `execute`: programs on it can be started. `flock`: a lock by flock excludes a second one. `xattr`: extended
+    attributes are kept. `chmod`: chmod raises no error. `modes`: a mode set by chmod is kept. `owners`: a new file
+    belongs to this user, and if this user is root, a changed owner is kept. `case`: two names that differ by case only
+    are two files. `exchange`: two names can be exchanged atomically. `fsync`: a file and the names in a folder can be
+    forced to the disk. `mtime_ns` is the unit of kept modification times in nanoseconds; 0: a set time is not kept.
     """
 
     writable: bool
@@ -55,7 +56,7 @@ class Capabilities:
 
     @property
     def kept(self) -> KeptMetadata:
-        """Return the metadata that a copy on this file system, or from it, keeps; what is unknown counts as kept."""
+        """Return the metadata that a copy to or from this file system keeps; an unknown feature counts as kept."""
         return KeptMetadata(
             mtime_ns=1 if self.mtime_ns is None else self.mtime_ns,
             modes=self.modes is not False,
@@ -68,7 +69,9 @@ UNTESTED = Capabilities(writable=True)
 
 
 def probe(folder: Path) -> Capabilities:
-    """Test each feature in a temporary folder inside this one, which is deleted afterwards.
+    """Test each feature in a temporary folder inside `folder`, and return the features.
+
+    The temporary folder is deleted afterwards.
 
     Raises:
         OSError: the folder does not exist.
@@ -105,7 +108,9 @@ def probe(folder: Path) -> Capabilities:
 
 
 def look(folder: Path) -> Capabilities:
-    """Return the features that show without a write: the flags of the mount, and the permissions of an existing folder.
+    """Return the features that can be read without a write: the flag noexec of the mount, and the folder's permissions.
+
+    The other features are None.
 
     Raises:
         OSError: the folder does not exist.
@@ -116,9 +121,10 @@ def look(folder: Path) -> Capabilities:
 
 
 def free_space(folder: Path) -> tuple[int, int | None]:
-    """Return the free bytes and the free inodes for this user; None where inodes are allocated on demand.
+    """Return (free bytes, free inodes) of a folder's file system for this user.
 
-    A quota counts only where the file system reports it with its size, as those of projects and containers do.
+    The number of inodes is None if the file system allocates inodes on demand, or on Windows. A quota is counted only
+    if it limits the size that the file system reports, as quotas of projects and containers do.
     """
     if not hasattr(os, "statvfs"):
         return shutil.disk_usage(folder).free, None
@@ -127,14 +133,14 @@ def free_space(folder: Path) -> tuple[int, int | None]:
 
 
 def existing(folder: Path) -> Path:
-    """Return the folder, or the nearest folder above it that exists."""
+    """Return the path `folder`, or its nearest parent folder that exists."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
 def _works(test: Callable[[Path], bool], scratch: Path) -> bool:
-    """Return the result of a test; False where the file system refuses one of its calls."""
+    """Return the result of a test of one feature; False if a system call of the test fails."""
     try:
         return test(scratch)
     except (OSError, subprocess.SubprocessError):
@@ -144,7 +150,7 @@ def _works(test: Callable[[Path], bool], scratch: Path) -> bool:
 def _execute(scratch: Path) -> bool:
     if sys.platform == "win32":
         return True
-    program = scratch / "program"  # with its mode from the start, because chmod may have no effect
+    program = scratch / "program"  # created with mode 0700, because chmod may have no effect
     with open(program, "w", opener=lambda path, flags: os.open(path, flags, 0o700), encoding="ascii") as file:
         file.write("#!/bin/sh\nexit 0\n")
     return subprocess.run([program], check=False, timeout=10).returncode == 0
@@ -162,10 +168,13 @@ def _hardlink(scratch: Path) -> bool:
 
 
 def _flock(scratch: Path) -> bool:
-    """Return whether a held lock blocks a second one. The library filelock would fall back to another kind of lock."""
+    """Return whether a held lock by flock blocks a second one.
+
+    The library filelock is not used here, because it falls back to another kind of lock.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows locks ranges of bytes, which every file system there has
+    except ImportError:  # Windows locks ranges of bytes, which all its file systems support
         return True
     with (scratch / "lock").open("w") as first, (scratch / "lock").open("w") as second:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,7 +238,7 @@ def _fsync(scratch: Path) -> bool:
 
 
 def _mtime_unit(file: Path) -> int:
-    """Return the unit in which a set modification time is kept, in nanoseconds; 0 if none is."""
+    """Return the unit to which a set modification time is rounded, in nanoseconds; 0 if a set time is not kept."""
     try:
         os.utime(file, ns=(_SET_MTIME_NS, _SET_MTIME_NS))
         difference = abs(file.stat().st_mtime_ns - _SET_MTIME_NS)
@@ -239,7 +248,7 @@ def _mtime_unit(file: Path) -> int:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete the scratch folders that killed probes have left."""
+    """Delete the temporary folders of probes that were killed more than an hour ago."""
     for leftover in folder.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:

@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20
 BY_DESCRIPTOR = os.chmod in os.supports_fd and os.utime in os.supports_fd
-_PIECE = 8 << 20  # bytes for each call into the kernel; an interrupt is handled between two calls
+_PIECE = 8 << 20  # bytes for each call of copy_file_range; Ctrl-C takes effect between two calls
 _FICLONE = 0x40049409  # linux/fs.h
 _CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 _NO_ATTRIBUTES = {errno.EOPNOTSUPP, errno.ENOSYS}
-# Other attributes, such as SELinux labels, depend on the folder and not on the file.
+# Other extended attributes, such as SELinux labels, depend on the folder in which a file lies.
 _KEPT_ATTRIBUTES = ("user.", "system.posix_acl_", "security.capability")
 
 
 def copy(
     source: int, target: int, status: os.stat_result, progress: Callable[[int], None], *, clone: bool = True
 ) -> bool:
-    """Copy the content of an open file into an empty one; holes stay holes.
+    """Copy the content of an open file into an open, empty file; holes stay holes.
 
     Args:
         source: the descriptor of the original.
         target: the descriptor of the copy.
         status: the status of the original.
-        progress: called with the bytes of each copied piece.
-        clone: try to share blocks between both files (btrfs, xfs).
+        progress: called after each copied piece with the number of its bytes.
+        clone: try to make both files share their blocks (FICLONE; btrfs, xfs).
 
     Returns:
-        True if the next file should be tried with `clone` too.
+        True if the next file should be copied with `clone` too; False if the file system cannot share blocks.
     """
     if status.st_size <= BLOCK and not tree.is_sparse(status):
         _write(target, os.read(source, status.st_size))
@@ -56,7 +56,7 @@ def copy(
 
 
 def _copy_range(source: int, target: int, start: int, end: int, progress: Callable[[int], None]) -> None:
-    """Copy a range with copy_file_range, or with read and write if the kernel refuses."""
+    """Copy the bytes from `start` to `end` with copy_file_range, or with read and write if that call fails."""
     os.lseek(target, start, os.SEEK_SET)
     os.lseek(source, start, os.SEEK_SET)
     inside = hasattr(os, "copy_file_range")
@@ -86,12 +86,12 @@ def is_same(
 ) -> bool:
     """Return whether two open files are equal in content and, unless `content_only`, in mode and modification time.
 
-    Holes count as zeros. A range that is a hole in both files is not read.
+    A hole is equal to zero bytes. A range that is a hole in both files is not read.
 
     Args:
-        first: the descriptor of one file.
-        second: the descriptor of the other file.
-        block: two buffers of equal length to read into.
+        first: the descriptor of the first file.
+        second: the descriptor of the second file.
+        block: two buffers of equal length into which the files are read.
         content_only: ignore mode and modification time.
         kept: the metadata that both file systems keep; only these are compared.
     """
@@ -106,7 +106,7 @@ def is_same(
         return os.read(first, status.st_size + 1) == os.read(second, status.st_size + 1)
     if not (tree.is_sparse(status) and tree.is_sparse(other)):
         return _same_range(first, second, 0, status.st_size, block)
-    # A range with data in either file is read in both.
+    # A range that has data in one of the files is read in both files.
     ranges = tree.extents(first, status.st_size) + tree.extents(second, status.st_size)
     return all(_same_range(first, second, start, end, block) for start, end in ranges)
 
@@ -140,7 +140,7 @@ def _read_at(descriptor: int, block: bytearray, start: int) -> int:
 
 
 def _cloned(source: int, target: int) -> bool:
-    """Let both files share their blocks and return True; return False if the file system cannot (FICLONE)."""
+    """Make both files share their blocks (FICLONE), and return True; return False if the file system cannot do that."""
     try:
         import fcntl
 
@@ -157,19 +157,19 @@ def _cloned(source: int, target: int) -> bool:
 def copy_metadata(
     target: int | str, source: int, status: os.stat_result, path: str, kept: KeptMetadata = ALL_KEPT
 ) -> None:
-    """Give a file or folder the owner, attributes, mode and times of its original, as far as they are kept.
+    """Give a copy the owner, extended attributes, mode and times of its original, as far as `kept` names them.
 
     They are set in this order, because a change of the owner clears the set-user-ID bit and the file capabilities.
 
     Args:
-        target: the descriptor of the copy; its path if the system cannot change metadata by descriptor (BY_DESCRIPTOR).
+        target: the descriptor of the copied file or folder; its path if BY_DESCRIPTOR is False.
         source: the descriptor of the original.
         status: the status of the original.
         path: the path of the original, for messages.
         kept: the metadata that both file systems keep.
 
     Raises:
-        BlockedError: the owner or an attribute cannot be stored for the copy.
+        BlockedError: the owner or an extended attribute cannot be stored with the copy.
     """
     copy_status = os.stat(target)  # noqa: PTH116 (a descriptor, or on Windows a path)
     if kept.owners and hasattr(os, "chown"):
@@ -193,11 +193,11 @@ def _set_owner(
     try:
         os.chown(target, status.st_uid, group)
     except PermissionError:
-        # A group that this user is not a member of is not kept, as in other copying tools. The owner must be kept.
+        # A group of which this user is not a member is not kept, as in other copying tools. The owner must be kept.
         if copy_status.st_uid != status.st_uid:
             raise BlockedError(
-                f"{path} belongs to user {status.st_uid}, and its copy cannot keep this owner. Leave it where it "
-                f"is, or change its owner: chown -R --no-dereference {copy_status.st_uid} {path}"
+                f"{path} belongs to user {status.st_uid}, and its copy cannot keep this owner. Do not relocate this "
+                f"path, or change its owner: chown -R --no-dereference {copy_status.st_uid} {path}"
             ) from None
 
 
@@ -208,7 +208,7 @@ def _set_mode(target: int | str, copy_status: os.stat_result, status: os.stat_re
     if kept.modes:
         os.chmod(target, mode)  # noqa: PTH101 (a descriptor, or on Windows a path)
         return
-    # One of the two file systems has fixed modes. A fixed 0777 must open no file of the home to other users.
+    # One of the two file systems has fixed modes. A mode of 0777 there must not open a file of the home to other users.
     with contextlib.suppress(OSError):
         os.chmod(target, mode & stat.S_IRWXU)  # noqa: PTH101
 
@@ -228,5 +228,5 @@ def _attributes(target: int, source: int, path: str) -> None:
         except OSError as error:
             raise BlockedError(
                 f"{path} has the extended attribute {name}, which the copy cannot store ({error.strerror}). "
-                f"If it is not needed: setfattr -x {name} {path}"
+                f"Remove the attribute if it is not needed: setfattr -x {name} {path}"
             ) from None

@@ -25,10 +25,10 @@ _Mark = tuple[int, int, int, int]
 
 
 class TreeCopy:
-    """Copies several folders together, so that hard links between them are kept.
+    """Copies several folders together, so that hard links between their files are kept.
 
-    A file that an earlier, interrupted copy has left is reused if size and modification time agree. Its content is
-    verified like that of every other file.
+    A file that an interrupted earlier copy has left is reused if its size and modification time agree with the
+    original. Its content is verified like that of every other copy.
     """
 
     def __init__(
@@ -38,12 +38,13 @@ class TreeCopy:
         is_selected: Callable[[str], bool] | None = None,
         kept: KeptMetadata = ALL_KEPT,
     ) -> None:
-        """Take the folders, the callbacks, and the metadata that the copy keeps.
+        """Take the open folders, the callbacks, and the metadata that the copy keeps.
 
         Args:
-            pairs: (original, copy) of each folder.
-            progress: called with (count, unit); the units are "bytes", "files" and "files proved".
-            is_selected: returns whether a relative path is to be copied; default: every path.
+            pairs: (original folder, folder for its copy).
+            progress: called with (count since the last call, unit): copied "bytes" and "files", and "files proved",
+                which are the verified files.
+            is_selected: returns whether an entry is to be copied, by its path relative to its original; default: all.
             kept: the metadata that the file systems of both sides keep; only these are set and compared.
         """
         self.pairs = pairs
@@ -58,15 +59,16 @@ class TreeCopy:
         self._clone = True
 
     def run(self) -> None:
-        """Copy and verify in rounds, until a round finds no changed original and no different copy.
+        """Copy and verify in up to five rounds, until a round finds no changed original and no different copy.
 
         Raises:
-            BlockedError: a program keeps writing, or the copy cannot store an owner or attribute.
-            FirstlightError: a copy differs although its original has not changed.
+            BlockedError: a program still changes an original in the last round, an original contains a mount point, or
+                the copy cannot store an owner or an extended attribute.
+            FirstlightError: a copy still differs in the last round although its original has not changed.
             OSError: a file cannot be read or written.
         """
         for _ in range(_ROUNDS):
-            changed = self.look()
+            changed = self.copy_changes()
             different = self._verify()
             if not changed and not different:
                 return
@@ -76,10 +78,14 @@ class TreeCopy:
         if different:
             path = different[0].partition("/")[2]
             raise FirstlightError(f"the copy of {path} still differs from its original after {_ROUNDS} attempts.")
-        raise BlockedError(f"{changed[0]} keeps changing. End the program that writes there, then run again.")
+        raise BlockedError(f"{changed[0]} keeps changing. End the program that writes to it, then run again.")
 
-    def look(self) -> list[str]:
-        """Copy the entries that differ from their originals, and return their paths."""
+    def copy_changes(self) -> list[str]:
+        """Bring every copy up to date with its original, and return the paths that were copied or deleted.
+
+        An entry is copied if it has no copy yet, or has changed since it was copied. A copy without an original is
+        deleted.
+        """
         changed: list[str] = []
         self._copies.clear()  # a changed file is copied anew, with all its hard links
         for number, (original, copy) in enumerate(self.pairs):
@@ -87,10 +93,10 @@ class TreeCopy:
         return changed
 
     def copy_entry(self, original: OpenDir, name: str, copy: OpenDir, new: str) -> None:
-        """Copy one file or link to the name `new`, and verify it.
+        """Copy the file or link `name` of one open folder to the name `new` in another, and verify the copy.
 
         Raises:
-            FirstlightError: the copy differs.
+            FirstlightError: the copy differs from its original.
         """
         status = original.lstat(name)
         if status is None:
@@ -103,8 +109,8 @@ class TreeCopy:
         if not self.is_equal(original, copy, name, new):
             raise FirstlightError(f"the copy {copy.path / new} differs from its original {original.path / name}.")
 
-    def changed_since(self) -> bool:
-        """Return whether an original has changed since the last call of `look`; writes nothing."""
+    def original_has_changed(self) -> bool:
+        """Return whether an original has changed since the last call of `copy_changes`; nothing is written."""
         for number, (original, _) in enumerate(self.pairs):
             current = dict(marks(original, str(number)))
             copied = {key: mark for key, mark in self._copied_marks.items() if key.startswith(f"{number}/")}
@@ -128,13 +134,15 @@ class TreeCopy:
                     raise BlockedError(f"{original.path / name} is a mount of its own. Unmount it, then run again.")
                 with _open_pair(original, copy, name, existing, changed) as (first, second):
                     self._folder(first, second, entry_key, top, changed)
-            elif not self._is_there(entry_key, status, existing, top):
+            elif not self._has_copy(entry_key, status, existing, top):
                 if existing is not None:
                     tree.remove(copy, name)
                 changed.append(f"{original.path}{os.sep}{name}")
                 self._copied_marks[entry_key] = _mark(status)
                 self._unverified.add(entry_key)
-                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile; the next call of `look` detects it
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # deleted meanwhile; the next call of `copy_changes` detects it
                     self._entry(original, copy, name, status, top, entry_key)
                     self.progress(1, "files")
         for name in entries:
@@ -143,14 +151,21 @@ class TreeCopy:
         if original.descriptor is not None and copy.descriptor is not None:
             copy_file.copy_metadata(copy.descriptor, original.descriptor, before, str(original.path), self.kept)
 
-    def _is_there(self, key: str, status: os.stat_result, existing: os.DirEntry[str] | None, top: OpenDir) -> bool:
-        """Return whether an entry needs no copy: it has not changed since this run, or an earlier one, copied it."""
+    def _has_copy(self, key: str, status: os.stat_result, existing: os.DirEntry[str] | None, top: OpenDir) -> bool:
+        """Return whether an entry has a current copy, made by this run or by an interrupted earlier run.
+
+        Args:
+            key: the number of the folder pair, a slash, and the relative path of the entry.
+            status: the status of the original entry.
+            existing: the entry of the same name in the copy, or None.
+            top: the top folder of the copy.
+        """
         mark = _mark(status)
         if existing is None:
             return False
         if key in self._copied_marks:
             return self._copied_marks[key] == mark
-        if key in self._different:  # a power loss leaves a file with the right size and time and the wrong content
+        if key in self._different:  # after a power loss, a file can have the right size and time but wrong content
             return False
         copied = existing.stat(follow_symlinks=False)
         alike = stat.S_ISREG(status.st_mode) and stat.S_ISREG(copied.st_mode)
@@ -184,7 +199,7 @@ class TreeCopy:
         elif stat.S_ISLNK(status.st_mode):
             target = original.readlink(name)
             if target is None:
-                return  # no longer a link; the next call of `look` detects it
+                return  # no longer a link; the next call of `copy_changes` detects it
             copy.symlink(name, target)
             copy.copy_owner_and_times(name, status, self.kept)
         else:
@@ -200,11 +215,11 @@ class TreeCopy:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            return  # it has become a link; the next call of `look` detects it
+            return  # it has become a link; the next call of `copy_changes` detects it
         try:
             status = os.fstat(source)
             if not stat.S_ISREG(status.st_mode):
-                return  # no longer a regular file; the next call of `look` detects it
+                return  # no longer a regular file; the next call of `copy_changes` detects it
             target = copy.open(new or name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 self._clone = copy_file.copy(
@@ -222,7 +237,7 @@ class TreeCopy:
             os.close(source)
 
     def _verify(self) -> list[str]:
-        """Compare the new copies with their originals byte by byte, and return the keys of those that differ."""
+        """Compare the new copies with their originals byte by byte, and return the keys of the copies that differ."""
         different: list[str] = []
         if self._unverified:
             for number, (original, copy) in enumerate(self.pairs):
@@ -243,16 +258,17 @@ class TreeCopy:
                     if self.is_equal(original, copy, entry.name, entry.name):
                         continue
                     status = original.lstat(entry.name)
-                    # An original that has changed since the copy is copied again by the next call of `look`.
+                    # An original that has changed since the copy is copied again by the next call of `copy_changes`.
                     if status is not None and self._copied_marks.get(entry_key) == _mark(status):
                         different.append(entry_key)
             except (FileNotFoundError, NotADirectoryError):
                 different.append(entry_key)
 
     def is_equal(self, original: OpenDir, copy: OpenDir, name: str, new: str) -> bool:
-        """Return whether a file and its copy agree in content and kept metadata, or two links in their targets.
+        """Return whether the entry `name` of one open folder and its copy `new` in another are equal.
 
-        A file that is absent, or an entry of another kind, is never equal.
+        Two files are equal if content and kept metadata agree, two links if their targets agree. An absent entry, or
+        one of another kind, is never equal.
         """
         status, copied = original.lstat(name), copy.lstat(new)
         if status is None or copied is None or stat.S_IFMT(status.st_mode) != stat.S_IFMT(copied.st_mode):
@@ -274,7 +290,15 @@ class TreeCopy:
 def _open_pair(
     original: OpenDir, copy: OpenDir, name: str, existing: os.DirEntry[str] | None, changed: list[str]
 ) -> Iterator[tuple[OpenDir, OpenDir]]:
-    """Open a folder and its copy, and make the copy if it does not exist."""
+    """Open the subfolder `name` of an original and of its copy, and make it in the copy if it does not exist there.
+
+    Args:
+        original: the open original.
+        copy: its open copy.
+        name: the name of the subfolder in both.
+        existing: the entry `name` of the copy, or None; a file or link there is deleted.
+        changed: the list of changed paths, to which a new subfolder is added.
+    """
     if existing is not None and not existing.is_dir(follow_symlinks=False):
         copy.unlink(name)
         existing = None
@@ -286,13 +310,17 @@ def _open_pair(
 
 
 def _make_writable(folder: int) -> None:
-    """Let only this user write into the copy that an earlier run has left; the set-group-ID bit stays."""
+    """Set the mode 0700 for a folder that an earlier run has copied; its set-group-ID bit stays."""
     with contextlib.suppress(PermissionError):  # a file system with fixed modes
         os.fchmod(folder, stat.S_IRWXU | os.fstat(folder).st_mode & stat.S_ISGID)
 
 
 def marks(folder: OpenDir, key: str = "") -> Iterator[tuple[str, _Mark]]:
-    """Yield (key/path, mark) for every entry of a tree that is not a folder; a change of the entry changes its mark."""
+    """Yield (path, mark) for every entry of a tree that is not a folder.
+
+    The path is `key`, a slash, and the path relative to `folder`. The mark is the tuple of `_mark`; each change of the
+    entry changes it.
+    """
     for entry in folder.scan():
         entry_key = f"{key}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):
@@ -307,5 +335,5 @@ def _status(folder: OpenDir) -> os.stat_result:
 
 
 def _mark(status: os.stat_result) -> _Mark:
-    """Return the mark of an entry: (change time, size, inode, modification time); a change of the entry changes it."""
+    """Return (change time in ns, size, inode, modification time in ns); each change of the entry changes this tuple."""
     return (status.st_ctime_ns, status.st_size, status.st_ino, status.st_mtime_ns)

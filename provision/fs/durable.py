@@ -1,4 +1,4 @@
-"""Forces files and the names in folders to the disk: the fsync of a file does not do that for the file's own name."""
+"""Forces files and the names in folders to the disk; a file's own name needs an fsync of its folder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 import stat
 from pathlib import Path
 
-# The file system does not know this request: some know it for no folder, some not at all.
+# Errors of a file system that does not support fsync, or does not support it for folders.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EROFS}
 
 
 def sync_descriptor(descriptor: int) -> None:
-    """Force an open file or folder to the disk; do nothing on a file system that cannot do it.
+    """Force an open file or folder to the disk; do nothing on a file system that does not support fsync.
 
     Raises:
-        OSError: The disk failed (EIO, ENOSPC).
+        OSError: the disk failed (EIO, ENOSPC).
     """
     try:
         os.fsync(descriptor)
@@ -26,12 +26,13 @@ def sync_descriptor(descriptor: int) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Force the names in a folder to the disk.
+    """Force the names of the entries of a folder to the disk.
 
-    Nothing is forced on Windows, in a folder that cannot be read, and on a file system that cannot do it.
+    The function does nothing on Windows, for a folder that cannot be read, and on a file system that does not support
+    fsync.
 
     Raises:
-        OSError: The disk failed (EIO, ENOSPC).
+        OSError: the disk failed (EIO, ENOSPC).
     """
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -46,12 +47,12 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Force what a file holds, its mode and its time to the disk.
+    """Force the content, the mode and the modification time of a file to the disk.
 
     Raises:
-        OSError: The disk failed (EIO, ENOSPC), or the file is not there.
+        OSError: the disk failed (EIO, ENOSPC), or the file does not exist.
     """
-    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))  # Windows forces files that can be written
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))  # Windows only forces files opened for writing
     try:
         sync_descriptor(descriptor)
     finally:
@@ -59,23 +60,23 @@ def sync_file(path: Path) -> None:
 
 
 def new_file_mode() -> int:
-    """Return the mode that a new file gets: 0666 without the bits of the umask."""
+    """Return the mode of a new file of this process: 0666 without the bits of the umask."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("Umask:"):
                 return 0o666 & ~int(line.split()[1], 8)
-    umask = os.umask(0o077)  # elsewhere the umask can only be read by setting it
+    umask = os.umask(0o077)  # on other systems than Linux the umask can only be read by setting it
     os.umask(umask)
     return 0o666 & ~umask
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder that only this user can enter, and take the rights of others from one that is there.
+    """Make a folder with the mode 0700. If this user's folder exists with rights for others, set its mode to 0700.
 
-    The missing folders above it are made as the umask allows.
+    Missing parent folders are made with the mode that the umask allows.
 
     Raises:
-        OSError: A folder cannot be made.
+        OSError: a folder cannot be made.
     """
     make_folders(path.parent)
     with contextlib.suppress(FileExistsError):
@@ -89,16 +90,16 @@ def make_private_folder(path: Path) -> None:
 
 
 def make_folders(path: Path) -> None:
-    """Make a folder and the missing ones above it, and force their names to the disk.
+    """Make a folder and its missing parent folders, and force their names to the disk.
 
     Raises:
-        OSError: A folder cannot be made.
+        OSError: a folder cannot be made.
     """
     missing = []
     while not path.exists():
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another process was quicker
+        with contextlib.suppress(FileExistsError):  # another process has just made the folder
             folder.mkdir()
         sync_folder(folder.parent)

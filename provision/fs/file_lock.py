@@ -1,4 +1,4 @@
-"""Gives one process at a time access to a file, also where several hosts share it and flock does not work there."""
+"""Locks a file for one process at a time, also if several hosts share the file and flock does not work between them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     import filelock
 
-FOR_ALL = 0o666  # the mode of an empty lock file: every user of a shared cache may lock it
+FOR_ALL = 0o666  # the mode of an empty lock file, so that every user of a shared cache can lock it
 PAUSE_SECONDS = 0.2  # between two attempts to take a lock
 
 
 class FileLock:
-    """Locks a file against processes of this host by flock, and of all hosts by a lease.
+    """Locks a file against other processes of this host by flock, and against processes of all hosts by a lease.
 
-    The lease is needed even where flock works: some mounts apply it within one host only (NFS with `nolock` or
-    `local_lock`, many FUSE file systems), and of two hosts one may mount the volume without it.
+    The lease is needed even if flock works. Some mounts apply flock within one host only (NFS with `nolock` or
+    `local_lock`, many FUSE file systems), and another host may mount the volume without flock.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class FileLock:
         Args:
             path: the lock file, in an existing folder. It stays empty, and remains after the release.
             clock: returns seconds; tests replace it.
-            has_older_marker: a lock file that is not empty is a claim of an older version.
+            has_older_marker: treat a lock file that is not empty as a lock that an older version of firstlight holds.
         """
         self.path = path
         self.lease = Lease(path, clock, path if has_older_marker else None)
@@ -44,19 +44,19 @@ class FileLock:
     def take(self) -> bool:
         """Take the lock without waiting; return False if another process may hold it.
 
-        Then `is_undecided` is set if nothing proves that the other process is alive; call `take` again, until it is
-        known to be alive or its lease has expired.
+        After False, `is_undecided` is True if nothing proves that the other process is alive. Repeat `take` until
+        `is_undecided` is False (the other process is alive) or `take` returns True (its lease has expired).
 
         Raises:
             OSError: the lock file or the claim of the lease cannot be created.
         """
         import filelock
 
-        if not self.lease.is_free():  # looked at first: a process that only waits never holds flock, not even shortly
+        if not self.lease.is_free():  # checked before flock, so that a waiting process never holds flock, even briefly
             self.is_undecided = self.lease.is_undecided
             return False
         if has_flock(self.path.parent):
-            # thread_local: another thread may release the lock.
+            # thread_local=False: another thread may release the lock.
             flock = filelock.FileLock(self.path, timeout=0, thread_local=False, mode=FOR_ALL)
             try:
                 flock.acquire()
@@ -77,12 +77,13 @@ class FileLock:
         """Check that this process still holds the lock.
 
         Raises:
-            LostLockError: this process was suspended, and another one has taken over the lock.
+            LostLockError: this process was suspended or could not write, and another process has taken over the lock
+                or may do so now.
         """
         self.lease.require()
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock; the lock file remains."""
         self.lease.release()
         self._release_flock()
 
@@ -94,7 +95,10 @@ class FileLock:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `.NAME.lock` beside a file; other processes that want it wait."""
+    """Hold the lock for a file during a `with` block; wait, without a limit, while another process holds it.
+
+    The lock file is `.NAME.lock` in the folder of the file `path`, which has the name NAME.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     while not lock.take():
@@ -106,21 +110,21 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 
 def has_flock(folder: Path) -> bool:
-    """Return whether files of a folder can be locked by flock.
+    """Return whether files in a folder can be locked by flock.
 
-    It is tried with a file of its own. filelock would try it with the lock file, and where flock is missing, it would
-    take the lock file that a host with flock has left for a held lock.
+    The test locks a temporary file. filelock itself would test flock with the lock file. If flock does not work, it
+    would then treat a lock file that another host has left as a held lock.
 
     Raises:
         OSError: no file can be created in the folder.
     """
     try:
         import fcntl
-    except ImportError:  # Windows has another call, on every file system
+    except ImportError:  # Windows has another call, which works on all its file systems
         return True
     with tempfile.NamedTemporaryFile(prefix=".flock-", dir=folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP, by file system
+        except OSError:  # ENOSYS, ENOLCK or EOPNOTSUPP, depending on the file system
             return False
     return True

@@ -1,16 +1,17 @@
-"""A lease: a lock of one process among all hosts of a volume, which expires when it is not renewed.
+"""A lease: a lock that one process of all hosts of a volume holds, and that expires if the process does not renew it.
 
-It needs no flock. `NAME.lease-N` is a claim on the lock NAME. Its record identifies the process and has a random token
-and a counter, which a thread increases every `RENEWAL_SECONDS`. A process that wants the lock
+A lease needs no flock. The file `NAME.lease-N` is a claim on the lock NAME. The claim's content, its record, identifies
+the process and has a random token and a counter. A thread of the process increases the counter every `RENEWAL_SECONDS`.
+A process takes the lock in four steps:
 
-1. reads all claims, and waits while one of them may be alive;
-2. creates the claim with the next number, exclusively, so that one of several processes succeeds;
-3. reads all claims again, and withdraws if another one appeared or if a claim that it took for dead was renewed;
-4. deletes the dead claims. Their holders notice that before their next act.
+1. It reads all claims, and waits while the process of a claim may be alive.
+2. It creates the claim with the next number, exclusively, so that only one of several processes succeeds.
+3. It reads all claims again. If a new claim has appeared, or a dead claim was renewed, it deletes its own claim.
+4. It deletes the dead claims. A process that holds a deleted claim detects this before its next change.
 
-Of two processes that create claims, the one that creates later sees the other's claim in its third step. So no two
-hold the lock, also if one is suspended between two steps. A claim is dead if its process has ended, or if its record
-did not change for `EXPIRY_SECONDS`. The second is measured with the waiting process's own clock, since the clocks of
+If two processes create claims, the later one reads the other's claim in its third step. So two processes never hold
+the lock at once, even if one is suspended between two steps. A claim is dead if its process has ended, or if its record
+has not changed for `EXPIRY_SECONDS`. The waiting process measures this time with its own clock, because the clocks of
 two hosts may differ.
 """
 
@@ -37,39 +38,45 @@ if TYPE_CHECKING:
 RENEWAL_SECONDS = 10.0
 # NFS clients keep the attributes of a file for up to 60 s (acregmax), and a saturated volume delays a renewal.
 EXPIRY_SECONDS = 120.0
-# The longest time between two reads that counts as silence: a waiting process may itself have been suspended.
+# The most seconds between two reads that count as silence: the waiting process may itself have been suspended.
 _LONGEST_GAP = 5.0
-_READABLE = 0o644  # other users of a shared volume read the record
+_READABLE = 0o644  # the mode of a claim, so that other users of a shared volume can read its record
 _held_tokens: set[str] = set()  # the leases of this process
 
 
 def steady_clock() -> float:
-    """Return seconds of a clock that is never set; on Linux it also counts while the machine is suspended."""
+    """Return the seconds of a clock that no program can set; on Linux it also runs while the machine is suspended."""
     boot_clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot_clock is None else time.clock_gettime(boot_clock)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Describe a process that holds a claim: its identity, the token of the claim and, for people, its start time."""
+    """Describe the process of a claim: its identity, the token of the claim, and the time when it took the lease.
+
+    `token` is a random text. `started` is a UTC time such as "2026-11-28 09:30:46Z", for messages only.
+    """
 
     identity: ProcessIdentity
     token: str
     started: str
 
     def __str__(self) -> str:
-        """Return the text for messages."""
+        """Return the process and the time in words, such as "pid 7 on host-1, at work since TIME,", for messages."""
         return f"pid {self.identity.pid} on {self.identity.host}, at work since {self.started},"
 
     def to_bytes(self, renewals: int) -> bytes:
-        """Return the record; its length does not depend on the counter, so that a renewal overwrites it in place."""
+        """Return the record of the claim as a line of JSON; `renewals` is the value of the counter.
+
+        The length does not depend on the counter, so that a renewal overwrites the record in place.
+        """
         row = {**asdict(self.identity), "token": self.token, "started": self.started, "renewals": f"{renewals:012d}"}
         return (json.dumps(row) + "\n").encode()
 
 
 @dataclass
 class _Observation:
-    """Hold how long a claim's record has not changed, as seen by this process."""
+    """Hold the last record of a claim that this process has read, and the seconds for which it has not changed."""
 
     record: bytes
     seen_at: float
@@ -86,20 +93,21 @@ class _Observation:
 
 
 class Lease:
-    """Holds, or waits for, the lease of one lock.
+    """Takes, renews and releases the lease of one lock.
 
     `blocking` are the claims that prevented the last `take`: {file name: holder, or None if its record is unreadable}.
-    `is_undecided`: none of them is known to be alive, so a further `take` may succeed although nothing is released.
-    `taken_over` says, after `take` has returned True, whose dead claims were deleted and why.
+    `is_undecided` is True if none of these processes is known to be alive. A later `take` may then succeed although no
+    process has released the lease. `taken_over` lists, after `take` has returned True, the deleted dead claims: for
+    each a clause with its holder and the reason.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = steady_clock, older_marker: Path | None = None) -> None:
         """Take the path of the lock file.
 
         Args:
-            path: the lock file; the claims are beside it.
+            path: the lock file; the claims lie in the same folder.
             clock: returns seconds; tests replace it.
-            older_marker: a file which, if it is not empty, is a claim of an older version, without renewals.
+            older_marker: the lock file of older versions; if it is not empty, it counts as a claim without renewals.
         """
         self.path = path
         self.blocking: dict[str, Holder | None] = {}
@@ -116,11 +124,11 @@ class Lease:
         self._renewed_at = 0.0
 
     def is_free(self) -> bool:
-        """Read the claims, and return whether none of them may be alive. `take` repeats this."""
+        """Read the claims, and return whether all of them are dead. `take` does this again."""
         return self._judge(self._read_claims())
 
     def take(self) -> bool:
-        """Take the lease without waiting; return False if a claim may be alive, or if another process was quicker.
+        """Take the lease without waiting. Return False if a claim may be alive, or if another process took it first.
 
         Raises:
             OSError: a claim cannot be read, created or deleted.
@@ -147,10 +155,10 @@ class Lease:
         return True
 
     def renew(self) -> None:
-        """Increase the counter in the record.
+        """Increase the counter in the record of this process's claim; do nothing if the lease is not held.
 
         Raises:
-            LostLockError: another process has deleted the claim.
+            LostLockError: another process has deleted or replaced the claim.
             OSError: the record cannot be written.
         """
         with self._mutex:
@@ -170,17 +178,17 @@ class Lease:
             self._renewed_at = self._clock()
 
     def require(self) -> None:
-        """Check that this process still holds the lease; call it before each act that the lock protects.
+        """Check that this process still holds the lease. Call this method before each change that the lock protects.
 
         Raises:
-            LostLockError: another process has taken the lease, or may do so since the record cannot be renewed.
+            LostLockError: another process has taken the lease, or may take it because the record cannot be renewed.
             OSError: the record cannot be read.
         """
         if self._claim is None or self._holder is None:
             return
         if self._clock() - self._renewed_at > EXPIRY_SECONDS / 2:
-            # A process that waits may be about to delete this claim. It reads the record once more after it has
-            # created its own claim, so either it sees this renewal, or its claim is seen here.
+            # A waiting process may be about to delete this claim. It reads the record once more after it has created
+            # its own claim. So either it reads this renewal, or this process reads its claim here.
             try:
                 self.renew()
                 others = set(self._read_claims()) - {self._claim.name}
@@ -196,7 +204,7 @@ class Lease:
             raise self._lost()
 
     def release(self) -> None:
-        """Delete the claim, if it is still this process's own. A claim that cannot be deleted expires."""
+        """Delete the claim if it still belongs to this process. A claim that cannot be deleted expires later."""
         with self._mutex:
             self._stopped.set()
             if self._claim is None or self._holder is None:
@@ -209,17 +217,17 @@ class Lease:
 
     @property
     def seconds_to_expiry(self) -> float:
-        """Return for how long the blocking claims must remain without a renewal until they are dead."""
+        """Return the seconds until the last blocking claim is dead if none of them is renewed."""
         silences = [self._observations[name].silent_seconds for name in self.blocking if name in self._observations]
         return EXPIRY_SECONDS - min(silences, default=0.0)
 
     @property
-    def _unborn(self) -> str:
-        """Return the begin of the names of files that become claims. A killed process may leave one."""
+    def _new_claim_prefix(self) -> str:
+        """Return the start of the names of new records, before they become claims. A killed process may leave one."""
         return f"{self.path.name}.new-lease-"
 
     def _read_claims(self) -> dict[str, bytes]:
-        """Return {file name: record} of all claims."""
+        """Return {file name: record} of all claims on this lock, including the lock file of an older version."""
         prefix = self._claim_path("").name
         names = []
         with contextlib.suppress(FileNotFoundError), os.scandir(self.path.parent) as entries:
@@ -235,7 +243,7 @@ class Lease:
         return claims
 
     def _judge(self, claims: Mapping[str, bytes]) -> bool:
-        """Update the observations, and return whether all claims are dead."""
+        """Update `blocking`, `taken_over` and the observations from {file name: record}; return if all are dead."""
         now = self._clock()
         self._observations = {name: kept for name, kept in self._observations.items() if name in claims}
         self.blocking, self.taken_over, self.is_undecided = {}, [], True
@@ -256,18 +264,19 @@ class Lease:
         return not self.blocking
 
     def _create(self, claim: Path, record: bytes) -> bool:
-        """Create a claim that holds its record from the first instant, if hard links work; return False if it exists.
+        """Create a claim with its record; return False if the claim exists already.
 
-        Without hard links a process that is killed between the two acts leaves an empty claim, which must expire.
+        If hard links work, the claim is never visible without its record. Without hard links, a process that is killed
+        between the creation and the write leaves an empty claim, which must expire.
         """
-        new = self.path.with_name(f"{self._unborn}{secrets.token_hex(8)}")
+        new = self.path.with_name(f"{self._new_claim_prefix}{secrets.token_hex(8)}")
         try:
             _write_new(new, record)
             try:
                 os.link(new, claim)
             except FileExistsError:
                 return False
-            except FileNotFoundError:  # the process that has just taken the lease has deleted the file
+            except FileNotFoundError:  # another process has just taken the lease, and has deleted the file `new`
                 return False
             except OSError:
                 _write_new(claim, record)
@@ -283,7 +292,7 @@ class Lease:
         return True
 
     def _confirm(self, claim: Path, dead: Mapping[str, bytes]) -> bool:
-        """Delete the dead claims, or withdraw the new claim if the claims have changed since they were read."""
+        """Delete the dead claims and return True; if the claims have changed since `dead`, delete `claim` instead."""
         try:
             claims = self._read_claims()
             claims.pop(claim.name, None)
@@ -291,7 +300,7 @@ class Lease:
             if is_confirmed:
                 for name in claims:
                     self.path.with_name(name).unlink(missing_ok=True)
-                for unborn in self.path.parent.glob(f"{glob.escape(self._unborn)}*"):
+                for unborn in self.path.parent.glob(f"{glob.escape(self._new_claim_prefix)}*"):
                     unborn.unlink(missing_ok=True)
         except BaseException:
             claim.unlink(missing_ok=True)
@@ -302,7 +311,7 @@ class Lease:
 
     def _keep_renewing(self, stopped: threading.Event) -> None:
         while not stopped.wait(RENEWAL_SECONDS):
-            # `require` reports a lost lease, and a disk that stays full, in the thread that does the work.
+            # Errors are ignored here: `require` reports a lost lease, or a full disk, in the thread that does the work.
             with contextlib.suppress(OSError, LostLockError):
                 self.renew()
 
@@ -330,7 +339,7 @@ def _write_new(path: Path, record: bytes) -> None:
     """Create a file that holds a record, and sync it.
 
     Raises:
-        OSError: the file exists, or cannot be written; then it is deleted again.
+        OSError: the file exists already, or cannot be written. An incomplete file is deleted.
     """
     file = path.open("xb")
     try:
@@ -346,7 +355,7 @@ def _write_new(path: Path, record: bytes) -> None:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Return the holder of the newest readable claim on a lock file."""
+    """Return the holder of the newest claim on a lock file whose record is readable; None if there is no such claim."""
     lease = Lease(path)
     claims = lease._read_claims()  # noqa: SLF001 (the same module)
     newest_first = sorted(claims, key=lease._number, reverse=True)  # noqa: SLF001
@@ -359,12 +368,12 @@ def _life(holder: Holder | None) -> Life:
     if holder.identity.pid == os.getpid() and holder.token in _held_tokens:
         return Life.RUNNING
     life = holder.identity.life()
-    # An earlier program of this process, or a failed release, has left the claim.
+    # The claim comes from an earlier program with the same pid (exec), or from a failed release.
     return Life.ENDED if life is Life.RUNNING and holder.identity.pid == os.getpid() else life
 
 
 def _holder(record: bytes) -> Holder | None:
-    """Return the holder in a record; None if the record is incomplete, or of another format."""
+    """Return the holder that a record describes; None if the record is incomplete, or of an unknown format."""
     try:
         row = json.loads(record)
         texts = {field.name: str(row[field.name]) for field in fields(ProcessIdentity)}
@@ -375,7 +384,7 @@ def _holder(record: bytes) -> Holder | None:
 
 
 def _older_holder(record: bytes) -> Holder | None:
-    """Return the holder in a lock file of an older version: lines with the pid and the host."""
+    """Return the holder from a lock file of an older version, which has the pid and the host as lines; else None."""
     pid, *others = record.decode("utf-8", "replace").splitlines() or [""]
     if not (pid.isdecimal() and others):
         return None

@@ -1,13 +1,11 @@
-"""Merges one folder into another: no version of a file is discarded, and the right or newest version keeps the name.
+"""Merges one folder into another and discards no version of a file: the correct or newest version keeps the name.
 
-A folder whose files belong together is kept whole beside the target's folder of its name.
+A whole folder that differs from the target's folder of the same name gets a new name beside that folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import os
 import stat
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +15,7 @@ from provision.core import hashing
 from provision.fs import copy_file, tree
 from provision.fs.copy_tree import CANNOT_LINK, TreeCopy, marks
 from provision.fs.kept_metadata import ALL_KEPT
+from provision.fs.merge_names import base_name, displaced_name, free_name, parents_of, sibling, with_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,20 +23,23 @@ if TYPE_CHECKING:
     from provision.fs.kept_metadata import KeptMetadata
     from provision.fs.open_dir import OpenDir
 
-_LONGEST_NAME = 255
 _NOT_PLACED = {"same", "within"}
-_FROM = ".firstlight-from-"  # between the name of a whole folder and the name of the host that it comes from
+_FROM = ".firstlight-from-"  # joins the name of a whole folder with the name of the host from which the folder comes
 
 
 @dataclass(frozen=True)
 class MergeEntry:
-    """Describe one entry of the merged folder, and what happens to it. A folder comes before its entries.
+    """Describe one entry of the original folder of a merge, and the action for it. A folder precedes its entries.
 
-    `action` is "same" (the target has an equal entry, at `other` if that is set), "added" (the target has none),
-    "within" (the entry lies in an added folder), "newer" (the entry takes the name, because it is newer or is a blob
-    with the right hash, and the target's version moves to `other`) or "older" (the entry is placed at `other`, a folder
-    with all its entries). `mode`, `size` and `mtime_ns` are those of the entry. `twin` is the path of an earlier entry
-    that is a hard link to the same file.
+    `path` is relative to the merged folder. `kind` is "file", "folder", "link" or "special". `action` is one of:
+    "same": the target has an equal entry, at the path `other` if that is set.
+    "added": the target has no entry of this path.
+    "within": the entry lies in an added folder.
+    "newer": the entry takes the path, because it is newer or is a blob with the right hash. The target's version moves
+    to the path `other`.
+    "older": the entry is placed at the path `other`; a folder with all its entries.
+    `mode`, `size` and `mtime_ns` are those of the entry. `twin` is the path of an earlier entry that is a hard link to
+    the same file, or None.
     """
 
     path: str
@@ -60,9 +62,10 @@ class MergeEntry:
 
 
 class TreeMerge:
-    """Merges `original` into `target` through `stage`, an empty folder on the target's file system.
+    """Merges the folder `original` into the folder `target`; copies are first made in the empty folder `stage`.
 
-    `kept_whole` is {path in the target: (path, kind)} of the whole folders that differ from the target's.
+    `stage` lies on the target's file system. `kept_whole` lists the whole folders that got a new name, as {new path in
+    the target: (path in the original, kind)}.
     """
 
     def __init__(
@@ -79,11 +82,12 @@ class TreeMerge:
 
         Args:
             original: the folder that is merged.
-            target: the folder that receives its entries.
-            stage: the empty folder for copies.
-            progress: called with (count, unit): "files compared", or a unit of TreeCopy.
-            kind_of: returns the kind of a folder that stays whole, None for any other folder; default: none does.
-            origin: the end of the name of a whole folder beside the target's.
+            target: the folder that receives the entries of the original.
+            stage: an empty folder for the copies, on the target's file system.
+            progress: called with (count since the last call, unit); the unit is "files compared", or one of TreeCopy.
+            kind_of: returns the kind of a whole folder, such as "git repository", and None for any other folder;
+                default: no folder is a whole folder.
+            origin: the last part of the new name of a whole folder, such as the name of the host.
             kept: the metadata that both file systems keep.
         """
         self.kept = kept
@@ -98,66 +102,76 @@ class TreeMerge:
         self._marks: dict[str, object] = {}
         self._first: dict[int, str] = {}
 
-    def look(self) -> list[MergeEntry]:
-        """Return the action for each entry of the original; files of one path are compared byte by byte."""
+    def compare(self) -> list[MergeEntry]:
+        """Return each entry of the original with its action. Files of the same path are compared byte by byte."""
         self._marks = dict(marks(self.original))
         self._first.clear()
         return list(self._compare(self.original, self.target, ""))
 
-    def is_held(self) -> bool:
-        """Return whether the target holds an equal entry for each entry of the original."""
+    def is_contained(self) -> bool:
+        """Return whether the target has an equal entry for each entry of the original."""
         return all(row.action == "same" for row in self._compare(self.original, self.target, ""))
 
-    def bring(self, rows: Sequence[MergeEntry]) -> None:
-        """Copy the entries that the target lacks to the stage, and verify the copies."""
+    def copy_to_stage(self, rows: Sequence[MergeEntry]) -> None:
+        """Copy the entries that the target does not have to the stage, and verify the copies."""
         needed = {row.path for row in rows if row.action not in _NOT_PLACED}
-        parents = {parent for path in needed for parent in _parents(path)}
+        parents = {parent for path in needed for parent in parents_of(path)}
 
         def is_selected(path: str) -> bool:
-            return path in parents or path in needed or any(parent in needed for parent in _parents(path))
+            return path in parents or path in needed or any(parent in needed for parent in parents_of(path))
 
         TreeCopy([(self.original, self.stage)], self.progress, is_selected, self.kept).run()
         self.stage.sync_file_system()
 
-    def place(self, rows: Sequence[MergeEntry]) -> None:
-        """Rename the entries on the stage into the target; after each rename both versions still have a name.
+    def move_to_target(self, rows: Sequence[MergeEntry]) -> None:
+        """Rename the entries on the stage into the target, so that both versions of a file have a name at every time.
 
-        An older version is on the disk under its other name before its own name is taken.
+        A target's version that loses its name has its new name on the disk before the entry takes the old one.
         """
         newer = [row for row in rows if row.action == "newer"]
         for row in newer:
-            with holding(self.target, row.path) as (target, name):
-                _move_aside(target, name, _base(row.other), link=row.kind != "folder")
+            with open_parent(self.target, row.path) as (target, name):
+                _move_aside(target, name, base_name(row.other), link=row.kind != "folder")
         if newer:
             self.target.sync_file_system()
         for row in rows:
             if row.action in _NOT_PLACED:
                 continue
-            with holding(self.stage, row.path) as (stage, name), holding(self.target, row.path) as (target, _):
+            with open_parent(self.stage, row.path) as (stage, name), open_parent(self.target, row.path) as (target, _):
                 if row.action == "older":
-                    stage.rename(name, target, _base(row.other))
+                    stage.rename(name, target, base_name(row.other))
                     continue
                 stage.rename(name, target, name)
         self.target.sync_file_system()
 
     def is_placed(self, row: MergeEntry) -> bool:
-        """Return whether the target holds an entry already, under its own name or as an earlier run has kept it."""
+        """Return whether the target already has an entry, at its own path or at the path `other` of an earlier run."""
         if row.action != "older" or row.kind == "folder":
             return row.action == "same"
-        with holding(self.original, row.path) as (original, name), holding(self.target, row.path) as (target, _):
-            status, existing = original.lstat(name), target.lstat(_base(row.other))
+        with (
+            open_parent(self.original, row.path) as (original, name),
+            open_parent(self.target, row.path) as (target, _),
+        ):
+            status, existing = original.lstat(name), target.lstat(base_name(row.other))
             return (
                 status is not None
                 and existing is not None
-                and self._is_same(original, target, name, status, existing, _base(row.other))
+                and self._is_same(original, target, name, status, existing, base_name(row.other))
             )
 
-    def changed_since(self) -> bool:
-        """Return whether the original has changed since the call of `look`."""
+    def original_has_changed(self) -> bool:
+        """Return whether the original has changed since the call of `compare`."""
         return dict(marks(self.original)) != self._marks
 
     def _compare(self, original: OpenDir, target: OpenDir, key: str, at: str | None = None) -> Iterator[MergeEntry]:
-        """Yield the entries of a folder `key` of the original; `at` is the target's folder, if it has another path."""
+        """Yield the entries of an open folder of the original and of the folders in it, with their actions.
+
+        Args:
+            original: the open folder of the original.
+            target: the open folder of the target that corresponds to it.
+            key: the path of the folder, relative to the top of the original.
+            at: the path of the target's folder, if it differs from `key`.
+        """
         for entry in sorted(original.scan(), key=lambda item: item.name):
             status, existing = entry.stat(follow_symlinks=False), target.lstat(entry.name)
             path = f"{key}/{entry.name}".removeprefix("/")
@@ -168,13 +182,13 @@ class TreeMerge:
             def row(
                 action: str, other: str | None = None, *, path: str = path, status: os.stat_result = status
             ) -> MergeEntry:
-                return self._row(path, status, action, _sibling(path, other) if other else None)
+                return self._row(path, status, action, sibling(path, other) if other else None)
 
             if existing is None:
                 yield row("added")
                 if is_folder:
                     with original.enter(entry.name) as inner:
-                        yield from self._within(inner, path)
+                        yield from self._entries_inside(inner, path)
             elif is_folder and stat.S_ISDIR(existing.st_mode):
                 with original.enter(entry.name) as first, target.enter(entry.name) as second:
                     kind = self._kind_of(first, second)
@@ -182,61 +196,78 @@ class TreeMerge:
                         yield self._row(path, status, "same", equal)
                         yield from self._compare(first, second, path, equal)
                     else:
-                        yield from self._keep_whole(
+                        yield from self._whole_folder_entries(
                             first, target, entry.name, self._row(path, status, "same", equal), kind
                         )
             elif self._is_same(original, target, entry.name, status, existing):
                 yield self._row(path, status, "same", equal)
             elif self._takes_name(path, status, existing, original, target):
-                yield row("newer", _other_name(target, entry.name, existing))
+                yield row("newer", displaced_name(target, entry.name, existing))
             elif is_folder:
-                other = _other_name(original, entry.name, status)
+                other = displaced_name(original, entry.name, status)
                 with original.enter(entry.name) as first:
-                    yield from self._beside(first, target, [other], row("older", _free_name(target, other)))
+                    yield from self._entries_beside(first, target, [other], row("older", free_name(target, other)))
             else:
-                yield row("older", _other_name(original, entry.name, status))
+                yield row("older", displaced_name(original, entry.name, status))
 
     def _kind_of(self, first: OpenDir, second: OpenDir) -> str | None:
-        """Return the kind of two folders of one name if one of them is whole; None if one has no files."""
+        """Return the kind of two folders of the same name if one is a whole folder; None if not, or if one is empty."""
         kind = self.kind_of(first) or self.kind_of(second)
         return None if kind is None or tree.is_empty(first) or tree.is_empty(second) else kind
 
-    def _keep_whole(
+    def _whole_folder_entries(
         self, original: OpenDir, target: OpenDir, name: str, same: MergeEntry, kind: str
     ) -> Iterator[MergeEntry]:
-        """Yield the entries of a whole folder: those of an equal folder, else one for its place beside the target's.
+        """Yield the entries of a whole folder whose name the target also has.
 
-        `same` is the entry of the folder itself if the target's folder `name` is equal.
+        If the target has an equal folder, these are all its entries with the action "same". Else it is one entry with
+        the action "older" and the folder's new path.
+
+        Args:
+            original: the open whole folder.
+            target: the open folder of the target that has a folder of the same name.
+            name: the name of both folders.
+            same: the entry of the folder itself, with the action "same".
+            kind: the kind of the whole folder.
         """
         with target.enter(name) as there:
-            rows = self._held(original, there, same)
+            rows = self._equal_entries(original, there, same)
         if rows is None:
-            fresh = _with_suffix(name, f"{_FROM}{self.origin}")
+            fresh = with_suffix(name, f"{_FROM}{self.origin}")
             kept = sorted(entry.name for entry in target.scan() if entry.name.startswith(f"{name}{_FROM}"))
-            place = replace(same, action="older", other=_sibling(same.path, _free_name(target, fresh)))
-            rows = list(self._beside(original, target, dict.fromkeys([fresh, *kept]), place))
+            place = replace(same, action="older", other=sibling(same.path, free_name(target, fresh)))
+            rows = list(self._entries_beside(original, target, dict.fromkeys([fresh, *kept]), place))
             self.kept_whole[rows[0].kept_at] = (same.path, kind)
         yield from rows
 
-    def _beside(
+    def _entries_beside(
         self, original: OpenDir, target: OpenDir, names: Iterable[str], place: MergeEntry
     ) -> Iterator[MergeEntry]:
-        """Yield the entries of the first folder among `names` that holds the original; without one, only `place`.
+        """Yield the entries of a folder with the action "same" if an interrupted run has placed it; else yield `place`.
 
-        An interrupted run may have placed the folder already.
+        Args:
+            original: the open folder.
+            target: the open folder of the target in which the folder gets a new name.
+            names: the names that an interrupted run may have given to the folder.
+            place: the entry with the action "older" and the new path of the folder.
         """
         for name in names:
             status = target.lstat(name)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 with target.enter(name) as there:
-                    rows = self._held(original, there, replace(place, action="same", other=_sibling(place.path, name)))
+                    rows = self._equal_entries(
+                        original, there, replace(place, action="same", other=sibling(place.path, name))
+                    )
                 if rows is not None:
                     yield from rows
                     return
         yield place
 
-    def _held(self, original: OpenDir, there: OpenDir, same: MergeEntry) -> list[MergeEntry] | None:
-        """Return the entries of a folder if `there` has an equal one for each; None if not."""
+    def _equal_entries(self, original: OpenDir, there: OpenDir, same: MergeEntry) -> list[MergeEntry] | None:
+        """Return the entries of a folder, with the action "same", if the folder `there` has an equal entry for each.
+
+        The first is `same`, the entry of the folder itself. If an entry has no equal, the result is None.
+        """
         first, rows = dict(self._first), [same]
         for row in self._compare(original, there, same.path, same.other):
             if row.action != "same":
@@ -248,13 +279,14 @@ class TreeMerge:
     def _takes_name(
         self, path: str, status: os.stat_result, existing: os.stat_result, original: OpenDir, target: OpenDir
     ) -> bool:
-        """Return whether an entry takes the name: it has the hash that the name states, else it is newer.
+        """Return whether an entry takes the name of the target's entry.
 
-        The name of a hub cache's blob is the hash of its content, so a damaged blob never takes it.
+        If both are blobs of a hub cache, and only one has the hash that the name states, that blob has the name. So a
+        damaged blob never replaces a good one. Any other entry takes the name if it is newer.
         """
         stated = hashing.named_hash(path)
         if stated is not None and stat.S_ISREG(status.st_mode) and stat.S_ISREG(existing.st_mode):
-            name = _base(path)
+            name = base_name(path)
             is_right, is_existing_right = (_has_hash(folder, name, stated) for folder in (original, target))
             if is_right != is_existing_right:
                 return is_right
@@ -269,13 +301,13 @@ class TreeMerge:
         mode = stat.S_IMODE(status.st_mode)
         return MergeEntry(path, _kind(status), action, other, mode, status.st_size, status.st_mtime_ns, twin)
 
-    def _within(self, folder: OpenDir, key: str) -> Iterator[MergeEntry]:
+    def _entries_inside(self, folder: OpenDir, key: str) -> Iterator[MergeEntry]:
         for entry in sorted(folder.scan(), key=lambda item: item.name):
             status = entry.stat(follow_symlinks=False)
             yield self._row(f"{key}/{entry.name}", status, "within", None)
             if stat.S_ISDIR(status.st_mode):
                 with folder.enter(entry.name) as inner:
-                    yield from self._within(inner, f"{key}/{entry.name}")
+                    yield from self._entries_inside(inner, f"{key}/{entry.name}")
 
     def _is_same(
         self,
@@ -304,7 +336,7 @@ class TreeMerge:
 
 
 def _has_hash(folder: OpenDir, name: str, stated: tuple[str, str]) -> bool:
-    """Return whether the content of a file has a hash, given as (kind, hash)."""
+    """Return whether the content of a file has the hash `stated`, which is (kind, hash in hexadecimal)."""
     kind, expected = stated
     with os.fdopen(folder.open(name, os.O_RDONLY), "rb") as file:
         digest = hashing.content_hash(kind, os.fstat(file.fileno()).st_size)
@@ -313,16 +345,11 @@ def _has_hash(folder: OpenDir, name: str, stated: tuple[str, str]) -> bool:
     return digest.hexdigest() == expected
 
 
-def _parents(path: str) -> Iterator[str]:
-    """Yield the parent folders of a relative path, the nearest first."""
-    while path := path.rpartition("/")[0]:
-        yield path
-
-
 def _move_aside(folder: OpenDir, name: str, other: str, *, link: bool) -> None:
-    """Make a hard link `other` to an entry (`link`), or rename the entry to it, so that its name can be taken.
+    """Give an entry the name `other`, so that another entry can take its name.
 
-    A folder cannot take a name that a file still has, so its predecessor is renamed.
+    With `link`, `other` becomes a hard link, and the entry keeps its old name until the other entry replaces it. A
+    folder cannot replace a file, so without `link` the entry is renamed. It is also renamed if hard links do not work.
     """
     status = folder.lstat(name)
     if status is None:
@@ -344,8 +371,8 @@ def _move_aside(folder: OpenDir, name: str, other: str, *, link: bool) -> None:
 
 
 @contextlib.contextmanager
-def holding(top: OpenDir, path: str) -> Iterator[tuple[OpenDir, str]]:
-    """Open the parent folder of a relative path, and yield the folder and the last component of the path."""
+def open_parent(top: OpenDir, path: str) -> Iterator[tuple[OpenDir, str]]:
+    """Open the parent folder of a relative path during a `with` block; yield (open folder, last part of the path)."""
     *parts, name = path.split("/")
     with contextlib.ExitStack() as stack:
         here = top
@@ -354,46 +381,7 @@ def holding(top: OpenDir, path: str) -> Iterator[tuple[OpenDir, str]]:
         yield here, name
 
 
-def _other_name(folder: OpenDir, name: str, status: os.stat_result) -> str:
-    """Return the new name for an entry whose name another entry takes.
-
-    The name contains a hash of the content, so a repeated merge returns the same name.
-    """
-    if stat.S_ISREG(status.st_mode):
-        digest = hashlib.sha256()
-        descriptor = folder.open(name, os.O_RDONLY)
-        with os.fdopen(descriptor, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    elif stat.S_ISLNK(status.st_mode):
-        digest = hashlib.sha256(os.fsencode(folder.readlink(name) or ""))
-    else:
-        digest = hashlib.sha256(f"{status.st_mode} {status.st_mtime_ns}".encode())
-    return _with_suffix(name, f".firstlight-{digest.hexdigest()[:12]}")
-
-
-def _with_suffix(name: str, suffix: str) -> str:
-    """Return the name with a suffix; a name that becomes too long is cut."""
-    encoded = os.fsencode(name)
-    return os.fsdecode(encoded[: _LONGEST_NAME - len(os.fsencode(suffix))]) + suffix
-
-
-def _free_name(folder: OpenDir, name: str) -> str:
-    """Return the name, with a number if the folder has an entry of that name."""
-    numbered = (_with_suffix(name, f"-{number}") for number in itertools.count(2))
-    return next(candidate for candidate in itertools.chain([name], numbered) if folder.lstat(candidate) is None)
-
-
-def _sibling(path: str, name: str) -> str:
-    """Return the relative path of the entry `name` in the folder that holds `path`."""
-    return f"{path.rpartition('/')[0]}/{name}".removeprefix("/")
-
-
 def _kind(status: os.stat_result) -> str:
     if stat.S_ISDIR(status.st_mode):
         return "folder"
     return "file" if stat.S_ISREG(status.st_mode) else "link" if stat.S_ISLNK(status.st_mode) else "special"
-
-
-def _base(path: str | None) -> str:
-    return (path or "").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Finds the mount of a folder: its type, its options and its device, from /proc/self/mountinfo."""
+"""Finds the mount on which a folder lies: mount point, file system type and options, from /proc/self/mountinfo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 
 @dataclass(frozen=True)
 class Mount:
-    """Describe one mount: its mount point, the type of its file system, and its options, sorted."""
+    """Describe one mount: the mount point, the type of the file system, such as "ext4", and the sorted options."""
 
     point: str
     file_system: str
@@ -20,9 +20,9 @@ class Mount:
 
 
 def mount_of(folder: Path, mountinfo: Path = _MOUNTINFO) -> Mount | None:
-    """Return the mount that holds an existing folder; None where the system has no mountinfo.
+    """Return the mount on which an existing folder lies; None on a system without mountinfo.
 
-    The options are those of the mount and of its file system (source: man 5 proc_pid_mountinfo).
+    The options are those of the mount point and of the file system (source: man 5 proc_pid_mountinfo).
     """
     try:
         lines = mountinfo.read_bytes().splitlines()
@@ -45,5 +45,8 @@ def mount_of(folder: Path, mountinfo: Path = _MOUNTINFO) -> Mount | None:
 
 
 def unescaped(point: bytes) -> bytes:
-    """Return a path of mountinfo, in which the kernel writes spaces, tabs, newlines and backslashes in octal."""
+    """Return a path from mountinfo with its octal escapes decoded.
+
+    The kernel writes a space, tab, newline or backslash as a backslash and three octal digits.
+    """
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match.group(1), 8)]), point)

@@ -1,6 +1,6 @@
-"""Works on the entries of an open folder through its descriptor, so that a changed path cannot redirect the work.
+"""Works on the entries of an open folder through its descriptor, so that a changed path cannot lead to another folder.
 
-A name is always one path component. Windows has no such descriptors, so the folder's path is used there.
+An entry's name is always one path component. Windows has no descriptors of folders, so there the path is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BY_DESCRIPTOR = os.open in os.supports_dir_fd
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_FOLLOW | getattr(os, "O_CLOEXEC", 0)
-_SEARCH = _DIRECTORY | getattr(os, "O_PATH", 0)  # a parent folder need not be readable
+_SEARCH = _DIRECTORY | getattr(os, "O_PATH", 0)  # works for a parent folder that is not readable
 _MOST_LINKS = 40  # the limit of the Linux kernel (source: include/linux/namei.h, MAXSYMLINKS)
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _NO_LINK_TIMES = {errno.ENOSYS, errno.EOPNOTSUPP}
@@ -43,7 +43,7 @@ _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 def _with_full_path(
     method: Callable[Concatenate[OpenDir, str, _P], _R],
 ) -> Callable[Concatenate[OpenDir, str, _P], _R]:
-    """Decorate a method so that its OSError names the full path instead of one component."""
+    """Decorate a method so that an OSError from it has the full path, not only the entry's name, as `filename`."""
 
     @functools.wraps(method)
     def wrapper(self: OpenDir, name: str, *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -57,7 +57,7 @@ def _with_full_path(
 
 
 class OpenDir:
-    """Represents one open folder. Close it, or use it in a `with` statement."""
+    """Represents one open folder; close the object, or use it in a `with` statement."""
 
     def __init__(self, descriptor: int | None, path: Path) -> None:
         """Take the descriptor (None on Windows) and the path, which error messages name."""
@@ -66,7 +66,7 @@ class OpenDir:
 
     @classmethod
     def at(cls, path: Path) -> OpenDir:
-        """Open a folder; on its path, only links made by root or by this user are followed.
+        """Open a folder by its path; links on the path are followed only if root or this user made them.
 
         Raises:
             BlockedError: the path contains a link that another user made.
@@ -79,7 +79,7 @@ class OpenDir:
 
     @_with_full_path
     def enter(self, name: str) -> OpenDir:
-        """Open a folder in this one.
+        """Open the subfolder `name` of this folder.
 
         Raises:
             OSError: the name does not exist, is not a folder, or is a link (ELOOP, ENOTDIR).
@@ -92,13 +92,13 @@ class OpenDir:
         return OpenDir(os.open(name, _DIRECTORY, dir_fd=self.descriptor), self.path / name)
 
     def scan(self) -> list[os.DirEntry[str]]:
-        """Return the entries of the folder in no order; call `stat` on them with follow_symlinks=False."""
+        """Return the entries of the folder, not sorted; call `stat` on them with follow_symlinks=False."""
         with os.scandir(self.path if self.descriptor is None else self.descriptor) as entries:
             return list(entries)
 
     @_with_full_path
     def open(self, name: str, flags: int, mode: int = 0o600) -> int:
-        """Open a file and return its descriptor; a link raises an OSError (ELOOP)."""
+        """Open a file of this folder and return its descriptor; if it is a link, raise an OSError (ELOOP)."""
         return os.open(self._name(name), flags | _NO_FOLLOW | _BINARY, mode, dir_fd=self.descriptor)
 
     def lstat(self, name: str) -> os.stat_result | None:
@@ -109,17 +109,17 @@ class OpenDir:
             return None
 
     def readlink(self, name: str) -> str | None:
-        """Return the target of a link or junction; None if the name is not a link."""
+        """Return the target of a link or junction; None if the entry is not a link or does not exist."""
         return link_target(self._name(name), self.descriptor)
 
     @_with_full_path
     def make(self, name: str, mode: int = 0o700) -> None:
-        """Make a folder with a mode, from which the umask is taken; by default only this user can enter it."""
+        """Make a subfolder with the mode `mode` without the bits of the umask; by default only for this user."""
         os.mkdir(self._name(name), mode, dir_fd=self.descriptor)
 
     @_with_full_path
     def symlink(self, name: str, target: str) -> None:
-        """Make a link to a folder; a junction if Windows denies the privilege to make links."""
+        """Make a symbolic link with the target `target`; a junction if Windows denies the right to make links."""
         try:
             os.symlink(target, self._name(name), target_is_directory=True, dir_fd=self.descriptor)
         except OSError as error:
@@ -131,7 +131,7 @@ class OpenDir:
 
     @_with_full_path
     def unlink(self, name: str) -> None:
-        """Delete a file or a link. Windows treats a junction as a folder, so `rmdir` deletes it."""
+        """Delete a file or a link; a junction of Windows is deleted with `rmdir`, because it counts as a folder."""
         try:
             os.unlink(self._name(name), dir_fd=self.descriptor)
         except PermissionError:
@@ -141,20 +141,20 @@ class OpenDir:
 
     @_with_full_path
     def rmdir(self, name: str) -> None:
-        """Delete an empty folder."""
+        """Delete an empty subfolder."""
         os.rmdir(self._name(name), dir_fd=self.descriptor)
 
     @_with_full_path
     def rename(self, name: str, other: OpenDir, new: str) -> None:
-        """Rename an entry, within this folder or into another open folder."""
+        """Rename the entry `name` of this folder to `new` in the open folder `other`, which may be this folder."""
         os.rename(self._name(name), other._name(new), src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor)
 
     def exchange(self, name: str, other: OpenDir, new: str) -> None:
-        """Swap two entries atomically (renameat2 with RENAME_EXCHANGE).
+        """Exchange the entry `name` of this folder and the entry `new` of `other` atomically (RENAME_EXCHANGE).
 
         Raises:
-            OSError: the system or the file system does not support it (ENOSYS, EINVAL), or the entries lie on two file
-                systems (EXDEV).
+            OSError: the operating system or the file system does not support the exchange (ENOSYS, EINVAL), or the
+                entries lie on two file systems (EXDEV).
         """
         call = getattr(_libc(), "renameat2", None)
         if self.descriptor is None or call is None:
@@ -166,7 +166,7 @@ class OpenDir:
 
     @_with_full_path
     def hardlink(self, name: str, other: OpenDir, new: str) -> None:
-        """Make a hard link to a file in another open folder."""
+        """Make a hard link `new` in the open folder `other` to the file `name` of this folder."""
         os.link(
             self._name(name),
             other._name(new),
@@ -177,14 +177,14 @@ class OpenDir:
 
     @_with_full_path
     def make_special(self, name: str, status: os.stat_result) -> None:
-        """Make a pipe, socket or device with the mode and device number of the original."""
+        """Make a pipe, socket or device with the mode and device number in `status`, the status of the original."""
         os.mknod(self._name(name), status.st_mode, status.st_rdev, dir_fd=self.descriptor)
 
     @_with_full_path
     def copy_owner_and_times(self, name: str, status: os.stat_result, kept: KeptMetadata) -> None:
-        """Give a link or special file the owner and times of its original, whose status is `status`.
+        """Give a copied link or special file the owner and times of its original, whose status is `status`.
 
-        What the file system does not keep is left out.
+        Metadata that `kept` does not name is not set.
         """
         has_other_owner = (
             kept.owners
@@ -199,13 +199,13 @@ class OpenDir:
             try:
                 os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
             except OSError as error:
-                # Some network file systems have no times of links, although they have those of files.
+                # Some network file systems keep the times of files, but cannot set those of links.
                 if kept.mtime_ns != 0 and error.errno not in _NO_LINK_TIMES:
                     raise
 
     @_with_full_path
     def set_mode_and_mtime(self, name: str, mode: int, mtime_ns: int) -> None:
-        """Set the mode and the modification time of a file or folder; of a link, only the time."""
+        """Set the mode and the modification time of a file or folder; for a link, set only the time."""
         if self.readlink(name) is None:
             os.chmod(self._name(name), mode, dir_fd=self.descriptor)
         if os.utime in os.supports_follow_symlinks:
@@ -213,12 +213,12 @@ class OpenDir:
             os.utime(self._name(name), ns=times, dir_fd=self.descriptor, follow_symlinks=False)
 
     def sync(self) -> None:
-        """Write the folder's entries to the disk (fsync)."""
+        """Force the names of the folder's entries to the disk (fsync)."""
         if self.descriptor is not None:
             durable.sync_descriptor(self.descriptor)
 
     def sync_file_system(self) -> None:
-        """Write all pending data of this file system to the disk with syncfs, or of all file systems with sync.
+        """Force all pending data of this folder's file system to the disk (syncfs); without syncfs, of all (sync).
 
         Raises:
             OSError: the disk reports an error (EIO, ENOSPC).
@@ -233,7 +233,7 @@ class OpenDir:
             raise OSError(code, os.strerror(code), str(self.path))
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptor of the folder."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
@@ -249,7 +249,10 @@ class OpenDir:
 
 
 def link_target(path: str | Path, descriptor: int | None = None) -> str | None:
-    """Return the target of a link or junction, as stored in it; None if the path is not a link."""
+    """Return the target of a link or junction as it is stored; None if the path is not a link.
+
+    A relative path starts at the folder with the given descriptor, or at the working folder.
+    """
     try:
         return os.readlink(path, dir_fd=descriptor).removeprefix("\\\\?\\")
     except OSError:
@@ -262,7 +265,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def _walk(path: Path) -> OpenDir:
-    """Open a path component by component; each link is checked here and never followed by the system."""
+    """Open a folder component by component; this function follows each link itself, after `_check_owner` accepts it."""
     todo = list(reversed(path.absolute().parts[1:]))
     real = Path(path.anchor or os.sep)
     here = os.open(real, _SEARCH)
@@ -271,7 +274,7 @@ def _walk(path: Path) -> OpenDir:
         while todo:
             part = todo.pop()
             if part == os.pardir:
-                # The path so far contains no link, so its parent is also the parent by name.
+                # `real` contains no link, so the parent folder has the path of `real` without its last component.
                 real = real.parent
                 above = os.open(os.pardir, _SEARCH, dir_fd=here)
                 os.close(here)
@@ -308,6 +311,8 @@ def _walk(path: Path) -> OpenDir:
 def _check_owner(here: int, part: str, path: Path, links: int) -> None:
     owner = os.stat(part, dir_fd=here, follow_symlinks=False).st_uid
     if owner not in {0, os.geteuid()}:
-        raise BlockedError(f"{path} is a link that user {owner} made, so it is not followed. Look at it: ls -ld {path}")
+        raise BlockedError(
+            f"{path} is a link that user {owner} made, so it is not followed. Look at the link: ls -ld {path}"
+        )
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

@@ -1,4 +1,4 @@
-"""Identifies a process across hosts, containers and reboots, and tests whether such a process has ended."""
+"""Identifies a process across hosts, containers and reboots, and tests whether a process with an identity has ended."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 _IS_LINUX = sys.platform.startswith("linux")
 _STATE, _START = 0, 19  # the positions in /proc/PID/stat after the program's name, which ends with the last ")"
-_ENDED_STATES = {"Z", "X", "x"}  # a zombie runs no code, and a container without an init process keeps it
+_ENDED_STATES = {"Z", "X", "x"}  # Z: a zombie runs no code; it remains forever in a container without an init process
 
 
 class Life(Enum):
-    """Name what is known about a process: RUNNING, ENDED, or UNKNOWN as it runs where this process cannot look."""
+    """Name the known state of a process: RUNNING, ENDED, or UNKNOWN (it belongs to another host or container)."""
 
     RUNNING = "running"
     ENDED = "ended"
@@ -25,11 +25,12 @@ class Life(Enum):
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """Identify one process. An empty text is a value that this host does not show.
+    """Identify one process. An empty text is a value that could not be read on the process's host.
 
-    Containers of one machine share its boot id, and often the host's name, but not the pid namespace. So a pid means
-    something only within the same boot and the same namespace. `machine` is the serial UUID of the mainboard, which a
-    reboot does not change. `start` tells apart two processes that had the same pid one after the other.
+    `host` is the host name, `boot` the boot id, and `namespace` the inode of the pid namespace. Containers of one
+    machine share the boot id, and often the host name, but not the pid namespace. So a pid is unique only within one
+    boot and one namespace. `machine` is the UUID of the mainboard, which a reboot does not change. `start` is the start
+    time of the process; it differs for two processes that had the same pid one after the other.
     """
 
     host: str
@@ -40,7 +41,7 @@ class ProcessIdentity:
     start: str
 
     def life(self) -> Life:
-        """Return whether this process still runs, as far as the current process can know."""
+        """Return RUNNING or ENDED for the identified process, or UNKNOWN if this process cannot read its state."""
         here = current()
         if self.boot and self.namespace and (self.boot, self.namespace) == (here.boot, here.namespace):
             return Life.RUNNING if _is_running(self.pid, self.start) else Life.ENDED
@@ -50,7 +51,7 @@ class ProcessIdentity:
 
 
 def current() -> ProcessIdentity:
-    """Return the identity of this process."""
+    """Return the identity of the calling process."""
     pid = os.getpid()
     boot, namespace, machine = _host_values()
     return ProcessIdentity(platform.node(), pid, boot, namespace, machine, _start(pid) or "")
@@ -62,7 +63,7 @@ def _host_values() -> tuple[str, str, str]:
     if not _IS_LINUX:
         import psutil
 
-        # The time of the boot is no unique id, so the host's name is part of it.
+        # Two hosts can have the same boot time, so the host name is part of this boot id.
         return f"{platform.node()} {psutil.boot_time():.0f}", "none", ""
     try:
         namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
@@ -93,7 +94,7 @@ def _is_running(pid: int, start: str) -> bool:
 
 
 def _start(pid: int) -> str | None:
-    """Return the start time of a running process, "" for one that has ended, and None if it cannot be read."""
+    """Return the start time of a process as text; "" if the process has ended, None if its state cannot be read."""
     if not _IS_LINUX:
         import psutil
 

@@ -18,11 +18,12 @@ BLOCK = 4096  # the bytes that the smallest file or folder occupies on common fi
 
 @dataclass
 class TreeSize:
-    """Hold the space that a copy of a tree needs: `bytes` in whole blocks, and `inodes`.
+    """Hold the space that a copy of a folder tree needs: `bytes`, in whole blocks, and `inodes`.
 
-    A file with several hard links counts once in both. `files` is the number of names that are not folders, and `data`
-    their bytes; the progress of a copy counts these. `foreign` is the first entry of another user, `mount` the first
-    mount point in the tree, `link` the first symbolic link, and `case_pair` the first two names of one folder that
+    A file with several hard links counts once in `bytes`, `inodes` and `data`. `files` is the number of names that are
+    not folders, and `data` the number of bytes in regular files without holes; the progress of a copy counts these.
+    `foreign` is the path of the first entry that belongs to another user, `mount` the first mount point in the tree,
+    and `link` the first symbolic link. `case_pair` is (path, name) of the first two entries of one folder whose names
     differ by case only.
     """
 
@@ -44,7 +45,7 @@ class TreeSize:
 
 
 def measure(folder: OpenDir) -> TreeSize:
-    """Return the size of a folder with all its entries, and the first entry of each kind that TreeSize names."""
+    """Return the size of a folder tree, with the first entry of each kind that TreeSize names."""
     amount = TreeSize(inodes=1)
     status = os.lstat(folder.path) if folder.descriptor is None else os.fstat(folder.descriptor)
     _measure(folder, status.st_dev, amount, set())
@@ -52,7 +53,7 @@ def measure(folder: OpenDir) -> TreeSize:
 
 
 def is_empty(folder: OpenDir) -> bool:
-    """Return whether a folder contains nothing but folders."""
+    """Return whether a folder tree contains no file and no link: only folders, or nothing."""
     for entry in folder.scan():
         if not entry.is_dir(follow_symlinks=False):
             return False
@@ -63,7 +64,7 @@ def is_empty(folder: OpenDir) -> bool:
 
 
 def remove(folder: OpenDir, name: str) -> None:
-    """Delete an entry and, if it is a folder, everything in it; a missing entry is no error."""
+    """Delete an entry of an open folder, and everything in it if it is a folder. A missing entry is no error."""
     status = folder.lstat(name)
     if status is None:
         return
@@ -80,7 +81,11 @@ def remove(folder: OpenDir, name: str) -> None:
 
 
 def remove_empty(folder: OpenDir, name: str) -> None:
-    """Delete a tree of empty folders; rmdir fails if a file has appeared in it."""
+    """Delete the subfolder `name` of an open folder, a tree that contains only folders. A missing one is no error.
+
+    Raises:
+        OSError: a file has appeared in the tree.
+    """
     if folder.lstat(name) is None:
         return
     with folder.enter(name) as below:
@@ -90,20 +95,23 @@ def remove_empty(folder: OpenDir, name: str) -> None:
 
 
 def data_bytes(descriptor: int, status: os.stat_result) -> int:
-    """Return the bytes of a file outside its holes."""
+    """Return the number of bytes of an open file that lie outside of its holes."""
     if not is_sparse(status):
         return status.st_size
     return sum(end - start for start, end in extents(descriptor, status.st_size))
 
 
 def is_sparse(status: os.stat_result) -> bool:
-    """Return whether a file occupies fewer blocks than its size needs: it has holes, or the file system compresses."""
+    """Return whether a file occupies fewer blocks than its size needs, because of holes or of compression."""
     blocks: int = getattr(status, "st_blocks", 0)
     return hasattr(os, "SEEK_DATA") and blocks * 512 < status.st_size
 
 
 def extents(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """Return the data ranges of a file as (start, end); the whole file if the system does not report holes."""
+    """Return the data ranges of an open file as a list of (start, end) offsets in bytes.
+
+    If the file system does not report holes, the list has one range: the whole file.
+    """
     ranges = []
     offset = 0
     while offset < size:

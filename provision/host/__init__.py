@@ -1,1 +1,1 @@
-"""Describes this host: its hardware, its provider, the fitting variant of PyTorch, and the caches of its tools."""
+"""Describes this host: its hardware, its provider, the variant of PyTorch that fits it, and the caches of its tools."""

@@ -1,4 +1,4 @@
-"""Reads the facts of this machine from /sys, /proc, NVML and nvidia-smi, in that order."""
+"""Reads the hardware and driver of this machine from /sys and /proc, then from NVML, then from nvidia-smi."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ class Gpu:
 class HostFacts:
     """Describe one machine.
 
-    `cores` is the number of cores that this process may use, and `cpu_quota` the limit of its control group in cores,
-    or None. `memory_bytes` is the memory that this process may use.
+    `system` is the operating system in lower case, such as "linux", `machine` the CPU architecture, such as "x86_64",
+    and `cpu` the model name of the CPU. `cores` is the number of cores that this process may use. `cpu_quota` is the
+    CPU limit of the control group in cores; None: no limit. `memory_bytes` is the memory that this process may use.
+    `nvidia_driver` is the driver version; None: no driver was found.
     """
 
     system: str
@@ -40,15 +42,15 @@ class HostFacts:
     gpus: tuple[Gpu, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the facts as JSON types."""
+        """Return the facts as a dict of JSON types, with the field names as keys."""
         return asdict(self)
 
 
 def probe(sysroot: Path = Path("/")) -> HostFacts:
-    """Read the machine's facts.
+    """Return the facts of this machine.
 
     Args:
-        sysroot: the folder that contains proc, sys and dev; tests use another one.
+        sysroot: the folder that contains proc, sys and dev; tests use another folder than `/`.
     """
     driver = _driver(sysroot)
     gpus = _gpus(sysroot, driver)
@@ -79,7 +81,10 @@ def _driver(sysroot: Path) -> str | None:
 
 
 def _gpus(sysroot: Path, driver: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs; none without a device node, because a container may see the driver but no GPU."""
+    """Return the GPUs that /proc lists, without their compute capabilities.
+
+    Without a device node the tuple is empty, because a container may have the driver in /proc but no GPU.
+    """
     if driver is None or not list((sysroot / "dev").glob("nvidia[0-9]*")):
         return ()
     names = []
@@ -90,7 +95,10 @@ def _gpus(sysroot: Path, driver: str | None) -> tuple[Gpu, ...]:
 
 
 def _nvml() -> tuple[str | None, tuple[Gpu, ...]]:
-    """Return (driver version, GPUs) from NVML; a container often has this library but no nvidia-smi."""
+    """Return (driver version, GPUs) from NVML; (None, ()) if NVML fails.
+
+    NVML is read before nvidia-smi, because a container often has this library but not the program.
+    """
     import pynvml
 
     try:
@@ -137,7 +145,7 @@ def _cpu(sysroot: Path) -> str:
 
 
 def _cpu_quota(sysroot: Path) -> float | None:
-    """Return the CPU limit of the control group in cores, or None without a limit (cgroup v2, then v1)."""
+    """Return the CPU limit of the control group in cores, or None if there is no limit (cgroup v2, else v1)."""
     words = _read(sysroot / "sys/fs/cgroup/cpu.max").split()
     if len(words) == 2 and words[0].isdigit():
         return int(words[0]) / int(words[1])
@@ -147,10 +155,10 @@ def _cpu_quota(sysroot: Path) -> float | None:
 
 
 def _memory(sysroot: Path) -> int:
-    """Return the memory that this process may use, in bytes: that of the machine, or the smaller control group limit.
+    """Return the memory that this process may use, in bytes: the machine's memory, or a smaller control group limit.
 
-    A container has the limit of its group at the top of /sys/fs/cgroup (version 2, then 1). Without a limit the value
-    is "max", or a number larger than the memory of any machine.
+    In a container the limit lies at the top of /sys/fs/cgroup (cgroup v2 and v1). Without a limit the file has the text
+    "max", or a number larger than the memory of any machine.
     """
     match = re.search(r"^MemTotal:\s*(\d+) kB", _read(sysroot / "proc/meminfo"), re.MULTILINE)
     if match:

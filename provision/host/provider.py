@@ -1,4 +1,4 @@
-"""Detects the provider of this host and selects the root, by signs and a real mount point, never by a guess."""
+"""Detects the provider of this host and selects the root. A volume counts only if it is a real mount point."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProfileMatch:
-    """Describe how a profile fits this host.
+    """Describe whether the profile of a provider matches this host.
 
-    `signs` are the signs that are present. `root` is the root if the profile matches, else None. `reason` explains
-    either result.
+    `signs` are the signs of the provider that are present, such as "$NAME" or "/path"; none if a required sign is
+    absent. `root` is the path of firstlight's root if the profile matches, else None. `reason` is a clause that
+    explains why it matches or does not match.
     """
 
     name: str
@@ -37,11 +38,11 @@ class ProfileMatch:
 
 @dataclass(frozen=True)
 class ResolvedRoot:
-    """Hold the root of this run, the reason for it, the profile that matched, and the folders to relocate.
+    """Hold the root of this run, the reason for its choice, the profile that matched, and the folders to relocate.
 
-    `candidates` are all profiles with their matches, also those that do not match.
-    `named` is False if the user named no root and no profile matched; the root then lies in the user's data folder.
-    `warning` is set in that case if a sign of a provider is present nevertheless.
+    `match` is None if no profile, or more than one, matches. `candidates` has one result for each profile, also for
+    those that do not match. `named` is False if neither the user, a link nor a profile gave a root; the root then lies
+    in the user's data folder. In that case `warning` is a text if a sign of a provider is present, or several match.
     """
 
     root: layout.Root
@@ -56,10 +57,11 @@ class ResolvedRoot:
 def choose(
     flag: str | None, host: host_config.HostSpec, envs: Path, environ: Mapping[str, str], home: Path
 ) -> ResolvedRoot:
-    """Return the root of this run.
+    """Return the root of this run and the folders to relocate.
 
-    The order is: the flag, host.toml, the root to which the links of this home lead, the root of the only matching
-    profile, and the user's data folder. `root.has_own_hub` is set.
+    The first of these roots is used: that of the flag, that of host.toml, the root to which the links of this home
+    lead, the root of the only matching profile, and the user's data folder. `has_own_hub` of
+    the root is set.
 
     Args:
         flag: the value of --root, or None.
@@ -126,7 +128,7 @@ def _choose(
         root, reason = layout.Root(match.root), f"profile {match.name}: {match.reason}"
     else:
         several = " and ".join(match.name for match in matches)
-        reason = f"{several} both match: name one with --root" if several else "no profile matches and no root is named"
+        reason = f"{several} both match: pass --root DIR" if several else "no profile matches and no root is named"
         # This is the state of a provider's host whose volume is not mounted.
         near = [
             f"{item.profile.title}: {item.signs[0]} is here, but {item.reason}" for item in candidates if item.signs
@@ -160,7 +162,7 @@ def _has_own_hub(chosen: ResolvedRoot, home: Path) -> bool:
 
 
 def load(envs: Path) -> dict[str, host_config.Profile]:
-    """Return {name: profile} of an `envs` folder; the name is that of the file.
+    """Return {name: profile} of the files `hosts/NAME.toml` in an `envs` folder.
 
     Raises:
         SpecError: a profile cannot be read.
@@ -171,7 +173,7 @@ def load(envs: Path) -> dict[str, host_config.Profile]:
 def detect(
     profiles: Mapping[str, host_config.Profile], environ: Mapping[str, str], top: Path = Path("/")
 ) -> list[ProfileMatch]:
-    """Return how each profile fits this host.
+    """Return for each profile whether it matches this host.
 
     Args:
         profiles: {name: profile}.
@@ -186,7 +188,9 @@ def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], 
     absent = [_text(sign) for sign in profile.all if not _is_present(sign, environ, top)]
     if not present or absent or (profile.any and not any(_is_present(sign, environ, top) for sign in profile.any)):
         missing = absent or [_text(sign) for sign in (*profile.any, *profile.all)]
-        return ProfileMatch(name, profile, (), None, f"no {' or '.join(missing)}" if missing else "it has no sign")
+        return ProfileMatch(
+            name, profile, (), None, f"no {' or '.join(missing)}" if missing else "the profile has no sign"
+        )
     if not profile.environments:
         return ProfileMatch(
             name, profile, tuple(present), None, f"{profile.roots[0]} holds no environments: {profile.traps[0]}"
@@ -200,7 +204,9 @@ def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], 
         )
     if one_pattern and len(mounts) > 1:
         several = ", ".join(map(str, mounts))
-        return ProfileMatch(name, profile, tuple(present), None, f"there are several: {several}; name one with --root")
+        return ProfileMatch(
+            name, profile, tuple(present), None, f"several volumes are mounted: {several}; pass one with --root"
+        )
     return ProfileMatch(
         name, profile, tuple(present), mounts[0] / profile.folder, f"{present[0]} is here, {mounts[0]} is a mount"
     )
@@ -217,7 +223,7 @@ def _text(sign: host_config.Sign) -> str:
 
 
 def _is_mount(folder: Path, top: Path) -> bool:
-    """Return whether a folder lies on another file system than `top`; the folder of an absent volume does not."""
+    """Return whether a folder lies on another file system than `top`, as a mounted volume does."""
     try:
         return folder.is_dir() and folder.stat().st_dev != top.stat().st_dev
     except OSError:

@@ -1,4 +1,4 @@
-"""Defines the folders that can be relocated by name: the path of each tool's files, and their path on the volume."""
+"""Defines the folders that can be relocated by the name of a tool: their usual path, and their path on the volume."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from provision.config.host import Name, Relocated
     from provision.core.client_folders import ClientFolders
 
-_RESERVED = (".firstlight", "envs", "pkgs")  # the folders on the volume that firstlight uses itself
+_RESERVED = (".firstlight", "envs", "pkgs")  # the folders in the root that firstlight uses for its own files
 
 
 @dataclass(frozen=True)
 class RelocatedFolder:
-    """Describe one folder to relocate: its old path, its new path, and the variable that can replace the link."""
+    """Describe one folder to relocate: the old path `source`, the new path `target`, and a variable.
+
+    `variable` is the environment variable that sets the folder of the tool, for a host on which the link cannot be
+    made; None: there is none.
+    """
 
     source: Path
     target: Path
@@ -44,15 +48,16 @@ def places(
     """Return {label: folders} for each entry of a host's `relocate` list.
 
     Args:
-        relocate: names of tools, or folders of the user.
+        relocate: the entries: names of tools, or folders of the user.
         root: the root on the volume.
         environ: the environment variables; some set the folder of a tool.
         home: the home folder.
-        bases: the conda installations of this machine.
-        named: the folders in the home that conda's settings name.
+        bases: the prefixes of the conda installations of this machine.
+        named: the folders in the home that conda's settings name for environments or packages.
 
     Raises:
-        SpecError: two folders overlap, or a target lies in a folder that firstlight uses itself.
+        SpecError: two folders overlap, a target lies in a folder that firstlight uses itself, or a source contains the
+            root.
     """
     folders = {}
     for entry in relocate:
@@ -68,7 +73,7 @@ def places(
 
 
 def entry_label(entry: Relocated) -> str:
-    """Return the label of an entry of a `relocate` list: the name of a tool, or the path of a folder as written."""
+    """Return the label of an entry of a `relocate` list: the name of the tool, or the path as host.toml has it."""
     return entry.path if isinstance(entry, FolderSpec) else entry
 
 
@@ -81,11 +86,13 @@ def parse_argument(path: str, to: str | None, home: Path) -> tuple[str, Relocate
         home: the home folder.
 
     Raises:
-        SpecError: --to is not a relative path below the root, or is given for a name.
+        SpecError: `to` is set for the name of a tool or is not a relative path inside the root, or `path` is `/`.
     """
     if path in (*NAMES, "conda"):
         if to is not None:
-            raise SpecError(f"{path} has a fixed place on the root. Use --to only with a folder of your own.")
+            raise SpecError(
+                f"--to {to}: {path} is a tool, which has a fixed folder in the root. Run again without --to."
+            )
         return path, path
     source = Path(path).expanduser().absolute()
     inside = source.relative_to(home) if source.is_relative_to(home) else source.relative_to(source.anchor)
@@ -97,7 +104,7 @@ def parse_argument(path: str, to: str | None, home: Path) -> tuple[str, Relocate
 
 
 def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Return the old paths of all named folders; the links there show to which root they were relocated."""
+    """Return the old paths of the folders of all tools in NAMES; links at these paths lead to an earlier root."""
     root = layout.Root(home)
     return [folder.source for name in NAMES for folder in _named(name, root, environ, home)]
 
@@ -106,9 +113,9 @@ NAMES: tuple[Name, ...] = ("huggingface", "pip", "uv", "torch", "triton", "induc
 
 
 def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path) -> list[RelocatedFolder]:
-    """Return the folders of one tool.
+    """Return the folders of the tool `name`, a member of NAMES.
 
-    Source: the variables and defaults in the documentation of each tool.
+    Source: the variables and default paths in the documentation of each tool.
     """
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     hugging = _client_folders(environ, home)
@@ -143,9 +150,9 @@ def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path)
 
 
 def _client_folders(environ: Mapping[str, str], home: Path) -> ClientFolders:
-    """Return the folders of huggingface_hub, without the variables that hold a relative path.
+    """Return the folders of huggingface_hub; variables with a relative path are ignored.
 
-    A relative path depends on the working folder of a program. An empty one is the working folder itself.
+    A relative path depends on the working folder of a program. An empty path is the working folder itself.
     """
     names = ("HF_XET_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     is_xet_relative = not Path(environ.get("HF_XET_CACHE", home)).is_absolute()
@@ -160,9 +167,10 @@ def _client_folders(environ: Mapping[str, str], home: Path) -> ClientFolders:
 def _conda(
     root: layout.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path], named: Sequence[Path]
 ) -> list[RelocatedFolder]:
-    """Return the folders of environments and packages of every conda that this user can write.
+    """Return the folders `envs` and `pkgs` of every conda installation that this user can write, and of ~/.conda.
 
-    They are relocated together, because their files are hard links to each other.
+    The folder of $MAMBA_ROOT_PREFIX and the folders of `named` are added. All are relocated together, because
+    environments have hard links to the files of packages.
     """
     tops = {base: base.name for base in bases if os.access(base, os.W_OK)}
     if bases or (home / ".conda").exists():
@@ -193,21 +201,27 @@ def _user() -> str:
 
 
 def _check_overlaps(folders: Sequence[RelocatedFolder], root: layout.Root) -> None:
-    """Check that no sources and no targets are equal or nested, and that no target is reserved.
+    """Check that all folders can be relocated together.
 
     Raises:
-        SpecError: a check fails.
+        SpecError: two sources or two targets are equal or nested, a target lies in a folder that firstlight uses
+            itself, or the root lies inside a source.
     """
     for number, folder in enumerate(folders):
         inside = folder.target.relative_to(root.path).parts
         if not inside or inside[0] in _RESERVED:
-            raise SpecError(f"{folder.source} cannot go to {folder.target}: firstlight keeps its own files there.")
+            raise SpecError(f"{folder.source} cannot move to {folder.target}: firstlight keeps its own files there.")
         if root.path.resolve().is_relative_to(folder.source.resolve()) and not folder.source.is_symlink():
-            raise SpecError(f"the root {root.path} lies inside {folder.source}, which is to be moved onto it.")
+            raise SpecError(
+                f"the root {root.path} lies inside {folder.source}, so {folder.source} cannot be moved to the root. "
+                "Relocate another folder, or pass another --root."
+            )
         for other in folders[:number]:
             if folder.target.is_relative_to(other.target) or other.target.is_relative_to(folder.target):
                 raise SpecError(
-                    f"{folder.source} and {other.source} would both go to {folder.target}. Name another `to`."
+                    f"{folder.source} and {other.source} would both move to {folder.target}. Set another `to`."
                 )
             if folder.source.is_relative_to(other.source) or other.source.is_relative_to(folder.source):
-                raise SpecError(f"{folder.source} and {other.source} are nested. Relocate only one of them.")
+                raise SpecError(
+                    f"{folder.source} and {other.source}: one lies inside the other. Relocate only one of them."
+                )

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TorchChoice:
-    """Hold the variant for a machine with its fallback, the reason for it, and a warning for the user."""
+    """Hold the variants of PyTorch to install on a machine: the chosen variant, then its fallback if it has one.
+
+    `reason` is a clause that explains the choice. `warning` is a text for the user, or None.
+    """
 
     variants: list[Variant]
     reason: str
@@ -26,7 +29,7 @@ class TorchChoice:
 
 
 def choose(facts: HostFacts, torch: TorchSpec, requested: str, locked: list[str]) -> TorchChoice:
-    """Return the variant for this machine with its fallback, which is used if no source has the variant's wheel.
+    """Return the variant for this machine, and its fallback, which is installed if no source has the variant's wheel.
 
     Args:
         facts: the facts of the machine.
@@ -43,7 +46,7 @@ def choose(facts: HostFacts, torch: TorchSpec, requested: str, locked: list[str]
         chosen = variants[toml.choose(requested, list(variants), "variant")]
         reason = "chosen by you"
         if chosen.system != facts.system:
-            raise SpecError(f"the variant {requested} is for {chosen.system}, this machine is {facts.system}.")
+            raise SpecError(f"the variant {requested} is for {chosen.system}, but this machine runs {facts.system}.")
     else:
         misfits = {
             name: text for name, variant in variants.items() if (text := _misfit(facts, variant, torch.older_cards))
@@ -51,7 +54,7 @@ def choose(facts: HostFacts, torch: TorchSpec, requested: str, locked: list[str]
         fitting = [variant for name, variant in variants.items() if name not in misfits]
         if not fitting:
             have = ", ".join(f"{variant.name} ({variant.system})" for variant in variants.values())
-            raise SpecError(f"no lock fits this machine ({facts.system} {facts.machine}); available: {have}.")
+            raise SpecError(f"no lock file fits this machine ({facts.system} {facts.machine}); available: {have}.")
         chosen = fitting[0]
         better = list(variants)[: list(variants).index(chosen.name)]
         by_reason: dict[str, list[str]] = {}
@@ -62,13 +65,13 @@ def choose(facts: HostFacts, torch: TorchSpec, requested: str, locked: list[str]
         if facts.nvidia_driver and not chosen.architectures:
             cards = ", ".join(gpu.name for gpu in facts.gpus)
             here = f"{cards}, driver {facts.nvidia_driver}" if cards else f"driver {facts.nvidia_driver}, no card"
-            warning = f"torch for the CPU, though this machine has {here}: {reason}"
+            warning = f"the CPU variant of torch is chosen, although this machine has {here}: {reason}"
     fallbacks = [variants[chosen.instead]] if chosen.instead in variants else []
     return TorchChoice([chosen, *fallbacks], reason, warning)
 
 
 def is_older(version: str, than: str) -> bool:
-    """Return whether a driver version is older than another."""
+    """Return whether the driver version `version` is older than the version `than`."""
     return _numbers(version) < _numbers(than)
 
 
@@ -91,13 +94,18 @@ def _misfit(facts: HostFacts, variant: Variant, older_cards: Mapping[str, str]) 
 
 
 def _capability(name: str, older_cards: Mapping[str, str]) -> str | None:
-    """Return the compute capability of a GPU by the longest part of its name in the table, or None."""
+    """Return the compute capability of a GPU by its name, or None if the table has no part of the name.
+
+    Args:
+        name: the name of the GPU.
+        older_cards: {part of a GPU's name: compute capability}; the longest matching part counts.
+    """
     parts = [part for part in older_cards if re.search(rf"\b{re.escape(part)}", name)]
     return older_cards[max(parts, key=len)] if parts else None
 
 
 def _runs(capability: str, architectures: Sequence[str]) -> bool:
-    """Return whether a GPU can run machine code that was built for one of the architectures.
+    """Return whether a GPU of a compute capability can run machine code for one of the architectures.
 
     Code for X.Y runs on X.Z with Z >= Y (source: CUDA's programming guide, binary compatibility).
     """

@@ -212,7 +212,9 @@ class FolderMove:
     def _swap_all(self, pairs: Sequence[OpenPair], tree_copy: TreeCopy) -> None:
         asides = [(pair, self._swap(pair)) for pair in pairs]
         preflight.require_unused([pair.source_parent.path / aside for pair, aside in asides])
-        changed = tree_copy.changed_since()  # a program may have written between the last comparison and the swap
+        changed = (
+            tree_copy.original_has_changed()
+        )  # a program may have written between the last comparison and the swap
         for pair, aside in asides:
             if changed:
                 self._merge(pair, aside, is_copied=True)
@@ -256,7 +258,7 @@ class FolderMove:
                     self._kept([pair]),
                     is_copied=is_copied,
                 )
-                entries = merge.look()
+                entries = merge.compare()
                 # If the target holds all of an original that a killed run left, undo has nothing to separate.
                 if name == pair.source_name or not all(merge.is_placed(entry) for entry in entries):
                     self._place_merged(pair, whole, merge, entries)
@@ -266,7 +268,7 @@ class FolderMove:
                 return
             aside = self._swap(pair)
             preflight.require_unused([pair.source_parent.path / aside])
-            changed = merge.changed_since()
+            changed = merge.original_has_changed()
         if changed and aside == pair.source_name:
             raise BlockedError(f"{whole} changed during its merge. Stop the program that writes there, then run again.")
         if changed:
@@ -283,10 +285,10 @@ class FolderMove:
 
     def _place_merged(self, pair: OpenPair, whole: Path, merge: TreeMerge, entries: list[MergeEntry]) -> None:
         with _remove_partial_if_full([pair]):
-            merge.bring(entries)
+            merge.copy_to_stage(entries)
         manifest = merge_manifest.write(self.journal.backup, entries)
         self.journal.record(acts.FolderMerge(*pair.ends, manifest, whole=whole))
-        merge.place(entries)
+        merge.move_to_target(entries)
 
     def _link(self, pair: OpenPair) -> None:
         """Make the old path a link to the target; make an empty target folder if it is missing."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from provision.core.step import Check, State
 from provision.fs import tree
 from provision.fs.copy_tree import TreeCopy
-from provision.fs.merge_tree import MergeEntry, TreeMerge, holding
+from provision.fs.merge_tree import MergeEntry, TreeMerge, open_parent
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.relocation.undo_move import kept_for
@@ -107,7 +107,7 @@ class UndoMergeStep:
                     blocks = -(-entry.size // tree.BLOCK) if entry.kind == "file" and entry.twin is None else 1
                     size += tree.TreeSize(bytes=blocks * tree.BLOCK, inodes=entry.twin is None)
                 else:
-                    with holding(merged, entry.kept_at) as (parent, name), parent.enter(name) as folder:
+                    with open_parent(merged, entry.kept_at) as (parent, name), parent.enter(name) as folder:
                         size += tree.measure(folder)
         return size
 
@@ -244,27 +244,27 @@ class UndoMergeStep:
     def _copy_back(self, merged: OpenDir, restored: OpenDir, entries: Sequence[MergeEntry]) -> None:
         tree_copy = TreeCopy([], kept=self._kept)
         for entry in entries:
-            with holding(restored, entry.path) as (parent, name):
+            with open_parent(restored, entry.path) as (parent, name):
                 if entry.kind == "folder" and entry.action in _LISTED:
                     parent.make(name)
                 elif entry.kind == "folder":
-                    with holding(merged, entry.kept_at) as (kept_parent, kept), kept_parent.enter(kept) as original:
+                    with open_parent(merged, entry.kept_at) as (kept_parent, kept), kept_parent.enter(kept) as original:
                         parent.make(name)
                         with parent.enter(name) as copy:
                             TreeCopy([(original, copy)], kept=self._kept).run()
                 elif entry.twin is not None:
-                    with holding(restored, entry.twin) as (twin_parent, twin):
+                    with open_parent(restored, entry.twin) as (twin_parent, twin):
                         twin_parent.hardlink(twin, parent, name)
                 else:
-                    with holding(merged, entry.kept_at) as (kept_parent, kept):
+                    with open_parent(merged, entry.kept_at) as (kept_parent, kept):
                         tree_copy.copy_entry(kept_parent, kept, parent, name)
         for entry in reversed(entries):  # a folder comes after its entries, because they change its time
-            with holding(restored, entry.path) as (parent, name):
+            with open_parent(restored, entry.path) as (parent, name):
                 parent.set_mode_and_mtime(name, entry.mode, entry.mtime_ns)
 
     def _delete(self, merged: OpenDir, entry: MergeEntry) -> None:
         """Delete one entry from the merged folder, unless it has changed or holds new files."""
-        with contextlib.suppress(FileNotFoundError), holding(merged, entry.kept_at) as (parent, name):
+        with contextlib.suppress(FileNotFoundError), open_parent(merged, entry.kept_at) as (parent, name):
             if entry.kind == "folder" and entry.action in _LISTED:
                 with contextlib.suppress(OSError):
                     parent.rmdir(name)
@@ -291,15 +291,15 @@ class UndoMergeStep:
             return True  # `_delete` removes it only if it is empty
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            holding(merged, entry.kept_at) as (kept_parent, kept),
-            holding(restored, entry.path) as (parent, name),
+            open_parent(merged, entry.kept_at) as (kept_parent, kept),
+            open_parent(restored, entry.path) as (parent, name),
         ):
             if kept_parent.lstat(kept) is None:
                 return True  # an earlier undo has deleted it
             if entry.kind != "folder":
                 return TreeCopy([], kept=self._kept).is_equal(kept_parent, parent, kept, name)
             with kept_parent.enter(kept) as original, parent.enter(name) as copy:
-                return all(row.action == "same" for row in TreeMerge(original, copy, copy).look())
+                return all(row.action == "same" for row in TreeMerge(original, copy, copy).compare())
         return False
 
     def _is_left_empty(self, entry: MergeEntry) -> bool:
@@ -322,7 +322,7 @@ def _has_two_names(merged: OpenDir, entry: MergeEntry) -> bool:
     """Return whether the volume's earlier version has both names, because a run was killed between two acts."""
     if entry.action != "newer" or entry.other is None:
         return False
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), holding(merged, entry.path) as (parent, name):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_parent(merged, entry.path) as (parent, name):
         first, second = parent.lstat(name), parent.lstat(entry.other.rpartition("/")[2])
         return first is not None and second is not None and os.path.samestat(first, second)
     return False

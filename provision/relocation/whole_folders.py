@@ -73,7 +73,7 @@ def conflict(source: OpenDir, target: OpenDir, kept: KeptMetadata = ALL_KEPT) ->
     that both file systems keep.
     """
     kind = kind_of(source) or kind_of(target)
-    if kind is None or tree.is_empty(source) or TreeMerge(source, target, target, kept=kept).is_held():
+    if kind is None or tree.is_empty(source) or TreeMerge(source, target, target, kept=kept).is_contained():
         return None
     return (
         f"{source.path} and {target.path} differ, and the files of a {kind} are never merged with others. Give "

@@ -32,24 +32,24 @@ def test_file_that_changes_during_the_copy_is_copied_again(
 ) -> None:
     source.mkdir(parents=True)
     random_trees.small(source)
-    look = TreeCopy.look
-    looks = 0
+    copy_changes = TreeCopy.copy_changes
+    copies = 0
 
-    def look_then_write(self: TreeCopy) -> list[str]:
-        nonlocal looks
-        looks += 1
-        changed = look(self)
-        if looks == 1:
+    def copy_then_write(self: TreeCopy) -> list[str]:
+        nonlocal copies
+        copies += 1
+        changed = copy_changes(self)
+        if copies == 1:
             (source / "blobs/b").write_text("grown while it was copied")
             (source / "blobs/late").write_text("new while it was copied")
             (source / "blobs/deep/c").unlink()
             (source / "link").replace(source / "renamed")
         return changed
 
-    monkeypatch.setattr(TreeCopy, "look", look_then_write)
+    monkeypatch.setattr(TreeCopy, "copy_changes", copy_then_write)
     step = moving(source, other_disk)
     step.apply()
-    assert looks >= 2
+    assert copies >= 2
     assert (source / "blobs/b").read_text() == "grown while it was copied"
     assert (source / "blobs/deep/b too").read_text() == "grown while it was copied"
     assert (source / "blobs/late").exists()
@@ -63,15 +63,15 @@ def test_file_that_keeps_changing_blocks_the_move(
 ) -> None:
     source.mkdir(parents=True)
     random_trees.small(source)
-    look = TreeCopy.look
+    copy_changes = TreeCopy.copy_changes
 
-    def look_then_write(self: TreeCopy) -> list[str]:
-        changed = look(self)
+    def copy_then_write(self: TreeCopy) -> list[str]:
+        changed = copy_changes(self)
         with (source / "blobs/b").open("a") as file:
             file.write("more")
         return changed
 
-    monkeypatch.setattr(TreeCopy, "look", look_then_write)
+    monkeypatch.setattr(TreeCopy, "copy_changes", copy_then_write)
     with pytest.raises(BlockedError, match=r"blobs/.* keeps changing"):
         moving(source, other_disk).apply()
     assert not source.is_symlink()
