@@ -188,9 +188,7 @@ def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], 
     absent = [_text(sign) for sign in profile.all if not _is_present(sign, environ, top)]
     if not present or absent or (profile.any and not any(_is_present(sign, environ, top) for sign in profile.any)):
         missing = absent or [_text(sign) for sign in (*profile.any, *profile.all)]
-        return ProfileMatch(
-            name, profile, (), None, f"no {' or '.join(missing)}" if missing else "the profile has no sign"
-        )
+        return ProfileMatch(name, profile, (), None, f"no {' or '.join(missing)}" if missing else "no sign defined")
     if not profile.environments:
         return ProfileMatch(
             name, profile, tuple(present), None, f"{profile.roots[0]} holds no environments: {profile.traps[0]}"
@@ -204,9 +202,7 @@ def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], 
         )
     if one_pattern and len(mounts) > 1:
         several = ", ".join(map(str, mounts))
-        return ProfileMatch(
-            name, profile, tuple(present), None, f"several volumes are mounted: {several}; pass one with --root"
-        )
+        return ProfileMatch(name, profile, tuple(present), None, f"mounted are {several}; name one with --root")
     return ProfileMatch(
         name, profile, tuple(present), mounts[0] / profile.folder, f"{present[0]} is here, {mounts[0]} is a mount"
     )

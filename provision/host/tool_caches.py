@@ -86,21 +86,32 @@ def parse_argument(path: str, to: str | None, home: Path) -> tuple[str, Relocate
         home: the home folder.
 
     Raises:
-        SpecError: `to` is set for the name of a tool or is not a relative path inside the root, or `path` is `/`.
+        SpecError: `to` is set for the name of a tool or is not a relative path inside the root; or `to` is None and the
+            new path cannot be derived from `path`; or `path` is `/`.
     """
     if path in (*NAMES, "conda"):
         if to is not None:
             raise SpecError(
-                f"--to {to}: {path} is a tool, which has a fixed folder in the root. Run again without --to."
+                f"{path} is the name of a tool, and its folders have fixed paths in the root. Run again without --to."
             )
         return path, path
     source = Path(path).expanduser().absolute()
+    if source == Path(source.anchor):
+        raise SpecError(f"{path} is the top of the file system and cannot be relocated. Name a folder inside it.")
     inside = source.relative_to(home) if source.is_relative_to(home) else source.relative_to(source.anchor)
     label = f"~/{inside}" if source.is_relative_to(home) else str(source)
     try:
         return label, FolderSpec(path=label, to=to or f"relocated/{inside}")
     except ValueError as error:
-        raise SpecError(f"{path} cannot go to {to}: it is not a relative path inside the root.") from error
+        if to is None:
+            raise SpecError(
+                f"{path} contains .. or a backslash, so its path in the root cannot be derived from it. "
+                "Pass a relative path inside the root: --to relocated/NAME"
+            ) from error
+        raise SpecError(
+            f"--to must be a relative path inside the root, without .. and backslashes, and {to!r} is not. "
+            "Pass a path such as --to relocated/NAME"
+        ) from error
 
 
 def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:

@@ -271,9 +271,9 @@ def test_folders_named_in_conda_settings_are_relocated(home: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("relocate", "message"),
     [
-        ([{"path": "~/a", "to": "x"}, {"path": "~/b", "to": "x"}], "would both go to"),
-        ([{"path": "~/a", "to": "x"}, {"path": "~/b", "to": "x/y"}], "would both go to"),
-        ([{"path": "~/a", "to": "x"}, {"path": "~/a/b", "to": "y"}], "are nested"),
+        ([{"path": "~/a", "to": "x"}, {"path": "~/b", "to": "x"}], "would both move to"),
+        ([{"path": "~/a", "to": "x"}, {"path": "~/b", "to": "x/y"}], "would both move to"),
+        ([{"path": "~/a", "to": "x"}, {"path": "~/a/b", "to": "y"}], "one lies inside the other"),
         ([{"path": "~/a", "to": "envs"}], "keeps its own files there"),
         ([{"path": "~/a", "to": ".firstlight/x"}], "keeps its own files there"),
         ([{"path": "/", "to": "x"}], "neither absolute nor in the home"),

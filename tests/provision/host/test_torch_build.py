@@ -112,7 +112,7 @@ MACHINES = {
         sys="470.223.02",
         cards=("Tesla T4",),
         smi="Tesla T4, [N/A], 470.223.02",
-        warning="torch for the CPU, though this machine has Tesla T4, driver 470.223.02",
+        warning="the CPU variant of torch is chosen, although this machine has Tesla T4, driver 470.223.02",
     ),
     "K80": Machine(
         "cpu",
@@ -212,10 +212,10 @@ def test_requested_variant_is_used(probed: Any) -> None:
         (
             "auto",
             Machine("", "", system="Darwin", machine="x86_64"),
-            r"no lock fits this machine \(darwin x86_64\).*macos",
+            r"no lock file fits this machine \(darwin x86_64\).*macos",
         ),
         ("cu999", Machine("", ""), "unknown variant 'cu999'; available: .*cu126"),
-        ("macos", Machine("", ""), "is for darwin, this machine is linux"),
+        ("macos", Machine("", ""), "is for darwin, but this machine runs linux"),
     ],
 )
 def test_unknown_or_unfit_variant_is_rejected(probed: Any, requested: str, machine: Machine, message: str) -> None:
