@@ -1,1 +1,1 @@
-"""Moves folders to the volume, links their old paths to them, and restores the links after a wipe."""
+"""Moves folders to the volume, makes links to them at their old paths, and restores the links after a wipe."""

@@ -1,4 +1,4 @@
-"""Provides the step that restores the links at every login, by a marked block in the shell's start file."""
+"""Provides the setup step for the login block: a marked block in the shell's start file that restores the links."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _OURS = b"# The file was made for this block."
 
 
 class LoginStep:
-    """Adds the block to the start file of the user's shell, or (`wanted` is False) removes it from all start files.
+    """Adds the login block to the start file of the user's shell, or removes it from all start files.
 
-    The block runs relink.sh and reads variables.sh, if the volume is mounted.
+    If the volume is mounted, the block runs relink.sh and reads variables.sh.
     """
 
     name = "login"
@@ -37,7 +37,15 @@ class LoginStep:
     local = True
 
     def __init__(self, root: Root, home: Path, environ: Mapping[str, str], journal: Journal, *, wanted: bool) -> None:
-        """Take the home with the start files, and the environment variables, which name the user's shell."""
+        """Take the paths, the environment variables, and whether the block should exist.
+
+        Args:
+            root: the root with relink.sh and variables.sh.
+            home: the home folder with the start files.
+            environ: the environment variables; SHELL names the user's shell.
+            journal: the journal of this run.
+            wanted: True adds the block, False removes it from all start files.
+        """
         self.root = root
         self.journal = journal
         self.wanted = wanted
@@ -45,13 +53,13 @@ class LoginStep:
         self.file = self.files[shell_of(environ)]
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         if self.wanted:
             return f"add a marked block to {self.file} that runs {self.root.relink} at login"
         return "remove the marked block from the shell's start file"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read completely)
-        """Check that the right start file holds the block, and that the block is intact."""
+        """Check that the start file of the user's shell has an intact block; if unwanted, that no start file has it."""
         with_block = []
         for file in self.files.values():
             with contextlib.suppress(PermissionError):  # a start file that this user may not read holds no block
@@ -62,7 +70,7 @@ class LoginStep:
             if content.count(BEGIN) != 1 or content.count(END) != 1 or content.find(END) < content.find(BEGIN):
                 return Check(
                     State.BLOCKED,
-                    f"the firstlight block in {file} is damaged. Remove its lines, from {BEGIN.decode()} on, "
+                    f"the firstlight block in {file} is damaged. Remove its lines, which begin with {BEGIN.decode()}, "
                     "then run again.",
                 )
         if not self.wanted:
@@ -75,7 +83,7 @@ class LoginStep:
         return Check(State.OK, f"{self.file} runs {self.root.relink} at login")
 
     def apply(self) -> None:
-        """Add the block, or remove it; every other byte of the file stays."""
+        """Add the block to the start file, or remove it; every other byte of the file stays."""
         if not self.wanted:
             for file in self.files.values():
                 with contextlib.suppress(PermissionError):
@@ -93,7 +101,7 @@ class LoginStep:
         make_folders(real.parent, self.journal)
         if real.exists() and not os.access(real, os.W_OK):
             raise BlockedError(
-                f"{real} is not writable. Add these lines to it yourself:\n{self._block(is_ours=False).decode()}"
+                f"{real} is not writable. Add these lines to this file yourself:\n{self._block(is_ours=False).decode()}"
             )
         keep_backup(real, content if not remove_empty or content else None, self.journal)
         if remove_empty and not content:
@@ -108,7 +116,7 @@ class LoginStep:
 
 
 def shell_of(environ: Mapping[str, str]) -> str:
-    """Return the user's login shell: bash, zsh, fish or powershell. An unknown shell counts as bash."""
+    """Return the user's login shell: "bash", "zsh", "fish" or "powershell"; "bash" for any other shell."""
     if sys.platform == "win32":
         return "powershell"
     name = Path(environ.get("SHELL") or "bash").name
@@ -116,7 +124,7 @@ def shell_of(environ: Mapping[str, str]) -> str:
 
 
 def start_files(environ: Mapping[str, str], home: Path) -> dict[str, Path]:
-    """Return {shell: the file that it reads when an interactive session starts}."""
+    """Return {shell: path of the start file that the shell reads when an interactive session starts}."""
     config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     return {
         "bash": home / (".bash_profile" if sys.platform == "darwin" else ".bashrc"),
@@ -163,9 +171,10 @@ _TEXTS = {".fish": _fish, ".ps1": _powershell}
 
 
 def _with_block(content: bytes, block: bytes) -> bytes:
-    """Return the content with the block in place of an earlier one, else at its end.
+    """Return the content of a start file with the block: in place of an earlier block, else at the end.
 
-    A last line without a newline gets one, and the block then ends without a newline. Removal restores both.
+    If the last line has no newline, it gets one, and the block ends without a newline. So the removal of the block
+    restores the content exactly.
     """
     start, end = content.find(BEGIN), content.find(END)
     if start >= 0 and end >= 0:

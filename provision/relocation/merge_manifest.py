@@ -1,4 +1,4 @@
-"""Writes the list of the entries of a merge, from which undo separates the two folders again."""
+"""Writes the list of the entries of a merge; undo reads this list to separate the two folders again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write(folder: Path, entries: Iterable[MergeEntry]) -> Path:
-    """Write the entries to a new file among the backups in `folder`, sync it to the disk, and return its path."""
+    """Write the entries as JSON to a new file in the folder of backups, sync the file, and return its path."""
     durable.make_folders(folder)
     path = folder / f"merge-{sum(1 for _ in folder.iterdir())}.json"
     with path.open("x", encoding="ascii") as file:

@@ -1,4 +1,4 @@
-"""Moves folders to the volume and leaves links; at each instant one path, named in the journal, has a complete copy."""
+"""Moves folders to the volume and leaves links; at every time one path, named in the journal, has the complete data."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 class FolderMove:
     """Moves the folders of one label together, so that hard links between the folders are kept.
 
-    `conflicts` lists the files that a merge kept beside a newer version. `kept_whole` has a text for each environment,
-    or other whole folder, that a merge kept beside the target's.
+    `conflicts` has the path of each older version of a file that a merge kept beside the newer version. `kept_whole`
+    has a text for each whole folder, such as an environment, that a merge kept beside the target's folder.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class FolderMove:
     ) -> None:
         """Take the journal, which records each act before it is done, and the progress callback.
 
-        `target` has the features of the targets' file system. `kept` is the metadata that the file systems of both
-        sides keep; default: what that of the targets keeps.
+        `target` has the features of the file system of the targets. `kept` is the metadata that the file systems of the
+        sources and of the targets keep; default: the metadata that the file system of the targets keeps.
         """
         self.journal = journal
         self.progress = progress
@@ -75,7 +75,7 @@ class FolderMove:
         real = [pair for pair in pairs if link_target(pair.source) is None and pair.source.is_dir()]
         for pair in pairs:
             if pair not in real:
-                self._run([pair])  # one at a time, because each pair needs two open folders
+                self._run([pair])  # one pair at a time, because each pair needs two open descriptors
         self._run(real)
 
     def _run(self, pairs: Sequence[MovePair]) -> None:
@@ -96,7 +96,10 @@ class FolderMove:
                 self._finish_killed_run(pair)
 
     def relink(self, pairs: Collection[MovePair]) -> None:
-        """Make the links to folders that are at their targets, with one journal record and one sync per parent."""
+        """Make missing links to folders that are complete at their targets.
+
+        All links have one act in the journal, and each parent folder is synced once.
+        """
         if not pairs:
             return
         by_parent: dict[Path, list[MovePair]] = {}
@@ -113,7 +116,7 @@ class FolderMove:
                 folder.sync()
 
     def _remove_prepared_links(self, pair: OpenPair) -> None:
-        """Remove links that a killed run made under a temporary name and did not put in place."""
+        """Remove links that a killed run made under a temporary name and did not rename to their final name."""
         if pair.source_parent.readlink(pair.aside_name) == str(pair.paths.target):
             pair.source_parent.unlink(pair.aside_name)
         if pair.target_parent.readlink(pair.target_name) == str(pair.paths.target):
@@ -123,7 +126,7 @@ class FolderMove:
         folders = [pair.source_parent.path / pair.source_name for pair in real]
         for pair, folder in zip(real, folders, strict=True):
             if self.kept.modes or self.target.modes is False:
-                preflight.require_safe_parent(pair.source_parent)  # fixed modes of the originals say nothing
+                preflight.require_safe_parent(pair.source_parent)  # skipped if the home's modes are fixed
             preflight.require_no_mount(folder)
             if pair.target_parent.path.is_relative_to(folder):
                 raise BlockedError(f"{pair.paths.target} lies inside {folder}. Choose another root: --root DIR")
@@ -148,7 +151,7 @@ class FolderMove:
         return self._exchange_with_link(pair, pair.target_parent, pair.target_name)
 
     def _exchange_with_link(self, pair: OpenPair, folder: OpenDir, name: str) -> bool:
-        """Give the source folder another name, and its path the link; return False if a rename fails with EXDEV."""
+        """Rename the source folder, and make the link at its old path; return False if the rename fails with EXDEV."""
         # The link is made under the new name first, so that one exchange sets both names at the same instant.
         folder.symlink(name, str(pair.paths.target))
         try:
@@ -170,7 +173,7 @@ class FolderMove:
         return True
 
     def _copy(self, pairs: Sequence[OpenPair]) -> None:
-        """Copy all folders and verify the copies, then give each copy its name and each old path its link."""
+        """Copy all folders and verify the copies; then rename each copy to its target, and make the links."""
         with contextlib.ExitStack() as stack:
             folders = []
             total, copied = tree.TreeSize(), tree.TreeSize()
@@ -199,22 +202,21 @@ class FolderMove:
             self._swap_all(pairs, tree_copy)
 
     def _require_storable(self, size: tree.TreeSize, pair: OpenPair) -> None:
-        """Check that the tree can be moved, and that the target's file system can store it."""
-        # Where the targets keep owners and one side does not, the originals' file system sets one owner for all.
+        """Check that this user can move the tree, and that the target's file system can store the tree."""
+        # If the targets keep owners, but `kept` does not, the file system of the originals sets one owner for all.
         preflight.require_movable(size, has_owners=self.kept.owners or self.target.owners is False)
         preflight.require_storable(size, self.target, pair.target_parent.path)
 
     def _kept(self, pairs: Sequence[OpenPair]) -> KeptMetadata:
-        """Return the metadata that the copies keep; in a folder with the set-group-ID bit they have its group."""
+        """Return the metadata that the copies keep; not the group if a parent folder has the set-group-ID bit."""
         parents = [parent for pair in pairs for parent in (pair.source_parent, pair.target_parent)]
         return replace(self.kept, group=not any(has_set_group_id(parent) for parent in parents))
 
     def _swap_all(self, pairs: Sequence[OpenPair], tree_copy: TreeCopy) -> None:
         asides = [(pair, self._swap(pair)) for pair in pairs]
         preflight.require_unused([pair.source_parent.path / aside for pair, aside in asides])
-        changed = (
-            tree_copy.original_has_changed()
-        )  # a program may have written between the last comparison and the swap
+        # A program may have written to an original between the last comparison and the swap.
+        changed = tree_copy.original_has_changed()
         for pair, aside in asides:
             if changed:
                 self._merge(pair, aside, is_copied=True)
@@ -222,14 +224,14 @@ class FolderMove:
                 self._remove_original(pair, aside)
 
     def _swap(self, pair: OpenPair) -> str:
-        """Replace the old path by the link, test the link, and return the name that the original folder has now."""
+        """Replace the original folder by the link, and return the present name of the original folder."""
         self.journal.record(acts.FolderSwap(*pair.ends, pair.paths.aside, whole=pair.paths.target))
         # A folder that cannot be renamed keeps its name, and `_remove_original` deletes it there.
         has_moved = self._exchange_with_link(pair, pair.source_parent, pair.aside_name)
         return pair.aside_name if has_moved else pair.source_name
 
     def _remove_original(self, pair: OpenPair, name: str) -> None:
-        """Delete the original folder under its current name `name`; this is the last act of a move."""
+        """Delete the original folder, which has the name `name` now; this is the last act of a move."""
         original = pair.paths.source.with_name(name)
         self.journal.record(acts.OriginalRemoval(*pair.ends, original, whole=pair.paths.target))
         tree.remove(pair.source_parent, name)
@@ -239,9 +241,13 @@ class FolderMove:
             self._require_link_works(pair)
 
     def _merge(self, pair: OpenPair, name: str, *, is_copied: bool = False) -> None:
-        """Merge the source, or a folder beside it, into the target; a merged source is then replaced by the link.
+        """Merge the folder `name` into the target; if it is the source folder, replace it by the link.
 
-        `is_copied`: this run has made the target as a copy of the folder, so their environments are the same ones.
+        Args:
+            pair: the open parent folders.
+            name: the name of the source folder, or of the folder beside it that an earlier swap has renamed.
+            is_copied: this run has made the target as a copy of the folder, so whole folders of the same name in both
+                are the same.
         """
         whole = pair.source_parent.path / name
         with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
@@ -259,7 +265,7 @@ class FolderMove:
                     is_copied=is_copied,
                 )
                 entries = merge.compare()
-                # If the target holds all of an original that a killed run left, undo has nothing to separate.
+                # If a killed run left the original, and the target has all its entries, undo has nothing to separate.
                 if name == pair.source_name or not all(merge.is_placed(entry) for entry in entries):
                     self._place_merged(pair, whole, merge, entries)
             tree.remove(pair.target_parent, pair.partial_name)
@@ -270,7 +276,7 @@ class FolderMove:
             preflight.require_unused([pair.source_parent.path / aside])
             changed = merge.original_has_changed()
         if changed and aside == pair.source_name:
-            raise BlockedError(f"{whole} changed during its merge. Stop the program that writes there, then run again.")
+            raise BlockedError(f"{whole} changed during its merge. Stop the program that writes to it, then run again.")
         if changed:
             self._merge(pair, aside)
         self._remove_original(pair, aside)
@@ -291,12 +297,12 @@ class FolderMove:
         merge.move_to_target(entries)
 
     def _link(self, pair: OpenPair) -> None:
-        """Make the old path a link to the target; make an empty target folder if it is missing."""
+        """Make a link to the target at the old path; if the target is missing, make an empty folder there."""
         target = str(pair.paths.target)
         present = pair.source_parent.readlink(pair.source_name)
         if pair.target_parent.lstat(pair.target_name) is None:
             self.journal.record(acts.TargetCreation(*pair.ends, path=pair.paths.target))
-            pair.target_parent.make(pair.target_name, 0o777)  # as the umask allows: other users read a shared cache
+            pair.target_parent.make(pair.target_name, 0o777)  # without the umask's bits: others may read a shared cache
         if present == target:
             return
         self.journal.record(acts.MoveLink(*pair.ends, path=pair.paths.source, was=present))
@@ -312,7 +318,10 @@ class FolderMove:
         pair.source_parent.sync()
 
     def _finish_killed_run(self, pair: OpenPair) -> None:
-        """Merge the original that a killed run left, because it may have changed since; delete what is left over."""
+        """Merge the original folder that a killed run left, and delete it and the unfinished copy.
+
+        The original is merged because a program may have changed it since.
+        """
         if pair.source_parent.lstat(pair.aside_name) is not None:
             preflight.require_unused([pair.source_parent.path / pair.aside_name])
             self._require_no_conflict(pair, pair.aside_name)
@@ -326,13 +335,13 @@ class FolderMove:
         source, target = pair.ends
         linked, status = source.stat(), pair.target_parent.lstat(pair.target_name)
         if status is None or (linked.st_dev, linked.st_ino) != (status.st_dev, status.st_ino):
-            raise FirstlightError(f"{source} does not lead to {target}. Look at both: ls -ld {source} {target}")
+            raise FirstlightError(f"{source} does not lead to {target}. Look at both paths: ls -ld {source} {target}")
         next(source.iterdir(), None)
 
 
 @contextlib.contextmanager
 def _remove_partial_if_full(pairs: Sequence[OpenPair]) -> Iterator[None]:
-    """Delete the unfinished copies if the disk becomes full, because a full disk also stops other programs."""
+    """Delete the unfinished copies if the disk becomes full in a `with` block, since that also stops other programs."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Names the paths of one folder move, and opens the two folders in which they lie."""
+"""Names the paths of one folder move, and opens the parent folders of its old path and its new path."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MovePair:
-    """Hold the old path of a folder, which becomes a link, and its new path, the target of the link."""
+    """Hold the two paths of a folder move: `source` is the old path, which becomes a link to `target`, the new path."""
 
     source: Path
     target: Path
 
     @property
     def aside(self) -> Path:
-        """Return the path of the original folder between the swap with the link and its removal."""
+        """Return the path that the original folder has after the link took its place, and before it is deleted."""
         return beside(self.source, "aside")
 
     @property
     def partial(self) -> Path:
-        """Return the path of the unfinished copy, beside the target."""
+        """Return the path of the unfinished copy, which lies beside the target."""
         return beside(self.target, "partial")
 
     @property
     def unfinished(self) -> bool:
-        """Return whether a killed run left an original or an unfinished copy behind."""
+        """Return whether a killed run left an original folder at `aside` or an unfinished copy at `partial`."""
         return os.path.lexists(self.aside) or os.path.lexists(self.partial)
 
     @property
     def is_wiped(self) -> bool:
-        """Return whether only the link is missing: the target is complete and nothing is left to clean up."""
+        """Return whether only the link is missing, as after a wipe: the target exists, and no move is unfinished."""
         return not os.path.lexists(self.source) and self.target.is_dir() and not self.unfinished
 
 
@@ -53,7 +53,7 @@ class OpenPair:
     """Hold the paths of a move, with open descriptors of the two parent folders."""
 
     def __init__(self, paths: MovePair, source_parent: OpenDir, target_parent: OpenDir) -> None:
-        """Take the paths, and the two open folders."""
+        """Take the paths, and the open parent folders of the source and the target."""
         self.paths = paths
         self.source_parent, self.source_name = source_parent, paths.source.name
         self.target_parent, self.target_name = target_parent, paths.target.name
@@ -61,12 +61,12 @@ class OpenPair:
 
     @property
     def ends(self) -> tuple[Path, Path]:
-        """Return the old path and the new path of the folder."""
+        """Return (old path, new path) of the folder, below the real paths of the open parent folders."""
         return self.paths.source, self.paths.target
 
     @property
     def source_is_real(self) -> bool:
-        """Return whether the old path is a folder, and no link."""
+        """Return whether the old path is a real folder, not a link."""
         status = self.source_parent.lstat(self.source_name)
         is_folder = status is not None and stat.S_ISDIR(status.st_mode)
         return is_folder and self.source_parent.readlink(self.source_name) is None
@@ -83,7 +83,7 @@ class OpenPair:
 
 @contextlib.contextmanager
 def open_parents(paths: MovePair, journal: Journal) -> Iterator[OpenPair]:
-    """Make the folders in which both paths lie, and yield the pair with both open."""
+    """Make and open the parent folders of both paths during a `with` block, and yield the pair with them."""
     make_folders(paths.target.parent, journal)
     make_folders(paths.source.parent, journal)
     with OpenDir.at(paths.source.parent) as source_parent, OpenDir.at(paths.target.parent) as target_parent:
@@ -91,21 +91,29 @@ def open_parents(paths: MovePair, journal: Journal) -> Iterator[OpenPair]:
 
 
 def partial_folder(pair: OpenPair, *, has_owners: bool) -> OpenDir:
-    """Open the folder of the unfinished copy, made if it is missing; refuse a folder of another user.
+    """Open the folder of the unfinished copy during a `with` block; make the folder if it is missing.
 
-    Without owners (`has_owners`) every folder of the file system has the same one, which says nothing.
+    `has_owners` is False if the file system sets one owner for all entries; the owner is then not checked.
+
+    Raises:
+        BlockedError: the folder belongs to another user.
     """
     if pair.target_parent.lstat(pair.partial_name) is None:
         pair.target_parent.make(pair.partial_name)
     partial = pair.target_parent.enter(pair.partial_name)
     if has_owners and partial.descriptor is not None and os.fstat(partial.descriptor).st_uid != os.geteuid():
         partial.close()
-        raise BlockedError(f"{pair.paths.partial} belongs to another user. Look at it: ls -ld {pair.paths.partial}")
+        raise BlockedError(
+            f"{pair.paths.partial} belongs to another user. Look at the folder: ls -ld {pair.paths.partial}"
+        )
     return partial
 
 
 def beside(path: Path, purpose: str) -> Path:
-    """Return a hidden path beside `path`; a name over 255 bytes, the limit of file systems, becomes its hash."""
+    """Return a hidden path in the parent folder of `path`, whose name contains the name of `path` and `purpose`.
+
+    A name of more than 255 bytes, the limit of file systems, is replaced by its hash.
+    """
     suffix = f".firstlight-{purpose}"
     name = path.name
     if len(os.fsencode(name)) + len(suffix) + 1 > 255:
@@ -114,5 +122,5 @@ def beside(path: Path, purpose: str) -> Path:
 
 
 def has_set_group_id(folder: OpenDir) -> bool:
-    """Return whether new entries of a folder get its group, because it has the set-group-ID bit."""
+    """Return whether a folder has the set-group-ID bit, so that new entries get the folder's group."""
     return folder.descriptor is not None and bool(os.fstat(folder.descriptor).st_mode & stat.S_ISGID)

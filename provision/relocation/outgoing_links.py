@@ -26,7 +26,10 @@ _MOST_LINKS = 40  # the limit of the Linux kernel (source: include/linux/namei.h
 
 @dataclass(frozen=True)
 class OutgoingLink:
-    """Describe one link: its path relative to the folder, its present text, and an absolute one for the same place."""
+    """Describe one relative link that leads out of a folder.
+
+    `path` is relative to the folder. `was` is the link's present text, `text` an absolute path to the same file.
+    """
 
     path: str
     was: str
@@ -34,9 +37,10 @@ class OutgoingLink:
 
 
 def make_absolute(moves: Mapping[Path, Path], journal: Journal) -> list[str]:
-    """Make the relative links absolute that lead out of folders which will be moved, and return their paths.
+    """Make relative links absolute if they lead out of folders that will be moved, and return the links' paths.
 
-    This is done before the move. Each link then leads to its place at every instant, and also after a crash.
+    The links are changed before the move, so that each of them leads to the same file at every time, also after a
+    crash.
 
     Args:
         moves: {path of a folder: its new path}. A path that is a link, or no folder, is skipped.
@@ -44,7 +48,7 @@ def make_absolute(moves: Mapping[Path, Path], journal: Journal) -> list[str]:
 
     Raises:
         BlockedError: a folder cannot be moved now.
-        OSError: a link cannot be replaced.
+        OSError: a link cannot be replaced by an absolute one.
     """
     folders = {
         source.parent.resolve() / source.name: target
@@ -68,9 +72,9 @@ def make_absolute(moves: Mapping[Path, Path], journal: Journal) -> list[str]:
 
 
 def outgoing_links(folder: OpenDir, moves: Mapping[Path, Path]) -> list[OutgoingLink]:
-    """Return the relative links of a folder that would lead elsewhere after the moves.
+    """Return the relative links of a folder that would lead to another path after the moves.
 
-    A link that leads nowhere is left out, and so is one that leads to the same file before and after, such as a link
+    A dangling link is left out. So is a link that leads to the same file before and after the moves, such as a link
     between two folders that move together.
 
     Args:
@@ -81,7 +85,7 @@ def outgoing_links(folder: OpenDir, moves: Mapping[Path, Path]) -> list[Outgoing
 
 
 def set_text(folder: OpenDir, name: str, text: str, kept: KeptMetadata = ALL_KEPT) -> None:
-    """Give a link another text in one instant; its owner and times, and the folder's time, stay.
+    """Replace the text of a link atomically; the owner and times of the link, and the times of the folder, stay.
 
     `kept` is the metadata that the file system keeps.
 
@@ -103,7 +107,7 @@ def set_text(folder: OpenDir, name: str, text: str, kept: KeptMetadata = ALL_KEP
 
 
 def set_texts(folder: OpenDir, texts: Mapping[str, str], kept: KeptMetadata = ALL_KEPT) -> None:
-    """Give links below a folder other texts; `texts` is {relative path: text}, and `kept` as in `set_text`."""
+    """Replace the texts of links below a folder; `texts` is {relative path: new text}, and `kept` as in `set_text`."""
     for path, text in texts.items():
         *parents, name = path.split("/")
         with ExitStack() as stack:
@@ -114,13 +118,13 @@ def set_texts(folder: OpenDir, texts: Mapping[str, str], kept: KeptMetadata = AL
 
 
 def remove_prepared(folder: OpenDir, name: str) -> None:
-    """Remove the link under a temporary name that a killed run may have left."""
+    """Remove the temporary link for the link `name`, which a killed run may have left."""
     if folder.readlink(prepared(Path(name)).name) is not None:
         folder.unlink(prepared(Path(name)).name)
 
 
 def prepared(link: Path) -> Path:
-    """Return the temporary path of a link that gets another text."""
+    """Return the path of the temporary link that is renamed to `link`, in order to replace it atomically."""
     return link.with_name(f".{hashlib.sha256(os.fsencode(link.name)).hexdigest()[:16]}.firstlight-link")
 
 
@@ -140,13 +144,18 @@ def _below(top: OpenDir, here: OpenDir, parts: tuple[str, ...], moves: Mapping[P
 
 
 def _place_outside(top: Path, parts: tuple[str, ...], text: str) -> Path | None:
-    """Return the absolute path to which a link leads if its text leaves the folder `top`, else None.
+    """Return the absolute path to which a link leads if the `..` of its own text lead out of the folder `top`.
 
-    The components are followed as the kernel does. A link on the way that is absolute, or leaves the folder itself, is
-    a link of its own, so it decides nothing here.
+    The components of the text are followed as the kernel follows them. If another link on the path is absolute, or
+    leads out of `top` itself, the result is None, because that link is examined on its own.
+
+    Args:
+        top: the folder.
+        parts: the path of the link's parent folder, relative to `top`.
+        text: the text of the link.
     """
     here, links = list(parts), 0
-    todo = [(part, True) for part in _components(text)]  # (component, whether it is of the text itself)
+    todo = [(part, True) for part in _components(text)]  # (component, whether it comes from the text of the link)
     while todo:
         part, is_own = todo.pop(0)
         if part == os.pardir and here:
@@ -166,14 +175,22 @@ def _place_outside(top: Path, parts: tuple[str, ...], text: str) -> Path | None:
 
 
 def _below_real(folder: Path, parts: list[str]) -> Path:
-    """Return the path of the components below a folder whose path contains no link, without `..` at the start."""
+    """Return the path of `parts` below a folder whose path contains no link; each `..` at the start goes up once."""
     while parts and parts[0] == os.pardir:
         folder, parts = folder.parent, parts[1:]
     return folder.joinpath(*parts)
 
 
 def _stays_valid(outside: Path, text: str, moves: Mapping[Path, Path], parts: Sequence[str], top: OpenDir) -> bool:
-    """Return whether the text leads to the new path of the same file after the moves."""
+    """Return whether the unchanged text of a link leads to the same file after the moves.
+
+    Args:
+        outside: the absolute path to which the link leads before the moves.
+        text: the text of the link.
+        moves: {path of a moved folder: its new path}.
+        parts: the path of the link's parent folder, relative to `top`.
+        top: the moved folder in which the link lies.
+    """
     place = Path(os.path.normpath(outside))
     new_top = moves.get(top.path)
     for source, target in moves.items():

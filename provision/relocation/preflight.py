@@ -1,4 +1,4 @@
-"""Checks before a folder move: no process uses the folder, all of it can be moved, and the target has space."""
+"""Checks before a folder move that no process uses the folder, that it can be moved, and that the target has space."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _USES_SHOWN = 3
 
 
 def processes_using(folders: Sequence[Path], proc: Path = Path("/proc")) -> list[tuple[int, str, str]]:
-    """Return (pid, program, path in use) of each process with an open file, mapping or working folder in the folders.
+    """Return (pid, program, used path) of each process with an open file, mapping or working folder in `folders`.
 
-    Processes of other users are missed if the kernel hides them. Of this process only the working folder counts.
+    Processes of other users are left out if the kernel hides them. For this process only the working folder is checked.
 
     Args:
         folders: real paths, without links.
@@ -46,7 +46,7 @@ def require_unused(folders: Sequence[Path]) -> None:
     """Check that no process uses these folders.
 
     Raises:
-        BlockedError: a process does; the message names its pid and the path.
+        BlockedError: a process uses a folder; the message has its pid and the used path.
     """
     processes = processes_using(folders)
     if processes:
@@ -59,7 +59,7 @@ def require_no_mount(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo"
     """Check that no file system is mounted inside the folder.
 
     Raises:
-        BlockedError: a file system is.
+        BlockedError: a file system is mounted inside the folder.
     """
     try:
         lines = mountinfo.read_bytes().splitlines()
@@ -77,25 +77,25 @@ def require_safe_parent(parent: OpenDir) -> None:
     """Check that no other user can replace an entry of this folder.
 
     Raises:
-        BlockedError: every user may rename entries in it.
+        BlockedError: every user may rename entries of the folder: it is writable for all, and has no sticky bit.
     """
     if parent.descriptor is None:
         return
     mode = os.fstat(parent.descriptor).st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise BlockedError(
-            f"every user may rename files in {parent.path}, so a folder move there is not safe. Take that right away: "
+            f"every user may rename files in {parent.path}, so a folder move there is not safe. Remove that right: "
             f"chmod o-w {parent.path}"
         )
 
 
 def existing_folder(path: Path) -> Path:
-    """Return the path, or its nearest parent that exists."""
+    """Return `path` if it exists, else its nearest parent folder that exists."""
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def require_writable(folder: Path) -> None:
-    """Check that this user can change the entries of a folder; for a missing one, of its nearest parent that exists.
+    """Check that this user can make entries in a folder; if it is missing, in its nearest parent folder that exists.
 
     Raises:
         BlockedError: the folder is not writable, or its file system is read-only.
@@ -106,14 +106,14 @@ def require_writable(folder: Path) -> None:
 
 
 def is_one_mount(first: Path, second: Path) -> bool:
-    """Return whether a rename between two existing folders is possible: they are on one file system and one mount."""
+    """Return whether entries can be renamed from one existing folder to another: both are on the same mount."""
     if first.stat().st_dev != second.stat().st_dev:
         return False
     return _mount_id(first) == _mount_id(second)
 
 
 def _mount_id(folder: Path) -> bytes | None:
-    """Return the line of the mount id of a folder (man 5 proc_pid_fdinfo); None without procfs."""
+    """Return the line with the mount id of a folder (man 5 proc_pid_fdinfo), such as b"mnt_id: 21"; else None."""
     if not hasattr(os, "O_PATH"):
         return None
     descriptor = os.open(folder, os.O_PATH)
@@ -127,18 +127,21 @@ def _mount_id(folder: Path) -> bytes | None:
 
 
 def require_space(
-    size: TreeSize, copied: TreeSize, target: Path, advice: str = "Free some, or give another --root, then run again."
+    size: TreeSize,
+    copied: TreeSize,
+    target: Path,
+    advice: str = "Free some space, or give another --root, then run again.",
 ) -> None:
-    """Check that a file system has the free bytes and inodes for a copy, plus a tenth.
+    """Check that a file system has enough free bytes and inodes for a copy: those of the copy, plus a tenth.
 
     Args:
         size: the size of the tree to copy.
-        copied: the size of the part that an earlier run has copied.
+        copied: the size of the part that an interrupted run has copied already.
         target: a folder on the file system.
         advice: the last sentence of the message.
 
     Raises:
-        BlockedError: it has not; the message names the needed and the free number.
+        BlockedError: bytes or inodes are short; the message has the needed and the free number.
     """
     if not hasattr(os, "statvfs"):
         return
@@ -158,7 +161,7 @@ def require_movable(size: TreeSize, *, has_owners: bool = True) -> None:
 
     Args:
         size: the size of the tree.
-        has_owners: the owners of the tree are those of its files; False where its file system sets one for all.
+        has_owners: False if the file system of the tree sets one owner for all files; owners are then not checked.
 
     Raises:
         BlockedError: an entry belongs to another user and this user is not root, or a file system is mounted in it.
@@ -167,7 +170,7 @@ def require_movable(size: TreeSize, *, has_owners: bool = True) -> None:
         raise BlockedError(f"{size.mount} is a mount point. Unmount it, then run again: umount {size.mount}")
     if size.foreign is not None and has_owners:
         raise BlockedError(
-            f"{size.foreign} belongs to another user, and a copy of it would belong to you. Look at it: "
+            f"{size.foreign} belongs to another user, and a copy of it would belong to you. Look at the entry: "
             f"ls -ld {size.foreign}; move it away, or change its owner."
         )
 
@@ -178,10 +181,11 @@ def require_storable(size: TreeSize, target: Capabilities, folder: Path) -> None
     Args:
         size: the size of the tree.
         target: the features of the file system.
-        folder: a folder on it, for the message.
+        folder: a folder on the file system, for the message.
 
     Raises:
-        BlockedError: the tree has a symbolic link, or two names that differ by case only, and the file system cannot.
+        BlockedError: the tree has a symbolic link, or two names that differ by case only, and the file system cannot
+            store these.
     """
     remedy = "Leave this folder in the home (`relocate` in host.toml), or give another --root."
     if target.symlink is False and size.link is not None:
@@ -192,9 +196,12 @@ def require_storable(size: TreeSize, target: Capabilities, folder: Path) -> None
 
 
 def _used_paths(process: Path, inside: Sequence[bytes], *, is_own: bool) -> Iterator[bytes]:
-    """Yield the paths in the folders that one process uses.
+    """Yield the paths below the folders `inside` that one process uses, as bytes.
 
-    Nothing is yielded for a process that has ended, or whose files this user may not read.
+    Args:
+        process: the process's folder in /proc. If it has ended, or this user may not read it, nothing is yielded.
+        inside: the real paths of the folders.
+        is_own: it is the calling process, for which only the working folder is checked.
     """
 
     def is_inside(path: bytes) -> bool:

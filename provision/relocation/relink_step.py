@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
 
 class LinkStep(Protocol):
-    """Describe a step that makes links."""
+    """Describe a setup step that makes links into the root."""
 
     def linked(self) -> Iterator[links.Link]:
-        """Yield the links of this step that are in place."""
+        """Yield the links of this step that exist and lead into the root."""
 
 
 class LinksByHand:
-    """Finds the links that the user has made from caches to the root, so that a wipe does not lose them."""
+    """Finds links from caches to the root that the user has made, so that they are recorded and survive a wipe."""
 
     def __init__(self, paths: Sequence[Path], root: Root, home: Path) -> None:
-        """Take the paths of caches; links at their parents below the home count, too."""
+        """Take the paths of caches; links at their parent folders below the home are found, too."""
         self.paths = paths
         self.root = root
         self.home = home
 
     def linked(self) -> Iterator[links.Link]:
-        """Yield the links that lead to a folder of the root."""
+        """Yield the links that lead to a folder in the root."""
         for path in self.paths:
             yield from links.on_the_way(self.root, path, self.home)
 
 
 class RecordStep:
-    """Keeps links.json, relink.sh and relink.ps1 up to date.
+    """Keeps the record of links, links.json, and the scripts relink.sh and relink.ps1 up to date.
 
-    They list the links of this home that are in place, and those of its earlier runs, because a wipe removes links
-    that the home still needs. The links of other owners stay listed as they are.
+    The three files list the links of this home that exist now, and those that earlier runs recorded, because a wipe
+    removes links that the home still needs. The recorded links of other owners stay unchanged.
     """
 
     name = "relink.sh"
@@ -62,11 +62,11 @@ class RecordStep:
         self.adoption = adoption or Adoption()
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         return f"write {self.root.relink}, a shell script that restores the links"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (each file is read completely)
-        """Compare the files with the links that they should list."""
+        """Check that the three files, and the record in the home, list the links that they should list."""
         expected = self._links()
         if not expected and not self.root.links.exists():
             return Check(State.OK, "there are no links to restore")

@@ -1,4 +1,4 @@
-"""Provides the step that keeps folders of the home on the volume, by a link or, if none is possible, a variable."""
+"""Provides the setup step that keeps folders of the home on the volume, by a link or an environment variable."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _WORST = (State.BLOCKED, State.DRIFTED, State.OK)
 
 
 class Claim(Enum):
-    """Name the reason why a folder should be on the volume. It limits what may be done with the user's own files.
+    """Name the reason why a folder should be on the volume. The reason limits the changes to the user's own files.
 
-    LISTED: host.toml or the command names the folder. DEFAULT: the provider profile or firstlight's default does.
-    These two may move and merge a real folder. RECORDED: an earlier run with this host name and home made a link
-    there; a real folder is merged only if this very home has had the link. UNKNOWN: a record without an owner names
-    it; a link is made only where nothing is.
+    LISTED: host.toml or the command names the folder. DEFAULT: the provider profile or firstlight's default names it.
+    For these two, a real folder is moved or merged. RECORDED: an earlier run with this host name and home made a link
+    at the path; a real folder is merged only if the record in this home has had the link, too. UNKNOWN: a record
+    without an owner names the path; a link is made only if nothing exists at the path.
     """
 
     LISTED = "listed"
@@ -52,12 +52,13 @@ class Claim(Enum):
 
 
 class RelocateStep:
-    """Keeps the folders of one label on the volume, with links to them at their old paths.
+    """Keeps a group of folders on the volume, with links to them at their old paths.
 
-    The folders are moved together, so that hard links between them are kept. A folder that cannot become a link (its
-    parent is not writable, or it is a mount point) is copied, and its tool's variable is set to the copy.
+    The folders are moved together, so that hard links between them are kept. If a folder cannot become a link, because
+    its parent folder is not writable or it is a mount point, it is copied. The environment variable of its tool is
+    then set to the copy.
 
-    A link that the user has made stays as it is. If it leads to a folder of the root, the record takes it over.
+    A link that the user has made stays as it is. If it leads to a folder in the root, it is recorded.
     """
 
     essential = False
@@ -75,10 +76,10 @@ class RelocateStep:
         claim: Claim = Claim.LISTED,
         recorded: Collection[links.Link] | None = None,
     ) -> None:
-        """Take the folders of a label, the reason for their relocation, and the links that this home has on record.
+        """Take the folders of a group, the reason for their relocation, and the recorded links of this home.
 
         Args:
-            label: the name of the group.
+            label: the name of the group: a tool, or the path of a folder as host.toml has it.
             places: the folders with their old paths, new paths and variables.
             root: the root on the volume.
             home: the home folder.
@@ -98,13 +99,13 @@ class RelocateStep:
         self._notes: list[str] = []
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         first = self.places[0] if self.places else None
         more = f", and {len(self.places) - 1} more" if len(self.places) > 1 else ""
         return f"move {first.source} to {first.target} and link it{more}" if first else "no folder to move"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no deeper check)
-        """Check each link, its target, and the rest of an interrupted move; return the worst state."""
+        """Check each folder: its link, the link's target, and interrupted moves. Return the worst state."""
         if not self.places:
             return Check(State.OK, "this host has no such folder")
         checks = [self._check(place) for place in self.places]
@@ -115,7 +116,7 @@ class RelocateStep:
         return Check(state, details[0] + more, "; ".join(notes) or None)
 
     def apply(self) -> None:
-        """Make the links of wiped folders, move or merge the other folders, and set variables where no link can be."""
+        """Make missing links to folders on the volume, move or merge real folders, or set variables instead."""
         can = volume_capabilities.ensure(self.root)
         mover = FolderMove(self.journal, self.progress, can)
         self._relink(mover)
@@ -142,7 +143,7 @@ class RelocateStep:
             self._notes.append(f"the moved files lose what {self.root.path} does not keep: {', '.join(given_up)}")
 
     def linked(self) -> Iterator[links.Link]:
-        """Yield the links of this step that are in place, also those at parents of its folders."""
+        """Yield the links of this step that exist and lead into the root, also those at parents of its folders."""
         for place in self.places:
             if link_target(place.source) == str(place.target):
                 yield links.Link(place.source, place.target)
@@ -150,7 +151,7 @@ class RelocateStep:
                 yield from links.on_the_way(self.root, place.source, self.home)
 
     def _relink(self, mover: FolderMove) -> None:
-        """Make the links of folders that are complete on the volume: those at parents before those below them."""
+        """Make the missing links to folders that are complete on the volume; a parent folder's link comes first."""
         while True:
             drifted = [self._effective(place) for place in self.places if self._check(place).state is State.DRIFTED]
             wiped = [pair for place in drifted if (pair := MovePair(place.source, place.target)).is_wiped]
@@ -161,7 +162,7 @@ class RelocateStep:
             mover.relink(outer)
 
     def _effective(self, place: RelocatedFolder) -> RelocatedFolder:
-        """Return the folder with the target that it has: that of its link or of its record, else the requested one."""
+        """Return the folder with its present target: of its link, else as recorded, else as requested."""
         linked = links.folder_on(self.root, place.source)
         if linked is not None:
             return replace(place, target=linked)
@@ -177,7 +178,7 @@ class RelocateStep:
         if dangling is not None:
             return self._blocked_or_noted(
                 f"{dangling} is a link to {link_target(dangling)}, which does not exist, so {source} leads nowhere. "
-                f"Mount it, or remove the link: rm {dangling}"
+                f"Mount its volume, or remove the link: rm {dangling}"
             )
         destination = link_target(source)
         if destination is not None:
@@ -193,7 +194,10 @@ class RelocateStep:
         return Check(State.DRIFTED, f"{source} does not exist yet")
 
     def _kept_link_note(self, place: RelocatedFolder, requested: Path) -> str | None:
-        """Return a note for a link to another folder of the root than the requested one, where that may surprise."""
+        """Return a note if a link leads to another folder in the root than the requested one; else None.
+
+        There is no note for a tool, or for a folder that was not listed, unless the requested folder has files.
+        """
         if place.target == requested:
             return None
         is_filled = requested.is_dir() and any(requested.iterdir())
@@ -216,27 +220,28 @@ class RelocateStep:
         return self._check_foreign_link(source, destination)
 
     def _check_foreign_link(self, source: Path, destination: str) -> Check:
-        """Check a link that leads off the root. It stays, and the step is blocked if it cannot go on so."""
+        """Check a link that leads out of the root. The link stays; BLOCKED if setup cannot continue with it."""
         other = linked_root(source)
         if other is not None:
             return self._blocked_or_noted(
                 f"{source} is a link to {destination}, on another root. "
-                f"Name that one: --root {other.path} (make: ROOT={other.path})"
+                f"Name the other root: --root {other.path} (make: ROOT={other.path})"
             )
         if not source.exists():
             return self._blocked_or_noted(
-                f"{source} is a link to {destination}, which does not exist. Mount it, or remove the link: rm {source}"
+                f"{source} is a link to {destination}, which does not exist. Mount its volume, or remove the link: "
+                f"rm {source}"
             )
         note = f"{source} is a link to {destination}, which firstlight did not make, so it is left alone"
         if self.claim is Claim.LISTED:
             return Check(
                 State.BLOCKED,
-                f"{note}. Remove it from `relocate` in host.toml, or remove the link and run again: rm {source}",
+                f"{note}. Remove it from `relocate` in host.toml, or remove the link, then run again: rm {source}",
             )
         return Check(State.OK, note, note)
 
     def _blocked_or_noted(self, text: str) -> Check:
-        """Return BLOCKED if this host asks for the folder; a record alone is no reason to stop."""
+        """Return BLOCKED if the claim is LISTED or DEFAULT; else OK with the text as a note."""
         if self.claim in {Claim.LISTED, Claim.DEFAULT}:
             return Check(State.BLOCKED, text)
         return Check(State.OK, text, text)
@@ -244,7 +249,7 @@ class RelocateStep:
     def _check_real(self, place: RelocatedFolder) -> Check:
         source, target = place.source, place.target
         if not source.is_dir():
-            return self._blocked_or_noted(f"{source} is a file, not a folder. Look at it: ls -l {source}")
+            return self._blocked_or_noted(f"{source} is a file, not a folder. Look at the file: ls -l {source}")
         if source.resolve().is_relative_to(self.root.path.resolve()):
             return Check(State.OK, f"{source} is on the volume itself")
         if self._may_be_another_home(source):
@@ -255,10 +260,10 @@ class RelocateStep:
         return self._check_movable(place)
 
     def _may_be_another_home(self, source: Path) -> bool:
-        """Return whether a real folder may be of a home that never had the recorded link.
+        """Return whether a real folder may belong to a home that never had the recorded link.
 
-        The record on the volume does not tell a wiped home from another one with the same host name and path. The
-        record in the home does: it lists the links that this very home has had.
+        By the record on the volume, a wiped home cannot be distinguished from another home with the same host name and
+        path. The record in the home lists the links that this home itself has had.
         """
         if self.claim is Claim.RECORDED:
             return str(source) not in self._linked_before and any(source.iterdir())
@@ -267,7 +272,7 @@ class RelocateStep:
     def _check_movable(self, place: RelocatedFolder) -> Check:
         source, target = place.source, place.target
         if (destination := link_target(target)) is not None and destination != str(target):
-            return Check(State.BLOCKED, f"{target} is a link to {destination}. Look at it: ls -l {target}")
+            return Check(State.BLOCKED, f"{target} is a link to {destination}. Look at the link: ls -l {target}")
         obstacle = _obstacle(source)
         if obstacle is not None:
             return self._check_variable(place, obstacle)
@@ -277,16 +282,14 @@ class RelocateStep:
 
     def _check_variable(self, place: RelocatedFolder, obstacle: str) -> Check:
         if place.variable is None:
-            return Check(
-                State.BLOCKED, f"{place.source} cannot become a link: {obstacle}. Change that, then run again."
-            )
+            return Check(State.BLOCKED, f"{place.source} cannot become a link: {obstacle}. Fix this, then run again.")
         note = f"{place.source} cannot become a link ({obstacle}); {place.variable}={place.target} is used instead"
         if variables.read(self.root).get(place.variable) == str(place.target):
-            return Check(State.OK, note, f"{note}. Set it in a shell: . {self.root.variables}")
+            return Check(State.OK, note, f"{note}. To set the variable in a shell: . {self.root.variables}")
         return Check(State.DRIFTED, note)
 
     def _set_variable(self, place: RelocatedFolder, can: Capabilities) -> None:
-        """Copy a folder that cannot be replaced by a link, and set its tool's variable to the copy."""
+        """Copy a folder that cannot be replaced by a link, and set the variable of its tool to the copy's path."""
         assert place.variable is not None  # noqa: S101 (`_check_variable` blocks a folder without a variable)
         make_folders(place.target, self.journal)
         with OpenDir.at(place.source) as source, OpenDir.at(place.target) as target:
@@ -300,7 +303,7 @@ class RelocateStep:
         variables.set_value(self.root, place.variable, str(place.target), self.journal)
 
     def _is_below_link(self, source: Path) -> bool:
-        """Return whether a parent is a link into the root; a tool then makes the folder on the volume."""
+        """Return whether a parent folder is a link into the root, so that a tool makes the folder on the volume."""
         return any(link.path != source for link in links.on_the_way(self.root, source, self.home))
 
     def _is_same_name(self, source: Path, target: Path) -> bool:
@@ -309,12 +312,12 @@ class RelocateStep:
         return False
 
     def _dangling_parent(self, source: Path) -> Path | None:
-        """Return the nearest parent that is a link to a place that does not exist, or None."""
+        """Return the nearest parent folder below the home that is a dangling link, or None."""
         parents = [parent for parent in source.parents if parent.is_relative_to(self.home)]
         return next((parent for parent in parents if parent.is_symlink() and not parent.exists()), None)
 
     def _former_targets(self, target: Path) -> set[str]:
-        """Return the texts that firstlight's link to a folder had while the root was at another path."""
+        """Return the texts that a link to the folder `target` had when the root was at other paths, by the record."""
         if not target.is_relative_to(self.root.path):
             return set()
         inside = target.relative_to(self.root.path)
@@ -327,7 +330,7 @@ class RelocateStep:
 
     @functools.cached_property
     def _recorded(self) -> dict[Path, Path]:
-        """Return {path: target} of the links that this home has on record."""
+        """Return {path: target} of the recorded links of this home."""
         recorded = links.recorded(self.root, current(self.home)) if self._links is None else self._links
         return {link.path: link.target for link in recorded}
 
@@ -346,7 +349,7 @@ def _rewritten_note(links: Sequence[str]) -> str:
 
 
 def _is_copied(place: RelocatedFolder) -> bool:
-    """Return whether a folder lies on another file system than its target, so that a move copies it."""
+    """Return whether a real folder lies on another file system than its target, so that a move has to copy it."""
     source, target = place.source, capabilities.existing(place.target)
     return link_target(source) is None and source.is_dir() and source.stat().st_dev != target.stat().st_dev
 

@@ -1,4 +1,4 @@
-"""Separates two merged folders again: the files of the home return to it, and the volume holds its earlier files."""
+"""Undoes the merge of two folders: the files of the home return to their old path, the others stay on the volume."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _LISTED = {"same", "added", "within"}
 
 
 class UndoMergeStep:
-    """Makes the old path of a merged folder a real folder again, with the entries that it had before the merge.
+    """Makes a real folder at the old path of a merged folder, with the entries that it had before the merge.
 
-    If links of other owners lead to the merged folder, the volume keeps its entries, too.
+    If links of other owners lead to the merged folder, the entries also stay on the volume.
     """
 
     essential = False
@@ -54,9 +54,16 @@ class UndoMergeStep:
         earlier_target: Path,
         others: Sequence[LinkUse] = (),
     ) -> None:
-        """Take the paths, the manifest of each merge of the run, oldest first, and the links of other owners.
+        """Take the paths, the merges of the run, and the links of other owners.
 
-        `earlier_target` is the path that the target had at the time of the run.
+        Args:
+            pair: the old path and the target of the folder.
+            manifests: the file of each merge of the run that lists its entries, oldest first.
+            root: the root.
+            home: the home folder.
+            journal: the journal of the undo.
+            earlier_target: the path that the target had at the time of the run.
+            others: the links of other owners that lead to the target.
         """
         self.name = f"folder {pair.source.name}"
         self.pair = pair
@@ -68,13 +75,13 @@ class UndoMergeStep:
         self.others = others
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         if self.others:
             return f"copy the files that came from {self.pair.source} back; {kept_for(self.pair.target, self.others)}"
         return f"move the files that came from {self.pair.source} out of {self.pair.target}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (sizes and times are enough)
-        """Check that the merged files are unchanged; BLOCKED if a file has changed, or a manifest was deleted.
+        """Check that the merged files are unchanged; BLOCKED if a file has changed, or the list of files was deleted.
 
         Raises:
             BlockedError: a folder is not writable or not safe, or a file system is mounted inside.
@@ -89,11 +96,11 @@ class UndoMergeStep:
 
     @property
     def unfinished_copy(self) -> Path:
-        """Return the path of the copy that an interrupted undo leaves, and the next one replaces."""
+        """Return the path of the unfinished copy that an interrupted undo leaves; the next undo replaces this copy."""
         return self.pair.aside
 
     def folders_to_leave(self) -> list[Path]:
-        """Return the folder that `apply` would read or separate, and that no process may use meanwhile."""
+        """Return the folders (one or none) that `apply` would change, and that no process may use at that time."""
         return [self.pair.target.resolve()] if self._place().state is State.DRIFTED else []
 
     def size_to_copy(self) -> tree.TreeSize:
@@ -113,7 +120,7 @@ class UndoMergeStep:
 
     @property
     def _targets(self) -> set[str | None]:
-        """Return the texts of the run's link: the target's path at the time of the run, and its present one."""
+        """Return the texts that the run's link can have: the target's present path, and its path during the run."""
         return {str(self.pair.target), str(self.earlier_target)}
 
     def _place(self) -> Check:
@@ -127,7 +134,8 @@ class UndoMergeStep:
         destination = link_target(source)
         if destination is not None and destination not in self._targets:
             return Check(
-                State.BLOCKED, f"{source} is a link to {destination} now, not to {target}. Look at it: ls -l {source}"
+                State.BLOCKED,
+                f"{source} is a link to {destination} now, not to {target}. Look at the link: ls -l {source}",
             )
         if destination is None and source.exists():
             return self._check_real(entries)
@@ -145,7 +153,7 @@ class UndoMergeStep:
         return Check(State.DRIFTED, f"{source} was merged into {target}")
 
     def _check_real(self, entries: Sequence[MergeEntry]) -> Check:
-        """Check an old path that is a folder: the result of an interrupted undo, or a folder of another origin."""
+        """Check a real folder at the old path: it comes from an interrupted undo, or it is not firstlight's."""
         source, target = self.pair.source, self.pair.target
         on_volume = [
             entry
@@ -163,7 +171,8 @@ class UndoMergeStep:
             listed = "\n".join(f"  missing or different: {source / path}" for path in different[:_SHOWN])
             return Check(
                 State.BLOCKED,
-                f"{source} is a folder without files that were merged into {target}. Move it away, then run again:\n"
+                f"{source} is a folder that lacks files which were merged into {target}. Move this folder away, then "
+                "run again:\n"
                 f"{listed}",
             )
         if self.others and not is_prepared:
@@ -171,7 +180,7 @@ class UndoMergeStep:
         return Check(State.DRIFTED, f"{target} still holds files that came from {source}")
 
     def apply(self) -> None:
-        """Copy the entries back, give the copy the old path, then delete each verified entry from the volume."""
+        """Copy the entries back, rename the copy to the old path, then delete each verified entry from the volume."""
         source, target = self.pair.source, self.pair.target
         entries = self._entries()
         preflight.require_unused([target.resolve()])
@@ -208,7 +217,7 @@ class UndoMergeStep:
         relink.forget(self.root, self.home, source)
 
     def _separate(self, merged: OpenDir, source_parent: OpenDir, entries: Sequence[MergeEntry]) -> None:
-        """Delete each verified entry from the volume."""
+        """Delete each entry from the merged folder on the volume that the old path has with the same content."""
         self.journal.record(MergeCleanup(self.pair.target, whole=self.pair.source))
         with source_parent.enter(self.pair.source.name) as restored:
             for entry in reversed(entries):
@@ -216,7 +225,7 @@ class UndoMergeStep:
                     self._delete(merged, entry)
 
     def _entries(self) -> list[MergeEntry]:
-        """Return one entry for each path: the first of all manifests that is not "same"."""
+        """Return one entry for each path: the first in the manifests whose action is not "same", if there is one."""
         entries: dict[str, MergeEntry] = {}
         for path in self.manifests:
             rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="ascii"))
@@ -227,7 +236,10 @@ class UndoMergeStep:
         return list(entries.values())
 
     def _is_unchanged(self, entry: MergeEntry) -> bool:
-        """Return whether the target holds the entry with its size and time; for a folder or an equal file, at all."""
+        """Return whether the target still has the entry, with the size and modification time in the manifest.
+
+        A folder, or an entry that both folders had equally, only needs to exist.
+        """
         status = None
         with contextlib.suppress(OSError):
             status = os.lstat(self.pair.target / entry.kept_at)
@@ -238,7 +250,7 @@ class UndoMergeStep:
 
     @functools.cached_property
     def _kept(self) -> KeptMetadata:
-        """Return the metadata that the volume keeps."""
+        """Return the metadata that the file system of the volume keeps."""
         return volume_capabilities.known(self.root).kept
 
     def _copy_back(self, merged: OpenDir, restored: OpenDir, entries: Sequence[MergeEntry]) -> None:
@@ -263,7 +275,7 @@ class UndoMergeStep:
                 parent.set_mode_and_mtime(name, entry.mode, entry.mtime_ns)
 
     def _delete(self, merged: OpenDir, entry: MergeEntry) -> None:
-        """Delete one entry from the merged folder, unless it has changed or holds new files."""
+        """Delete one entry from the merged folder, unless it has changed or is a folder with new files."""
         with contextlib.suppress(FileNotFoundError), open_parent(merged, entry.kept_at) as (parent, name):
             if entry.kind == "folder" and entry.action in _LISTED:
                 with contextlib.suppress(OSError):
@@ -282,11 +294,11 @@ class UndoMergeStep:
                 tree.remove(parent, name)
 
     def _may_be_deleted(self, merged: OpenDir, restored: OpenDir, entry: MergeEntry) -> bool:
-        """Return whether the volume needs the entry no more: it has a second name there, or is at the old path."""
+        """Return whether an entry can be deleted from the volume: the old path has it, or it has two names there."""
         return _has_two_names(merged, entry) or self._is_restored(merged, restored, entry)
 
     def _is_restored(self, merged: OpenDir, restored: OpenDir, entry: MergeEntry) -> bool:
-        """Return whether the old path holds this entry with the same bytes, so that the volume's may be deleted."""
+        """Return whether the entry at the old path is equal to the entry on the volume, or the latter is deleted."""
         if entry.kind == "folder" and entry.action in _LISTED:
             return True  # `_delete` removes it only if it is empty
         with (
@@ -303,12 +315,12 @@ class UndoMergeStep:
         return False
 
     def _is_left_empty(self, entry: MergeEntry) -> bool:
-        """Return whether the volume holds a folder that the merge has added, without any entry."""
+        """Return whether the entry is a folder that the merge has added to the volume, and that is empty now."""
         folder = self.pair.target / entry.path
         return entry.action in {"added", "within"} and entry.kind == "folder" and folder.is_dir() and _is_empty(folder)
 
     def _is_on_volume(self, entry: MergeEntry) -> bool:
-        """Return whether the volume still holds an entry that came from the old path."""
+        """Return whether an entry that came from the old path is still on the volume."""
         if entry.action == "newer" and entry.other is not None:
             return os.path.lexists(self.pair.target / entry.other)
         return entry.action != "same" and self._is_unchanged(entry)
@@ -319,7 +331,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _has_two_names(merged: OpenDir, entry: MergeEntry) -> bool:
-    """Return whether the volume's earlier version has both names, because a run was killed between two acts."""
+    """Return whether the volume's version of a file has both its old and its new name, because a run was killed."""
     if entry.action != "newer" or entry.other is None:
         return False
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_parent(merged, entry.path) as (parent, name):
@@ -329,9 +341,9 @@ def _has_two_names(merged: OpenDir, entry: MergeEntry) -> bool:
 
 
 def _copy_mode(merged: OpenDir, restored: OpenDir, kept: KeptMetadata) -> None:
-    """Give the restored folder the mode of the merged one, because the manifest has no mode of the folder itself.
+    """Give the restored folder the mode of the merged folder, because the manifest has only the modes of its entries.
 
-    Where the volume has fixed modes, the folder stays private.
+    If the modes on the volume are fixed, the restored folder keeps the mode 0700.
     """
     if kept.modes and restored.descriptor is not None and merged.descriptor is not None:
         os.fchmod(restored.descriptor, stat.S_IMODE(os.fstat(merged.descriptor).st_mode))

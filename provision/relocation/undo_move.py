@@ -34,13 +34,14 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class MoveHistory:
-    """Hold what the journals state about one move and its undos.
+    """Hold the facts about one move and its undos that the journals record.
 
     Attributes:
-        committed: the run completed its copy, or renamed the folder; else it was killed before.
-        original_may_remain: the run was killed after its copy was complete, so the old path may still be the folder.
-        undo_placed: an interrupted undo was about to give the old path the folder.
-        undo_split: an undo of a later merge made the old path a folder.
+        committed: the run completed its copy, or renamed the folder; False: it was killed before.
+        original_may_remain: the run was killed after its copy was complete, so the original folder may still be at the
+            old path.
+        undo_placed: an interrupted undo was about to put the folder at the old path.
+        undo_split: an undo of a later merge made a folder at the old path.
         earlier_target: the path that the target had at the time of the run.
     """
 
@@ -54,7 +55,8 @@ class MoveHistory:
 class UndoMove:
     """Moves a relocated folder back to its old path, with all files that were added since.
 
-    If links of other owners lead to the folder, it is copied and the volume keeps it, so that no such link dangles.
+    If links of other owners lead to the folder, it is copied back and also stays on the volume, so that these links
+    keep their target.
     """
 
     essential = False
@@ -84,13 +86,13 @@ class UndoMove:
         self._has_placed = history.undo_placed
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         if self.others:
             return f"copy {self.pair.target} back to {self.pair.source}; {kept_for(self.pair.target, self.others)}"
         return f"move {self.pair.target} back to {self.pair.source}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a path has no deeper check)
-        """Check at which of the two paths the folder is, and that nothing is in the way of the move.
+        """Check whether the folder is at its old path or at its target, and that it can be moved back.
 
         Raises:
             BlockedError: a folder is not writable or not safe, or a file system is mounted inside.
@@ -102,18 +104,18 @@ class UndoMove:
 
     @property
     def unfinished_copy(self) -> Path:
-        """Return the path of the copy that an interrupted undo leaves, and the next one completes."""
+        """Return the path of the unfinished copy that an interrupted undo leaves; the next undo completes this copy."""
         return self._back.partial
 
     def folders_to_leave(self) -> list[Path]:
-        """Return the folders that `apply` would move or copy, and that no process may use meanwhile."""
+        """Return the folders that `apply` would move or copy, and that no process may use at that time."""
         if not self.history.committed or self._place().state is not State.DRIFTED:
             return []
         paths = (self.pair.target, self.pair.aside)
         return [path.resolve() for path in paths if link_target(path) is None and path.is_dir()]
 
     def size_to_copy(self) -> tree.TreeSize:
-        """Return the size of the copy that `apply` would make; zero for a rename.
+        """Return the size of the copy that `apply` would make; zero if a rename is enough.
 
         Raises:
             BlockedError: an entry belongs to another user, or is a mount point.
@@ -129,10 +131,10 @@ class UndoMove:
         return size
 
     def apply(self) -> None:
-        """Remove the link, move or copy the folder back, and remove what the first move left at the target.
+        """Remove the link, move or copy the folder back, and remove unfinished copies of the run.
 
         Raises:
-            BlockedError: a process uses the folder, or space is short; the link is in place again.
+            BlockedError: a process uses the folder, or space is short; the link exists again.
         """
         source, target = self.pair.source, self.pair.target
         preflight.require_unused(self.folders_to_leave())
@@ -161,7 +163,7 @@ class UndoMove:
 
     @property
     def _targets(self) -> set[str | None]:
-        """Return the texts of the run's link: the target's path at the time of the run, and its present one."""
+        """Return the texts that the run's link can have: the target's present path, and its path during the run."""
         return {str(self.pair.target), str(self.history.earlier_target)}
 
     def _place(self) -> Check:
@@ -183,20 +185,23 @@ class UndoMove:
         return Check(State.DRIFTED, f"the data of {source} is at {target}")
 
     def _obstacle(self) -> str | None:
-        """Return the reason why the entries at the two paths are not those that the run left, or None."""
+        """Return why the old path or the target is not as the run left it, with the next command; else None."""
         source, target = self.pair.source, self.pair.target
         destination, redirected = link_target(source), link_target(target)
         # A killed undo leaves the link that it made for the exchange, which leads to its own path.
         if destination is not None and destination not in {*self._targets, str(source)}:
-            return f"{source} is a link to {destination} now, not to {target}. Look at it: ls -l {source}"
+            return f"{source} is a link to {destination} now, not to {target}. Look at the link: ls -l {source}"
         if redirected not in {None, str(source)}:
-            return f"{target} is a link to {redirected} now. Look at it: ls -l {target}"
+            return f"{target} is a link to {redirected} now. Look at the link: ls -l {target}"
         if destination is None and os.path.lexists(source) and not source.is_dir():
-            return f"{source} is a file now. Move it away, then run again: ls -l {source}"
+            return f"{source} is a file now. Move this file away, then run again: ls -l {source}"
         return None
 
     def _place_of_two(self) -> Check:
-        """Check an old path that is a folder beside an existing target: of an interrupted run, or of another origin."""
+        """Check a real folder at the old path if the target exists, too.
+
+        The folder comes from an interrupted run or undo, or it is not firstlight's.
+        """
         source, target = self.pair.source, self.pair.target
         is_ours = self.history.original_may_remain or self._has_placed
         if self.others and is_ours and not os.path.lexists(self.pair.aside):
@@ -228,7 +233,7 @@ class UndoMove:
                     preflight.require_safe_parent(parent)
 
     def _move_back(self) -> None:
-        """Move the folder to its old path; after a failure, the link takes that path again."""
+        """Move the folder to its old path; if the move fails, make the link there again."""
         source, target = self.pair.source, self.pair.target
         text = link_target(source)
         if text in self._targets:
@@ -270,7 +275,7 @@ class UndoMove:
             parent.make(name)
         with parent.enter(name) as copy:
             if copy.descriptor is not None and os.fstat(copy.descriptor).st_uid != os.geteuid():
-                raise BlockedError(f"{copy.path} belongs to another user. Look at it: ls -ld {copy.path}")
+                raise BlockedError(f"{copy.path} belongs to another user. Look at the folder: ls -ld {copy.path}")
             total = tree.measure(original)
             totals = {"bytes": total.data, "files": total.files, "files proved": total.files}
             progress = lambda count, unit: self.progress(count, totals[unit], unit)  # noqa: E731 (a def is longer)
@@ -279,7 +284,7 @@ class UndoMove:
 
 
 def kept_for(target: Path, others: Sequence[LinkUse]) -> str:
-    """Return a clause that names the links of other owners for which the volume keeps a folder."""
+    """Return a clause for messages: the volume keeps the folder `target`, because the links `others` lead there."""
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     verb = "leads" if len(others) == 1 else "lead"
     return f"the volume keeps {target}, because {', '.join(map(str, others[:_SHOWN]))}{more} {verb} there"

@@ -1,7 +1,7 @@
-"""Recognizes folders whose files belong together, such as environments; a merge keeps such a folder whole.
+"""Recognizes whole folders: folders whose files belong together, such as environments. A merge does not mix them.
 
-The folders of a hub cache, an Xet store and the caches of uv and Triton are not among them: their names are hashes of
-their content, so the files of two caches complete each other. An `.incomplete` file is one file.
+The folders of a hub cache, of an Xet store and of the caches of uv and Triton are not whole folders. Their names are
+hashes of their content, so the files of two such caches can be mixed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BARE_REPOSITORY = {"HEAD", "objects", "refs"}
 
 
 def kind_of(folder: OpenDir) -> str | None:
-    """Return the kind of a folder whose files belong together; None for any other folder."""
+    """Return the kind of a whole folder, such as "conda environment"; None for any other folder."""
     names = {entry.name for entry in folder.scan()}
     kind = next((kind for name, kind in _BY_ENTRY.items() if name in names), None)
     if kind is not None:
@@ -57,20 +57,28 @@ def merge(
     *,
     is_copied: bool,
 ) -> TreeMerge:
-    """Return the merge of two folders that keeps whole folders beside each other, under a name with this host's name.
+    """Return a merge of two folders in which whole folders that differ are kept beside each other.
 
-    `kept` is the metadata that both file systems keep. `is_copied`: this run has made the target as a copy of the
-    original, so whole folders of one name are the same one.
+    The original's whole folder gets a new name, which contains the name of this host.
+
+    Args:
+        original: the folder that is merged.
+        target: the folder that receives the entries.
+        stage: the empty folder for the copies.
+        progress: called with (count, unit), as in TreeMerge.
+        kept: the metadata that both file systems keep.
+        is_copied: this run has made the target as a copy of the original; whole folders of the same name in both are
+            then the same folder, and are merged.
     """
     host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node()) or "another-host"
     return TreeMerge(original, target, stage, progress, None if is_copied else kind_of, host, kept)
 
 
 def conflict(source: OpenDir, target: OpenDir, kept: KeptMetadata = ALL_KEPT) -> str | None:
-    """Return the reason why two folders must not be merged, with the next command; None if they may be.
+    """Return the reason why two folders must not be merged, with the next command; None if they may be merged.
 
-    They must not be if one of them is whole, and the target does not hold all of the source. `kept` is the metadata
-    that both file systems keep.
+    They must not be merged if one of them is a whole folder, and the target does not have all entries of the source.
+    `kept` is the metadata that both file systems keep.
     """
     kind = kind_of(source) or kind_of(target)
     if kind is None or tree.is_empty(source) or TreeMerge(source, target, target, kept=kept).is_contained():
@@ -83,7 +91,7 @@ def conflict(source: OpenDir, target: OpenDir, kept: KeptMetadata = ALL_KEPT) ->
 
 
 def note(kind: str, kept: Path, old: Path) -> str:
-    """Return the text about a folder of the old path `old` that a merge has kept whole at `kept`."""
+    """Return a text for the user about a whole folder that a merge has kept at `kept`; its path was `old`."""
     text = f"the {kind} {old} differs from the one on the volume, so it is kept whole as {kept}"
     if kind == CONDA_ENVIRONMENT:
         return (
@@ -104,7 +112,7 @@ def _holds(folder: OpenDir, name: str, inner: str) -> bool:
 
 
 def _is_python(folder: OpenDir) -> bool:
-    """Return whether the folder holds a standard library, as lib/python3.*/os.py."""
+    """Return whether the folder has Python's standard library, by the file lib/python3.*/os.py."""
     try:
         with folder.enter("lib") as libraries:
             names = [entry.name for entry in libraries.scan() if entry.name.startswith("python3")]

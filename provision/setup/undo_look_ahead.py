@@ -38,7 +38,7 @@ class UndoLookAhead:
         self.home = home
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         return "check the users of the folders and the free space"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is no deeper check)
@@ -73,7 +73,7 @@ class UndoLookAhead:
         copies = [kept_for(move.pair.target, move.others) for move in self.moves if move.others]
         reason = f" The folders are copied, for {'; '.join(copies)}." if copies else ""
         for folder, needed, copied in sizes.values():
-            preflight.require_space(needed, copied, folder, f"Free some, then run again.{reason}")
+            preflight.require_space(needed, copied, folder, f"Free some space, then run again.{reason}")
         return sum(needed.bytes for _, needed, _ in sizes.values())
 
 

@@ -46,7 +46,7 @@ class UndoLinkTexts(_UndoStep):
         self.links = list(zip(act.paths, act.was, act.texts, strict=True))
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         path, was, _ = self.links[0]
         return f"give {len(self.links)} links their relative texts again, such as {path} -> {was}"
 
@@ -89,7 +89,7 @@ class UndoLink(_UndoStep):
         self.root, self.home = root, home
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         return f"restore the link {self.path} -> {self.was}" if self.was else f"remove the link {self.path}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no deeper check)
@@ -131,7 +131,7 @@ class UndoFile(_UndoStep):
         self.backup, self.mode, self.digests = backup, mode, digests
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         return f"restore the earlier content of {self.path}" if self.backup else f"remove {self.path}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a file is read completely)
@@ -180,7 +180,7 @@ class UndoFolder(_UndoStep):
         self.others = others
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         return f"remove the folder {self.path} if it is empty"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a folder has no deeper check)
@@ -216,7 +216,7 @@ class UndoHomeRecord(_UndoStep):
         self.home = home
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         return f"remove {self.root.path} from {home_record.record_file(self.home)} if no link leads to it"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a record has no deeper check)
@@ -247,7 +247,7 @@ class UndoVariable(_UndoStep):
         self.values, self.was = tuple(dict.fromkeys(values)), was
 
     def describe(self) -> str:
-        """Return the line of the plan."""
+        """Return one line for the plan: the work that `apply` would do."""
         return f"set {self.variable} back to {self.was}" if self.was else f"unset {self.variable}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a variable has no deeper check)

@@ -92,7 +92,7 @@ class VolumeStep:
         self.journal = journal
 
     def describe(self) -> str:
-        """Return the plan's line for this step."""
+        """Return one line for the plan: the work that `apply` would do."""
         return f"make the folder {self.root.path} with the .firstlight marker, and record it in the home"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper to see)

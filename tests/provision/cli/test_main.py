@@ -97,7 +97,7 @@ def test_links_of_the_home_name_the_root_after_the_first_setup(tmp_path: Path, h
     (tmp_path / "unmounted").rename(root)
 
     second = provision("plan", "--root", tmp_path / "second", *unnamed)
-    assert f"on another root. Name that one: --root {root}" in second.stdout + second.stderr
+    assert f"on another root. Name the other root: --root {root}" in second.stdout + second.stderr
 
 
 def test_link_of_the_user_does_not_name_a_root(tmp_path: Path, home: Path, flags: list[object]) -> None:

@@ -103,7 +103,7 @@ def test_undo_changes_nothing_if_both_folders_together_do_not_fit(
     folders = relocated(small_home, flags, envs)
     for folder in folders:
         (folder / "large").write_bytes(os.urandom(5_000_000))
-    is_refused(flags, small_home, "Free some, then run again.")
+    is_refused(flags, small_home, "Free some space, then run again.")
     (folders[0] / "large").unlink()
     undone = provision("undo", *flags, env={"HOME": str(small_home)})
     assert undone.returncode == 0, undone.stdout + undone.stderr
