@@ -60,8 +60,7 @@ def choose(
     """Return the root of this run and the folders to relocate.
 
     The first of these roots is used: that of the flag, that of host.toml, the root to which the links of this home
-    lead, the root of the only matching profile, and the user's data folder. `has_own_hub` of
-    the root is set.
+    lead, the root of the only matching profile, and the user's data folder. Its `has_own_hub` is set.
 
     Args:
         flag: the value of --root, or None.
@@ -151,7 +150,7 @@ def _choose(
 
 
 def _has_own_hub(chosen: ResolvedRoot, home: Path) -> bool:
-    """Return whether neither the list of folders to relocate nor a record of this home has the home's hub cache."""
+    """Return whether the hub cache of this home stays off the root: no list and no recorded link relocates it."""
     if "huggingface" in chosen.relocate:
         return False
     hub = client_folders.default_hub(home)

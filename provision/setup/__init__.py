@@ -1,1 +1,1 @@
-"""Resolves hosts, plans their setup, examines them and undoes runs: the only package that imports every subject."""
+"""Reads the definition of a host, plans its setup, examines it and undoes runs; imports all packages but the cli."""

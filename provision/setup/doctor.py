@@ -1,4 +1,4 @@
-"""Examines the host and its root, and reports findings: each one a thing, a fact and, for a fault, the command."""
+"""Examines the host and its root, and reports findings: each has a thing, a fact and, for a fault, a remedy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _NEEDED_BYTES = 8 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """Describe one finding: `state` is ok, note or bad, and `fix` is the command that corrects it."""
+    """Describe one finding about `thing`: `state` is "ok", "note" or "bad", and `text` the fact.
+
+    `fix` is the command or action that corrects it, or None.
+    """
 
     state: str
     thing: str
@@ -42,12 +45,15 @@ class Finding:
     fix: str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Return the finding as JSON types."""
+        """Return the finding as a dict of JSON types with the keys state, thing, text and fix."""
         return {"state": self.state, "thing": self.thing, "text": self.text, "fix": self.fix}
 
 
 def examine(plan: HostPlan) -> list[Finding]:
-    """Return the findings of this host. The root is tested in a temporary folder inside it, which is deleted again."""
+    """Return the findings about this host.
+
+    The file system of the root is tested in a temporary folder inside the root, which is deleted afterwards.
+    """
     return [*_profiles(plan), *_root(plan), *_links(plan), _hub(plan), *_machine(plan.definition.machine)]
 
 
@@ -88,7 +94,7 @@ def _root(plan: HostPlan) -> Iterator[Finding]:
     if marker is not None:
         yield Finding("ok", "volume", f"{root.path} is marked since {marker.get('created')}")
     elif sign is not None:
-        remedy = f"mount it, then {_run('repair')}; if it is gone for good, {sign.remedy}"
+        remedy = f"mount the volume, then {_run('repair')}; if the volume is gone for good, {sign.remedy}"
         yield Finding("bad", "volume", f"{root.path} is not mounted ({sign.fact})", remedy)
     else:
         yield Finding("note", "volume", f"{root.path} is not set up yet", _run("setup"))
@@ -102,9 +108,9 @@ def _root(plan: HostPlan) -> Iterator[Finding]:
 
 
 def _capabilities(root: layout.Root, home: Path) -> Iterator[Finding]:
-    """Yield a finding for each feature of the root's file system, with what a missing one costs.
+    """Yield a finding for each feature of the root's file system, with the consequence of a missing feature.
 
-    The features on record are taken; without a record they are tested in a temporary folder.
+    The features come from the record in the root; without a record they are tested in a temporary folder.
     """
     folder = capabilities.existing(root.path)
     can = volume_capabilities.recorded(root) or capabilities.probe(folder)
@@ -113,52 +119,52 @@ def _capabilities(root: layout.Root, home: Path) -> Iterator[Finding]:
         return
     for name, supported, state, cost in _features(can):
         if supported is None:
-            yield Finding("note", name, f"{folder}: not known on this system")
+            yield Finding("note", name, f"cannot be tested on {folder} with this operating system")
         elif supported:
-            yield Finding("ok", name, f"{folder} supports it")
+            yield Finding("ok", name, f"supported on {folder}")
         else:
             fix = "choose another root: --root DIR" if state == "bad" else None
-            yield Finding(state, name, f"{folder} does not support it: {cost}", fix)
+            yield Finding(state, name, f"not supported on {folder}: {cost}", fix)
     yield _mtime(folder, can)
     yield from _space(folder)
     is_same = home.exists() and folder.stat().st_dev == home.stat().st_dev
-    relation = "the same as that of the home" if is_same else "another than that of the home"
+    relation = "root and home are on the same one" if is_same else "root and home are on different ones"
     method = "renamed" if is_same else "copied"
     yield Finding("ok", "file system", f"{relation}: a relocated folder is {method}")
 
 
 def _features(can: Capabilities) -> list[tuple[str, bool | None, str, str]]:
-    """Return (name, whether it is supported, the state of its lack, what its lack costs) of each feature."""
+    """Return (name, is supported or None, state of the finding if it is missing, consequence) for each feature."""
     return [
         ("symlink", can.symlink, "bad", "no environment works there, and the hub cache has real files in snapshots"),
-        ("execute", can.execute, "bad", "no program starts from it, so no environment works there"),
+        ("execute", can.execute, "bad", "no program on it can be started, so no environment works there"),
         (
             "hardlink",
             can.hardlink,
             "note",
-            "files are copied, so an environment takes its space twice, with uv's cache",
+            "uv copies files, so each environment takes its space twice, once in uv's cache",
         ),
         ("flock", can.flock, "note", f"uv's and conda's caches lie in {layout.tool_folder('packages')} instead"),
         ("chmod", can.chmod, "bad", "uv and conda cannot install there, so no environment works there"),
-        ("modes", can.modes, "note", "relocated files lose them: private files may be readable for every user"),
+        ("modes", can.modes, "note", "relocated files lose their modes: private files may be readable for every user"),
         ("owners", can.owners, "note", "relocated files get the owner that the volume sets"),
         ("xattr", can.xattr, "note", "relocated files lose their extended attributes"),
         ("case", can.case, "note", "a folder with two names that differ by case only cannot be relocated"),
-        ("exchange", can.exchange, "note", "undo replaces a folder on it by two renames instead of one exchange"),
-        ("fsync", can.fsync, "note", "a power loss may take files that were just written"),
+        ("exchange", can.exchange, "note", "a folder on it is replaced by two renames instead of one atomic exchange"),
+        ("fsync", can.fsync, "note", "a power loss may destroy files that were just written"),
     ]
 
 
 def _mtime(folder: Path, can: Capabilities) -> Finding:
     if can.mtime_ns is None:
-        return Finding("note", "mtime", f"{folder}: not known on this system")
+        return Finding("note", "mtime", f"cannot be tested on {folder} with this operating system")
     if can.mtime_ns == 0:
-        text = f"{folder} does not keep modification times: of two versions in a merge, the volume's keeps the name"
+        text = f"{folder} does not keep modification times: in a merge, the volume's version of a file keeps its name"
         return Finding("note", "mtime", text)
     text = f"{folder} keeps modification times in units of {_unit(can.mtime_ns)}"
     if can.mtime_ns < 10**9:
         return Finding("ok", "mtime", text)
-    return Finding("note", "mtime", f"{text}: of two versions closer than that, the volume's keeps the name in a merge")
+    return Finding("note", "mtime", f"{text}: versions closer than that count as equally old in a merge")
 
 
 def _unit(nanoseconds: int) -> str:
@@ -167,10 +173,10 @@ def _unit(nanoseconds: int) -> str:
 
 
 def _space(folder: Path) -> Iterator[Finding]:
-    """Yield the free bytes and inodes. A quota shows here only where the file system reports it with its size."""
+    """Yield findings for the free bytes and inodes; a quota is counted only if it limits the reported size."""
     free_bytes, free_inodes = capabilities.free_space(folder)
     is_short = free_bytes < _NEEDED_BYTES
-    text = f"{free_bytes / 1e9:.1f} GB free at {folder}; a quota that the file system does not report may be smaller"
+    text = f"{free_bytes / 1e9:.1f} GB free at {folder}; a quota that the file system does not report may allow less"
     yield Finding("note" if is_short else "ok", "free space", text)
     if free_inodes is None:
         yield Finding("ok", "free inodes", "the file system allocates inodes on demand")
@@ -184,14 +190,14 @@ def _links(plan: HostPlan) -> Iterator[Finding]:
         return
     recorded = links.recorded(plan.root, current(plan.home))
     wrong = [link for link in recorded if links.folder_on(plan.root, link.path) != link.target]
-    yield Finding("ok", "links", f"{len(recorded) - len(wrong)} of {len(recorded)} are right")
+    yield Finding("ok", "links", f"{len(recorded) - len(wrong)} of {len(recorded)} links are right")
     offer = adoption.offer(plan.root, current(plan.home))
     if offer is not None:
         yield Finding("note", "links", offer)
     for link in wrong:
         target = link_target(link.path)
         state = f"is a link to {target}" if target else "is not a link" if os.path.lexists(link.path) else "is missing"
-        yield Finding("bad", "link", f"{link.path} {state}, it should be a link to {link.target}", _run("repair"))
+        yield Finding("bad", "link", f"{link.path} {state}; it should be a link to {link.target}", _run("repair"))
     for pid, program, path in preflight.processes_using([link.path for link in wrong if link.path.is_dir()]):
         yield Finding("note", "busy", f"pid {pid} ({program}) uses {path}")
 

@@ -1,4 +1,4 @@
-"""Resolves one host into a host plan: its definition, its root, and the options of the run."""
+"""Builds the host plan of a run: the host definition, the root, and the options of the run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HostDefinition:
-    """Hold what a host should have: its host.toml, and the files in the `envs` folder that host.toml names.
+    """Hold the host definition: the content of host.toml, and the files in the `envs` folder that host.toml names.
 
-    Each file is read at its first use, and once. So an error in a file does not stop a command that does not need it.
+    Each file is read at its first use, and only once. So an error in a file does not stop a command that does not need
+    the file.
     """
 
     host: HostSpec
@@ -37,7 +38,7 @@ class HostDefinition:
 
     @cached_property
     def machine(self) -> HostFacts:
-        """Return the facts of this machine."""
+        """Return the hardware and driver of this machine; they are read at the first use."""
         from provision.host import facts
 
         return facts.probe()
@@ -55,7 +56,7 @@ class HostDefinition:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """Return the shipped mirrors and those of the user's own catalogue.
+        """Return the catalogue of mirrors: the shipped mirrors, and those of the user's own catalogue file.
 
         Raises:
             SpecError: a catalogue is not valid.
@@ -66,7 +67,7 @@ class HostDefinition:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Return the shipped models and those of the user's own manifest.
+        """Return the manifest of models: the shipped models, and those of the user's own manifest file.
 
         Raises:
             SpecError: a manifest is not valid.
@@ -80,10 +81,10 @@ class HostDefinition:
 class HostPlan:
     """Hold the definition of a host, its root, and the options of one run.
 
-    `offline`: use no network. `retry`: contact a hub again that did not answer an earlier run. `mirror`: the mirror of
-    each tool, in place of the one in host.toml. `rechoose`: select mirrors again although a selection is recorded.
-    `nodefaults`: leave out conda's default channels; None keeps the recorded value. `relocated`: a folder that the
-    command relocates. `adopt`: the owner whose recorded links become this home's, as the flag --adopt names it.
+    `offline`: use no network. `retry`: contact a hub again that did not answer an earlier run. `mirror`: {tool:
+    mirror}, in place of the mirrors in host.toml. `rechoose`: select mirrors again although a selection is recorded.
+    `nodefaults`: leave out conda's default channels; None keeps the recorded value. `relocated`: the folder that the
+    command `relocate` names. `adopt`: the owner whose recorded links this home takes over, in the form of --adopt.
     """
 
     definition: HostDefinition
@@ -99,36 +100,36 @@ class HostPlan:
 
     @property
     def root(self) -> layout.Root:
-        """Return the root of the host."""
+        """Return the root of this run."""
         return self.chosen.root
 
     @property
     def host(self) -> HostSpec:
-        """Return the content of host.toml, with the values of flags in place of its own."""
+        """Return the content of host.toml; the values of flags replace those of the file."""
         return self.definition.host
 
     @property
     def listed(self) -> list[Relocated]:
-        """Return the folders that host.toml or the command names, without those of a profile or the default."""
+        """Return the folders to relocate that host.toml or the command names, not those of a profile or the default."""
         return [*(self.host.relocate or []), *([self.relocated] if self.relocated is not None else [])]
 
     def with_mirrors(self, mirror: Mapping[str, str], *, nodefaults: bool) -> HostPlan:
-        """Return this plan with other mirrors, which are selected again; files are not read again."""
+        """Return this plan with other mirrors: `mirror` is {tool: name of the mirror}. They are selected again."""
         return replace(self, mirror=mirror, rechoose=True, nodefaults=nodefaults)
 
     def with_adopted(self, owner: str | None) -> HostPlan:
-        """Return this plan with the owner whose links become this home's, as HOST:HOME, HOST or :HOME."""
+        """Return this plan with the owner whose links this home takes over, as "HOST:HOME", "HOST" or ":HOME"."""
         return replace(self, adopt=owner)
 
     def with_relocated(self, folder: Relocated) -> HostPlan:
-        """Return this plan with one more folder to relocate; a folder that is listed already stays listed once.
+        """Return this plan with one more folder to relocate, unless the plan lists the folder already.
 
         Raises:
-            SpecError: the host has no named root.
+            SpecError: no flag, file, link or profile names a root.
         """
         if not self.chosen.named:
             raise SpecError(
-                "no root is named, and the default root may be wiped with the home. Name one with --root DIR"
+                "no root is named, and the default root may be wiped with the home. Name a root: --root DIR"
             )
         others = [other for other in self.chosen.relocate if other != folder]
         return replace(self, chosen=replace(self.chosen, relocate=[*others, folder]), relocated=folder)
@@ -144,16 +145,16 @@ def resolve(
     trust: bool | None = False,
     changes: Mapping[str, object] | None = None,
 ) -> HostPlan:
-    """Return the host plan of a run from the flags of the command and host.toml.
+    """Return the host plan of a run, from the flags of the command and from host.toml.
 
     Args:
-        root: the value of --root, which has precedence over host.toml.
-        host: the file to read in place of host.toml.
-        envs: the folder to use in place of the shipped envs folder.
+        root: the value of --root, which has precedence over host.toml; None without the flag.
+        host: the file to read in place of host.toml in the working folder, or None.
+        envs: the folder to use in place of the shipped `envs` folder, or None.
         offline: use no network.
         retry: contact a hub again that did not answer an earlier run.
         trust: True trusts every user who can write to the root; None leaves the check of the root to the caller.
-        changes: {key of host.toml: the value of a flag, or None without the flag}.
+        changes: {key of host.toml: value of the flag that replaces it, or None without the flag}.
 
     Raises:
         BlockedError: another user can change the records of the root (see `provider.require_trust`).

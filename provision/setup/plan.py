@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def probe_needs(environment: EnvironmentDefinition, models: Iterable[ModelSpec]) -> ProbeNeeds:
-    """Return the locked files of an environment and of models, which the mirrors must hold.
+    """Return the locked files of an environment and of models; a mirror is probed for these files.
 
     Raises:
         SpecError: a lock file cannot be read.
@@ -63,14 +63,14 @@ def steps(
     *,
     for_environment: bool = True,
 ) -> list[Step]:
-    """Return the steps that make a host ready, in their order.
+    """Return the steps of setup for a host, in their order.
 
     Args:
         plan: the host plan.
         journal: the journal of this run.
         progress: receives the progress of the current step.
-        emit: receives a line for people when a step waits, or does something else that takes long.
-        for_environment: the run builds the environment, so a new root must be able to hold it.
+        emit: receives a line for the user when a step waits, or starts other work that takes long.
+        for_environment: the run builds the environment, so a new root must lie on a file system on which it works.
 
     Raises:
         SpecError: host.toml names an environment, variant or model that does not exist, or folders to relocate are
@@ -129,7 +129,7 @@ def steps(
 
 
 def _adoption(plan: HostPlan) -> Adoption:
-    """Return the adoption that the plan names, else a note about the owners whose links this home could adopt."""
+    """Return the adoption that the plan names; else one without an owner, with a note about owners to adopt from."""
     owner = current(plan.home)
     if plan.adopt is None:
         return Adoption(note=adoptions.offer(plan.root, owner))
@@ -145,9 +145,15 @@ def _relocations(
     journal: Journal,
     progress: Progress,
 ) -> list[RelocateStep]:
-    """Return the steps of relocated folders: recorded links first, since a requested folder may lie below one.
+    """Return the steps of relocated folders: recorded links first, since a requested folder may lie below such a link.
 
-    `others` are the paths that other steps handle.
+    Args:
+        plan: the host plan.
+        places: {label: folders} of the requested folders.
+        others: the paths of links that other steps make.
+        adoption: the owner whose links this home takes over.
+        journal: the journal of this run.
+        progress: receives the progress of copies.
     """
     root, home = plan.root, plan.home
     recorded = adoption.with_links(root, current(home))
@@ -172,7 +178,7 @@ def _relocations(
 
 
 def _mirror_steps(plan: HostPlan, journal: Journal, *, conda_is_here: bool) -> tuple[list[Step], list[Step]]:
-    """Return the step that selects mirrors, before the environment is made, and the one that writes the settings."""
+    """Return the step that selects the mirrors, and the step that writes the settings files for them."""
     root, catalogue = plan.root, plan.definition.catalogue
     mirrors = selection.requested_mirrors(_by_tool(plan.mirror), catalogue)
     has_record = chosen_mirrors.read(root) is not None
@@ -199,9 +205,9 @@ def _by_tool(mirror: str | Mapping[Any, str]) -> str | dict[str, str]:
 
 
 def host_probe_needs(definition: HostDefinition) -> ProbeNeeds:
-    """Return the locked files that the mirrors of a host must hold.
+    """Return the locked files for which the mirrors of a host are probed.
 
-    They are those of its environment and of its models; without models in host.toml, of all models of the manifest.
+    They are the files of the host's environment and models; without models in host.toml, of all models of the manifest.
 
     Raises:
         SpecError: a lock file or the manifest is not valid.

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 
 def require_present(plan: HostPlan, entry: Relocated, *, is_target_named: bool = True) -> None:
-    """Require that a folder of the user exists, in its place or on the volume. A cache may still be missing.
+    """Check that a folder of the user exists, at its old path or on the volume; the folder of a tool may be missing.
 
-    While the volume is absent nothing is required, because its check has the better message.
+    Without a mounted volume nothing is checked here, because the step "volume" reports that with a better message.
 
     Args:
         plan: the host plan.
         entry: the folder to relocate.
-        is_target_named: the command names the folder on the volume, so another owner's folder is meant, too.
+        is_target_named: the user passed --to, so an existing folder of another owner on the volume is accepted.
 
     Raises:
-        SpecError: the folder does not exist, as after a typing error; or only another owner's folder of its name does.
+        SpecError: the folder does not exist, as after a typing error; or only another owner's folder exists at the
+            default target.
     """
     root = plan.root
     if not isinstance(entry, Folder) or (not root.marker.is_file() and absence.sign(root, plan.home, [])):
@@ -47,5 +48,5 @@ def require_present(plan: HostPlan, entry: Relocated, *, is_target_named: bool =
     if others and not owners & {None, current(plan.home)}:
         raise SpecError(
             f"{folder.source} does not exist, and {folder.target} was relocated by {others[0]}. To use that folder "
-            f"here too, name it: provision relocate {shlex.quote(str(folder.source))} --to {shlex.quote(inside)}"
+            f"here too, name its path: provision relocate {shlex.quote(str(folder.source))} --to {shlex.quote(inside)}"
         )

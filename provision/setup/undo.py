@@ -40,7 +40,7 @@ _KEPT: dict[type[ReadAct], str] = {
 
 @dataclass(frozen=True)
 class JournaledRun:
-    """Describe one run by its journal; `backup` is the folder of its backups."""
+    """Describe one run by its journal: its name, header and acts. `backup` is the folder of its backups."""
 
     name: str
     header: JournalHeader
@@ -54,7 +54,7 @@ class JournaledRun:
         return sum(file.stat().st_size for file in self.backup.rglob("*") if file.is_file())
 
     def to_dict(self) -> dict[str, object]:
-        """Return the run as JSON types."""
+        """Return the run as a dict of JSON types, as `undo --list --json` prints it."""
         return {
             "run": self.name,
             "command": self.header.command or None,
@@ -67,11 +67,11 @@ class JournaledRun:
 
 
 def runs(root: Root) -> list[JournaledRun]:
-    """Return the runs that changed something, oldest first. An undo is not a run of its own."""
+    """Return the runs on a root that have a journal, oldest first. Undos are not among them."""
     journals = link_uses.read_journals(root)
     recorded = {name: tuple(entry.act for entry in journal.entries) for name, journal in journals.items()}
     undone = {act.run for run_acts in recorded.values() for act in run_acts if isinstance(act, acts.RunUndone)}
-    # The name holds the start in whole seconds and the pid, so names do not order two runs of one second.
+    # The name has the start in whole seconds and the pid, so the names of two runs of one second are in no order.
     names = sorted(journals, key=lambda name: _started(journals[name]))
     backups = root.state / "backup"
     return [
@@ -82,12 +82,12 @@ def runs(root: Root) -> list[JournaledRun]:
 
 
 def _started(journal: JournalFile) -> tuple[str, float]:
-    """Return the start of a run as its journal states it, and the time of its first act in seconds since the epoch."""
+    """Return (start of a run as text, time of its first act in seconds since the epoch), from its journal."""
     return str(journal.header.started), journal.entries[0].at if journal.entries else 0.0
 
 
 def choose(root: Root, name: str | None, owner: Owner) -> JournaledRun:
-    """Return the run of this name; without a name, the owner's newest run that is not undone.
+    """Return the run with the name `name`; if `name` is None, the owner's newest run that is not undone.
 
     Raises:
         SpecError: there is no such run.
@@ -98,19 +98,23 @@ def choose(root: Root, name: str | None, owner: Owner) -> JournaledRun:
         if not named:
             raise SpecError(f"there is no run {name}. List the runs: `{layout.program()} undo --list`")
         return named[0]
-    # A power loss may leave an empty journal. Its run has changed nothing, since each act is synced before it is done.
+    # A power loss may leave an empty journal. Its run has changed nothing, since each act is synced before its change.
     not_undone = [run for run in all_runs if run.acts and not run.undone]
     own = [run for run in not_undone if run.header.owner == owner]
     if not own:
         listing = f"{layout.program()} undo --list"
         others = f" {len(not_undone)} runs of other hosts or homes are not undone: `{listing}`" if not_undone else ""
-        raise SpecError(f"nothing is left to undo on {root.path} that {owner} did.{others}", next_act=listing)
+        raise SpecError(f"nothing is left to undo: {owner} has no such run on {root.path}.{others}", next_act=listing)
     return own[-1]
 
 
 @dataclass(frozen=True)
 class _Undo:
-    """Hold what the steps of one undo share. The acts of `run` have present paths; `paths` maps to the earlier ones."""
+    """Hold the values that the steps of one undo share.
+
+    The acts of `run` have present paths; `paths` maps these to the paths at the time of the run. `uses` are the links
+    of all owners into the root. `undo_acts` are the acts of this owner's undos since the run.
+    """
 
     run: JournaledRun
     root: Root
@@ -122,7 +126,7 @@ class _Undo:
     undo_acts: Sequence[ReadAct]
 
     def others(self, folder: Path) -> list[LinkUse]:
-        """Return the links of other owners that lead to a folder on the volume; the run's own owner is none of them."""
+        """Return the links that lead to a folder on the volume and belong neither to this owner nor to the run's."""
         own = {owner for owner in (current(self.home), self.run.header.owner) if owner}
         if not folder.is_relative_to(self.root.path):
             return []
@@ -132,12 +136,12 @@ class _Undo:
 def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
     """Return the steps that undo a run, newest act first; one step undoes all acts on the same path.
 
-    The first step checks what the others share, and applies nothing.
+    The first step checks the conditions of the other steps together, and changes nothing.
 
     Args:
         run: the run to undo.
         root: the root that the run changed, at its present path.
-        home: the home folder; the paths of a run of another home are taken as paths of this one.
+        home: the home folder; paths in the home of the run are mapped to this home.
         journal: the journal of the undo.
         progress: receives the progress of copies.
 
@@ -160,7 +164,7 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                 journal_path = root.journal / f"{run.name}.jsonl"
                 raise BlockedError(
                     f"run {run.name} cannot be undone: its journal was written by an older version and does not name "
-                    f"the {act.field} of the act `{act.name}`. Take its changes back by hand: cat {journal_path}"
+                    f"the {act.field} of the act `{act.name}`. Take the changes back by hand: cat {journal_path}"
                 )
             case acts.MoveAct() if once(f"move {act.source}"):
                 built.append(_undo_move(undo, MovePair(act.source, act.target)))
@@ -183,15 +187,15 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                 values = [act.value, undo.paths.earlier_text(act.value)]
                 built.append(UndoVariable(root, act.name, values, act.was, journal))
     moves = [step for step in built if isinstance(step, UndoMove | UndoMergeStep)]
-    # A relative text is right only in the folder's old place, so it comes back after all moves.
+    # The relative text of a link is right only at the folder's old path, so it is restored after all moves.
     built += [UndoLinkTexts(act, journal) for act in reversed(undo.run.acts) if isinstance(act, acts.LinkTexts)]
     return [UndoLookAhead(moves, root, home), *built] if built else []
 
 
 def kept_changes(run: JournaledRun) -> list[str]:
-    """Return a line for each change of a run that undo does not take back, with the command that does."""
+    """Return a line for each kind of change of a run that undo leaves in place, with the command that reverses it."""
     kinds = {type(act) for act in run.acts}
-    again = ["the next setup makes again what host.toml or a provider profile names"] if kinds - set(_KEPT) else []
+    again = ["the next setup repeats the changes that host.toml or a profile names"] if kinds - set(_KEPT) else []
     return [text for kind, text in _KEPT.items() if kind in kinds] + again
 
 
@@ -221,14 +225,14 @@ def _file_changes(run: JournaledRun, path: Path) -> list[acts.FileChange]:
 
 
 def _first_link(run: JournaledRun, path: Path) -> str | None:
-    """Return the target of the link that the run's first link at `path` replaced; None if there was no link."""
+    """Return the target of the link that was at `path` before the run; None if there was no link."""
     links = (act for act in run.acts if isinstance(act, acts.MoveLink | acts.EnvironmentLink) and act.path == path)
     first = next(links)
     return first.was if isinstance(first, acts.MoveLink) else None
 
 
 def _link_paths(run_acts: Sequence[ReadAct]) -> set[Path]:
-    """Return the paths that the links of a run have."""
+    """Return the paths at which a run made links."""
     paths = {path for act in run_acts if isinstance(act, acts.LinkBatch) for path in act.paths}
     paths |= {act.path for act in run_acts if isinstance(act, acts.MoveLink | acts.EnvironmentLink)}
     return paths | {act.source for act in run_acts if isinstance(act, acts.MoveAct)}
@@ -268,12 +272,12 @@ def _undo_move(undo: _Undo, pair: MovePair) -> UndoMove | UndoMergeStep:
 
 
 def runs_with_backups(root: Root, owner: Owner) -> list[JournaledRun]:
-    """Return the runs of an owner, and of an unknown one, whose backups still exist."""
+    """Return the runs of an owner, and those of an unknown owner, whose backups still exist."""
     return [run for run in runs(root) if run.backup.exists() and run.header.owner in {owner, None}]
 
 
 def delete_backups(with_backups: Sequence[JournaledRun]) -> Iterator[Path]:
-    """Delete the backups of these runs; yield each folder after its deletion."""
+    """Delete the backups of these runs, and yield the path of each deleted folder."""
     import shutil
 
     for run in with_backups:

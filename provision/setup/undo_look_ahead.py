@@ -1,4 +1,4 @@
-"""Checks before an undo what its steps share: the records of the volume, the use of the folders, and free space."""
+"""Checks before an undo that its steps can all succeed: the volume's records, users of the folders, and free space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class UndoLookAhead:
-    """Checks that no process uses a folder that the undo moves, and that all copies together have space.
+    """Checks that no process uses a folder that the undo moves, and that there is space for all copies together.
 
     This is the first step of an undo, and it applies nothing. A blocked step stops the undo before its first change.
     """
@@ -32,17 +32,17 @@ class UndoLookAhead:
     local = True
 
     def __init__(self, moves: Sequence[UndoMove | UndoMergeStep], root: Root, home: Path) -> None:
-        """Take the steps that move or copy folders, the root and the home."""
+        """Take the steps of the undo that move or copy folders, the root, and the home folder."""
         self.moves = moves
         self.root = root
         self.home = home
 
     def describe(self) -> str:
         """Return one line for the plan: the work that `apply` would do."""
-        return "check the users of the folders and the free space"
+        return "check that no process uses the folders, and the free space"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is no deeper check)
-        """Check all folders of the undo together.
+        """Check the folders of all steps together; return OK, or raise an error.
 
         Raises:
             BlockedError: a process uses a folder, space or inodes are short, a folder cannot be moved, or the records
@@ -60,7 +60,7 @@ class UndoLookAhead:
         """Do nothing, because the check never returns DRIFTED."""
 
     def _require_space(self) -> int:
-        """Check the space on each file system for the sum of its copies, and return the bytes of all copies."""
+        """Check that each file system has space for all copies on it, and return the bytes of all copies."""
         sizes: dict[int, tuple[Path, tree.TreeSize, tree.TreeSize]] = {}
         for move in self.moves:
             size = move.size_to_copy()
@@ -78,7 +78,7 @@ class UndoLookAhead:
 
 
 def _measured(folder: Path) -> tree.TreeSize:
-    """Return the size of a folder; zero if there is none."""
+    """Return the size of a folder tree; a size of zero if the path is missing, a link or a file."""
     if link_target(folder) is not None or not folder.is_dir():
         return tree.TreeSize()
     with OpenDir.at(folder) as opened:

@@ -1,4 +1,4 @@
-"""Lists what the undo of another owner's run takes off the volume, and the links that lead nowhere afterwards."""
+"""Lists the folders that the undo of another owner's run moves off the volume, and the links that dangle afterwards."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def losses(run: JournaledRun, steps: Sequence[Step], root: Root, home: Path) -> list[str]:
-    """Return lines for people: the owner of the run, each folder that leaves the volume, and each link to it.
+    """Return lines for the user: the owner of the run, each folder that leaves the volume, and each link to it.
 
     Args:
         run: a run of another owner.
-        steps: the steps that would undo it.
-        root: the root.
-        home: this home.
+        steps: the steps that would undo the run.
+        root: the root on which the run was made.
+        home: the home folder to which the folders would move.
     """
     own = current(home)
     owner = run.header.owner or f"{run.header.host or 'an unknown host'}, with an unknown home"

@@ -37,10 +37,10 @@ class _UndoStep:
 
 
 class UndoLinkTexts(_UndoStep):
-    """Gives the links inside a moved folder their earlier texts. A link that has changed since is left as it is."""
+    """Restores the earlier texts of links inside a moved folder. A link that has changed since the run stays."""
 
     def __init__(self, act: acts.LinkTexts, journal: Journal) -> None:
-        """Take the act, with the links, their earlier texts and the texts that the run set."""
+        """Take the act, which has the links, their texts before the run, and the texts that the run set."""
         super().__init__(journal)
         self.name = f"{len(act.paths)} links"
         self.links = list(zip(act.paths, act.was, act.texts, strict=True))
@@ -51,14 +51,14 @@ class UndoLinkTexts(_UndoStep):
         return f"give {len(self.links)} links their relative texts again, such as {path} -> {was}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no deeper check)
-        """Compare the text of each link with the run's, and look for the rest of a killed run."""
+        """Check whether a link still has the text that the run set, or a killed run left a temporary link."""
         changed = [path for path, _, text in self.links if link_target(path) == text or _has_prepared(path)]
         if changed:
             return Check(State.DRIFTED, f"{len(changed)} links have the absolute texts of the run")
         return Check(State.OK, f"{len(self.links)} links are as before the run, or were changed since")
 
     def apply(self) -> None:
-        """Set the earlier texts."""
+        """Set the texts that the links had before the run."""
         for path, was, text in self.links:
             if not (link_target(path) == text or _has_prepared(path)):
                 continue
@@ -79,9 +79,11 @@ class UndoLink(_UndoStep):
     def __init__(
         self, path: Path, targets: Sequence[str], was: str | None, root: Root, home: Path, journal: Journal
     ) -> None:
-        """Take the path of the link, the paths that its target has and had, and its target before the run, or None.
+        """Take the path of the link, and its targets.
 
-        `targets` begins with the present path of the target. The volume may have had another mount point then.
+        `targets` are the texts that the run's link can have: the present path of its target, then the path during the
+        run. They differ if the volume had another mount point then. `was` is the text of the link before the run; None:
+        there was no link.
         """
         super().__init__(journal)
         self.name = f"link {path.name}"
@@ -93,7 +95,7 @@ class UndoLink(_UndoStep):
         return f"restore the link {self.path} -> {self.was}" if self.was else f"remove the link {self.path}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no deeper check)
-        """Compare the target of the link with the run's and the earlier one.
+        """Compare the target of the link with the target that the run set, and with the target before the run.
 
         Raises:
             BlockedError: the link's folder is not writable.
@@ -105,7 +107,7 @@ class UndoLink(_UndoStep):
             preflight.require_writable(self.path.parent)
             return Check(State.DRIFTED, f"{self.path} -> {target}")
         fact = f"is a link to {target} now, not to {self.targets[0]}" if target else "is not a link now"
-        return Check(State.BLOCKED, f"{self.path} {fact}. Look at it: ls -l {self.path}")
+        return Check(State.BLOCKED, f"{self.path} {fact}. Look at the link: ls -l {self.path}")
 
     def apply(self) -> None:
         """Remove the link, or restore its earlier target."""
@@ -124,7 +126,10 @@ class UndoFile(_UndoStep):
     def __init__(
         self, path: Path, backup: Path | None, mode: int | None, digests: Collection[str | None], journal: Journal
     ) -> None:
-        """Take the file, its backup and mode (None: there was no file), and the sha256 of each version of the run."""
+        """Take the file, its backup, its earlier mode, and the digests of its versions.
+
+        `backup` and `mode` are None if there was no file. `digests` has the sha256 of each version that the run wrote.
+        """
         super().__init__(journal)
         self.name = f"file {path.name}"
         self.path = path
@@ -206,7 +211,7 @@ class UndoFolder(_UndoStep):
 
 
 class UndoHomeRecord(_UndoStep):
-    """Removes the root from the record in the home, if no link of the home leads to it any more."""
+    """Removes the root from the record in the home, if no link of the home leads to the root any more."""
 
     def __init__(self, root: Root, home: Path, journal: Journal) -> None:
         """Take the root that the run marked, and the home."""
@@ -220,21 +225,21 @@ class UndoHomeRecord(_UndoStep):
         return f"remove {self.root.path} from {home_record.record_file(self.home)} if no link leads to it"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a record has no deeper check)
-        """Check whether the record lists the root without a link."""
+        """Check whether the record in the home lists the root, but no link that leads to it."""
         entry = home_record.used(self.home, self.root)
         if entry is None:
-            return Check(State.OK, f"the home has no record of {self.root.path}")
+            return Check(State.OK, f"the record in the home does not list {self.root.path}")
         if entry.paths:
             return Check(State.OK, f"the record stays, because {entry.paths[0]} leads to {self.root.path}")
         return Check(State.DRIFTED, f"the record lists {self.root.path}, to which no link leads")
 
     def apply(self) -> None:
-        """Remove the root from the record."""
+        """Remove the root from the record in the home."""
         home_record.forget_unused(self.home, self.root)
 
 
 class UndoVariable(_UndoStep):
-    """Restores a variable in variables.sh on the volume."""
+    """Restores the earlier value of an environment variable that is stored on the volume."""
 
     def __init__(self, root: Root, name: str, values: Sequence[str | None], was: str | None, journal: Journal) -> None:
         """Take the name of the variable, the value that the run set, and the value before the run (None: not set).
@@ -251,18 +256,18 @@ class UndoVariable(_UndoStep):
         return f"set {self.variable} back to {self.was}" if self.was else f"unset {self.variable}"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a variable has no deeper check)
-        """Compare the variable's value with the one that the run set and with the one before the run."""
+        """Compare the variable's present value with the value that the run set, and with the value before the run."""
         now = variables.read(self.root).get(self.variable)
         if now == self.was:
             return Check(State.OK, f"{self.variable} is as before the run")
         if now in self.values:
             return Check(State.DRIFTED, f"{self.variable}={now}")
         return Check(
-            State.BLOCKED, f"{self.variable}={now} was set after the run. Look at it: cat {self.root.variables}"
+            State.BLOCKED, f"{self.variable}={now} was set after the run. Look at the file: cat {self.root.variables}"
         )
 
     def apply(self) -> None:
-        """Write the earlier value."""
+        """Set the value that the variable had before the run, or remove the variable."""
         others = {name: value for name, value in variables.read(self.root).items() if name != self.variable}
         self.journal.record(acts.VariableRestore(self.variable))
         variables.write(self.root, others | ({self.variable: self.was} if self.was else {}))

@@ -219,7 +219,7 @@ def test_probe_and_doctor_find_a_noexec_and_a_read_only_folder(tmp_path: Path, h
         assert (result.execute, result.symlink) == (False, True)
         doctor = provision("doctor", "--root", folder)
         assert doctor.returncode == 4
-        assert "does not support it: no program starts from it" in doctor.stdout
+        assert ": no program on it can be started" in doctor.stdout
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
         assert not capabilities.probe(folder).writable
     finally:

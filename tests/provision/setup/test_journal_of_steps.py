@@ -173,7 +173,7 @@ def test_unchanged_acts_of_schema_1_are_read(journals: Root) -> None:
         "the volume keeps its marker",
         "the environment stays; to remove it: provision env remove NAME",
         "a removed environment is not restored; to build it again: provision setup",
-        "the next setup makes again what host.toml or a provider profile names",
+        "the next setup repeats the changes that host.toml or a profile names",
     ]
 
 
@@ -203,7 +203,7 @@ def test_run_with_only_an_unknown_act_has_no_steps_to_undo(journals: Root) -> No
     run = undo.choose(journals, path.stem, OWNER)
     assert (run.name, len(run.acts)) == (path.stem, 1)
     assert undo.steps(run, journals, Path("/home/user"), Journal(journals.journal)) == []
-    assert undo.kept_changes(run) == ["the next setup makes again what host.toml or a provider profile names"]
+    assert undo.kept_changes(run) == ["the next setup repeats the changes that host.toml or a profile names"]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
