@@ -203,7 +203,7 @@ def test_no_message_of_an_installed_wheel_names_make(by_uv: Installed) -> None:
     told = {
         ("provision", "env", "list"): "to build one, run `provision setup`",
         ("provision", "env", "run", "--", "true"): "Run `provision setup`, or `provision env create diffusers`.",
-        ("provision", "repair"): "Mount it and run `provision repair`, or run `provision setup`.",
+        ("provision", "repair"): "Mount the volume and run `provision repair`, or run `provision setup`.",
         ("bench", "report"): "results has no run. Run `bench run` first.",
         ("bench", "run"): "Run `provision setup`, or name an interpreter with --python.",
     }

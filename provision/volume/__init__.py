@@ -1,1 +1,1 @@
-"""The root on the volume: its marker, run lock, journal, variables, and the record of links into it."""
+"""Manages the root on the volume: its marker, run lock, journals and variables, and the record of links into it."""

@@ -1,4 +1,4 @@
-"""Finds signs that a root without a marker is on a volume that is not mounted."""
+"""Finds signs that a root without a marker lies on a volume that is not mounted now."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ _MOST_ENTRIES = 20_000  # the scan of a home takes less than a second
 
 @dataclass(frozen=True)
 class AbsenceSign:
-    """Hold a sign of the absent volume, and the command to paste if the volume is gone for good."""
+    """Hold a sign that the volume is not mounted: `fact` is a clause for messages.
+
+    `remedy` is the command that removes the sign, for a volume that will never be mounted again.
+    """
 
     fact: str
     remedy: str
 
 
 def sign(root: Root, home: Path | None, paths: Iterable[Path]) -> AbsenceSign | None:
-    """Return a sign that the volume is absent, or None.
+    """Return a sign that the volume of a root is not mounted, or None.
 
-    A sign is a link that should lead into the root and leads nowhere, or a mount point that is none now. A link that
-    leads to an existing folder is no sign: a user may have made it before the first setup.
+    A sign is a dangling link into the root, or a recorded mount point at which nothing is mounted now. A link into the
+    root that leads to an existing folder is no sign: the user may have made this link before the first setup.
 
     Args:
         root: the root, which has no marker.
-        home: the home, whose record and links are read; None reads only `paths`.
+        home: the home folder, whose record and links are read; with None, only `paths` are read.
         paths: paths that may be links into the root.
     """
     entry = home_record.used(home, root) if home is not None else None
@@ -45,7 +48,7 @@ def sign(root: Root, home: Path | None, paths: Iterable[Path]) -> AbsenceSign | 
     scanned = _links_of(home) if home is not None else iter(())
     for path in itertools.chain(paths, recorded, scanned):
         if _leads_nowhere_on(root, path):
-            return AbsenceSign(f"no .firstlight marker, yet {path} leads into it", shlex.join(["rm", str(path)]))
+            return AbsenceSign(f"no .firstlight marker, but {path} is a link into it", shlex.join(["rm", str(path)]))
     if home is not None and entry is not None and entry.mount is not None and not os.path.ismount(entry.mount):
         remedy = shlex.join(["rm", str(home_record.record_file(home))])
         return AbsenceSign(f"this home has used it, and nothing is mounted at {entry.mount}", remedy)
@@ -65,7 +68,7 @@ def _leads_nowhere_on(root: Root, path: Path) -> bool:
 
 
 def _links_of(home: Path) -> Iterator[Path]:
-    """Yield the links in a home, nearest first, as far as the limits of depth and number allow."""
+    """Yield the links in a home, those in the upper folders first, at most to depth 3 and within 20,000 entries."""
     folders, number = [home], 0
     for _ in range(_DEPTH):
         below: list[Path] = []

@@ -1,4 +1,4 @@
-"""Takes over the links of another owner: those of a host that was rented again under another name."""
+"""Adopts the links of another owner, for a host that was rented again under another host name."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ _SHOWN = 4  # owners that a message lists
 
 @dataclass(frozen=True)
 class Adoption:
-    """Describe the adoption of this run: the earlier owner, or None, and a note about owners that could be adopted."""
+    """Describe the adoption in this run: `owner` is the owner whose links are adopted, or None.
+
+    `note` is a text for the user about owners whose links could be adopted, or None.
+    """
 
     owner: Owner | None = None
     note: str | None = None
 
     def with_links(self, root: Root, owner: Owner) -> list[links.Link]:
-        """Return the recorded links of an owner and those that it adopts; of two for one path, its own."""
+        """Return the recorded links of an owner and those that it adopts, sorted; for the same path, only its own."""
         own = links.recorded(root, owner)
         paths = {link.path for link in own}
         content = links.read(root)
@@ -36,7 +39,7 @@ class Adoption:
 
 
 def candidates(root: Root, owner: Owner) -> list[Owner]:
-    """Return the other owners of recorded links with the same home; none if `owner` has links on record itself.
+    """Return the other owners with recorded links and the same home path; none if `owner` itself has recorded links.
 
     Raises:
         BlockedError: the record cannot be read.
@@ -48,7 +51,7 @@ def candidates(root: Root, owner: Owner) -> list[Owner]:
 
 
 def offer(root: Root, owner: Owner) -> str | None:
-    """Return a note that shows the links that this home could adopt, and the command; None if there are none."""
+    """Return a note with the links that this home could adopt, and the command to do so; None if there are none."""
     owners = candidates(root, owner)
     if not owners:
         return None
@@ -63,23 +66,24 @@ def offer(root: Root, owner: Owner) -> str | None:
 
 
 def command(root: Root, other: Owner) -> str:
-    """Return the command that adopts an owner's links."""
+    """Return the shell command that adopts the links of the owner `other`."""
     return shlex.join([layout.program(), "repair", "--root", str(root.path), "--adopt", str(other)])
 
 
 def resolve(root: Root, text: str, owner: Owner) -> Owner | None:
-    """Return the owner that the flag --adopt names.
+    """Return the owner that the value of --adopt names.
 
     Args:
         root: the root with the record of links.
-        text: HOST:HOME, or HOST, or :HOME for any host. Of several, one with the same home is chosen.
-        owner: the owner that adopts.
+        text: the value: HOST:HOME, or HOST, or :HOME for any host. If several owners fit, and one of them has the home
+            path of `owner`, that one is chosen.
+        owner: the owner that adopts the links.
 
     Returns:
-        None if the records of the named owner are this owner's already.
+        The named owner; None if `owner` has adopted the links of the named owner already, or is itself the named one.
 
     Raises:
-        SpecError: no owner on record fits, or several do; the message lists them.
+        SpecError: no owner in the record fits, or several fit; the message lists them.
         BlockedError: the record cannot be read.
     """
     content = links.read(root)
@@ -96,7 +100,7 @@ def resolve(root: Root, text: str, owner: Owner) -> Owner | None:
     fact = f"fits {len(chosen)} owners" if chosen else "is the owner of no links"
     listed = ", ".join(map(str, chosen or owners)) or "none"
     raise SpecError(
-        f"{text} {fact} on {root.path}. Owners there: {listed}. Name one: --adopt HOST:HOME",
+        f"{text} {fact} on {root.path}. Owners of links there: {listed}. Name one owner: --adopt HOST:HOME",
         next_act=f"cat {root.links}",
     )
 

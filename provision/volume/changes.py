@@ -1,4 +1,4 @@
-"""Journaled changes of the user's files and folders: new folders, and backups of changed files."""
+"""Records changes of the user's files and folders in the journal: new folders, and backups of changed files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_folders(path: Path, journal: Journal) -> None:
-    """Make a folder and its missing parents, each recorded in the journal; undo removes those that are empty."""
+    """Make a folder and its missing parent folders, and record each in the journal; undo removes the empty ones."""
     missing = []
     while not path.exists():
         missing.append(path)
@@ -33,8 +33,8 @@ def keep_backup(path: Path, after: bytes | None, journal: Journal) -> None:
     """Back up the bytes and mode of a user's file that is about to change, and record the change in the journal.
 
     Args:
-        path: the file; it may be absent.
-        after: the content that the file will have; None where it will be removed.
+        path: the file; it may not exist yet.
+        after: the content that the file will have; None: the file will be removed.
         journal: the journal of this run.
     """
     journal.record(FileBackup(path))

@@ -1,4 +1,4 @@
-"""The marker file of an environment that firstlight made, and the environment's site-packages folders."""
+"""Reads the marker file of an environment that firstlight made, and finds the environment's site-packages folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ MARKER_NAME = ".firstlight.json"
 
 
 def read_owner(where: Path) -> dict[str, object] | None:
-    """Return the content of an environment's marker; None where firstlight did not make the environment."""
+    """Return the content of the marker file `.firstlight.json` of an environment.
+
+    The result is None if the file is missing or damaged, as in an environment that firstlight did not make. `where` is
+    the prefix.
+    """
     try:
         owner = json.loads((where / MARKER_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -25,12 +29,12 @@ def read_owner(where: Path) -> dict[str, object] | None:
 
 
 def python_source(owner: Mapping[str, object]) -> PythonSource:
-    """Return the origin of an environment's Python, from the marker that `read_owner` returns."""
+    """Return the source of an environment's Python, from the content of its marker as `read_owner` returns it."""
     return PythonSource.CONDA if owner.get("interpreter") == "conda" else PythonSource.SYSTEM
 
 
 def site_packages(prefix: Path, version: str) -> Path:
-    """Return the environment's site-packages folder for a Python version such as "3.11.7"."""
+    """Return the path of the site-packages folder in an environment for a Python version such as "3.11.7"."""
     if sys.platform == "win32":
         return prefix / "Lib" / "site-packages"
     return prefix / "lib" / f"python{version.rpartition('.')[0]}" / "site-packages"

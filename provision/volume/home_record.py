@@ -1,7 +1,7 @@
-"""The small record in the home: the roots that this home has used, and its paths that lead there.
+"""Reads and writes the record in the home: the roots that this home has used, and the home's links into them.
 
-The record on the volume cannot be read while the volume is absent. This one then shows that it is. Nothing depends on
-it: a missing or damaged record counts as empty.
+The record of links on the volume cannot be read while the volume is not mounted. The record in the home then shows that
+a volume is missing. A missing or damaged record in the home counts as empty.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ SCHEMA = 1
 class UsedRoot:
     """Describe one root that the home has used.
 
-    `volume` is the id in its marker. `mount` is the mount point of its file system; None if it is also the home's.
-    `paths` are the paths of the links from the home to the root that this very home has had.
+    `path` is the path of the root, and `volume` the id in its marker. `mount` is the mount point of the root's file
+    system; None if the home lies on the same file system. `paths` are the paths of the links into the root that this
+    home itself has had.
     """
 
     path: str
@@ -40,7 +41,7 @@ class UsedRoot:
 
 
 def record_file(home: Path) -> Path:
-    """Return the path of the record: below XDG_STATE_HOME, by default ~/.local/state."""
+    """Return the path of the record: firstlight/roots.json in $XDG_STATE_HOME, by default ~/.local/state."""
     return Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "firstlight" / "roots.json"
 
 
@@ -56,13 +57,13 @@ def read(home: Path) -> list[UsedRoot]:
 
 
 def used(home: Path, root: Root, volume: str | None = None) -> UsedRoot | None:
-    """Return the entry of a root; with `volume`, only that of the volume with this id."""
+    """Return the entry of a root, or None; with `volume`, only an entry for the volume with this id."""
     rows = [row for row in read(home) if row.path == str(root.path)]
     return next((row for row in rows if volume is None or row.volume == volume), None)
 
 
 def can_write(home: Path) -> bool:
-    """Return whether the record can be written."""
+    """Return whether the record of a home can be written."""
     folder = record_file(home).parent
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -70,7 +71,7 @@ def can_write(home: Path) -> bool:
 
 
 def add_root(home: Path, root: Root, volume: str) -> None:
-    """Add a root to the record, if it is not there."""
+    """Add a root to the record, if the record does not have it; `volume` is the id in the root's marker."""
     if used(home, root, volume) is None:
         mount = _mount_point(root.path)
         is_of_home = mount == _mount_point(home)
@@ -78,13 +79,16 @@ def add_root(home: Path, root: Root, volume: str) -> None:
 
 
 def content_with_paths(home: Path, root: Root, volume: str, links: Iterable[Link]) -> bytes | None:
-    """Return the content of the record with other paths for a root; None if the root is not in it.
+    """Return the new content of the record, with the current links of the home to a root.
+
+    The result is None if the record does not have the root.
 
     Args:
         home: the home of the record.
         root: the root.
-        volume: the id in its marker.
-        links: the recorded links of this home. Those that are in place are listed, and those that were before.
+        volume: the id in the root's marker.
+        links: the links of this home that the volume's record has. A link is listed if it exists now, or was listed
+            before.
     """
     entry = used(home, root, volume)
     if entry is None:
@@ -95,7 +99,7 @@ def content_with_paths(home: Path, root: Root, volume: str, links: Iterable[Link
 
 
 def forget(home: Path, root: Root, path: Path) -> None:
-    """Remove a path from the record. A root without paths is removed, and a record without roots is deleted."""
+    """Remove the path of a link from the record. A root without paths is removed; a record without roots is deleted."""
     rows = read(home)
     changed = []
     for row in rows:
@@ -114,7 +118,7 @@ def forget(home: Path, root: Root, path: Path) -> None:
 
 
 def forget_unused(home: Path, root: Root) -> None:
-    """Remove a root without paths from the record; a record without roots is deleted."""
+    """Remove a root from the record if no path is listed for it; a record without roots is deleted."""
     changed = [row for row in read(home) if row.path != str(root.path) or row.paths]
     if changed:
         _write(home, changed)

@@ -1,4 +1,4 @@
-"""The append-only journal of a run on the volume; each act is synced to the disk before its change is made."""
+"""Writes and reads the journal of a run, an append-only file; each act is on the disk before its change is made."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Journal:
 
     @property
     def backup(self) -> Path:
-        """Return the folder for this run's backups. It is known only after the first record."""
+        """Return the folder for this run's backups; `record` must have been called before."""
         assert self.path is not None  # noqa: S101 (only for the type)
         return self.folder.with_name("backup") / self.path.stem
 
     def record(self, act: Act) -> None:
-        """Append one act and sync it to the disk, so that it is there before the caller makes the change.
+        """Append one act to the journal and sync the file, so that the act is on the disk before the change is made.
 
         Raises:
             LostLockError: another run has taken over the run lock; nothing is written.
@@ -62,7 +62,7 @@ class Journal:
             durable.sync_folder(self.folder)
 
     def _begin(self) -> dict[str, object]:
-        # Both hold copies of the user's own settings, which may contain passwords.
+        # Journal and backups have copies of the user's own settings, which may contain passwords.
         for folder in (self.folder, self.folder.with_name("backup")):
             durable.make_private_folder(folder)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -82,7 +82,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class JournalHeader:
-    """Hold the fields of a journal's first line that readers use; None where the line lacks one, as in schema 1."""
+    """Hold the fields of a journal's first line; a field is None if the line does not have it, as in schema 1."""
 
     started: str | None
     command: str | None
@@ -92,13 +92,13 @@ class JournalHeader:
 
     @property
     def owner(self) -> Owner | None:
-        """Return the owner of the run; None if the journal lacks its host or its home."""
+        """Return the owner of the run; None if the journal does not have the host or the home."""
         return Owner(self.host, self.home) if self.host and self.home else None
 
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """Hold one act and its time in seconds since the epoch (0 where the line has no time)."""
+    """Hold one act and its time in seconds since the epoch; 0 if its line has no time."""
 
     at: float
     act: ReadAct
@@ -115,8 +115,8 @@ class JournalFile:
 def read_journal(path: Path) -> JournalFile:
     """Read a journal of any schema.
 
-    Lines that are not a JSON object are skipped, since a killed run may leave an incomplete last line. The first line
-    that remains is the header, even if it is an act.
+    Lines that are not a JSON object are skipped, since a killed run may leave an incomplete last line. The first JSON
+    object is read as the header, even if it is an act.
     """
     rows = []
     for line in path.read_bytes().splitlines():
@@ -137,7 +137,7 @@ def _time(value: object) -> float:
 
 
 def _row(act: Act) -> dict[str, object]:
-    """Return the JSON object of an act: its name under "act", then its fields. Paths become text."""
+    """Return the JSON object of an act: its name under the key "act", then its fields, with paths as text."""
     return {"act": act.act, **{field.name: _plain(getattr(act, field.name)) for field in fields(act)}}
 
 
@@ -148,7 +148,7 @@ def _plain(value: object) -> object:
 
 
 def _act(row: Mapping[str, object]) -> ReadAct:
-    """Return the act of a JSON object; keys that the act's record does not have are ignored."""
+    """Return the act that a JSON object describes; keys that are no fields of the act's record class are ignored."""
     name = str(row.get("act"))
     records = _records().get(name)
     if records is None:
@@ -171,8 +171,8 @@ def _act(row: Mapping[str, object]) -> ReadAct:
 def _records() -> dict[str, list[tuple[type[Act], dict[str, Callable[[object], object]]]]]:
     """Return {name of an act: [(record class, {field: reader})]}.
 
-    The record class with the most fields comes first, since an object with all its keys may match the others too.
-    A reader converts a JSON value to the field's value, or raises TypeError.
+    The record class with the most fields comes first, since a JSON object with all its keys also has the keys of the
+    other classes. A reader converts a JSON value to the field's value, or raises TypeError.
     """
     records: dict[str, list[tuple[type[Act], dict[str, Callable[[object], object]]]]] = {}
     for record in sorted(get_args(Act), key=lambda record: -len(fields(record))):

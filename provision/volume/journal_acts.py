@@ -1,8 +1,8 @@
-"""The acts of a journal, one frozen record for each kind of change.
+"""Defines the acts of a journal: one frozen record class for each kind of change.
 
-A record is written before its change is made, so the journal of a killed run names every possible change. The fields
-of a record are the keys of its JSON object, in their order. Two records may share the name of an act and differ in
-their keys. The acts that undo itself writes cannot be undone.
+A record is written before its change is made, so the journal of a killed run has every change that the run may have
+made. The fields of a record are the keys of its JSON object, in this order. Two record classes may share the name of an
+act and differ in their keys. The acts that undo itself writes cannot be undone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FolderCreation:
 
 @dataclass(frozen=True)
 class TargetCreation:
-    """Written before a move makes the empty folder that its link leads to. Undo removes the folder if it is empty."""
+    """Written before a move makes an empty target folder for its link. Undo removes the folder if it is still empty."""
 
     act: ClassVar[str] = "folder"
     source: Path
@@ -40,9 +40,9 @@ class TargetCreation:
 
 @dataclass(frozen=True)
 class MoveAct:
-    """Describe one act of a folder move from `source` to `target`; `whole` is the path of the complete data.
+    """Describe one act of a folder move from `source` to `target`; `whole` is the path that has the complete data.
 
-    Undo handles all acts of one move together. It splits a merged folder, moves a moved folder back, and removes the
+    Undo handles all acts of one move together. It separates a merged folder, moves a moved folder back, and removes the
     copy that a killed run left.
     """
 
@@ -87,7 +87,7 @@ class FolderSwap(MoveAct):
 
 @dataclass(frozen=True)
 class OriginalRemoval(MoveAct):
-    """Written before the old folder is removed, once the target is complete. Undo moves the target back."""
+    """Written before the original folder is removed; the target is complete then. Undo moves the target back."""
 
     act: ClassVar[str] = "drop"
     aside: Path
@@ -96,7 +96,7 @@ class OriginalRemoval(MoveAct):
 
 @dataclass(frozen=True)
 class MergeCopy(MoveAct):
-    """Written before the files that the target lacks are copied to `partial`. Undo removes an incomplete copy."""
+    """Written before a merge copies files that the target does not have to `partial`. Undo removes this copy."""
 
     act: ClassVar[str] = "bring"
     partial: Path
@@ -105,7 +105,7 @@ class MergeCopy(MoveAct):
 
 @dataclass(frozen=True)
 class FolderMerge(MoveAct):
-    """Written before copied files are renamed into a target with content. Undo splits the folders by the manifest."""
+    """Written before a merge renames the copied files into the target. Undo separates the folders by the manifest."""
 
     act: ClassVar[str] = "merge"
     manifest: Path
@@ -116,7 +116,8 @@ class FolderMerge(MoveAct):
 class MoveLink:
     """Written before `path`, the old path of a moved folder, becomes a link to the target.
 
-    `was` is the text of the link that is replaced, None without one. Undo restores that link, or removes the new one.
+    `was` is the text of the link that is replaced; None: there was no link. Undo restores that link, or removes the new
+    link.
     """
 
     act: ClassVar[str] = "link"
@@ -128,9 +129,9 @@ class MoveLink:
 
 @dataclass(frozen=True)
 class LinkTexts:
-    """Written before links of a folder get absolute texts, since they lead out of it and it will be moved.
+    """Written before relative links become absolute, because they lead out of a folder that will be moved.
 
-    `paths` are the links, `was` their earlier texts, and `texts` the new ones. Undo sets the earlier texts.
+    `paths` are the links, `was` their earlier texts, and `texts` their new texts. Undo sets the earlier texts.
     """
 
     act: ClassVar[str] = "texts"
@@ -141,7 +142,7 @@ class LinkTexts:
 
 @dataclass(frozen=True)
 class EnvironmentLink:
-    """Written before a link to an environment is made in conda's folder of environments. Undo removes the link."""
+    """Written before a link to an environment is made in conda's `envs` folder. Undo removes the link."""
 
     act: ClassVar[str] = "link"
     path: Path
@@ -150,9 +151,9 @@ class EnvironmentLink:
 
 @dataclass(frozen=True)
 class LinkBatch:
-    """Written once before all links of a wiped home are made again. Undo removes every link.
+    """Written before the missing links of a wiped home are made again, once for all. Undo removes every link.
 
-    `paths` and `targets` have the same length.
+    `paths` are the links, and `targets` their targets, in the same order.
     """
 
     act: ClassVar[str] = "links"
@@ -162,7 +163,7 @@ class LinkBatch:
 
 @dataclass(frozen=True)
 class LinkRecord:
-    """Written before a link is added to links.json and relink.sh. The undo of the link itself removes it from them."""
+    """Written before a link is added to links.json and relink.sh. The undo of the link also removes these entries."""
 
     act: ClassVar[str] = "remember"
     path: Path
@@ -171,7 +172,7 @@ class LinkRecord:
 
 @dataclass(frozen=True)
 class FileBackup:
-    """Written before a file is copied to the backup. Undo ignores it and uses the FileChange that follows."""
+    """Written before a file is copied to the backups. Undo ignores this act and uses the FileChange that follows."""
 
     act: ClassVar[str] = "backup"
     path: Path
@@ -181,8 +182,8 @@ class FileBackup:
 class FileChange:
     """Written before a file is written or removed. Undo restores the bytes and the mode of the run's first change.
 
-    `backup` is the path of the earlier bytes. `backup` and `mode` are None where the file did not exist.
-    `sha256` is of the new bytes, None where the file is removed.
+    `backup` is the path of a copy of the earlier file. `backup` and `mode` are None if the file did not exist.
+    `sha256` is the digest of the new content; None: the file is removed.
     """
 
     act: ClassVar[str] = "file"
@@ -194,7 +195,7 @@ class FileChange:
 
 @dataclass(frozen=True)
 class VariableChange:
-    """Written before a variable of the volume changes from `was` to `value`; None means unset. Undo sets `was`."""
+    """Written before a stored environment variable changes from `was` to `value` (None: not set). Undo sets `was`."""
 
     act: ClassVar[str] = "variable"
     name: str
@@ -213,7 +214,7 @@ class EnvironmentBuild:
 
 @dataclass(frozen=True)
 class EnvironmentRemoval:
-    """Written before an environment is removed. Undo does not build it again; setup does."""
+    """Written before an environment is removed. Undo does not build the environment again; the next setup does."""
 
     act: ClassVar[str] = "remove"
     prefix: Path
@@ -221,7 +222,7 @@ class EnvironmentRemoval:
 
 @dataclass(frozen=True)
 class PackageDownload:
-    """Written after an installation for each package file from the failover proxy. Undo ignores it.
+    """Written after an installation, for each package file that the failover proxy delivered. Undo ignores this act.
 
     `source` is the name of the mirror that delivered the file. `size` is in bytes.
     """
@@ -234,9 +235,9 @@ class PackageDownload:
 
 @dataclass(frozen=True)
 class MirrorWarning:
-    """Written after an installation for each failure of a mirror. `event` describes it without secrets.
+    """Written after an installation, for each failure of a mirror. `event` describes the failure without secrets.
 
-    Undo ignores it.
+    Undo ignores this act.
     """
 
     act: ClassVar[str] = "mirror"
@@ -253,7 +254,7 @@ class SnapshotRepair:
 
 @dataclass(frozen=True)
 class VariableRestore:
-    """Written by undo before a variable gets its earlier value."""
+    """Written by undo before a stored environment variable gets its earlier value."""
 
     act: ClassVar[str] = "unset"
     name: str
@@ -293,7 +294,7 @@ class LinkTextRestore:
 
 @dataclass(frozen=True)
 class LinkReplacement:
-    """Written by undo before a link is replaced by the folder, whose complete data is at `whole`."""
+    """Written by undo before a link is replaced by the moved folder; the path `whole` has its complete data."""
 
     act: ClassVar[str] = "unlink"
     path: Path
@@ -313,7 +314,7 @@ class MergeSplit:
 
 @dataclass(frozen=True)
 class MergeCleanup:
-    """Written by undo before files that are at `whole` again are removed from the merged folder `path`."""
+    """Written by undo before files are removed from the merged folder `path`; the folder `whole` has them again."""
 
     act: ClassVar[str] = "clear"
     path: Path
@@ -330,14 +331,14 @@ class RunUndone:
 
 @dataclass(frozen=True)
 class UnknownAct:
-    """Hold the name of an act that has no record class here. It counts as an act of its run; undo ignores it."""
+    """Hold the name of an act that has no record class here. Undo ignores the act; the run counts as one with acts."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class IncompleteAct:
-    """Hold a known act that lacks the field `field`. Undo refuses the run.
+    """Hold the name of an act whose JSON object does not have the required field `field`. Undo rejects its run.
 
     Such acts come from schema 1, which wrote `link`, `copy` and `drop` with other keys.
     """

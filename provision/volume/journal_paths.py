@@ -1,4 +1,4 @@
-"""Maps the paths of a journal to the present ones: the volume may be mounted elsewhere, and the home may have moved."""
+"""Maps the paths in a journal to present paths: the volume may have another mount point now, the home another path."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _STATE = ".firstlight"
 
 @dataclass(frozen=True)
 class PathMap:
-    """Map paths from the time of a run to the present: `pairs` holds (earlier folder, present folder)."""
+    """Map paths at the time of a run to present paths; `pairs` are (earlier path, present path) of folders."""
 
     pairs: tuple[tuple[Path, Path], ...] = ()
 
     def path(self, path: Path) -> Path:
-        """Return the present path; a path outside of the earlier folders stays as it is."""
+        """Return the present path of `path`, a path at the time of the run; outside of the pairs, `path` itself."""
         return _rebased(path, self.pairs)
 
     def earlier(self, path: Path) -> Path:
-        """Return the path that `path` had at the time of the run."""
+        """Return the path that the present path `path` had at the time of the run."""
         return _rebased(path, tuple((present, earlier) for earlier, present in self.pairs))
 
     def earlier_text(self, text: str | None) -> str | None:
-        """Return a text with the path that it had at the time of the run, if it is an absolute path."""
+        """Return the path at the time of the run if `text` is an absolute path; any other text unchanged."""
         return str(self.earlier(Path(text))) if text is not None and text.startswith("/") else text
 
     def act(self, act: ReadAct) -> ReadAct:
-        """Return the act with present paths; a text that is a path in an earlier folder is mapped too."""
+        """Return the act with present paths in its fields; texts that are absolute paths are mapped, too."""
         changes: dict[str, Any] = {field.name: self._value(getattr(act, field.name)) for field in fields(act)}
         return replace(act, **changes)
 
@@ -46,18 +46,19 @@ class PathMap:
             return self.path(value)
         if isinstance(value, tuple):
             return tuple(self._value(item) for item in value)
-        # The target that a link had and the value of a variable are texts; most are absolute paths.
+        # The earlier target of a link, and the value of a variable, are texts; most are absolute paths.
         return str(self.path(Path(value))) if isinstance(value, str) and value.startswith("/") else value
 
 
 def earlier_root(header: JournalHeader, run_acts: Sequence[ReadAct], root: Root, others: Iterable[Path]) -> Path | None:
-    """Return the path that the root had at the time of a run; None if it is the present one or is not on record.
+    """Return the path that the root had at the time of a run; None if it is the present path, or is unknown.
 
     Args:
-        header: the header of the run's journal, which names the root unless an older version wrote it.
-        run_acts: the acts of the run; their backups and the volume's marker name the root too.
+        header: the header of the run's journal, which has the path unless an older version wrote the journal.
+        run_acts: the acts of the run; the paths of their backups, and of the marker, show the path of the root, too.
         root: the root at its present path.
-        others: the paths that the root had in other runs; the first one that an act lies in is taken last.
+        others: the paths that the root had in other runs. If nothing else shows the path, the first of them that
+            contains a path of an act is returned.
     """
     candidates = [*([Path(header.root)] if header.root else []), *roots_in(run_acts)]
     paths = [path for act in run_acts for path in _paths(act)]
@@ -67,7 +68,7 @@ def earlier_root(header: JournalHeader, run_acts: Sequence[ReadAct], root: Root,
 
 
 def roots_in(run_acts: Iterable[ReadAct]) -> Iterator[Path]:
-    """Yield the paths of the root that acts name by the marker, or by a file in the folder of backups."""
+    """Yield the paths of the root that the acts show by the marker, or by a file in the root's folder of backups."""
     for act in run_acts:
         if isinstance(act, VolumeMark):
             yield act.volume

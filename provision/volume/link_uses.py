@@ -1,4 +1,4 @@
-"""Reads which links of which owners lead to a folder on the volume, from the record of links and from the journals."""
+"""Finds the links of all owners that lead to a folder on the volume, from the record of links and the journals."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LinkUse:
-    """Describe one link into the volume: its owner (None: unknown), its path on that host, and its present target."""
+    """Describe one link into the volume: its owner (None: unknown), its path on the owner's host, and its target."""
 
     owner: Owner | None
     path: Path
     target: Path
 
     def __str__(self) -> str:
-        """Return HOST:PATH, or the path alone for a link of an unknown owner."""
+        """Return "HOST:PATH", or "PATH (owner unknown)"."""
         return f"{self.owner.host}:{self.path}" if self.owner else f"{self.path} (owner unknown)"
 
     def leads_to(self, folder: Path) -> bool:
-        """Return whether the link shows something of the folder: it leads to it, into it, or to a folder above it."""
+        """Return whether the link leads to the folder, to an entry inside it, or to a folder that contains it."""
         return self.target.is_relative_to(folder) or folder.is_relative_to(self.target)
 
 
@@ -43,7 +43,7 @@ def link_uses(root: Root, home: Path, journals: Mapping[str, JournalFile]) -> li
 
     Args:
         root: the root at its present path.
-        home: this home; a row of links.json without an owner gets its `~` from it.
+        home: this home; it replaces `~` in rows of links.json that have no owner.
         journals: {name of a run: its journal} of the root.
     """
     return list(dict.fromkeys([*_recorded(root, home), *_journaled(root, journals)]))
@@ -54,12 +54,12 @@ def of_others(
 ) -> list[LinkUse]:
     """Return the links to a folder that belong to other owners, sorted by host and path.
 
-    A link of an unknown owner belongs to this home if its path is in `paths` or is that link in this home.
+    A link of an unknown owner belongs to this home if its path is in `paths`, or if this home has the same link.
 
     Args:
         uses: the links of all owners.
         folder: the folder on the volume.
-        own: the owners that count as this one.
+        own: the owners whose links are left out: this home's owner, and earlier names of it.
         paths: the paths of this home whose links the caller handles itself.
     """
     others = [
@@ -81,14 +81,14 @@ def read_journals(root: Root) -> dict[str, JournalFile]:
 
 
 def path_map(journal: JournalFile, root: Root, earlier_roots: Collection[Path]) -> PathMap:
-    """Return the map from the path that the root had for a journal to the present one."""
+    """Return the map from paths at the time of a journal's run to present paths, by the path of the root."""
     before = earlier_root(journal.header, [entry.act for entry in journal.entries], root, earlier_roots)
     # The pair of the root with itself keeps a root inside of an earlier home where it is.
     return PathMap((*([(before, root.path)] if before else []), (root.path, root.path)))
 
 
 def earlier_roots(journals: Iterable[JournalFile], root: Root) -> list[Path]:
-    """Return the paths that the root has had by its journals and by links.json, without the present one."""
+    """Return the earlier paths of the root, from its journals and links.json; the present path is left out."""
     named = []
     for journal in journals:
         named += [Path(journal.header.root)] if journal.header.root else []
@@ -118,7 +118,7 @@ def _journaled(root: Root, journals: Mapping[str, JournalFile]) -> Iterator[Link
 
 
 def _links(act: ReadAct) -> Iterator[tuple[Path, Path]]:
-    """Yield (path, target) of each link that an act has made, or was to make at its end."""
+    """Yield (path, target) of each link that an act made, or that a killed run would have made."""
     match act:
         case acts.MoveAct() | acts.TargetCreation():
             yield act.source, act.target
@@ -129,7 +129,7 @@ def _links(act: ReadAct) -> Iterator[tuple[Path, Path]]:
 
 
 def _recorded(root: Root, home: Path) -> Iterator[LinkUse]:
-    """Yield the links of links.json; a row may lack its owner, name one, or name several in `owners`."""
+    """Yield the links in links.json; a row may have no owner, one owner, or several under the key `owners`."""
     rows = _content(root).get("links")
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict) and isinstance(row.get("path"), str) and isinstance(row.get("target"), str):
@@ -141,7 +141,7 @@ def _recorded(root: Root, home: Path) -> Iterator[LinkUse]:
 
 
 def _owner(row: object) -> Owner | None:
-    """Return the owner that HOST:HOME or the keys `host` and `home` name, directly or under `owner`."""
+    """Return the owner from a text HOST:HOME, or from the keys `host` and `home` of a row or its `owner`; else None."""
     named = row["owner"] if isinstance(row, dict) and row.get("owner") else row
     if isinstance(named, str):
         texts = named.partition(":")[::2]

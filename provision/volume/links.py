@@ -1,4 +1,4 @@
-"""The record of the symbolic links into the volume, with the owner of each: the host and home that need the link."""
+"""Reads and changes the record of symbolic links into the volume, links.json; each link has an owner: host and home."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from provision.core.layout import Root
 
-# Schema 1 has one root for all links and no owners. Its links are read as links of an unknown owner.
+# A record of schema 1 has one root for all links and no owners; its links are read as links of an unknown owner.
 SCHEMA = 2
 
 
 @dataclass(frozen=True, order=True)
 class Link:
-    """Describe one symbolic link: its path on the host and its target on the volume."""
+    """Describe one symbolic link into the volume by its path and its target, both absolute."""
 
     path: Path
     target: Path
@@ -31,10 +31,10 @@ class Link:
 
 @dataclass(frozen=True)
 class LinkRow:
-    """Hold one link as links.json has it.
+    """Hold one row of links.json: a link with its owner.
 
-    `owner` is None if it is unknown. `path` is ~/… below the owner's home, else absolute. `target` is relative to the
-    root. `root` is the path at which the root was when the link was recorded.
+    `owner` is None if the owner is unknown. `path` is ~/… in the owner's home, else absolute. `target` is relative to
+    the root. `root` is the path that the root had when the link was recorded.
     """
 
     owner: Owner | None
@@ -44,23 +44,23 @@ class LinkRow:
 
     @property
     def recorded_target(self) -> str:
-        """Return the text of the link at the time of its record."""
+        """Return the target that the link had when it was recorded, as an absolute path."""
         return self.root if self.target == "." else f"{self.root}{os.sep}{self.target}"
 
     def link(self, root: Root, home: Path) -> Link:
-        """Return the link with its path in this home and its target on this root."""
+        """Return the link with absolute paths: ~ is `home`, and the target lies in the root at its present path."""
         path = home / self.path[2:] if self.path.startswith("~/") else Path(self.path)
         return Link(path, root.path / self.target)
 
     def to_dict(self) -> dict[str, str]:
-        """Return the row as a JSON object."""
+        """Return the row as a dict for JSON."""
         owner = {"host": self.owner.host, "home": self.owner.home} if self.owner else {}
         return {**owner, "root": self.root, "path": self.path, "target": self.target}
 
 
 @dataclass(frozen=True)
 class LinkFile:
-    """Hold the content of links.json: the rows, and {earlier owner: the owner that has adopted its records}."""
+    """Hold the content of links.json: the rows, and `adopted`: (earlier owner, owner that adopted its links)."""
 
     rows: tuple[LinkRow, ...] = ()
     adopted: tuple[tuple[Owner, Owner], ...] = ()
@@ -70,15 +70,15 @@ class LinkFile:
         return [row for row in self.rows if row.owner == owner]
 
     def with_links(self, owner: Owner, root: Root, links: Iterable[Link], adopt: Owner | None = None) -> LinkFile:
-        """Return the content with other links of one owner; the rows of the other owners stay.
+        """Return the content in which `links` replace the rows of one owner; the rows of the other owners stay.
 
-        A row of the unknown owner that has the path of one of the links becomes this owner's.
+        A row of an unknown owner is dropped if one of the links has its path.
 
         Args:
             owner: the owner of the links.
             root: the root, at its current path.
-            links: all links of the owner.
-            adopt: an owner whose rows are dropped, because the links contain them, or None.
+            links: all links of the owner, with adopted ones.
+            adopt: the owner whose links are adopted, or None. Its rows are dropped, because `links` contains them.
         """
         own = [_row(owner, root, link) for link in set(links)]
         paths = {row.path for row in own}
@@ -87,7 +87,7 @@ class LinkFile:
             for row in self.rows
             if row.owner not in {owner, adopt or owner} and not (row.owner is None and row.path in paths)
         ]
-        # A host that records links again is in use, so its records are its own again.
+        # An adopted owner that records links again is still in use, so it is no longer listed as adopted.
         adopted = {old: new for old, new in self.adopted if old != owner}
         if adopt is not None and adopt != owner:
             adopted = {old: owner if new == adopt else new for old, new in adopted.items()} | {adopt: owner}
@@ -95,7 +95,10 @@ class LinkFile:
         return replace(self, rows=tuple(rows), adopted=tuple(sorted(adopted.items())))
 
     def to_json(self) -> bytes:
-        """Return the content of links.json. It depends on the rows alone, so that hosts do not change it in turns."""
+        """Return the content of links.json as text.
+
+        The text depends on the rows alone, so that two hosts in turn do not change the file again and again.
+        """
         adopted = [
             {"host": old.host, "home": old.home, "by": {"host": new.host, "home": new.home}}
             for old, new in self.adopted
@@ -105,7 +108,7 @@ class LinkFile:
 
 
 def read(root: Root) -> LinkFile:
-    """Return the record of any schema; an empty one if there is none.
+    """Return the content of links.json of any schema; without the file, an empty record.
 
     Raises:
         BlockedError: the record cannot be read.
@@ -121,12 +124,14 @@ def read(root: Root) -> LinkFile:
     except (FileNotFoundError, NotADirectoryError):
         return LinkFile()
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BlockedError(f"{root.links} cannot be read. Look at it: cat {root.links}; or move it away.") from None
+        raise BlockedError(
+            f"{root.links} cannot be read. Look at this file: cat {root.links}; or move it away."
+        ) from None
     return LinkFile(tuple(rows), tuple((old, new) for old, new in pairs if old and new))
 
 
 def recorded(root: Root, owner: Owner) -> list[Link]:
-    """Return the recorded links of an owner, sorted, with targets on this root.
+    """Return the recorded links of an owner, sorted; their targets lie in the root at its present path.
 
     Raises:
         BlockedError: the record cannot be read.
@@ -135,7 +140,7 @@ def recorded(root: Root, owner: Owner) -> list[Link]:
 
 
 def of_unknown_owner(root: Root, home: Path) -> list[Link]:
-    """Return the recorded links whose owner is unknown, sorted, with paths in this home and targets on this root.
+    """Return the recorded links of an unknown owner, sorted; `home` replaces ~ in their paths.
 
     Raises:
         BlockedError: the record cannot be read.
@@ -144,12 +149,12 @@ def of_unknown_owner(root: Root, home: Path) -> list[Link]:
 
 
 def folder_on(root: Root, path: Path) -> Path | None:
-    """Return the folder of the root to which a link leads, as a path below the root.
+    """Return the folder in the root to which a link leads, as a path that begins with the path of the root.
 
-    The link may lead there by any path: a relative one, another link, or another mount point of the volume.
+    The text of the link may be relative, lead through another link, or lead through another mount point of the volume.
 
     Returns:
-        None if `path` is not a link, or leads elsewhere or nowhere.
+        The folder; None if `path` is not a link, is a dangling link, or leads out of the root.
     """
     text = link_target(path)
     try:
@@ -170,7 +175,7 @@ def folder_on(root: Root, path: Path) -> Path | None:
 
 
 def on_the_way(root: Root, path: Path, home: Path) -> Iterator[Link]:
-    """Yield the links into the root on the way to a path: those at its parents below the home, and at the path."""
+    """Yield the links into the root at a path, and at those of its parent folders that lie in the home."""
     parents = [parent for parent in path.parents if parent != home and parent.is_relative_to(home)]
     for step in (*reversed(parents), path):
         target = folder_on(root, step)

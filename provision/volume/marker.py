@@ -1,4 +1,4 @@
-"""The marker of a root, which proves that the volume is mounted, and the step that makes it."""
+"""Reads the marker of a root, which proves that the volume is mounted, and provides the step that makes the marker."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SCHEMA = 1
 
 
 def read_marker(root: Root) -> dict[str, object] | None:
-    """Return the marker's content, or None where there is no marker.
+    """Return the content of the root's marker, with the keys `id` and `created`; None if there is no marker.
 
     Raises:
-        BlockedError: the marker is there, but firstlight cannot read it.
+        BlockedError: the marker exists, but cannot be read or is damaged.
     """
     try:
         marker = json.loads(root.marker.read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def read_marker(root: Root) -> dict[str, object] | None:
     except (ValueError, UnicodeDecodeError):
         marker = None
     if not isinstance(marker, dict) or marker.get("schema") != SCHEMA or "id" not in marker:
-        raise BlockedError(f"{root.marker} is not a marker that firstlight can read. Look at it: cat {root.marker}")
+        raise BlockedError(f"{root.marker} is not a readable marker. Look at the file: cat {root.marker}")
     return marker
 
 
@@ -51,14 +51,14 @@ def require(root: Root) -> None:
     """
     if read_marker(root) is None:
         raise BlockedError(
-            f"{root.path} has no .firstlight marker: it is not mounted, or was never set up. "
-            f"Mount it and run `{layout.next_command('repair')}`, or run `{layout.next_command('setup')}`.",
+            f"{root.path} has no .firstlight marker: the volume is not mounted, or was never set up. "
+            f"Mount the volume and run `{layout.next_command('repair')}`, or run `{layout.next_command('setup')}`.",
             kind="not-mounted",
         )
 
 
 class VolumeStep:
-    """Ensure that the root exists and has its marker."""
+    """Makes the root and its marker, if they do not exist."""
 
     name = "volume"
     essential = True
@@ -74,15 +74,15 @@ class VolumeStep:
         *,
         for_environment: bool = False,
     ) -> None:
-        """Store the root and the paths that may be links into it.
+        """Store the root and the paths that may be links into the root.
 
         Args:
-            root: the root to mark.
+            root: the root that gets the marker.
             links: the paths of links that should lead into the root.
             journal: the journal of this run.
-            warning: a warning for the user about the root, or None.
-            home: the home whose record names the root; None writes no record in the home.
-            for_environment: a new root must be able to hold an environment.
+            warning: a warning for the user about the choice of the root, or None.
+            home: the home folder, in whose record the root is listed; None: no record in a home is written.
+            for_environment: a new root must lie on a file system on which an environment works.
         """
         self.for_environment = for_environment
         self.warning = warning
@@ -96,7 +96,7 @@ class VolumeStep:
         return f"make the folder {self.root.path} with the .firstlight marker, and record it in the home"
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (there is nothing deeper to see)
-        """Check the marker. Without a marker, the home may show that the volume is only not mounted."""
+        """Check the marker; BLOCKED if there is none and the home has a sign that the volume is not mounted."""
         marker = read_marker(self.root)
         if marker is not None:
             if self._home_to_record(str(marker["id"])) is not None:
@@ -106,7 +106,7 @@ class VolumeStep:
         if sign is not None:
             return Check(
                 State.BLOCKED,
-                f"{self.root.path} is not mounted ({sign.fact}). If it is gone for good, run: {sign.remedy}. "
+                f"{self.root.path} is not mounted ({sign.fact}). If the volume is gone for good, run: {sign.remedy}. "
                 f"Else mount it, then run `{layout.next_command('repair')}`.",
             )
         if self.root.path.exists() and not self.root.path.is_dir():
@@ -116,10 +116,10 @@ class VolumeStep:
         return Check(State.DRIFTED, f"{self.root.path} has no marker yet")
 
     def apply(self) -> None:
-        """Make the folder and its marker, record its file system's features, and add the root to the home's record.
+        """Make the root and its marker, record the features of its file system, and add it to the record in the home.
 
         Raises:
-            BlockedError: the file system cannot hold what setup puts there; no byte was written.
+            BlockedError: setup cannot work on the file system; nothing was written.
         """
         marker = read_marker(self.root)
         if marker is None:
@@ -137,13 +137,13 @@ class VolumeStep:
             home_record.add_root(home, self.root, str(marker["id"]))
 
     def _obstacle(self, can: Capabilities) -> str | None:
-        """Return the reason why nothing may be put on this file system, or None."""
+        """Return the reason why setup cannot use this file system, or None."""
         if not can.writable:
             return None  # the system's own error has more to say
         return volume_capabilities.environment_obstacle(self.root, can) if self.for_environment else None
 
     def _home_to_record(self, volume: str) -> Path | None:
-        """Return the home if its record should name the root and does not; a home that is read-only has no record."""
+        """Return the home if the root must be added to its record; None if it is listed, or the home is read-only."""
         home = self.home
         if home is None or home_record.used(home, self.root, volume) is not None or not home_record.can_write(home):
             return None

@@ -1,4 +1,4 @@
-"""The owner of a record on a volume that several hosts may share: a host and a home folder."""
+"""Defines the owner of records on a volume that several hosts may share: a host name and a home folder."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Owner:
-    """Identify who made a record: the host's name (`uname -n`) and the path of the home folder.
+    """Identify the owner of a recorded link or run: the host name (`uname -n`) and the path of the home folder.
 
-    A record of an older version may lack one of them; its owner is unknown (None in place of an Owner).
+    If a record of an older version does not have both, its owner is unknown: None instead of an Owner.
     """
 
     host: str
     home: str
 
     def __str__(self) -> str:
-        """Return the owner as HOST:HOME, the form that --adopt takes."""
+        """Return the owner as "HOST:HOME", the form of the value of --adopt."""
         return f"{self.host}:{self.home}"
 
 
 def current(home: Path) -> Owner:
-    """Return the owner that this run is: this host, with this home folder."""
+    """Return the owner of this run: the name of this host, with the home folder `home`."""
     return Owner(platform.node(), str(home))

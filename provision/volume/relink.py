@@ -1,4 +1,4 @@
-"""Writes the record of links, and relink.sh and relink.ps1, which make the links again with nothing but a shell."""
+"""Writes the record of links, and the scripts relink.sh and relink.ps1, which restore the links without Python."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def write(root: Root, home: Path, of_home: Iterable[Link], adopt: Owner | None = None) -> None:
-    """Replace the recorded links of this home, and write the scripts; the links of other owners stay recorded.
+    """Replace the recorded links of this home, and write the scripts; the recorded links of other owners stay.
 
     Args:
         root: the root to which the links lead.
-        home: the home of this run; with the name of this host, it is the owner of the links.
+        home: the home folder of this run; with the name of this host it is the owner of the links.
         of_home: all links of this home.
-        adopt: an earlier owner whose links are among them, or None.
+        adopt: an earlier owner whose links are adopted, or None; `of_home` contains its links.
     """
     for path, text in files(root, home, of_home, adopt).items():
         write_atomic(path, text)
 
 
 def files(root: Root, home: Path, of_home: Iterable[Link], adopt: Owner | None = None) -> dict[Path, bytes]:
-    """Return {path: content} of the record, the scripts and the record in the home that `write` would write."""
+    """Return {path: content} of the files that `write` would write: links.json, the scripts, the record in the home."""
     ordered = sorted(of_home)
     in_home = home_record.content_with_paths(home, root, _volume(root), ordered)
     record = {} if in_home is None else {home_record.record_file(home): in_home}
@@ -40,7 +40,7 @@ def files(root: Root, home: Path, of_home: Iterable[Link], adopt: Owner | None =
 
 
 def forget(root: Root, home: Path, path: Path) -> None:
-    """Remove one link of this home from the records and the scripts, also where its owner is unknown."""
+    """Remove the link `path` of this home, or of an unknown owner, from the records and the scripts."""
     home_record.forget(home, root, path)
     content = links.read(root)
     rows = [row for row in content.rows if row.owner not in {None, current(home)} or row.link(root, home).path != path]

@@ -1,4 +1,4 @@
-"""The text of relink.sh and relink.ps1: a section of links for each owner, and the code that makes a link."""
+"""Builds the text of relink.sh and relink.ps1: a section of links for each owner, and the code that makes a link."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def shell_script(volume: str, content: LinkFile) -> bytes:
-    """Return relink.sh for all links of a volume; `volume` is the id in its marker.
+    """Return the content of relink.sh for all recorded links of a volume; `volume` is the id in the root's marker.
 
-    The script chooses the section of this host and home. It starts no process for a correct link, accepts any bytes in
-    a path, and changes nothing that firstlight did not make.
+    The script runs the section of the host and home on which it is started. It starts no process for a correct link,
+    accepts any bytes in a path, and changes nothing that firstlight did not make.
     """
     sections = [
         b"%s)\n%s\n    ;;" % (shell_quoted(str(owner)), b"\n".join(_shell_calls(b"link", content.of(owner))))
@@ -37,7 +37,7 @@ def shell_script(volume: str, content: LinkFile) -> bytes:
 
 
 def powershell_script(volume: str, content: LinkFile) -> bytes:
-    """Return relink.ps1 for all links of a volume. It makes junctions, which need no administrator rights."""
+    """Return the content of relink.ps1 for all recorded links; it makes junctions, which need no special rights."""
     sections = [
         f"if ($owner -ceq {powershell_quoted(str(owner))}) {{\n    $known = $true\n"
         + "\n".join(_powershell_calls("Restore-Link", content.of(owner)))

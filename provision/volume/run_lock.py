@@ -1,4 +1,4 @@
-"""The run lock: one run at a time may change a root, also where several hosts mount the volume."""
+"""Provides the run lock: only one run at a time may change a root, even if several hosts mount the volume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _held: dict[Path, FileLock] = {}  # {folder of a root's records: the run lock th
 class LockWait:
     """Describe how to wait for the run that holds the lock.
 
-    `seconds` is the longest wait. `report` is called with a progress message every ten seconds.
+    `seconds` is the longest wait; 0: no wait. `report` is called with a progress message every ten seconds.
     `clock` and `pause` exist so that tests can replace the real time.
     """
 
@@ -41,16 +41,16 @@ class LockWait:
 
 @contextlib.contextmanager
 def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[bool]:
-    """Hold the run lock of a root; yield whether the lock was free only after a wait.
+    """Hold the run lock of a root during a `with` block; yield True if the lock was taken only after a wait.
 
-    The lock of a run that has ended without releasing it is taken over, and reported. Where nothing proves that the
-    other run is alive or has ended, this waits for a sign of life, at most until its lease expires, even if
+    The lock of a run that has ended without releasing it is taken over, and reported. If it is unknown whether the
+    other run is still alive, this function waits until that run renews its lease or the lease expires, even if
     `waiting.seconds` is less.
 
     Args:
         root: the root to lock.
-        again: the command that the error message suggests.
-        waiting: how long to wait for another run.
+        again: the command for the user to run again later, for the error message.
+        waiting: the longest wait for another run, and the callback for its progress.
 
     Raises:
         BlockedError: another run holds the lock; the message has its pid, host and start time.
@@ -61,7 +61,7 @@ def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[
     try:
         for text in lock.lease.taken_over:
             waiting.report(f"took over {root.lock}: {text}")
-        root.holder.unlink(missing_ok=True)  # an older version wrote it
+        root.holder.unlink(missing_ok=True)  # an older version of firstlight has left this file
         _held[root.state] = lock
         yield has_waited
     finally:
@@ -70,13 +70,13 @@ def holding(root: Root, again: str, waiting: LockWait = LockWait()) -> Iterator[
 
 
 def require(state: Path) -> None:
-    """Check that this process still holds the run lock of a root, if it has taken it.
+    """Check that this process still holds the run lock of a root, if it has taken this lock.
 
     Args:
         state: the folder of the root's records.
 
     Raises:
-        LostLockError: this run was suspended, and another run has taken over the lock.
+        LostLockError: this run was suspended or could not write, and another run has taken over the lock.
     """
     lock = _held.get(state)
     if lock is not None:
@@ -84,7 +84,7 @@ def require(state: Path) -> None:
 
 
 def _wait(root: Root, lock: FileLock, again: str, waiting: LockWait) -> bool:
-    """Take the lock as soon as it is free, and return whether it was free only after a wait."""
+    """Take the lock as soon as it is free; return True if that was only after a wait."""
     began = waiting.clock()
     reported: float | None = None
     while not lock.take():
@@ -93,7 +93,7 @@ def _wait(root: Root, lock: FileLock, again: str, waiting: LockWait) -> bool:
         if not (left > 0 or lock.is_undecided):
             state = f"still holds {root.lock} after {waiting.seconds:g} s" if waiting.seconds else f"holds {root.lock}"
             raise BlockedError(
-                f"{_holder_text(root)} {state}. Wait for its end, then run `{again}`; to wait here, "
+                f"{_holder_text(root)} {state}. Wait until that run ends, then run `{again}`; to wait here, "
                 f"add --wait {_EXAMPLE_SECONDS}.",
                 kind="locked",
                 next_act=f"{again} --wait {_EXAMPLE_SECONDS}",
@@ -121,7 +121,7 @@ def _holder_text(root: Root) -> str:
 
 
 def _older_holder_text(root: Root) -> str:
-    """Return the text for the run of an older version, which describes itself in `root.holder`."""
+    """Return the text about a run of an older version of firstlight, from the file `root.holder`."""
     try:
         row = json.loads(root.holder.read_text(encoding="utf-8"))
         return f"pid {row['pid']} on {row['host']}, at work since {row['started']},"

@@ -1,6 +1,6 @@
-"""Environment variables that are stored on the volume, for child processes, shells and environments.
+"""Stores environment variables on the volume, and sets them for child processes, shells and environments.
 
-They take effect where neither a link nor a settings file can.
+A variable is stored if neither a symbolic link nor a settings file can have the same effect.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SHELLS = ("bash", "zsh", "fish", "powershell")
 
 @dataclass(frozen=True)
 class VariableGroup:
-    """Describe variables that are set together. Where the user has set `first`, none of the group is set.
+    """Name variables that are set together. If the user has set the variable `first`, none of the group is set.
 
-    `at_start`: Python sets them when it starts in an environment.
-    `at_activation`: the activation scripts of a conda environment set them.
+    `at_start`: an environment's Python sets the variables when it starts.
+    `at_activation`: the activation scripts of a conda environment set the variables.
     """
 
     first: str
@@ -43,12 +43,12 @@ class VariableGroup:
         return (self.first, *self.others)
 
     def names_in(self, values: Mapping[str, str]) -> list[str]:
-        """Return the variables of the group that are in `values`; none if `first` is not in it."""
+        """Return the names of the group's variables that are keys of `values`; none if `first` is not a key."""
         return [name for name in self.names if name in values] if self.first in values else []
 
 
 def read(root: Root) -> dict[str, str]:
-    """Return {variable: value} of the volume. An unreadable record counts as empty; the next write replaces it."""
+    """Return {variable: value} as stored on the volume; a missing or damaged file counts as empty."""
     try:
         content = json.loads(root.variables.with_suffix(".json").read_text(encoding="utf-8"))
         return {str(name): str(value) for name, value in content["variables"].items()}
@@ -57,7 +57,7 @@ def read(root: Root) -> dict[str, str]:
 
 
 def set_value(root: Root, name: str, value: str | None, journal: Journal) -> None:
-    """Set a variable of the volume, or remove it (None), and record the change in the journal."""
+    """Store a variable on the volume, or remove it if `value` is None, and record the change in the journal."""
     earlier = read(root)
     journal.record(VariableChange(name, value, earlier.get(name)))
     others = {key: text for key, text in earlier.items() if key != name}
@@ -65,7 +65,7 @@ def set_value(root: Root, name: str, value: str | None, journal: Journal) -> Non
 
 
 def write(root: Root, values: dict[str, str]) -> None:
-    """Replace the variables of the volume; write the JSON record and the file that a shell reads with `source FILE`."""
+    """Replace all stored variables: write variables.json, and variables.sh, which a shell reads with `source FILE`."""
     write_atomic(
         root.variables.with_suffix(".json"), json.dumps({"schema": SCHEMA, "variables": values}, indent=1) + "\n"
     )
@@ -75,9 +75,9 @@ def write(root: Root, values: dict[str, str]) -> None:
 
 
 def for_child(root: Root, environ: Mapping[str, str], groups: Iterable[VariableGroup]) -> dict[str, str]:
-    """Return the variables of the volume for a process with the environment `environ`, sorted by name.
+    """Return the stored variables to add to the environment variables `environ` of a process, sorted by name.
 
-    A group of `groups` is left out where the environment has another value for its first variable.
+    A group of `groups` is left out if `environ` has another value for the group's first variable.
     """
     values = read(root)
     for group in groups:
@@ -91,7 +91,7 @@ def script(values: Mapping[str, str], shell: str) -> bytes:
 
     Args:
         values: {variable: value}; a value may have any bytes, as a path may.
-        shell: one of SHELLS.
+        shell: the name of the shell, one of SHELLS.
 
     Returns:
         One line for each variable, in the order of `values`.
@@ -109,14 +109,14 @@ def script(values: Mapping[str, str], shell: str) -> bytes:
 
 
 def start_line(values: Mapping[str, str], groups: Iterable[VariableGroup]) -> str:
-    """Return the line of a .pth file with which Python sets variables when it starts; "" where there are none.
+    """Return the line of a .pth file by which Python sets the variables of groups when it starts; "" without variables.
 
-    A group is not set where the user has set its first variable to a non-empty value. An empty value counts as unset,
-    as in `hooks`, since the client of the hub would build addresses without a host from it. Each further variable of
-    the group is set only where the user has not set it.
+    A group is not set if the user has set its first variable to a non-empty value. An empty value counts as unset, as
+    in `hooks`, because huggingface_hub would build URLs without a host from it. Each further variable of the group is
+    set only if the user has not set it.
 
-    Python runs the line whenever it runs `site`: as a bare interpreter, with -I, in a notebook's kernel, from cron. So
-    the line must be short, in ASCII, and never raise.
+    Python runs the line whenever it imports `site`: as a bare interpreter, with -I, in a notebook's kernel, from cron.
+    So the line must be short and in ASCII, and must never raise an error.
     """
     parts = []
     for first, *others in filter(None, (group.names_in(values) for group in groups)):
@@ -126,10 +126,11 @@ def start_line(values: Mapping[str, str], groups: Iterable[VariableGroup]) -> st
 
 
 def hooks(values: Mapping[str, str], groups: Iterable[VariableGroup]) -> list[tuple[str, str, str]]:
-    """Return (folder, suffix, text) of the scripts that conda runs at activation and deactivation.
+    """Return (folder, suffix, content) of each script that conda runs at activation or deactivation.
 
-    Activation sets a group only where its first variable is unset or empty. Deactivation unsets a group only where its
-    first variable has the value that activation sets.
+    The folder is "activate.d" or "deactivate.d", and the suffix that of the shell. Activation sets a group only if its
+    first variable is unset or empty. Deactivation unsets a group only if its first variable has the value that
+    activation sets.
     """
     enter, leave, enter_fish, leave_fish = "", "", "", ""
     for names in filter(None, (group.names_in(values) for group in groups)):

@@ -1,4 +1,4 @@
-"""Records the features of the root's file system beside the marker, for each host and user, and reads them."""
+"""Records the features of the root's file system in a file beside the marker, for each host and user."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 SCHEMA = 1
-_MOST_HOSTS = 64  # every rented host has another name
+_MOST_HOSTS = 64  # a limit is needed because every rented host has another name
 
 
 def recorded(root: Root) -> Capabilities | None:
-    """Return the recorded features; None if this host and user have none, or the volume is mounted otherwise now."""
+    """Return the recorded features for this host and user.
+
+    The result is None if there is no record, or the volume has another mount or other mount options now.
+    """
     entry = _hosts(root).get(_host())
     if not isinstance(entry, dict) or entry.get("mount") != _mount(root):
         return None
@@ -35,14 +38,15 @@ def recorded(root: Root) -> Capabilities | None:
 
 
 def known(root: Root) -> Capabilities:
-    """Return the recorded features, else those that show without a write."""
+    """Return the recorded features; without a record, those that can be read without a write."""
     return recorded(root) or capabilities.look(capabilities.existing(root.path))
 
 
 def ensure(root: Root) -> Capabilities:
-    """Return the features of the root's file system; test and record them if they are not recorded.
+    """Return the features of the root's file system; if there is no record, test and record them.
 
-    The test is made among the root's own records where these exist. A root without a marker gets no record.
+    The test uses a temporary folder in the root's folder of records, if that exists. Without a marker nothing is
+    recorded.
     """
     present = recorded(root)
     if present is not None:
@@ -58,19 +62,19 @@ def ensure(root: Root) -> Capabilities:
 
 
 def environment_obstacle(root: Root, can: Capabilities | None = None) -> str | None:
-    """Return the reason, with the next command, why no environment works on the root's file system; else None.
+    """Return the reason why no environment works on the root's file system, with the next command; else None.
 
     Args:
         root: the root.
-        can: the features of its file system; default: the known ones.
+        can: the features of the root's file system; default: the result of `known`.
     """
     can = can or known(root)
     reasons = [
         reason
         for feature, reason in (
-            (can.execute, f"no program starts from {root.path}"),
+            (can.execute, f"no program on {root.path} can be started"),
             (can.symlink, f"{root.path} cannot store symbolic links"),
-            (can.chmod, f"{root.path} refuses chmod"),
+            (can.chmod, f"chmod fails on {root.path}"),
         )
         if feature is False
     ]
@@ -88,10 +92,10 @@ def environment_obstacle(root: Root, can: Capabilities | None = None) -> str | N
 
 
 def require_environment(root: Root) -> None:
-    """Check that an environment works on the root's file system, with a test if none is recorded.
+    """Check that an environment works on the root's file system; test the file system if its features are not recorded.
 
     Raises:
-        BlockedError: none does; the message has the reason and the next command.
+        BlockedError: no environment works there; the message has the reason and the next command.
     """
     obstacle = environment_obstacle(root, ensure(root))
     if obstacle:
@@ -99,7 +103,7 @@ def require_environment(root: Root) -> None:
 
 
 def given_up(can: Capabilities) -> list[str]:
-    """Return a clause for each kind of metadata that files on this file system lose."""
+    """Return a clause for each kind of metadata that files lose when they are moved to this file system."""
     clauses = []
     if can.modes is False:
         clauses.append("modes (every user may be able to read a private file)")
@@ -129,7 +133,7 @@ def _host() -> str:
 
 
 def _mount(root: Root) -> dict[str, object]:
-    """Return the key of a record: it changes where the volume is mounted anew, or with other options."""
+    """Return a text that identifies the mount of the root; it differs after a new mount or with other options."""
     folder = capabilities.existing(root.path)
     mount = mount_of(folder)
     return {

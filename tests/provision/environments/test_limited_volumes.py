@@ -27,9 +27,9 @@ Limited = Callable[..., Path]
 # The library filelock warns when it falls back to another kind of lock.
 pytestmark = pytest.mark.filterwarnings("ignore:flock not supported:UserWarning")
 REFUSALS = [
-    ("no-exec", "no program starts from {root}"),
+    ("no-exec", "no program on {root} can be started"),
     ("no-symlink", "{root} cannot store symbolic links"),
-    ("no-chmod", "{root} refuses chmod"),
+    ("no-chmod", "chmod fails on {root}"),
 ]
 
 

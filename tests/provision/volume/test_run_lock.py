@@ -224,7 +224,7 @@ def test_run_without_wait_is_blocked_at_the_first_sign_of_life(tmp_path: Path, f
     clock.events[7] = renew
     waiting = LockWait(0, lambda _: None, lambda: clock.now, clock.pause)
     with (
-        pytest.raises(BlockedError, match=r"pid 7 on far, at work since .* holds .* Wait for its end"),
+        pytest.raises(BlockedError, match=r"pid 7 on far, at work since .* holds .* Wait until that run ends"),
         holding(Root(tmp_path / "root"), "make setup", waiting),
     ):
         pytest.fail("another run holds the lock")
