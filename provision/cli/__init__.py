@@ -1,1 +1,1 @@
-"""The commands of `provision`: flags, text and JSON. What they do is done elsewhere."""
+"""Defines the commands of `provision`: their flags, their text output and their JSON. Other packages do the work."""

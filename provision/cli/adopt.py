@@ -1,4 +1,4 @@
-"""Defines the flag --adopt, and asks whether this home takes over the links of another owner."""
+"""Defines the flag --adopt, and the question whether this home adopts the links of another owner."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ AdoptFlag = Annotated[
 
 
 def with_adoption(plan: HostPlan, flag: str | None, options: OutputOptions) -> HostPlan:
-    """Return the plan with the owner that the flag names, or that a person accepts at the terminal.
+    """Return the plan with the owner whose links this home adopts: the value of --adopt, or the user's answer.
 
-    A question is asked only if this home has no links on record and exactly one other owner has the same home.
+    The user is asked only at a terminal, and only if this home has no recorded links and exactly one other owner has
+    the same home path. Without a flag and a question, the plan stays as it is.
 
     Raises:
         BlockedError: the record of links cannot be read.
@@ -43,7 +44,7 @@ def with_adoption(plan: HostPlan, flag: str | None, options: OutputOptions) -> H
     for link in links.recorded(plan.root, other):
         print(f"  {link.path} -> {link.target}")
     try:
-        accepted = typer.confirm(f"Is {owner} the same host under another name, so that these links become its own?")
+        accepted = typer.confirm(f"Is {owner} the same host under another name? Then these links are adopted.")
     except typer.Abort:  # Ctrl-C or Ctrl-D
         raise KeyboardInterrupt from None
     return plan.with_adopted(str(other)) if accepted else plan

@@ -68,7 +68,7 @@ _APPLYING = {"setup", "repair", "env create", "relocate", "undo", "mirrors use",
 
 
 def _print_version(is_given: bool) -> None:
-    """Print the version and end, if --version is given."""
+    """Print the version and exit, if the flag --version is set."""
     if is_given:
         print(f"provision {VERSION}")
         raise typer.Exit
@@ -81,7 +81,7 @@ VersionFlag = Annotated[
 
 @dataclass(frozen=True)
 class RootFlags:
-    """Hold the flags that select the root, for commands that do not read the envs folder."""
+    """Hold the flags --root and --host, which select the root, for commands that do not read the envs folder."""
 
     root: RootFlag = None
     host: HostFlag = None
@@ -90,7 +90,7 @@ class RootFlags:
 
 @dataclass(frozen=True)
 class PlaceFlags:
-    """Hold the flags that select the root, host.toml and the envs folder."""
+    """Hold the flags --root, --host and --envs, which select the root, host.toml and the envs folder."""
 
     root: RootFlag = None
     host: HostFlag = None
@@ -100,7 +100,7 @@ class PlaceFlags:
 
 @dataclass(frozen=True)
 class OutputFlags:
-    """Hold the flags for the output of a command that changes the host, and its wait for another run."""
+    """Hold the flags for the output of a command that changes the host, and --wait."""
 
     wait: WaitFlag = 0
     json: JsonFlag = False
@@ -111,7 +111,7 @@ class OutputFlags:
 
 @dataclass(frozen=True)
 class BriefOutputFlags:
-    """Hold the same flags as OutputFlags without --verbose, for commands that do not show the machine."""
+    """Hold the flags of OutputFlags except --verbose, for commands that do not print the machine."""
 
     wait: WaitFlag = 0
     json: JsonFlag = False
@@ -121,7 +121,7 @@ class BriefOutputFlags:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Hold the options for the output of a command, and `wait`, the seconds that it waits for another run."""
+    """Hold the options for the output of a command, and `wait`: the most seconds to wait for another run."""
 
     json: bool = False
     quiet: bool = False
@@ -131,12 +131,12 @@ class OutputOptions:
 
     @classmethod
     def of(cls, flags: OutputFlags | BriefOutputFlags) -> OutputOptions:
-        """Return the options that the flags of a command set; a flag that the command lacks has its default."""
+        """Return the options from the flags of a command; an option without a flag has its default."""
         return cls(**asdict(flags))
 
     @property
     def color(self) -> bool:
-        """Return whether colours are allowed; the variable NO_COLOR turns them off."""
+        """Return whether the output may have colours: neither --no-color nor the variable NO_COLOR is set."""
         return not self.no_color and "NO_COLOR" not in os.environ
 
 
@@ -150,9 +150,9 @@ def resolve_host(
     trust: bool | None = False,
     changes: Mapping[str, object] | None = None,
 ) -> HostPlan:
-    """Return the host plan for a command's flags, as `host_plan.resolve` does.
+    """Return the host plan for the flags of a command; the parameters are those of `host_plan.resolve`.
 
-    The import is inside the function, so that `--help` stays fast.
+    This function imports `host_plan` when it is called, so that `--help` stays fast.
     """
     from provision.setup import host_plan
 
@@ -162,10 +162,10 @@ def resolve_host(
 def run_steps(
     name: str, plan: HostPlan, options: OutputOptions, *, dry_run: bool = False, only: Collection[str] | None = None
 ) -> Exit:
-    """Run a command on the setup steps of a host, print their outcomes, and return the exit code.
+    """Run a command on the setup steps of a host, print the result of each step, and return the exit code.
 
     Args:
-        name: the name of the command, which decides whether drifted steps are applied.
+        name: the name of the command; steps are applied only if it is in `_APPLYING`.
         plan: the host plan.
         options: the options for the output.
         dry_run: only check the steps.
@@ -204,12 +204,12 @@ def run_list(
     dry_run: bool = False,
     all_or_nothing: bool = False,
 ) -> Exit:
-    """Run a command on its own list of steps, print their outcomes, and return the exit code.
+    """Run a command on its own list of steps, print the result of each step, and return the exit code.
 
     Args:
-        name: the name of the command.
+        name: the name of the command; steps are applied only if it is in `_APPLYING`.
         plan: the host plan.
-        build: returns the steps; they report to the given progress callback.
+        build: returns the steps, which report their progress to the callback that is passed to it.
         options: the options for the output.
         dry_run: only check the steps.
         all_or_nothing: apply no step if one of them is blocked, and none after one that fails.
@@ -223,7 +223,10 @@ def run_list(
 
 @dataclass(frozen=True)
 class _Command:
-    """Hold a command on a list of steps; `build` makes the list, and again after a wait for another run."""
+    """Hold a command that runs a list of steps.
+
+    `build` returns the list. It is called again after a wait for another run, which may have changed the host.
+    """
 
     name: str
     plan: HostPlan
@@ -284,7 +287,7 @@ def _converge(command: _Command, steps: list[step.Step], screen: output.Screen) 
 
 
 def _outcomes_without_apply(command: _Command, steps: list[step.Step], screen: output.Screen) -> list[Outcome] | None:
-    """Check all steps; return the outcomes if no step has drifted or none may be applied, else None."""
+    """Check all steps. Return None if steps are to be applied; else print and return the results of the checks."""
     from provision.core import step
 
     outcomes = step.check_all(steps, listen=screen.watch)
@@ -296,7 +299,7 @@ def _outcomes_without_apply(command: _Command, steps: list[step.Step], screen: o
 
 
 def _would_apply(command: _Command, steps: list[step.Step], outcomes: list[Outcome]) -> bool:
-    """Return whether a run applies a step: one has drifted, and no step stops the run before."""
+    """Return whether a run would apply a step: a step has drifted, and no failed check stops the run before."""
     from provision.core import step
 
     is_blocked = any(
@@ -307,7 +310,10 @@ def _would_apply(command: _Command, steps: list[step.Step], outcomes: list[Outco
 
 
 def _require_marker(command: _Command) -> None:
-    """Check the marker for a command that never makes one, so that its dry run ends as the run does."""
+    """Check that the root has a marker, for the commands that never make a marker: repair, undo, mirrors restore.
+
+    A dry run checks this, too, so that it ends with the same exit code as the run.
+    """
     from provision.volume import marker
 
     if command.name in {"repair", "undo", "mirrors restore"}:
@@ -315,14 +321,14 @@ def _require_marker(command: _Command) -> None:
 
 
 def during(work: str, options: OutputOptions) -> AbstractContextManager[None]:
-    """Show on stderr that work is in progress which is not a step."""
+    """Show on stderr, during a `with` block, that work is in progress that is not a step; `work` describes it."""
     from provision.cli import output
 
     return output.Screen(json_output=options.json, quiet=options.quiet, color=options.color).during(work)
 
 
 def waiting(options: OutputOptions) -> run_lock.LockWait:
-    """Return the options for the wait for the run lock; the wait is shown on stderr."""
+    """Return how to wait for the run lock: for the seconds of --wait, with progress lines on stderr."""
     from provision.volume import run_lock
 
     def emit(text: str) -> None:
@@ -351,13 +357,13 @@ def _print_machine(environment: EnvironmentDefinition, machine: HostFacts) -> No
 
 
 def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
-    """Ask a person to confirm a deletion, and return the answer.
+    """Return whether the user confirms a deletion: by the flag --yes, or by an answer at the terminal.
 
     Args:
-        question: the question for a person.
-        loss: a clause that states what is deleted, for the error message.
-        yes: the flag --yes, which confirms without a question.
-        json: the flag --json, which allows no question.
+        question: the question for the user.
+        loss: a clause for the error message that names the deleted things, such as "this removes NAME".
+        yes: the flag --yes is set.
+        json: the flag --json is set; then no question is asked.
 
     Raises:
         SpecError: --yes is missing, and stdin is not a terminal or --json is given.
@@ -374,7 +380,7 @@ def confirmed(question: str, loss: str, yes: bool, json: bool) -> bool:
 
 
 def again() -> str:
-    """Return this command line for a shell, without its --wait."""
+    """Return the command line of this process, quoted for a shell, without the flag --wait."""
     from provision.core import layout
 
     words, is_seconds = [layout.program()], False
@@ -386,5 +392,5 @@ def again() -> str:
 
 
 def guard(act: Callable[[], Exit], *, json: bool = False) -> None:
-    """Run a command and exit with its code; an error becomes a message, with `json` also a JSON object."""
+    """Run a command and exit with its exit code; an error is printed as a message, and with `json` as a JSON object."""
     sys.exit(command_end.run(act, json=json))

@@ -64,7 +64,7 @@ def where(name: NameArgument = None, *, place: RootFlags, json: JsonFlag = False
         plan = resolve_host(place.root, place.host, None, trust=place.trust_volume, changes={"env": name})
         prefix = plan.root.prefix(plan.host.env)
         is_there = layout.interpreter(prefix).exists()
-        result = output.told_json("env where", env=plan.host.env, prefix=str(prefix), is_there=is_there)
+        result = output.success_json("env where", env=plan.host.env, prefix=str(prefix), is_there=is_there)
         print(result if json else prefix)
         return Exit.GOOD
 
@@ -130,7 +130,7 @@ def remove(
         with holding(plan.root, again(), waiting(show)) as has_waited, during(f"removing {prefix}", show):
             size = remove_environment.removable_bytes(prefix, plan.root) if has_waited else size
             remove_environment.remove(prefix, plan.root, plan.home, Journal(plan.root.journal, "env remove"))
-        result = output.told_json("env remove", prefix=str(prefix), bytes=size)
+        result = output.success_json("env remove", prefix=str(prefix), bytes=size)
         print(result if json else f"removed {prefix}, {size:,} bytes")
         return Exit.GOOD
 
@@ -165,7 +165,9 @@ def run(
         try:
             os.execvpe(argv[0], argv, environment)  # noqa: S606 (the program replaces this process, so it gets the signals and sets the exit code)
         except FileNotFoundError:
-            raise SpecError(f"{argv[0]} is neither in {prefix} nor on the PATH. Check its name.") from None
+            raise SpecError(
+                f"{argv[0]} is neither in {prefix} nor on the PATH. Check the name of the program."
+            ) from None
 
     guard(act)
 
@@ -205,7 +207,7 @@ def lock(
         options = write_locks.SolverOptions(platform, mirrors, virtual or [], keep_conda=keep_conda, tool=tool)
         with during(f"locking {name}", OutputOptions(json, False, False, False)):
             paths = [str(path) for path in write_locks.lock(folder, name, options)]
-        print(output.told_json("env lock", written=paths) if json else "\n".join(paths))
+        print(output.success_json("env lock", written=paths) if json else "\n".join(paths))
         return Exit.GOOD
 
     guard(act, json=json)

@@ -60,7 +60,9 @@ def doctor(*, place: PlaceFlags, json: JsonFlag = False) -> None:
 @flags.expand
 def relocate(
     path: Annotated[str, typer.Argument(help="A folder, or the name of a cache such as pip or conda.")],
-    to: Annotated[str | None, typer.Option("--to", help="The path of the folder on the root.", metavar="PLACE")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="The new path of the folder, relative to the root.", metavar="PLACE")
+    ] = None,
     *,
     place: PlaceFlags,
     output_flags: BriefOutputFlags,
@@ -98,7 +100,7 @@ def undo(
     output_flags: BriefOutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Undo a run: restore every file, link and folder that it changed. If one cannot be restored, none is.
+    """Undo a run: restore every file, link and folder that it changed. If one of these cannot be restored, none is.
 
     A run of another host or home is undone only by its name, and with --yes or after a question.
     """
@@ -123,7 +125,7 @@ def undo(
             return Exit.BLOCKED
 
         def build(progress: Progress) -> list[Step]:
-            # After a wait for another run, the newest run may be another one, but it is still one of this owner.
+            # After a wait for another run, the newest run of this owner may be that other run.
             chosen[:] = [undo_runs.choose(plan.root, run, own)]
             return undo_runs.steps(chosen[0], plan.root, plan.home, journal, progress)
 
@@ -138,7 +140,7 @@ def undo(
 
 
 def _may_undo_of_another(plan: HostPlan, run: undo_runs.JournaledRun, yes: bool, dry_run: bool, json: bool) -> bool:
-    """Show what the undo of another owner's run takes off the volume, and return whether it is confirmed.
+    """Print the effects of the undo of another owner's run, and return whether the user confirms the undo.
 
     Raises:
         BlockedError: --yes is missing, and stdin is not a terminal or --json is given.
@@ -151,7 +153,7 @@ def _may_undo_of_another(plan: HostPlan, run: undo_runs.JournaledRun, yes: bool,
     steps = undo_runs.steps(run, plan.root, plan.home, Journal(plan.root.journal, "undo"))
     lines = "\n  ".join(undo_report.losses(run, steps, plan.root, plan.home))
     if not yes and (json or not sys.stdin.isatty()):
-        raise BlockedError(f"{lines}\nNothing was changed. Pass --yes to undo it here: `{again()} --yes`")
+        raise BlockedError(f"{lines}\nNothing was changed. Pass --yes to undo this run here: `{again()} --yes`")
     print(f"  {lines}", file=sys.stderr if json else sys.stdout)
     return yes or dry_run or confirmed("Undo this run here?", "this undoes the run of another host or home", yes, json)
 
@@ -165,7 +167,7 @@ def gc(
     wait: WaitFlag = 0,
     json: JsonFlag = False,
 ) -> None:
-    """Show the backups of this home's earlier runs and delete them. These runs can no longer be undone then."""
+    """List the backups of this home's earlier runs, and delete them. Afterwards these runs can no longer be undone."""
 
     def act() -> Exit:
         from provision.cli import output
@@ -180,7 +182,7 @@ def gc(
         lines = [f"{run.name}  {run.backup_bytes:>12,} bytes  {run.header.command or ''}" for run in runs]
         print("\n".join([*lines, f"{len(runs)} backups, {total:,} bytes"]), file=stream)
         deleted: list[str] = []
-        question = "Delete these backups? The files that these runs changed can no longer be restored then."
+        question = "Delete these backups? Then the files that these runs changed can no longer be restored."
         if runs and confirmed(question, "this deletes the backups, and these runs can no longer be undone", yes, json):
             with holding(plan.root, again(), waiting(OutputOptions(json=json, wait=wait))):
                 for folder in undo_runs.delete_backups(runs):
@@ -188,7 +190,7 @@ def gc(
                     print(f"deleted {folder}", file=stream)
                     require(plan.root.state)
         if json:
-            print(output.told_json("gc", backups=[run.to_dict() for run in runs], bytes=total, dropped=deleted))
+            print(output.success_json("gc", backups=[run.to_dict() for run in runs], bytes=total, dropped=deleted))
         return Exit.GOOD
 
     guard(act, json=json)

@@ -49,18 +49,24 @@ app.add_typer(host_app)  # without a name, its commands are commands of `provisi
 
 @app.callback()
 def _program(version: VersionFlag = False) -> None:
-    """Take the flags that stand before a command."""
+    """Define the flags that stand before the name of a command, such as --version."""
 
 
 def main() -> None:
-    """Run the command. SIGTERM and SIGHUP end it as Ctrl-C does: child processes end, and no file is half written."""
+    """Run the command `provision` and exit.
+
+    SIGTERM and SIGHUP end the command as Ctrl-C does: child processes are ended, and no file is left half written.
+    """
     streams.prepare()
     umask.forbid_writing_to_all()
     sys.exit(command_end.run_app(app, "provision"))
 
 
 def _add_check(name: str, help_text: str) -> None:
-    """Add a command that checks all steps; `run_steps` decides by its name how deep it checks and what it prints."""
+    """Add a command that checks all setup steps and applies none: "plan", "status" or "verify".
+
+    By the name, `run_steps` selects the depth of the checks and the output.
+    """
 
     @flags.expand
     def act(

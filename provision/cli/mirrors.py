@@ -73,7 +73,7 @@ def probe(
     json: JsonFlag = False,
     no_color: NoColorFlag = False,
 ) -> None:
-    """Probe every mirror: whether it is reachable and holds the locked files, and its speed. Nothing is written."""
+    """Probe every mirror: check that it is reachable and has the locked files, and measure its speed. Write nothing."""
 
     def act() -> Exit:
         from provision.cli import mirrors_output
@@ -110,7 +110,10 @@ def use(
     output_flags: BriefOutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Select a mirror, and write it to the environment's settings and yours. `mirrors restore` takes it back."""
+    """Select a mirror, and write it to the settings files of the environment and of your user.
+
+    `mirrors restore` restores these files.
+    """
 
     def act() -> Exit:
         from provision.config import toml
@@ -145,13 +148,13 @@ def restore(
     *,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also restore files that you have changed since; your version is kept beside."),
+        typer.Option("--force", help="Also restore files that you have changed since; your version is kept as a copy."),
     ] = False,
     place: RootFlags,
     output_flags: BriefOutputFlags,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Restore every file that was written for mirrors. If one cannot be restored, none is."""
+    """Restore every file that was written for mirrors. If a file cannot be restored, no file is changed."""
 
     def act() -> Exit:
         from provision.mirrors import write_config

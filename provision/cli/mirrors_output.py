@@ -19,7 +19,7 @@ SCHEMA = 1
 
 
 def catalogue_json(mirrors: Catalogue, record: MirrorRecord) -> str:
-    """Return the JSON object of `mirrors list`."""
+    """Return the output of `mirrors list --json`."""
     tools = {
         tool: [{"name": name, **mirror.model_dump()} for name, mirror in mirrors.of(tool).items()]
         for tool in all_tools.names()
@@ -44,14 +44,14 @@ def catalogue(mirrors: Catalogue, record: MirrorRecord) -> str:
 
 
 def probes_json(results: Sequence[ProbeResult], choices: Mapping[str, MirrorChoice]) -> str:
-    """Return the JSON object of `mirrors probe`."""
+    """Return the output of `mirrors probe --json`."""
     tools = {tool: [result.to_dict() for result in results if result.target.tool == tool] for tool in choices}
     chosen = {tool: _choice_row(choice) for tool, choice in choices.items()}
     return json.dumps({"schema": SCHEMA, "tools": tools, "chosen": chosen}, ensure_ascii=False)
 
 
 def print_probes(results: Sequence[ProbeResult], choices: Mapping[str, MirrorChoice], *, color: bool) -> None:
-    """Print a table for each tool: usable mirrors first, the best on top, then the others with their problem."""
+    """Print a table for each tool: the usable mirrors, the best first, then the other mirrors with their problem."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -48,7 +48,7 @@ EndpointFlag = Annotated[str | None, typer.Option("--endpoint", help="Use this h
 
 @dataclass(frozen=True)
 class _ModelContext:
-    """Hold the host plan, the manifest, and the models that the command line names."""
+    """Hold the values that the commands share: the host plan, the manifest, and the models that the user names."""
 
     plan: HostPlan
     manifest: Manifest
@@ -276,7 +276,7 @@ def lock(
                 text = f"{count} files are now pinned in {path}" if count else "every file is pinned already"
                 print(f"{base}: {text}")
         if json:
-            print(output.told_json("models lock", models=rows))
+            print(output.success_json("models lock", models=rows))
         return Exit.GOOD
 
     guard(act, json=json)

@@ -31,10 +31,10 @@ SCHEMA = 1
 
 @dataclass
 class ModelRow:
-    """Hold the result of one model.
+    """Hold the result of a command for one model.
 
-    `state` is ok, missing, corrupt, failed or stand-in. `exit` is the exit code of `error`. `detail` is a text for the
-    user. `load` is the line of Python that loads the model.
+    `state` is "ok", "missing", "corrupt", "failed" or "stand-in". `detail` is a text for the user. `error` is the
+    message of a failure, or None, and `exit` its exit code. `load` is the line of Python that loads the model.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelRow:
 
     @property
     def bytes_total(self) -> int | None:
-        """Return the bytes of all its files; None if the size of a file is unknown."""
+        """Return the total size of the model's files in bytes; None if the size of a file is unknown."""
         sizes = {file.path: file.size for file in self.model.files}
         sizes |= {file.path: file.size for file in self.files if file.size is not None}
         known_sizes = [size for size in sizes.values() if size is not None]
@@ -58,7 +58,7 @@ class ModelRow:
 
 
 def rows_json(command: str, rows: Sequence[ModelRow], code: int) -> str:
-    """Return the JSON of `models pull` and `models verify`."""
+    """Return the output of `models pull --json` or `models verify --json`; `code` is the exit code."""
     models = [
         {
             "name": row.name,
@@ -79,7 +79,7 @@ def rows_json(command: str, rows: Sequence[ModelRow], code: int) -> str:
 
 
 def row_lines(row: ModelRow, *, every_file: bool) -> str:
-    """Return the lines of one model: its state, then its corrupt and failed files, or with `every_file` all files."""
+    """Return the lines for one model: its state, then its corrupt and failed files, or all files (`every_file`)."""
     lines = [f"  {row.state:<8} {row.name:<32} {row.error or row.detail}  ({row.seconds:.2f} s)"]
     lines += [f"    load it: {row.load}"] if row.load else []
     if all(file.state == "missing" for file in row.files):
@@ -92,19 +92,19 @@ def row_lines(row: ModelRow, *, every_file: bool) -> str:
 
 
 def hub_lines(hub: HubInUse) -> list[str]:
-    """Return the line that names the hub cache in use, and a line for its problem."""
+    """Return the line with the hub cache in use and, if it has a problem, a second line with the problem."""
     return [hub.line, *([f"  {hub.problem}"] if hub.problem else [])]
 
 
 def add_problem(rows: Sequence[ModelRow], hub: HubInUse) -> None:
-    """Add the problem of the hub cache in use to the rows, where programs of this shell do not find it."""
+    """Add the problem of the hub cache to each row, if programs of this shell do not find the hub cache."""
     if hub.problem is not None and not hub.is_found:
         for row in rows:
             row.detail = "; ".join(filter(None, [row.detail, hub.problem]))
 
 
 def plan_line(name: str, plan: PullPlan) -> str:
-    """Return the line that announces a pull."""
+    """Return the line that is printed before a pull: the present files, and the bytes to download and their source."""
     present = sum(state.state == "ok" for state in plan.states)
     if plan.is_done:
         unconfirmed = [f"{plan.unproven} without a pinned hash"] if plan.unproven else []
@@ -128,13 +128,13 @@ def list_lines(
     unlisted: Mapping[str, int],
     stand_ins: Mapping[str, str | None],
 ) -> str:
-    """Return the lines of `models list`.
+    """Return the text of `models list`, as lines.
 
     Args:
         hub: the hub cache in use.
         cached: the entries of the manifest and the state of their files.
         unlisted: {name: bytes} of the other content of the cache.
-        stand_ins: {model: the recorded reason, or None} of the stand-ins that are built.
+        stand_ins: {model: recorded reason, or None} for each stand-in that is built.
     """
     lines = hub_lines(hub)
     for row in cached:
@@ -160,7 +160,7 @@ def list_json(
     unlisted: Mapping[str, int],
     stand_ins: Mapping[str, str | None],
 ) -> str:
-    """Return the JSON of `models list`."""
+    """Return the output of `models list --json`; the parameters are those of `list_lines`."""
     models = [
         {
             "name": row.name,
@@ -180,7 +180,7 @@ def list_json(
 
 
 def structure_lines(name: str, model: ModelSpec, structure: PipelineStructure, load: str | None) -> str:
-    """Return the components of a model, similar to a printed pipeline."""
+    """Return the text of `models show`, as lines: the components of a model, similar to a printed pipeline."""
     variant = f"{model.variant}, " if model.variant else ""
     lines = [
         f"{structure.pipeline or name}: {model.repo} at {model.revision[:7]} ({variant}{model.license})",
@@ -213,7 +213,7 @@ def structure_lines(name: str, model: ModelSpec, structure: PipelineStructure, l
 
 
 def structure_json(name: str, model: ModelSpec, structure: PipelineStructure, load: str | None) -> str:
-    """Return the JSON of `models show`."""
+    """Return the output of `models show --json`."""
     scheduler = {"class": structure.scheduler[0], "settings": structure.scheduler[1]} if structure.scheduler else None
     document = {
         "schema": SCHEMA,
@@ -233,20 +233,20 @@ def structure_json(name: str, model: ModelSpec, structure: PipelineStructure, lo
 
 
 def removal_line(name: str, removal: Removal) -> str:
-    """Return the line with the files and bytes of a removal."""
+    """Return the line with the number and the size of the files that a removal deletes."""
     files = len(removal.links) or len(removal.blobs)
     return f"{name}: {files} files are removed, {removal.bytes:,} bytes become free"
 
 
 def removal_json(name: str, removal: Removal, code: int, *, removed: bool) -> str:
-    """Return the JSON of `models remove`."""
+    """Return the output of `models remove --json`; `removed` is False for a dry run, `code` is the exit code."""
     files = len(removal.links) or len(removal.blobs)
     values = {"name": name, "files": files, "bytes": removal.bytes, "removed": removed, "exit": code}
     return redact(json.dumps({"schema": SCHEMA, "command": "models remove", **values}))
 
 
 def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int, *, needs_token: bool) -> str:
-    """Return the lines that show how another host uses this one as a hub, and which clients can download.
+    """Return the lines that `models seed` prints: the commands of its clients, and which clients can download.
 
     Args:
         names: the served models.
@@ -277,7 +277,7 @@ def seed_lines(names: Sequence[str], hosts: Sequence[str], port: int, *, needs_t
 
 
 class DownloadBars:
-    """Shows a progress bar for each file and one for all on a terminal's stderr, else a line every ten seconds."""
+    """Shows a progress bar for each file, and one for all files, on stderr; without a terminal, a line every 10 s."""
 
     def __init__(
         self,
@@ -293,11 +293,11 @@ class DownloadBars:
 
         Args:
             title: the text before the bar for all files.
-            sizes: {path: bytes to come}.
-            done: the bytes that are done already.
-            shown: whether anything is shown.
-            clock: as for `Ticker`.
-            pause: as for `Ticker`.
+            sizes: {path: bytes to download or to hash}.
+            done: the bytes of all files that are finished already.
+            shown: False shows no progress.
+            clock: returns the time in seconds, as for `Ticker`.
+            pause: waits for seconds, as for `Ticker`.
         """
         self._sizes = sizes
         self._tasks: dict[str, int] = {}
@@ -348,7 +348,7 @@ class DownloadBars:
             self._ticker.__exit__(kind, error, trace)
 
     def advance(self, path: str, count: int) -> None:
-        """Add bytes of a file to its bar and to the bar for all."""
+        """Add `count` finished bytes of the file `path` to its bar and to the bar for all files."""
         if self._ticker is not None:
             self._meter.add(count)
         if self._bar is None:

@@ -32,13 +32,13 @@ _CHECKED = {Depth.SIZE: "every size", Depth.HEADER: "every size and header", Dep
 
 
 def pull(work: Pull, emit: Callable[[str], None], *, quiet: bool, dry_run: bool) -> ModelRow:
-    """Print the plan of a pull, run the pull, and return its result. An error is stored in the result, not raised.
+    """Print the plan of a pull, run the pull, and return its result; an error is stored in the result, not raised.
 
     Args:
         work: the pull.
         emit: called with each line for the user.
         quiet: show no progress.
-        dry_run: only report the plan.
+        dry_run: only print the plan, and download nothing.
     """
     started = time.perf_counter()
     row = ModelRow(work.name, work.spec)
@@ -77,13 +77,13 @@ def pull(work: Pull, emit: Callable[[str], None], *, quiet: bool, dry_run: bool)
 
 
 def failed_rows(models: Iterable[tuple[str, ModelSpec]], error: FirstlightError | OSError) -> list[ModelRow]:
-    """Return the rows of models whose pull could not start because of an error."""
+    """Return a failed row for each model whose pull could not start because of an error."""
     failure = from_os_error(error) if isinstance(error, OSError) else error
     return [ModelRow(name, model, error=str(failure), exit=failure.exit) for name, model in models]
 
 
 def verify(work: Pull, depth: Depth, *, quiet: bool) -> ModelRow:
-    """Check every file of a model without the network."""
+    """Check every file of a model without the network, and return the result."""
     started = time.perf_counter()
     row = ModelRow(work.name, work.spec)
     with _hashing(work, quiet=quiet) as bars:
@@ -108,7 +108,7 @@ def verify(work: Pull, depth: Depth, *, quiet: bool) -> ModelRow:
 def stand_in(
     root: Root, name: str, model: ModelSpec, envs: Path, python: Path, *, quiet: bool, dry_run: bool
 ) -> ModelRow:
-    """Build the stand-in of a model.
+    """Build the stand-in of a model, and return the result.
 
     Raises:
         SpecError: the architecture is unknown.
@@ -136,9 +136,9 @@ def stand_in(
 
 
 def repair(root: Root, manifest: Manifest) -> str:
-    """Repair refs, snapshots and links, and return the result as text; empty if nothing was to be done.
+    """Repair the refs, snapshots and links of the hub cache, and return the result as text for the user.
 
-    A cache that cannot be written stays as it is.
+    The text is empty if there was nothing to repair. A cache that cannot be written stays as it is.
     """
     step = SnapshotStep(
         root, [pins.apply(root, model) for model in manifest.with_all_extras()], Journal(root.journal, "models verify")
@@ -154,7 +154,7 @@ def repair(root: Root, manifest: Manifest) -> str:
 
 
 def _unconfirmed(plan: PullPlan) -> list[str]:
-    """Return the warnings about present files that the official hub has not confirmed."""
+    """Return warnings about present files whose hashes the official hub has not confirmed."""
     warnings = [f"{plan.unproven} files have no pinned hash"] if plan.unproven else []
     warnings += [f"{count} files have a hash from {mirror} only" for mirror, count in plan.by_mirrors.items()]
     return [*warnings, "the official hub could not be reached to confirm them"] if warnings else []
@@ -173,7 +173,11 @@ def _worst(row: ModelRow) -> str:
 
 
 def check_token_hosts(hosts: list[str], hubs: Hubs) -> None:
-    """Raise SpecError for a --send-token-to that has no effect, because the pull uses no hub on that host."""
+    """Check that the pull uses a hub on each host of --send-token-to.
+
+    Raises:
+        SpecError: a host has no hub of the pull, so the flag has no effect.
+    """
     for host in hosts:
         try:
             is_used = any(is_host(host, hub.endpoint) for hub in hubs.every())

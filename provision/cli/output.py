@@ -1,4 +1,4 @@
-"""Prints the progress and the outcomes of steps, and formats the results of commands as text and as JSON."""
+"""Prints the progress and the results of steps, and formats the results of commands as text and as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Screen:
     """Prints one line for each step to stdout, and the progress of the current step to stderr.
 
     The progress is a live line on a terminal, else one line every ten seconds. With `quiet` only the lines of failed
-    and blocked steps are printed. With `json_output` all lines go to stderr, because stdout is for the object.
+    and blocked steps are printed. With `json_output` all lines go to stderr, because the JSON object goes to stdout.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Screen:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], bool] | None = None,
     ) -> None:
-        """Take the options; `clock` and `pause` are those of Ticker. The caller sets `total`, the number of steps."""
+        """Take the options; `clock` and `pause` are as for Ticker. The caller sets `total`, the number of steps."""
         self.total = 0
         self.lines = sys.stderr if json_output else sys.stdout
         self.quiet = quiet
@@ -61,7 +61,7 @@ class Screen:
         self._bar: Progress | None = None
 
     def listen(self, step: Step, outcome: Outcome | None) -> None:
-        """Show that a step begins (`outcome` is None), or print the line of a step that has ended."""
+        """Show the progress of a step that begins (`outcome` is None), or print the line of a step that has ended."""
         if outcome is None:
             self.number += 1
             self.begin(step.name)
@@ -71,7 +71,7 @@ class Screen:
             print(self.line(outcome), file=self.lines, flush=True)
 
     def watch(self, step: Step, outcome: Outcome | None) -> None:
-        """Show that a step is being checked, and print no line for its outcome."""
+        """Show the progress while a step is being checked, and print no line for its result."""
         if outcome is None:
             self.begin(f"checking {step.name}")
         else:
@@ -79,7 +79,7 @@ class Screen:
 
     @contextmanager
     def during(self, work: str) -> Iterator[None]:
-        """Show that work is in progress which is not a step."""
+        """Show the progress of work that is not a step, during a `with` block; `work` describes it."""
         self.begin(work)
         try:
             yield
@@ -89,7 +89,7 @@ class Screen:
     def progress(self, count: int, total: int, unit: str = "bytes", /) -> None:
         """Add `count` units to the progress of the current step; `total` is 0 if it is not known.
 
-        A step whose child processes do the work reports (0, total) if it knows how many bytes they will write.
+        A step whose child processes do the work reports (0, total) if the number of bytes to write is known.
         """
         if self._meter is not None:
             self._meter.add(count, total, unit)
@@ -130,7 +130,7 @@ class Screen:
         head = f"[{self.number}/{self.total}] {name}" if self.total and self.number else name
         tasks: list[TaskID] = []
 
-        def update(text: str) -> None:  # called first after one second, so work that ends at once draws nothing
+        def update(text: str) -> None:  # first called after one second, so work that ends before shows no bar
             if self._bar is None:
                 self._bar = _bar(color=self.color)
                 tasks.append(self._bar.add_task(redact(head), total=None, status=""))
@@ -142,7 +142,7 @@ class Screen:
 
 
 def _print_progress(name: str, text: str) -> None:
-    # One write call, so that a line of the main thread cannot come between.
+    # One call of write, so that output of the main thread cannot split the line.
     sys.stderr.write(f"  {redact(name)}: {text}\n")
     sys.stderr.flush()
 
@@ -163,7 +163,7 @@ def _bar(*, color: bool) -> Progress:
 
 
 def state_word(outcome: Outcome) -> str:
-    """Return the word for an outcome: ok, done, drifted, blocked or failed."""
+    """Return the word for the result of a step: "ok", "done" (applied), "drifted", "blocked" or "failed"."""
     if outcome.after is State.BLOCKED:
         return "blocked"
     if outcome.error:
@@ -174,7 +174,7 @@ def state_word(outcome: Outcome) -> str:
 
 
 def to_json(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], seconds: float) -> str:
-    """Return the JSON object of a command that runs steps, on one line."""
+    """Return the JSON object that a command prints after it has run steps, as one line of text."""
     rows = [
         {
             "step": outcome.step,
@@ -199,13 +199,13 @@ def to_json(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], sec
     return json.dumps(whole, ensure_ascii=False)
 
 
-def told_json(command: str, **results: object) -> str:
-    """Return the JSON object of a command that succeeded, with its results by name."""
+def success_json(command: str, **results: object) -> str:
+    """Return the JSON object that a successful command prints; the keys of `results` are added to it."""
     return redact(json.dumps({"schema": SCHEMA, "command": command, **results, "exit": 0}))
 
 
 def summary(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], seconds: float) -> str:
-    """Return the last lines of the text: the result, the next command if one is needed, and the fallbacks in use."""
+    """Return the last lines of a command's text: the result, the next command if needed, and the fallbacks in use."""
     changed = sum(outcome.changed for outcome in outcomes)
     drifted = sum(outcome.after is State.DRIFTED and not outcome.error for outcome in outcomes)
     failed = sum(outcome.error is not None for outcome in outcomes)
@@ -228,12 +228,12 @@ def summary(command: str, chosen: ResolvedRoot, outcomes: Sequence[Outcome], sec
 
 
 def fallbacks(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a line for each fallback in use."""
+    """Return a line for each fallback in use, such as a stand-in or another build, without secrets."""
     return [redact(outcome.fallback) for outcome in outcomes if outcome.fallback]
 
 
 def findings_json(chosen: ResolvedRoot, rows: Sequence[Finding]) -> str:
-    """Return the JSON object of `doctor`."""
+    """Return the output of `doctor --json`."""
     whole = {
         "schema": SCHEMA,
         "command": "doctor",
@@ -245,7 +245,7 @@ def findings_json(chosen: ResolvedRoot, rows: Sequence[Finding]) -> str:
 
 
 def findings(rows: Sequence[Finding]) -> str:
-    """Return the text of `doctor`: one line for each finding, and below it the command that corrects it."""
+    """Return the text of `doctor`: a line for each finding and, for a fault, a second line with its remedy."""
     lines = []
     for finding in rows:
         lines.append(f"  {finding.state:<5} {finding.thing:<20} {redact(finding.text)}")
@@ -255,7 +255,7 @@ def findings(rows: Sequence[Finding]) -> str:
 
 
 def runs_json(rows: Sequence[JournaledRun]) -> str:
-    """Return the JSON object of `undo --list`."""
+    """Return the output of `undo --list --json`."""
     return json.dumps({"schema": SCHEMA, "runs": [run.to_dict() for run in rows]}, indent=1)
 
 
@@ -270,12 +270,12 @@ def runs(rows: Sequence[JournaledRun]) -> str:
 
 
 def _printable(path: str) -> str:
-    """Return a path, with escapes and quotes if it has a line break or bytes that are not text."""
+    """Return a path for a terminal, quoted and with escapes if it has a line break or undecodable bytes."""
     return path if path.isprintable() else ascii(path)
 
 
 def environments_json(rows: Sequence[DiscoveredEnvironment]) -> str:
-    """Return the JSON object of `env list`."""
+    """Return the output of `env list --json`."""
     return json.dumps({"schema": SCHEMA, "envs": [environment.to_dict() for environment in rows]}, indent=1)
 
 
