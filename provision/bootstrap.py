@@ -51,10 +51,10 @@ def find_defect(checkout: str, lock: str) -> "str | None":
     if stamp.get("lock") not in accepted:
         return LOCK_CHANGED
     for name, version in sorted(packages.items()):
-        missing = _missing_file(site, name, version)
-        if missing:
-            return "%s %s is damaged: %s" % (name, version, missing)
-    return _misplaced(checkout, site)
+        defect = _package_defect(site, name, version)
+        if defect:
+            return "%s %s is damaged: %s" % (name, version, defect)
+    return _checkout_defect(checkout, site)
 
 
 def apply(checkout: str, lock: str) -> None:
@@ -102,7 +102,7 @@ def apply(checkout: str, lock: str) -> None:
     # pip's time.
     uv_lock = os.path.join(venv, "uv.txt")
     with open(uv_lock, "w") as file:
-        file.write(_entry(path, "uv"))
+        file.write(_pinned_lines(path, "uv"))
     scratch = os.path.join(venv, "tmp")
     if not os.path.isdir(scratch):
         os.mkdir(scratch)
@@ -251,7 +251,7 @@ def _installed(site: str) -> "dict[str, str]":
     return versions
 
 
-def _missing_file(site: str, name: str, version: str) -> "str | None":
+def _package_defect(site: str, name: str, version: str) -> "str | None":
     """Return the first defect of an installed package, or None if each file of its RECORD has its recorded size.
 
     The defect is "RECORD is missing", "PATH is missing" or "PATH has another size".
@@ -274,13 +274,13 @@ def _missing_file(site: str, name: str, version: str) -> "str | None":
     return None
 
 
-def _misplaced(checkout: str, site: str) -> "str | None":
+def _checkout_defect(checkout: str, site: str) -> "str | None":
     """Return why `.venv` does not fit this checkout: the checkout has moved, or the commands differ; else None."""
     venv = os.path.join(checkout, ".venv")
     if _read(os.path.join(site, "firstlight.pth")) != _path_line(checkout):
         return "the checkout has moved"
     commands = COMMANDS if os.name == "posix" else ()
-    if any(_read(os.path.join(venv, "bin", command)) != _command(venv, command) for command in commands):
+    if any(_read(os.path.join(venv, "bin", command)) != _command_script(venv, command) for command in commands):
         return COMMANDS_CHANGED
     return None
 
@@ -296,7 +296,7 @@ def _clear(venv: str) -> None:
             os.unlink(path)
 
 
-def _entry(lock: str, name: str) -> str:
+def _pinned_lines(lock: str, name: str) -> str:
     """Return the lines of one package in a lock file: its pinned version and its hashes."""
     lines = (_read(lock) or "").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith(name + "==")]
@@ -308,7 +308,7 @@ def _entry(lock: str, name: str) -> str:
     return "\n".join(lines[starts[0] : end]) + "\n"
 
 
-def _command(venv: str, command: str) -> str:
+def _command_script(venv: str, command: str) -> str:
     """Return the content of the sh script that starts a command ("provision" or "bench").
 
     A `#!` line with the path of python would fail if the path has spaces or is long.
@@ -320,7 +320,7 @@ def _command(venv: str, command: str) -> str:
 def _write_command(venv: str, command: str) -> None:
     path = os.path.join(venv, "bin", command)
     with open(path, "wb") as file:
-        file.write(os.fsencode(_command(venv, command)))
+        file.write(os.fsencode(_command_script(venv, command)))
     os.chmod(path, 0o755)
 
 
@@ -344,7 +344,7 @@ def _sha256(path: str) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def _start() -> int:
+def _run_isolated() -> int:
     """Run `main` in a Python in isolated mode (-I), and return the exit code.
 
     In isolated mode the PYTHON* variables and the user's site-packages have no effect.
@@ -358,4 +358,4 @@ def _start() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_start())
+    raise SystemExit(_run_isolated())

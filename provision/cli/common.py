@@ -280,7 +280,7 @@ def _converge(command: _Command, steps: list[step.Step], screen: output.Screen) 
             final = _outcomes_without_apply(command, steps, screen)
 
         def guard() -> None:
-            marker.require(root)  # first: without the volume, its lock is absent too
+            marker.require(root)  # before the lock is checked: on an absent volume, the lock is absent, too
             run_lock.require(root.state)
 
         return final or step.converge(steps, listen=screen.listen, guard=guard, stop_at_failure=command.all_or_nothing)

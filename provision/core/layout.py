@@ -69,7 +69,7 @@ class Root:
 
     @property
     def variables(self) -> Path:
-        """Return the shell file with the environment variables that replace links that cannot be made."""
+        """Return the shell file that sets environment variables for the tools whose folders cannot become links."""
         return self.state / "variables.sh"
 
     @property

@@ -131,7 +131,7 @@ class TreeCopy:
             existing = entries.pop(name, None)
             if stat.S_ISDIR(status.st_mode):
                 if status.st_dev != before.st_dev:
-                    raise BlockedError(f"{original.path / name} is a mount of its own. Unmount it, then run again.")
+                    raise BlockedError(f"{original.path / name} is a mount point. Unmount it, then run again.")
                 with _open_pair(original, copy, name, existing, changed) as (first, second):
                     self._folder(first, second, entry_key, top, changed)
             elif not self._has_copy(entry_key, status, existing, top):

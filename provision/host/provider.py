@@ -129,9 +129,7 @@ def _choose(
         several = " and ".join(match.name for match in matches)
         reason = f"{several} both match: pass --root DIR" if several else "no profile matches and no root is named"
         # This is the state of a provider's host whose volume is not mounted.
-        near = [
-            f"{item.profile.title}: {item.signs[0]} is here, but {item.reason}" for item in candidates if item.signs
-        ]
+        near = [f"{item.profile.title}: found {item.signs[0]}, but {item.reason}" for item in candidates if item.signs]
         text = f"{'; '.join(near) or reason}. The files here may be deleted: name a persistent folder with --root DIR"
         warning = text if near or several else None
         return ResolvedRoot(
@@ -196,14 +194,16 @@ def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], 
     mounts = [folder for folder in folders if _is_mount(folder, top)]
     one_pattern = len(profile.roots) == 1
     if not mounts:
-        return ProfileMatch(
-            name, profile, tuple(present), None, f"none of {', '.join(profile.roots)} is a mount of its own"
-        )
+        return ProfileMatch(name, profile, tuple(present), None, f"none of {', '.join(profile.roots)} is a mount point")
     if one_pattern and len(mounts) > 1:
         several = ", ".join(map(str, mounts))
         return ProfileMatch(name, profile, tuple(present), None, f"mounted are {several}; name one with --root")
     return ProfileMatch(
-        name, profile, tuple(present), mounts[0] / profile.folder, f"{present[0]} is here, {mounts[0]} is a mount"
+        name,
+        profile,
+        tuple(present),
+        mounts[0] / profile.folder,
+        f"{present[0]} is present, {mounts[0]} is a mount point",
     )
 
 

@@ -65,9 +65,9 @@ def places(
             path = entry.path.replace("~", str(home), 1) if entry.path.startswith("~") else entry.path
             folders[entry_label(entry)] = [RelocatedFolder(Path(path).absolute(), root.path / entry.to)]
         elif entry == "conda":
-            folders[entry] = _conda(root, environ, home, bases, named)
+            folders[entry] = _conda_folders(root, environ, home, bases, named)
         else:
-            folders[entry] = _named(entry, root, environ, home)
+            folders[entry] = _folders_of_tool(entry, root, environ, home)
     _check_overlaps([folder for group in folders.values() for folder in group], root)
     return folders
 
@@ -117,13 +117,13 @@ def parse_argument(path: str, to: str | None, home: Path) -> tuple[str, Relocate
 def link_paths(environ: Mapping[str, str], home: Path) -> list[Path]:
     """Return the old paths of the folders of all tools in NAMES; links at these paths lead to an earlier root."""
     root = layout.Root(home)
-    return [folder.source for name in NAMES for folder in _named(name, root, environ, home)]
+    return [folder.source for name in NAMES for folder in _folders_of_tool(name, root, environ, home)]
 
 
 NAMES: tuple[Name, ...] = ("huggingface", "pip", "uv", "torch", "triton", "inductor", "modules", "datasets")
 
 
-def _named(name: str, root: layout.Root, environ: Mapping[str, str], home: Path) -> list[RelocatedFolder]:
+def _folders_of_tool(name: str, root: layout.Root, environ: Mapping[str, str], home: Path) -> list[RelocatedFolder]:
     """Return the folders of the tool `name`, a member of NAMES.
 
     Source: the variables and default paths in the documentation of each tool.
@@ -175,7 +175,7 @@ def _client_folders(environ: Mapping[str, str], home: Path) -> ClientFolders:
     return client_folders({}, home)
 
 
-def _conda(
+def _conda_folders(
     root: layout.Root, environ: Mapping[str, str], home: Path, bases: Sequence[Path], named: Sequence[Path]
 ) -> list[RelocatedFolder]:
     """Return the folders `envs` and `pkgs` of every conda installation that this user can write, and of ~/.conda.

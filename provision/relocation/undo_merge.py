@@ -217,7 +217,7 @@ class UndoMergeStep:
         relink.forget(self.root, self.home, source)
 
     def _separate(self, merged: OpenDir, source_parent: OpenDir, entries: Sequence[MergeEntry]) -> None:
-        """Delete each entry from the merged folder on the volume that the old path has with the same content."""
+        """Delete from the merged folder on the volume each entry that the old path has with the same content."""
         self.journal.record(MergeCleanup(self.pair.target, whole=self.pair.source))
         with source_parent.enter(self.pair.source.name) as restored:
             for entry in reversed(entries):

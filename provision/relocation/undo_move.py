@@ -228,7 +228,7 @@ class UndoMove:
         preflight.require_no_mount(target)
         if not self.others:
             preflight.require_writable(target.parent)
-            if self._kept.modes:  # fixed modes of the volume say nothing
+            if self._kept.modes:  # skipped if the modes on the volume are fixed
                 with OpenDir.at(preflight.existing_folder(target.parent)) as parent:
                     preflight.require_safe_parent(parent)
 

@@ -26,7 +26,7 @@ _BY_ENTRY = {
     "conda-meta": CONDA_ENVIRONMENT,
     "pyvenv.cfg": VIRTUAL_ENVIRONMENT,
     ".git": "git repository",  # two sets of refs and packs do not form one repository
-    "hubconf.py": "torch.hub repository",  # the code of one commit
+    "hubconf.py": "torch.hub repository",  # its files come from one commit
 }
 _BARE_REPOSITORY = {"HEAD", "objects", "refs"}
 
@@ -92,14 +92,18 @@ def conflict(source: OpenDir, target: OpenDir, kept: KeptMetadata = ALL_KEPT) ->
 
 def note(kind: str, kept: Path, old: Path) -> str:
     """Return a text for the user about a whole folder that a merge has kept at `kept`; its path was `old`."""
-    text = f"the {kind} {old} differs from the one on the volume, so it is kept whole as {kept}"
+    text = f"the {kind} {old} differs from that of the volume, so both are kept: this one is {kept} now"
     if kind == CONDA_ENVIRONMENT:
         return (
-            f"{text}. Its scripts start with {old}, the other one: run {kept}/bin/python -m NAME in their place, or "
-            f"copy it with new paths: conda create --name NAME --clone {kept}"
+            f"{text}. The scripts in {kept}/bin still name {old}, the environment of the volume. Run "
+            f"{kept}/bin/python -m NAME instead of a script, or make a copy with right paths: conda create --name NAME "
+            f"--clone {kept}"
         )
     if kind == VIRTUAL_ENVIRONMENT:
-        return f"{text}. Its scripts start with {old}, the other one: run {kept}/bin/python -m NAME in their place"
+        return (
+            f"{text}. The scripts in {kept}/bin still name {old}, the environment of the volume. Run "
+            f"{kept}/bin/python -m NAME instead of a script"
+        )
     return text
 
 

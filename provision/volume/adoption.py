@@ -97,7 +97,7 @@ def resolve(root: Root, text: str, owner: Owner) -> Owner | None:
         _fits(text, other) for other in (owner, *(old for old, new in content.adopted if new == owner))
     ):
         return None
-    fact = f"fits {len(chosen)} owners" if chosen else "is the owner of no links"
+    fact = f"fits {len(chosen)} owners" if chosen else "owns no links"
     listed = ", ".join(map(str, chosen or owners)) or "none"
     raise SpecError(
         f"{text} {fact} on {root.path}. Owners of links there: {listed}. Name one owner: --adopt HOST:HOME",

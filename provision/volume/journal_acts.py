@@ -323,7 +323,7 @@ class MergeCleanup:
 
 @dataclass(frozen=True)
 class RunUndone:
-    """Written by undo at its end. From then on, undo takes back the run named `run` only on explicit request."""
+    """Written by undo at its end. Afterwards, undo skips the run `run`, unless the user gives its name."""
 
     act: ClassVar[str] = "undone"
     run: str

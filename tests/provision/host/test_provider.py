@@ -175,7 +175,7 @@ def test_sign_without_its_mount_yields_a_warning(hosts: Path, home: Path) -> Non
     resolved = provider.choose(None, host_config.HostSpec(), hosts, {"HERE": "1"}, home)
     assert resolved.root.path == layout.default_root()
     assert resolved.warning is not None
-    assert "$HERE is here, but none of /absent is a mount" in resolved.warning
+    assert "found $HERE, but none of /absent is a mount" in resolved.warning
 
 
 def test_doctor_shows_the_matching_profile_and_its_reason(hosts: Path, home: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_doctor_shows_the_matching_profile_and_its_reason(hosts: Path, home: Pat
     report = json.loads(completed.stdout)
     assert report["profile"] == "here"
     texts = {row["thing"]: row["text"] for row in report["findings"]}
-    assert "$HERE is here" in texts["profile here"]
+    assert "$HERE is present" in texts["profile here"]
     assert "is a mount" in texts["profile here"]
     for thing in ("symlink", "hardlink", "execute", "flock", "free space", "free inodes", "file system", "survives"):
         assert thing in texts
