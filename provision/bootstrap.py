@@ -46,7 +46,7 @@ def find_defect(checkout: str, lock: str) -> "str | None":
         return "an earlier run did not finish"
     site = _site_packages(venv)
     if site is None or _version(_python(venv)) is None:
-        return ".venv's python does not run"
+        return "the python of .venv does not start"
     accepted = {_sha256(os.path.join(checkout, TOOLBOX, name)) for name in LOCKS[LOCKS.index(lock) :]}
     if stamp.get("lock") not in accepted:
         return LOCK_CHANGED

@@ -1,4 +1,4 @@
-"""Defines the exit codes of the commands, and one exception class for each exit code of a failure."""
+"""Defines the exit codes of the commands, and the exceptions with which a command ends, each with its exit code."""
 
 from __future__ import annotations
 

@@ -18,17 +18,17 @@ class PythonSource(Enum):
 
     @property
     def is_auto(self) -> bool:
-        """Return whether this is AUTO, a request for either source."""
+        """Return whether this is AUTO: the request accepts either source."""
         return self is PythonSource.AUTO
 
     @property
     def is_conda(self) -> bool:
-        """Return whether the interpreter comes from conda, together with other conda packages."""
+        """Return whether this is CONDA: the interpreter is a conda package, installed with other conda packages."""
         return self is PythonSource.CONDA
 
     @property
     def is_system(self) -> bool:
-        """Return whether the interpreter is one of this machine, so that no conda package is installed."""
+        """Return whether this is SYSTEM: the interpreter is this machine's, and no conda package is installed."""
         return self is PythonSource.SYSTEM
 
     def accepts(self, other: PythonSource) -> bool:

@@ -318,8 +318,8 @@ def _make_writable(folder: int) -> None:
 def marks(folder: OpenDir, key: str = "") -> Iterator[tuple[str, _Mark]]:
     """Yield (path, mark) for every entry of a tree that is not a folder.
 
-    The path is `key`, a slash, and the path relative to `folder`. The mark is the tuple of `_mark`; each change of the
-    entry changes it.
+    The path is `key`, a slash, and the path relative to `folder`. The mark is the result of `_mark`, a tuple that each
+    change of the entry changes.
     """
     for entry in folder.scan():
         entry_key = f"{key}/{entry.name}"

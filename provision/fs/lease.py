@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RENEWAL_SECONDS = 10.0
 # NFS clients keep the attributes of a file for up to 60 s (acregmax), and a saturated volume delays a renewal.
 EXPIRY_SECONDS = 120.0
-# The most seconds between two reads that count as silence: the waiting process may itself have been suspended.
+# The most seconds without a renewal that one read can add: the waiting process may itself have been suspended.
 _LONGEST_GAP = 5.0
 _READABLE = 0o644  # the mode of a claim, so that other users of a shared volume can read its record
 _held_tokens: set[str] = set()  # the leases of this process

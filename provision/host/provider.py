@@ -199,11 +199,7 @@ def _match(name: str, profile: host_config.Profile, environ: Mapping[str, str], 
         several = ", ".join(map(str, mounts))
         return ProfileMatch(name, profile, tuple(present), None, f"mounted are {several}; name one with --root")
     return ProfileMatch(
-        name,
-        profile,
-        tuple(present),
-        mounts[0] / profile.folder,
-        f"{present[0]} is present, {mounts[0]} is a mount point",
+        name, profile, tuple(present), mounts[0] / profile.folder, f"found {present[0]}, {mounts[0]} is a mount point"
     )
 
 

@@ -196,7 +196,7 @@ class RelocateStep:
     def _kept_link_note(self, place: RelocatedFolder, requested: Path) -> str | None:
         """Return a note if a link leads to another folder in the root than the requested one; else None.
 
-        There is no note for a tool, or for a folder that was not listed, unless the requested folder has files.
+        There is a note if the requested folder has files, or if the claim is LISTED and the folder belongs to no tool.
         """
         if place.target == requested:
             return None

@@ -177,7 +177,7 @@ class UndoMove:
         is_at_target = os.path.lexists(target) or self._back.unfinished
         if link_target(source) is None and source.is_dir():
             if is_at_target:
-                return self._place_of_two()
+                return self._check_real_folder()
             has_partial = os.path.lexists(self.pair.partial)
             return Check(State.DRIFTED if has_partial else State.OK, f"{source} is a folder, as before the run")
         if not is_at_target:
@@ -197,7 +197,7 @@ class UndoMove:
             return f"{source} is a file now. Move this file away, then run again: ls -l {source}"
         return None
 
-    def _place_of_two(self) -> Check:
+    def _check_real_folder(self) -> Check:
         """Check a real folder at the old path if the target exists, too.
 
         The folder comes from an interrupted run or undo, or it is not firstlight's.
@@ -215,7 +215,7 @@ class UndoMove:
         if is_filled or self.others:
             return Check(
                 State.BLOCKED,
-                f"{source} is a folder of its own now, not the link that the run left; the data of the run is at "
+                f"{source} is a real folder now, not the link that the run left; the data of the run is at "
                 f"{target}. Move the folder away, then run again: mv {source} {source}.own",
             )
         return Check(State.DRIFTED, f"{source} is an empty folder; its data is at {target}")

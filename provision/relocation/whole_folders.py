@@ -111,7 +111,7 @@ def _holds(folder: OpenDir, name: str, inner: str) -> bool:
     try:
         with folder.enter(name) as below:
             return below.lstat(inner) is not None
-    except OSError:  # it is no folder, or cannot be read
+    except OSError:  # the entry is not a folder, or cannot be read
         return False
 
 

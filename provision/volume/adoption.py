@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.volume.owner import Owner
 
-_SHOWN = 4  # owners that a message lists
+_SHOWN = 4  # the most owners that a message lists
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class VolumeStep:
         return Check(State.DRIFTED, f"{self.root.path} has no marker yet")
 
     def apply(self) -> None:
-        """Make the root and its marker, record the features of its file system, and add it to the record in the home.
+        """Make the root and its marker, record the features of its file system, and list the root in the home's record.
 
         Raises:
             BlockedError: setup cannot work on the file system; nothing was written.

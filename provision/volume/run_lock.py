@@ -29,8 +29,8 @@ _held: dict[Path, FileLock] = {}  # {folder of a root's records: the run lock th
 class LockWait:
     """Describe how to wait for the run that holds the lock.
 
-    `seconds` is the longest wait; 0: no wait. `report` is called with a progress message every ten seconds.
-    `clock` and `pause` exist so that tests can replace the real time.
+    `seconds` is the longest wait; 0: no wait for a run that is known to be alive. `report` is called with a progress
+    message every ten seconds. `clock` and `pause` exist so that tests can replace the real time.
     """
 
     seconds: float = 0.0

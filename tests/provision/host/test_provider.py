@@ -184,7 +184,7 @@ def test_doctor_shows_the_matching_profile_and_its_reason(hosts: Path, home: Pat
     report = json.loads(completed.stdout)
     assert report["profile"] == "here"
     texts = {row["thing"]: row["text"] for row in report["findings"]}
-    assert "$HERE is present" in texts["profile here"]
+    assert "found $HERE" in texts["profile here"]
     assert "is a mount" in texts["profile here"]
     for thing in ("symlink", "hardlink", "execute", "flock", "free space", "free inodes", "file system", "survives"):
         assert thing in texts

@@ -135,7 +135,7 @@ def test_undo_changes_nothing_if_one_of_two_links_was_replaced(
     first.unlink()
     first.mkdir()
     (first / "own").write_text("made after the wipe of the link")
-    is_refused(flags, home, f"{first} is a folder of its own now")
+    is_refused(flags, home, f"{first} is a real folder now")
 
 
 def test_link_is_back_after_a_move_that_fails(

@@ -150,7 +150,7 @@ def test_confirmed_run_of_another_host_is_not_mixed_with_a_folder_of_this_home(h
     for words in (["--dry-run"], []):
         refused = hosts.run("a", "undo", hosts.runs()[0]["run"], "--yes", *words)
         assert refused.returncode == 4
-        assert f"{own} is a folder of its own now" in refused.stdout
+        assert f"{own} is a real folder now" in refused.stdout
     assert everything(hosts.home("a"), hosts.home("b"), hosts.volume) == before
 
 
