@@ -29,7 +29,11 @@ from provision.cli.common import (
 from provision.core import flags
 from provision.core.errors import BlockedError, Exit, SpecError
 
-app = typer.Typer(help="List, create, remove, run and lock environments.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, create, lock and remove environments, and run programs in them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 NameArgument = Annotated[str | None, typer.Argument(help="The environment. Default: the one in host.toml.")]
 

@@ -71,7 +71,7 @@ class UndoLookAhead:
             needed += size
             copied += _measured(move.unfinished_copy)
         copies = [kept_for(move.pair.target, move.others) for move in self.moves if move.others]
-        reason = f" The folders are copied, for {'; '.join(copies)}." if copies else ""
+        reason = f" The folders are copied: {'; '.join(copies)}." if copies else ""
         for folder, needed, copied in sizes.values():
             preflight.require_space(needed, copied, folder, f"Free some space, then run again.{reason}")
         return sum(needed.bytes for _, needed, _ in sizes.values())
