@@ -142,7 +142,7 @@ def _features(can: Capabilities) -> list[tuple[str, bool | None, str, str]]:
             "hardlink",
             can.hardlink,
             "note",
-            "uv copies files, so each environment takes its space twice, once in uv's cache",
+            "files are copied, so an environment takes its space twice, once in uv's cache",
         ),
         ("flock", can.flock, "note", f"uv's and conda's caches lie in {layout.tool_folder('packages')} instead"),
         ("chmod", can.chmod, "bad", "uv and conda cannot install there, so no environment works there"),
