@@ -212,7 +212,7 @@ def run_list(
         build: returns the steps, which report their progress to the callback that is passed to it.
         options: the options for the output.
         dry_run: only check the steps.
-        all_or_nothing: apply no step if one of them is blocked, and none after one that fails.
+        all_or_nothing: if a step is blocked, apply no step; if a step fails, apply no later step.
     """
     from provision.cli import output
 

@@ -44,7 +44,7 @@ app.add_typer(env_app, name="env")
 app.add_typer(mirrors_app, name="mirrors")
 app.add_typer(models_app, name="models")
 app.command()(shellenv)
-app.add_typer(host_app)  # without a name, its commands are commands of `provision` itself
+app.add_typer(host_app)  # without a name, so that the commands of this group are top-level commands of `provision`
 
 
 @app.callback()

@@ -33,7 +33,7 @@ def _absolute_or_home_path(path: str) -> str:
         ValueError: the path is relative, is `/`, or contains a zero byte.
     """
     if not (Path(path).is_absolute() or path.startswith("~/")) or "\0" in path or not Path(path).name:
-        raise ValueError(f"{path!r} is neither absolute nor in the home (~/…)")
+        raise ValueError(f"{path!r} must be an absolute path other than /, or a path in the home (~/…)")
     return path
 
 

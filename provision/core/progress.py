@@ -156,7 +156,7 @@ class Ticker:
         self._thread.join()
 
     def reset(self) -> None:
-        """Start the interval anew; the caller has just shown another line to the user."""
+        """Start the interval again, because the caller has just shown another line to the user."""
         self._last_output = self._clock()
 
     def _run(self) -> None:

@@ -92,7 +92,7 @@ def conflict(source: OpenDir, target: OpenDir, kept: KeptMetadata = ALL_KEPT) ->
 
 def note(kind: str, kept: Path, old: Path) -> str:
     """Return a text for the user about a whole folder that a merge has kept at `kept`; its path was `old`."""
-    text = f"the {kind} {old} differs from that of the volume, so both are kept: this one is {kept} now"
+    text = f"the {kind} {old} differs from that of the volume, so both are kept: the one of this home is {kept} now"
     if kind == CONDA_ENVIRONMENT:
         return (
             f"{text}. The scripts in {kept}/bin still name {old}, the environment of the volume. Run "

@@ -128,7 +128,7 @@ def _capabilities(root: layout.Root, home: Path) -> Iterator[Finding]:
     yield _mtime(folder, can)
     yield from _space(folder)
     is_same = home.exists() and folder.stat().st_dev == home.stat().st_dev
-    relation = "root and home are on the same one" if is_same else "root and home are on different ones"
+    relation = "root and home are on one file system" if is_same else "root and home are on two file systems"
     method = "renamed" if is_same else "copied"
     yield Finding("ok", "file system", f"{relation}: a relocated folder is {method}")
 

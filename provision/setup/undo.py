@@ -146,7 +146,7 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
         progress: receives the progress of copies.
 
     Raises:
-        BlockedError: an act lacks a field that its undo needs, as in a journal of schema 1.
+        BlockedError: an act does not have a field that its undo needs, as in a journal of schema 1.
     """
     undo = _prepared(run, root, home, journal, progress)
     built: list[Step] = []
@@ -281,6 +281,6 @@ def delete_backups(with_backups: Sequence[JournaledRun]) -> Iterator[Path]:
     import shutil
 
     for run in with_backups:
-        if run.backup.exists():  # another run may have deleted it while this one waited for the lock
+        if run.backup.exists():  # another run may have deleted this folder while this run waited for the lock
             shutil.rmtree(run.backup)
             yield run.backup

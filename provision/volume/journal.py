@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from provision.volume.journal_acts import ReadAct
 
 # Schema 1 has the start time and pid. Schema 2 adds the command, the host, the home, paths of any bytes (as JSON
-# escapes), and the acts that undo reads. The path of the root was added to schema 2 later, so a line may lack it.
+# escapes), and the acts that undo reads. The root's path was added to schema 2 later; a line may not have it.
 SCHEMA = 2
 
 

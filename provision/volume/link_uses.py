@@ -83,7 +83,7 @@ def read_journals(root: Root) -> dict[str, JournalFile]:
 def path_map(journal: JournalFile, root: Root, earlier_roots: Collection[Path]) -> PathMap:
     """Return the map from paths at the time of a journal's run to present paths, by the path of the root."""
     before = earlier_root(journal.header, [entry.act for entry in journal.entries], root, earlier_roots)
-    # The pair of the root with itself keeps a root inside of an earlier home where it is.
+    # The pair (root, root) is needed if the root lies inside of an earlier home: its paths must stay the same.
     return PathMap((*([(before, root.path)] if before else []), (root.path, root.path)))
 
 

@@ -139,7 +139,7 @@ class VolumeStep:
     def _obstacle(self, can: Capabilities) -> str | None:
         """Return the reason why setup cannot use this file system, or None."""
         if not can.writable:
-            return None  # the system's own error has more to say
+            return None  # the error of the system, raised later, has more details
         return volume_capabilities.environment_obstacle(self.root, can) if self.for_environment else None
 
     def _home_to_record(self, volume: str) -> Path | None:

@@ -276,7 +276,7 @@ def test_folders_named_in_conda_settings_are_relocated(home: Path, tmp_path: Pat
         ([{"path": "~/a", "to": "x"}, {"path": "~/a/b", "to": "y"}], "one lies inside the other"),
         ([{"path": "~/a", "to": "envs"}], "keeps its own files there"),
         ([{"path": "~/a", "to": ".firstlight/x"}], "keeps its own files there"),
-        ([{"path": "/", "to": "x"}], "neither absolute nor in the home"),
+        ([{"path": "/", "to": "x"}], "must be an absolute path other than /"),
     ],
 )
 def test_overlapping_and_reserved_folders_are_rejected(
