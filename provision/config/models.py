@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class ModelFile(Strict):
     """Describe one file of a model: its path in the repository, its size in bytes and its hash.
 
-    If `size` or both hashes are None, the manifest does not pin them; they are then read from the official hub only.
-    `git_sha1` is git's blob hash. It covers the size and the content, so a file with `git_sha1` alone needs its size.
+    If `size` or both hashes are None, the manifest does not pin them. They are then read from the official hub, or with
+    `pull --trust-mirror` also from a mirror. `git_sha1` is git's blob hash. It covers the size and the content, so a
+    file with `git_sha1` alone needs its size.
     """
 
     path: Annotated[str, AfterValidator(check_model_path)]
