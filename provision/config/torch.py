@@ -14,8 +14,8 @@ class Variant(Strict):
 
     `torch` is the version; None: the environment has no torch. `system` and `machine` are the operating system and the
     CPU architecture; None: every CPU. `driver` is the oldest NVIDIA driver that can run the variant; None: the variant
-    needs no NVIDIA GPU. `architectures` are the compute capabilities for which the wheels have machine code. `python` lists
-    the Python versions if the variant has fewer than `TorchSpec.python`. `find_links` is a page with the wheel of
+    needs no NVIDIA GPU. `architectures` are the compute capabilities for which the wheels have machine code. `python`
+    lists the Python versions if the variant has fewer than `TorchSpec.python`. `find_links` is a page with the wheel of
     torch, used if no other source has it. `instead` is the variant to install if that page does not have the wheel
     either, and `instead_cost` describes its drawback. `hashes` are sha256 digests of wheels of torch that are accepted
     in addition to those in the lock file.
